@@ -1,0 +1,418 @@
+"""Every setting and its meaning: the sections, how a configuration is put together, its errors.
+
+Precedence: command-line flag > ``--set`` > YAML file > what this run used before > default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sfkt_cli.errors import ConfigError
+
+DatasetName = Literal[
+    "synthetic", "rgb-nir", "nyu-depth", "sun-rgbd", "diml-rgbd", "washington-rgbd", "folders"
+]
+Modality = Literal["depth", "nir", "thermal", "other"]
+EncodingName = Literal[
+    "auto", "window", "relative", "colormap", "normals", "hha", "linear", "percentile"
+]
+Sensor = Literal["kv1", "kv2", "realsense", "xtion"]
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Epochs = Annotated[int, Field(ge=1, le=100_000)]
+
+_STRICT = ConfigDict(
+    extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+)
+
+
+class ClassesConfig(BaseModel):
+    """Which classes are task-relevant (TR) and which only lend pairs (TI); wildcards are allowed."""
+
+    model_config = _STRICT
+    tr: tuple[str, ...] = ()
+    """Classes to recognise, in this order; empty: the data set's usual ones."""
+    ti: tuple[str, ...] = ()
+    """Classes whose pairs are task-irrelevant; empty: the data set's usual ones."""
+
+
+class SplitConfig(BaseModel):
+    """How the task-relevant images are divided."""
+
+    model_config = _STRICT
+    protocol: Literal["disjoint", "paper"] = "disjoint"
+    """disjoint: source, target and test share no group. paper: source and target are the same
+    scenes and accuracy is taken on the target training images, as SOCKET and the paper do."""
+    source: Fraction = 0.4
+    """Share of the TR groups whose RGB images train the source model (disjoint)."""
+    test: Fraction = 0.2
+    """Share of the TR groups held out for the test; the rest are the target images."""
+
+    @model_validator(mode="after")
+    def _leaves_target_images(self) -> SplitConfig:
+        if self.source + self.test >= 1:
+            raise ValueError("source + test must be below 1: the rest are the target images")
+        return self
+
+
+class PrepareConfig(BaseModel):
+    """Where the archive is and how it is read."""
+
+    model_config = _STRICT
+    root: Path | None = None
+    """Folder, zip file or .mat file of the archive (flag --root)."""
+    workers: int = Field(0, ge=0, le=256)
+    """Processes that decode and resize; 0: one a core."""
+    max_pixels: int = Field(100_000_000, ge=1)
+    """Images of more pixels are refused (decompression bombs)."""
+
+
+class SyntheticConfig(BaseModel):
+    """The rendered data set of simple solids."""
+
+    model_config = _STRICT
+    pairs: int = Field(6000, ge=60, le=100_000)
+    """RGB-D pairs in all, TR and TI."""
+    ti_share: float = Field(0.4, gt=0, lt=1)
+    """Share of them that are task-irrelevant."""
+
+
+class NyuDepthConfig(BaseModel):
+    """NYU Depth v2, the labelled part."""
+
+    model_config = _STRICT
+    depth: Literal["raw", "filled"] = "raw"
+    """raw: sensor depth with its holes. filled: in-painted."""
+
+
+class SunRgbdConfig(BaseModel):
+    """SUN RGB-D, one domain a sensor."""
+
+    model_config = _STRICT
+    source_sensor: Sensor = "kv1"
+    """Its RGB images train the source model."""
+    target_sensor: Sensor = "kv2"
+    """Its depth images are the target."""
+    depth: Literal["depth", "depth_bfx"] = "depth"
+    """depth: as recorded. depth_bfx: holes filled."""
+    nyu_overlap: bool = True
+    """Keep kv1/NYUdata, which is NYU Depth v2."""
+
+
+class DimlRgbdConfig(BaseModel):
+    """DIML RGB-D."""
+
+    model_config = _STRICT
+    resolution: Literal["HR", "LR"] = "LR"
+    """Which size of the sample set is read."""
+
+
+class FoldersConfig(BaseModel):
+    """One's own data: folders or a manifest (docs/datasets.md draws both)."""
+
+    model_config = _STRICT
+    manifest: Path | None = None
+    """CSV or JSONL with columns rgb, target, label, role, group; relative to the root."""
+    modality: Modality = "depth"
+    """What the target sensor measures: selects unit, valid range and default encoding."""
+    unit: Literal["auto", "mm", "m", "raw"] = "auto"
+    """Of stored depth values: integers are millimetres and floats metres under auto."""
+    registered: bool = True
+    """False: the two images of a pair are not aligned; pixel losses are switched off."""
+
+
+class TrainingConfig(BaseModel):
+    """Settings that source, bridge and transfer share."""
+
+    model_config = _STRICT
+    min_steps: int = Field(40, ge=1, le=100_000)
+    """Steps an epoch has at least: small data sets are passed several times."""
+    shift: float = Field(0.08, ge=0, le=0.5)
+    """Random shift of the crop, as a share of the image side; both views of a pair alike."""
+    flip: bool = True
+    """Mirror images at random; both views of a pair alike."""
+    clip_norm: Positive | None = None
+    """Largest norm of the gradient; null: no clipping."""
+
+
+class SourceConfig(BaseModel):
+    """The source model: trained here on source.h5, or brought along."""
+
+    model_config = _STRICT
+    backbone: str = "small"
+    """small (built in), a torchvision classifier by name, or timm:NAME."""
+    width: int = Field(32, ge=4, le=512)
+    """Channels of the first stage of the built-in backbone."""
+    bottleneck: int = Field(256, ge=2, le=4096)
+    """Size D of the features between backbone and head."""
+    weights: Literal["none", "imagenet"] = "none"
+    """imagenet: start from published weights (downloaded by torchvision or timm; from an installed
+    package for efficientnet_lite0)."""
+    checkpoint: Path | None = None
+    """A classifier of one's own instead of training: .safetensors, or a .pth state dict."""
+    classes: tuple[str, ...] = ()
+    """Class names of the checkpoint in the order of its outputs; empty: those of the data."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of RGB in [0, 1] that the source model expects to be taken off."""
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """Standard deviation of RGB in [0, 1] that the source model expects."""
+    epochs: Epochs = 20
+    """Passes over the source images."""
+    learning_rate: Positive = 0.05
+    """Of bottleneck and head at the start; see backbone_rate."""
+    backbone_rate: Positive = 1.0
+    """Backbone's share of the learning rate; 0.1 suits pretrained weights."""
+    weight_decay: Weight = 1e-3
+    """L2 penalty of SGD."""
+    label_smoothing: Fraction = 0.1
+    """Of the cross-entropy."""
+    color_jitter: Fraction = 0.3
+    """Random brightness, contrast and saturation of the source images."""
+
+
+class BridgeConfig(BaseModel):
+    """TGMB: the translator from target images to source-like RGB images."""
+
+    model_config = _STRICT
+    translator: Literal["unet", "pointwise"] = "unet"
+    """pointwise is the paper's."""
+    width: int = Field(24, ge=2, le=512)
+    """Channels of the translator's first layer."""
+    epochs: Epochs = 12
+    """Passes over the larger of TI pairs and target images."""
+    learning_rate: Positive = 2e-3
+    """Of Adam at the start."""
+    alpha_rec: Weight = 1.0
+    """Weight of L_rec (paper: 1)."""
+    alpha_d: Weight = 0.0
+    """Weight of L_D, the domain-adversarial term."""
+    alpha_im: Weight = 0.0
+    """Weight of L_IM, information maximisation on TR."""
+    alpha_f: Weight = 3.0
+    """Weight of the source-feature term on TI pairs (ours)."""
+
+
+class TransferConfig(BaseModel):
+    """TGKT or one of its peers: the student for the target sensor."""
+
+    model_config = _STRICT
+    method: str = "tgkt"
+    """A name from the table of methods (docs/methods.md)."""
+    epochs: Epochs = 12
+    """Passes over the larger of TI pairs and target images."""
+    learning_rate: Positive = 0.03
+    """Of bottleneck at the start; see backbone_rate."""
+    backbone_rate: Positive = 1.0
+    """Backbone's share of the learning rate."""
+    weight_decay: Weight = 1e-3
+    """L2 penalty of SGD."""
+
+
+class TgktConfig(BaseModel):
+    """Weights of the terms of TGKT."""
+
+    model_config = _STRICT
+    beta_kl: Weight = 1.0
+    """Weight of L_KL (paper: 1)."""
+    beta_f: Weight = 30.0
+    """Weight of L_f, feature matching on TI pairs."""
+    beta_self: Weight = 0.3
+    """Weight of L_self, pseudo-labels."""
+
+
+class RuntimeConfig(BaseModel):
+    """The machine: nothing here changes what is computed, but for rounding."""
+
+    model_config = _STRICT
+    gpus: int | None = Field(None, ge=0)
+    """0: CPU; null: every GPU of the machine, or the CPU where there is none (flag --gpus)."""
+    batch_size: int = Field(64, ge=2, le=65_536)
+    """Images of each kind in a step, over all processes."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 on GPUs that have it, else fp32."""
+    threads: int = Field(0, ge=0)
+    """CPU threads; 0: torch's choice."""
+    deterministic: bool = False
+    """Use torch's deterministic algorithms."""
+    checkpoint_seconds: float = Field(60.0, ge=0)
+    """Write a resumable state at most this often."""
+
+
+class EvaluateConfig(BaseModel):
+    """What evaluate measures."""
+
+    model_config = _STRICT
+    oracle: bool = True
+    """Train the bound that sees target labels."""
+    bootstrap: int = Field(2000, ge=0, le=1_000_000)
+    """Resamplings for the 95 % intervals."""
+
+
+class Config(BaseModel):
+    """All settings of a run."""
+
+    model_config = _STRICT
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    """Fixes data order, augmentation and initialisation."""
+    dataset: DatasetName = "synthetic"
+    """Set by `sfkt prepare NAME`."""
+    image_size: int = Field(48, ge=16, le=1024)
+    """Side of the square stored images, in pixels."""
+    encoding: EncodingName = "auto"
+    """How target images become model input; auto: the modality's default."""
+    classes: ClassesConfig = ClassesConfig()
+    split: SplitConfig = SplitConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    synthetic: SyntheticConfig = SyntheticConfig()
+    nyu_depth: NyuDepthConfig = NyuDepthConfig()
+    sun_rgbd: SunRgbdConfig = SunRgbdConfig()
+    diml_rgbd: DimlRgbdConfig = DimlRgbdConfig()
+    folders: FoldersConfig = FoldersConfig()
+    training: TrainingConfig = TrainingConfig()
+    source: SourceConfig = SourceConfig()
+    bridge: BridgeConfig = BridgeConfig()
+    transfer: TransferConfig = TransferConfig()
+    tgkt: TgktConfig = TgktConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+
+def section_fields(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
+    """Map every dotted setting, such as ``bridge.alpha_f``, to its pydantic field."""
+    fields: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            fields |= section_fields(annotation, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = field
+    return fields
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a configuration file as nested dicts.
+
+    Raises:
+        ConfigError: The file is missing, is no YAML, or is no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"configuration file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {path} cannot be read: {error}") from None
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"configuration file {path} is no valid YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(
+            f"configuration file {path} must hold settings such as 'bridge:', "
+            f"not {type(values).__name__}"
+        )
+    return values
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """Turn ``section.field=value`` texts into nested dicts; values are read as YAML.
+
+    Raises:
+        ConfigError: A text has no ``=`` or its value is no YAML.
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--set {assignment!r}: write it as section.field=value")
+        try:
+            value = yaml.safe_load(text) if text.strip() else text.strip()
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"--set {assignment!r}: the value is no YAML: {error}") from None
+        values = merge(values, nest(name.strip(), value))
+    return values
+
+
+def nest(dotted: str, value: Any) -> dict[str, Any]:
+    """``nest("bridge.epochs", 3)`` is ``{"bridge": {"epochs": 3}}``."""
+    for key in reversed(dotted.split(".")):
+        value = {key: value}
+    nested: dict[str, Any] = value
+    return nested
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested settings; values of ``over`` win, lists are replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def build(*layers: Mapping[str, Any]) -> Config:
+    """Validate nested settings, later layers over earlier ones.
+
+    Raises:
+        ConfigError: All that is wrong, in one message, with the nearest right names.
+    """
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values = merge(values, layer)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(problem) for problem in error.errors(include_url=False)]
+        raise ConfigError("\n".join(problems)) from None
+
+
+def as_dict(config: BaseModel) -> dict[str, Any]:
+    """The settings as plain values for YAML and JSON."""
+    return config.model_dump(mode="json")
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved settings as YAML."""
+    return yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def describe_type(annotation: Any) -> str:
+    """A short text for a field's type, such as ``int`` or ``unet | pointwise``."""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return " | ".join(str(choice) for choice in get_args(annotation))
+    if origin is Annotated:
+        return describe_type(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return " | ".join(describe_type(option) for option in get_args(annotation))
+    if origin is tuple:
+        return f"list of {describe_type(get_args(annotation)[0])}"
+    if annotation is type(None):
+        return "null"
+    return "path" if annotation is Path else str(getattr(annotation, "__name__", annotation))
+
+
+def _explain(problem: Any) -> str:
+    """One line a user can act on, from one of pydantic's problems."""
+    where = ".".join(str(part) for part in problem["loc"]) or "settings"
+    if problem["type"] == "extra_forbidden":
+        known = list(section_fields()) + list(Config.model_fields)
+        near = difflib.get_close_matches(where, known, n=1, cutoff=0.5)
+        if not near:
+            tails = {name.rpartition(".")[2]: name for name in known}
+            close = difflib.get_close_matches(where.rpartition(".")[2], tails, n=1, cutoff=0.6)
+            near = [tails[name] for name in close]
+        hint = f"did you mean {near[0]}?" if near else "`sfkt config show` lists all settings"
+        return f"unknown setting {where} = {problem['input']!r}: {hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"setting {where} = {problem['input']!r}: {message[:1].lower()}{message[1:]}"

@@ -1,0 +1,1 @@
+"""Stores, images and readers: from an archive to batches."""

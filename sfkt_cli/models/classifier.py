@@ -1,0 +1,70 @@
+"""The classifier of every stage: backbone, bottleneck, weight-normalised head.
+
+The same set-up as SHOT and SOCKET: backbone -> Linear to D + BatchNorm1d -> weight-normalised
+Linear. Source model, student, oracle and all peers use it.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from sfkt_cli.models.backbones import make_backbone
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Classifier(nn.Module):
+    """Images in [0, 1] to features and logits; the normalisation travels inside.
+
+    Args:
+        backbone: Name; see :func:`sfkt_cli.models.backbones.make_backbone`.
+        classes: Number of classes K.
+        width: Channels of the built-in backbone's first stage.
+        bottleneck: Size D of the features.
+        mean: Of RGB in [0, 1], taken off.
+        std: Of RGB in [0, 1], divided by.
+        pretrained: Start the backbone from published ImageNet weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        *,
+        backbone: str,
+        classes: int,
+        width: int,
+        bottleneck: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.backbone, size = make_backbone(backbone, width=width, pretrained=pretrained)
+        self.bottleneck = nn.Sequential(nn.Linear(size, bottleneck), nn.BatchNorm1d(bottleneck))
+        self.head = weight_norm(nn.Linear(bottleneck, classes))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features (B, D) of images (B, 3, H, W) in [0, 1]."""
+        pooled: Tensor = self.backbone((images - self.mean) / self.std)
+        features: Tensor = self.bottleneck(pooled)
+        return features
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and logits (B, K) of images (B, 3, H, W) in [0, 1]."""
+        features = self.features(images)
+        return features, self.head(features)
+
+
+def freeze(model: Model) -> Model:
+    """Put a model into inference mode without gradients of its own; inputs still get theirs."""
+    model.eval()
+    return model.requires_grad_(False)

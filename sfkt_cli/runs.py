@@ -1,0 +1,287 @@
+"""The run folder: where each stage reads and writes, what is finished, and with which settings.
+
+    runs/current                        the name of the run used last
+    runs/<name>/<stage>/config.yaml     resolved settings, written when the stage starts
+    runs/<name>/<stage>/done.json       written last: settings, inputs, versions, seconds
+
+``transfer`` has one such folder a method: ``runs/<name>/transfer/<method>``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from sfkt_cli import __version__
+from sfkt_cli.config import Config, as_dict, merge, nest, to_yaml
+from sfkt_cli.errors import RunError
+from sfkt_cli.files import sha256_json, sweep_partials, write_json, write_text
+
+RUNS = Path("runs")
+DATA_FIELDS = ("seed", "dataset", "image_size", "classes", "split")
+DATA_SECTIONS = {
+    "synthetic": "synthetic",
+    "nyu-depth": "nyu_depth",
+    "sun-rgbd": "sun_rgbd",
+    "diml-rgbd": "diml_rgbd",
+    "folders": "folders",
+}
+STAGE_FIELDS: dict[str, tuple[str, ...]] = {
+    "prepare": (*DATA_FIELDS, "prepare.root"),
+    "source": ("seed", "training", "source", "runtime.batch_size"),
+    "bridge": ("seed", "encoding", "training", "bridge", "runtime.batch_size"),
+    "transfer": ("seed", "encoding", "training", "transfer", "tgkt", "runtime.batch_size"),
+    "evaluate": ("seed", "training", "evaluate"),
+}
+"""The settings that decide what a stage writes; the others may change between runs of it."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's folder while it runs."""
+
+    name: str
+    folder: Path
+    config: Config
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the resumable state; gone once the stage is done."""
+        return self.folder / "checkpoint"
+
+    def finish(self, **summary: Any) -> None:
+        """Write done.json, last of all, and drop the resumable state."""
+        record = {
+            "stage": self.name,
+            "settings": self.settings,
+            "inputs": dict(self.inputs),
+            "seconds": round(time.monotonic() - self.started, 3),
+            "versions": versions(),
+            **summary,
+        }
+        write_json(self.folder / "done.json", record)
+        shutil.rmtree(self.checkpoint, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    Attributes:
+        folder: ``runs/<name>``.
+        force: Start finished or differently set stages anew.
+    """
+
+    folder: Path
+    force: bool = False
+
+    def path(self, *parts: str) -> Path:
+        """A path below the run folder."""
+        return self.folder.joinpath(*parts)
+
+    @property
+    def source_store(self) -> Path:
+        """TR RGB and labels; opened by ``source`` alone."""
+        return self.path("prepare", "source.h5")
+
+    @property
+    def transfer_store(self) -> Path:
+        """TI pairs and TR target images, unlabelled."""
+        return self.path("prepare", "transfer.h5")
+
+    @property
+    def test_store(self) -> Path:
+        """Target labels; opened by ``evaluate`` alone."""
+        return self.path("prepare", "test.h5")
+
+    def finished(self, stage: str) -> bool:
+        """Whether a stage such as ``bridge`` or ``transfer/tgkt`` is done."""
+        return self.path(stage, "done.json").is_file()
+
+    def record(self, stage: str) -> dict[str, Any]:
+        """The done.json of a finished stage.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        return _read_mapping(self.path(stage, "done.json"))
+
+    def require(self, stage: str, command: str) -> Path:
+        """The folder of a finished stage.
+
+        Raises:
+            RunError: It is not finished; the message names the command that makes it.
+        """
+        if not self.finished(stage):
+            raise RunError(f"{self.path(stage)} is missing or unfinished: first run `{command}`")
+        return self.path(stage)
+
+    def remembered(self, stage: str) -> dict[str, Any]:
+        """Settings this run used before: the stage's own, else those of the stages above it."""
+        settings: dict[str, Any] = {}
+        for above in ("prepare", "source", "bridge", stage):
+            path = self.path(above, "config.yaml")
+            if path.is_file():
+                used = _read_mapping(path)
+                fields = STAGE_FIELDS.get(above.partition("/")[0], ())
+                if above == "prepare":
+                    settings = merge(settings, used)
+                for name in fields:
+                    settings = merge(settings, nest(name, pick(used, name)))
+            if above == stage:
+                break
+        return settings
+
+    @contextlib.contextmanager
+    def open(self, stage: str, config: Config, inputs: Mapping[str, str]) -> Iterator[Stage | None]:
+        """Enter a stage's folder under a lock; None where it is finished with these settings.
+
+        An interrupted stage is entered again with what it left (its checkpoint).
+
+        Args:
+            stage: Name of the folder, such as ``bridge`` or ``transfer/tgkt``.
+            config: The resolved settings.
+            inputs: Digest of each input, by name.
+
+        Raises:
+            RunError: Another process works on the folder, or the stage was done or begun with
+                other settings or inputs and ``force`` is not set.
+        """
+        folder = self.path(stage)
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = stage_settings(stage, config)
+        lock = FileLock(self.path(f".{stage.replace('/', '-')}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(f"another sfkt process works on {folder}: wait for it to end") from None
+        try:
+            if self.force:
+                _empty(folder)
+            sweep_partials(folder)
+            begun = folder / "begun.json"
+            state = {"settings": settings, "inputs": dict(inputs)}
+            finished = (folder / "done.json").is_file()
+            if finished or begun.is_file():
+                before = _read_mapping(folder / "done.json" if finished else begun)
+                _refuse_changes(stage, folder, before, state, finished)
+            if finished:
+                yield None
+                return
+            write_json(begun, state)
+            write_text(folder / "config.yaml", to_yaml(config))
+            yield Stage(stage, folder, config, settings, inputs)
+            if (folder / "done.json").is_file():
+                begun.unlink(missing_ok=True)
+        finally:
+            lock.release()
+
+
+def stage_settings(stage: str, config: Config) -> dict[str, Any]:
+    """The settings that decide what a stage writes, as dotted names."""
+    values = as_dict(config)
+    kind = stage.partition("/")[0]
+    names = list(STAGE_FIELDS.get(kind, ()))
+    if kind == "prepare" and config.dataset in DATA_SECTIONS:
+        names.append(DATA_SECTIONS[config.dataset])
+    flat: dict[str, Any] = {}
+    for name in names:
+        value = pick(values, name)
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {}
+        if not isinstance(value, dict):
+            flat[name] = value
+    return flat
+
+
+def pick(values: Mapping[str, Any], dotted: str) -> Any:
+    """The value of a dotted name in nested settings."""
+    found: Any = values
+    for key in dotted.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def choose_run(folder: Path | None, dataset: str | None = None, force: bool = False) -> Run:
+    """The run to use: the one asked for, ``runs/<dataset>``, or the one used last.
+
+    Raises:
+        RunError: None was asked for and none was used before.
+    """
+    pointer = RUNS / "current"
+    if folder is None and dataset is not None:
+        folder = RUNS / dataset
+    if folder is None:
+        if not pointer.is_file():
+            raise RunError("no run here yet: start with `sfkt prepare NAME`, or give --run DIR")
+        folder = Path(pointer.read_text(encoding="utf-8").strip())
+    return Run(folder, force)
+
+
+def remember_run(run: Run) -> None:
+    """Note this run as the one used last."""
+    write_text(RUNS / "current", f"{run.folder}\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    packages = ("torch", "torchvision", "numpy", "h5py", "pillow")
+    found = {name: metadata.version(name) for name in packages}
+    return {"sfkt": __version__, "python": platform.python_version(), **found}
+
+
+def digest_settings(values: Mapping[str, Any]) -> str:
+    """Short digest of settings, for names and comparisons."""
+    return sha256_json(values)[:16]
+
+
+def _refuse_changes(
+    stage: str, folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], finished: bool
+) -> None:
+    changes = []
+    for part in ("settings", "inputs"):
+        old, new = before.get(part, {}), now[part]
+        for name in sorted(set(old) | set(new)):
+            if old.get(name) != new.get(name):
+                changes.append(f"  {name}: was {old.get(name)!r}, now {new.get(name)!r}")
+    if changes:
+        state = "finished" if finished else "begun"
+        raise RunError(
+            f"{stage} in {folder} was {state} with other settings or inputs:\n"
+            + "\n".join(changes)
+            + "\nuse --force to start it anew, or --run DIR for another run"
+        )
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing: run the stage that writes it again") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunError(f"{path} is damaged ({error}): run its stage again with --force") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{path} is damaged (no mapping): run its stage again with --force")
+    return values

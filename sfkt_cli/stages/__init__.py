@@ -1,0 +1,1 @@
+"""One module a stage: open the inputs, build, fit, write."""

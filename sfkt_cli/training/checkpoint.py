@@ -1,0 +1,45 @@
+"""Resumable state: written whole or not at all, loaded without running code."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfkt_cli.console import warn
+from sfkt_cli.files import replacing
+
+STATE = "state.pt"
+PREVIOUS = "previous.pt"
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write the state; the one before is kept beside it until the next call."""
+    folder.mkdir(parents=True, exist_ok=True)
+    current = folder / STATE
+    with replacing(current) as partial:
+        torch.save(state, partial)
+        if current.exists():
+            current.replace(folder / PREVIOUS)
+
+
+def load_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
+    """The newest state that can be read, or None where there is none.
+
+    A damaged one is named in a warning and the one before is taken.
+    """
+    for name in (STATE, PREVIOUS):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+            return state
+        except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError,
+                zipfile.BadZipFile) as error:
+            first = str(error).partition("\n")[0]
+            warn(f"checkpoint {path} cannot be read ({first}): trying the one before")
+    return None

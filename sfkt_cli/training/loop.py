@@ -1,0 +1,318 @@
+"""The only training loop: every stage and every method goes through :func:`fit`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sfkt_cli.console import Tracker, say, terms_text, track
+from sfkt_cli.errors import RunError
+from sfkt_cli.files import write_text
+from sfkt_cli.training.checkpoint import load_state, save_state
+from sfkt_cli.training.runtime import Runtime, seed_all
+
+Batch = dict[str, Tensor]
+
+
+class Interrupted(Exception):
+    """SIGTERM or SIGINT came; the state is saved and the same command goes on from there."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What :func:`fit` is to do, beside the networks.
+
+    Attributes:
+        title: Shown in front of messages; also part of the random seeds.
+        seed: Of everything random within a step.
+        epochs: Number of epochs.
+        steps: Steps of each epoch.
+        weights: Weight of each loss term, by name; a missing one counts 1.
+        folder: Where metrics.jsonl and checkpoint/ go.
+        select: Label-free score, of those that ``scores`` gives, whose largest value picks the
+            weights that are kept; None keeps the last.
+        images: Images that one step sees, for the rate.
+        clip_norm: Largest gradient norm, or None.
+        checkpoint_seconds: A state is written at most this often.
+    """
+
+    title: str
+    seed: int
+    epochs: int
+    steps: int
+    weights: Mapping[str, float]
+    folder: Path
+    select: str | None = None
+    images: int = 0
+    clip_norm: float | None = None
+    checkpoint_seconds: float = 60.0
+
+
+@dataclass
+class _Progress:
+    """What a resumed run must know beside the state of the networks."""
+
+    epoch: int = 0
+    step: int = 0
+    best_score: float = -math.inf
+    best_epoch: int = -1
+    seconds: float = 0.0
+    totals: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What :func:`fit` did.
+
+    Attributes:
+        best_epoch: Epoch whose weights were kept, from 0.
+        seconds: Time spent, over all interruptions.
+        history: One row of metrics an epoch, as in metrics.jsonl.
+    """
+
+    best_epoch: int
+    seconds: float
+    history: list[dict[str, float]]
+
+
+def fit(
+    plan: Plan,
+    objective: nn.Module,
+    batches: Callable[[int, int], Batch],
+    optimizer: torch.optim.Optimizer,
+    runtime: Runtime,
+    *,
+    schedule: Callable[[float], float],
+    keep: nn.Module,
+    begin_epoch: Callable[[int], None] = lambda epoch: None,
+    scores: Callable[[], dict[str, float]] = dict,
+) -> Fitted:
+    """Train until the last epoch, or go on where an earlier call was stopped.
+
+    Args:
+        plan: Lengths, weights, folder.
+        objective: Called with a batch, returns the unweighted loss terms by name; holds all that
+            is trained, and as buffers all else that must survive an interruption.
+        batches: (epoch, step) to a batch; called one step ahead in a thread. ``rows`` in it names
+            the samples if the loss is not finite.
+        optimizer: Over the trained parameters.
+        runtime: Device, precision, processes.
+        schedule: Progress in [0, 1) to the factor of every learning rate.
+        keep: The part of ``objective`` whose best weights are restored at the end.
+        begin_epoch: Called before each epoch, such as to refresh pseudo-labels.
+        scores: Called after each epoch in inference mode: label-free scores.
+
+    Returns:
+        What was done; ``keep`` holds the selected weights.
+
+    Raises:
+        RunError: A loss is not finite.
+        Interrupted: SIGTERM or SIGINT came; the state is saved.
+    """
+    checkpoint = plan.folder / "checkpoint"
+    progress = _Progress()
+    best = _snapshot(keep)
+    state = load_state(checkpoint, runtime.device)
+    if state is not None:
+        objective.load_state_dict(state["objective"])
+        optimizer.load_state_dict(state["optimizer"])
+        best, progress = state["best"], _Progress(**state["progress"])
+        if runtime.main:
+            say(f"{plan.title}: goes on at epoch {progress.epoch + 1}, step {progress.step + 1}")
+    parallel = DistributedDataParallel(objective) if runtime.world > 1 else objective
+    rates = [group.setdefault("full_rate", group["lr"]) for group in optimizer.param_groups]
+    scaler = torch.amp.GradScaler(enabled=runtime.precision == torch.float16)  # type: ignore[attr-defined]
+
+    def save() -> None:
+        if runtime.main:
+            save_state(
+                checkpoint,
+                {
+                    "objective": objective.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "best": best,
+                    "progress": vars(progress),
+                },
+            )
+
+    stopped = threading.Event()
+    total = plan.epochs * plan.steps
+    last_saved = time.monotonic()
+    with _catch_signals(stopped), track(plan.title, total) as tracker:
+        tracker.advance(progress.epoch * plan.steps + progress.step)
+        for epoch in range(progress.epoch, plan.epochs):
+            if progress.step == 0:
+                seed_all(plan.seed, plan.title, epoch)
+                begin_epoch(epoch)
+            objective.train()
+            checked = _Checked(plan, checkpoint)
+            began = time.monotonic()
+            for step, batch in _ahead(batches, epoch, progress.step, plan.steps):
+                seed_all(plan.seed, plan.title, epoch, step)
+                factor = schedule((epoch * plan.steps + step) / total)
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+                with runtime.autocast():
+                    terms = parallel(batch)
+                loss = torch.stack(
+                    [plan.weights.get(name, 1.0) * term for name, term in terms.items()]
+                ).sum()
+                optimizer.zero_grad(set_to_none=True)
+                scaler.scale(loss).backward()
+                if plan.clip_norm is not None:
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(objective.parameters(), plan.clip_norm)
+                scaler.step(optimizer)
+                scaler.update()
+                checked.add(loss, terms, batch, progress)
+                progress.step = step + 1
+                tracker.advance(1, plan.images, terms_text(checked.latest))
+                due = time.monotonic() - last_saved >= plan.checkpoint_seconds
+                if stopped.is_set() or (due and progress.step < plan.steps):
+                    checked.flush(progress)
+                    progress.seconds += time.monotonic() - began
+                    began = last_saved = time.monotonic()
+                    save()
+                if stopped.is_set():
+                    raise Interrupted(f"{plan.title} stopped; the same command goes on from here")
+            checked.flush(progress)
+            runtime.wait()
+            progress.seconds += time.monotonic() - began
+            objective.eval()
+            with torch.inference_mode():
+                found = scores()
+            row = _row(plan, progress, epoch, found, optimizer)
+            progress.history.append(row)
+            score = found[plan.select] if plan.select else float(epoch)
+            if score > progress.best_score:
+                progress.best_score, progress.best_epoch = score, epoch
+                best = _snapshot(keep)
+            progress.epoch, progress.step, progress.totals = epoch + 1, 0, {}
+            if runtime.main:
+                _report(plan, row, tracker)
+                lines = "".join(json.dumps(row) + "\n" for row in progress.history)
+                write_text(plan.folder / "metrics.jsonl", lines)
+            if time.monotonic() - last_saved >= plan.checkpoint_seconds:
+                save()
+                last_saved = time.monotonic()
+    keep.load_state_dict(best)
+    return Fitted(progress.best_epoch, progress.seconds, progress.history)
+
+
+class _Checked:
+    """Sums loss terms and notices a loss that is not finite, one step late to keep a GPU busy."""
+
+    def __init__(self, plan: Plan, checkpoint: Path) -> None:
+        self._plan = plan
+        self._checkpoint = checkpoint
+        self._pending: tuple[Tensor, dict[str, Tensor], Tensor | None] | None = None
+        self.latest: dict[str, float] = {}
+
+    def add(self, loss: Tensor, terms: dict[str, Tensor], batch: Batch, at: _Progress) -> None:
+        self.flush(at)
+        kept = {name: term.detach() for name, term in terms.items()}
+        self._pending = (loss.detach(), kept, batch.get("rows"))
+
+    def flush(self, at: _Progress) -> None:
+        if self._pending is None:
+            return
+        loss, terms, rows = self._pending
+        self._pending = None
+        names = list(terms)
+        values = torch.stack([loss, *terms.values()]).tolist()
+        self.latest = dict(zip(names, values[1:], strict=True))
+        if not all(math.isfinite(value) for value in values):
+            raise RunError(
+                f"{self._plan.title}: the loss is {values[0]} in epoch {at.epoch + 1}, "
+                f"step {at.step} ({terms_text(self.latest)}); rows of the batch: "
+                f"{[] if rows is None else rows.tolist()}. The last good state is in "
+                f"{self._checkpoint}. Lower the learning rate, or set training.clip_norm=1"
+            )
+        for name, value in self.latest.items():
+            at.totals[name] = at.totals.get(name, 0.0) + value
+
+
+def _row(
+    plan: Plan,
+    progress: _Progress,
+    epoch: int,
+    scores: Mapping[str, float],
+    optimizer: torch.optim.Optimizer,
+) -> dict[str, float]:
+    means = {name: total / plan.steps for name, total in progress.totals.items()}
+    return {
+        "epoch": epoch + 1,
+        "seconds": round(progress.seconds, 3),
+        "learning_rate": optimizer.param_groups[0]["lr"],
+        **means,
+        **scores,
+    }
+
+
+def _report(plan: Plan, row: Mapping[str, float], tracker: Tracker) -> None:
+    shown = {k: v for k, v in row.items() if k not in ("epoch", "seconds", "learning_rate")}
+    done = row["epoch"] * plan.steps * plan.images
+    rate = f"{done / max(row['seconds'], 1e-9):,.0f} images/s"
+    tracker.report(f"{int(row['epoch'])}/{plan.epochs}  {terms_text(shown)}  {rate}")
+
+
+def _snapshot(module: nn.Module) -> dict[str, Any]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _ahead(
+    batches: Callable[[int, int], Batch], epoch: int, first: int, steps: int
+) -> Iterator[tuple[int, Batch]]:
+    """Steps and their batches, each batch made while the one before is being used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(batches, epoch, first)
+        for step in range(first, steps):
+            batch = coming.result()
+            if step + 1 < steps:
+                coming = pool.submit(batches, epoch, step + 1)
+            yield step, batch
+
+
+@contextlib.contextmanager
+def _catch_signals(stopped: threading.Event) -> Iterator[None]:
+    """Note SIGTERM and SIGINT instead of dying; only the main thread may do so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def cosine(progress: float) -> float:
+    """Linear warm-up over the first 10 %, then half a cosine down to 0."""
+    if progress < 0.1:
+        return progress / 0.1 * 0.95 + 0.05
+    return 0.5 * (1.0 + math.cos(math.pi * (progress - 0.1) / 0.9))
+
+
+def inverse_decay(progress: float) -> float:
+    """(1 + 10 p)^-0.75, the schedule of SHOT and SOCKET."""
+    return float((1.0 + 10.0 * progress) ** -0.75)
