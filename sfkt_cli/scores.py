@@ -1,0 +1,266 @@
+"""Figures of merit, in numpy alone: of predictions, of translated pictures, of features.
+
+Shapes: N samples, K classes, D features, H and W pixels. ``labels`` and ``predicted`` are class
+indices (N,), ``probabilities`` are (N, K) with rows that sum to 1. Accuracies are fractions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Numbers = NDArray[Any]
+TINY = 1e-12
+_DRAWS = 2_000_000
+"""Random numbers that one step of a bootstrap holds in memory."""
+
+
+def softmax(logits: Numbers) -> Floats:
+    """Probabilities (N, K) of logits (N, K)."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probabilities: Floats = shifted / shifted.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def confusion_matrix(predicted: Numbers, labels: Numbers, classes: int) -> NDArray[np.int64]:
+    """Counts (K, K): true class down, predicted class across."""
+    cells = np.bincount(labels * classes + predicted, minlength=classes * classes)
+    return cells.reshape(classes, classes)
+
+
+def class_recall(confusion: Numbers) -> Floats:
+    """Share of each class that was recognised (K,); NaN for classes without a sample."""
+    count = confusion.sum(axis=1)
+    recall: Floats = np.where(count > 0, np.diag(confusion) / np.maximum(count, 1), np.nan)
+    return recall
+
+
+def accuracy(confusion: Numbers) -> float:
+    """Share of right predictions."""
+    return float(np.trace(confusion) / max(int(confusion.sum()), 1))
+
+
+def balanced_accuracy(confusion: Numbers) -> float:
+    """Mean recall over the classes that have samples: each class counts the same."""
+    recall = class_recall(confusion)
+    return float(recall[~np.isnan(recall)].mean())
+
+
+def macro_f1(confusion: Numbers) -> float:
+    """Mean F1 = 2 hits / (true + predicted) over the classes that occur as either."""
+    either = confusion.sum(axis=0) + confusion.sum(axis=1)
+    occurs = either > 0
+    return float((2 * np.diag(confusion)[occurs] / either[occurs]).mean())
+
+
+def reliability(
+    probabilities: Numbers, labels: Numbers, bins: int = 15
+) -> tuple[NDArray[np.int64], Floats, Floats]:
+    """Confidence against accuracy in bins of equal width over (0, 1].
+
+    Returns:
+        Samples, mean confidence and accuracy of each bin (bins,); empty bins hold 0.
+    """
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == labels
+    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+    divisor = np.maximum(count, 1)
+    mean_confidence: Floats = np.bincount(place, confidence, bins) / divisor
+    share_right: Floats = np.bincount(place, right.astype(np.float64), bins) / divisor
+    return count, mean_confidence, share_right
+
+
+def calibration_error(probabilities: Numbers, labels: Numbers, bins: int = 15) -> float:
+    """Expected calibration error (ECE): mean gap of confidence and accuracy, weighted by bin.
+
+    Source: Naeini et al., AAAI 2015; Guo et al., ICML 2017. 0: of predictions made with 80 %
+    confidence 80 % are right; 1 - 1/K and more: certain and wrong.
+    """
+    count, confidence, right = reliability(probabilities, labels, bins)
+    return float((count * np.abs(confidence - right)).sum() / max(int(count.sum()), 1))
+
+
+def bootstrap_interval(
+    values: Numbers, *, resamplings: int, seed: int, groups: Numbers | None = None
+) -> tuple[float, float]:
+    """Percentile bootstrap 95 % interval of a mean.
+
+    Args:
+        values: (N,), such as 1 for right and 0 for wrong, or a paired difference of two such.
+        resamplings: How often the samples are drawn anew; 0: the normal approximation instead.
+        seed: Of the draws.
+        groups: (N,) integers; samples of one group (a scene) are drawn together, because they are
+            not independent. None: each on its own.
+
+    Returns:
+        The 2.5th and the 97.5th percentile.
+    """
+    values = values.astype(np.float64)
+    if groups is None:
+        groups = np.arange(len(values))
+    _, place = np.unique(groups, return_inverse=True)
+    sums, counts = np.bincount(place, values), np.bincount(place)
+    number = len(counts)
+    if resamplings == 0:
+        centre = values.mean()
+        spread = np.sqrt(((sums - centre * counts) ** 2).sum()) / len(values)
+        return float(centre - 1.96 * spread), float(centre + 1.96 * spread)
+    generator = np.random.default_rng([seed, 0xB007])
+    means = np.empty(resamplings)
+    step = max(1, _DRAWS // number)
+    for first in range(0, resamplings, step):
+        rows = min(step, resamplings - first)
+        drawn = generator.integers(0, number, (rows, number))
+        means[first : first + rows] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def paired_difference(
+    first: Numbers,
+    second: Numbers,
+    *,
+    resamplings: int,
+    seed: int,
+    groups: Numbers | None = None,
+) -> tuple[float, float, float]:
+    """Mean of ``first - second`` on the same samples, and its bootstrap 95 % interval.
+
+    Args:
+        first: (N,) right (1) or wrong (0) of one method.
+        second: (N,) of the other, for the same samples in the same order.
+        resamplings: See :func:`bootstrap_interval`.
+        seed: Of the draws.
+        groups: See :func:`bootstrap_interval`.
+    """
+    difference = first.astype(np.float64) - second.astype(np.float64)
+    low, high = bootstrap_interval(difference, resamplings=resamplings, seed=seed, groups=groups)
+    return float(difference.mean()), low, high
+
+
+def soft_neighbourhood_density(probabilities: Numbers, temperature: float = 0.05) -> float:
+    """Mean entropy of each sample's soft neighbourhood among the others, in nats.
+
+    Predictions are put on the unit sphere, S = softmax_{j != i}(x_i . x_j / temperature), and the
+    score is mean_i H(S_i). Source: Saito et al., ICCV 2021. Large: predictions form dense
+    clusters; small: scattered. Time and memory grow with N^2: pass at most some thousand rows.
+
+    Args:
+        probabilities: (N, K), N > 1.
+        temperature: Small values look at the nearest neighbours only.
+    """
+    unit = probabilities / np.linalg.norm(probabilities, axis=1, keepdims=True)
+    similarity = (unit @ unit.T).astype(np.float64) / temperature
+    np.fill_diagonal(similarity, -np.inf)
+    share = softmax(similarity)
+    return float(-(share * np.log(np.maximum(share, TINY))).sum(axis=1).mean())
+
+
+def mutual_information(probabilities: Numbers) -> float:
+    """Entropy of the mean prediction minus mean entropy, in nats: minus L_IM.
+
+    log K: every prediction certain, all classes alike often; 0: every prediction the same.
+    """
+    mean = probabilities.mean(axis=0)
+    each = -(probabilities * np.log(np.maximum(probabilities, TINY))).sum(axis=1).mean()
+    return float(-(mean * np.log(np.maximum(mean, TINY))).sum() - each)
+
+
+def balanced_geometric_mean(views: list[Numbers], priors: list[Numbers]) -> Floats:
+    """Class-balanced geometric mean of several predictions of the same samples.
+
+    p_nk ~ (prod_v p^v_nk / m^v_k)^(1/V), where m^v is view v's mean prediction on unlabelled
+    target images: a class that a view names too often counts less.
+
+    Args:
+        views: V arrays (N, K).
+        priors: V arrays (K,), m of each view.
+    """
+    logs = [
+        np.log(np.maximum(view, TINY)) - np.log(np.maximum(prior, TINY))
+        for view, prior in zip(views, priors, strict=True)
+    ]
+    return softmax(np.mean(logs, axis=0))
+
+
+def rank_correlation(first: Numbers, second: Numbers) -> float:
+    """Spearman's rank correlation, ties at their mean rank; NaN where one of both is constant."""
+    a, b = _ranks(first), _ranks(second)
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _ranks(values: Numbers) -> Floats:
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    mean_rank = np.cumsum(count) - (count - 1) / 2
+    ranks: Floats = mean_rank[place]
+    return ranks
+
+
+def psnr(pictures: Numbers, references: Numbers) -> Floats:
+    """Peak signal-to-noise ratio (N,) in dB of pictures (N, H, W, C) in [0, 1].
+
+    10: unlike; 20: the same scene, coarsely; 30 and more: hard to tell apart. Capped at 120.
+    """
+    difference = pictures.astype(np.float64) - references.astype(np.float64)
+    error: Floats = np.square(difference).mean(axis=(1, 2, 3))
+    decibels: Floats = -10 * np.log10(np.maximum(error, TINY))
+    return decibels
+
+
+def ssim(pictures: Numbers, references: Numbers) -> Floats:
+    """Structural similarity (N,) of pictures (N, H, W, C) in [0, 1], averaged over channels.
+
+    Gaussian window of 11 x 11 pixels, sigma 1.5, without padding; C1 = 0.01^2, C2 = 0.03^2.
+    Source: Wang et al., IEEE TIP 2004. 1: the same; 0: nothing in common.
+
+    Raises:
+        ValueError: The pictures are smaller than the window.
+    """
+    if min(pictures.shape[1:3]) < 11:
+        raise ValueError(f"pictures of {pictures.shape[1:3]} pixels are below 11 x 11")
+    a, b = pictures.astype(np.float64), references.astype(np.float64)
+    mean_a, mean_b = _blur(a), _blur(b)
+    variance_a = _blur(a * a) - mean_a**2
+    variance_b = _blur(b * b) - mean_b**2
+    covariance = _blur(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    likeness = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    likeness /= (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
+    scores: Floats = likeness.mean(axis=(1, 2, 3))
+    return scores
+
+
+def _blur(pictures: Floats) -> Floats:
+    window = np.exp(-(np.arange(-5.0, 6.0) ** 2) / (2 * 1.5**2))
+    window /= window.sum()
+    for axis in (1, 2):
+        views = np.lib.stride_tricks.sliding_window_view(pictures, len(window), axis=axis)
+        pictures = views @ window
+    return pictures
+
+
+def frechet_distance(first: Numbers, second: Numbers) -> float:
+    """Fréchet distance of two sets of features, each taken as a Gaussian.
+
+    |m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2)), in squared feature units. Source: Heusel et
+    al., NeurIPS 2017, there with Inception features. 0: the same mean and covariance. With few
+    samples against D it is biased upwards; compare only sets of equal size.
+
+    Args:
+        first: (N, D), N > 1.
+        second: (M, D), M > 1.
+    """
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    gap = a.mean(axis=0) - b.mean(axis=0)
+    cov_a = np.atleast_2d(np.cov(a, rowvar=False))
+    cov_b = np.atleast_2d(np.cov(b, rowvar=False))
+    values, vectors = np.linalg.eigh(cov_a)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()
+    return float(max(gap @ gap + np.trace(cov_a) + np.trace(cov_b) - 2 * cross, 0.0))

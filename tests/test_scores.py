@@ -1,0 +1,190 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from sfkt_cli import scores
+
+Numbers = NDArray[Any]
+
+
+def _predictions(seed: int, samples: int, classes: int) -> tuple[Numbers, Numbers]:
+    random = np.random.default_rng(seed)
+    probabilities = random.dirichlet(np.full(classes, 0.4), samples)
+    labels = np.where(
+        random.random(samples) < 0.5,
+        probabilities.argmax(axis=1),
+        random.integers(classes, size=samples),
+    )
+    return probabilities, labels
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 9999), samples=st.integers(1, 60), classes=st.integers(2, 7))
+def test_scores_of_predictions_equal_slow_loops(seed: int, samples: int, classes: int) -> None:
+    probabilities, labels = _predictions(seed, samples, classes)
+    predicted = [int(np.argmax(row)) for row in probabilities]
+    confusion = scores.confusion_matrix(np.array(predicted), labels, classes)
+
+    recalls, f1s, right = [], [], 0
+    for k in range(classes):
+        hits = sum(p == k and y == k for p, y in zip(predicted, labels, strict=True))
+        true, said = sum(y == k for y in labels), sum(p == k for p in predicted)
+        assert confusion[k].sum() == true
+        assert confusion[:, k].sum() == said
+        right += hits
+        if true:
+            recalls.append(hits / true)
+        if true + said:
+            precision, recall = hits / max(said, 1), hits / max(true, 1)
+            f1s.append(2 * precision * recall / max(precision + recall, 1e-12))
+    assert scores.accuracy(confusion) == pytest.approx(right / samples)
+    assert scores.balanced_accuracy(confusion) == pytest.approx(sum(recalls) / len(recalls))
+    assert scores.macro_f1(confusion) == pytest.approx(sum(f1s) / len(f1s))
+
+    error = 0.0
+    for number in range(15):
+        inside = [
+            n for n in range(samples)
+            if number / 15 < probabilities[n].max() <= (number + 1) / 15
+        ]  # fmt: skip
+        if inside:
+            confidence = sum(probabilities[n].max() for n in inside) / len(inside)
+            share = sum(predicted[n] == labels[n] for n in inside) / len(inside)
+            error += len(inside) / samples * abs(confidence - share)
+    assert scores.calibration_error(probabilities, labels) == pytest.approx(error)
+
+
+def test_certain_and_wrong_has_calibration_error_one() -> None:
+    assert scores.calibration_error(np.eye(3), np.array([1, 2, 0])) == pytest.approx(1)
+    assert scores.calibration_error(np.eye(3), np.arange(3)) == pytest.approx(0)
+
+
+def test_a_class_without_samples_is_left_out() -> None:
+    confusion = scores.confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), 4)
+    assert np.isnan(scores.class_recall(confusion)[2:]).all()
+    assert scores.balanced_accuracy(confusion) == pytest.approx(0.75)
+    assert scores.macro_f1(confusion) == pytest.approx(2 / 3)
+
+
+def test_interval_of_independent_samples_is_the_binomial_one() -> None:
+    values = np.arange(400) % 4 == 0
+    low, high = scores.bootstrap_interval(values, resamplings=20_000, seed=0)
+    half = 1.96 * np.sqrt(0.25 * 0.75 / 400)
+    assert low == pytest.approx(0.25 - half, abs=0.004)
+    assert high == pytest.approx(0.25 + half, abs=0.004)
+    normal = scores.bootstrap_interval(values, resamplings=0, seed=0)
+    assert normal == pytest.approx((0.25 - half, 0.25 + half), abs=1e-9)
+
+
+@pytest.mark.parametrize("resamplings", [0, 4000])
+def test_samples_of_one_group_count_together(resamplings: int) -> None:
+    once = (np.arange(80) % 4 == 0).astype(int)
+    few = scores.bootstrap_interval(once, resamplings=resamplings, seed=1)
+    copies = scores.bootstrap_interval(
+        np.repeat(once, 10), resamplings=resamplings, seed=1, groups=np.repeat(np.arange(80), 10)
+    )
+    assert copies == pytest.approx(few)
+    naive = scores.bootstrap_interval(np.repeat(once, 10), resamplings=resamplings, seed=1)
+    assert naive[1] - naive[0] < 0.5 * (few[1] - few[0])
+
+
+def test_paired_difference_is_narrower_than_that_of_unrelated_samples() -> None:
+    random = np.random.default_rng(0)
+    second = random.random(300) < 0.5
+    first = second | (random.random(300) < 0.1)
+    mean, low, high = scores.paired_difference(first, second, resamplings=2000, seed=0)
+    assert mean == pytest.approx(first.mean() - second.mean())
+    assert 0 < low < mean < high
+    shuffled = random.permutation(second)
+    _, other_low, other_high = scores.paired_difference(first, shuffled, resamplings=2000, seed=0)
+    assert high - low < other_high - other_low
+    again = scores.paired_difference(first, second, resamplings=2000, seed=0)
+    assert again == (mean, low, high)
+
+
+def test_neighbourhood_density_equals_a_slow_loop_and_prefers_clusters() -> None:
+    probabilities, _ = _predictions(3, 12, 4)
+    total = 0.0
+    for i in range(12):
+        weights = []
+        for j in range(12):
+            if j != i:
+                a, b = probabilities[i], probabilities[j]
+                cosine = float(a @ b) / float(np.sqrt(a @ a) * np.sqrt(b @ b))
+                weights.append(np.exp(cosine / 0.05))
+        shares = np.array(weights) / sum(weights)
+        total -= sum(s * np.log(s) for s in shares if s > 0)
+    assert scores.soft_neighbourhood_density(probabilities) == pytest.approx(total / 12, rel=1e-6)
+    clusters = np.repeat(np.eye(4) * 0.97 + 0.01, 3, axis=0)
+    assert scores.soft_neighbourhood_density(clusters) == pytest.approx(np.log(2), abs=0.01)
+
+
+def test_mutual_information_of_the_extremes() -> None:
+    assert scores.mutual_information(np.eye(5)) == pytest.approx(np.log(5))
+    assert scores.mutual_information(np.full((4, 5), 0.2)) == pytest.approx(0)
+    assert scores.mutual_information(np.eye(5)[[2, 2]]) == pytest.approx(0)
+
+
+def test_balanced_mean_takes_off_what_a_view_says_too_often() -> None:
+    view = np.array([[0.6, 0.4], [0.8, 0.2]])
+    mean = scores.balanced_geometric_mean([view], [np.array([0.7, 0.3])])
+    expected = view / np.array([0.7, 0.3])
+    assert mean == pytest.approx(expected / expected.sum(axis=1, keepdims=True))
+    other = np.array([[0.1, 0.9], [0.5, 0.5]])
+    even = np.array([0.5, 0.5])
+    both = scores.balanced_geometric_mean([view, other], [even, even])
+    product = np.sqrt(view * other)
+    assert both == pytest.approx(product / product.sum(axis=1, keepdims=True))
+
+
+def test_rank_correlation_with_ties() -> None:
+    assert scores.rank_correlation(np.array([1, 2, 3]), np.array([10, 100, 1000])) == 1
+    assert scores.rank_correlation(np.array([1, 2, 3]), np.array([3, 2, 1])) == -1
+    tied = scores.rank_correlation(np.array([1, 1, 2]), np.array([1, 2, 3]))
+    assert tied == pytest.approx(np.corrcoef([1.5, 1.5, 3], [1, 2, 3])[0, 1])
+    assert np.isnan(scores.rank_correlation(np.ones(3), np.arange(3)))
+
+
+def test_psnr_of_a_known_error() -> None:
+    pictures = np.full((2, 4, 4, 3), 0.5)
+    assert scores.psnr(pictures, pictures + 0.1) == pytest.approx([20, 20])
+    assert scores.psnr(pictures, pictures) == pytest.approx([120, 120])
+
+
+def test_ssim_equals_a_slow_loop() -> None:
+    random = np.random.default_rng(5)
+    a = random.random((2, 13, 12, 2))
+    b = np.clip(a + random.normal(scale=0.2, size=a.shape), 0, 1)
+    offsets = np.arange(-5, 6)
+    window = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / 4.5)
+    window /= window.sum()
+    for n in range(2):
+        values = []
+        for c in range(2):
+            for y in range(3):
+                for x in range(2):
+                    u, v = a[n, y : y + 11, x : x + 11, c], b[n, y : y + 11, x : x + 11, c]
+                    mu, mv = (window * u).sum(), (window * v).sum()
+                    su, sv = (window * (u - mu) ** 2).sum(), (window * (v - mv) ** 2).sum()
+                    suv = (window * (u - mu) * (v - mv)).sum()
+                    top = (2 * mu * mv + 1e-4) * (2 * suv + 9e-4)
+                    values.append(top / ((mu**2 + mv**2 + 1e-4) * (su + sv + 9e-4)))
+        assert scores.ssim(a, b)[n] == pytest.approx(np.mean(values))
+    assert scores.ssim(a, a) == pytest.approx([1, 1])
+    with pytest.raises(ValueError, match="11 x 11"):
+        scores.ssim(a[:, :8], b[:, :8])
+
+
+def test_frechet_distance_of_known_gaussians() -> None:
+    random = np.random.default_rng(6)
+    a = random.normal(size=(500, 3))
+    assert scores.frechet_distance(a, a) == pytest.approx(0, abs=1e-8)
+    assert scores.frechet_distance(a, a + np.array([3, 4, 0])) == pytest.approx(25)
+    spread = np.trace(np.cov(a, rowvar=False))
+    centred = a - a.mean(axis=0)
+    assert scores.frechet_distance(centred, 3 * centred) == pytest.approx(4 * spread)
+    assert scores.frechet_distance(a[:, :1], 2 + a[:, :1]) == pytest.approx(4)
