@@ -25,7 +25,8 @@ class Classifier(nn.Module):
         backbone: Name; see :func:`sfkt_cli.models.backbones.make_backbone`.
         classes: Number of classes K.
         width: Channels of the built-in backbone's first stage.
-        bottleneck: Size D of the features.
+        bottleneck: Size D of the features; 0: no bottleneck, features are the backbone's output and
+            the head is a plain linear layer (models brought along).
         mean: Of RGB in [0, 1], taken off.
         std: Of RGB in [0, 1], divided by.
         pretrained: Start the backbone from published ImageNet weights.
@@ -49,8 +50,11 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.backbone, size = make_backbone(backbone, width=width, pretrained=pretrained)
-        self.bottleneck = nn.Sequential(nn.Linear(size, bottleneck), nn.BatchNorm1d(bottleneck))
-        self.head = weight_norm(nn.Linear(bottleneck, classes))
+        self.bottleneck: nn.Module = nn.Identity()
+        self.head: nn.Module = nn.Linear(bottleneck or size, classes)
+        if bottleneck:
+            self.bottleneck = nn.Sequential(nn.Linear(size, bottleneck), nn.BatchNorm1d(bottleneck))
+            self.head = weight_norm(self.head)
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, D) of images (B, 3, H, W) in [0, 1]."""

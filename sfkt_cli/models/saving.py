@@ -1,0 +1,142 @@
+"""Models on disk: model.safetensors beside model.json, which says all that is needed to use them.
+
+model.json: ``kind`` (classifier, translator), ``architecture`` (arguments of the class), ``classes``,
+``normalisation``, ``encoding``, ``inputs`` (digests), ``seed``, ``versions``, ``sha256`` of the
+weights. Nothing here runs code from a file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sfkt_cli.data.images import Encoding
+from sfkt_cli.errors import DataError
+from sfkt_cli.files import replacing, sha256_file, write_json
+from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.models.translators import make_translator
+from sfkt_cli.runs import versions
+
+WEIGHTS = "model.safetensors"
+CARD = "model.json"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A model read back.
+
+    Attributes:
+        module: In inference mode, on the device asked for.
+        classes: Class names in the order of the outputs; empty for a translator.
+        encoding: Of its target images; None for an RGB model.
+        card: All of model.json.
+    """
+
+    module: nn.Module
+    classes: list[str]
+    encoding: Encoding | None
+    card: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights."""
+        return str(self.card["sha256"])
+
+
+def save_model(
+    folder: Path,
+    module: nn.Module,
+    *,
+    kind: str,
+    architecture: Mapping[str, Any],
+    classes: list[str],
+    encoding: Encoding | None,
+    inputs: Mapping[str, str],
+    seed: int,
+    **more: Any,
+) -> None:
+    """Write the weights, then the card that names their digest; each appears whole.
+
+    Args:
+        folder: Where model.safetensors and model.json go.
+        module: Its state is written.
+        kind: ``classifier`` or ``translator``.
+        architecture: Keyword arguments that build the module again.
+        classes: Class names in the order of the outputs.
+        encoding: Of its target images, if it takes such.
+        inputs: Digests of what it was made from.
+        seed: Of its training.
+        more: Further entries of model.json.
+    """
+    weights = folder / WEIGHTS
+    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    with replacing(weights) as partial:
+        save_file(state, partial)
+    card = {
+        "kind": kind,
+        "architecture": dict(architecture),
+        "classes": classes,
+        "normalisation": {k: architecture[k] for k in ("mean", "std") if k in architecture},
+        "encoding": encoding.as_dict() if encoding is not None else None,
+        "inputs": dict(inputs),
+        "seed": seed,
+        "versions": versions(),
+        "sha256": sha256_file(weights),
+        **more,
+    }
+    write_json(folder / CARD, card)
+
+
+def load_model(folder: Path, device: torch.device | None = None) -> Saved:
+    """Read a model that :func:`save_model` wrote, in inference mode.
+
+    Raises:
+        DataError: A file is missing or damaged, or the weights do not belong to the card.
+    """
+    card = read_card(folder / CARD)
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise DataError(f"{weights} is missing: run the stage that writes it again")
+    seen = sha256_file(weights)
+    if seen != card.get("sha256"):
+        raise DataError(f"{weights} is damaged: sha256 {seen[:12]}..., {CARD} says "
+                        f"{str(card.get('sha256'))[:12]}...; run its stage again with --force")
+    try:
+        architecture = dict(card["architecture"])
+        module = (
+            Classifier(**architecture)
+            if card["kind"] == "classifier"
+            else make_translator(architecture.pop("name"), **architecture)
+        )
+        module.load_state_dict(load_file(weights))
+        encoding = Encoding(**card["encoding"]) if card["encoding"] else None
+        classes = [str(name) for name in card["classes"]]
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError,
+            safetensors.SafetensorError) as error:
+        raise DataError(f"{folder / CARD} does not describe {weights}: {error}") from None
+    module.eval()
+    module.to(device or torch.device("cpu"), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Saved(module, classes, encoding, card)
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Read a model.json.
+
+    Raises:
+        DataError: It is missing or no JSON object.
+    """
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"model card {path} cannot be read: {error}") from None
+    if not isinstance(card, dict):
+        raise DataError(f"model card {path} is no JSON object")
+    return card

@@ -1,0 +1,234 @@
+"""`sfkt bridge`: train TGMB on transfer.h5 and write the source-like RGB images."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from sfkt_cli.config import Config
+from sfkt_cli.console import say, track, warn
+from sfkt_cli.data.images import Encoding, choose_encoding
+from sfkt_cli.data.store import Store, open_store
+from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.files import replacing
+from sfkt_cli.methods import label_free
+from sfkt_cli.methods.tgmb import Tgmb
+from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.models.saving import load_model, save_model
+from sfkt_cli.models.translators import make_translator
+from sfkt_cli.runs import Run
+from sfkt_cli.stages.streams import open_streams, steps_of_epoch, transfer_batches
+from sfkt_cli.training.loop import Plan, cosine, fit
+from sfkt_cli.training.optimizers import translator_optimizer
+from sfkt_cli.training.predicting import predict_rows, rgb_loader, target_loader, through
+from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
+
+SCORE_PAIRS = 2000
+"""TI pairs and target images that the label-free scores look at, at most."""
+
+
+def bridge(config: Config, run: Run) -> None:
+    """Train the translator; writes ``bridge/model.*`` and ``bridge/images/<sample id>.png``.
+
+    Raises:
+        RunError: prepare or source has not been run.
+        ConfigError: All terms that could train T are switched off.
+        DataError: transfer.h5 has no TI pairs, or does not fit the source model.
+    """
+    run.require("prepare", "sfkt prepare NAME")
+    source_folder = run.require("source", "sfkt source")
+    store = open_store(run.transfer_store)
+    if store.count("ti") == 0:
+        raise DataError(
+            f"{store.path} holds no TI pairs, and the bridge learns from nothing else: "
+            "record some, or use `sfkt transfer --method shot`, which needs none"
+        )
+    runtime = make_runtime(config.runtime)
+    saved = load_model(source_folder, runtime.device)
+    check_classes(saved.classes, store)
+    inputs = {"transfer.h5": store.digest, "source": saved.digest}
+    with run.open("bridge", config, inputs) as stage:
+        if stage is None:
+            say(f"bridge: already done in {run.path('bridge')}")
+            return
+        source = freeze(classifier_of(saved.module))
+        weights = loss_weights(config, store.registered)
+        encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
+        settings = config.bridge
+        architecture = {
+            "name": settings.translator,
+            "channels": encoding.encoded_channels,
+            "width": settings.width,
+        }
+        seed_all(config.seed, "bridge")
+        translator = make_translator(
+            settings.translator, channels=encoding.encoded_channels, width=settings.width
+        )
+        objective = Tgmb(
+            translator,
+            source,
+            encoding,
+            weights=weights,
+            features=feature_size(source),
+            registered=store.registered,
+        )
+        runtime.place(objective)
+        streams = open_streams(config, store, runtime)
+        plan = Plan(
+            title="bridge", seed=config.seed, epochs=settings.epochs,
+            steps=steps_of_epoch(config, streams), weights=weights, folder=stage.folder,
+            select="ti_agreement", images=2 * streams.batch_size,
+            clip_norm=config.training.clip_norm,
+            checkpoint_seconds=config.runtime.checkpoint_seconds,
+        )  # fmt: skip
+        fitted = fit(
+            plan,
+            objective,
+            transfer_batches(streams, runtime),
+            translator_optimizer([objective], settings.learning_rate),
+            runtime,
+            schedule=cosine,
+            keep=translator,
+            scores=bridge_scores(store, translator, source, encoding, runtime),
+        )
+        if not runtime.main:
+            return
+        save_model(
+            stage.folder, translator, kind="translator", architecture=architecture, classes=[],
+            encoding=encoding, inputs=inputs, seed=config.seed,
+        )  # fmt: skip
+        write_bridged(stage.folder / "images", store, translator.eval(), encoding, runtime)
+        row = fitted.history[fitted.best_epoch]
+        stage.finish(
+            seconds=fitted.seconds,
+            best_epoch=fitted.best_epoch + 1,
+            ti_agreement=row["ti_agreement"],
+            peak_memory_mb=round(runtime.peak_memory_mb(), 1),
+        )
+        say(
+            f"bridge: epoch {fitted.best_epoch + 1} kept; the source model says the same of "
+            f"{row['ti_agreement']:.0%} of the TI pairs' two images"
+        )
+
+
+def loss_weights(config: Config, registered: bool) -> dict[str, float]:
+    """Weight of each term of L_TGMB; pixel losses need registered pairs.
+
+    Raises:
+        ConfigError: Neither L_rec nor the feature term is left.
+    """
+    settings = config.bridge
+    weights = {
+        "rec": settings.alpha_rec,
+        "d": settings.alpha_d,
+        "im": settings.alpha_im,
+        "f": settings.alpha_f,
+    }
+    if not registered and weights["rec"]:
+        warn("the pairs are not registered: L_rec is switched off, the feature term stays")
+        weights["rec"] = 0.0
+    if not weights["rec"] and not weights["f"]:
+        raise ConfigError(
+            "bridge.alpha_rec and bridge.alpha_f are both 0: nothing ties T to the TI pairs; "
+            "set one of them"
+        )
+    return weights
+
+
+def check_classes(classes: list[str], store: Store) -> None:
+    """Check that source model and data name the same classes in the same order.
+
+    Raises:
+        DataError: They do not.
+    """
+    if classes != store.classes:
+        raise DataError(
+            f"the source model has the {len(classes)} classes {', '.join(classes)}, but "
+            f"{store.path} has the {len(store.classes)} classes {', '.join(store.classes)}: "
+            "run `sfkt source --force`, or set classes.tr or source.classes to agree"
+        )
+
+
+def classifier_of(module: nn.Module) -> Classifier:
+    """The module as a classifier.
+
+    Raises:
+        DataError: It is a translator.
+    """
+    if not isinstance(module, Classifier):
+        raise DataError("a classifier was expected, the file holds a translator")
+    return module
+
+
+def feature_size(model: Classifier) -> int:
+    """Size D of a classifier's features."""
+    head = model.head
+    return int(head.in_features)  # type: ignore[arg-type]
+
+
+def sample_rows(store: Store, count: int = 512) -> NDArray[Any]:
+    """Target images, evenly spread over TI and TR rows, to measure value windows on."""
+    parts = [store[name] for name in ("ti/target", "target/target") if store.count(name[:-7])]
+    rows = [np.unique(np.linspace(0, len(part) - 1, count // 2).astype(np.int64)) for part in parts]
+    return np.concatenate([part[row] for part, row in zip(parts, rows, strict=True)])
+
+
+def bridge_scores(
+    store: Store, translator: nn.Module, source: Classifier, encoding: Encoding, runtime: Runtime
+) -> Any:
+    """A function without arguments that gives the label-free scores of the translator."""
+    load = target_loader(runtime, encoding)
+    ti = spread(store.count("ti"), SCORE_PAIRS)
+    tr = spread(store.count("target"), SCORE_PAIRS)
+    ti_target, tr_target = store["ti/target"][ti], store["target/target"][tr]
+    partner_features, partner_logits = predict_rows(
+        store["ti/rgb"][ti], rgb_loader(runtime), source, runtime
+    )
+
+    def scores() -> dict[str, float]:
+        model = through(translator, source)
+        features, logits = predict_rows(ti_target, load, model, runtime)
+        _, tr_logits = predict_rows(tr_target, load, model, runtime)
+        return {
+            "ti_agreement": label_free.agreement(logits, partner_logits),
+            "ti_distance": label_free.feature_distance(features, partner_features),
+            "tr_information": label_free.information(tr_logits),
+        }
+
+    return scores
+
+
+def spread(count: int, most: int) -> NDArray[np.int64]:
+    """At most so many row numbers, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+
+
+def write_bridged(
+    folder: Path, store: Store, translator: nn.Module, encoding: Encoding, runtime: Runtime
+) -> None:
+    """Write the translation of every target image as ``<sample id>.png``."""
+    ids = store.strings("target/id")
+    images = store["target/target"]
+    load = target_loader(runtime, encoding)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(sample: str, pixels: NDArray[np.uint8]) -> None:
+        with replacing(folder / f"{sample}.png") as partial:
+            Image.fromarray(pixels).save(partial, format="PNG", compress_level=1)
+
+    with ThreadPoolExecutor(4) as pool, track("pictures", len(ids)) as tracker:
+        for first in range(0, len(ids), 256):
+            with torch.inference_mode():
+                bridged: Tensor = translator(load(np.asarray(images[first : first + 256])))
+            pixels = bridged.float().mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            names = ids[first : first + 256]
+            for written in [pool.submit(write, *each) for each in zip(names, pixels, strict=True)]:
+                written.result()
+            tracker.advance(len(names), len(names))

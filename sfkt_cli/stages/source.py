@@ -1,0 +1,160 @@
+"""`sfkt source`: train the RGB classifier on source.h5, or take one that somebody brought."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfkt_cli.config import Config
+from sfkt_cli.console import say
+from sfkt_cli.data.batches import Stream
+from sfkt_cli.data.images import rgb_to_float
+from sfkt_cli.data.store import open_store
+from sfkt_cli.errors import ConfigError, RunError
+from sfkt_cli.files import sha256_file
+from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.models.importing import import_source
+from sfkt_cli.models.saving import save_model
+from sfkt_cli.runs import Run, Stage
+from sfkt_cli.training.loop import Batch, Plan, cosine, fit
+from sfkt_cli.training.optimizers import classifier_optimizer
+from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
+
+
+class SourceObjective(nn.Module):
+    """Cross-entropy with label smoothing on colour-jittered images.
+
+    Args:
+        model: The classifier in training.
+        label_smoothing: Share of the label that is spread over all classes.
+        color_jitter: Largest relative change of brightness, contrast and saturation.
+    """
+
+    def __init__(self, model: Classifier, *, label_smoothing: float, color_jitter: float) -> None:
+        super().__init__()
+        self.model = model
+        self._label_smoothing = label_smoothing
+        self._color_jitter = color_jitter
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss terms of ``{"rgb": (B, H, W, 3), "labels": (B,)}``."""
+        images = jitter_colors(rgb_to_float(batch["rgb"]), self._color_jitter)
+        _, logits = self.model(images)
+        loss = F.cross_entropy(
+            logits.float(), batch["labels"], label_smoothing=self._label_smoothing
+        )
+        return {"cross_entropy": loss}
+
+
+def jitter_colors(images: Tensor, strength: float) -> Tensor:
+    """Change brightness, contrast and saturation of each image at random.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        strength: Factors are drawn from 1 - strength .. 1 + strength.
+    """
+    factors = 1 + strength * (2 * torch.rand(3, len(images), 1, 1, 1, device=images.device) - 1)
+    images = images * factors[0]
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    images = (images - mean) * factors[1] + mean
+    grey = images.mean(dim=1, keepdim=True)
+    return ((images - grey) * factors[2] + grey).clamp(0, 1)
+
+
+def source(config: Config, run: Run) -> None:
+    """Train or import the source model; writes ``source/model.*``.
+
+    Raises:
+        RunError: There is neither source.h5 nor a checkpoint.
+        ConfigError: The checkpoint does not fit the settings or the classes of the data.
+    """
+    run.require("prepare", "sfkt prepare NAME")
+    settings = config.source
+    if settings.checkpoint is None and not run.source_store.is_file():
+        raise RunError(
+            f"{run.source_store} does not exist: this data set has no labelled RGB images; "
+            "bring a model with --set source.checkpoint=FILE --set source.backbone=NAME"
+        )
+    if settings.checkpoint is not None:
+        classes = open_store(run.transfer_store).classes
+        model, architecture = import_source(config, classes)
+        inputs = {"checkpoint": sha256_file(settings.checkpoint)}
+        with run.open("source", config, inputs) as stage:
+            if stage is None:
+                say(f"source: already done in {run.path('source')}")
+                return
+            _write(stage, model, architecture, list(settings.classes) or classes)
+            stage.finish(seconds=0.0)
+        return
+    store = open_store(run.source_store)
+    with run.open("source", config, {"source.h5": store.digest}) as stage:
+        if stage is None:
+            say(f"source: already done in {run.path('source')}")
+            return
+        runtime = make_runtime(config.runtime)
+        architecture = {
+            "backbone": settings.backbone,
+            "classes": len(store.classes),
+            "width": settings.width,
+            "bottleneck": settings.bottleneck,
+            "mean": settings.mean,
+            "std": settings.std,
+        }
+        seed_all(config.seed, "source")
+        model = Classifier(**architecture, pretrained=settings.weights == "imagenet")
+        runtime.place(model)
+        fitted = _train(config, stage, model, store["source/rgb"], store.labels("source"), runtime)
+        if runtime.main:
+            _write(stage, model, architecture, store.classes)
+            stage.finish(
+                seconds=fitted.seconds,
+                epochs=settings.epochs,
+                peak_memory_mb=round(runtime.peak_memory_mb(), 1),
+            )
+
+
+def _train(
+    config: Config, stage: Stage, model: Classifier, rgb: Any, labels: Any, runtime: Runtime
+) -> Any:
+    settings, training = config.source, config.training
+    if len(rgb) < 2:
+        raise ConfigError(f"source.h5 holds {len(rgb)} images: at least 2 are needed")
+    batch_size = min(config.runtime.batch_size, len(rgb))
+    stream = Stream(
+        {"rgb": rgb}, name="source", seed=config.seed, batch_size=batch_size,
+        shift=training.shift, flip=training.flip, rank=runtime.rank, world=runtime.world,
+    )  # fmt: skip
+    objective = SourceObjective(
+        model,
+        label_smoothing=settings.label_smoothing,
+        color_jitter=settings.color_jitter,
+    )
+    optimizer = classifier_optimizer(
+        model, settings.learning_rate, settings.backbone_rate, settings.weight_decay
+    )
+
+    def batches(epoch: int, step: int) -> Batch:
+        images, rows = stream.batch(epoch, step)
+        return {
+            "rgb": runtime.tensor(images["rgb"]),
+            "labels": runtime.tensor(labels[rows]),
+            "rows": torch.from_numpy(rows),
+        }
+
+    plan = Plan(
+        title="source", seed=config.seed, epochs=settings.epochs,
+        steps=max(len(rgb) // batch_size, training.min_steps), weights={}, folder=stage.folder,
+        images=batch_size, clip_norm=training.clip_norm,
+        checkpoint_seconds=config.runtime.checkpoint_seconds,
+    )  # fmt: skip
+    return fit(plan, objective, batches, optimizer, runtime, schedule=cosine, keep=model)
+
+
+def _write(stage: Stage, model: nn.Module, architecture: Any, classes: list[str]) -> None:
+    save_model(
+        stage.folder, model, kind="classifier", architecture=architecture, classes=classes,
+        encoding=None, inputs=stage.inputs, seed=stage.config.seed,
+    )  # fmt: skip

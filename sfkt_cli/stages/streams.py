@@ -1,0 +1,91 @@
+"""Batches of transfer.h5 for bridge and transfer: TI pairs beside TR target images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from sfkt_cli.config import Config
+from sfkt_cli.data.batches import Stream
+from sfkt_cli.data.store import Store
+from sfkt_cli.errors import DataError
+from sfkt_cli.training.loop import Batch
+from sfkt_cli.training.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The two streams of transfer.h5.
+
+    Attributes:
+        ti: TI pairs; None where there are none.
+        tr: TR target images.
+        batch_size: Rows of each in a step, over all processes.
+    """
+
+    ti: Stream | None
+    tr: Stream
+    batch_size: int
+
+
+def open_streams(config: Config, store: Store, runtime: Runtime, *, ti_rgb: bool = True) -> Streams:
+    """Open the streams; both views of a pair get one geometry.
+
+    Args:
+        config: Batch size, seed, augmentation.
+        store: transfer.h5.
+        runtime: Rank and number of processes.
+        ti_rgb: Read the RGB partners, too; without, only the target images of the pairs.
+
+    Raises:
+        DataError: There are fewer than two target images.
+    """
+    if store.count("target") < 2:
+        raise DataError(
+            f"{store.path} holds {store.count('target')} TR target images: at least 2 are needed"
+        )
+    largest = max(store.count("ti"), store.count("target"))
+    batch_size = min(config.runtime.batch_size, largest)
+
+    def stream(name: str, names: dict[str, str]) -> Stream:
+        return Stream(
+            {short: store[column] for short, column in names.items()},
+            name=name,
+            seed=config.seed,
+            batch_size=batch_size,
+            shift=config.training.shift,
+            flip=config.training.flip,
+            rank=runtime.rank,
+            world=runtime.world,
+        )
+
+    ti_columns = {"target": "ti/target"} | ({"rgb": "ti/rgb"} if ti_rgb else {})
+    ti = stream("ti", ti_columns) if store.count("ti") else None
+    return Streams(ti, stream("tr", {"target": "target/target"}), batch_size)
+
+
+def steps_of_epoch(config: Config, streams: Streams) -> int:
+    """Steps in which the larger stream is passed once, and at least ``training.min_steps``."""
+    largest = max(streams.tr.count, streams.ti.count if streams.ti else 0)
+    return max(largest // streams.batch_size, config.training.min_steps)
+
+
+def transfer_batches(streams: Streams, runtime: Runtime) -> Callable[[int, int], Batch]:
+    """(epoch, step) to ``ti_target``, ``ti_rgb``, ``ti_rows``, ``tr_target``, ``tr_rows``."""
+
+    def batches(epoch: int, step: int) -> Batch:
+        tr, tr_rows = streams.tr.batch(epoch, step)
+        batch = {
+            "tr_target": runtime.tensor(tr["target"]),
+            "tr_rows": runtime.tensor(tr_rows),
+            "rows": torch.from_numpy(tr_rows),
+        }
+        if streams.ti is not None:
+            ti, ti_rows = streams.ti.batch(epoch, step)
+            batch |= {f"ti_{name}": runtime.tensor(images) for name, images in ti.items()}
+            batch["ti_rows"] = runtime.tensor(ti_rows)
+        return batch
+
+    return batches

@@ -1,0 +1,41 @@
+"""Optimisers: SGD for classifiers as in SHOT and SOCKET, Adam for translators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from sfkt_cli.models.classifier import Classifier
+
+
+def classifier_optimizer(
+    model: Classifier, learning_rate: float, backbone_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum 0.9; the backbone learns at a share of the rate.
+
+    Source: SHOT and SOCKET (rate 1e-2, backbone x 0.1, weight decay 1e-3). Parameters without
+    ``requires_grad`` are left out, so that a frozen head stays as it is.
+    """
+    rest: list[nn.Parameter] = [*model.bottleneck.parameters(), *model.head.parameters()]
+    groups = [
+        {"params": _trained(model.backbone.parameters()), "lr": learning_rate * backbone_rate},
+        {"params": _trained(rest), "lr": learning_rate},
+    ]
+    return torch.optim.SGD(
+        [group for group in groups if group["params"]],
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=weight_decay,
+    )
+
+
+def translator_optimizer(modules: Iterable[nn.Module], learning_rate: float) -> torch.optim.Optimizer:
+    """Adam over a translator and what is trained with it."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    return torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99))
+
+
+def _trained(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.requires_grad]
