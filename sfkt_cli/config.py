@@ -71,6 +71,8 @@ class PrepareConfig(BaseModel):
     """Folder, zip file or .mat file of the archive (flag --root)."""
     workers: int = Field(0, ge=0, le=256)
     """Processes that decode and resize; 0: one a core."""
+    fit: Literal["crop", "squash"] = "crop"
+    """crop: keep the middle square. squash: keep everything, proportions change."""
     max_pixels: int = Field(100_000_000, ge=1)
     """Images of more pixels are refused (decompression bombs)."""
 

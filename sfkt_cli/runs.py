@@ -38,7 +38,7 @@ DATA_SECTIONS = {
     "folders": "folders",
 }
 STAGE_FIELDS: dict[str, tuple[str, ...]] = {
-    "prepare": (*DATA_FIELDS, "prepare.root"),
+    "prepare": (*DATA_FIELDS, "prepare.root", "prepare.fit"),
     "source": ("seed", "training", "source", "runtime.batch_size"),
     "bridge": ("seed", "encoding", "training", "bridge", "runtime.batch_size"),
     "transfer": ("seed", "encoding", "training", "transfer", "tgkt", "runtime.batch_size"),

@@ -1,0 +1,60 @@
+"""Which classes are task-relevant (TR) and which task-irrelevant (TI)."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterable, Sequence
+
+from sfkt_cli.config import ClassesConfig
+from sfkt_cli.data.records import Archive
+from sfkt_cli.errors import ConfigError
+
+
+def choose_classes(chosen: ClassesConfig, archive: Archive) -> tuple[list[str], list[str]]:
+    """The TR classes in the order of their labels, and the TI classes.
+
+    Without a choice they are the data set's usual ones. Where only one list is given, the other
+    is the usual one less what was given; a data set without a usual list gives all other classes.
+
+    Raises:
+        ConfigError: A pattern matches nothing, or a class would be both.
+    """
+    known = class_names(archive)
+    tr = expand(chosen.tr, known, "classes.tr")
+    ti = expand(chosen.ti, known, "classes.ti")
+    both = [name for name in tr if name in ti]
+    if both:
+        raise ConfigError(f"class {both[0]!r} is in classes.tr and in classes.ti: take one out")
+    usual_tr = [name for name in archive.usual_tr if name in known]
+    usual_ti = [name for name in archive.usual_ti if name in known]
+    if not chosen.tr:
+        tr = [name for name in usual_tr or known if name not in ti]
+        if not usual_tr and not chosen.ti:
+            tr = [name for name in tr if name not in usual_ti]
+    if not chosen.ti:
+        ti = [name for name in (known if chosen.tr else usual_ti or known) if name not in tr]
+    return tr, ti
+
+
+def class_names(archive: Archive) -> list[str]:
+    """All class names of an archive, sorted."""
+    return sorted({record.label for record in archive.records if record.label is not None})
+
+
+def expand(patterns: Sequence[str], known: Iterable[str], setting: str) -> list[str]:
+    """Class names that match patterns such as ``*room``, in the patterns' order, each once.
+
+    Raises:
+        ConfigError: A pattern matches no class; the message has the nearest names.
+    """
+    known = list(known)
+    found: list[str] = []
+    for pattern in patterns:
+        matches = [n for n in known if fnmatch.fnmatchcase(n.casefold(), pattern.casefold())]
+        if not matches:
+            near = difflib.get_close_matches(pattern, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known[:40])}"
+            raise ConfigError(f"{setting} has {pattern!r}, which matches no class: {hint}")
+        found += [name for name in matches if name not in found]
+    return found

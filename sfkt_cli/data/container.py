@@ -1,0 +1,204 @@
+"""Archives as read-only trees of named files: a folder, or a zip file that is never unpacked."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import stat
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from sfkt_cli.errors import DataError
+
+MAX_FILE_BYTES = 1 << 29
+"""Larger single images are refused: 512 MB."""
+MAX_RATIO = 400
+"""A zip entry that unpacks to more than this many times its size is taken for a bomb."""
+BOMB_BYTES = 1 << 24
+"""Entries below 16 MB are harmless whatever their ratio."""
+MAX_FILES = 2_000_000
+
+
+@dataclass(frozen=True)
+class Container:
+    """A folder or zip file; only the path is kept, so it can be sent to other processes.
+
+    Attributes:
+        path: The folder or the zip file.
+        prefix: Folder inside it that names are relative to; "" or ending in ``/``.
+    """
+
+    path: Path
+    prefix: str = ""
+
+    def names(self) -> list[str]:
+        """Names of all files, sorted, with ``/`` between folders, relative to the prefix."""
+        cut = len(self.prefix)
+        return sorted(n[cut:] for n in _index(self.path) if n.startswith(self.prefix))
+
+    def below(self, folder: str) -> Container:
+        """The same archive seen from a folder inside it."""
+        return Container(self.path, f"{self.prefix}{folder}/" if folder else self.prefix)
+
+    def describe(self, name: str) -> str:
+        """How messages call a file."""
+        inside = f"{self.prefix}{name}"
+        return f"{self.path}:{inside}" if self.path.is_file() else str(self.path / inside)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            DataError: It is missing, unreadable, damaged, or absurdly large.
+        """
+        inside = f"{self.prefix}{name}"
+        try:
+            if self.path.is_file():
+                return _read_entry(self.path, inside)
+            file = self.path / inside
+            size = file.stat().st_size
+            if size > MAX_FILE_BYTES:
+                raise DataError(f"{file} has {size:,} bytes, more than an image can have")
+            return file.read_bytes()
+        except KeyError:
+            raise DataError(f"{self.describe(name)} is missing") from None
+        except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError) as error:
+            raise DataError(f"{self.describe(name)} cannot be read: {_reason(error)}") from None
+        except Exception as error:  # zlib.error, lzma.LZMAError and others share no base class
+            raise DataError(f"{self.describe(name)} is damaged: {error}") from None
+
+    def digest(self) -> str:
+        """Hex SHA-256 over names, sizes and (in a zip file) stored checksums."""
+        index = _index(self.path)
+        lines = (f"{name}\t{index[name]}" for name in sorted(index))
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def open_container(root: Path, markers: tuple[str, ...], zips: tuple[str, ...]) -> Container:
+    """Find an archive: ``root`` itself, a folder or zip file below it, or a folder inside of it.
+
+    Args:
+        root: Folder or zip file that the user gave.
+        markers: Names of folders, one of which must lie at the archive's top.
+        zips: Names of the official zip files, looked for in ``root``.
+
+    Returns:
+        The container whose top holds a marker.
+
+    Raises:
+        DataError: Nothing of the kind is there.
+    """
+    if not root.exists():
+        raise DataError(f"{root} does not exist: give the archive with --root, or use --download")
+    candidates = [root]
+    if root.is_dir():
+        candidates += [root / name for name in zips if (root / name).is_file()]
+    for candidate in candidates:
+        top = _find_top(_index(candidate), markers)
+        if top is not None:
+            return Container(candidate, top)
+    held = sorted({name.partition("/")[0] for name in _index(root)})[:6]
+    raise DataError(
+        f"{root} holds no folder {' or '.join(markers)} (it holds {', '.join(held) or 'nothing'}): "
+        "give the unpacked archive or its zip file with --root"
+    )
+
+
+def forget_indexes() -> None:
+    """Look at archives anew: they may have changed since they were listed."""
+    _index.cache_clear()
+    _zip.cache_clear()
+
+
+def _find_top(index: Mapping[str, str], markers: tuple[str, ...]) -> str | None:
+    tops = set()
+    for name in index:
+        folders = PurePosixPath(name).parts[:-1]
+        for depth, folder in enumerate(folders[:4]):
+            if folder in markers:
+                tops.add("".join(f"{part}/" for part in folders[:depth]))
+    return min(tops, key=lambda top: (top.count("/"), top)) if tops else None
+
+
+@functools.lru_cache(maxsize=4)
+def _index(path: Path) -> Mapping[str, str]:
+    """Names of all files, each with a text that changes when the file does."""
+    if path.is_file():
+        return _index_zip(path)
+    index: dict[str, str] = {}
+    _index_folder(path, "", index, set())
+    return index
+
+
+def _index_folder(
+    folder: Path, prefix: str, index: dict[str, str], above: set[tuple[int, int]]
+) -> None:
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        raise DataError(f"{folder} is a symbolic link to a folder above it: remove the link")
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.name.startswith((".", "__MACOSX")):
+                continue
+            if entry.is_dir():
+                _index_folder(Path(entry.path), f"{prefix}{entry.name}/", index, above | {here})
+            elif entry.is_file():
+                size = entry.stat()
+                index[prefix + entry.name] = f"{size.st_size} {size.st_mtime_ns}"
+            elif entry.is_symlink():
+                raise DataError(f"{entry.path} is a symbolic link that leads nowhere: remove it")
+            if len(index) > MAX_FILES:
+                raise DataError(f"{folder} and its neighbours hold more than {MAX_FILES:,} files")
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {_reason(error)}") from None
+
+
+def _index_zip(path: Path) -> Mapping[str, str]:
+    index: dict[str, str] = {}
+    for info in _zip(path, os.getpid()).infolist():
+        name = info.filename
+        parts = PurePosixPath(name).parts
+        if not parts or name[0] == "/" or ".." in parts or "\\" in name or ":" in parts[0]:
+            raise DataError(f"{path}: entry {name!r} points outside of the archive; refused")
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise DataError(f"{path}: entry {name!r} is a symbolic link; refused")
+        if info.is_dir() or parts[0] == "__MACOSX" or parts[-1].startswith("."):
+            continue
+        if name in index:
+            raise DataError(f"{path}: two entries are named {name!r}")
+        index[name] = f"{info.file_size} {info.CRC:08x}"
+    return index
+
+
+def _read_entry(path: Path, name: str) -> bytes:
+    archive = _zip(path, os.getpid())
+    info = archive.getinfo(name)
+    bomb = info.file_size > max(BOMB_BYTES, MAX_RATIO * info.compress_size)
+    if info.file_size > MAX_FILE_BYTES or bomb:
+        raise DataError(
+            f"{path}:{name} unpacks from {info.compress_size:,} to {info.file_size:,} bytes, "
+            "more than an image can have; refused"
+        )
+    with archive.open(info) as entry:
+        content = entry.read(info.file_size + 1)
+    if len(content) != info.file_size:
+        raise DataError(f"{path}:{name} has {len(content)} bytes, its index says {info.file_size}")
+    return content
+
+
+@functools.lru_cache(maxsize=2)
+def _zip(path: Path, process: int) -> zipfile.ZipFile:
+    """An open zip file; ``process`` keeps forked processes from sharing one file position."""
+    try:
+        return zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
+        raise DataError(f"{path} is no intact zip file: {_reason(error)}") from None
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

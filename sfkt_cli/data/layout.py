@@ -1,0 +1,111 @@
+"""What each prepared file holds: its columns, attributes and the tasks that fill it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfkt_cli.config import Config
+from sfkt_cli.data.ingest import Task, View
+from sfkt_cli.data.records import Archive, Record
+from sfkt_cli.data.splits import Parts
+from sfkt_cli.data.store_writer import StoreWriter, text_column
+
+FILES: dict[str, tuple[str, ...]] = {
+    "transfer.h5": ("ti", "target"),
+    "test.h5": ("test",),
+    "source.h5": ("source",),
+}
+"""The parts in each file; ``test.h5`` also has the labels of the target part."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what is written.
+
+    Attributes:
+        config: The resolved settings.
+        archive: Samples and how to load them.
+        parts: Who gets which sample.
+        classes: TR class names; labels are indices into it.
+    """
+
+    config: Config
+    archive: Archive
+    parts: Parts
+    classes: tuple[str, ...]
+
+    def files(self) -> dict[str, tuple[str, ...]]:
+        """The files to write; without labelled RGB images there is no source.h5."""
+        return {n: p for n, p in FILES.items() if n != "source.h5" or self.parts["source"]}
+
+    def views(self, part: str) -> tuple[View, ...]:
+        """What is stored of a part's samples; test has RGB where all of them have partners."""
+        partners = all(record.rgb is not None for record in self.parts[part])
+        if part == "test":
+            return ("rgb", "target") if partners else ("target",)
+        return {"ti": ("rgb", "target"), "target": ("target",), "source": ("rgb",)}[part]  # type: ignore[return-value]
+
+    def attributes(self) -> dict[str, Any]:
+        """Root attributes of every file."""
+        return {
+            "dataset": self.config.dataset,
+            "modality": self.archive.modality,
+            "unit": self.archive.unit,
+            "classes": list(self.classes),
+            "registered": self.archive.registered,
+            "archive_sha256": self.archive.digest,
+            "image_size": self.config.image_size,
+            "fit": self.config.prepare.fit,
+            "protocol": self.config.split.protocol,
+            "seed": self.config.seed,
+        }
+
+    def small_columns(self, parts: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Ids, groups, paths and labels of some parts, by column name."""
+        columns: dict[str, NDArray[Any]] = {}
+        for part in parts:
+            records = self.parts[part]
+            columns[f"{part}/id"] = text_column([record.id for record in records])
+            columns[f"{part}/group"] = text_column([record.group for record in records])
+            for view in self.views(part):
+                paths = [(r.rgb if view == "rgb" else r.target) or "" for r in records]
+                columns[f"{part}/path_{view}"] = text_column(paths)
+            if part in ("source", "test"):
+                columns[f"{part}/label"] = self._labels(records)
+        if "test" in parts:
+            labelled = [record for record in self.parts["target"] if record.label is not None]
+            columns["labels/id"] = text_column([record.id for record in labelled])
+            columns["labels/label"] = self._labels(labelled)
+        return columns
+
+    def image_columns(self, parts: Sequence[str]) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and type of the image columns of some parts."""
+        size = self.config.image_size
+        shapes = {
+            "rgb": ((size, size, 3), "uint8"),
+            "target": (self.archive.target_shape(size), self.archive.dtype),
+        }
+        return {
+            f"{part}/{view}": ((len(self.parts[part]), *shapes[view][0]), shapes[view][1])
+            for part in parts
+            for view in self.views(part)
+        }
+
+    def tasks(self, part: str, writer: StoreWriter) -> list[Task]:
+        """The blocks of rows of a part."""
+        records, views = self.parts[part], self.views(part)
+        slots = tuple((view, writer.slot(f"{part}/{view}")) for view in views)
+        step = writer.block_rows(f"{part}/{views[0]}")
+        return [
+            Task(part, first, tuple(records[first : first + step]), slots)
+            for first in range(0, len(records), step)
+        ]
+
+    def _labels(self, records: Sequence[Record]) -> NDArray[np.int64]:
+        index = {name: label for label, name in enumerate(self.classes)}
+        return np.array([index[record.label or ""] for record in records], dtype=np.int64)

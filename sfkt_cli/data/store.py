@@ -1,0 +1,312 @@
+"""Reading the prepared files: contiguous HDF5 columns, opened as read-only memory maps.
+
+    transfer.h5   ti/{rgb,target,id,group,path_rgb,path_target}
+                  target/{target,id,group,path_target}
+    source.h5     source/{rgb,label,id,group,path_rgb}
+    test.h5       labels/{id,label}  test/{target,label,id,group,path_target} and test/rgb
+
+Root attributes: ``schema``, ``dataset``, ``modality``, ``unit``, ``classes`` (a JSON list),
+``complete``, ``digest`` and where the data came from. Each data set carries ``block_rows`` and
+``sha256``, one checksum for each block of rows. HDF5 is only the description of the file: h5py
+reads it once, the pixels go through :class:`numpy.memmap` (14 times h5py's rate at 64 pixels).
+
+Behind the HDF5 data lies a trailer, which HDF5 ignores: the byte ranges of the description and
+their checksum. It is looked at first, because one flipped bit in a description can make the HDF5
+library hang or crash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from sfkt_cli.errors import DataError
+
+SCHEMA = "sfkt-1"
+MAX_COLUMNS = 64
+TRAILER = b"\nsfkt-trailer "
+TRAILER_BYTES = 16_384
+"""The trailer is searched in so many bytes at the end of the file."""
+SEALS = ("digest", "complete")
+"""Root attributes written last; they are no part of what the digest covers."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One data set: where its rows lie in the file and what they should hash to.
+
+    Attributes:
+        shape: Rows first.
+        dtype: Of one element.
+        offset: Of the first row, in bytes from the start of the file.
+        block_rows: Rows that share a checksum.
+        sha256: uint8 (blocks, 32).
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
+    block_rows: int
+    sha256: NDArray[np.uint8]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+
+    @property
+    def end(self) -> int:
+        """First byte behind the last row."""
+        return self.offset + self.shape[0] * self.row_bytes
+
+
+@dataclass(frozen=True)
+class Store:
+    """A prepared file; make it with :func:`open_store`.
+
+    Attributes:
+        path: The file.
+        attrs: Root attributes as plain values.
+        columns: Data sets by name, such as ``ti/rgb``.
+        digest: Hex SHA-256 of the description and of all block checksums: names the content.
+    """
+
+    path: Path
+    attrs: Mapping[str, Any]
+    columns: Mapping[str, Column]
+    digest: str
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set it was prepared from."""
+        return str(self.attrs["dataset"])
+
+    @property
+    def modality(self) -> str:
+        """What the target images measure: depth, nir, thermal or other."""
+        return str(self.attrs["modality"])
+
+    @property
+    def unit(self) -> str:
+        """Unit of target values: ``mm`` with 0 = no reading, or ``raw``."""
+        return str(self.attrs["unit"])
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the TR classes; labels are indices into it."""
+        return list(self.attrs["classes"])
+
+    @property
+    def registered(self) -> bool:
+        """Whether the two images of a pair show the same scene pixel by pixel."""
+        return bool(self.attrs.get("registered", True))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.columns
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """The rows of a data set as a read-only memory map.
+
+        Raises:
+            DataError: The file has no such data set, or cannot be mapped any more.
+        """
+        column = self._column(name)
+        if not column.shape[0]:
+            return np.zeros(column.shape, column.dtype)
+        try:
+            return np.memmap(
+                self.path, column.dtype, mode="r", offset=column.offset, shape=column.shape
+            )
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path}: {name} cannot be mapped: {error}") from None
+
+    def count(self, group: str) -> int:
+        """Samples of a group such as ``ti``; 0 where the group is absent."""
+        rows = [c.shape[0] for name, c in self.columns.items() if name.startswith(f"{group}/")]
+        return rows[0] if rows else 0
+
+    def strings(self, name: str) -> list[str]:
+        """The texts of a column such as ``ti/id``."""
+        return [bytes(text).decode("utf-8") for text in self[name]]
+
+    def labels(self, group: str) -> NDArray[np.int64]:
+        """Class indices (N,) of a group such as ``source``, ``labels`` or ``test``."""
+        return np.array(self[f"{group}/label"], dtype=np.int64)
+
+    def verify(self) -> None:
+        """Read every row again and compare the checksums.
+
+        Raises:
+            DataError: The first block of rows that differs.
+        """
+        for name, column in self.columns.items():
+            rows = self[name]
+            for block, expected in enumerate(column.sha256):
+                first = block * column.block_rows
+                digest = hashlib.sha256()
+                for row in range(first, min(first + column.block_rows, column.shape[0])):
+                    digest.update(rows[row : row + 1].tobytes())
+                if digest.digest() != expected.tobytes():
+                    last = min(first + column.block_rows, column.shape[0]) - 1
+                    raise DataError(
+                        f"{self.path}: rows {first}..{last} of {name} do not match their "
+                        "checksum: the file is damaged, run `sfkt prepare` again with --force"
+                    )
+
+    def _column(self, name: str) -> Column:
+        if name not in self.columns:
+            held = ", ".join(self.columns) or "nothing"
+            raise DataError(f"{self.path} has no {name}: it holds {held}")
+        return self.columns[name]
+
+
+def open_store(path: Path) -> Store:
+    """Open a prepared file and check all of it but the pixels (see :meth:`Store.verify`).
+
+    Raises:
+        DataError: The file is missing, unfinished, damaged, of another schema, or uses features
+            of HDF5 that a prepared file never has (links, external or virtual data, filters).
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist: first run `sfkt prepare NAME`")
+    try:
+        size = path.stat().st_size
+        check_trailer(path)
+        with h5py.File(path, "r") as file:
+            attrs = _read_attrs(path, file)
+            columns = {
+                f"{group}/{name}": _read_column(path, f"{group}/{name}", dataset, size)
+                for group, members in _plain_members(path, file, h5py.Group)
+                for name, dataset in _plain_members(path, members, h5py.Dataset)
+            }
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
+        raise _damaged(path, str(error)) from None
+    digest = describe(attrs, columns)
+    if digest != attrs["digest"]:
+        raise _damaged(path, "its header does not match its checksum")
+    return Store(path, attrs, columns, digest)
+
+
+def describe(attrs: Mapping[str, Any], columns: Mapping[str, Column]) -> str:
+    """Hex SHA-256 over attributes, layout and block checksums: what ``digest`` should be."""
+    described = {
+        "attrs": {name: value for name, value in attrs.items() if name not in SEALS},
+        "columns": {
+            name: [list(c.shape), c.dtype.str, c.offset, c.block_rows, c.sha256.tobytes().hex()]
+            for name, c in columns.items()
+        },
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def hash_ranges(path: Path, ranges: Iterable[Sequence[int]]) -> str:
+    """Hex SHA-256 of some byte ranges (first, end) of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for first, end in ranges:
+            file.seek(first)
+            digest.update(file.read(end - first))
+    return digest.hexdigest()
+
+
+def check_trailer(path: Path) -> None:
+    """Compare the description's bytes with the checksum in the trailer, without HDF5.
+
+    Raises:
+        DataError: The file is truncated, damaged, or not a finished prepared file.
+    """
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - TRAILER_BYTES, 0))
+        tail = file.read()
+    start = tail.rfind(TRAILER)
+    if start < 0:
+        raise DataError(
+            f"{path} is no finished file of `sfkt prepare`, or was cut off: run it again"
+        )
+    try:
+        trailer = json.loads(tail[start + len(TRAILER) :])
+        intact = hash_ranges(path, trailer["ranges"]) == trailer["sha256"]
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise _damaged(path, "its header does not match its checksum")
+
+
+def check_plain(path: Path, name: str, dataset: h5py.Dataset) -> None:
+    """Refuse data sets whose values lie in other files.
+
+    Raises:
+        DataError: External storage or a virtual data set.
+    """
+    if dataset.external or dataset.is_virtual:
+        raise DataError(f"{path}: {name} keeps its values in other files; this is refused")
+
+
+def _read_attrs(path: Path, file: h5py.File) -> dict[str, Any]:
+    if "schema" not in file.attrs:
+        raise DataError(f"{path} was not written by `sfkt prepare`: it has no schema")
+    if _plain(file.attrs["schema"]) != SCHEMA:
+        raise DataError(
+            f"{path} has schema {_plain(file.attrs['schema'])!r}, this version reads {SCHEMA!r}: "
+            "run `sfkt prepare` again with --force"
+        )
+    attrs = {name: _plain(value) for name, value in file.attrs.items()}
+    if not attrs.get("complete"):
+        raise DataError(f"{path} is incomplete: run `sfkt prepare` again")
+    missing = {"dataset", "modality", "unit", "classes", "digest"} - set(attrs)
+    if missing:
+        raise _damaged(path, f"no attribute {sorted(missing)[0]}")
+    attrs["classes"] = json.loads(attrs["classes"])
+    return attrs
+
+
+def _plain_members(path: Path, parent: h5py.Group, kind: type) -> list[tuple[str, Any]]:
+    if len(parent) > MAX_COLUMNS:
+        raise _damaged(path, f"{len(parent)} entries in {parent.name}")
+    members = []
+    for name in parent:
+        if not isinstance(parent.get(name, getlink=True), h5py.HardLink):
+            raise DataError(f"{path}: {parent.name}{name} is a link; links are refused")
+        member = parent[name]
+        if not isinstance(member, kind):
+            raise _damaged(path, f"{member.name} is a {type(member).__name__}")
+        members.append((name, member))
+    return members
+
+
+def _read_column(path: Path, name: str, dataset: h5py.Dataset, size: int) -> Column:
+    check_plain(path, name, dataset)
+    plist = dataset.id.get_create_plist()
+    if dataset.chunks is not None or plist.get_nfilters():
+        raise _damaged(path, f"{name} is chunked or compressed")
+    if dataset.dtype.kind not in "uifS" or dataset.ndim < 1:
+        raise _damaged(path, f"{name} has type {dataset.dtype} and shape {dataset.shape}")
+    column = Column(
+        shape=dataset.shape,
+        dtype=np.dtype(dataset.dtype.str),
+        offset=int(dataset.id.get_offset() or 0),
+        block_rows=int(dataset.attrs["block_rows"]),
+        sha256=np.asarray(dataset.attrs["sha256"], dtype=np.uint8).reshape(-1, 32),
+    )
+    blocks = -(-column.shape[0] // max(column.block_rows, 1))
+    if column.end > size or len(column.sha256) != blocks:
+        raise _damaged(path, f"{name} with shape {column.shape} does not fit into {size} bytes")
+    return column
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _damaged(path: Path, why: str) -> DataError:
+    return DataError(f"{path} is damaged ({why}): run `sfkt prepare` again with --force")

@@ -1,0 +1,211 @@
+"""Writing a prepared file so that it appears whole or not at all.
+
+h5py only lays the file out: a full disk kills a process inside of the HDF5 library, and rows that
+are lost in a crash would read as zeros. So the space is claimed first (:func:`os.posix_fallocate`,
+a full disk is then an ordinary error), rows are written at their offsets by any process, and
+checksums and the ``complete`` flag follow into space that was set aside for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from sfkt_cli import __version__
+from sfkt_cli.data.store import SCHEMA, TRAILER, Column, describe, hash_ranges
+from sfkt_cli.files import replacing
+
+MAX_BLOCKS = 1024
+"""Checksums of a data set at most: HDF5 keeps attributes of up to 64 kB in its header."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where rows go; it can be sent to another process.
+
+    Attributes:
+        path: The unfinished file.
+        offset: Of row 0, in bytes.
+        shape: Of one row.
+        dtype: Of one element.
+    """
+
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    def write(self, row: int, values: NDArray[Any]) -> bytes:
+        """Write one row and return its bytes.
+
+        Raises:
+            ValueError: Shape or type are not the column's.
+            OSError: From the file system.
+        """
+        if values.shape != self.shape or values.dtype != np.dtype(self.dtype):
+            raise ValueError(
+                f"row of {values.dtype} {values.shape}, expected {self.dtype} {self.shape}"
+            )
+        raw = values.tobytes()
+        written = os.pwrite(_descriptor(self.path), raw, self.offset + row * len(raw))
+        if written != len(raw):
+            raise OSError(f"{self.path}: wrote {written} of {len(raw)} bytes")
+        return raw
+
+
+class StoreWriter:
+    """An unfinished file; make it with :func:`writing`."""
+
+    def __init__(self, path: Path, attrs: Mapping[str, Any], columns: Mapping[str, Column]):
+        self._path = path
+        self._attrs = dict(attrs)
+        self._columns = dict(columns)
+
+    def slot(self, name: str) -> Slot:
+        """Where the rows of a column go."""
+        column = self._columns[name]
+        return Slot(self._path, column.offset, column.shape[1:], column.dtype.str)
+
+    def block_rows(self, name: str) -> int:
+        """Rows of a column that share a checksum."""
+        return self._columns[name].block_rows
+
+    def note(self, name: str, first: int, sha256: bytes) -> None:
+        """Keep the checksum of the block that begins with row ``first``."""
+        column = self._columns[name]
+        column.sha256[first // column.block_rows] = np.frombuffer(sha256, np.uint8)
+
+    def put(self, name: str, values: NDArray[Any]) -> None:
+        """Write a whole small column, such as labels."""
+        slot, step = self.slot(name), self.block_rows(name)
+        for first in range(0, len(values), step):
+            digest = hashlib.sha256()
+            for row in range(first, min(first + step, len(values))):
+                digest.update(slot.write(row, values[row : row + 1].reshape(slot.shape)))
+            self.note(name, first, digest.digest())
+
+    def seal(self) -> None:
+        """Write checksums, digest and the ``complete`` flag."""
+        close_descriptor(self._path)
+        with h5py.File(self._path, "r+", libver="latest", locking=False) as file:
+            for name, column in self._columns.items():
+                if column.shape[0]:
+                    file[name].attrs.modify("sha256", column.sha256)
+            digest = describe(self._attrs, self._columns)
+            file.attrs.modify("digest", np.bytes_(digest.encode()))
+            file.attrs.modify("complete", np.uint8(1))
+        ranges = _between(self._columns.values(), self._path.stat().st_size)
+        trailer = {"ranges": ranges, "sha256": hash_ranges(self._path, ranges)}
+        with self._path.open("ab") as plain:
+            plain.write(TRAILER + json.dumps(trailer).encode())
+
+
+@contextlib.contextmanager
+def writing(
+    path: Path, attrs: Mapping[str, Any], columns: Mapping[str, tuple[tuple[int, ...], DTypeLike]]
+) -> Iterator[StoreWriter]:
+    """Lay out ``path`` under a temporary name; it appears, sealed, when the block ends well.
+
+    Args:
+        path: The file to be.
+        attrs: Root attributes: dataset, modality, unit, classes (a list) and provenance.
+        columns: Shape (rows first) and type of each data set.
+
+    Raises:
+        OSError: From the file system, such as a full disk; ``path`` is then what it was.
+    """
+    attrs = {"schema": SCHEMA, "sfkt_version": __version__, **attrs}
+    with replacing(path) as partial:
+        writer = StoreWriter(partial, attrs, _lay_out(partial, attrs, columns))
+        try:
+            _claim_space(partial)
+            yield writer
+            writer.seal()
+        finally:
+            close_descriptor(partial)
+
+
+def text_column(texts: Sequence[str]) -> NDArray[np.bytes_]:
+    """Texts as a column of fixed-length UTF-8."""
+    encoded = [text.encode("utf-8") for text in texts]
+    return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
+
+
+@functools.lru_cache(maxsize=8)
+def _descriptor(path: Path) -> int:
+    return os.open(path, os.O_WRONLY)
+
+
+def close_descriptor(path: Path) -> None:
+    """Close this process's handles on unfinished files (``path`` names the one that matters)."""
+    if _descriptor.cache_info().currsize:
+        with contextlib.suppress(OSError):
+            os.close(_descriptor(path))
+        _descriptor.cache_clear()
+
+
+def _lay_out(
+    path: Path, attrs: Mapping[str, Any], columns: Mapping[str, tuple[tuple[int, ...], DTypeLike]]
+) -> dict[str, Column]:
+    laid: dict[str, Column] = {}
+    with h5py.File(
+        path, "w", libver="latest", alignment_threshold=1024, alignment_interval=64, locking=False
+    ) as file:
+        for name, value in attrs.items():
+            file.attrs[name] = json.dumps(value) if isinstance(value, list) else value
+        file.attrs.create("digest", np.bytes_(b"0" * 64), dtype="S64")
+        file.attrs.create("complete", np.uint8(0))
+        for name, (shape, dtype) in columns.items():
+            kind = np.dtype(dtype)
+            stored: Any = h5py.string_dtype("utf-8", kind.itemsize) if kind.kind == "S" else kind
+            dataset = file.require_group(name.rpartition("/")[0]).create_dataset(
+                name.rpartition("/")[2],
+                shape,
+                stored,
+                dcpl=_early_plist(),
+            )
+            block_rows = max(32, -(-shape[0] // MAX_BLOCKS))
+            blocks = -(-shape[0] // block_rows)
+            checksums = np.zeros((blocks, 32), np.uint8)
+            dataset.attrs["block_rows"] = block_rows
+            dataset.attrs["sha256"] = checksums
+            laid[name] = Column(shape, kind, 0, block_rows, checksums)
+    with h5py.File(path, "r", locking=False) as file:
+        return {
+            name: replace(column, offset=int(file[name].id.get_offset() or 0))
+            for name, column in laid.items()
+        }
+
+
+def _between(columns: Iterable[Column], size: int) -> list[tuple[int, int]]:
+    """The byte ranges of a file that no column's rows occupy."""
+    ranges, first = [], 0
+    for column in sorted((c for c in columns if c.shape[0]), key=lambda c: c.offset):
+        ranges.append((first, column.offset))
+        first = column.end
+    return [(start, end) for start, end in [*ranges, (first, size)] if end > start]
+
+
+def _early_plist() -> Any:
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.CONTIGUOUS)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    return plist
+
+
+def _claim_space(path: Path) -> None:
+    if hasattr(os, "posix_fallocate"):
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -1,0 +1,105 @@
+"""Prepare: from an archive to the three files, by who may see them.
+
+``source.h5`` (RGB and labels), ``transfer.h5`` (unlabelled pairs and target images) and ``test.h5``
+(labels). Nothing that follows opens the archive again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from sfkt_cli.config import Config
+from sfkt_cli.console import say, track, warn
+from sfkt_cli.data.classes import choose_classes
+from sfkt_cli.data.ingest import Seen, Task, ingest
+from sfkt_cli.data.layout import Plan
+from sfkt_cli.data.readers import archive_root, read_archive
+from sfkt_cli.data.records import Archive
+from sfkt_cli.data.splits import split_records
+from sfkt_cli.data.store_writer import StoreWriter, writing
+from sfkt_cli.errors import DataError, RunError
+from sfkt_cli.runs import Run, Stage
+
+
+def prepare(config: Config, run: Run) -> None:
+    """Read the archive, split it by group, and write source.h5, transfer.h5 and test.h5.
+
+    Raises:
+        DataError: The archive is missing or damaged, or leaves a part empty.
+        ConfigError: The chosen classes are not in the archive.
+        RunError: The run was prepared with other settings, or the disk is full.
+    """
+    archive = _read_unless_gone(config, run)
+    digest = archive.digest if archive else run.record("prepare")["inputs"]["archive"]
+    with run.open("prepare", config, {"archive": digest}) as stage:
+        if stage is None or archive is None:
+            say(f"prepare: {run.path('prepare')} is finished already")
+            return
+        for note in archive.notes:
+            warn(note)
+        plan = make_plan(config, archive)
+        _write_stores(plan, stage)
+        stage.finish(
+            classes=list(plan.classes),
+            samples={part: len(records) for part, records in plan.parts.items()},
+            groups={part: len({r.group for r in records}) for part, records in plan.parts.items()},
+        )
+
+
+def make_plan(config: Config, archive: Archive) -> Plan:
+    """Choose classes and deal out the samples.
+
+    Raises:
+        ConfigError: The chosen classes are not in the archive.
+        DataError: There are no pairs or no target images left.
+    """
+    tr, ti = choose_classes(config.classes, archive)
+    parts = split_records(archive.records, tr, ti, config.split, config.seed)
+    for part, what in (("target", "TR target images"), ("ti", "TI pairs of RGB and target")):
+        if not parts[part]:
+            raise DataError(
+                f"{archive_root(config)} leaves no {what}: TR is {', '.join(tr) or 'nothing'}; "
+                f"TI is {', '.join(ti) or 'nothing'}; choose others with classes.tr, classes.ti"
+            )
+    return Plan(config, archive, parts, tuple(tr))
+
+
+def _read_unless_gone(config: Config, run: Run) -> Archive | None:
+    """The archive; None where the run is prepared and the archive was removed since."""
+    removable = config.dataset != "synthetic" and not archive_root(config).exists()
+    if removable and run.finished("prepare") and not run.force:
+        return None
+    return read_archive(config)
+
+
+def _write_stores(plan: Plan, stage: Stage) -> dict[str, list[Seen]]:
+    """Write all files and tell what was seen of each sample; no file appears half written."""
+    archive, config = plan.archive, plan.config
+    seen = {part: [Seen({})] * len(records) for part, records in plan.parts.items()}
+    writers: dict[str, StoreWriter] = {}
+    tasks: list[Task] = []
+    try:
+        with contextlib.ExitStack() as stack:
+            for name, parts in plan.files().items():
+                small = plan.small_columns(parts)
+                columns = plan.image_columns(parts)
+                columns |= {key: (v.shape, v.dtype.str) for key, v in small.items()}
+                writer = stack.enter_context(
+                    writing(stage.folder / name, plan.attributes(), columns)
+                )
+                for key, values in small.items():
+                    writer.put(key, values)
+                for part in parts:
+                    writers[part] = writer
+                    tasks += plan.tasks(part, writer)
+            tracker = stack.enter_context(track("prepare", sum(len(t.records) for t in tasks)))
+            depth, workers = archive.unit == "mm", config.prepare.workers
+            for done in ingest(tasks, archive.loader, config.image_size, depth, workers):
+                part, first = done.task.part, done.task.first
+                for view, sha256 in done.sha256.items():
+                    writers[part].note(f"{part}/{view}", first, sha256)
+                seen[part][first : first + len(done.seen)] = done.seen
+                tracker.advance(len(done.seen), len(done.seen))
+    except OSError as error:
+        raise RunError(f"{stage.folder} cannot be written: {error.strerror or error}") from None
+    return seen
