@@ -20,6 +20,12 @@ from rich.progress import (
 )
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+_warnings = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def quieten(quiet: bool) -> None:
+    """Leave only warnings and errors."""
+    console.quiet = quiet
 
 
 def say(message: str) -> None:
@@ -29,7 +35,7 @@ def say(message: str) -> None:
 
 def warn(message: str) -> None:
     """Print one warning."""
-    console.print(f"warning: {message}", style="yellow", markup=False)
+    _warnings.print(f"warning: {message}", style="yellow", markup=False)
 
 
 class Tracker:

@@ -1,0 +1,92 @@
+"""The stages with their settings: one after the other, or all in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from sfkt_cli.console import say
+from sfkt_cli.options import Options
+from sfkt_cli.runs import Run, remember_run
+from sfkt_cli.settings import Settings, resolve
+from sfkt_cli.settings_text import changed
+
+
+def settings_of(stage: str, options: Options) -> Settings:
+    """The settings of a stage that works on a prepared run; the run is remembered."""
+    settings = resolve(options, stage)
+    if settings.run.finished("prepare"):
+        remember_run(settings.run)
+    _tell(stage, options, settings)
+    return settings
+
+
+def run_prepare(options: Options) -> Run:
+    """Run ``prepare`` and remember the run."""
+    from sfkt_cli.stages.prepare import prepare
+
+    settings = resolve(options, "prepare", new_run=True)
+    _tell("prepare", options, settings)
+    prepare(settings.config, settings.run)
+    remember_run(settings.run)
+    return settings.run
+
+
+def run_source(options: Options) -> None:
+    """Run ``source``."""
+    from sfkt_cli.stages.source import source
+
+    settings = settings_of("source", options)
+    source(settings.config, settings.run)
+
+
+def run_bridge(options: Options) -> None:
+    """Run ``bridge``; ``source`` before it where it is missing and possible."""
+    from sfkt_cli.stages.bridge import bridge
+
+    settings = settings_of("bridge", options)
+    possible = settings.run.source_store.is_file() or settings.config.source.checkpoint
+    if possible and settings.run.finished("prepare") and not settings.run.finished("source"):
+        say("bridge: there is no source model yet; `sfkt source` runs first")
+        run_source(replace(options, force=False))
+        settings = resolve(options, "bridge")
+    bridge(settings.config, settings.run)
+
+
+def run_transfer(options: Options) -> None:
+    """Run ``transfer`` with the configured method."""
+    from sfkt_cli.stages.transfer import transfer
+
+    settings = settings_of("transfer", options)
+    transfer(settings.config, settings.run)
+
+
+def run_evaluate(options: Options, report: Path | None = None) -> None:
+    """Run ``evaluate``."""
+    from sfkt_cli.stages.evaluate import evaluate
+
+    settings = settings_of("evaluate", options)
+    evaluate(settings.config, settings.run, report)
+
+
+def run_all(options: Options) -> None:
+    """Run every stage in order; finished ones say so and are left out."""
+    run = run_prepare(options)
+    options = replace(options, run=run.folder)
+    rest: tuple[Callable[[Options], None], ...] = (
+        run_source,
+        run_bridge,
+        run_transfer,
+        run_evaluate,
+    )
+    for stage in rest:
+        stage(options)
+    pictures = sorted({path.parent for path in run.path("evaluate").rglob("*.png")})
+    if pictures:
+        say("pictures: " + ", ".join(f"{folder}/*.png" for folder in pictures))
+
+
+def _tell(stage: str, options: Options, settings: Settings) -> None:
+    if options.verbose:
+        say(f"{stage}: run {settings.run.folder}\n{changed(settings)}")
