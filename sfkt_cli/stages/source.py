@@ -9,19 +9,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfkt_cli.config import Config
-from sfkt_cli.console import say
+from sfkt_cli.console import say, warn
 from sfkt_cli.data.batches import Stream
 from sfkt_cli.data.images import rgb_to_float
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, RunError
-from sfkt_cli.files import sha256_file
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.importing import import_source
+from sfkt_cli.models.importing import collapse_warning, describe_predictions, import_source
 from sfkt_cli.models.saving import save_model
 from sfkt_cli.runs import Run, Stage
 from sfkt_cli.training.loop import Batch, Plan, cosine, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
+from sfkt_cli.training.predicting import predict_rows, rgb_loader
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
+
+LOOKED_AT = 512
+"""TI RGB images that an imported model is tried on."""
 
 
 class SourceObjective(nn.Module):
@@ -79,15 +82,7 @@ def source(config: Config, run: Run) -> None:
             "bring a model with --set source.checkpoint=FILE --set source.backbone=NAME"
         )
     if settings.checkpoint is not None:
-        classes = open_store(run.transfer_store).classes
-        model, architecture = import_source(config, classes)
-        inputs = {"checkpoint": sha256_file(settings.checkpoint)}
-        with run.open("source", config, inputs) as stage:
-            if stage is None:
-                say(f"source: already done in {run.path('source')}")
-                return
-            _write(stage, model, architecture, list(settings.classes) or classes)
-            stage.finish(seconds=0.0)
+        _bring(config, run)
         return
     store = open_store(run.source_store)
     with run.open("source", config, {"source.h5": store.digest}) as stage:
@@ -95,7 +90,7 @@ def source(config: Config, run: Run) -> None:
             say(f"source: already done in {run.path('source')}")
             return
         runtime = make_runtime(config.runtime)
-        architecture = {
+        architecture: dict[str, Any] = {
             "backbone": settings.backbone,
             "classes": len(store.classes),
             "width": settings.width,
@@ -114,6 +109,30 @@ def source(config: Config, run: Run) -> None:
                 epochs=settings.epochs,
                 peak_memory_mb=round(runtime.peak_memory_mb(), 1),
             )
+
+
+def _bring(config: Config, run: Run) -> None:
+    """Take the model of ``source.checkpoint``, and look at what it says of the TI RGB images."""
+    store = open_store(run.transfer_store)
+    brought = import_source(config, store.classes)
+    with run.open("source", config, {"checkpoint": brought.digest}) as stage:
+        if stage is None:
+            say(f"source: already done in {run.path('source')}")
+            return
+        runtime = make_runtime(config.runtime)
+        model = runtime.place(brought.model)
+        rgb = store["ti/rgb"][:LOOKED_AT]
+        _, logits = predict_rows(rgb, rgb_loader(runtime), model, runtime)
+        predictions = describe_predictions(logits)
+        warning = collapse_warning(predictions, brought.classes)
+        if warning:
+            warn(warning)
+        _write(stage, model, brought.architecture, brought.classes)
+        stage.finish(
+            seconds=0.0,
+            ti_rgb_entropy=predictions.entropy,
+            ti_rgb_histogram=predictions.histogram,
+        )
 
 
 def _train(

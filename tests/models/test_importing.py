@@ -1,0 +1,176 @@
+"""Source models that people bring: what is taken, and what is refused with what message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision import models
+
+from sfkt_cli.config import Config, build
+from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.models.importing import collapse_warning, describe_predictions, import_source
+from sfkt_cli.models.saving import save_model
+from sfkt_cli.models.weights_files import read_weights
+
+CLASSES = ["box", "cone", "sphere"]
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    network: nn.Module = models.mobilenet_v3_small(num_classes=3)
+    return network.eval()
+
+
+def settings(path: Path, **source: Any) -> Config:
+    return build({"source": {"checkpoint": str(path), "backbone": "mobilenet_v3_small", **source}})
+
+
+def normalised(images: Tensor) -> Tensor:
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    return (images - mean) / std
+
+
+@pytest.mark.parametrize("wrapping", ["plain", "ddp", "compiled", "trainer", "safetensors"])
+def test_a_state_dict_gives_the_logits_of_the_network_it_came_from(
+    tmp_path: Path, network: nn.Module, wrapping: str
+) -> None:
+    state = network.state_dict()
+    path = tmp_path / ("model.safetensors" if wrapping == "safetensors" else "model.pth")
+    if wrapping == "safetensors":
+        save_file(state, path)
+    elif wrapping == "trainer":
+        torch.save({"epoch": 3, "model": state, "optimizer": {"state": {}}}, path)
+    else:
+        prefix = {"plain": "", "ddp": "module.", "compiled": "_orig_mod.module."}[wrapping]
+        torch.save({prefix + name: value for name, value in state.items()}, path)
+    brought = import_source(settings(path), CLASSES)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        features, logits = brought.model(images)
+        torch.testing.assert_close(logits, network(normalised(images)))
+        torch.testing.assert_close(brought.model.head(features), logits)
+    again = Classifier(**brought.architecture)
+    again.load_state_dict(brought.model.state_dict())
+    assert brought.classes == CLASSES
+
+
+def test_outputs_in_another_order_are_brought_into_that_of_the_data(
+    tmp_path: Path, network: nn.Module
+) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(network.state_dict(), path)
+    images = torch.rand(2, 3, 64, 64)
+    in_order = import_source(settings(path), CLASSES).model(images)[1]
+    other = import_source(settings(path, classes=["sphere", "box", "cone"]), CLASSES)
+    assert other.classes == CLASSES
+    torch.testing.assert_close(other.model(images)[1], in_order[:, [1, 2, 0]])
+
+
+def test_a_model_of_sfkt_needs_no_architecture(tmp_path: Path) -> None:
+    architecture: dict[str, Any] = {
+        "backbone": "small", "classes": 3, "width": 4, "bottleneck": 8,
+        "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2),
+    }  # fmt: skip
+    torch.manual_seed(1)
+    model = Classifier(**architecture).eval()
+    save_model(
+        tmp_path, model, kind="classifier", architecture=architecture,
+        classes=["cone", "sphere", "box"], encoding=None, inputs={}, seed=0,
+    )  # fmt: skip
+    images = torch.rand(2, 3, 32, 32)
+    expected = model(images)[1][:, [2, 0, 1]]
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        brought = import_source(settings(path), CLASSES)
+        torch.testing.assert_close(brought.model(images)[1], expected)
+
+
+def test_the_number_of_classes_must_fit(tmp_path: Path, network: nn.Module) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(network.state_dict(), path)
+    with pytest.raises(ConfigError, match=r"the checkpoint has 3 classes, the data 4"):
+        import_source(settings(path), [*CLASSES, "torus"])
+    with pytest.raises(ConfigError, match=r"only in the data: sphere; only in the model: ball"):
+        import_source(settings(path, classes=["box", "cone", "ball"]), CLASSES)
+    with pytest.raises(ConfigError, match=r"has 3 outputs, source\.classes names 2"):
+        import_source(settings(path, classes=["box", "cone"]), CLASSES)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "small"])
+def test_another_architecture_is_refused(tmp_path: Path, network: nn.Module, backbone: str) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(network.state_dict(), path)
+    with pytest.raises(ConfigError, match=f"does not fit source.backbone = '{backbone}'"):
+        import_source(settings(path, backbone=backbone), CLASSES)
+
+
+def test_a_checkpoint_with_other_shapes_names_them(tmp_path: Path, network: nn.Module) -> None:
+    state = dict(network.state_dict())
+    state["features.0.0.weight"] = torch.zeros(16, 1, 3, 3)
+    torch.save(state, tmp_path / "grey.pth")
+    with pytest.raises(ConfigError, match=r"features\.0\.0\.weight has shape \(16, 1, 3, 3\)"):
+        import_source(settings(tmp_path / "grey.pth"), CLASSES)
+
+
+class Planted:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, ("raise SystemExit('planted code ran')",))
+
+
+def test_files_that_can_run_code_are_refused_unread(tmp_path: Path) -> None:
+    linear = nn.Linear(3, 2)
+    whole = tmp_path / "whole.pth"
+    torch.save(linear, whole)
+    planted = tmp_path / "planted.pt"
+    torch.save({"state_dict": Planted()}, planted)
+    program = tmp_path / "program.pt2"
+    torch.export.save(torch.export.export(linear, (torch.zeros(1, 3),)), program)
+    for path, what in ((whole, "whole pickled"), (planted, "whole pickled"), (program, ".pt2")):
+        with pytest.raises(DataError, match=what) as caught:
+            read_weights(path)
+        assert "torch.save(model.state_dict()" in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_torchscript_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "script.pt"
+    torch.jit.save(torch.jit.trace(nn.Linear(3, 2), torch.zeros(1, 3)), path)  # type: ignore[no-untyped-call]
+    with pytest.raises(DataError, match="TorchScript"):
+        read_weights(path)
+
+
+def test_damaged_and_foreign_files_are_errors_that_name_the_file(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(1000)}, tmp_path / "cut.pth")
+    whole = (tmp_path / "cut.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.safetensors").write_text("no weights")
+    (tmp_path / "model.h5").write_bytes(b"")
+    (tmp_path / "model.onnx").write_bytes(b"")
+    torch.save({"epoch": 3}, tmp_path / "empty.pth")
+    torch.save({"weight": torch.tensor([float("nan")])}, tmp_path / "nan.pth")
+    names = ["cut.pth", "text.safetensors", "model.h5", "model.onnx", "empty.pth", "nan.pth"]
+    for name in [*names, "absent.pth"]:
+        with pytest.raises(DataError, match=name):
+            read_weights(tmp_path / name)
+
+
+def test_collapsed_predictions_are_noticed() -> None:
+    torch.manual_seed(0)
+    varied = 5 * torch.randn(300, 3)
+    good = describe_predictions(varied)
+    assert sum(good.histogram) == pytest.approx(1)
+    assert good.largest_entropy == pytest.approx(1.0986, abs=1e-3)
+    assert collapse_warning(good, CLASSES) is None
+    one_class = describe_predictions(varied + torch.tensor([0.0, 60.0, 0.0]))
+    assert "'cone'" in (collapse_warning(one_class, CLASSES) or "")
+    unsure = describe_predictions(0.01 * varied)
+    assert "unsure" in (collapse_warning(unsure, CLASSES) or "")
