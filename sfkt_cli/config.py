@@ -81,7 +81,7 @@ class SyntheticConfig(BaseModel):
     """The rendered data set of simple solids."""
 
     model_config = _STRICT
-    pairs: int = Field(6000, ge=60, le=100_000)
+    pairs: int = Field(8000, ge=60, le=100_000)
     """RGB-D pairs in all, TR and TI."""
     ti_share: float = Field(0.4, gt=0, lt=1)
     """Share of them that are task-irrelevant."""
@@ -151,7 +151,7 @@ class SourceConfig(BaseModel):
     model_config = _STRICT
     backbone: str = "small"
     """small (built in), a torchvision classifier by name, or timm:NAME."""
-    width: int = Field(32, ge=4, le=512)
+    width: int = Field(16, ge=4, le=512)
     """Channels of the first stage of the built-in backbone."""
     bottleneck: int = Field(256, ge=2, le=4096)
     """Size D of the features between backbone and head."""
@@ -166,7 +166,7 @@ class SourceConfig(BaseModel):
     """Mean of RGB in [0, 1] that the source model expects to be taken off."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Standard deviation of RGB in [0, 1] that the source model expects."""
-    epochs: Epochs = 20
+    epochs: Epochs = 25
     """Passes over the source images."""
     learning_rate: Positive = 0.05
     """Of bottleneck and head at the start; see backbone_rate."""
@@ -188,7 +188,7 @@ class BridgeConfig(BaseModel):
     """pointwise is the paper's."""
     width: int = Field(24, ge=2, le=512)
     """Channels of the translator's first layer."""
-    epochs: Epochs = 12
+    epochs: Epochs = 8
     """Passes over the larger of TI pairs and target images."""
     learning_rate: Positive = 2e-3
     """Of Adam at the start."""
@@ -219,15 +219,48 @@ class TransferConfig(BaseModel):
 
 
 class TgktConfig(BaseModel):
-    """Weights of the terms of TGKT."""
+    """Weights of the terms of TGKT and the making of its teacher."""
 
     model_config = _STRICT
     beta_kl: Weight = 1.0
     """Weight of L_KL (paper: 1)."""
-    beta_f: Weight = 30.0
-    """Weight of L_f, feature matching on TI pairs."""
+    beta_f: Weight = 3.0
+    """Weight of L_f, feature matching on TI pairs (ours)."""
+    beta_self: Weight = 0.0
+    """Weight of L_self, pseudo-labels (ours)."""
+    beta_im: Weight = 0.3
+    """Weight of L_IM on the student (ours)."""
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Share of the epochs in which the teacher is the bridge alone; 1: throughout, as in the
+    paper."""
+    student_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the student's view in the teacher after the warm-up (ours)."""
+    balance: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """0: the teacher's class frequencies are as predicted; 1: all classes alike (ours)."""
+
+
+class ShotConfig(BaseModel):
+    """SHOT (Liang et al., ICML 2020)."""
+
+    model_config = _STRICT
     beta_self: Weight = 0.3
-    """Weight of L_self, pseudo-labels."""
+    """Weight of the pseudo-labels (SHOT: 0.3)."""
+    beta_im: Weight = 1.0
+    """Weight of information maximisation (SHOT: 1)."""
+
+
+class SocketConfig(BaseModel):
+    """SOCKET (Ahmed et al., ECCV 2022)."""
+
+    model_config = _STRICT
+    beta_self: Weight = 0.3
+    """Weight of the pseudo-labels (SOCKET: 0.3)."""
+    beta_im: Weight = 1.0
+    """Weight of information maximisation (SOCKET: 1)."""
+    beta_bn: Weight = 0.5
+    """Weight of the BatchNorm statistics (SOCKET: 0.5)."""
+    beta_f: Weight = 0.5
+    """Weight of the TI features (SOCKET: 0.5)."""
 
 
 class RuntimeConfig(BaseModel):
@@ -283,6 +316,8 @@ class Config(BaseModel):
     bridge: BridgeConfig = BridgeConfig()
     transfer: TransferConfig = TransferConfig()
     tgkt: TgktConfig = TgktConfig()
+    shot: ShotConfig = ShotConfig()
+    socket: SocketConfig = SocketConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 

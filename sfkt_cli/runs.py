@@ -41,7 +41,7 @@ STAGE_FIELDS: dict[str, tuple[str, ...]] = {
     "prepare": (*DATA_FIELDS, "prepare.root", "prepare.fit"),
     "source": ("seed", "training", "source", "runtime.batch_size"),
     "bridge": ("seed", "encoding", "training", "bridge", "runtime.batch_size"),
-    "transfer": ("seed", "encoding", "training", "transfer", "tgkt", "runtime.batch_size"),
+    "transfer": ("seed", "encoding", "training", "transfer", "runtime.batch_size"),
     "evaluate": ("seed", "training", "evaluate"),
 }
 """The settings that decide what a stage writes; the others may change between runs of it."""
@@ -194,10 +194,12 @@ class Run:
 def stage_settings(stage: str, config: Config) -> dict[str, Any]:
     """The settings that decide what a stage writes, as dotted names."""
     values = as_dict(config)
-    kind = stage.partition("/")[0]
+    kind, _, method = stage.partition("/")
     names = list(STAGE_FIELDS.get(kind, ()))
     if kind == "prepare" and config.dataset in DATA_SECTIONS:
         names.append(DATA_SECTIONS[config.dataset])
+    if method in values:
+        names.append(method)
     flat: dict[str, Any] = {}
     for name in names:
         value = pick(values, name)

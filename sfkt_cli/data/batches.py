@@ -28,6 +28,7 @@ class Stream:
         flip: Mirror half of the samples.
         rank: This process.
         world: Number of processes; each takes every ``world``-th row of a batch.
+        rows: The rows that are drawn from; None: all.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class Stream:
         flip: bool,
         rank: int = 0,
         world: int = 1,
+        rows: NDArray[np.int64] | None = None,
     ) -> None:
-        self.count = len(next(iter(arrays.values())))
+        self._rows = np.arange(len(next(iter(arrays.values())))) if rows is None else rows
+        self.count = len(self._rows)
         self._arrays = dict(arrays)
         self._key = (seed, zlib.crc32(name.encode()))
         self._batch_size = batch_size
@@ -61,7 +64,7 @@ class Stream:
             here = places // self.count == number
             rows[here] = self._order[places[here] % self.count]
             noise[here] = self._noise[rows[here]]
-        return rows, noise
+        return self._rows[rows], noise
 
     def batch(self, epoch: int, step: int) -> tuple[dict[str, Images], NDArray[np.int64]]:
         """Augmented images by name, and the row number of each sample."""

@@ -34,7 +34,7 @@ EncodingKind = Literal[
     "window", "relative", "colormap", "normals", "hha", "linear", "percentile"
 ]
 DEFAULTS: dict[str, EncodingKind] = {
-    "depth": "relative",
+    "depth": "normals",
     "nir": "linear",
     "thermal": "percentile",
     "other": "percentile",

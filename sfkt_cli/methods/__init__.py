@@ -1,1 +1,16 @@
-"""One module a transfer method: a batch in, named loss terms out."""
+"""One module a transfer method: a batch in, named loss terms out.
+
+A method is an ``nn.Module`` around the student with ``needs_bridge``, ``needs_ti``, ``weights`` (by
+term), ``begin_epoch(epoch)`` and ``forward(batch) -> {term: scalar}``. To add one: a module here, a
+row in METHODS, a section in ``config.py``, a paragraph in ``docs/methods.md``.
+"""
+
+from __future__ import annotations
+
+METHODS = {
+    "tgkt": "sfkt_cli.methods.tgkt:Tgkt",
+    "distill": "sfkt_cli.methods.distill:Distill",
+    "shot": "sfkt_cli.methods.shot:Shot",
+    "socket": "sfkt_cli.methods.socket_match:Socket",
+}
+"""Name on the command line to where the objective lives; imported when it is used."""

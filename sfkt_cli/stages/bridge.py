@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,14 @@ from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.runs import Run
-from sfkt_cli.stages.streams import open_streams, steps_of_epoch, transfer_batches
+from sfkt_cli.stages.streams import held_out_pairs, open_streams, steps_of_epoch, transfer_batches
 from sfkt_cli.training.loop import Plan, cosine, fit
 from sfkt_cli.training.optimizers import translator_optimizer
 from sfkt_cli.training.predicting import predict_rows, rgb_loader, target_loader, through
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 
 SCORE_PAIRS = 2000
-"""TI pairs and target images that the label-free scores look at, at most."""
+"""Target images that the label-free scores look at, at most."""
 
 
 def bridge(config: Config, run: Run) -> None:
@@ -84,7 +85,7 @@ def bridge(config: Config, run: Run) -> None:
         plan = Plan(
             title="bridge", seed=config.seed, epochs=settings.epochs,
             steps=steps_of_epoch(config, streams), weights=weights, folder=stage.folder,
-            select="ti_agreement", images=2 * streams.batch_size,
+            select="ti_closeness", images=2 * streams.batch_size,
             clip_norm=config.training.clip_norm,
             checkpoint_seconds=config.runtime.checkpoint_seconds,
         )  # fmt: skip
@@ -96,7 +97,7 @@ def bridge(config: Config, run: Run) -> None:
             runtime,
             schedule=cosine,
             keep=translator,
-            scores=bridge_scores(store, translator, source, encoding, runtime),
+            scores=bridge_scores(store, translator, source, encoding, runtime, config.seed),
         )
         if not runtime.main:
             return
@@ -181,11 +182,16 @@ def sample_rows(store: Store, count: int = 512) -> NDArray[Any]:
 
 
 def bridge_scores(
-    store: Store, translator: nn.Module, source: Classifier, encoding: Encoding, runtime: Runtime
-) -> Any:
+    store: Store,
+    translator: nn.Module,
+    source: Classifier,
+    encoding: Encoding,
+    runtime: Runtime,
+    seed: int,
+) -> Callable[[], dict[str, float]]:
     """A function without arguments that gives the label-free scores of the translator."""
     load = target_loader(runtime, encoding)
-    ti = spread(store.count("ti"), SCORE_PAIRS)
+    _, ti = held_out_pairs(store, seed)
     tr = spread(store.count("target"), SCORE_PAIRS)
     ti_target, tr_target = store["ti/target"][ti], store["target/target"][tr]
     partner_features, partner_logits = predict_rows(
@@ -198,7 +204,7 @@ def bridge_scores(
         _, tr_logits = predict_rows(tr_target, load, model, runtime)
         return {
             "ti_agreement": label_free.agreement(logits, partner_logits),
-            "ti_distance": label_free.feature_distance(features, partner_features),
+            "ti_closeness": -label_free.feature_distance(features, partner_features),
             "tr_information": label_free.information(tr_logits),
         }
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sfkt_cli.config import Config
 from sfkt_cli.data.batches import Stream
@@ -13,6 +15,10 @@ from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
 from sfkt_cli.training.loop import Batch
 from sfkt_cli.training.runtime import Runtime
+
+
+HELD_OUT = 2000
+MIN_HELD_OUT = 50
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,11 @@ def open_streams(config: Config, store: Store, runtime: Runtime, *, ti_rgb: bool
     largest = max(store.count("ti"), store.count("target"))
     batch_size = min(config.runtime.batch_size, largest)
 
-    def stream(name: str, names: dict[str, str]) -> Stream:
+    def stream(name: str, names: dict[str, str], rows: NDArray[np.int64] | None) -> Stream:
         return Stream(
             {short: store[column] for short, column in names.items()},
             name=name,
+            rows=rows,
             seed=config.seed,
             batch_size=batch_size,
             shift=config.training.shift,
@@ -62,8 +69,26 @@ def open_streams(config: Config, store: Store, runtime: Runtime, *, ti_rgb: bool
         )
 
     ti_columns = {"target": "ti/target"} | ({"rgb": "ti/rgb"} if ti_rgb else {})
-    ti = stream("ti", ti_columns) if store.count("ti") else None
-    return Streams(ti, stream("tr", {"target": "target/target"}), batch_size)
+    trained, _ = held_out_pairs(store, config.seed)
+    ti = stream("ti", ti_columns, trained) if len(trained) else None
+    return Streams(ti, stream("tr", {"target": "target/target"}, None), batch_size)
+
+
+def held_out_pairs(store: Store, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the TI pairs that are trained on, and of those that only score.
+
+    A tenth of the groups is held out, at most HELD_OUT pairs; where that would leave fewer than
+    MIN_HELD_OUT pairs to score on, all pairs do both.
+    """
+    groups, of_group = np.unique(np.array(store.strings("ti/group")), return_inverse=True)
+    order = np.random.default_rng([seed, 7]).permutation(len(groups))
+    sizes = np.bincount(of_group, minlength=len(groups))[order]
+    few = np.cumsum(sizes) <= min(HELD_OUT, store.count("ti") // 10)
+    held = np.flatnonzero(np.isin(of_group, order[few]))
+    rows = np.arange(store.count("ti"))
+    if len(held) < MIN_HELD_OUT:
+        return rows, rows
+    return np.setdiff1d(rows, held), held
 
 
 def steps_of_epoch(config: Config, streams: Streams) -> int:
@@ -72,8 +97,10 @@ def steps_of_epoch(config: Config, streams: Streams) -> int:
     return max(largest // streams.batch_size, config.training.min_steps)
 
 
-def transfer_batches(streams: Streams, runtime: Runtime) -> Callable[[int, int], Batch]:
-    """(epoch, step) to ``ti_target``, ``ti_rgb``, ``ti_rows``, ``tr_target``, ``tr_rows``."""
+def transfer_batches(
+    streams: Streams, runtime: Runtime, *, ti: bool = True
+) -> Callable[[int, int], Batch]:
+    """(epoch, step) to ``ti_target``, ``ti_rgb``, ``ti_rows``, ``tr_target``, ``tr_rows``; without ``ti`` the last two."""
 
     def batches(epoch: int, step: int) -> Batch:
         tr, tr_rows = streams.tr.batch(epoch, step)
@@ -82,9 +109,9 @@ def transfer_batches(streams: Streams, runtime: Runtime) -> Callable[[int, int],
             "tr_rows": runtime.tensor(tr_rows),
             "rows": torch.from_numpy(tr_rows),
         }
-        if streams.ti is not None:
-            ti, ti_rows = streams.ti.batch(epoch, step)
-            batch |= {f"ti_{name}": runtime.tensor(images) for name, images in ti.items()}
+        if ti and streams.ti is not None:
+            pairs, ti_rows = streams.ti.batch(epoch, step)
+            batch |= {f"ti_{name}": runtime.tensor(images) for name, images in pairs.items()}
             batch["ti_rows"] = runtime.tensor(ti_rows)
         return batch
 

@@ -47,16 +47,17 @@ def predict_rows(
         load: Stored to model input.
         model: Model input to features and logits.
         runtime: Device and precision.
-        flips: Average over each image and its mirror image.
+        flips: Average over each image and its mirror image; the stored image is mirrored, since
+            some encodings (surface normals) look different behind a mirror.
         batch_size: Rows at a time.
     """
     features, logits = [], []
     with torch.inference_mode():
         for first in range(0, len(images), batch_size):
-            batch = load(np.asarray(images[first : first + batch_size]))
-            views = [batch, batch.flip(3)] if flips else [batch]
+            stored = np.asarray(images[first : first + batch_size])
+            views = [stored, stored[:, :, ::-1]] if flips else [stored]
             with runtime.autocast():
-                seen = [model(view) for view in views]
+                seen = [model(load(view)) for view in views]
             features.append(torch.stack([f.float() for f, _ in seen]).mean(0).cpu())
             logits.append(torch.stack([z.float() for _, z in seen]).mean(0).cpu())
     return torch.cat(features), torch.cat(logits)

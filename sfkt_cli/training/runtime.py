@@ -51,7 +51,7 @@ class Runtime:
 
     def tensor(self, array: NDArray[Any]) -> Tensor:
         """Move an array to the device; through pinned memory, without waiting, for a GPU."""
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor

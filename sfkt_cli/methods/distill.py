@@ -1,0 +1,36 @@
+"""Distillation alone: the student follows the source model on translated images (L_KL only)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sfkt_cli import losses
+from sfkt_cli.config import Config
+from sfkt_cli.data.images import as_rgb, encode
+from sfkt_cli.methods.knowledge import Knowledge
+from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.training.loop import Batch
+
+
+class Distill(nn.Module):
+    """The objective of ``sfkt transfer --method distill``."""
+
+    needs_bridge = True
+    needs_ti = False
+
+    def __init__(self, student: Classifier, knowledge: Knowledge, config: Config) -> None:
+        super().__init__()
+        if knowledge.bridged_logits is None:
+            raise ValueError("distill needs a bridge")
+        self.student = student
+        self._encoding = knowledge.encoding
+        self._teacher = knowledge.bridged_logits.softmax(dim=1)
+        self.weights = {"kl": 1.0}
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Nothing changes between epochs."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """L_KL of ``tr_target`` and ``tr_rows``."""
+        _, logits = self.student(as_rgb(encode(batch["tr_target"], self._encoding)))
+        return {"kl": losses.distillation(logits, self._teacher[batch["tr_rows"]])}

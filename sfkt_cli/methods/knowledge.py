@@ -1,0 +1,95 @@
+"""What a transfer method may know: unlabelled images seen through frozen models. No labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfkt_cli.data.images import Encoding
+from sfkt_cli.models.classifier import Classifier
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """Frozen models and what they say, computed once.
+
+    N target images (TR) and M TI pairs, in the order of transfer.h5, over an image and its mirror
+    image; on the device.
+
+    Attributes:
+        source: The frozen source model.
+        encoding: Of target images for the student.
+        classes: Number of classes K.
+        bridged_logits: (N, K), source model on translated TR images; None without a bridge.
+        ti_features: (M, D), source model on the RGB partners; None without TI pairs.
+        ti_logits: (M, K), likewise.
+        look: The student on all TR target images: features (N, D) and logits (N, K).
+    """
+
+    source: Classifier
+    encoding: Encoding
+    classes: int
+    bridged_logits: Tensor | None
+    ti_features: Tensor | None
+    ti_logits: Tensor | None
+    look: Callable[[Classifier], tuple[Tensor, Tensor]]
+
+
+def balance(probabilities: Tensor, *, strength: float, rounds: int = 20) -> Tensor:
+    """Move predictions towards classes that are predicted too seldom.
+
+    Rows and the mean over rows are scaled in turn (Sinkhorn) until the mean prediction is q^(1-s)
+    normalised, q being the mean before: 0 leaves it as it is, 1 makes all classes alike frequent.
+
+    Args:
+        probabilities: (N, K), rows sum to 1.
+        strength: s in [0, 1].
+        rounds: Scalings.
+
+    Returns:
+        (N, K), rows sum to 1.
+    """
+    balanced = probabilities.clamp_min(1e-8)
+    prior = balanced.mean(dim=0).pow(1.0 - strength)
+    prior = prior / prior.sum()
+    for _ in range(rounds):
+        balanced = balanced * (prior / balanced.mean(dim=0))
+        balanced = balanced / balanced.sum(dim=1, keepdim=True)
+    return balanced
+
+
+def cluster_labels(features: Tensor, logits: Tensor, *, rounds: int) -> tuple[Tensor, Tensor]:
+    """Pseudo-labels from the clusters of the student's features.
+
+    Features get a 1 appended and unit length; centroids start as means weighted by the predicted
+    probabilities; each image takes the class of the nearest centroid in cosine. Further rounds take
+    means of the hard assignments; a class without images keeps no centroid.
+
+    Source: SHOT (Liang et al., ICML 2020), Eq. 5 and 6; rounds = 0 is SOCKET's form.
+
+    Args:
+        features: (N, D).
+        logits: (N, K).
+        rounds: Repetitions with hard assignments.
+
+    Returns:
+        Labels (N,) and cosine similarities (N, K).
+    """
+    ones = torch.ones(len(features), 1, device=features.device)
+    units = torch.nn.functional.normalize(torch.cat([features.float(), ones], dim=1))
+    weights = logits.float().softmax(dim=1)
+    similarity = units @ _centroids(units, weights).T
+    for _ in range(rounds):
+        assigned = torch.nn.functional.one_hot(similarity.argmax(dim=1), logits.shape[1]).float()
+        similarity = units @ _centroids(units, assigned).T
+        empty = assigned.sum(dim=0) == 0
+        similarity = similarity.masked_fill(empty, -1.0)
+    return similarity.argmax(dim=1), similarity
+
+
+def _centroids(units: Tensor, weights: Tensor) -> Tensor:
+    """Centroids (K, D + 1) of unit length of units (N, D + 1) under weights (N, K)."""
+    return torch.nn.functional.normalize(weights.T @ units)

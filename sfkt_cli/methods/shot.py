@@ -1,0 +1,48 @@
+"""SHOT: source hypothesis transfer (Liang et al., ICML 2020), on target images alone.
+
+    L = beta_self L_self + beta_im L_IM,  head frozen, pseudo-labels refreshed each epoch
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sfkt_cli import losses
+from sfkt_cli.config import Config
+from sfkt_cli.data.images import as_rgb, encode
+from sfkt_cli.methods.knowledge import Knowledge, cluster_labels
+from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.training.loop import Batch
+
+
+class Shot(nn.Module):
+    """The objective of ``sfkt transfer --method shot``."""
+
+    needs_bridge = False
+    needs_ti = False
+    pseudo_labels: Tensor
+
+    def __init__(self, student: Classifier, knowledge: Knowledge, config: Config) -> None:
+        super().__init__()
+        self.student = student
+        self.student.head.requires_grad_(False)
+        self._knowledge = knowledge
+        count = len(knowledge.look(student)[1])
+        self.register_buffer("pseudo_labels", torch.zeros(count, dtype=torch.long))
+        self.pseudo_labels = self.pseudo_labels.to(next(student.parameters()).device)
+        self.weights = {"self": config.shot.beta_self, "im": config.shot.beta_im}
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Cluster the student's features: new pseudo-labels."""
+        features, logits = self._knowledge.look(self.student)
+        self.pseudo_labels.copy_(cluster_labels(features, logits, rounds=2)[0])
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Loss terms of ``tr_target`` and ``tr_rows``."""
+        _, logits = self.student(as_rgb(encode(batch["tr_target"], self._knowledge.encoding)))
+        labels = self.pseudo_labels[batch["tr_rows"]]
+        return {
+            "self": losses.pseudo_label_cross_entropy(logits, labels),
+            "im": losses.information_maximisation(logits),
+        }

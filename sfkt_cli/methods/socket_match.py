@@ -1,0 +1,83 @@
+"""SOCKET (Ahmed et al., ECCV 2022), as its paper describes it.
+
+    L = beta_self L_self + beta_im L_IM + beta_bn L_BN + beta_f L_TI,  head frozen
+
+    L_BN  the batch statistics in each BatchNorm layer match those of the source images
+    L_TI  Frobenius norm of F_s(x_rgb^TI) - F_t(x_target^TI)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sfkt_cli import losses
+from sfkt_cli.config import Config
+from sfkt_cli.data.images import as_rgb, encode
+from sfkt_cli.methods.knowledge import Knowledge, cluster_labels
+from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.training.loop import Batch
+
+
+class Socket(nn.Module):
+    """The objective of ``sfkt transfer --method socket``."""
+
+    needs_bridge = False
+    needs_ti = True
+    pseudo_labels: Tensor
+
+    def __init__(self, student: Classifier, knowledge: Knowledge, config: Config) -> None:
+        super().__init__()
+        if knowledge.ti_features is None:
+            raise ValueError("socket needs TI pairs")
+        self.student = student
+        self.student.head.requires_grad_(False)
+        self._knowledge = knowledge
+        self._ti_features = knowledge.ti_features
+        count = len(knowledge.look(student)[1])
+        self.register_buffer("pseudo_labels", torch.zeros(count, dtype=torch.long))
+        self.pseudo_labels = self.pseudo_labels.to(next(student.parameters()).device)
+        settings = config.socket
+        self.weights = {
+            "self": settings.beta_self,
+            "im": settings.beta_im,
+            "bn": settings.beta_bn,
+            "f": settings.beta_f,
+        }
+        frozen = dict(knowledge.source.named_modules())
+        self._seen: list[tuple[Tensor, nn.BatchNorm2d]] = []
+        for name, layer in student.named_modules():
+            stored = frozen.get(name)
+            if isinstance(layer, nn.BatchNorm2d) and isinstance(stored, nn.BatchNorm2d):
+                layer.register_forward_pre_hook(self._note(stored))
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Cluster the student's features: new pseudo-labels."""
+        features, logits = self._knowledge.look(self.student)
+        self.pseudo_labels.copy_(cluster_labels(features, logits, rounds=0)[0])
+        self._seen.clear()
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Loss terms of ``tr_target``, ``tr_rows``, ``ti_target`` and ``ti_rows``."""
+        encoding = self._knowledge.encoding
+        self._seen.clear()
+        _, logits = self.student(as_rgb(encode(batch["tr_target"], encoding)))
+        matched = losses.batch_norm_matching(self._seen)
+        seen = self.student.features(as_rgb(encode(batch["ti_target"], encoding)))
+        self._seen.clear()
+        labels = self.pseudo_labels[batch["tr_rows"]]
+        return {
+            "self": losses.pseudo_label_cross_entropy(logits, labels),
+            "im": losses.information_maximisation(logits),
+            "bn": matched,
+            "f": losses.feature_matching_norm(seen, self._ti_features[batch["ti_rows"]]),
+        }
+
+    def _note(self, stored: nn.BatchNorm2d) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if layer.training:
+                self._seen.append((inputs[0], stored))
+
+        return note

@@ -1,0 +1,189 @@
+"""`sfkt transfer`: make the student for the target sensor, by TGKT or one of its peers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor, nn
+
+from sfkt_cli.config import Config
+from sfkt_cli.console import say
+from sfkt_cli.data.images import Encoding, choose_encoding
+from sfkt_cli.data.store import Store, open_store
+from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.methods import METHODS, label_free
+from sfkt_cli.methods.knowledge import Knowledge
+from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.models.saving import Saved, load_model, save_model
+from sfkt_cli.runs import Run
+from sfkt_cli.stages.bridge import SCORE_PAIRS, check_classes, classifier_of, sample_rows, spread
+from sfkt_cli.stages.streams import held_out_pairs, open_streams, steps_of_epoch, transfer_batches
+from sfkt_cli.training.loop import Plan, cosine, fit
+from sfkt_cli.training.optimizers import classifier_optimizer
+from sfkt_cli.training.predicting import (
+    predict_rows,
+    rgb_loader,
+    student_loader,
+    target_loader,
+    through,
+)
+from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
+
+
+def transfer(config: Config, run: Run) -> None:
+    """Train the student; writes ``transfer/<method>/model.*``.
+
+    Raises:
+        ConfigError: The method is unknown.
+        RunError: A stage before it has not been run.
+        DataError: The method needs TI pairs and there are none.
+    """
+    method = config.transfer.method
+    objective_class = find_method(method)
+    run.require("prepare", "sfkt prepare NAME")
+    source_folder = run.require("source", "sfkt source")
+    store = open_store(run.transfer_store)
+    if objective_class.needs_ti and store.count("ti") == 0:
+        raise DataError(
+            f"{store.path} holds no TI pairs, and {method} needs them: record some, or use "
+            "`sfkt transfer --method shot`"
+        )
+    runtime = make_runtime(config.runtime)
+    saved = load_model(source_folder, runtime.device)
+    check_classes(saved.classes, store)
+    inputs = {"transfer.h5": store.digest, "source": saved.digest}
+    translator: Saved | None = None
+    if objective_class.needs_bridge:
+        translator = load_model(run.require("bridge", "sfkt bridge"), runtime.device)
+        inputs["bridge"] = translator.digest
+    with run.open(f"transfer/{method}", config, inputs) as stage:
+        if stage is None:
+            say(f"transfer: {method} is already done in {run.path('transfer', method)}")
+            return
+        source = freeze(classifier_of(saved.module))
+        encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
+        knowledge = gather(store, source, translator, encoding, runtime)
+        seed_all(config.seed, "transfer", method)
+        student = start_student(source)
+        objective = objective_class(student, knowledge, config)
+        runtime.place(objective)
+        settings = config.transfer
+        streams = open_streams(config, store, runtime, ti_rgb=False)
+        plan = Plan(
+            title=method, seed=config.seed, epochs=settings.epochs,
+            steps=steps_of_epoch(config, streams), weights=objective.weights,
+            folder=stage.folder, select="ti_closeness" if objective_class.needs_ti else None,
+            images=(1 + objective_class.needs_ti) * streams.batch_size,
+            clip_norm=config.training.clip_norm,
+            checkpoint_seconds=config.runtime.checkpoint_seconds,
+        )  # fmt: skip
+        fitted = fit(
+            plan,
+            objective,
+            transfer_batches(streams, runtime, ti=objective_class.needs_ti),
+            classifier_optimizer(
+                student, settings.learning_rate, settings.backbone_rate, settings.weight_decay
+            ),
+            runtime,
+            schedule=cosine,
+            keep=student,
+            begin_epoch=objective.begin_epoch,
+            scores=student_scores(store, student, knowledge, runtime, config.seed),
+        )
+        if not runtime.main:
+            return
+        save_model(
+            stage.folder, student, kind="classifier", architecture=saved.card["architecture"],
+            classes=saved.classes, encoding=encoding, inputs=inputs, seed=config.seed,
+            method=method,
+        )  # fmt: skip
+        stage.finish(
+            seconds=fitted.seconds,
+            best_epoch=fitted.best_epoch + 1,
+            peak_memory_mb=round(runtime.peak_memory_mb(), 1),
+        )
+
+
+def find_method(name: str) -> Any:
+    """The objective's class of a method.
+
+    Raises:
+        ConfigError: The name is not in METHODS.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"transfer.method = {name!r}: choose one of {', '.join(METHODS)}")
+    module, _, attribute = METHODS[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def start_student(source: Classifier) -> Classifier:
+    """A copy of the frozen source model that may be trained."""
+    student = copy.deepcopy(source)
+    student.requires_grad_(True)
+    return student.train()
+
+
+def gather(
+    store: Store,
+    source: Classifier,
+    translator: Saved | None,
+    encoding: Encoding,
+    runtime: Runtime,
+) -> Knowledge:
+    """Look at everything once through the frozen models."""
+    targets = store["target/target"]
+
+    def look(student: Classifier) -> tuple[Tensor, Tensor]:
+        training = student.training
+        student.eval()
+        seen = predict_rows(
+            targets, student_loader(runtime, encoding), student, runtime, flips=True
+        )
+        student.train(training)
+        features, logits = (part.to(runtime.device) for part in seen)
+        return features, logits
+
+    bridged = ti_features = ti_logits = None
+    if translator is not None:
+        if translator.encoding is None:
+            raise DataError("the model in bridge/ has no encoding: run `sfkt bridge --force`")
+        model = through(freeze(translator.module), source)
+        load = target_loader(runtime, translator.encoding)
+        bridged = predict_rows(targets, load, model, runtime, flips=True)[1].to(runtime.device)
+    if store.count("ti"):
+        seen = predict_rows(store["ti/rgb"], rgb_loader(runtime), source, runtime, flips=True)
+        ti_features, ti_logits = (part.to(runtime.device) for part in seen)
+    return Knowledge(
+        source=source,
+        encoding=encoding,
+        classes=len(store.classes),
+        bridged_logits=bridged,
+        ti_features=ti_features,
+        ti_logits=ti_logits,
+        look=look,
+    )
+
+
+def student_scores(
+    store: Store, student: nn.Module, knowledge: Knowledge, runtime: Runtime, seed: int
+) -> Callable[[], dict[str, float]]:
+    """A function without arguments that gives the label-free scores of the student."""
+    load = student_loader(runtime, knowledge.encoding)
+    tr_target = store["target/target"][spread(store.count("target"), SCORE_PAIRS)]
+    _, held = held_out_pairs(store, seed)
+    ti_target = store["ti/target"][held] if len(held) else None
+
+    def scores() -> dict[str, float]:
+        _, tr_logits = predict_rows(tr_target, load, student, runtime)
+        found = {"tr_information": label_free.information(tr_logits)}
+        if ti_target is not None and knowledge.ti_features is not None:
+            features, logits = predict_rows(ti_target, load, student, runtime)
+            partners = knowledge.ti_features[held].cpu(), knowledge.ti_logits[held].cpu()  # type: ignore[index]
+            found["ti_agreement"] = label_free.agreement(logits, partners[1])
+            found["ti_closeness"] = -label_free.feature_distance(features, partners[0])
+        return found
+
+    return scores
