@@ -93,6 +93,8 @@ class NyuDepthConfig(BaseModel):
     model_config = _STRICT
     depth: Literal["raw", "filled"] = "raw"
     """raw: sensor depth with its holes. filled: in-painted."""
+    split: Literal["scene", "official"] = "scene"
+    """scene: dealt out by physical scene. official: the test images of splits.mat are held out."""
 
 
 class SunRgbdConfig(BaseModel):
@@ -115,6 +117,16 @@ class DimlRgbdConfig(BaseModel):
     model_config = _STRICT
     resolution: Literal["HR", "LR"] = "LR"
     """Which size of the sample set is read."""
+    depth: Literal["filled", "warped"] = "filled"
+    """Full set: filled is up_png, warped is warp_png with its holes."""
+
+
+class WashingtonRgbdConfig(BaseModel):
+    """Washington RGB-D Object, the crops."""
+
+    model_config = _STRICT
+    background: Literal["keep", "remove"] = "keep"
+    """remove: depth outside of the object's mask becomes missing and RGB black."""
 
 
 class FoldersConfig(BaseModel):
@@ -310,6 +322,7 @@ class Config(BaseModel):
     nyu_depth: NyuDepthConfig = NyuDepthConfig()
     sun_rgbd: SunRgbdConfig = SunRgbdConfig()
     diml_rgbd: DimlRgbdConfig = DimlRgbdConfig()
+    washington_rgbd: WashingtonRgbdConfig = WashingtonRgbdConfig()
     folders: FoldersConfig = FoldersConfig()
     training: TrainingConfig = TrainingConfig()
     source: SourceConfig = SourceConfig()

@@ -35,6 +35,7 @@ DATA_SECTIONS = {
     "nyu-depth": "nyu_depth",
     "sun-rgbd": "sun_rgbd",
     "diml-rgbd": "diml_rgbd",
+    "washington-rgbd": "washington_rgbd",
     "folders": "folders",
 }
 STAGE_FIELDS: dict[str, tuple[str, ...]] = {

@@ -82,7 +82,7 @@ def open_container(root: Path, markers: tuple[str, ...], zips: tuple[str, ...]) 
 
     Args:
         root: Folder or zip file that the user gave.
-        markers: Names of folders, one of which must lie at the archive's top.
+        markers: Names of folders, one of which must lie at the archive's top; none: any top.
         zips: Names of the official zip files, looked for in ``root``.
 
     Returns:
@@ -102,7 +102,8 @@ def open_container(root: Path, markers: tuple[str, ...], zips: tuple[str, ...]) 
             return Container(candidate, top)
     held = sorted({name.partition("/")[0] for name in _index(root)})[:6]
     raise DataError(
-        f"{root} holds no folder {' or '.join(markers)} (it holds {', '.join(held) or 'nothing'}): "
+        f"{root} holds no {' or '.join(markers) or 'files'} "
+        f"(it holds {', '.join(held) or 'nothing'}): "
         "give the unpacked archive or its zip file with --root"
     )
 
@@ -114,6 +115,8 @@ def forget_indexes() -> None:
 
 
 def _find_top(index: Mapping[str, str], markers: tuple[str, ...]) -> str | None:
+    if not markers:
+        return "" if index else None
     tops = set()
     for name in index:
         folders = PurePosixPath(name).parts[:-1]

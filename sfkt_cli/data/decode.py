@@ -193,3 +193,16 @@ def _to_known_type(values: NDArray[Any], name: str) -> NDArray[Any]:
 
 def _short(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def decode_mask(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
+    """Decode an image of one channel as (H, W), true where it is not 0.
+
+    Raises:
+        DataError: Damaged, of several channels, or too large.
+    """
+    image = _open(content, name, max_pixels)
+    if image.mode not in ("1", "L"):
+        raise DataError(f"{name} has mode {image.mode}, expected a mask of one channel")
+    _load(image, name)
+    return np.asarray(image) > 0

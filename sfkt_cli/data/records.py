@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -73,6 +73,7 @@ class Archive:
         usual_ti: Task-irrelevant classes by default; empty: all that are not TR.
         registered: Whether the images of a pair are aligned.
         notes: Differences from the published counts and the like, to be shown as warnings.
+        facts: What the reader found out and the user should know.
     """
 
     records: tuple[Record, ...]
@@ -85,7 +86,13 @@ class Archive:
     usual_tr: tuple[str, ...] = ()
     usual_ti: tuple[str, ...] = ()
     registered: bool = True
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> bool:
+        """Whether 0 in target images means "no reading"."""
+        return self.modality == "depth"
 
     def target_shape(self, size: int) -> tuple[int, ...]:
         """Shape of one stored target image."""

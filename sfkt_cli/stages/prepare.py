@@ -35,6 +35,8 @@ def prepare(config: Config, run: Run) -> None:
         if stage is None or archive is None:
             say(f"prepare: {run.path('prepare')} is finished already")
             return
+        for fact in archive.facts:
+            say(fact)
         for note in archive.notes:
             warn(note)
         plan = make_plan(config, archive)
@@ -93,8 +95,8 @@ def _write_stores(plan: Plan, stage: Stage) -> dict[str, list[Seen]]:
                     writers[part] = writer
                     tasks += plan.tasks(part, writer)
             tracker = stack.enter_context(track("prepare", sum(len(t.records) for t in tasks)))
-            depth, workers = archive.unit == "mm", config.prepare.workers
-            for done in ingest(tasks, archive.loader, config.image_size, depth, workers):
+            size, workers = config.image_size, config.prepare.workers
+            for done in ingest(tasks, archive.loader, size, archive.missing, workers):
                 part, first = done.task.part, done.task.first
                 for view, sha256 in done.sha256.items():
                     writers[part].note(f"{part}/{view}", first, sha256)

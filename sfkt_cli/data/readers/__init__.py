@@ -5,13 +5,26 @@ from pathlib import Path
 
 from sfkt_cli.config import Config
 from sfkt_cli.data.container import forget_indexes
-from sfkt_cli.data.readers import rgb_nir, synthetic
+from sfkt_cli.data.readers import (
+    diml_rgbd,
+    folders,
+    nyu_depth,
+    rgb_nir,
+    sun_rgbd,
+    synthetic,
+    washington_rgbd,
+)
 from sfkt_cli.data.records import Archive
 from sfkt_cli.errors import DataError
 
 READERS: dict[str, Callable[[Config, Path], Archive]] = {
     "synthetic": synthetic.read,
     "rgb-nir": rgb_nir.read,
+    "nyu-depth": nyu_depth.read,
+    "sun-rgbd": sun_rgbd.read,
+    "diml-rgbd": diml_rgbd.read,
+    "washington-rgbd": washington_rgbd.read,
+    "folders": folders.read,
 }
 DATA_FOLDER = Path("data")
 """Archives are looked for in ``data/<data set>`` unless ``prepare.root`` says where."""

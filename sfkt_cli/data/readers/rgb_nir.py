@@ -17,18 +17,12 @@ others most easily, so the pairs that may be seen say least about the classes to
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from sfkt_cli.config import Config
-from sfkt_cli.data.container import Container, open_container
-from sfkt_cli.data.decode import decode_rgb, decode_target
+from sfkt_cli.data.container import open_container
+from sfkt_cli.data.loading import FileLoader, plane_of_bytes
 from sfkt_cli.data.records import Archive, Record, check_unique, compare_counts
-from sfkt_cli.data.resample import Fit, fit_rgb, fit_target
 from sfkt_cli.errors import DataError
 
 PUBLISHED = {
@@ -44,33 +38,6 @@ PUBLISHED = {
 }
 TI_CLASSES = ("forest", "indoor", "water")
 _IMAGE = re.compile(r"([^/]+)/([^/]+)_(rgb|nir)\.(tiff?|png|jpe?g)", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class RgbNirLoader:
-    """Decodes RGB and near-infrared images."""
-
-    container: Container
-    fit: Fit
-    max_pixels: int
-
-    def rgb(self, record: Record, size: int) -> NDArray[np.uint8]:
-        """See :class:`~sfkt_cli.data.records.Loader`."""
-        name = record.rgb or ""
-        content, shown = self.container.read(name), self.container.describe(name)
-        return fit_rgb(decode_rgb(content, shown, size, self.max_pixels), size, self.fit)
-
-    def target(self, record: Record, size: int) -> NDArray[Any]:
-        """See :class:`~sfkt_cli.data.records.Loader`."""
-        name = record.target or ""
-        shown = self.container.describe(name)
-        nir = decode_target(self.container.read(name), shown, self.max_pixels)
-        if nir.ndim != 2 or nir.dtype != np.uint8:
-            raise DataError(
-                f"{shown} holds {nir.dtype} values of shape {nir.shape}, expected one channel of "
-                "8 bit: is it the near-infrared image?"
-            )
-        return fit_target(nir, size, self.fit, missing=False)
 
 
 def read(config: Config, root: Path) -> Archive:
@@ -106,7 +73,13 @@ def read(config: Config, root: Path) -> Archive:
     ]
     return Archive(
         records=check_unique(records, container.path),
-        loader=RgbNirLoader(container, config.prepare.fit, config.prepare.max_pixels),
+        loader=FileLoader(
+            container,
+            plane_of_bytes,
+            missing=False,
+            fit=config.prepare.fit,
+            max_pixels=config.prepare.max_pixels,
+        ),
         digest=container.digest(),
         modality="nir",
         unit="raw",

@@ -1,0 +1,100 @@
+"""The loader for archives of image files; readers say what their target values mean."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfkt_cli.data.container import Container
+from sfkt_cli.data.decode import decode_rgb, decode_target
+from sfkt_cli.data.records import Record
+from sfkt_cli.data.resample import Fit, fit_rgb, fit_target
+from sfkt_cli.errors import DataError
+
+Convert = Callable[[NDArray[Any], str], NDArray[Any]]
+"""Decoded values and the file's name to values in the store's unit; raises DataError."""
+
+
+@dataclass(frozen=True)
+class FileLoader:
+    """Decodes, converts and resamples image files of a folder or zip file.
+
+    Attributes:
+        container: Where the files are.
+        convert: What target values mean; a function of a module, so that it can be pickled.
+        missing: Whether 0 in target images means "no reading".
+        fit: ``crop`` or ``squash``.
+        max_pixels: Larger images are refused.
+    """
+
+    container: Container
+    convert: Convert
+    missing: bool
+    fit: Fit
+    max_pixels: int
+
+    def rgb(self, record: Record, size: int) -> NDArray[np.uint8]:
+        """See :class:`~sfkt_cli.data.records.Loader`."""
+        name = record.rgb or ""
+        content, shown = self.container.read(name), self.container.describe(name)
+        return fit_rgb(decode_rgb(content, shown, size, self.max_pixels), size, self.fit)
+
+    def target(self, record: Record, size: int) -> NDArray[Any]:
+        """See :class:`~sfkt_cli.data.records.Loader`."""
+        return fit_target(
+            self.target_values(record.target or ""), size, self.fit, missing=self.missing
+        )
+
+    def target_values(self, name: str) -> NDArray[Any]:
+        """A target image in the store's unit, at its own resolution.
+
+        Raises:
+            DataError: The image is missing, damaged, or not what it should be.
+        """
+        shown = self.container.describe(name)
+        decoded = decode_target(self.container.read(name), shown, self.max_pixels)
+        return self.convert(decoded, shown)
+
+
+def plane_of_bytes(values: NDArray[Any], name: str) -> NDArray[Any]:
+    """One channel of 8 bit, as it is.
+
+    Raises:
+        DataError: It is anything else.
+    """
+    if values.ndim != 2 or values.dtype != np.uint8:
+        raise DataError(f"{name} holds {describe_values(values)}, expected one channel of 8 bit")
+    return values
+
+
+def plane_of_millimetres(values: NDArray[Any], name: str) -> NDArray[Any]:
+    """One channel of 16-bit millimetres, as it is.
+
+    Raises:
+        DataError: It is anything else.
+    """
+    if values.ndim != 2 or values.dtype != np.uint16:
+        raise DataError(
+            f"{name} holds {describe_values(values)}, expected one channel of 16-bit depth"
+        )
+    return values
+
+
+def describe_values(values: NDArray[Any]) -> str:
+    """Such as ``3 channels of uint8``."""
+    channels = values.shape[2] if values.ndim == 3 else 1
+    return f"{channels} channel{'s'[: channels > 1]} of {values.dtype}"
+
+
+def safe_id(name: str) -> str:
+    """A name as a file name: what is unsafe becomes ``_``, and a short hash keeps it unique."""
+    safe = re.sub(r"[^\w.-]+", "_", name.replace("/", "-")).strip(".")[:96]
+    if safe == name.replace("/", "-"):
+        return safe
+    return f"{safe}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"

@@ -1,0 +1,172 @@
+"""DIML RGB-D (Cho et al.): indoor pairs of a Kinect v2; the sample set and the full set.
+
+    indoor/{train,test}/{HR,LR}/<NN. Scene>/     sample set: 1609 train, 503 test; HR or LR is read
+        color/<stem>_c.png
+        depth_filled/<stem>_depth_filled.png     16-bit millimetres, holes filled
+    <NN. Scene>/<yy.mm.dd>/<k>/                  full set
+        col/<stem>_c.png
+        up_png/<stem>_ud.png                     16-bit millimetres, holes filled
+        warp_png/<stem>_wd.png                   as measured, on the grid of the colour image
+        raw_png/<stem>_rd.png                    on the sensor's own grid: not read
+
+Outdoor images have no classes and are left out. Folder names are messy (``04. Church``,
+``03_claseeroom_1``, ``12_livingroom_2``, bare dates): numbers, case and typing errors are cleaned,
+and folders without a name are left out with a warning. Which six classes SOCKET recognises is not
+known: by default every third class in alphabetical order is TI; ``classes`` changes it.
+
+Groups: in the full set ``<Scene>/<date>/<k>``; in the sample set what a stem has before its last
+number, or the image where that would leave a class fewer than three groups. The sample set's test
+folder is held out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from sfkt_cli.config import Config
+from sfkt_cli.data.container import Container, open_container
+from sfkt_cli.data.loading import FileLoader, plane_of_millimetres, safe_id
+from sfkt_cli.data.records import Archive, Record, check_unique
+from sfkt_cli.errors import DataError
+
+PUBLISHED = {"train": 1609, "test": 503}
+SCENES = (
+    "bathroom",
+    "bedroom",
+    "bookstore",
+    "cafe",
+    "church",
+    "classroom",
+    "computer_room",
+    "corridor",
+    "hospital",
+    "kitchen",
+    "laboratory",
+    "library",
+    "living_room",
+    "lobby",
+    "lounge",
+    "meeting_room",
+    "office",
+    "restaurant",
+    "stairs",
+    "store",
+    "study_room",
+    "warehouse",
+)
+"""Names that messy folder names are compared with; other names are kept as they are."""
+_SAMPLE = re.compile(
+    r"(?:.*/)?(?P<fold>train|test)/(?P<size>HR|LR)/(?P<scene>[^/]+)/"
+    r"(?P<kind>color|depth_filled)/(?P<stem>[^/]+?)_(?:c|depth_filled)\.png",
+    re.IGNORECASE,
+)
+_FULL = re.compile(
+    r"(?:.*/)?(?P<scene>[^/]+)/(?P<date>\d\d[._]\d\d[._]\d\d)/(?P<take>\d+)/"
+    r"(?P<kind>col|up_png|warp_png)/(?P<stem>[^/]+?)_(?:c|ud|wd)\.png",
+    re.IGNORECASE,
+)
+_KINDS = {"color": "rgb", "col": "rgb", "depth_filled": "filled", "up_png": "filled"}
+
+
+def read(config: Config, root: Path) -> Archive:
+    """List the indoor pairs.
+
+    Raises:
+        DataError: There are none, or an image has no partner.
+    """
+    container = open_container(root, (), ())
+    nameless: set[str] = set()
+    records = []
+    for capture, files in _captures(container, config).items():
+        scene, fold, group, stem = capture
+        label = clean_scene(scene)
+        if label is None:
+            nameless.add(scene)
+            continue
+        parts = {"train": ("source", "target", "ti"), "test": ("test", "ti")}.get(fold, ())
+        number = safe_id(f"{label}-{fold}-{group}-{stem}".replace("--", "-"))
+        records.append(Record(number, group, label, files["rgb"], files["target"], parts))
+    records = _regroup(records)
+    notes = [f"diml-rgbd: folder {name!r} names no scene: left out" for name in sorted(nameless)]
+    for fold, published in PUBLISHED.items():
+        count = sum(f"-{fold}-" in record.id for record in records)
+        if count and count != published:
+            notes.append(f"diml-rgbd: {count} pairs in {fold}, published are {published}")
+    return Archive(
+        records=check_unique(records, container.path),
+        loader=FileLoader(
+            container,
+            plane_of_millimetres,
+            missing=True,
+            fit=config.prepare.fit,
+            max_pixels=config.prepare.max_pixels,
+        ),
+        digest=container.digest(),
+        modality="depth",
+        unit="mm",
+        dtype="uint16",
+        usual_ti=tuple(sorted({record.label or "" for record in records})[2::3]),
+        notes=tuple(notes),
+    )
+
+
+def clean_scene(folder: str) -> str | None:
+    """The scene that a folder name means; None for bare numbers and dates.
+
+    ``04. Church`` is ``church``, ``03_claseeroom_1`` is ``classroom``.
+    """
+    words = re.sub(r"[^a-z]+", " ", folder.casefold()).split()
+    if not words:
+        return None
+    joined = "_".join(words)
+    plain = {name.replace("_", ""): name for name in SCENES}
+    near = difflib.get_close_matches("".join(words), plain, n=1, cutoff=0.8)
+    return plain[near[0]] if near else joined
+
+
+def _captures(
+    container: Container, config: Config
+) -> dict[tuple[str, str, str, str], dict[str, str]]:
+    """RGB and target of each capture, by scene folder, fold, group and stem."""
+    captures: dict[tuple[str, str, str, str], dict[str, str]] = defaultdict(dict)
+    for name in container.names():
+        sample, full = _SAMPLE.fullmatch(name), _FULL.fullmatch(name)
+        if sample and sample["size"].upper() == config.diml_rgbd.resolution:
+            stem, scene = sample["stem"], sample["scene"]
+            group = f"{scene}/{re.sub('[^0-9]*[0-9]+$', '', stem)}"
+            key, kind = (scene, sample["fold"].lower(), group, stem), sample["kind"].lower()
+        elif full:
+            group = f"{full['scene']}/{full['date']}/{full['take']}"
+            key, kind = (full["scene"], "", group, full["stem"]), full["kind"].lower()
+        else:
+            continue
+        view = _KINDS.get(kind, "warped")
+        if view in ("rgb", config.diml_rgbd.depth) or (sample and view == "filled"):
+            captures[key]["rgb" if view == "rgb" else "target"] = name
+    for files in captures.values():
+        if len(files) == 1:
+            ((view, name),) = files.items()
+            lost = "depth" if view == "rgb" else "colour"
+            raise DataError(f"{container.describe(name)} has no {lost} image of the same name")
+    if not captures:
+        raise DataError(
+            f"{container.path} holds no DIML indoor images with diml_rgbd.resolution="
+            f"{config.diml_rgbd.resolution}: docs/datasets.md draws the folders"
+        )
+    return captures
+
+
+def _regroup(records: list[Record]) -> list[Record]:
+    """Take images as groups in classes that would have fewer than three."""
+    groups: dict[str | None, set[str]] = defaultdict(set)
+    for record in records:
+        groups[record.label].add(record.group)
+    return [
+        record
+        if len(groups[record.label]) >= 3
+        else Record(record.id, record.id, record.label, record.rgb, record.target, record.parts)
+        for record in records
+    ]

@@ -1,0 +1,144 @@
+"""One's own data, as folders. Labels are only needed to train a source model and to evaluate.
+
+    tr/<class>/rgb/<name>.jpg          task-relevant, labelled: for the source model
+    tr/<class>/target/<name>.png       the same name makes a pair
+    tr/<class>/<name>.png              target images only
+    tr/target/<name>.png               target images without labels
+    ti/rgb/<name>.jpg                  task-irrelevant pairs: the same path below both folders
+    ti/target/<name>.png
+
+Folders below ``rgb`` and ``target`` are groups (places, recordings): they stay together in a
+split. Otherwise each image is its own group. A manifest says all this line by line instead, see
+:mod:`sfkt_cli.data.readers.manifest`.
+
+Target images are 8- or 16-bit PNG or TIFF, float TIFF or NPY, with 1 to 4 channels:
+
+| modality            | integers                      | floats                               |
+| ------------------- | ----------------------------- | ------------------------------------ |
+| depth               | 16 bit: millimetres, 0 = none | metres; 0, negative, NaN = none      |
+| nir, thermal, other | as they are                   | [0, 1], stored as 0..65535           |
+
+``folders.unit`` overrides this: ``mm``, ``m``, or ``raw`` (rounded to integers).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from sfkt_cli.config import Config
+from sfkt_cli.data.container import Container, open_container
+from sfkt_cli.data.decode import SUFFIXES
+from sfkt_cli.data.loading import FileLoader, safe_id
+from sfkt_cli.data.readers.manifest import find_manifest, read_manifest
+from sfkt_cli.data.records import Archive, Record, check_unique
+from sfkt_cli.data.values import TargetValues
+from sfkt_cli.errors import DataError
+
+
+def read(config: Config, root: Path) -> Archive:
+    """List the images of a folder or manifest.
+
+    Raises:
+        DataError: The folders are not as drawn, a TI image has no partner, or target images are
+            of a kind that the settings do not allow.
+    """
+    manifest = find_manifest(root, config.folders.manifest)
+    if manifest is not None:
+        container = open_container(root if root.is_dir() else manifest.parent, (), ())
+        records = read_manifest(manifest, container)
+    else:
+        container = open_container(root, ("tr", "ti"), ())
+        records = _read_tree(container)
+    targets = [record.target for record in records if record.target is not None]
+    if not targets:
+        raise DataError(f"{root} holds no target images: docs/datasets.md draws the folders")
+    values = TargetValues(config.folders.modality, config.folders.unit)
+    loader = FileLoader(
+        container,
+        values.convert,
+        missing=config.folders.modality == "depth",
+        fit=config.prepare.fit,
+        max_pixels=config.prepare.max_pixels,
+    )
+    first = loader.target_values(sorted(targets)[0])
+    channels = first.shape[2] if first.ndim == 3 else 1
+    expecting = TargetValues(
+        config.folders.modality, config.folders.unit, first.dtype.name, channels
+    )
+    return Archive(
+        records=check_unique(records, container.path),
+        loader=FileLoader(
+            container, expecting.convert, loader.missing, loader.fit, loader.max_pixels
+        ),
+        digest=container.digest(),
+        modality=config.folders.modality,
+        unit=values.stored_unit,
+        dtype=first.dtype.name,
+        channels=channels,
+        registered=config.folders.registered,
+        facts=()
+        if config.folders.registered
+        else ("folders.registered is false: pixel losses are switched off",),
+    )
+
+
+def _read_tree(container: Container) -> list[Record]:
+    views: dict[tuple[str, str | None], dict[str, dict[str, str]]] = {}
+    for name in container.names():
+        place = _place(name)
+        if place is None:
+            continue
+        role, label, view, stem = place
+        stems = views.setdefault((role, label), {"rgb": {}, "target": {}})[view]
+        if stem in stems:
+            raise DataError(
+                f"{container.describe(name)} and {stems[stem]} have the same name: "
+                "names without suffix must differ"
+            )
+        stems[stem] = name
+    records: list[Record] = []
+    for (role, label), held in views.items():
+        _check_partners(container, role, held)
+        for stem in sorted(set(held["rgb"]) | set(held["target"])):
+            rgb, target = held["rgb"].get(stem), held["target"].get(stem)
+            number = safe_id(f"{label or role}/{stem}")
+            folder = stem.rpartition("/")[0]
+            group = f"{role}/{folder}" if folder else number
+            parts = ("ti",) if role == "ti" else ()
+            records.append(Record(number, group, label, rgb, target, parts))
+    return records
+
+
+def _place(name: str) -> tuple[str, str | None, str, str] | None:
+    """Role, label, view and path without suffix of an image; None for other files."""
+    path = PurePosixPath(name)
+    if path.suffix.lower() not in SUFFIXES:
+        return None
+    role, *inner = path.with_suffix("").parts
+    if role == "ti" and len(inner) >= 2 and inner[0] in ("rgb", "target"):
+        return "ti", None, inner[0], "/".join(inner[1:])
+    if role == "tr" and len(inner) >= 3 and inner[1] in ("rgb", "target"):
+        return "tr", inner[0], inner[1], "/".join(inner[2:])
+    if role == "tr" and len(inner) >= 2:
+        label = None if inner[0] == "target" else inner[0]
+        return "tr", label, "target", "/".join(inner[1:])
+    if role == "tr" and len(inner) == 1:
+        return "tr", None, "target", inner[0]
+    return None
+
+
+def _check_partners(container: Container, role: str, held: dict[str, dict[str, str]]) -> None:
+    """TI are pairs; TR images may be of one kind, or all pairs, or two separate collections."""
+    alone = {
+        view: sorted(set(held[view]) - set(held[other]))
+        for view, other in (("rgb", "target"), ("target", "rgb"))
+    }
+    pairs = set(held["rgb"]) & set(held["target"])
+    for view, stems in alone.items():
+        if stems and (role == "ti" or pairs):
+            name = container.describe(held[view][stems[0]])
+            other = "target" if view == "rgb" else "rgb"
+            raise DataError(
+                f"{name} has no partner {stems[0]}.* in the folder {other}: "
+                f"restore it, or remove this one ({len(stems)} such files)"
+            )

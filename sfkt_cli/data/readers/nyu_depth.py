@@ -1,0 +1,182 @@
+"""NYU Depth v2, the labelled part (Silberman et al., ECCV 2012): 1,449 pairs of indoor scenes.
+
+    nyu_depth_v2_labeled.mat       the file or its folder; MATLAB v7.3, which is HDF5
+        images      (1449, 3, 640, 480) uint8     axes reversed: N, C, W, H
+        depths      (1449, 640, 480) float32      metres, in-painted: N, W, H
+        rawDepths   (1449, 640, 480) float32      metres, 0 = no reading
+        sceneTypes  (1, 1449) references to texts such as "bedroom"
+        scenes      (1, 1449) references to texts such as "bedroom_0020"
+    splits.mat                     optional, beside it: trainNdxs 795, testNdxs 654, from 1
+
+TR are the nine scene types that are usually classified, TI the other eighteen. Parts are dealt out
+by physical scene: a random split puts nine of ten held-out images into scenes that were seen.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sfkt_cli.config import Config
+from sfkt_cli.data.matlab import read_indices
+from sfkt_cli.data.records import TR_PARTS, Archive, Record, check_unique
+from sfkt_cli.data.resample import Fit, fit_rgb, fit_target, to_millimetres
+from sfkt_cli.data.store import check_plain
+from sfkt_cli.errors import DataError
+
+FILE = "nyu_depth_v2_labeled.mat"
+PUBLISHED = 1449
+TR_CLASSES = (
+    "bathroom",
+    "bedroom",
+    "bookstore",
+    "classroom",
+    "dining_room",
+    "home_office",
+    "kitchen",
+    "living_room",
+    "office",
+)
+DEPTHS = {"raw": "rawDepths", "filled": "depths"}
+_TEXT_LENGTH = 200
+_ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError)
+
+
+@dataclass(frozen=True)
+class MatLoader:
+    """Reads single images of the .mat file and turns them upright."""
+
+    path: Path
+    depth: str
+    fit: Fit
+
+    def rgb(self, record: Record, size: int) -> NDArray[np.uint8]:
+        """See :class:`~sfkt_cli.data.records.Loader`."""
+        planes = self._row("images", record)
+        return fit_rgb(Image.fromarray(np.ascontiguousarray(planes.T)), size, self.fit)
+
+    def target(self, record: Record, size: int) -> NDArray[Any]:
+        """See :class:`~sfkt_cli.data.records.Loader`."""
+        name = f"{self.path}:{record.target}"
+        depth_mm = to_millimetres(self._row(self.depth, record).T, name)
+        return fit_target(depth_mm, size, self.fit, missing=True)
+
+    def _row(self, name: str, record: Record) -> NDArray[Any]:
+        index = int(record.id.rpartition("-")[2]) - 1
+        try:
+            row: NDArray[Any] = _file(self.path, os.getpid())[name][index]
+        except _ERRORS as error:
+            raise DataError(
+                f"{self.path}: image {index + 1} of {name} cannot be read ({error}): "
+                "the file is damaged, download it again"
+            ) from None
+        return row
+
+
+def read(config: Config, root: Path) -> Archive:
+    """List the images.
+
+    Raises:
+        DataError: The file is missing, damaged, or not the labelled part.
+    """
+    path = root / FILE if root.is_dir() else root
+    if not path.is_file():
+        raise DataError(f"{path} does not exist: give it with --root, or use --download")
+    depth = DEPTHS[config.nyu_depth.depth]
+    try:
+        with h5py.File(path, "r") as file:
+            _check_shapes(path, file, depth)
+            types, scenes = _texts(path, file, "sceneTypes"), _texts(path, file, "scenes")
+    except _ERRORS as error:
+        raise DataError(
+            f"{path} cannot be read as MATLAB v7.3 ({error}): is it {FILE}? Download it again"
+        ) from None
+    held_out = _held_out(path.parent / "splits.mat", len(types), config)
+    records = [
+        Record(
+            id=f"nyu-{number:04d}",
+            group=re.sub(r"(?<=\d)[a-z]$", "", scene),
+            label=label,
+            rgb=f"images/{number}",
+            target=f"{depth}/{number}",
+            parts=_parts(number, held_out),
+        )
+        for number, (label, scene) in enumerate(zip(types, scenes, strict=True), 1)
+    ]
+    status = path.stat()
+    notes: tuple[str, ...] = ()
+    if len(records) != PUBLISHED:
+        notes = (f"nyu-depth: {len(records)} images, published are {PUBLISHED}",)
+    return Archive(
+        records=check_unique(records, path),
+        loader=MatLoader(path, depth, config.prepare.fit),
+        digest=hashlib.sha256(f"{status.st_size} {types} {scenes}".encode()).hexdigest(),
+        modality="depth",
+        unit="mm",
+        dtype="uint16",
+        usual_tr=TR_CLASSES,
+        notes=notes,
+    )
+
+
+def _check_shapes(path: Path, file: h5py.File, depth: str) -> None:
+    count = len(file["images"])
+    for name, kind in (("images", "u1"), (depth, "f4")):
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+            raise DataError(f"{path}: {name} is a link; links are refused")
+        check_plain(path, name, file[name])
+        shape, dtype = file[name].shape, file[name].dtype
+        expected = (count, 3, *shape[-2:]) if name == "images" else (count, *shape[-2:])
+        if shape != expected or dtype != np.dtype(kind) or max(shape) > 20_000:
+            raise DataError(
+                f"{path}: {name} holds {dtype} {shape}, expected {np.dtype(kind)} {expected}"
+            )
+    if file[depth].shape[1:] != file["images"].shape[2:]:
+        raise DataError(f"{path}: {depth} has shape {file[depth].shape}, images has another size")
+
+
+def _texts(path: Path, file: h5py.File, name: str) -> list[str]:
+    """A cell array of texts: references to columns of character codes."""
+    references = file[name][0]
+    if len(references) != len(file["images"]):
+        raise DataError(f"{path}: {name} has {len(references)} entries for {len(file['images'])}")
+    texts: list[str] = []
+    for reference in references:
+        codes = file[reference]
+        if codes.ndim != 2 or codes.shape[0] > _TEXT_LENGTH:
+            raise DataError(f"{path}: {name} holds shape {codes.shape}, expected a short text")
+        texts.append("".join(map(chr, codes[:, 0])))
+    return texts
+
+
+def _held_out(path: Path, count: int, config: Config) -> set[int]:
+    """Numbers of the official test images; empty unless they are asked for."""
+    if config.nyu_depth.split != "official":
+        return set()
+    if not path.is_file():
+        raise DataError(f"nyu_depth.split is official, and {path} does not exist: download it")
+    numbers = set(read_indices(path, "testNdxs"))
+    if not numbers or min(numbers) < 1 or max(numbers) > count:
+        raise DataError(f"{path}: testNdxs is no list of image numbers from 1 to {count}")
+    return numbers
+
+
+def _parts(number: int, held_out: set[int]) -> tuple[str, ...]:
+    if not held_out:
+        return (*TR_PARTS, "ti")
+    return ("test", "ti") if number in held_out else ("source", "target", "ti")
+
+
+@functools.lru_cache(maxsize=1)
+def _file(path: Path, process: int) -> h5py.File:
+    return h5py.File(path, "r")

@@ -1,0 +1,179 @@
+"""SUN RGB-D (Song et al., CVPR 2015): 10,335 pairs of indoor scenes from four depth cameras.
+
+    SUNRGBD/                                     or SUNRGBD.zip, or the folder above
+        kv1/NYUdata/<id>/                        Kinect v1; these 1,449 are NYU Depth v2
+        kv1/b3dodata/<id>/
+        kv2/{kinect2data,align_kv2}/<id>/        Kinect v2
+        realsense/{lg,sa,sh,shr}/<id>/           RealSense
+        xtion/xtion_align_data/<id>/             Xtion
+        xtion/sun3ddata/<place>/<scan>/<id>/     Xtion, video frames
+            image/<any name>.jpg
+            depth/<any name>.png                 16 bit, millimetres rotated by 3 bits
+            depth_bfx/<any name>.png             the same with holes filled
+            scene.txt                            one word; idk is no class and is dropped
+
+One domain a sensor, as in SOCKET and the paper: the source model sees RGB of ``source_sensor``,
+target images are depth of ``target_sensor``. TR are the scene words that all four sensors have, TI
+the pairs of all other words, pooled over the sensors.
+
+Groups. sun3ddata: the place. kinect2data: the video. NYUdata: runs of at most ten neighbouring
+frames of one scene word, because the physical scene is only told by the NYU archive. Others: the
+capture.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfkt_cli.config import Config, SunRgbdConfig
+from sfkt_cli.data.container import Container, open_container
+from sfkt_cli.data.loading import FileLoader, plane_of_millimetres, safe_id
+from sfkt_cli.data.records import Archive, Record, check_unique
+from sfkt_cli.errors import DataError
+
+PUBLISHED = {"kv1": 2003, "kv2": 3784, "realsense": 1159, "xtion": 3389}
+"""Pairs of each sensor, ``idk`` included."""
+SENSORS = tuple(PUBLISHED)
+NO_CLASS = "idk"
+FARTHEST_MM = 8000
+_FILE = re.compile(
+    r"(?P<capture>(?:kv1|kv2|realsense|xtion)/.+)/"
+    r"(?:(?P<view>image|depth|depth_bfx)/[^/]+\.(?:jpe?g|png)|(?P<scene>scene\.txt))",
+    re.IGNORECASE,
+)
+
+
+def read(config: Config, root: Path) -> Archive:
+    """List the captures of all sensors.
+
+    Raises:
+        DataError: The folder is not there, or a capture lacks an image or its scene word.
+    """
+    container = open_container(root, SENSORS, ("SUNRGBD.zip",))
+    captures = _captures(container, config.sun_rgbd.depth)
+    words = {capture: _scene_word(container, files["scene"]) for capture, files in captures.items()}
+    counts = Counter(capture.partition("/")[0] for capture in captures)
+    notes = [
+        f"sun-rgbd: sensor {sensor} has {counts[sensor]} pairs, published are {PUBLISHED[sensor]}"
+        for sensor in SENSORS
+        if counts[sensor] != PUBLISHED[sensor]
+    ]
+    kept = [
+        capture
+        for capture in captures
+        if words[capture] != NO_CLASS
+        and (config.sun_rgbd.nyu_overlap or not capture.startswith("kv1/NYUdata/"))
+    ]
+    common = _common_words(kept, words)
+    facts = (
+        f"sun-rgbd: {len(common)} scene words are common to the sensors "
+        f"{', '.join(s for s in SENSORS if counts[s])}: {', '.join(common)}",
+    )
+    groups = _groups(kept, words)
+    records = [
+        Record(
+            id=safe_id(capture),
+            group=groups[capture],
+            label=words[capture],
+            rgb=captures[capture]["image"],
+            target=captures[capture][config.sun_rgbd.depth],
+            parts=_parts(capture, config.sun_rgbd),
+        )
+        for capture in kept
+    ]
+    return Archive(
+        records=check_unique(records, container.path),
+        loader=FileLoader(
+            container,
+            undo_rotation,
+            missing=True,
+            fit=config.prepare.fit,
+            max_pixels=config.prepare.max_pixels,
+        ),
+        digest=container.digest(),
+        modality="depth",
+        unit="mm",
+        dtype="uint16",
+        usual_tr=tuple(common),
+        notes=tuple(notes),
+        facts=facts,
+    )
+
+
+def undo_rotation(values: NDArray[Any], name: str) -> NDArray[Any]:
+    """Stored 16-bit values to millimetres: rotated right by 3 bits, clipped to 8 m.
+
+    Raises:
+        DataError: Not one channel of 16 bit.
+    """
+    stored = plane_of_millimetres(values, name)
+    depth_mm: NDArray[Any] = np.minimum((stored >> 3) | (stored << 13), FARTHEST_MM)
+    return depth_mm.astype(np.uint16)
+
+
+def _captures(container: Container, depth: str) -> dict[str, dict[str, str]]:
+    """The files of each capture folder: image, depth and scene."""
+    captures: dict[str, dict[str, str]] = defaultdict(dict)
+    for name in container.names():
+        match = _FILE.fullmatch(name)
+        if not match:
+            continue
+        kind = "scene" if match["scene"] else match["view"]
+        files = captures[match["capture"]]
+        if kind in files and kind in ("image", depth):
+            raise DataError(
+                f"{container.describe(name)}: a second file beside {files[kind]}; remove one"
+            )
+        files[kind] = name
+    for capture, files in captures.items():
+        for kind in ("image", depth, "scene"):
+            if kind not in files:
+                lost = "scene.txt" if kind == "scene" else f"file in {kind}/"
+                raise DataError(f"{container.describe(capture)} has no {lost}: unpack it again")
+    return captures
+
+
+def _scene_word(container: Container, name: str) -> str:
+    word = container.read(name).decode("utf-8", "replace").strip()
+    if not re.fullmatch(r"[\w .-]{1,64}", word):
+        raise DataError(f"{container.describe(name)} holds {word[:40]!r}, expected a scene word")
+    return word
+
+
+def _common_words(captures: list[str], words: dict[str, str]) -> list[str]:
+    held: dict[str, set[str]] = defaultdict(set)
+    for capture in captures:
+        held[capture.partition("/")[0]].add(words[capture])
+    return sorted(set.intersection(*held.values())) if held else []
+
+
+def _parts(capture: str, chosen: SunRgbdConfig) -> tuple[str, ...]:
+    sensor = capture.partition("/")[0]
+    source = ("source",) if sensor == chosen.source_sensor else ()
+    target = ("target", "test") if sensor == chosen.target_sensor else ()
+    return (*source, *target, "ti")
+
+
+def _groups(captures: list[str], words: dict[str, str]) -> dict[str, str]:
+    groups: dict[str, str] = {}
+    run, before = 0, ""
+    for capture in sorted(captures):
+        sensor, kind, *rest = capture.split("/")
+        group = f"{sensor}/{kind}/{rest[-1]}" if rest else capture
+        if kind == "sun3ddata" and rest:
+            group = f"{sensor}/{kind}/{rest[0]}"
+        elif kind == "kinect2data":
+            group = group.partition("_rgbf")[0]
+        elif kind == "NYUdata":
+            run = run + 1 if before == words[capture] and run < 9 else 0
+            before = words[capture]
+            group = group if run == 0 else groups["nyu"]
+            groups["nyu"] = group
+        groups[capture] = group
+    return groups

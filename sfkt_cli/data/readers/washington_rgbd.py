@@ -1,0 +1,107 @@
+"""Washington RGB-D Object (Lai et al., ICRA 2011): 51 categories of objects on a turntable.
+
+    rgbd-dataset/                                or the folder above, or a zip file of it
+        apple/                                   category
+            apple_1/                             instance: its images stay together in a split
+                apple_1_1_1_crop.png             RGB, 8 bit; <instance>_<video>_<frame>
+                apple_1_1_1_depthcrop.png        16-bit millimetres, 0 = no reading
+                apple_1_1_1_maskcrop.png         1 bit, the object
+                apple_1_1_1_loc.txt              not read
+
+Every third category in alphabetical order is TI unless ``classes`` says otherwise. With
+``washington_rgbd.background=remove`` only the object is kept, in both images.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sfkt_cli.config import Config
+from sfkt_cli.data.container import open_container
+from sfkt_cli.data.decode import decode_mask, decode_rgb
+from sfkt_cli.data.loading import FileLoader, plane_of_millimetres
+from sfkt_cli.data.records import Archive, Record, check_unique
+from sfkt_cli.data.resample import fit_rgb, fit_target
+from sfkt_cli.errors import DataError
+
+_IMAGE = re.compile(
+    r"(?:.*/)?(?P<label>[^/]+)/(?P<group>(?P=label)_\d+)/(?P<stem>(?P=group)_\d+_\d+)"
+    r"_(?P<view>crop|depthcrop|maskcrop)\.png"
+)
+
+
+@dataclass(frozen=True)
+class ObjectLoader(FileLoader):
+    """Keeps only the object, by its mask."""
+
+    def rgb(self, record: Record, size: int) -> NDArray[np.uint8]:
+        """See :class:`~sfkt_cli.data.records.Loader`."""
+        name = record.rgb or ""
+        content, shown = self.container.read(name), self.container.describe(name)
+        pixels = np.array(decode_rgb(content, shown, 0, self.max_pixels))
+        pixels[~self._mask(name.replace("_crop.", "_maskcrop."), pixels.shape[:2])] = 0
+        return fit_rgb(Image.fromarray(pixels), size, self.fit)
+
+    def target(self, record: Record, size: int) -> NDArray[Any]:
+        """See :class:`~sfkt_cli.data.records.Loader`."""
+        name = record.target or ""
+        depth_mm = self.target_values(name).copy()
+        depth_mm[~self._mask(name.replace("_depthcrop.", "_maskcrop."), depth_mm.shape)] = 0
+        return fit_target(depth_mm, size, self.fit, missing=True)
+
+    def _mask(self, name: str, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+        shown = self.container.describe(name)
+        mask = decode_mask(self.container.read(name), shown, self.max_pixels)
+        if mask.shape != shape:
+            raise DataError(f"{shown} has shape {mask.shape}, its image has {shape}")
+        return mask
+
+
+def read(config: Config, root: Path) -> Archive:
+    """List the crops.
+
+    Raises:
+        DataError: The folder is not there, or a crop has no partner.
+    """
+    container = open_container(root, (), ("rgbd-dataset.zip",))
+    remove = config.washington_rgbd.background == "remove"
+    found: dict[str, dict[str, str]] = {}
+    owners: dict[str, tuple[str, str]] = {}
+    for name in container.names():
+        match = _IMAGE.fullmatch(name)
+        if match:
+            found.setdefault(match["stem"], {})[match["view"]] = name
+            owners[match["stem"]] = (match["label"], match["group"])
+    needed = ("crop", "depthcrop", "maskcrop") if remove else ("crop", "depthcrop")
+    for stem, views in found.items():
+        lost = [view for view in needed if view not in views]
+        if lost:
+            some = next(iter(views.values()))
+            raise DataError(f"{container.describe(some)} has no partner {stem}_{lost[0]}.png")
+    records = [
+        Record(stem, owners[stem][1], owners[stem][0], views["crop"], views["depthcrop"])
+        for stem, views in found.items()
+    ]
+    loader = (ObjectLoader if remove else FileLoader)(
+        container,
+        plane_of_millimetres,
+        missing=True,
+        fit=config.prepare.fit,
+        max_pixels=config.prepare.max_pixels,
+    )
+    return Archive(
+        records=check_unique(records, container.path),
+        loader=loader,
+        digest=container.digest(),
+        modality="depth",
+        unit="mm",
+        dtype="uint16",
+        usual_ti=tuple(sorted({record.label or "" for record in records})[2::3]),
+    )
