@@ -161,18 +161,26 @@ def export(
     output: Annotated[
         Path | None, typer.Option(help="Folder to write; default: <run>/export.")
     ] = None,
+    input_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEIGHTxWIDTH",
+            help="Of the sensor's images, to put cropping and resizing into the graph, too.",
+        ),
+    ] = None,
 ) -> None:
     """Write student and translator with source model as files that run without this program."""
     from sfkt_cli.pipeline import settings_of
     from sfkt_cli.stages.export import export
 
-    settings = settings_of("transfer", options.with_flags({"transfer.method": method}))
+    settings = settings_of("transfer", options)
     export(
         settings.config,
         settings.run,
-        method=settings.config.transfer.method,
+        method=method,
         formats=tuple(formats or ()),
         output=output,
+        input_size=input_size,
     )
 
 
@@ -188,14 +196,25 @@ def predict(
         Path, typer.Option(help="File to write, .csv or .jsonl; - for CSV on standard output.")
     ] = Path("predictions.csv"),
     method: Method = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of an exported student, in place of a run's.")
+    ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes to list for each image.")] = 1,
 ) -> None:
     """Classify images of the target sensor with the run's student."""
     from sfkt_cli.pipeline import settings_of
     from sfkt_cli.stages.predict import predict
 
-    settings = settings_of("transfer", options.with_flags({"transfer.method": method}))
-    predict(settings.config, settings.run, images, output=output, top_k=top_k)
+    settings = settings_of("transfer", options, new_run=model is not None)
+    predict(
+        settings.config,
+        settings.run,
+        images,
+        output=output,
+        top_k=top_k,
+        method=method,
+        model=model,
+    )
 
 
 app.add_typer(config_app, name="config")

@@ -9,13 +9,19 @@ from pathlib import Path
 from sfkt_cli.console import say
 from sfkt_cli.options import Options
 from sfkt_cli.runs import Run, remember_run
-from sfkt_cli.settings import Settings, resolve
+from sfkt_cli.settings import Settings, has_run, resolve
 from sfkt_cli.settings_text import changed
 
 
-def settings_of(stage: str, options: Options) -> Settings:
-    """The settings of a stage that works on a prepared run; the run is remembered."""
-    settings = resolve(options, stage)
+def settings_of(stage: str, options: Options, *, new_run: bool = False) -> Settings:
+    """The settings of a stage that works on a prepared run; the run is remembered.
+
+    Args:
+        stage: Its name.
+        options: What the user typed.
+        new_run: The command can do without a run.
+    """
+    settings = resolve(options, stage, new_run=new_run and not has_run(options))
     if settings.run.finished("prepare"):
         remember_run(settings.run)
     _tell(stage, options, settings)
@@ -82,9 +88,6 @@ def run_all(options: Options) -> None:
     )
     for stage in rest:
         stage(options)
-    pictures = sorted({path.parent for path in run.path("evaluate").rglob("*.png")})
-    if pictures:
-        say("pictures: " + ", ".join(f"{folder}/*.png" for folder in pictures))
 
 
 def _tell(stage: str, options: Options, settings: Settings) -> None:

@@ -1,0 +1,97 @@
+"""How new images of the target sensor are read: exactly as ``sfkt prepare`` read the others."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from sfkt_cli.config import Config
+from sfkt_cli.data.decode import decode_target
+from sfkt_cli.data.images import Encoding
+from sfkt_cli.data.readers.sun_rgbd import undo_rotation
+from sfkt_cli.data.resample import Fit, fit_target
+from sfkt_cli.data.store import Store
+from sfkt_cli.data.values import TargetValues
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """What a model expects of its target images; travels with exported models.
+
+    Attributes:
+        modality: depth, nir, thermal or other.
+        unit: How integers and floats are meant: auto, mm, m or raw.
+        dtype: Of stored values; empty: any.
+        channels: Of an image.
+        image_size: Side of the square model input, in pixels.
+        fit: crop or squash.
+        rotated: Depth values have their bits rotated, as in SUN RGB-D's files.
+    """
+
+    modality: str
+    unit: str
+    dtype: str
+    channels: int
+    image_size: int
+    fit: Fit
+    rotated: bool = False
+
+    @property
+    def missing(self) -> bool:
+        """Whether 0 means "no reading"."""
+        return self.modality == "depth"
+
+    def decode(self, content: bytes, name: str) -> NDArray[Any]:
+        """The bytes of an image file to (S, S) or (S, S, C) in the stored unit.
+
+        Raises:
+            DataError: The file is damaged, or its values are not what the model expects.
+        """
+        return self.fit_values(decode_target(content, name), name)
+
+    def fit_values(self, values: NDArray[Any], name: str = "the image") -> NDArray[Any]:
+        """A raw image (H, W) or (H, W, C) of the sensor to the model's size and unit.
+
+        Raises:
+            DataError: The values are not what the model expects.
+        """
+        if self.rotated:
+            stored = undo_rotation(values, name)
+        else:
+            expected = TargetValues(self.modality, self.unit, self.dtype, self.channels)
+            stored = expected.convert(values, name)
+        return fit_target(stored, self.image_size, self.fit, missing=self.missing)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for model.json."""
+        return asdict(self)
+
+
+def sensor_of_store(store: Store, config: Config) -> Sensor:
+    """The sensor whose images a prepared file holds."""
+    images = store.columns["target/target"]
+    return Sensor(
+        modality=store.modality,
+        unit=config.folders.unit if store.dataset == "folders" else "auto",
+        dtype=images.dtype.name,
+        channels=images.shape[3] if len(images.shape) == 4 else 1,
+        image_size=images.shape[1],
+        fit=config.prepare.fit,
+        rotated=store.dataset == "sun-rgbd",
+    )
+
+
+def sensor_of_settings(config: Config, encoding: Encoding) -> Sensor:
+    """The same from what a model was trained with, where the prepared files are gone."""
+    own = config.dataset == "folders"
+    return Sensor(
+        modality=config.folders.modality if own else ("depth" if encoding.missing else "other"),
+        unit=config.folders.unit if own else "auto",
+        dtype="",
+        channels=encoding.channels,
+        image_size=config.image_size,
+        fit=config.prepare.fit,
+        rotated=config.dataset == "sun-rgbd",
+    )

@@ -1,0 +1,156 @@
+"""`sfkt predict`: classes of new images of the target sensor, as CSV or JSONL."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from sfkt_cli.config import Config
+from sfkt_cli.console import say, track, warn
+from sfkt_cli.data.decode import SUFFIXES
+from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.files import write_text
+from sfkt_cli.runs import Run
+from sfkt_cli.student import Prediction, Student, load_student
+from sfkt_cli.training.runtime import make_runtime
+
+BATCH = 64
+STDIN = "-"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""Spreadsheets run what begins with one of these."""
+
+
+def predict(
+    config: Config,
+    run: Run,
+    images: Sequence[str],
+    *,
+    output: Path,
+    top_k: int = 1,
+    method: str | None = None,
+    model: Path | None = None,
+) -> None:
+    """Classify images and write one row for each; broken files are left out and named at the end.
+
+    Args:
+        config: ``runtime.gpus`` chooses the device.
+        run: Where the student is.
+        images: Files, folders, patterns, or ``-`` for a list of files on standard input.
+        output: .csv or .jsonl; ``-`` writes CSV to standard output.
+        top_k: Classes listed for each image.
+        method: Which student of the run; None: the only one, or that of ``transfer.method``.
+        model: Folder with another student, such as an exported one.
+
+    Raises:
+        ConfigError: The output's suffix is neither, or nothing matches ``images``.
+        DataError: Some files could not be read; the rows of the others are written.
+    """
+    if output.suffix not in (".csv", ".jsonl") and str(output) != STDIN:
+        raise ConfigError(f"--output {output}: the suffix must be .csv or .jsonl")
+    device = make_runtime(config.runtime).device
+    student = load_student(
+        model or run.folder, method=method, usual=config.transfer.method, device=device
+    )
+    paths = list(expand(images))
+    broken: list[str] = []
+    rows = []
+    with track("predict", len(paths)) as tracker:
+        for batch in read_batches(student, paths, broken):
+            found = student.predict_stored([image for _, image in batch])
+            rows += [(path, each) for (path, _), each in zip(batch, found, strict=True)]
+            tracker.advance(len(batch), len(batch))
+    text = to_jsonl(rows, top_k) if output.suffix == ".jsonl" else to_csv(rows, top_k)
+    if str(output) == STDIN:
+        sys.stdout.write(text)
+    else:
+        write_text(output, text)
+        say(f"predict: {len(rows)} images in {output}")
+    for message in broken:
+        warn(message)
+    if broken:
+        raise DataError(f"{len(broken)} of {len(paths)} images could not be read (named above)")
+
+
+def expand(images: Sequence[str]) -> Iterator[Path]:
+    """Files from files, folders, patterns and ``-``, each once, in the order given.
+
+    Raises:
+        ConfigError: An entry matches nothing.
+    """
+    seen: set[Path] = set()
+    for entry in images:
+        found = _matches(entry)
+        if not found:
+            raise ConfigError(f"{entry} matches no image: give files, folders, patterns or -")
+        for path in found:
+            if path not in seen:
+                seen.add(path)
+                yield path
+
+
+def _matches(entry: str) -> list[Path]:
+    if entry == STDIN:
+        return [Path(line) for line in sys.stdin.read().splitlines() if line.strip()]
+    path = Path(entry)
+    if path.is_dir():
+        inside = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        return sorted(file for file in inside if file.is_file())
+    if path.exists() or not any(sign in entry for sign in "*?["):
+        return [path]
+    base = Path(path.anchor) if path.is_absolute() else Path()
+    return sorted(file for file in base.glob(str(path.relative_to(base))) if file.is_file())
+
+
+def read_batches(
+    student: Student, paths: Sequence[Path], broken: list[str]
+) -> Iterator[list[tuple[Path, NDArray[Any]]]]:
+    """Batches of paths and images; messages about unreadable ones are added to ``broken``."""
+    batch: list[tuple[Path, NDArray[Any]]] = []
+    for path in paths:
+        try:
+            batch.append((path, student.read(path)))
+        except DataError as error:
+            broken.append(str(error))
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def to_csv(rows: Sequence[tuple[Path, Prediction]], top_k: int) -> str:
+    """Columns path, class, probability, and class_2, probability_2 ... for ``top_k`` > 1."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    header = ["path", "class", "probability"]
+    count = min(top_k, len(rows[0][1].ranked)) if rows else top_k
+    for place in range(2, count + 1):
+        header += [f"class_{place}", f"probability_{place}"]
+    writer.writerow(header)
+    for path, prediction in rows:
+        cells = [_harmless(str(path))]
+        for label, probability in prediction.ranked[:count]:
+            cells += [_harmless(label), f"{probability:.6f}"]
+        writer.writerow(cells)
+    return file.getvalue()
+
+
+def to_jsonl(rows: Sequence[tuple[Path, Prediction]], top_k: int) -> str:
+    """One object a line: path, class, probability, and top with the first ``top_k`` classes."""
+    lines = []
+    for path, prediction in rows:
+        top = [{"class": c, "probability": round(p, 6)} for c, p in prediction.ranked[:top_k]]
+        row = {"path": str(path), **top[0], "top": top}
+        lines.append(json.dumps(row, ensure_ascii=False))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _harmless(cell: str) -> str:
+    return f"'{cell}" if cell.startswith(FORMULA) else cell

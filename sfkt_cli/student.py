@@ -1,0 +1,169 @@
+"""The trained student as a plain object: ``load_student("runs/synthetic").predict("scan.png")``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfkt_cli.config import build, read_yaml
+from sfkt_cli.data.images import Encoding, as_rgb, encode
+from sfkt_cli.data.sensor import Sensor, sensor_of_settings, sensor_of_store
+from sfkt_cli.data.store import open_store
+from sfkt_cli.errors import DataError, RunError
+from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.models.saving import CARD, Saved, load_model
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the student says of one image.
+
+    Attributes:
+        label: Name of the most probable class.
+        probability: Its probability.
+        ranked: All class names with their probabilities, the most probable first.
+    """
+
+    label: str
+    probability: float
+    ranked: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Student:
+    """A classifier for the target sensor, ready to use.
+
+    Attributes:
+        model: In inference mode.
+        classes: Names in the order of the outputs.
+        encoding: How stored values become model input.
+        sensor: How raw images become stored values.
+        device: Where the model is.
+    """
+
+    model: Classifier
+    classes: tuple[str, ...]
+    encoding: Encoding
+    sensor: Sensor
+    device: torch.device
+
+    def read(self, path: str | Path) -> NDArray[Any]:
+        """An image file to the model's size and unit.
+
+        Raises:
+            DataError: The file is missing, damaged, or not an image of this sensor.
+        """
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from None
+        return self.sensor.decode(content, str(path))
+
+    def predict(self, image: str | Path | NDArray[Any]) -> Prediction:
+        """Classify one image.
+
+        Args:
+            image: A file, or raw values (H, W) or (H, W, C) of the sensor, at any size.
+
+        Raises:
+            DataError: The image is not what the model expects.
+        """
+        if isinstance(image, (str, Path)):
+            stored = self.read(image)
+        else:
+            stored = self.sensor.fit_values(np.asarray(image))
+        return self.predict_stored([stored])[0]
+
+    def predict_stored(self, images: Sequence[NDArray[Any]]) -> list[Prediction]:
+        """Classify images that :meth:`read` gave, as one batch."""
+        probabilities = self.probabilities(torch.from_numpy(np.stack(images)))
+        found = []
+        for row in probabilities.tolist():
+            ranked = sorted(zip(self.classes, row, strict=True), key=lambda pair: -pair[1])
+            found.append(Prediction(ranked[0][0], ranked[0][1], tuple(ranked)))
+        return found
+
+    def probabilities(self, stored: Tensor) -> Tensor:
+        """(B, K) float32 on the CPU of stored images (B, H, W) or (B, H, W, C)."""
+        with torch.inference_mode():
+            _, logits = self.model(as_rgb(encode(stored.to(self.device), self.encoding)))
+            return torch.softmax(logits.float(), dim=1).cpu()
+
+
+def load_student(
+    path: str | Path,
+    *,
+    method: str | None = None,
+    usual: str = "tgkt",
+    device: str | torch.device = "cpu",
+) -> Student:
+    """Load the student of a run, or of a folder with model.json.
+
+    Args:
+        path: ``runs/<name>``, ``runs/<name>/transfer/<method>``, or an exported ``student`` folder.
+        method: Which student of a run; None: the only one, or ``usual``.
+        usual: Taken where a run has several students.
+        device: Such as ``cpu`` or ``cuda``.
+
+    Raises:
+        RunError: There is no finished student, or not the one asked for.
+        DataError: The model is damaged, or is none for a target sensor.
+    """
+    folder = find_student(Path(path), method, usual)
+    saved = load_model(folder, torch.device(device))
+    if not isinstance(saved.module, Classifier) or saved.encoding is None:
+        raise DataError(f"{folder} holds no classifier for a target sensor")
+    return Student(
+        saved.module,
+        tuple(saved.classes),
+        saved.encoding,
+        _sensor(folder, saved, saved.encoding),
+        torch.device(device),
+    )
+
+
+def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> Path:
+    """The folder of a student's model.json.
+
+    Args:
+        path: A run, or the folder itself.
+        method: The one to take; None: the only one, or ``usual``.
+        usual: Taken where there are several.
+
+    Raises:
+        RunError: There is no finished student, or not the one asked for.
+    """
+    if (path / CARD).is_file():
+        return path
+    done = sorted(file.parent.name for file in path.glob("transfer/*/done.json"))
+    if not done:
+        raise RunError(f"{path} holds no finished student: first run `sfkt transfer`")
+    chosen = method or (done[0] if len(done) == 1 else usual)
+    if chosen not in done:
+        raise RunError(
+            f"{path} holds no student of method {chosen!r}, but of {', '.join(done)}: "
+            f"first run `sfkt transfer --method {chosen}`, or choose another"
+        )
+    return path / "transfer" / chosen
+
+
+def _sensor(folder: Path, saved: Saved, encoding: Encoding) -> Sensor:
+    """From the card of an exported model, from the run's data, or from its settings."""
+    held = saved.card.get("sensor")
+    try:
+        if held is not None:
+            return Sensor(**held)
+    except TypeError as error:
+        raise DataError(f"{folder / CARD} is damaged: sensor: {error}") from None
+    config = build(read_yaml(folder / "config.yaml"))
+    store = folder.parent.parent / "prepare" / "transfer.h5"
+    if store.is_file():
+        return sensor_of_store(open_store(store), config)
+    return sensor_of_settings(config, encoding)
