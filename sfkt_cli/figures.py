@@ -1,0 +1,231 @@
+"""Pictures of the report, as PNG: confusion, reliability, curves, galleries, feature maps.
+
+Matplotlib is imported when the first picture is drawn. Nothing relies on colour alone: lines have
+styles, points have shapes, right and wrong are written out. Colours: Okabe and Ito (2008).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfkt_cli.files import replacing
+
+Numbers = NDArray[Any]
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", "-.", ":")
+POINTS = ("o", "^", "s", "D", "v", "P", "X")
+INK = "#1b1f24"
+WRONG = "#B32D00"
+RIGHT = "#005A8C"
+DPI = 130
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One line of a gallery.
+
+    Attributes:
+        title: What the pictures are.
+        pictures: (N, H, W, 3) in [0, 1].
+        captions: A text below each, or nothing.
+        right: Whether each caption is right (blue) or wrong (red); None: neither.
+    """
+
+    title: str
+    pictures: Numbers
+    captions: tuple[str, ...] = ()
+    right: tuple[bool | None, ...] = ()
+
+
+def draw_confusion(path: Path, panels: Mapping[str, Numbers], classes: Sequence[str]) -> None:
+    """Confusion matrices (K, K) side by side, in per cent of each true class."""
+    count = len(classes)
+    side = min(max(2.6, 0.42 * count + 1.2), 9.0)
+    figure, axes = _figure(1, len(panels), (side * len(panels) + 0.8, side + 0.5))
+    for axis, (title, matrix) in zip(axes[0], panels.items(), strict=True):
+        share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+        axis.imshow(share, cmap="cividis", vmin=0, vmax=100)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("predicted")
+        names = [_short(name, 14) for name in classes]
+        places = range(0, count, max(1, -(-count // 40)))
+        axis.set_xticks(places, [names[i] for i in places], rotation=60, ha="right", fontsize=8)
+        axis.set_yticks(places, [names[i] for i in places], fontsize=8)
+        if count <= 20:
+            for row, column in np.argwhere(share >= 0.5):
+                value = share[row, column]
+                axis.text(
+                    column, row, f"{value:.0f}", ha="center", va="center", fontsize=7,
+                    color="black" if value > 55 else "white",
+                )  # fmt: skip
+    axes[0][0].set_ylabel("true")
+    _save(figure, path)
+
+
+def draw_reliability(path: Path, panels: Mapping[str, tuple[Numbers, Numbers, Numbers]]) -> None:
+    """Reliability diagrams: accuracy over confidence, with the samples of each bin below.
+
+    Args:
+        path: The PNG.
+        panels: Title to samples, mean confidence and accuracy of each bin.
+    """
+    figure, axes = _figure(2, len(panels), (3.1 * len(panels) + 0.5, 4.2), ratios=(3, 1))
+    for number, (title, (count, confidence, right)) in enumerate(panels.items()):
+        upper, lower = axes[0][number], axes[1][number]
+        full = count > 0
+        upper.plot([0, 100], [0, 100], color="grey", linestyle=":", label="as sure as right")
+        upper.plot(
+            100 * confidence[full], 100 * right[full], color=COLOURS[0], marker="o", markersize=4,
+            label="measured",
+        )  # fmt: skip
+        upper.set(title=title, xlim=(0, 100), ylim=(0, 100))
+        edges = np.arange(len(count)) / len(count)
+        lower.bar(100 * edges, count, width=100 / len(count), align="edge", color="grey")
+        lower.set(xlim=(0, 100), xlabel="confidence %")
+        upper.title.set_fontsize(10)
+    axes[0][0].set_ylabel("accuracy %")
+    axes[1][0].set_ylabel("images")
+    axes[0][0].legend(frameon=False, fontsize=8, loc="upper left")
+    _save(figure, path)
+
+
+def draw_curves(
+    path: Path,
+    stages: Mapping[str, Sequence[Mapping[str, float]]],
+    scores: Sequence[str],
+    chosen: Mapping[str, int],
+) -> None:
+    """Training curves: loss terms above, label-free scores below, one column a stage.
+
+    Args:
+        path: The PNG.
+        stages: Title to the rows of metrics.jsonl.
+        scores: How names of scores begin; what is neither time nor rate is a loss term.
+        chosen: Epoch, from 1, that each stage kept.
+    """
+    figure, axes = _figure(2, len(stages), (3.4 * len(stages) + 0.5, 4.8))
+    for number, (title, rows) in enumerate(stages.items()):
+        names = [k for k in rows[0] if k not in ("epoch", "seconds", "learning_rate")]
+        epochs = [row["epoch"] for row in rows]
+        kinds = (
+            [n for n in names if not n.startswith(tuple(scores))],
+            [n for n in names if n.startswith(tuple(scores))],
+        )
+        for line, kind in enumerate(kinds):
+            axis = axes[line][number]
+            if not kind:
+                axis.set_visible(False)
+                continue
+            for i, name in enumerate(kind):
+                values = [row.get(name, np.nan) for row in rows]
+                axis.plot(
+                    epochs, values, label=name, color=COLOURS[i % len(COLOURS)], markersize=4,
+                    linestyle=LINES[i % len(LINES)], marker=POINTS[i % len(POINTS)],
+                    markevery=max(1, len(rows) // 8),
+                )  # fmt: skip
+            if title in chosen:
+                axis.axvline(chosen[title], color="grey", linewidth=1, label="kept")
+            axis.legend(frameon=False, fontsize=7)
+            axis.set_xlabel("epoch")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        axes[0][number].set_title(title, fontsize=10)
+    for line, what in enumerate(("loss terms, unweighted", "label-free scores")):
+        shown = [axis for axis in axes[line] if axis.get_visible()]
+        if shown:
+            shown[0].set_ylabel(what)
+    _save(figure, path)
+
+
+def draw_gallery(path: Path, strips: Sequence[Strip]) -> None:
+    """Pictures of the same samples below each other, one line a view."""
+    columns = max(len(strip.pictures) for strip in strips)
+    lines = [1 + (max(t.count("\n") for t in s.captions) if s.captions else 0) for s in strips]
+    height = sum(1.45 + (0.17 * n if s.captions else 0) for s, n in zip(strips, lines, strict=True))
+    figure, axes = _figure(len(strips), columns, (1.42 * columns + 1.2, height + 0.2))
+    for line, strip in enumerate(strips):
+        for column in range(columns):
+            axis = axes[line][column]
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+            if column >= len(strip.pictures):
+                continue
+            axis.imshow(np.clip(strip.pictures[column], 0, 1), interpolation="nearest")
+            if strip.captions:
+                right = strip.right[column] if strip.right else None
+                colour = INK if right is None else RIGHT if right else WRONG
+                axis.set_xlabel(strip.captions[column], fontsize=7.5, color=colour, labelpad=3)
+        axes[line][0].set_ylabel(strip.title, fontsize=8.5)
+    _save(figure, path)
+
+
+def draw_embedding(
+    path: Path, panels: Mapping[str, Mapping[str, Numbers]], explained: Mapping[str, float]
+) -> None:
+    """Feature maps: sets of points (N, 2), one panel a model.
+
+    Args:
+        path: The PNG.
+        panels: Title to the sets by name.
+        explained: Share of the variance that each panel's two axes hold.
+    """
+    figure, axes = _figure(1, len(panels), (4.2 * len(panels) + 0.4, 4.0))
+    for axis, (title, sets) in zip(axes[0], panels.items(), strict=True):
+        for i, (name, points) in enumerate(sets.items()):
+            axis.scatter(
+                points[:, 0], points[:, 1], s=11, marker=POINTS[i % len(POINTS)], alpha=0.55,
+                linewidths=0, color=COLOURS[i % len(COLOURS)], label=name,
+            )  # fmt: skip
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel(f"two main axes: {100 * explained[title]:.0f} % of the variance")
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def two_axes(sets: Mapping[str, Numbers]) -> tuple[dict[str, Numbers], float]:
+    """Project sets of features (N, D) on the two main axes (PCA) of all of them together.
+
+    Returns:
+        The sets (N, 2), and the share of the variance that the two axes hold.
+    """
+    together = np.concatenate([features.astype(np.float64) for features in sets.values()])
+    mean = together.mean(axis=0)
+    _, scale, axes = np.linalg.svd(together - mean, full_matrices=False)
+    share = float((scale[:2] ** 2).sum() / max(float((scale**2).sum()), 1e-12))
+    return {name: (features - mean) @ axes[:2].T for name, features in sets.items()}, share
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _figure(
+    rows: int, columns: int, size: tuple[float, float], ratios: Sequence[float] | None = None
+) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    axes = figure.subplots(
+        rows, columns, squeeze=False, gridspec_kw={"height_ratios": ratios} if ratios else None
+    )
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # class names may hold dollar signs
+    with replacing(path) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # shown as a box
+        figure.savefig(partial, format="png", metadata={"Software": None})

@@ -1,0 +1,308 @@
+"""The report: rows and sections to JSON, Markdown, CSV and the terminal (HTML: report_html).
+
+Accuracies are fractions in files and per cent in what people read.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from rich.table import Table
+
+from sfkt_cli.console import console, say
+
+BOUNDS = ("oracle", "source-rgb")
+"""Methods that see labels or RGB images of the target task: no method can be held to them."""
+SPLITS = {
+    "target": "Target images (those the methods trained on, without their labels)",
+    "test": "Held-out test images",
+}
+Cells = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one split.
+
+    Attributes:
+        method: Such as ``source-only`` or ``tgkt``.
+        seed: Of the run.
+        split: ``target`` or ``test``.
+        n: Labelled images.
+        accuracy: Fraction.
+        accuracy_ci95: Its 95 % interval.
+        balanced_accuracy: Mean recall of the classes.
+        macro_f1: Mean F1 of the classes.
+        ece: Expected calibration error, 15 bins.
+        train_seconds: All that this model cost beyond the source model, the bridge included.
+        peak_memory_mb: Largest of the stages that made it; None: nothing was trained.
+        images_per_second: Of inference, on the machine that evaluated.
+        parameters: Of all networks that a prediction passes.
+        class_accuracy: By class; None for a class without images.
+        note: What a reader must know of this row; becomes a footnote.
+    """
+
+    method: str
+    seed: int
+    split: str
+    n: int
+    accuracy: float
+    accuracy_ci95: tuple[float, float]
+    balanced_accuracy: float
+    macro_f1: float
+    ece: float
+    train_seconds: float | None
+    peak_memory_mb: float | None
+    images_per_second: float | None = None
+    parameters: int | None = None
+    class_accuracy: tuple[float | None, ...] = ()
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report behind the accuracies.
+
+    Attributes:
+        title: Heading.
+        text: Paragraphs.
+        header: Of a table; empty: none.
+        cells: Its rows.
+        picture: Name of a PNG beside the report.
+        caption: What the picture shows, for those who do not see it, too.
+        left: Columns of the table, from the left, that hold words.
+    """
+
+    title: str
+    text: tuple[str, ...] = ()
+    header: Cells = ()
+    cells: tuple[Cells, ...] = ()
+    picture: str | None = None
+    caption: str = ""
+    left: int = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is known of a run.
+
+    Attributes:
+        dataset: Its name.
+        classes: Names in the order of the labels.
+        rows: Methods first, bounds last.
+        facts: Lines at the top.
+        sections: What follows the accuracies.
+    """
+
+    dataset: str
+    classes: tuple[str, ...]
+    rows: tuple[Row, ...]
+    facts: tuple[str, ...] = ()
+    sections: tuple[Section, ...] = ()
+
+
+@dataclass(frozen=True)
+class SplitTable:
+    """The rows of one split as text.
+
+    Attributes:
+        title: Heading, with the number of images.
+        header: Column names.
+        methods: Rows above the rule.
+        bounds: Rows below it.
+        footnotes: Lines below the table.
+    """
+
+    title: str
+    header: Cells
+    methods: tuple[Cells, ...]
+    bounds: tuple[Cells, ...]
+    footnotes: tuple[str, ...]
+
+
+def results(report: Report) -> dict[str, Any]:
+    """The content of results.json."""
+    rows = [asdict(row) for row in report.rows]
+    return {"dataset": report.dataset, "classes": list(report.classes), "rows": rows}
+
+
+def rows_of(results: Mapping[str, Any]) -> tuple[Row, ...]:
+    """The rows of a results.json; unknown keys are passed over.
+
+    Raises:
+        KeyError: It has no rows.
+        TypeError: A row lacks a key.
+    """
+    known = {field.name for field in fields(Row)}
+    return tuple(Row(**{k: v for k, v in row.items() if k in known}) for row in results["rows"])
+
+
+def split_tables(rows: Iterable[Row]) -> list[SplitTable]:
+    """A table for each split that has rows."""
+    rows = list(rows)
+    tables = []
+    for split, title in SPLITS.items():
+        here = [row for row in rows if row.split == split]
+        if here:
+            notes = list(dict.fromkeys(row.note for row in here if row.note))
+            cells = {row.method: _row_cells(row, notes) for row in here}
+            tables.append(
+                SplitTable(
+                    title=f"{title}, {_counts(here)}",
+                    header=(
+                        "method", "accuracy %", "95 % interval", "balanced %", "macro F1 %",
+                        "ECE %", "training s", "memory MB", "images/s", "parameters",
+                    ),
+                    methods=tuple(c for name, c in cells.items() if name not in BOUNDS),
+                    bounds=tuple(c for name, c in cells.items() if name in BOUNDS),
+                    footnotes=tuple(f"({i}) {note}" for i, note in enumerate(notes, 1)),
+                )
+            )  # fmt: skip
+    return tables
+
+
+def to_markdown(report: Report) -> str:
+    """The report as Markdown that is readable as it is; pictures lie beside it."""
+    parts = [f"# {plain(report.dataset)}: evaluation"]
+    if report.facts:
+        parts.append("\n".join(f"- {plain(fact)}" for fact in report.facts))
+    for table in split_tables(report.rows):
+        parts.append(f"## {table.title}")
+        parts.append(markdown_table(table.header, table.methods, table.bounds))
+        parts += table.footnotes
+    for section in report.sections:
+        parts.append(f"## {plain(section.title)}")
+        parts += [plain(text) for text in section.text]
+        if section.cells:
+            parts.append(markdown_table(section.header, section.cells, left=section.left))
+        if section.picture:
+            parts.append(f"![{plain(section.title)}]({section.picture})")
+            parts.append(plain(section.caption))
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(
+    header: Cells, cells: Sequence[Cells], below: Sequence[Cells] = (), left: int = 1
+) -> str:
+    """A table with columns of even width.
+
+    Args:
+        header: Column names.
+        cells: Rows of texts.
+        below: Rows under a rule of dashes.
+        left: Columns from the left that are set flush left; the others are numbers.
+    """
+    shown = [[plain(cell) for cell in row] for row in (header, *cells, *below)]
+    widths = [max(3, *(len(row[i]) for row in shown)) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        return f"| {' | '.join(padded)} |"
+
+    marks = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    lines = [line(shown[0]), line(marks), *(line(row) for row in shown[1 : 1 + len(cells)])]
+    if below:
+        rule = ["bounds", *["—" * 3] * (len(header) - 1)]
+        lines += [line(rule), *(line(row) for row in shown[1 + len(cells) :])]
+    return "\n".join(lines)
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    for mark in ("\\", "|", "<", "`", "*", "_", "["):
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
+
+
+def to_csv(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
+    """CSV that a spreadsheet does not take for formulas: texts that look so begin with '."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([_harmless(cell) for cell in header])
+    writer.writerows([_harmless(cell) for cell in row] for row in rows)
+    return file.getvalue()
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the accuracies: a rich table on a terminal, Markdown elsewhere."""
+    if not rows:
+        return
+    splits = [split for split in SPLITS if any(row.split == split for row in rows)]
+    header = ("method", *(f"{split} %" for split in splits), "training s", "memory MB")
+    methods: dict[str, list[Row]] = {}
+    for row in rows:
+        methods.setdefault(row.method, []).append(row)
+    cells = {name: _short_cells(found, splits) for name, found in methods.items()}
+    above = [cell for name, cell in cells.items() if name not in BOUNDS]
+    below = [cell for name, cell in cells.items() if name in BOUNDS]
+    if not console.is_terminal:
+        say(markdown_table(header, above, below))
+        return
+    table = Table(caption="accuracy (95 % interval); below the rule: bounds, not methods")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for texts in above:
+        table.add_row(*texts)
+    table.add_section()
+    for texts in below:
+        table.add_row(*texts)
+    console.print(table)
+
+
+def percent(share: float | None) -> str:
+    """``0.613`` is ``61.3``; nothing is ``-``."""
+    return "-" if share is None or math.isnan(share) else f"{100 * share:.1f}"
+
+
+def interval(bounds: Sequence[float]) -> str:
+    """``(0.58, 0.64)`` is ``58.0 .. 64.0``."""
+    return f"{percent(bounds[0])} .. {percent(bounds[1])}"
+
+
+def amount(value: float | None) -> str:
+    """A number to three digits or in whole units, thousands apart; nothing is ``-``."""
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 or value == 0 else f"{value:.3g}"
+
+
+def _row_cells(row: Row, notes: Sequence[str]) -> Cells:
+    mark = f" ({notes.index(row.note) + 1})" if row.note else ""
+    return (
+        row.method + mark,
+        percent(row.accuracy),
+        interval(row.accuracy_ci95),
+        percent(row.balanced_accuracy),
+        percent(row.macro_f1),
+        percent(row.ece),
+        amount(row.train_seconds),
+        amount(row.peak_memory_mb),
+        amount(row.images_per_second),
+        amount(row.parameters),
+    )
+
+
+def _short_cells(rows: Sequence[Row], splits: Sequence[str]) -> Cells:
+    by_split = {row.split: row for row in rows}
+    shown = [
+        f"{percent(row.accuracy)} ({interval(row.accuracy_ci95)})" if row else "-"
+        for row in map(by_split.get, splits)
+    ]
+    return (rows[0].method, *shown, amount(rows[0].train_seconds), amount(rows[0].peak_memory_mb))
+
+
+def _counts(rows: Sequence[Row]) -> str:
+    counts = sorted({row.n for row in rows})
+    return "n = " + " or ".join(f"{count:,}" for count in counts)
+
+
+def _harmless(cell: str | float) -> str | float:
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" and cell else cell

@@ -1,0 +1,216 @@
+"""What is compared: every model of a run, how it sees a target image, and what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sfkt_cli.data.images import Encoding, choose_encoding
+from sfkt_cli.data.store import Store
+from sfkt_cli.errors import DataError
+from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.models.saving import Saved, load_model, read_card
+from sfkt_cli.runs import Run
+from sfkt_cli.stages.bridge import check_classes, classifier_of, sample_rows
+from sfkt_cli.training.predicting import (
+    Loader,
+    predict_rows,
+    rgb_loader,
+    student_loader,
+    target_loader,
+    through,
+)
+from sfkt_cli.training.runtime import Runtime
+
+Numbers = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model, from stored images to logits.
+
+    Attributes:
+        method: Its name in the report.
+        model: Model input to features (B, D) and logits (B, K).
+        load: Stored images to model input.
+        parameters: Of all networks that a prediction passes.
+        train_seconds: All that it cost beyond the source model; None: unknown.
+        peak_memory_mb: Largest of the stages that made it; None: nothing was trained.
+    """
+
+    method: str
+    model: Callable[[Tensor], tuple[Tensor, Tensor]]
+    load: Loader
+    parameters: int
+    train_seconds: float | None
+    peak_memory_mb: float | None
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a run, read back.
+
+    Attributes:
+        source: The frozen source model, and its card.
+        translator: T and its encoding; None where there is no bridge.
+        students: By method.
+    """
+
+    source: Classifier
+    card: Saved
+    translator: tuple[nn.Module, Encoding] | None
+    students: dict[str, tuple[Classifier, Encoding]]
+
+    @property
+    def encoding(self) -> Encoding | None:
+        """Of the first student, or of the bridge."""
+        for _, encoding in self.students.values():
+            return encoding
+        return self.translator[1] if self.translator else None
+
+
+def finished_methods(run: Run) -> list[str]:
+    """Names of the finished transfer methods, ``tgkt`` last."""
+    names = [path.parent.name for path in run.path("transfer").glob("*/done.json")]
+    return sorted(names, key=lambda name: (name == "tgkt", name))
+
+
+def model_digests(run: Run) -> dict[str, str]:
+    """SHA-256 of the weights of every finished model, by stage.
+
+    Raises:
+        DataError: A model card is missing or damaged.
+    """
+    stages = ["source", *(["bridge"] if run.finished("bridge") else [])]
+    stages += [f"transfer/{name}" for name in finished_methods(run)]
+    return {stage: str(read_card(run.path(stage, "model.json")).get("sha256")) for stage in stages}
+
+
+def load_models(run: Run, store: Store, runtime: Runtime) -> Models:
+    """Read every finished model of a run.
+
+    Raises:
+        DataError: A model is damaged, or does not have the classes of the data.
+    """
+
+    def read(folder: Path) -> Saved:
+        saved = load_model(folder, runtime.device)
+        if saved.classes:
+            check_classes(saved.classes, store)
+        return saved
+
+    source = read(run.path("source"))
+    translator = None
+    if run.finished("bridge"):
+        saved = read(run.path("bridge"))
+        translator = (freeze(saved.module), _encoding(saved, run.path("bridge")))
+    students = {}
+    for name in finished_methods(run):
+        folder = run.path("transfer", name)
+        saved = read(folder)
+        students[name] = (freeze(classifier_of(saved.module)), _encoding(saved, folder))
+    return Models(freeze(classifier_of(source.module)), source, translator, students)
+
+
+def raw_encoding(store: Store) -> Encoding:
+    """Target images as they are, in one fixed window: what ``source-only`` sees."""
+    kind = "window" if store.modality == "depth" else "linear"
+    return choose_encoding(kind, store.modality, sample_rows(store))
+
+
+def contenders(run: Run, store: Store, models: Models, runtime: Runtime) -> list[Contender]:
+    """Everything that predicts from a target image, the oracle apart."""
+    source = models.source
+    raw = student_loader(runtime, raw_encoding(store))
+    found = [Contender("source-only", source, raw, parameters(source), 0.0, None)]
+    bridge = run.record("bridge") if models.translator else {}
+    if models.translator:
+        translator, encoding = models.translator
+        found.append(
+            Contender(
+                "bridge-only",
+                through(translator, source),
+                target_loader(runtime, encoding),
+                parameters(translator, source),
+                _number(bridge, "seconds"),
+                _number(bridge, "peak_memory_mb"),
+            )
+        )
+    for name, (student, encoding) in models.students.items():
+        record = run.record(f"transfer/{name}")
+        records = [record, bridge] if "bridge" in record.get("inputs", {}) else [record]
+        found.append(
+            Contender(
+                name,
+                student,
+                student_loader(runtime, encoding),
+                parameters(student),
+                _sum([_number(each, "seconds") for each in records]),
+                max((m for r in records if (m := _number(r, "peak_memory_mb"))), default=None),
+            )
+        )
+    return found
+
+
+def source_on_rgb(models: Models, runtime: Runtime) -> Contender:
+    """The source model on RGB images: the bound of all that imitates it."""
+    source = models.source
+    return Contender("source-rgb", source, rgb_loader(runtime), parameters(source), 0.0, None)
+
+
+def timed_predictions(
+    contender: Contender, images: Numbers, runtime: Runtime
+) -> tuple[Tensor, Tensor, float]:
+    """Features (N, D), logits (N, K) and seconds, a first batch for warming up left out."""
+    predict_rows(images[:256], contender.load, contender.model, runtime)
+    runtime.wait()
+    began = time.perf_counter()
+    features, logits = predict_rows(images, contender.load, contender.model, runtime)
+    return features, logits, time.perf_counter() - began
+
+
+def parameters(*modules: nn.Module) -> int:
+    """Trainable and frozen parameters of some modules, buffers left out."""
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def translate(models: Models, images: Numbers, runtime: Runtime) -> Numbers:
+    """Translated pictures (N, H, W, 3) in [0, 1] of stored target images.
+
+    Raises:
+        ValueError: There is no translator.
+    """
+    if models.translator is None:
+        raise ValueError("a run without a bridge translates nothing")
+    translator, encoding = models.translator
+    load = target_loader(runtime, encoding)
+    parts = []
+    with torch.inference_mode():
+        for first in range(0, len(images), 256):
+            bridged = translator(load(np.asarray(images[first : first + 256])))
+            parts.append(bridged.float().permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _encoding(saved: Saved, folder: Path) -> Encoding:
+    if saved.encoding is None:
+        raise DataError(f"{folder / 'model.json'} has no encoding: run its stage with --force")
+    return saved.encoding
+
+
+def _number(record: dict[str, Any], name: str) -> float | None:
+    value = record.get(name)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _sum(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None

@@ -1,0 +1,175 @@
+"""`sfkt evaluate`: the only stage that sees target labels; tables and pictures of all methods."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from sfkt_cli.config import Config
+from sfkt_cli.console import say, track
+from sfkt_cli.data.images import Encoding, choose_encoding
+from sfkt_cli.data.store import Store, open_store
+from sfkt_cli.errors import ConfigError, RunError
+from sfkt_cli.files import write_json, write_text
+from sfkt_cli.report import Report, results, rows_of, show, to_csv, to_markdown
+from sfkt_cli.report_html import to_html
+from sfkt_cli.runs import Run, Stage
+from sfkt_cli.stages import evidence as gathering
+from sfkt_cli.stages.bridge import sample_rows
+from sfkt_cli.stages.contenders import contenders, load_models, model_digests
+from sfkt_cli.stages.evidence import Evidence, Outcome
+from sfkt_cli.stages.labelled import Split, read_splits
+from sfkt_cli.stages.oracle import forget_stale, oracle, recipe
+from sfkt_cli.stages.sections import facts, sections
+from sfkt_cli.training.runtime import make_runtime
+
+COPIES = {".md": "report.md", ".html": "report.html", ".json": "results.json"}
+"""Suffix of ``--report`` to the file that is copied."""
+
+
+def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
+    """Measure every finished model of a run; writes ``evaluate/``.
+
+    A rerun starts anew where a model, the data or a setting changed; the oracle is kept.
+
+    Args:
+        config: Settings.
+        run: The run.
+        report: Also write the report here: Markdown, HTML or JSON, as the suffix says.
+
+    Raises:
+        ConfigError: The report's suffix is none of these.
+        RunError: prepare or source has not been run.
+        DataError: A store or a model is missing, damaged, or of another run.
+    """
+    if report is not None:
+        check_suffix(report)
+    run.require("prepare", "sfkt prepare NAME")
+    run.require("source", "sfkt source")
+    transfer, test = open_store(run.transfer_store), open_store(run.test_store)
+    inputs = {"transfer.h5": transfer.digest, "test.h5": test.digest, **model_digests(run)}
+    if config.evaluate.oracle:
+        inputs["oracle"] = recipe(config)
+    forget_stale(run, "evaluate", config, inputs)
+    with run.open("evaluate", config, inputs) as stage:
+        if stage is None:
+            say(f"evaluate: nothing changed since {run.path('evaluate', 'report.md')}")
+        else:
+            _measure(config, run, stage, transfer, read_splits(transfer, test))
+    folder = run.path("evaluate")
+    show(rows_of(json.loads((folder / "results.json").read_text(encoding="utf-8"))))
+    say(f"evaluate: report and pictures are in {folder}")
+    if report is not None:
+        copy_report(folder, report)
+
+
+def check_suffix(report: Path) -> None:
+    """Check that a report can be written under that name.
+
+    Raises:
+        ConfigError: Its suffix is not known, or it is a folder.
+    """
+    if report.suffix.lower() not in COPIES:
+        raise ConfigError(
+            f"--report {report}: the suffix chooses the format; use {', '.join(COPIES)}"
+        )
+    if report.is_dir():
+        raise ConfigError(f"--report {report} is a folder: give the name of a file")
+
+
+def copy_report(folder: Path, report: Path) -> None:
+    """Write the finished report at a path of the user's; links to pictures still lead there.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    text = (folder / COPIES[report.suffix.lower()]).read_text(encoding="utf-8")
+    if report.suffix.lower() == ".md":
+        here = Path(os.path.relpath(folder.resolve(), report.parent.resolve())).as_posix()
+        text = re.sub(r"\]\(([\w-]+\.png)\)", rf"](<{here}/\1>)", text)
+    try:
+        write_text(report, text)
+    except OSError as error:
+        raise RunError(f"--report {report} cannot be written: {error.strerror or error}") from None
+
+
+def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[Split]) -> None:
+    runtime = make_runtime(config.runtime)
+    models = load_models(run, store, runtime)
+    splits = {split.name: split for split in found}
+    pairs = gathering.ti_pairs(store, models, runtime, config.seed)
+    outcomes: dict[str, Outcome] = {}
+    competing = contenders(run, store, models, runtime)
+    with track("evaluate", len(competing), "models") as tracker:
+        for contender in competing:
+            outcomes[contender.method] = gathering.ask(contender, splits, pairs, runtime)
+            tracker.advance(1, 1, contender.method)
+    if "tgkt" in outcomes and "bridge-only" in outcomes:
+        joint = gathering.ensemble(outcomes["tgkt"], outcomes["bridge-only"])
+        outcomes[joint.contender.method] = joint
+    evidence = Evidence(config, store, models, splits, outcomes, pairs, runtime)
+    _add_bounds(evidence, run, stage)
+    rows = gathering.rows_of(evidence)
+    report = Report(
+        dataset=store.dataset,
+        classes=tuple(store.classes),
+        rows=rows,
+        facts=facts(evidence, rows),
+        sections=sections(evidence, run, rows, stage.folder),
+    )
+    write_json(stage.folder / "results.json", results(report))
+    write_text(stage.folder / "predictions.csv", predictions(evidence))
+    write_text(stage.folder / "report.md", to_markdown(report))
+    write_text(stage.folder / "report.html", to_html(report, stage.folder))
+    stage.finish(methods=list(outcomes))
+
+
+def _add_bounds(evidence: Evidence, run: Run, stage: Stage) -> None:
+    """The models that saw what no method may see: target labels, or RGB of the test images."""
+    models, splits = evidence.models, evidence.splits
+    target, test = splits.get("target"), splits.get("test")
+    if evidence.config.evaluate.oracle and target is not None and len(target.rows) > 1:
+        inputs = {name: stage.inputs[name] for name in ("transfer.h5", "test.h5", "source")}
+        bound = oracle(
+            evidence.config,
+            run,
+            models.card,
+            target,
+            models.encoding or _default_encoding(evidence),
+            inputs,
+            evidence.runtime,
+        )
+        evidence.outcomes["oracle"] = gathering.ask(bound, splits, evidence.pairs, evidence.runtime)
+    if test is not None:
+        on_rgb = gathering.ask_rgb(test, models, evidence.runtime)
+        if on_rgb is not None:
+            evidence.outcomes[on_rgb.contender.method] = on_rgb
+
+
+def _default_encoding(evidence: Evidence) -> Encoding:
+    store = evidence.store
+    return choose_encoding(evidence.config.encoding, store.modality, sample_rows(store))
+
+
+def predictions(evidence: Evidence) -> str:
+    """CSV of all that was said: one line an image, two columns a method (class, probability)."""
+    classes, methods = evidence.classes, list(evidence.outcomes)
+    header = ["split", "id", "label"]
+    for method in methods:
+        header += [method, f"{method} probability"]
+    lines: list[list[str | float]] = []
+    for name, split in evidence.splits.items():
+        truth = dict(zip(split.rows.tolist(), split.labels.tolist(), strict=True))
+        said = [evidence.outcomes[method].probabilities.get(name) for method in methods]
+        for row, sample in enumerate(split.ids):
+            line: list[str | float] = [name, sample, classes[truth[row]] if row in truth else ""]
+            for probabilities in said:
+                if probabilities is None:
+                    line += ["", ""]
+                else:
+                    best = int(probabilities[row].argmax())
+                    line += [classes[best], round(float(probabilities[row, best]), 4)]
+            lines.append(line)
+    return to_csv(header, lines)

@@ -1,0 +1,250 @@
+"""What every contender says of every image, and the scores of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfkt_cli import scores
+from sfkt_cli.config import Config
+from sfkt_cli.data.store import Store
+from sfkt_cli.methods import label_free
+from sfkt_cli.report import Row
+from sfkt_cli.stages.bridge import spread
+from sfkt_cli.stages.contenders import (
+    Contender,
+    Models,
+    source_on_rgb,
+    timed_predictions,
+)
+from sfkt_cli.stages.labelled import Split
+from sfkt_cli.stages.streams import held_out_pairs
+from sfkt_cli.training.predicting import predict_rows
+from sfkt_cli.training.runtime import Runtime
+
+Numbers = NDArray[Any]
+SCORE_ROWS = 2000
+"""Images that label-free scores look at, at most."""
+TRAINING_ACCURACY = "trained on these very images and labels: its training accuracy"
+ENSEMBLE = "tgkt+bridge"
+
+
+@dataclass
+class Outcome:
+    """What one contender says.
+
+    Attributes:
+        contender: Who.
+        probabilities: (N, K) of each split, by name.
+        label_free: Scores that need no labels, by name.
+        images_per_second: Of inference.
+    """
+
+    contender: Contender
+    probabilities: dict[str, Numbers] = field(default_factory=dict)
+    label_free: dict[str, float] = field(default_factory=dict)
+    images_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """TI pairs that no method trained on, and what the source model says of the RGB images.
+
+    Attributes:
+        target: (M, H, W[, C]) target images, as stored.
+        rgb: (M, H, W, 3) RGB partners, as stored.
+        features: (M, D) of the RGB partners.
+        logits: (M, K) of the RGB partners.
+    """
+
+    target: Numbers
+    rgb: Numbers
+    features: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that the report is made from.
+
+    Attributes:
+        config: Settings.
+        store: transfer.h5.
+        models: Read back.
+        splits: By name.
+        outcomes: By method, bounds last.
+        pairs: Held-out TI pairs; None where there are none.
+        runtime: Device and precision.
+    """
+
+    config: Config
+    store: Store
+    models: Models
+    splits: dict[str, Split]
+    outcomes: dict[str, Outcome]
+    pairs: Pairs | None
+    runtime: Runtime
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes."""
+        return self.store.classes
+
+    @property
+    def main_method(self) -> str:
+        """The method that pictures show: tgkt, else that of the settings, else the best known."""
+        students = list(self.models.students)
+        for name in ("tgkt", self.config.transfer.method, *students, "bridge-only"):
+            if name in self.outcomes:
+                return name
+        return "source-only"
+
+    @property
+    def main_split(self) -> Split | None:
+        """The labelled split that pictures show: ``target`` where it has labels."""
+        labelled = [split for split in self.splits.values() if len(split.rows)]
+        return labelled[0] if labelled else None
+
+    def right(self, method: str, split: Split) -> NDArray[np.bool_]:
+        """Whether a method names the true class of each labelled image (L,)."""
+        said = self.outcomes[method].probabilities[split.name][split.rows].argmax(axis=1)
+        right: NDArray[np.bool_] = said == split.labels
+        return right
+
+
+def ti_pairs(store: Store, models: Models, runtime: Runtime, seed: int) -> Pairs | None:
+    """The TI pairs that bridge and transfer kept for scores; None where there are no pairs."""
+    if not store.count("ti"):
+        return None
+    _, held_out = held_out_pairs(store, seed)
+    rows = held_out[spread(len(held_out), SCORE_ROWS)]
+    rgb = store["ti/rgb"][rows]
+    asked = source_on_rgb(models, runtime)
+    features, logits = predict_rows(rgb, asked.load, asked.model, runtime)
+    return Pairs(store["ti/target"][rows], rgb, features, logits)
+
+
+def ask(
+    contender: Contender, splits: dict[str, Split], pairs: Pairs | None, runtime: Runtime
+) -> Outcome:
+    """Let a contender predict every split, and score it without labels."""
+    outcome = Outcome(contender)
+    images, seconds = 0, 0.0
+    for name, split in splits.items():
+        _, logits, took = timed_predictions(contender, split.target, runtime)
+        outcome.probabilities[name] = scores.softmax(logits.numpy())
+        images, seconds = images + len(split.target), seconds + took
+    outcome.images_per_second = images / max(seconds, 1e-9) if images else None
+    if "target" in outcome.probabilities:
+        said = outcome.probabilities["target"]
+        outcome.label_free = without_labels(said)
+    if pairs is not None:
+        features, logits = predict_rows(pairs.target, contender.load, contender.model, runtime)
+        outcome.label_free |= {
+            "ti_agreement": label_free.agreement(logits, pairs.logits),
+            "ti_distance": label_free.feature_distance(features, pairs.features),
+        }
+    return outcome
+
+
+def without_labels(said: Numbers) -> dict[str, float]:
+    """Scores of predictions (N, K) on TR target images that need no labels."""
+    sample = said[spread(len(said), SCORE_ROWS)]
+    found = {
+        "tr_information": scores.mutual_information(said),
+        "confidence": float(said.max(axis=1).mean()),
+        "classes_said": float(len(np.unique(said.argmax(axis=1)))),
+    }
+    if len(sample) > 1:
+        found["density"] = scores.soft_neighbourhood_density(sample)
+    return found
+
+
+def ensemble(student: Outcome, bridge: Outcome) -> Outcome:
+    """Both views of a target image: the student on it, the source model on its translation.
+
+    Their class-balanced geometric mean; the priors come from the unlabelled target images.
+    """
+    views = (student, bridge)
+    costs = [view.contender for view in views]
+    times = [1 / view.images_per_second for view in views if view.images_per_second]
+    memory = [cost.peak_memory_mb for cost in costs if cost.peak_memory_mb]
+    joint = Outcome(
+        Contender(
+            ENSEMBLE,
+            student.contender.model,
+            student.contender.load,
+            sum(cost.parameters for cost in costs),
+            student.contender.train_seconds,
+            max(memory, default=None),
+        ),
+        images_per_second=1 / sum(times) if len(times) == 2 else None,
+    )
+    base = "target" if "target" in student.probabilities else "test"
+    priors = [view.probabilities[base].mean(axis=0) for view in views]
+    for name in student.probabilities:
+        joint.probabilities[name] = scores.balanced_geometric_mean(
+            [view.probabilities[name] for view in views], priors
+        )
+    if "target" in joint.probabilities:
+        joint.label_free = without_labels(joint.probabilities["target"])
+    return joint
+
+
+def ask_rgb(split: Split, models: Models, runtime: Runtime) -> Outcome | None:
+    """The source model on the RGB partners of held-out images, where there are such."""
+    if split.rgb is None:
+        return None
+    contender = source_on_rgb(models, runtime)
+    _, logits, took = timed_predictions(contender, split.rgb, runtime)
+    outcome = Outcome(contender, images_per_second=len(split.rgb) / max(took, 1e-9))
+    outcome.probabilities[split.name] = scores.softmax(logits.numpy())
+    return outcome
+
+
+def rows_of(evidence: Evidence) -> tuple[Row, ...]:
+    """The rows of the report: all methods on all labelled splits."""
+    return tuple(
+        row_of(evidence, outcome, split)
+        for outcome in evidence.outcomes.values()
+        for split in evidence.splits.values()
+        if len(split.rows) and split.name in outcome.probabilities
+    )
+
+
+def row_of(evidence: Evidence, outcome: Outcome, split: Split) -> Row:
+    """One method on one labelled split."""
+    config, contender = evidence.config, outcome.contender
+    said = outcome.probabilities[split.name][split.rows]
+    confusion = scores.confusion_matrix(said.argmax(axis=1), split.labels, len(evidence.classes))
+    recall = scores.class_recall(confusion)
+    return Row(
+        method=contender.method,
+        seed=config.seed,
+        split=split.name,
+        n=len(split.rows),
+        accuracy=scores.accuracy(confusion),
+        accuracy_ci95=scores.bootstrap_interval(
+            said.argmax(axis=1) == split.labels,
+            resamplings=config.evaluate.bootstrap,
+            seed=config.seed,
+            groups=split.groups,
+        ),
+        balanced_accuracy=scores.balanced_accuracy(confusion),
+        macro_f1=scores.macro_f1(confusion),
+        ece=scores.calibration_error(said, split.labels),
+        train_seconds=_rounded(contender.train_seconds),
+        peak_memory_mb=_rounded(contender.peak_memory_mb),
+        images_per_second=_rounded(outcome.images_per_second),
+        parameters=contender.parameters,
+        class_accuracy=tuple(None if np.isnan(r) else float(r) for r in recall),
+        note=TRAINING_ACCURACY if contender.method == "oracle" and split.name == "target" else None,
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)

@@ -1,0 +1,207 @@
+"""Pictures of images: translations with predictions, worst errors, features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sfkt_cli import figures, scores
+from sfkt_cli.data.images import as_rgb, encode
+from sfkt_cli.figures import Strip
+from sfkt_cli.report import Section
+from sfkt_cli.stages.bridge import spread
+from sfkt_cli.stages.contenders import raw_encoding, source_on_rgb, translate
+from sfkt_cli.stages.evidence import Evidence, Pairs
+from sfkt_cli.stages.labelled import Split
+from sfkt_cli.training.predicting import predict_rows, student_loader, target_loader, through
+
+Numbers = NDArray[Any]
+COLUMNS = 8
+POINTS = 500
+"""Samples of each set in a feature map, at most."""
+
+
+def ti_gallery(evidence: Evidence, pairs: Pairs, folder: Path) -> tuple[str, str]:
+    """TI target, translated, true RGB, with what the source model says; name and caption."""
+    models, runtime = evidence.models, evidence.runtime
+    rows = _some(len(pairs.rgb), evidence.config.seed)
+    stored, rgb = pairs.target[rows], pairs.rgb[rows]
+    translated = translate(models, stored, runtime)
+    truth = source_on_rgb(models, runtime)
+    _, on_rgb = predict_rows(rgb, truth.load, truth.model, runtime)
+    bridge = evidence.outcomes["bridge-only"].contender
+    _, on_translated = predict_rows(stored, bridge.load, bridge.model, runtime)
+    partner, own = scores.softmax(on_rgb.numpy()), scores.softmax(on_translated.numpy())
+    same = partner.argmax(axis=1) == own.argmax(axis=1)
+    strips = [
+        target_strip(evidence, stored),
+        Strip(
+            "translated",
+            translated,
+            tuple(
+                f"{'✓ same' if agrees else '✗ differs'}\n{_says(evidence, row)}"
+                for agrees, row in zip(same, own, strict=True)
+            ),
+            tuple(map(bool, same)),
+        ),
+        Strip("true RGB", rgb / 255.0, tuple(_says(evidence, row) for row in partner)),
+    ]
+    figures.draw_gallery(folder / "gallery-ti.png", strips)
+    return (
+        "gallery-ti.png",
+        "TI pairs: target image, its translation, the true RGB image; below, what the source "
+        "model says of the translation and of the RGB image (TI classes are none of its own).",
+    )
+
+
+def tr_gallery(evidence: Evidence, folder: Path) -> list[Section]:
+    """TR target images and their translations, with predictions and the truth."""
+    split = evidence.main_split or next(iter(evidence.splits.values()), None)
+    if split is None or not len(split.target):
+        return []
+    rows = _spread_over_classes(split, evidence.config.seed)
+    _draw_tr(evidence, split, rows, folder / "gallery-tr.png")
+    caption = f"Images of the {split.name} split, drawn at random over the classes: " + _legend(
+        evidence, split
+    )
+    return [Section("Target images", picture="gallery-tr.png", caption=caption)]
+
+
+def worst_errors(evidence: Evidence, folder: Path) -> list[Section]:
+    """The wrong predictions that were made with most confidence."""
+    split, main = evidence.main_split, evidence.main_method
+    path = folder / "errors.png"
+    path.unlink(missing_ok=True)
+    if split is None or evidence.right(main, split).all():
+        return []
+    confidence = evidence.outcomes[main].probabilities[split.name][split.rows].max(axis=1)
+    wrong = np.flatnonzero(~evidence.right(main, split))
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:COLUMNS]
+    _draw_tr(evidence, split, split.rows[worst], path)
+    caption = f"The surest wrong predictions of {main} on the {split.name} split: " + _legend(
+        evidence, split
+    )
+    return [Section("Worst errors", picture="errors.png", caption=caption)]
+
+
+def feature_sets(evidence: Evidence) -> dict[str, dict[str, Numbers]]:
+    """Features to be drawn: panels of sets (N, D) by name."""
+    runtime, models = evidence.runtime, evidence.models
+    split = next(iter(evidence.splits.values()), None)
+    if split is None or len(split.target) < 3:
+        return {}
+    rows = spread(len(split.target), POINTS)
+    stored = np.asarray(split.target[rows])
+    rgb = source_on_rgb(models, runtime)
+    raw = student_loader(runtime, raw_encoding(evidence.store))
+    source_sets: dict[str, Numbers] = {}
+    test = evidence.splits.get("test")
+    if test is not None and test.rgb is not None:
+        some = np.asarray(test.rgb[spread(len(test.rgb), POINTS)])
+        source_sets["RGB (test)"] = predict_rows(some, rgb.load, rgb.model, runtime)[0].numpy()
+    if models.translator:
+        source_sets["translated target"] = translated_features(evidence, stored)
+    source_sets["raw target"] = predict_rows(stored, raw, models.source, runtime)[0].numpy()
+    panels = {"source model": source_sets}
+    main = evidence.main_method
+    if main in models.students and evidence.main_split is not None:
+        labelled = evidence.main_split
+        rows = labelled.rows[spread(len(labelled.rows), 2 * POINTS)]
+        contender = evidence.outcomes[main].contender
+        images = np.asarray(labelled.target[rows])
+        features = predict_rows(images, contender.load, contender.model, runtime)[0].numpy()
+        labels = labelled.labels[np.searchsorted(labelled.rows, rows)]
+        common = np.argsort(-np.bincount(labelled.labels), kind="stable")[: len(figures.POINTS)]
+        panels[f"{main}, by true class"] = {
+            evidence.classes[k]: features[labels == k] for k in common if (labels == k).any()
+        }
+    return panels
+
+
+def translated_features(evidence: Evidence, stored: Numbers) -> Numbers:
+    """Source model's features (N, D) of translated target images.
+
+    Raises:
+        ValueError: There is no translator.
+    """
+    models, runtime = evidence.models, evidence.runtime
+    if models.translator is None:
+        raise ValueError("a run without a bridge translates nothing")
+    translator, encoding = models.translator
+    load = target_loader(runtime, encoding)
+    features, _ = predict_rows(stored, load, through(translator, models.source), runtime)
+    found: Numbers = features.numpy()
+    return found
+
+
+def target_strip(
+    evidence: Evidence,
+    stored: Numbers,
+    captions: tuple[str, ...] = (),
+    right: tuple[bool | None, ...] = (),
+) -> Strip:
+    """Target images in the student's encoding."""
+    encoding = evidence.models.encoding or raw_encoding(evidence.store)
+    shown = as_rgb(encode(torch.from_numpy(np.ascontiguousarray(stored)), encoding))
+    pictures = shown.permute(0, 2, 3, 1).numpy()
+    return Strip(f"target ({encoding.kind})", pictures, captions, right)
+
+
+def _draw_tr(evidence: Evidence, split: Split, rows: Numbers, path: Path) -> None:
+    stored = np.asarray(split.target[rows])
+    truth = dict(zip(split.rows.tolist(), split.labels.tolist(), strict=True))
+
+    def captions(method: str, with_truth: bool) -> tuple[tuple[str, ...], tuple[bool | None, ...]]:
+        texts, right = [], []
+        for row in rows.tolist():
+            said = evidence.outcomes[method].probabilities[split.name][row]
+            label = truth.get(row)
+            hit = None if label is None else bool(said.argmax() == label)
+            mark = "" if hit is None else "✓ " if hit else "✗ "
+            head = f"is {evidence.classes[label]}\n" if label is not None and with_truth else ""
+            texts.append(f"{head}{mark}{_says(evidence, said)}")
+            right.append(hit)
+        return tuple(texts), tuple(right)
+
+    main = evidence.main_method
+    strips = [target_strip(evidence, stored, *captions(main, True))]
+    if evidence.models.translator:
+        translated = translate(evidence.models, stored, evidence.runtime)
+        strips.append(Strip("translated", translated, *captions("bridge-only", False)))
+    figures.draw_gallery(path, strips)
+
+
+def _legend(evidence: Evidence, split: Split) -> str:
+    truth = "the true class and " if len(split.rows) else ""
+    text = f"below each target image {truth}what {evidence.main_method} says"
+    if evidence.models.translator:
+        text += ", below its translation what the source model says of it"
+    return text + (" (✓ right, ✗ wrong)." if len(split.rows) else ".")
+
+
+def _says(evidence: Evidence, probabilities: Numbers) -> str:
+    best = int(probabilities.argmax())
+    name = evidence.classes[best]
+    name = name if len(name) <= 12 else name[:11] + "…"
+    return f"{name} {100 * probabilities[best]:.0f} %"
+
+
+def _some(count: int, seed: int) -> NDArray[np.int64]:
+    chosen = np.random.default_rng([seed, 0x9A11]).permutation(count)[:COLUMNS]
+    return np.sort(chosen).astype(np.int64)
+
+
+def _spread_over_classes(split: Split, seed: int) -> NDArray[np.int64]:
+    """Rows of as many classes as possible, drawn at random; any rows where nothing is labelled."""
+    if not len(split.rows):
+        return _some(len(split.target), seed)
+    order = np.random.default_rng([seed, 0x9A12]).permutation(len(split.rows))
+    labels = split.labels[order]
+    turn = np.array([(labels[:i] == label).sum() for i, label in enumerate(labels[:4000])])
+    first = np.argsort(turn, kind="stable")[:COLUMNS]
+    chosen = order[first]
+    return split.rows[chosen[np.argsort(split.labels[chosen], kind="stable")]]

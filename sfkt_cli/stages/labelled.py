@@ -1,0 +1,111 @@
+"""The labels of test.h5, matched to images by sample id. Only ``evaluate`` may come here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfkt_cli.data.store import Store
+from sfkt_cli.errors import DataError
+
+Numbers = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images to predict, and the labels of those that have one.
+
+    Attributes:
+        name: ``target`` or ``test``.
+        ids: Sample ids (N,).
+        target: (N, H, W[, C]) stored target images.
+        rgb: (N, H, W, 3) RGB partners; None where there are none.
+        rows: (L,) rows that have a label.
+        labels: (L,) their class indices.
+        groups: (L,) integers, the same for samples of one scene.
+    """
+
+    name: str
+    ids: list[str]
+    target: Numbers
+    rgb: Numbers | None
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    groups: NDArray[np.int64]
+
+
+def read_splits(transfer: Store, test: Store) -> list[Split]:
+    """The target images of transfer.h5 and the held-out ones of test.h5; empty ones are left out.
+
+    Raises:
+        DataError: The two files do not belong together, or a label is none of the classes.
+    """
+    if transfer.classes != test.classes:
+        raise DataError(
+            f"{test.path} has the classes {', '.join(test.classes)}, but {transfer.path} has "
+            f"{', '.join(transfer.classes)}: run `sfkt prepare` again with --force"
+        )
+    splits = []
+    if transfer.count("target"):
+        ids = transfer.strings("target/id")
+        rows, labels = _match(transfer, test, ids)
+        splits.append(
+            Split(
+                "target", ids, transfer["target/target"], None, rows, labels,
+                _numbers(transfer, "target/group")[rows],
+            )
+        )  # fmt: skip
+    if test.count("test"):
+        labelled = "test/label" in test
+        count = test.count("test")
+        rows = np.arange(count if labelled else 0)
+        labels = test.labels("test") if labelled else np.zeros(0, np.int64)
+        rgb = None
+        if "test/rgb" in test:
+            rgb = test["test/rgb"]
+        groups = _numbers(test, "test/group")[rows]
+        splits.append(
+            Split("test", test.strings("test/id"), test["test/target"], rgb, rows, labels, groups)
+        )
+    for split in splits:
+        _check_labels(split, test)
+    return splits
+
+
+def _match(
+    transfer: Store, test: Store, ids: list[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of transfer.h5 with a label in test.h5, in their order, and the labels."""
+    if "labels/label" not in test or not test.count("labels"):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    label_of = dict(zip(test.strings("labels/id"), test.labels("labels").tolist(), strict=True))
+    strangers = sorted(set(label_of) - set(ids))
+    if strangers or len(set(ids)) != len(ids):
+        why = (
+            f"{len(strangers)} labelled samples, such as {strangers[0]}, are not in it"
+            if strangers
+            else "a sample id occurs twice"
+        )
+        raise DataError(
+            f"{test.path} does not belong to {transfer.path}: {why}; "
+            "run `sfkt prepare` again with --force"
+        )
+    rows = np.array([row for row, name in enumerate(ids) if name in label_of], np.int64)
+    return rows, np.array([label_of[ids[row]] for row in rows], np.int64)
+
+
+def _check_labels(split: Split, test: Store) -> None:
+    outside = (split.labels < 0) | (split.labels >= len(test.classes))
+    if outside.any():
+        raise DataError(
+            f"{test.path}: label {split.labels[outside][0]} of split {split.name} is none of the "
+            f"{len(test.classes)} classes: run `sfkt prepare` again with --force"
+        )
+
+
+def _numbers(store: Store, column: str) -> NDArray[np.int64]:
+    _, numbers = np.unique(np.array(store.strings(column)), return_inverse=True)
+    return numbers.astype(np.int64)

@@ -1,0 +1,150 @@
+"""Train the oracle for ``evaluate``; kept in evaluate/oracle, so that a rerun need not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfkt_cli.config import Config, as_dict
+from sfkt_cli.data.batches import Stream
+from sfkt_cli.data.images import Encoding
+from sfkt_cli.files import sha256_json
+from sfkt_cli.methods.oracle import OracleObjective
+from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.models.saving import Saved, load_model, save_model
+from sfkt_cli.runs import Run, stage_settings
+from sfkt_cli.stages.bridge import classifier_of
+from sfkt_cli.stages.contenders import Contender, parameters
+from sfkt_cli.stages.labelled import Split
+from sfkt_cli.training.loop import Batch, Plan, cosine, fit
+from sfkt_cli.training.optimizers import classifier_optimizer
+from sfkt_cli.training.predicting import student_loader
+from sfkt_cli.training.runtime import Runtime
+
+
+def recipe(config: Config) -> str:
+    """Digest of the settings that decide how the oracle is trained: those of ``source``."""
+    return sha256_json(
+        {
+            "seed": config.seed,
+            "source": as_dict(config.source),
+            "training": as_dict(config.training),
+            "batch_size": config.runtime.batch_size,
+        }
+    )
+
+
+def oracle(
+    config: Config,
+    run: Run,
+    source: Saved,
+    split: Split,
+    encoding: Encoding,
+    inputs: Mapping[str, str],
+    runtime: Runtime,
+) -> Contender:
+    """The trained oracle: from the cache where nothing changed, else trained now.
+
+    Args:
+        config: Settings; the recipe is that of the source model, because it, too, has labels.
+        run: The run.
+        source: The source model, whose weights it starts from.
+        split: The target images with their labels.
+        encoding: Of the target images, the student's.
+        inputs: Digests of transfer.h5, test.h5 and the source model.
+        runtime: Device and precision.
+    """
+    nested = Run(run.path("evaluate"))
+    known = {**inputs, "recipe": recipe(config), "encoding": sha256_json(encoding.as_dict())}
+    forget_stale(nested, "oracle", config, known)
+    with nested.open("oracle", config, known) as stage:
+        if stage is not None:
+            model = classifier_of(load_model(run.path("source"), runtime.device).module)
+            model.requires_grad_(True)
+            fitted = fit(
+                plan(config, split, stage.folder),
+                OracleObjective(model, encoding, label_smoothing=config.source.label_smoothing),
+                batches(config, split, runtime),
+                classifier_optimizer(
+                    model,
+                    config.source.learning_rate,
+                    config.source.backbone_rate,
+                    config.source.weight_decay,
+                ),
+                runtime,
+                schedule=cosine,
+                keep=model,
+            )
+            save_model(
+                stage.folder, model, kind="classifier", architecture=source.card["architecture"],
+                classes=source.classes, encoding=encoding, inputs=known, seed=config.seed,
+            )  # fmt: skip
+            stage.finish(seconds=fitted.seconds, peak_memory_mb=round(runtime.peak_memory_mb(), 1))
+    saved = load_model(nested.path("oracle"), runtime.device)
+    student: Classifier = freeze(classifier_of(saved.module))
+    record = nested.record("oracle")
+    return Contender(
+        "oracle",
+        student,
+        student_loader(runtime, encoding),
+        parameters(student),
+        record.get("seconds"),
+        record.get("peak_memory_mb"),
+    )
+
+
+def plan(config: Config, split: Split, folder: Path) -> Plan:
+    """As many epochs and steps as the source model would get on so many images."""
+    batch_size = min(config.runtime.batch_size, len(split.rows))
+    return Plan(
+        title="oracle", seed=config.seed, epochs=config.source.epochs,
+        steps=max(len(split.rows) // batch_size, config.training.min_steps), weights={},
+        folder=folder, images=batch_size, clip_norm=config.training.clip_norm,
+        checkpoint_seconds=config.runtime.checkpoint_seconds,
+    )  # fmt: skip
+
+
+def batches(config: Config, split: Split, runtime: Runtime) -> Any:
+    """(epoch, step) to stored target images and their labels."""
+    everything = len(split.rows) == len(split.target)
+    stream = Stream(
+        {"target": split.target if everything else split.target[split.rows]},
+        name="oracle", seed=config.seed,
+        batch_size=min(config.runtime.batch_size, len(split.rows)),
+        shift=config.training.shift, flip=config.training.flip,
+    )  # fmt: skip
+
+    def batch(epoch: int, step: int) -> Batch:
+        images, rows = stream.batch(epoch, step)
+        return {
+            "target": runtime.tensor(images["target"]),
+            "labels": runtime.tensor(split.labels[rows]),
+            "rows": torch.from_numpy(rows),
+        }
+
+    return batch
+
+
+def forget_stale(run: Run, stage: str, config: Config, inputs: Mapping[str, str]) -> None:
+    """Let a derived stage start anew where settings or inputs changed.
+
+    Training stages refuse instead; what ``evaluate`` makes is cheap and derived.
+    """
+    now = {"settings": stage_settings(stage, config), "inputs": dict(inputs)}
+    now = json.loads(json.dumps(now))
+    for name in ("done.json", "begun.json"):
+        path = run.path(stage, name)
+        if path.is_file():
+            try:
+                before = json.loads(path.read_text(encoding="utf-8"))
+                same = all(before[part] == value for part, value in now.items())
+            except (OSError, ValueError, KeyError, TypeError):
+                same = False
+            if not same:
+                path.unlink(missing_ok=True)
+                shutil.rmtree(run.path(stage, "checkpoint"), ignore_errors=True)

@@ -1,0 +1,272 @@
+"""The parts of the report behind the accuracies: tables in words, pictures beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sfkt_cli import figures, scores
+from sfkt_cli.report import BOUNDS, Row, Section, amount, interval, percent
+from sfkt_cli.runs import Run
+from sfkt_cli.stages import galleries
+from sfkt_cli.stages.bridge import spread
+from sfkt_cli.stages.contenders import finished_methods, translate
+from sfkt_cli.stages.evidence import Evidence
+
+LABEL_FREE = {
+    "ti_agreement": "TI agreement %",
+    "ti_distance": "TI feature distance",
+    "tr_information": "information (nats)",
+    "density": "neighbourhood density (nats)",
+    "confidence": "confidence %",
+    "classes_said": "classes named",
+}
+IN_PERCENT = ("ti_agreement", "confidence")
+PICTURE_PAIRS = 256
+"""TI pairs that PSNR and SSIM look at, at most."""
+
+
+def facts(evidence: Evidence, rows: Sequence[Row]) -> tuple[str, ...]:
+    """What a reader should know first."""
+    found = []
+    rgb = [row for row in rows if row.method == "source-rgb"]
+    if rgb:
+        found.append(
+            f"Source model on RGB: {percent(rgb[0].accuracy)} % "
+            f"({interval(rgb[0].accuracy_ci95)}) of n = {rgb[0].n:,} held-out images"
+        )
+    else:
+        found.append(
+            "Source model on RGB: not known, there are no labelled RGB partners of test images"
+        )
+    if not rows:
+        found.append("test.h5 holds no labels: there is no accuracy, only label-free scores")
+    found += _gap_closed(evidence, rows)
+    resamplings = evidence.config.evaluate.bootstrap
+    how = f"{resamplings:,} bootstrap resamplings" if resamplings else "normal approximation"
+    found.append(f"Intervals: 95 %, {how}; images of one group (scene, subject) are drawn together")
+    found.append(
+        "Training: seconds and memory beyond the source model, for a method that uses the bridge "
+        f"with the bridge; speed on {evidence.runtime.device.type}; seed {evidence.config.seed}"
+    )
+    if "tgkt+bridge" in evidence.outcomes:
+        found.append(
+            "tgkt+bridge: class-balanced geometric mean of tgkt and bridge-only, at the cost of "
+            "both for every image"
+        )
+    return tuple(found)
+
+
+def _gap_closed(evidence: Evidence, rows: Sequence[Row]) -> list[str]:
+    """How much of the way from source-only to the better bound the method shown goes."""
+    main, found = evidence.main_method, []
+    bounds = {row.method: row.accuracy for row in rows if row.method in BOUNDS and not row.note}
+    for split in evidence.splits:
+        accuracy = {row.method: row.accuracy for row in rows if row.split == split}
+        if not bounds or main not in accuracy or main == "source-only":
+            continue
+        best = max(bounds, key=lambda name: bounds[name])
+        start, gap = accuracy["source-only"], bounds[best] - accuracy["source-only"]
+        if gap > 0:
+            found.append(
+                f"{main} on the {split} split: {percent((accuracy[main] - start) / gap)} % of the "
+                f"way from source-only to the better bound ({best} on held-out images)"
+            )
+    return found
+
+
+def sections(
+    evidence: Evidence, run: Run, rows: Sequence[Row], folder: Path
+) -> tuple[Section, ...]:
+    """All sections; pictures are written into the folder."""
+    found = [differences(evidence), label_free(evidence)]
+    found += [bridge_quality(evidence, run, folder), *galleries.tr_gallery(evidence, folder)]
+    found += [classes(rows, evidence), *confusion(evidence, folder)]
+    found += [*reliability(evidence, folder), *galleries.worst_errors(evidence, folder)]
+    found += [*feature_map(evidence, folder), *curves(run, folder)]
+    return tuple(section for section in found if section is not None)
+
+
+def differences(evidence: Evidence) -> Section | None:
+    """The method shown against every other, image by image."""
+    main, cells = evidence.main_method, []
+    for split in evidence.splits.values():
+        for other in evidence.outcomes:
+            said = evidence.outcomes[other].probabilities
+            if not len(split.rows) or other == main or other in BOUNDS or split.name not in said:
+                continue
+            mean, low, high = scores.paired_difference(
+                evidence.right(main, split),
+                evidence.right(other, split),
+                resamplings=evidence.config.evaluate.bootstrap,
+                seed=evidence.config.seed,
+                groups=split.groups,
+            )
+            sure = "yes" if low > 0 or high < 0 else "no"
+            shown = (f"{100 * mean:+.1f}", f"{100 * low:+.1f} .. {100 * high:+.1f}", sure)
+            cells.append((f"{main} - {other}", split.name, *shown))
+    if not cells:
+        return None
+    return Section(
+        f"{main} against the others",
+        ("Difference of accuracies on the same images, in points; paired bootstrap.",),
+        ("difference", "split", "points", "95 % interval", "0 outside"),
+        tuple(cells),
+        left=2,
+    )
+
+
+def label_free(evidence: Evidence) -> Section:
+    """Scores that need no labels, beside the accuracy that they stand for."""
+    split = evidence.main_split
+    methods = {m: o for m, o in evidence.outcomes.items() if o.label_free and m not in BOUNDS}
+    names = [n for n in LABEL_FREE if any(n in o.label_free for o in methods.values())]
+    accuracy = {m: float(evidence.right(m, split).mean()) for m in methods} if split else {}
+    cells = []
+    for method, outcome in methods.items():
+        shown = [
+            percent(value) if name in IN_PERCENT else amount(value)
+            for name, value in ((name, outcome.label_free.get(name)) for name in names)
+        ]
+        known = [percent(accuracy[method])] if accuracy else []
+        cells.append((method, *shown, *known))
+    text = [
+        "TI agreement: share of TI pairs of which the method says of the target image what the "
+        "source model says of its RGB partner. Nothing here saw a label"
+        + (f", but for the last column ({split.name} split)." if split else ".")
+    ]
+    if len(methods) >= 4 and accuracy:
+        row = ["rank correlation"]
+        for name in names:
+            both = [
+                (o.label_free[name], accuracy[m])
+                for m, o in methods.items()
+                if name in o.label_free
+            ]
+            value = scores.rank_correlation(*np.array(both).T) if len(both) >= 4 else float("nan")
+            row.append("-" if np.isnan(value) else f"{value:+.2f}")
+        cells.append((*row, ""))
+        text.append("Last row: Spearman's correlation with accuracy over the methods, afterwards.")
+    header = ("method", *(LABEL_FREE[n] for n in names), *(["accuracy %"] if accuracy else []))
+    return Section("Label-free scores", tuple(text), header, tuple(cells))
+
+
+def bridge_quality(evidence: Evidence, run: Run, folder: Path) -> Section | None:
+    """How good the translations of TI images are, in pictures and figures."""
+    models, pairs = evidence.models, evidence.pairs
+    if models.translator is None or pairs is None:
+        return None
+    few = spread(len(pairs.rgb), PICTURE_PAIRS)
+    rgb = pairs.rgb[few] / 255.0
+    translated = translate(models, pairs.target[few], evidence.runtime)
+    found = galleries.translated_features(evidence, pairs.target)
+    enough = len(found) > 1
+    distance = scores.frechet_distance(found, pairs.features.numpy()) if enough else None
+    record = run.record("bridge")
+    cells = (
+        ("TI agreement of the kept epoch", f"{percent(record.get('ti_agreement'))} %"),
+        ("epoch kept", str(record.get("best_epoch", "-"))),
+        ("PSNR", f"{scores.psnr(translated, rgb).mean():.1f} dB"),
+        ("SSIM", f"{scores.ssim(translated, rgb).mean():.3f}"),
+        ("Fréchet distance of source features", amount(distance)),
+    )
+    return Section(
+        "The bridge on TI pairs",
+        (f"{len(pairs.rgb):,} translated TI target images against their RGB partners.",),
+        ("quantity", "value"),
+        cells,
+        *galleries.ti_gallery(evidence, pairs, folder),
+    )
+
+
+def classes(rows: Sequence[Row], evidence: Evidence) -> Section | None:
+    """Accuracy of each class."""
+    split = evidence.main_split
+    if split is None:
+        return None
+    here = [row for row in rows if row.split == split.name]
+    counts = np.bincount(split.labels, minlength=len(evidence.classes))
+    cells = [
+        (name, f"{counts[k]:,}", *(percent(row.class_accuracy[k]) for row in here))
+        for k, name in enumerate(evidence.classes)
+    ]
+    header = ("class", "n", *(row.method for row in here))
+    return Section(f"Accuracy by class, {split.name} split (%)", (), header, tuple(cells))
+
+
+def confusion(evidence: Evidence, folder: Path) -> list[Section]:
+    """Confusion matrices of the methods shown."""
+    split = evidence.main_split
+    if split is None:
+        return []
+    panels = {}
+    for method in shown_methods(evidence):
+        said = evidence.outcomes[method].probabilities[split.name][split.rows].argmax(axis=1)
+        panels[method] = scores.confusion_matrix(said, split.labels, len(evidence.classes))
+    figures.draw_confusion(folder / "confusion.png", panels, evidence.classes)
+    caption = f"Confusion on the {split.name} split: per cent of each true class (a row)."
+    return [Section("Confusion", picture="confusion.png", caption=caption)]
+
+
+def reliability(evidence: Evidence, folder: Path) -> list[Section]:
+    """How far a prediction's confidence can be trusted."""
+    split = evidence.main_split
+    if split is None:
+        return []
+    panels = {
+        method: scores.reliability(
+            evidence.outcomes[method].probabilities[split.name][split.rows], split.labels
+        )
+        for method in shown_methods(evidence)
+    }
+    figures.draw_reliability(folder / "reliability.png", panels)
+    caption = (
+        f"Accuracy over confidence on the {split.name} split, 15 bins, and the images in each; "
+        "below the dotted line: surer than right."
+    )
+    return [Section("Reliability", picture="reliability.png", caption=caption)]
+
+
+def feature_map(evidence: Evidence, folder: Path) -> list[Section]:
+    """Where source, bridged and target features lie."""
+    panels = galleries.feature_sets(evidence)
+    if not panels:
+        return []
+    projected, explained = {}, {}
+    for title, sets in panels.items():
+        projected[title], explained[title] = figures.two_axes(sets)
+    figures.draw_embedding(folder / "features.png", projected, explained)
+    caption = "Features on their two main axes (PCA), each panel by itself."
+    return [Section("Features", picture="features.png", caption=caption)]
+
+
+def curves(run: Run, folder: Path) -> list[Section]:
+    """Training curves of all stages that trained something."""
+    stages, chosen = {}, {}
+    for stage in ("source", "bridge", *(f"transfer/{name}" for name in finished_methods(run))):
+        path = run.path(stage, "metrics.jsonl")
+        if not path.is_file():
+            continue
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if rows:
+            stages[stage] = rows
+            best = run.record(stage).get("best_epoch")
+            if best is not None:
+                chosen[stage] = int(best)
+    if not stages:
+        return []
+    figures.draw_curves(folder / "curves.png", stages, ("ti_", "tr_"), chosen)
+    caption = (
+        "Loss terms (above) and label-free scores (below) of each epoch; vertical line: the epoch "
+        "whose weights were kept."
+    )
+    return [Section("Training curves", picture="curves.png", caption=caption)]
+
+
+def shown_methods(evidence: Evidence) -> list[str]:
+    """The methods in pictures of several panels."""
+    wanted = ("source-only", "bridge-only", evidence.main_method, "oracle")
+    return [name for name in dict.fromkeys(wanted) if name in evidence.outcomes]
