@@ -1,0 +1,240 @@
+"""`sfkt export`: models as files that run without this program.
+
+student.onnx, student.pt2                raw target image -> logits, probabilities
+bridged-source.onnx, bridged-source.pt2  translator + untouched RGB model, the same interface
+student/, translator/, source/           model.safetensors + model.json
+README.md                                model card
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import util
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sfkt_cli.config import Config, to_yaml
+from sfkt_cli.console import say
+from sfkt_cli.data.sensor import Sensor, sensor_of_store
+from sfkt_cli.data.store import Store, open_store
+from sfkt_cli.errors import ConfigError, DataError, RunError
+from sfkt_cli.files import replacing, write_json, write_text
+from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.models.graphs import BridgedSourceGraph, FitTarget, StudentGraph, for_export
+from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
+from sfkt_cli.runs import Run
+from sfkt_cli.stages.model_card import model_card
+from sfkt_cli.student import find_student
+
+FORMATS = ("onnx", "pt2", "safetensors")
+LARGEST_DIFFERENCE = 1e-3
+"""Between the logits of a written file and of PyTorch; more is refused."""
+SAMPLES = 64
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OUTPUTS = ["logits", "probabilities"]
+
+
+def export(
+    config: Config,
+    run: Run,
+    *,
+    method: str | None = None,
+    formats: Sequence[str] = (),
+    output: Path | None = None,
+    input_size: str | None = None,
+) -> None:
+    """Write student and bridged source model, each checked against PyTorch on real samples.
+
+    Args:
+        config: ``transfer.method`` is taken where a run has several students.
+        run: A run with a finished transfer.
+        method: Which student; None: the only one, or that of ``transfer.method``.
+        formats: onnx, pt2, safetensors; empty: all that this installation can write.
+        output: Folder; None: ``export`` in the run.
+        input_size: ``HEIGHTxWIDTH`` of the sensor's images; None: they come as prepared.
+
+    Raises:
+        ConfigError: A format or the size is unknown, or an extra is not installed.
+        RunError: There is no student, or a written file does not give PyTorch's results.
+        DataError: A model or transfer.h5 is missing or damaged.
+    """
+    formats = _check_formats(formats)
+    folder = find_student(run.folder, method, config.transfer.method)
+    saved = {"student": load_model(folder)}
+    if run.finished("bridge") and run.finished("source"):
+        saved["translator"] = load_model(run.path("bridge"))
+        saved["source"] = load_model(run.path("source"))
+    store = open_store(run.transfer_store)
+    sensor = sensor_of_store(store, config)
+    images, fit = _samples(store, sensor, input_size)
+    target = output or run.path("export")
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "done.json").unlink(missing_ok=True)
+    differences: dict[str, float] = {}
+    for name, graph in _graphs(saved, fit).items():
+        facts = _facts(saved["student"], sensor, images)
+        for kind in formats:
+            if kind == "safetensors":
+                continue
+            path = target / f"{name}.{kind}"
+            content, difference = WRITERS[kind](graph, images, facts)
+            if not difference <= LARGEST_DIFFERENCE:
+                raise RunError(
+                    f"{path.name} was not written: its logits differ from PyTorch's by "
+                    f"{difference:.2g}, more than {LARGEST_DIFFERENCE:g}"
+                )
+            with replacing(path) as partial:
+                partial.write_bytes(content)
+            differences[path.name] = difference
+            say(f"export: {path}  largest difference to PyTorch {difference:.1e}")
+    if "safetensors" in formats:
+        for name, each in saved.items():
+            _copy(_folder_of(name, folder, run), target / name, each, sensor)
+            say(f"export: {target / name / WEIGHTS}")
+    method = folder.name
+    write_text(target / "README.md", model_card(run, method, saved["student"], sensor, images))
+    write_text(target / "config.yaml", to_yaml(config))
+    inputs = {name: each.digest for name, each in saved.items()}
+    write_json(
+        target / "done.json",
+        {"stage": "export", "method": method, "inputs": inputs, "largest_difference": differences},
+    )
+
+
+def _check_formats(formats: Sequence[str]) -> list[str]:
+    lacking = [name for name in ONNX_PACKAGES if util.find_spec(name) is None]
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise ConfigError(f"--format {unknown[0]}: choose of {', '.join(FORMATS)}")
+    if lacking and "onnx" in formats:
+        raise ConfigError(
+            f"--format onnx needs {', '.join(lacking)}: pip install 'sfkt[onnx]', "
+            "or choose --format pt2"
+        )
+    if lacking and not formats:
+        say("export: no ONNX files, for that pip install 'sfkt[onnx]'")
+        return [name for name in FORMATS if name != "onnx"]
+    return list(dict.fromkeys(formats or FORMATS))
+
+
+def _samples(store: Store, sensor: Sensor, size: str | None) -> tuple[Tensor, FitTarget | None]:
+    """Some real target images, and what crops and resizes them if they are to be large."""
+    images = store["target/target"]
+    rows = np.unique(np.linspace(0, len(images) - 1, SAMPLES).astype(int))
+    stored = torch.from_numpy(np.array(images[rows]))
+    if size is None:
+        return stored, None
+    try:
+        height, width = (int(part) for part in size.lower().split("x"))
+    except ValueError:
+        height = width = 0
+    if not (16 <= height <= 8192 and 16 <= width <= 8192):
+        raise ConfigError(f"--input-size {size}: write HEIGHTxWIDTH in pixels, such as 480x640")
+    down = torch.arange(height) * sensor.image_size // height
+    across = torch.arange(width) * sensor.image_size // width
+    large = torch.from_numpy(np.ascontiguousarray(stored.numpy()[:, down][:, :, across]))
+    fit = FitTarget(height, width, sensor.image_size, sensor.fit, missing=sensor.missing)
+    return large, fit
+
+
+def _graphs(saved: Mapping[str, Saved], fit: FitTarget | None) -> dict[str, nn.Module]:
+    student = saved["student"]
+    graphs: dict[str, nn.Module] = {}
+    if isinstance(student.module, Classifier) and student.encoding is not None:
+        graphs["student"] = StudentGraph(student.module, student.encoding, fit)
+    if "translator" in saved:
+        translator, source = saved["translator"], saved["source"]
+        if isinstance(source.module, Classifier) and translator.encoding is not None:
+            graphs["bridged-source"] = BridgedSourceGraph(
+                translator.module, source.module, translator.encoding, fit
+            )
+    if "student" not in graphs:
+        raise DataError("the student's model.json describes no classifier for a target sensor")
+    return {name: for_export(graph) for name, graph in graphs.items()}
+
+
+def _facts(student: Saved, sensor: Sensor, images: Tensor) -> dict[str, str]:
+    """What somebody who only has the ONNX file must know."""
+    return {
+        "classes": json.dumps(student.classes),
+        "input": f"{str(images.dtype).removeprefix('torch.')} {list(images.shape[1:])}",
+        "unit": "mm, 0 = no reading" if sensor.missing else "raw",
+        "modality": sensor.modality,
+    }
+
+
+def _to_onnx(graph: nn.Module, images: Tensor, facts: Mapping[str, str]) -> tuple[bytes, float]:
+    """The ONNX file, and the largest difference of its logits to PyTorch's."""
+    import onnxruntime
+
+    with _without_chatter():
+        program = torch.onnx.export(
+            graph,
+            (images[:2],),
+            dynamo=True,
+            external_data=False,
+            input_names=["images"],
+            output_names=OUTPUTS,
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+    if program is None:
+        raise RunError("torch.onnx gave no model")
+    for name, value in facts.items():
+        program.model.metadata_props[name] = value
+    content = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    logits = session.run(["logits"], {"images": images.numpy()})[0]
+    return content, _difference(graph, images, torch.from_numpy(logits))
+
+
+def _to_pt2(graph: nn.Module, images: Tensor, facts: Mapping[str, str]) -> tuple[bytes, float]:
+    """The same for an exported program of PyTorch."""
+    shapes = {"images": {0: torch.export.Dim("batch")}}
+    file = io.BytesIO()
+    with _without_chatter():
+        program = torch.export.export(graph, (images[:2],), dynamic_shapes=shapes)
+        torch.export.save(program, file, extra_files=dict(facts))
+        file.seek(0)
+        again = torch.export.load(file).module()
+    logits, _ = again(images)
+    return file.getvalue(), _difference(graph, images, logits)
+
+
+Writer = Callable[[nn.Module, Tensor, Mapping[str, str]], tuple[bytes, float]]
+WRITERS: dict[str, Writer] = {"onnx": _to_onnx, "pt2": _to_pt2}
+
+
+def _difference(graph: nn.Module, images: Tensor, logits: Tensor) -> float:
+    with torch.no_grad():
+        expected, _ = graph(images)
+    return float((logits - expected).abs().max())
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    """The exporters print and warn about their own insides."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _folder_of(name: str, student: Path, run: Run) -> Path:
+    return student if name == "student" else run.path({"translator": "bridge"}.get(name, name))
+
+
+def _copy(folder: Path, target: Path, saved: Saved, sensor: Sensor) -> None:
+    """Weights, then the card, which tells in addition how the sensor's images are read."""
+    target.mkdir(parents=True, exist_ok=True)
+    with replacing(target / WEIGHTS) as partial:
+        shutil.copyfile(folder / WEIGHTS, partial)
+    more = {"sensor": sensor.as_dict()} if saved.encoding is not None else {}
+    write_json(target / CARD, {**saved.card, **more})

@@ -1,0 +1,123 @@
+"""The model card of an export: README.md with the front matter of Hugging Face."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from sfkt_cli.data.sensor import Sensor
+from sfkt_cli.models.saving import Saved
+from sfkt_cli.report import interval, percent, plain
+from sfkt_cli.runs import Run
+
+LIMITS = """\
+- Trained without labels of this sensor. It knows what the RGB source model knew, errors included.
+- Valid for this sensor at these settings: another depth range, resolution or mounting needs a new
+  `sfkt transfer`.
+- Probabilities are not calibrated on labelled data. Look at `ece` in the report before you set
+  thresholds.
+- Every image is given one of the classes above, also when it shows none of them."""
+
+
+def model_card(run: Run, method: str, student: Saved, sensor: Sensor, images: Tensor) -> str:
+    """The text of README.md.
+
+    Args:
+        run: Results are taken from its ``evaluate/results.json``, if it was evaluated.
+        method: Of the student.
+        student: Its classes and card.
+        sensor: Of its images.
+        images: Samples as the exported files take them, (B, H, W) or (B, H, W, C).
+    """
+    results = _results(run)
+    dataset = str(results.get("dataset") or run.record("prepare")["settings"].get("dataset", ""))
+    rows = [row for row in results.get("rows", []) if row["method"] in (method, "bridge-only")]
+    front = {
+        "library_name": "sfkt",
+        "pipeline_tag": "image-classification",
+        "tags": ["source-free", "cross-modal", sensor.modality, method],
+        "model-index": [_index(method, dataset, rows)] if rows else [],
+    }
+    unit = "millimetres, 0 = no reading" if sensor.missing else "values as the sensor gives them"
+    dtype = str(images.dtype).removeprefix("torch.")
+    shape = ", ".join(str(side) for side in images.shape[1:])
+    lines = [
+        "---",
+        yaml.safe_dump({key: value for key, value in front.items() if value}).rstrip(),
+        "---",
+        f"# {sensor.modality} classifier ({method})",
+        "",
+        f"Recognises {', '.join(student.classes)} in images of a {sensor.modality} sensor.",
+        "Made by source-free cross-modal knowledge transfer (arXiv:2401.05014) from an RGB",
+        "classifier, unlabelled images of the sensor, and unlabelled pairs of other things.",
+        "",
+        "## Use",
+        "",
+        f"Input `images`: {dtype}, (batch, {shape}), {unit}.",
+        "Outputs: `logits` and `probabilities`, (batch, classes). Encoding and normalisation are",
+        "inside.",
+        "`student.*` is the transferred classifier; `bridged-source.*` is the translator in front",
+        "of the untouched RGB model, with the same interface.",
+        "",
+        "```python",
+        "import json, numpy as np, onnxruntime",
+        'session = onnxruntime.InferenceSession("student.onnx")',
+        'classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])',
+        f"images = np.zeros((1, {shape}), np.{dtype})  # from the sensor",
+        '_, probabilities = session.run(None, {"images": images})',
+        "print(classes[probabilities[0].argmax()])",
+        "```",
+        "",
+        "## Data",
+        "",
+        f"Data set {dataset}; {len(student.classes)} classes; seed {student.card.get('seed')}.",
+        "",
+        "## Results",
+        "",
+        *_table(rows),
+        "",
+        "## Limits",
+        "",
+        LIMITS,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _results(run: Run) -> dict[str, Any]:
+    path = run.path("evaluate", "results.json")
+    if not (run.finished("evaluate") and path.is_file()):
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return ["Not evaluated: `sfkt evaluate` needs labels of some target images."]
+    lines = [
+        "| method | split | n | accuracy % | 95 % interval |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        cells = [plain(row["method"]), row["split"], row["n"], percent(row["accuracy"])]
+        lines.append(f"| {' | '.join(map(str, cells))} | {interval(row['accuracy_ci95'])} |")
+    return lines
+
+
+def _index(method: str, dataset: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Results in the form that Hugging Face shows beside the model."""
+    return {
+        "name": f"{dataset}-{method}",
+        "results": [
+            {
+                "task": {"type": "image-classification"},
+                "dataset": {"name": dataset, "type": dataset, "split": row["split"]},
+                "metrics": [{"type": "accuracy", "value": row["accuracy"]}],
+            }
+            for row in rows
+            if row["method"] == method
+        ],
+    }
