@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from sfkt_cli.config import ClassesConfig
-from sfkt_cli.data.records import Archive
+from sfkt_cli.data.records import Archive, Record
 from sfkt_cli.errors import ConfigError
 
 
@@ -58,3 +60,46 @@ def expand(patterns: Sequence[str], known: Iterable[str], setting: str) -> list[
             raise ConfigError(f"{setting} has {pattern!r}, which matches no class: {hint}")
         found += [name for name in matches if name not in found]
     return found
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A class of an archive.
+
+    Attributes:
+        name: As ``classes.tr`` and ``classes.ti`` take it.
+        role: TR, TI, or "" where it is not used.
+        images: RGB images, target images or pairs.
+        pairs: Of them, those with both images.
+        groups: Scenes, places, captures or subjects among them.
+    """
+
+    name: str
+    role: str
+    images: int
+    pairs: int
+    groups: int
+
+
+def list_class_rows(chosen: ClassesConfig, archive: Archive) -> list[ClassRow]:
+    """All classes: TR in the order of their labels, then TI, then the others.
+
+    Raises:
+        ConfigError: A pattern matches nothing, or a class would be both.
+    """
+    tr, ti = choose_classes(chosen, archive)
+    held: dict[str, list[Record]] = defaultdict(list)
+    for record in archive.records:
+        held[record.label or ""].append(record)
+    others = sorted(set(held) - set(tr) - set(ti))
+    roles = [(n, "TR") for n in tr] + [(n, "TI") for n in ti] + [(n, "") for n in others]
+    return [
+        ClassRow(
+            name=name or "(no label)",
+            role=role,
+            images=len(held[name]),
+            pairs=sum(r.rgb is not None and r.target is not None for r in held[name]),
+            groups=len({r.group for r in held[name]}),
+        )
+        for name, role in roles
+    ]

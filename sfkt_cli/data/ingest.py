@@ -119,12 +119,13 @@ def run_task(task: Task, loader: Loader, size: int, missing: bool) -> Done:
             digests[view].update(raw)
             hashes[view] = hashlib.sha256(raw).hexdigest()[:16]
             if view == "target":
-                summary = _summarise(pixels, missing)
+                summary = summarise_target(pixels, missing)
         seen.append(Seen(hashes, *summary))
     return Done(task, {view: digest.digest() for view, digest in digests.items()}, tuple(seen))
 
 
-def _summarise(target: NDArray[Any], missing: bool) -> tuple[int, int, float]:
+def summarise_target(target: NDArray[Any], missing: bool) -> tuple[int, int, float]:
+    """Smallest and largest reading of a target image, and its share without a reading."""
     readings = target[target > 0] if missing else target
     if not readings.size:
         return 0, 0, 1.0

@@ -7,18 +7,31 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 from sfkt_cli.config import Config
 from sfkt_cli.console import say, track, warn
 from sfkt_cli.data.classes import choose_classes
+from sfkt_cli.data.contact_sheet import draw_contact_sheet
 from sfkt_cli.data.ingest import Seen, Task, ingest
 from sfkt_cli.data.layout import Plan
+from sfkt_cli.data.quality import (
+    Line,
+    Sample,
+    as_plain,
+    duplicates,
+    samples_of_plan,
+    table_text,
+    tabulate,
+)
 from sfkt_cli.data.readers import archive_root, read_archive
 from sfkt_cli.data.records import Archive
 from sfkt_cli.data.splits import split_records
+from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import StoreWriter, writing
 from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.runs import Run, Stage
+from sfkt_cli.stages.inspect import report_alignment
 
 
 def prepare(config: Config, run: Run) -> None:
@@ -40,11 +53,15 @@ def prepare(config: Config, run: Run) -> None:
         for note in archive.notes:
             warn(note)
         plan = make_plan(config, archive)
-        _write_stores(plan, stage)
+        seen = _write_stores(plan, stage)
+        samples = samples_of_plan(plan.parts, seen)
+        table = tabulate(samples)
+        _show(run, archive, table, samples)
         stage.finish(
             classes=list(plan.classes),
             samples={part: len(records) for part, records in plan.parts.items()},
             groups={part: len({r.group for r in records}) for part, records in plan.parts.items()},
+            table=as_plain(table),
         )
 
 
@@ -72,6 +89,18 @@ def _read_unless_gone(config: Config, run: Run) -> Archive | None:
     if removable and run.finished("prepare") and not run.force:
         return None
     return read_archive(config)
+
+
+def _show(run: Run, archive: Archive, table: Sequence[Line], samples: Sequence[Sample]) -> None:
+    """End with what was prepared: a table, what looks wrong, and a picture of pairs."""
+    say(table_text(table, archive.unit))
+    for duplicate in duplicates(samples):
+        warn(duplicate)
+    store = open_store(run.transfer_store)
+    report_alignment(store)
+    picture = run.path("prepare", "pairs.png")
+    draw_contact_sheet(store, picture)
+    say(f"contact sheet: {picture}")
 
 
 def _write_stores(plan: Plan, stage: Stage) -> dict[str, list[Seen]]:

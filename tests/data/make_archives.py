@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sfkt_cli.data.readers import rgb_nir as rgb_nir_reader
+
 HEIGHT, WIDTH = 30, 40
 
 
@@ -38,7 +40,17 @@ def save(path: Path, pixels: NDArray[np.generic]) -> None:
 
 def rgb_nir(root: Path, count: int = 4) -> Path:
     """nirscene1 with ``count`` pairs in each of its nine classes."""
-    names = "country field forest indoor mountain oldbuilding street urban water".split()
+    names = [
+        "country",
+        "field",
+        "forest",
+        "indoor",
+        "mountain",
+        "oldbuilding",
+        "street",
+        "urban",
+        "water",
+    ]
     for place, label in enumerate(names):
         for number in range(count):
             picture = scene(100 * place + number)

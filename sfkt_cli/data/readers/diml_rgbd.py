@@ -87,7 +87,8 @@ def read(config: Config, root: Path) -> Archive:
             nameless.add(scene)
             continue
         parts = {"train": ("source", "target", "ti"), "test": ("test", "ti")}.get(fold, ())
-        number = safe_id(f"{label}-{fold}-{group}-{stem}".replace("--", "-"))
+        place = f"{scene}-{fold}" if fold else group
+        number = safe_id(f"{place}-{stem}")
         records.append(Record(number, group, label, files["rgb"], files["target"], parts))
     records = _regroup(records)
     notes = [f"diml-rgbd: folder {name!r} names no scene: left out" for name in sorted(nameless)]

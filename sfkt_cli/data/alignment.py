@@ -1,0 +1,200 @@
+"""Do the two images of a pair show the same scene, upright, pixel by pixel?
+
+Edges of the RGB image are compared with edges of the target image: the correlation of their
+gradient magnitudes is higher for a true pair than for the same pair shifted, mirrored or turned,
+and higher than for two images of different pairs. These controls are made from the data itself, so
+no threshold depends on the sensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sfkt_cli.data.store import Store
+
+SIDE = 48
+"""Images are compared at this size; finer detail differs between sensors anyway."""
+MOST_PAIRS = 256
+FEWEST_PAIRS = 8
+CLEAR = 4.0
+"""Standard errors that count as a difference."""
+CLEAR_PEAK = 12.0
+"""Standard errors for the best of all shifts: chance alone gives the best of 2,304 about 4."""
+Floats = NDArray[np.float32]
+TURNS: dict[str, Callable[[Floats], Floats]] = {
+    "mirrored": lambda maps: maps[:, :, ::-1],
+    "upside down": lambda maps: maps[:, ::-1],
+    "turned by 180 degrees": lambda maps: maps[:, ::-1, ::-1],
+    "turned by 90 degrees": lambda maps: maps.transpose(0, 2, 1)[:, ::-1],
+    "turned by 270 degrees": lambda maps: maps.transpose(0, 2, 1)[:, :, ::-1],
+    "transposed": lambda maps: maps.transpose(0, 2, 1),
+}
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What the check found.
+
+    Attributes:
+        pairs: Number of pairs compared.
+        own: Mean correlation of the pairs as they are.
+        shifted: Mean correlation of the shifted controls.
+        standard_errors: Difference of the two, in standard errors of its mean.
+        shift: (right, down) in stored pixels where the mean correlation peaks.
+        turn: Name of a turn that fits clearly better; "" where there is none.
+        swapped: Ids of pairs that fit each other's partner clearly better than their own.
+    """
+
+    pairs: int
+    own: float
+    shifted: float
+    standard_errors: float
+    shift: tuple[int, int]
+    turn: str
+    swapped: tuple[tuple[str, str], ...]
+
+    def summary(self) -> str:
+        """One line of numbers."""
+        return (
+            f"alignment: gradient correlation {self.own:.3f} in {self.pairs} pairs, "
+            f"shifted controls {self.shifted:.3f} ({self.standard_errors:+.1f} standard errors)"
+        )
+
+    def warnings(self) -> list[str]:
+        """What the user should look at; empty for registered pairs."""
+        if self.turn:
+            return [f"target images look {self.turn}: see the contact sheet"]
+        found = [f"pairs {a} and {b} look swapped" for a, b in self.swapped[:8]]
+        if self.shift != (0, 0):
+            right, down = self.shift
+            found.append(
+                f"target images look shifted by {right} pixels to the right and {down} down"
+            )
+        elif self.standard_errors < CLEAR:
+            found.append(
+                "the images of a pair do not look registered: see the contact sheet; "
+                "folders.registered=false declares it"
+            )
+        return found
+
+
+def check_alignment(store: Store) -> Alignment | None:
+    """Compare the TI pairs of a store with shifted, turned and exchanged controls.
+
+    Returns:
+        None where there are too few pairs to tell, or none.
+    """
+    count = store.count("ti")
+    if count < FEWEST_PAIRS or "ti/rgb" not in store:
+        return None
+    rows = np.unique(np.linspace(0, count - 1, min(count, MOST_PAIRS)).astype(int))
+    ids = store.strings("ti/id")
+    size = store["ti/rgb"].shape[1]
+    rgb = np.stack([_edges(store["ti/rgb"][row].mean(axis=2), False) for row in rows])
+    depth = store.modality == "depth"
+    target = np.stack([_edges(_plane(store["ti/target"][row]), depth) for row in rows])
+    return compare_edges(rgb, target, [ids[row] for row in rows], size / SIDE)
+
+
+def compare_edges(rgb: Floats, target: Floats, ids: list[str], scale: float) -> Alignment:
+    """Compare standardised edge maps (N, SIDE, SIDE) of pairs.
+
+    Args:
+        rgb: Of the RGB images; mean 0, norm 1 each.
+        target: Of the target images.
+        ids: Names of the pairs.
+        scale: Stored pixels in a pixel of the maps.
+    """
+    everywhere = _correlations(rgb, target)
+    own = everywhere[:, 0, 0]
+    step = SIDE // 6
+    controls = everywhere[:, [step, -step, 0, 0], [0, 0, step, -step]].mean(axis=1)
+    gain = own - controls
+    error = float(gain.std(ddof=1) / np.sqrt(len(gain))) + 1e-9
+    mean = everywhere.mean(axis=0)
+    down, right = np.unravel_index(int(mean.argmax()), mean.shape)
+    shift = [int(v) if v <= SIDE // 2 else int(v) - SIDE for v in (right, down)]
+    peak = everywhere[:, down, right] - controls
+    peak_errors = float(peak.mean() / (peak.std(ddof=1) / np.sqrt(len(peak)) + 1e-9))
+    here = max(map(abs, shift)) <= 1 or peak_errors < CLEAR_PEAK
+    return Alignment(
+        pairs=len(own),
+        own=float(own.mean()),
+        shifted=float(controls.mean()),
+        standard_errors=float(gain.mean()) / error,
+        shift=(0, 0) if here else (round(shift[0] * scale), round(shift[1] * scale)),
+        turn=_better_turn(rgb, target, own),
+        swapped=_swapped(rgb, target, ids),
+    )
+
+
+def _correlations(rgb: Floats, target: Floats) -> Floats:
+    """Correlation (N, SIDE, SIDE) of each pair at each cyclic shift (down, right) of the target."""
+    product = np.conj(np.fft.rfft2(rgb)) * np.fft.rfft2(target)
+    return np.fft.irfft2(product, s=rgb.shape[1:]).astype(np.float32)
+
+
+def _better_turn(rgb: Floats, target: Floats, own: Floats) -> str:
+    best, found = CLEAR, ""
+    for name, turn in TURNS.items():
+        gain = (rgb * turn(target)).sum(axis=(1, 2)) - own
+        errors = float(gain.mean() / (gain.std(ddof=1) / np.sqrt(len(gain)) + 1e-9))
+        if errors > best:
+            best, found = errors, name
+    return found
+
+
+def _swapped(rgb: Floats, target: Floats, ids: list[str]) -> tuple[tuple[str, str], ...]:
+    """Two pairs whose images fit each other's partner far better than their own."""
+    count = len(rgb)
+    table = rgb.reshape(count, -1) @ target.reshape(count, -1).T
+    own = np.diag(table)
+    typical = max(float(np.median(own)), 0.0)
+    spread = float(np.std(table - np.diag(own))) + 1e-9
+    found = []
+    for first in range(count):
+        second = int(table[first].argmax())
+        both = min(table[first, second], table[second, first])
+        alone = max(own[first], own[second])
+        if second > first and both > max(typical / 2, alone + CLEAR * spread):
+            found.append((ids[first], ids[second]))
+    return tuple(found)
+
+
+def _plane(target: NDArray[Any]) -> NDArray[Any]:
+    return target if target.ndim == 2 else target[:, :, 0]
+
+
+def _edges(plane: NDArray[Any], depth: bool) -> Floats:
+    """Gradient magnitude (SIDE, SIDE), logarithmic, mean 0 and norm 1."""
+    edges = np.log1p(np.hypot(*np.gradient(fill_holes(plane) if depth else plane)))
+    image = Image.fromarray(edges.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BOX)
+    small = np.asarray(image) - np.asarray(image).mean()
+    standard: Floats = (small / (np.linalg.norm(small) + 1e-9)).astype(np.float32)
+    return standard
+
+
+def fill_holes(depth: NDArray[Any]) -> Floats:
+    """Fill missing depth (0) from the hole's rim inwards, for looking at edges only.
+
+    Holes of structured light lie along the outlines of things, just where edges are looked for.
+    """
+    filled = depth.astype(np.float32)
+    for _ in range(max(filled.shape)):
+        hole = filled == 0
+        if not hole.any() or hole.all():
+            break
+        padded = np.pad(filled, 1)
+        around = np.stack(
+            [padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]]
+        )
+        known = (around > 0).sum(axis=0)
+        rim = hole & (known > 0)
+        filled[rim] = around.sum(axis=0)[rim] / known[rim]
+    return filled

@@ -1,0 +1,161 @@
+"""What a prepared data set looks like in numbers: a table, and images that occur in two parts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sfkt_cli.data.ingest import Seen, summarise_target
+from sfkt_cli.data.records import PARTS, Record
+from sfkt_cli.data.store import Store
+
+HEADER = ("part", "class", "images", "groups", "target range", "missing")
+HASH_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class Line:
+    """One class in one part.
+
+    Attributes:
+        part: source, target, test or ti.
+        label: Class name; "" where it is not known or not told.
+        images: Number of samples.
+        groups: Scenes, places, captures or subjects among them.
+        low: Smallest reading of the target images, None without target images.
+        high: Largest reading.
+        missing: Mean share of pixels without a reading; 0 outside of depth.
+    """
+
+    part: str
+    label: str
+    images: int
+    groups: int
+    low: int | None
+    high: int | None
+    missing: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a line is made of: one stored sample."""
+
+    part: str
+    id: str
+    group: str
+    label: str
+    seen: Seen
+
+
+def samples_of_plan(
+    parts: Mapping[str, Sequence[Record]], seen: Mapping[str, Sequence[Seen]]
+) -> list[Sample]:
+    """Samples as ``prepare`` knows them."""
+    return [
+        Sample(part, record.id, record.group, record.label or "", what)
+        for part in PARTS
+        for record, what in zip(parts[part], seen[part], strict=True)
+    ]
+
+
+def samples_of_store(store: Store) -> list[Sample]:
+    """Samples of a file, read again; labels are known where the file has them."""
+    samples = []
+    for part in PARTS:
+        count = store.count(part)
+        if not count:
+            continue
+        ids, groups = store.strings(f"{part}/id"), store.strings(f"{part}/group")
+        names = [""] * count
+        if f"{part}/label" in store:
+            names = [store.classes[label] for label in store.labels(part)]
+        views = {v: store[f"{part}/{v}"] for v in ("rgb", "target") if f"{part}/{v}" in store}
+        for row in range(count):
+            hashes = {view: hash_pixels(rows[row].tobytes()) for view, rows in views.items()}
+            summary: tuple[int, int, float] = (0, 0, 0.0)
+            if "target" in views:
+                summary = summarise_target(views["target"][row], store.modality == "depth")
+            samples.append(Sample(part, ids[row], groups[row], names[row], Seen(hashes, *summary)))
+    return samples
+
+
+def hash_pixels(raw: bytes) -> str:
+    """Short hash of an image's pixels."""
+    return hashlib.sha256(raw).hexdigest()[:HASH_LENGTH]
+
+
+def tabulate(samples: Iterable[Sample]) -> list[Line]:
+    """One line a part and class, and one a part with several classes."""
+    cells: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        cells[sample.part, sample.label].append(sample)
+    lines = []
+    for part in PARTS:
+        labels = sorted(label for owner, label in cells if owner == part)
+        lines += [_line(part, label, cells[part, label]) for label in labels]
+        if len(labels) > 1:
+            everything = [sample for label in labels for sample in cells[part, label]]
+            lines.append(_line(part, "all", everything))
+    return lines
+
+
+def table_text(lines: Sequence[Line], unit: str) -> str:
+    """The lines as aligned text."""
+    rows: list[Sequence[str]] = [HEADER]
+    for line in lines:
+        reach = "-" if line.low is None else f"{line.low}..{line.high}"
+        reach += " mm" if unit == "mm" and line.low is not None else ""
+        share = "-" if line.low is None else f"{100 * line.missing:.1f} %"
+        cells = (line.part, line.label or "-", str(line.images), str(line.groups), reach, share)
+        rows.append(cells)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def duplicates(samples: Iterable[Sample]) -> list[str]:
+    """One warning for each two parts that hold the same image, pixel by pixel."""
+    owners: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for sample in samples:
+        for view, digest in sample.seen.hashes.items():
+            owners[view, digest].setdefault(sample.part, sample.id)
+    pairs: dict[tuple[str, str, str], list[tuple[str, str]]] = defaultdict(list)
+    for (view, _), found in owners.items():
+        held = [part for part in PARTS if part in found]
+        for index, first in enumerate(held):
+            for second in held[index + 1 :]:
+                pairs[view, first, second].append((found[first], found[second]))
+    return [
+        f"{len(ids)} {view} image{'s'[: len(ids) > 1]} in {first} and in {second} alike, "
+        f"such as {ids[0][0]} and {ids[0][1]}"
+        for (view, first, second), ids in sorted(pairs.items())
+    ]
+
+
+def as_plain(lines: Iterable[Line]) -> list[dict[str, Any]]:
+    """The lines as plain values for JSON."""
+    return [vars(line) for line in lines]
+
+
+def _line(part: str, label: str, samples: Sequence[Sample]) -> Line:
+    seen = [sample.seen for sample in samples if "target" in sample.seen.hashes]
+    read = [what for what in seen if what.high > 0] or seen
+    return Line(
+        part=part,
+        label=label,
+        images=len(samples),
+        groups=len({sample.group for sample in samples}),
+        low=min((what.low for what in read), default=None),
+        high=max((what.high for what in read), default=None),
+        missing=round(float(np.mean([what.missing for what in seen])), 6) if seen else 0.0,
+    )

@@ -1,0 +1,66 @@
+"""Inspect: a prepared file as a table and a picture, with warnings about what looks wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sfkt_cli.config import Config
+from sfkt_cli.console import say, warn
+from sfkt_cli.data.alignment import check_alignment
+from sfkt_cli.data.classes import ClassRow, list_class_rows
+from sfkt_cli.data.contact_sheet import draw_contact_sheet
+from sfkt_cli.data.quality import duplicates, samples_of_store, table_text, tabulate
+from sfkt_cli.data.readers import read_archive
+from sfkt_cli.data.store import Store, open_store
+
+
+def inspect(path: Path, out: Path | None = None, verify: bool = False) -> None:
+    """Print what a prepared file holds and draw its contact sheet.
+
+    Args:
+        path: source.h5, transfer.h5 or test.h5.
+        out: Where the picture goes; default: beside the file, as PNG.
+        verify: Read every row again and compare the checksums first.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    store = open_store(path)
+    if verify:
+        store.verify()
+        say(f"{path}: all checksums match")
+    attrs = store.attrs
+    say(
+        f"{path}: {store.dataset}, {store.modality} in {store.unit}, "
+        f"{attrs.get('image_size')} pixels, seed {attrs.get('seed')}, {attrs.get('protocol')}"
+    )
+    samples = samples_of_store(store)
+    say(table_text(tabulate(samples), store.unit))
+    for duplicate in duplicates(samples):
+        warn(duplicate)
+    report_alignment(store)
+    picture = out or path.with_suffix(".png")
+    if draw_contact_sheet(store, picture):
+        say(f"contact sheet: {picture}")
+
+
+def report_alignment(store: Store) -> None:
+    """Say whether the pairs of a store look registered, and warn where they do not."""
+    if not store.registered:
+        return
+    found = check_alignment(store)
+    if found is None:
+        return
+    say(found.summary())
+    for warning in found.warnings():
+        warn(warning)
+
+
+def list_classes(config: Config) -> list[ClassRow]:
+    """The classes of the configured archive, with their numbers and what they are used for.
+
+    Raises:
+        DataError: The archive is missing, incomplete, or not what it should be.
+        ConfigError: The chosen classes are not in the archive.
+    """
+    return list_class_rows(config.classes, read_archive(config))
