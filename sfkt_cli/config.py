@@ -210,7 +210,7 @@ class BridgeConfig(BaseModel):
     """Weight of L_D, the domain-adversarial term."""
     alpha_im: Weight = 0.0
     """Weight of L_IM, information maximisation on TR."""
-    alpha_f: Weight = 3.0
+    alpha_f: Weight = 0.3
     """Weight of the source-feature term on TI pairs (ours)."""
 
 
@@ -222,18 +222,31 @@ class TransferConfig(BaseModel):
     """A name from the table of methods (docs/methods.md)."""
     epochs: Epochs = 12
     """Passes over the larger of TI pairs and target images."""
-    learning_rate: Positive = 0.03
-    """Of bottleneck at the start; see backbone_rate."""
-    backbone_rate: Positive = 1.0
-    """Backbone's share of the learning rate."""
     weight_decay: Weight = 1e-3
     """L2 penalty of SGD."""
 
 
-class TgktConfig(BaseModel):
-    """Weights of the terms of TGKT and the making of its teacher."""
+class OptimiserConfig(BaseModel):
+    """How a method trains its student; each method has its own published values."""
 
     model_config = _STRICT
+    learning_rate: Positive = 0.01
+    """Of the bottleneck at the start (SHOT, SOCKET: 0.01)."""
+    backbone_rate: Positive = 0.1
+    """Backbone's share of the learning rate (SHOT, SOCKET: 0.1)."""
+    schedule: Literal["cosine", "inverse"] = "inverse"
+    """inverse: (1 + 10 p)^-0.75 (SHOT, SOCKET). cosine: warm-up, then down to 0."""
+
+
+class TgktConfig(OptimiserConfig):
+    """Weights of the terms of TGKT and the making of its teacher."""
+
+    learning_rate: Positive = 0.03
+    """Of the bottleneck at its highest (ours)."""
+    backbone_rate: Positive = 1.0
+    """Backbone's share of the learning rate (ours)."""
+    schedule: Literal["cosine", "inverse"] = "cosine"
+    """cosine: warm-up, then down to 0 (ours). inverse: (1 + 10 p)^-0.75."""
     beta_kl: Weight = 1.0
     """Weight of L_KL (paper: 1)."""
     beta_f: Weight = 3.0
@@ -251,20 +264,29 @@ class TgktConfig(BaseModel):
     """0: the teacher's class frequencies are as predicted; 1: all classes alike (ours)."""
 
 
-class ShotConfig(BaseModel):
+class DistillConfig(OptimiserConfig):
+    """Distillation from the bridge alone."""
+
+    learning_rate: Positive = 0.03
+    """Of the bottleneck at its highest (ours)."""
+    backbone_rate: Positive = 1.0
+    """Backbone's share of the learning rate (ours)."""
+    schedule: Literal["cosine", "inverse"] = "cosine"
+    """cosine: warm-up, then down to 0 (ours). inverse: (1 + 10 p)^-0.75."""
+
+
+class ShotConfig(OptimiserConfig):
     """SHOT (Liang et al., ICML 2020)."""
 
-    model_config = _STRICT
     beta_self: Weight = 0.3
     """Weight of the pseudo-labels (SHOT: 0.3)."""
     beta_im: Weight = 1.0
     """Weight of information maximisation (SHOT: 1)."""
 
 
-class SocketConfig(BaseModel):
+class SocketConfig(OptimiserConfig):
     """SOCKET (Ahmed et al., ECCV 2022)."""
 
-    model_config = _STRICT
     beta_self: Weight = 0.3
     """Weight of the pseudo-labels (SOCKET: 0.3)."""
     beta_im: Weight = 1.0
@@ -329,10 +351,16 @@ class Config(BaseModel):
     bridge: BridgeConfig = BridgeConfig()
     transfer: TransferConfig = TransferConfig()
     tgkt: TgktConfig = TgktConfig()
+    distill: DistillConfig = DistillConfig()
     shot: ShotConfig = ShotConfig()
     socket: SocketConfig = SocketConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+
+def section_of(method: str) -> str:
+    """The configuration section of a transfer method: its name as an identifier."""
+    return method.replace("+", "_").replace("-", "_")
 
 
 def section_fields(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:

@@ -55,7 +55,7 @@ def reverse_gradient(features: Tensor) -> Tensor:
     Put between the translator and the discriminator, one backward pass of L_D teaches the
     discriminator to tell TI from TR and the translator to hide it.
     """
-    reversed_: Tensor = _ReverseGradient.apply(features)  # type: ignore[no-untyped-call]
+    reversed_: Tensor = _ReverseGradient.apply(features)
     return reversed_
 
 

@@ -24,7 +24,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from sfkt_cli import __version__
-from sfkt_cli.config import Config, as_dict, merge, nest, to_yaml
+from sfkt_cli.config import Config, as_dict, merge, nest, section_of, to_yaml
 from sfkt_cli.errors import RunError
 from sfkt_cli.files import sha256_json, sweep_partials, write_json, write_text
 
@@ -138,7 +138,9 @@ class Run:
             path = self.path(above, "config.yaml")
             if path.is_file():
                 used = _read_mapping(path)
-                fields = STAGE_FIELDS.get(above.partition("/")[0], ())
+                kind, _, method = above.partition("/")
+                fields = STAGE_FIELDS.get(kind, ())
+                fields += (section_of(method),) if section_of(method) in used else ()
                 if above == "prepare":
                     settings = merge(settings, used)
                 for name in fields:
@@ -199,8 +201,8 @@ def stage_settings(stage: str, config: Config) -> dict[str, Any]:
     names = list(STAGE_FIELDS.get(kind, ()))
     if kind == "prepare" and config.dataset in DATA_SECTIONS:
         names.append(DATA_SECTIONS[config.dataset])
-    if method in values:
-        names.append(method)
+    if section_of(method) in values:
+        names.append(section_of(method))
     flat: dict[str, Any] = {}
     for name in names:
         value = pick(values, name)

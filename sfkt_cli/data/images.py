@@ -30,9 +30,7 @@ from torch.nn import functional as F
 
 from sfkt_cli.errors import ConfigError
 
-EncodingKind = Literal[
-    "window", "relative", "colormap", "normals", "hha", "linear", "percentile"
-]
+EncodingKind = Literal["window", "relative", "colormap", "normals", "hha", "linear", "percentile"]
 DEFAULTS: dict[str, EncodingKind] = {
     "depth": "normals",
     "nir": "linear",
@@ -90,8 +88,10 @@ def choose_encoding(kind: str, modality: str, sample: NDArray[Any]) -> Encoding:
     depth = modality == "depth"
     if (chosen in DEPTH_ONLY) != depth:
         fitting = [k for k in get_args(EncodingKind) if (k in DEPTH_ONLY) == depth]
-        raise ConfigError(f"encoding = {kind!r} does not fit modality {modality!r}: "
-                          f"choose one of {', '.join(fitting)}")
+        raise ConfigError(
+            f"encoding = {kind!r} does not fit modality {modality!r}: "
+            f"choose one of {', '.join(fitting)}"
+        )
     if chosen in ("colormap", "normals", "hha") and channels != 1:
         raise ConfigError(f"encoding = {kind!r} needs one channel, the images have {channels}")
     values = sample[sample > 0] if depth else sample.reshape(-1)
@@ -177,7 +177,8 @@ def _normals(points: Tensor) -> Tensor:
     normals = torch.linalg.cross(right, below, dim=1)
     normals = normals / normals.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
     flip = torch.tensor([1.0, 1.0, -1.0], device=points.device).view(1, 3, 1, 1)
-    return normals * flip * torch.where(normals[:, 2:] > 0, 1.0, -1.0)
+    towards: Tensor = normals * flip * torch.where(normals[:, 2:] > 0, 1.0, -1.0)
+    return towards
 
 
 def _hha(

@@ -1,6 +1,6 @@
 """SHOT: source hypothesis transfer (Liang et al., ICML 2020), on target images alone.
 
-    L = beta_self L_self + beta_im L_IM,  head frozen, pseudo-labels refreshed each epoch
+L = beta_self L_self + beta_im L_IM,  head frozen, pseudo-labels refreshed each epoch
 """
 
 from __future__ import annotations

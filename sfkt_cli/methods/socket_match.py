@@ -1,9 +1,9 @@
 """SOCKET (Ahmed et al., ECCV 2022), as its paper describes it.
 
-    L = beta_self L_self + beta_im L_IM + beta_bn L_BN + beta_f L_TI,  head frozen
+L = beta_self L_self + beta_im L_IM + beta_bn L_BN + beta_f L_TI,  head frozen
 
-    L_BN  the batch statistics in each BatchNorm layer match those of the source images
-    L_TI  Frobenius norm of F_s(x_rgb^TI) - F_t(x_target^TI)
+L_BN  the batch statistics in each BatchNorm layer match those of the source images
+L_TI  Frobenius norm of F_s(x_rgb^TI) - F_t(x_target^TI)
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ class Tgkt(nn.Module):
     needs_ti = True
     teacher: Tensor
     pseudo_labels: Tensor
+    warm: Tensor
 
     def __init__(self, student: Classifier, knowledge: Knowledge, config: Config) -> None:
         super().__init__()

@@ -45,9 +45,7 @@ class Tgmb(nn.Module):
     ) -> None:
         super().__init__()
         self.translator = translator
-        self.discriminator = nn.Sequential(
-            nn.Linear(features, 128), nn.ReLU(), nn.Linear(128, 1)
-        )
+        self.discriminator = nn.Sequential(nn.Linear(features, 128), nn.ReLU(), nn.Linear(128, 1))
         self._frozen = (source,)
         self._encoding = encoding
         self._weights = weights

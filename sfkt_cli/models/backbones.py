@@ -104,8 +104,11 @@ def replace_last_linear(network: nn.Module) -> int:
     Raises:
         ConfigError: The network has no linear layer.
     """
-    linear = [(name, layer) for name, layer in network.named_modules()
-              if isinstance(layer, nn.Linear) and "attn" not in name and "attention" not in name]
+    linear = [
+        (name, layer)
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear) and "attn" not in name and "attention" not in name
+    ]
     if not linear:
         raise ConfigError(f"{type(network).__name__} has no linear layer to take features at")
     name, layer = linear[-1]

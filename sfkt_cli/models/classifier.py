@@ -14,7 +14,6 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from sfkt_cli.models.backbones import make_backbone
 
-
 Model = TypeVar("Model", bound=nn.Module)
 
 

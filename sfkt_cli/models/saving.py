@@ -107,8 +107,10 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
         raise DataError(f"{weights} is missing: run the stage that writes it again")
     seen = sha256_file(weights)
     if seen != card.get("sha256"):
-        raise DataError(f"{weights} is damaged: sha256 {seen[:12]}..., {CARD} says "
-                        f"{str(card.get('sha256'))[:12]}...; run its stage again with --force")
+        raise DataError(
+            f"{weights} is damaged: sha256 {seen[:12]}..., {CARD} says "
+            f"{str(card.get('sha256'))[:12]}...; run its stage again with --force"
+        )
     try:
         architecture = dict(card["architecture"])
         module = (
@@ -119,8 +121,14 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
         module.load_state_dict(load_file(weights))
         encoding = Encoding(**card["encoding"]) if card["encoding"] else None
         classes = [str(name) for name in card["classes"]]
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError,
-            safetensors.SafetensorError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        OSError,
+        safetensors.SafetensorError,
+    ) as error:
         raise DataError(f"{folder / CARD} does not describe {weights}: {error}") from None
     module.eval()
     module.to(device or torch.device("cpu"), memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -39,7 +39,7 @@ class UNetTranslator(nn.Module):
     """A U-Net that works from half resolution down: context at the price of a small classifier.
 
     Pixels are folded two by two into channels, three scales below add context, and the result is
-    unfolded again. Source: Ronneberger et al., 2015, for the shape, with added skips; in place of
+    interpolated, which leaves no checkerboard. Source: Ronneberger et al., 2015, for the shape, with added skips; in place of
     the paper's pointwise T (ours).
 
     Args:
@@ -56,7 +56,7 @@ class UNetTranslator(nn.Module):
         self.up1 = _convolutions(2 * width, 2 * width, layers=1)
         self.narrow2 = nn.Conv2d(2 * width, width, 1)
         self.up2 = _convolutions(width, width, layers=1)
-        self.leave = nn.Conv2d(width, 4 * 3, 3, padding=1)
+        self.leave = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, encoded: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] to (B, 3, H, W) in [0, 1]; edges are repeated to a multiple of 8."""
@@ -67,8 +67,8 @@ class UNetTranslator(nn.Module):
         eighth = self.down2(F.max_pool2d(quarter, 2))
         quarter = self.up1(quarter + F.interpolate(self.narrow1(eighth), scale_factor=2.0))
         half = self.up2(half + F.interpolate(self.narrow2(quarter), scale_factor=2.0))
-        full = F.pixel_shuffle(self.leave(half), 2)
-        return torch.sigmoid(full[..., :height, :width])
+        full = F.interpolate(half, scale_factor=2.0, mode="bilinear")
+        return torch.sigmoid(self.leave(full)[..., :height, :width])
 
 
 TRANSLATORS: dict[str, type[PointwiseTranslator] | type[UNetTranslator]] = {

@@ -16,7 +16,6 @@ from sfkt_cli.errors import DataError
 from sfkt_cli.training.loop import Batch
 from sfkt_cli.training.runtime import Runtime
 
-
 HELD_OUT = 2000
 MIN_HELD_OUT = 50
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sfkt_cli.config import Config
+from sfkt_cli.config import Config, OptimiserConfig, section_of
 from sfkt_cli.console import say
 from sfkt_cli.data.images import Encoding, choose_encoding
 from sfkt_cli.data.store import Store, open_store
@@ -21,7 +21,7 @@ from sfkt_cli.models.saving import Saved, load_model, save_model
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.bridge import SCORE_PAIRS, check_classes, classifier_of, sample_rows, spread
 from sfkt_cli.stages.streams import held_out_pairs, open_streams, steps_of_epoch, transfer_batches
-from sfkt_cli.training.loop import Plan, cosine, fit
+from sfkt_cli.training.loop import SCHEDULES, Plan, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
 from sfkt_cli.training.predicting import (
     predict_rows,
@@ -71,6 +71,7 @@ def transfer(config: Config, run: Run) -> None:
         objective = objective_class(student, knowledge, config)
         runtime.place(objective)
         settings = config.transfer
+        own: OptimiserConfig = getattr(config, section_of(method))
         streams = open_streams(config, store, runtime, ti_rgb=False)
         plan = Plan(
             title=method, seed=config.seed, epochs=settings.epochs,
@@ -85,10 +86,10 @@ def transfer(config: Config, run: Run) -> None:
             objective,
             transfer_batches(streams, runtime, ti=objective_class.needs_ti),
             classifier_optimizer(
-                student, settings.learning_rate, settings.backbone_rate, settings.weight_decay
+                student, own.learning_rate, own.backbone_rate, settings.weight_decay
             ),
             runtime,
-            schedule=cosine,
+            schedule=SCHEDULES[own.schedule],
             keep=student,
             begin_epoch=objective.begin_epoch,
             scores=student_scores(store, student, knowledge, runtime, config.seed),

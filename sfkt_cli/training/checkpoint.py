@@ -38,8 +38,15 @@ def load_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
         try:
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
             return state
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError,
-                zipfile.BadZipFile) as error:
+        except (
+            RuntimeError,
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            pickle.UnpicklingError,
+            zipfile.BadZipFile,
+        ) as error:
             first = str(error).partition("\n")[0]
             warn(f"checkpoint {path} cannot be read ({first}): trying the one before")
     return None

@@ -136,7 +136,7 @@ def fit(
             say(f"{plan.title}: goes on at epoch {progress.epoch + 1}, step {progress.step + 1}")
     parallel = DistributedDataParallel(objective) if runtime.world > 1 else objective
     rates = [group.setdefault("full_rate", group["lr"]) for group in optimizer.param_groups]
-    scaler = torch.amp.GradScaler(enabled=runtime.precision == torch.float16)  # type: ignore[attr-defined]
+    scaler = torch.amp.GradScaler(enabled=runtime.precision == torch.float16)
 
     def save() -> None:
         if runtime.main:
@@ -173,7 +173,7 @@ def fit(
                     [plan.weights.get(name, 1.0) * term for name, term in terms.items()]
                 ).sum()
                 optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()
+                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 if plan.clip_norm is not None:
                     scaler.unscale_(optimizer)
                     nn.utils.clip_grad_norm_(objective.parameters(), plan.clip_norm)
@@ -316,3 +316,7 @@ def cosine(progress: float) -> float:
 def inverse_decay(progress: float) -> float:
     """(1 + 10 p)^-0.75, the schedule of SHOT and SOCKET."""
     return float((1.0 + 10.0 * progress) ** -0.75)
+
+
+SCHEDULES = {"cosine": cosine, "inverse": inverse_decay}
+"""Progress in [0, 1) to the factor of the learning rate, by name."""

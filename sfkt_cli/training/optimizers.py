@@ -31,7 +31,9 @@ def classifier_optimizer(
     )
 
 
-def translator_optimizer(modules: Iterable[nn.Module], learning_rate: float) -> torch.optim.Optimizer:
+def translator_optimizer(
+    modules: Iterable[nn.Module], learning_rate: float
+) -> torch.optim.Optimizer:
     """Adam over a translator and what is trained with it."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     return torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99))
