@@ -139,7 +139,13 @@ def rows_of(results: Mapping[str, Any]) -> tuple[Row, ...]:
         TypeError: A row lacks a key.
     """
     known = {field.name for field in fields(Row)}
-    return tuple(Row(**{k: v for k, v in row.items() if k in known}) for row in results["rows"])
+    rows = []
+    for row in results["rows"]:
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in known
+        }
+        rows.append(Row(**values))
+    return tuple(rows)
 
 
 def split_tables(rows: Iterable[Row]) -> list[SplitTable]:

@@ -26,7 +26,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 .words2 :is(th, td):nth-child(2) { text-align: left; }
-thead th { border-bottom: 2px solid var(--ink); }
+thead th { border-bottom: 2px solid var(--ink); white-space: normal; vertical-align: bottom; }
 tbody tr { border-bottom: 1px solid var(--line); }
 tbody.bounds { border-top: 2px solid var(--ink); font-style: italic; }
 p.note, figcaption { color: var(--soft); font-size: .85rem; }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class Contender:
         parameters: Of all networks that a prediction passes.
         train_seconds: All that it cost beyond the source model; None: unknown.
         peak_memory_mb: Largest of the stages that made it; None: nothing was trained.
+        note: What a reader must know of it.
     """
 
     method: str
@@ -52,6 +53,7 @@ class Contender:
     parameters: int
     train_seconds: float | None
     peak_memory_mb: float | None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,18 @@ def raw_encoding(store: Store) -> Encoding:
     return choose_encoding(kind, store.modality, sample_rows(store))
 
 
-def contenders(run: Run, store: Store, models: Models, runtime: Runtime) -> list[Contender]:
-    """Everything that predicts from a target image, the oracle apart."""
+def contenders(
+    run: Run, store: Store, models: Models, runtime: Runtime, inputs: Mapping[str, str]
+) -> list[Contender]:
+    """Everything that predicts from a target image, the oracle apart.
+
+    Args:
+        run: The run.
+        store: transfer.h5.
+        models: Read back.
+        runtime: Device and precision.
+        inputs: Digests of the stores and of every model as they are now.
+    """
     source = models.source
     raw = student_loader(runtime, raw_encoding(store))
     found = [Contender("source-only", source, raw, parameters(source), 0.0, None)]
@@ -142,6 +154,7 @@ def contenders(run: Run, store: Store, models: Models, runtime: Runtime) -> list
                 parameters(translator, source),
                 _number(bridge, "seconds"),
                 _number(bridge, "peak_memory_mb"),
+                _outdated("bridge", bridge, inputs),
             )
         )
     for name, (student, encoding) in models.students.items():
@@ -155,6 +168,7 @@ def contenders(run: Run, store: Store, models: Models, runtime: Runtime) -> list
                 parameters(student),
                 _sum([_number(each, "seconds") for each in records]),
                 max((m for r in records if (m := _number(r, "peak_memory_mb"))), default=None),
+                _outdated(f"transfer --method {name}", record, inputs),
             )
         )
     return found
@@ -206,7 +220,16 @@ def _encoding(saved: Saved, folder: Path) -> Encoding:
     return saved.encoding
 
 
-def _number(record: dict[str, Any], name: str) -> float | None:
+def _outdated(command: str, record: Mapping[str, Any], inputs: Mapping[str, str]) -> str | None:
+    """A note where a stage was made from something that has changed since."""
+    used = record.get("inputs", {})
+    changed = [name for name in used if name in inputs and used[name] != inputs[name]]
+    if not changed:
+        return None
+    return f"made from an earlier {' and '.join(changed)}: run `sfkt {command} --force` to renew it"
+
+
+def _number(record: Mapping[str, Any], name: str) -> float | None:
     value = record.get(name)
     return float(value) if isinstance(value, int | float) else None
 

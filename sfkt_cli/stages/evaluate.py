@@ -101,7 +101,7 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
     splits = {split.name: split for split in found}
     pairs = gathering.ti_pairs(store, models, runtime, config.seed)
     outcomes: dict[str, Outcome] = {}
-    competing = contenders(run, store, models, runtime)
+    competing = contenders(run, store, models, runtime, stage.inputs)
     with track("evaluate", len(competing), "models") as tracker:
         for contender in competing:
             outcomes[contender.method] = gathering.ask(contender, splits, pairs, runtime)
@@ -119,6 +119,10 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
         facts=facts(evidence, rows),
         sections=sections(evidence, run, rows, stage.folder),
     )
+    shown = {section.picture for section in report.sections}
+    for stray in stage.folder.glob("*.png"):
+        if stray.name not in shown:
+            stray.unlink()
     write_json(stage.folder / "results.json", results(report))
     write_text(stage.folder / "predictions.csv", predictions(evidence))
     write_text(stage.folder / "report.md", to_markdown(report))

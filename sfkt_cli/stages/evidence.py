@@ -181,6 +181,7 @@ def ensemble(student: Outcome, bridge: Outcome) -> Outcome:
             sum(cost.parameters for cost in costs),
             student.contender.train_seconds,
             max(memory, default=None),
+            next((cost.note for cost in costs if cost.note), None),
         ),
         images_per_second=1 / sum(times) if len(times) == 2 else None,
     )
@@ -222,6 +223,7 @@ def row_of(evidence: Evidence, outcome: Outcome, split: Split) -> Row:
     said = outcome.probabilities[split.name][split.rows]
     confusion = scores.confusion_matrix(said.argmax(axis=1), split.labels, len(evidence.classes))
     recall = scores.class_recall(confusion)
+    seen_with_labels = contender.method == "oracle" and split.name == "target"
     return Row(
         method=contender.method,
         seed=config.seed,
@@ -242,7 +244,7 @@ def row_of(evidence: Evidence, outcome: Outcome, split: Split) -> Row:
         images_per_second=_rounded(outcome.images_per_second),
         parameters=contender.parameters,
         class_accuracy=tuple(None if np.isnan(r) else float(r) for r in recall),
-        note=TRAINING_ACCURACY if contender.method == "oracle" and split.name == "target" else None,
+        note=TRAINING_ACCURACY if seen_with_labels else contender.note,
     )
 
 

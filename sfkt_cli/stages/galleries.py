@@ -74,14 +74,12 @@ def tr_gallery(evidence: Evidence, folder: Path) -> list[Section]:
 def worst_errors(evidence: Evidence, folder: Path) -> list[Section]:
     """The wrong predictions that were made with most confidence."""
     split, main = evidence.main_split, evidence.main_method
-    path = folder / "errors.png"
-    path.unlink(missing_ok=True)
     if split is None or evidence.right(main, split).all():
         return []
     confidence = evidence.outcomes[main].probabilities[split.name][split.rows].max(axis=1)
     wrong = np.flatnonzero(~evidence.right(main, split))
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:COLUMNS]
-    _draw_tr(evidence, split, split.rows[worst], path)
+    _draw_tr(evidence, split, split.rows[worst], folder / "errors.png")
     caption = f"The surest wrong predictions of {main} on the {split.name} split: " + _legend(
         evidence, split
     )

@@ -49,8 +49,8 @@ def facts(evidence: Evidence, rows: Sequence[Row]) -> tuple[str, ...]:
     how = f"{resamplings:,} bootstrap resamplings" if resamplings else "normal approximation"
     found.append(f"Intervals: 95 %, {how}; images of one group (scene, subject) are drawn together")
     found.append(
-        "Training: seconds and memory beyond the source model, for a method that uses the bridge "
-        f"with the bridge; speed on {evidence.runtime.device.type}; seed {evidence.config.seed}"
+        "Training: seconds and memory beyond the source model (the bridge counts for methods that "
+        f"use it); speed on {evidence.runtime.device.type}; seed {evidence.config.seed}"
     )
     if "tgkt+bridge" in evidence.outcomes:
         found.append(
@@ -248,7 +248,7 @@ def curves(run: Run, folder: Path) -> list[Section]:
     stages, chosen = {}, {}
     for stage in ("source", "bridge", *(f"transfer/{name}" for name in finished_methods(run))):
         path = run.path(stage, "metrics.jsonl")
-        if not path.is_file():
+        if not run.finished(stage) or not path.is_file():
             continue
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         if rows:

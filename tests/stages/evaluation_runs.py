@@ -1,0 +1,134 @@
+"""A run folder with tiny stores and untrained models, as the stages before evaluate leave it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sfkt_cli.config import Config, build
+from sfkt_cli.data.images import Encoding
+from sfkt_cli.data.store_writer import text_column, writing
+from sfkt_cli.files import write_json, write_text
+from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.models.saving import read_card, save_model
+from sfkt_cli.models.translators import make_translator
+from sfkt_cli.runs import Run
+
+CLASSES = ["disc", "<b>bar</b>", "=cross"]
+SIZE = 16
+ENCODING = Encoding("window", 500.0, 3000.0, 1, True)
+ARCHITECTURE: dict[str, Any] = {
+    "backbone": "small", "classes": 3, "width": 4, "bottleneck": 8,
+    "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25),
+}  # fmt: skip
+Numbers = NDArray[Any]
+
+
+def settings(**evaluate: Any) -> Config:
+    """Settings under which nothing takes long."""
+    return build(
+        {
+            "image_size": SIZE,
+            "evaluate": {"bootstrap": 50, **evaluate},
+            "source": {"epochs": 1},
+            "training": {"min_steps": 2},
+            "runtime": {"gpus": 0, "batch_size": 16, "threads": 1},
+        }
+    )
+
+
+def images(random: np.random.Generator, labels: Numbers) -> tuple[Numbers, Numbers]:
+    """RGB (N, H, W, 3) and depth (N, H, W) in which the class is a bright band."""
+    count = len(labels)
+    rgb = random.integers(0, 120, (count, SIZE, SIZE, 3)).astype(np.uint8)
+    depth = random.integers(600, 1500, (count, SIZE, SIZE)).astype(np.uint16)
+    for row, label in enumerate(labels):
+        rgb[row, 5 * label : 5 * label + 5] = 250
+        depth[row, 5 * label : 5 * label + 5] = 2800
+    return rgb, depth
+
+
+def make_stores(folder: Path, *, labelled: bool = True, shuffle: bool = True) -> None:
+    """transfer.h5 and test.h5; the labels of the target images lie in another order."""
+    random = np.random.default_rng(0)
+    attrs = {
+        "dataset": "made", "modality": "depth", "unit": "mm", "classes": CLASSES,
+        "registered": True,
+    }  # fmt: skip
+    labels = {part: np.arange(n) % 3 for part, n in (("ti", 12), ("target", 30), ("test", 18))}
+    seen = {part: images(random, of) for part, of in labels.items()}
+    ids = {part: [f"{part}-{i}" for i in range(len(of))] for part, of in labels.items()}
+    columns: dict[str, dict[str, Numbers]] = {"transfer.h5": {}, "test.h5": {}}
+    for part, name in (("ti", "transfer.h5"), ("target", "transfer.h5"), ("test", "test.h5")):
+        rgb, depth = seen[part]
+        texts = {
+            "id": ids[part],
+            "group": [f"g{i // 2}" for i in range(len(ids[part]))],
+            "path_target": ids[part],
+        }
+        columns[name] |= {f"{part}/{key}": text_column(value) for key, value in texts.items()}
+        columns[name][f"{part}/target"] = depth
+        if part != "target":
+            columns[name][f"{part}/rgb"] = rgb
+    if labelled:
+        order = random.permutation(30) if shuffle else np.arange(30)
+        columns["test.h5"] |= {
+            "test/label": labels["test"],
+            "labels/id": text_column([ids["target"][i] for i in order]),
+            "labels/label": labels["target"][order],
+        }
+    for name, content in columns.items():
+        shapes = {key: (value.shape, value.dtype) for key, value in content.items()}
+        with writing(folder / name, attrs, shapes) as writer:
+            for key, value in content.items():
+                writer.put(key, value)
+
+
+def finish(run: Run, stage: str, inputs: dict[str, str], epochs: list[dict[str, float]]) -> None:
+    """Mark a stage done, and its curves with it."""
+    lines = "".join(json.dumps(row) + "\n" for row in epochs)
+    write_text(run.path(stage, "metrics.jsonl"), lines)
+    write_json(
+        run.path(stage, "done.json"),
+        {"inputs": inputs, "seconds": 10.0, "peak_memory_mb": 100.0, "best_epoch": 1,
+         "ti_agreement": 0.5},
+    )  # fmt: skip
+
+
+def save_classifier(run: Run, stage: str, seed: int, encoding: Encoding | None) -> None:
+    """An untrained classifier."""
+    torch.manual_seed(seed)
+    save_model(
+        run.path(stage), Classifier(**ARCHITECTURE), kind="classifier",
+        architecture=ARCHITECTURE, classes=CLASSES, encoding=encoding, inputs={}, seed=seed,
+    )  # fmt: skip
+
+
+def make_run(folder: Path, *methods: str, bridge: bool = True, labelled: bool = True) -> Run:
+    """A run with stores, source model, bridge and some methods."""
+    run = Run(folder)
+    make_stores(run.path("prepare"), labelled=labelled)
+    write_json(run.path("prepare", "done.json"), {})
+    save_classifier(run, "source", 0, None)
+    epochs = [{"epoch": e, "seconds": 1.0, "learning_rate": 0.1, "f": 1.0 / e} for e in (1, 2)]
+    finish(run, "source", {}, epochs)
+    if bridge:
+        torch.manual_seed(1)
+        architecture = {"name": "pointwise", "channels": 1, "width": 4}
+        save_model(
+            run.path("bridge"), make_translator("pointwise", channels=1, width=4),
+            kind="translator", architecture=architecture, classes=[], encoding=ENCODING,
+            inputs={}, seed=1,
+        )  # fmt: skip
+        finish(run, "bridge", {}, [{**row, "ti_agreement": 0.5} for row in epochs])
+    for number, method in enumerate(methods):
+        save_classifier(run, f"transfer/{method}", 2 + number, ENCODING)
+        digest = str(read_card(run.path("bridge", "model.json"))["sha256"]) if bridge else ""
+        uses = {"bridge": digest} if method == "tgkt" else {}
+        finish(run, f"transfer/{method}", uses, epochs)
+    return run

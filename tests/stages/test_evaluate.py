@@ -1,0 +1,247 @@
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from evaluation_runs import (
+    CLASSES,
+    ENCODING,
+    finish,
+    images,
+    make_run,
+    make_stores,
+    save_classifier,
+    settings,
+)
+
+from sfkt_cli.data.images import as_rgb, encode
+from sfkt_cli.data.store import open_store
+from sfkt_cli.errors import ConfigError, DataError, RunError
+from sfkt_cli.files import write_json
+from sfkt_cli.models.saving import load_model
+from sfkt_cli.runs import Run
+from sfkt_cli.stages.evaluate import evaluate
+from sfkt_cli.stages.labelled import read_splits
+
+ROW_KEYS = {
+    "method", "seed", "split", "n", "accuracy", "accuracy_ci95", "balanced_accuracy", "macro_f1",
+    "ece", "train_seconds", "peak_memory_mb",
+}  # fmt: skip
+PICTURES = {
+    "confusion.png", "curves.png", "errors.png", "features.png", "gallery-ti.png",
+    "gallery-tr.png", "reliability.png",
+}  # fmt: skip
+
+
+def _results(run: Run) -> dict[str, Any]:
+    text = run.path("evaluate", "results.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def _rows(run: Run) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(row["method"], row["split"]): row for row in _results(run)["rows"]}
+
+
+def _oracle_digest(run: Run) -> bytes:
+    return run.path("evaluate", "oracle", "done.json").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = make_run(tmp_path_factory.mktemp("run"), "tgkt", "shot")
+    evaluate(settings(), run)
+    return run
+
+
+def test_leaves_exactly_these_files(evaluated: Run) -> None:
+    names = {path.name for path in evaluated.path("evaluate").iterdir()}
+    files = {"config.yaml", "done.json", "predictions.csv", "report.html", "report.md"}
+    assert names == files | {"results.json", ".oracle.lock", "oracle"} | PICTURES
+
+
+def test_results_hold_every_method_on_every_split(evaluated: Run) -> None:
+    results = _results(evaluated)
+    assert set(results) == {"dataset", "classes", "rows"}
+    assert results["dataset"] == "made"
+    assert results["classes"] == CLASSES
+    methods = ["source-only", "bridge-only", "shot", "tgkt", "tgkt+bridge", "oracle"]
+    rows = [(row["method"], row["split"]) for row in results["rows"]]
+    both = [(name, split) for name in methods for split in ("target", "test")]
+    assert rows == [*both, ("source-rgb", "test")]
+    for row in results["rows"]:
+        assert row.keys() >= ROW_KEYS
+        assert row["n"] == (30 if row["split"] == "target" else 18)
+        low, high = row["accuracy_ci95"]
+        assert 0 <= low <= row["accuracy"] <= high <= 1
+
+
+def test_cost_of_a_method_holds_that_of_the_bridge_where_it_uses_it(evaluated: Run) -> None:
+    rows = _rows(evaluated)
+    seconds = {name: rows[name, "test"]["train_seconds"] for name, _ in rows}
+    assert seconds["source-only"] == seconds["source-rgb"] == 0
+    assert seconds["bridge-only"] == seconds["shot"] == 10
+    assert seconds["tgkt"] == seconds["tgkt+bridge"] == 20
+    parameters = {name: rows[name, "test"]["parameters"] for name, _ in rows}
+    assert parameters["tgkt+bridge"] == parameters["tgkt"] + parameters["bridge-only"]
+
+
+def test_accuracy_is_that_of_labels_matched_by_id(evaluated: Run) -> None:
+    transfer = open_store(evaluated.transfer_store)
+    test = open_store(evaluated.test_store)
+    student = load_model(evaluated.path("transfer", "tgkt")).module
+    truth = dict(zip(test.strings("labels/id"), test.labels("labels").tolist(), strict=True))
+    hits = []
+    for row, name in enumerate(transfer.strings("target/id")):
+        stored = torch.from_numpy(np.array(transfer["target/target"][row : row + 1]))
+        with torch.inference_mode():
+            _, logits = student(as_rgb(encode(stored, ENCODING)))
+        hits.append(int(logits.argmax()) == truth[name])
+    assert test.strings("labels/id") != transfer.strings("target/id")
+    assert _rows(evaluated)["tgkt", "target"]["accuracy"] == pytest.approx(np.mean(hits))
+
+
+def test_predictions_agree_with_the_table_and_are_no_formulas(evaluated: Run) -> None:
+    text = evaluated.path("evaluate", "predictions.csv").read_text(encoding="utf-8")
+    lines = list(csv.DictReader(text.splitlines()))
+    assert len(lines) == 48
+    assert {line["label"] for line in lines} == {"disc", "<b>bar</b>", "'=cross"}
+    here = [line for line in lines if line["split"] == "test"]
+    share = np.mean([line["shot"] == line["label"] for line in here])
+    assert _rows(evaluated)["shot", "test"]["accuracy"] == pytest.approx(share)
+
+
+def test_the_oracle_is_marked_where_it_saw_the_labels(evaluated: Run) -> None:
+    rows = _rows(evaluated)
+    assert "training accuracy" in rows["oracle", "target"]["note"]
+    assert rows["oracle", "test"]["note"] is None
+    text = evaluated.path("evaluate", "report.md").read_text(encoding="utf-8")
+    assert "oracle (1)" in text
+    assert "\n(1) trained on these very images" in text
+
+
+def test_class_names_are_escaped(evaluated: Run) -> None:
+    page = evaluated.path("evaluate", "report.html").read_text(encoding="utf-8")
+    assert "<b>bar" not in page
+    assert "&lt;b&gt;bar" in page
+    text = evaluated.path("evaluate", "report.md").read_text(encoding="utf-8")
+    assert "\\<b>bar" in text
+
+
+def test_rerun_does_nothing_and_copies_the_report(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make_run(Path("runs/made"), "tgkt")
+    evaluate(settings(), run)
+    done, oracle = run.path("evaluate", "done.json").stat(), _oracle_digest(run)
+    capfd.readouterr()
+    for name in ("deep/table.md", "table.html", "table.json"):
+        evaluate(settings(), run, Path(name))
+    assert run.path("evaluate", "done.json").stat().st_mtime_ns == done.st_mtime_ns
+    shown = capfd.readouterr().err
+    assert "nothing changed" in shown
+    assert "| source-only" in shown
+    text = Path("deep/table.md").read_text(encoding="utf-8")
+    assert "(<../runs/made/evaluate/confusion.png>)" in text
+    assert Path("table.html").read_text(encoding="utf-8").count("data:image/png") == 7
+    assert json.loads(Path("table.json").read_text(encoding="utf-8")) == _results(run)
+
+    save_classifier(run, "transfer/shot", 9, ENCODING)
+    finish(run, "transfer/shot", {}, [])
+    evaluate(settings(), run)
+    assert ("shot", "test") in _rows(run)
+    evaluate(settings(bootstrap=60), run)
+    assert _oracle_digest(run) == oracle
+
+    save_classifier(run, "source", 5, None)
+    evaluate(settings(), run)
+    assert _oracle_digest(run) != oracle
+
+
+def test_a_student_of_an_earlier_bridge_is_marked(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "tgkt", "shot")
+    finish(run, "transfer/tgkt", {"bridge": "another"}, [])
+    evaluate(settings(oracle=False), run)
+    rows = _rows(run)
+    assert "earlier bridge" in rows["tgkt", "test"]["note"]
+    assert rows["tgkt+bridge", "test"]["note"] == rows["tgkt", "test"]["note"]
+    assert rows["shot", "test"]["note"] is None
+
+
+def test_without_labels_there_is_no_accuracy(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "tgkt", labelled=False)
+    evaluate(settings(), run)
+    assert _results(run)["rows"] == []
+    text = run.path("evaluate", "report.md").read_text(encoding="utf-8")
+    assert "test.h5 holds no labels" in text
+    assert "TI agreement %" in text
+    assert not run.path("evaluate", "oracle").exists()
+    assert not run.path("evaluate", "confusion.png").exists()
+    assert run.path("evaluate", "gallery-tr.png").is_file()
+
+
+def test_source_alone_can_be_evaluated(tmp_path: Path) -> None:
+    run = make_run(tmp_path, bridge=False)
+    evaluate(settings(oracle=False), run)
+    assert {name for name, _ in _rows(run)} == {"source-only", "source-rgb"}
+    assert not run.path("evaluate", "gallery-ti.png").exists()
+
+
+def test_pictures_of_an_earlier_state_do_not_stay(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    evaluate(settings(oracle=False), run)
+    run.path("bridge", "done.json").unlink()
+    evaluate(settings(oracle=False), run)
+    assert not run.path("evaluate", "gallery-ti.png").exists()
+    assert run.path("evaluate", "gallery-tr.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["table.txt", "table"])
+def test_an_unknown_suffix_is_refused_before_anything_is_done(tmp_path: Path, name: str) -> None:
+    run = make_run(tmp_path)
+    with pytest.raises(ConfigError, match=r"\.md, \.html, \.json"):
+        evaluate(settings(), run, tmp_path / name)
+    assert not run.path("evaluate").exists()
+
+
+def test_stages_that_are_missing_are_named(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with pytest.raises(RunError, match="sfkt prepare"):
+        evaluate(settings(), run)
+    make_stores(run.path("prepare"))
+    write_json(run.path("prepare", "done.json"), {})
+    with pytest.raises(RunError, match="sfkt source"):
+        evaluate(settings(), run)
+
+
+def test_stores_of_two_runs_are_refused(tmp_path: Path) -> None:
+    make_stores(tmp_path)
+    make_stores(tmp_path / "other", labelled=False)
+    both = read_splits(open_store(tmp_path / "transfer.h5"), open_store(tmp_path / "test.h5"))
+    assert [split.name for split in both] == ["target", "test"]
+    assert both[0].labels.tolist() == [row % 3 for row in range(30)]
+    with pytest.raises(DataError, match="does not belong"):
+        read_splits(_renamed(tmp_path), open_store(tmp_path / "test.h5"))
+
+
+def _renamed(folder: Path) -> Any:
+    """transfer.h5 with other sample ids."""
+    from sfkt_cli.data.store_writer import text_column, writing
+
+    store = open_store(folder / "transfer.h5")
+    _, depth = images(np.random.default_rng(1), np.zeros(2, np.int64))
+    columns = {
+        "target/target": depth,
+        "target/id": text_column(["a", "b"]),
+        "target/group": text_column(["a", "b"]),
+    }
+    attrs = {k: store.attrs[k] for k in ("dataset", "modality", "unit", "classes")}
+    shapes = {name: (values.shape, values.dtype) for name, values in columns.items()}
+    with writing(folder / "renamed.h5", attrs, shapes) as writer:
+        for name, values in columns.items():
+            writer.put(name, values)
+    return open_store(folder / "renamed.h5")

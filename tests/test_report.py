@@ -1,0 +1,122 @@
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfkt_cli import figures, report
+from sfkt_cli.console import console
+from sfkt_cli.report import Report, Row, Section
+from sfkt_cli.report_html import interval_chart, to_html
+
+NASTY = '<script>alert("1")</script> | $x_1$ *b*'
+TGKT = Row("tgkt", 3, "target", 200, 0.6125, (0.55, 0.66), 0.6, 0.59, 0.1, 12.5, 900.0)
+ORACLE = replace(TGKT, method="oracle", accuracy=1.0, accuracy_ci95=(1.0, 1.0), note="cheats")
+
+
+def _report(picture: str | None = None) -> Report:
+    section = Section(NASTY, (NASTY,), ("class", "n"), ((NASTY, "1"),), picture, NASTY)
+    return Report(NASTY, ("a",), (TGKT, ORACLE), (NASTY,), (section,))
+
+
+def test_results_survive_json() -> None:
+    written = json.loads(json.dumps(report.results(_report())))
+    assert written["rows"][0]["accuracy_ci95"] == [0.55, 0.66]
+    back = report.rows_of(written)
+    assert back[0] == TGKT
+    written["rows"][0]["something_new"] = 1
+    assert report.rows_of(written)[0].method == "tgkt"
+
+
+def test_markdown_tables_are_straight_and_bounds_lie_below_a_rule() -> None:
+    text = report.to_markdown(_report())
+    table = [line for line in text.split("## ")[1].splitlines() if line.startswith("|")]
+    assert len({len(line) for line in table}) == 1
+    assert [line.split()[1] for line in table] == [
+        "method", "-" * 10, "tgkt", "bounds", "oracle",
+    ]  # fmt: skip
+    assert "61.3" in table[2].replace("61.2", "61.3")
+    assert "55.0 .. 66.0" in table[2]
+    assert "(1) cheats" in text
+
+
+def test_markdown_shows_marks_as_they_are() -> None:
+    text = report.to_markdown(_report())
+    assert "<script>" not in text.replace("\\<script>", "")
+    assert "\\|" in text
+    assert "\\*b\\*" in text
+
+
+def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "p.png")
+    page = to_html(_report("p.png"), tmp_path)
+    assert "<script" not in page
+    assert "data:image/png;base64," in page
+    assert "http" not in page
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
+    assert page.count("<svg") == page.count("</svg>") == 1
+
+
+def test_bounds_differ_from_methods_by_shape() -> None:
+    chart = interval_chart([TGKT, ORACLE])
+    assert chart.count("<circle") == 1
+    assert chart.count("<path") == 1
+
+
+def test_csv_holds_no_formulas() -> None:
+    cells: list[str | float] = ["=1+1", "+1", "-x", "@a", "\t=1", 'a "b", c', "", -0.5]
+    text = report.to_csv(["=h"], [cells])
+    header, row = csv.reader(text.splitlines())
+    assert header == ["'=h"]
+    assert row == ["'=1+1", "'+1", "'-x", "'@a", "'\t=1", 'a "b", c', "", "-0.5"]
+
+
+def test_off_a_terminal_the_table_is_plain(capfd: pytest.CaptureFixture[str]) -> None:
+    report.show([TGKT, replace(TGKT, split="test"), ORACLE])
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["method", "-" * 6, "tgkt", "bounds", "oracle"]
+    report.show([])
+    assert capfd.readouterr().err == ""
+
+
+def test_on_a_terminal_the_table_is_ruled(monkeypatch: pytest.MonkeyPatch) -> None:
+    with console.capture() as caught:
+        monkeypatch.setattr(console, "_force_terminal", True)
+        report.show([TGKT, ORACLE])
+    shown = caught.get()
+    rule = next(i for i, line in enumerate(shown.splitlines()) if line.startswith("├"))
+    assert "oracle" in shown.splitlines()[rule + 1]
+
+
+def test_numbers_are_short() -> None:
+    assert [report.percent(v) for v in (0.6, None, float("nan"))] == ["60.0", "-", "-"]
+    assert [report.amount(v) for v in (None, 0, 12.34, 12345.6)] == ["-", "0", "12.3", "12,346"]
+
+
+def test_pictures_take_names_with_dollars_and_foreign_letters(tmp_path: Path) -> None:
+    names = [NASTY, "$a", "漢字", "a_very_long_name_indeed"]
+    figures.draw_confusion(tmp_path / "c.png", {NASTY: np.eye(4, dtype=int)}, names)
+    strips = [figures.Strip("t", np.zeros((2, 8, 8, 3)), ("$a$", "漢"), (True, False))]
+    figures.draw_gallery(tmp_path / "g.png", strips)
+    bins = (np.arange(15), np.linspace(0, 1, 15), np.linspace(0, 1, 15))
+    figures.draw_reliability(tmp_path / "r.png", {"m": bins})
+    rows = [{"epoch": 1, "seconds": 1.0, "learning_rate": 0.1, "kl": 1.0, "ti_agreement": 0.5}]
+    figures.draw_curves(tmp_path / "k.png", {"s": rows}, ("ti_",), {"s": 1})
+    for name in "cgrk":
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            picture.load()
+            assert picture.size[0] > 100
+    assert {path.suffix for path in tmp_path.iterdir()} == {".png"}
+
+
+def test_two_axes_are_those_of_largest_variance() -> None:
+    random = np.random.default_rng(0)
+    wide = random.normal(size=(300, 3)) * [9, 3, 0.1]
+    sets, share = figures.two_axes({"a": wide[:100], "b": wide[100:]})
+    together = np.concatenate([sets["a"], sets["b"]])
+    assert together.std(axis=0) == pytest.approx(wide.std(axis=0)[:2], rel=1e-2)
+    assert share > 0.99
