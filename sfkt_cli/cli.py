@@ -18,6 +18,7 @@ import typer
 from sfkt_cli import __version__
 from sfkt_cli.errors import SfktError
 from sfkt_cli.options import Options, Verbosity, shared_options
+from sfkt_cli.world import found_world, is_main
 
 STOPPED = 75
 """Exit code EX_TEMPFAIL: try again."""
@@ -249,8 +250,9 @@ def classes(options: Options, name: DatasetName = None, root: Root = None) -> No
     from sfkt_cli.stages.inspect import list_classes
 
     settings = resolve(options.with_flags(_archive(name, root)), "prepare", new_run=True)
+    rows = list_classes(settings.config)
     typer.echo("role\timages\tpairs\tgroups\tclass")
-    for row in list_classes(settings.config):
+    for row in rows:
         typer.echo(f"{row.role}\t{row.images}\t{row.pairs}\t{row.groups}\t{row.name}")
 
 
@@ -314,7 +316,7 @@ def _archive(name: str | None, root: Path | None) -> dict[str, str | None]:
 def main() -> None:
     """Run the program; an error that the user can mend is one message, without a traceback."""
     try:
-        app()
+        _run_app()
     except Exception as error:
         message, code = explain(error)
         if message is None:
@@ -323,6 +325,24 @@ def main() -> None:
             traceback.print_exc()
         print(f"sfkt: {message}", file=sys.stderr)
         sys.exit(code)
+
+
+def _run_app() -> None:
+    """Run the command; of the processes of torchrun or SLURM the first one does, others follow."""
+    if found_world() is None:
+        app()
+        return
+    from sfkt_cli.training.launch import dismiss, follow
+
+    if not is_main():
+        follow()
+        return
+    try:
+        app()
+    except SystemExit as end:
+        if not end.code:
+            dismiss()
+        raise
 
 
 def explain(error: Exception) -> tuple[str | None, int]:

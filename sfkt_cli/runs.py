@@ -144,7 +144,8 @@ class Run:
                 if above == "prepare":
                     settings = merge(settings, used)
                 for name in fields:
-                    settings = merge(settings, nest(name, pick(used, name)))
+                    if pick(used, name) is not None:
+                        settings = merge(settings, nest(name, pick(used, name)))
             if above == stage:
                 break
         return settings

@@ -1,0 +1,39 @@
+"""The doctor finds damage, and says what the machine lacks."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sfkt_cli.errors import RunError
+from sfkt_cli.runs import Run
+from sfkt_cli.stages.doctor import doctor, examine
+
+
+def test_it_looks_at_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    findings = {finding.name: finding for finding in examine()}
+    assert {"Python", "torch", "CPU", "memory", "free disk"} <= set(findings)
+    assert "sfkt run" in findings["prepared runs"].advice
+
+
+@pytest.mark.parametrize("name", ["prepare/test.h5", "bridge/model.safetensors"])
+def test_one_flipped_bit_is_found(
+    untrained_run: Run, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(untrained_run.folder, copy)
+    doctor(copy)
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(RunError, match=r"1 of \d+ files"):
+        doctor(copy)
+    assert f"{copy / name}" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is it a run"):
+        doctor(tmp_path)

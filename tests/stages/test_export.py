@@ -1,0 +1,133 @@
+"""Exported files give what PyTorch gives, from the raw image on, and load without this program."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import sfkt_cli
+from sfkt_cli.config import Config
+from sfkt_cli.data.resample import Fit, fit_target
+from sfkt_cli.data.store import open_store
+from sfkt_cli.errors import ConfigError, RunError
+from sfkt_cli.models.graphs import FitTarget
+from sfkt_cli.runs import Run
+from sfkt_cli.stages import export as stage
+from sfkt_cli.stages.export import export
+
+LOAD_ALONE = """
+import json, sys
+import numpy as np, torch
+sys.modules["sfkt_cli"] = None
+images = torch.from_numpy(np.load(sys.argv[1]))
+_, probabilities = torch.export.load(sys.argv[2]).module()(images)
+np.save(sys.argv[3], probabilities.numpy())
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(untrained_run: Run, untrained_config: Config) -> Path:
+    export(untrained_config, untrained_run)
+    return untrained_run.path("export")
+
+
+@pytest.fixture(scope="module")
+def images(untrained_run: Run) -> Any:
+    return np.array(open_store(untrained_run.transfer_store)["target/target"][:5])
+
+
+@pytest.fixture(scope="module")
+def expected(untrained_run: Run, images: Any) -> Any:
+    student = sfkt_cli.load_student(untrained_run.folder)
+    return student.probabilities(torch.from_numpy(images)).numpy()
+
+
+def test_everything_is_written(exported: Path) -> None:
+    files = {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()}
+    graphs = {f"{n}.{k}" for n in ("student", "bridged-source") for k in ("onnx", "pt2")}
+    models = {
+        f"{name}/model.{kind}"
+        for name in ("student", "translator", "source")
+        for kind in ("safetensors", "json")
+    }
+    assert files == graphs | models | {"README.md", "config.yaml", "done.json"}
+    differences = json.loads((exported / "done.json").read_text())["largest_difference"]
+    assert set(differences) == graphs
+    assert max(differences.values()) < 1e-4
+
+
+def test_onnx_gives_the_student_for_any_batch(exported: Path, images: Any, expected: Any) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(exported / "student.onnx"))
+    for count in (1, 5):
+        _, probabilities = session.run(None, {"images": images[:count]})
+        np.testing.assert_allclose(probabilities, expected[:count], atol=1e-5)
+    classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+    assert classes == list(sfkt_cli.load_student(exported / "student").classes)
+    bridged = onnxruntime.InferenceSession(str(exported / "bridged-source.onnx"))
+    logits, _ = bridged.run(None, {"images": images})
+    assert logits.shape == expected.shape
+
+
+def test_pt2_loads_without_this_program(
+    exported: Path, images: Any, expected: Any, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "images.npy", images)
+    arguments = [tmp_path / "images.npy", exported / "student.pt2", tmp_path / "out.npy"]
+    subprocess.run([sys.executable, "-c", LOAD_ALONE, *map(str, arguments)], check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-5)
+
+
+def test_the_exported_folder_knows_its_sensor(exported: Path, images: Any, expected: Any) -> None:
+    student = sfkt_cli.load_student(exported / "student")
+    assert student.sensor.modality == "depth"
+    assert student.predict(images[0]).probability == pytest.approx(expected[0].max(), abs=1e-5)
+
+
+def test_the_model_card_has_front_matter(exported: Path) -> None:
+    text = (exported / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["pipeline_tag"] == "image-classification"
+    assert "uint16, (batch, 16, 16)" in text
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+@pytest.mark.parametrize("missing", [True, False])
+def test_resampling_in_the_graph_is_that_of_prepare(fit: Fit, missing: bool) -> None:
+    generator = np.random.default_rng(0)
+    images = generator.integers(1, 6000, (2, 37, 53), dtype=np.uint16)
+    images[generator.random(images.shape) < 0.3] = 0
+    module = FitTarget(37, 53, 16, fit, missing=missing)
+    found = module(torch.from_numpy(images)).numpy()
+    expected = np.stack([fit_target(image, 16, fit, missing=missing) for image in images])
+    assert np.abs(found - expected).max() <= 1
+    assert (found != expected).mean() < 0.05  # halves that are rounded the other way
+
+
+def test_a_file_that_differs_from_pytorch_is_refused(
+    untrained_run: Run, untrained_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(stage.WRITERS, "pt2", lambda graph, images, facts: (b"wrong", 0.01))
+    with pytest.raises(RunError, match=r"student\.pt2 was not written.* 0\.01"):
+        export(untrained_config, untrained_run, formats=["pt2"], output=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_requests_are_refused(
+    untrained_run: Run, untrained_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="onnx, pt2, safetensors"):
+        export(untrained_config, untrained_run, formats=["tflite"], output=tmp_path)
+    with pytest.raises(ConfigError, match="480x640"):
+        export(untrained_config, untrained_run, input_size="640", output=tmp_path)
+    monkeypatch.setattr(stage, "ONNX_PACKAGES", ("no_such_package",))
+    with pytest.raises(ConfigError, match=r"pip install 'sfkt\[onnx\]'"):
+        export(untrained_config, untrained_run, formats=["onnx"], output=tmp_path)

@@ -1,0 +1,112 @@
+"""Predictions of new images: the same as those of the prepared ones, and never cut short."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sfkt_cli
+from sfkt_cli.config import Config
+from sfkt_cli.data.store import open_store
+from sfkt_cli.errors import ConfigError, DataError, RunError
+from sfkt_cli.runs import Run
+from sfkt_cli.stages.predict import BATCH, expand, predict, to_csv
+from sfkt_cli.student import Prediction
+
+
+@pytest.fixture(scope="module")
+def depth_files(untrained_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("depth")
+    images = open_store(untrained_run.transfer_store)["target/target"]
+    for number in range(BATCH + 6):
+        depth_mm = np.array(images[number % len(images)])
+        Image.fromarray(depth_mm).save(folder / f"{number:03d}.png")
+    return folder
+
+
+def test_a_file_is_classified_like_its_row_in_the_store(
+    untrained_run: Run, depth_files: Path
+) -> None:
+    student = sfkt_cli.load_student(untrained_run.folder)
+    row = np.array(open_store(untrained_run.transfer_store)["target/target"][3])
+    expected = student.predict_stored([row])[0]
+    assert student.predict(depth_files / "003.png") == expected
+    assert student.predict(row) == expected
+    enlarged = row.repeat(3, axis=0).repeat(3, axis=1)
+    padded = np.pad(enlarged, ((0, 0), (10, 10)))  # the middle square is kept
+    assert student.predict(padded) == expected
+    assert expected.label == expected.ranked[0][0]
+    assert sum(probability for _, probability in expected.ranked) == pytest.approx(1)
+
+
+def test_every_image_gets_a_row_in_order(
+    untrained_run: Run, untrained_config: Config, depth_files: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "predictions.csv"
+    predict(untrained_config, untrained_run, [str(depth_files)], output=output, top_k=2)
+    rows = list(csv.DictReader(io.StringIO(output.read_text())))
+    assert [row["path"] for row in rows] == sorted(map(str, depth_files.glob("*.png")))
+    assert len(rows) == BATCH + 6
+    student = sfkt_cli.load_student(untrained_run.folder)
+    for row in (rows[0], rows[-1]):
+        found = student.predict(row["path"])
+        assert (row["class"], row["class_2"]) == (found.ranked[0][0], found.ranked[1][0])
+        assert float(row["probability"]) == pytest.approx(found.probability, abs=1e-5)
+
+
+def test_broken_files_do_not_stop_the_others(
+    untrained_run: Run, untrained_config: Config, depth_files: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    good = depth_files / "000.png"
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(good.read_bytes()[:100])
+    rgb = tmp_path / "rgb.png"
+    Image.new("RGB", (20, 20)).save(rgb)
+    output = tmp_path / "out.jsonl"
+    paths = [str(path) for path in (cut, good, rgb, tmp_path / "absent.png")]
+    with pytest.raises(DataError, match="3 of 4 images"):
+        predict(untrained_config, untrained_run, paths, output=output, top_k=2)
+    (line,) = output.read_text().splitlines()
+    row = json.loads(line)
+    assert row["path"] == str(good)
+    assert [set(entry) for entry in row["top"]] == [{"class", "probability"}] * 2
+    messages = capsys.readouterr().err
+    assert all(name in messages for name in ("cut.png", "rgb.png", "absent.png"))
+
+
+def test_files_folders_patterns_and_a_list(
+    depth_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = depth_files / "000.png", depth_files / "001.png"
+    assert list(expand([str(second), str(depth_files / "00[01].png")])) == [second, first]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{second}\n\n{first}\n"))
+    assert list(expand(["-", str(first)])) == [second, first]
+    monkeypatch.chdir(depth_files)
+    assert list(expand(["00[01].png"])) == [Path("000.png"), Path("001.png")]
+    with pytest.raises(ConfigError, match=r"none\*\.png matches no image"):
+        list(expand(["none*.png"]))
+
+
+def test_what_cannot_be_done_is_said_first(
+    untrained_run: Run, untrained_config: Config, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"\.csv or \.jsonl"):
+        predict(untrained_config, untrained_run, ["x.png"], output=tmp_path / "out.xls")
+    with pytest.raises(RunError, match="first run `sfkt transfer`"):
+        sfkt_cli.load_student(tmp_path)
+    with pytest.raises(RunError, match="sfkt transfer --method shot"):
+        sfkt_cli.load_student(untrained_run.folder, method="shot")
+    with pytest.raises(DataError, match="no classifier for a target sensor"):
+        sfkt_cli.load_student(untrained_run.path("source"))
+
+
+def test_cells_that_spreadsheets_would_run_are_quoted() -> None:
+    rows = [(Path("=1+1.png"), Prediction("-x", 1.0, (("-x", 1.0),)))]
+    assert to_csv(rows, 3).splitlines() == ["path,class,probability", "'=1+1.png,'-x,1.000000"]

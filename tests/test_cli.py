@@ -1,0 +1,247 @@
+"""The command line from outside: exit codes, one message, settings and where they come from."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sfkt_cli.cli import explain, main
+from sfkt_cli.config import Config, build
+from sfkt_cli.files import write_json
+from sfkt_cli.options import Options
+from sfkt_cli.runs import Run
+from sfkt_cli.settings import resolve
+from sfkt_cli.training.loop import Interrupted
+
+ROOT = Path(__file__).parents[1]
+TINY = """
+image_size: 16
+synthetic: {pairs: 120}
+prepare: {workers: 1}
+training: {min_steps: 2}
+source: {epochs: 1, width: 4, bottleneck: 8}
+bridge: {epochs: 1, width: 4}
+transfer: {epochs: 1}
+evaluate: {oracle: false, bootstrap: 0}
+runtime: {gpus: 0}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def sfkt(*arguments: str) -> int:
+    """Run the program in this process and return its exit code."""
+    before = sys.argv
+    sys.argv = ["sfkt", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        sys.argv = before
+    raise AssertionError("main() must exit")
+
+
+def tiny(**changes: Any) -> str:
+    Path("tiny.yaml").write_text(yaml.safe_dump({**yaml.safe_load(TINY), **changes}))
+    return "tiny.yaml"
+
+
+def test_help_is_fast_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "sys.argv = ['sfkt', *sys.argv[1:]]\n"
+        "from sfkt_cli.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'torchvision', 'numpy', 'h5py', 'PIL', 'matplotlib'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    for arguments in ([], ["bridge"], ["config", "show"]):
+        command = [sys.executable, "-c", code, *arguments, "--help"]
+        before = os.times().children_user
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+        assert os.times().children_user - before < 0.5
+
+
+def test_the_package_itself_imports_no_torch() -> None:
+    code = "import sys, sfkt_cli; assert 'torch' not in sys.modules; sfkt_cli.load_student"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_wrong_usage_is_2_and_errors_are_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sfkt("--version") == 0
+    assert sfkt("brigde") == 2
+    assert sfkt("bridge", "--gpu", "1", "--nosuch") == 2
+    assert sfkt("prepare") == 2
+    capsys.readouterr()
+    for arguments, expected in (
+        (["bridge"], "first run `sfkt prepare NAME`"),
+        (["transfer", "--run", "runs/x"], "first run `sfkt prepare NAME`"),
+        (["prepare", "rgb-nir", "--root", "absent"], "absent does not exist"),
+        (["prepare", "synthetic", "--set", "bridge.epocs=3"], "did you mean bridge.epochs?"),
+        (["prepare", "synthetic", "--set", "seed=-1"], "setting seed = -1"),
+        (["prepare", "synthetic", "--set", "seed"], "section.field=value"),
+        (["run", "absent.yaml"], "absent.yaml does not exist"),
+        (["doctor", "--verify", "absent"], "is it a run"),
+    ):
+        assert sfkt(*arguments) == 1, arguments
+        said = capsys.readouterr().err
+        assert expected in said.replace("start with `sfkt prepare", "first run `sfkt prepare")
+        assert "Traceback" not in said
+    assert not Path("runs/current").exists()
+
+
+def test_errors_that_the_user_can_mend_have_a_message_and_a_code() -> None:
+    assert explain(Interrupted("stopped")) == ("stopped", 75)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a/model.safetensors")
+    assert explain(full) == ("the disk is full: runs/a/model.safetensors", 1)
+    denied = PermissionError(errno.EACCES, "Permission denied", "runs")
+    assert explain(denied) == ("runs: Permission denied", 1)
+    assert explain(ZeroDivisionError("a bug"))[0] is None
+
+
+def test_run_does_all_stages_and_leaves_out_the_finished_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert sfkt("run", tiny()) == 0
+    said = capsys.readouterr().err
+    assert "tgkt" in said
+    assert "source-only" in said
+    run = Path("runs/synthetic")
+    assert Path("runs/current").read_text().strip() == str(run)
+    for stage in ("prepare", "source", "bridge", "transfer/tgkt", "evaluate"):
+        assert (run / stage / "done.json").is_file()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("model.safetensors")}
+    assert sfkt("run", "tiny.yaml", "--quiet") == 0
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("model.safetensors")}
+    assert "warning" not in capsys.readouterr().err
+    # What a run was made with is remembered: nothing is refused, and nothing starts anew.
+    assert sfkt("bridge") == 0
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("model.safetensors")}
+    assert sfkt("bridge", "--set", "bridge.epochs=2") == 1
+    assert "bridge.epochs: was 1, now 2" in capsys.readouterr().err
+    assert sfkt("bridge", "--set", "bridge.epochs=2", "--force") == 0
+
+
+def test_bridge_runs_source_first_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sfkt("prepare", "synthetic", "--config", tiny(), "--run", "elsewhere") == 0
+    capsys.readouterr()
+    assert sfkt("bridge") == 0
+    assert "`sfkt source` runs first" in capsys.readouterr().err
+    assert Run(Path("elsewhere")).finished("source")
+    used = yaml.safe_load(Path("elsewhere/bridge/config.yaml").read_text())
+    assert used["bridge"]["width"] == 4  # from the settings that prepare was given
+
+
+def test_a_model_of_ones_own_needs_no_source_data(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert sfkt("prepare", "synthetic", "--config", tiny()) == 0
+    assert sfkt("source") == 0
+    own = Path("runs/synthetic/source").rename("own")
+    Path("runs/synthetic/prepare/source.h5").unlink()
+    capsys.readouterr()
+    assert sfkt("source") == 1
+    assert "source.checkpoint" in capsys.readouterr().err
+    assert sfkt("bridge", "--set", f"source.checkpoint={own}") == 0
+    made = Path("runs/synthetic/source")
+    assert (made / "model.safetensors").read_bytes() == (own / "model.safetensors").read_bytes()
+    assert json.loads((made / "done.json").read_text())["ti_rgb_histogram"]
+
+
+def test_flag_beats_set_beats_file_beats_run_beats_default() -> None:
+    Path("file.yaml").write_text("seed: 2\nbridge: {epochs: 2}\nsource: {epochs: 2}\n")
+    run = Run(Path("runs/synthetic"))
+    before = {"seed": 1, "bridge": {"epochs": 1}, "source": {"epochs": 1}, "image_size": 64}
+    write_json(run.path("prepare", "done.json"), {})
+    run.path("prepare", "config.yaml").write_text(yaml.safe_dump(before))
+    settings = resolve(
+        Options(
+            run=run.folder,
+            config=Path("file.yaml"),
+            assignments=("seed=3", "bridge.epochs=3"),
+            flags={"seed": 4, "runtime.gpus": None},
+        ),
+        "bridge",
+    )
+    found = {
+        name: (settings.origin(name), value)
+        for name, value in (
+            ("seed", settings.config.seed),
+            ("bridge.epochs", settings.config.bridge.epochs),
+            ("source.epochs", settings.config.source.epochs),
+            ("image_size", settings.config.image_size),
+            ("transfer.epochs", settings.config.transfer.epochs),
+        )
+    }
+    assert found == {
+        "seed": ("flag", 4),
+        "bridge.epochs": ("--set", 3),
+        "source.epochs": ("file.yaml", 2),
+        "image_size": ("runs/synthetic", 64),
+        "transfer.epochs": ("default", Config().transfer.epochs),
+    }
+
+
+def test_the_run_used_last_is_left_for_another_data_set() -> None:
+    for name in ("mine", "nyu-depth"):
+        dataset = "synthetic" if name == "mine" else name
+        write_json(Path(f"runs/{name}/prepare/done.json"), {})
+        Path(f"runs/{name}/prepare/config.yaml").write_text(f"dataset: {dataset}\n")
+    Path("runs/current").write_text("runs/mine\n")
+    assert resolve(Options(), "bridge").run.folder == Path("runs/mine")
+    for dataset, folder in (("synthetic", "runs/mine"), ("nyu-depth", "runs/nyu-depth")):
+        options = Options(assignments=(f"dataset={dataset}",))
+        assert resolve(options, "bridge").run.folder == Path(folder)
+
+
+@pytest.mark.parametrize("dataset", ["synthetic", "sun-rgbd", "folders"])
+def test_config_init_writes_the_defaults(dataset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sfkt("config", "init", dataset) == 0
+    text = capsys.readouterr().out
+    assert build(yaml.safe_load(text)) == build({"dataset": dataset})
+    lines = text.splitlines()
+    settings = [number for number, line in enumerate(lines) if line and "#" not in line]
+    assert all(lines[number - 1].lstrip().startswith("#") for number in settings)
+    Path("file.yaml").write_text(text)
+    assert sfkt("config", "check", "file.yaml") == 0
+
+
+def test_config_check_names_all_problems_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("wrong.yaml").write_text("brigde: {epochs: 3}\nseed: 1.5\ntransfer: {epochs: 0}\n")
+    assert sfkt("config", "check", "wrong.yaml") == 1
+    said = capsys.readouterr().err
+    assert all(name in said for name in ("brigde", "seed = 1.5", "transfer.epochs = 0"))
+
+
+def test_config_show_and_schema_cover_every_setting(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert sfkt("config", "show", "--set", "bridge.epochs=7") == 0
+    shown = capsys.readouterr().out
+    (line,) = [line for line in shown.splitlines() if "bridge.epochs" in line]
+    assert line.split() == ["bridge.epochs", "=", "7", "#", "--set"]
+    assert sfkt("config", "schema") == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert set(schema["properties"]) == set(Config.model_fields)
+
+
+def test_classes_and_inspect_show_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sfkt("classes", "synthetic", "--set", "synthetic.pairs=120") == 0
+    assert "\tsphere" in capsys.readouterr().out
+    assert sfkt("prepare", "synthetic", "--config", tiny()) == 0
+    capsys.readouterr()
+    assert sfkt("inspect", "--verify") == 0
+    assert "all checksums match" in capsys.readouterr().err
