@@ -44,7 +44,7 @@ def split_records(
         return {p: [r for r in records if p in open_to[r.id] and p in kept] for p in PARTS}
     shares = {
         "source": split.source,
-        "target": 1 - split.source - split.test,
+        "target": round(1 - split.source - split.test, 9),
         "test": split.test,
     }
     dealt = _deal(records, open_to, shares, seed)

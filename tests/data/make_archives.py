@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import struct
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,8 +12,6 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-
-from sfkt_cli.data.readers import rgb_nir as rgb_nir_reader
 
 HEIGHT, WIDTH = 30, 40
 
@@ -80,6 +80,24 @@ def nyu_depth(root: Path, count: int = 24, chunks: bool = True) -> Path:
                 cell = file.create_dataset(f"#refs#/{name}{index}", data=codes)
                 references[0, index] = cell.ref
     return root
+
+
+def nyu_splits(root: Path, held_out: Iterable[int]) -> Path:
+    """splits.mat, a MATLAB file of version 5 with one compressed vector."""
+
+    def element(kind: int, content: bytes) -> bytes:
+        return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+    numbers = np.array(sorted(held_out), "<f8").tobytes()
+    matrix = element(6, struct.pack("<II", 6, 0)) + element(
+        5, struct.pack("<ii", len(numbers) // 8, 1)
+    )
+    matrix += element(1, b"testNdxs") + element(9, numbers)
+    packed = zlib.compress(element(14, matrix))
+    header = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<HH", 0x0100, 0x4D49)
+    path = root / "splits.mat"
+    path.write_bytes(header + struct.pack("<II", 15, len(packed)) + packed)
+    return path
 
 
 def rotate(depth_mm: NDArray[np.uint16]) -> NDArray[np.uint16]:

@@ -1,0 +1,162 @@
+"""Decoding and resampling: bit-exact where nothing is asked, and holes that never blend."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from sfkt_cli.data.decode import decode_rgb, decode_target
+from sfkt_cli.data.resample import fit_rgb, fit_target, to_millimetres
+from sfkt_cli.data.values import TargetValues
+from sfkt_cli.errors import DataError
+
+
+def encoded(pixels: NDArray[Any], kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def tiff(pixels: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels)
+    return file.getvalue()
+
+
+def npy(values: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+DEPTH = np.random.default_rng(0).integers(0, 65536, (48, 64)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("size", [48, 30])
+def test_depth_is_bit_exact_where_no_resampling_is_asked(size: int) -> None:
+    square = DEPTH[:size, :size]
+    read = decode_target(encoded(square), "d.png")
+    assert read.dtype == np.uint16
+    np.testing.assert_array_equal(fit_target(read, size, "crop", missing=True), square)
+
+
+def test_middle_square_is_kept() -> None:
+    np.testing.assert_array_equal(fit_target(DEPTH, 48, "crop", missing=True), DEPTH[:, 8:56])
+    rgb = np.random.default_rng(1).integers(0, 256, (48, 64, 3)).astype(np.uint8)
+    kept = fit_rgb(decode_rgb(encoded(rgb), "c.png"), 48, "crop")
+    np.testing.assert_array_equal(kept, rgb[:, 8:56])
+    assert fit_target(DEPTH, 48, "squash", missing=True).shape == (48, 48)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(16, 90),
+    st.floats(0, 1),
+    st.integers(500, 60_000),
+)
+def test_holes_never_blend_into_readings(seed: int, size: int, share: float, near: int) -> None:
+    rng = np.random.default_rng(seed)
+    depth = rng.integers(near, near + 5000, (60, 80)).astype(np.uint16)
+    depth[rng.random(depth.shape) < share] = 0
+    small = fit_target(depth, size, "crop", missing=True)
+    readings = small[small > 0]
+    if readings.size:
+        assert readings.min() >= depth[depth > 0].min()
+        assert readings.max() <= depth.max()
+
+
+def test_area_mean_of_a_flat_wall_with_a_hole_is_the_wall() -> None:
+    wall = np.full((64, 64), 2345, np.uint16)
+    wall[:20, :20] = 0
+    small = fit_target(wall, 16, "crop", missing=True)
+    assert set(np.unique(small)) == {0, 2345}
+    assert (small[:5, :5] == 0).all()
+    assert small[5, 5] == 2345
+
+
+def test_channels_are_resampled_one_by_one() -> None:
+    image = np.stack([np.full((32, 32), 10 * c, np.uint8) for c in range(4)], axis=2)
+    small = fit_target(image, 16, "crop", missing=False)
+    assert small.shape == (16, 16, 4)
+    assert small[3, 3].tolist() == [0, 10, 20, 30]
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "dtype", "shape"),
+    [
+        (encoded(DEPTH), "a.png", "uint16", (48, 64)),
+        (encoded(DEPTH.astype(np.uint8)), "a.png", "uint8", (48, 64)),
+        (tiff(DEPTH), "a.tiff", "uint16", (48, 64)),
+        (tiff(DEPTH / np.float32(1000)), "a.tiff", "float32", (48, 64)),
+        (tiff(np.zeros((8, 9, 4), np.uint16)), "a.tiff", "uint16", (8, 9, 4)),
+        (npy(DEPTH.astype(np.float64)), "a.npy", "float32", (48, 64)),
+        (npy(DEPTH.astype(np.int32)), "a.npy", "uint16", (48, 64)),
+    ],
+)
+def test_all_kinds_of_target_files_are_read(
+    content: bytes, name: str, dtype: str, shape: tuple[int, ...]
+) -> None:
+    read = decode_target(content, name)
+    assert read.dtype == np.dtype(dtype)
+    assert read.shape == shape
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "told"),
+    [
+        (b"", "x.png", "empty"),
+        (b"no image", "x.png", "no image that can be read"),
+        (encoded(DEPTH), "x.png", "are RGB and target swapped"),
+        (tiff(np.zeros((8, 8, 3), np.uint16)), "x.tiff", "16 bits a channel"),
+        (encoded(np.zeros((8, 8, 3), np.uint8))[:-20], "x.png", "damaged or cut off"),
+    ],
+)
+def test_wrong_rgb_files_are_told_by_name(content: bytes, name: str, told: str) -> None:
+    with pytest.raises(DataError, match=rf"x\.\w+.*{told}"):
+        decode_rgb(content, name)
+
+
+def test_huge_images_are_refused_before_they_are_decoded() -> None:
+    with pytest.raises(DataError, match="max_pixels"):
+        decode_rgb(encoded(np.zeros((40, 50, 3), np.uint8)), "big.png", 0, 1999)
+    with pytest.raises(DataError, match=r"big\.npy"):
+        decode_target(npy(np.zeros((100, 100))), "big.npy", 999)
+
+
+def test_flipped_bits_in_png_pixels_are_noticed() -> None:
+    whole = encoded(DEPTH)
+    for position in range(60, len(whole) - 20, 97):
+        damaged = bytearray(whole)
+        damaged[position] ^= 4
+        with pytest.raises(DataError, match=r"d\.png"):
+            decode_target(bytes(damaged), "d.png")
+
+
+def test_metres_become_millimetres_and_nonsense_no_reading() -> None:
+    metres = np.array([[1.2345, 0, -1, np.nan, np.inf, 70]], np.float32)
+    assert to_millimetres(metres, "m.npy").tolist() == [[1234, 0, 0, 0, 0, 0]]
+    with pytest.raises(DataError, match=r"m\.npy has a median depth of 2,000"):
+        to_millimetres(np.full((2, 2), 2000.0), "m.npy")
+
+
+def test_own_values_are_converted_by_modality_and_unit() -> None:
+    metres = np.array([[1.5]], np.float32)
+    assert TargetValues("depth", "auto").convert(metres, "f")[0, 0] == 1500
+    assert TargetValues("depth", "mm").convert(metres * 1000, "f")[0, 0] == 1500
+    assert TargetValues("thermal", "auto").convert(np.array([[0.5]], "f4"), "f")[0, 0] == 32768
+    assert TargetValues("thermal", "raw").convert(np.array([[300.4]], "f4"), "f")[0, 0] == 300
+    with pytest.raises(DataError, match="depth of 8 bit"):
+        TargetValues("depth", "auto").convert(np.zeros((2, 2), np.uint8), "f")
+    with pytest.raises(DataError, match="is it an RGB image"):
+        TargetValues("depth", "auto").convert(np.zeros((2, 2, 3), np.uint8), "f")
+    with pytest.raises(DataError, match="all must be alike"):
+        TargetValues("nir", "auto", "uint8", 1).convert(np.zeros((2, 2), np.uint16), "f")

@@ -1,0 +1,269 @@
+"""Every reader on a made archive in its official layout, and on genuine files where they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from make_archives import (
+    MAKERS,
+    depth,
+    diml_full,
+    manifest,
+    nyu_depth,
+    nyu_splits,
+    save,
+    scene,
+    sun_rgbd,
+)
+from make_archives import folders as make_folders
+
+from sfkt_cli.config import Config, build
+from sfkt_cli.data.layout import FILES
+from sfkt_cli.data.readers import READERS, read_archive
+from sfkt_cli.data.readers.diml_rgbd import clean_scene
+from sfkt_cli.data.records import Archive
+from sfkt_cli.data.splits import shared_groups
+from sfkt_cli.data.store import open_store
+from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.runs import Run
+from sfkt_cli.stages.prepare import make_plan, prepare
+
+SHARED = Path(os.environ.get("SFKT_SHARED_DATA", "../shared/data"))
+SIZE = 30
+
+
+def settings(name: str, root: Path, **over: Any) -> Config:
+    return build({"dataset": name, "image_size": SIZE, "prepare": {"root": str(root)}}, over)
+
+
+def zipped(root: Path) -> Path:
+    path = root.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(root.rglob("*")):
+            archive.write(file, file.relative_to(root))
+    return path
+
+
+def test_every_reader_but_the_rendered_one_has_a_made_archive() -> None:
+    assert set(MAKERS) | {"synthetic"} == set(READERS)
+
+
+@pytest.mark.parametrize("name", list(MAKERS))
+def test_reader_lists_samples_and_loads_each_of_them(name: str, tmp_path: Path) -> None:
+    config = settings(name, MAKERS[name](tmp_path / "archive"))
+    archive = read_archive(config)
+    ids = [record.id for record in archive.records]
+    assert ids == sorted(set(ids))
+    assert all("/" not in identity for identity in ids)
+    for record in archive.records[::5]:
+        if record.rgb:
+            rgb = archive.loader.rgb(record, SIZE)
+            assert rgb.shape == (SIZE, SIZE, 3)
+            assert rgb.dtype == np.uint8
+            assert rgb[:, -1, 0].mean() > rgb[:, 0, 0].mean() + 80, "mirrored or turned"
+            assert rgb[-1, :, 1].mean() > rgb[0, :, 1].mean() + 80, "upside down"
+        target = archive.loader.target(record, SIZE)
+        assert target.shape == archive.target_shape(SIZE)
+        assert target.dtype == np.dtype(archive.dtype)
+        if archive.unit == "mm":
+            assert 2500 < target[-1, 15] < 3200
+            assert target[-1, 15] > target[8, 15] > 0
+    assert read_archive(config).digest == archive.digest
+
+
+@pytest.mark.parametrize("name", list(MAKERS))
+def test_prepare_writes_three_files_without_labels_for_the_transfer(
+    name: str, tmp_path: Path
+) -> None:
+    config = settings(name, MAKERS[name](tmp_path / "archive"))
+    run = Run(tmp_path / "run")
+    prepare(config, run)
+    written = {entry.name for entry in run.path("prepare").iterdir()}
+    assert written == {*FILES, "pairs.png", "config.yaml", "done.json"}
+    stores = {file: open_store(run.path("prepare", file)) for file in FILES}
+    for store in stores.values():
+        store.verify()
+        assert store.dataset == name
+    transfer, source, test = (stores[f] for f in ("transfer.h5", "source.h5", "test.h5"))
+    assert not any("label" in column for column in transfer.columns)
+    assert {column.partition("/")[0] for column in source.columns} == {"source"}
+    assert set(test.strings("labels/id")) == set(transfer.strings("target/id"))
+    if config.split.protocol == "disjoint":
+        assert not set(source.strings("source/group")) & set(transfer.strings("target/group"))
+        assert not set(test.strings("test/group")) & set(transfer.strings("target/group"))
+    before = run.path("prepare", "done.json").read_bytes()
+    prepare(config, run)
+    assert run.path("prepare", "done.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["rgb-nir", "sun-rgbd", "washington-rgbd", "diml-rgbd", "folders"])
+def test_zip_files_are_read_without_unpacking(name: str, tmp_path: Path) -> None:
+    root = MAKERS[name](tmp_path / "archive")
+    path = zipped(root)
+    plain, packed = (read_archive(settings(name, place)) for place in (root, path))
+    assert packed.records == plain.records
+    for record in packed.records[::9]:
+        np.testing.assert_array_equal(
+            packed.loader.target(record, SIZE), plain.loader.target(record, SIZE)
+        )
+    assert {entry.name for entry in tmp_path.iterdir()} == {"archive", "archive.zip"}
+
+
+def test_nyu_images_are_upright_and_depth_is_bit_exact(tmp_path: Path) -> None:
+    archive = read_archive(settings("nyu-depth", nyu_depth(tmp_path, 12)))
+    for number, record in enumerate(archive.records):
+        np.testing.assert_array_equal(archive.loader.rgb(record, SIZE), scene(number)[:, 5:35])
+        np.testing.assert_array_equal(archive.loader.target(record, SIZE), depth(number)[:, 5:35])
+
+
+def test_nyu_official_split_holds_out_the_listed_images(tmp_path: Path) -> None:
+    nyu_splits(nyu_depth(tmp_path, 24), range(13, 25))
+    config = settings("nyu-depth", tmp_path, nyu_depth={"split": "official"})
+    plan = make_plan(config, read_archive(config))
+    assert {record.id for record in plan.parts["test"]} <= {f"nyu-{n:04d}" for n in range(13, 25)}
+    assert len(plan.parts["test"]) == 6
+    assert len(plan.parts["ti"]) == 12
+
+
+@pytest.mark.parametrize("source", ["kv1", "kv2", "realsense", "xtion"])
+@pytest.mark.parametrize("target", ["kv1", "kv2", "realsense", "xtion"])
+@pytest.mark.parametrize("protocol", ["disjoint", "paper"])
+def test_all_sensor_pairs_of_sun_rgbd(
+    source: str, target: str, protocol: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = Path(tmp_path_factory.getbasetemp()) / "sun"
+    if not root.exists():
+        sun_rgbd(root)
+    sensors = {"source_sensor": source, "target_sensor": target}
+    config = settings("sun-rgbd", root, sun_rgbd=sensors, split={"protocol": protocol})
+    plan = make_plan(config, read_archive(config))
+    assert plan.classes == ("bedroom", "lab", "office")
+    assert {r.id[:2] for r in plan.parts["source"]} == {source[:2]}
+    assert {r.id[:2] for r in plan.parts["target"]} == {target[:2]}
+    assert {r.id[:2] for r in plan.parts["ti"]} == {"kv", "re", "xt"}
+    assert not {"idk"} & {r.label for part in plan.parts.values() for r in part}
+    if protocol == "disjoint":
+        assert not shared_groups(plan.parts)
+
+
+def test_sun_rgbd_leaves_out_what_nyu_has(tmp_path: Path) -> None:
+    root = sun_rgbd(tmp_path)
+    every = read_archive(settings("sun-rgbd", root))
+    fewer = read_archive(settings("sun-rgbd", root, sun_rgbd={"nyu_overlap": False}))
+    assert any("NYUdata" in record.id for record in every.records)
+    assert not any("NYUdata" in record.id for record in fewer.records)
+
+
+def test_diml_full_set_and_messy_folder_names(tmp_path: Path) -> None:
+    archive = read_archive(settings("diml-rgbd", diml_full(tmp_path)))
+    assert {r.label for r in archive.records} == {"warehouse", "cafe", "bathroom", "kitchen"}
+    assert len({r.group for r in archive.records}) == 12
+    assert clean_scene("04. Church") == "church"
+    assert clean_scene("03_claseeroom_1") == "classroom"
+    assert clean_scene("12_livingroom_2") == "living_room"
+    assert clean_scene("Some Place") == "some_place"
+    assert clean_scene("16.03.02") is None
+
+
+def test_manifest_gives_roles_groups_and_labels(tmp_path: Path) -> None:
+    archive = read_archive(settings("folders", manifest(tmp_path)))
+    labels = [record.label for record in archive.records]
+    assert {label: labels.count(label) for label in ("mug", "pot", None)} == {
+        "mug": 4,
+        "pot": 4,
+        None: 4,
+    }
+    assert {r.parts for r in archive.records if r.label is None} == {("ti",)}
+    assert len({r.group for r in archive.records}) == 4
+    rows = [
+        {"rgb": r.rgb, "target": r.target, "label": r.label, "role": (*r.parts, "tr")[0]}
+        for r in archive.records
+    ]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    over = {"folders": {"manifest": "list.jsonl"}}
+    again = read_archive(settings("folders", tmp_path, **over))
+    assert [r.id for r in again.records] == [r.id for r in archive.records]
+
+
+def test_labels_are_only_needed_where_a_stage_learns_from_them(tmp_path: Path) -> None:
+    make_folders(tmp_path / "own", labels=())
+    for number in range(5):
+        save(tmp_path / "own" / "tr" / "target" / f"{number}.png", depth(number))
+    run = Run(tmp_path / "run")
+    prepare(settings("folders", tmp_path / "own"), run)
+    assert not run.source_store.exists()
+    transfer = open_store(run.transfer_store)
+    assert (transfer.count("target"), transfer.count("ti")) == (5, 6)
+    assert open_store(run.test_store).count("labels") == 0
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(1, "uint8"), (2, "uint16"), (4, "uint16")])
+def test_own_targets_may_have_several_channels_and_other_sizes(
+    channels: int, dtype: str, tmp_path: Path
+) -> None:
+    for role in ("ti", "tr/a"):
+        for number in range(4):
+            save(tmp_path / role / "rgb" / f"{number}.jpg", scene(number, 60, 80))
+            values = np.full((30, 40, channels), 7 + number, dtype)
+            path = tmp_path / role / "target" / f"{number}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, values)
+    over = {"folders": {"modality": "thermal", "registered": False}}
+    run = Run(tmp_path / "run")
+    prepare(settings("folders", tmp_path, **over), run)
+    store = open_store(run.transfer_store)
+    shape = (4, SIZE, SIZE) if channels == 1 else (4, SIZE, SIZE, channels)
+    assert store["ti/target"].shape == shape
+    assert store["ti/target"].dtype == np.dtype(dtype)
+    assert (store.modality, store.unit, store.registered) == ("thermal", "raw", False)
+
+
+def test_wrong_class_is_told_with_a_near_name(tmp_path: Path) -> None:
+    config = settings("rgb-nir", MAKERS["rgb-nir"](tmp_path), classes={"tr": ["steet"]})
+    with pytest.raises(ConfigError, match="'street'"):
+        prepare(config, Run(tmp_path / "run"))
+
+
+def test_missing_archive_says_what_to_do(tmp_path: Path) -> None:
+    for name in MAKERS:
+        with pytest.raises(DataError, match="--root"):
+            read_archive(settings(name, tmp_path / "nowhere"))
+
+
+def genuine(name: str, folder: str, **over: Any) -> Archive:
+    if not (SHARED / folder).is_dir():
+        pytest.skip(f"no genuine files in {SHARED / folder}")
+    return read_archive(settings(name, SHARED / folder, **over))
+
+
+def test_genuine_rgb_nir() -> None:
+    archive = genuine("rgb-nir", "rgb-nir-scene")
+    assert len(archive.records) == 212
+    assert any("class water has 20 samples, published are 51" in n for n in archive.notes)
+    record = next(r for r in archive.records if r.id == "country-0000")
+    assert archive.loader.rgb(record, 48).std() > 10
+    assert archive.loader.target(record, 48).std() > 10
+
+
+def test_genuine_sun_rgbd() -> None:
+    archive = genuine("sun-rgbd", "sun-rgbd", prepare={"fit": "squash"})
+    assert [(r.label, r.id[:3]) for r in archive.records] == [("office", "kv1"), ("office", "kv2")]
+    depth_mm = archive.loader.target(archive.records[0], 427)
+    assert depth_mm[depth_mm > 0].min() >= 1430
+    assert depth_mm.max() <= 2525
+
+
+@pytest.mark.parametrize("background", ["keep", "remove"])
+def test_genuine_washington(background: str) -> None:
+    over = {"washington_rgbd": {"background": background}}
+    archive = genuine("washington-rgbd", "washington-rgbd", **over)
+    assert len(archive.records) == 20
+    assert len({record.group for record in archive.records}) == 10
+    missing = [float((archive.loader.target(r, 64) == 0).mean()) for r in archive.records]
+    assert (np.mean(missing) > 0.15) == (background == "remove")

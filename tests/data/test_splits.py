@@ -1,0 +1,139 @@
+"""Splits: by group, every class everywhere, the same for the same seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from sfkt_cli.config import ClassesConfig, SplitConfig
+from sfkt_cli.data.classes import choose_classes, expand, list_class_rows
+from sfkt_cli.data.records import Archive, Record
+from sfkt_cli.data.splits import shared_groups, split_records
+from sfkt_cli.errors import ConfigError
+
+
+def make(groups_per_class: int, images: int = 2, labels: str = "abcd") -> list[Record]:
+    return [
+        Record(f"{label}{group}-{i}", f"{label}{group}", label, "rgb", "target")
+        for label in labels
+        for group in range(groups_per_class)
+        for i in range(images)
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(groups=st.integers(1, 12), images=st.integers(1, 5), seed=st.integers(0, 99))
+def test_disjoint_parts_share_no_group_and_lose_no_image(
+    groups: int, images: int, seed: int
+) -> None:
+    records = make(groups, images)
+    parts = split_records(records, "abc", "d", SplitConfig(), seed)
+    assert not shared_groups(parts)
+    assert Counter(r.id for part in parts.values() for r in part) == Counter(r.id for r in records)
+    assert {r.label for r in parts["ti"]} == {"d"}
+    if groups >= 3:
+        for part in ("source", "target", "test"):
+            assert {r.label for r in parts[part]} == {"a", "b", "c"}
+
+
+def test_seed_decides_and_order_does_not() -> None:
+    records = make(12)
+    first = split_records(records, "abc", "d", SplitConfig(), 1)
+    again = split_records(records[::-1], "abc", "d", SplitConfig(), 1)
+    other = split_records(records, "abc", "d", SplitConfig(), 2)
+    assert {r.id for r in first["test"]} == {r.id for r in again["test"]}
+    assert {r.id for r in first["test"]} != {r.id for r in other["test"]}
+
+
+def test_shares_are_kept_over_groups_of_all_sizes() -> None:
+    records = [
+        Record(f"{group}-{i}", f"{group}", "a", "rgb", "target")
+        for group in range(60)
+        for i in range(1 + group % 7)
+    ]
+    parts = split_records(records, "a", "", SplitConfig(source=0.5, test=0.2), 0)
+    assert len(parts["source"]) / len(records) == pytest.approx(0.5, abs=0.04)
+    assert len(parts["test"]) / len(records) == pytest.approx(0.2, abs=0.04)
+
+
+def test_paper_protocol_uses_all_images_twice_and_holds_none_out() -> None:
+    parts = split_records(make(5), "abc", "d", SplitConfig(protocol="paper"), 0)
+    assert [r.id for r in parts["source"]] == [r.id for r in parts["target"]]
+    assert len(parts["source"]) == 30
+    assert not parts["test"]
+
+
+def test_archive_may_fix_the_part() -> None:
+    records = [
+        Record(f"{part}{n}", f"{part}{n}", "a", "rgb", "target", (part, "ti"))
+        for part in ("source", "target", "test")
+        for n in range(4)
+    ]
+    parts = split_records(records, "a", "", SplitConfig(), 0)
+    for part in ("source", "target", "test"):
+        assert {r.id for r in parts[part]} == {f"{part}{n}" for n in range(4)}
+
+
+def test_images_without_labels_are_only_target_images() -> None:
+    records = [Record(f"u{n}", f"u{n}", None, None, "target") for n in range(5)]
+    records += [Record(f"p{n}", f"p{n}", None, "rgb", "target", ("ti",)) for n in range(3)]
+    parts = split_records(records, (), (), SplitConfig(), 0)
+    assert {part: len(held) for part, held in parts.items()} == {
+        "source": 0,
+        "target": 5,
+        "test": 0,
+        "ti": 3,
+    }
+
+
+class Nothing:
+    """A loader that is never asked."""
+
+    def rgb(self, record: Record, size: int) -> NDArray[np.uint8]:
+        raise NotImplementedError
+
+    def target(self, record: Record, size: int) -> NDArray[Any]:
+        raise NotImplementedError
+
+
+def archive(usual_tr: tuple[str, ...] = (), usual_ti: tuple[str, ...] = ()) -> Archive:
+    names = ("bath room", "bed room", "cafe", "office")
+    records = tuple(Record(n, n, n, "rgb", "target") for n in names)
+    return Archive(
+        records, Nothing(), "", "depth", "mm", "uint16", usual_tr=usual_tr, usual_ti=usual_ti
+    )
+
+
+def test_classes_are_chosen_by_wildcards_in_the_order_given() -> None:
+    chosen = ClassesConfig(tr=("office", "*ROOM"))
+    tr, ti = choose_classes(chosen, archive())
+    assert tr == ["office", "bath room", "bed room"]
+    assert ti == ["cafe"]
+    assert choose_classes(ClassesConfig(), archive(usual_ti=("cafe",)))[1] == ["cafe"]
+    assert choose_classes(ClassesConfig(ti=("office",)), archive(usual_tr=("cafe", "office"))) == (
+        ["cafe"],
+        ["office"],
+    )
+
+
+def test_wrong_class_names_are_told_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'office'"):
+        expand(("ofice",), ["office", "cafe"], "classes.tr")
+    with pytest.raises(ConfigError, match=r"in classes\.tr and in classes\.ti"):
+        choose_classes(ClassesConfig(tr=("cafe",), ti=("c*",)), archive())
+
+
+def test_class_listing_tells_numbers_and_roles() -> None:
+    rows = list_class_rows(ClassesConfig(tr=("office",), ti=("cafe",)), archive())
+    assert [(row.name, row.role, row.pairs) for row in rows] == [
+        ("office", "TR", 1),
+        ("cafe", "TI", 1),
+        ("bath room", "", 1),
+        ("bed room", "", 1),
+    ]

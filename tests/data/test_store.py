@@ -1,0 +1,127 @@
+"""The store: what is written is read back, and nothing damaged passes as whole."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sfkt_cli.data.store import Store, open_store
+from sfkt_cli.data.store_writer import text_column, writing
+from sfkt_cli.errors import DataError
+
+ROWS = 70
+ATTRS = {"dataset": "made", "modality": "depth", "unit": "mm", "classes": ["cup", "jüg"]}
+
+
+def write(path: Path, first: int = 0) -> Store:
+    rgb = (np.arange(ROWS * 48) + first).astype(np.uint8).reshape(ROWS, 4, 4, 3)
+    target = np.arange(ROWS * 16, dtype=np.uint16).reshape(ROWS, 4, 4) * 57
+    ids = text_column([f"bild-ä-{row}" for row in range(ROWS)])
+    labels = np.arange(ROWS) % 2
+    columns: dict[str, NDArray[Any]] = {
+        "ti/rgb": rgb,
+        "ti/target": target,
+        "ti/id": ids,
+        "test/label": labels,
+    }
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        name: (values.shape, values.dtype) for name, values in columns.items()
+    }
+    shapes["test/rgb"] = ((0, 4, 4, 3), np.dtype("u1"))
+    with writing(path, ATTRS, shapes) as writer:
+        for name, values in columns.items():
+            writer.put(name, values)
+    return open_store(path)
+
+
+def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+    store = write(tmp_path / "a.h5")
+    store.verify()
+    assert store.classes == ["cup", "jüg"]
+    assert (store.dataset, store.modality, store.unit) == ("made", "depth", "mm")
+    assert store.strings("ti/id")[69] == "bild-ä-69"
+    assert store.count("ti") == ROWS
+    assert store.count("nothing") == 0
+    assert store["test/rgb"].shape == (0, 4, 4, 3)
+    assert store["ti/target"][69, 3, 3] == 1119 * 57 % 65536
+    assert not store["ti/rgb"].flags.writeable
+    assert store.labels("test").tolist()[:3] == [0, 1, 0]
+
+
+def test_other_programs_read_the_file_with_h5py_alone(tmp_path: Path) -> None:
+    write(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file.attrs["modality"] == "depth"
+        assert file["ti/id"].asstr()[0] == "bild-ä-0"
+        assert file["ti/rgb"].shape == (ROWS, 4, 4, 3)
+        assert file["ti/rgb"].chunks is None
+
+
+def test_digest_names_the_content(tmp_path: Path) -> None:
+    first, again = write(tmp_path / "a.h5"), write(tmp_path / "b.h5")
+    assert first.digest == again.digest
+    assert first.digest != write(tmp_path / "c.h5", first=1).digest
+
+
+def test_one_flipped_bit_is_found_wherever_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    write(path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for position in rng.integers(0, len(whole), 300):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"a\.h5"):
+            open_store(path).verify()
+
+
+@pytest.mark.parametrize("kept", [0, 10, 500, 5000, -1])
+def test_cut_off_files_are_refused(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "a.h5"
+    write(path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(DataError, match=r"a\.h5"):
+        open_store(path)
+
+
+def test_file_that_is_no_store_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.h5"
+    with h5py.File(path, "w") as file:
+        file["ti/rgb"] = np.zeros(3)
+    with pytest.raises(DataError, match=r"foreign\.h5 is no finished file"):
+        open_store(path)
+    with pytest.raises(DataError, match="sfkt prepare"):
+        open_store(tmp_path / "missing.h5")
+
+
+def test_unknown_column_names_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no source/rgb: it holds"):
+        write(tmp_path / "a.h5")["source/rgb"]
+
+
+def test_failure_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    before = write(path).digest
+    with pytest.raises(RuntimeError), writing(path, ATTRS, {"ti/rgb": ((5, 2), "u1")}):
+        raise RuntimeError
+    assert open_store(path).digest == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.h5"]
+
+
+def test_full_disk_is_an_error_of_the_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    with (
+        pytest.raises(OSError, match=r"space|large"),
+        writing(tmp_path / "a.h5", ATTRS, {"ti/rgb": ((free + (1 << 30), 1), "u1")}),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
