@@ -1,0 +1,240 @@
+"""Settings: precedence, what YAML makes of values, and errors that a user can act on."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sfkt_cli.config import (
+    Config,
+    as_dict,
+    build,
+    describe_type,
+    merge,
+    nest,
+    parse_assignments,
+    read_yaml,
+    section_fields,
+    to_yaml,
+)
+from sfkt_cli.errors import ConfigError
+
+NESTED = st.recursive(
+    st.dictionaries(st.sampled_from("abc"), st.integers(), min_size=1),
+    lambda inner: st.dictionaries(st.sampled_from("abc"), st.integers() | inner, min_size=1),
+    max_leaves=6,
+)
+Names = tuple[str, ...]
+
+
+def leaves(values: dict[str, Any], above: Names = ()) -> dict[Names, Any]:
+    found: dict[Names, Any] = {}
+    for key, value in values.items():
+        path = (*above, key)
+        found |= leaves(value, path) if isinstance(value, dict) else {path: value}
+    return found
+
+
+@given(base=NESTED, over=NESTED)
+def test_merging_keeps_what_is_not_spoken_of(base: dict[str, Any], over: dict[str, Any]) -> None:
+    new = leaves(over)
+    kept = {
+        path: value
+        for path, value in leaves(base).items()
+        if not any(path == n[: len(path)] or n == path[: len(n)] for n in new)
+    }
+    assert leaves(merge(base, over)) == kept | new
+
+
+def test_merging_changes_neither_side_and_replaces_lists() -> None:
+    base = {"classes": {"tr": ["a", "b"], "ti": ["c"]}, "seed": 1}
+    over = {"classes": {"tr": ["d"]}}
+    assert merge(base, over) == {"classes": {"tr": ["d"], "ti": ["c"]}, "seed": 1}
+    assert base["classes"] == {"tr": ["a", "b"], "ti": ["c"]}
+    assert over == {"classes": {"tr": ["d"]}}
+
+
+def test_flag_beats_set_beats_yaml_beats_memory_beats_default(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("seed: 2\nbridge:\n  epochs: 2\n  width: 2\n  alpha_f: 2\n")
+    remembered = {"seed": 1, "bridge": {"epochs": 1, "width": 4, "alpha_f": 1, "alpha_im": 1}}
+    assigned = parse_assignments(["bridge.epochs=3", "bridge.width=3"])
+    flags = nest("bridge.epochs", 5)
+    config = build(remembered, read_yaml(path), assigned, flags)
+    assert config.bridge.epochs == 5
+    assert config.bridge.width == 3
+    assert config.bridge.alpha_f == 2
+    assert config.seed == 2
+    assert config.bridge.alpha_im == 1
+    assert config.bridge.alpha_d == Config().bridge.alpha_d
+
+
+def test_the_last_of_two_assignments_wins() -> None:
+    assert parse_assignments(["seed=1", "bridge.epochs=2", "seed=3"]) == {
+        "seed": 3,
+        "bridge": {"epochs": 2},
+    }
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("bridge.learning_rate=1e-3", 0.001),  # YAML reads 1e-3 as a text
+        ("bridge.learning_rate=1.0e-3", 0.001),
+        ("training.clip_norm=null", None),
+        ("training.flip=no", False),
+        ("training.flip=false", False),
+        ("classes.tr=[desk, '*room']", ("desk", "*room")),
+        ("classes.tr=[]", ()),
+        ("prepare.root=/data/a b=c", Path("/data/a b=c")),
+        ("source.mean=[0, 0, 0]", (0, 0, 0)),
+        (" bridge.epochs =4", 4),
+    ],
+)
+def test_assigned_values_are_read_as_yaml(assignment: str, expected: Any) -> None:
+    found: Any = build(parse_assignments([assignment]))
+    for key in assignment.partition("=")[0].strip().split("."):
+        found = getattr(found, key)
+    assert found == expected
+
+
+@pytest.mark.parametrize("assignment", ["seed", "=3", "seed=[1", "seed=!!python/name:os.system"])
+def test_what_is_no_assignment_is_shown(assignment: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_assignments([assignment])
+    assert repr(assignment) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "classes.tr=[no, yes]",  # YAML makes booleans of them
+        "classes.tr=[1]",
+        "seed=1.5",
+        "seed=",
+        "seed=2020-01-01",
+        "bridge.epochs=",
+        "bridge=3",
+        "bridge.epochs.more=3",
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named(assignment: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(parse_assignments([assignment]))
+    assert assignment.partition("=")[0].removesuffix(".more") in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["bridge.alpha_f", "bridge.learning_rate", "training.clip_norm"])
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "inf", "nan", "1e400"])
+def test_infinite_and_undefined_numbers_are_refused(name: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(parse_assignments([f"{name}={value}"]))
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_infinite_numbers_are_refused_in_every_number(value: float) -> None:
+    for name, field in section_fields().items():
+        if "float" in describe_type(field.annotation):
+            with pytest.raises(ConfigError):
+                build(nest(name, value))
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("bridge.alpha_g", "bridge.alpha_"),
+        ("brigde.epochs", "bridge?"),
+        ("epochs", "epochs"),
+        ("tgkt.beta_sefl", "tgkt.beta_self"),
+        ("imagesize", "image_size"),
+        ("batch_size", "runtime.batch_size"),
+        ("Seed", "seed"),
+    ],
+)
+def test_an_unknown_setting_brings_the_nearest_right_one(name: str, near: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(nest(name, 1))
+    message = str(caught.value)
+    assert "unknown setting" in message
+    assert "did you mean" in message
+    assert near in message.partition("did you mean")[2]
+
+
+def test_an_unknown_setting_unlike_all_others_says_where_they_are_listed() -> None:
+    with pytest.raises(ConfigError, match="sfkt config show"):
+        build({"qqqqqqqqqq": 1})
+
+
+def test_all_errors_come_at_once() -> None:
+    wrong = {
+        "seed": -1,
+        "image_size": 5,
+        "bridge": {"epochs": 0, "alpha_g": 1},
+        "tgkt": {"warmup": 2},
+        "split": {"source": 0.7, "test": 0.4},
+    }
+    with pytest.raises(ConfigError) as caught:
+        build(wrong)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 6
+    for name in ("seed", "image_size", "bridge.epochs", "bridge.alpha_g", "tgkt.warmup", "split"):
+        assert sum(f"setting {name} =" in line for line in lines) == 1
+    for seen in ("-1", "5", "0", "2", "0.7"):
+        assert seen in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["bridge: [", "- a\n- b\n", "3", "1: 2\n", "a: &x [*x]\nb: *y\n", "!!python/object:os.x {}\n"],
+)
+def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        build(read_yaml(path))
+    assert str(path) in str(caught.value)
+
+
+def test_missing_undecodable_and_empty_files(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    for unreadable in (path, tmp_path):
+        with pytest.raises(ConfigError) as caught:
+            read_yaml(unreadable)
+        assert str(unreadable) in str(caught.value)
+    path.write_bytes(b"seed: \xff")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_yaml(path)
+    path.write_text("# nothing but a comment\n")
+    assert build(read_yaml(path)) == Config()
+
+
+def test_resolved_settings_can_be_read_back() -> None:
+    config = build(
+        {
+            "prepare": {"root": "a/b"},
+            "classes": {"tr": ["ä", "no"]},
+            "bridge": {"learning_rate": 1e-7},
+            "training": {"clip_norm": 0.5},
+        }
+    )
+    assert build(yaml.safe_load(to_yaml(config))) == config
+    assert build(as_dict(config)) == config
+
+
+def test_settings_cannot_be_changed_behind_a_runs_back() -> None:
+    config = Config()
+    with pytest.raises(ValueError, match="frozen"):
+        config.bridge.epochs = 3
+
+
+def test_every_setting_says_what_it_means() -> None:
+    for name, field in section_fields().items():
+        assert field.description, name
+        assert describe_type(field.annotation), name

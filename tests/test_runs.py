@@ -1,0 +1,263 @@
+"""The run folder: what is done stays, what changed is named, and nothing is left half written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfkt_cli.config import Config, build, parse_assignments
+from sfkt_cli.errors import RunError
+from sfkt_cli.files import replacing, write_json
+from sfkt_cli.runs import Run, Stage, choose_run, remember_run, stage_settings
+
+INPUTS = {"transfer.h5": "abc"}
+
+
+def settings(*assignments: str) -> Config:
+    return build(parse_assignments(assignments))
+
+
+def work(run: Run, stage: str, config: Config, **inputs: str) -> bool:
+    """Do a stage whose result is one file; whether there was anything to do."""
+    with run.open(stage, config, inputs or INPUTS) as opened:
+        if opened is None:
+            return False
+        (opened.folder / "result").write_text(str(config.seed))
+        opened.finish(accuracy=0.5)
+    return True
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    }
+
+
+def test_a_finished_stage_is_left_alone(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    assert work(run, "bridge", settings())
+    assert run.finished("bridge")
+    before = snapshot(run.folder)
+    assert set(before) == {"bridge/config.yaml", "bridge/done.json", "bridge/result"}
+    assert not work(run, "bridge", settings())
+    assert snapshot(run.folder) == before
+    record = run.record("bridge")
+    assert record["inputs"] == INPUTS
+    assert record["accuracy"] == 0.5
+    assert record["settings"]["bridge.alpha_f"] == Config().bridge.alpha_f
+    assert {"sfkt", "python", "torch", "numpy"} <= set(record["versions"])
+
+
+def test_settings_that_do_not_matter_may_change(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    work(run, "bridge", settings())
+    assert not work(run, "bridge", settings("runtime.gpus=0", "tgkt.beta_f=9", "source.epochs=3"))
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_changed_settings_and_inputs_are_refused_and_named(tmp_path: Path, finished: bool) -> None:
+    run = Run(tmp_path)
+    if finished:
+        work(run, "transfer/tgkt", settings())
+    else:
+        begin(run, "transfer/tgkt")
+    before = snapshot(tmp_path)
+    changed = settings("tgkt.beta_f=9", "transfer.epochs=99")
+    with pytest.raises(RunError) as caught:
+        work(run, "transfer/tgkt", changed, **{"transfer.h5": "xyz"})
+    message = str(caught.value)
+    for told in ("tgkt.beta_f: was 3.0, now 9.0", "transfer.epochs", "transfer.h5", "abc"):
+        assert told in message
+    assert "beta_self" not in message
+    assert "--force" in message
+    assert ("finished" in message) == finished
+    assert snapshot(tmp_path) == before
+
+
+def begin(run: Run, stage: str) -> None:
+    """Be interrupted in a stage, after a checkpoint."""
+    with contextlib.suppress(KeyboardInterrupt), run.open(stage, settings(), INPUTS) as opened:
+        assert opened is not None
+        opened.checkpoint.mkdir()
+        (opened.checkpoint / "state.pt").write_text("state")
+        raise KeyboardInterrupt
+
+
+def test_force_starts_anew(tmp_path: Path) -> None:
+    work(Run(tmp_path), "bridge", settings())
+    (tmp_path / "bridge" / "images").mkdir()
+    (tmp_path / "bridge" / "images" / "old.png").write_text("old")
+    kept = tmp_path / "elsewhere"
+    kept.mkdir()
+    (kept / "file").write_text("kept")
+    (tmp_path / "bridge" / "link").symlink_to(kept)
+    forced = Run(tmp_path, force=True)
+    assert work(forced, "bridge", settings("seed=7"))
+    assert set(snapshot(tmp_path / "bridge")) == {"config.yaml", "done.json", "result"}
+    assert (kept / "file").read_text() == "kept"
+    assert (tmp_path / "bridge" / "result").read_text() == "7"
+    assert work(forced, "bridge", settings("seed=7"))
+
+
+def test_an_interrupted_stage_goes_on_with_its_checkpoint(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    begin(run, "bridge")
+    assert not run.finished("bridge")
+    with run.open("bridge", settings(), INPUTS) as opened:
+        assert opened is not None
+        assert (opened.checkpoint / "state.pt").read_text() == "state"
+        opened.finish()
+    assert run.finished("bridge")
+    assert set(snapshot(tmp_path)) == {"bridge/config.yaml", "bridge/done.json"}
+    assert not (tmp_path / "bridge" / "checkpoint").exists()
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from sfkt_cli.config import Config
+from sfkt_cli.runs import Run
+with Run(Path(sys.argv[1])).open("bridge", Config(), {"transfer.h5": "abc"}):
+    print("in", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_told_of_the_first(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=root,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(RunError, match="another sfkt process"):
+            work(Run(tmp_path), "bridge", settings())
+        assert work(Run(tmp_path), "transfer/tgkt", settings())
+        other.communicate("")
+    assert other.returncode == 0
+    assert work(Run(tmp_path), "bridge", settings())
+
+
+def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    begin(run, "bridge")
+    assert work(run, "bridge", settings())
+
+
+def test_stray_partial_files_are_swept(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    begin(run, "bridge")
+    strays = [
+        tmp_path / "bridge" / ".model.json.123.partial",
+        tmp_path / "bridge" / "images" / ".a.png.9.partial",
+    ]
+    for stray in strays:
+        stray.parent.mkdir(exist_ok=True)
+        stray.write_text("half")
+    (tmp_path / "bridge" / "images" / "a.png").write_text("whole")
+    assert work(run, "bridge", settings())
+    assert not any(stray.exists() for stray in strays)
+    assert (tmp_path / "bridge" / "images" / "a.png").read_text() == "whole"
+
+
+def test_a_missing_stage_says_which_command_makes_it(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with pytest.raises(RunError, match="sfkt bridge"):
+        run.require("bridge", "sfkt bridge")
+    work(run, "bridge", settings())
+    assert run.require("bridge", "sfkt bridge") == tmp_path / "bridge"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_damaged_records_are_named(tmp_path: Path, content: str) -> None:
+    run = Run(tmp_path)
+    work(run, "bridge", settings())
+    (tmp_path / "bridge" / "done.json").write_text(content)
+    with pytest.raises(RunError) as caught:
+        work(run, "bridge", settings())
+    assert "done.json" in str(caught.value)
+    assert "--force" in str(caught.value)
+    assert work(Run(tmp_path, force=True), "bridge", settings())
+
+
+def test_a_run_remembers_the_settings_it_used(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert run.remembered("bridge") == {}
+    work(run, "prepare", settings("seed=3", "image_size=32", "dataset=folders"))
+    work(run, "source", settings("seed=3", "source.epochs=4", "bridge.epochs=77"))
+    work(run, "bridge", settings("seed=3", "bridge.epochs=5", "training.shift=0.2"))
+    work(run, "transfer/tgkt", settings("seed=3", "tgkt.beta_f=8", "transfer.epochs=6"))
+    work(run, "transfer/shot", settings("seed=3", "transfer.epochs=9", "transfer.method=shot"))
+    found = build(run.remembered("transfer/tgkt"))
+    assert found.seed == 3
+    assert found.dataset == "folders"
+    assert found.image_size == 32
+    assert found.source.epochs == 4
+    assert found.bridge.epochs == 5
+    assert found.transfer.epochs == 6
+    assert found.tgkt.beta_f == 8
+    assert build(run.remembered("transfer/shot")).transfer.epochs == 9
+    assert build(run.remembered("source")).source.epochs == 4
+    for stage in ("prepare", "source", "bridge", "transfer/tgkt", "transfer/shot"):
+        again = build(run.remembered(stage))
+        assert stage_settings(stage, again) == run.record(stage)["settings"], stage
+
+
+def test_every_setting_of_a_stage_exists() -> None:
+    for stage in ("prepare", "source", "bridge", "transfer/tgkt", "transfer/socket", "evaluate"):
+        names = stage_settings(stage, Config())
+        assert names
+        build(parse_assignments(f"{name}={json.dumps(value)}" for name, value in names.items()))
+    assert "tgkt.beta_f" in stage_settings("transfer/tgkt", Config())
+    assert "tgkt.beta_f" not in stage_settings("transfer/shot", Config())
+    assert "synthetic.pairs" in stage_settings("prepare", Config())
+
+
+def test_the_run_used_last_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match="sfkt prepare"):
+        choose_run(None)
+    first = choose_run(None, "rgb-nir")
+    assert first.folder == Path("runs/rgb-nir")
+    remember_run(first)
+    assert choose_run(None).folder == Path("runs/rgb-nir")
+    assert choose_run(tmp_path / "other", "rgb-nir").folder == tmp_path / "other"
+    assert choose_run(None, "synthetic", force=True) == Run(Path("runs/synthetic"), True)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "model.json"
+    write_json(path, {"a": 1})
+    with contextlib.suppress(KeyboardInterrupt), replacing(path) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_stage_ends_with_done_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is there when done.json appears, appears before it."""
+    seen: list[Any] = []
+    finish = Stage.finish
+
+    def watched(self: Stage, **summary: Any) -> None:
+        seen.append(sorted(path.name for path in self.folder.iterdir()))
+        finish(self, **summary)
+
+    monkeypatch.setattr(Stage, "finish", watched)
+    work(Run(tmp_path), "bridge", settings())
+    assert seen == [["begun.json", "config.yaml", "result"]]
