@@ -73,6 +73,12 @@ def prepare(
     options: Options,
     name: DatasetName = None,
     root: Root = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch the archive to where --root says, first.")
+    ] = False,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="The data set's licence is accepted.")
+    ] = False,
     source_sensor: Sensor = None,
     target_sensor: Sensor = None,
 ) -> None:
@@ -89,7 +95,9 @@ def prepare(
                 "sun_rgbd.source_sensor": source_sensor,
                 "sun_rgbd.target_sensor": target_sensor,
             }
-        )
+        ),
+        download=download,
+        accept_licence=accept_licence,
     )
 
 

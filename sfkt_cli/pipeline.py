@@ -28,12 +28,22 @@ def settings_of(stage: str, options: Options, *, new_run: bool = False) -> Setti
     return settings
 
 
-def run_prepare(options: Options) -> Run:
-    """Run ``prepare`` and remember the run."""
+def run_prepare(options: Options, *, download: bool = False, accept_licence: bool = False) -> Run:
+    """Run ``prepare`` and remember the run.
+
+    Args:
+        options: What the user typed.
+        download: Fetch the archive first.
+        accept_licence: The user has accepted the notice about the data set's licence.
+    """
+    from sfkt_cli.data.download import download as fetch
+    from sfkt_cli.data.readers import archive_root
     from sfkt_cli.stages.prepare import prepare
 
     settings = resolve(options, "prepare", new_run=True)
     _tell("prepare", options, settings)
+    if download:
+        fetch(settings.config.dataset, archive_root(settings.config), accept_licence)
     prepare(settings.config, settings.run)
     remember_run(settings.run)
     return settings.run

@@ -93,6 +93,8 @@ def test_wrong_usage_is_2_and_errors_are_1(capsys: pytest.CaptureFixture[str]) -
         (["prepare", "synthetic", "--set", "bridge.epocs=3"], "did you mean bridge.epochs?"),
         (["prepare", "synthetic", "--set", "seed=-1"], "setting seed = -1"),
         (["prepare", "synthetic", "--set", "seed"], "section.field=value"),
+        (["prepare", "nyu-depth", "--download"], "--accept-licence"),
+        (["prepare", "synthetic", "--download"], "synthetic"),
         (["run", "absent.yaml"], "absent.yaml does not exist"),
         (["doctor", "--verify", "absent"], "is it a run"),
     ):
