@@ -146,24 +146,26 @@ def draw_curves(
 def draw_gallery(path: Path, strips: Sequence[Strip]) -> None:
     """Pictures of the same samples below each other, one line a view."""
     columns = max(len(strip.pictures) for strip in strips)
-    lines = [1 + (max(t.count("\n") for t in s.captions) if s.captions else 0) for s in strips]
-    height = sum(1.45 + (0.17 * n if s.captions else 0) for s, n in zip(strips, lines, strict=True))
-    figure, axes = _figure(len(strips), columns, (1.42 * columns + 1.2, height + 0.2))
-    for line, strip in enumerate(strips):
-        for column in range(columns):
-            axis = axes[line][column]
-            axis.set_xticks([])
-            axis.set_yticks([])
-            for spine in axis.spines.values():
-                spine.set_visible(False)
-            if column >= len(strip.pictures):
-                continue
-            axis.imshow(np.clip(strip.pictures[column], 0, 1), interpolation="nearest")
-            if strip.captions:
-                right = strip.right[column] if strip.right else None
-                colour = INK if right is None else RIGHT if right else WRONG
-                axis.set_xlabel(strip.captions[column], fontsize=7.5, color=colour, labelpad=3)
-        axes[line][0].set_ylabel(strip.title, fontsize=8.5)
+    lines = [max((text.count("\n") + 1 for text in s.captions), default=0) for s in strips]
+    heights = [1.36 + 0.17 * count for count in lines]
+    figure, axes = _figure(len(strips), 1, (1.42 * columns + 0.4, sum(heights)), heights)
+    for axis, strip in zip(axes[:, 0], strips, strict=True):
+        gap = max(1, round(0.05 * strip.pictures.shape[2]))
+        pitch = strip.pictures.shape[2] + gap
+        row = np.ones((strip.pictures.shape[1], columns * pitch - gap, 3))
+        for column, picture in enumerate(strip.pictures):
+            row[:, column * pitch : (column + 1) * pitch - gap] = np.clip(picture, 0, 1)
+        axis.imshow(row, interpolation="nearest")
+        axis.spines[:].set_visible(False)
+        axis.set_yticks([])
+        axis.set_ylabel(strip.title, fontsize=8.5)
+        centres = [
+            column * pitch + (pitch - gap) / 2 - 0.5 for column in range(len(strip.captions))
+        ]
+        axis.set_xticks(centres, strip.captions, fontsize=7.5)
+        axis.tick_params(axis="x", length=0, pad=2)
+        for label, right in zip(axis.get_xticklabels(), strip.right, strict=False):
+            label.set_color(INK if right is None else RIGHT if right else WRONG)
     _save(figure, path)
 
 

@@ -1,5 +1,7 @@
 import csv
 import json
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,3 +122,23 @@ def test_two_axes_are_those_of_largest_variance() -> None:
     together = np.concatenate([sets["a"], sets["b"]])
     assert together.std(axis=0) == pytest.approx(wide.std(axis=0)[:2], rel=1e-2)
     assert share > 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@pytest.mark.parametrize("scheme", [0, 1])
+def test_page_fills_a_browser_in_dark_and_light(tmp_path: Path, scheme: int) -> None:
+    (tmp_path / "page.html").write_text(to_html(_report(), tmp_path), encoding="utf-8")
+    subprocess.run(
+        [
+            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+            "--window-size=1000,700", f"--blink-settings=preferredColorScheme={scheme}",
+            f"--screenshot={tmp_path / 'page.png'}", (tmp_path / "page.html").as_uri(),
+        ],
+        check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    with Image.open(tmp_path / "page.png") as picture:
+        pixels = np.asarray(picture.convert("L"), dtype=float)
+    corner = pixels[:10, :10].mean()
+    assert corner > 250 if scheme else corner < 30
+    assert np.abs(pixels - corner).max() > 150
