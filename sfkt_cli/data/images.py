@@ -177,7 +177,7 @@ def _normals(points: Tensor) -> Tensor:
     normals = torch.linalg.cross(right, below, dim=1)
     normals = normals / normals.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
     flip = torch.tensor([1.0, 1.0, -1.0], device=points.device).view(1, 3, 1, 1)
-    towards: Tensor = normals * flip * torch.where(normals[:, 2:] > 0, 1.0, -1.0)
+    towards: Tensor = normals * flip * torch.where(normals[:, 2:] > 0, -1.0, 1.0)
     return towards
 
 
