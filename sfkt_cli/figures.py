@@ -147,8 +147,8 @@ def draw_gallery(path: Path, strips: Sequence[Strip]) -> None:
     """Pictures of the same samples below each other, one line a view."""
     columns = max(len(strip.pictures) for strip in strips)
     lines = [max((text.count("\n") + 1 for text in s.captions), default=0) for s in strips]
-    heights = [1.36 + 0.17 * count for count in lines]
-    figure, axes = _figure(len(strips), 1, (1.42 * columns + 0.4, sum(heights)), heights)
+    heights = [1.42 + 0.17 * count for count in lines]
+    figure, axes = _figure(len(strips), 1, (1.42 * columns + 0.4, sum(heights) + 0.3))
     for axis, strip in zip(axes[:, 0], strips, strict=True):
         gap = max(1, round(0.05 * strip.pictures.shape[2]))
         pitch = strip.pictures.shape[2] + gap
