@@ -35,7 +35,7 @@ _STRICT = ConfigDict(
 
 
 class ClassesConfig(BaseModel):
-    """Which classes are task-relevant (TR) and which only lend pairs (TI); wildcards are allowed."""
+    """Which classes are task-relevant (TR) and which only lend pairs (TI); wildcards do."""
 
     model_config = _STRICT
     tr: tuple[str, ...] = ()
@@ -196,8 +196,8 @@ class BridgeConfig(BaseModel):
     """TGMB: the translator from target images to source-like RGB images."""
 
     model_config = _STRICT
-    translator: Literal["unet", "pointwise"] = "unet"
-    """pointwise is the paper's."""
+    translator: Literal["unet", "pointwise", "vqgan"] = "unet"
+    """pointwise is the paper's; vqgan: a vector-quantised autoencoder (section vqgan)."""
     width: int = Field(24, ge=2, le=512)
     """Channels of the translator's first layer."""
     epochs: Epochs = 8
@@ -206,12 +206,28 @@ class BridgeConfig(BaseModel):
     """Of Adam at the start."""
     alpha_rec: Weight = 1.0
     """Weight of L_rec (paper: 1)."""
+    rec_loss: Literal["mse", "l1", "ssim"] = "mse"
+    """What L_rec measures (paper: mse)."""
     alpha_d: Weight = 0.0
     """Weight of L_D, the domain-adversarial term."""
+    d_on: Literal["feature", "image"] = "feature"
+    """What the discriminator of L_D sees: the source model's features, or translated images."""
     alpha_im: Weight = 0.0
     """Weight of L_IM, information maximisation on TR."""
     alpha_f: Weight = 0.3
     """Weight of the source-feature term on TI pairs (ours)."""
+
+
+class VqganConfig(BaseModel):
+    """The translator vqgan; its terms enter L_TGMB."""
+
+    model_config = _STRICT
+    codes: int = Field(256, ge=2, le=65_536)
+    """Entries of the codebook (ours)."""
+    alpha_commit: Weight = 0.25
+    """Weight of the commitment term (VQ-VAE: 0.25)."""
+    alpha_patch: Weight = 0.02
+    """Weight of the adversarial term on patches of TI images (ours)."""
 
 
 class TransferConfig(BaseModel):
@@ -297,14 +313,42 @@ class SocketConfig(OptimiserConfig):
     """Weight of the TI features (SOCKET: 0.5)."""
 
 
+class AadConfig(OptimiserConfig):
+    """AaD (Yang et al., NeurIPS 2022)."""
+
+    neighbours: int = Field(5, ge=1, le=1000)
+    """Nearest images in the feature bank that attract (AaD on VisDA-C: 5)."""
+    weight: Weight = 1.0
+    """Weight of the dispersion at the start (AaD: 1)."""
+    beta: Weight = 5.0
+    """How fast that weight decays: (1 + 10 p)^-beta, p the progress (AaD on VisDA-C: 5)."""
+
+
+class NrcConfig(OptimiserConfig):
+    """NRC (Yang et al., NeurIPS 2021)."""
+
+    neighbours: int = Field(5, ge=1, le=1000)
+    """Nearest images in the feature bank, k (NRC on VisDA-C: 5)."""
+    wider: int = Field(5, ge=1, le=1000)
+    """Nearest images of each of those, m (NRC on VisDA-C: 5)."""
+    affinity: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Trust in neighbours that are not reciprocal, r (NRC: 0.1)."""
+
+
 class RuntimeConfig(BaseModel):
     """The machine: nothing here changes what is computed, but for rounding."""
 
     model_config = _STRICT
     gpus: int | None = Field(None, ge=0)
     """0: CPU; null: every GPU of the machine, or the CPU where there is none (flag --gpus)."""
+    processes: int = Field(1, ge=1, le=256)
+    """Processes on the CPU, where no GPU is used; with GPUs there is one for each."""
+    timeout_seconds: float = Field(60.0, ge=5, le=86_400)
+    """So long a process waits for the others before it gives up."""
     batch_size: int = Field(64, ge=2, le=65_536)
     """Images of each kind in a step, over all processes."""
+    sync_batchnorm: bool = False
+    """Batch statistics over all processes instead of over each one's share; GPUs only."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on GPUs that have it, else fp32."""
     threads: int = Field(0, ge=0)
@@ -349,11 +393,15 @@ class Config(BaseModel):
     training: TrainingConfig = TrainingConfig()
     source: SourceConfig = SourceConfig()
     bridge: BridgeConfig = BridgeConfig()
+    vqgan: VqganConfig = VqganConfig()
     transfer: TransferConfig = TransferConfig()
     tgkt: TgktConfig = TgktConfig()
     distill: DistillConfig = DistillConfig()
     shot: ShotConfig = ShotConfig()
     socket: SocketConfig = SocketConfig()
+    socket_bridge: SocketConfig = SocketConfig()
+    aad: AadConfig = AadConfig()
+    nrc: NrcConfig = NrcConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 

@@ -14,7 +14,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -24,11 +24,12 @@ import yaml
 from filelock import FileLock, Timeout
 
 from sfkt_cli import __version__
-from sfkt_cli.config import Config, as_dict, merge, nest, section_of, to_yaml
+from sfkt_cli.config import Config, as_dict, merge, nest, section_fields, section_of, to_yaml
 from sfkt_cli.errors import RunError
 from sfkt_cli.files import sha256_json, sweep_partials, write_json, write_text
 
 RUNS = Path("runs")
+_OPEN, _FINISHED = "open", "finished"
 DATA_FIELDS = ("seed", "dataset", "image_size", "classes", "split")
 DATA_SECTIONS = {
     "synthetic": "synthetic",
@@ -85,10 +86,14 @@ class Run:
     Attributes:
         folder: ``runs/<name>``.
         force: Start finished or differently set stages anew.
+        main: Whether this process writes; of several, one does.
+        agree: The main process's verdict on a stage, for all of them (see :meth:`open`).
     """
 
     folder: Path
     force: bool = False
+    main: bool = True
+    agree: Callable[[str], str] = str
 
     def path(self, *parts: str) -> Path:
         """A path below the run folder."""
@@ -137,7 +142,7 @@ class Run:
         for above in ("prepare", "source", "bridge", stage):
             path = self.path(above, "config.yaml")
             if path.is_file():
-                used = _read_mapping(path)
+                used = _known(_read_mapping(path))
                 kind, _, method = above.partition("/")
                 fields = STAGE_FIELDS.get(kind, ())
                 fields += (section_of(method),) if section_of(method) in used else ()
@@ -154,7 +159,8 @@ class Run:
     def open(self, stage: str, config: Config, inputs: Mapping[str, str]) -> Iterator[Stage | None]:
         """Enter a stage's folder under a lock; None where it is finished with these settings.
 
-        An interrupted stage is entered again with what it left (its checkpoint).
+        An interrupted stage is entered again with what it left (its checkpoint). Of several
+        processes the main one looks, locks and writes; the others wait for its verdict.
 
         Args:
             stage: Name of the folder, such as ``bridge`` or ``transfer/tgkt``.
@@ -166,8 +172,12 @@ class Run:
                 other settings or inputs and ``force`` is not set.
         """
         folder = self.path(stage)
-        folder.mkdir(parents=True, exist_ok=True)
         settings = stage_settings(stage, config)
+        if not self.main:
+            finished = self.agree("") == _FINISHED
+            yield None if finished else Stage(stage, folder, config, settings, inputs)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path(f".{stage.replace('/', '-')}.lock"))
         try:
             lock.acquire(timeout=0)
@@ -184,10 +194,12 @@ class Run:
                 before = _read_mapping(folder / "done.json" if finished else begun)
                 _refuse_changes(stage, folder, before, state, finished)
             if finished:
+                self.agree(_FINISHED)
                 yield None
                 return
             write_json(begun, state)
             write_text(folder / "config.yaml", to_yaml(config))
+            self.agree(_OPEN)
             yield Stage(stage, folder, config, settings, inputs)
             if (folder / "done.json").is_file():
                 begun.unlink(missing_ok=True)
@@ -204,6 +216,8 @@ def stage_settings(stage: str, config: Config) -> dict[str, Any]:
         names.append(DATA_SECTIONS[config.dataset])
     if section_of(method) in values:
         names.append(section_of(method))
+    if kind == "bridge" and config.bridge.translator in values:
+        names.append(config.bridge.translator)
     flat: dict[str, Any] = {}
     for name in names:
         value = pick(values, name)
@@ -249,6 +263,17 @@ def versions() -> dict[str, str]:
     return {"sfkt": __version__, "python": platform.python_version(), **found}
 
 
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that this version has; an older run may name others."""
+    known: dict[str, Any] = {}
+    for name in section_fields():
+        section, _, field_name = name.rpartition(".")
+        holder = pick(values, section) if section else values
+        if isinstance(holder, Mapping) and field_name in holder:
+            known = merge(known, nest(name, holder[field_name]))
+    return known
+
+
 def digest_settings(values: Mapping[str, Any]) -> str:
     """Short digest of settings, for names and comparisons."""
     return sha256_json(values)[:16]
@@ -258,8 +283,12 @@ def _refuse_changes(
     stage: str, folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], finished: bool
 ) -> None:
     changes = []
+    # A setting that did not exist then counts as its default, which changes nothing.
+    usual = json.loads(json.dumps(stage_settings(stage, Config())))
     for part in ("settings", "inputs"):
         old, new = before.get(part, {}), now[part]
+        if part == "settings":
+            old = {name: usual[name] for name in new if name in usual} | old
         for name in sorted(set(old) | set(new)):
             if old.get(name) != new.get(name):
                 changes.append(f"  {name}: was {old.get(name)!r}, now {new.get(name)!r}")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sfkt_cli.cli import explain, main
+from sfkt_cli.cli import app, config_app, explain, main
 from sfkt_cli.config import Config, build
 from sfkt_cli.files import write_json
 from sfkt_cli.options import Options
@@ -73,6 +73,14 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
         before = os.times().children_user
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
         assert os.times().children_user - before < 0.5
+
+
+def test_every_command_is_explained_with_an_example() -> None:
+    for group in (app, config_app):
+        for command in group.registered_commands:
+            assert (command.epilog or "").startswith("Example: sfkt ")
+            assert command.callback is not None
+            assert (command.callback.__doc__ or "").strip().endswith(".")
 
 
 def test_the_package_itself_imports_no_torch() -> None:

@@ -4,15 +4,15 @@ Stored RGB is (B, H, W, 3) uint8; stored target images are (B, H, W) or (B, H, W
 uint16 millimetres with 0 = no reading, NIR and thermal as uint8 or uint16. Model input is
 (B, C, H, W) float32 in [0, 1].
 
-| encoding   | for      | channels | what it shows                                                 |
-| ---------- | -------- | -------- | ------------------------------------------------------------- |
-| window     | depth    | 1 or C   | low .. high millimetres                                       |
-| relative   | depth    | 1 or C   | mean - 2 sd .. mean + 2 sd of each image's valid pixels        |
-| colormap   | depth    | 3        | the window through the colours of "jet"                       |
-| normals    | depth    | 3        | surface normals; x right, y down, z to the camera             |
-| hha        | depth    | 3        | disparity, height above the lowest point, angle to gravity    |
-| linear     | nir, ... | 1 or C   | low .. high raw values                                        |
-| percentile | nir, ... | 1 or C   | mean - 2 sd .. mean + 2 sd of each image                      |
+| encoding   | for      | channels | what it shows                                              |
+| ---------- | -------- | -------- | ---------------------------------------------------------- |
+| window     | depth    | 1 or C   | low .. high millimetres                                    |
+| relative   | depth    | 1 or C   | mean -+ 2 sd of each image's valid pixels                  |
+| colormap   | depth    | 3        | the window through the colours of "jet"                    |
+| normals    | depth    | 3        | surface normals; x right, y down, z to the camera          |
+| hha        | depth    | 3        | disparity, height above the lowest point, angle to gravity |
+| linear     | nir, ... | 1 or C   | low .. high raw values                                     |
+| percentile | nir, ... | 1 or C   | mean -+ 2 sd of each image                                 |
 
 Where depth is missing, every channel is 0.
 """
@@ -38,8 +38,10 @@ DEFAULTS: dict[str, EncodingKind] = {
     "other": "percentile",
 }
 DEPTH_ONLY = ("window", "relative", "colormap", "normals", "hha")
-FOCAL_SHARE = 0.92
-"""Assumed focal length as a share of the image side (57 degrees, a Kinect's horizontal view)."""
+KINECT_FOCAL = 0.92
+"""Focal length as a share of the image side at 57 degrees, a Kinect's horizontal view."""
+USUAL_SLOPE = 0.5
+"""Slope (tangent of the tilt) that the median pixel is given by the measured focal length."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Encoding:
         high: Stored value shown as 1.
         channels: Of the stored images.
         missing: Whether 0 means "no reading" (depth).
+        focal: Focal length as a share of the image side (normals, hha). Measured, not calibrated:
+            crops of objects would look flat through the camera's own.
     """
 
     kind: EncodingKind
@@ -59,6 +63,7 @@ class Encoding:
     high: float
     channels: int
     missing: bool
+    focal: float = KINECT_FOCAL
 
     @property
     def encoded_channels(self) -> int:
@@ -99,7 +104,26 @@ def choose_encoding(kind: str, modality: str, sample: NDArray[Any]) -> Encoding:
         low, high = 0.0, float(np.iinfo(sample.dtype).max)
     else:
         low, high = (float(value) for value in np.percentile(values, (1.0, 99.0)))
-    return Encoding(chosen, low, max(high, low + 1.0), channels, depth)  # type: ignore[arg-type]
+    focal = _measure_focal(sample) if chosen in ("normals", "hha") else KINECT_FOCAL
+    return Encoding(chosen, low, max(high, low + 1.0), channels, depth, focal)  # type: ignore[arg-type]
+
+
+def _measure_focal(sample: NDArray[Any]) -> float:
+    """The focal length that gives the median surface its usual slope.
+
+    A surface rises by slope * depth / focal from one pixel to the next, in units of the image side.
+    """
+    depth = torch.from_numpy(sample[:256].astype(np.float32)).unsqueeze(1)
+    valid = (depth > 0).to(torch.float32)
+    whole = F.avg_pool2d(valid, 3, 1, 1)[:, :, 1:-1, 1:-1] > 0.99
+    smooth = _fill_noise(depth, valid)
+    across = (smooth[:, :, 1:-1, 2:] - smooth[:, :, 1:-1, :-2]) / 2
+    down = (smooth[:, :, 2:, 1:-1] - smooth[:, :, :-2, 1:-1]) / 2
+    rise = (across.square() + down.square()).sqrt() / smooth[:, :, 1:-1, 1:-1].clamp_min(1.0)
+    if not whole.any():
+        return KINECT_FOCAL
+    median = float(rise[whole].median()) * depth.shape[-1]
+    return float(np.clip(USUAL_SLOPE / max(median, 1e-6), 0.2, 50.0))
 
 
 def rgb_to_float(rgb: Tensor) -> Tensor:
@@ -132,7 +156,7 @@ def encode(stored: Tensor, encoding: Encoding) -> Tensor:
         return _jet(shown) * valid if encoding.kind == "colormap" else shown * valid
     if encoding.kind in ("relative", "percentile"):
         return _relative(values, valid) * valid
-    points = _points(_fill_noise(values, valid))
+    points = _points(_fill_noise(values, valid), encoding.focal)
     normals = _normals(points)
     if encoding.kind == "normals":
         return (0.5 + 0.5 * normals) * valid
@@ -158,10 +182,10 @@ def _fill_noise(depth: Tensor, valid: Tensor) -> Tensor:
     return F.avg_pool2d(depth * valid, 3, 1, 1) / share.clamp_min(1e-6)
 
 
-def _points(depth: Tensor) -> Tensor:
+def _points(depth: Tensor, focal_share: float) -> Tensor:
     """(B, 1, H, W) depth to (B, 3, H, W) points in the same unit; x right, y down, z away."""
     height, width = depth.shape[-2:]
-    focal = FOCAL_SHARE * width
+    focal = focal_share * width
     rows = torch.arange(height, device=depth.device, dtype=depth.dtype) - (height - 1) / 2
     columns = torch.arange(width, device=depth.device, dtype=depth.dtype) - (width - 1) / 2
     across = depth * (columns.view(1, 1, 1, -1) / focal)

@@ -1,4 +1,4 @@
-"""Backbones: a small built-in ResNet, torchvision's classifiers by name, timm's as ``timm:NAME``."""
+"""Backbones: a small ResNet, torchvision's classifiers by name, timm's as ``timm:NAME``."""
 
 from __future__ import annotations
 

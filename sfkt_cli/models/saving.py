@@ -1,8 +1,8 @@
 """Models on disk: model.safetensors beside model.json, which says all that is needed to use them.
 
-model.json: ``kind`` (classifier, translator), ``architecture`` (arguments of the class), ``classes``,
-``normalisation``, ``encoding``, ``inputs`` (digests), ``seed``, ``versions``, ``sha256`` of the
-weights. Nothing here runs code from a file.
+model.json: ``kind`` (classifier, translator), ``architecture`` (arguments of the class),
+``classes``, ``normalisation``, ``encoding``, ``inputs`` (digests), ``seed``, ``versions``,
+``sha256`` of the weights. Nothing here runs code from a file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sfkt_cli.data.images import Encoding
 from sfkt_cli.errors import DataError
 from sfkt_cli.files import replacing, sha256_file, write_json
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.translators import make_translator
+from sfkt_cli.models.translators import Front, make_translator
 from sfkt_cli.runs import versions
 
 WEIGHTS = "model.safetensors"
@@ -113,11 +113,7 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
         )
     try:
         architecture = dict(card["architecture"])
-        module = (
-            Classifier(**architecture)
-            if card["kind"] == "classifier"
-            else make_translator(architecture.pop("name"), **architecture)
-        )
+        module = _build(card["kind"], architecture)
         module.load_state_dict(load_file(weights))
         encoding = Encoding(**card["encoding"]) if card["encoding"] else None
         classes = [str(name) for name in card["classes"]]
@@ -133,6 +129,16 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
     module.eval()
     module.to(device or torch.device("cpu"), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Saved(module, classes, encoding, card)
+
+
+def _build(kind: str, architecture: dict[str, Any]) -> nn.Module:
+    if kind != "classifier":
+        return make_translator(**architecture)
+    front = architecture.pop("front", None)
+    model = Classifier(**architecture)
+    if front is not None:
+        model.front = Front(make_translator(**front), front["channels"])
+    return model
 
 
 def read_card(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ TRANSLATORS maps the names of the configuration to the classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfkt_cli.errors import ConfigError
+from sfkt_cli.models.vqgan import VqganTranslator
 
 
 class PointwiseTranslator(nn.Module):
@@ -39,8 +41,8 @@ class UNetTranslator(nn.Module):
     """A U-Net that works from half resolution down: context at the price of a small classifier.
 
     Pixels are folded two by two into channels, three scales below add context, and the result is
-    interpolated, which leaves no checkerboard. Source: Ronneberger et al., 2015, for the shape, with added skips; in place of
-    the paper's pointwise T (ours).
+    interpolated, which leaves no checkerboard. Source: Ronneberger et al., 2015, for the shape,
+    with added skips; in place of the paper's pointwise T (ours).
 
     Args:
         channels: Of the encoded target image.
@@ -59,7 +61,7 @@ class UNetTranslator(nn.Module):
         self.leave = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, encoded: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] to (B, 3, H, W) in [0, 1]; edges are repeated to a multiple of 8."""
+        """(B, C, H, W) in [0, 1] to (B, 3, H, W) in [0, 1]; any H and W."""
         height, width = encoded.shape[-2:]
         padded = F.pad(encoded, (0, -width % 8, 0, -height % 8), mode="replicate")
         half = self.enter(F.pixel_unshuffle(padded, 2))
@@ -71,21 +73,59 @@ class UNetTranslator(nn.Module):
         return torch.sigmoid(self.leave(full)[..., :height, :width])
 
 
-TRANSLATORS: dict[str, type[PointwiseTranslator] | type[UNetTranslator]] = {
+class Front(nn.Module):
+    """A frozen translator in front of an RGB classifier, for students that see translated images.
+
+    Args:
+        translator: T; stays in inference mode, whatever becomes of the classifier behind it.
+        channels: Of the encoded target image: 1 or 3, what ``as_rgb`` keeps whole.
+    """
+
+    def __init__(self, translator: nn.Module, channels: int) -> None:
+        super().__init__()
+        if channels not in (1, 3):
+            raise ConfigError(
+                f"target images of {channels} encoded channels cannot be translated in front of a "
+                "student: choose an encoding of 1 or 3"
+            )
+        self.translator = translator.requires_grad_(False)
+        self._channels = channels
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Front:
+        """Nothing wakes the translator's batch norms."""
+        del mode
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encoded target images as RGB (B, 3, H, W) to translated ones (B, 3, H, W)."""
+        with torch.no_grad():
+            bridged: Tensor = self.translator(images[:, : self._channels])
+        return bridged
+
+
+TRANSLATORS: dict[str, Callable[..., nn.Module]] = {
     "pointwise": PointwiseTranslator,
     "unet": UNetTranslator,
+    "vqgan": VqganTranslator,
 }
 
 
-def make_translator(name: str, *, channels: int, width: int) -> nn.Module:
+def make_translator(name: str, *, channels: int, width: int, **more: int) -> nn.Module:
     """The translator of that name.
+
+    Args:
+        name: Key of TRANSLATORS.
+        channels: Of the encoded target image.
+        width: Of its first layer.
+        more: Sizes that this translator alone has.
 
     Raises:
         ConfigError: The name is not in TRANSLATORS.
     """
     if name not in TRANSLATORS:
         raise ConfigError(f"bridge.translator = {name!r}: choose one of {', '.join(TRANSLATORS)}")
-    return TRANSLATORS[name](channels, width)
+    return TRANSLATORS[name](channels, width, **more)
 
 
 def _convolutions(channels_in: int, channels: int, layers: int = 2) -> nn.Sequential:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sfkt_cli.data.images import (
     DEPTH_ONLY,
-    FOCAL_SHARE,
+    KINECT_FOCAL,
     Encoding,
     EncodingKind,
     as_rgb,
@@ -120,7 +120,7 @@ def test_relative_does_not_see_offset_and_scale(kind: str, offset: int, scale: i
 
 def plane(normal: NDArray[np.float64], size: int = 24, away_mm: float = 2500.0) -> Tensor:
     """Depth of the plane through (0, 0, away) with that normal; x right, y down, z away."""
-    focal = FOCAL_SHARE * size
+    focal = KINECT_FOCAL * size
     across = (np.arange(size) - (size - 1) / 2) / focal
     rays = np.stack(np.broadcast_arrays(across[None, :], across[:, None], 1.0))
     depth = away_mm * normal[2] / np.tensordot(normal, rays, axes=1)

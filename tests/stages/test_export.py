@@ -92,8 +92,14 @@ def test_the_exported_folder_knows_its_sensor(exported: Path, images: Any, expec
     assert student.predict(images[0]).probability == pytest.approx(expected[0].max(), abs=1e-5)
 
 
-def test_the_model_card_has_front_matter(exported: Path) -> None:
+def test_the_model_card_has_front_matter_and_code_that_runs(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
     text = (exported / "README.md").read_text()
+    monkeypatch.chdir(exported)
+    exec(text.split("```python")[1].split("```")[0], {})
+    assert capsys.readouterr().out.strip() in sfkt_cli.load_student(exported / "student").classes
     front = yaml.safe_load(text.split("---")[1])
     assert front["pipeline_tag"] == "image-classification"
     assert "uint16, (batch, 16, 16)" in text
