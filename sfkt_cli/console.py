@@ -28,6 +28,11 @@ def quieten(quiet: bool) -> None:
     console.quiet = quiet
 
 
+def mute() -> None:
+    """Say nothing at all: another process speaks."""
+    console.quiet = _warnings.quiet = True
+
+
 def say(message: str) -> None:
     """Print one message, as it is, without markup."""
     console.print(message, markup=False)

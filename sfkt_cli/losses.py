@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfkt_cli.reductions import count_processes, mean_over_processes
+
 
 def reconstruction(bridged: Tensor, rgb: Tensor, *, valid: Tensor | None = None) -> Tensor:
     """Mean squared error between translated TI images and their RGB partners.
@@ -96,7 +98,7 @@ def diversity(logits: Tensor) -> Tensor:
     Args:
         logits: (B, K); receives a gradient.
     """
-    mean = F.log_softmax(logits.float(), dim=1).exp().mean(dim=0)
+    mean = mean_over_processes(F.log_softmax(logits.float(), dim=1).exp().mean(dim=0))
     return -torch.xlogy(mean, mean.clamp_min(1e-30)).sum()
 
 
@@ -145,7 +147,8 @@ def feature_matching_norm(features: Tensor, partners: Tensor) -> Tensor:
         partners: (B, D), of the RGB partners; a constant.
     """
     squares = (features.float() - partners.detach().float()).square().sum()
-    return (squares + 1e-12).sqrt()
+    whole = mean_over_processes(squares) * count_processes(squares)
+    return (whole + 1e-12).sqrt()
 
 
 def distillation(

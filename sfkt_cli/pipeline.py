@@ -51,15 +51,15 @@ def run_prepare(options: Options, *, download: bool = False, accept_licence: boo
 
 def run_source(options: Options) -> None:
     """Run ``source``."""
-    from sfkt_cli.stages.source import source
+    from sfkt_cli.training.launch import launch
 
     settings = settings_of("source", options)
-    source(settings.config, settings.run)
+    launch("source", "sfkt_cli.stages.source:source", settings.config, settings.run)
 
 
 def run_bridge(options: Options) -> None:
     """Run ``bridge``; ``source`` before it where it is missing and possible."""
-    from sfkt_cli.stages.bridge import bridge
+    from sfkt_cli.training.launch import launch
 
     settings = settings_of("bridge", options)
     possible = settings.run.source_store.is_file() or settings.config.source.checkpoint
@@ -67,15 +67,16 @@ def run_bridge(options: Options) -> None:
         say("bridge: there is no source model yet; `sfkt source` runs first")
         run_source(replace(options, force=False))
         settings = resolve(options, "bridge")
-    bridge(settings.config, settings.run)
+    launch("bridge", "sfkt_cli.stages.bridge:bridge", settings.config, settings.run)
 
 
 def run_transfer(options: Options) -> None:
     """Run ``transfer`` with the configured method."""
-    from sfkt_cli.stages.transfer import transfer
+    from sfkt_cli.training.launch import launch
 
     settings = settings_of("transfer", options)
-    transfer(settings.config, settings.run)
+    name = f"transfer/{settings.config.transfer.method}"
+    launch(name, "sfkt_cli.stages.transfer:transfer", settings.config, settings.run)
 
 
 def run_evaluate(options: Options, report: Path | None = None) -> None:

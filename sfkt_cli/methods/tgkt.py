@@ -54,6 +54,7 @@ class Tgkt(nn.Module):
             "self": config.tgkt.beta_self,
             "im": config.tgkt.beta_im,
         }
+        self.skips_parameters = not config.tgkt.beta_kl
 
     def begin_epoch(self, epoch: int) -> None:
         """Refresh the teacher and the pseudo-labels, once the warm-up is over."""

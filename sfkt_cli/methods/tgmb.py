@@ -75,3 +75,4 @@ class Tgmb(nn.Module):
                     self.discriminator(losses.reverse_gradient(tr_features)),
                 )
         return terms
+        self.skips_parameters = not weights["d"]

@@ -80,7 +80,7 @@ def bridge(config: Config, run: Run) -> None:
             features=feature_size(source),
             registered=store.registered,
         )
-        runtime.place(objective)
+        runtime.place(runtime.synchronised(objective))
         streams = open_streams(config, store, runtime)
         plan = Plan(
             title="bridge", seed=config.seed, epochs=settings.epochs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,17 +35,31 @@ class SourceObjective(nn.Module):
         model: The classifier in training.
         label_smoothing: Share of the label that is spread over all classes.
         color_jitter: Largest relative change of brightness, contrast and saturation.
+        rank: This process.
+        world: Number of processes; each has every ``world``-th row of a batch.
     """
 
-    def __init__(self, model: Classifier, *, label_smoothing: float, color_jitter: float) -> None:
+    def __init__(
+        self,
+        model: Classifier,
+        *,
+        label_smoothing: float,
+        color_jitter: float,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         super().__init__()
         self.model = model
         self._label_smoothing = label_smoothing
         self._color_jitter = color_jitter
+        self._rank, self._world = rank, world
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The loss terms of ``{"rgb": (B, H, W, 3), "labels": (B,)}``."""
-        images = jitter_colors(rgb_to_float(batch["rgb"]), self._color_jitter)
+        images = rgb_to_float(batch["rgb"])
+        # Drawn for the whole batch: the number of processes changes no picture.
+        noise = torch.rand(3, self._world * len(images), 1, 1, 1, device=images.device)
+        images = jitter_colors(images, noise[:, self._rank :: self._world], self._color_jitter)
         _, logits = self.model(images)
         loss = F.cross_entropy(
             logits.float(), batch["labels"], label_smoothing=self._label_smoothing
@@ -52,14 +67,15 @@ class SourceObjective(nn.Module):
         return {"cross_entropy": loss}
 
 
-def jitter_colors(images: Tensor, strength: float) -> Tensor:
+def jitter_colors(images: Tensor, noise: Tensor, strength: float) -> Tensor:
     """Change brightness, contrast and saturation of each image at random.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
-        strength: Factors are drawn from 1 - strength .. 1 + strength.
+        noise: (3, B, 1, 1, 1) in [0, 1).
+        strength: Factors are taken from 1 - strength .. 1 + strength.
     """
-    factors = 1 + strength * (2 * torch.rand(3, len(images), 1, 1, 1, device=images.device) - 1)
+    factors = 1 + strength * (2 * noise - 1)
     images = images * factors[0]
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     images = (images - mean) * factors[1] + mean
@@ -100,7 +116,7 @@ def source(config: Config, run: Run) -> None:
         }
         seed_all(config.seed, "source")
         model = Classifier(**architecture, pretrained=settings.weights == "imagenet")
-        runtime.place(model)
+        runtime.place(runtime.synchronised(model))
         fitted = _train(config, stage, model, store["source/rgb"], store.labels("source"), runtime)
         if runtime.main:
             _write(stage, model, architecture, store.classes)
@@ -119,7 +135,9 @@ def _bring(config: Config, run: Run) -> None:
         if stage is None:
             say(f"source: already done in {run.path('source')}")
             return
-        runtime = make_runtime(config.runtime)
+        if not run.main:
+            return
+        runtime = replace(make_runtime(config.runtime), world=1)
         model = runtime.place(brought.model)
         rgb = store["ti/rgb"][:LOOKED_AT]
         _, logits = predict_rows(rgb, rgb_loader(runtime), model, runtime)
@@ -141,7 +159,7 @@ def _train(
     settings, training = config.source, config.training
     if len(rgb) < 2:
         raise ConfigError(f"source.h5 holds {len(rgb)} images: at least 2 are needed")
-    batch_size = min(config.runtime.batch_size, len(rgb))
+    batch_size = runtime.batch_size(config.runtime.batch_size, len(rgb))
     stream = Stream(
         {"rgb": rgb}, name="source", seed=config.seed, batch_size=batch_size,
         shift=training.shift, flip=training.flip, rank=runtime.rank, world=runtime.world,
@@ -150,6 +168,8 @@ def _train(
         model,
         label_smoothing=settings.label_smoothing,
         color_jitter=settings.color_jitter,
+        rank=runtime.rank,
+        world=runtime.world,
     )
     optimizer = classifier_optimizer(
         model, settings.learning_rate, settings.backbone_rate, settings.weight_decay

@@ -52,7 +52,7 @@ def open_streams(config: Config, store: Store, runtime: Runtime, *, ti_rgb: bool
             f"{store.path} holds {store.count('target')} TR target images: at least 2 are needed"
         )
     largest = max(store.count("ti"), store.count("target"))
-    batch_size = min(config.runtime.batch_size, largest)
+    batch_size = runtime.batch_size(config.runtime.batch_size, largest)
 
     def stream(name: str, names: dict[str, str], rows: NDArray[np.int64] | None) -> Stream:
         return Stream(

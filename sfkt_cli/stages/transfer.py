@@ -74,6 +74,9 @@ def transfer(config: Config, run: Run) -> None:
         own: OptimiserConfig = getattr(config, section_of(method))
         streams = open_streams(config, store, runtime, ti_rgb=False)
         plan = Plan(
+        if front is not None:
+            student.front = Front(front.module, architecture["front"]["channels"])
+        runtime.synchronised(student)
             title=method, seed=config.seed, epochs=settings.epochs,
             steps=steps_of_epoch(config, streams), weights=objective.weights,
             folder=stage.folder, select="ti_closeness" if objective_class.needs_ti else None,

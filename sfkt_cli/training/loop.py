@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from sfkt_cli.console import Tracker, say, terms_text, track
+from sfkt_cli.console import Tracker, say, terms_text, track, warn
 from sfkt_cli.errors import RunError
 from sfkt_cli.files import write_text
 from sfkt_cli.training.checkpoint import load_state, save_state
@@ -132,9 +131,9 @@ def fit(
         objective.load_state_dict(state["objective"])
         optimizer.load_state_dict(state["optimizer"])
         best, progress = state["best"], _Progress(**state["progress"])
-        if runtime.main:
-            say(f"{plan.title}: goes on at epoch {progress.epoch + 1}, step {progress.step + 1}")
-    parallel = DistributedDataParallel(objective) if runtime.world > 1 else objective
+        say(f"{plan.title}: goes on at epoch {progress.epoch + 1}, step {progress.step + 1}")
+        _compare_environments(plan, state.get("environment", {}), runtime)
+    parallel = runtime.parallel(objective)
     rates = [group.setdefault("full_rate", group["lr"]) for group in optimizer.param_groups]
     scaler = torch.amp.GradScaler(enabled=runtime.precision == torch.float16)
 
@@ -147,6 +146,7 @@ def fit(
                     "optimizer": optimizer.state_dict(),
                     "best": best,
                     "progress": vars(progress),
+                    "environment": runtime.environment(),
                 },
             )
 
@@ -159,8 +159,9 @@ def fit(
             if progress.step == 0:
                 seed_all(plan.seed, plan.title, epoch)
                 begin_epoch(epoch)
+                runtime.share_buffers(objective)
             objective.train()
-            checked = _Checked(plan, checkpoint)
+            checked = _Checked(plan, checkpoint, runtime)
             began = time.monotonic()
             for step, batch in _ahead(batches, epoch, progress.step, plan.steps):
                 seed_all(plan.seed, plan.title, epoch, step)
@@ -183,15 +184,17 @@ def fit(
                 progress.step = step + 1
                 tracker.advance(1, plan.images, terms_text(checked.latest))
                 due = time.monotonic() - last_saved >= plan.checkpoint_seconds
-                if stopped.is_set() or (due and progress.step < plan.steps):
+                stopping = runtime.any(stopped.is_set())
+                if stopping or (due and progress.step < plan.steps):
                     checked.flush(progress)
                     progress.seconds += time.monotonic() - began
                     began = last_saved = time.monotonic()
                     save()
-                if stopped.is_set():
+                if stopping:
                     raise Interrupted(f"{plan.title} stopped; the same command goes on from here")
             checked.flush(progress)
             runtime.wait()
+            runtime.share_buffers(objective)
             progress.seconds += time.monotonic() - began
             objective.eval()
             with torch.inference_mode():
@@ -215,11 +218,15 @@ def fit(
 
 
 class _Checked:
-    """Sums loss terms and notices a loss that is not finite, one step late to keep a GPU busy."""
+    """Sums loss terms and notices a loss that is not finite, one step late to keep a GPU busy.
 
-    def __init__(self, plan: Plan, checkpoint: Path) -> None:
+    Terms are means over the processes, so that all of them notice together.
+    """
+
+    def __init__(self, plan: Plan, checkpoint: Path, runtime: Runtime) -> None:
         self._plan = plan
         self._checkpoint = checkpoint
+        self._runtime = runtime
         self._pending: tuple[Tensor, dict[str, Tensor], Tensor | None] | None = None
         self.latest: dict[str, float] = {}
 
@@ -234,17 +241,32 @@ class _Checked:
         loss, terms, rows = self._pending
         self._pending = None
         names = list(terms)
-        values = torch.stack([loss, *terms.values()]).tolist()
+        values = self._runtime.mean(torch.stack([loss, *terms.values()])).tolist()
         self.latest = dict(zip(names, values[1:], strict=True))
         if not all(math.isfinite(value) for value in values):
+            shares = self._runtime.gather([] if rows is None else rows.tolist())
             raise RunError(
                 f"{self._plan.title}: the loss is {values[0]} in epoch {at.epoch + 1}, "
                 f"step {at.step} ({terms_text(self.latest)}); rows of the batch: "
-                f"{[] if rows is None else rows.tolist()}. The last good state is in "
+                f"{[row for share in shares for row in share]}. The last good state is in "
                 f"{self._checkpoint}. Lower the learning rate, or set training.clip_norm=1"
             )
         for name, value in self.latest.items():
             at.totals[name] = at.totals.get(name, 0.0) + value
+
+
+def _compare_environments(
+    plan: Plan, before: Mapping[str, str | int], runtime: Runtime
+) -> None:
+    """Warn where a state goes on in an environment that rounds differently."""
+    now = runtime.environment()
+    changes = [f"{name} {before[name]} -> {now[name]}" for name in now if name in before
+               and before[name] != now[name]]  # fmt: skip
+    if changes:
+        warn(
+            f"{plan.title}: the state was saved elsewhere ({', '.join(changes)}): results agree "
+            "to rounding, not bit for bit"
+        )
 
 
 def _row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ def predict_rows(
 ) -> tuple[Tensor, Tensor]:
     """Features (N, D) and logits (N, K) of all rows, float32, on the CPU.
 
+    Several processes take turns batch by batch, and all of them get everything; they must all ask.
+
     Args:
         images: (N, H, W[, C]) stored images, such as a memory map.
         load: Stored to model input.
@@ -52,15 +55,36 @@ def predict_rows(
         batch_size: Rows at a time.
     """
     features, logits = [], []
+    firsts = range(0, len(images), batch_size)
     with torch.inference_mode():
-        for first in range(0, len(images), batch_size):
+        for first in firsts[runtime.rank :: runtime.world]:
             stored = np.asarray(images[first : first + batch_size])
             views = [stored, stored[:, :, ::-1]] if flips else [stored]
             with runtime.autocast():
                 seen = [model(load(view)) for view in views]
             features.append(torch.stack([f.float() for f, _ in seen]).mean(0).cpu())
             logits.append(torch.stack([z.float() for _, z in seen]).mean(0).cpu())
-    return torch.cat(features), torch.cat(logits)
+    if runtime.world == 1:
+        return torch.cat(features), torch.cat(logits)
+    whole = _Whole(len(images), batch_size, runtime)
+    return whole.gather(features), whole.gather(logits)
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """Puts the batches of all processes together; each row is seen by exactly one of them."""
+
+    count: int
+    batch_size: int
+    runtime: Runtime
+
+    def gather(self, parts: list[Tensor]) -> Tensor:
+        width = max(self.runtime.gather(parts[0].shape[1] if parts else 0))
+        rows = torch.zeros(self.count, width)
+        firsts = range(0, self.count, self.batch_size)[self.runtime.rank :: self.runtime.world]
+        for first, part in zip(firsts, parts, strict=True):
+            rows[first : first + len(part)] = part
+        return self.runtime.sum(rows)
 
 
 def through(translator: nn.Module, source: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import warnings
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sfkt_cli.config import RuntimeConfig
 from sfkt_cli.errors import ConfigError
@@ -27,12 +29,14 @@ class Runtime:
         precision: float32, bfloat16 or float16: the type of autocast regions.
         rank: Number of this process.
         world: Number of processes.
+        sync_batchnorm: Whether batch statistics are taken over all processes.
     """
 
     device: torch.device
     precision: torch.dtype
     rank: int = 0
     world: int = 1
+    sync_batchnorm: bool = False
 
     @property
     def main(self) -> bool:
@@ -61,16 +65,79 @@ class Runtime:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def barrier(self) -> None:
-        """Wait for the other processes."""
-        if self.world > 1:
-            distributed.barrier()
+    def batch_size(self, asked: int, count: int) -> int:
+        """Rows of a batch over all processes, with the same share of at least 2 for each.
 
-    def gather_sum(self, values: Tensor) -> Tensor:
-        """Sum a tensor over the processes."""
+        Args:
+            asked: ``runtime.batch_size``; rounded down to a multiple of the processes.
+            count: Samples that there are.
+        """
+        return max(min(asked, count) // self.world, 2) * self.world
+
+    def synchronised(self, module: nn.Module) -> nn.Module:
+        """The module with batch norms over all processes, if that is wanted and possible."""
+        if self.sync_batchnorm and self.world > 1 and self.device.type == "cuda":
+            converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+            return converted
+        return module
+
+    def parallel(self, objective: nn.Module) -> nn.Module:
+        """The objective with gradients averaged over the processes.
+
+        One that may leave trained parameters out of a step says so with ``skips_parameters``.
+        Buffers stay each process's own until :meth:`share_buffers`: those of process 0 count, so
+        that its state alone says how training goes on.
+        """
+        if self.world == 1:
+            return objective
+        with warnings.catch_warnings():  # torch 2.14 renames the option; 2.9 knows only this one
+            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+            return DistributedDataParallel(
+                objective,
+                broadcast_buffers=False,
+                find_unused_parameters=getattr(objective, "skips_parameters", False),
+            )
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every process the buffers of process 0, such as its running batch statistics."""
         if self.world > 1:
+            for buffer in module.buffers():
+                distributed.broadcast(buffer, 0)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of a tensor over the processes, without gradient."""
+        if self.world == 1:
+            return values
+        return self.sum(values) / self.world
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of a tensor over the processes, without gradient."""
+        if self.world > 1:
+            values = values.clone()
             distributed.all_reduce(values)
         return values
+
+    def any(self, noted: bool) -> bool:
+        """Whether any process noted something."""
+        return bool(self.sum(torch.tensor(int(noted)))) if self.world > 1 else noted
+
+    def gather(self, value: Any) -> list[Any]:
+        """A small value of each process, by its number."""
+        found = [value] * self.world
+        if self.world > 1:
+            distributed.all_gather_object(found, value)
+        return found
+
+    def environment(self) -> dict[str, str | int]:
+        """What decides the last bits of results; a state of training remembers it."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return {
+            "device": name,
+            "precision": str(self.precision).removeprefix("torch."),
+            "processes": self.world,
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+        }
 
     def peak_memory_mb(self) -> float:
         """Largest memory use so far: of the GPU's allocator, or resident memory on the CPU."""
@@ -84,29 +151,61 @@ def count_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def use_gpus(config: RuntimeConfig) -> int:
+    """How many GPUs of this machine to use; 0: the CPU.
+
+    Raises:
+        ConfigError: More are asked for than there are.
+    """
+    there = count_gpus()
+    gpus = there if config.gpus is None else config.gpus
+    if gpus > there:
+        cpu = " (the CPU)" if there == 0 else ""
+        raise ConfigError(f"--gpus {gpus}: this machine has {there}; use --gpus {there}{cpu}")
+    return gpus
+
+
+def choose_device(config: RuntimeConfig) -> torch.device:
+    """The device of this process: the GPU of its number on this machine, or the CPU.
+
+    Raises:
+        ConfigError: There are more processes than GPUs.
+    """
+    if not use_gpus(config):
+        return torch.device("cpu")
+    local, there = int(os.environ.get("LOCAL_RANK", "0")), count_gpus()
+    if there == 1:  # SLURM may show each process its own GPU only
+        return torch.device("cuda", 0)
+    if local >= there:
+        raise ConfigError(
+            f"process {local} of this machine has no GPU of its own, there are {there}: "
+            "start as many processes as GPUs, or use --gpus 0"
+        )
+    return torch.device("cuda", local)
+
+
 def make_runtime(config: RuntimeConfig) -> Runtime:
-    """The runtime of this process, from the settings and the environment of a launcher.
+    """The runtime of this process, from the settings and the processes that joined.
 
     Raises:
         ConfigError: More GPUs are asked for than there are, or the precision does not exist here.
     """
-    gpus = count_gpus() if config.gpus is None else config.gpus
-    if gpus > count_gpus():
-        raise ConfigError(
-            f"--gpus {gpus}: this machine has {count_gpus()}; use --gpus {count_gpus()}"
-            + (" (the CPU)" if count_gpus() == 0 else "")
-        )
+    device = choose_device(config)
     rank = distributed.get_rank() if distributed.is_initialized() else 0
     world = distributed.get_world_size() if distributed.is_initialized() else 1
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local) if gpus else torch.device("cpu")
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not config.deterministic
     if config.threads:
         torch.set_num_threads(config.threads)
+    elif world > 1 and "OMP_NUM_THREADS" not in os.environ:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max((os.cpu_count() or 1) // here, 1))
     torch.use_deterministic_algorithms(config.deterministic)
-    return Runtime(device, _precision(config.precision, device), rank, world)
+    precision = _precision(config.precision, device)
+    return Runtime(device, precision, rank, world, config.sync_batchnorm)
 
 
 def _precision(name: str, device: torch.device) -> torch.dtype:

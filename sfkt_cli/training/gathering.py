@@ -1,0 +1,22 @@
+"""Tensors of all processes together, for state that every process keeps alike."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, distributed
+
+
+def from_all_processes(values: Tensor) -> Tensor:
+    """The rows of every process, in the order of their ranks; without gradient.
+
+    Args:
+        values: (B, ...), as many rows in each process.
+
+    Returns:
+        (world B, ...); ``values`` itself where there is one process.
+    """
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, values.detach().contiguous())
+    return torch.cat(parts)
