@@ -39,6 +39,77 @@ def reconstruction(bridged: Tensor, rgb: Tensor, *, valid: Tensor | None = None)
     return (error * weight).sum() / weight.sum().clamp_min(1.0)
 
 
+def absolute_error(bridged: Tensor, rgb: Tensor) -> Tensor:
+    """Mean absolute difference of translated TI images and their RGB partners.
+
+    L_l1 = mean |T(x_target^TI) - x_rgb^TI|
+
+    Source: ours, as in pix2pix (Isola et al., CVPR 2017), in place of the paper's L_rec; blurs
+    less. 0.25 is a grey card before white noise; 0: the same picture.
+
+    Args:
+        bridged: (B, 3, H, W), translated, in [0, 1]; receives a gradient.
+        rgb: (B, 3, H, W), the partners, in [0, 1].
+
+    Returns:
+        A scalar without unit.
+    """
+    return (bridged.float() - rgb.float()).abs().mean()
+
+
+def structural_dissimilarity(bridged: Tensor, rgb: Tensor) -> Tensor:
+    """One minus the structural similarity of translated TI images and their RGB partners.
+
+    L_ssim = 1 - mean SSIM, over windows of 11 x 11 pixels under a Gaussian of 1.5, no padding
+
+    Source: Wang et al., IEEE TIP 2004, Eq. 13; ours, in place of the paper's L_rec. 1: nothing in
+    common; 0: the same structure, contrast and brightness everywhere.
+
+    Args:
+        bridged: (B, 3, H, W), translated, in [0, 1], H and W at least 11; receives a gradient.
+        rgb: (B, 3, H, W), the partners, in [0, 1].
+
+    Returns:
+        A scalar without unit.
+    """
+    first, second = bridged.float(), rgb.float()
+    offsets = torch.arange(-5.0, 6.0, device=first.device)
+    window = torch.exp(-offsets.square() / (2 * 1.5**2))
+    window = window / window.sum()
+
+    def blur(images: Tensor) -> Tensor:
+        flat = images.flatten(0, 1).unsqueeze(1)
+        with torch.autocast(flat.device.type, enabled=False):  # variances need all their digits
+            return F.conv2d(F.conv2d(flat, window.view(1, 1, 11, 1)), window.view(1, 1, 1, 11))
+
+    mean_a, mean_b = blur(first), blur(second)
+    variance_a = blur(first * first) - mean_a.square()
+    variance_b = blur(second * second) - mean_b.square()
+    covariance = blur(first * second) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    likeness = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    likeness = likeness / (mean_a.square() + mean_b.square() + c1)
+    return 1.0 - (likeness / (variance_a + variance_b + c2)).mean()
+
+
+def commitment(encoded: Tensor, codes: Tensor) -> Tensor:
+    """How far the encoder's vectors are from the codebook entries that stand for them.
+
+    L_commit = mean (z - sg(e))^2
+
+    Source: VQ-VAE (van den Oord et al., NeurIPS 2017), Eq. 3, last term. 0: every vector is an
+    entry; the variance of the vectors: the codebook says nothing.
+
+    Args:
+        encoded: (..., D), z; receives a gradient.
+        codes: (..., D), the nearest entries e; a constant.
+
+    Returns:
+        A scalar in squared code units.
+    """
+    return F.mse_loss(encoded.float(), codes.detach().float())
+
+
 class _ReverseGradient(torch.autograd.Function):
     """Identity forward, minus the gradient backward."""
 
@@ -71,8 +142,8 @@ def domain_adversarial(ti_logits: Tensor, tr_logits: Tensor) -> Tensor:
     0: TI and TR are told apart.
 
     Args:
-        ti_logits: (B,) or (B, 1), discriminator outputs for translated TI; receives a gradient.
-        tr_logits: (B,) or (B, 1), the same for translated TR; receives a gradient.
+        ti_logits: (B, ...), discriminator outputs for translated TI; receives a gradient.
+        tr_logits: (B, ...), the same for translated TR; receives a gradient.
     """
     ti, tr = ti_logits.float(), tr_logits.float()
     return 0.5 * (F.softplus(-ti).mean() + F.softplus(tr).mean())
@@ -192,6 +263,48 @@ def pseudo_label_cross_entropy(
     """
     rows = F.cross_entropy(logits.float(), pseudo_labels, reduction="none")
     return rows.mean() if weights is None else (rows * weights).mean()
+
+
+def attraction(logits: Tensor, neighbours: Tensor, affinity: Tensor | None = None) -> Tensor:
+    """Minus the agreement with the predictions of neighbours.
+
+    L_attract = -mean_b sum_k a_bk <p_b, q_bk>
+
+    Source: AaD (Yang et al., NeurIPS 2022), the attracting term, with a = 1; NRC (Yang et al.,
+    NeurIPS 2021), the terms of near and wider neighbours and of the image itself. -k: all say the
+    same with certainty; 0: no neighbour agrees.
+
+    Args:
+        logits: (B, K); receives a gradient.
+        neighbours: (B, k, K), probabilities of the k neighbours; a constant.
+        affinity: (B, k), non-negative weights; a constant. None: 1 each.
+
+    Returns:
+        A scalar without unit.
+    """
+    said = F.softmax(logits.float(), dim=1)
+    agreement = (said.unsqueeze(1) * neighbours.detach().float()).sum(dim=2)
+    if affinity is not None:
+        agreement = agreement * affinity
+    return -agreement.sum(dim=1).mean()
+
+
+def dispersion(logits: Tensor) -> Tensor:
+    """Agreement of each prediction with those of the other images of the batch.
+
+    L_disperse = mean_b sum_{c != b} <p_b, p_c>
+
+    Source: AaD (Yang et al., NeurIPS 2022), the dispersing term. B - 1: all say the same with
+    certainty; 0: no two agree. Grows with B.
+
+    Args:
+        logits: (B, K); receives a gradient.
+
+    Returns:
+        A scalar without unit.
+    """
+    said = F.softmax(logits.float(), dim=1)
+    return (said.sum(dim=0).square().sum() - said.square().sum()) / len(said)
 
 
 def batch_norm_matching(layers: Sequence[tuple[Tensor, nn.BatchNorm2d]]) -> Tensor:

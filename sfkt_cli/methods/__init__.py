@@ -1,8 +1,9 @@
 """One module a transfer method: a batch in, named loss terms out.
 
 A method is an ``nn.Module`` around the student with ``needs_bridge``, ``needs_ti``, ``weights`` (by
-term), ``begin_epoch(epoch)`` and ``forward(batch) -> {term: scalar}``. To add one: a module here, a
-row in METHODS, a section in ``config.py``, a paragraph in ``docs/methods.md``.
+term), ``begin_epoch(epoch)`` and ``forward(batch) -> {term: scalar}``; where ``translated`` is
+true, its student sees translated images, the frozen translator in front of it. To add one: a
+module here, a row in METHODS, a section in ``config.py``, a paragraph in ``docs/methods.md``.
 """
 
 from __future__ import annotations
@@ -12,5 +13,8 @@ METHODS = {
     "distill": "sfkt_cli.methods.distill:Distill",
     "shot": "sfkt_cli.methods.shot:Shot",
     "socket": "sfkt_cli.methods.socket_match:Socket",
+    "socket+bridge": "sfkt_cli.methods.socket_match:SocketBridge",
+    "aad": "sfkt_cli.methods.aad:Aad",
+    "nrc": "sfkt_cli.methods.nrc:Nrc",
 }
 """Name on the command line to where the objective lives; imported when it is used."""

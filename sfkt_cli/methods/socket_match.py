@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkt_cli import losses
-from sfkt_cli.config import Config
+from sfkt_cli.config import Config, SocketConfig
 from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.methods.knowledge import Knowledge, cluster_labels
 from sfkt_cli.models.classifier import Classifier
@@ -26,6 +26,8 @@ class Socket(nn.Module):
 
     needs_bridge = False
     needs_ti = True
+    translated = False
+    section = "socket"
     pseudo_labels: Tensor
 
     def __init__(self, student: Classifier, knowledge: Knowledge, config: Config) -> None:
@@ -39,7 +41,7 @@ class Socket(nn.Module):
         count = len(knowledge.look(student)[1])
         self.register_buffer("pseudo_labels", torch.zeros(count, dtype=torch.long))
         self.pseudo_labels = self.pseudo_labels.to(next(student.parameters()).device)
-        settings = config.socket
+        settings: SocketConfig = getattr(config, self.section)
         self.weights = {
             "self": settings.beta_self,
             "im": settings.beta_im,
@@ -81,3 +83,15 @@ class Socket(nn.Module):
                 self._seen.append((inputs[0], stored))
 
         return note
+
+
+class SocketBridge(Socket):
+    """The objective of ``sfkt transfer --method socket+bridge``.
+
+    SOCKET whose student sees translated images: the translator stands, frozen, in front of the
+    student, and is saved with it. A comparison that the paper's reviewers missed.
+    """
+
+    needs_bridge = True
+    translated = True
+    section = "socket_bridge"

@@ -7,10 +7,15 @@
     L_IM   the source model is certain and diverse on T(x^TR)      arXiv:2401.05014
     L_f    the source model sees T(x_target^TI) as x_rgb^TI        ours
 
+A vector-quantised translator adds alpha_commit L_commit + alpha_patch L_patch: the commitment of
+its encoder, and a discriminator that tells patches of T(x_target^TI) from those of x_rgb^TI.
+
 The gradient passes through the frozen source model to T.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +23,15 @@ from torch import Tensor, nn
 from sfkt_cli import losses
 from sfkt_cli.data.images import Encoding, encode, rgb_to_float
 from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.models.vqgan import VqganTranslator, patch_discriminator
 from sfkt_cli.training.loop import Batch
+
+REC_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": losses.reconstruction,
+    "l1": losses.absolute_error,
+    "ssim": losses.structural_dissimilarity,
+}
+"""Value of ``bridge.rec_loss`` to the equation of L_rec."""
 
 
 class Tgmb(nn.Module):
@@ -29,8 +42,12 @@ class Tgmb(nn.Module):
         source: The frozen source model; never a child of this module, so that ``train()`` here
             does not wake its batch norms.
         encoding: Of the target images.
-        weights: ``rec``, ``d``, ``im`` and ``f``; a term at 0 is not computed.
+        weights: ``rec``, ``d``, ``im`` and ``f``, for vqgan ``commit`` and ``patch``; a term at 0
+            is not computed.
+        features: Size D of the source model's features.
         registered: Whether the pixels of a pair match; without, there is no L_rec.
+        rec_loss: Key of REC_LOSSES.
+        d_on: ``feature`` or ``image``: what the discriminator of L_D sees.
     """
 
     def __init__(
@@ -42,37 +59,55 @@ class Tgmb(nn.Module):
         weights: dict[str, float],
         features: int,
         registered: bool,
+        rec_loss: str = "mse",
+        d_on: str = "feature",
     ) -> None:
         super().__init__()
         self.translator = translator
-        self.discriminator = nn.Sequential(nn.Linear(features, 128), nn.ReLU(), nn.Linear(128, 1))
+        self.discriminator = (
+            patch_discriminator()
+            if d_on == "image"
+            else nn.Sequential(nn.Linear(features, 128), nn.ReLU(), nn.Linear(128, 1))
+        )
+        if weights.get("patch"):
+            self.patch_discriminator = patch_discriminator()
+        self._on_image = d_on == "image"
+        self._rec_loss = REC_LOSSES[rec_loss]
         self._frozen = (source,)
         self._encoding = encoding
         self._weights = weights
         self._registered = registered
+        self.skips_parameters = not weights["d"]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms of ``ti_rgb`` and ``ti_target`` (pairs) and ``tr_target``, as stored."""
         (source,) = self._frozen
         rgb = rgb_to_float(batch["ti_rgb"])
-        bridged = self.translator(encode(batch["ti_target"], self._encoding))
+        encoded = encode(batch["ti_target"], self._encoding)
+        terms = {}
+        if isinstance(self.translator, VqganTranslator):
+            bridged, terms["commit"] = self.translator.translate(encoded)
+        else:
+            bridged = self.translator(encoded)
+        if self._weights.get("patch"):
+            terms["patch"] = losses.domain_adversarial(
+                self.patch_discriminator(losses.reverse_gradient(bridged)),
+                self.patch_discriminator(rgb),
+            )
         with torch.no_grad():
             partners = source.features(rgb)
         features = source.features(bridged)
-        terms = {}
         if self._weights["f"]:
             terms["f"] = losses.feature_matching(features, partners)
         if self._weights["rec"] and self._registered:
-            terms["rec"] = losses.reconstruction(bridged, rgb)
+            terms["rec"] = self._rec_loss(bridged, rgb)
         if self._weights["d"] or self._weights["im"]:
             tr_bridged = self.translator(encode(batch["tr_target"], self._encoding))
             tr_features, tr_logits = source(tr_bridged)
             if self._weights["im"]:
                 terms["im"] = losses.information_maximisation(tr_logits)
             if self._weights["d"]:
-                terms["d"] = losses.domain_adversarial(
-                    self.discriminator(losses.reverse_gradient(features)),
-                    self.discriminator(losses.reverse_gradient(tr_features)),
-                )
+                seen = (bridged, tr_bridged) if self._on_image else (features, tr_features)
+                ti, tr = (self.discriminator(losses.reverse_gradient(each)) for each in seen)
+                terms["d"] = losses.domain_adversarial(ti, tr)
         return terms
-        self.skips_parameters = not weights["d"]

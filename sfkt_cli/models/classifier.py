@@ -29,6 +29,8 @@ class Classifier(nn.Module):
         mean: Of RGB in [0, 1], taken off.
         std: Of RGB in [0, 1], divided by.
         pretrained: Start the backbone from published ImageNet weights.
+
+    ``front`` maps the images before all else; see :class:`sfkt_cli.models.translators.Front`.
     """
 
     mean: Tensor
@@ -48,6 +50,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.front: nn.Module = nn.Identity()
         self.backbone, size = make_backbone(backbone, width=width, pretrained=pretrained)
         self.bottleneck: nn.Module = nn.Identity()
         self.head: nn.Module = nn.Linear(bottleneck or size, classes)
@@ -57,7 +60,7 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, D) of images (B, 3, H, W) in [0, 1]."""
-        pooled: Tensor = self.backbone((images - self.mean) / self.std)
+        pooled: Tensor = self.backbone((self.front(images) - self.mean) / self.std)
         features: Tensor = self.bottleneck(pooled)
         return features
 

@@ -63,15 +63,15 @@ def bridge(config: Config, run: Run) -> None:
         weights = loss_weights(config, store.registered)
         encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
         settings = config.bridge
-        architecture = {
+        architecture: dict[str, Any] = {
             "name": settings.translator,
             "channels": encoding.encoded_channels,
             "width": settings.width,
         }
+        if settings.translator == "vqgan":
+            architecture["codes"] = config.vqgan.codes
         seed_all(config.seed, "bridge")
-        translator = make_translator(
-            settings.translator, channels=encoding.encoded_channels, width=settings.width
-        )
+        translator = make_translator(**architecture)
         objective = Tgmb(
             translator,
             source,
@@ -79,6 +79,8 @@ def bridge(config: Config, run: Run) -> None:
             weights=weights,
             features=feature_size(source),
             registered=store.registered,
+            rec_loss=settings.rec_loss,
+            d_on=settings.d_on,
         )
         runtime.place(runtime.synchronised(objective))
         streams = open_streams(config, store, runtime)
@@ -132,6 +134,8 @@ def loss_weights(config: Config, registered: bool) -> dict[str, float]:
         "im": settings.alpha_im,
         "f": settings.alpha_f,
     }
+    if settings.translator == "vqgan":
+        weights |= {"commit": config.vqgan.alpha_commit, "patch": config.vqgan.alpha_patch}
     if not registered and weights["rec"]:
         warn("the pairs are not registered: L_rec is switched off, the feature term stays")
         weights["rec"] = 0.0

@@ -18,6 +18,7 @@ from sfkt_cli.methods import METHODS, label_free
 from sfkt_cli.methods.knowledge import Knowledge
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import Saved, load_model, save_model
+from sfkt_cli.models.translators import Front
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.bridge import SCORE_PAIRS, check_classes, classifier_of, sample_rows, spread
 from sfkt_cli.stages.streams import held_out_pairs, open_streams, steps_of_epoch, transfer_batches
@@ -65,18 +66,23 @@ def transfer(config: Config, run: Run) -> None:
             return
         source = freeze(classifier_of(saved.module))
         encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
+        architecture = dict(saved.card["architecture"])
+        front = translator if getattr(objective_class, "translated", False) else None
+        if front is not None:
+            encoding = front.encoding or encoding
+            architecture["front"] = front.card["architecture"]
         knowledge = gather(store, source, translator, encoding, runtime)
         seed_all(config.seed, "transfer", method)
         student = start_student(source)
+        if front is not None:
+            student.front = Front(front.module, architecture["front"]["channels"])
+        runtime.synchronised(student)
         objective = objective_class(student, knowledge, config)
         runtime.place(objective)
         settings = config.transfer
         own: OptimiserConfig = getattr(config, section_of(method))
         streams = open_streams(config, store, runtime, ti_rgb=False)
         plan = Plan(
-        if front is not None:
-            student.front = Front(front.module, architecture["front"]["channels"])
-        runtime.synchronised(student)
             title=method, seed=config.seed, epochs=settings.epochs,
             steps=steps_of_epoch(config, streams), weights=objective.weights,
             folder=stage.folder, select="ti_closeness" if objective_class.needs_ti else None,
@@ -100,7 +106,7 @@ def transfer(config: Config, run: Run) -> None:
         if not runtime.main:
             return
         save_model(
-            stage.folder, student, kind="classifier", architecture=saved.card["architecture"],
+            stage.folder, student, kind="classifier", architecture=architecture,
             classes=saved.classes, encoding=encoding, inputs=inputs, seed=config.seed,
             method=method,
         )  # fmt: skip

@@ -1,0 +1,55 @@
+"""AaD: attracting and dispersing (Yang et al., NeurIPS 2022), on target images alone.
+
+    L = L_attract + weight (1 + 10 p)^-beta L_disperse,  p = progress in [0, 1)
+
+    L_attract   predictions follow those of the k nearest neighbours in a feature bank
+    L_disperse  predictions differ from those of the other images of the batch
+
+The weight decays from epoch to epoch here, from step to step there. As there, the head is trained.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sfkt_cli import losses
+from sfkt_cli.config import Config
+from sfkt_cli.data.images import as_rgb, encode
+from sfkt_cli.methods.bank import Bank
+from sfkt_cli.methods.knowledge import Knowledge
+from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.training.loop import Batch
+
+
+class Aad(nn.Module):
+    """The objective of ``sfkt transfer --method aad``."""
+
+    needs_bridge = False
+    needs_ti = False
+    decay: Tensor
+
+    def __init__(self, student: Classifier, knowledge: Knowledge, config: Config) -> None:
+        super().__init__()
+        self.student = student
+        self.bank = Bank(*knowledge.look(student))
+        self.register_buffer("decay", torch.ones(()))
+        self._encoding = knowledge.encoding
+        self._settings = config.aad
+        self._epochs = config.transfer.epochs
+        self.weights = {"attract": 1.0, "disperse": config.aad.weight}
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Lower the weight of the dispersion."""
+        self.decay.fill_((1.0 + 10.0 * epoch / self._epochs) ** -self._settings.beta)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Loss terms of ``tr_target`` and ``tr_rows``."""
+        rows = batch["tr_rows"]
+        features, logits = self.student(as_rgb(encode(batch["tr_target"], self._encoding)))
+        self.bank.remember(rows, features, logits)
+        near = self.bank.neighbours(rows, self._settings.neighbours)
+        return {
+            "attract": losses.attraction(logits, self.bank.probabilities[near]),
+            "disperse": self.decay * losses.dispersion(logits),
+        }

@@ -1,0 +1,77 @@
+"""NRC: neighbourhood reciprocity clustering (Yang et al., NeurIPS 2021), on target images alone.
+
+    L = L_near + L_wider + L_self - diversity
+
+    L_near   predictions follow those of the k nearest neighbours in a feature bank; weight 1 where
+             the two are among each other's nearest, else r
+    L_wider  they follow the m nearest neighbours of each of those, with weight r
+    L_self   they follow what the bank holds of the image itself
+
+As there, the head is trained. An image among the neighbours of its neighbours is left out of
+L_wider, because L_self stands for it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sfkt_cli import losses
+from sfkt_cli.config import Config
+from sfkt_cli.data.images import as_rgb, encode
+from sfkt_cli.methods.bank import Bank
+from sfkt_cli.methods.knowledge import Knowledge
+from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.training.loop import Batch
+
+
+class Nrc(nn.Module):
+    """The objective of ``sfkt transfer --method nrc``."""
+
+    needs_bridge = False
+    needs_ti = False
+
+    def __init__(self, student: Classifier, knowledge: Knowledge, config: Config) -> None:
+        super().__init__()
+        self.student = student
+        self.bank = Bank(*knowledge.look(student))
+        self._encoding = knowledge.encoding
+        self._settings = config.nrc
+        self.weights = {"near": 1.0, "wider": 1.0, "self": 1.0, "diversity": -1.0}
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Nothing changes between epochs."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Loss terms of ``tr_target`` and ``tr_rows``."""
+        rows, settings = batch["tr_rows"], self._settings
+        features, logits = self.student(as_rgb(encode(batch["tr_target"], self._encoding)))
+        self.bank.remember(rows, features, logits)
+        near = self.bank.neighbours(rows, settings.neighbours)
+        wider = self.bank.neighbours(near, settings.wider)
+        affinity, wider_affinity = affinities(rows, wider, settings.affinity)
+        known = self.bank.probabilities
+        return {
+            "near": losses.attraction(logits, known[near], affinity),
+            "wider": losses.attraction(logits, known[wider.flatten(1)], wider_affinity),
+            "self": losses.attraction(logits, known[rows].unsqueeze(1)),
+            "diversity": losses.diversity(logits),
+        }
+
+
+def affinities(rows: Tensor, wider: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """How far each neighbour is to be trusted.
+
+    Args:
+        rows: (B,) row numbers of the images.
+        wider: (B, k, m) neighbours of each of their k neighbours.
+        least: r, affinity of neighbours that are not reciprocal.
+
+    Returns:
+        (B, k): 1 where the image is among its neighbour's neighbours, else r. (B, k m): r, but 0
+        where the neighbour's neighbour is the image itself.
+    """
+    itself = wider == rows.view(-1, 1, 1)
+    reciprocal = itself.any(dim=2)
+    near = torch.where(reciprocal, 1.0, least)
+    return near, torch.where(itself, 0.0, least).flatten(1)

@@ -1,0 +1,153 @@
+"""What every transfer method promises, over the whole table of methods."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sfkt_cli.config import Config, OptimiserConfig, build, section_of
+from sfkt_cli.data.images import Encoding, as_rgb, encode
+from sfkt_cli.methods import METHODS
+from sfkt_cli.methods.knowledge import Knowledge
+from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.models.translators import Front, PointwiseTranslator
+from sfkt_cli.stages.transfer import find_method, start_student
+from sfkt_cli.training.loop import Batch, Plan, cosine, fit
+from sfkt_cli.training.optimizers import classifier_optimizer
+from sfkt_cli.training.runtime import Runtime
+
+COUNT, CLASSES, SIDE = 12, 3, 16
+EPOCHS, STEPS, BATCH = 2, 2, 4
+RUNTIME = Runtime(torch.device("cpu"), torch.float32)
+ENCODING = Encoding("window", 0.0, 1000.0, 1, True)
+
+
+def make_source() -> Classifier:
+    torch.manual_seed(0)
+    model = Classifier(
+        backbone="small", classes=CLASSES, width=4, bottleneck=8,
+        mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2),
+    )  # fmt: skip
+    return freeze(model)
+
+
+def make_objective(method: str, source: Classifier) -> Any:
+    """The objective on images that are the same in every call."""
+    torch.manual_seed(1)
+    targets, rgb = stored_images(), torch.rand(COUNT, 3, SIDE, SIDE)
+    translator = PointwiseTranslator(1, 4)
+    kind = find_method(method)
+    student = start_student(source)
+    if getattr(kind, "translated", False):
+        student.front = Front(translator, 1)
+    freeze(translator)
+
+    @torch.inference_mode()
+    def look(model: Classifier) -> tuple[Tensor, Tensor]:
+        training = model.training
+        features, logits = model.eval()(as_rgb(encode(targets, ENCODING)))
+        model.train(training)
+        return features, logits
+
+    with torch.no_grad():
+        ti_features, ti_logits = source(rgb)
+        _, bridged_logits = source(translator(encode(targets, ENCODING)))
+    knowledge = Knowledge(
+        source=source, encoding=ENCODING, classes=CLASSES, bridged_logits=bridged_logits,
+        ti_features=ti_features, ti_logits=ti_logits, look=look,
+    )  # fmt: skip
+    return kind(student, knowledge, settings())
+
+
+def settings() -> Config:
+    return build({"transfer": {"epochs": EPOCHS}, "tgkt": {"beta_self": 0.1}})
+
+
+def stored_images() -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(1, 1000, (COUNT, SIDE, SIDE), generator=generator)
+
+
+def batches(epoch: int, step: int) -> Batch:
+    generator = torch.Generator().manual_seed(100 * epoch + step)
+    rows, ti_rows = (torch.randperm(COUNT, generator=generator)[:BATCH] for _ in range(2))
+    images = stored_images()
+    return {
+        "tr_target": images[rows], "tr_rows": rows,
+        "ti_target": images[ti_rows], "ti_rows": ti_rows,
+    }  # fmt: skip
+
+
+def train(method: str, objective: Any, folder: Path, batches: Callable[[int, int], Batch]) -> None:
+    own: OptimiserConfig = getattr(settings(), section_of(method))
+    plan = Plan(
+        title=method, seed=0, epochs=EPOCHS, steps=STEPS, weights=objective.weights, folder=folder,
+        checkpoint_seconds=0.0,
+    )  # fmt: skip
+    fit(
+        plan, objective, batches,
+        classifier_optimizer(objective.student, own.learning_rate, own.backbone_rate, 1e-3),
+        RUNTIME, schedule=cosine, keep=objective.student, begin_epoch=objective.begin_epoch,
+    )  # fmt: skip
+
+
+def state_of(module: torch.nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(module.state_dict())
+
+
+def differing(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
+    return [name for name in before if not torch.equal(before[name], after[name])]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_section_of_settings(method: str) -> None:
+    assert isinstance(getattr(Config(), section_of(method)), OptimiserConfig)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_terms_are_finite_scalars_that_all_have_a_weight(method: str) -> None:
+    objective = make_objective(method, make_source())
+    for epoch in range(EPOCHS):
+        objective.begin_epoch(epoch)
+    terms = objective.train()(batches(0, 0))
+    assert terms
+    assert set(terms) <= set(objective.weights)
+    assert all(term.shape == () and torch.isfinite(term) for term in terms.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_student_learns_and_the_source_model_stays(method: str, tmp_path: Path) -> None:
+    source = make_source()
+    before = state_of(source)
+    objective = make_objective(method, source)
+    start = state_of(objective.student)
+    train(method, objective, tmp_path, batches)
+    assert not differing(before, source.state_dict())
+    changed = differing(start, objective.student.state_dict())
+    assert any(name.startswith("backbone") for name in changed)
+    assert not any(name.startswith("front") for name in changed)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(method: str, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def until(epoch: int, step: int) -> Batch:
+        if (epoch, step) == (1, 1):
+            raise Stop
+        return batches(epoch, step)
+
+    whole, begun = (make_objective(method, make_source()) for _ in range(2))
+    train(method, whole, tmp_path / "whole", batches)
+    with pytest.raises(Stop):
+        train(method, begun, tmp_path / "parts", until)
+    resumed = make_objective(method, make_source())
+    train(method, resumed, tmp_path / "parts", batches)
+    assert not differing(whole.state_dict(), resumed.state_dict())
