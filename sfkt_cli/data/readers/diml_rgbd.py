@@ -146,7 +146,13 @@ def _captures(
             continue
         view = _KINDS.get(kind, "warped")
         if view in ("rgb", config.diml_rgbd.depth) or (sample and view == "filled"):
-            captures[key]["rgb" if view == "rgb" else "target"] = name
+            role, files = "rgb" if view == "rgb" else "target", captures[key]
+            if role in files:
+                raise DataError(
+                    f"{container.describe(name)} and {files[role]} have the same name: "
+                    "remove one of them"
+                )
+            files[role] = name
     for files in captures.values():
         if len(files) == 1:
             ((view, name),) = files.items()

@@ -77,7 +77,13 @@ def read(config: Config, root: Path) -> Archive:
     for name in container.names():
         match = _IMAGE.fullmatch(name)
         if match:
-            found.setdefault(match["stem"], {})[match["view"]] = name
+            views = found.setdefault(match["stem"], {})
+            if match["view"] in views:
+                raise DataError(
+                    f"{container.describe(name)} and {views[match['view']]} have the same name: "
+                    "remove one of them"
+                )
+            views[match["view"]] = name
             owners[match["stem"]] = (match["label"], match["group"])
     needed = ("crop", "depthcrop", "maskcrop") if remove else ("crop", "depthcrop")
     for stem, views in found.items():

@@ -1,0 +1,157 @@
+"""How fast is prepare, against bare decoding and resizing by the same processes; and its memory.
+
+    python tests/benchmarks/prepare_speed.py
+
+makes 2,000 JPEG + 16-bit PNG pairs of 640 x 480 pixels, times both in turn, and prints the ratio.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sfkt_cli.config import Config, build
+from sfkt_cli.data.loading import FileLoader
+from sfkt_cli.data.readers import read_archive
+from sfkt_cli.data.records import Record
+from sfkt_cli.runs import Run
+from sfkt_cli.stages.prepare import prepare
+
+PAIRS = 2000
+SIZE = 224
+ROUNDS = 3
+
+
+def make_pairs(root: Path, pairs: int, distinct: int = 50) -> None:
+    """A folder of pairs with the entropy of photographs; files repeat as hard links."""
+    rng = np.random.default_rng(0)
+    for role in ("rgb", "target"):
+        (root / "ti" / role).mkdir(parents=True)
+    (root / "tr" / "thing").mkdir(parents=True)
+    for number in range(pairs):
+        names = [root / "ti" / "rgb" / f"{number}.jpg", root / "ti" / "target" / f"{number}.png"]
+        if number >= distinct:
+            for name in names:
+                os.link(name.with_stem(str(number % distinct)), name)
+            continue
+        coarse = rng.integers(0, 255, (30, 40, 3)).astype(np.uint8)
+        image = np.asarray(Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC))
+        noisy = np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(names[0], quality=92)
+        far = np.linspace(800, 5000, 480)[:, None] + 3.0 * image[:, :, 0]
+        depth = np.rint(far / 8 + rng.normal(0, 0.4, far.shape)) * 8
+        depth[rng.random(depth.shape) < 0.02] = 0
+        Image.fromarray(depth.astype(np.uint16)).save(names[1])
+    for number in range(5):
+        os.link(root / "ti" / "target" / f"{number}.png", root / "tr" / "thing" / f"{number}.png")
+
+
+def bare(loader: FileLoader, records: list[Record]) -> int:
+    """Decode and resize, keeping nothing."""
+    return sum(
+        int(loader.rgb(record, SIZE)[0, 0, 0]) + int(loader.target(record, SIZE)[0, 0])
+        for record in records
+    )
+
+
+def run(pairs: int = PAIRS, rounds: int = ROUNDS) -> list[dict[str, Any]]:
+    """Measure both, in turn, and return rows of name, value, unit and target."""
+    folder = Path(tempfile.mkdtemp(prefix="sfkt-bench-"))
+    try:
+        make_pairs(folder / "archive", pairs)
+        return _measure(folder, pairs, rounds)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _measure(folder: Path, pairs: int, rounds: int) -> list[dict[str, Any]]:
+    settings = {"dataset": "folders", "image_size": SIZE, "classes": {"tr": ["thing"]}}
+    config = build(settings, {"prepare": {"root": str(folder / "archive")}})
+    ours, reference = [], []
+    with _Memory() as memory:
+        for number in range(rounds):
+            reference.append(_time_bare(config))
+            ours.append(_time_prepare(config, folder / f"run{number}"))
+    ratio = float(np.median([b / o for o, b in zip(ours, reference, strict=True)]))
+    return [
+        _row("bare decode and resize", pairs / min(reference), "pairs/s", ""),
+        _row("prepare", pairs / min(ours), "pairs/s", ""),
+        _row("prepare / bare", 100 * ratio, "%", ">= 85"),
+        _row("peak memory of all processes", memory.peak_mb, "MB", "< 600"),
+    ]
+
+
+def _time_bare(config: Config) -> float:
+    archive = read_archive(config)
+    records = [record for record in archive.records if record.rgb]
+    processes = len(os.sched_getaffinity(0))
+    blocks = [records[first : first + 32] for first in range(0, len(records), 32)]
+    began = time.perf_counter()
+    with ProcessPoolExecutor(processes, get_context("forkserver")) as pool:
+        for future in [pool.submit(bare, archive.loader, block) for block in blocks]:  # type: ignore[arg-type]
+            future.result()
+    return time.perf_counter() - began
+
+
+def _time_prepare(config: Config, folder: Path) -> float:
+    began = time.perf_counter()
+    prepare(config, Run(folder))
+    elapsed = time.perf_counter() - began
+    shutil.rmtree(folder)
+    return elapsed
+
+
+class _Memory:
+    """Largest sum of the private memory of this process and those below it, in MB."""
+
+    def __enter__(self) -> _Memory:
+        self.peak_mb, self._end = 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._end.wait(0.2):
+            total = sum(_proportional_kb(process) for process in _tree(os.getpid()))
+            self.peak_mb = max(self.peak_mb, total / 1024)
+
+
+def _tree(process: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="ascii")
+    except OSError:
+        return []
+    return [process, *(below for child in text.split() for below in _tree(int(child)))]
+
+
+def _proportional_kb(process: int) -> int:
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def _row(name: str, value: float, unit: str, target: str) -> dict[str, Any]:
+    return {"name": name, "value": round(value, 1), "unit": unit, "target": target}
+
+
+if __name__ == "__main__":
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else PAIRS
+    for line in run(count, 1 if count > PAIRS else ROUNDS):
+        print(f"{line['name']:32} {line['value']:>10} {line['unit']:8} {line['target']}")

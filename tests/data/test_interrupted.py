@@ -1,0 +1,88 @@
+"""Prepare that is killed, interrupted, or finds the disk full: the next run makes it whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from make_archives import rgb_nir
+
+from sfkt_cli.config import build
+from sfkt_cli.data.store import open_store
+from sfkt_cli.errors import RunError
+from sfkt_cli.runs import Run
+from sfkt_cli.stages.prepare import prepare
+
+SETTINGS = {"dataset": "synthetic", "image_size": 32, "synthetic": {"pairs": 500}}
+PROGRAM = f"""
+from pathlib import Path
+from sfkt_cli.config import build
+from sfkt_cli.runs import Run
+from sfkt_cli.stages.prepare import prepare
+if __name__ == "__main__":
+    prepare(build({SETTINGS!r}), Run(Path("run")))
+"""
+
+
+def children(process: int) -> list[int]:
+    """Processes below one, by what the kernel lists."""
+    found = [int(p) for p in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return found + [grandchild for child in found for grandchild in children(child)]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(
+    "kind", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_stopped_prepare_leaves_no_file_and_no_process(
+    kind: signal.Signals, tmp_path: Path
+) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        [sys.executable, "program.py"], cwd=tmp_path, env=here, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("run/prepare/.transfer.h5*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.8)
+        workers = children(process.pid)
+        process.send_signal(kind)
+        assert process.wait(30) != 0
+    run = Run(tmp_path / "run")
+    assert not run.finished("prepare")
+    assert not list(run.path("prepare").glob("*.h5"))
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{p}").exists() for p in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{p}").exists() for p in workers), "a worker outlived its parent"
+    small = {**SETTINGS, "prepare": {"workers": 2}}
+    prepare(build(small), run)
+    for store in (run.transfer_store, run.source_store, run.test_store):
+        open_store(store).verify()
+    assert not list(run.folder.rglob("*.partial"))
+
+
+def test_full_disk_is_a_message_and_leaves_no_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = build({"dataset": "rgb-nir", "prepare": {"root": str(rgb_nir(tmp_path / "nir"))}})
+    run = Run(tmp_path / "run")
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", full)
+        with pytest.raises(RunError, match=r"run/prepare cannot be written: No space left"):
+            prepare(config, run)
+    assert not list(run.folder.rglob("*.h5"))
+    assert not list(run.folder.rglob("*.partial"))
+    prepare(config, run)
+    open_store(run.transfer_store).verify()

@@ -1,0 +1,141 @@
+"""What prepare says about the data: table, duplicates, alignment, and the picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from make_archives import save, scene
+from numpy.typing import NDArray
+from PIL import Image
+
+from sfkt_cli.config import build
+from sfkt_cli.data.alignment import Alignment, check_alignment, fill_holes
+from sfkt_cli.data.ingest import Seen
+from sfkt_cli.data.quality import (
+    Sample,
+    duplicates,
+    samples_of_store,
+    table_text,
+    tabulate,
+)
+from sfkt_cli.data.store import open_store
+from sfkt_cli.data.store_writer import writing
+from sfkt_cli.errors import DataError
+from sfkt_cli.runs import Run
+from sfkt_cli.stages.inspect import inspect, list_classes
+from sfkt_cli.stages.prepare import prepare
+
+SIDE = 48
+
+
+def pictures(count: int = 24) -> NDArray[np.uint8]:
+    """Grey pictures (N, SIDE, SIDE) of some rectangles each, without any symmetry."""
+    rng = np.random.default_rng(3)
+    made = np.full((count, SIDE, SIDE), 90.0)
+    for picture in made:
+        for _ in range(7):
+            left, upper = rng.integers(0, SIDE - 12, 2)
+            wide, high = rng.integers(5, 20, 2)
+            picture[upper : upper + high, left : left + wide] = rng.integers(20, 250)
+    return made.astype(np.uint8)
+
+
+def check(tmp_path: Path, target: NDArray[Any]) -> Alignment:
+    rgb = np.repeat(pictures()[:, :, :, None], 3, axis=3)
+    ids = np.array([f"p{n}".encode() for n in range(len(rgb))])
+    columns = {"ti/rgb": rgb, "ti/target": target, "ti/id": ids}
+    attrs = {"dataset": "made", "modality": "nir", "unit": "raw", "classes": ["a"]}
+    shapes: dict[str, Any] = {name: (v.shape, v.dtype) for name, v in columns.items()}
+    with writing(tmp_path / "t.h5", attrs, shapes) as writer:
+        for name, values in columns.items():
+            writer.put(name, np.ascontiguousarray(values))
+    found = check_alignment(open_store(tmp_path / "t.h5"))
+    assert found is not None
+    return found
+
+
+def test_registered_pairs_raise_no_warning(tmp_path: Path) -> None:
+    found = check(tmp_path, 255 - pictures() // 2)
+    assert found.own > 0.8 > 0.3 > found.shifted
+    assert not found.warnings()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: t[:, :, ::-1], "mirrored"),
+        (lambda t: t[:, ::-1], "upside down"),
+        (lambda t: t[:, ::-1, ::-1], "turned by 180"),
+        (lambda t: np.rot90(t, 1, (1, 2)), "turned by"),
+        (lambda t: np.roll(t, (4, -7), (1, 2)), "shifted by -7 pixels to the right and 4 down"),
+        (lambda t: np.roll(t, 1, 0), "do not look registered"),
+        (lambda t: t[[0, 5, 2, 3, 4, 1, *range(6, len(t))]], "p1 and p5 look swapped"),
+    ],
+)
+def test_wrong_pairs_are_told(tmp_path: Path, change: Any, told: str) -> None:
+    assert any(told in warning for warning in check(tmp_path, change(pictures())).warnings())
+
+
+def test_holes_are_filled_from_their_rim() -> None:
+    depth = np.full((9, 9), 1000, np.uint16)
+    depth[:, 5:] = 3000
+    depth[2:7, 3:6] = 0
+    filled = fill_holes(depth)
+    assert filled.min() == 1000
+    assert filled.max() == 3000
+    assert fill_holes(np.zeros((4, 4), np.uint16)).max() == 0
+
+
+def test_duplicates_are_told_across_parts_only() -> None:
+    samples = [
+        Sample("source", "a", "g", "x", Seen({"rgb": "1"})),
+        Sample("source", "b", "g", "x", Seen({"rgb": "1"})),
+        Sample("test", "c", "h", "x", Seen({"rgb": "1", "target": "2"})),
+        Sample("ti", "d", "i", "", Seen({"rgb": "3", "target": "2"})),
+    ]
+    assert duplicates(samples) == [
+        "1 rgb image in source and in test alike, such as a and c",
+        "1 target image in test and in ti alike, such as c and d",
+    ]
+
+
+def test_inspect_tells_the_same_as_prepare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = build({"dataset": "synthetic", "image_size": 32, "synthetic": {"pairs": 60}})
+    run = Run(tmp_path / "run")
+    prepare(config, run)
+    told = {line["part"]: line for line in run.record("prepare")["table"] if line["label"] == "all"}
+    store = open_store(run.test_store)
+    lines = {line.part: line for line in tabulate(samples_of_store(store)) if line.label == "all"}
+    assert vars(lines["test"]) == told["test"]
+    assert "mm" in table_text(list(lines.values()), "mm")
+    inspect(run.transfer_store, tmp_path / "sheet.png", verify=True)
+    assert "all checksums match" in capsys.readouterr().err
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 600
+    damaged = bytearray(run.test_store.read_bytes())
+    damaged[store.columns["test/target"].offset + 5] ^= 1
+    run.test_store.write_bytes(damaged)
+    with pytest.raises(DataError, match=r"rows 0\.\.\d+ of test/target"):
+        inspect(run.test_store, verify=True)
+    assert [row.role for row in list_classes(config)].count("TR") == 6
+
+
+def test_table_has_depth_range_and_missing_share(tmp_path: Path) -> None:
+    depth = np.full((40, 40), 1200, np.uint16)
+    depth[:10] = 0
+    depth[20, 20] = 2500
+    for role in ("tr/cup", "ti"):
+        for number in range(3):
+            save(tmp_path / role / "rgb" / f"{number}.png", scene(number, 40, 40))
+            save(tmp_path / role / "target" / f"{number}.png", depth)
+    run = Run(tmp_path / "run")
+    prepare(
+        build({"dataset": "folders", "image_size": 40, "prepare": {"root": str(tmp_path)}}), run
+    )
+    ti = next(line for line in run.record("prepare")["table"] if line["part"] == "ti")
+    assert (ti["low"], ti["high"], ti["missing"]) == (1200, 2500, 0.25)
