@@ -136,6 +136,8 @@ def fit(
     parallel = runtime.parallel(objective)
     rates = [group.setdefault("full_rate", group["lr"]) for group in optimizer.param_groups]
     scaler = torch.amp.GradScaler(enabled=runtime.precision == torch.float16)
+    if state is not None and state.get("scaler"):
+        scaler.load_state_dict(state["scaler"])
 
     def save() -> None:
         if runtime.main:
@@ -144,6 +146,7 @@ def fit(
                 {
                     "objective": objective.state_dict(),
                     "optimizer": optimizer.state_dict(),
+                    "scaler": scaler.state_dict(),
                     "best": best,
                     "progress": vars(progress),
                     "environment": runtime.environment(),
@@ -183,8 +186,8 @@ def fit(
                 checked.add(loss, terms, batch, progress)
                 progress.step = step + 1
                 tracker.advance(1, plan.images, terms_text(checked.latest))
-                due = time.monotonic() - last_saved >= plan.checkpoint_seconds
-                stopping = runtime.any(stopped.is_set())
+                late = time.monotonic() - last_saved >= plan.checkpoint_seconds
+                stopping, due = runtime.noted(stopped.is_set(), late and runtime.main)
                 if stopping or (due and progress.step < plan.steps):
                     checked.flush(progress)
                     progress.seconds += time.monotonic() - began
@@ -213,6 +216,9 @@ def fit(
             if time.monotonic() - last_saved >= plan.checkpoint_seconds:
                 save()
                 last_saved = time.monotonic()
+        if runtime.any(stopped.is_set()):
+            save()
+            raise Interrupted(f"{plan.title} stopped; the same command goes on from here")
     keep.load_state_dict(best)
     return Fitted(progress.best_epoch, progress.seconds, progress.history)
 

@@ -1,0 +1,312 @@
+"""The training loop: an interruption leaves no trace, and what goes wrong is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sfkt_cli.errors import RunError
+from sfkt_cli.training.checkpoint import PREVIOUS, STATE, load_state, save_state
+from sfkt_cli.training.loop import Batch, Fitted, Interrupted, Plan, cosine, fit, inverse_decay
+from sfkt_cli.training.runtime import Runtime, seed_all
+
+EPOCHS, STEPS = 3, 4
+RUNTIME = Runtime(torch.device("cpu"), torch.float32)
+State = dict[str, Tensor]
+
+
+class Objective(nn.Module):
+    """Regression with batch norm, dropout, noise and a target that is refreshed each epoch."""
+
+    goal: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Sequential(
+            nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 2)
+        )
+        self.register_buffer("goal", torch.zeros(2))
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.goal.copy_(torch.rand(2) + epoch)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        said = self.network(batch["images"] + 0.1 * torch.randn_like(batch["images"]))
+        return {
+            "near": (said - self.goal).square().mean(),
+            "small": said.abs().mean(),
+        }
+
+
+def batches(epoch: int, step: int) -> Batch:
+    generator = torch.Generator().manual_seed(100 * epoch + step)
+    rows = torch.randint(1000, (6,), generator=generator)
+    return {"images": torch.rand(6, 5, generator=generator), "rows": rows}
+
+
+def make_plan(folder: Path, **more: Any) -> Plan:
+    usual: dict[str, Any] = {
+        "title": "test",
+        "seed": 3,
+        "epochs": EPOCHS,
+        "steps": STEPS,
+        "weights": {"small": 0.1},
+        "folder": folder,
+        "checkpoint_seconds": 1e9,
+    }
+    return Plan(**usual | more)
+
+
+def train(
+    folder: Path,
+    objective: Objective | None = None,
+    batches: Callable[[int, int], Batch] = batches,
+    scores: Callable[[], dict[str, float]] = dict,
+    learning_rate: float = 0.05,
+    **plan: Any,
+) -> tuple[Objective, Fitted]:
+    objective = objective or Objective()
+    optimizer = torch.optim.SGD(
+        objective.parameters(), lr=learning_rate, momentum=0.9, nesterov=True
+    )
+    fitted = fit(
+        make_plan(folder, **plan),
+        objective,
+        batches,
+        optimizer,
+        RUNTIME,
+        schedule=cosine,
+        keep=objective.network,
+        begin_epoch=objective.begin_epoch,
+        scores=scores,
+    )
+    return objective, fitted
+
+
+def same(first: State, second: State) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def without_time(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+
+
+class Killed(Objective):
+    """Sends a real signal to its own process in one step."""
+
+    def __init__(self, at: tuple[int, int], number: signal.Signals) -> None:
+        super().__init__()
+        self._at, self._number, self._seen = at, number, 0
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        if self._seen == self._at[0] * STEPS + self._at[1]:
+            os.kill(os.getpid(), self._number)
+        self._seen += 1
+        return super().forward(batch)
+
+
+@pytest.mark.parametrize("at", [(0, 0), (0, 3), (1, 0), (1, 2), (2, 3)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path, at: tuple[int, int], number: signal.Signals
+) -> None:
+    whole, fitted = train(tmp_path / "whole")
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match="goes on"):
+        train(tmp_path / "parts", Killed(at, number))
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    resumed, again = train(tmp_path / "parts")
+    assert same(whole.state_dict(), resumed.state_dict())
+    assert without_time(fitted.history) == without_time(again.history)
+    assert fitted.best_epoch == again.best_epoch
+    assert len(fitted.history) == EPOCHS
+
+
+def test_a_run_may_be_stopped_many_times(tmp_path: Path) -> None:
+    whole, fitted = train(tmp_path / "whole")
+    for at in [(0, 1), (0, 0), (0, 3), (0, 2)]:
+        with pytest.raises(Interrupted):
+            train(tmp_path / "parts", Killed(at, signal.SIGTERM))
+    resumed, again = train(tmp_path / "parts")
+    assert same(whole.state_dict(), resumed.state_dict())
+    assert without_time(fitted.history) == without_time(again.history)
+
+
+def test_a_signal_while_scores_are_taken_is_not_lost(tmp_path: Path) -> None:
+    def scores() -> dict[str, float]:
+        if not done:
+            os.kill(os.getpid(), signal.SIGTERM)
+        done.append(1)
+        return {}
+
+    done: list[int] = []
+    with pytest.raises(Interrupted):
+        train(tmp_path / "parts", scores=scores, epochs=1)
+    resumed, fitted = train(tmp_path / "parts", scores=scores, epochs=1)
+    whole, _ = train(tmp_path / "whole", epochs=1)
+    assert same(whole.state_dict(), resumed.state_dict())
+    assert len(fitted.history) == 1
+
+
+@pytest.mark.parametrize("step", range(2 * STEPS))
+def test_a_run_that_died_goes_on_from_its_last_state(tmp_path: Path, step: int) -> None:
+    """No signal to catch: power cut, or killed by force."""
+
+    def until(epoch: int, number: int) -> Batch:
+        if epoch * STEPS + number == step:
+            raise KeyboardInterrupt
+        return batches(epoch, number)
+
+    whole, fitted = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts", batches=until, checkpoint_seconds=0.0)
+    resumed, again = train(tmp_path / "parts", checkpoint_seconds=0.0)
+    assert same(whole.state_dict(), resumed.state_dict())
+    assert without_time(fitted.history) == without_time(again.history)
+
+
+def test_the_learning_rate_follows_the_schedule(tmp_path: Path) -> None:
+    _, fitted = train(tmp_path)
+    last = [(epoch * STEPS + STEPS - 1) / (EPOCHS * STEPS) for epoch in range(EPOCHS)]
+    assert [row["learning_rate"] for row in fitted.history] == [0.05 * cosine(p) for p in last]
+
+
+@pytest.mark.parametrize("schedule", [cosine, inverse_decay])
+def test_schedules_stay_in_range(schedule: Callable[[float], float]) -> None:
+    factors = [schedule(number / 200) for number in range(200)]
+    assert min(factors) > 0
+    assert max(factors) <= 1
+    assert factors[30:] == sorted(factors[30:], reverse=True)
+    assert factors[-1] < 0.2
+
+
+def test_the_weights_of_the_best_score_are_kept(tmp_path: Path) -> None:
+    objective = Objective()
+    seen: list[State] = []
+    values = iter([0.2, 0.9, float("nan")])
+
+    def scores() -> dict[str, float]:
+        assert not objective.training
+        assert torch.is_inference_mode_enabled()
+        state = objective.network.state_dict()
+        seen.append({name: value.detach().clone() for name, value in state.items()})
+        return {"agreement": next(values)}
+
+    _, fitted = train(tmp_path, objective, scores=scores, select="agreement")
+    assert fitted.best_epoch == 1
+    assert not same(seen[1], seen[2])
+    assert same(objective.network.state_dict(), seen[1])
+
+
+def test_the_best_weights_survive_an_interruption(tmp_path: Path) -> None:
+    def scored() -> Callable[[], dict[str, float]]:
+        return lambda: {"agreement": values.pop(0)}
+
+    values = [0.9, 0.5, 0.1]
+    whole, _ = train(tmp_path / "whole", scores=scored(), select="agreement")
+    values = [0.9, 0.5, 0.1]
+    with pytest.raises(Interrupted):
+        train(
+            tmp_path / "parts",
+            Killed((2, 1), signal.SIGTERM),
+            scores=scored(),
+            select="agreement",
+        )
+    resumed, fitted = train(tmp_path / "parts", scores=scored(), select="agreement")
+    assert fitted.best_epoch == 0
+    assert same(whole.state_dict(), resumed.state_dict())
+
+
+@pytest.mark.parametrize("at", [(0, 0), (1, 2), (2, 3)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_and_names_the_rows(
+    tmp_path: Path, at: tuple[int, int], value: float
+) -> None:
+    def poisoned(epoch: int, step: int) -> Batch:
+        batch = batches(epoch, step)
+        if (epoch, step) == at:
+            batch["images"][2, 1] = value
+        return batch
+
+    with pytest.raises(RunError) as caught:
+        train(tmp_path, batches=poisoned)
+    message = str(caught.value)
+    assert f"epoch {at[0] + 1}, step {at[1] + 1} " in message
+    assert str(batches(*at)["rows"].tolist()) in message
+    assert "near" in message
+    assert "learning rate" in message
+
+
+def test_metrics_have_one_row_an_epoch(tmp_path: Path) -> None:
+    _, fitted = train(tmp_path, scores=lambda: {"agreement": 0.5})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert rows == fitted.history
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    names = {"epoch", "seconds", "learning_rate", "near", "small", "agreement"}
+    assert all(set(row) == names for row in rows)
+    assert rows[0]["seconds"] <= rows[1]["seconds"] <= rows[2]["seconds"]
+    objective = Objective()
+    seed_all(3, "test", 0)
+    objective.begin_epoch(0)
+    terms = []
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+    for step in range(STEPS):
+        seed_all(3, "test", 0, step)
+        optimizer.param_groups[0]["lr"] = 0.05 * cosine(step / (EPOCHS * STEPS))
+        found = objective.train()(batches(0, step))
+        optimizer.zero_grad()
+        torch.autograd.backward(found["near"] + 0.1 * found["small"])
+        optimizer.step()
+        terms.append(float(found["near"].detach()))
+    assert rows[0]["near"] == pytest.approx(sum(terms) / STEPS, rel=1e-6)
+
+
+def test_the_gradient_norm_is_clipped(tmp_path: Path) -> None:
+    def large(epoch: int, step: int) -> Batch:
+        return {"images": 1e3 * batches(epoch, step)["images"]}
+
+    objective, _ = train(
+        tmp_path, batches=large, clip_norm=1e-3, learning_rate=1.0, epochs=1, steps=1
+    )
+    before, after = Objective().state_dict(), objective.state_dict()
+    names = [name for name, _ in objective.named_parameters()]
+    moved = torch.stack([(before[name] - after[name]).square().sum() for name in names])
+    step = float(moved.sum().sqrt())
+    assert step == pytest.approx(1.9 * 1e-3 * cosine(0), rel=1e-3)  # Nesterov's first step
+
+
+def test_a_damaged_state_gives_way_to_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = torch.device("cpu")
+    assert load_state(tmp_path, device) is None
+    save_state(tmp_path, {"step": 1})
+    save_state(tmp_path, {"step": 2, "weights": torch.arange(1000.0)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [PREVIOUS, STATE]
+    content = (tmp_path / STATE).read_bytes()
+    for damaged in (content[: len(content) // 2], b"", b"not a state" * 100):
+        (tmp_path / STATE).write_bytes(damaged)
+        assert load_state(tmp_path, device) == {"step": 1}
+        assert STATE in capsys.readouterr().err
+    (tmp_path / PREVIOUS).write_bytes(b"neither")
+    assert load_state(tmp_path, device) is None
+
+
+def test_a_run_whose_state_is_damaged_goes_on_from_the_one_before(tmp_path: Path) -> None:
+    whole, _ = train(tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(tmp_path / "parts", Killed((1, 2), signal.SIGTERM), checkpoint_seconds=0.0)
+    state = tmp_path / "parts" / "checkpoint" / STATE
+    state.write_bytes(state.read_bytes()[:-200])
+    resumed, _ = train(tmp_path / "parts")
+    assert same(whole.state_dict(), resumed.state_dict())
