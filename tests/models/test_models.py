@@ -1,0 +1,239 @@
+"""What every backbone and translator promises, on disk and in memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sfkt_cli.data.images import Encoding
+from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.models.saving import load_model, read_card, save_model
+from sfkt_cli.models.translators import TRANSLATORS, make_translator
+
+BACKBONES = ("small", "resnet18")
+TRANSLATOR_SIZES = {"vqgan": {"codes": 8}}
+CLASSES = ["box", "cone", "sphere"]
+ENCODING = Encoding("window", 500.0, 4000.0, 1, True)
+
+
+def architecture(backbone: str, **more: Any) -> dict[str, Any]:
+    return {
+        "backbone": backbone,
+        "classes": len(CLASSES),
+        "width": 4,
+        "bottleneck": 8,
+        "mean": (0.4, 0.5, 0.6),
+        "std": (0.2, 0.25, 0.3),
+    } | more
+
+
+def translator_sizes(name: str, channels: int) -> dict[str, Any]:
+    return {"name": name, "channels": channels, "width": 4, **TRANSLATOR_SIZES.get(name, {})}
+
+
+def stirred(module: nn.Module) -> nn.Module:
+    """The module after a training step's worth of changes to parameters and statistics."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for tensor in [*module.parameters(), *module.buffers()]:
+            if tensor.is_floating_point():
+                tensor.mul_(1 + 0.05 * torch.rand_like(tensor)).add_(0.001)
+    return module
+
+
+def classifier(backbone: str, **more: Any) -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(**architecture(backbone, **more))
+
+
+def save(folder: Path, module: nn.Module, **more: Any) -> None:
+    kept: dict[str, Any] = {
+        "kind": "classifier",
+        "architecture": architecture("small"),
+        "classes": CLASSES,
+        "encoding": ENCODING,
+        "inputs": {"transfer.h5": "abc"},
+        "seed": 5,
+    }
+    save_model(folder, module, **kept | more)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("size", [16, 33, 48])
+@pytest.mark.parametrize("bottleneck", [0, 8])
+def test_classifiers_take_any_size_of_image(backbone: str, size: int, bottleneck: int) -> None:
+    model = classifier(backbone, bottleneck=bottleneck)
+    images = torch.rand(2, 3, size, size, requires_grad=True)
+    features, logits = model.train()(images)
+    assert logits.shape == (2, len(CLASSES))
+    assert features.shape == (2, bottleneck or (16 if backbone == "small" else 512))
+    torch.testing.assert_close(model.head(features), logits)
+    torch.autograd.backward(logits.square().sum())
+    assert images.grad is not None
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+    alone = model.eval()(images[:1])[1]
+    torch.testing.assert_close(alone, model(images)[1][:1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_normalisation_travels_inside(backbone: str) -> None:
+    plain = classifier(backbone, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    model = classifier(backbone)
+    images = torch.rand(2, 3, 32, 32)
+    mean = torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1)
+    std = torch.tensor([0.2, 0.25, 0.3]).view(1, 3, 1, 1)
+    expected = plain.eval()((images - mean) / std)[1]
+    torch.testing.assert_close(model.eval()(images)[1], expected)
+
+
+@pytest.mark.parametrize("name", TRANSLATORS)
+@pytest.mark.parametrize("size", [(16, 16), (33, 33), (48, 48), (17, 30)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_translations_have_the_size_of_the_image(
+    name: str, size: tuple[int, int], channels: int
+) -> None:
+    torch.manual_seed(0)
+    translator = make_translator(**translator_sizes(name, channels))
+    encoded = torch.rand(2, channels, *size, requires_grad=True)
+    bridged = translator.train()(encoded)
+    assert bridged.shape == (2, 3, *size)
+    assert bridged.min() >= 0
+    assert bridged.max() <= 1
+    torch.autograd.backward(bridged.square().sum())
+    assert encoded.grad is not None
+    assert torch.isfinite(encoded.grad).all()
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("bottleneck", [0, 8])
+def test_a_classifier_comes_back_bit_for_bit(
+    tmp_path: Path, backbone: str, bottleneck: int
+) -> None:
+    model = stirred(classifier(backbone, bottleneck=bottleneck)).eval()
+    built = architecture(backbone, bottleneck=bottleneck)
+    save(tmp_path, model, architecture=built, method="tgkt")
+    saved = load_model(tmp_path)
+    assert saved.classes == CLASSES
+    assert saved.encoding == ENCODING
+    assert saved.card["method"] == "tgkt"
+    assert saved.card["normalisation"] == {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
+    assert saved.card["seed"] == 5
+    assert saved.card["inputs"] == {"transfer.h5": "abc"}
+    assert not saved.module.training
+    before, after = model.state_dict(), saved.module.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+    first = (tmp_path / "model.safetensors").read_bytes()
+    save(tmp_path, saved.module, architecture=built)
+    assert (tmp_path / "model.safetensors").read_bytes() == first
+
+
+@pytest.mark.parametrize("name", TRANSLATORS)
+def test_a_translator_comes_back_bit_for_bit(tmp_path: Path, name: str) -> None:
+    built = translator_sizes(name, 1)
+    translator = stirred(make_translator(**built)).eval()
+    save(tmp_path, translator, kind="translator", architecture=built, classes=[])
+    saved = load_model(tmp_path)
+    encoded = torch.rand(2, 1, 24, 24).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(saved.module(encoded), load_model(tmp_path).module(encoded))
+    before, after = translator.state_dict(), saved.module.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "other", "gone"])
+def test_damaged_weights_are_named(tmp_path: Path, damage: str) -> None:
+    save(tmp_path, classifier("small"))
+    weights = tmp_path / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    if damage == "gone":
+        weights.unlink()
+    elif damage == "other":
+        save(tmp_path / "other", stirred(classifier("small")))
+        weights.write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    else:
+        content[len(content) // 2] ^= 1
+        weights.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+    with pytest.raises(DataError) as caught:
+        load_model(tmp_path)
+    assert str(weights) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": {}},
+        {"architecture": None},
+        {"architecture": architecture("resnet18")},
+        {"architecture": architecture("small", classes=4)},
+        {"architecture": architecture("small", surprise=1)},
+        {"encoding": {"kind": "window"}},
+        {"kind": "translator"},
+        {"classes": None},
+    ],
+)
+def test_a_card_that_does_not_fit_the_weights_is_named(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    save(tmp_path, classifier("small"))
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(read_card(path) | change))
+    with pytest.raises(DataError) as caught:
+        load_model(tmp_path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{", "\ufffe"])
+def test_a_damaged_card_is_named(tmp_path: Path, content: str | None) -> None:
+    save(tmp_path, classifier("small"))
+    path = tmp_path / "model.json"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError) as caught:
+        load_model(tmp_path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_frozen_model_stays_as_it_is_and_passes_gradients(backbone: str) -> None:
+    model = freeze(stirred(classifier(backbone)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images = torch.rand(4, 3, 32, 32, requires_grad=True)
+    for _ in range(3):
+        torch.autograd.backward(model(images)[1].square().sum())
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "told"),
+    [("resnet81", "resnet18"), ("timm:resnet18x", "timm"), ("Small", "resnet18")],
+)
+def test_an_unknown_backbone_is_named_with_the_nearest(backbone: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        classifier(backbone)
+    assert repr(backbone) in str(caught.value)
+    assert told in str(caught.value)
+
+
+def test_the_small_backbone_has_no_published_weights() -> None:
+    with pytest.raises(ConfigError, match=r"source\.backbone"):
+        classifier("small", pretrained=True)
+
+
+def test_an_unknown_translator_is_named_with_the_known() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_translator("transformer", channels=1, width=4)
+    assert all(name in str(caught.value) for name in ["'transformer'", *TRANSLATORS])
