@@ -13,6 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from sfkt_cli.config import Config, as_dict, build, describe_type, read_yaml, section_fields
+from sfkt_cli.errors import ConfigError
+from sfkt_cli.methods import METHODS
 from sfkt_cli.runs import DATA_SECTIONS, pick
 from sfkt_cli.settings import DEFAULT, Settings
 
@@ -37,6 +39,11 @@ def check(path: Path) -> str:
         ConfigError: All that is wrong with it, in one message.
     """
     config = build(read_yaml(path))
+    if config.transfer.method not in METHODS:
+        raise ConfigError(
+            f"setting transfer.method = {config.transfer.method!r}: "
+            f"choose one of {', '.join(METHODS)}"
+        )
     values, defaults = as_dict(config), as_dict(Config())
     names = [name for name in section_fields() if pick(values, name) != pick(defaults, name)]
     lines = [f"  {name} = {_text(pick(values, name))}" for name in names]

@@ -234,6 +234,9 @@ def test_config_check_names_all_problems_at_once(capsys: pytest.CaptureFixture[s
     assert sfkt("config", "check", "wrong.yaml") == 1
     said = capsys.readouterr().err
     assert all(name in said for name in ("brigde", "seed = 1.5", "transfer.epochs = 0"))
+    Path("method.yaml").write_text("transfer: {method: sock}\n")
+    assert sfkt("config", "check", "method.yaml") == 1
+    assert "tgkt" in capsys.readouterr().err
 
 
 def test_config_show_and_schema_cover_every_setting(
