@@ -1,0 +1,400 @@
+"""What methods compute: hand-made examples, gradients, and a source model that nothing touches."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from sfkt_cli import losses
+from sfkt_cli.config import Config, build
+from sfkt_cli.data.images import Encoding, as_rgb, encode
+from sfkt_cli.methods import METHODS, label_free
+from sfkt_cli.methods.knowledge import Knowledge, balance, cluster_labels
+from sfkt_cli.methods.shot import Shot
+from sfkt_cli.methods.socket_match import Socket
+from sfkt_cli.methods.tgkt import Tgkt
+from sfkt_cli.methods.tgmb import Tgmb
+from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.models.translators import Front, UNetTranslator
+from sfkt_cli.stages.transfer import find_method, start_student
+from sfkt_cli.training.loop import Batch
+
+COUNT, CLASSES, FEATURES, SIDE = 12, 3, 8, 16
+ENCODING = Encoding("window", 0.0, 1000.0, 1, True)
+
+
+def make_source() -> Classifier:
+    torch.manual_seed(0)
+    model = Classifier(
+        backbone="small",
+        classes=CLASSES,
+        width=4,
+        bottleneck=FEATURES,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+    )
+    model.train()
+    for _ in range(3):  # statistics of its own
+        model(torch.rand(16, 3, SIDE, SIDE))
+    return freeze(model)
+
+
+def make_batch() -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(1, 1000, (2, COUNT, SIDE, SIDE), generator=generator)
+    return {
+        "tr_target": images[0],
+        "tr_rows": torch.arange(COUNT),
+        "ti_target": images[1],
+        "ti_rows": torch.arange(COUNT),
+        "ti_rgb": torch.randint(256, (COUNT, SIDE, SIDE, 3), generator=generator).byte(),
+    }
+
+
+def make_knowledge(source: Classifier) -> Knowledge:
+    generator = torch.Generator().manual_seed(2)
+    batch = make_batch()
+
+    @torch.inference_mode()
+    def look(student: Classifier) -> tuple[Tensor, Tensor]:
+        training = student.training
+        features, logits = student.eval()(as_rgb(encode(batch["tr_target"], ENCODING)))
+        student.train(training)
+        return features, logits
+
+    with torch.no_grad():
+        ti_features, ti_logits = source(torch.rand(COUNT, 3, SIDE, SIDE, generator=generator))
+    return Knowledge(
+        source=source,
+        encoding=ENCODING,
+        classes=CLASSES,
+        bridged_logits=2 * torch.randn(COUNT, CLASSES, generator=generator),
+        ti_features=ti_features,
+        ti_logits=ti_logits,
+        look=look,
+    )
+
+
+def make_objective(method: str, source: Classifier, config: Config) -> Any:
+    kind = find_method(method)
+    student = start_student(source)
+    if getattr(kind, "translated", False):
+        student.front = Front(freeze(UNetTranslator(1, 4)), 1)
+    return kind(student, make_knowledge(source), config)
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_reach_the_student_and_nothing_else(method: str) -> None:
+    source = make_source()
+    before = whole_state(source)
+    config = build({"tgkt": {"beta_self": 1.0, "warmup": 0.0}})
+    objective = make_objective(method, source, config)
+    optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.1)
+    for epoch in range(2):
+        objective.begin_epoch(epoch)
+        for _ in range(2):
+            objective.train()
+            terms = objective(make_batch())
+            weighted = [objective.weights[name] * term for name, term in terms.items()]
+            optimizer.zero_grad()
+            torch.autograd.backward(torch.stack(weighted).sum())
+            optimizer.step()
+    assert same(before, source.state_dict())
+    assert not source.training
+    assert all(parameter.grad is None for parameter in source.parameters())
+    inner = {id(module) for module in objective.modules()}
+    assert not any(id(module) in inner for module in source.modules())
+    for name, parameter in objective.student.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    reached = objective.student.backbone.parameters()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in reached)
+
+
+@pytest.mark.parametrize("method", ["shot", "socket"])
+def test_the_head_stays_the_sources(method: str) -> None:
+    source = make_source()
+    objective = make_objective(method, source, Config())
+    assert same(whole_state(source.head), whole_state(objective.student.head))
+    assert not any(p.requires_grad for p in objective.student.head.parameters())
+    assert all(p.requires_grad for p in objective.student.backbone.parameters())
+
+
+@pytest.mark.parametrize("term", ["rec", "d", "im", "f"])
+def test_every_term_of_the_bridge_reaches_the_translator_alone(term: str) -> None:
+    source = make_source()
+    before = whole_state(source)
+    weights = {name: float(name == term) for name in ("rec", "d", "im", "f")}
+    objective = Tgmb(
+        UNetTranslator(1, 4), source, ENCODING, weights=weights, features=FEATURES, registered=True
+    )
+    objective.train()
+    terms = objective(make_batch())
+    assert set(terms) == {term}
+    assert torch.isfinite(terms[term])
+    torch.autograd.backward(terms[term])
+    assert all(p.grad is not None for p in objective.translator.parameters())
+    assert same(before, source.state_dict())
+    assert not source.training
+    assert all(parameter.grad is None for parameter in source.parameters())
+    learns = all(p.grad is not None for p in objective.discriminator.parameters())
+    assert learns == (term == "d")
+
+
+def test_pairs_that_are_not_registered_have_no_pixel_loss() -> None:
+    weights = {"rec": 1.0, "d": 0.0, "im": 0.0, "f": 1.0}
+    objective = Tgmb(
+        UNetTranslator(1, 4),
+        make_source(),
+        ENCODING,
+        weights=weights,
+        features=FEATURES,
+        registered=False,
+    )
+    assert set(objective(make_batch())) == {"f"}
+
+
+def test_pseudo_labels_of_a_hand_computed_example() -> None:
+    """Two clusters at right angles; the last image is called 0 but lies with those of class 1."""
+    features = torch.tensor([[1.0], [1.0], [-1.0], [-1.0]])
+    logits = 100 * nn.functional.one_hot(torch.tensor([0, 0, 1, 0]), 2).float()
+    labels, similarity = cluster_labels(features, logits, rounds=0)
+    assert labels.tolist() == [0, 0, 1, 1]
+    centre = [1 / math.sqrt(10), 3 / math.sqrt(10)]  # of 2 (1, 1) and 1 (-1, 1)
+    near, far = (centre[0] + centre[1]) / math.sqrt(2), (centre[1] - centre[0]) / math.sqrt(2)
+    expected = torch.tensor([[near, 0.0], [near, 0.0], [far, 1.0], [far, 1.0]])
+    torch.testing.assert_close(similarity, expected)
+    labels, similarity = cluster_labels(features, logits, rounds=1)
+    assert labels.tolist() == [0, 0, 1, 1]
+    torch.testing.assert_close(similarity, torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]]))
+
+
+def test_a_class_without_images_drops_out() -> None:
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0]])
+    logits = torch.tensor([[9.0, 0.0, 0.0], [9.0, 0.0, 0.0], [0.0, 9.0, 0.0]])
+    labels, similarity = cluster_labels(features, logits, rounds=2)
+    assert labels.tolist() == [0, 0, 1]
+    assert (similarity[:, 2] == -1).all()
+
+
+def slow_cluster_labels(
+    features: list[list[float]], probabilities: list[list[float]], rounds: int
+) -> list[int]:
+    units = []
+    for row in features:
+        length = math.sqrt(sum(value**2 for value in row) + 1)
+        units.append([value / length for value in [*row, 1.0]])
+    weights, labels = probabilities, [0] * len(units)
+    for _ in range(rounds + 1):
+        centres: list[list[float] | None] = []
+        for k in range(len(weights[0])):
+            mass = [sum(w[k] * u[d] for w, u in zip(weights, units, strict=True))
+                    for d in range(len(units[0]))]  # fmt: skip
+            length = math.sqrt(sum(value**2 for value in mass))
+            centres.append([value / length for value in mass] if length else None)
+        for n, unit in enumerate(units):
+            cosines = [
+                -1.0 if c is None else sum(a * b for a, b in zip(unit, c, strict=True))
+                for c in centres
+            ]
+            labels[n] = cosines.index(max(cosines))
+        weights = [[float(label == k) for k in range(len(weights[0]))] for label in labels]
+    return labels
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 999), rounds=st.integers(0, 2))
+def test_pseudo_labels_equal_a_slow_loop(seed: int, rounds: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(15, 4, generator=generator)
+    logits = 2 * torch.randn(15, 4, generator=generator)
+    expected = slow_cluster_labels(features.tolist(), logits.softmax(1).tolist(), rounds)
+    assert cluster_labels(features, logits, rounds=rounds)[0].tolist() == expected
+
+
+@pytest.mark.parametrize(("kind", "rounds"), [(Shot, 2), (Socket, 0)])
+def test_pseudo_labels_are_refreshed_from_the_student(kind: Any, rounds: int) -> None:
+    knowledge = make_knowledge(source := make_source())
+    objective = kind(start_student(source), knowledge, Config())
+    objective.begin_epoch(0)
+    expected = cluster_labels(*knowledge.look(objective.student), rounds=rounds)[0]
+    assert objective.pseudo_labels.tolist() == expected.tolist()
+    before = objective.pseudo_labels.clone()
+    with torch.no_grad():
+        for parameter in objective.student.backbone.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    objective.begin_epoch(1)
+    expected = cluster_labels(*knowledge.look(objective.student), rounds=rounds)[0]
+    assert objective.pseudo_labels.tolist() == expected.tolist()
+    assert not torch.equal(before, objective.pseudo_labels)
+
+
+PROBABILITIES = st.builds(
+    lambda seed, rows, classes, size: (
+        size * torch.randn(rows, classes, generator=torch.Generator().manual_seed(seed))
+    ).softmax(dim=1),
+    st.integers(0, 999),
+    st.integers(4, 40),
+    st.integers(2, 6),
+    st.sampled_from([0.3, 1.0, 2.0]),
+)
+
+
+@settings(deadline=None)
+@given(probabilities=PROBABILITIES, strength=st.floats(0, 1))
+def test_balanced_predictions_have_the_class_frequencies_asked_for(
+    probabilities: Tensor, strength: float
+) -> None:
+    balanced = balance(probabilities, strength=strength, rounds=300)
+    ones = torch.ones(len(balanced))
+    torch.testing.assert_close(balanced.sum(dim=1), ones)
+    assert (balanced >= 0).all()
+    wanted = probabilities.mean(dim=0) ** (1 - strength)
+    torch.testing.assert_close(balanced.mean(dim=0), wanted / wanted.sum(), rtol=0.02, atol=2e-3)
+    # Rows and columns are only scaled: ratios of ratios stay.
+    before, after = probabilities.log(), balanced.log()
+    for logs in (before, after):
+        logs -= logs.mean(dim=1, keepdim=True)
+        logs -= logs.mean(dim=0)
+    torch.testing.assert_close(after, before, rtol=0, atol=2e-3)
+
+
+def test_balance_at_its_ends() -> None:
+    probabilities = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])
+    torch.testing.assert_close(balance(probabilities, strength=0.0), probabilities)
+    even = balance(probabilities, strength=1.0)
+    torch.testing.assert_close(even.mean(dim=0), torch.tensor([0.5, 0.5]), rtol=0, atol=1e-4)
+    assert even[:, 0].argsort().tolist() == [2, 1, 0]
+    certain = balance(torch.eye(3)[[0, 0, 0, 1]], strength=1.0)
+    assert torch.isfinite(certain).all()
+    torch.testing.assert_close(certain.sum(dim=1), torch.ones(4))
+
+
+def test_the_teacher_is_the_bridge_until_the_warm_up_is_over() -> None:
+    source = make_source()
+    knowledge = make_knowledge(source)
+    config = build({"transfer": {"epochs": 4}, "tgkt": {"warmup": 0.5, "student_share": 0.25}})
+    objective = Tgkt(start_student(source), knowledge, config)
+    assert knowledge.bridged_logits is not None
+    strength = config.tgkt.balance
+    bridged = balance(knowledge.bridged_logits.softmax(dim=1), strength=strength)
+    for epoch in range(2):
+        objective.begin_epoch(epoch)
+        torch.testing.assert_close(objective.teacher, bridged)
+        assert set(objective(make_batch())) == {"kl", "f"}
+    objective.begin_epoch(2)
+    said = knowledge.look(objective.student)[1].softmax(dim=1)
+    mean = said**0.25 * bridged**0.75
+    mean = balance(mean / mean.sum(dim=1, keepdim=True), strength=strength)
+    torch.testing.assert_close(objective.teacher, mean)
+    assert set(objective(make_batch())) == {"kl", "f", "im"}
+
+
+@pytest.mark.parametrize("name", ["kl", "f", "self", "im"])
+def test_a_weight_of_zero_switches_a_term_off(name: str) -> None:
+    weights = {f"beta_{other}": float(other != name) for other in ("kl", "f", "self", "im")}
+    config = build({"tgkt": {**weights, "warmup": 0.0}})
+    objective = make_objective("tgkt", make_source(), config)
+    objective.begin_epoch(0)
+    assert set(objective(make_batch())) == {"kl", "f", "self", "im"} - {name}
+
+
+def test_socket_matches_the_statistics_of_the_target_images_alone() -> None:
+    """The hooks see each batch norm once, in the pass over target images, in training."""
+    source = make_source()
+    objective = Socket(start_student(source), make_knowledge(source), Config())
+    seen: list[Tensor] = []
+    student = objective.student
+    layers = [m for m in student.modules() if isinstance(m, nn.BatchNorm2d)]
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].detach()))
+    batch = make_batch()
+    objective.train()
+    term = objective(batch)["bn"]
+    assert len(seen) == 2 * len(layers)  # target images, then TI images
+    stored = [m for m in source.modules() if isinstance(m, nn.BatchNorm2d)]
+    total = 0.0
+    for place, inputs in enumerate(seen[: len(layers)]):
+        norm = stored[called_in_order(student, batch)[place]]
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        mean = inputs.mean(dim=(0, 2, 3))
+        variance = (inputs - mean.view(1, -1, 1, 1)).square().mean(dim=(0, 2, 3))
+        gap = (mean - norm.running_mean).norm() + (variance - norm.running_var).norm()
+        total += (10.0 if place == 0 else 1.0) * float(gap)
+    assert float(term.detach()) == pytest.approx(total, rel=1e-4)
+
+
+def called_in_order(student: Classifier, batch: Batch) -> list[int]:
+    """Numbers of the batch norms among the modules, as a pass meets them."""
+    order: list[int] = []
+    layers = [m for m in student.modules() if isinstance(m, nn.BatchNorm2d)]
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, inputs, n=number: order.append(n))
+        for number, layer in enumerate(layers)
+    ]
+    training = student.training
+    student.eval()(as_rgb(encode(batch["tr_target"], ENCODING)))
+    student.train(training)
+    for hook in hooks:
+        hook.remove()
+    return order
+
+
+def test_looking_at_the_student_leaves_no_statistics_behind() -> None:
+    source = make_source()
+    objective = Socket(start_student(source), make_knowledge(source), Config())
+    before = whole_state(objective.student)
+    objective.train()
+    objective.begin_epoch(0)
+    assert same(before, objective.student.state_dict())
+    assert objective.student.training
+
+
+def test_batch_norms_of_the_frozen_source_stay_asleep_under_train() -> None:
+    source = make_source()
+    weights = {"rec": 1.0, "d": 0.0, "im": 0.0, "f": 1.0}
+    objective = Tgmb(
+        UNetTranslator(1, 4), source, ENCODING, weights=weights, features=FEATURES, registered=True
+    )
+    objective.train()
+    assert all(not module.training for module in source.modules())
+    assert not any(name.startswith("_frozen") for name, _ in objective.named_modules())
+
+
+@pytest.mark.parametrize("method", ["tgkt", "distill", "socket"])
+def test_what_a_method_needs_is_asked_for(method: str) -> None:
+    source = make_source()
+    known = vars(make_knowledge(source)) | {"bridged_logits": None, "ti_features": None}
+    with pytest.raises(ValueError, match="needs"):
+        find_method(method)(start_student(source), Knowledge(**known), Config())
+
+
+def test_label_free_scores() -> None:
+    logits = torch.eye(3)[[0, 1, 2, 0]] * 50
+    assert label_free.agreement(logits, logits[[0, 1, 2, 1]]) == 0.75
+    assert label_free.information(logits[:3]) == pytest.approx(math.log(3))
+    assert label_free.information(logits[[0, 0]]) == pytest.approx(0, abs=1e-6)
+    assert label_free.information(logits) == pytest.approx(
+        -float(losses.information_maximisation(logits))
+    )
+    generator = torch.Generator().manual_seed(0)
+    features, others = torch.randn(2, 4000, 6, generator=generator)
+    assert label_free.feature_distance(features, features) == 0
+    mean = features.mean(dim=0).expand_as(features)
+    assert label_free.feature_distance(mean, features) == pytest.approx(1, rel=1e-5)
+    assert label_free.feature_distance(others, features) == pytest.approx(2, rel=0.05)
+    assert math.isfinite(label_free.feature_distance(features, torch.ones_like(features)))
