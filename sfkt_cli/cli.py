@@ -7,6 +7,7 @@ the same command goes on. The stages are imported inside the commands: ``--help`
 from __future__ import annotations
 
 import errno
+import re
 import sys
 import traceback
 from dataclasses import replace
@@ -358,10 +359,11 @@ def explain(error: Exception) -> tuple[str | None, int]:
     if isinstance(error, SfktError):
         return str(error), 1
     if isinstance(error, OSError):
+        name = re.sub(r"\.([^/]+)\.\d+\.partial$", r"\1", str(error.filename or "a file"))
         if error.errno == errno.ENOSPC:
-            return f"the disk is full: {error.filename or 'make room'}", 1
+            return f"the disk is full, {name} was not written: make room", 1
         if error.errno is not None:
-            return f"{error.filename or 'a file'}: {error.strerror}", 1
+            return f"{name}: {error.strerror}", 1
     # Both classes come with torch, which is only asked where it is loaded already.
     loop, torch = sys.modules.get("sfkt_cli.training.loop"), sys.modules.get("torch")
     if loop is not None and isinstance(error, loop.Interrupted):

@@ -115,8 +115,9 @@ def test_wrong_usage_is_2_and_errors_are_1(capsys: pytest.CaptureFixture[str]) -
 
 def test_errors_that_the_user_can_mend_have_a_message_and_a_code() -> None:
     assert explain(Interrupted("stopped")) == ("stopped", 75)
-    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a/model.safetensors")
-    assert explain(full) == ("the disk is full: runs/a/model.safetensors", 1)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a/.model.json.17.partial")
+    expected = "the disk is full, runs/a/model.json was not written: make room"
+    assert explain(full) == (expected, 1)
     denied = PermissionError(errno.EACCES, "Permission denied", "runs")
     assert explain(denied) == ("runs: Permission denied", 1)
     assert explain(ZeroDivisionError("a bug"))[0] is None
