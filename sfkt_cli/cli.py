@@ -17,12 +17,9 @@ from typing import Annotated
 import typer
 
 from sfkt_cli import __version__
-from sfkt_cli.errors import SfktError
+from sfkt_cli.errors import STOPPED, SfktError
 from sfkt_cli.options import Options, Verbosity, shared_options
 from sfkt_cli.world import found_world, is_main
-
-STOPPED = 75
-"""Exit code EX_TEMPFAIL: try again."""
 
 app = typer.Typer(
     help="Turn an RGB classifier into a depth, near-infrared or thermal one, "

@@ -5,6 +5,10 @@ line prints it as one message and exits with code 1; anything else is a bug and 
 """
 
 
+STOPPED = 75
+"""Exit code after a signal, EX_TEMPFAIL: the state is saved, and the same command goes on."""
+
+
 class SfktError(Exception):
     """An error that the user can mend."""
 

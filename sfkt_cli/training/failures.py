@@ -30,9 +30,10 @@ def explain_failure(error: ChildFailedError, count: int) -> SfktError:
     rank, failure = failures[0]
     kind, text = _what(failure)
     if not kind:
+        name = failure.signal_name()
+        why = f"was killed ({name}; out of memory?)" if name == "SIGKILL" else f"crashed ({name})"
         return RunError(
-            f"process {rank} of {count} was ended from outside ({failure.signal_name()}; out of "
-            "memory?): the same command goes on from the last saved state"
+            f"process {rank} of {count} {why}: the same command goes on from the last saved state"
         )
     if kind in MENDABLE:
         return MENDABLE[kind](text)

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import tempfile
 import time
 import uuid
@@ -34,7 +35,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from sfkt_cli.config import Config, RuntimeConfig, as_dict, build
 from sfkt_cli.console import console, mute, say
-from sfkt_cli.errors import RunError
+from sfkt_cli.errors import STOPPED, RunError
 from sfkt_cli.runs import Run
 from sfkt_cli.training.failures import explain_failure
 from sfkt_cli.training.loop import Interrupted
@@ -238,15 +239,15 @@ def _first_line(error: Exception) -> str:
 
 
 @record
-def _work(job: Job) -> str | None:
-    """One process that was started here; the text of an interruption, or None."""
+def _work(job: Job) -> None:
+    """One process that was started here; it exits with STOPPED after a signal."""
     if os.environ.get("RANK") != "0":
         mute()
     try:
         _take_part(job, _meet(), 0)
-    except Interrupted as stop:
-        return str(stop)
-    return None
+    except Interrupted:
+        # Returning would wait for the agent to take the result, which it does not do after a signal.
+        sys.exit(STOPPED)
 
 
 def _start(job: Job, count: int) -> None:
@@ -273,17 +274,15 @@ def _start(job: Job, count: int) -> None:
             signals_to_handle="SIGTERM,SIGINT",
             logs_specs=DefaultLogsSpecs(log_dir=logs),
         )
+        stopped = f"{job.stage.partition(':')[2]} stopped; the same command goes on from here"
         try:
-            stops = elastic_launch(config, _work)(job)
+            elastic_launch(config, _work)(job)
         except ChildFailedError as error:
+            if any(failure.exitcode == STOPPED for failure in error.failures.values()):
+                raise Interrupted(stopped) from None
             raise explain_failure(error, count) from None
         except SignalException:
-            raise Interrupted(
-                f"{job.stage.partition(':')[2]} stopped; the same command goes on from here"
-            ) from None
-    for stop in stops.values():
-        if stop is not None:
-            raise Interrupted(stop)
+            raise Interrupted(stopped) from None
 
 
 @contextlib.contextmanager

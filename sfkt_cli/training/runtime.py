@@ -119,7 +119,13 @@ class Runtime:
 
     def any(self, noted: bool) -> bool:
         """Whether any process noted something."""
-        return bool(self.sum(torch.tensor(int(noted)))) if self.world > 1 else noted
+        return self.noted(noted)[0]
+
+    def noted(self, *noted: bool) -> list[bool]:
+        """For each of some facts whether any process noted it; one exchange for all."""
+        if self.world == 1:
+            return list(noted)
+        return [count > 0 for count in self.sum(torch.tensor(noted, dtype=torch.int32)).tolist()]
 
     def gather(self, value: Any) -> list[Any]:
         """A small value of each process, by its number."""
