@@ -20,7 +20,7 @@ from sfkt_cli.data.store import Store
 
 SIDE = 48
 """Images are compared at this size; finer detail differs between sensors anyway."""
-MOST_PAIRS = 256
+MOST_PAIRS = 128
 FEWEST_PAIRS = 8
 CLEAR = 4.0
 """Standard errors that count as a difference."""
@@ -173,6 +173,8 @@ def _plane(target: NDArray[Any]) -> NDArray[Any]:
 
 def _edges(plane: NDArray[Any], depth: bool) -> Floats:
     """Gradient magnitude (SIDE, SIDE), logarithmic, mean 0 and norm 1."""
+    step = max(1, plane.shape[0] // (2 * SIDE))
+    plane = np.asarray(plane[::step, ::step], np.float32)
     edges = np.log1p(np.hypot(*np.gradient(fill_holes(plane) if depth else plane)))
     image = Image.fromarray(edges.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BOX)
     small = np.asarray(image) - np.asarray(image).mean()

@@ -116,8 +116,9 @@ def run_task(task: Task, loader: Loader, size: int, missing: bool) -> Done:
         for view, slot in task.slots:
             pixels = loader.rgb(record, size) if view == "rgb" else loader.target(record, size)
             raw = slot.write(row, pixels)
-            digests[view].update(raw)
-            hashes[view] = hashlib.sha256(raw).hexdigest()[:16]
+            row_digest = hashlib.sha256(raw).digest()
+            digests[view].update(row_digest)
+            hashes[view] = row_digest.hex()[:16]
             if view == "target":
                 summary = summarise_target(pixels, missing)
         seen.append(Seen(hashes, *summary))

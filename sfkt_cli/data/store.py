@@ -7,8 +7,9 @@
 
 Root attributes: ``schema``, ``dataset``, ``modality``, ``unit``, ``classes`` (a JSON list),
 ``complete``, ``digest`` and where the data came from. Each data set carries ``block_rows`` and
-``sha256``, one checksum for each block of rows. HDF5 is only the description of the file: h5py
-reads it once, the pixels go through :class:`numpy.memmap` (14 times h5py's rate at 64 pixels).
+``sha256``, one checksum for each block of rows (over the SHA-256 of each row). HDF5 is only the
+description of the file: h5py reads it once, the pixels go through :class:`numpy.memmap` (14 times
+h5py's rate at 64 pixels).
 
 Behind the HDF5 data lies a trailer, which HDF5 ignores: the byte ranges of the description and
 their checksum. It is looked at first, because one flipped bit in a description can make the HDF5
@@ -153,7 +154,7 @@ class Store:
                 first = block * column.block_rows
                 digest = hashlib.sha256()
                 for row in range(first, min(first + column.block_rows, column.shape[0])):
-                    digest.update(rows[row : row + 1].tobytes())
+                    digest.update(hashlib.sha256(rows[row : row + 1].tobytes()).digest())
                 if digest.digest() != expected.tobytes():
                     last = min(first + column.block_rows, column.shape[0]) - 1
                     raise DataError(

@@ -92,7 +92,8 @@ class StoreWriter:
         for first in range(0, len(values), step):
             digest = hashlib.sha256()
             for row in range(first, min(first + step, len(values))):
-                digest.update(slot.write(row, values[row : row + 1].reshape(slot.shape)))
+                raw = slot.write(row, values[row : row + 1].reshape(slot.shape))
+                digest.update(hashlib.sha256(raw).digest())
             self.note(name, first, digest.digest())
 
     def seal(self) -> None:

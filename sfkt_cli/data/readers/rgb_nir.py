@@ -8,10 +8,9 @@
         field/ forest/ indoor/ mountain/ oldbuilding/ street/ urban/ water/
 
 TR and TI classes. SOCKET and the paper recognise six classes and take the other three as TI; which
-is not published. Here TI are forest, indoor and water: the classes that are told apart from the
-others most easily, so the pairs that may be seen say least about the classes to be recognised
-(country, field and mountain resemble each other, as do oldbuilding, street and urban).
-``classes.tr`` and ``classes.ti`` change it.
+is not published. Here TI are forest, indoor and water, chosen by content: the only interiors,
+closed vegetation and open water, while the others form two families (country, field, mountain and
+oldbuilding, street, urban). ``classes.tr`` and ``classes.ti`` change it.
 """
 
 from __future__ import annotations
