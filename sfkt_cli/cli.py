@@ -157,6 +157,27 @@ def run(
     run_all(replace(options, config=file or options.config))
 
 
+@app.command(epilog="Example: sfkt benchmark sample_configs/benchmark-demo.yaml --processes 2")
+@shared_options("assignments", "gpus", "quiet", "verbose")
+def benchmark(
+    options: Options,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[CONFIG.yaml]", help="What to compare; without: a small demo."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; default: that of the file.")
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(min=0, help="Stages at a time, each in a fresh process; 0: none.")
+    ] = 1,
+) -> None:
+    """Compare methods over seeds, data sets and settings: mean, deviation, difference, cost."""
+    from sfkt_cli.pipeline import run_benchmark
+
+    run_benchmark(options, file, output, processes)
+
+
 @app.command(epilog="Example: sfkt export --format onnx --output model/")
 @shared_options()
 def export(

@@ -153,6 +153,10 @@ class TrainingConfig(BaseModel):
     """Random shift of the crop, as a share of the image side; both views of a pair alike."""
     flip: bool = True
     """Mirror images at random; both views of a pair alike."""
+    ti_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the TI pairs that are trained on; the steps stay as many."""
+    shuffle_pairs: bool = False
+    """A sceptic's check: in training, each TI image gets another pair's partner."""
     clip_norm: Positive | None = None
     """Largest norm of the gradient; null: no clipping."""
 
@@ -178,8 +182,8 @@ class SourceConfig(BaseModel):
     """Mean of RGB in [0, 1] that the source model expects to be taken off."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Standard deviation of RGB in [0, 1] that the source model expects."""
-    epochs: Epochs = 25
-    """Passes over the source images."""
+    epochs: int = Field(25, ge=0, le=100_000)
+    """Passes over the source images; 0 leaves random weights (a sceptic's check)."""
     learning_rate: Positive = 0.05
     """Of bottleneck and head at the start; see backbone_rate."""
     backbone_rate: Positive = 1.0
@@ -367,6 +371,8 @@ class EvaluateConfig(BaseModel):
     """Train the bound that sees target labels."""
     bootstrap: int = Field(2000, ge=0, le=1_000_000)
     """Resamplings for the 95 % intervals."""
+    pictures: bool = True
+    """Draw galleries, confusion, reliability, features and curves; `sfkt benchmark` leaves them."""
 
 
 class Config(BaseModel):

@@ -143,6 +143,33 @@ def draw_curves(
     _save(figure, path)
 
 
+def draw_sweep(
+    path: Path,
+    curves: Mapping[str, Sequence[tuple[float, float, float]]],
+    setting: str,
+    measured: str,
+) -> None:
+    """Accuracy over a setting, one line a series, with its standard deviation.
+
+    Args:
+        path: The PNG.
+        curves: Label to (value, mean, standard deviation), the last two fractions.
+        setting: What the values are of.
+        measured: What the means are of.
+    """
+    figure, axes = _figure(1, 1, (5.2, 3.6))
+    for i, (label, points) in enumerate(curves.items()):
+        values, means, deviations = np.array(sorted(points)).T
+        axes[0][0].errorbar(
+            values, 100 * means, 100 * deviations, label=label, color=COLOURS[i % len(COLOURS)],
+            linestyle=LINES[i % len(LINES)], marker=POINTS[i % len(POINTS)], capsize=3,
+        )  # fmt: skip
+    axes[0][0].set_xlabel(setting)
+    axes[0][0].set_ylabel(measured)
+    axes[0][0].legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
 def draw_gallery(path: Path, strips: Sequence[Strip]) -> None:
     """Pictures of the same samples below each other, one line a view."""
     columns = max(len(strip.pictures) for strip in strips)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from sfkt_cli.config import merge
 from sfkt_cli.console import say
 from sfkt_cli.options import Options
 from sfkt_cli.runs import Run, remember_run
-from sfkt_cli.settings import Settings, has_run, resolve
+from sfkt_cli.settings import Settings, has_run, resolve, typed_settings
 from sfkt_cli.settings_text import changed
 
 
@@ -85,6 +87,22 @@ def run_evaluate(options: Options, report: Path | None = None) -> None:
 
     settings = settings_of("evaluate", options)
     evaluate(settings.config, settings.run, report)
+
+
+def run_benchmark(options: Options, file: Path | None, output: Path | None, processes: int) -> None:
+    """Run ``benchmark``: every cell of the file that is not done, then the tables."""
+    from sfkt_cli.stages.benchmark import benchmark
+    from sfkt_cli.stages.benchmark_plan import read_plan
+
+    plan = read_plan(file)
+    overrides: dict[str, Any] = {}
+    for values in typed_settings(options).values():
+        overrides = merge(overrides, values)
+    changes = [f"--set {text}" for text in options.assignments]
+    command = " ".join(["sfkt benchmark", *([str(file)] if file else []), *changes])
+    benchmark(
+        plan, output or plan.output, processes=processes, overrides=overrides, command=command
+    )
 
 
 def run_all(options: Options) -> None:

@@ -160,15 +160,17 @@ def _default_encoding(evidence: Evidence) -> Encoding:
 def predictions(evidence: Evidence) -> str:
     """CSV of all that was said: one line an image, two columns a method (class, probability)."""
     classes, methods = evidence.classes, list(evidence.outcomes)
-    header = ["split", "id", "label"]
+    header = ["split", "id", "label", "group"]
     for method in methods:
         header += [method, f"{method} probability"]
     lines: list[list[str | float]] = []
     for name, split in evidence.splits.items():
         truth = dict(zip(split.rows.tolist(), split.labels.tolist(), strict=True))
+        group = dict(zip(split.rows.tolist(), split.group_names, strict=True))
         said = [evidence.outcomes[method].probabilities.get(name) for method in methods]
         for row, sample in enumerate(split.ids):
-            line: list[str | float] = [name, sample, classes[truth[row]] if row in truth else ""]
+            label = classes[truth[row]] if row in truth else ""
+            line: list[str | float] = [name, sample, label, group.get(row, "")]
             for probabilities in said:
                 if probabilities is None:
                     line += ["", ""]

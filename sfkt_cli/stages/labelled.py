@@ -26,6 +26,7 @@ class Split:
         rows: (L,) rows that have a label.
         labels: (L,) their class indices.
         groups: (L,) integers, the same for samples of one scene.
+        group_names: (L,) names of these scenes.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Split:
     rows: NDArray[np.int64]
     labels: NDArray[np.int64]
     groups: NDArray[np.int64]
+    group_names: tuple[str, ...] = ()
 
 
 def read_splits(transfer: Store, test: Store) -> list[Split]:
@@ -55,7 +57,7 @@ def read_splits(transfer: Store, test: Store) -> list[Split]:
         splits.append(
             Split(
                 "target", ids, transfer["target/target"], None, rows, labels,
-                _numbers(transfer, "target/group")[rows],
+                _numbers(transfer, "target/group")[rows], _names(transfer, "target/group", rows),
             )
         )  # fmt: skip
     if test.count("test"):
@@ -67,9 +69,9 @@ def read_splits(transfer: Store, test: Store) -> list[Split]:
         if "test/rgb" in test:
             rgb = test["test/rgb"]
         groups = _numbers(test, "test/group")[rows]
-        splits.append(
-            Split("test", test.strings("test/id"), test["test/target"], rgb, rows, labels, groups)
-        )
+        names = _names(test, "test/group", rows)
+        ids = test.strings("test/id")
+        splits.append(Split("test", ids, test["test/target"], rgb, rows, labels, groups, names))
     for split in splits:
         _check_labels(split, test)
     return splits
@@ -104,6 +106,11 @@ def _check_labels(split: Split, test: Store) -> None:
             f"{test.path}: label {split.labels[outside][0]} of split {split.name} is none of the "
             f"{len(test.classes)} classes: run `sfkt prepare` again with --force"
         )
+
+
+def _names(store: Store, column: str, rows: NDArray[np.int64]) -> tuple[str, ...]:
+    names = store.strings(column)
+    return tuple(names[row] for row in rows.tolist())
 
 
 def _numbers(store: Store, column: str) -> NDArray[np.int64]:

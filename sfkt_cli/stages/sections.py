@@ -81,8 +81,11 @@ def _gap_closed(evidence: Evidence, rows: Sequence[Row]) -> list[str]:
 def sections(
     evidence: Evidence, run: Run, rows: Sequence[Row], folder: Path
 ) -> tuple[Section, ...]:
-    """All sections; pictures are written into the folder."""
+    """All sections; pictures, where they are wanted, are written into the folder."""
     found = [differences(evidence), label_free(evidence)]
+    if not evidence.config.evaluate.pictures:
+        found.append(classes(rows, evidence))
+        return tuple(section for section in found if section is not None)
     found += [bridge_quality(evidence, run, folder), *galleries.tr_gallery(evidence, folder)]
     found += [classes(rows, evidence), *confusion(evidence, folder)]
     found += [*reliability(evidence, folder), *galleries.worst_errors(evidence, folder)]

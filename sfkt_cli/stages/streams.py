@@ -28,11 +28,13 @@ class Streams:
         ti: TI pairs; None where there are none.
         tr: TR target images.
         batch_size: Rows of each in a step, over all processes.
+        shuffle_pairs: Give each TI image another pair's partner.
     """
 
     ti: Stream | None
     tr: Stream
     batch_size: int
+    shuffle_pairs: bool = False
 
 
 def open_streams(config: Config, store: Store, runtime: Runtime, *, ti_rgb: bool = True) -> Streams:
@@ -69,8 +71,13 @@ def open_streams(config: Config, store: Store, runtime: Runtime, *, ti_rgb: bool
 
     ti_columns = {"target": "ti/target"} | ({"rgb": "ti/rgb"} if ti_rgb else {})
     trained, _ = held_out_pairs(store, config.seed)
+    if len(trained):
+        order = np.random.default_rng([config.seed, 8]).permutation(len(trained))
+        kept = max(round(config.training.ti_fraction * len(trained)), 1)
+        trained = np.sort(trained[order[:kept]])
     ti = stream("ti", ti_columns, trained) if len(trained) else None
-    return Streams(ti, stream("tr", {"target": "target/target"}, None), batch_size)
+    tr = stream("tr", {"target": "target/target"}, None)
+    return Streams(ti, tr, batch_size, config.training.shuffle_pairs)
 
 
 def held_out_pairs(store: Store, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -92,7 +99,8 @@ def held_out_pairs(store: Store, seed: int) -> tuple[NDArray[np.int64], NDArray[
 
 def steps_of_epoch(config: Config, streams: Streams) -> int:
     """Steps in which the larger stream is passed once, and at least ``training.min_steps``."""
-    largest = max(streams.tr.count, streams.ti.count if streams.ti else 0)
+    pairs = round(streams.ti.count / config.training.ti_fraction) if streams.ti else 0
+    largest = max(streams.tr.count, pairs)
     return max(largest // streams.batch_size, config.training.min_steps)
 
 
@@ -112,6 +120,9 @@ def transfer_batches(
             pairs, ti_rows = streams.ti.batch(epoch, step)
             batch |= {f"ti_{name}": runtime.tensor(images) for name, images in pairs.items()}
             batch["ti_rows"] = runtime.tensor(ti_rows)
+            if streams.shuffle_pairs:  # rows stand for the partners' features
+                for name in {"ti_rgb", "ti_rows"} & set(batch):
+                    batch[name] = batch[name].roll(1, dims=0)
         return batch
 
     return batches

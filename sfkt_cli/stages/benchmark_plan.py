@@ -1,0 +1,272 @@
+"""What ``sfkt benchmark`` compares: its YAML file, and the cells that it unfolds into.
+
+A cell is one run folder: a data set, a variant of the settings, a seed, and the methods on them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from sfkt_cli.config import Config, Sensor, build, merge, nest, read_yaml
+from sfkt_cli.errors import ConfigError
+from sfkt_cli.methods import METHODS
+
+ROWS = ("source-only", "bridge-only", "tgkt+bridge", "source-rgb", "oracle")
+"""Rows that ``evaluate`` adds to those of the methods."""
+SENSORS: tuple[Sensor, ...] = get_args(Sensor)
+Settings = dict[str, Any]
+PLAIN: Settings = {"evaluate": {"pictures": False}}
+"""Below the settings of every plan: cells are many."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DatasetPlan(_Strict):
+    """A data set.
+
+    Attributes:
+        name: In the tables.
+        settings: Such as ``{dataset: nyu-depth}``; dotted names are allowed.
+        sensor_pairs: SUN RGB-D alone: ``all`` 16, or a list of [source, target].
+    """
+
+    name: str = Field(min_length=1)
+    settings: Settings = {}
+    sensor_pairs: Literal["all"] | tuple[tuple[Sensor, Sensor], ...] = ()
+
+
+class VariantPlan(_Strict):
+    """A named change of the settings.
+
+    Attributes:
+        name: In the tables.
+        settings: What differs.
+        methods: Rows that are shown; None: those of the benchmark.
+    """
+
+    name: str = Field(min_length=1)
+    settings: Settings = {}
+    methods: tuple[str, ...] | None = None
+
+
+class SweepPlan(_Strict):
+    """One setting over several values, drawn as a curve; each value is a variant.
+
+    Attributes:
+        setting: Dotted name.
+        values: What it takes.
+        name: Of the line; sweeps of one setting share a picture.
+        settings: What else differs.
+        methods: Rows that are shown.
+    """
+
+    setting: str
+    values: tuple[float, ...] = Field(min_length=1)
+    name: str = "others at their default"
+    settings: Settings = {}
+    methods: tuple[str, ...] = ("tgkt",)
+
+    def variants(self) -> list[tuple[float, VariantPlan]]:
+        """Each value and its variant."""
+        return [
+            (
+                value,
+                VariantPlan(
+                    name=f"{self.setting} = {value:g}, {self.name}",
+                    settings={**self.settings, self.setting: value},
+                    methods=self.methods,
+                ),
+            )
+            for value in self.values
+        ]
+
+
+class BenchmarkPlan(_Strict):
+    """A benchmark file.
+
+    Attributes:
+        title: Of the report.
+        output: Folder for all of it, unless ``--output`` says another.
+        main: The method that the others are held against.
+        methods: Rows that are shown; those that are methods are trained.
+        seeds: Of the runs.
+        settings: Of all cells.
+        datasets: At least one.
+        variants: The first is what the others are held against.
+        sweeps: Further variants, drawn as curves.
+    """
+
+    title: str = "Benchmark"
+    output: Path = Path("runs/benchmark")
+    main: str = "tgkt"
+    methods: tuple[str, ...] = (*ROWS[:2], *METHODS, *ROWS[2:])
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    settings: Settings = {}
+    datasets: tuple[DatasetPlan, ...] = Field((DatasetPlan(name="synthetic"),), min_length=1)
+    variants: tuple[VariantPlan, ...] = Field((VariantPlan(name="default"),), min_length=1)
+    sweeps: tuple[SweepPlan, ...] = ()
+
+    @field_validator("seeds", "datasets", "variants")
+    @classmethod
+    def _differ(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [getattr(value, "name", value) for value in values]
+        twice = sorted({str(name) for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} occurs twice")
+        return values
+
+
+DEMO = BenchmarkPlan(
+    title="Built-in demo",
+    methods=("source-only", "bridge-only", "shot", "socket", "distill", "tgkt", "oracle"),
+    settings={"dataset": "synthetic", "synthetic.pairs": 2400},
+)
+"""Without a file: few methods on a small rendered data set."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run folder.
+
+    Attributes:
+        dataset: Name of the data set, with the sensor pair.
+        variant: Name of the variant.
+        seed: Of the run.
+        rows: Methods and bounds that are shown.
+        config: All settings.
+        value: Of the swept setting; None: no sweep.
+        sweep: The swept setting and the name of the line.
+    """
+
+    dataset: str
+    variant: str
+    seed: int
+    rows: tuple[str, ...]
+    config: Config
+    value: float | None = None
+    sweep: tuple[str, str] | None = None
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The rows that are trained."""
+        trained = [row for row in self.rows if row in METHODS]
+        if "tgkt+bridge" in self.rows and "tgkt" not in trained:
+            trained.append("tgkt")
+        return tuple(trained)
+
+    @property
+    def folder(self) -> Path:
+        """Below the output folder."""
+        return Path("cells", slug(self.dataset), slug(self.variant), f"seed-{self.seed}")
+
+
+def read_plan(path: Path | None) -> BenchmarkPlan:
+    """The plan of a YAML file; the demo's where there is none.
+
+    Raises:
+        ConfigError: All that is wrong with the file, in one message.
+    """
+    if path is None:
+        return DEMO
+    try:
+        return BenchmarkPlan.model_validate(read_yaml(path))
+    except ValidationError as error:
+        problems = [_explain(problem) for problem in error.errors(include_url=False)]
+        raise ConfigError(f"benchmark file {path}:\n" + "\n".join(problems)) from None
+
+
+def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
+    """Unfold a plan; seeds last, so that the first cells show what works.
+
+    Args:
+        plan: What to compare.
+        overrides: Nested settings from the command line; they win.
+
+    Raises:
+        ConfigError: All settings and method names that are wrong, in one message.
+    """
+    variants: list[tuple[VariantPlan, float | None, tuple[str, str] | None]] = [
+        (variant, None, None) for variant in plan.variants
+    ]
+    for sweep in plan.sweeps:
+        curve = (sweep.setting, sweep.name)
+        variants += [(variant, value, curve) for value, variant in sweep.variants()]
+    problems: dict[str, None] = {}
+    cells = []
+    for seed, dataset, (variant, value, line) in product(plan.seeds, _datasets(plan), variants):
+        rows = variant.methods or plan.methods
+        problems |= dict.fromkeys(_unknown(variant.name, rows))
+        extra = {"seed": seed, "evaluate": {"oracle": "oracle" in rows}}
+        layers = (plan.settings, dataset.settings, variant.settings)
+        try:
+            config = build(PLAIN, *map(nested, layers), overrides, extra)
+        except ConfigError as error:
+            problems[f"{dataset.name}, {variant.name}: {error}"] = None
+            continue
+        cells.append(Cell(dataset.name, variant.name, seed, rows, config, value, line))
+    folders = [cell.folder for cell in cells]
+    for folder in sorted({folder for folder in folders if folders.count(folder) > 1}):
+        problems[f"two variants or data sets share the folder {folder}: name them apart"] = None
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return cells
+
+
+def nested(settings: Mapping[str, Any]) -> Settings:
+    """Dotted names to nested settings."""
+    found: Settings = {}
+    for name, value in settings.items():
+        found = merge(found, nest(str(name), value))
+    return found
+
+
+def slug(name: str) -> str:
+    """A name as a folder: letters, digits, dots, dashes."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "unnamed"
+
+
+def _datasets(plan: BenchmarkPlan) -> list[DatasetPlan]:
+    found = []
+    for dataset in plan.datasets:
+        every = tuple(product(SENSORS, SENSORS))
+        pairs = every if dataset.sensor_pairs == "all" else dataset.sensor_pairs
+        for source, target in pairs:
+            sensors = {"sun_rgbd.source_sensor": source, "sun_rgbd.target_sensor": target}
+            name = f"{dataset.name} {source} to {target}"
+            found.append(DatasetPlan(name=name, settings={**dataset.settings, **sensors}))
+        if not pairs:
+            found.append(dataset)
+    return found
+
+
+def _unknown(variant: str, rows: tuple[str, ...]) -> list[str]:
+    known = (*METHODS, *ROWS)
+    return [
+        f"{variant}: method {row!r} is unknown: choose of {', '.join(known)}"
+        for row in rows
+        if row not in known
+    ]
+
+
+def _explain(problem: Any) -> str:
+    """One line a user can act on, from one of pydantic's problems."""
+    where = ".".join(str(part) for part in problem["loc"]) or "the file"
+    if problem["type"] == "extra_forbidden":
+        models = (BenchmarkPlan, DatasetPlan, VariantPlan, SweepPlan)
+        known = sorted({name for model in models for name in model.model_fields})
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
+        return f"unknown key {where}: " + (
+            f"did you mean {near[0]}?" if near else f"choose of {', '.join(known)}"
+        )
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where} = {problem['input']!r}: {message[:1].lower()}{message[1:]}"

@@ -1,0 +1,384 @@
+"""The tables of a benchmark: mean, standard deviation, paired differences, and what it cost."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sfkt_cli import figures, scores
+from sfkt_cli.files import write_json, write_text
+from sfkt_cli.report import (
+    BOUNDS,
+    SPLITS,
+    Row,
+    amount,
+    interval,
+    markdown_table,
+    percent,
+    plain,
+    rows_of,
+    to_csv,
+)
+from sfkt_cli.runs import versions
+from sfkt_cli.stages.benchmark_plan import SENSORS, BenchmarkPlan, Cell
+
+RESAMPLINGS = 2000
+OWN = ("tgkt+bridge",)
+"""Not a peer of the main method: made from it."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one method got right on the labelled images of one split of one cell.
+
+    Attributes:
+        row: Of results.json.
+        right: By sample id: 1 or 0.
+        groups: By sample id: its scene.
+    """
+
+    row: Row
+    right: dict[str, int]
+    groups: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of the tables.
+
+    Attributes:
+        dataset: Its name.
+        variant: Of the settings.
+        method: Its name.
+        split: ``target`` or ``test``.
+        n: Images over all seeds.
+        seeds: Those that are there.
+        accuracies: Fraction of each seed.
+        mean: Of them.
+        deviation: Standard deviation over the seeds; None for one seed.
+        balanced_accuracy: Mean over the seeds.
+        versus: What it is held against; None: nothing.
+        difference: Mean difference of accuracy to that, on the same images.
+        difference_ci95: Its paired bootstrap interval, images of a scene drawn together.
+        train_seconds: Mean.
+        images_per_second: Of inference, mean.
+        peak_memory_mb: Largest.
+        parameters: Of all networks that a prediction passes.
+    """
+
+    dataset: str
+    variant: str
+    method: str
+    split: str
+    n: int
+    seeds: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    mean: float
+    deviation: float | None
+    balanced_accuracy: float
+    versus: str | None
+    difference: float | None
+    difference_ci95: tuple[float, float] | None
+    train_seconds: float | None
+    images_per_second: float | None
+    peak_memory_mb: float | None
+    parameters: int | None
+
+
+Found = dict[tuple[str, str, str, str], dict[int, Said]]
+"""(data set, variant, split, method) to seed to what it said."""
+
+
+def write_report(
+    plan: BenchmarkPlan,
+    cells: Sequence[Cell],
+    output: Path,
+    failed: Mapping[str, str],
+    command: str,
+) -> None:
+    """Write benchmark.md, .csv, .json and the curves.
+
+    Args:
+        plan: What was compared.
+        cells: Its cells, finished or not.
+        output: Folder of the benchmark.
+        failed: Message of each stage that failed.
+        command: As typed.
+    """
+    found = collect(cells, output)
+    results = results_of(plan, cells, found)
+    pictures = draw_sweeps(plan, cells, results, output)
+    write_json(
+        output / "benchmark.json",
+        {
+            "title": plan.title,
+            "command": command,
+            "machine": machine(),
+            "versions": versions(),
+            "plan": plan.model_dump(mode="json"),
+            "rows": [asdict(result) for result in results],
+            "failed": list(failed.values()),
+        },
+    )
+    write_text(output / "benchmark.csv", csv_text(results))
+    write_text(
+        output / "benchmark.md", markdown(plan, results, pictures, list(failed.values()), command)
+    )
+
+
+def collect(cells: Iterable[Cell], output: Path) -> Found:
+    """What every finished cell says."""
+    found: Found = {}
+    for cell in cells:
+        folder = output / cell.folder / "evaluate"
+        if not (folder / "done.json").is_file():
+            continue
+        with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+            lines = [line for line in csv.DictReader(file) if line["label"]]
+        for row in rows_of(json.loads((folder / "results.json").read_text(encoding="utf-8"))):
+            if row.method not in cell.rows:
+                continue
+            here = [line for line in lines if line["split"] == row.split]
+            right = {line["id"]: int(line[row.method] == line["label"]) for line in here}
+            groups = {line["id"]: line["group"] for line in here}
+            key = (cell.dataset, cell.variant, row.split, row.method)
+            found.setdefault(key, {})[cell.seed] = Said(row, right, groups)
+    return found
+
+
+def results_of(plan: BenchmarkPlan, cells: Sequence[Cell], found: Found) -> list[Result]:
+    """Rows in the order of the plan: data sets, splits, variants, methods."""
+    results = []
+    first = plan.variants[0].name
+    places = dict.fromkeys((cell.dataset, cell.variant, cell.rows) for cell in cells)
+    for split in SPLITS:
+        for dataset, variant, rows in places:
+            for method in rows:
+                said = found.get((dataset, variant, split, method))
+                if said:
+                    versus = reference(plan, found, (dataset, variant, split, method), first)
+                    results.append(
+                        result_of((dataset, variant, split, method), said, versus, found)
+                    )
+    order = {dataset: number for number, (dataset, _, _) in enumerate(reversed(places))}
+    return sorted(results, key=lambda result: (-order[result.dataset], result.split == "test"))
+
+
+def reference(
+    plan: BenchmarkPlan, found: Found, key: tuple[str, str, str, str], first: str
+) -> tuple[str, str, str, str] | None:
+    """What a row is held against: a variant against the first one, a peer against the main method.
+
+    The main method of the first variant is held against the best of its peers.
+    """
+    dataset, variant, split, method = key
+    if variant != first:
+        return (dataset, first, split, method)
+    if method in BOUNDS:
+        return None
+    if method != plan.main:
+        return (dataset, variant, split, plan.main)
+    peers = [
+        other for other in found
+        if other[:3] == key[:3] and other[3] not in (plan.main, *OWN, *BOUNDS)
+    ]  # fmt: skip
+    return max(peers, key=lambda other: _mean(found[other]), default=None)
+
+
+def result_of(
+    key: tuple[str, str, str, str],
+    said: Mapping[int, Said],
+    versus: tuple[str, str, str, str] | None,
+    found: Found,
+) -> Result:
+    """One row of the tables."""
+    dataset, variant, split, method = key
+    rows = [each.row for each in said.values()]
+    accuracies = tuple(row.accuracy for row in rows)
+    difference = paired(said, found.get(versus, {})) if versus is not None else None
+    return Result(
+        dataset=dataset,
+        variant=variant,
+        method=method,
+        split=split,
+        n=sum(row.n for row in rows),
+        seeds=tuple(said),
+        accuracies=accuracies,
+        mean=statistics.fmean(accuracies),
+        deviation=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        balanced_accuracy=statistics.fmean(row.balanced_accuracy for row in rows),
+        versus=None if difference is None or versus is None else _name(key, versus),
+        difference=difference[0] if difference else None,
+        difference_ci95=difference[1:] if difference else None,
+        train_seconds=_average(row.train_seconds for row in rows),
+        images_per_second=_average(row.images_per_second for row in rows),
+        peak_memory_mb=max(
+            (row.peak_memory_mb for row in rows if row.peak_memory_mb), default=None
+        ),
+        parameters=rows[0].parameters,
+    )
+
+
+def paired(
+    first: Mapping[int, Said], second: Mapping[int, Said]
+) -> tuple[float, float, float] | None:
+    """Mean difference on the images that both saw, pooled over the seeds, and its interval.
+
+    Images of one scene are drawn together, in whatever seeds they occur.
+    """
+    right: tuple[list[int], list[int]] = ([], [])
+    scenes: list[str] = []
+    for seed in first.keys() & second.keys():
+        one, other = first[seed], second[seed]
+        for sample in one.right.keys() & other.right.keys():
+            right[0].append(one.right[sample])
+            right[1].append(other.right[sample])
+            scenes.append(one.groups[sample])
+    if not scenes:
+        return None
+    order = np.argsort(np.array(scenes), kind="stable")  # sets have no order, results must
+    _, numbers = np.unique(np.array(scenes)[order], return_inverse=True)
+    return scores.paired_difference(
+        np.array(right[0])[order], np.array(right[1])[order],
+        resamplings=RESAMPLINGS, seed=0, groups=numbers,
+    )  # fmt: skip
+
+
+def draw_sweeps(
+    plan: BenchmarkPlan, cells: Sequence[Cell], results: Sequence[Result], output: Path
+) -> list[tuple[str, str]]:
+    """A picture for each swept setting and data set; names and captions."""
+    places = {(c.dataset, c.variant): c for c in cells if c.sweep is not None}
+    lines: dict[tuple[str, str, str], dict[str, list[tuple[float, float, float]]]] = {}
+    for result in results:
+        cell = places.get((result.dataset, result.variant))
+        if cell is None or cell.sweep is None or cell.value is None:
+            continue
+        setting, name = cell.sweep
+        label = name if len(cell.rows) == 1 else f"{result.method}, {name}"
+        picture = lines.setdefault((result.dataset, setting, result.split), {})
+        picture.setdefault(label, []).append((cell.value, result.mean, result.deviation or 0.0))
+    drawn = []
+    for (dataset, setting, split), curves in lines.items():
+        name = f"sweep-{setting}-{split}" + (f"-{dataset}" if len(plan.datasets) > 1 else "")
+        file = name.replace(" ", "-").replace("/", "-") + ".png"
+        figures.draw_sweep(output / file, curves, setting, f"accuracy %, {split}")
+        drawn.append((file, f"{setting} on {dataset}, {split} split: mean and standard deviation"))
+    return drawn
+
+
+def markdown(
+    plan: BenchmarkPlan,
+    results: Sequence[Result],
+    pictures: Sequence[tuple[str, str]],
+    failed: Sequence[str],
+    command: str,
+) -> str:
+    """The report for people."""
+    facts = (
+        f"Command: {command}",
+        f"Seeds: {', '.join(map(str, plan.seeds))}; machine: {machine()}; versions: "
+        + ", ".join(f"{name} {number}" for name, number in versions().items()),
+        "± standard deviation over the seeds. Difference: points of accuracy on the same images, "
+        "pooled over the seeds, with its 95 % paired bootstrap interval (images of a scene drawn "
+        "together)",
+        "Training: seconds beyond the source model, for a method that uses the bridge with the "
+        "bridge; images/s: inference. Bounds saw labels or RGB images of the target task",
+    )
+    parts = [f"# {plain(plan.title)}", "\n".join(f"- {plain(fact)}" for fact in facts)]
+    if failed:
+        parts.append("## Not finished\n\n" + "\n".join(f"- {plain(each)}" for each in failed))
+    parts += sensor_tables(plan, results)
+    for dataset, split in dict.fromkeys((r.dataset, r.split) for r in results):
+        here = [r for r in results if (r.dataset, r.split) == (dataset, split)]
+        parts.append(f"## {plain(dataset)}: {SPLITS[split]}")
+        several = len({r.variant for r in here}) > 1
+        header = (
+            *(["variant"] if several else []), "method", "accuracy %", "balanced %", "difference",
+            "95 % interval", "to", "n", "training s", "images/s", "memory MB", "parameters",
+        )  # fmt: skip
+        cells = [(*([r.variant] if several else []), *_cells(r)) for r in here]
+        above = [c for c, r in zip(cells, here, strict=True) if r.method not in BOUNDS]
+        below = [c for c, r in zip(cells, here, strict=True) if r.method in BOUNDS]
+        parts.append(markdown_table(header, above, below, left=2 if several else 1))
+    for file, caption in pictures:
+        parts.append(f"![{plain(caption)}]({file})\n\n{plain(caption)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def sensor_tables(plan: BenchmarkPlan, results: Sequence[Result]) -> list[str]:
+    """SUN RGB-D: mean accuracy of each method, source sensor down, target sensor across."""
+    first, parts = plan.variants[0].name, []
+    for dataset in (each for each in plan.datasets if each.sensor_pairs):
+        for split, method in dict.fromkeys((r.split, r.method) for r in results):
+            mean = {
+                r.dataset: percent(r.mean) for r in results
+                if (r.split, r.method, r.variant) == (split, method, first)
+            }  # fmt: skip
+            cells = [
+                (row, *(mean.get(f"{dataset.name} {row} to {column}", "-") for column in SENSORS))
+                for row in SENSORS
+            ]
+            title = f"### {plain(dataset.name)}: {plain(method)}, {split} split, accuracy %"
+            parts.append(f"{title}\n\n{markdown_table(('RGB, then depth', *SENSORS), cells)}")
+    return ["## Sensor pairs", *parts] if parts else []
+
+
+def csv_text(results: Sequence[Result]) -> str:
+    """The rows as CSV; lists are joined by spaces, nothing is an empty cell."""
+    lines: list[list[str | float]] = []
+    for result in results:
+        line: list[str | float] = []
+        for value in asdict(result).values():
+            joined = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            line.append("" if joined is None else joined)
+        lines.append(line)
+    return to_csv(list(Result.__dataclass_fields__), lines)
+
+
+def machine() -> str:
+    """What ran it, in a few words."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    name = f"{gpus} x {torch.cuda.get_device_name(0)}" if gpus else "no GPU"
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {name}"
+
+
+def _cells(result: Result) -> tuple[str, ...]:
+    deviation = f" ± {percent(result.deviation)}" if result.deviation is not None else ""
+    points = "-" if result.difference is None else f"{100 * result.difference:+.1f}"
+    return (
+        result.method,
+        percent(result.mean) + deviation,
+        percent(result.balanced_accuracy),
+        points,
+        interval(result.difference_ci95) if result.difference_ci95 else "-",
+        result.versus or "-",
+        f"{result.n:,}",
+        amount(result.train_seconds),
+        amount(result.images_per_second),
+        amount(result.peak_memory_mb),
+        amount(result.parameters),
+    )
+
+
+def _name(key: tuple[str, str, str, str], versus: tuple[str, str, str, str]) -> str:
+    return versus[3] if key[1] == versus[1] else versus[1]
+
+
+def _mean(said: Mapping[int, Said]) -> float:
+    return statistics.fmean(each.row.accuracy for each in said.values())
+
+
+def _average(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None

@@ -1,0 +1,201 @@
+"""The benchmark: its file, sharing between cells, resumption, tables and curves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sfkt_cli.errors import ConfigError, RunError
+from sfkt_cli.methods import METHODS
+from sfkt_cli.report import Row
+from sfkt_cli.stages.benchmark import benchmark, run_cells
+from sfkt_cli.stages.benchmark_plan import DEMO, BenchmarkPlan, cells_of, read_plan
+from sfkt_cli.stages.benchmark_report import Said, paired, results_of
+
+TINY: dict[str, Any] = {
+    "dataset": "synthetic", "synthetic.pairs": 60, "image_size": 16,
+    "source": {"epochs": 1, "width": 4, "bottleneck": 8}, "bridge": {"epochs": 1, "width": 4},
+    "transfer.epochs": 1, "training.min_steps": 2, "prepare.workers": 1,
+    "evaluate.bootstrap": 20, "runtime": {"gpus": 0, "batch_size": 16, "threads": 1},
+}  # fmt: skip
+PLAN = BenchmarkPlan.model_validate(
+    {
+        "title": "Tiny",
+        "methods": ["source-only", "bridge-only", "shot", "tgkt"],
+        "seeds": [0],
+        "settings": TINY,
+        "variants": [
+            {"name": "default"},
+            {"name": "no L_f", "settings": {"tgkt.beta_f": 0}, "methods": ["tgkt"]},
+        ],
+        "sweeps": [{"setting": "tgkt.beta_im", "values": [0.3, 0.0]}],
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("benchmark") / "out"
+    benchmark(PLAN, folder, processes=0)
+    return folder
+
+
+def stages(output: Path) -> dict[str, int]:
+    names = [path.name.rpartition("-")[0] for path in (output / "stages").iterdir()]
+    return {name: names.count(name) for name in sorted(set(names))}
+
+
+def test_cells_share_the_stages_on_whose_settings_they_agree(output: Path) -> None:
+    expected = {"prepare": 1, "source": 1, "bridge": 1, "transfer-shot": 1, "transfer-tgkt": 3}
+    assert stages(output) == dict(sorted(expected.items()))
+    cells = [output / cell.folder for cell in cells_of(PLAN, {})]
+    assert len({path.joinpath("bridge").resolve() for path in cells}) == 1
+    default, without, same, zero = (path.joinpath("transfer/tgkt").resolve() for path in cells)
+    assert default == same
+    assert len({default, without, zero}) == 3
+
+
+def test_nothing_is_done_twice(output: Path) -> None:
+    assert run_cells(cells_of(PLAN, {}), output, processes=0).ran == []
+
+
+def test_a_further_method_is_added_to_what_is_there(output: Path) -> None:
+    more = PLAN.model_copy(update={"methods": (*PLAN.methods, "aad"), "variants": PLAN.variants[:1],
+                                   "sweeps": ()})  # fmt: skip
+    ran = run_cells(cells_of(more, {}), output, processes=0).ran
+    assert [name.rpartition("-")[0] for name in ran] == [
+        "transfer-aad",
+        "cells/synthetic/default/seed",
+    ]
+
+
+def test_tables_and_curves_are_written(output: Path) -> None:
+    files = {path.name for path in output.iterdir() if path.is_file()}
+    assert files == {
+        ".benchmark.lock", "benchmark.md", "benchmark.csv", "benchmark.json",
+        "sweep-tgkt.beta_im-target.png", "sweep-tgkt.beta_im-test.png",
+    }  # fmt: skip
+    found = json.loads((output / "benchmark.json").read_text(encoding="utf-8"))
+    assert found["failed"] == []
+    methods = [
+        r["method"] for r in found["rows"] if (r["split"], r["variant"]) == ("test", "default")
+    ]
+    assert methods == ["source-only", "bridge-only", "shot", "tgkt"]
+    assert all(len(row["accuracies"]) == 1 and row["deviation"] is None for row in found["rows"])
+    lines = (output / "benchmark.csv").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 1 + len(found["rows"])
+    text = (output / "benchmark.md").read_text(encoding="utf-8")
+    assert "sweep-tgkt.beta_im-test.png" in text
+
+
+def test_a_stage_that_fails_leaves_the_others(output: Path, tmp_path: Path) -> None:
+    broken = {"name": "no TI", "settings": {"bridge.alpha_rec": 0, "bridge.alpha_f": 0}}
+    plan = PLAN.model_copy(
+        update={
+            "variants": (PLAN.variants[0], type(PLAN.variants[0]).model_validate(broken)),
+            "methods": ("source-only", "shot", "tgkt"),
+            "sweeps": (),
+        }
+    )
+    with pytest.raises(RunError, match="2 stages failed or were left out"):
+        benchmark(plan, output, processes=0)
+    found = json.loads((output / "benchmark.json").read_text(encoding="utf-8"))
+    shown = {(row["variant"], row["method"]) for row in found["rows"]}
+    assert ("no TI", "shot") in shown
+    assert ("no TI", "tgkt") not in shown
+    assert "alpha_f" in found["failed"][0]
+
+
+def said(accuracy: float, right: list[int], scene: str = "") -> Said:
+    row = Row("m", 0, "test", len(right), accuracy, (0, 1), accuracy, accuracy, 0, 10.0, 100.0)
+    names = [str(number) for number in range(len(right))]
+    return Said(row, dict(zip(names, right, strict=True)), {n: scene or n for n in names})
+
+
+def test_differences_are_taken_image_by_image_over_the_seeds() -> None:
+    first = {0: said(0.75, [1, 1, 1, 0]), 1: said(1.0, [1, 1, 1, 1])}
+    second = {0: said(0.5, [1, 1, 0, 0]), 1: said(0.25, [0, 0, 0, 1]), 2: said(0, [0])}
+    found = paired(first, second)
+    assert found is not None
+    mean, low, high = found
+    assert mean == pytest.approx(4 / 8)
+    assert low < mean < high
+    assert paired(first, {5: said(0, [0])}) is None
+
+
+def test_images_of_one_scene_are_drawn_together() -> None:
+    apart = paired({0: said(1, [1, 1, 1, 0])}, {0: said(0, [0, 0, 0, 1])})
+    together = paired({0: said(1, [1, 1, 1, 0], "hall")}, {0: said(0, [0, 0, 0, 1], "hall")})
+    assert apart is not None
+    assert together is not None
+    assert apart[2] > apart[1]
+    assert together[2] == together[1]
+
+
+def test_mean_deviation_and_the_best_peer() -> None:
+    plan = BenchmarkPlan(methods=("source-only", "shot", "tgkt", "oracle"), seeds=(0, 1))
+    cells = cells_of(plan, {})
+    right = {"source-only": [0, 0, 1], "shot": [0, 1, 1], "tgkt": [1, 1, 1], "oracle": [1, 1, 1]}
+    found = {
+        ("synthetic", "default", "test", method): {
+            seed: said(float(np.mean(hits)) - 0.1 * seed, hits) for seed in (0, 1)
+        }
+        for method, hits in right.items()
+    }
+    rows = {row.method: row for row in results_of(plan, cells, found)}
+    assert rows["tgkt"].versus == "shot"
+    assert rows["tgkt"].difference == pytest.approx(1 / 3)
+    assert rows["shot"].versus == "tgkt"
+    assert rows["oracle"].versus is None
+    assert rows["shot"].mean == pytest.approx(2 / 3 - 0.05)
+    assert rows["shot"].deviation == pytest.approx(0.1 / np.sqrt(2))
+
+
+def test_sensor_pairs_unfold_into_data_sets() -> None:
+    plan = BenchmarkPlan.model_validate(
+        {"seeds": [0], "datasets": [
+            {"name": "SUN", "settings": {"dataset": "sun-rgbd"}, "sensor_pairs": "all"}
+        ]}
+    )  # fmt: skip
+    cells = cells_of(plan, {})
+    assert len(cells) == 16
+    assert cells[1].dataset == "SUN kv1 to kv2"
+    assert cells[1].config.sun_rgbd.target_sensor == "kv2"
+
+
+def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text("seed: [1]\nmethods: 3\nvariants: [{name: a}, {name: a}]\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read_plan(file)
+    text = str(caught.value)
+    assert "did you mean seeds" in text
+    assert "methods = 3" in text
+    assert "a occurs twice" in text
+
+
+def test_wrong_settings_and_methods_are_named_before_anything_runs(tmp_path: Path) -> None:
+    plan = BenchmarkPlan.model_validate(
+        {"methods": ["tgkt", "shott"], "variants": [{"name": "v", "settings": {"bridge.alpha": 1}}]}
+    )
+    with pytest.raises(ConfigError) as caught:
+        benchmark(plan, tmp_path / "out", processes=0)
+    assert "'shott' is unknown" in str(caught.value)
+    assert "unknown setting bridge.alpha" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_demo_and_the_usual_methods_unfold() -> None:
+    assert cells_of(DEMO, {"runtime": {"gpus": 0}})[0].config.runtime.gpus == 0
+    assert set(cells_of(BenchmarkPlan(), {})[0].methods) == set(METHODS)
+
+
+@pytest.mark.parametrize("file", sorted(Path("sample_configs").glob("*.yaml")), ids=str)
+def test_benchmark_files_unfold(file: Path) -> None:
+    if "methods:" not in file.read_text(encoding="utf-8"):
+        pytest.skip("settings of a single run")
+    assert cells_of(read_plan(file), {})
