@@ -107,7 +107,7 @@ def steps_of_epoch(config: Config, streams: Streams) -> int:
 def transfer_batches(
     streams: Streams, runtime: Runtime, *, ti: bool = True
 ) -> Callable[[int, int], Batch]:
-    """(epoch, step) to ``ti_target``, ``ti_rgb``, ``ti_rows``, ``tr_target``, ``tr_rows``; without ``ti`` the last two."""
+    """(epoch, step) to ``tr_target`` and ``tr_rows``; with ``ti`` their like of the pairs, too."""
 
     def batches(epoch: int, step: int) -> Batch:
         tr, tr_rows = streams.tr.batch(epoch, step)
