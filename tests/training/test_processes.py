@@ -1,0 +1,238 @@
+"""Several processes: the same gradients, losses and files as one, and no hang when one dies."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from worlds import COUNTS, in_worlds, run_all
+
+from sfkt_cli.config import build, to_yaml
+from sfkt_cli.errors import RunError
+from sfkt_cli.runs import Run
+from sfkt_cli.stages.prepare import prepare
+from sfkt_cli.stages.source import source
+from sfkt_cli.training.failures import explain_failure
+from sfkt_cli.training.launch import count_processes
+from sfkt_cli.training.runtime import Runtime
+from sfkt_cli.world import found_world, is_main
+
+TOLERANCE = 1e-5
+"""Between 1 and 2 processes: the order of float32 sums differs, nothing else."""
+TINY: dict[str, Any] = {
+    "image_size": 16,
+    "synthetic": {"pairs": 100},
+    "prepare": {"workers": 1},
+    "training": {"min_steps": 3},
+    "source": {"epochs": 1, "width": 4, "bottleneck": 8},
+    "bridge": {"epochs": 3, "width": 4},
+    "runtime": {"gpus": 0, "processes": 2, "batch_size": 8, "checkpoint_seconds": 0.0},
+}
+FILES = ["config.yaml", "done.json", "images", "metrics.jsonl", "model.json", "model.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Any]:
+    folder = tmp_path_factory.mktemp("worlds")
+    in_worlds(folder, 3, run_all)
+    places = [(world, rank) for world in (1, 2, 3) for rank in range(world)]
+    return {
+        place: torch.load(folder / f"found{place[0]}-{place[1]}.pt", weights_only=True)
+        for place in places
+    }
+
+
+def test_gradients_of_two_processes_are_those_of_the_whole_batch(found: Any) -> None:
+    one = found[1, 0]["gradients"]
+    assert any(name.startswith("discriminator") for name in one)
+    gaps: dict[str, float] = {}
+    for rank in (0, 1):
+        two = found[2, rank]["gradients"]
+        assert set(one) == set(two)
+        gaps |= {name: float((one[name] - two[name]).abs().max()) for name in one}
+        for name in one:
+            torch.testing.assert_close(two[name], one[name], rtol=TOLERANCE, atol=TOLERANCE)
+    print(f"largest difference of a gradient: {max(gaps.values()):.1e}")
+
+
+def test_two_processes_have_the_losses_of_one(found: Any) -> None:
+    one, two = found[1, 0]["history"], found[2, 0]["history"]
+    assert [row["epoch"] for row in two] == [1, 2]
+    for before, after in zip(one, two, strict=True):
+        for name in ("rec", "d", "im", "f"):
+            assert after[name] == pytest.approx(before[name], rel=TOLERANCE, abs=TOLERANCE)
+    assert two[0]["rec"] != two[1]["rec"]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_every_row_is_predicted_exactly_once(found: Any, count: int) -> None:
+    for place in found:
+        features, logits = found[place]["predictions"][count]
+        assert features.flatten().tolist() == list(range(count)), place
+        assert logits.shape == (count, 2)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with a source model, and its settings beside it."""
+    run = Run(tmp_path_factory.mktemp("processes") / "run")
+    config = build(TINY)
+    prepare(config, run)
+    source(config, run)
+    (run.folder.parent / "tiny.yaml").write_text(to_yaml(config))
+    return run
+
+
+def start_bridge(run: Run, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "sfkt_cli", "bridge", "--run", str(run.folder)]
+    command += ["--config", str(run.folder.parent / "tiny.yaml"), *more]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def workers_of(parent: int) -> list[int]:
+    """Process ids of the ranks that a command started, in their order."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            above = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if above == parent and "spawn_main" in (folder / "cmdline").read_text():
+                found.append(int(folder.name))
+        except (OSError, IndexError):
+            continue
+    return sorted(found)
+
+
+def kill_one(run: Run, rank: int, delay: float) -> tuple[float, str]:
+    """Kill a rank some time after a state was saved; seconds until the rest ended, and stderr."""
+    process = start_bridge(run)
+    state = run.path("bridge", "checkpoint", "state.pt")
+    before = state.stat().st_mtime_ns if state.exists() else 0
+    while process.poll() is None:
+        if state.exists() and state.stat().st_mtime_ns != before:
+            break
+        time.sleep(0.02)
+    time.sleep(delay)
+    ranks = workers_of(process.pid)
+    if len(ranks) == 2:
+        os.kill(ranks[rank], signal.SIGKILL)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=90)
+    seconds = time.monotonic() - began
+    assert not [rank for rank in ranks if Path(f"/proc/{rank}").exists()]
+    return seconds, errors
+
+
+def finish(run: Run) -> None:
+    process = start_bridge(run)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def check_finished(run: Run) -> None:
+    assert sorted(path.name for path in run.path("bridge").iterdir()) == FILES
+    assert not list(run.folder.rglob("*.partial"))
+
+
+def test_a_killed_process_ends_the_other_and_the_rerun_completes(started: Run) -> None:
+    seconds, errors = kill_one(started, rank=1, delay=0.0)
+    messages = [line for line in errors.splitlines() if line.startswith("sfkt: ")]
+    print(f"the other process ended after {seconds:.1f} s")
+    assert seconds < 60
+    assert len(messages) == 1, errors
+    assert "was killed (SIGKILL" in messages[0]
+    assert "Traceback" not in errors
+    finish(started)
+    check_finished(started)
+
+
+@pytest.mark.slow
+def test_twenty_killed_processes(started: Run) -> None:
+    chance, waits = random.Random(0), []
+    for number in range(20):
+        for name in ("done.json", "begun.json"):
+            started.path("bridge", name).unlink(missing_ok=True)
+        seconds, errors = kill_one(started, number % 2, chance.random() * 0.5)
+        waits.append(seconds)
+        assert errors.count("sfkt: ") <= 1
+        finish(started)
+        check_finished(started)
+    print(f"20 of 20 completed; the other process ended after {max(waits):.1f} s at most")
+    assert max(waits) < 60
+
+
+def test_torchrun_and_slurm_are_found() -> None:
+    torchrun = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "a",
+                "MASTER_PORT": "29500"}  # fmt: skip
+    world = found_world(torchrun)
+    assert world is not None
+    assert (world.rank, world.local_rank, world.size) == (3, 1, 4)
+    assert not is_main(torchrun)
+    step = {"SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "4",
+            "SLURM_STEP_NODELIST": "gpu[03-05],cpu1", "SLURM_JOB_ID": "70001"}  # fmt: skip
+    world = found_world(step)
+    assert world is not None
+    assert (world.rank, world.size, world.address, world.port) == (2, 4, "gpu03", 30_001)
+    assert found_world({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) is None, "a batch script"
+    assert found_world({}) is None
+    assert is_main({})
+
+
+def test_processes_are_counted_on_the_cpu() -> None:
+    assert count_processes(build({"runtime": {"gpus": 0, "processes": 3}}).runtime) == 3
+    assert count_processes(build({"runtime": {"gpus": 0}}).runtime) == 1
+
+
+@pytest.mark.parametrize(("asked", "count", "expected"), [(64, 1000, 63), (64, 10, 9), (8, 2, 6)])
+def test_shares_are_equal(asked: int, count: int, expected: int) -> None:
+    runtime = Runtime(torch.device("cpu"), torch.float32, 0, 3)
+    assert runtime.batch_size(asked, count) == expected
+
+
+def test_the_cause_is_told_not_the_consequence() -> None:
+    class Failure:
+        timestamp = 1.0
+
+        def __init__(self, exitcode: int, message: str) -> None:
+            self.exitcode = exitcode
+            self.message = {"message": message, "extraInfo": {"py_callstack": "at home"}}
+
+        def signal_name(self) -> str:
+            return signal.Signals(-self.exitcode).name
+
+    class Failed(Exception):
+        def __init__(self, *failures: Failure) -> None:
+            self.failures = dict(enumerate(failures))
+
+    lost = Failure(1, "RuntimeError: gloo: Connection closed by peer")
+    cases = [
+        ([lost, Failure(1, "RunError: bridge: the loss is nan")], "bridge: the loss is nan"),
+        ([lost, Failure(-9, "")], "process 1 of 2 was killed (SIGKILL"),
+        ([lost, Failure(1, "OutOfMemoryError: CUDA")], "set runtime.batch_size lower"),
+        ([lost, Failure(1, "OSError: [Errno 28] No space left on device: 'm'")], "disk is full"),
+        ([Failure(-15, ""), Failure(1, "KeyError: 'x'")], "process 1 of 2 failed: KeyError: 'x'"),
+    ]
+    for failures, expected in cases:
+        error = explain_failure(Failed(*failures), 2)  # type: ignore[arg-type]
+        assert isinstance(error, RunError)
+        assert expected in str(error)
+
+
+@pytest.mark.gpu
+def test_two_gpus_write_the_files_of_one(started: Run) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    process = start_bridge(
+        started, "--gpus", "2", "--force", "--set", "runtime.sync_batchnorm=true"
+    )
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    check_finished(started)

@@ -1,0 +1,141 @@
+"""What tests ask of several processes: functions that each process calls, started by spawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+from torch.multiprocessing.spawn import spawn
+
+from sfkt_cli.data.batches import Stream
+from sfkt_cli.data.images import Encoding
+from sfkt_cli.methods.tgmb import Tgmb
+from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.training.loop import Batch, Plan, cosine, fit
+from sfkt_cli.training.predicting import predict_rows
+from sfkt_cli.training.runtime import Runtime, seed_all
+
+SIZE, BATCH, FEATURES, COUNTS = 16, 8, 8, (1, 7, 100)
+WEIGHTS = {"rec": 1.0, "d": 0.7, "im": 0.5, "f": 2.0}
+Tensors = dict[str, Tensor]
+
+
+def in_worlds(folder: Path, most: int, function: Callable[[Runtime, Path], None]) -> None:
+    """Call a function in worlds of 1 .. most processes, one after the other, in one start."""
+    spawn(_enter, (folder, most, function), nprocs=most)  # type: ignore[no-untyped-call]
+
+
+def _enter(rank: int, folder: Path, most: int, function: Callable[[Runtime, Path], None]) -> None:
+    torch.set_num_threads(1)
+    for world in range(1, most + 1):
+        if rank < world:
+            with _world(rank, world, folder) as runtime:
+                function(runtime, folder)
+
+
+@contextmanager
+def _world(rank: int, world: int, folder: Path) -> Iterator[Runtime]:
+    if world > 1:
+        distributed.init_process_group(
+            "gloo", init_method=f"file://{folder / f'meet{world}'}", rank=rank, world_size=world,
+            timeout=timedelta(seconds=60),
+        )  # fmt: skip
+    yield Runtime(torch.device("cpu"), torch.float32, rank, world)
+    if world > 1:
+        distributed.destroy_process_group()
+
+
+def make_objective() -> Tgmb:
+    """TGMB with all terms and a translator without BatchNorm; the source model is frozen."""
+    torch.manual_seed(0)
+    source = Classifier(
+        backbone="small", classes=3, width=4, bottleneck=FEATURES,
+        mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2),
+    )  # fmt: skip
+    translator = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1), nn.Sigmoid()
+    )
+    encoding = Encoding("linear", 0.0, 255.0, channels=1, missing=False)
+    return Tgmb(
+        translator, freeze(source), encoding, weights=WEIGHTS, features=FEATURES, registered=True
+    )
+
+
+def make_batches(runtime: Runtime) -> Callable[[int, int], Batch]:
+    """Batches of random pairs, of which each process gets its share."""
+    generator = np.random.default_rng(0)
+    rgb = generator.integers(0, 256, (40, SIZE, SIZE, 3), dtype=np.uint8)
+    target = generator.integers(0, 256, (40, SIZE, SIZE), dtype=np.uint8)
+
+    def stream(name: str) -> Stream:
+        return Stream(
+            {"rgb": rgb, "target": target}, name=name, seed=3, batch_size=BATCH, shift=0.1,
+            flip=True, rank=runtime.rank, world=runtime.world,
+        )  # fmt: skip
+
+    ti, tr = stream("ti"), stream("tr")
+
+    def batches(epoch: int, step: int) -> Batch:
+        pairs, rows = ti.batch(epoch, step)
+        return {
+            "ti_rgb": runtime.tensor(pairs["rgb"]),
+            "ti_target": runtime.tensor(pairs["target"]),
+            "tr_target": runtime.tensor(tr.batch(epoch, step)[0]["target"]),
+            "rows": torch.from_numpy(rows),
+        }
+
+    return batches
+
+
+def gradients(runtime: Runtime) -> Tensors:
+    """Gradients of L_TGMB over one batch that the processes share."""
+    objective = make_objective()
+    parallel = runtime.parallel(objective)  # averages for as long as it lives
+    terms = parallel(make_batches(runtime)(0, 0))
+    torch.stack([WEIGHTS[name] * term for name, term in terms.items()]).sum().backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+
+
+def training(runtime: Runtime, folder: Path) -> list[dict[str, float]]:
+    """Rows of metrics of a short training."""
+    objective = make_objective()
+    plan = Plan(
+        title="test", seed=3, epochs=2, steps=5, weights=WEIGHTS,
+        folder=folder / f"fit{runtime.world}", checkpoint_seconds=0.0,
+    )  # fmt: skip
+    plan.folder.mkdir(exist_ok=True)
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.05, momentum=0.9)
+    batches = make_batches(runtime)
+    fitted = fit(
+        plan, objective, batches, optimizer, runtime, schedule=cosine, keep=objective.translator
+    )
+    return fitted.history
+
+
+def predictions(runtime: Runtime) -> dict[int, tuple[Tensor, Tensor]]:
+    """What every row gets, for several numbers of rows; a row is its own number."""
+
+    def model(rows: Tensor) -> tuple[Tensor, Tensor]:
+        return rows[:, None].float(), torch.stack([rows, rows + 1], dim=1).float()
+
+    return {
+        count: predict_rows(
+            np.arange(count), lambda rows: torch.from_numpy(rows), model, runtime, batch_size=4
+        )
+        for count in COUNTS
+    }
+
+
+def run_all(runtime: Runtime, folder: Path) -> None:
+    """Gradients and epochs in 1 and 2 processes, predictions in 1, 2 and 3."""
+    found: dict[str, Any] = {"predictions": predictions(runtime)}
+    if runtime.world < 3:
+        found |= {"gradients": gradients(runtime), "history": training(runtime, folder)}
+    seed_all(0)
+    torch.save(found, folder / f"found{runtime.world}-{runtime.rank}.pt")
