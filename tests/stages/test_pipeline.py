@@ -1,0 +1,312 @@
+"""From an archive to a classifier for the new sensor, on small made pictures, on the CPU.
+
+RGB: a bright shape on a dark, textured ground. Depth: the shape is nearer, with noise and holes. So
+a model that has learnt bright shapes fails on depth, where near is dark.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from sfkt_cli.config import Config, build, parse_assignments
+from sfkt_cli.data.images import Encoding
+from sfkt_cli.data.store import open_store
+from sfkt_cli.errors import DataError, RunError
+from sfkt_cli.models.saving import Saved, load_model
+from sfkt_cli.runs import Run
+from sfkt_cli.stages.bridge import bridge, classifier_of
+from sfkt_cli.stages.prepare import prepare
+from sfkt_cli.stages.source import source
+from sfkt_cli.stages.transfer import transfer
+from sfkt_cli.training.loop import Interrupted
+from sfkt_cli.training.predicting import predict_rows, rgb_loader, student_loader
+from sfkt_cli.training.runtime import Runtime
+
+SIDE = 32
+TR, TI = ("bars", "cross", "disc"), ("frame", "pair", "wedge")
+RUNTIME = Runtime(torch.device("cpu"), torch.float32)
+
+
+def shape_of(name: str, random: np.random.Generator) -> NDArray[np.bool_]:
+    """A mask (SIDE, SIDE) of a shape of random place and size."""
+    down, right = random.uniform(-3, 3, 2) + SIDE / 2
+    size = random.uniform(8, 11)
+    y, x = np.mgrid[:SIDE, :SIDE].astype(float)
+    y, x = (y - down) / size, (x - right) / size
+    box = np.maximum(abs(x), abs(y))
+    masks = {
+        "bars": (box < 1) & (abs(abs(y) - 0.7) < 0.3),
+        "cross": (box < 1) & (np.minimum(abs(x), abs(y)) < 0.3),
+        "disc": np.hypot(x, y) < 0.9,
+        "frame": (box < 1) & (box > 0.6),
+        "pair": (np.hypot(abs(x) - 0.6, y) < 0.4) | (np.hypot(x, y - 0.6) < 0.3),
+        "wedge": (box < 1) & (x + y > 0),
+    }
+    return np.asarray(masks[name], np.bool_)
+
+
+def picture(name: str, number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+    """RGB and millimetres of one scene."""
+    random = np.random.default_rng([number, (*TR, *TI).index(name)])
+    shape = shape_of(name, random)
+    ground = random.uniform(0.05, 0.35, 3) + 0.1 * random.normal(size=(SIDE, SIDE, 1))
+    rgb = np.where(shape[..., None], random.uniform(0.6, 1.0, 3), ground)
+    rgb = 255 * (rgb + 0.03 * random.normal(size=rgb.shape)).clip(0, 1)
+    away = random.uniform(1800, 2600) + np.linspace(0, random.uniform(-300, 300), SIDE)[:, None]
+    depth = np.where(shape, random.uniform(900, 1300), away) + 25 * random.normal(size=shape.shape)
+    depth[random.random(depth.shape) < 0.02] = 0
+    return rgb.astype(np.uint8), depth.astype(np.uint16)
+
+
+def write_archive(root: Path, tr_each: int, ti_each: int) -> None:
+    for name in (*TR, *TI):
+        below = root / "tr" / name if name in TR else root / "ti"
+        for view in ("rgb", "target"):
+            (below / view).mkdir(parents=True, exist_ok=True)
+        for number in range(tr_each if name in TR else ti_each):
+            rgb, depth_mm = picture(name, number)
+            Image.fromarray(rgb).save(below / "rgb" / f"{name}{number}.png")
+            Image.fromarray(depth_mm).save(below / "target" / f"{name}{number}.png")
+
+
+def settings(root: Path, *assignments: str) -> Config:
+    return build(
+        {
+            "dataset": "folders",
+            "image_size": SIDE,
+            "encoding": "window",
+            "prepare": {"root": str(root), "workers": 1},
+            "runtime": {"gpus": 0, "batch_size": 32},
+            "training": {"min_steps": 20},
+            "source": {"epochs": 6, "width": 8, "bottleneck": 32},
+            "bridge": {"epochs": 3, "width": 8},
+            "transfer": {"epochs": 4},
+        },
+        parse_assignments(assignments),
+    )
+
+
+QUICK = ("training.min_steps=2", "bridge.epochs=2", "transfer.epochs=2", "tgkt.beta_self=0.1")
+"""Settings under which the stages do all they do, but learn nothing."""
+
+
+class Prepared:
+    """A run with a source model, its archive, and the labels, which no stage gets to see."""
+
+    def __init__(self, folder: Path) -> None:
+        self.archive = folder / "archive"
+        write_archive(self.archive, tr_each=100, ti_each=50)
+        self.run = Run(folder / "run")
+        config = settings(self.archive)
+        prepare(config, self.run)
+        source(config, self.run)
+        shutil.copytree(self.run.path("prepare"), folder / "kept")
+        self.stores = folder / "kept"
+
+    def copy(self, folder: Path) -> Run:
+        shutil.copytree(self.run.folder, folder)
+        return Run(folder)
+
+    def accuracy(self, model: Saved, encoding: Encoding | None = None) -> float:
+        """Share that a model gets right of the target images; without encoding, of the test RGB."""
+        known = open_store(self.stores / "test.h5")
+        if encoding is None:
+            rows, labels, load = known["test/rgb"], known.labels("test"), rgb_loader(RUNTIME)
+        else:
+            label_of = dict(zip(known.strings("labels/id"), known.labels("labels"), strict=True))
+            seen = open_store(self.stores / "transfer.h5")
+            rows, load = seen["target/target"], student_loader(RUNTIME, encoding)
+            labels = np.array([label_of[name] for name in seen.strings("target/id")])
+        _, logits = predict_rows(rows, load, classifier_of(model.module), RUNTIME)
+        return float((logits.argmax(dim=1).numpy() == labels).mean())
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return Prepared(tmp_path_factory.mktemp("pipeline"))
+
+
+def digests(folder: Path, *, times: bool = False) -> dict[str, Any]:
+    """SHA-256 of every file below, locks left out; with ``times`` when it was written, too."""
+    return {
+        path.relative_to(folder).as_posix(): (
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+            path.stat().st_mtime_ns if times else 0,
+        )
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    }
+
+
+def test_without_source_images_and_labels_the_student_learns_to_see_depth(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    run, config = prepared.copy(tmp_path / "run"), settings(prepared.archive)
+    run.source_store.unlink()
+    run.test_store.unlink()
+    shutil.move(prepared.archive, tmp_path / "gone")
+    try:
+        before = digests(run.path("source"), times=True)
+        bridge(config, run)
+        transfer(config, run)
+    finally:
+        shutil.move(tmp_path / "gone", prepared.archive)
+    assert digests(run.path("source"), times=True) == before
+
+    ids = open_store(run.transfer_store).strings("target/id")
+    assert len(ids) == 120
+    model = {"config.yaml", "done.json", "metrics.jsonl", "model.json", "model.safetensors"}
+    pictures = {f"images/{name}.png" for name in ids}
+    assert set(digests(run.path("bridge"))) == model | pictures
+    assert set(digests(run.path("transfer"))) == {f"tgkt/{name}" for name in model}
+    assert set(digests(run.path("source"))) == model
+    assert {path.name for path in run.folder.iterdir() if path.is_dir()} == {
+        "prepare",
+        "source",
+        "bridge",
+        "transfer",
+    }
+    with Image.open(run.path("bridge", "images", f"{ids[0]}.png")) as shown:
+        assert (shown.mode, shown.size) == ("RGB", (SIDE, SIDE))
+
+    teacher, student = load_model(run.path("source")), load_model(run.path("transfer", "tgkt"))
+    assert prepared.accuracy(teacher) >= 0.9
+    source_only = prepared.accuracy(teacher, student.encoding)
+    assert prepared.accuracy(student, student.encoding) >= source_only + 0.2
+
+
+def made(run: Run, config: Config) -> dict[str, Any]:
+    """Digests of the weights that bridge and transfer make."""
+    bridge(config, run)
+    transfer(config, run)
+    found = digests(run.folder)
+    return {name: found[name] for name in found if name.endswith("model.safetensors")}
+
+
+def test_labels_never_reach_training(prepared: Prepared, tmp_path: Path) -> None:
+    blind, told = (prepared.copy(tmp_path / name) for name in ("blind", "told"))
+    config = settings(prepared.archive, *QUICK)
+    blind.test_store.unlink()
+    blind.source_store.unlink()
+    with h5py.File(told.test_store, "r+") as file:
+        for name in ("labels/label", "test/label"):
+            file[name][...] = np.roll(file[name][...], 7)[::-1] % 2
+    assert made(blind, config) == made(told, config)
+
+
+@pytest.mark.parametrize("method", ["shot", "socket", "distill"])
+def test_other_methods_leave_the_same_files(
+    prepared: Prepared, tmp_path: Path, method: str
+) -> None:
+    run = prepared.copy(tmp_path / "run")
+    config = settings(prepared.archive, *QUICK, f"transfer.method={method}")
+    if method == "distill":
+        with pytest.raises(RunError, match="sfkt bridge"):
+            transfer(config, run)
+        bridge(config, run)
+    transfer(config, run)
+    assert set(digests(run.path("transfer"))) == {
+        f"{method}/{name}"
+        for name in ("config.yaml", "done.json", "metrics.jsonl", "model.json", "model.safetensors")
+    }
+    assert load_model(run.path("transfer", method)).card["method"] == method
+
+
+def test_a_rerun_does_nothing_and_other_settings_are_refused(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    run, config = prepared.copy(tmp_path / "run"), settings(prepared.archive, *QUICK)
+    made(run, config)
+    before = digests(run.folder, times=True)
+    for stage in (prepare, source, bridge, transfer):
+        stage(settings(prepared.archive) if stage in (prepare, source) else config, run)
+        assert digests(run.folder, times=True) == before
+    for stage, setting in ((bridge, "bridge.alpha_f=9"), (transfer, "tgkt.beta_f=9")):
+        with pytest.raises(RunError, match=setting.partition("=")[0]):
+            stage(settings(prepared.archive, *QUICK, setting), run)
+    assert digests(run.folder, times=True) == before
+
+    again = settings(prepared.archive, *QUICK, "bridge.alpha_f=9")
+    bridge(again, Run(run.folder, force=True))
+    with pytest.raises(RunError, match="bridge"):  # the student was made with the old bridge
+        transfer(again, run)
+
+
+@pytest.mark.parametrize("stage", [bridge, transfer])
+def test_a_stage_that_was_stopped_ends_like_one_that_was_not(
+    prepared: Prepared, tmp_path: Path, stage: Callable[[Config, Run], None]
+) -> None:
+    steps = (*QUICK, "training.min_steps=10")
+    config = settings(prepared.archive, *steps)
+    whole = prepared.copy(tmp_path / "whole")
+    if stage is transfer:
+        bridge(config, whole)
+    shutil.copytree(whole.folder, tmp_path / "parts")
+    parts = Run(tmp_path / "parts")
+    stage(config, whole)
+    folder = parts.path("bridge" if stage is bridge else "transfer/tgkt")
+
+    def stop() -> None:
+        while not (folder / "checkpoint" / "state.pt").is_file():
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher = threading.Thread(target=stop)
+    watcher.start()
+    with pytest.raises(Interrupted):
+        stage(settings(prepared.archive, *steps, "runtime.checkpoint_seconds=0"), parts)
+    watcher.join()
+    assert not (folder / "model.safetensors").exists()
+    assert not (folder / "done.json").exists()
+    stage(config, parts)
+    place = (folder / "model.safetensors").relative_to(parts.folder)
+    assert parts.path(str(place)).read_bytes() == whole.path(str(place)).read_bytes()
+    assert not (folder / "checkpoint").exists()
+    assert set(digests(parts.folder)) == set(digests(whole.folder))
+
+
+def test_stages_out_of_order_name_the_one_that_is_missing(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    config = settings(prepared.archive)
+    empty = Run(tmp_path / "empty")
+    for stage in (source, bridge, transfer):
+        with pytest.raises(RunError, match="sfkt prepare"):
+            stage(config, empty)
+    run = prepared.copy(tmp_path / "run")
+    shutil.rmtree(run.path("source"))
+    for stage in (bridge, transfer):
+        with pytest.raises(RunError, match="sfkt source"):
+            stage(config, run)
+    run.source_store.unlink()
+    with pytest.raises(RunError, match=r"source\.checkpoint"):
+        source(config, run)
+    run.transfer_store.unlink()
+    shutil.copytree(prepared.run.path("source"), run.path("source"))
+    with pytest.raises(DataError, match=r"transfer\.h5"):
+        bridge(config, run)
+
+
+def test_a_source_model_of_other_classes_is_refused(prepared: Prepared, tmp_path: Path) -> None:
+    run, config = prepared.copy(tmp_path / "run"), settings(prepared.archive, *QUICK)
+    card = run.path("source", "model.json")
+    card.write_text(card.read_text().replace('"cross"', '"crosses"'))
+    for stage in (bridge, transfer):
+        with pytest.raises(DataError, match="crosses"):
+            stage(config, run)
+    assert not run.finished("bridge")
