@@ -82,6 +82,25 @@ def test_changed_settings_and_inputs_are_refused_and_named(tmp_path: Path, finis
     assert snapshot(tmp_path) == before
 
 
+def test_a_setting_that_did_not_exist_then_counts_as_its_default(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    work(run, "bridge", settings())
+    record = run.record("bridge")
+    del record["settings"]["bridge.rec_loss"]
+    write_json(run.path("bridge", "done.json"), record)
+    assert not work(run, "bridge", settings())
+    with pytest.raises(RunError, match=r"bridge\.rec_loss: was 'mse', now 'l1'"):
+        work(run, "bridge", settings("bridge.rec_loss=l1"))
+
+
+def test_a_translator_has_its_own_settings() -> None:
+    plain = stage_settings("bridge", settings())
+    quantised = stage_settings("bridge", settings("bridge.translator=vqgan"))
+    assert set(quantised) - set(plain) == {
+        f"vqgan.{name}" for name in type(Config().vqgan).model_fields
+    }
+
+
 def begin(run: Run, stage: str) -> None:
     """Be interrupted in a stage, after a checkpoint."""
     with contextlib.suppress(KeyboardInterrupt), run.open(stage, settings(), INPUTS) as opened:
