@@ -83,7 +83,7 @@ def random_case(name: str, seed: int) -> tuple[Loss, Oracle, list[Numbers]]:
     random = np.random.default_rng(seed)
     batch, classes = int(random.integers(1, 6)), int(random.integers(2, 7))
     logits = random.normal(0, 3, (batch, classes))
-    images = random.random((2, batch, 3, 4, 5))
+    images = random.random((2, batch, 3, 2, 3))
     features = random.normal(0, 2, (2, batch, 7))
     arguments: dict[str, tuple[Oracle, list[Numbers]]] = {
         "reconstruction": (slow_reconstruction, list(images)),

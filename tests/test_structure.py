@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,9 +55,9 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
-def trees() -> Iterator[tuple[str, ast.Module]]:
-    for path in MODULES:
-        yield module_name(path), ast.parse(path.read_text(encoding="utf-8"))
+@functools.cache
+def trees() -> list[tuple[str, ast.Module]]:
+    return [(module_name(path), ast.parse(path.read_text(encoding="utf-8"))) for path in MODULES]
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[str, str | None]]:
@@ -183,9 +184,7 @@ def test_only_evaluation_reads_target_labels() -> None:
         and node.func.attr == "labels"
     }
     assert reading == {"stages.source", "stages.labelled", "data.quality"}
-    knowing = {
-        name for name, tree in trees() if any(i == "stages.labelled" for i, _ in imports(tree))
-    }
+    knowing = {name for name, imported in edges().items() if "stages.labelled" in imported}
     allowed = {"evaluate", "oracle", "evidence", "sections", "galleries", "contenders"}
     assert knowing <= {f"stages.{name}" for name in allowed}
     for stage in ("bridge", "transfer", "streams", "predict", "export"):
@@ -193,11 +192,15 @@ def test_only_evaluation_reads_target_labels() -> None:
         assert not reachable(f"stages.{stage}") & {"stages.labelled", "data.quality"}
 
 
+@functools.cache
+def edges() -> dict[str, set[str]]:
+    return {name: {imported for imported, _ in imports(tree)} for name, tree in trees()}
+
+
 def reachable(start: str) -> set[str]:
-    edges = {name: {imported for imported, _ in imports(tree)} for name, tree in trees()}
     found, todo = {start}, [start]
     while todo:
-        for name in edges.get(todo.pop(), set()) - found:
+        for name in edges().get(todo.pop(), set()) - found:
             found.add(name)
             todo.append(name)
     return found
