@@ -1,0 +1,102 @@
+"""Write docs/configuration.md and docs/cli.md from the program itself; a test keeps them current.
+
+python docs/make_reference.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from typer.main import get_command
+
+from sfkt_cli.cli import app
+from sfkt_cli.config import Config, describe_type
+
+HERE = Path(__file__).parent
+
+
+def configuration() -> str:
+    """Every setting: name, type, default, meaning."""
+    lines = [
+        "# Configuration",
+        "",
+        "Written by `python docs/make_reference.py`; edit the texts in `sfkt_cli/config.py`.",
+        "",
+        "Precedence: command-line flag > `--set section.field=value` > YAML file (`--config`) > what "
+        "the run used before > default. `sfkt config init NAME > my.yaml` writes a commented file, "
+        "`sfkt config check my.yaml` finds all mistakes at once, `sfkt config show` prints each value "
+        "and where it came from.",
+        "",
+        "## Top level",
+        "",
+        *_table(Config, ""),
+    ]
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            text = " ".join((section.__doc__ or "").split())
+            lines += ["", f"## {name}", "", text, "", *_table(section, f"{name}.")]
+    return "\n".join(lines) + "\n"
+
+
+def commands() -> str:
+    """Every command with its help, as `--help` prints it."""
+    lines = [
+        "# Commands",
+        "",
+        "Written by `python docs/make_reference.py`; edit the texts in `sfkt_cli/cli.py`.",
+        "",
+        "Exit codes: 0 done, 1 an error that you can mend (one message says how), 2 wrong usage, 75 "
+        "stopped by a signal with the state saved: the same command goes on from there.",
+    ]
+    group: Any = get_command(app)
+    for name in sorted(group.commands):
+        lines += _command(f"sfkt {name}", group.commands[name])
+    return "\n".join(lines) + "\n"
+
+
+def _command(title: str, command: Any) -> list[str]:
+    lines = ["", f"## {title}", "", (command.help or "").strip()]
+    if command.epilog:
+        lines += ["", f"`{command.epilog.removeprefix('Example: ')}`"]
+    rows = [
+        (", ".join([*parameter.opts, *parameter.secondary_opts]), " ".join(parameter.help.split()))
+        for parameter in command.params
+        if getattr(parameter, "help", None) and not getattr(parameter, "hidden", False)
+    ]
+    if rows:
+        lines += ["", "| option | meaning |", "| --- | --- |"]
+        lines += [f"| `{name}` | {_cell(text)} |" for name, text in rows]
+    for name in sorted(getattr(command, "commands", {})):
+        lines += _command(f"{title} {name}", command.commands[name])
+    return lines
+
+
+def _table(model: type[BaseModel], prefix: str) -> list[str]:
+    rows = ["| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            continue
+        default = "null" if field.default is None else str(field.default)
+        default = default.replace("()", "[]")
+        default = default.lower() if default in ("True", "False") else default
+        cells = [
+            f"`{prefix}{name}`",
+            _cell(describe_type(annotation)),
+            f"`{default}`",
+            _cell(" ".join((field.description or "").split())),
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    (HERE / "configuration.md").write_text(configuration(), encoding="utf-8")
+    (HERE / "cli.md").write_text(commands(), encoding="utf-8")
