@@ -24,10 +24,10 @@ def configuration() -> str:
         "",
         "Written by `python docs/make_reference.py`; edit the texts in `sfkt_cli/config.py`.",
         "",
-        "Precedence: command-line flag > `--set section.field=value` > YAML file (`--config`) > what "
-        "the run used before > default. `sfkt config init NAME > my.yaml` writes a commented file, "
-        "`sfkt config check my.yaml` finds all mistakes at once, `sfkt config show` prints each value "
-        "and where it came from.",
+        "Precedence: command-line flag > `--set section.field=value` > YAML file (`--config`) > "
+        "what the run used before > default. `sfkt config init NAME > my.yaml` writes a commented "
+        "file, `sfkt config check my.yaml` finds all mistakes at once, `sfkt config show` prints "
+        "each value and where it came from.",
         "",
         "## Top level",
         "",
@@ -62,7 +62,7 @@ def _command(title: str, command: Any) -> list[str]:
     if command.epilog:
         lines += ["", f"`{command.epilog.removeprefix('Example: ')}`"]
     rows = [
-        (", ".join([*parameter.opts, *parameter.secondary_opts]), " ".join(parameter.help.split()))
+        (", ".join(parameter.opts), " ".join(parameter.help.split()))
         for parameter in command.params
         if getattr(parameter, "help", None) and not getattr(parameter, "hidden", False)
     ]
