@@ -48,8 +48,8 @@ def commands() -> str:
         "",
         "Written by `python docs/make_reference.py`; edit the texts in `sfkt_cli/cli.py`.",
         "",
-        "Exit codes: 0 done, 1 an error that you can mend (one message says how), 2 wrong usage, 75 "
-        "stopped by a signal with the state saved: the same command goes on from there.",
+        "Exit codes: 0 done, 1 an error that you can mend (one message says how), 2 wrong usage, "
+        "75 stopped by a signal with the state saved: the same command goes on from there.",
     ]
     group: Any = get_command(app)
     for name in sorted(group.commands):

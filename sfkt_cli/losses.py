@@ -304,7 +304,9 @@ def dispersion(logits: Tensor) -> Tensor:
         A scalar without unit.
     """
     said = F.softmax(logits.float(), dim=1)
-    return (said.sum(dim=0).square().sum() - said.square().sum()) / len(said)
+    mean = mean_over_processes(said.mean(dim=0))
+    everybody = len(said) * count_processes(said) * mean.square().sum()
+    return everybody - said.square().sum(dim=1).mean()
 
 
 def batch_norm_matching(layers: Sequence[tuple[Tensor, nn.BatchNorm2d]]) -> Tensor:

@@ -44,7 +44,9 @@ class Quantiser(nn.Module):
         vectors = encoded.float().permute(0, 2, 3, 1)
         flat = vectors.reshape(-1, vectors.shape[-1])
         with torch.autocast(flat.device.type, enabled=False):
-            nearest = torch.cdist(flat.detach(), self.codebook).argmin(dim=1)
+            # Squared distance less the part that all entries share; cdist cannot be exported.
+            nearness = flat.detach() @ self.codebook.T - 0.5 * self.codebook.square().sum(dim=1)
+            nearest = nearness.argmax(dim=1)
         codes = self.codebook[nearest].view(vectors.shape)
         if self.training:
             self._follow(flat.detach(), nearest)
