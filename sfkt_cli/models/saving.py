@@ -15,7 +15,8 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import nn
 
 from sfkt_cli.data.images import Encoding
@@ -79,7 +80,7 @@ def save_model(
     weights = folder / WEIGHTS
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     with replacing(weights) as partial:
-        save_file(state, partial)
+        partial.write_bytes(to_bytes(state))
     card = {
         "kind": kind,
         "architecture": dict(architecture),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -20,8 +21,11 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write the state; the one before is kept beside it until the next call."""
     folder.mkdir(parents=True, exist_ok=True)
     current = folder / STATE
+    # Made in memory: on a full disk torch raises a RuntimeError of its own, Python an OSError.
+    written = io.BytesIO()
+    torch.save(state, written)
     with replacing(current) as partial:
-        torch.save(state, partial)
+        partial.write_bytes(written.getbuffer())
         if current.exists():
             current.replace(folder / PREVIOUS)
 
