@@ -110,6 +110,20 @@ def test_a_stage_that_fails_leaves_the_others(output: Path, tmp_path: Path) -> N
     assert "alpha_f" in found["failed"][0]
 
 
+@pytest.mark.slow
+def test_stages_run_in_processes_of_their_own(tmp_path: Path) -> None:
+    plan = PLAN.model_copy(
+        update={
+            "methods": ("source-only", "shot", "aad"),
+            "sweeps": (),
+            "variants": PLAN.variants[:1],
+        }
+    )
+    benchmark(plan, tmp_path, processes=2)
+    found = json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8"))
+    assert {row["method"] for row in found["rows"]} == {"source-only", "shot", "aad"}
+
+
 def said(accuracy: float, right: list[int], scene: str = "") -> Said:
     row = Row("m", 0, "test", len(right), accuracy, (0, 1), accuracy, accuracy, 0, 10.0, 100.0)
     names = [str(number) for number in range(len(right))]

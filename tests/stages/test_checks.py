@@ -1,0 +1,57 @@
+"""The switches of a sceptic: wrong partners, fewer pairs, a source model that never learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sfkt_cli.config import Config, build
+from sfkt_cli.data.store import open_store
+from sfkt_cli.models.saving import load_model
+from sfkt_cli.runs import Run
+from sfkt_cli.stages.source import source
+from sfkt_cli.stages.streams import open_streams, steps_of_epoch, transfer_batches
+from sfkt_cli.training.runtime import Runtime
+
+CPU = Runtime(torch.device("cpu"), torch.float32)
+STILL = {"shift": 0.0, "flip": False, "min_steps": 1}
+
+
+def settings(**training: object) -> Config:
+    return build({"training": {**STILL, **training}, "runtime": {"gpus": 0, "batch_size": 16}})
+
+
+def test_shuffled_pairs_have_partners_of_other_pairs(untrained_run: Run) -> None:
+    store = open_store(untrained_run.transfer_store)
+    rgb = store["ti/rgb"]
+    for shuffle in (False, True):
+        config = settings(shuffle_pairs=shuffle)
+        batch = transfer_batches(open_streams(config, store, CPU), CPU)(0, 0)
+        targets = [
+            int(np.flatnonzero((store["ti/target"] == image).all(axis=(1, 2)))[0])
+            for image in batch["ti_target"].numpy()
+        ]
+        same = [row == own for row, own in zip(batch["ti_rows"].tolist(), targets, strict=True)]
+        assert not any(same) if shuffle else all(same)
+        np.testing.assert_array_equal(batch["ti_rgb"].numpy(), rgb[batch["ti_rows"].numpy()])
+
+
+def test_a_share_of_the_pairs_leaves_the_steps_as_they_are(untrained_run: Run) -> None:
+    store = open_store(untrained_run.transfer_store)
+    whole, part = settings(), settings(ti_fraction=0.25)
+    streams = {config: open_streams(config, store, CPU).ti for config in (whole, part)}
+    counts = [stream.count for stream in streams.values() if stream is not None]
+    assert counts[1] == round(counts[0] / 4)
+    steps = [steps_of_epoch(config, open_streams(config, store, CPU)) for config in (whole, part)]
+    assert steps[0] == steps[1]
+
+
+def test_a_source_model_may_stay_random(untrained_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "prepare").symlink_to(untrained_run.path("prepare"))
+    sizes = {"epochs": 0, "width": 4, "bottleneck": 8}
+    source(build({"image_size": 16, "source": sizes, "runtime": {"gpus": 0}}), Run(tmp_path))
+    model = load_model(tmp_path / "source").module
+    assert Run(tmp_path).finished("source")
+    assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
