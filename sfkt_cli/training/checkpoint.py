@@ -40,6 +40,7 @@ def load_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
         if not path.is_file():
             continue
         try:
+            _check_sums(path)
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
             return state
         except (
@@ -54,3 +55,15 @@ def load_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
             first = str(error).partition("\n")[0]
             warn(f"checkpoint {path} cannot be read ({first}): trying the one before")
     return None
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the CRC-32 of each part; torch would load a flipped bit without a word.
+
+    Raises:
+        ValueError: One does not match.
+    """
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged} does not match its checksum")

@@ -1,7 +1,8 @@
 """Stages that are killed, or run out of room, and are started again; forked, to be quick.
 
 Run as a program in a process of its own: ``campaign.py FOLDER kill|full TRIALS SEED LAST``. It
-makes an undisturbed run up to the stage LAST, then disturbs copies of it, and prints what it found as JSON on the last line.
+makes an undisturbed run up to the stage LAST, then disturbs copies of it, and prints what it found
+as JSON on the last line.
 """
 
 from __future__ import annotations

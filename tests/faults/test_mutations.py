@@ -1,0 +1,173 @@
+"""Damaged and hostile files: one of the program's own errors, in time, and nothing is executed."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import random
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from sfkt_cli.config import Config, build, read_yaml, to_yaml
+from sfkt_cli.console import mute
+from sfkt_cli.errors import ConfigError, DataError, RunError, SfktError
+from sfkt_cli.files import sha256_file, write_json
+from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.models.saving import load_model, read_card, save_model
+from sfkt_cli.models.weights_files import read_weights
+from sfkt_cli.runs import Run
+from sfkt_cli.training.checkpoint import STATE, load_state, save_state
+
+CPU = torch.device("cpu")
+LONGEST_S = 10.0
+STRANGE = [b"\x00", b"\xff\xfe", b"!!python/object/apply:os.system [true]", b": ", b"- [", b"&a *a",
+           b"1e999", b"-1", b"null", b"{", b'"', b"\n\n\t", b"99999999999999999999"]  # fmt: skip
+
+
+class Planted:
+    """Pickled, this creates a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def mutate(content: bytes, chance: random.Random) -> bytes:
+    """Flip bits, cut, repeat or insert something strange."""
+    kind, where = chance.randrange(5), chance.randrange(max(len(content), 1))
+    if kind == 0:
+        return content[:where]
+    if kind == 1:
+        return content[:where] + chance.choice(STRANGE) + content[where:]
+    if kind == 2:
+        return content[:where] + content[where : where + chance.randrange(400)] * 2
+    if kind == 3:
+        return content[:where] + chance.randbytes(chance.randrange(1, 64)) + content[where + 8 :]
+    changed = bytearray(content)
+    for _ in range(chance.randrange(1, 4)):
+        changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
+    return bytes(changed)
+
+
+def torture(path: Path, read: Callable[[], object], trials: int, own: type[SfktError]) -> int:
+    """Read mutated versions of a file; how many were refused, each by an error of the program."""
+    content, refused = path.read_bytes(), 0
+    for number in range(trials):
+        path.write_bytes(mutate(content, random.Random(number)))
+        began = time.monotonic()
+        try:
+            read()
+        except own:
+            refused += 1
+        assert time.monotonic() - began < LONGEST_S
+    path.write_bytes(content)
+    print(f"{path.name}: {refused} of {trials} refused, none crashed")
+    return refused
+
+
+def trials(scale: int) -> list[object]:
+    return [pytest.param(scale), pytest.param(10 * scale, marks=pytest.mark.slow)]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    sizes = {"backbone": "small", "classes": 3, "width": 4, "bottleneck": 8,
+             "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}  # fmt: skip
+    save_model(
+        tmp_path, Classifier(**sizes), kind="classifier", architecture=sizes,  # type: ignore[arg-type]
+        classes=["a", "b", "c"], encoding=None, inputs={}, seed=0,
+    )  # fmt: skip
+    return tmp_path
+
+
+@pytest.mark.parametrize("count", trials(25))
+def test_mutated_settings(tmp_path: Path, count: int) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(to_yaml(Config()))
+    torture(path, lambda: build(read_yaml(path)), count, ConfigError)
+
+
+@pytest.mark.parametrize("count", trials(15))
+def test_mutated_model_files(model: Path, count: int) -> None:
+    for name in ("model.safetensors", "model.json"):
+        torture(model / name, lambda: load_model(model, CPU), count, DataError)
+
+
+@pytest.mark.parametrize("count", trials(15))
+def test_mutated_weights_whose_digest_was_adapted(model: Path, count: int) -> None:
+    weights = model / "model.safetensors"
+
+    def read() -> None:
+        card = read_card(model / "model.json")
+        write_json(model / "model.json", {**card, "sha256": sha256_file(weights)})
+        load_model(model, CPU)
+
+    torture(weights, read, count, DataError)
+
+
+@pytest.mark.parametrize("count", trials(15))
+def test_mutated_stage_records(tmp_path: Path, count: int) -> None:
+    run = Run(tmp_path)
+    path = run.path("source", "done.json")
+    path.parent.mkdir()
+    write_json(path, {"stage": "source", "settings": {"seed": 0}, "inputs": {}})
+    torture(path, lambda: run.record("source"), count, RunError)
+
+
+@pytest.mark.parametrize("count", trials(20))
+def test_a_mutated_state_is_never_taken_for_whole(tmp_path: Path, count: int) -> None:
+    mute()
+    right = {"objective": {"w": torch.arange(300.0)}, "progress": {"epoch": 1}}
+    save_state(tmp_path, right)
+    path, taken = tmp_path / STATE, 0
+    content = path.read_bytes()
+    for number in range(count):
+        path.write_bytes(mutate(content, random.Random(number)))
+        state = load_state(tmp_path, CPU)
+        if state is not None:
+            taken += 1
+            assert torch.equal(state["objective"]["w"], right["objective"]["w"])  # type: ignore[index]
+    print(f"{count - taken} of {count} damaged states refused, the others were whole")
+
+
+def test_a_planted_pickle_is_not_executed(tmp_path: Path) -> None:
+    mute()
+    trap = tmp_path / "executed"
+    state = tmp_path / STATE
+    torch.save({"objective": Planted(trap)}, state)
+    assert load_state(tmp_path, CPU) is None
+    brought = tmp_path / "brought.pth"
+    torch.save({"state_dict": Planted(trap)}, brought)
+    with pytest.raises(SfktError):
+        read_weights(brought)
+    for content in (
+        pickle.dumps(Planted(trap), protocol=2),
+        _inside_zip(pickle.dumps(Planted(trap), protocol=2)),
+    ):
+        for path in (state, brought):
+            path.write_bytes(content)
+        assert load_state(tmp_path, CPU) is None
+        with pytest.raises(SfktError):
+            read_weights(brought)
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(f"seed: !!python/object/apply:os.mkdir ['{trap}']\n")
+    with pytest.raises(ConfigError):
+        read_yaml(settings)
+    assert not trap.exists()
+
+
+def _inside_zip(content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+    return file.getvalue()
