@@ -246,7 +246,7 @@ def _work(job: Job) -> None:
     try:
         _take_part(job, _meet(), 0)
     except Interrupted:
-        # Returning would wait for the agent to take the result, which it does not do after a signal.
+        # Returning would wait for the agent to take the result: after a signal it does not.
         sys.exit(STOPPED)
 
 

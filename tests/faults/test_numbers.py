@@ -108,7 +108,7 @@ def constant(prepared: Run, value: int) -> tuple[Store, torch.Tensor]:
 def test_missing_and_constant_depth_stay_finite(prepared: Run, kind: str, value: int) -> None:
     store, images = constant(prepared, value)
     for measured_on in (np.asarray(store["target/target"]), images.numpy()):
-        encoding = choose_encoding(kind, store.modality, measured_on)  # type: ignore[arg-type]
+        encoding = choose_encoding(kind, store.modality, measured_on)
         encoded = encode(images, encoding)
         assert torch.isfinite(encoded).all()
         assert encoded.min() >= 0

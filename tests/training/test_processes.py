@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from worlds import COUNTS, in_worlds, run_all
 
 from sfkt_cli.config import build, to_yaml
 from sfkt_cli.errors import RunError
+from sfkt_cli.files import sha256_file
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.stages.source import source
@@ -24,6 +24,7 @@ from sfkt_cli.training.failures import explain_failure
 from sfkt_cli.training.launch import count_processes
 from sfkt_cli.training.runtime import Runtime
 from sfkt_cli.world import found_world, is_main
+from tests.training.worlds import COUNTS, in_worlds, run_all
 
 TOLERANCE = 1e-5
 """Between 1 and 2 processes: the order of float32 sums differs, nothing else."""
@@ -156,7 +157,7 @@ def test_a_killed_process_ends_the_other_and_the_rerun_completes(started: Run) -
 
 @pytest.mark.slow
 def test_twenty_killed_processes(started: Run) -> None:
-    chance, waits = random.Random(0), []
+    chance, waits, weights = random.Random(0), [], set()
     for number in range(20):
         for name in ("done.json", "begun.json"):
             started.path("bridge", name).unlink(missing_ok=True)
@@ -165,8 +166,22 @@ def test_twenty_killed_processes(started: Run) -> None:
         assert errors.count("sfkt: ") <= 1
         finish(started)
         check_finished(started)
+        weights.add(sha256_file(started.path("bridge", "model.safetensors")))
     print(f"20 of 20 completed; the other process ended after {max(waits):.1f} s at most")
     assert max(waits) < 60
+    assert len(weights) == 1, "a resumed training ends with other bits"
+
+
+@pytest.mark.slow
+def test_torchrun_is_joined(started: Run) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "--", "sfkt_cli", "bridge", "--force"]
+    command += ["--run", str(started.folder), "--config", str(started.folder.parent / "tiny.yaml")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("kept; the source model") == 1, "only process 0 speaks"
+    check_finished(started)
 
 
 def test_torchrun_and_slurm_are_found() -> None:
