@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_archives import MAKERS, folders, manifest, save
 from PIL import Image
 
 from sfkt_cli.config import Config, build
@@ -21,6 +20,7 @@ from sfkt_cli.data.readers import read_archive
 from sfkt_cli.errors import SfktError
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.prepare import make_plan, prepare
+from tests.data.make_archives import MAKERS, folders, manifest, save
 
 Damage = Callable[[Path], str]
 """Damages an archive and returns what the message must contain."""

@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from make_archives import rgb_nir
 
 from sfkt_cli.config import build
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import RunError
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.prepare import prepare
+from tests.data.make_archives import rgb_nir
 
 SETTINGS = {"dataset": "synthetic", "image_size": 32, "synthetic": {"pairs": 500}}
 PROGRAM = f"""

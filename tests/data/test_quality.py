@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from make_archives import save, scene
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -27,6 +26,7 @@ from sfkt_cli.errors import DataError
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.inspect import inspect, list_classes
 from sfkt_cli.stages.prepare import prepare
+from tests.data.make_archives import save, scene
 
 SIDE = 48
 

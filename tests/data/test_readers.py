@@ -10,18 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from make_archives import (
-    MAKERS,
-    depth,
-    diml_full,
-    manifest,
-    nyu_depth,
-    nyu_splits,
-    save,
-    scene,
-    sun_rgbd,
-)
-from make_archives import folders as make_folders
 
 from sfkt_cli.config import Config, build
 from sfkt_cli.data.layout import FILES
@@ -33,6 +21,18 @@ from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.prepare import make_plan, prepare
+from tests.data.make_archives import (
+    MAKERS,
+    depth,
+    diml_full,
+    manifest,
+    nyu_depth,
+    nyu_splits,
+    save,
+    scene,
+    sun_rgbd,
+)
+from tests.data.make_archives import folders as make_folders
 
 SHARED = Path(os.environ.get("SFKT_SHARED_DATA", "../shared/data"))
 SIZE = 30

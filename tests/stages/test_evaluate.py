@@ -6,16 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from evaluation_runs import (
-    CLASSES,
-    ENCODING,
-    finish,
-    images,
-    make_run,
-    make_stores,
-    save_classifier,
-    settings,
-)
 
 from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.data.store import open_store
@@ -25,6 +15,16 @@ from sfkt_cli.models.saving import load_model
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.evaluate import evaluate
 from sfkt_cli.stages.labelled import read_splits
+from tests.stages.evaluation_runs import (
+    CLASSES,
+    ENCODING,
+    finish,
+    images,
+    make_run,
+    make_stores,
+    save_classifier,
+    settings,
+)
 
 ROW_KEYS = {
     "method", "seed", "split", "n", "accuracy", "accuracy_ci95", "balanced_accuracy", "macro_f1",
