@@ -12,6 +12,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from sfkt_cli import __version__
 from sfkt_cli.data.store import SCHEMA, TRAILER, Column, describe, hash_ranges
 from sfkt_cli.files import replacing
 
+DESCRIPTION_BYTES = 1 << 20
+"""More than the HDF5 description and its checksums take."""
 MAX_BLOCKS = 1024
 """Checksums of a data set at most: HDF5 keeps attributes of up to 64 kB in its header."""
 
@@ -128,6 +131,7 @@ def writing(
     """
     attrs = {"schema": SCHEMA, "sfkt_version": __version__, **attrs}
     with replacing(path) as partial:
+        _check_room(partial, columns)
         writer = StoreWriter(partial, attrs, _lay_out(partial, attrs, columns))
         try:
             _claim_space(partial)
@@ -154,6 +158,17 @@ def close_descriptor(path: Path) -> None:
         with contextlib.suppress(OSError):
             os.close(_descriptor(path))
         _descriptor.cache_clear()
+
+
+def _check_room(path: Path, columns: Mapping[str, tuple[tuple[int, ...], DTypeLike]]) -> None:
+    """Take all the room once, and give it back: h5py crashes on a full disk, this does not.
+
+    Raises:
+        OSError: There is not enough.
+    """
+    images = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in columns.values())
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, images + DESCRIPTION_BYTES)
 
 
 def _lay_out(

@@ -261,9 +261,7 @@ class _Checked:
             at.totals[name] = at.totals.get(name, 0.0) + value
 
 
-def _compare_environments(
-    plan: Plan, before: Mapping[str, str | int], runtime: Runtime
-) -> None:
+def _compare_environments(plan: Plan, before: Mapping[str, str | int], runtime: Runtime) -> None:
     """Warn where a state goes on in an environment that rounds differently."""
     now = runtime.environment()
     changes = [f"{name} {before[name]} -> {now[name]}" for name in now if name in before
