@@ -53,10 +53,13 @@ def main(folder: Path, picture: Path) -> None:
         picture,
         [
             Strip("depth", window, tuple(f"RGB model: {t}" for t in said(before)), right(before)),
-            Strip("translated", translate(models, depth, runtime)),
             Strip(
-                "never seen", rgb / 255.0, tuple(f"sfkt: {t}" for t in said(after)), right(after)
+                "translated",
+                translate(models, depth, runtime),
+                tuple(f"student: {text}" for text in said(after)),
+                right(after),
             ),
+            Strip("RGB, never seen", rgb / 255.0),
         ],
     )
 
