@@ -83,6 +83,25 @@ def jitter_colors(images: Tensor, noise: Tensor, strength: float) -> Tensor:
     return ((images - grey) * factors[2] + grey).clamp(0, 1)
 
 
+def check_image_size(model: nn.Module, backbone: str, size: int) -> None:
+    """Check that a network takes images of this size; some are made for one size only.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    try:
+        with torch.inference_mode():
+            model(torch.zeros(1, 3, size, size, device=device))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"source.backbone = {backbone!r} does not take images of {size} x {size} pixels "
+            f"({str(error).splitlines()[0]}): prepare them anew with --set image_size=224, "
+            "or choose another backbone"
+        ) from None
+
+
 def source(config: Config, run: Run) -> None:
     """Train or import the source model; writes ``source/model.*``.
 
@@ -116,6 +135,8 @@ def source(config: Config, run: Run) -> None:
         }
         seed_all(config.seed, "source")
         model = Classifier(**architecture, pretrained=settings.weights == "imagenet")
+        check_image_size(model, settings.backbone, store["source/rgb"].shape[1])
+        model.train()
         runtime.place(runtime.synchronised(model))
         fitted = _train(config, stage, model, store["source/rgb"], store.labels("source"), runtime)
         if runtime.main:
@@ -139,6 +160,7 @@ def _bring(config: Config, run: Run) -> None:
             return
         runtime = replace(make_runtime(config.runtime), world=1)
         model = runtime.place(brought.model)
+        check_image_size(brought.model, config.source.backbone, store["target/target"].shape[1])
         rgb = store["ti/rgb"][:LOOKED_AT]
         _, logits = predict_rows(rgb, rgb_loader(runtime), model, runtime)
         predictions = describe_predictions(logits)

@@ -15,6 +15,7 @@ from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model, read_card, save_model
 from sfkt_cli.models.translators import TRANSLATORS, make_translator
+from sfkt_cli.stages.source import check_image_size
 
 BACKBONES = ("small", "resnet18")
 TRANSLATOR_SIZES = {"vqgan": {"codes": 8}}
@@ -237,3 +238,11 @@ def test_an_unknown_translator_is_named_with_the_known() -> None:
     with pytest.raises(ConfigError) as caught:
         make_translator("transformer", channels=1, width=4)
     assert all(name in str(caught.value) for name in ["'transformer'", *TRANSLATORS])
+
+
+def test_a_backbone_of_one_size_only_refuses_others_with_a_way_out() -> None:
+    model = Classifier(
+        backbone="vit_b_16", classes=3, width=8, bottleneck=8, mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    with pytest.raises(ConfigError, match=r"vit_b_16.*32 x 32.*image_size=224"):
+        check_image_size(model, "vit_b_16", 32)
