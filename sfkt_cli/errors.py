@@ -4,7 +4,6 @@ Every message names the file or the setting, the value that was seen, and what t
 line prints it as one message and exits with code 1; anything else is a bug and shows a traceback.
 """
 
-
 STOPPED = 75
 """Exit code after a signal, EX_TEMPFAIL: the state is saved, and the same command goes on."""
 
