@@ -28,11 +28,12 @@ from sfkt_cli.training.runtime import Runtime
 
 
 def recipe(config: Config) -> str:
-    """Digest of the settings that decide how the oracle is trained: those of ``source``."""
+    """Digest of the settings that decide how the oracle is trained."""
     return sha256_json(
         {
             "seed": config.seed,
             "source": as_dict(config.source),
+            "epochs": config.transfer.epochs,
             "training": as_dict(config.training),
             "batch_size": config.runtime.batch_size,
         }
@@ -51,7 +52,8 @@ def oracle(
     """The trained oracle: from the cache where nothing changed, else trained now.
 
     Args:
-        config: Settings; the recipe is that of the source model, because it, too, has labels.
+        config: Settings; the recipe is that of the source model, because it, too, has labels, and
+            the epochs are those of the students.
         run: The run.
         source: The source model, whose weights it starts from.
         split: The target images with their labels.
@@ -99,10 +101,10 @@ def oracle(
 
 
 def plan(config: Config, split: Split, folder: Path) -> Plan:
-    """As many epochs and steps as the source model would get on so many images."""
+    """As many epochs as the students get."""
     batch_size = min(config.runtime.batch_size, len(split.rows))
     return Plan(
-        title="oracle", seed=config.seed, epochs=config.source.epochs,
+        title="oracle", seed=config.seed, epochs=config.transfer.epochs,
         steps=max(len(split.rows) // batch_size, config.training.min_steps), weights={},
         folder=folder, images=batch_size, clip_norm=config.training.clip_norm,
         checkpoint_seconds=config.runtime.checkpoint_seconds,
