@@ -1,9 +1,21 @@
-"""One thread for each test: results that do not depend on the machine, and fair use of it."""
+"""One thread for each test, and a console that speaks whatever a test before it had it do."""
 
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 
+from sfkt_cli import console
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _speaking_console() -> Iterator[None]:
+    console.quieten(False)
+    console._warnings.quiet = False
+    yield
