@@ -4,8 +4,6 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -15,7 +13,6 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _speaking_console() -> Iterator[None]:
+def _speaking_console() -> None:
     console.quieten(False)
     console._warnings.quiet = False
-    yield
