@@ -87,7 +87,8 @@ def bridge(config: Config, run: Run) -> None:
         plan = Plan(
             title="bridge", seed=config.seed, epochs=settings.epochs,
             steps=steps_of_epoch(config, streams), weights=weights, folder=stage.folder,
-            select="ti_closeness", images=(2 if weights["d"] or weights["im"] else 1) * streams.batch_size,
+            select="ti_closeness",
+            images=(2 if weights["d"] or weights["im"] else 1) * streams.batch_size,
             clip_norm=config.training.clip_norm,
             checkpoint_seconds=config.runtime.checkpoint_seconds,
         )  # fmt: skip
