@@ -157,6 +157,11 @@ class TrainingConfig(BaseModel):
     """Share of the TI pairs that are trained on; the steps stay as many."""
     shuffle_pairs: bool = False
     """A sceptic's check: in training, each TI image gets another pair's partner."""
+    select: Literal[
+        "auto", "last", "ti_closeness", "ti_agreement", "tr_information", "tr_density"
+    ] = "auto"
+    """Label-free score whose best epoch of bridge and transfer is kept; auto: ti_closeness, or the
+    last where the method has no TI pairs."""
     clip_norm: Positive | None = None
     """Largest norm of the gradient; null: no clipping."""
 
@@ -280,6 +285,9 @@ class TgktConfig(OptimiserConfig):
     paper."""
     student_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the student's view in the teacher after the warm-up (ours)."""
+    reliability: tuple[Literal["confidence", "agreement", "valid"], ...] = ()
+    """What weighs each image in L_KL and L_self (ours): the teacher's confidence, agreement of
+    student and bridge, share of valid target pixels; several are multiplied."""
     balance: Annotated[float, Field(ge=0, le=1)] = 0.5
     """0: the teacher's class frequencies are as predicted; 1: all classes alike (ours)."""
 

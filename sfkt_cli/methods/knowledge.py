@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ class Knowledge:
         encoding: Of target images for the student.
         classes: Number of classes K.
         bridged_logits: (N, K), source model on translated TR images; None without a bridge.
+        valid: (N,), share of valid pixels of each TR target image.
         ti_features: (M, D), source model on the RGB partners; None without TI pairs.
         ti_logits: (M, K), likewise.
         look: The student on all TR target images: features (N, D) and logits (N, K).
@@ -33,6 +35,7 @@ class Knowledge:
     encoding: Encoding
     classes: int
     bridged_logits: Tensor | None
+    valid: Tensor
     ti_features: Tensor | None
     ti_logits: Tensor | None
     look: Callable[[Classifier], tuple[Tensor, Tensor]]
@@ -59,6 +62,35 @@ def balance(probabilities: Tensor, *, strength: float, rounds: int = 20) -> Tens
         balanced = balanced * (prior / balanced.mean(dim=0))
         balanced = balanced / balanced.sum(dim=1, keepdim=True)
     return balanced
+
+
+def reliability(
+    names: Sequence[str], teacher: Tensor, views: tuple[Tensor, Tensor] | None, valid: Tensor
+) -> Tensor:
+    """How far each image's teacher is trusted: the product of some measures, mean 1 (ours).
+
+    confidence  1 - H(teacher) / log K
+    agreement   sum_k sqrt(p_k q_k) of the two views (Bhattacharyya); 1 where there is one view
+    valid       share of target pixels with a reading
+
+    Args:
+        names: Of ``confidence``, ``agreement`` and ``valid``; none: every weight is 1.
+        teacher: (N, K) probabilities.
+        views: (N, K) probabilities of bridge and student.
+        valid: (N,).
+
+    Returns:
+        (N,), not negative.
+    """
+    weights = torch.ones(len(teacher), device=teacher.device)
+    if "confidence" in names:
+        entropy = -torch.xlogy(teacher, teacher).sum(dim=1)
+        weights = weights * (1.0 - entropy / math.log(max(teacher.shape[1], 2))).clamp_min(0.0)
+    if "agreement" in names and views is not None:
+        weights = weights * (views[0] * views[1]).sqrt().sum(dim=1)
+    if "valid" in names:
+        weights = weights * valid
+    return weights / weights.mean().clamp_min(1e-8)
 
 
 def cluster_labels(features: Tensor, logits: Tensor, *, rounds: int) -> tuple[Tensor, Tensor]:

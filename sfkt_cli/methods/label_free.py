@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sfkt_cli import losses
+from sfkt_cli.scores import soft_neighbourhood_density
 
 
 def agreement(logits: Tensor, partner_logits: Tensor) -> float:
@@ -37,3 +38,14 @@ def information(logits: Tensor) -> float:
         logits: (N, K) on TR target images.
     """
     return -float(losses.information_maximisation(logits))
+
+
+def density(logits: Tensor) -> float:
+    """Soft neighbourhood density of the predictions, in nats, higher is better.
+
+    Source: Saito et al., ICCV 2021.
+
+    Args:
+        logits: (N, K) on TR target images, N > 1.
+    """
+    return soft_neighbourhood_density(logits.softmax(dim=1).numpy())

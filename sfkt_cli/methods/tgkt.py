@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sfkt_cli import losses
 from sfkt_cli.config import Config
 from sfkt_cli.data.images import as_rgb, encode
-from sfkt_cli.methods.knowledge import Knowledge, balance, cluster_labels
+from sfkt_cli.methods.knowledge import Knowledge, balance, cluster_labels, reliability
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.training.loop import Batch
 
@@ -32,6 +32,7 @@ class Tgkt(nn.Module):
     needs_ti = True
     teacher: Tensor
     pseudo_labels: Tensor
+    trust: Tensor
     warm: Tensor
 
     def __init__(self, student: Classifier, knowledge: Knowledge, config: Config) -> None:
@@ -47,6 +48,7 @@ class Tgkt(nn.Module):
         self._ti_features = knowledge.ti_features
         self.register_buffer("teacher", self._bridged.clone())
         self.register_buffer("pseudo_labels", bridged.argmax(dim=1))
+        self.register_buffer("trust", self._reliability(None))
         self.register_buffer("warm", torch.tensor(False))
         self.weights = {
             "kl": config.tgkt.beta_kl,
@@ -65,6 +67,7 @@ class Tgkt(nn.Module):
         share = self._settings.student_share
         mean = share * logits.log_softmax(dim=1) + (1 - share) * self._bridged.log()
         self.teacher.copy_(balance(mean.softmax(dim=1), strength=self._settings.balance))
+        self.trust.copy_(self._reliability(logits.softmax(dim=1)))
         if self.weights["self"]:
             self.pseudo_labels.copy_(cluster_labels(features, self.teacher.log(), rounds=0)[0])
 
@@ -72,13 +75,25 @@ class Tgkt(nn.Module):
         """Loss terms of ``tr_target``, ``tr_rows``, ``ti_target`` and ``ti_rows``, as stored."""
         knowledge, weights = self._knowledge, self.weights
         rows = batch["tr_rows"]
+        trust = self.trust[rows] if self._settings.reliability else None
         _, logits = self.student(as_rgb(encode(batch["tr_target"], knowledge.encoding)))
-        terms = {"kl": losses.distillation(logits, self.teacher[rows])} if weights["kl"] else {}
+        terms = (
+            {"kl": losses.distillation(logits, self.teacher[rows], weights=trust)}
+            if weights["kl"]
+            else {}
+        )
         if weights["self"] and self.warm:
-            terms["self"] = losses.pseudo_label_cross_entropy(logits, self.pseudo_labels[rows])
+            terms["self"] = losses.pseudo_label_cross_entropy(
+                logits, self.pseudo_labels[rows], weights=trust
+            )
         if weights["im"] and self.warm:
             terms["im"] = losses.information_maximisation(logits)
         if weights["f"]:
             seen = self.student.features(as_rgb(encode(batch["ti_target"], knowledge.encoding)))
             terms["f"] = losses.feature_matching(seen, self._ti_features[batch["ti_rows"]])
         return terms
+
+    def _reliability(self, student: Tensor | None) -> Tensor:
+        views = None if student is None else (self._bridged, student)
+        names = self._settings.reliability
+        return reliability(names, self.teacher, views, self._knowledge.valid)

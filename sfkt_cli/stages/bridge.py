@@ -25,14 +25,12 @@ from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.runs import Run
+from sfkt_cli.stages.selection import remember, selector, spread
 from sfkt_cli.stages.streams import held_out_pairs, open_streams, steps_of_epoch, transfer_batches
 from sfkt_cli.training.loop import Plan, cosine, fit
 from sfkt_cli.training.optimizers import translator_optimizer
 from sfkt_cli.training.predicting import predict_rows, rgb_loader, target_loader, through
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
-
-SCORE_PAIRS = 2000
-"""Target images that the label-free scores look at, at most."""
 
 
 def bridge(config: Config, run: Run) -> None:
@@ -87,7 +85,7 @@ def bridge(config: Config, run: Run) -> None:
         plan = Plan(
             title="bridge", seed=config.seed, epochs=settings.epochs,
             steps=steps_of_epoch(config, streams), weights=weights, folder=stage.folder,
-            select="ti_closeness",
+            select=selector(config, ti=True),
             images=(2 if weights["d"] or weights["im"] else 1) * streams.batch_size,
             clip_norm=config.training.clip_norm,
             checkpoint_seconds=config.runtime.checkpoint_seconds,
@@ -100,7 +98,9 @@ def bridge(config: Config, run: Run) -> None:
             runtime,
             schedule=cosine,
             keep=translator,
-            scores=bridge_scores(store, translator, source, encoding, runtime, config.seed),
+            scores=bridge_scores(
+                store, translator, source, encoding, runtime, config.seed, stage.folder
+            ),
         )
         if not runtime.main:
             return
@@ -193,32 +193,31 @@ def bridge_scores(
     encoding: Encoding,
     runtime: Runtime,
     seed: int,
-) -> Callable[[], dict[str, float]]:
-    """A function without arguments that gives the label-free scores of the translator."""
+    folder: Path,
+) -> Callable[[int], dict[str, float]]:
+    """A function of the epoch that gives the label-free scores of the translator."""
     load = target_loader(runtime, encoding)
     _, ti = held_out_pairs(store, seed)
-    tr = spread(store.count("target"), SCORE_PAIRS)
+    tr = spread(store.count("target"))
     ti_target, tr_target = store["ti/target"][ti], store["target/target"][tr]
     partner_features, partner_logits = predict_rows(
         store["ti/rgb"][ti], rgb_loader(runtime), source, runtime
     )
 
-    def scores() -> dict[str, float]:
+    def scores(epoch: int) -> dict[str, float]:
         model = through(translator, source)
         features, logits = predict_rows(ti_target, load, model, runtime)
         _, tr_logits = predict_rows(tr_target, load, model, runtime)
+        if runtime.main:
+            remember(folder, epoch, tr_logits)
         return {
             "ti_agreement": label_free.agreement(logits, partner_logits),
             "ti_closeness": -label_free.feature_distance(features, partner_features),
             "tr_information": label_free.information(tr_logits),
+            "tr_density": label_free.density(tr_logits),
         }
 
     return scores
-
-
-def spread(count: int, most: int) -> NDArray[np.int64]:
-    """At most so many row numbers, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 
 def write_bridged(

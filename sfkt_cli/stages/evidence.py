@@ -14,7 +14,6 @@ from sfkt_cli.config import Config
 from sfkt_cli.data.store import Store
 from sfkt_cli.methods import label_free
 from sfkt_cli.report import Row
-from sfkt_cli.stages.bridge import spread
 from sfkt_cli.stages.contenders import (
     Contender,
     Models,
@@ -22,13 +21,12 @@ from sfkt_cli.stages.contenders import (
     timed_predictions,
 )
 from sfkt_cli.stages.labelled import Split
+from sfkt_cli.stages.selection import spread
 from sfkt_cli.stages.streams import held_out_pairs
 from sfkt_cli.training.predicting import predict_rows
 from sfkt_cli.training.runtime import Runtime
 
 Numbers = NDArray[Any]
-SCORE_ROWS = 2000
-"""Images that label-free scores look at, at most."""
 TRAINING_ACCURACY = "trained on these very images and labels: its training accuracy"
 ENSEMBLE = "tgkt+bridge"
 
@@ -121,7 +119,7 @@ def ti_pairs(store: Store, models: Models, runtime: Runtime, seed: int) -> Pairs
     if not store.count("ti"):
         return None
     _, held_out = held_out_pairs(store, seed)
-    rows = held_out[spread(len(held_out), SCORE_ROWS)]
+    rows = held_out[spread(len(held_out))]
     rgb = store["ti/rgb"][rows]
     asked = source_on_rgb(models, runtime)
     features, logits = predict_rows(rgb, asked.load, asked.model, runtime)
@@ -153,7 +151,7 @@ def ask(
 
 def without_labels(said: Numbers) -> dict[str, float]:
     """Scores of predictions (N, K) on TR target images that need no labels."""
-    sample = said[spread(len(said), SCORE_ROWS)]
+    sample = said[spread(len(said))]
     found = {
         "tr_information": scores.mutual_information(said),
         "confidence": float(said.max(axis=1).mean()),

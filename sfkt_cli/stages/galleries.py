@@ -13,10 +13,10 @@ from sfkt_cli import figures, scores
 from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.figures import Strip
 from sfkt_cli.report import Section
-from sfkt_cli.stages.bridge import spread
 from sfkt_cli.stages.contenders import raw_encoding, source_on_rgb, translate
 from sfkt_cli.stages.evidence import Evidence, Pairs
 from sfkt_cli.stages.labelled import Split
+from sfkt_cli.stages.selection import spread
 from sfkt_cli.training.predicting import predict_rows, student_loader, target_loader, through
 
 Numbers = NDArray[Any]

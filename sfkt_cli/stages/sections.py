@@ -12,9 +12,10 @@ from sfkt_cli import figures, scores
 from sfkt_cli.report import BOUNDS, Row, Section, amount, interval, percent
 from sfkt_cli.runs import Run
 from sfkt_cli.stages import galleries
-from sfkt_cli.stages.bridge import spread
 from sfkt_cli.stages.contenders import finished_methods, translate
+from sfkt_cli.stages.epoch_choice import epoch_choice
 from sfkt_cli.stages.evidence import Evidence
+from sfkt_cli.stages.selection import spread
 
 LABEL_FREE = {
     "ti_agreement": "TI agreement %",
@@ -82,7 +83,7 @@ def sections(
     evidence: Evidence, run: Run, rows: Sequence[Row], folder: Path
 ) -> tuple[Section, ...]:
     """All sections; pictures, where they are wanted, are written into the folder."""
-    found = [differences(evidence), label_free(evidence)]
+    found = [differences(evidence), label_free(evidence), epochs_kept(evidence, run)]
     if not evidence.config.evaluate.pictures:
         found.append(classes(rows, evidence))
         return tuple(section for section in found if section is not None)
@@ -155,6 +156,16 @@ def label_free(evidence: Evidence) -> Section:
         text.append("Last row: Spearman's correlation with accuracy over the methods, afterwards.")
     header = ("method", *(LABEL_FREE[n] for n in names), *(["accuracy %"] if accuracy else []))
     return Section("Label-free scores", tuple(text), header, tuple(cells))
+
+
+def epochs_kept(evidence: Evidence, run: Run) -> Section | None:
+    """The epochs that label-free scores chose."""
+    target = evidence.splits.get("target")
+    if target is None:
+        return None
+    stages = ["bridge"] if evidence.models.translator else []
+    stages += [f"transfer/{name}" for name in evidence.models.students]
+    return epoch_choice(run, evidence.store, target, stages)
 
 
 def bridge_quality(evidence: Evidence, run: Run, folder: Path) -> Section | None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sfkt_cli.config import Config, OptimiserConfig, section_of
@@ -20,7 +24,8 @@ from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import Saved, load_model, save_model
 from sfkt_cli.models.translators import Front
 from sfkt_cli.runs import Run
-from sfkt_cli.stages.bridge import SCORE_PAIRS, check_classes, classifier_of, sample_rows, spread
+from sfkt_cli.stages.bridge import check_classes, classifier_of, sample_rows
+from sfkt_cli.stages.selection import remember, selector, spread
 from sfkt_cli.stages.streams import held_out_pairs, open_streams, steps_of_epoch, transfer_batches
 from sfkt_cli.training.loop import SCHEDULES, Plan, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
@@ -85,7 +90,7 @@ def transfer(config: Config, run: Run) -> None:
         plan = Plan(
             title=method, seed=config.seed, epochs=settings.epochs,
             steps=steps_of_epoch(config, streams), weights=objective.weights,
-            folder=stage.folder, select="ti_closeness" if objective_class.needs_ti else None,
+            folder=stage.folder, select=selector(config, ti=objective_class.needs_ti),
             images=(1 + objective_class.needs_ti) * streams.batch_size,
             clip_norm=config.training.clip_norm,
             checkpoint_seconds=config.runtime.checkpoint_seconds,
@@ -101,7 +106,7 @@ def transfer(config: Config, run: Run) -> None:
             schedule=SCHEDULES[own.schedule],
             keep=student,
             begin_epoch=objective.begin_epoch,
-            scores=student_scores(store, student, knowledge, runtime, config.seed),
+            scores=student_scores(store, student, knowledge, runtime, config.seed, stage.folder),
         )
         if not runtime.main:
             return
@@ -171,24 +176,43 @@ def gather(
         encoding=encoding,
         classes=len(store.classes),
         bridged_logits=bridged,
+        valid=valid_share(targets, encoding, runtime),
         ti_features=ti_features,
         ti_logits=ti_logits,
         look=look,
     )
 
 
+def valid_share(targets: NDArray[Any], encoding: Encoding, runtime: Runtime) -> Tensor:
+    """Share (N,) of the pixels of each stored image that hold a reading."""
+    if not encoding.missing:
+        return torch.ones(len(targets), device=runtime.device)
+    shares = [np.mean(np.asarray(image) > 0) for image in targets]
+    return torch.tensor(shares, dtype=torch.float32, device=runtime.device)
+
+
 def student_scores(
-    store: Store, student: nn.Module, knowledge: Knowledge, runtime: Runtime, seed: int
-) -> Callable[[], dict[str, float]]:
-    """A function without arguments that gives the label-free scores of the student."""
+    store: Store,
+    student: nn.Module,
+    knowledge: Knowledge,
+    runtime: Runtime,
+    seed: int,
+    folder: Path,
+) -> Callable[[int], dict[str, float]]:
+    """A function of the epoch that gives the label-free scores of the student."""
     load = student_loader(runtime, knowledge.encoding)
-    tr_target = store["target/target"][spread(store.count("target"), SCORE_PAIRS)]
+    tr_target = store["target/target"][spread(store.count("target"))]
     _, held = held_out_pairs(store, seed)
     ti_target = store["ti/target"][held] if len(held) else None
 
-    def scores() -> dict[str, float]:
+    def scores(epoch: int) -> dict[str, float]:
         _, tr_logits = predict_rows(tr_target, load, student, runtime)
-        found = {"tr_information": label_free.information(tr_logits)}
+        if runtime.main:
+            remember(folder, epoch, tr_logits)
+        found = {
+            "tr_information": label_free.information(tr_logits),
+            "tr_density": label_free.density(tr_logits),
+        }
         if ti_target is not None and knowledge.ti_features is not None:
             features, logits = predict_rows(ti_target, load, student, runtime)
             partners = knowledge.ti_features[held].cpu(), knowledge.ti_logits[held].cpu()  # type: ignore[index]

@@ -99,7 +99,7 @@ def fit(
     schedule: Callable[[float], float],
     keep: nn.Module,
     begin_epoch: Callable[[int], None] = lambda epoch: None,
-    scores: Callable[[], dict[str, float]] = dict,
+    scores: Callable[[int], dict[str, float]] = lambda epoch: {},
 ) -> Fitted:
     """Train until the last epoch, or go on where an earlier call was stopped.
 
@@ -114,7 +114,7 @@ def fit(
         schedule: Progress in [0, 1) to the factor of every learning rate.
         keep: The part of ``objective`` whose best weights are restored at the end.
         begin_epoch: Called before each epoch, such as to refresh pseudo-labels.
-        scores: Called after each epoch in inference mode: label-free scores.
+        scores: Called with the epoch after its end, in inference mode: label-free scores.
 
     Returns:
         What was done; ``keep`` holds the selected weights.
@@ -201,7 +201,7 @@ def fit(
             progress.seconds += time.monotonic() - began
             objective.eval()
             with torch.inference_mode():
-                found = scores()
+                found = scores(epoch)
             row = _row(plan, progress, epoch, found, optimizer)
             progress.history.append(row)
             score = found[plan.select] if plan.select else float(epoch)

@@ -75,6 +75,7 @@ def make_knowledge(source: Classifier) -> Knowledge:
         encoding=ENCODING,
         classes=CLASSES,
         bridged_logits=2 * torch.randn(COUNT, CLASSES, generator=generator),
+        valid=torch.ones(COUNT),
         ti_features=ti_features,
         ti_logits=ti_logits,
         look=look,

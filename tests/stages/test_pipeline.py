@@ -171,9 +171,10 @@ def test_without_source_images_and_labels_the_student_learns_to_see_depth(
     ids = open_store(run.transfer_store).strings("target/id")
     assert len(ids) == 120
     model = {"config.yaml", "done.json", "metrics.jsonl", "model.json", "model.safetensors"}
+    student_files = model | {"epochs.npy"}
     pictures = {f"images/{name}.png" for name in ids}
-    assert set(digests(run.path("bridge"))) == model | pictures
-    assert set(digests(run.path("transfer"))) == {f"tgkt/{name}" for name in model}
+    assert set(digests(run.path("bridge"))) == student_files | pictures
+    assert set(digests(run.path("transfer"))) == {f"tgkt/{name}" for name in student_files}
     assert set(digests(run.path("source"))) == model
     assert {path.name for path in run.folder.iterdir() if path.is_dir()} == {
         "prepare",
@@ -222,7 +223,14 @@ def test_other_methods_leave_the_same_files(
     transfer(config, run)
     assert set(digests(run.path("transfer"))) == {
         f"{method}/{name}"
-        for name in ("config.yaml", "done.json", "metrics.jsonl", "model.json", "model.safetensors")
+        for name in (
+            "config.yaml",
+            "done.json",
+            "epochs.npy",
+            "metrics.jsonl",
+            "model.json",
+            "model.safetensors",
+        )
     }
     assert load_model(run.path("transfer", method)).card["method"] == method
 

@@ -70,7 +70,7 @@ def train(
     folder: Path,
     objective: Objective | None = None,
     batches: Callable[[int, int], Batch] = batches,
-    scores: Callable[[], dict[str, float]] = dict,
+    scores: Callable[[int], dict[str, float]] = lambda epoch: {},
     learning_rate: float = 0.05,
     **plan: Any,
 ) -> tuple[Objective, Fitted]:
@@ -142,7 +142,7 @@ def test_a_run_may_be_stopped_many_times(tmp_path: Path) -> None:
 
 
 def test_a_signal_while_scores_are_taken_is_not_lost(tmp_path: Path) -> None:
-    def scores() -> dict[str, float]:
+    def scores(epoch: int) -> dict[str, float]:
         if not done:
             os.kill(os.getpid(), signal.SIGTERM)
         done.append(1)
@@ -194,7 +194,7 @@ def test_the_weights_of_the_best_score_are_kept(tmp_path: Path) -> None:
     seen: list[State] = []
     values = iter([0.2, 0.9, float("nan")])
 
-    def scores() -> dict[str, float]:
+    def scores(epoch: int) -> dict[str, float]:
         assert not objective.training
         assert torch.is_inference_mode_enabled()
         state = objective.network.state_dict()
@@ -208,8 +208,8 @@ def test_the_weights_of_the_best_score_are_kept(tmp_path: Path) -> None:
 
 
 def test_the_best_weights_survive_an_interruption(tmp_path: Path) -> None:
-    def scored() -> Callable[[], dict[str, float]]:
-        return lambda: {"agreement": values.pop(0)}
+    def scored() -> Callable[[int], dict[str, float]]:
+        return lambda epoch: {"agreement": values.pop(0)}
 
     values = [0.9, 0.5, 0.1]
     whole, _ = train(tmp_path / "whole", scores=scored(), select="agreement")
@@ -247,7 +247,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(
 
 
 def test_metrics_have_one_row_an_epoch(tmp_path: Path) -> None:
-    _, fitted = train(tmp_path, scores=lambda: {"agreement": 0.5})
+    _, fitted = train(tmp_path, scores=lambda epoch: {"agreement": 0.5})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert rows == fitted.history

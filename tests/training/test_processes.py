@@ -37,7 +37,15 @@ TINY: dict[str, Any] = {
     "bridge": {"epochs": 3, "width": 4},
     "runtime": {"gpus": 0, "processes": 2, "batch_size": 8, "checkpoint_seconds": 0.0},
 }
-FILES = ["config.yaml", "done.json", "images", "metrics.jsonl", "model.json", "model.safetensors"]
+FILES = [
+    "config.yaml",
+    "done.json",
+    "epochs.npy",
+    "images",
+    "metrics.jsonl",
+    "model.json",
+    "model.safetensors",
+]
 
 
 @pytest.fixture(scope="module")

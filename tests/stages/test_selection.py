@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sfkt_cli.config import build, parse_assignments
+from sfkt_cli.data.store import open_store
+from sfkt_cli.files import write_json, write_text
+from sfkt_cli.stages.epoch_choice import epoch_choice
+from sfkt_cli.stages.labelled import read_splits
+from sfkt_cli.stages.selection import load_epochs, remember, selector, spread
+from tests.stages.evaluation_runs import make_run
+
+
+def logits_of(classes: list[int]) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(classes), 4).float()
+
+
+@pytest.mark.parametrize(
+    ("setting", "ti", "expected"),
+    [
+        ("auto", True, "ti_closeness"),
+        ("auto", False, None),
+        ("last", True, None),
+        ("ti_agreement", False, None),
+        ("tr_density", False, "tr_density"),
+    ],
+)
+def test_the_score_that_chooses(setting: str, ti: bool, expected: str | None) -> None:
+    config = build(parse_assignments([f"training.select={setting}"]))
+    assert selector(config, ti=ti) == expected
+
+
+def test_epochs_are_overwritten_from_where_a_stage_goes_on(tmp_path: Path) -> None:
+    for epoch, said in enumerate([[0, 1], [1, 1], [2, 2]]):
+        remember(tmp_path, epoch, logits_of(said))
+    remember(tmp_path, 1, logits_of([3, 3]))
+    np.testing.assert_array_equal(load_epochs(tmp_path), [[0, 1], [3, 3]])
+
+
+def test_of_another_number_of_images_nothing_is_kept(tmp_path: Path) -> None:
+    remember(tmp_path, 0, logits_of([0, 1, 2]))
+    remember(tmp_path, 1, logits_of([0, 1]))
+    np.testing.assert_array_equal(load_epochs(tmp_path), [[0, 1]])
+
+
+def test_the_kept_epoch_is_held_against_the_best(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    store = open_store(run.transfer_store)
+    target = read_splits(store, open_store(run.test_store))[0]
+    rows = spread(store.count("target"))
+    truth = np.zeros(len(rows), np.int64)
+    truth[np.isin(rows, target.rows)] = target.labels
+    folder = run.path("transfer", "tgkt")
+    lines = ""
+    count = len(truth)
+    for epoch, right in enumerate([0.25, 0.5, 1.0, 0.75]):
+        said = np.where(np.arange(count) < right * count, truth, (truth + 1) % 3)
+        remember(folder, epoch, torch.nn.functional.one_hot(torch.from_numpy(said)).float())
+        lines += f'{{"epoch": {epoch + 1}, "ti_closeness": {right}, "tr_density": {-right}}}\n'
+    write_text(folder / "metrics.jsonl", lines)
+    write_json(folder / "done.json", {"best_epoch": 4})
+    section = epoch_choice(run, store, target, ["transfer/tgkt"])
+    assert section is not None
+    ((stage, kept, accuracy, best, lost, *correlations),) = section.cells
+    assert (stage, kept) == ("transfer/tgkt", "4 of 4")
+    assert float(best) == 100.0
+    assert float(lost) == pytest.approx(100 - float(accuracy), abs=0.11)
+    assert correlations == ["+1.00", "-", "-", "-1.00"]
+
+
+def test_without_labels_nothing_is_said(tmp_path: Path) -> None:
+    run = make_run(tmp_path, labelled=False)
+    store = open_store(run.transfer_store)
+    target = read_splits(store, open_store(run.test_store))[0]
+    write_json(run.path("transfer", "tgkt", "done.json"), {"best_epoch": 1})
+    remember(run.path("transfer", "tgkt"), 0, torch.zeros(store.count("target"), 3))
+    assert epoch_choice(run, store, target, ["transfer/tgkt"]) is None
