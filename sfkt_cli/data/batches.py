@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sfkt_cli.data.gather import Gatherer, geometry
+
 Images = NDArray[Any]
 
 
@@ -47,7 +49,8 @@ class Stream:
     ) -> None:
         self._rows = np.arange(len(next(iter(arrays.values())))) if rows is None else rows
         self.count = len(self._rows)
-        self._arrays = dict(arrays)
+        self._shape = next(iter(arrays.values())).shape[1:3]
+        self._gatherers = {name: Gatherer(array) for name, array in arrays.items()}
         self._key = (seed, zlib.crc32(name.encode()))
         self._batch_size = batch_size
         self._shift = shift
@@ -70,11 +73,12 @@ class Stream:
     def batch(self, epoch: int, step: int) -> tuple[dict[str, Images], NDArray[np.int64]]:
         """Augmented images by name, and the row number of each sample."""
         rows, noise = self.rows(epoch, step)
-        shape = next(iter(self._arrays.values())).shape[1:3]
-        down, right = geometry(noise, shape, shift=self._shift, flip=self._flip)
+        if not self._flip and not self._shift:
+            return {name: gather.plain(rows) for name, gather in self._gatherers.items()}, rows
+        offsets, mirrored = geometry(noise, self._shape, shift=self._shift, flip=self._flip)
         images = {
-            name: np.asarray(array[rows])[np.arange(len(rows))[:, None, None], down, right]
-            for name, array in self._arrays.items()
+            name: gather.shifted(rows, offsets, mirrored)
+            for name, gather in self._gatherers.items()
         }
         return images, rows
 
@@ -84,24 +88,3 @@ class Stream:
             self._order = generator.permutation(self.count)
             self._noise = generator.random((self.count, 3), np.float32)
             self._pass = (epoch, number)
-
-
-def geometry(
-    noise: NDArray[np.float32], shape: tuple[int, ...], *, shift: float, flip: bool
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row (B, H, 1) and column (B, 1, W) numbers that shift and mirror each image of a batch.
-
-    Args:
-        noise: (B, 3) in [0, 1): shift down, shift right, mirror.
-        shape: H, W.
-        shift: Largest shift as a share of the image side.
-        flip: Whether to mirror.
-    """
-    height, width = shape
-    reach = np.array([shift * height, shift * width])
-    offsets = np.rint((2.0 * noise[:, :2] - 1.0) * reach).astype(np.int64)
-    down = np.clip(np.arange(height) + offsets[:, :1], 0, height - 1)
-    right = np.clip(np.arange(width) + offsets[:, 1:], 0, width - 1)
-    if flip:
-        right = np.where(noise[:, 2:] < 0.5, right[:, ::-1], right)
-    return down[:, :, None], right[:, None, :]

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sfkt_cli.data.batches import Stream, geometry
+from sfkt_cli.data.batches import Stream
+from sfkt_cli.data.gather import Gatherer, geometry
 
 Images = NDArray[Any]
 
@@ -122,15 +123,23 @@ def test_only_the_chosen_rows_are_drawn() -> None:
 
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("shift", [0.0, 0.08, 0.5])
-def test_geometry_equals_a_loop_over_pixels(flip: bool, shift: float) -> None:
+@pytest.mark.parametrize(
+    ("channels", "kind"), [((), "u2"), ((3,), "u1"), ((2,), "u2"), ((), "f4"), ((1,), "f8")]
+)
+def test_gathering_equals_a_loop_over_pixels(
+    flip: bool, shift: float, channels: tuple[int, ...], kind: str
+) -> None:
     random = np.random.default_rng(1)
-    height, width = 9, 12
-    noise = random.random((30, 3), np.float32)
+    height, width, count = 9, 12, 30
+    noise = random.random((count, 3), np.float32)
     noise[:3] = np.array([[0], [0.5], [0.99999]])
-    images = random.integers(1000, size=(30, height, width))
-    down, right = geometry(noise, (height, width), shift=shift, flip=flip)
-    found = images[np.arange(30)[:, None, None], down, right]
-    for b in range(30):
+    noise[-1] = 0.99999
+    images = random.integers(200, size=(count, height, width, *channels)).astype(kind)
+    rows = np.arange(count)
+    offsets, mirrored = geometry(noise, (height, width), shift=shift, flip=flip)
+    found = Gatherer(images).shifted(rows, offsets, mirrored)
+    assert found.dtype == images.dtype
+    for b in range(count):
         shift_down = round((2 * float(noise[b, 0]) - 1) * shift * height)
         shift_right = round((2 * float(noise[b, 1]) - 1) * shift * width)
         for y in range(height):
@@ -138,16 +147,19 @@ def test_geometry_equals_a_loop_over_pixels(flip: bool, shift: float) -> None:
                 column = width - 1 - x if flip and noise[b, 2] < 0.5 else x
                 row = min(max(y + shift_down, 0), height - 1)
                 column = min(max(column + shift_right, 0), width - 1)
-                assert found[b, y, x] == images[b, row, column]
+                assert (found[b, y, x] == images[b, row, column]).all()
+
+
+def test_images_that_lie_scattered_in_memory_are_refused() -> None:
+    with pytest.raises(ValueError, match="one after the other"):
+        Gatherer(np.zeros((4, 5, 6, 3))[:, ::2])
 
 
 def test_shifts_and_mirrors_are_spread_evenly() -> None:
     random = np.random.default_rng(0)
     noise = random.random((4000, 3), np.float32)
-    down, right = geometry(noise, (100, 100), shift=0.1, flip=True)
-    middle = down[:, 50, 0] - 50
-    assert middle.min() == -10
-    assert middle.max() == 10
-    assert abs(middle.mean()) < 0.5
-    mirrored = right[:, 0, 40] > right[:, 0, 60]
+    offsets, mirrored = geometry(noise, (100, 100), shift=0.1, flip=True)
+    assert offsets.min() == -10
+    assert offsets.max() == 10
+    assert abs(offsets.mean()) < 0.5
     assert mirrored.mean() == pytest.approx(0.5, abs=0.04)
