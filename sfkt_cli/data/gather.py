@@ -59,7 +59,7 @@ class Gatherer:
         lines = rows[:, None] * height + down
         starts = lines * width + offsets[:, 1:]
         within = np.clip(starts, 0, len(self._runs) - 1)
-        taken = self._runs[within]
+        taken: Images = self._runs[within]
         for right in np.unique(offsets[:, 1]).tolist():
             if right:
                 _repeat_edge(taken, np.flatnonzero(offsets[:, 1] == right), right)
