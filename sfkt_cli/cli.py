@@ -10,15 +10,18 @@ import errno
 import re
 import sys
 import traceback
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sfkt_cli import __version__
-from sfkt_cli.errors import STOPPED, SfktError
-from sfkt_cli.options import Options, Verbosity, shared_options
+from sfkt_cli.config_commands import config_app
+from sfkt_cli.console import event, output, speak_json
+from sfkt_cli.errors import STOPPED, Interrupted, SfktError
+from sfkt_cli.options import SETTINGS, Options, Verbosity, shared_options
 from sfkt_cli.world import found_world, is_main
 
 app = typer.Typer(
@@ -29,13 +32,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-config_app = typer.Typer(
-    help="Show, check and write the settings.",
-    epilog="Example: sfkt config init nyu-depth > my.yaml",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-
+Result = Mapping[str, Any]
+"""What a command found: the last line of ``--json``."""
 DatasetName = Annotated[
     str | None,
     typer.Argument(help="Data set: synthetic, rgb-nir, nyu-depth, sun-rgbd, folders, ..."),
@@ -66,7 +64,7 @@ def _sfkt(
 
 
 @app.command(epilog="Example: sfkt prepare rgb-nir --root ~/nirscene1")
-@shared_options()
+@shared_options(*SETTINGS)
 def prepare(
     options: Options,
     name: DatasetName = None,
@@ -79,14 +77,14 @@ def prepare(
     ] = False,
     source_sensor: Sensor = None,
     target_sensor: Sensor = None,
-) -> None:
+) -> Result:
     """Read an archive and write source.h5, transfer.h5 and test.h5, by who may see what."""
     from sfkt_cli.pipeline import run_prepare
     from sfkt_cli.settings import is_typed
 
     if name is None and not is_typed(options, "dataset"):
         raise typer.BadParameter("which data set? For example: sfkt prepare synthetic")
-    run_prepare(
+    return run_prepare(
         options.with_flags(
             {
                 **_archive(name, root),
@@ -96,69 +94,69 @@ def prepare(
         ),
         download=download,
         accept_licence=accept_licence,
-    )
+    ).outcome("prepare")
 
 
 @app.command(epilog="Example: sfkt source --set source.epochs=30")
-@shared_options()
-def source(options: Options) -> None:
+@shared_options(*SETTINGS)
+def source(options: Options) -> Result:
     """Train the RGB source model on source.h5, or import one that you bring along."""
     from sfkt_cli.pipeline import run_source
 
-    run_source(options)
+    return run_source(options).outcome("source")
 
 
 @app.command(epilog="Example: sfkt bridge --gpus 2")
-@shared_options()
-def bridge(options: Options) -> None:
+@shared_options(*SETTINGS)
+def bridge(options: Options) -> Result:
     """Train the translator from target images to source-like RGB, and write what it makes."""
     from sfkt_cli.pipeline import run_bridge
 
-    run_bridge(options)
+    return run_bridge(options).outcome("bridge")
 
 
 @app.command(epilog="Example: sfkt transfer --method shot")
-@shared_options()
-def transfer(options: Options, method: Method = None) -> None:
+@shared_options(*SETTINGS)
+def transfer(options: Options, method: Method = None) -> Result:
     """Train the classifier for the target sensor, the student."""
     from sfkt_cli.pipeline import run_transfer
 
-    run_transfer(options.with_flags({"transfer.method": method}))
+    return run_transfer(options.with_flags({"transfer.method": method}))
 
 
 @app.command(epilog="Example: sfkt evaluate --report table.md")
-@shared_options()
+@shared_options(*SETTINGS)
 def evaluate(
     options: Options,
     report: Annotated[
         Path | None, typer.Option(help="Also write the report here; the suffix says which kind.")
     ] = None,
-) -> None:
+) -> Result:
     """Measure every model of the run against the labels, and write tables and pictures."""
-    from sfkt_cli.pipeline import run_evaluate
+    from sfkt_cli.pipeline import evaluation, run_evaluate
 
-    run_evaluate(options, report)
+    return evaluation(run_evaluate(options, report))
 
 
 @app.command(epilog="Example: sfkt run my.yaml --set seed=1")
-@shared_options()
+@shared_options(*SETTINGS)
 def run(
     options: Options,
     file: Annotated[
         Path | None,
         typer.Argument(metavar="[CONFIG.yaml]", help="Settings; without: the built-in demo."),
     ] = None,
-) -> None:
+) -> Result:
     """Run all stages in order, leaving out the finished ones, and print the table."""
-    from sfkt_cli.pipeline import run_all
+    from sfkt_cli.pipeline import evaluation, run_all
 
     if file is not None and options.config is not None:
         raise typer.BadParameter("give the settings once: sfkt run CONFIG.yaml")
-    run_all(replace(options, config=file or options.config))
+    return evaluation(run_all(replace(options, config=file or options.config)))
 
 
 @app.command(epilog="Example: sfkt benchmark sample_configs/benchmark-demo.yaml --processes 2")
-@shared_options("assignments", "gpus", "quiet", "verbose")
+@shared_options("assignments", "gpus")
 def benchmark(
     options: Options,
     file: Annotated[
@@ -171,15 +169,15 @@ def benchmark(
     processes: Annotated[
         int, typer.Option(min=0, help="Stages at a time, each in a fresh process; 0: none.")
     ] = 1,
-) -> None:
+) -> Result:
     """Compare methods over seeds, data sets and settings: mean, deviation, difference, cost."""
     from sfkt_cli.pipeline import run_benchmark
 
-    run_benchmark(options, file, output, processes)
+    return run_benchmark(options, file, output, processes)
 
 
 @app.command(epilog="Example: sfkt export --format onnx --output model/")
-@shared_options()
+@shared_options(*SETTINGS)
 def export(
     options: Options,
     method: Method = None,
@@ -197,7 +195,7 @@ def export(
             help="Of the sensor's images, to put cropping and resizing into the graph, too.",
         ),
     ] = None,
-) -> None:
+) -> Result:
     """Write student and translator with source model as files that run without this program."""
     from sfkt_cli.pipeline import settings_of
     from sfkt_cli.stages.export import export
@@ -211,10 +209,11 @@ def export(
         output=output,
         input_size=input_size,
     )
+    return settings.run.outcome("export") if output is None else {"folder": output}
 
 
 @app.command(epilog="Example: sfkt predict scans/*.png --output predictions.csv")
-@shared_options()
+@shared_options(*SETTINGS)
 def predict(
     options: Options,
     images: Annotated[
@@ -229,13 +228,13 @@ def predict(
         Path | None, typer.Option(help="Folder of an exported student, in place of a run's.")
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes to list for each image.")] = 1,
-) -> None:
+) -> Result:
     """Classify images of the target sensor with the run's student."""
     from sfkt_cli.pipeline import settings_of
     from sfkt_cli.stages.predict import predict
 
     settings = settings_of("transfer", options, new_run=model is not None)
-    predict(
+    return predict(
         settings.config,
         settings.run,
         images,
@@ -247,7 +246,7 @@ def predict(
 
 
 @app.command(epilog="Example: sfkt inspect --verify")
-@shared_options("run", "quiet", "verbose")
+@shared_options("run")
 def inspect(
     options: Options,
     file: Annotated[
@@ -260,80 +259,45 @@ def inspect(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every row and compare the checksums.")
     ] = False,
-) -> None:
+) -> Result:
     """Show what a prepared file holds, as a table and a picture, and warn of what looks wrong."""
     from sfkt_cli.settings import find_run
     from sfkt_cli.stages.inspect import inspect
 
     path = file or find_run(options, None, new_run=False).transfer_store
-    inspect(path, out, verify)
+    return inspect(path, out, verify)
 
 
 @app.command(epilog="Example: sfkt classes sun-rgbd --root ~/SUNRGBD")
-@shared_options("config", "assignments", "quiet", "verbose")
-def classes(options: Options, name: DatasetName = None, root: Root = None) -> None:
+@shared_options("config", "assignments")
+def classes(options: Options, name: DatasetName = None, root: Root = None) -> Result:
     """List the classes of an archive, their numbers of images, and what they are used for."""
     from sfkt_cli.settings import resolve
     from sfkt_cli.stages.inspect import list_classes
 
     settings = resolve(options.with_flags(_archive(name, root)), "prepare", new_run=True)
     rows = list_classes(settings.config)
-    typer.echo("role\timages\tpairs\tgroups\tclass")
+    output("role\timages\tpairs\tgroups\tclass")
     for row in rows:
-        typer.echo(f"{row.role}\t{row.images}\t{row.pairs}\t{row.groups}\t{row.name}")
+        output(f"{row.role}\t{row.images}\t{row.pairs}\t{row.groups}\t{row.name}")
+    return {"classes": [asdict(row) for row in rows]}
 
 
 app.add_typer(config_app, name="config")
 
 
-@config_app.command("show", epilog="Example: sfkt config show --set bridge.epochs=30")
-@shared_options()
-def config_show(options: Options) -> None:
-    """Print every setting, and where its value came from."""
-    from sfkt_cli.settings import has_run, resolve
-    from sfkt_cli.settings_text import show
-
-    typer.echo(show(resolve(options, "transfer", new_run=not has_run(options))))
-
-
-@config_app.command("check", epilog="Example: sfkt config check my.yaml")
-def config_check(
-    file: Annotated[Path, typer.Argument(help="YAML file with settings.")],
-) -> None:
-    """Check a configuration file, and name all its problems at once."""
-    from sfkt_cli.settings_text import check
-
-    typer.echo(check(file))
-
-
-@config_app.command("init", epilog="Example: sfkt config init nyu-depth > my.yaml")
-def config_init(
-    name: Annotated[str, typer.Argument(help="Data set.")] = "synthetic",
-) -> None:
-    """Print a commented configuration file for a data set."""
-    from sfkt_cli.settings_text import commented_yaml
-
-    typer.echo(commented_yaml(name), nl=False)
-
-
-@config_app.command("schema", epilog="Example: sfkt config schema > sfkt.schema.json")
-def config_schema() -> None:
-    """Print a JSON Schema of the settings, for editors."""
-    from sfkt_cli.settings_text import json_schema
-
-    typer.echo(json_schema())
-
-
 @app.command(epilog="Example: sfkt doctor --verify runs/synthetic")
+@shared_options()
 def doctor(
+    options: Options,
     verify: Annotated[
         Path | None, typer.Option(help="Run whose models and stores are read and compared.")
     ] = None,
-) -> None:
+) -> Result:
     """Say what this machine has, what is missing, and what would help."""
     from sfkt_cli.stages.doctor import doctor
 
-    doctor(verify)
+    return doctor(verify)
 
 
 def _archive(name: str | None, root: Path | None) -> dict[str, str | None]:
@@ -344,8 +308,15 @@ def main() -> None:
     """Run the program; an error that the user can mend is one message, without a traceback."""
     try:
         _run_app()
+    except SystemExit as end:
+        if end.code:
+            speak_json("--json" in sys.argv)  # of wrong usage nothing was read yet
+            why = "wrong usage: see standard error" if end.code == 2 else "stopped"
+            event("error", message=why, exit_code=end.code)
+        raise
     except Exception as error:
         message, code = explain(error)
+        event("error", message=message or f"{type(error).__name__}: {error}", exit_code=code)
         if message is None:
             raise
         if Verbosity.tracebacks:
@@ -376,16 +347,15 @@ def explain(error: Exception) -> tuple[str | None, int]:
     """The message and exit code of an error that the user can mend; None: a bug."""
     if isinstance(error, SfktError):
         return str(error), 1
+    if isinstance(error, Interrupted):
+        return str(error), STOPPED
     if isinstance(error, OSError):
         name = re.sub(r"\.([^/]+)\.\d+\.partial$", r"\1", str(error.filename or "a file"))
         if error.errno == errno.ENOSPC:
             return f"the disk is full, {name} was not written: make room", 1
         if error.errno is not None:
             return f"{name}: {error.strerror}", 1
-    # Both classes come with torch, which is only asked where it is loaded already.
-    loop, torch = sys.modules.get("sfkt_cli.training.loop"), sys.modules.get("torch")
-    if loop is not None and isinstance(error, loop.Interrupted):
-        return str(error), STOPPED
+    torch = sys.modules.get("torch")  # only asked where it is loaded already
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return "the memory of the GPU is full: set runtime.batch_size lower", 1
     return None, 1

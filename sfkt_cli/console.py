@@ -1,13 +1,22 @@
-"""What the user sees while a stage runs: messages, tables and progress, on standard error.
+"""What a command says: text for people on standard error, events for scripts, the log of a stage.
 
-On a terminal a rich progress bar; elsewhere one line an epoch.
+People get messages, tables and progress: on a terminal a bar, elsewhere one line an epoch. With
+``--json`` scripts get one JSON object a line on standard output. While a stage runs, all that is
+said also goes into its ``log.txt``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import math
+import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -19,8 +28,22 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sfkt_cli.errors import Interrupted, SfktError
+
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 _warnings = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@dataclass
+class _Spoken:
+    """Where else it goes: events to scripts, and the stage that runs with its log."""
+
+    json: bool = False
+    stage: str | None = None
+    log: TextIO | None = None
+
+
+_spoken = _Spoken()
 
 
 def quieten(quiet: bool) -> None:
@@ -28,19 +51,92 @@ def quieten(quiet: bool) -> None:
     console.quiet = quiet
 
 
+def speak_json(wanted: bool) -> None:
+    """Whether events go to standard output."""
+    _spoken.json = wanted
+
+
+def speaks_json() -> bool:
+    """Whether events go to standard output."""
+    return _spoken.json
+
+
 def mute() -> None:
     """Say nothing at all: another process speaks."""
     console.quiet = _warnings.quiet = True
+    _spoken.json = False
 
 
 def say(message: str) -> None:
     """Print one message, as it is, without markup."""
     console.print(message, markup=False)
+    log(message)
 
 
 def warn(message: str) -> None:
     """Print one warning."""
     _warnings.print(f"warning: {message}", style="yellow", markup=False)
+    log(f"warning: {message}")
+    event("warning", message=message)
+
+
+def output(text: str) -> None:
+    """Print what was asked for: on standard output, which under ``--json`` is for events only."""
+    if _spoken.json:
+        console.print(text, markup=False)
+    else:
+        print(text)
+
+
+def event(kind: str, **fields: Any) -> None:
+    """Tell scripts something: one JSON object on a line; NaN becomes null, a path its text."""
+    if _spoken.json:
+        stage = {} if _spoken.stage is None else {"stage": _spoken.stage}
+        line = json.dumps(_plain({"event": kind, **stage, **fields}), ensure_ascii=False)
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def stage_log(stage: str, path: Path) -> Iterator[None]:
+    """Append all that is said in the block to a file, and name the stage in events.
+
+    Args:
+        stage: Such as ``bridge`` or ``transfer/tgkt``.
+        path: The file; it grows line by line.
+    """
+    before = (_spoken.stage, _spoken.log)
+    with path.open("a", encoding="utf-8", buffering=1) as file:
+        _spoken.stage, _spoken.log = stage, file
+        try:
+            yield
+        except (SfktError, Interrupted) as error:
+            log(f"ended: {error}")
+            raise
+        except BaseException:
+            log(f"ended: {traceback.format_exc().rstrip()}")
+            raise
+        finally:
+            _spoken.stage, _spoken.log = before
+
+
+def log(message: str) -> None:
+    """Write one message into the log of the stage that runs, and nowhere else."""
+    if _spoken.log is not None:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        text = message.replace("\n", f"\n{' ' * (len(stamp) + 2)}")
+        with contextlib.suppress(OSError):  # a full disk: the stage's own files will tell
+            _spoken.log.write(f"{stamp}  {text}\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
 
 
 class Tracker:
@@ -99,3 +195,13 @@ def track(title: str, total: int, unit: str = "images") -> Iterator[Tracker]:
 def terms_text(terms: Mapping[str, float]) -> str:
     """Loss terms and scores on one line."""
     return "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3 min 5 s`` or ``2 h 10 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

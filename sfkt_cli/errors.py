@@ -20,5 +20,9 @@ class DataError(SfktError):
     """An image, archive, store or label file is missing, damaged or not what it should be."""
 
 
+class Interrupted(Exception):
+    """SIGTERM or SIGINT came; the state is saved and the same command goes on from there."""
+
+
 class RunError(SfktError):
     """A stage is out of order, already done with other settings, or could not finish."""

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from sfkt_cli.console import event, quieten, speak_json
+
 
 @dataclass(frozen=True)
 class Options:
@@ -61,12 +63,20 @@ SHARED = {
     "force": Annotated[
         bool, typer.Option("--force", help="Delete what this stage wrote and start it anew.")
     ],
+    "as_json": Annotated[
+        bool,
+        typer.Option("--json", help="One JSON object a line on standard output, for scripts."),
+    ],
     "quiet": Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")],
     "verbose": Annotated[
         bool, typer.Option("--verbose", help="Also print the settings in use and tracebacks.")
     ],
 }
 """Parameter of the command line by name."""
+EVERYWHERE = ("as_json", "quiet", "verbose")
+SETTINGS = ("run", "config", "assignments", "gpus", "seed", "force")
+"""Of commands that work with the settings of a run."""
+SWITCHES = ("force", "as_json", "quiet", "verbose")
 
 
 class Verbosity:
@@ -75,21 +85,25 @@ class Verbosity:
     tracebacks = False
 
 
-def shared_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def shared_options(
+    *names: str,
+) -> Callable[[Callable[..., Mapping[str, Any] | None]], Callable[..., None]]:
     """Add shared options to a command, which gets them as its first argument, an ``Options``.
 
-    Args:
-        names: Keys of ``SHARED``; none: all of them.
-    """
-    chosen = {name: SHARED[name] for name in names or SHARED}
+    What the command returns is its result, the last line of ``--json``.
 
-    def add(command: Callable[..., None]) -> Callable[..., None]:
+    Args:
+        names: Keys of ``SHARED``, beside those of ``EVERYWHERE``.
+    """
+    chosen = {name: SHARED[name] for name in (*names, *EVERYWHERE)}
+
+    def add(command: Callable[..., Mapping[str, Any] | None]) -> Callable[..., None]:
         own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
         shared = [
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=False if name in ("force", "quiet", "verbose") else None,
+                default=False if name in SWITCHES else None,
                 annotation=annotation,
             )
             for name, annotation in chosen.items()
@@ -98,7 +112,8 @@ def shared_options(*names: str) -> Callable[[Callable[..., None]], Callable[...,
         @functools.wraps(command)
         def called(**given: Any) -> None:
             common = {name: given.pop(name) for name in chosen}
-            command(_gather(common), **given)
+            result = command(_gather(common), **given)
+            event("result", **(result or {}))
 
         own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
         signature = inspect.Signature([*own, *shared])
@@ -110,9 +125,8 @@ def shared_options(*names: str) -> Callable[[Callable[..., None]], Callable[...,
 
 
 def _gather(common: dict[str, Any]) -> Options:
-    from sfkt_cli.console import quieten
-
     quieten(common.get("quiet", False))
+    speak_json(common.get("as_json", False))
     Verbosity.tracebacks = common.get("verbose", False)
     return Options(
         run=common.get("run"),

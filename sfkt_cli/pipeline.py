@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,15 +51,16 @@ def run_prepare(options: Options, *, download: bool = False, accept_licence: boo
     return settings.run
 
 
-def run_source(options: Options) -> None:
+def run_source(options: Options) -> Run:
     """Run ``source``."""
     from sfkt_cli.training.launch import launch
 
     settings = settings_of("source", options)
     launch("source", "sfkt_cli.stages.source:source", settings.config, settings.run)
+    return settings.run
 
 
-def run_bridge(options: Options) -> None:
+def run_bridge(options: Options) -> Run:
     """Run ``bridge``; ``source`` before it where it is missing and possible."""
     from sfkt_cli.training.launch import launch
 
@@ -70,26 +71,37 @@ def run_bridge(options: Options) -> None:
         run_source(replace(options, force=False))
         settings = resolve(options, "bridge")
     launch("bridge", "sfkt_cli.stages.bridge:bridge", settings.config, settings.run)
+    return settings.run
 
 
-def run_transfer(options: Options) -> None:
-    """Run ``transfer`` with the configured method."""
+def run_transfer(options: Options) -> dict[str, Any]:
+    """Run ``transfer`` with the configured method, and tell what came of it."""
     from sfkt_cli.training.launch import launch
 
     settings = settings_of("transfer", options)
     name = f"transfer/{settings.config.transfer.method}"
     launch(name, "sfkt_cli.stages.transfer:transfer", settings.config, settings.run)
+    return settings.run.outcome(name)
 
 
-def run_evaluate(options: Options, report: Path | None = None) -> None:
+def run_evaluate(options: Options, report: Path | None = None) -> Run:
     """Run ``evaluate``."""
     from sfkt_cli.stages.evaluate import evaluate
 
     settings = settings_of("evaluate", options)
     evaluate(settings.config, settings.run, report)
+    return settings.run
 
 
-def run_benchmark(options: Options, file: Path | None, output: Path | None, processes: int) -> None:
+def evaluation(run: Run) -> dict[str, Any]:
+    """The rows of an evaluated run, and where the rest lies."""
+    results = json.loads(run.path("evaluate", "results.json").read_text(encoding="utf-8"))
+    return {**run.outcome("evaluate"), **results}
+
+
+def run_benchmark(
+    options: Options, file: Path | None, output: Path | None, processes: int
+) -> dict[str, Any]:
     """Run ``benchmark``: every cell of the file that is not done, then the tables."""
     from sfkt_cli.stages.benchmark import benchmark
     from sfkt_cli.stages.benchmark_plan import read_plan
@@ -100,23 +112,20 @@ def run_benchmark(options: Options, file: Path | None, output: Path | None, proc
         overrides = merge(overrides, values)
     changes = [f"--set {text}" for text in options.assignments]
     command = " ".join(["sfkt benchmark", *([str(file)] if file else []), *changes])
-    benchmark(
-        plan, output or plan.output, processes=processes, overrides=overrides, command=command
-    )
+    folder = output or plan.output
+    benchmark(plan, folder, processes=processes, overrides=overrides, command=command)
+    tables: dict[str, Any] = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
+    return {"folder": folder, **tables}
 
 
-def run_all(options: Options) -> None:
+def run_all(options: Options) -> Run:
     """Run every stage in order; finished ones say so and are left out."""
     run = run_prepare(options)
     options = replace(options, run=run.folder)
-    rest: tuple[Callable[[Options], None], ...] = (
-        run_source,
-        run_bridge,
-        run_transfer,
-        run_evaluate,
-    )
-    for stage in rest:
-        stage(options)
+    run_source(options)
+    run_bridge(options)
+    run_transfer(options)
+    return run_evaluate(options)
 
 
 def _tell(stage: str, options: Options, settings: Settings) -> None:

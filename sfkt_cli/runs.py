@@ -2,6 +2,7 @@
 
     runs/current                        the name of the run used last
     runs/<name>/<stage>/config.yaml     resolved settings, written when the stage starts
+    runs/<name>/<stage>/log.txt         all that was said, with the time; grows line by line
     runs/<name>/<stage>/done.json       written last: settings, inputs, versions, seconds
 
 ``transfer`` has one such folder a method: ``runs/<name>/transfer/<method>``.
@@ -13,6 +14,7 @@ import contextlib
 import json
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,13 +25,16 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from sfkt_cli import __version__
+from sfkt_cli import __version__, console
 from sfkt_cli.config import Config, as_dict, merge, nest, section_fields, section_of, to_yaml
 from sfkt_cli.errors import RunError
 from sfkt_cli.files import sha256_json, sweep_partials, write_json, write_text
 
 RUNS = Path("runs")
+LOG = "log.txt"
 _OPEN, _FINISHED = "open", "finished"
+_IN_PASSING = ("begun.json", "checkpoint")
+_HOW = ("stage", "settings", "inputs", "versions")
 DATA_FIELDS = ("seed", "dataset", "image_size", "classes", "split")
 DATA_SECTIONS = {
     "synthetic": "synthetic",
@@ -77,6 +82,8 @@ class Stage:
         }
         write_json(self.folder / "done.json", record)
         shutil.rmtree(self.checkpoint, ignore_errors=True)
+        console.log(f"done after {record['seconds']} s")
+        console.event("finished", **_outcome(self.folder, record))
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,11 @@ class Run:
             RunError: The file is damaged.
         """
         return _read_mapping(self.path(stage, "done.json"))
+
+    def outcome(self, stage: str) -> dict[str, Any]:
+        """What a finished stage found and wrote, for scripts."""
+        found = _outcome(self.path(stage), self.record(stage))
+        return {"run": str(self.folder), "stage": stage, **found}
 
     def require(self, stage: str, command: str) -> Path:
         """The folder of a finished stage.
@@ -195,12 +207,16 @@ class Run:
                 _refuse_changes(stage, folder, before, state, finished)
             if finished:
                 self.agree(_FINISHED)
+                console.event("skipped", stage=stage, folder=folder, reason="done already")
                 yield None
                 return
+            resumed = begun.is_file()
             write_json(begun, state)
             write_text(folder / "config.yaml", to_yaml(config))
             self.agree(_OPEN)
-            yield Stage(stage, folder, config, settings, inputs)
+            with console.stage_log(stage, folder / LOG):
+                _begin(folder, resumed)
+                yield Stage(stage, folder, config, settings, inputs)
             if (folder / "done.json").is_file():
                 begun.unlink(missing_ok=True)
         finally:
@@ -261,6 +277,25 @@ def versions() -> dict[str, str]:
     packages = ("torch", "torchvision", "numpy", "h5py", "pillow")
     found = {name: metadata.version(name) for name in packages}
     return {"sfkt": __version__, "python": platform.python_version(), **found}
+
+
+def _begin(folder: Path, resumed: bool) -> None:
+    """Head the log with what runs, where, in which versions."""
+    known = " ".join(f"{name} {version}" for name, version in versions().items())
+    console.log(f"{'goes on' if resumed else 'begins'}: {' '.join(sys.argv)}")
+    console.log(f"{known} on {platform.node()}, {platform.platform()}")
+    console.event("started", folder=folder, resumed=resumed)
+
+
+def _outcome(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a done.json, and the names of what lies beside it."""
+    files = [
+        f"{entry.name}/" if entry.is_dir() else entry.name
+        for entry in sorted(folder.iterdir())
+        if entry.name not in _IN_PASSING and not entry.name.startswith(".")
+    ]
+    figures = {name: value for name, value in record.items() if name not in _HOW}
+    return {"folder": str(folder), "figures": figures, "files": files}
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from sfkt_cli.config import Config, as_dict, build, describe_type, read_yaml, section_fields
 from sfkt_cli.errors import ConfigError
-from sfkt_cli.methods import METHODS
+from sfkt_cli.methods import METHODS, unknown_method
 from sfkt_cli.runs import DATA_SECTIONS, pick
 from sfkt_cli.settings import DEFAULT, Settings
 
@@ -32,22 +31,38 @@ def changed(settings: Settings) -> str:
     return "\n".join(_lines(settings, names)) or "  all settings have their defaults"
 
 
-def check(path: Path) -> str:
-    """Say what a configuration file changes.
+def origins(settings: Settings) -> list[dict[str, Any]]:
+    """Name, value and origin of every setting."""
+    values = as_dict(settings.config)
+    return [
+        {"name": name, "value": pick(values, name), "origin": settings.origin(name)}
+        for name in section_fields()
+    ]
+
+
+def check(path: Path) -> dict[str, Any]:
+    """What a configuration file changes, by dotted name.
 
     Raises:
         ConfigError: All that is wrong with it, in one message.
     """
-    config = build(read_yaml(path))
-    if config.transfer.method not in METHODS:
-        raise ConfigError(
-            f"setting transfer.method = {config.transfer.method!r}: "
-            f"choose one of {', '.join(METHODS)}"
-        )
-    values, defaults = as_dict(config), as_dict(Config())
+    asked, problems = read_yaml(path), list[str]()
+    method = pick(asked, "transfer.method")
+    if isinstance(method, str) and method not in METHODS:
+        problems.append(unknown_method(method))
+    try:
+        values, defaults = as_dict(build(asked)), as_dict(Config())
+    except ConfigError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
     names = [name for name in section_fields() if pick(values, name) != pick(defaults, name)]
-    lines = [f"  {name} = {_text(pick(values, name))}" for name in names]
-    return "\n".join([f"{path} is right; it changes {len(names)} settings", *lines])
+    return {name: pick(values, name) for name in names}
+
+
+def settings_text(values: Mapping[str, Any]) -> str:
+    """Settings by dotted name as text, one a line."""
+    return "\n".join(f"  {name} = {_text(value)}" for name, value in values.items())
 
 
 def commented_yaml(dataset: str) -> str:
@@ -67,9 +82,9 @@ def commented_yaml(dataset: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def json_schema() -> str:
+def json_schema() -> dict[str, Any]:
     """JSON Schema of a configuration file."""
-    return json.dumps(Config.model_json_schema(), indent=2)
+    return Config.model_json_schema()
 
 
 def _lines(settings: Settings, names: list[str]) -> Iterator[str]:

@@ -15,4 +15,5 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _speaking_console() -> None:
     console.quieten(False)
+    console.speak_json(False)
     console._warnings.quiet = False

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import yaml
 
-from sfkt_cli.cli import app, config_app, explain, main
+from sfkt_cli.cli import app, explain, main
 from sfkt_cli.config import Config, build
+from sfkt_cli.config_commands import config_app
+from sfkt_cli.errors import Interrupted
 from sfkt_cli.files import write_json
 from sfkt_cli.options import Options
 from sfkt_cli.runs import Run
 from sfkt_cli.settings import resolve
-from sfkt_cli.training.loop import Interrupted
 
 ROOT = Path(__file__).parents[1]
 TINY = """

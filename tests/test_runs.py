@@ -17,6 +17,7 @@ from sfkt_cli.files import replacing, write_json
 from sfkt_cli.runs import Run, Stage, choose_run, remember_run, stage_settings
 
 INPUTS = {"transfer.h5": "abc"}
+FILES = ("config.yaml", "done.json", "log.txt")
 
 
 def settings(*assignments: str) -> Config:
@@ -46,7 +47,7 @@ def test_a_finished_stage_is_left_alone(tmp_path: Path) -> None:
     assert work(run, "bridge", settings())
     assert run.finished("bridge")
     before = snapshot(run.folder)
-    assert set(before) == {"bridge/config.yaml", "bridge/done.json", "bridge/result"}
+    assert set(before) == {f"bridge/{name}" for name in (*FILES, "result")}
     assert not work(run, "bridge", settings())
     assert snapshot(run.folder) == before
     record = run.record("bridge")
@@ -120,7 +121,7 @@ def test_force_starts_anew(tmp_path: Path) -> None:
     (tmp_path / "bridge" / "link").symlink_to(kept)
     forced = Run(tmp_path, force=True)
     assert work(forced, "bridge", settings("seed=7"))
-    assert set(snapshot(tmp_path / "bridge")) == {"config.yaml", "done.json", "result"}
+    assert set(snapshot(tmp_path / "bridge")) == {*FILES, "result"}
     assert (kept / "file").read_text() == "kept"
     assert (tmp_path / "bridge" / "result").read_text() == "7"
     assert work(forced, "bridge", settings("seed=7"))
@@ -135,7 +136,7 @@ def test_an_interrupted_stage_goes_on_with_its_checkpoint(tmp_path: Path) -> Non
         assert (opened.checkpoint / "state.pt").read_text() == "state"
         opened.finish()
     assert run.finished("bridge")
-    assert set(snapshot(tmp_path)) == {"bridge/config.yaml", "bridge/done.json"}
+    assert set(snapshot(tmp_path)) == {f"bridge/{name}" for name in FILES}
     assert not (tmp_path / "bridge" / "checkpoint").exists()
 
 
@@ -279,4 +280,4 @@ def test_a_stage_ends_with_done_json(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Stage, "finish", watched)
     work(Run(tmp_path), "bridge", settings())
-    assert seen == [["begun.json", "config.yaml", "result"]]
+    assert seen == [["begun.json", "config.yaml", "log.txt", "result"]]

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sfkt_cli"
 LAYERS = {
-    5: ("__main__", "cli", "pipeline", "settings_text"),
+    5: ("__main__", "cli", "config_commands", "pipeline", "settings_text"),
     4: ("stages",),
     3: ("methods", "student"),
     2: ("data", "losses", "models", "reductions", "training"),
@@ -35,6 +35,8 @@ LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 WITHOUT_TORCH = (
     "cli",
     "config",
+    "config_commands",
+    "console",
     "errors",
     "figures",
     "options",

@@ -8,6 +8,8 @@ module here, a row in METHODS, a section in ``config.py``, a paragraph in ``docs
 
 from __future__ import annotations
 
+import difflib
+
 METHODS = {
     "tgkt": "sfkt_cli.methods.tgkt:Tgkt",
     "distill": "sfkt_cli.methods.distill:Distill",
@@ -18,3 +20,10 @@ METHODS = {
     "nrc": "sfkt_cli.methods.nrc:Nrc",
 }
 """Name on the command line to where the objective lives; imported when it is used."""
+
+
+def unknown_method(name: str) -> str:
+    """What to tell the user of a name that is not in METHODS."""
+    near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"setting transfer.method = {name!r}: {hint}choose one of {', '.join(METHODS)}"

@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sfkt_cli.config import Config, as_dict, build, merge, nest
-from sfkt_cli.console import console, quieten, say, warn
+from sfkt_cli.console import console, event, quieten, say, warn
 from sfkt_cli.errors import RunError, SfktError
 from sfkt_cli.runs import Run, digest_settings, stage_settings
 from sfkt_cli.stages.benchmark_plan import BenchmarkPlan, Cell, cells_of
@@ -129,6 +129,10 @@ def run_cells(cells: Iterable[Cell], output: Path, processes: int) -> Progress:
         for number, (task, problem) in enumerate(_run(waiting, processes), 1):
             progress.ran.append(task.key)
             say(f"benchmark: {level} {number}/{len(waiting)}  {task.cell}  {task.stage}")
+            event(
+                "cell", level=level, number=number, total=len(waiting), name=str(task.cell),
+                part=task.stage, problem=problem,
+            )  # fmt: skip
             if problem is not None:
                 progress.failed[task.key] = f"{task.cell}: {task.stage}: {problem}"
                 warn(progress.failed[task.key])

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from sfkt_cli.console import say, warn
+from sfkt_cli.console import output, say, warn
 from sfkt_cli.data.readers import DATA_FOLDER, READERS
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import DataError, RunError, SfktError
@@ -49,22 +50,25 @@ class Finding:
     advice: str = ""
 
 
-def doctor(verify: Path | None = None) -> None:
+def doctor(verify: Path | None = None) -> dict[str, Any]:
     """Print what was found, or with ``verify`` read every model and store of a run.
+
+    Returns:
+        The findings, or the files that were read.
 
     Raises:
         RunError: ``verify`` names no run, or something in it is damaged or missing.
     """
     if verify is not None:
-        _verify(verify)
-        return
+        return {"run": verify, "intact": _verify(verify)}
     findings = list(examine())
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
-        print(f"{finding.name:<{width}}  {finding.value}")
+        output(f"{finding.name:<{width}}  {finding.value}")
     for finding in findings:
         if finding.advice:
-            print(f"advice: {finding.advice}")
+            output(f"advice: {finding.advice}")
+    return {"findings": [{**vars(each), "name": each.name.strip()} for each in findings]}
 
 
 def examine() -> Iterator[Finding]:
@@ -88,7 +92,7 @@ def check_run(folder: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
         yield card.with_name(WEIGHTS), lambda path=card: _load(path)  # type: ignore[misc]
 
 
-def _verify(folder: Path) -> None:
+def _verify(folder: Path) -> list[str]:
     checks = list(check_run(folder))
     if not checks:
         raise RunError(f"{folder} holds no stores and no models: is it a run, such as runs/NAME?")
@@ -104,6 +108,7 @@ def _verify(folder: Path) -> None:
         say(f"unfinished  {unfinished.parent}: the same command goes on from there")
     if damaged:
         raise RunError(f"{damaged} of {len(checks)} files of {folder} are damaged (named above)")
+    return [str(path) for path, _ in checks]
 
 
 def _load(card: Path) -> None:

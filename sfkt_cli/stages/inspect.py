@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sfkt_cli.config import Config
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.alignment import check_alignment
 from sfkt_cli.data.classes import ClassRow, list_class_rows
 from sfkt_cli.data.contact_sheet import draw_contact_sheet
-from sfkt_cli.data.quality import duplicates, samples_of_store, table_text, tabulate
+from sfkt_cli.data.quality import as_plain, duplicates, samples_of_store, table_text, tabulate
 from sfkt_cli.data.readers import read_archive
 from sfkt_cli.data.store import Store, open_store
 
 
-def inspect(path: Path, out: Path | None = None, verify: bool = False) -> None:
-    """Print what a prepared file holds and draw its contact sheet.
+def inspect(path: Path, out: Path | None = None, verify: bool = False) -> dict[str, Any]:
+    """Print what a prepared file holds and draw its contact sheet; returns the same as values.
 
     Args:
         path: source.h5, transfer.h5 or test.h5.
@@ -35,13 +36,25 @@ def inspect(path: Path, out: Path | None = None, verify: bool = False) -> None:
         f"{attrs.get('image_size')} pixels, seed {attrs.get('seed')}, {attrs.get('protocol')}"
     )
     samples = samples_of_store(store)
-    say(table_text(tabulate(samples), store.unit))
+    table = tabulate(samples)
+    say(table_text(table, store.unit))
     for duplicate in duplicates(samples):
         warn(duplicate)
     report_alignment(store)
     picture = out or path.with_suffix(".png")
-    if draw_contact_sheet(store, picture):
+    drawn = draw_contact_sheet(store, picture)
+    if drawn:
         say(f"contact sheet: {picture}")
+    return {
+        "file": path,
+        "dataset": store.dataset,
+        "modality": store.modality,
+        "unit": store.unit,
+        "classes": store.classes,
+        "verified": verify,
+        "table": as_plain(table),
+        "picture": picture if drawn else None,
+    }
 
 
 def report_alignment(store: Store) -> None:

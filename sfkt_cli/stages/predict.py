@@ -13,7 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from sfkt_cli.config import Config
-from sfkt_cli.console import say, track, warn
+from sfkt_cli.console import event, say, speaks_json, track, warn
 from sfkt_cli.data.decode import SUFFIXES
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import write_text
@@ -36,8 +36,10 @@ def predict(
     top_k: int = 1,
     method: str | None = None,
     model: Path | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Classify images and write one row for each; broken files are left out and named at the end.
+
+    Under ``--json`` each row is an event, too, and takes the place of CSV on standard output.
 
     Args:
         config: ``runtime.gpus`` chooses the device.
@@ -47,6 +49,9 @@ def predict(
         top_k: Classes listed for each image.
         method: Which student of the run; None: the only one, or that of ``transfer.method``.
         model: Folder with another student, such as an exported one.
+
+    Returns:
+        The number of images, and where the rows are.
 
     Raises:
         ConfigError: The output's suffix is neither, or nothing matches ``images``.
@@ -66,16 +71,19 @@ def predict(
             found = student.predict_stored([image for _, image in batch])
             rows += [(path, each) for (path, _), each in zip(batch, found, strict=True)]
             tracker.advance(len(batch), len(batch))
-    text = to_jsonl(rows, top_k) if output.suffix == ".jsonl" else to_csv(rows, top_k)
-    if str(output) == STDIN:
-        sys.stdout.write(text)
-    else:
-        write_text(output, text)
+    for path, prediction in rows:
+        event("prediction", **as_row(path, prediction, top_k))
+    if str(output) != STDIN:
+        jsonl = output.suffix == ".jsonl"
+        write_text(output, to_jsonl(rows, top_k) if jsonl else to_csv(rows, top_k))
         say(f"predict: {len(rows)} images in {output}")
+    elif not speaks_json():
+        sys.stdout.write(to_csv(rows, top_k))
     for message in broken:
         warn(message)
     if broken:
         raise DataError(f"{len(broken)} of {len(paths)} images could not be read (named above)")
+    return {"images": len(rows), "output": output}
 
 
 def expand(images: Sequence[str]) -> Iterator[Path]:
@@ -143,13 +151,15 @@ def to_csv(rows: Sequence[tuple[Path, Prediction]], top_k: int) -> str:
 
 
 def to_jsonl(rows: Sequence[tuple[Path, Prediction]], top_k: int) -> str:
-    """One object a line: path, class, probability, and top with the first ``top_k`` classes."""
-    lines = []
-    for path, prediction in rows:
-        top = [{"class": c, "probability": round(p, 6)} for c, p in prediction.ranked[:top_k]]
-        row = {"path": str(path), **top[0], "top": top}
-        lines.append(json.dumps(row, ensure_ascii=False))
+    """One object a line, as :func:`as_row` makes it."""
+    lines = [json.dumps(as_row(*row, top_k), ensure_ascii=False) for row in rows]
     return "".join(f"{line}\n" for line in lines)
+
+
+def as_row(path: Path, prediction: Prediction, top_k: int) -> dict[str, Any]:
+    """Path, class, probability, and top with the first ``top_k`` classes."""
+    top = [{"class": c, "probability": round(p, 6)} for c, p in prediction.ranked[:top_k]]
+    return {"path": str(path), **top[0], "top": top}
 
 
 def _harmless(cell: str) -> str:

@@ -18,7 +18,7 @@ from sfkt_cli.console import say
 from sfkt_cli.data.images import Encoding, choose_encoding
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, DataError
-from sfkt_cli.methods import METHODS, label_free
+from sfkt_cli.methods import METHODS, label_free, unknown_method
 from sfkt_cli.methods.knowledge import Knowledge
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import Saved, load_model, save_model
@@ -129,7 +129,7 @@ def find_method(name: str) -> Any:
         ConfigError: The name is not in METHODS.
     """
     if name not in METHODS:
-        raise ConfigError(f"transfer.method = {name!r}: choose one of {', '.join(METHODS)}")
+        raise ConfigError(unknown_method(name))
     module, _, attribute = METHODS[name].partition(":")
     return getattr(import_module(module), attribute)
 

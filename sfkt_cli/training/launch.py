@@ -34,11 +34,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.rendezvous import rendezvous
 
 from sfkt_cli.config import Config, RuntimeConfig, as_dict, build
-from sfkt_cli.console import console, mute, say
-from sfkt_cli.errors import STOPPED, RunError
+from sfkt_cli.console import console, mute, say, speak_json, speaks_json
+from sfkt_cli.errors import STOPPED, Interrupted, RunError
 from sfkt_cli.runs import Run
 from sfkt_cli.training.failures import explain_failure
-from sfkt_cli.training.loop import Interrupted
 from sfkt_cli.training.runtime import choose_device, use_gpus
 from sfkt_cli.world import World, found_world
 
@@ -56,12 +55,14 @@ class Job:
     folder: str
     force: bool
     quiet: bool
+    json: bool
 
     def run(self, rank: int) -> None:
         """Call the stage as one of several processes."""
         if rank:
             mute()
         console.quiet = self.quiet or rank > 0
+        speak_json(self.json and rank == 0)
         module, _, name = self.stage.partition(":")
         run = Run(Path(self.folder), self.force, main=rank == 0, agree=_agree)
         getattr(import_module(module), name)(build(self.config), run)
@@ -80,7 +81,7 @@ def launch(name: str, stage: str, config: Config, run: Run) -> None:
         RunError: A process failed or was killed; one message for all of them.
         Interrupted: SIGTERM or SIGINT came, to any of them; the state is saved.
     """
-    job = Job(stage, as_dict(config), str(run.folder), run.force, console.quiet)
+    job = Job(stage, as_dict(config), str(run.folder), run.force, console.quiet, speaks_json())
     if found_world() is not None:
         _lead(job)
         return

@@ -18,17 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfkt_cli.console import Tracker, say, terms_text, track, warn
-from sfkt_cli.errors import RunError
+from sfkt_cli.console import Tracker, duration, event, say, terms_text, track, warn
+from sfkt_cli.errors import Interrupted, RunError
 from sfkt_cli.files import write_text
 from sfkt_cli.training.checkpoint import load_state, save_state
 from sfkt_cli.training.runtime import Runtime, seed_all
 
 Batch = dict[str, Tensor]
-
-
-class Interrupted(Exception):
-    """SIGTERM or SIGINT came; the state is saved and the same command goes on from there."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +206,7 @@ def fit(
                 best = _snapshot(keep)
             progress.epoch, progress.step, progress.totals = epoch + 1, 0, {}
             if runtime.main:
-                _report(plan, row, tracker)
+                _report(plan, row, found, tracker)
                 lines = "".join(json.dumps(row) + "\n" for row in progress.history)
                 write_text(plan.folder / "metrics.jsonl", lines)
             if time.monotonic() - last_saved >= plan.checkpoint_seconds:
@@ -290,11 +286,26 @@ def _row(
     }
 
 
-def _report(plan: Plan, row: Mapping[str, float], tracker: Tracker) -> None:
-    shown = {k: v for k, v in row.items() if k not in ("epoch", "seconds", "learning_rate")}
-    done = row["epoch"] * plan.steps * plan.images
-    rate = f"{done / max(row['seconds'], 1e-9):,.0f} images/s"
-    tracker.report(f"{int(row['epoch'])}/{plan.epochs}  {terms_text(shown)}  {rate}")
+def _report(
+    plan: Plan,
+    row: Mapping[str, float],
+    scores: Mapping[str, float],
+    tracker: Tracker,
+) -> None:
+    """Tell people and scripts of an epoch: terms, scores, rate, and how long the rest will take."""
+    known = ("epoch", "seconds", "learning_rate", *scores)
+    terms = {name: value for name, value in row.items() if name not in known}
+    rate = row["epoch"] * plan.steps * plan.images / max(row["seconds"], 1e-9)
+    remaining_s = row["seconds"] / row["epoch"] * (plan.epochs - row["epoch"])
+    tracker.report(
+        f"{int(row['epoch'])}/{plan.epochs}  {terms_text({**terms, **scores})}  "
+        f"{rate:,.0f} images/s" + (f"  {duration(remaining_s)} left" if remaining_s else "")
+    )
+    event(
+        "epoch", title=plan.title, epoch=row["epoch"], epochs=plan.epochs, seconds=row["seconds"],
+        learning_rate=row["learning_rate"], terms=terms, scores=scores,
+        images_per_second=round(rate, 1), remaining_seconds=round(remaining_s, 1),
+    )  # fmt: skip
 
 
 def _snapshot(module: nn.Module) -> dict[str, Any]:

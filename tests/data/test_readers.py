@@ -85,7 +85,7 @@ def test_prepare_writes_three_files_without_labels_for_the_transfer(
     run = Run(tmp_path / "run")
     prepare(config, run)
     written = {entry.name for entry in run.path("prepare").iterdir()}
-    assert written == {*FILES, "pairs.png", "config.yaml", "done.json"}
+    assert written == {*FILES, "pairs.png", "config.yaml", "done.json", "log.txt"}
     stores = {file: open_store(run.path("prepare", file)) for file in FILES}
     for store in stores.values():
         store.verify()

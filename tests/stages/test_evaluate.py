@@ -59,7 +59,9 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_leaves_exactly_these_files(evaluated: Run) -> None:
     names = {path.name for path in evaluated.path("evaluate").iterdir()}
-    files = {"config.yaml", "done.json", "predictions.csv", "report.html", "report.md"}
+    files = {
+        "config.yaml", "done.json", "log.txt", "predictions.csv", "report.html", "report.md",
+    }  # fmt: skip
     assert names == files | {"results.json", ".oracle.lock", "oracle"} | PICTURES
 
 

@@ -26,14 +26,13 @@ from PIL import Image
 from sfkt_cli.config import Config, build, parse_assignments
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store import open_store
-from sfkt_cli.errors import DataError, RunError
+from sfkt_cli.errors import DataError, Interrupted, RunError
 from sfkt_cli.models.saving import Saved, load_model
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.bridge import bridge, classifier_of
 from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import transfer
-from sfkt_cli.training.loop import Interrupted
 from sfkt_cli.training.predicting import predict_rows, rgb_loader, student_loader
 from sfkt_cli.training.runtime import Runtime
 
@@ -101,6 +100,9 @@ def settings(root: Path, *assignments: str) -> Config:
     )
 
 
+FILES = (
+    "config.yaml", "done.json", "log.txt", "metrics.jsonl", "model.json", "model.safetensors",
+)  # fmt: skip
 QUICK = ("training.min_steps=2", "bridge.epochs=2", "transfer.epochs=2", "tgkt.beta_self=0.1")
 """Settings under which the stages do all they do, but learn nothing."""
 
@@ -170,7 +172,7 @@ def test_without_source_images_and_labels_the_student_learns_to_see_depth(
 
     ids = open_store(run.transfer_store).strings("target/id")
     assert len(ids) == 120
-    model = {"config.yaml", "done.json", "metrics.jsonl", "model.json", "model.safetensors"}
+    model = set(FILES)
     student_files = model | {"epochs.npy"}
     pictures = {f"images/{name}.png" for name in ids}
     assert set(digests(run.path("bridge"))) == student_files | pictures
@@ -222,15 +224,7 @@ def test_other_methods_leave_the_same_files(
         bridge(config, run)
     transfer(config, run)
     assert set(digests(run.path("transfer"))) == {
-        f"{method}/{name}"
-        for name in (
-            "config.yaml",
-            "done.json",
-            "epochs.npy",
-            "metrics.jsonl",
-            "model.json",
-            "model.safetensors",
-        )
+        f"{method}/{name}" for name in (*FILES, "epochs.npy")
     }
     assert load_model(run.path("transfer", method)).card["method"] == method
 

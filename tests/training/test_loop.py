@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfkt_cli.errors import RunError
+from sfkt_cli.errors import Interrupted, RunError
 from sfkt_cli.training.checkpoint import PREVIOUS, STATE, load_state, save_state
-from sfkt_cli.training.loop import Batch, Fitted, Interrupted, Plan, cosine, fit, inverse_decay
+from sfkt_cli.training.loop import Batch, Fitted, Plan, cosine, fit, inverse_decay
 from sfkt_cli.training.runtime import Runtime, seed_all
 
 EPOCHS, STEPS = 3, 4
