@@ -38,7 +38,6 @@ TINY: dict[str, Any] = {
     "runtime": {"gpus": 0, "processes": 2, "batch_size": 8, "checkpoint_seconds": 0.0},
 }
 FILES = [
-FILES = [
     "config.yaml", "done.json", "epochs.npy", "images", "log.txt", "metrics.jsonl", "model.json",
     "model.safetensors",
 ]  # fmt: skip
