@@ -96,9 +96,9 @@ def check_alignment(store: Store) -> Alignment | None:
     rows = np.unique(np.linspace(0, count - 1, min(count, MOST_PAIRS)).astype(int))
     ids = store.strings("ti/id")
     size = store["ti/rgb"].shape[1]
-    rgb = np.stack([_edges(store["ti/rgb"][row].mean(axis=2), False) for row in rows])
+    rgb = np.stack([_edges(store["ti/rgb"][row], False) for row in rows])
     depth = store.modality == "depth"
-    target = np.stack([_edges(_plane(store["ti/target"][row]), depth) for row in rows])
+    target = np.stack([_edges(store["ti/target"][row], depth, channel=0) for row in rows])
     return compare_edges(rgb, target, [ids[row] for row in rows], size / SIDE)
 
 
@@ -167,14 +167,18 @@ def _swapped(rgb: Floats, target: Floats, ids: list[str]) -> tuple[tuple[str, st
     return tuple(found)
 
 
-def _plane(target: NDArray[Any]) -> NDArray[Any]:
-    return target if target.ndim == 2 else target[:, :, 0]
+def _edges(stored: NDArray[Any], depth: bool, channel: int | None = None) -> Floats:
+    """Gradient magnitude (SIDE, SIDE), logarithmic, mean 0 and norm 1.
 
-
-def _edges(plane: NDArray[Any], depth: bool) -> Floats:
-    """Gradient magnitude (SIDE, SIDE), logarithmic, mean 0 and norm 1."""
-    step = max(1, plane.shape[0] // (2 * SIDE))
-    plane = np.asarray(plane[::step, ::step], np.float32)
+    Args:
+        stored: (H, W[, C]).
+        depth: Whether 0 is a hole.
+        channel: The one that is looked at; None: the mean of all.
+    """
+    step = max(1, stored.shape[0] // (2 * SIDE))
+    plane = np.asarray(stored[::step, ::step], np.float32)
+    if plane.ndim == 3:
+        plane = plane.mean(axis=2) if channel is None else plane[:, :, channel]
     edges = np.log1p(np.hypot(*np.gradient(fill_holes(plane) if depth else plane)))
     image = Image.fromarray(edges.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BOX)
     small = np.asarray(image) - np.asarray(image).mean()

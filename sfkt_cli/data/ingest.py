@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from sfkt_cli.data.records import Loader, Record
@@ -127,10 +128,14 @@ def run_task(task: Task, loader: Loader, size: int, missing: bool) -> Done:
 
 def summarise_target(target: NDArray[Any], missing: bool) -> tuple[int, int, float]:
     """Smallest and largest reading of a target image, and its share without a reading."""
-    readings = target[target > 0] if missing else target
-    if not readings.size:
+    high = int(target.max())
+    if not missing:
+        return int(target.min()), high, 0.0
+    if not high:
         return 0, 0, 1.0
-    return int(readings.min()), int(readings.max()), 1.0 - readings.size / target.size
+    one = target.dtype.type(1)
+    low = int((target - one).min()) + 1  # unsigned: 0 wraps round to the largest value
+    return low, high, 1.0 - int(np.count_nonzero(target)) / target.size
 
 
 def _in_window(pool: ProcessPoolExecutor, tasks: Sequence[Task], window: int) -> Iterator[Done]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sfkt_cli.config import build
 from sfkt_cli.data.alignment import Alignment, check_alignment, fill_holes
-from sfkt_cli.data.ingest import Seen
+from sfkt_cli.data.ingest import Seen, summarise_target
 from sfkt_cli.data.quality import (
     Sample,
     duplicates,
@@ -139,3 +139,18 @@ def test_table_has_depth_range_and_missing_share(tmp_path: Path) -> None:
     )
     ti = next(line for line in run.record("prepare")["table"] if line["part"] == "ti")
     assert (ti["low"], ti["high"], ti["missing"]) == (1200, 2500, 0.25)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("missing", [True, False])
+@pytest.mark.parametrize("case", ["some missing", "all missing", "none missing", "two channels"])
+def test_a_summary_is_that_of_the_readings(kind: type, missing: bool, case: str) -> None:
+    shape = (6, 6, 2) if case == "two channels" else (6, 6)
+    target: NDArray[Any] = np.random.default_rng(0).integers(1, 200, shape).astype(kind)
+    target[::2] *= case not in ("some missing", "all missing")
+    target *= case != "all missing"
+    readings = [int(v) for v in target.ravel() if v > 0 or not missing]
+    expected = (min(readings), max(readings)) if readings else (0, 0)
+    low, high, share = summarise_target(target, missing)
+    assert (low, high) == expected
+    assert share == pytest.approx(1 - len(readings) / target.size)
