@@ -181,6 +181,9 @@ class SourceConfig(BaseModel):
     package for efficientnet_lite0)."""
     checkpoint: Path | None = None
     """A classifier of one's own instead of training: .safetensors, or a .pth state dict."""
+    mixture: tuple[Path, ...] = ()
+    """Several source models instead of one: finished runs, or their source folders, all with the
+    classes of the data. Students learn how far to trust each (SOCKET, DECISION)."""
     classes: tuple[str, ...] = ()
     """Class names of the checkpoint in the order of its outputs; empty: those of the data."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -199,6 +202,12 @@ class SourceConfig(BaseModel):
     """Of the cross-entropy."""
     color_jitter: Fraction = 0.3
     """Random brightness, contrast and saturation of the source images."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SourceConfig:
+        if self.mixture and self.checkpoint is not None:
+            raise ValueError("mixture and checkpoint exclude each other: set one of them")
+        return self
 
 
 class BridgeConfig(BaseModel):

@@ -58,6 +58,11 @@ class Classifier(nn.Module):
             self.bottleneck = nn.Sequential(nn.Linear(size, bottleneck), nn.BatchNorm1d(bottleneck))
             self.head = weight_norm(self.head)
 
+    @property
+    def feature_size(self) -> int:
+        """Size D of the features."""
+        return int(self.head.in_features)  # type: ignore[arg-type]
+
     def features(self, images: Tensor) -> Tensor:
         """Features (B, D) of images (B, 3, H, W) in [0, 1]."""
         pooled: Tensor = self.backbone((self.front(images) - self.mean) / self.std)

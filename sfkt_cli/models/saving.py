@@ -23,6 +23,7 @@ from sfkt_cli.data.images import Encoding
 from sfkt_cli.errors import DataError
 from sfkt_cli.files import replacing, sha256_file, write_json
 from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.models.mixture import Mixture
 from sfkt_cli.models.translators import Front, make_translator
 from sfkt_cli.runs import versions
 
@@ -136,7 +137,7 @@ def _build(kind: str, architecture: dict[str, Any]) -> nn.Module:
     if kind != "classifier":
         return make_translator(**architecture)
     front = architecture.pop("front", None)
-    model = Classifier(**architecture)
+    model = Mixture(**architecture) if "members" in architecture else Classifier(**architecture)
     if front is not None:
         model.front = Front(make_translator(**front), front["channels"])
     return model

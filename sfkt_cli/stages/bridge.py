@@ -75,7 +75,7 @@ def bridge(config: Config, run: Run) -> None:
             source,
             encoding,
             weights=weights,
-            features=feature_size(source),
+            features=source.feature_size,
             registered=store.registered,
             rec_loss=settings.rec_loss,
             d_on=settings.d_on,
@@ -171,12 +171,6 @@ def classifier_of(module: nn.Module) -> Classifier:
     if not isinstance(module, Classifier):
         raise DataError("a classifier was expected, the file holds a translator")
     return module
-
-
-def feature_size(model: Classifier) -> int:
-    """Size D of a classifier's features."""
-    head = model.head
-    return int(head.in_features)  # type: ignore[arg-type]
 
 
 def sample_rows(store: Store, count: int = 512) -> NDArray[Any]:

@@ -17,7 +17,8 @@ from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.importing import collapse_warning, describe_predictions, import_source
-from sfkt_cli.models.saving import save_model
+from sfkt_cli.models.mixture import Mixture
+from sfkt_cli.models.saving import CARD, load_model, save_model
 from sfkt_cli.runs import Run, Stage
 from sfkt_cli.training.loop import Batch, Plan, cosine, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
@@ -111,6 +112,9 @@ def source(config: Config, run: Run) -> None:
     """
     run.require("prepare", "sfkt prepare NAME")
     settings = config.source
+    if settings.mixture:
+        _mix(config, run)
+        return
     if settings.checkpoint is None and not run.source_store.is_file():
         raise RunError(
             f"{run.source_store} does not exist: this data set has no labelled RGB images; "
@@ -173,6 +177,37 @@ def _bring(config: Config, run: Run) -> None:
             ti_rgb_entropy=predictions.entropy,
             ti_rgb_histogram=predictions.histogram,
         )
+
+
+def _mix(config: Config, run: Run) -> None:
+    """Put the source models of ``source.mixture`` side by side."""
+    store = open_store(run.transfer_store)
+    folders = [
+        path if (path / CARD).is_file() else path / "source" for path in config.source.mixture
+    ]
+    found = [load_model(folder) for folder in folders]
+    for folder, saved in zip(folders, found, strict=True):
+        if not isinstance(saved.module, Classifier) or saved.encoding is not None:
+            raise ConfigError(f"source.mixture: {folder} holds no RGB classifier")
+        if saved.classes != store.classes:
+            raise ConfigError(
+                f"source.mixture: {folder} has the classes {', '.join(saved.classes)}, the data "
+                f"{', '.join(store.classes)}: all models of a mixture name the same ones"
+            )
+    inputs = {f"source {number}": saved.digest for number, saved in enumerate(found, 1)}
+    with run.open("source", config, inputs) as stage:
+        if stage is None:
+            say(f"source: already done in {run.path('source')}")
+            return
+        if not run.main:
+            return
+        architecture = {"members": [dict(saved.card["architecture"]) for saved in found]}
+        model = Mixture(**architecture).eval()
+        for member, saved in zip(model.members, found, strict=True):
+            member.load_state_dict(saved.module.state_dict())
+        check_image_size(model, "mixture", store["target/target"].shape[1])
+        _write(stage, model, architecture, store.classes)
+        stage.finish(seconds=0.0)
 
 
 def _train(

@@ -18,9 +18,11 @@ def classifier_optimizer(
     Source: SHOT and SOCKET (rate 1e-2, backbone x 0.1, weight decay 1e-3). Parameters without
     ``requires_grad`` are left out, so that a frozen head stays as it is.
     """
-    rest: list[nn.Parameter] = [*model.bottleneck.parameters(), *model.head.parameters()]
+    backbone = list(model.backbone.parameters())
+    known = {id(parameter) for parameter in backbone}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
     groups = [
-        {"params": _trained(model.backbone.parameters()), "lr": learning_rate * backbone_rate},
+        {"params": _trained(backbone), "lr": learning_rate * backbone_rate},
         {"params": _trained(rest), "lr": learning_rate},
     ]
     return torch.optim.SGD(
