@@ -38,7 +38,7 @@ def test_the_prediction_is_the_weighted_mean_of_probabilities() -> None:
 def test_the_weights_are_learned_at_the_heads_rate() -> None:
     model = Mixture(MEMBERS)
     model.head.requires_grad_(False)
-    assert not any(p.requires_grad for member in model.members for p in member.head.parameters())
+    assert not any(p.requires_grad for p in model.head.parameters())
     groups = classifier_optimizer(model, 0.1, 0.5, 0.0).param_groups
     assert [group["lr"] for group in groups] == [0.05, 0.1]
     assert any(parameter is model.mixing for parameter in groups[1]["params"])
