@@ -9,7 +9,6 @@ checksums and the ``complete`` flag follow into space that was set aside for the
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import math
@@ -147,17 +146,22 @@ def text_column(texts: Sequence[str]) -> NDArray[np.bytes_]:
     return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
 
 
-@functools.lru_cache(maxsize=8)
+_open_files: dict[Path, int] = {}
+"""This process's handles on unfinished files."""
+
+
 def _descriptor(path: Path) -> int:
-    return os.open(path, os.O_WRONLY)
+    if path not in _open_files:
+        _open_files[path] = os.open(path, os.O_WRONLY)
+    return _open_files[path]
 
 
 def close_descriptor(path: Path) -> None:
-    """Close this process's handles on unfinished files (``path`` names the one that matters)."""
-    if _descriptor.cache_info().currsize:
+    """Close this process's handle on an unfinished file, if it has one."""
+    descriptor = _open_files.pop(path, None)
+    if descriptor is not None:
         with contextlib.suppress(OSError):
-            os.close(_descriptor(path))
-        _descriptor.cache_clear()
+            os.close(descriptor)
 
 
 def _check_room(path: Path, columns: Mapping[str, tuple[tuple[int, ...], DTypeLike]]) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,6 +130,39 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert without_time(fitted.history) == without_time(again.history)
     assert fitted.best_epoch == again.best_epoch
     assert len(fitted.history) == EPOCHS
+
+
+class Crashed(Objective):
+    """Dies without a word in one step, and counts all steps that were begun."""
+
+    def __init__(self, after: int, steps: list[int]) -> None:
+        super().__init__()
+        self._left, self._steps = after, steps
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        if not self._left:
+            raise KeyboardInterrupt
+        self._left -= 1
+        self._steps.append(len(self._steps))
+        return super().forward(batch)
+
+
+@pytest.mark.parametrize("interval", [0, 2, 5])
+def test_no_more_than_one_interval_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interval: int
+) -> None:
+    steps: list[int] = []
+    clock = SimpleNamespace(monotonic=lambda: float(len(steps)))  # a second a step
+    monkeypatch.setattr("sfkt_cli.training.loop.time", clock)
+    whole, _ = train(tmp_path / "whole")
+    for after in range(1, EPOCHS * STEPS):
+        steps.clear()
+        folder = tmp_path / str(after)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, Crashed(after, steps), checkpoint_seconds=interval)
+        resumed, _ = train(folder, Crashed(1000, steps), checkpoint_seconds=interval)
+        assert same(whole.state_dict(), resumed.state_dict())
+        assert len(steps) - EPOCHS * STEPS <= interval
 
 
 def test_a_run_may_be_stopped_many_times(tmp_path: Path) -> None:
