@@ -162,6 +162,9 @@ class TrainingConfig(BaseModel):
     ] = "auto"
     """Label-free score whose best epoch of bridge and transfer is kept; auto: ti_closeness, or the
     last where the method has no TI pairs."""
+    patience: int = Field(0, ge=0, le=100_000)
+    """Bridge and transfer stop when the label-free score (training.select) was not better for so
+    many epochs; 0: never."""
     clip_norm: Positive | None = None
     """Largest norm of the gradient; null: no clipping."""
 

@@ -82,18 +82,20 @@ def bridge(config: Config, run: Run) -> None:
         )
         runtime.place(runtime.synchronised(objective))
         streams = open_streams(config, store, runtime)
+        needs_tr = bool(weights["d"] or weights["im"])
         plan = Plan(
             title="bridge", seed=config.seed, epochs=settings.epochs,
             steps=steps_of_epoch(config, streams), weights=weights, folder=stage.folder,
             select=selector(config, ti=True),
-            images=(2 if weights["d"] or weights["im"] else 1) * streams.batch_size,
+            images=(1 + needs_tr) * streams.batch_size,
             clip_norm=config.training.clip_norm,
             checkpoint_seconds=config.runtime.checkpoint_seconds,
+            patience=config.training.patience,
         )  # fmt: skip
         fitted = fit(
             plan,
             objective,
-            transfer_batches(streams, runtime),
+            transfer_batches(streams, runtime, tr=needs_tr),
             translator_optimizer([objective], settings.learning_rate),
             runtime,
             schedule=cosine,

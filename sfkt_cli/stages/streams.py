@@ -105,24 +105,32 @@ def steps_of_epoch(config: Config, streams: Streams) -> int:
 
 
 def transfer_batches(
-    streams: Streams, runtime: Runtime, *, ti: bool = True
+    streams: Streams, runtime: Runtime, *, tr: bool = True, ti: bool = True
 ) -> Callable[[int, int], Batch]:
-    """(epoch, step) to ``tr_target`` and ``tr_rows``; with ``ti`` their like of the pairs, too."""
+    """(epoch, step) to a batch of what an objective looks at.
+
+    Args:
+        streams: Where from.
+        runtime: The device.
+        tr: Give ``tr_target`` and ``tr_rows``.
+        ti: Give their like of the pairs.
+    """
 
     def batches(epoch: int, step: int) -> Batch:
-        tr, tr_rows = streams.tr.batch(epoch, step)
-        batch = {
-            "tr_target": runtime.tensor(tr["target"]),
-            "tr_rows": runtime.tensor(tr_rows),
-            "rows": torch.from_numpy(tr_rows),
-        }
+        batch: Batch = {}
         if ti and streams.ti is not None:
             pairs, ti_rows = streams.ti.batch(epoch, step)
             batch |= {f"ti_{name}": runtime.tensor(images) for name, images in pairs.items()}
             batch["ti_rows"] = runtime.tensor(ti_rows)
+            batch["rows"] = torch.from_numpy(ti_rows)
             if streams.shuffle_pairs:  # rows stand for the partners' features
                 for name in {"ti_rgb", "ti_rows"} & set(batch):
                     batch[name] = batch[name].roll(1, dims=0)
+        if tr:
+            targets, tr_rows = streams.tr.batch(epoch, step)
+            batch["tr_target"] = runtime.tensor(targets["target"])
+            batch["tr_rows"] = runtime.tensor(tr_rows)
+            batch["rows"] = torch.from_numpy(tr_rows)
         return batch
 
     return batches

@@ -94,6 +94,7 @@ def transfer(config: Config, run: Run) -> None:
             images=(1 + objective_class.needs_ti) * streams.batch_size,
             clip_norm=config.training.clip_norm,
             checkpoint_seconds=config.runtime.checkpoint_seconds,
+            patience=config.training.patience,
         )  # fmt: skip
         fitted = fit(
             plan,

@@ -43,6 +43,7 @@ class Plan:
         images: Images that one step sees, for the rate.
         clip_norm: Largest gradient norm, or None.
         checkpoint_seconds: A state is written at most this often.
+        patience: Stop when so many epochs brought no better score; 0: never.
     """
 
     title: str
@@ -55,6 +56,7 @@ class Plan:
     images: int = 0
     clip_norm: float | None = None
     checkpoint_seconds: float = 60.0
+    patience: int = 0
 
 
 @dataclass
@@ -97,7 +99,7 @@ def fit(
     begin_epoch: Callable[[int], None] = lambda epoch: None,
     scores: Callable[[int], dict[str, float]] = lambda epoch: {},
 ) -> Fitted:
-    """Train until the last epoch, or go on where an earlier call was stopped.
+    """Train until the last epoch (see ``patience``), or go on where an earlier call was stopped.
 
     Args:
         plan: Lengths, weights, folder.
@@ -155,6 +157,9 @@ def fit(
     with _catch_signals(stopped), track(plan.title, total) as tracker:
         tracker.advance(progress.epoch * plan.steps + progress.step)
         for epoch in range(progress.epoch, plan.epochs):
+            if plan.patience and progress.epoch - progress.best_epoch > plan.patience:
+                say(f"{plan.title}: no better {plan.select} in {plan.patience} epochs, stopped")
+                break
             if progress.step == 0:
                 seed_all(plan.seed, plan.title, epoch)
                 begin_epoch(epoch)

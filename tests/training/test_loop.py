@@ -344,3 +344,21 @@ def test_a_run_whose_state_is_damaged_goes_on_from_the_one_before(tmp_path: Path
     state.write_bytes(state.read_bytes()[:-200])
     resumed, _ = train(tmp_path / "parts")
     assert same(whole.state_dict(), resumed.state_dict())
+
+
+def test_patience_stops_after_epochs_without_a_better_score(tmp_path: Path) -> None:
+    values = [0.1, 0.5, 0.4, 0.3, 0.9, 0.2]
+
+    def scores(epoch: int) -> dict[str, float]:
+        return {"label_free": values[epoch]}
+
+    more: dict[str, Any] = {"epochs": 6, "select": "label_free", "patience": 2}
+    _, fitted = train(tmp_path / "whole", scores=scores, **more)
+    assert (fitted.best_epoch, len(fitted.history)) == (1, 4)
+    killed = Killed((2, 1), signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "parts", killed, scores=scores, **more)
+    _, again = train(tmp_path / "parts", scores=scores, **more)
+    assert without_time(again.history) == without_time(fitted.history)
+    _, patient = train(tmp_path / "patient", scores=scores, **more | {"patience": 3})
+    assert patient.best_epoch == 4
