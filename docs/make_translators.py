@@ -1,0 +1,91 @@
+"""Draw translations of every translator side by side, and some that fail.
+
+    python docs/make_translators.py docs/translators.png docs/failures.png RUN...
+
+Each RUN is a finished bridge over the same prepared data; its row is named after its translator.
+The first picture shows one held-out image of each class, drawn by a fixed seed and not picked; the
+second images that the source model gets wrong behind the last RUN's bridge, drawn likewise.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sfkt_cli.config import RuntimeConfig
+from sfkt_cli.data.store import Store, open_store
+from sfkt_cli.figures import Strip, draw_gallery
+from sfkt_cli.runs import Run
+from sfkt_cli.stages.contenders import Models, load_models, raw_encoding, translate
+from sfkt_cli.training.predicting import predict_rows, student_loader, target_loader, through
+from sfkt_cli.training.runtime import Runtime, make_runtime
+
+COLUMNS = 6
+Numbers = NDArray[Any]
+
+
+def said(models: Models, depth: Numbers, runtime: Runtime) -> Numbers:
+    """Class that the source model names behind the bridge, (N,)."""
+    assert models.translator is not None
+    translator, encoding = models.translator
+    load = target_loader(runtime, encoding)
+    _, logits = predict_rows(depth, load, through(translator, models.source), runtime)
+    found: Numbers = logits.argmax(dim=1).numpy()
+    return found
+
+
+def draw(
+    picture: Path,
+    runs: list[tuple[str, Models]],
+    store: Store,
+    test: Store,
+    rows: Numbers,
+    runtime: Runtime,
+) -> None:
+    """Depth, each bridge's translation with the prediction, and the RGB image."""
+    depth, rgb = test["test/target"][rows], test["test/rgb"][rows]
+    labels, names = test.labels("test")[rows], test.classes
+    load = student_loader(runtime, raw_encoding(store))
+    with torch.inference_mode():
+        window = load(depth).permute(0, 2, 3, 1).numpy()
+    strips = [Strip("depth", window, tuple(names[label] for label in labels))]
+    for name, models in runs:
+        guesses = said(models, depth, runtime)
+        right = tuple(bool(each) for each in guesses == labels)
+        texts = tuple(
+            f"{'✓' if sure else '✗'} {names[guess]}"
+            for sure, guess in zip(right, guesses, strict=True)
+        )
+        strips.append(Strip(name, translate(models, depth, runtime), texts, right))
+    draw_gallery(picture, [*strips, Strip("RGB, never seen", rgb / 255.0)])
+
+
+def main(translators: Path, failures: Path, folders: list[Path]) -> None:
+    """Draw both pictures."""
+    runtime = make_runtime(RuntimeConfig(gpus=0))
+    store = open_store(Run(folders[0]).transfer_store)
+    test = open_store(Run(folders[0]).test_store)
+    runs = []
+    for folder in folders:
+        models = load_models(Run(folder), store, runtime)
+        card = (folder / "bridge" / "config.yaml").read_text(encoding="utf-8")
+        name = next(
+            line.split(":")[1].strip() for line in card.splitlines() if "translator:" in line
+        )
+        runs.append((name, models))
+    labels = test.labels("test")
+    generator = np.random.default_rng(0)
+    each = [generator.choice(np.flatnonzero(labels == k)) for k in np.unique(labels)]
+    draw(translators, runs, store, test, np.array(each), runtime)
+    wrong = np.flatnonzero(said(runs[-1][1], test["test/target"], runtime) != labels)
+    few = np.sort(generator.choice(wrong, min(COLUMNS, len(wrong)), replace=False))
+    draw(failures, runs[-1:], store, test, few, runtime)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), [Path(name) for name in sys.argv[3:]])
