@@ -27,7 +27,9 @@ def configuration() -> str:
         "Precedence: command-line flag > `--set section.field=value` > YAML file (`--config`) > "
         "what the run used before > default. `sfkt config init NAME > my.yaml` writes a commented "
         "file, `sfkt config check my.yaml` finds all mistakes at once, `sfkt config show` prints "
-        "each value and where it came from.",
+        "each value and where it came from. `sfkt config schema > sfkt.schema.json` writes a JSON "
+        "Schema; an editor checks and completes while you type where the file begins with "
+        "`# yaml-language-server: $schema=sfkt.schema.json`.",
         "",
         "## Top level",
         "",
@@ -50,6 +52,9 @@ def commands() -> str:
         "",
         "Exit codes: 0 done, 1 an error that you can mend (one message says how), 2 wrong usage, "
         "75 stopped by a signal with the state saved: the same command goes on from there.",
+        "",
+        "`sfkt --install-completion` teaches the shell commands, options, data sets, methods and "
+        "the names of settings.",
     ]
     group: Any = get_command(app)
     for name in sorted(group.commands):

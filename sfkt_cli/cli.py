@@ -34,14 +34,34 @@ app = typer.Typer(
 )
 Result = Mapping[str, Any]
 """What a command found: the last line of ``--json``."""
+
+
+def _datasets(begun: str) -> list[str]:
+    from sfkt_cli.settings_text import dataset_names
+
+    return [name for name in dataset_names() if name.startswith(begun)]
+
+
+def _methods(begun: str) -> list[str]:
+    from sfkt_cli.methods import METHODS
+
+    return [name for name in METHODS if name.startswith(begun)]
+
+
 DatasetName = Annotated[
     str | None,
-    typer.Argument(help="Data set: synthetic, rgb-nir, nyu-depth, sun-rgbd, folders, ..."),
+    typer.Argument(
+        help="Data set: synthetic, rgb-nir, nyu-depth, sun-rgbd, folders, ...",
+        autocompletion=_datasets,
+    ),
 ]
 Root = Annotated[
     Path | None, typer.Option(help="Folder or file of the archive; default: data/NAME.")
 ]
-Method = Annotated[str | None, typer.Option(help="Transfer method, such as tgkt, shot or distill.")]
+Method = Annotated[
+    str | None,
+    typer.Option(help="Transfer method, such as tgkt, shot or distill.", autocompletion=_methods),
+]
 Sensor = Annotated[str | None, typer.Option(help="SUN RGB-D: kv1, kv2, realsense or xtion.")]
 
 

@@ -39,6 +39,13 @@ class Options:
         return replace(self, flags={**self.flags, **flags})
 
 
+def complete_setting(begun: str) -> list[str]:
+    """Settings that begin so, for the shell."""
+    from sfkt_cli.config import section_fields
+
+    return [f"{name}=" for name in section_fields() if name.startswith(begun)]
+
+
 SHARED = {
     "run": Annotated[
         Path | None,
@@ -50,6 +57,7 @@ SHARED = {
         typer.Option(
             "--set",
             metavar="SECTION.FIELD=VALUE",
+            autocompletion=complete_setting,
             help="Change one setting; may be given several times.",
         ),
     ],

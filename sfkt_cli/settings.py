@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sfkt_cli.config import Config, as_dict, build, merge, nest, parse_assignments, read_yaml
+from sfkt_cli.errors import RunError
 from sfkt_cli.options import Options
 from sfkt_cli.runs import RUNS, Run, choose_run, pick
 
@@ -77,7 +78,11 @@ def resolve(options: Options, stage: str, *, new_run: bool = False) -> Settings:
     asked: dict[str, Any] = {}
     for values in typed.values():
         asked = merge(asked, values)
-    run = find_run(options, asked.get("dataset"), new_run=new_run)
+    try:
+        run = find_run(options, asked.get("dataset"), new_run=new_run)
+    except RunError:
+        build(asked)  # what is misspelled is said first: it does not depend on the run
+        raise
     if stage == "transfer":
         before = run.remembered("transfer")
         stage = f"transfer/{build(before, asked).transfer.method}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from sfkt_cli.cli import app, explain, main
 from sfkt_cli.config import Config, build
@@ -100,6 +101,7 @@ def test_wrong_usage_is_2_and_errors_are_1(capsys: pytest.CaptureFixture[str]) -
         (["transfer", "--run", "runs/x"], "first run `sfkt prepare NAME`"),
         (["prepare", "rgb-nir", "--root", "absent"], "absent does not exist"),
         (["prepare", "synthetic", "--set", "bridge.epocs=3"], "did you mean bridge.epochs?"),
+        (["bridge", "--set", "bridge.epocs=3"], "did you mean bridge.epochs?"),
         (["prepare", "synthetic", "--set", "seed=-1"], "setting seed = -1"),
         (["prepare", "synthetic", "--set", "seed"], "section.field=value"),
         (["prepare", "nyu-depth", "--download"], "--accept-licence"),
@@ -236,9 +238,11 @@ def test_config_check_names_all_problems_at_once(capsys: pytest.CaptureFixture[s
     assert sfkt("config", "check", "wrong.yaml") == 1
     said = capsys.readouterr().err
     assert all(name in said for name in ("brigde", "seed = 1.5", "transfer.epochs = 0"))
-    Path("method.yaml").write_text("transfer: {method: sock}\n")
+    Path("method.yaml").write_text("transfer: {method: sock}\nseeds: 1\n")
     assert sfkt("config", "check", "method.yaml") == 1
-    assert "tgkt" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "did you mean socket?" in said
+    assert "did you mean seed?" in said
 
 
 def test_config_show_and_schema_cover_every_setting(
@@ -251,6 +255,19 @@ def test_config_show_and_schema_cover_every_setting(
     assert sfkt("config", "schema") == 0
     schema = json.loads(capsys.readouterr().out)
     assert set(schema["properties"]) == set(Config.model_fields)
+
+
+def test_the_shell_completes_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for typed, expected in (
+        ("transfer --method so", {"socket", "socket+bridge"}),
+        ("prepare rgb", {"rgb-nir"}),
+        ("bridge --set bridge.alpha_f", {"bridge.alpha_f="}),
+    ):
+        monkeypatch.setenv("_SFKT_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", f"sfkt {typed}")
+        monkeypatch.setenv("COMP_CWORD", str(len(typed.split())))
+        result = CliRunner().invoke(app, [], prog_name="sfkt")
+        assert set(result.output.split()) == expected
 
 
 def test_classes_and_inspect_show_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
