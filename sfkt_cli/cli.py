@@ -20,8 +20,9 @@ import typer
 from sfkt_cli import __version__
 from sfkt_cli.config_commands import config_app
 from sfkt_cli.console import event, output, speak_json
+from sfkt_cli.dry_run import dry_run, dry_run_all
 from sfkt_cli.errors import STOPPED, Interrupted, SfktError
-from sfkt_cli.options import SETTINGS, Options, Verbosity, shared_options
+from sfkt_cli.options import SETTINGS, STAGE, Options, Verbosity, shared_options
 from sfkt_cli.world import found_world, is_main
 
 app = typer.Typer(
@@ -84,7 +85,7 @@ def _sfkt(
 
 
 @app.command(epilog="Example: sfkt prepare rgb-nir --root ~/nirscene1")
-@shared_options(*SETTINGS)
+@shared_options(*STAGE)
 def prepare(
     options: Options,
     name: DatasetName = None,
@@ -104,48 +105,55 @@ def prepare(
 
     if name is None and not is_typed(options, "dataset"):
         raise typer.BadParameter("which data set? For example: sfkt prepare synthetic")
-    return run_prepare(
-        options.with_flags(
-            {
-                **_archive(name, root),
-                "sun_rgbd.source_sensor": source_sensor,
-                "sun_rgbd.target_sensor": target_sensor,
-            }
-        ),
-        download=download,
-        accept_licence=accept_licence,
-    ).outcome("prepare")
+    options = options.with_flags(
+        {
+            **_archive(name, root),
+            "sun_rgbd.source_sensor": source_sensor,
+            "sun_rgbd.target_sensor": target_sensor,
+        }
+    )
+    if options.dry_run:
+        return dry_run("prepare", options)
+    run = run_prepare(options, download=download, accept_licence=accept_licence)
+    return run.outcome("prepare")
 
 
 @app.command(epilog="Example: sfkt source --set source.epochs=30")
-@shared_options(*SETTINGS)
+@shared_options(*STAGE)
 def source(options: Options) -> Result:
     """Train the RGB source model on source.h5, or import one that you bring along."""
     from sfkt_cli.pipeline import run_source
 
+    if options.dry_run:
+        return dry_run("source", options)
     return run_source(options).outcome("source")
 
 
 @app.command(epilog="Example: sfkt bridge --gpus 2")
-@shared_options(*SETTINGS)
+@shared_options(*STAGE)
 def bridge(options: Options) -> Result:
     """Train the translator from target images to source-like RGB, and write what it makes."""
     from sfkt_cli.pipeline import run_bridge
 
+    if options.dry_run:
+        return dry_run("bridge", options)
     return run_bridge(options).outcome("bridge")
 
 
 @app.command(epilog="Example: sfkt transfer --method shot")
-@shared_options(*SETTINGS)
+@shared_options(*STAGE)
 def transfer(options: Options, method: Method = None) -> Result:
     """Train the classifier for the target sensor, the student."""
     from sfkt_cli.pipeline import run_transfer
 
-    return run_transfer(options.with_flags({"transfer.method": method}))
+    options = options.with_flags({"transfer.method": method})
+    if options.dry_run:
+        return dry_run("transfer", options)
+    return run_transfer(options)
 
 
 @app.command(epilog="Example: sfkt evaluate --report table.md")
-@shared_options(*SETTINGS)
+@shared_options(*STAGE)
 def evaluate(
     options: Options,
     report: Annotated[
@@ -155,11 +163,13 @@ def evaluate(
     """Measure every model of the run against the labels, and write tables and pictures."""
     from sfkt_cli.pipeline import evaluation, run_evaluate
 
+    if options.dry_run:
+        return dry_run("evaluate", options)
     return evaluation(run_evaluate(options, report))
 
 
 @app.command(epilog="Example: sfkt run my.yaml --set seed=1")
-@shared_options(*SETTINGS)
+@shared_options(*STAGE)
 def run(
     options: Options,
     file: Annotated[
@@ -172,7 +182,8 @@ def run(
 
     if file is not None and options.config is not None:
         raise typer.BadParameter("give the settings once: sfkt run CONFIG.yaml")
-    return evaluation(run_all(replace(options, config=file or options.config)))
+    options = replace(options, config=file or options.config)
+    return dry_run_all(options) if options.dry_run else evaluation(run_all(options))
 
 
 @app.command(epilog="Example: sfkt benchmark sample_configs/benchmark-demo.yaml --processes 2")

@@ -24,6 +24,7 @@ class Options:
         assignments: Texts of ``--set``.
         flags: Dotted settings that have an option of their own; None where it was not given.
         force: Start finished or differently set stages anew.
+        dry_run: Only say what would be done.
         verbose: Print the settings in use.
     """
 
@@ -32,6 +33,7 @@ class Options:
     assignments: tuple[str, ...] = ()
     flags: Mapping[str, Any] = field(default_factory=dict)
     force: bool = False
+    dry_run: bool = False
     verbose: bool = False
 
     def with_flags(self, flags: Mapping[str, Any]) -> Options:
@@ -71,6 +73,10 @@ SHARED = {
     "force": Annotated[
         bool, typer.Option("--force", help="Delete what this stage wrote and start it anew.")
     ],
+    "dry_run": Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be read, done and written; write nothing."),
+    ],
     "as_json": Annotated[
         bool,
         typer.Option("--json", help="One JSON object a line on standard output, for scripts."),
@@ -84,7 +90,8 @@ SHARED = {
 EVERYWHERE = ("as_json", "quiet", "verbose")
 SETTINGS = ("run", "config", "assignments", "gpus", "seed", "force")
 """Of commands that work with the settings of a run."""
-SWITCHES = ("force", "as_json", "quiet", "verbose")
+STAGE = (*SETTINGS, "dry_run")
+SWITCHES = ("force", "dry_run", "as_json", "quiet", "verbose")
 
 
 class Verbosity:
@@ -142,5 +149,6 @@ def _gather(common: dict[str, Any]) -> Options:
         assignments=tuple(common.get("assignments") or ()),
         flags={"seed": common.get("seed"), "runtime.gpus": common.get("gpus")},
         force=common.get("force", False),
+        dry_run=common.get("dry_run", False),
         verbose=common.get("verbose", False),
     )

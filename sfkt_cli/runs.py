@@ -15,6 +15,7 @@ import json
 import platform
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -52,17 +53,28 @@ STAGE_FIELDS: dict[str, tuple[str, ...]] = {
     "evaluate": ("seed", "training", "evaluate"),
 }
 """The settings that decide what a stage writes; the others may change between runs of it."""
+READS: dict[str, tuple[str, ...]] = {
+    "source": ("prepare/source.h5",),
+    "bridge": ("prepare/transfer.h5", "source/model.safetensors"),
+    "transfer": ("prepare/transfer.h5", "source/model.safetensors", "bridge/model.safetensors"),
+    "evaluate": (
+        "prepare/transfer.h5", "prepare/test.h5", "source/model.safetensors",
+        "bridge/model.safetensors", "transfer/*/model.safetensors",
+    ),
+}  # fmt: skip
+"""What a stage reads, below the run folder."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage's folder while it runs."""
+    """One stage's folder while it runs; in a dry run a temporary one."""
 
     name: str
     folder: Path
     config: Config
     settings: Mapping[str, Any]
     inputs: Mapping[str, str]
+    dry: bool = False
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -72,6 +84,8 @@ class Stage:
 
     def finish(self, **summary: Any) -> None:
         """Write done.json, last of all, and drop the resumable state."""
+        if self.dry:
+            return
         record = {
             "stage": self.name,
             "settings": self.settings,
@@ -93,12 +107,14 @@ class Run:
     Attributes:
         folder: ``runs/<name>``.
         force: Start finished or differently set stages anew.
+        dry: Write nothing into the run folder.
         main: Whether this process writes; of several, one does.
         agree: The main process's verdict on a stage, for all of them (see :meth:`open`).
     """
 
     folder: Path
     force: bool = False
+    dry: bool = False
     main: bool = True
     agree: Callable[[str], str] = str
 
@@ -137,6 +153,11 @@ class Run:
         """What a finished stage found and wrote, for scripts."""
         found = _outcome(self.path(stage), self.record(stage))
         return {"run": str(self.folder), "stage": stage, **found}
+
+    def reads(self, stage: str) -> list[Path]:
+        """The files that a stage reads, those that are there."""
+        patterns = READS.get(stage.partition("/")[0], ())
+        return [path for pattern in patterns for path in sorted(self.folder.glob(pattern))]
 
     def require(self, stage: str, command: str) -> Path:
         """The folder of a finished stage.
@@ -189,6 +210,14 @@ class Run:
             finished = self.agree("") == _FINISHED
             yield None if finished else Stage(stage, folder, config, settings, inputs)
             return
+        state = {"settings": settings, "inputs": dict(inputs)}
+        if self.dry:
+            if not self.force and _is_finished(stage, folder, state):
+                yield None
+                return
+            with tempfile.TemporaryDirectory(prefix="sfkt-") as place:
+                yield Stage(stage, Path(place), config, settings, inputs, dry=True)
+            return
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path(f".{stage.replace('/', '-')}.lock"))
         try:
@@ -200,12 +229,7 @@ class Run:
                 _empty(folder)
             sweep_partials(folder)
             begun = folder / "begun.json"
-            state = {"settings": settings, "inputs": dict(inputs)}
-            finished = (folder / "done.json").is_file()
-            if finished or begun.is_file():
-                before = _read_mapping(folder / "done.json" if finished else begun)
-                _refuse_changes(stage, folder, before, state, finished)
-            if finished:
+            if _is_finished(stage, folder, state):
                 self.agree(_FINISHED)
                 console.event("skipped", stage=stage, folder=folder, reason="done already")
                 yield None
@@ -312,6 +336,19 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
 def digest_settings(values: Mapping[str, Any]) -> str:
     """Short digest of settings, for names and comparisons."""
     return sha256_json(values)[:16]
+
+
+def _is_finished(stage: str, folder: Path, now: Mapping[str, Any]) -> bool:
+    """Whether a stage is done.
+
+    Raises:
+        RunError: It was done or begun with other settings or inputs.
+    """
+    done, begun = folder / "done.json", folder / "begun.json"
+    finished = done.is_file()
+    if finished or begun.is_file():
+        _refuse_changes(stage, folder, _read_mapping(done if finished else begun), now, finished)
+    return finished
 
 
 def _refuse_changes(

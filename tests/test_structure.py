@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sfkt_cli"
 LAYERS = {
-    5: ("__main__", "cli", "config_commands", "pipeline", "settings_text"),
+    5: ("__main__", "cli", "config_commands", "dry_run", "pipeline", "settings_text"),
     4: ("stages",),
     3: ("methods", "student"),
     2: ("data", "losses", "models", "reductions", "training"),
@@ -37,6 +37,7 @@ WITHOUT_TORCH = (
     "config",
     "config_commands",
     "console",
+    "dry_run",
     "errors",
     "figures",
     "options",
@@ -144,7 +145,12 @@ def test_the_command_line_starts_without_torch() -> None:
             "source.h5",
             "source_store",
             {"stages.source"},
-            {"runs", "data.layout", "pipeline"},  # name it, write it, look whether it exists
+            {
+                "runs",
+                "data.layout",
+                "dry_run",
+                "pipeline",
+            },  # name, write it, look whether it exists
         ),
         (
             "test.h5",

@@ -27,10 +27,11 @@ from sfkt_cli.models.translators import make_translator
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.selection import remember, selector, spread
 from sfkt_cli.stages.streams import held_out_pairs, open_streams, steps_of_epoch, transfer_batches
-from sfkt_cli.training.loop import Plan, cosine, fit
+from sfkt_cli.training.loop import Plan, cosine
 from sfkt_cli.training.optimizers import translator_optimizer
 from sfkt_cli.training.predicting import predict_rows, rgb_loader, target_loader, through
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
+from sfkt_cli.training.trial import train
 
 
 def bridge(config: Config, run: Run) -> None:
@@ -92,12 +93,13 @@ def bridge(config: Config, run: Run) -> None:
             checkpoint_seconds=config.runtime.checkpoint_seconds,
             patience=config.training.patience,
         )  # fmt: skip
-        fitted = fit(
+        fitted = train(
             plan,
             objective,
             transfer_batches(streams, runtime, tr=needs_tr),
             translator_optimizer([objective], settings.learning_rate),
             runtime,
+            dry=stage.dry,
             schedule=cosine,
             keep=translator,
             scores=bridge_scores(

@@ -20,10 +20,11 @@ from sfkt_cli.models.importing import collapse_warning, describe_predictions, im
 from sfkt_cli.models.mixture import Mixture
 from sfkt_cli.models.saving import CARD, load_model, save_model
 from sfkt_cli.runs import Run, Stage
-from sfkt_cli.training.loop import Batch, Plan, cosine, fit
+from sfkt_cli.training.loop import Batch, Plan, cosine
 from sfkt_cli.training.optimizers import classifier_optimizer
 from sfkt_cli.training.predicting import predict_rows, rgb_loader
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
+from sfkt_cli.training.trial import train
 
 LOOKED_AT = 512
 """TI RGB images that an imported model is tried on."""
@@ -246,7 +247,9 @@ def _train(
         images=batch_size, clip_norm=training.clip_norm,
         checkpoint_seconds=config.runtime.checkpoint_seconds,
     )  # fmt: skip
-    return fit(plan, objective, batches, optimizer, runtime, schedule=cosine, keep=model)
+    return train(
+        plan, objective, batches, optimizer, runtime, schedule=cosine, keep=model, dry=stage.dry
+    )
 
 
 def _write(stage: Stage, model: nn.Module, architecture: Any, classes: list[str]) -> None:

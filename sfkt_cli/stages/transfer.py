@@ -27,7 +27,7 @@ from sfkt_cli.runs import Run
 from sfkt_cli.stages.bridge import check_classes, classifier_of, sample_rows
 from sfkt_cli.stages.selection import remember, selector, spread
 from sfkt_cli.stages.streams import held_out_pairs, open_streams, steps_of_epoch, transfer_batches
-from sfkt_cli.training.loop import SCHEDULES, Plan, fit
+from sfkt_cli.training.loop import SCHEDULES, Plan
 from sfkt_cli.training.optimizers import classifier_optimizer
 from sfkt_cli.training.predicting import (
     predict_rows,
@@ -37,6 +37,7 @@ from sfkt_cli.training.predicting import (
     through,
 )
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
+from sfkt_cli.training.trial import train
 
 
 def transfer(config: Config, run: Run) -> None:
@@ -96,7 +97,7 @@ def transfer(config: Config, run: Run) -> None:
             checkpoint_seconds=config.runtime.checkpoint_seconds,
             patience=config.training.patience,
         )  # fmt: skip
-        fitted = fit(
+        fitted = train(
             plan,
             objective,
             transfer_batches(streams, runtime, ti=objective_class.needs_ti),
@@ -104,6 +105,7 @@ def transfer(config: Config, run: Run) -> None:
                 student, own.learning_rate, own.backbone_rate, settings.weight_decay
             ),
             runtime,
+            dry=stage.dry,
             schedule=SCHEDULES[own.schedule],
             keep=student,
             begin_epoch=objective.begin_epoch,

@@ -44,6 +44,7 @@ class Plan:
         clip_norm: Largest gradient norm, or None.
         checkpoint_seconds: A state is written at most this often.
         patience: Stop when so many epochs brought no better score; 0: never.
+        quiet: Tell nobody of the epochs.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Plan:
     clip_norm: float | None = None
     checkpoint_seconds: float = 60.0
     patience: int = 0
+    quiet: bool = False
 
 
 @dataclass
@@ -153,7 +155,8 @@ def fit(
 
     stopped = threading.Event()
     total = plan.epochs * plan.steps
-    last_saved = time.monotonic()
+    started = last_saved = time.monotonic()
+    first = progress.epoch
     with _catch_signals(stopped), track(plan.title, total) as tracker:
         tracker.advance(progress.epoch * plan.steps + progress.step)
         for epoch in range(progress.epoch, plan.epochs):
@@ -211,7 +214,9 @@ def fit(
                 best = _snapshot(keep)
             progress.epoch, progress.step, progress.totals = epoch + 1, 0, {}
             if runtime.main:
-                _report(plan, row, found, tracker)
+                if not plan.quiet:
+                    left = (time.monotonic() - started) / (epoch + 1 - first)
+                    _report(plan, row, found, left * (plan.epochs - epoch - 1), tracker)
                 lines = "".join(json.dumps(row) + "\n" for row in progress.history)
                 write_text(plan.folder / "metrics.jsonl", lines)
             if time.monotonic() - last_saved >= plan.checkpoint_seconds:
@@ -295,13 +300,13 @@ def _report(
     plan: Plan,
     row: Mapping[str, float],
     scores: Mapping[str, float],
+    remaining_s: float,
     tracker: Tracker,
 ) -> None:
     """Tell people and scripts of an epoch: terms, scores, rate, and how long the rest will take."""
     known = ("epoch", "seconds", "learning_rate", *scores)
     terms = {name: value for name, value in row.items() if name not in known}
     rate = row["epoch"] * plan.steps * plan.images / max(row["seconds"], 1e-9)
-    remaining_s = row["seconds"] / row["epoch"] * (plan.epochs - row["epoch"])
     tracker.report(
         f"{int(row['epoch'])}/{plan.epochs}  {terms_text({**terms, **scores})}  "
         f"{rate:,.0f} images/s" + (f"  {duration(remaining_s)} left" if remaining_s else "")

@@ -1,0 +1,88 @@
+"""A dry run says what a stage would do, and leaves every byte as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sfkt_cli.runs import Run
+from tests.stages.test_json import TINY, called
+
+STAGES = ("source", "bridge", "transfer --method shot", "evaluate")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, untrained_run: Run) -> Path:
+    folder = tmp_path_factory.mktemp("dry")
+    shutil.copytree(untrained_run.folder, folder / "runs/synthetic")
+    settings = {**TINY, "evaluate": {"bootstrap": 0}}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+def state(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path.relative_to(folder)): (
+            path.stat().st_mtime_ns,
+            path.read_bytes() if path.is_file() else b"",
+        )
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def plans(command: str, capsys: pytest.CaptureFixture[str], *more: str) -> list[dict[str, Any]]:
+    capsys.readouterr()
+    words = [*command.split(), "--config", "tiny.yaml", "--dry-run", "--json", *more]
+    assert called(*words) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {each["event"] for each in events} <= {"plan", "result"}
+    return [each for each in events if each["event"] == "plan"]
+
+
+@pytest.mark.parametrize("command", STAGES)
+def test_nothing_is_written(
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    before = state(folder)
+    forced = ["--force"] if command in ("source", "bridge") else []
+    found = plans(command, capsys, "--run", "runs/synthetic", *forced)
+    assert state(folder) == before
+    (plan,) = found[-1:]
+    assert plan["seconds"] > 0
+    assert plan["reads"]
+    assert all(Path(path).is_file() for path in plan["reads"])
+    if command != "evaluate":
+        trial = plan["trial"]
+        assert trial["steps"] >= 2
+        assert trial["epochs"] == {"bridge": 2}.get(command, 1)
+        assert 0 < trial["trained"] <= trial["parameters"]
+        assert plan["writes"]["model.safetensors"] > 1000
+    else:
+        assert "oracle" in plan["does"]
+
+
+def test_stages_whose_input_is_missing_come_later(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    shutil.copy(folder / "tiny.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    first, *later = plans("run", capsys)
+    assert set(first["writes"]) == {"source.h5", "transfer.h5", "test.h5"}
+    assert [plan["after"] for plan in later] == ["prepare", "source", "bridge", "transfer"]
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_what_the_stage_would_refuse_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    words = ("prepare", "synthetic", "--config", "tiny.yaml", "--set", "seed=5", "--dry-run")
+    assert called(*words) == 1
+    assert "was 0, now 5" in capsys.readouterr().err
