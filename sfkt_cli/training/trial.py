@@ -97,7 +97,7 @@ def train(
         beside += time.monotonic() - began
         return found
 
-    short = replace(plan, epochs=2, steps=STEPS, checkpoint_seconds=0.0, quiet=True)
+    short = replace(plan, epochs=2, steps=STEPS, checkpoint_seconds=0.0, patience=0, quiet=True)
     fitted = fit(
         short, objective, batches, optimizer, runtime, schedule=schedule, keep=keep,
         begin_epoch=begin_last, scores=timed_scores,
