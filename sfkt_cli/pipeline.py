@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sfkt_cli.config import merge
-from sfkt_cli.console import say
+from sfkt_cli.console import say, warn
 from sfkt_cli.options import Options
 from sfkt_cli.runs import Run, remember_run
 from sfkt_cli.settings import Settings, has_run, resolve, typed_settings
@@ -79,6 +79,9 @@ def run_transfer(options: Options) -> dict[str, Any]:
     from sfkt_cli.training.launch import launch
 
     settings = settings_of("transfer", options)
+    if settings.config.transfer.method == "tgkt" and not has_pairs(settings.run):
+        warn("there are no TI pairs, and tgkt needs them: shot is used instead")
+        settings = settings_of("transfer", options.with_flags({"transfer.method": "shot"}))
     name = f"transfer/{settings.config.transfer.method}"
     launch(name, "sfkt_cli.stages.transfer:transfer", settings.config, settings.run)
     return settings.run.outcome(name)
@@ -123,9 +126,19 @@ def run_all(options: Options) -> Run:
     run = run_prepare(options)
     options = replace(options, run=run.folder)
     run_source(options)
-    run_bridge(options)
+    if has_pairs(run):
+        run_bridge(options)
+    else:
+        warn("bridge: left out, there are no TI pairs to learn it from")
     run_transfer(options)
     return run_evaluate(options)
+
+
+def has_pairs(run: Run) -> bool:
+    """Whether a prepared run has TI pairs; true where it cannot be told yet."""
+    from sfkt_cli.data.store import open_store
+
+    return not run.transfer_store.is_file() or open_store(run.transfer_store).count("ti") > 0
 
 
 def _tell(stage: str, options: Options, settings: Settings) -> None:

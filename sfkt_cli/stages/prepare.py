@@ -70,16 +70,21 @@ def make_plan(config: Config, archive: Archive) -> Plan:
 
     Raises:
         ConfigError: The chosen classes are not in the archive.
-        DataError: There are no pairs or no target images left.
+        DataError: There are no target images left.
     """
     tr, ti = choose_classes(config.classes, archive)
     parts = split_records(archive.records, tr, ti, config.split, config.seed)
-    for part, what in (("target", "TR target images"), ("ti", "TI pairs of RGB and target")):
-        if not parts[part]:
-            raise DataError(
-                f"{archive_root(config)} leaves no {what}: TR is {', '.join(tr) or 'nothing'}; "
-                f"TI is {', '.join(ti) or 'nothing'}; choose others with classes.tr, classes.ti"
-            )
+    chosen = f"TR is {', '.join(tr) or 'nothing'}; TI is {', '.join(ti) or 'nothing'}"
+    if not parts["target"]:
+        raise DataError(
+            f"{archive_root(config)} leaves no TR target images: {chosen}; choose others with "
+            "classes.tr, classes.ti"
+        )
+    if not parts["ti"]:
+        warn(
+            f"{archive_root(config)} leaves no TI pairs of RGB and target ({chosen}): there will "
+            "be no bridge, and `sfkt transfer` falls back to shot, which needs none"
+        )
     return Plan(config, archive, parts, tuple(tr))
 
 

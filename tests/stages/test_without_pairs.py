@@ -1,0 +1,40 @@
+"""No TI pairs at all: prepare warns, the bridge is refused, and transfer falls back to SHOT."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sfkt_cli.errors import DataError
+from sfkt_cli.options import Options
+from sfkt_cli.pipeline import run_all, run_bridge, run_transfer
+from tests.data.make_archives import folders
+
+SMALL = (
+    "dataset=folders", "image_size=16", "classes.tr=[desk, lamp]", "training.min_steps=2",
+    "source.epochs=1", "source.width=4", "transfer.epochs=1", "runtime.batch_size=8",
+    "evaluate.pictures=false", "evaluate.oracle=false", "runtime.gpus=0", "prepare.workers=1",
+)  # fmt: skip
+
+
+def test_a_run_falls_back_to_shot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders(tmp_path / "data", labels=("desk", "lamp"))
+    shutil.rmtree(tmp_path / "data" / "ti")
+    options = Options(
+        run=tmp_path / "run", assignments=(*SMALL, f"prepare.root={tmp_path / 'data'}")
+    )
+    run = run_all(options)
+    said = capsys.readouterr().err
+    assert "no TI pairs" in said
+    assert "shot is used instead" in said
+    assert run.finished("transfer/shot")
+    assert not run.finished("bridge")
+    with pytest.raises(DataError, match="holds no TI pairs"):
+        run_bridge(Options(run=run.folder))
+    with pytest.raises(DataError, match="socket needs them"):
+        run_transfer(Options(run=run.folder, flags={"transfer.method": "socket"}))
