@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 
 from sfkt_cli.errors import ConfigError
 
@@ -28,6 +28,7 @@ Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
+USUAL_BATCH_SIZE = 64
 
 _STRICT = ConfigDict(
     extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -359,6 +360,14 @@ class NrcConfig(OptimiserConfig):
     """Trust in neighbours that are not reciprocal, r (NRC: 0.1)."""
 
 
+def _batch_size(value: Any, validate: Callable[[Any], Any]) -> Any:
+    """One message in place of one for each kind of value."""
+    try:
+        return validate(value)
+    except ValidationError:
+        raise ValueError("must be a number from 2 to 65,536, or auto") from None
+
+
 class RuntimeConfig(BaseModel):
     """The machine: nothing here changes what is computed, but for rounding."""
 
@@ -369,8 +378,11 @@ class RuntimeConfig(BaseModel):
     """Processes on the CPU, where no GPU is used; with GPUs there is one for each."""
     timeout_seconds: float = Field(60.0, ge=5, le=86_400)
     """So long a process waits for the others before it gives up."""
-    batch_size: int = Field(64, ge=2, le=65_536)
-    """Images of each kind in a step, over all processes."""
+    batch_size: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=2, le=65_536)], WrapValidator(_batch_size)
+    ] = USUAL_BATCH_SIZE
+    """Images of each kind in a step, over all processes; auto: the largest power of two that fits
+    into memory, found once a stage and remembered (the oracle of evaluate takes 64 then)."""
     sync_batchnorm: bool = False
     """Batch statistics over all processes instead of over each one's share; GPUs only."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -430,6 +442,11 @@ class Config(BaseModel):
     nrc: NrcConfig = NrcConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+
+def fixed_batch_size(config: RuntimeConfig) -> int:
+    """``runtime.batch_size`` where nothing is tried out: 64 stands for auto."""
+    return USUAL_BATCH_SIZE if config.batch_size == "auto" else config.batch_size
 
 
 def section_of(method: str) -> str:

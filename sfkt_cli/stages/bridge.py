@@ -26,7 +26,7 @@ from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.selection import remember, selector, spread
-from sfkt_cli.stages.streams import held_out_pairs, open_streams, steps_of_epoch, transfer_batches
+from sfkt_cli.stages.streams import held_out_pairs, settle_streams, steps_of_epoch
 from sfkt_cli.training.loop import Plan, cosine
 from sfkt_cli.training.optimizers import translator_optimizer
 from sfkt_cli.training.predicting import predict_rows, rgb_loader, target_loader, through
@@ -82,8 +82,10 @@ def bridge(config: Config, run: Run) -> None:
             d_on=settings.d_on,
         )
         runtime.place(runtime.synchronised(objective))
-        streams = open_streams(config, store, runtime)
         needs_tr = bool(weights["d"] or weights["im"])
+        streams, batches = settle_streams(
+            config, store, stage.folder, runtime, objective, tr=needs_tr
+        )
         plan = Plan(
             title="bridge", seed=config.seed, epochs=settings.epochs,
             steps=steps_of_epoch(config, streams), weights=weights, folder=stage.folder,
@@ -96,7 +98,7 @@ def bridge(config: Config, run: Run) -> None:
         fitted = train(
             plan,
             objective,
-            transfer_batches(streams, runtime, tr=needs_tr),
+            batches,
             translator_optimizer([objective], settings.learning_rate),
             runtime,
             dry=stage.dry,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfkt_cli.config import Config
+from sfkt_cli.config import Config, fixed_batch_size
 from sfkt_cli.console import say
 from sfkt_cli.data.layout import Plan as Layout
 from sfkt_cli.data.readers import archive_root, read_archive
@@ -180,7 +180,7 @@ def _try_oracle(config: Config, run: Run) -> Trial:
     model = classifier_of(load_model(run.path("source"), runtime.device).module)
     model.requires_grad_(True)
     smoothing, count = config.source.label_smoothing, store.count("target")
-    batch_size = min(config.runtime.batch_size, count)
+    batch_size = min(fixed_batch_size(config.runtime), count)
 
     def batches(epoch: int, step: int) -> Batch:
         return {

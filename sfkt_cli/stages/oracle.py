@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sfkt_cli.config import Config, as_dict
+from sfkt_cli.config import Config, as_dict, fixed_batch_size
 from sfkt_cli.data.batches import Stream
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.files import sha256_json
@@ -35,7 +35,7 @@ def recipe(config: Config) -> str:
             "source": as_dict(config.source),
             "epochs": config.transfer.epochs,
             "training": as_dict(config.training),
-            "batch_size": config.runtime.batch_size,
+            "batch_size": fixed_batch_size(config.runtime),
         }
     )
 
@@ -102,7 +102,7 @@ def oracle(
 
 def plan(config: Config, split: Split, folder: Path) -> Plan:
     """As many epochs as the students get."""
-    batch_size = min(config.runtime.batch_size, len(split.rows))
+    batch_size = min(fixed_batch_size(config.runtime), len(split.rows))
     return Plan(
         title="oracle", seed=config.seed, epochs=config.transfer.epochs,
         steps=max(len(split.rows) // batch_size, config.training.min_steps), weights={},
@@ -117,7 +117,7 @@ def batches(config: Config, split: Split, runtime: Runtime) -> Any:
     stream = Stream(
         {"target": split.target if everything else split.target[split.rows]},
         name="oracle", seed=config.seed,
-        batch_size=min(config.runtime.batch_size, len(split.rows)),
+        batch_size=min(fixed_batch_size(config.runtime), len(split.rows)),
         shift=config.training.shift, flip=config.training.flip,
     )  # fmt: skip
 

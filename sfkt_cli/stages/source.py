@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from sfkt_cli.models.importing import collapse_warning, describe_predictions, im
 from sfkt_cli.models.mixture import Mixture
 from sfkt_cli.models.saving import CARD, load_model, save_model
 from sfkt_cli.runs import Run, Stage
+from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.loop import Batch, Plan, cosine
 from sfkt_cli.training.optimizers import classifier_optimizer
 from sfkt_cli.training.predicting import predict_rows, rgb_loader
@@ -217,11 +219,6 @@ def _train(
     settings, training = config.source, config.training
     if len(rgb) < 2:
         raise ConfigError(f"source.h5 holds {len(rgb)} images: at least 2 are needed")
-    batch_size = runtime.batch_size(config.runtime.batch_size, len(rgb))
-    stream = Stream(
-        {"rgb": rgb}, name="source", seed=config.seed, batch_size=batch_size,
-        shift=training.shift, flip=training.flip, rank=runtime.rank, world=runtime.world,
-    )  # fmt: skip
     objective = SourceObjective(
         model,
         label_smoothing=settings.label_smoothing,
@@ -233,14 +230,26 @@ def _train(
         model, settings.learning_rate, settings.backbone_rate, settings.weight_decay
     )
 
-    def batches(epoch: int, step: int) -> Batch:
-        images, rows = stream.batch(epoch, step)
-        return {
-            "rgb": runtime.tensor(images["rgb"]),
-            "labels": runtime.tensor(labels[rows]),
-            "rows": torch.from_numpy(rows),
-        }
+    def batches_of(size: int) -> Callable[[int, int], Batch]:
+        stream = Stream(
+            {"rgb": rgb}, name="source", seed=config.seed, batch_size=size, shift=training.shift,
+            flip=training.flip, rank=runtime.rank, world=runtime.world,
+        )  # fmt: skip
 
+        def batches(epoch: int, step: int) -> Batch:
+            images, rows = stream.batch(epoch, step)
+            return {
+                "rgb": runtime.tensor(images["rgb"]),
+                "labels": runtime.tensor(labels[rows]),
+                "rows": torch.from_numpy(rows),
+            }
+
+        return batches
+
+    batch_size = settle_batch_size(
+        config.runtime.batch_size, len(rgb), stage.folder, runtime, objective,
+        lambda size: batches_of(size * runtime.world)(0, 0),
+    )  # fmt: skip
     plan = Plan(
         title="source", seed=config.seed, epochs=settings.epochs,
         steps=max(len(rgb) // batch_size, training.min_steps), weights={}, folder=stage.folder,
@@ -248,7 +257,14 @@ def _train(
         checkpoint_seconds=config.runtime.checkpoint_seconds,
     )  # fmt: skip
     return train(
-        plan, objective, batches, optimizer, runtime, schedule=cosine, keep=model, dry=stage.dry
+        plan,
+        objective,
+        batches_of(batch_size),
+        optimizer,
+        runtime,
+        schedule=cosine,
+        keep=model,
+        dry=stage.dry,
     )
 
 

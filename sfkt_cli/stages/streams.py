@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from sfkt_cli.config import Config
 from sfkt_cli.data.batches import Stream
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
+from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.loop import Batch
 from sfkt_cli.training.runtime import Runtime
 
@@ -37,13 +40,16 @@ class Streams:
     shuffle_pairs: bool = False
 
 
-def open_streams(config: Config, store: Store, runtime: Runtime, *, ti_rgb: bool = True) -> Streams:
+def open_streams(
+    config: Config, store: Store, runtime: Runtime, batch_size: int, *, ti_rgb: bool = True
+) -> Streams:
     """Open the streams; both views of a pair get one geometry.
 
     Args:
-        config: Batch size, seed, augmentation.
+        config: Seed, augmentation.
         store: transfer.h5.
         runtime: Rank and number of processes.
+        batch_size: Rows of each stream in a step, over all processes.
         ti_rgb: Read the RGB partners, too; without, only the target images of the pairs.
 
     Raises:
@@ -53,8 +59,6 @@ def open_streams(config: Config, store: Store, runtime: Runtime, *, ti_rgb: bool
         raise DataError(
             f"{store.path} holds {store.count('target')} TR target images: at least 2 are needed"
         )
-    largest = max(store.count("ti"), store.count("target"))
-    batch_size = runtime.batch_size(config.runtime.batch_size, largest)
 
     def stream(name: str, names: dict[str, str], rows: NDArray[np.int64] | None) -> Stream:
         return Stream(
@@ -78,6 +82,43 @@ def open_streams(config: Config, store: Store, runtime: Runtime, *, ti_rgb: bool
     ti = stream("ti", ti_columns, trained) if len(trained) else None
     tr = stream("tr", {"target": "target/target"}, None)
     return Streams(ti, tr, batch_size, config.training.shuffle_pairs)
+
+
+def settle_streams(
+    config: Config,
+    store: Store,
+    folder: Path,
+    runtime: Runtime,
+    objective: nn.Module,
+    *,
+    ti_rgb: bool = True,
+    tr: bool = True,
+    ti: bool = True,
+) -> tuple[Streams, Callable[[int, int], Batch]]:
+    """The streams with batches of the size that is set or that fits, and their batches.
+
+    Args:
+        config: Batch size, seed, augmentation.
+        store: transfer.h5.
+        folder: Of the stage.
+        runtime: Device and processes.
+        objective: What is trained; tried out where the batch size is ``auto``.
+        ti_rgb: As in :func:`open_streams`.
+        tr: As in :func:`transfer_batches`.
+        ti: Likewise.
+    """
+
+    def opened(size: int) -> Streams:
+        return open_streams(config, store, runtime, size, ti_rgb=ti_rgb)
+
+    def batch_of(size: int) -> Batch:
+        return transfer_batches(opened(size * runtime.world), runtime, tr=tr, ti=ti)(0, 0)
+
+    count = max(store.count("ti"), store.count("target"))
+    asked = config.runtime.batch_size
+    size = settle_batch_size(asked, count, folder, runtime, objective, batch_of)
+    streams = opened(size)
+    return streams, transfer_batches(streams, runtime, tr=tr, ti=ti)
 
 
 def held_out_pairs(store: Store, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

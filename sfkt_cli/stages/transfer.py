@@ -26,7 +26,7 @@ from sfkt_cli.models.translators import Front
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.bridge import check_classes, classifier_of, sample_rows
 from sfkt_cli.stages.selection import remember, selector, spread
-from sfkt_cli.stages.streams import held_out_pairs, open_streams, steps_of_epoch, transfer_batches
+from sfkt_cli.stages.streams import held_out_pairs, settle_streams, steps_of_epoch
 from sfkt_cli.training.loop import SCHEDULES, Plan
 from sfkt_cli.training.optimizers import classifier_optimizer
 from sfkt_cli.training.predicting import (
@@ -87,12 +87,15 @@ def transfer(config: Config, run: Run) -> None:
         runtime.place(objective)
         settings = config.transfer
         own: OptimiserConfig = getattr(config, section_of(method))
-        streams = open_streams(config, store, runtime, ti_rgb=False)
+        needs_ti = bool(objective_class.needs_ti)
+        streams, batches = settle_streams(
+            config, store, stage.folder, runtime, objective, ti_rgb=False, ti=needs_ti
+        )
         plan = Plan(
             title=method, seed=config.seed, epochs=settings.epochs,
             steps=steps_of_epoch(config, streams), weights=objective.weights,
-            folder=stage.folder, select=selector(config, ti=objective_class.needs_ti),
-            images=(1 + objective_class.needs_ti) * streams.batch_size,
+            folder=stage.folder, select=selector(config, ti=needs_ti),
+            images=(1 + needs_ti) * streams.batch_size,
             clip_norm=config.training.clip_norm,
             checkpoint_seconds=config.runtime.checkpoint_seconds,
             patience=config.training.patience,
@@ -100,7 +103,7 @@ def transfer(config: Config, run: Run) -> None:
         fitted = train(
             plan,
             objective,
-            transfer_batches(streams, runtime, ti=objective_class.needs_ti),
+            batches,
             classifier_optimizer(
                 student, own.learning_rate, own.backbone_rate, settings.weight_decay
             ),

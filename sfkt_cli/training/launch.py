@@ -91,7 +91,8 @@ def launch(name: str, stage: str, config: Config, run: Run) -> None:
         getattr(import_module(module), function)(config, run)
         return
     where = "GPUs" if use_gpus(config.runtime) else "CPU processes"
-    batch = config.runtime.batch_size // count * count
+    asked = config.runtime.batch_size
+    batch = "the size that fits" if asked == "auto" else str(asked // count * count)
     say(f"{name}: {count} {where} share batches of {batch}")
     _start(job, count)
 

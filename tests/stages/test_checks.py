@@ -28,7 +28,7 @@ def test_shuffled_pairs_have_partners_of_other_pairs(untrained_run: Run) -> None
     rgb = store["ti/rgb"]
     for shuffle in (False, True):
         config = settings(shuffle_pairs=shuffle)
-        batch = transfer_batches(open_streams(config, store, CPU), CPU)(0, 0)
+        batch = transfer_batches(open_streams(config, store, CPU, 16), CPU)(0, 0)
         targets = [
             int(np.flatnonzero((store["ti/target"] == image).all(axis=(1, 2)))[0])
             for image in batch["ti_target"].numpy()
@@ -41,10 +41,12 @@ def test_shuffled_pairs_have_partners_of_other_pairs(untrained_run: Run) -> None
 def test_a_share_of_the_pairs_leaves_the_steps_as_they_are(untrained_run: Run) -> None:
     store = open_store(untrained_run.transfer_store)
     whole, part = settings(), settings(ti_fraction=0.25)
-    streams = {config: open_streams(config, store, CPU).ti for config in (whole, part)}
+    streams = {config: open_streams(config, store, CPU, 16).ti for config in (whole, part)}
     counts = [stream.count for stream in streams.values() if stream is not None]
     assert counts[1] == round(counts[0] / 4)
-    steps = [steps_of_epoch(config, open_streams(config, store, CPU)) for config in (whole, part)]
+    steps = [
+        steps_of_epoch(config, open_streams(config, store, CPU, 16)) for config in (whole, part)
+    ]
     assert steps[0] == steps[1]
 
 

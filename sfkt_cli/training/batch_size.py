@@ -1,0 +1,137 @@
+"""The size of a batch: as set, or the largest power of two that fits into memory.
+
+What was found is kept in the stage's folder: an interrupted training goes on with the same batches.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sfkt_cli.console import say
+from sfkt_cli.errors import RunError
+from sfkt_cli.files import write_json
+from sfkt_cli.training.runtime import Runtime, free_memory
+
+FILE = "batch_size.json"
+SMALLEST = 2
+SHARE = 0.5
+"""Of the free memory of a CPU that a step may take; the rest is for page cache and others."""
+TRANSIENT = 2.0
+"""Peak of a step over what its forward pass keeps: gradients of activations come and go."""
+
+
+def settle_batch_size(
+    asked: int | Literal["auto"],
+    count: int,
+    folder: Path,
+    runtime: Runtime,
+    objective: nn.Module,
+    batch_of: Callable[[int], Any],
+) -> int:
+    """Rows of a batch over all processes; every process must ask.
+
+    Args:
+        asked: ``runtime.batch_size``.
+        count: Samples that there are.
+        folder: Of the stage; remembers what was found.
+        runtime: Device and processes.
+        objective: What is trained, called with a batch; left as it was.
+        batch_of: Rows of one process to a batch of them.
+
+    Raises:
+        RunError: Not even two rows fit into the memory of the GPU.
+    """
+    if asked != "auto":
+        return runtime.batch_size(asked, count)
+    path = folder / FILE
+    known = runtime.gather(_remembered(path) if runtime.main else None)[0]
+    if known is None:
+        state = {name: value.detach().clone() for name, value in objective.state_dict().items()}
+        training = objective.training
+        find = _try_on_gpu if runtime.device.type == "cuda" else _reckon
+        share = max(count // runtime.world, SMALLEST)
+        size = find(objective.train(), batch_of, 1 << (share.bit_length() - 1), runtime)
+        objective.load_state_dict(state)
+        objective.train(training)
+        known = min(runtime.gather(size)) * runtime.world
+        if runtime.main:
+            write_json(path, {"batch_size": known})
+            say(f"runtime.batch_size=auto: batches of {known}")
+    return runtime.batch_size(known, count)
+
+
+def _remembered(path: Path) -> int | None:
+    if not path.is_file():
+        return None
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["batch_size"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _step(objective: nn.Module, batch: Any, runtime: Runtime) -> None:
+    with runtime.autocast():
+        terms: dict[str, Tensor] = objective(batch)
+    torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+    objective.zero_grad(set_to_none=True)
+
+
+def _try_on_gpu(
+    objective: nn.Module, batch_of: Callable[[int], Any], most: int, runtime: Runtime
+) -> int:
+    """Halve until forward and backward pass fit beside the optimiser's state."""
+    weights = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
+    size = most
+    while size >= SMALLEST:
+        full = False
+        try:
+            beside = torch.empty(3 * weights, dtype=torch.uint8, device=runtime.device)
+            _step(objective, batch_of(size), runtime)
+            del beside
+        except torch.OutOfMemoryError:
+            full = True
+        objective.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        if not runtime.any(full):
+            return size
+        size //= 2
+    raise RunError(
+        f"runtime.batch_size=auto: not even {SMALLEST} images fit into the memory of the GPU: "
+        "prepare smaller ones (image_size), or choose a smaller source.backbone"
+    )
+
+
+def _reckon(
+    objective: nn.Module, batch_of: Callable[[int], Any], most: int, runtime: Runtime
+) -> int:
+    """Take what one more row keeps for the backward pass, and divide the free memory by it.
+
+    A CPU does not refuse memory, it kills; so this is not tried.
+    """
+    few, more = (_kept(objective, batch_of(min(size, most)), runtime) for size in (4, 8))
+    row = max((more - few) / 4, 1.0) * TRANSIENT
+    room = SHARE * free_memory() / runtime.world
+    size = most
+    while size > SMALLEST and size * row > room:
+        size //= 2
+    return size
+
+
+def _kept(objective: nn.Module, batch: Any, runtime: Runtime) -> int:
+    """Bytes that the forward pass keeps for the backward pass."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        _step(objective, batch, runtime)
+    return sum(storages.values())
