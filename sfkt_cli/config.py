@@ -184,16 +184,23 @@ class SourceConfig(BaseModel):
     """imagenet: start from published weights (downloaded by torchvision or timm; from an installed
     package for efficientnet_lite0)."""
     checkpoint: Path | None = None
-    """A classifier of one's own instead of training: .safetensors, or a .pth state dict."""
+    """A classifier of one's own instead of training: .safetensors, a .pth state dict, .onnx, a
+    folder written by sfkt; with `sfkt source --trust` also TorchScript, .pt2 and pickled models."""
     mixture: tuple[Path, ...] = ()
     """Several source models instead of one: finished runs, or their source folders, all with the
     classes of the data. Students learn how far to trust each (SOCKET, DECISION)."""
     classes: tuple[str, ...] = ()
     """Class names of the checkpoint in the order of its outputs; empty: those of the data."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of RGB in [0, 1] that the source model expects to be taken off."""
-    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
-    """Standard deviation of RGB in [0, 1] that the source model expects."""
+    features: str = ""
+    """Name of the checkpoint's linear layer at whose input features are taken, such as fc; empty:
+    the last one."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of RGB in [0, 1] that the source model expects to be taken off; null: that of the
+    published weights of the backbone. A model that takes 0..255: mean / 255, and std likewise."""
+    std: tuple[Positive, Positive, Positive] | None = None
+    """Standard deviation of RGB in [0, 1] that the source model expects; null: likewise."""
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    """bgr: the checkpoint was trained on BGR images, as OpenCV reads them."""
     epochs: int = Field(25, ge=0, le=100_000)
     """Passes over the source images; 0 leaves random weights (a sceptic's check)."""
     learning_rate: Positive = 0.05

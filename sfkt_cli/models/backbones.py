@@ -54,13 +54,16 @@ class SmallResNet(nn.Module):
         return torch.flatten(nn.functional.adaptive_avg_pool2d(activations, 1), 1)
 
 
-def make_backbone(name: str, *, width: int, pretrained: bool) -> tuple[nn.Module, int]:
+def make_backbone(
+    name: str, *, width: int, pretrained: bool, layer: str = ""
+) -> tuple[nn.Module, int]:
     """A network from normalised images (B, 3, H, W) to (B, F), and F.
 
     Args:
         name: ``small``, a torchvision classifier such as ``resnet18``, or ``timm:NAME``.
         width: Channels of ``small``; the others ignore it.
         pretrained: Take published ImageNet weights.
+        layer: Name of the linear layer whose input is the output here; empty: the last one.
 
     Raises:
         ConfigError: The name is unknown, its extra is not installed, or no weights are published.
@@ -76,10 +79,10 @@ def make_backbone(name: str, *, width: int, pretrained: bool) -> tuple[nn.Module
         return _efficientnet_lite0(pretrained)
     if name.startswith("timm:"):
         return _timm(name.removeprefix("timm:"), pretrained)
-    return _torchvision(name, pretrained)
+    return _torchvision(name, pretrained, layer)
 
 
-def _torchvision(name: str, pretrained: bool) -> tuple[nn.Module, int]:
+def _torchvision(name: str, pretrained: bool, layer: str) -> tuple[nn.Module, int]:
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -95,14 +98,14 @@ def _torchvision(name: str, pretrained: bool) -> tuple[nn.Module, int]:
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": pretrained, "init_weights": not pretrained}
     network = models.get_model(name, **options)
-    return network, replace_last_linear(network)
+    return network, replace_last_linear(network, layer)
 
 
-def replace_last_linear(network: nn.Module) -> int:
-    """Put an identity in place of the last linear layer and return the size of its input.
+def replace_last_linear(network: nn.Module, layer: str = "") -> int:
+    """Put an identity in place of a linear layer, the last one unless named; size of its input.
 
     Raises:
-        ConfigError: The network has no linear layer.
+        ConfigError: The network has no linear layer, or none of this name.
     """
     linear = [
         (name, layer)
@@ -111,10 +114,16 @@ def replace_last_linear(network: nn.Module) -> int:
     ]
     if not linear:
         raise ConfigError(f"{type(network).__name__} has no linear layer to take features at")
-    name, layer = linear[-1]
+    names = [name for name, _ in linear]
+    if layer and layer not in names:
+        raise ConfigError(
+            f"source.features = {layer!r} is no linear layer of {type(network).__name__}; "
+            f"those at its end are {', '.join(names[-4:])}"
+        )
+    name, last = linear[names.index(layer)] if layer else linear[-1]
     parent, _, child = name.rpartition(".")
     setattr(network.get_submodule(parent), child, nn.Identity())
-    return layer.in_features
+    return last.in_features
 
 
 def _timm(name: str, pretrained: bool) -> tuple[nn.Module, int]:

@@ -6,13 +6,15 @@ Linear. Source model, student, oracle and all peers use it.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from sfkt_cli.models.backbones import make_backbone
+from sfkt_cli.models.programs import Program
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -28,6 +30,9 @@ class Classifier(nn.Module):
             the head is a plain linear layer (models brought along).
         mean: Of RGB in [0, 1], taken off.
         std: Of RGB in [0, 1], divided by.
+        channel_order: ``bgr``: the backbone wants the normalised channels the other way round.
+        program: Keyword arguments of a :class:`Program` that is the backbone.
+        layer: Name of the linear layer at whose input features are taken; empty: the last one.
         pretrained: Start the backbone from published ImageNet weights.
 
     ``front`` maps the images before all else; see :class:`sfkt_cli.models.translators.Front`.
@@ -45,13 +50,24 @@ class Classifier(nn.Module):
         bottleneck: int,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
+        channel_order: str = "rgb",
+        program: Mapping[str, Any] | None = None,
+        layer: str = "",
         pretrained: bool = False,
     ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.front: nn.Module = nn.Identity()
-        self.backbone, size = make_backbone(backbone, width=width, pretrained=pretrained)
+        self._flipped = channel_order == "bgr"
+        self.backbone: nn.Module
+        if program is not None:
+            self.backbone = Program(**program)
+            size = self.backbone.features
+        else:
+            self.backbone, size = make_backbone(
+                backbone, width=width, pretrained=pretrained, layer=layer
+            )
         self.bottleneck: nn.Module = nn.Identity()
         self.head: nn.Module = nn.Linear(bottleneck or size, classes)
         if bottleneck:
@@ -65,7 +81,8 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, D) of images (B, 3, H, W) in [0, 1]."""
-        pooled: Tensor = self.backbone((self.front(images) - self.mean) / self.std)
+        normalised = (self.front(images) - self.mean) / self.std
+        pooled: Tensor = self.backbone(normalised.flip(1) if self._flipped else normalised)
         features: Tensor = self.bottleneck(pooled)
         return features
 

@@ -1,33 +1,32 @@
-"""A source model that the user brings: an architecture by name, and a file with its weights.
+"""A source model that the user brings: weights with the name of their architecture, or a program.
 
 Features are what enters the last linear layer, which becomes the head. Nothing is loaded that
-could run code; see :mod:`sfkt_cli.models.weights_files`.
+could run code, unless the user trusts it; see :mod:`sfkt_cli.models.foreign`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfkt_cli.config import Config
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import sha256_file
 from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.models.foreign import load_network
+from sfkt_cli.models.onnx_network import OnnxNetwork
+from sfkt_cli.models.preprocessing import normalisation_of
+from sfkt_cli.models.recording import record
 from sfkt_cli.models.saving import CARD, WEIGHTS, load_model
 from sfkt_cli.models.weights_files import read_weights
 
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 """Classifiers on the side of googlenet and inception_v3, which only their training uses."""
-COLLAPSED_SHARE = 0.9
-"""So many images in one class are a sign of wrong preprocessing."""
-NEARLY_UNIFORM = 0.97
-"""So is a mean entropy above this share of its maximum."""
 
 
 @dataclass(frozen=True)
@@ -39,90 +38,114 @@ class Imported:
         architecture: Keyword arguments of :class:`Classifier` that build it again.
         classes: The data's class names; the checkpoint's where the data has none.
         digest: SHA-256 of the weights' file.
+        remarks: What the user should know of how it was taken.
     """
 
     model: Classifier
     architecture: dict[str, Any]
     classes: list[str]
     digest: str
+    remarks: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """How sure and how varied predictions are.
+def digest_of(config: Config) -> str:
+    """SHA-256 of the weights' file of ``source.checkpoint``, which is not loaded for it.
 
-    Attributes:
-        entropy: Mean over the images, in nats.
-        largest_entropy: log K, that of a uniform prediction.
-        histogram: Share of the images in each class, (K,).
+    Raises:
+        DataError: The file does not exist.
     """
+    path = _checkpoint(config)
+    path = path / WEIGHTS if path.is_dir() else path
+    if not path.is_file():
+        raise DataError(f"source.checkpoint: {path} does not exist")
+    return sha256_file(path)
 
-    entropy: float
-    largest_entropy: float
-    histogram: list[float]
 
-
-def import_source(config: Config, classes: Sequence[str]) -> Imported:
+def import_source(
+    config: Config, classes: Sequence[str], *, size: int = 224, trust: bool = False
+) -> Imported:
     """Load the model of ``source.checkpoint``.
 
     Args:
         config: ``source.backbone`` names the architecture, ``source.classes`` the outputs.
         classes: Of the data, in the order of its labels; empty where the data has none.
+        size: Side of the images in pixels; what a program does is written down at this size.
+        trust: The file may run code.
 
     Raises:
         ConfigError: Architecture, checkpoint and classes do not fit each other.
-        DataError: The file is missing, damaged or could run code.
+        DataError: The file is missing, damaged, or could run code and is not trusted.
     """
-    path = config.source.checkpoint
-    if path is None:
-        raise ConfigError("source.checkpoint is not set")
+    path = _checkpoint(config)
     own = path if path.is_dir() else path.parent
     if path.is_dir() or (path.name == WEIGHTS and (own / CARD).is_file()):
         return _own_model(config, own, classes)
-    state = _without_auxiliary(read_weights(path))
+    if path.suffix == ".onnx":
+        return _program(config, path, OnnxNetwork(path).eval(), classes, size)
+    network = load_network(path, trust=trust)
+    if network is not None:
+        return _program(config, path, network, classes, size)
+    state = _without_auxiliary(read_weights(path, trust=trust))
     if any(name.startswith("backbone.") for name in state) and "head.bias" in state:
         raise DataError(f"{path} was written by sfkt, but its {CARD} is not beside it: copy it too")
     settings = config.source
-    architecture: dict[str, Any] = {
-        "backbone": settings.backbone,
-        "classes": 0,
-        "width": settings.width,
-        "bottleneck": 0,
-        "mean": settings.mean,
-        "std": settings.std,
-    }
+    architecture = _architecture(config, settings.backbone)
+    if settings.features:
+        architecture["layer"] = settings.features
     model = Classifier(**architecture | {"classes": 1})
-    head = _find_head(path, state, model, settings.backbone)
+    head = settings.features or _find_head(path, state, model, settings.backbone)
+    if f"{head}.weight" not in state:
+        raise ConfigError(f"source.features = {head!r}: {path} holds no {head}.weight")
     names = _outputs(config, path, len(state[f"{head}.weight"]), classes)
     architecture["classes"] = len(names)
     _fill(path, model, state, head, settings.backbone)
     kept = list(classes) or names
     _reorder(model, [names.index(name) for name in kept])
-    return Imported(model.eval(), architecture, kept, sha256_file(path))
+    return Imported(model.eval(), architecture, kept, sha256_file(path), _remarks(config))
 
 
-def describe_predictions(logits: Tensor) -> Predictions:
-    """Mean entropy and class histogram of logits (N, K)."""
-    log_shares = torch.log_softmax(logits.float(), 1)
-    entropy = -(log_shares.exp() * log_shares).sum(1).mean()
-    counts = torch.bincount(logits.argmax(1), minlength=logits.shape[1])
-    histogram = (counts / max(len(logits), 1)).tolist()
-    return Predictions(float(entropy), math.log(logits.shape[1]), histogram)
+def _checkpoint(config: Config) -> Path:
+    if config.source.checkpoint is None:
+        raise ConfigError("source.checkpoint is not set")
+    return config.source.checkpoint
 
 
-def collapse_warning(predictions: Predictions, classes: Sequence[str]) -> str | None:
-    """What is suspicious about a source model's predictions on TI RGB images, if anything is."""
-    top = max(predictions.histogram)
-    advice = "are source.mean and source.std those that the model was trained with?"
-    if len(classes) > 1 and top > COLLAPSED_SHARE:
-        name = classes[predictions.histogram.index(top)]
-        return f"the source model calls {100 * top:.0f} % of the TI RGB images {name!r}: {advice}"
-    if predictions.entropy > NEARLY_UNIFORM * predictions.largest_entropy:
-        return (
-            f"the source model is unsure of the TI RGB images (mean entropy "
-            f"{predictions.entropy:.2f} nats of {predictions.largest_entropy:.2f}): {advice}"
-        )
-    return None
+def _architecture(config: Config, backbone: str) -> dict[str, Any]:
+    normalisation = normalisation_of(config.source)
+    return {
+        "backbone": backbone,
+        "classes": 0,
+        "width": config.source.width,
+        "bottleneck": 0,
+        "mean": normalisation.mean,
+        "std": normalisation.std,
+        "channel_order": config.source.channel_order,
+    }
+
+
+def _remarks(config: Config) -> tuple[str, ...]:
+    found = normalisation_of(config.source)
+    mean, std = (", ".join(f"{v:.3g}" for v in each) for each in (found.mean, found.std))
+    return (f"images are normalised with mean ({mean}), std ({std}): {found.origin}",)
+
+
+def _program(
+    config: Config, path: Path, network: nn.Module, classes: Sequence[str], size: int
+) -> Imported:
+    """A network without a name: what it does is written down, and no code of it is kept."""
+    program, state, weight, bias = record(network, size, str(path), config.source.features)
+    names = _outputs(config, path, len(weight), classes)
+    architecture = _architecture(config, "program")
+    architecture |= {"classes": len(names), "program": program}
+    model = Classifier(**architecture)
+    model.backbone.network.load_state_dict(state, strict=False)  # type: ignore[union-attr]
+    model.head.load_state_dict({"weight": weight, "bias": bias})
+    kept = list(classes) or names
+    _reorder(model, [names.index(name) for name in kept])
+    remark = f"{len(program['steps'])} operations of {path} were written down"
+    return Imported(
+        model.eval(), architecture, kept, sha256_file(path), (remark, *_remarks(config))
+    )
 
 
 def _own_model(config: Config, folder: Path, classes: Sequence[str]) -> Imported:

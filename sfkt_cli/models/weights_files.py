@@ -15,16 +15,22 @@ from torch import Tensor
 
 from sfkt_cli.errors import DataError
 
-STATE_DICT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+STATE_DICT_SUFFIXES = (".pth", ".pt", ".pts", ".pt2", ".bin", ".ckpt", ".tar", ".pkl")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
 """Keys under which training scripts put the state dict."""
 PREFIXES = ("module.", "_orig_mod.")
 """What data parallelism and torch.compile put in front of every name."""
+PICKLE = b"\x80"
+"""First byte of every pickle since Python 2.3."""
 SAVE_WEIGHTS = "torch.save(model.state_dict(), 'weights.pth')"
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, *, trust: bool = False) -> dict[str, Tensor]:
     """The tensors of a .safetensors file or of a state dict, float32, by their plain names.
+
+    Args:
+        path: The file.
+        trust: A pickle with more than tensors in it may run code.
 
     Raises:
         DataError: The file is missing or damaged, holds a program instead of tensors, or has
@@ -34,13 +40,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise DataError(f"source.checkpoint: {path} does not exist")
     if path.suffix == ".safetensors":
         tensors = _read_safetensors(path)
-    elif path.suffix == ".onnx":
-        raise DataError(
-            f"{path} is an ONNX file, and onnxruntime gives no gradients, which bridge needs: "
-            f"bring the weights of the PyTorch model instead, {SAVE_WEIGHTS}"
-        )
-    elif path.suffix in (*STATE_DICT_SUFFIXES, ".pt2", ".pkl"):
-        tensors = _unwrap(path, _read_torch(path))
+    elif path.suffix in STATE_DICT_SUFFIXES:
+        tensors = _unwrap(path, _read_torch(path, trust))
     else:
         raise DataError(
             f"{path} is no file of weights: expected .safetensors, or a state dict in "
@@ -60,37 +61,54 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise DataError(f"{path} is no intact .safetensors file: {error}") from None
 
 
-def _read_torch(path: Path) -> Any:
-    """Load with ``weights_only``; programs and whole pickled models are refused by name."""
-    _refuse_programs(path)
+def kind_of(path: Path) -> str | None:
+    """What a file of torch holds that can run code; None for tensors, and for other files.
+
+    Raises:
+        DataError: The file does not exist.
+    """
+    if not path.is_file():
+        raise DataError(f"source.checkpoint: {path} does not exist")
+    if path.suffix not in STATE_DICT_SUFFIXES:
+        return None
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            inside = [name.partition("/")[2] for name in file.namelist()]
+        if any(name.startswith("code/") or name == "constants.pkl" for name in inside):
+            return "a TorchScript program"
+        if any(name.startswith(("models/", "archive_format")) for name in inside):
+            return "an exported program"
+    elif _first_byte(path) != PICKLE:
+        return None
+    try:
+        _load_tensors(path)
+    except pickle.UnpicklingError:
+        return "a pickle with more than tensors in it"
+    except DataError:
+        pass  # damaged: who reads it says so
+    return None
+
+
+def _first_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1)
+
+
+def _load_tensors(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise DataError(
-            f"{path} holds a whole pickled model, and loading one runs code from the file: "
-            f"save the weights alone where the model comes from, {SAVE_WEIGHTS}"
-        ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         first = str(error).partition("\n")[0]
         raise DataError(f"{path} cannot be read as a state dict: {first}") from None
 
 
-def _refuse_programs(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as file:
-        inside = [name.partition("/")[2] for name in file.namelist()]
-    if any(name.startswith("code/") or name == "constants.pkl" for name in inside):
-        kind, load = "a TorchScript program", "torch.jit.load"
-    elif any(name.startswith(("models/", "archive_format")) for name in inside):
-        kind, load = "an exported program (.pt2)", "torch.export.load"
-    else:
-        return
-    raise DataError(
-        f"{path} is {kind}, and loading one can run any code. If you trust where it is from, take "
-        f"its weights out: model = {load}(...), then {SAVE_WEIGHTS}, and name the architecture "
-        "with source.backbone"
-    )
+def _read_torch(path: Path, trust: bool) -> Any:
+    if trust:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    try:
+        return _load_tensors(path)
+    except pickle.UnpicklingError:
+        raise DataError(f"{path} cannot be read: it is no file of weights") from None
 
 
 def _unwrap(path: Path, loaded: Any) -> dict[str, Tensor]:

@@ -14,11 +14,16 @@ from sfkt_cli.config import Config
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.batches import Stream
 from sfkt_cli.data.images import rgb_to_float
-from sfkt_cli.data.store import open_store
+from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.importing import collapse_warning, describe_predictions, import_source
+from sfkt_cli.models.collapse import collapse_warning, describe_predictions
+from sfkt_cli.models.importing import (
+    digest_of,
+    import_source,
+)
 from sfkt_cli.models.mixture import Mixture
+from sfkt_cli.models.preprocessing import normalisation_of
 from sfkt_cli.models.saving import CARD, load_model, save_model
 from sfkt_cli.runs import Run, Stage
 from sfkt_cli.training.batch_size import settle_batch_size
@@ -106,8 +111,13 @@ def check_image_size(model: nn.Module, backbone: str, size: int) -> None:
         ) from None
 
 
-def source(config: Config, run: Run) -> None:
+def source(config: Config, run: Run, *, trust: bool = False) -> None:
     """Train or import the source model; writes ``source/model.*``.
+
+    Args:
+        config: Settings.
+        run: A prepared run.
+        trust: The file of ``source.checkpoint`` may run code.
 
     Raises:
         RunError: There is neither source.h5 nor a checkpoint.
@@ -124,7 +134,7 @@ def source(config: Config, run: Run) -> None:
             "bring a model with --set source.checkpoint=FILE --set source.backbone=NAME"
         )
     if settings.checkpoint is not None:
-        _bring(config, run)
+        _bring(config, run, trust)
         return
     store = open_store(run.source_store)
     with run.open("source", config, {"source.h5": store.digest}) as stage:
@@ -132,13 +142,15 @@ def source(config: Config, run: Run) -> None:
             say(f"source: already done in {run.path('source')}")
             return
         runtime = make_runtime(config.runtime)
+        normalisation = normalisation_of(settings)
         architecture: dict[str, Any] = {
             "backbone": settings.backbone,
             "classes": len(store.classes),
             "width": settings.width,
             "bottleneck": settings.bottleneck,
-            "mean": settings.mean,
-            "std": settings.std,
+            "mean": normalisation.mean,
+            "std": normalisation.std,
+            "channel_order": settings.channel_order,
         }
         seed_all(config.seed, "source")
         model = Classifier(**architecture, pretrained=settings.weights == "imagenet")
@@ -155,31 +167,52 @@ def source(config: Config, run: Run) -> None:
             )
 
 
-def _bring(config: Config, run: Run) -> None:
+def trusted_source(config: Config, run: Run) -> None:
+    """:func:`source` of a user who says that the file of ``source.checkpoint`` may run code."""
+    source(config, run, trust=True)
+
+
+def _bring(config: Config, run: Run, trust: bool) -> None:
     """Take the model of ``source.checkpoint``, and look at what it says of the TI RGB images."""
     store = open_store(run.transfer_store)
-    brought = import_source(config, store.classes)
-    with run.open("source", config, {"checkpoint": brought.digest}) as stage:
-        if stage is None:
+    size = int(store["target/target"].shape[1])
+    digest = digest_of(config)
+    # A finished stage is not loaded again: the file may need trust, which is said once.
+    done = run.finished("source") and not run.force
+    brought = None if done else import_source(config, store.classes, size=size, trust=trust)
+    with run.open("source", config, {"checkpoint": digest}) as stage:
+        if stage is None or brought is None:
             say(f"source: already done in {run.path('source')}")
             return
         if not run.main:
             return
         runtime = replace(make_runtime(config.runtime), world=1)
         model = runtime.place(brought.model)
-        check_image_size(brought.model, config.source.backbone, store["target/target"].shape[1])
-        rgb = store["ti/rgb"][:LOOKED_AT]
-        _, logits = predict_rows(rgb, rgb_loader(runtime), model, runtime)
-        predictions = describe_predictions(logits)
-        warning = collapse_warning(predictions, brought.classes)
-        if warning:
-            warn(warning)
+        check_image_size(brought.model, config.source.backbone, size)
+        for remark in brought.remarks:
+            say(f"source: {remark}")
+        seen = _look(model, store, runtime, brought.classes)
         _write(stage, model, brought.architecture, brought.classes)
-        stage.finish(
-            seconds=0.0,
-            ti_rgb_entropy=predictions.entropy,
-            ti_rgb_histogram=predictions.histogram,
-        )
+        stage.finish(seconds=0.0, **seen)
+
+
+def _look(model: nn.Module, store: Store, runtime: Runtime, classes: list[str]) -> dict[str, Any]:
+    """Entropy and histogram of the predictions on TI RGB images; a warning if they collapse."""
+    rgb = store["ti/rgb"][:LOOKED_AT]
+    if not len(rgb):
+        return {}
+    _, logits = predict_rows(rgb, rgb_loader(runtime), model, runtime)
+    predictions = describe_predictions(logits)
+    shares = sorted(zip(predictions.histogram, classes, strict=True), reverse=True)
+    shown = ", ".join(f"{name} {share:.0%}" for share, name in shares[:6])
+    say(
+        f"source: on {len(rgb)} TI RGB images: mean entropy {predictions.entropy:.2f} of "
+        f"{predictions.largest_entropy:.2f} nats; {shown}"
+    )
+    warning = collapse_warning(predictions, classes)
+    if warning:
+        warn(warning)
+    return {"ti_rgb_entropy": predictions.entropy, "ti_rgb_histogram": predictions.histogram}
 
 
 def _mix(config: Config, run: Run) -> None:

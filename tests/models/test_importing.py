@@ -14,9 +14,9 @@ from torchvision import models
 from sfkt_cli.config import Config, build
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.importing import collapse_warning, describe_predictions, import_source
+from sfkt_cli.models.collapse import collapse_warning, describe_predictions
+from sfkt_cli.models.importing import import_source
 from sfkt_cli.models.saving import save_model
-from sfkt_cli.models.weights_files import read_weights
 
 CLASSES = ["box", "cone", "sphere"]
 
@@ -119,35 +119,6 @@ def test_a_checkpoint_with_other_shapes_names_them(tmp_path: Path, network: nn.M
         import_source(settings(tmp_path / "grey.pth"), CLASSES)
 
 
-class Planted:
-    """Runs code when it is unpickled."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (exec, ("raise SystemExit('planted code ran')",))
-
-
-def test_files_that_can_run_code_are_refused_unread(tmp_path: Path) -> None:
-    linear = nn.Linear(3, 2)
-    whole = tmp_path / "whole.pth"
-    torch.save(linear, whole)
-    planted = tmp_path / "planted.pt"
-    torch.save({"state_dict": Planted()}, planted)
-    program = tmp_path / "program.pt2"
-    torch.export.save(torch.export.export(linear, (torch.zeros(1, 3),)), program)
-    for path, what in ((whole, "whole pickled"), (planted, "whole pickled"), (program, ".pt2")):
-        with pytest.raises(DataError, match=what) as caught:
-            read_weights(path)
-        assert "torch.save(model.state_dict()" in str(caught.value)
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_torchscript_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "script.pt"
-    torch.jit.save(torch.jit.trace(nn.Linear(3, 2), torch.zeros(1, 3)), path)  # type: ignore[no-untyped-call]
-    with pytest.raises(DataError, match="TorchScript"):
-        read_weights(path)
-
-
 def test_damaged_and_foreign_files_are_errors_that_name_the_file(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(1000)}, tmp_path / "cut.pth")
     whole = (tmp_path / "cut.pth").read_bytes()
@@ -160,7 +131,7 @@ def test_damaged_and_foreign_files_are_errors_that_name_the_file(tmp_path: Path)
     names = ["cut.pth", "text.safetensors", "model.h5", "model.onnx", "empty.pth", "nan.pth"]
     for name in [*names, "absent.pth"]:
         with pytest.raises(DataError, match=name):
-            read_weights(tmp_path / name)
+            import_source(settings(tmp_path / name), CLASSES)
 
 
 def test_collapsed_predictions_are_noticed() -> None:
