@@ -400,6 +400,8 @@ class RuntimeConfig(BaseModel):
     """Use torch's deterministic algorithms."""
     checkpoint_seconds: float = Field(60.0, ge=0)
     """Write a resumable state at most this often."""
+    tensorboard: bool = False
+    """Also write each epoch for TensorBoard, into <stage>/tensorboard (extra sfkt[tensorboard])."""
 
 
 class EvaluateConfig(BaseModel):

@@ -23,7 +23,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    SpinnerColumn,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -140,9 +139,14 @@ def _plain(value: Any) -> Any:
 
 
 class Tracker:
-    """Progress of one long task; make it with :func:`track`."""
+    """Progress of one long task; make it with :func:`track`.
 
-    def __init__(self, title: str, total: int, unit: str) -> None:
+    Attributes:
+        note: Shown before the note of each step, such as the score of the epoch before.
+    """
+
+    def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
+        self.note = ""
         self._unit = unit
         self._title = title
         self._started = time.monotonic()
@@ -150,27 +154,26 @@ class Tracker:
         self._bar: Progress | None = None
         if console.is_terminal and not console.quiet:
             self._bar = Progress(
-                SpinnerColumn(),
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=min(max((console.width - 72) // 2, 6), 40)),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[note]}", style="dim"),
                 console=console,
                 transient=True,
             )
             self._bar.start()
-            self._task = self._bar.add_task(title, total=total, rate="", note="")
+            self._task = self._bar.add_task(title, total=total, completed=done, rate="", note="")
 
     def advance(self, steps: int = 1, count: int = 0, note: str = "") -> None:
         """Go on by some steps; ``count`` images passed in them; ``note`` is shown beside."""
         self._counted += count
         if self._bar is not None:
             rate = self._counted / max(time.monotonic() - self._started, 1e-9)
-            self._bar.update(
-                self._task, advance=steps, rate=f"{rate:,.0f} {self._unit}/s", note=note
-            )
+            shown = f"{rate:,.0f} {self._unit}/s"
+            both = "  ".join(filter(None, (self.note, note)))
+            self._bar.update(self._task, advance=steps, rate=shown, note=both)
 
     def report(self, message: str) -> None:
         """Print a line that stays."""
@@ -183,9 +186,9 @@ class Tracker:
 
 
 @contextlib.contextmanager
-def track(title: str, total: int, unit: str = "images") -> Iterator[Tracker]:
-    """Show the progress of a task of ``total`` steps."""
-    tracker = Tracker(title, total, unit)
+def track(title: str, total: int, unit: str = "images", done: int = 0) -> Iterator[Tracker]:
+    """Show the progress of a task of ``total`` steps, some of which may be done already."""
+    tracker = Tracker(title, total, unit, done)
     try:
         yield tracker
     finally:

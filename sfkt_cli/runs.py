@@ -96,7 +96,7 @@ class Stage:
         }
         write_json(self.folder / "done.json", record)
         shutil.rmtree(self.checkpoint, ignore_errors=True)
-        console.log(f"done after {record['seconds']} s")
+        console.log(f"done after {console.duration(record['seconds'])}")
         console.event("finished", **_outcome(self.folder, record))
 
 

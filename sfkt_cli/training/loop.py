@@ -22,6 +22,7 @@ from sfkt_cli.console import Tracker, duration, event, say, terms_text, track, w
 from sfkt_cli.errors import Interrupted, RunError
 from sfkt_cli.files import write_text
 from sfkt_cli.training.checkpoint import load_state, save_state
+from sfkt_cli.training.curves import tensorboard_curves
 from sfkt_cli.training.runtime import Runtime, seed_all
 
 Batch = dict[str, Tensor]
@@ -157,8 +158,12 @@ def fit(
     total = plan.epochs * plan.steps
     started = last_saved = time.monotonic()
     first = progress.epoch
-    with _catch_signals(stopped), track(plan.title, total) as tracker:
-        tracker.advance(progress.epoch * plan.steps + progress.step)
+    shown = runtime.main and not plan.quiet
+    with (
+        _catch_signals(stopped),
+        track(plan.title, total, done=first * plan.steps + progress.step) as tracker,
+        tensorboard_curves(plan.folder, first, runtime.tensorboard and shown) as draw,
+    ):
         for epoch in range(progress.epoch, plan.epochs):
             if plan.patience and progress.epoch - progress.best_epoch > plan.patience:
                 say(f"{plan.title}: no better {plan.select} in {plan.patience} epochs, stopped")
@@ -214,6 +219,8 @@ def fit(
                 best = _snapshot(keep)
             progress.epoch, progress.step, progress.totals = epoch + 1, 0, {}
             if runtime.main:
+                draw(epoch + 1, _terms(row, found), found)
+                tracker.note = terms_text({plan.select: score} if plan.select else found)
                 if not plan.quiet:
                     left = (time.monotonic() - started) / (epoch + 1 - first)
                     _report(plan, row, found, left * (plan.epochs - epoch - 1), tracker)
@@ -296,6 +303,12 @@ def _row(
     }
 
 
+def _terms(row: Mapping[str, float], scores: Mapping[str, float]) -> dict[str, float]:
+    """The loss terms of a row of metrics."""
+    known = ("epoch", "seconds", "learning_rate", *scores)
+    return {name: value for name, value in row.items() if name not in known}
+
+
 def _report(
     plan: Plan,
     row: Mapping[str, float],
@@ -304,8 +317,7 @@ def _report(
     tracker: Tracker,
 ) -> None:
     """Tell people and scripts of an epoch: terms, scores, rate, and how long the rest will take."""
-    known = ("epoch", "seconds", "learning_rate", *scores)
-    terms = {name: value for name, value in row.items() if name not in known}
+    terms = _terms(row, scores)
     rate = row["epoch"] * plan.steps * plan.images / max(row["seconds"], 1e-9)
     tracker.report(
         f"{int(row['epoch'])}/{plan.epochs}  {terms_text({**terms, **scores})}  "

@@ -31,6 +31,7 @@ class Runtime:
         rank: Number of this process.
         world: Number of processes.
         sync_batchnorm: Whether batch statistics are taken over all processes.
+        tensorboard: Whether epochs are written for TensorBoard, too.
     """
 
     device: torch.device
@@ -38,6 +39,7 @@ class Runtime:
     rank: int = 0
     world: int = 1
     sync_batchnorm: bool = False
+    tensorboard: bool = False
 
     @property
     def main(self) -> bool:
@@ -223,7 +225,7 @@ def make_runtime(config: RuntimeConfig) -> Runtime:
         torch.set_num_threads(max((os.cpu_count() or 1) // here, 1))
     torch.use_deterministic_algorithms(config.deterministic)
     precision = _precision(config.precision, device)
-    return Runtime(device, precision, rank, world, config.sync_batchnorm)
+    return Runtime(device, precision, rank, world, config.sync_batchnorm, config.tensorboard)
 
 
 def _precision(name: str, device: torch.device) -> torch.dtype:

@@ -1,0 +1,41 @@
+"""Epochs for TensorBoard: what was trained, once each, also over an interruption."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfkt_cli.errors import ConfigError
+from sfkt_cli.training.curves import FOLDER, tensorboard_curves
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with (
+        pytest.raises(ConfigError, match=r"pip install 'sfkt\[tensorboard\]'"),
+        tensorboard_curves(tmp_path, 0, wanted=True),
+    ):
+        pass
+    with tensorboard_curves(tmp_path, 0, wanted=False) as draw:
+        draw(1, {"rec": 1.0}, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_epochs_that_are_repeated_count_once(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of protobuf and numpy, below tensorboard
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    for first, epochs in ((0, (1, 2, 3)), (1, (2, 3))):
+        with tensorboard_curves(tmp_path, first, wanted=True) as draw:
+            for epoch in epochs:
+                draw(epoch, {"rec": 1.0 / epoch}, {"ti_agreement": 0.1 * epoch + first})
+    read: Any = EventAccumulator(str(tmp_path / FOLDER))
+    read.Reload()
+    assert set(read.Tags()["scalars"]) == {"terms/rec", "scores/ti_agreement"}
+    found = {each.step: each.value for each in read.Scalars("scores/ti_agreement")}
+    assert found == pytest.approx({1: 0.1, 2: 1.2, 3: 1.3})
