@@ -89,7 +89,9 @@ def fingerprint(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if not path.is_file() or path.suffix in (".md", ".html") or name == "begun.json":
+        if not path.is_file() or path.suffix in (".md", ".html"):
+            continue
+        if path.name in ("begun.json", "log.txt"):
             continue
         if path.suffix == ".h5":
             found[name] = open_store(path).digest
