@@ -393,6 +393,8 @@ def explain(error: Exception) -> tuple[str | None, int]:
         name = re.sub(r"\.([^/]+)\.\d+\.partial$", r"\1", str(error.filename or "a file"))
         if error.errno == errno.ENOSPC:
             return f"the disk is full, {name} was not written: make room", 1
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            return f"{name}: {error.strerror}: choose a place that you may write to with --run", 1
         if error.errno is not None:
             return f"{name}: {error.strerror}", 1
     torch = sys.modules.get("torch")  # only asked where it is loaded already

@@ -45,7 +45,8 @@ class TargetValues:
         """
         if self.modality == "depth" and values.ndim == 3:
             raise DataError(
-                f"{name} holds {describe_values(values)}, depth has one: is it an RGB image?"
+                f"{name} holds {describe_values(values)}, depth has one: "
+                "is it an RGB image, or are rgb and target swapped?"
             )
         stored = self._depth(values, name) if self.stored_unit == "mm" else self._raw(values, name)
         channels = stored.shape[2] if stored.ndim == 3 else 1

@@ -173,10 +173,15 @@ def _find_head(path: Path, state: Mapping[str, Tensor], model: Classifier, backb
         if name not in known and name.endswith(".weight") and value.shape[1:] == (features,)
     ]
     if len(found) != 1:
-        heads = ", ".join(found) or "none"
+        linear = [
+            f"{name.removesuffix('.weight')} with {value.shape[1]}"
+            for name, value in state.items()
+            if name.endswith(".weight") and value.ndim == 2
+        ]
+        hint = "say which with source.features" if found else "which architecture is it?"
         raise ConfigError(
             f"{path} does not fit source.backbone = {backbone!r}: its last layer should be linear "
-            f"with {features} inputs, found {heads}"
+            f"with {features} inputs, found {', '.join(found or linear[-1:]) or 'none'}; {hint}"
         )
     return found[0]
 

@@ -108,7 +108,9 @@ def _read_torch(path: Path, trust: bool) -> Any:
     try:
         return _load_tensors(path)
     except pickle.UnpicklingError:
-        raise DataError(f"{path} cannot be read: it is no file of weights") from None
+        raise DataError(
+            f"{path} cannot be read: it is no file of weights; write one with {SAVE_WEIGHTS}"
+        ) from None
 
 
 def _unwrap(path: Path, loaded: Any) -> dict[str, Tensor]:

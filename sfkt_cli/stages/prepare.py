@@ -137,5 +137,8 @@ def _write_stores(plan: Plan, stage: Stage) -> dict[str, list[Seen]]:
                 seen[part][first : first + len(done.seen)] = done.seen
                 tracker.advance(len(done.seen), len(done.seen))
     except OSError as error:
-        raise RunError(f"{stage.folder} cannot be written: {error.strerror or error}") from None
+        reason = error.strerror or error
+        raise RunError(
+            f"{stage.folder} cannot be written: {reason}: make room, or choose another with --run"
+        ) from None
     return seen
