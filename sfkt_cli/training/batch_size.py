@@ -114,7 +114,10 @@ def _reckon(
 
     A CPU does not refuse memory, it kills; so this is not tried.
     """
-    few, more = (_kept(objective, batch_of(min(size, most)), runtime) for size in (4, 8))
+    few, more = (
+        kept_bytes(lambda size=size: _step(objective, batch_of(min(size, most)), runtime))  # type: ignore[misc]
+        for size in (4, 8)
+    )
     row = max((more - few) / 4, 1.0) * TRANSIENT
     room = SHARE * free_memory() / runtime.world
     size = most
@@ -123,8 +126,8 @@ def _reckon(
     return size
 
 
-def _kept(objective: nn.Module, batch: Any, runtime: Runtime) -> int:
-    """Bytes that the forward pass keeps for the backward pass."""
+def kept_bytes(work: Callable[[], object]) -> int:
+    """Bytes that forward passes in some work keep for backward passes; it is done once."""
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -133,5 +136,5 @@ def _kept(objective: nn.Module, batch: Any, runtime: Runtime) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        _step(objective, batch, runtime)
+        work()
     return sum(storages.values())

@@ -1,0 +1,88 @@
+"""One training step of each stage on made-up images: what `doctor --cost` counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfkt_cli.config import Config
+from sfkt_cli.data.images import Encoding, encode, rgb_to_float
+from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.models.translators import make_translator
+from sfkt_cli.training.optimizers import classifier_optimizer, translator_optimizer
+from sfkt_cli.training.runtime import choose_device
+
+COUNTED = 8
+"""Samples in the batch whose operations are counted."""
+CLASSES = 10
+
+
+class Workload:
+    """The networks of a configuration, untrained, and one step of each stage.
+
+    Args:
+        config: Settings; ``image_size`` as prepared.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.device = choose_device(config.runtime)
+        self.encoding = Encoding("normals", 500.0, 4000.0, channels=1, missing=True)
+        source = config.source
+        sizes: dict[str, Any] = {
+            "backbone": source.backbone, "classes": CLASSES, "width": source.width,
+            "bottleneck": source.bottleneck, "mean": source.mean, "std": source.std,
+        }  # fmt: skip
+        self.model = self._place(Classifier(**sizes)).train()
+        self.frozen = freeze(self._place(Classifier(**sizes)))
+        more = {"codes": config.vqgan.codes} if config.bridge.translator == "vqgan" else {}
+        translator = make_translator(
+            config.bridge.translator, channels=3, width=config.bridge.width, **more
+        )
+        self.translator = self._place(translator).train()
+        self._of_model = classifier_optimizer(self.model, 1e-9, 1.0, 0.0)
+        self._of_translator = translator_optimizer([self.translator], 1e-9)
+        side = (COUNTED, config.image_size, config.image_size)
+        self.rgb = torch.randint(0, 255, (*side, 3), device=self.device).byte()
+        self.target = torch.randint(1, 4000, side, device=self.device).to(torch.int32)
+
+    def source_step(self) -> None:
+        """A step of the source model."""
+        _, logits = self.model(rgb_to_float(self.rgb))
+        _descend(logits.square().mean(), self._of_model)
+
+    def source_look(self) -> None:
+        """A look at images through a classifier."""
+        with torch.inference_mode():
+            self.frozen(rgb_to_float(self.rgb))
+
+    def bridge_step(self) -> None:
+        """A step of the translator, through the frozen source model."""
+        rgb = rgb_to_float(self.rgb)
+        bridged = self.translator(encode(self.target, self.encoding))
+        with torch.no_grad():
+            partners = self.frozen.features(rgb)
+        features = self.frozen.features(bridged)
+        loss = (features - partners).square().mean() + (bridged - rgb).square().mean()
+        _descend(loss, self._of_translator)
+
+    def bridge_look(self) -> None:
+        """A look at target images through the translator and the source model."""
+        with torch.inference_mode():
+            self.frozen(self.translator(encode(self.target, self.encoding)))
+
+    def transfer_step(self) -> None:
+        """A step of the student on TR and TI images."""
+        _, logits = self.model(encode(self.target, self.encoding))
+        features = self.model.features(encode(self.target, self.encoding))
+        _descend(logits.square().mean() + features.square().mean(), self._of_model)
+
+    def _place(self, module: Any) -> Any:
+        return module.to(self.device, memory_format=torch.channels_last)
+
+
+def _descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()

@@ -1,0 +1,94 @@
+"""Paper arithmetic: FLOPs as counted by hand, and an estimate near what is measured."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from statistics import median
+
+import pytest
+import torch
+from torch import nn
+
+from sfkt_cli.config import Config, build
+from sfkt_cli.errors import ConfigError
+from sfkt_cli.stages.cost import Counts, stage_costs, tell_cost, this_machine
+from sfkt_cli.stages.workload import COUNTED, Workload
+from sfkt_cli.training.devices import PEAKS, named_machine
+from sfkt_cli.training.roofline import cost_of, operations_of
+
+CPU = {"runtime": {"gpus": 0}}
+
+
+def test_operations_are_those_of_a_convolution() -> None:
+    conv = nn.Conv2d(4, 8, 3, padding=1, bias=False)
+    images = torch.rand(2, 4, 10, 10)
+    forward = 2 * 2 * 8 * 10 * 10 * 4 * 9
+    found = operations_of(lambda: conv(images))
+    assert sum(each.flops for each in found) == forward
+    moved = 4 * (images.numel() + conv.weight.numel() + 2 * 8 * 100)
+    assert sum(each.moved for each in found) == moved
+    both = operations_of(lambda: conv(images).sum().backward())
+    assert sum(each.flops for each in both) == 2 * forward
+
+
+def test_time_is_the_longer_of_computing_and_moving() -> None:
+    machine = named_machine("rtx 4090")
+    operations = operations_of(lambda: torch.ones(1000) + 1.0)
+    cost = cost_of(operations, machine)
+    assert cost.transfer == pytest.approx(cost.moved / machine.bandwidth)
+    assert cost.compute == 0
+    assert cost_of(operations, machine, 3.0).moved == 3 * cost.moved
+    assert (cost + cost * 2).seconds == pytest.approx(3 * cost.seconds)
+
+
+def test_every_named_device_is_known() -> None:
+    assert [named_machine(name).name for name in PEAKS] == list(PEAKS)
+
+
+def test_a_named_device_takes_some_time() -> None:
+    costs = stage_costs(Config(), Counts(1000, 2000, 1000), named_machine("T4"))
+    assert [cost.stage for cost in costs] == ["source", "bridge", "transfer"]
+    for cost in costs:
+        assert 0 < cost.step.seconds < cost.whole.seconds < 3600
+        assert 0 < cost.memory < 8e9
+
+
+def test_an_unknown_device_and_an_unprepared_data_set_are_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "my.yaml"
+    file.write_text("dataset: sun-rgbd\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="choose one of H200"):
+        tell_cost(file, {}, "abacus")
+    with pytest.raises(ConfigError, match="sfkt prepare sun-rgbd"):
+        tell_cost(file, {}, "H100")
+    assert tell_cost(file, {"dataset": "synthetic"}, "H100")["stages"][0]["stage"] == "source"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["source", "bridge", "transfer"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"image_size": 64, "source": {"backbone": "resnet18"}, "runtime": {"batch_size": 32}}],
+)
+def test_the_estimate_is_near_the_measured_cpu_time(
+    stage: str, settings: dict[str, object]
+) -> None:
+    config = build(settings, CPU)
+    costs = stage_costs(config, Counts(1000, 1000, 1000), this_machine(config))
+    estimate = next(cost.step.seconds for cost in costs if cost.stage == stage)
+    work = Workload(config)
+    assert not isinstance(config.runtime.batch_size, str)
+    for name in ("rgb", "target"):
+        images = getattr(work, name)
+        repeats = [config.runtime.batch_size // COUNTED] + [1] * (images.ndim - 1)
+        setattr(work, name, images.repeat(*repeats))
+    step = getattr(work, f"{stage}_step")
+    times = []
+    for _ in range(6):
+        began = time.thread_time()
+        step()
+        times.append(time.thread_time() - began)
+    assert 1 / 1.5 < estimate / median(times[1:]) < 1.5
