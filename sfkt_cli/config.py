@@ -401,7 +401,7 @@ class RuntimeConfig(BaseModel):
     checkpoint_seconds: float = Field(60.0, ge=0)
     """Write a resumable state at most this often."""
     tensorboard: bool = False
-    """Also write each epoch for TensorBoard, into <stage>/tensorboard (extra sfkt[tensorboard])."""
+    """Also write each epoch for TensorBoard, below the stage's folder (extra sfkt[tensorboard])."""
 
 
 class EvaluateConfig(BaseModel):

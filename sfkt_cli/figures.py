@@ -19,6 +19,7 @@ from sfkt_cli.files import replacing
 
 Numbers = NDArray[Any]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+HATCHES = ("", "//", "..", "xx")
 LINES = ("-", "--", "-.", ":")
 POINTS = ("o", "^", "s", "D", "v", "P", "X")
 INK = "#1b1f24"
@@ -66,6 +67,38 @@ def draw_confusion(path: Path, panels: Mapping[str, Numbers], classes: Sequence[
                     color="black" if value > 55 else "white",
                 )  # fmt: skip
     axes[0][0].set_ylabel("true")
+    _save(figure, path)
+
+
+def draw_class_bars(
+    path: Path, methods: Mapping[str, Sequence[float | None]], classes: Sequence[str]
+) -> None:
+    """Accuracy of each class as bars, one a method, told apart by hatching, too.
+
+    Args:
+        path: The PNG.
+        methods: Name to the fraction of each class; None where a class has no images.
+        classes: Their names.
+    """
+    wide = min(max(5.5, 0.9 * len(classes) + 1.5), 20.0)
+    figure, axes = _figure(1, 1, (wide, 3.2))
+    axis, width = axes[0][0], 0.8 / max(len(methods), 1)
+    for number, (name, shares) in enumerate(methods.items()):
+        places = [place - 0.4 + (number + 0.5) * width for place in range(len(classes))]
+        heights = [np.nan if share is None else 100 * share for share in shares]
+        axis.bar(
+            places, heights, 0.9 * width, label=name, color=COLOURS[number % len(COLOURS)],
+            hatch=HATCHES[number % len(HATCHES)], edgecolor="white", linewidth=0,
+        )  # fmt: skip
+    few = len(classes) <= 8
+    axis.set_xticks(
+        range(len(classes)), [_short(name, 14) for name in classes], fontsize=8,
+        rotation=0 if few else 60, ha="center" if few else "right",
+    )  # fmt: skip
+    axis.set(ylim=(0, 100), ylabel="accuracy %")
+    axis.grid(axis="y", linewidth=0.4, alpha=0.6)
+    axis.set_axisbelow(True)
+    figure.legend(frameon=False, fontsize=8, ncols=len(methods), loc="outside upper left")
     _save(figure, path)
 
 

@@ -88,7 +88,7 @@ def sections(
         found.append(classes(rows, evidence))
         return tuple(section for section in found if section is not None)
     found += [bridge_quality(evidence, run, folder), *galleries.tr_gallery(evidence, folder)]
-    found += [classes(rows, evidence), *confusion(evidence, folder)]
+    found += [classes(rows, evidence, folder), *confusion(evidence, folder)]
     found += [*reliability(evidence, folder), *galleries.worst_errors(evidence, folder)]
     found += [*feature_map(evidence, folder), *curves(run, folder)]
     return tuple(section for section in found if section is not None)
@@ -196,8 +196,8 @@ def bridge_quality(evidence: Evidence, run: Run, folder: Path) -> Section | None
     )
 
 
-def classes(rows: Sequence[Row], evidence: Evidence) -> Section | None:
-    """Accuracy of each class."""
+def classes(rows: Sequence[Row], evidence: Evidence, folder: Path | None = None) -> Section | None:
+    """Accuracy of each class; with a folder for pictures also as bars."""
     split = evidence.main_split
     if split is None:
         return None
@@ -208,7 +208,14 @@ def classes(rows: Sequence[Row], evidence: Evidence) -> Section | None:
         for k, name in enumerate(evidence.classes)
     ]
     header = ("class", "n", *(row.method for row in here))
-    return Section(f"Accuracy by class, {split.name} split (%)", (), header, tuple(cells))
+    title = f"Accuracy by class, {split.name} split (%)"
+    if folder is None:
+        return Section(title, (), header, tuple(cells))
+    shown = shown_methods(evidence)
+    bars = {row.method: row.class_accuracy for row in here if row.method in shown}
+    figures.draw_class_bars(folder / "classes.png", bars, evidence.classes)
+    caption = "The same as bars: " + ", ".join(bars) + ", from left to right in each class."
+    return Section(title, (), header, tuple(cells), "classes.png", caption)
 
 
 def confusion(evidence: Evidence, folder: Path) -> list[Section]:
