@@ -308,8 +308,9 @@ class TgktConfig(OptimiserConfig):
     reliability: tuple[Literal["confidence", "agreement", "valid"], ...] = ()
     """What weighs each image in L_KL and L_self (ours): the teacher's confidence, agreement of
     student and bridge, share of valid target pixels; several are multiplied."""
-    balance: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """0: the teacher's class frequencies are as predicted; 1: all classes alike (ours)."""
+    balance: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """0: the teacher's class frequencies are as predicted; 1: all classes alike (ours). Above 0
+    only where the classes are known to be about equally frequent."""
 
 
 class DistillConfig(OptimiserConfig):

@@ -50,7 +50,7 @@ STAGE_FIELDS: dict[str, tuple[str, ...]] = {
     "source": ("seed", "training", "source", "runtime.batch_size"),
     "bridge": ("seed", "encoding", "training", "bridge", "runtime.batch_size"),
     "transfer": ("seed", "encoding", "training", "transfer", "runtime.batch_size"),
-    "evaluate": ("seed", "training", "evaluate"),
+    "evaluate": ("seed", "training", "evaluate", "tgkt.balance"),
 }
 """The settings that decide what a stage writes; the others may change between runs of it."""
 READS: dict[str, tuple[str, ...]] = {

@@ -170,18 +170,21 @@ def mutual_information(probabilities: Numbers) -> float:
     return float(-(mean * np.log(np.maximum(mean, TINY))).sum() - each)
 
 
-def balanced_geometric_mean(views: list[Numbers], priors: list[Numbers]) -> Floats:
+def balanced_geometric_mean(
+    views: list[Numbers], priors: list[Numbers], strength: float = 1.0
+) -> Floats:
     """Class-balanced geometric mean of several predictions of the same samples.
 
-    p_nk ~ (prod_v p^v_nk / m^v_k)^(1/V), where m^v is view v's mean prediction on unlabelled
+    p_nk ~ (prod_v p^v_nk / (m^v_k)^s)^(1/V), where m^v is view v's mean prediction on unlabelled
     target images: a class that a view names too often counts less.
 
     Args:
         views: V arrays (N, K).
         priors: V arrays (K,), m of each view.
+        strength: s in [0, 1]; 0: the plain geometric mean.
     """
     logs = [
-        np.log(np.maximum(view, TINY)) - np.log(np.maximum(prior, TINY))
+        np.log(np.maximum(view, TINY)) - strength * np.log(np.maximum(prior, TINY))
         for view, prior in zip(views, priors, strict=True)
     ]
     return softmax(np.mean(logs, axis=0))

@@ -7,9 +7,9 @@
     L_self  cross-entropy with pseudo-labels, refreshed each epoch  arXiv:2401.05014, SHOT
     L_IM    certain and diverse predictions on x_target^TR          ours, from SHOT
 
-The paper's teacher is the source model on translated images. Ours starts as that, class-balanced;
-after a warm-up it is the class-balanced geometric mean of that view and the student's own, which
-err on different images, refreshed each epoch.
+The paper's teacher is the source model on translated images. Ours starts as that; after a warm-up
+it is the geometric mean of that view and the student's own, which err on different images,
+refreshed each epoch. ``tgkt.balance`` moves its class frequencies towards equal ones.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
             outcomes[contender.method] = gathering.ask(contender, splits, pairs, runtime)
             tracker.advance(1, 1, contender.method)
     if "tgkt" in outcomes and "bridge-only" in outcomes:
-        joint = gathering.ensemble(outcomes["tgkt"], outcomes["bridge-only"])
+        joint = gathering.ensemble(outcomes["tgkt"], outcomes["bridge-only"], config.tgkt.balance)
         outcomes[joint.contender.method] = joint
     evidence = Evidence(config, store, models, splits, outcomes, pairs, runtime)
     _add_bounds(evidence, run, stage)

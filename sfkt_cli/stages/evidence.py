@@ -162,10 +162,11 @@ def without_labels(said: Numbers) -> dict[str, float]:
     return found
 
 
-def ensemble(student: Outcome, bridge: Outcome) -> Outcome:
+def ensemble(student: Outcome, bridge: Outcome, balance: float) -> Outcome:
     """Both views of a target image: the student on it, the source model on its translation.
 
-    Their class-balanced geometric mean; the priors come from the unlabelled target images.
+    Their geometric mean, class-balanced as the teacher of tgkt is (``tgkt.balance``); the priors
+    come from the unlabelled target images.
     """
     views = (student, bridge)
     costs = [view.contender for view in views]
@@ -187,7 +188,7 @@ def ensemble(student: Outcome, bridge: Outcome) -> Outcome:
     priors = [view.probabilities[base].mean(axis=0) for view in views]
     for name in student.probabilities:
         joint.probabilities[name] = scores.balanced_geometric_mean(
-            [view.probabilities[name] for view in views], priors
+            [view.probabilities[name] for view in views], priors, balance
         )
     if "target" in joint.probabilities:
         joint.label_free = without_labels(joint.probabilities["target"])

@@ -55,7 +55,7 @@ def facts(evidence: Evidence, rows: Sequence[Row]) -> tuple[str, ...]:
     )
     if "tgkt+bridge" in evidence.outcomes:
         found.append(
-            "tgkt+bridge: class-balanced geometric mean of tgkt and bridge-only, at the cost of "
+            "tgkt+bridge: geometric mean of tgkt and bridge-only, at the cost of "
             "both for every image"
         )
     return tuple(found)
