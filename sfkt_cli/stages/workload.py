@@ -32,7 +32,7 @@ class Workload:
         source = config.source
         sizes: dict[str, Any] = {
             "backbone": source.backbone, "classes": CLASSES, "width": source.width,
-            "bottleneck": source.bottleneck, "mean": source.mean, "std": source.std,
+            "bottleneck": source.bottleneck, "mean": (0.5,) * 3, "std": (0.2,) * 3,
         }  # fmt: skip
         self.model = self._place(Classifier(**sizes)).train()
         self.frozen = freeze(self._place(Classifier(**sizes)))

@@ -337,8 +337,11 @@ def _snapshot(module: nn.Module) -> dict[str, Any]:
 def _ahead(
     batches: Callable[[int, int], Batch], epoch: int, first: int, steps: int
 ) -> Iterator[tuple[int, Batch]]:
-    """Steps and their batches, each batch made while the one before is being used."""
-    with ThreadPoolExecutor(1) as pool:
+    """Steps and their batches, each batch made while the one before is being used.
+
+    One thread makes them, without helpers of torch's own that would take cores from the step.
+    """
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         coming = pool.submit(batches, epoch, first)
         for step in range(first, steps):
             batch = coming.result()
