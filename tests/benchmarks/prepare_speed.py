@@ -1,6 +1,6 @@
 """How fast is prepare, against bare decoding and resizing by the same processes; and its memory.
 
-    python tests/benchmarks/prepare_speed.py
+    python -m tests.benchmarks --only prepare_speed
 
 makes 2,000 JPEG + 16-bit PNG pairs of 640 x 480 pixels, times both in turn, and prints the ratio.
 """
@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,6 +25,7 @@ from sfkt_cli.data.readers import read_archive
 from sfkt_cli.data.records import Record
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.prepare import prepare
+from tests.benchmarks.measuring import Row
 
 PAIRS = 2000
 SIZE = 224
@@ -65,8 +64,9 @@ def bare(loader: FileLoader, records: list[Record]) -> int:
     )
 
 
-def run(pairs: int = PAIRS, rounds: int = ROUNDS) -> list[dict[str, Any]]:
-    """Measure both, in turn, and return rows of name, value, unit and target."""
+def run(quick: bool) -> list[Row]:
+    """Measure both, in turn."""
+    pairs, rounds = (200, 1) if quick else (PAIRS, ROUNDS)
     folder = Path(tempfile.mkdtemp(prefix="sfkt-bench-"))
     try:
         make_pairs(folder / "archive", pairs)
@@ -75,7 +75,7 @@ def run(pairs: int = PAIRS, rounds: int = ROUNDS) -> list[dict[str, Any]]:
         shutil.rmtree(folder)
 
 
-def _measure(folder: Path, pairs: int, rounds: int) -> list[dict[str, Any]]:
+def _measure(folder: Path, pairs: int, rounds: int) -> list[Row]:
     settings = {"dataset": "folders", "image_size": SIZE, "classes": {"tr": ["thing"]}}
     config = build(settings, {"prepare": {"root": str(folder / "archive")}})
     ours, reference = [], []
@@ -86,11 +86,11 @@ def _measure(folder: Path, pairs: int, rounds: int) -> list[dict[str, Any]]:
     cpu_ratio = _cpu_ratio(config, folder)
     ratio = float(np.median([b / o for o, b in zip(ours, reference, strict=True)]))
     return [
-        _row("bare decode and resize", pairs / min(reference), "pairs/s", ""),
-        _row("prepare", pairs / min(ours), "pairs/s", ""),
-        _row("prepare / bare", 100 * ratio, "%", ">= 85"),
-        _row("prepare / bare, CPU time", 100 * cpu_ratio, "%", ">= 85"),
-        _row("peak memory of all processes", memory.peak_mb, "MB", "< 600"),
+        Row("bare decode and resize", pairs / min(reference), "pairs/s", ""),
+        Row("prepare", pairs / min(ours), "pairs/s", ""),
+        Row("prepare / bare", 100 * ratio, "%", ">= 85"),
+        Row("prepare / bare, CPU time", 100 * cpu_ratio, "%", ">= 85"),
+        Row("peak memory of all processes", memory.peak_mb, "MB", "< 600"),
     ]
 
 
@@ -159,13 +159,3 @@ def _proportional_kb(process: int) -> int:
     except OSError:
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-
-
-def _row(name: str, value: float, unit: str, target: str) -> dict[str, Any]:
-    return {"name": name, "value": round(value, 1), "unit": unit, "target": target}
-
-
-if __name__ == "__main__":
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else PAIRS
-    for line in run(count, 1 if count > PAIRS else ROUNDS):
-        print(f"{line['name']:32} {line['value']:>10} {line['unit']:8} {line['target']}")

@@ -1,0 +1,48 @@
+"""The estimate of `sfkt doctor --cost` for one step, over the measured one, on this CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sfkt_cli.config import Config, build
+from sfkt_cli.stages.cost import Counts, stage_costs, this_machine
+from sfkt_cli.stages.workload import COUNTED, Workload
+from tests.benchmarks.measuring import Row, ratio_row, seconds, time_row
+
+CASES: dict[str, dict[str, Any]] = {
+    "small, 48 px, 64 images": {},
+    "resnet18, 64 px, 32 images": {
+        "image_size": 64, "source": {"backbone": "resnet18"}, "runtime": {"batch_size": 32},
+    },
+}  # fmt: skip
+
+
+def run(quick: bool) -> list[Row]:
+    """Every stage of two networks; the machine is measured anew before each measured step."""
+    rounds = 5 if quick else 9
+    rows = []
+    for title, changes in CASES.items():
+        config = build(changes, {"runtime": {"gpus": 0}})
+        for stage in ("source", "bridge", "transfer"):
+            step = _step(config, stage)
+            step()
+            estimated, measured = [], []
+            for _ in range(rounds):
+                costs = stage_costs(config, Counts(1000, 1000, 1000), this_machine(config))
+                estimated.append(next(cost.step.seconds for cost in costs if cost.stage == stage))
+                measured.append(seconds(step))
+            rows += [
+                time_row(f"{stage} step, {title}", measured),
+                ratio_row(f"estimate / {stage} step, {title}", estimated, measured, "1/1.5 .. 1.5"),
+            ]
+    return rows
+
+
+def _step(config: Config, stage: str) -> Any:
+    work = Workload(config)
+    assert isinstance(config.runtime.batch_size, int)
+    work.rgb, work.target = (
+        images.repeat(config.runtime.batch_size // COUNTED, *[1] * (images.ndim - 1))
+        for images in (work.rgb, work.target)
+    )
+    return getattr(work, f"{stage}_step")

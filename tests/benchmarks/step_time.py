@@ -1,0 +1,166 @@
+"""Step time of bridge and transfer over that of the bare networks on tensors in memory.
+
+Both alternate in one process: some bare steps, then as many of the real stage's, through the real
+training loop, batches from the store on disk, augmentation and encoding included. The bare step is
+forward, backward and optimiser of networks of the same shape with the cheapest loss there is.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from sfkt_cli.config import Config
+from sfkt_cli.models.classifier import freeze
+from sfkt_cli.models.saving import load_model
+from sfkt_cli.models.translators import make_translator
+from sfkt_cli.runs import Run
+from sfkt_cli.stages import bridge, transfer
+from sfkt_cli.training.optimizers import classifier_optimizer, translator_optimizer
+from sfkt_cli.training.runtime import make_runtime
+from sfkt_cli.training.trial import train
+from tests.benchmarks.made import make_run, settings
+from tests.benchmarks.measuring import Row, ratio_row, seconds, time_row
+
+BATCH, TARGET = 32, "<= 1.08"
+
+
+def run(quick: bool) -> list[Row]:
+    """Both stages at 64 and, unless quick, 128 pixels, resnet18, batches of 32."""
+    steps, rounds = (1, 5) if quick else (5, 7)
+    rows = []
+    for size in (64,) if quick else (64, 128):
+        config = settings(
+            size,
+            source={"backbone": "resnet18"},
+            runtime={"batch_size": BATCH, "gpus": 0, "checkpoint_seconds": 1e9},
+        )
+        with tempfile.TemporaryDirectory(prefix="sfkt-bench-") as name:
+            made = make_run(Path(name) / "run", config, pairs=10 * BATCH, targets=4 * BATCH)
+            for stage, measure in (("transfer", transfer_steps), ("bridge", bridge_steps)):
+                ours, bare = measure(config, made, steps, rounds)
+                rows += [
+                    time_row(f"{stage} step, {size} px", [t / steps for t in ours]),
+                    time_row(f"{stage} bare networks, {size} px", [t / steps for t in bare]),
+                    ratio_row(f"{stage} step / bare, {size} px", ours, bare, TARGET),
+                ]
+    return rows
+
+
+def bridge_steps(
+    config: Config, run: Run, steps: int, rounds: int
+) -> tuple[list[float], list[float]]:
+    """Seconds of so many steps of the bridge, and of its bare networks, for each round."""
+    source = freeze(load_model(run.path("source")).module)
+    card = load_model(run.path("bridge")).card
+    runtime = make_runtime(config.runtime)
+    runtime.place(source)
+    translator = runtime.place(make_translator(**card["architecture"])).train()
+    optimizer = translator_optimizer([translator], config.bridge.learning_rate)
+    encoded = pictures(card["architecture"]["channels"], config)
+    rgb = pictures(3, config)
+
+    def bare() -> None:
+        with torch.no_grad():
+            partners = source.features(rgb)  # type: ignore[operator]
+        features = source.features(translator(encoded))  # type: ignore[operator]
+        _step((features - partners).square().mean(), optimizer)
+
+    anew = Run(run.folder, force=True)
+    return in_turn(capture(bridge, lambda: bridge.bridge(config, anew)), bare, steps, rounds)
+
+
+def transfer_steps(
+    config: Config, run: Run, steps: int, rounds: int
+) -> tuple[list[float], list[float]]:
+    """Likewise for TGKT; before the bridge, whose stage takes the untrained one away."""
+    runtime = make_runtime(config.runtime)
+    saved = load_model(run.path("source"))
+    student: Any = runtime.place(saved.module).train()
+    optimizer = classifier_optimizer(student, 0.01, 1.0, 1e-3)
+    ti, tr = pictures(3, config), pictures(3, config)
+
+    def bare() -> None:
+        _, logits = student(tr)
+        _step(logits.square().mean() + student.features(ti).square().mean(), optimizer)
+
+    return in_turn(capture(transfer, lambda: transfer.transfer(config, run)), bare, steps, rounds)
+
+
+def capture(module: Any, stage: Callable[[], None]) -> dict[str, Any]:
+    """What a stage hands to the training loop, without training."""
+    handed: dict[str, Any] = {}
+
+    def note(plan: Any, objective: Any, batches: Any, optimizer: Any, runtime: Any, **more: Any):  # type: ignore[no-untyped-def]
+        handed.update(
+            plan=plan, objective=objective, batches=batches, optimizer=optimizer, runtime=runtime
+        )
+        handed.update(more)
+        raise _Captured
+
+    with mock.patch.object(module, "train", note):
+        try:
+            stage()
+        except _Captured:
+            return handed
+    raise AssertionError("the stage did not train")
+
+
+def in_turn(
+    handed: dict[str, Any], bare: Callable[[], None], steps: int, rounds: int
+) -> tuple[list[float], list[float]]:
+    """Seconds of ``steps`` steps of the loop and of the bare networks, in each round.
+
+    The loop asks for the learning rate once a step: these calls are the clock. The first step of
+    an epoch, whose batch nobody made ahead, and the first epoch do not count.
+    """
+    marks: list[float] = []
+    bare_times: list[float] = []
+
+    def repeated() -> None:
+        for _ in range(steps):
+            bare()
+
+    def begin_epoch(epoch: int) -> None:
+        handed.get("begin_epoch", int)(epoch)
+        bare()
+        bare_times.append(seconds(repeated))
+
+    def schedule(progress: float) -> float:
+        marks.append(time.perf_counter())
+        return float(handed["schedule"](progress))
+
+    with tempfile.TemporaryDirectory() as folder:
+        plan = replace(
+            handed["plan"], epochs=rounds + 1, steps=steps + 2, folder=Path(folder), select=None
+        )
+        own = {"plan": plan, "begin_epoch": begin_epoch, "schedule": schedule}
+        train(**handed | own | {"scores": lambda epoch: {}})
+    epochs = [marks[first : first + steps + 2] for first in range(0, len(marks), steps + 2)]
+    ours = [epoch[-1] - epoch[1] for epoch in epochs]
+    return ours[1:], bare_times[1:]
+
+
+def pictures(channels: int, config: Config) -> Tensor:
+    """Noise in [0, 1], channels last, as the networks get it."""
+    size = config.image_size
+    images = torch.rand(BATCH, channels, size, size)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _step(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+class _Captured(Exception):
+    """The stage came as far as training."""
