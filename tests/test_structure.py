@@ -22,6 +22,7 @@ LAYERS = {
         "config",
         "figures",
         "options",
+        "processes",
         "report",
         "report_html",
         "runs",

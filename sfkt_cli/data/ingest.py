@@ -10,12 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import get_context
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from sfkt_cli.data.records import Loader, Record
 from sfkt_cli.data.store_writer import Slot, close_descriptor
 from sfkt_cli.errors import DataError
+from sfkt_cli.processes import follow_parent
 
 FEW_IMAGES = 256
 """So few images are read in this process: starting others takes longer."""
@@ -158,15 +158,7 @@ def _begin_worker(loader: Loader, size: int, missing: bool) -> None:
     global _settings
     _settings = (loader, size, missing)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed parent cannot end its workers, and they would wait for work for ever."""
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
+    follow_parent(lambda: os._exit(1))
 
 
 def _work(task: Task) -> Done:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from filelock import FileLock, Timeout
 from sfkt_cli.config import Config, as_dict, build, merge, nest
 from sfkt_cli.console import console, event, quieten, say, warn
 from sfkt_cli.errors import RunError, SfktError
+from sfkt_cli.processes import follow_parent
 from sfkt_cli.runs import Run, digest_settings, stage_settings
 from sfkt_cli.stages.benchmark_plan import BenchmarkPlan, Cell, cells_of
 
@@ -197,7 +199,7 @@ def _run(tasks: list[Task], processes: int) -> Iterator[tuple[Task, str | None]]
             yield task, run_task(task, quiet=console.quiet)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(processes, context, _begin_worker, max_tasks_per_child=1) as pool:
         futures = {
             pool.submit(run_task, task, number, processes, console.quiet): task
             for number, task in enumerate(tasks)
@@ -208,6 +210,11 @@ def _run(tasks: list[Task], processes: int) -> Iterator[tuple[Task, str | None]]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _begin_worker() -> None:
+    """A worker whose parent was killed saves its state and ends, as if it had been told to."""
+    follow_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def run_task(task: Task, number: int = 0, processes: int = 1, quiet: bool = False) -> str | None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +127,33 @@ def test_stages_run_in_processes_of_their_own(tmp_path: Path) -> None:
     benchmark(plan, tmp_path, processes=2)
     found = json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8"))
     assert {row["method"] for row in found["rows"]} == {"source-only", "shot", "aad"}
+
+
+@pytest.mark.slow
+def test_workers_do_not_outlive_a_killed_benchmark(tmp_path: Path) -> None:
+    settings = {**TINY, "source": {"epochs": 10_000, "width": 4, "bottleneck": 8}}
+    plan = {"title": "Long", "methods": ["shot"], "seeds": [0], "settings": settings,
+            "output": str(tmp_path / "out")}  # fmt: skip
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan), encoding="utf-8")
+    command = [sys.executable, "-m", "sfkt_cli", "benchmark", str(tmp_path / "plan.yaml")]
+    root = str(Path(__file__).parents[2])
+    started = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": root})
+
+    def trained() -> list[Path]:
+        return list((tmp_path / "out" / "stages").glob("source-*/metrics.jsonl"))
+
+    while not trained() and started.poll() is None:
+        time.sleep(0.1)
+    started.kill()
+    started.wait()
+    (metrics,) = trained()
+    deadline = time.monotonic() + 30
+    while not (metrics.parent / "checkpoint").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2)
+    before = metrics.read_bytes()
+    time.sleep(3)
+    assert metrics.read_bytes() == before, "the worker goes on"
 
 
 def said(accuracy: float, right: list[int], scene: str = "") -> Said:
