@@ -24,12 +24,18 @@ from sfkt_cli.stages import export as stage
 from sfkt_cli.stages.export import export
 
 LOAD_ALONE = """
-import json, sys
-import numpy as np, torch
+import sys
+import numpy as np
 sys.modules["sfkt_cli"] = None
-images = torch.from_numpy(np.load(sys.argv[1]))
-_, probabilities = torch.export.load(sys.argv[2]).module()(images)
-np.save(sys.argv[3], probabilities.numpy())
+images = np.load(sys.argv[1])
+if sys.argv[2].endswith(".onnx"):
+    import onnxruntime
+    _, probabilities = onnxruntime.InferenceSession(sys.argv[2]).run(None, {"images": images})
+else:
+    import torch
+    program = torch.export.load(sys.argv[2]).module()
+    probabilities = program(torch.from_numpy(images))[1].numpy()
+np.save(sys.argv[3], probabilities)
 """
 
 
@@ -77,13 +83,24 @@ def test_onnx_gives_the_student_for_any_batch(exported: Path, images: Any, expec
     assert logits.shape == expected.shape
 
 
-def test_pt2_loads_without_this_program(
-    exported: Path, images: Any, expected: Any, tmp_path: Path
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_every_test_image_gets_the_same_class_without_this_program(
+    kind: str, untrained_run: Run, exported: Path, tmp_path: Path
 ) -> None:
+    test = open_store(untrained_run.test_store)["test/target"]
+    target = open_store(untrained_run.transfer_store)["target/target"]
+    images = np.concatenate([np.array(test), np.array(target)])
+    student = sfkt_cli.load_student(untrained_run.folder)
+    expected = student.probabilities(torch.from_numpy(images)).numpy()
     np.save(tmp_path / "images.npy", images)
-    arguments = [tmp_path / "images.npy", exported / "student.pt2", tmp_path / "out.npy"]
-    subprocess.run([sys.executable, "-c", LOAD_ALONE, *map(str, arguments)], check=True)
-    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-5)
+    arguments = [tmp_path / "images.npy", exported / f"student.{kind}", tmp_path / "out.npy"]
+    subprocess.run(
+        [sys.executable, "-c", LOAD_ALONE, *map(str, arguments)], check=True, cwd=tmp_path
+    )
+    found = np.load(tmp_path / "out.npy")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
+    assert expected.std(axis=0).max() > 0.005  # the images do differ
 
 
 def test_the_exported_folder_knows_its_sensor(exported: Path, images: Any, expected: Any) -> None:
