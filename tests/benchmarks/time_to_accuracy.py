@@ -26,10 +26,10 @@ from sfkt_cli.stages.transfer import transfer
 from tests.benchmarks.measuring import Row, seconds
 
 SHORT: dict[str, Any] = {
-    "synthetic": {"pairs": 1600},
-    "source": {"epochs": 8},
-    "bridge": {"epochs": 3},
-    "transfer": {"epochs": 4},
+    "synthetic": {"pairs": 400},
+    "source": {"epochs": 3},
+    "bridge": {"epochs": 2},
+    "transfer": {"epochs": 2},
 }
 """Small and short: shows that it runs, its figures mean nothing."""
 
