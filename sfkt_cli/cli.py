@@ -20,7 +20,6 @@ import typer
 from sfkt_cli import __version__
 from sfkt_cli.config_commands import config_app
 from sfkt_cli.console import event, output, speak_json
-from sfkt_cli.dry_run import dry_run, dry_run_all
 from sfkt_cli.errors import STOPPED, Interrupted, SfktError
 from sfkt_cli.options import SETTINGS, STAGE, Options, Verbosity, shared_options
 from sfkt_cli.world import found_world, is_main
@@ -35,6 +34,12 @@ app = typer.Typer(
 )
 Result = Mapping[str, Any]
 """What a command found: the last line of ``--json``."""
+
+
+def _dry_run(stage: str, options: Options) -> Result:
+    from sfkt_cli.dry_run import dry_run
+
+    return dry_run(stage, options)
 
 
 def _datasets(begun: str) -> list[str]:
@@ -113,7 +118,7 @@ def prepare(
         }
     )
     if options.dry_run:
-        return dry_run("prepare", options)
+        return _dry_run("prepare", options)
     run = run_prepare(options, download=download, accept_licence=accept_licence)
     return run.outcome("prepare")
 
@@ -134,7 +139,7 @@ def source(
     from sfkt_cli.pipeline import run_source
 
     if options.dry_run:
-        return dry_run("source", options)
+        return _dry_run("source", options)
     return run_source(options, trust=trust).outcome("source")
 
 
@@ -145,7 +150,7 @@ def bridge(options: Options) -> Result:
     from sfkt_cli.pipeline import run_bridge
 
     if options.dry_run:
-        return dry_run("bridge", options)
+        return _dry_run("bridge", options)
     return run_bridge(options).outcome("bridge")
 
 
@@ -157,7 +162,7 @@ def transfer(options: Options, method: Method = None) -> Result:
 
     options = options.with_flags({"transfer.method": method})
     if options.dry_run:
-        return dry_run("transfer", options)
+        return _dry_run("transfer", options)
     return run_transfer(options)
 
 
@@ -173,7 +178,7 @@ def evaluate(
     from sfkt_cli.pipeline import evaluation, run_evaluate
 
     if options.dry_run:
-        return dry_run("evaluate", options)
+        return _dry_run("evaluate", options)
     return evaluation(run_evaluate(options, report))
 
 
@@ -192,6 +197,8 @@ def run(
     if file is not None and options.config is not None:
         raise typer.BadParameter("give the settings once: sfkt run CONFIG.yaml")
     options = replace(options, config=file or options.config)
+    from sfkt_cli.dry_run import dry_run_all
+
     return dry_run_all(options) if options.dry_run else evaluation(run_all(options))
 
 

@@ -122,7 +122,10 @@ def test_errors_that_the_user_can_mend_have_a_message_and_a_code() -> None:
     expected = "the disk is full, runs/a/model.json was not written: make room"
     assert explain(full) == (expected, 1)
     denied = PermissionError(errno.EACCES, "Permission denied", "runs")
-    assert explain(denied) == ("runs: Permission denied", 1)
+    assert explain(denied) == (
+        "runs: Permission denied: choose a place that you may write to with --run",
+        1,
+    )
     assert explain(ZeroDivisionError("a bug"))[0] is None
 
 
