@@ -27,6 +27,7 @@ from tests.benchmarks.measuring import Row, seconds
 
 SHORT: dict[str, Any] = {
     "synthetic": {"pairs": 400},
+    "training": {"min_steps": 3},
     "source": {"epochs": 3},
     "bridge": {"epochs": 2},
     "transfer": {"epochs": 2},
