@@ -36,10 +36,10 @@ Result = Mapping[str, Any]
 """What a command found: the last line of ``--json``."""
 
 
-def _dry_run(stage: str, options: Options) -> Result:
+def _dry_run(stage: str, options: Options, **allowed: bool) -> Result:
     from sfkt_cli.dry_run import dry_run
 
-    return dry_run(stage, options)
+    return dry_run(stage, options, **allowed)
 
 
 def _datasets(begun: str) -> list[str]:
@@ -118,7 +118,7 @@ def prepare(
         }
     )
     if options.dry_run:
-        return _dry_run("prepare", options)
+        return _dry_run("prepare", options, download=download)
     run = run_prepare(options, download=download, accept_licence=accept_licence)
     return run.outcome("prepare")
 
@@ -139,7 +139,7 @@ def source(
     from sfkt_cli.pipeline import run_source
 
     if options.dry_run:
-        return _dry_run("source", options)
+        return _dry_run("source", options, trust=trust)
     return run_source(options, trust=trust).outcome("source")
 
 

@@ -14,19 +14,33 @@ BEFORE = {"source": "prepare", "bridge": "source", "transfer": "bridge", "evalua
 """What each stage comes after in ``sfkt run``."""
 
 
-def dry_run(stage: str, options: Options) -> dict[str, Any]:
+def dry_run(
+    stage: str, options: Options, *, trust: bool = False, download: bool = False
+) -> dict[str, Any]:
     """Say what one stage would do; ``bridge`` also of ``source``, which it would run first.
+
+    Args:
+        stage: Its name.
+        options: What the user typed.
+        trust: The file of ``source.checkpoint`` may run code.
+        download: ``prepare`` would fetch the archive first.
 
     Raises:
         SfktError: What the stage itself would refuse.
     """
     settings = resolve(options, stage, new_run=stage == "prepare")
     run = settings.run
+    if download:
+        from sfkt_cli.stages.dry import try_download
+
+        planned = try_download(settings.config)
+        if planned is not None:
+            return {"plans": [planned, _later("prepare", "the download")]}
     first = stage == "bridge" and run.finished("prepare") and not run.finished("source")
     if first and (run.source_store.is_file() or settings.config.source.checkpoint):
         say("bridge: there is no source model yet; `sfkt source` would run first")
         return {"plans": [dry_run("source", replace(options, force=False)), _later("bridge")]}
-    return _try(stage, settings)
+    return _try(stage, settings, trust=trust)
 
 
 def dry_run_all(options: Options) -> dict[str, Any]:
@@ -42,7 +56,7 @@ def dry_run_all(options: Options) -> dict[str, Any]:
     return {"plans": plans, "seconds": total}
 
 
-def _try(stage: str, settings: Settings) -> dict[str, Any]:
+def _try(stage: str, settings: Settings, *, trust: bool = False) -> dict[str, Any]:
     from sfkt_cli.stages import bridge, dry, source, transfer
 
     config, run = settings.config, settings.run
@@ -50,7 +64,7 @@ def _try(stage: str, settings: Settings) -> dict[str, Any]:
         attempt = dry.try_prepare if stage == "prepare" else dry.try_evaluate
         return attempt(config, run)
     functions: dict[str, Callable[..., None]] = {
-        "source": source.source,
+        "source": source.trusted_source if trust else source.source,
         "bridge": bridge.bridge,
         "transfer": transfer.transfer,
     }
@@ -61,7 +75,7 @@ def _folder(stage: str, settings: Settings) -> str:
     return f"transfer/{settings.config.transfer.method}" if stage == "transfer" else stage
 
 
-def _later(stage: str) -> dict[str, Any]:
+def _later(stage: str, before: str = "") -> dict[str, Any]:
     from sfkt_cli.stages.outlook import comes_after
 
-    return comes_after(stage, BEFORE[stage])
+    return comes_after(stage, before or BEFORE[stage])

@@ -119,22 +119,30 @@ def download(dataset: str, folder: Path, accept_licence: bool) -> Path:
         ConfigError: The data set has no public address, or the notice is not accepted.
         DataError: No connection, no space, or a file is not what it should be.
     """
-    source = SOURCES.get(dataset)
-    if source is None:
-        raise ConfigError(
-            f"{dataset} cannot be fetched: only {', '.join(SOURCES)} have a public address; "
-            "docs/datasets.md says where to get it"
-        )
-    missing = [file for file in source.files if not (folder / file.name).is_file()]
+    missing = missing_files(dataset, folder)
     if not missing:
         say(f"download: {folder} is complete already")
         return folder
-    say(source.licence)
+    say(SOURCES[dataset].licence)
     if not accept_licence:
         raise ConfigError(f"{dataset}: to accept this notice, add --accept-licence")
     for file in missing:
         fetch(file, folder)
     return folder
+
+
+def missing_files(dataset: str, folder: Path) -> list[RemoteFile]:
+    """Files of the archive that are not in the folder yet.
+
+    Raises:
+        ConfigError: The data set has no public address.
+    """
+    if dataset not in SOURCES:
+        raise ConfigError(
+            f"{dataset} cannot be fetched: only {', '.join(SOURCES)} have a public address; "
+            "docs/datasets.md says where to get it"
+        )
+    return [file for file in SOURCES[dataset].files if not (folder / file.name).is_file()]
 
 
 def fetch(file: RemoteFile, folder: Path, *, pause_s: float = 2.0) -> Path:

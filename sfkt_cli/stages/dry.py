@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from sfkt_cli.config import Config, fixed_batch_size
-from sfkt_cli.console import say
+from sfkt_cli.console import event, say
+from sfkt_cli.data.download import missing_files
 from sfkt_cli.data.layout import Plan as Layout
 from sfkt_cli.data.readers import archive_root, read_archive
 from sfkt_cli.data.store import open_store
@@ -26,7 +27,7 @@ from sfkt_cli.models.saving import load_model
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.bridge import classifier_of
 from sfkt_cli.stages.contenders import contenders, load_models, model_digests, raw_encoding
-from sfkt_cli.stages.outlook import outlook_of, tell
+from sfkt_cli.stages.outlook import free_bytes, outlook_of, size_text, tell
 from sfkt_cli.stages.prepare import make_plan
 from sfkt_cli.stages.transfer import find_method
 from sfkt_cli.training.loop import Batch, Plan, cosine
@@ -91,6 +92,28 @@ def in_one_process(config: Config) -> tuple[Config, list[str]]:
     where = "GPUs" if count_gpus() and gpus else "processes"
     notes = [f"tried in one process; {count} {where} share each batch"] if count > 1 else []
     return config.model_copy(update={"runtime": alone}), notes
+
+
+def try_download(config: Config) -> dict[str, Any] | None:
+    """Say what ``prepare --download`` would fetch; None where everything is there.
+
+    Raises:
+        ConfigError: The data set has no public address.
+    """
+    folder = archive_root(config)
+    missing = missing_files(config.dataset, folder)
+    if not missing:
+        return None
+    lines = ["download: dry run, nothing is fetched"]
+    for file in missing:
+        size = size_text(file.size) if file.size else "size unknown"
+        lines.append(f"  fetches   {file.url} ({size})")
+    lines.append(f"  writes    to {folder}, where {size_text(free_bytes(folder))} are free")
+    say("\n".join(lines))
+    found = {"stage": "download", "fetches": {file.url: file.size for file in missing}}
+    found |= {"folder": folder, "free_bytes": free_bytes(folder)}
+    event("plan", **found)
+    return found
 
 
 def try_prepare(config: Config, run: Run) -> dict[str, Any]:

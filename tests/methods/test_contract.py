@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfkt_cli.config import Config, OptimiserConfig, build, section_of
 from sfkt_cli.data.images import Encoding, as_rgb, encode
@@ -28,12 +28,25 @@ RUNTIME = Runtime(torch.device("cpu"), torch.float32)
 ENCODING = Encoding("window", 0.0, 1000.0, 1, True)
 
 
-def make_source() -> Classifier:
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "group norm": lambda: nn.GroupNorm(2, 16),
+    "no norm": nn.Identity,
+}
+"""Of models brought along, which have no BatchNorm anywhere."""
+
+KINDS = ("batch norm", *NORMS)
+
+
+def make_source(kind: str = "batch norm") -> Classifier:
     torch.manual_seed(0)
+    brought = kind in NORMS
     model = Classifier(
-        backbone="small", classes=CLASSES, width=4, bottleneck=8,
+        backbone="small", classes=CLASSES, width=4, bottleneck=0 if brought else 8,
         mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2),
     )  # fmt: skip
+    if brought:
+        pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        model.backbone = nn.Sequential(nn.Conv2d(3, 16, 3), NORMS[kind](), nn.ReLU(), *pool)
     return freeze(model)
 
 
@@ -111,9 +124,10 @@ def test_every_method_has_a_section_of_settings(method: str) -> None:
     assert isinstance(getattr(Config(), section_of(method)), OptimiserConfig)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", METHODS)
-def test_terms_are_finite_scalars_that_all_have_a_weight(method: str) -> None:
-    objective = make_objective(method, make_source())
+def test_terms_are_finite_scalars_that_all_have_a_weight(method: str, kind: str) -> None:
+    objective = make_objective(method, make_source(kind))
     for epoch in range(EPOCHS):
         objective.begin_epoch(epoch)
     terms = objective.train()(batches(0, 0))
@@ -122,9 +136,12 @@ def test_terms_are_finite_scalars_that_all_have_a_weight(method: str) -> None:
     assert all(term.shape == () and torch.isfinite(term) for term in terms.values())
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", METHODS)
-def test_the_student_learns_and_the_source_model_stays(method: str, tmp_path: Path) -> None:
-    source = make_source()
+def test_the_student_learns_and_the_source_model_stays(
+    method: str, kind: str, tmp_path: Path
+) -> None:
+    source = make_source(kind)
     before = state_of(source)
     objective = make_objective(method, source)
     start = state_of(objective.student)
@@ -135,8 +152,11 @@ def test_the_student_learns_and_the_source_model_stays(method: str, tmp_path: Pa
     assert not any(name.startswith("front") for name in changed)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", METHODS)
-def test_an_interrupted_run_ends_like_an_uninterrupted_one(method: str, tmp_path: Path) -> None:
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(
+    method: str, kind: str, tmp_path: Path
+) -> None:
     class Stop(Exception):
         pass
 
@@ -145,10 +165,10 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(method: str, tmp_path
             raise Stop
         return batches(epoch, step)
 
-    whole, begun = (make_objective(method, make_source()) for _ in range(2))
+    whole, begun = (make_objective(method, make_source(kind)) for _ in range(2))
     train(method, whole, tmp_path / "whole", batches)
     with pytest.raises(Stop):
         train(method, begun, tmp_path / "parts", until)
-    resumed = make_objective(method, make_source())
+    resumed = make_objective(method, make_source(kind))
     train(method, resumed, tmp_path / "parts", batches)
     assert not differing(whole.state_dict(), resumed.state_dict())

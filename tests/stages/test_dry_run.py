@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from torch import nn
 
 from sfkt_cli.runs import Run
 from tests.stages.test_json import TINY, called
@@ -86,3 +88,45 @@ def test_what_the_stage_would_refuse_is_refused(
     words = ("prepare", "synthetic", "--config", "tiny.yaml", "--set", "seed=5", "--dry-run")
     assert called(*words) == 1
     assert "was 0, now 5" in capsys.readouterr().err
+
+
+def test_a_download_is_told_and_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("urllib.request.urlopen", None)
+    assert called("prepare", "rgb-nir", "--download", "--dry-run", "--json") == 0
+    said = capsys.readouterr()
+    events = [json.loads(line) for line in said.out.splitlines()]
+    first, second = (each for each in events if each["event"] == "plan")
+    assert first["fetches"] == {
+        "https://ivrlwww.epfl.ch/supplementary_material/cvpr11/nirscene1.zip": 952_431_486
+    }
+    assert second == {"event": "plan", "stage": "prepare", "after": "the download"}
+    assert "908.3 MB" in said.err
+    assert not list(tmp_path.iterdir())
+    assert called("prepare", "diml-rgbd", "--download", "--dry-run") == 1
+    assert "no public address" not in capsys.readouterr().out
+
+
+def test_a_trusted_program_is_tried_only_when_trusted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(folder)
+    classes = len(Run(folder / "runs/synthetic").record("prepare")["classes"])
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, classes))
+    torch.save(network, tmp_path / "model.pth")  # the whole model: a pickle
+    words = [
+        "--run",
+        "runs/synthetic",
+        "--force",
+        "--set",
+        f"source.checkpoint={tmp_path}/model.pth",
+    ]
+    before = state(folder)
+    assert called("source", "--config", "tiny.yaml", "--dry-run", *words) == 1
+    assert "--trust" in capsys.readouterr().err
+    (plan,) = plans("source --trust", capsys, *words)
+    assert "takes the model of" in plan["does"]
+    assert state(folder) == before
