@@ -110,8 +110,12 @@ def try_download(config: Config) -> dict[str, Any] | None:
         lines.append(f"  fetches   {file.url} ({size})")
     lines.append(f"  writes    to {folder}, where {size_text(free_bytes(folder))} are free")
     say("\n".join(lines))
-    found = {"stage": "download", "fetches": {file.url: file.size for file in missing}}
-    found |= {"folder": folder, "free_bytes": free_bytes(folder)}
+    found: dict[str, Any] = {
+        "stage": "download",
+        "fetches": {file.url: file.size for file in missing},
+        "folder": folder,
+        "free_bytes": free_bytes(folder),
+    }
     event("plan", **found)
     return found
 

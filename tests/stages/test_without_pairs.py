@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from sfkt_cli.errors import DataError
+from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.options import Options
 from sfkt_cli.pipeline import run_all, run_bridge, run_transfer
 from tests.data.make_archives import folders
@@ -38,3 +40,29 @@ def test_a_run_falls_back_to_shot(
         run_bridge(Options(run=run.folder))
     with pytest.raises(DataError, match="socket needs them"):
         run_transfer(Options(run=run.folder, flags={"transfer.method": "socket"}))
+
+
+def test_a_model_brought_along_needs_no_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders(tmp_path / "data", labels=("desk", "lamp"))
+    shutil.rmtree(tmp_path / "data" / "ti")
+    model = Classifier(
+        backbone="small", classes=2, width=4, bottleneck=0,
+        mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2),
+    )  # fmt: skip
+    weights = {
+        name.removeprefix("backbone."): value
+        for name, value in model.state_dict().items()
+        if name not in ("mean", "std")
+    }
+    torch.save(weights, tmp_path / "mine.pth")
+    brought = (
+        "source.checkpoint=mine.pth", "source.backbone=small", "source.width=4",
+        "source.mean=[0.5, 0.5, 0.5]", "source.std=[0.2, 0.2, 0.2]",
+    )  # fmt: skip
+    root = f"prepare.root={tmp_path / 'data'}"
+    run = run_all(Options(run=tmp_path / "run", assignments=(*SMALL, *brought, root)))
+    assert "TI RGB images" not in capsys.readouterr().err
+    assert run.finished("transfer/shot")
