@@ -27,6 +27,7 @@ NAMES = (
     "estimate",
     "processes",
     "scaling",
+    "commands",
     "prepare_speed",
     "time_to_accuracy",
 )
