@@ -223,7 +223,8 @@ def make_runtime(config: RuntimeConfig) -> Runtime:
     elif world > 1 and "OMP_NUM_THREADS" not in os.environ:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max((os.cpu_count() or 1) // here, 1))
-    torch.use_deterministic_algorithms(config.deterministic)
+    if torch.are_deterministic_algorithms_enabled() != config.deterministic:
+        torch.use_deterministic_algorithms(config.deterministic)  # loads the compiler: two seconds
     precision = _precision(config.precision, device)
     return Runtime(device, precision, rank, world, config.sync_batchnorm, config.tensorboard)
 
