@@ -234,7 +234,7 @@ class Run:
                 console.event("skipped", stage=stage, folder=folder, reason="done already")
                 yield None
                 return
-            resumed = begun.is_file()
+            resumed = _has_begun(folder)
             write_json(begun, state)
             write_text(folder / "config.yaml", to_yaml(config))
             self.agree(_OPEN)
@@ -346,9 +346,16 @@ def _is_finished(stage: str, folder: Path, now: Mapping[str, Any]) -> bool:
     """
     done, begun = folder / "done.json", folder / "begun.json"
     finished = done.is_file()
-    if finished or begun.is_file():
+    if finished or _has_begun(folder):
         _refuse_changes(stage, folder, _read_mapping(done if finished else begun), now, finished)
     return finished
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a stage left more than what it writes before all else: work that could be lost."""
+    if not (folder / "begun.json").is_file():
+        return False
+    return any(entry.name not in ("begun.json", "config.yaml", LOG) for entry in folder.iterdir())
 
 
 def _refuse_changes(

@@ -83,6 +83,14 @@ def test_changed_settings_and_inputs_are_refused_and_named(tmp_path: Path, finis
     assert snapshot(tmp_path) == before
 
 
+def test_a_stage_that_failed_before_it_wrote_anything_may_be_corrected(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    with pytest.raises(ValueError, match="no such class"), run.open("bridge", settings(), INPUTS):
+        raise ValueError("no such class")
+    assert (tmp_path / "run/bridge/begun.json").is_file()
+    assert work(run, "bridge", settings("seed=1"))
+
+
 def test_a_setting_that_did_not_exist_then_counts_as_its_default(tmp_path: Path) -> None:
     run = Run(tmp_path)
     work(run, "bridge", settings())
