@@ -3,7 +3,7 @@
 The demo. On TGKT's side counts the whole bridge, everything before the first epoch of transfer, and
 its epochs up to the first that is as good; on SOCKET's side its transfer alone. Accuracy is that on
 the unlabelled target images, from the predictions that each epoch leaves behind. TGKT runs with its
-defaults, and with a smaller translator and two epochs of each stage, for somebody in a hurry.
+defaults, and with sample_configs/hurry.yaml: a smaller translator, two epochs of each stage.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sfkt_cli.config import Config, build
+from sfkt_cli.config import Config, build, read_yaml
 from sfkt_cli.console import quieten
 from sfkt_cli.data.store import open_store
 from sfkt_cli.runs import Run
@@ -35,10 +35,8 @@ SHORT: dict[str, Any] = {
 }
 """Small and short: shows that it runs, its figures mean nothing."""
 
-ARMS: dict[str, dict[str, Any]] = {
-    "defaults": {},
-    "in a hurry": {"bridge": {"epochs": 2, "width": 16}, "transfer": {"epochs": 2}},
-}
+HURRY = Path(__file__).parents[2] / "sample_configs" / "hurry.yaml"
+ARMS: dict[str, dict[str, Any]] = {"defaults": {}, "in a hurry": read_yaml(HURRY)}
 """Settings of TGKT."""
 
 
