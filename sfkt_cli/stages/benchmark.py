@@ -12,8 +12,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from sfkt_cli.config import Config, as_dict, build, merge, nest
 from sfkt_cli.console import console, event, quieten, say, warn
-from sfkt_cli.errors import RunError, SfktError
+from sfkt_cli.errors import Interrupted, RunError, SfktError
 from sfkt_cli.processes import follow_parent
 from sfkt_cli.runs import Run, digest_settings, stage_settings
 from sfkt_cli.stages.benchmark_plan import BenchmarkPlan, Cell, cells_of
@@ -207,6 +209,11 @@ def _run(tasks: list[Task], processes: int) -> Iterator[tuple[Task, str | None]]
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool:
+            raise RunError(
+                "a process of the benchmark was killed, perhaps for want of memory: the same "
+                "command goes on from there; fewer --processes need less"
+            ) from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -218,7 +225,7 @@ def _begin_worker() -> None:
 
 
 def run_task(task: Task, number: int = 0, processes: int = 1, quiet: bool = False) -> str | None:
-    """Run one stage here; returns the message of an error that the user can mend.
+    """Run one stage here; returns what went wrong, if anything did.
 
     Args:
         task: What to run.
@@ -234,8 +241,13 @@ def run_task(task: Task, number: int = 0, processes: int = 1, quiet: bool = Fals
     stage = getattr(import_module(f"sfkt_cli.stages.{name}"), name)
     try:
         stage(config, Run(task.cell))
+    except Interrupted:
+        raise
     except (SfktError, OSError) as error:
         return str(error)
+    except Exception as error:  # a bug or a full GPU in one cell is no reason to lose a night
+        traceback.print_exc()
+        return f"{type(error).__name__}: {error}"
     return None
 
 

@@ -28,13 +28,18 @@ def classifier_optimizer(
         {"params": _trained(backbone), "lr": learning_rate * backbone_rate},
         {"params": _trained(rest), "lr": learning_rate},
     ]
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         [group for group in groups if group["params"]],
         momentum=0.9,
         nesterov=True,
         weight_decay=weight_decay,
         fused=True,
     )
+    # The fused form wants all momenta or none, and a term that starts late brings parameters late.
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def translator_optimizer(

@@ -17,7 +17,7 @@ from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.methods import METHODS
 from sfkt_cli.report import Row
 from sfkt_cli.stages.benchmark import benchmark, run_cells
-from sfkt_cli.stages.benchmark_plan import DEMO, BenchmarkPlan, cells_of, read_plan
+from sfkt_cli.stages.benchmark_plan import DEMO, BenchmarkPlan, VariantPlan, cells_of, read_plan
 from sfkt_cli.stages.benchmark_report import Said, paired, results_of
 
 TINY: dict[str, Any] = {
@@ -113,6 +113,21 @@ def test_a_stage_that_fails_leaves_the_others(output: Path, tmp_path: Path) -> N
     assert ("no TI", "shot") in shown
     assert ("no TI", "tgkt") not in shown
     assert "alpha_f" in found["failed"][0]
+
+
+def test_a_bug_in_one_stage_leaves_the_others(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*values: object, **more: object) -> None:
+        raise RuntimeError("no memory is left on the device")
+
+    monkeypatch.setattr("torch.optim.SGD", fail)
+    broken = VariantPlan(name="broken", settings={"shot.beta_im": 0.5}, methods=("shot",))
+    plan = PLAN.model_copy(update={"variants": (PLAN.variants[0], broken), "sweeps": ()})
+    with pytest.raises(RunError, match="RuntimeError: no memory is left on the device"):
+        benchmark(plan, output, processes=0)
+    found = json.loads((output / "benchmark.json").read_text(encoding="utf-8"))
+    assert {row["variant"] for row in found["rows"]} == {"default"}
 
 
 @pytest.mark.slow
