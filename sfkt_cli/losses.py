@@ -320,13 +320,13 @@ def batch_norm_matching(layers: Sequence[tuple[Tensor, nn.BatchNorm2d]]) -> Tens
 
     Args:
         layers: The input (B, C, H, W) of each BatchNorm layer, which receives a gradient, and the
-            source model's layer with its stored statistics, in order.
+            source model's layer with its stored statistics, in order. Without any: 0, on the CPU.
     """
-    total = torch.zeros(())
+    gaps = []
     for number, (activations, norm) in enumerate(layers):
         if norm.running_mean is None or norm.running_var is None:
             raise ValueError("a BatchNorm layer without running statistics cannot be matched")
         variance, mean = torch.var_mean(activations.float(), dim=(0, 2, 3), correction=0)
         gap = (mean - norm.running_mean).norm() + (variance - norm.running_var).norm()
-        total = total.to(gap.device) + (10.0 if number == 0 else 1.0) * gap
-    return total
+        gaps.append((10.0 if number == 0 else 1.0) * gap)
+    return torch.stack(gaps).sum() if gaps else torch.zeros(())

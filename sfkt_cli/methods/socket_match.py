@@ -52,7 +52,7 @@ class Socket(nn.Module):
         self._seen: list[tuple[Tensor, nn.BatchNorm2d]] = []
         for name, layer in student.named_modules():
             stored = frozen.get(name)
-            if isinstance(layer, nn.BatchNorm2d) and isinstance(stored, nn.BatchNorm2d):
+            if isinstance(stored, nn.BatchNorm2d):  # the student's own may be a SyncBatchNorm
                 layer.register_forward_pre_hook(self._note(stored))
 
     def begin_epoch(self, epoch: int) -> None:
@@ -66,7 +66,7 @@ class Socket(nn.Module):
         encoding = self._knowledge.encoding
         self._seen.clear()
         _, logits = self.student(as_rgb(encode(batch["tr_target"], encoding)))
-        matched = losses.batch_norm_matching(self._seen)
+        matched = losses.batch_norm_matching(self._seen).to(logits.device)
         seen = self.student.features(as_rgb(encode(batch["ti_target"], encoding)))
         self._seen.clear()
         labels = self.pseudo_labels[batch["tr_rows"]]

@@ -339,6 +339,18 @@ def test_socket_matches_the_statistics_of_the_target_images_alone() -> None:
     assert float(term.detach()) == pytest.approx(total, rel=1e-4)
 
 
+def test_socket_matches_batch_norms_that_run_over_all_processes() -> None:
+    source = make_source()
+    terms = []
+    for synchronised in (False, True):
+        student = start_student(source)
+        if synchronised:
+            nn.SyncBatchNorm.convert_sync_batchnorm(student)  # type: ignore[no-untyped-call]
+        terms.append(Socket(student, make_knowledge(source), Config()).train()(make_batch())["bn"])
+    assert float(terms[0].detach()) > 0
+    assert float(terms[1].detach()) == pytest.approx(float(terms[0].detach()), rel=1e-6)
+
+
 def called_in_order(student: Classifier, batch: Batch) -> list[int]:
     """Numbers of the batch norms among the modules, as a pass meets them."""
     order: list[int] = []
