@@ -33,7 +33,6 @@ class Tgkt(nn.Module):
     teacher: Tensor
     pseudo_labels: Tensor
     trust: Tensor
-    warm: Tensor
 
     def __init__(self, student: Classifier, knowledge: Knowledge, config: Config) -> None:
         super().__init__()
@@ -49,7 +48,7 @@ class Tgkt(nn.Module):
         self.register_buffer("teacher", self._bridged.clone())
         self.register_buffer("pseudo_labels", bridged.argmax(dim=1))
         self.register_buffer("trust", self._reliability(None))
-        self.register_buffer("warm", torch.tensor(False))
+        self._warm = False
         self.weights = {
             "kl": config.tgkt.beta_kl,
             "f": config.tgkt.beta_f,
@@ -62,7 +61,7 @@ class Tgkt(nn.Module):
         """Refresh the teacher and the pseudo-labels, once the warm-up is over."""
         if epoch < self._warmup:
             return
-        self.warm.fill_(True)
+        self._warm = True
         features, logits = self._knowledge.look(self.student)
         share = self._settings.student_share
         mean = share * logits.log_softmax(dim=1) + (1 - share) * self._bridged.log()
@@ -70,6 +69,14 @@ class Tgkt(nn.Module):
         self.trust.copy_(self._reliability(logits.softmax(dim=1)))
         if self.weights["self"]:
             self.pseudo_labels.copy_(cluster_labels(features, self.teacher.log(), rounds=0)[0])
+
+    def get_extra_state(self) -> Tensor:
+        """Whether the warm-up is over, for a resumed run; as a buffer it would be on the GPU."""
+        return torch.tensor(self._warm)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """What :meth:`get_extra_state` gave."""
+        self._warm = bool(state)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms of ``tr_target``, ``tr_rows``, ``ti_target`` and ``ti_rows``, as stored."""
@@ -82,11 +89,11 @@ class Tgkt(nn.Module):
             if weights["kl"]
             else {}
         )
-        if weights["self"] and self.warm:
+        if weights["self"] and self._warm:
             terms["self"] = losses.pseudo_label_cross_entropy(
                 logits, self.pseudo_labels[rows], weights=trust
             )
-        if weights["im"] and self.warm:
+        if weights["im"] and self._warm:
             terms["im"] = losses.information_maximisation(logits)
         if weights["f"]:
             seen = self.student.features(as_rgb(encode(batch["ti_target"], knowledge.encoding)))
