@@ -57,7 +57,9 @@ class Quantiser(nn.Module):
     @torch.no_grad()
     def _follow(self, vectors: Tensor, nearest: Tensor) -> None:
         vectors, nearest = from_all_processes(vectors), from_all_processes(nearest)
-        used = torch.bincount(nearest, minlength=len(self.counts)).to(vectors.dtype)
+        # By index_add, not bincount: that asks for the largest index and waits for the GPU.
+        ones = torch.ones_like(nearest, dtype=vectors.dtype)
+        used = torch.zeros_like(self.counts).index_add_(0, nearest, ones)
         sums = torch.zeros_like(self.sums).index_add_(0, nearest, vectors)
         self.counts.lerp_(used, 1 - self._decay)
         self.sums.lerp_(sums, 1 - self._decay)
