@@ -246,21 +246,21 @@ class _Checked:
         self._plan = plan
         self._checkpoint = checkpoint
         self._runtime = runtime
-        self._pending: tuple[Tensor, dict[str, Tensor], Tensor | None] | None = None
+        self._pending: tuple[list[str], Callable[[], list[float]], Tensor | None] | None = None
         self.latest: dict[str, float] = {}
 
     def add(self, loss: Tensor, terms: dict[str, Tensor], batch: Batch, at: _Progress) -> None:
+        values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())])
+        fetched = self._runtime.fetch(self._runtime.mean(values))
         self.flush(at)
-        kept = {name: term.detach() for name, term in terms.items()}
-        self._pending = (loss.detach(), kept, batch.get("rows"))
+        self._pending = (list(terms), fetched, batch.get("rows"))
 
     def flush(self, at: _Progress) -> None:
         if self._pending is None:
             return
-        loss, terms, rows = self._pending
+        names, fetched, rows = self._pending
         self._pending = None
-        names = list(terms)
-        values = self._runtime.mean(torch.stack([loss, *terms.values()])).tolist()
+        values = fetched()
         self.latest = dict(zip(names, values[1:], strict=True))
         if not all(math.isfinite(value) for value in values):
             shares = self._runtime.gather([] if rows is None else rows.tolist())

@@ -7,6 +7,7 @@ import os
 import resource
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,24 @@ class Runtime:
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor
+
+    def fetch(self, values: Tensor) -> Callable[[], list[float]]:
+        """Begin to copy values (N,) to the CPU; what is given back waits until they are there.
+
+        It waits for nothing that a GPU was told to do after this call: so it may go on working.
+        """
+        if self.device.type != "cuda":
+            return values.tolist
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        there = values.to("cpu", non_blocking=True)  # pinned by torch, because it may not wait
+        copied.record(torch.cuda.current_stream(self.device))
+
+        def read() -> list[float]:
+            copied.synchronize()
+            numbers: list[float] = there.tolist()
+            return numbers
+
+        return read
 
     def wait(self) -> None:
         """Wait for the device (before a clock is read)."""
