@@ -172,7 +172,7 @@ def _relative(values: Tensor, valid: Tensor) -> Tensor:
 
 
 def _jet(shown: Tensor) -> Tensor:
-    centres = torch.tensor([3.0, 2.0, 1.0], device=shown.device).view(1, 3, 1, 1)
+    centres = torch.arange(3.0, 0.0, -1.0, device=shown.device).view(1, 3, 1, 1)
     return (1.5 - (4 * shown - centres).abs()).clamp(0, 1)
 
 

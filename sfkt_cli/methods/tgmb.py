@@ -94,10 +94,11 @@ class Tgmb(nn.Module):
                 self.patch_discriminator(losses.reverse_gradient(bridged)),
                 self.patch_discriminator(rgb),
             )
-        with torch.no_grad():
-            partners = source.features(rgb)
-        features = source.features(bridged)
+        if self._weights["f"] or (self._weights["d"] and not self._on_image):
+            features = source.features(bridged)
         if self._weights["f"]:
+            with torch.no_grad():
+                partners = source.features(rgb)
             terms["f"] = losses.feature_matching(features, partners)
         if self._weights["rec"] and self._registered:
             terms["rec"] = self._rec_loss(bridged, rgb)

@@ -155,6 +155,27 @@ def test_every_term_of_the_bridge_reaches_the_translator_alone(term: str) -> Non
     assert learns == (term == "d")
 
 
+@pytest.mark.parametrize(
+    ("terms", "d_on", "expected"),
+    [("rec", "feature", []), ("f", "feature", [True, False]), ("d", "feature", [True, True]),
+     ("d", "image", [True]), ("rec d", "image", [True])],
+)  # fmt: skip
+def test_the_bridge_asks_the_source_model_no_more_than_its_terms_need(
+    terms: str, d_on: str, expected: list[bool]
+) -> None:
+    """One pass for each entry, true where a gradient goes through it."""
+    source = make_source()
+    passes: list[bool] = []
+    source.backbone.register_forward_hook(lambda *given: passes.append(given[2].requires_grad))
+    weights = {name: float(name in terms.split()) for name in ("rec", "d", "im", "f")}
+    objective = Tgmb(
+        UNetTranslator(1, 4), source, ENCODING, weights=weights, features=FEATURES,
+        registered=True, d_on=d_on,
+    )  # fmt: skip
+    assert set(objective.train()(make_batch())) == set(terms.split())
+    assert passes == expected
+
+
 def test_pairs_that_are_not_registered_have_no_pixel_loss() -> None:
     weights = {"rec": 1.0, "d": 0.0, "im": 0.0, "f": 1.0}
     objective = Tgmb(
