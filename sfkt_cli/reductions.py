@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
+_by_itself: ContextVar[bool] = ContextVar("by_itself", default=False)
+
+
+@contextlib.contextmanager
+def by_itself() -> Iterator[None]:
+    """Exchange nothing in the block: what is tried in it may fail here and not elsewhere."""
+    token = _by_itself.set(True)
+    try:
+        yield
+    finally:
+        _by_itself.reset(token)
+
+
+def world_size() -> int:
+    """Processes that take part in exchanges; 1 within :func:`by_itself`."""
+    together = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if together and not _by_itself.get() else 1
+
 
 def count_processes(value: Tensor) -> int:
     """Processes that share the batch: 1 where no gradient is taken, each then sees all."""
-    together = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if together and value.requires_grad else 1
+    return world_size() if value.requires_grad else 1
 
 
 def mean_over_processes(value: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sfkt_cli.console import say
 from sfkt_cli.errors import RunError
 from sfkt_cli.files import write_json
+from sfkt_cli.reductions import by_itself
 from sfkt_cli.training.runtime import Runtime, free_memory
 
 FILE = "batch_size.json"
@@ -76,7 +77,8 @@ def _remembered(path: Path) -> int | None:
 
 
 def _step(objective: nn.Module, batch: Any, runtime: Runtime) -> None:
-    with runtime.autocast():
+    # Memory may be full here and not elsewhere: an exchange would wait for one that never comes.
+    with by_itself(), runtime.autocast():
         terms: dict[str, Tensor] = objective(batch)
     torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
     objective.zero_grad(set_to_none=True)
@@ -89,13 +91,13 @@ def _try_on_gpu(
     weights = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
     size = most
     while size >= SMALLEST:
-        full = False
+        full, beside = False, None
         try:
             beside = torch.empty(3 * weights, dtype=torch.uint8, device=runtime.device)
             _step(objective, batch_of(size), runtime)
-            del beside
         except torch.OutOfMemoryError:
             full = True
+        del beside  # before the cache is emptied, also where the step failed
         objective.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         if not runtime.any(full):

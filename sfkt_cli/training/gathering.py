@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed
 
+from sfkt_cli.reductions import world_size
+
 
 def from_all_processes(values: Tensor) -> Tensor:
     """The rows of every process, in the order of their ranks; without gradient.
@@ -15,8 +17,9 @@ def from_all_processes(values: Tensor) -> Tensor:
     Returns:
         (world B, ...); ``values`` itself where there is one process.
     """
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+    count = world_size()
+    if count == 1:
         return values
-    parts = [torch.empty_like(values) for _ in range(distributed.get_world_size())]
+    parts = [torch.empty_like(values) for _ in range(count)]
     distributed.all_gather(parts, values.detach().contiguous())
     return torch.cat(parts)

@@ -84,6 +84,11 @@ def test_every_row_is_predicted_exactly_once(found: Any, count: int) -> None:
         assert logits.shape == (count, 2)
 
 
+def test_a_batch_fits_into_the_memory_of_every_process(found: Any) -> None:
+    sizes = {place: found[place]["fitting_batch"] for place in found}
+    assert sizes == {place: 32 if place[0] == 1 else 8 for place in found}
+
+
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with a source model, and its settings beside it."""

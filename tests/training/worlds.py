@@ -17,6 +17,9 @@ from sfkt_cli.data.batches import Stream
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.reductions import mean_over_processes
+from sfkt_cli.training.batch_size import _try_on_gpu
+from sfkt_cli.training.gathering import from_all_processes
 from sfkt_cli.training.loop import Batch, Plan, cosine, fit
 from sfkt_cli.training.predicting import predict_rows
 from sfkt_cli.training.runtime import Runtime, seed_all
@@ -132,9 +135,29 @@ def predictions(runtime: Runtime) -> dict[int, tuple[Tensor, Tensor]]:
     }
 
 
+class Narrow(nn.Module):
+    """An objective for which process 1 has less memory than the others."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self._most = 8 if rank == 1 else 32
+
+    def forward(self, rows: Tensor) -> dict[str, Tensor]:
+        if len(rows) > self._most:
+            raise torch.OutOfMemoryError
+        return {"mean": mean_over_processes((self.weight * from_all_processes(rows)).mean())}
+
+
+def fitting_batch(runtime: Runtime) -> int:
+    """The size of a batch that fits into the memory of every process, found by trying."""
+    return _try_on_gpu(Narrow(runtime.rank), lambda size: torch.ones(size), 64, runtime)
+
+
 def run_all(runtime: Runtime, folder: Path) -> None:
-    """Gradients and epochs in 1 and 2 processes, predictions in 1, 2 and 3."""
+    """Gradients and epochs in 1 and 2 processes; predictions and a fitting batch in 1, 2 and 3."""
     found: dict[str, Any] = {"predictions": predictions(runtime)}
+    found["fitting_batch"] = fitting_batch(runtime)
     if runtime.world < 3:
         found |= {"gradients": gradients(runtime), "history": training(runtime, folder)}
     seed_all(0)
