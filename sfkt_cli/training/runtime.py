@@ -97,8 +97,13 @@ class Runtime:
         return max(min(asked, count) // self.world, 2) * self.world
 
     def synchronised(self, module: nn.Module) -> nn.Module:
-        """The module with batch norms over all processes, if that is wanted and possible."""
+        """The module with batch norms over all processes, if that is wanted and possible.
+
+        Raises:
+            ConfigError: A layer does more than normalise, and would lose that.
+        """
         if self.sync_batchnorm and self.world > 1 and self.device.type == "cuda":
+            check_batch_norms(module)
             converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
             return converted
         return module
@@ -172,6 +177,21 @@ class Runtime:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def check_batch_norms(module: nn.Module) -> None:
+    """Check that torch may put its own layer in place of each batch norm.
+
+    Raises:
+        ConfigError: One is of a class of its own, such as timm's with the activation inside.
+    """
+    plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    for name, layer in module.named_modules():
+        if isinstance(layer, plain) and type(layer) not in plain:
+            raise ConfigError(
+                f"runtime.sync_batchnorm = true: {name} is a {type(layer).__name__}, which torch "
+                "would replace by a plain layer: leave the setting out for this backbone"
+            )
 
 
 def free_memory() -> int:

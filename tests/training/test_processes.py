@@ -13,16 +13,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from sfkt_cli.config import build, to_yaml
-from sfkt_cli.errors import RunError
+from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.files import sha256_file
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.stages.source import source
 from sfkt_cli.training.failures import explain_failure
 from sfkt_cli.training.launch import count_processes
-from sfkt_cli.training.runtime import Runtime
+from sfkt_cli.training.runtime import Runtime, check_batch_norms
 from sfkt_cli.world import found_world, is_main
 from tests.training.worlds import COUNTS, in_worlds, run_all
 
@@ -218,6 +219,16 @@ def test_processes_are_counted_on_the_cpu() -> None:
 def test_shares_are_equal(asked: int, count: int, expected: int) -> None:
     runtime = Runtime(torch.device("cpu"), torch.float32, 0, 3)
     assert runtime.batch_size(asked, count) == expected
+
+
+def test_batch_norms_that_do_more_than_normalise_are_not_replaced() -> None:
+    class WithActivation(nn.BatchNorm2d):
+        """As timm has it."""
+
+    plain = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm1d(2), nn.SyncBatchNorm(2))
+    check_batch_norms(plain)
+    with pytest.raises(ConfigError, match=r"sync_batchnorm = true: 0\.1 is a WithActivation"):
+        check_batch_norms(nn.Sequential(nn.Sequential(nn.ReLU(), WithActivation(2))))
 
 
 def test_the_cause_is_told_not_the_consequence() -> None:
