@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sfkt_cli.errors import ConfigError
+
+INCEPTIONS = ("googlenet", "inception_v3")
+"""Torchvision's networks with classifiers on the side, and with a normalisation of their own inside
+that published weights switch on: both are left out, see ``models.preprocessing``."""
 
 
 class ResidualBlock(nn.Module):
@@ -95,9 +100,16 @@ def _torchvision(name: str, pretrained: bool, layer: str) -> tuple[nn.Module, in
             f"'timm:NAME'; near: {near}"
         )
     options: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None}
-    if name in ("googlenet", "inception_v3"):
+    if name in INCEPTIONS:
         options |= {"aux_logits": pretrained, "init_weights": not pretrained}
-    network = models.get_model(name, **options)
+        options["transform_input"] = False
+    with warnings.catch_warnings():  # of classifiers on the side, which go in the next lines
+        warnings.filterwarnings("ignore", "auxiliary heads", UserWarning)
+        network = models.get_model(name, **options)
+    if name in INCEPTIONS:
+        network.aux_logits = False
+        for side in ("AuxLogits", "aux1", "aux2"):
+            setattr(network, side, None)
     return network, replace_last_linear(network, layer)
 
 

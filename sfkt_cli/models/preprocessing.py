@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sfkt_cli.config import SourceConfig
+from sfkt_cli.models.backbones import INCEPTIONS
 
 Three = tuple[float, float, float]
 IMAGENET: tuple[Three, Three] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -51,6 +52,8 @@ def _published(backbone: str) -> tuple[Three, Three, str] | None:
         return None
     if backbone == "efficientnet_lite0":  # (x - 127) / 128 for x in 0..255
         return (127 / 255,) * 3, (128 / 255,) * 3, f"the weights of {backbone}"
+    if backbone in INCEPTIONS:  # what torchvision turns ImageNet's into, inside of the network
+        return (0.5,) * 3, (0.5,) * 3, f"the weights of {backbone}"
     if backbone.startswith("timm:"):
         try:
             import timm

@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torchvision import models
 
+from sfkt_cli.config import SourceConfig
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.models.backbones import make_backbone
 from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.models.preprocessing import normalisation_of
 from sfkt_cli.models.saving import load_model, read_card, save_model
 from sfkt_cli.models.translators import TRANSLATORS, make_translator
 from sfkt_cli.stages.source import check_image_size
@@ -232,6 +236,32 @@ def test_an_unknown_backbone_is_named_with_the_nearest(backbone: str, told: str)
 def test_the_small_backbone_has_no_published_weights() -> None:
     with pytest.raises(ConfigError, match=r"source\.backbone"):
         classifier("small", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "network"), [("googlenet", models.GoogLeNet), ("inception_v3", models.Inception3)]
+)
+def test_networks_with_classifiers_on_the_side_are_taken_without_them(
+    monkeypatch: pytest.MonkeyPatch, name: str, network: Any
+) -> None:
+    """Published weights are as torchvision would fetch them; images are normalised as it says."""
+    published = network(init_weights=False, transform_input=True)
+    weights = models.get_model_weights(name)
+    monkeypatch.setattr(weights, "get_state_dict", lambda *_, **__: published.state_dict())
+    backbone, size = make_backbone(name, width=4, pretrained=True)
+    images = torch.rand(2, 3, 80, 80)
+    again, _ = make_backbone(name, width=4, pretrained=False)
+    again.load_state_dict(backbone.state_dict())
+    published.fc = nn.Identity()
+    preset = weights.DEFAULT.transforms()
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (preset.mean, preset.std))
+    ours = normalisation_of(SourceConfig(backbone=name))
+    own_mean, own_std = (torch.tensor(each).view(3, 1, 1) for each in (ours.mean, ours.std))
+    expected = published.eval()((images - mean) / std)
+    torch.testing.assert_close(
+        backbone.eval()((images - own_mean) / own_std), expected, rtol=1e-3, atol=1e-4
+    )
+    assert backbone.train()(images).shape == (2, size)
 
 
 def test_an_unknown_translator_is_named_with_the_known() -> None:
