@@ -173,7 +173,10 @@ class Runtime:
         }
 
     def peak_memory_mb(self) -> float:
-        """Largest memory use so far: of the GPU's allocator, or resident memory on the CPU."""
+        """Largest memory use.
+
+        On a GPU of its allocator since the stage began; on the CPU resident memory of the process.
+        """
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -256,6 +259,7 @@ def make_runtime(config: RuntimeConfig) -> Runtime:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.cuda.reset_peak_memory_stats(device)
         torch.backends.cudnn.benchmark = not config.deterministic
     if config.threads:
         torch.set_num_threads(config.threads)
