@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from importlib import import_module
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from sfkt_cli.processes import follow_parent
 from sfkt_cli.runs import Run, digest_settings, stage_settings
 from sfkt_cli.stages.benchmark_plan import BenchmarkPlan, Cell, cells_of
 
+Free = SimpleQueue[str]
 LEVELS = ("prepare", "source", "bridge", "transfer", "evaluate")
 
 
@@ -201,11 +203,13 @@ def _run(tasks: list[Task], processes: int) -> Iterator[tuple[Task, str | None]]
             yield task, run_task(task, quiet=console.quiet)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _begin_worker, max_tasks_per_child=1) as pool:
-        futures = {
-            pool.submit(run_task, task, number, processes, console.quiet): task
-            for number, task in enumerate(tasks)
-        }
+    free: Free = context.SimpleQueue()
+    for gpu in gpus_of(processes):
+        free.put(gpu)
+    with ProcessPoolExecutor(
+        processes, context, _begin_worker, (free,), max_tasks_per_child=1
+    ) as pool:
+        futures = {pool.submit(_work, task, processes, console.quiet): task for task in tasks}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -219,24 +223,40 @@ def _run(tasks: list[Task], processes: int) -> Iterator[tuple[Task, str | None]]
             raise
 
 
-def _begin_worker() -> None:
+_free: Free
+"""The GPUs that no task of the benchmark uses now."""
+
+
+def _begin_worker(free: Free) -> None:
     """A worker whose parent was killed saves its state and ends, as if it had been told to."""
+    global _free
+    _free = free
     follow_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
-def run_task(task: Task, number: int = 0, processes: int = 1, quiet: bool = False) -> str | None:
+def _work(task: Task, processes: int, quiet: bool) -> str | None:
+    """Run a task on a GPU that is free, or on its share of the cores; torch is not loaded yet."""
+    if processes == 1:
+        return run_task(task, quiet)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes, 1)))
+    gpu = _free.get()
+    if gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    try:
+        return run_task(task, quiet=True)
+    finally:
+        _free.put(gpu)
+
+
+def run_task(task: Task, quiet: bool = False) -> str | None:
     """Run one stage here; returns what went wrong, if anything did.
 
     Args:
         task: What to run.
-        number: Of the task: chooses one of several GPUs.
-        processes: How many such processes share the machine.
         quiet: Print only warnings.
     """
     config = build(dict(task.settings))
-    quieten(quiet or processes > 1)
-    if processes > 1:
-        _share_machine(number, processes)
+    quieten(quiet)
     name = task.level
     stage = getattr(import_module(f"sfkt_cli.stages.{name}"), name)
     try:
@@ -251,15 +271,12 @@ def run_task(task: Task, number: int = 0, processes: int = 1, quiet: bool = Fals
     return None
 
 
-def _share_machine(number: int, processes: int) -> None:
-    """One GPU, or a share of the cores, for this process; torch is not loaded yet."""
+def gpus_of(processes: int) -> list[str]:
+    """A GPU for each of several processes, as CUDA_VISIBLE_DEVICES names it; "" for none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     there = sum(1 for path in Path("/proc/driver/nvidia/gpus").glob("*"))
-    gpus = visible.split(",") if visible else [str(each) for each in range(there)]
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-    cores = max((os.cpu_count() or 1) // processes, 1)
-    os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+    gpus = (visible.split(",") if visible else [str(each) for each in range(there)]) or [""]
+    return [gpus[number % len(gpus)] for number in range(processes)]
 
 
 def _limited(config: Config) -> Config:

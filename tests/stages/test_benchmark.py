@@ -16,7 +16,7 @@ import pytest
 from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.methods import METHODS
 from sfkt_cli.report import Row
-from sfkt_cli.stages.benchmark import benchmark, run_cells
+from sfkt_cli.stages.benchmark import benchmark, gpus_of, run_cells
 from sfkt_cli.stages.benchmark_plan import DEMO, BenchmarkPlan, VariantPlan, cells_of, read_plan
 from sfkt_cli.stages.benchmark_report import Said, paired, results_of
 
@@ -128,6 +128,12 @@ def test_a_bug_in_one_stage_leaves_the_others(
         benchmark(plan, output, processes=0)
     found = json.loads((output / "benchmark.json").read_text(encoding="utf-8"))
     assert {row["variant"] for row in found["rows"]} == {"default"}
+
+
+def test_processes_take_turns_on_the_gpus_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert gpus_of(1) == ["3"]
+    assert gpus_of(3) == ["3", "5", "3"]
 
 
 @pytest.mark.slow
