@@ -99,7 +99,10 @@ def test_every_test_image_gets_the_same_class_without_this_program(
     )
     found = np.load(tmp_path / "out.npy")
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
+    second, first = np.sort(expected, axis=1)[:, -2:].T
+    clear = first - second > 1e-4  # ties may be broken either way
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(found.argmax(1)[clear], expected.argmax(1)[clear])
     assert expected.std(axis=0).max() > 0.005  # the images do differ
 
 
