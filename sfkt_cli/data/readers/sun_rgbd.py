@@ -162,7 +162,7 @@ def _parts(capture: str, chosen: SunRgbdConfig) -> tuple[str, ...]:
 
 def _groups(captures: list[str], words: dict[str, str]) -> dict[str, str]:
     groups: dict[str, str] = {}
-    run, before = 0, ""
+    run, before, first = 0, "", ""
     for capture in sorted(captures):
         sensor, kind, *rest = capture.split("/")
         group = f"{sensor}/{kind}/{rest[-1]}" if rest else capture
@@ -173,7 +173,6 @@ def _groups(captures: list[str], words: dict[str, str]) -> dict[str, str]:
         elif kind == "NYUdata":
             run = run + 1 if before == words[capture] and run < 9 else 0
             before = words[capture]
-            group = group if run == 0 else groups["nyu"]
-            groups["nyu"] = group
+            group = first = group if run == 0 else first
         groups[capture] = group
     return groups
