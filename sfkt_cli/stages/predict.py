@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,14 +15,13 @@ from sfkt_cli.console import event, say, speaks_json, track, warn
 from sfkt_cli.data.decode import SUFFIXES
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import write_text
+from sfkt_cli.report import to_csv as harmless_csv
 from sfkt_cli.runs import Run
 from sfkt_cli.student import Prediction, Student, load_student
 from sfkt_cli.training.runtime import make_runtime
 
 BATCH = 64
 STDIN = "-"
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""Spreadsheets run what begins with one of these."""
 
 
 def predict(
@@ -135,19 +132,15 @@ def read_batches(
 
 def to_csv(rows: Sequence[tuple[Path, Prediction]], top_k: int) -> str:
     """Columns path, class, probability, and class_2, probability_2 ... for ``top_k`` > 1."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
     header = ["path", "class", "probability"]
     count = min(top_k, len(rows[0][1].ranked)) if rows else top_k
     for place in range(2, count + 1):
         header += [f"class_{place}", f"probability_{place}"]
-    writer.writerow(header)
-    for path, prediction in rows:
-        cells = [_harmless(str(path))]
-        for label, probability in prediction.ranked[:count]:
-            cells += [_harmless(label), f"{probability:.6f}"]
-        writer.writerow(cells)
-    return file.getvalue()
+    lines = [
+        [str(path), *(cell for c, p in prediction.ranked[:count] for cell in (c, f"{p:.6f}"))]
+        for path, prediction in rows
+    ]
+    return harmless_csv(header, lines)
 
 
 def to_jsonl(rows: Sequence[tuple[Path, Prediction]], top_k: int) -> str:
@@ -160,7 +153,3 @@ def as_row(path: Path, prediction: Prediction, top_k: int) -> dict[str, Any]:
     """Path, class, probability, and top with the first ``top_k`` classes."""
     top = [{"class": c, "probability": round(p, 6)} for c, p in prediction.ranked[:top_k]]
     return {"path": str(path), **top[0], "top": top}
-
-
-def _harmless(cell: str) -> str:
-    return f"'{cell}" if cell.startswith(FORMULA) else cell
