@@ -133,7 +133,7 @@ def writing(
         _check_room(partial, columns)
         writer = StoreWriter(partial, attrs, _lay_out(partial, attrs, columns))
         try:
-            _claim_space(partial)
+            _claim_space(partial, partial.stat().st_size)
             yield writer
             writer.seal()
         finally:
@@ -171,8 +171,8 @@ def _check_room(path: Path, columns: Mapping[str, tuple[tuple[int, ...], DTypeLi
         OSError: There is not enough.
     """
     images = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in columns.values())
-    with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, images + DESCRIPTION_BYTES)
+    path.touch()
+    _claim_space(path, images + DESCRIPTION_BYTES)
 
 
 def _lay_out(
@@ -225,7 +225,8 @@ def _early_plist() -> Any:
     return plist
 
 
-def _claim_space(path: Path) -> None:
+def _claim_space(path: Path, size: int) -> None:
+    """Take room for a file of so many bytes, where the system can be asked for it."""
     if hasattr(os, "posix_fallocate"):
         with path.open("rb+") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            os.posix_fallocate(file.fileno(), 0, size)
