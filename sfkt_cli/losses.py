@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from sfkt_cli.reductions import count_processes, mean_over_processes
 
 
-def reconstruction(bridged: Tensor, rgb: Tensor, *, valid: Tensor | None = None) -> Tensor:
+def reconstruction(bridged: Tensor, rgb: Tensor) -> Tensor:
     """Mean squared error between translated TI images and their RGB partners.
 
     L_rec = mean (T(x_target^TI) - x_rgb^TI)^2
@@ -27,16 +27,11 @@ def reconstruction(bridged: Tensor, rgb: Tensor, *, valid: Tensor | None = None)
     Args:
         bridged: (B, 3, H, W), translated, in [0, 1]; receives a gradient.
         rgb: (B, 3, H, W), the partners, in [0, 1].
-        valid: (B, 1, H, W) in {0, 1}; pixels at 0 are left out. None: all count.
 
     Returns:
         A scalar without unit.
     """
-    error = (bridged.float() - rgb.float()).square()
-    if valid is None:
-        return error.mean()
-    weight = valid.float().expand_as(error)
-    return (error * weight).sum() / weight.sum().clamp_min(1.0)
+    return (bridged.float() - rgb.float()).square().mean()
 
 
 def absolute_error(bridged: Tensor, rgb: Tensor) -> Tensor:

@@ -202,34 +202,12 @@ def test_extreme_discriminators_pseudo_labels_and_equal_features_stay_finite() -
         losses.domain_adversarial(logits[0], logits[1])
         + losses.pseudo_label_cross_entropy(logits, torch.tensor([1, 1]))
         + losses.feature_matching_norm(features, torch.zeros(2, 3))
-        + losses.reconstruction(
-            features.view(1, 1, 2, 3), torch.ones(1, 1, 2, 3), valid=torch.zeros(1, 1, 2, 3)
-        )
     )
     torch.autograd.backward(total)
     assert torch.isfinite(total)
     for tensor in (logits, features):
         assert tensor.grad is not None
         assert torch.isfinite(tensor.grad).all()
-
-
-def test_reconstruction_leaves_invalid_pixels_out() -> None:
-    random = np.random.default_rng(0)
-    bridged, rgb = random.random((2, 2, 3, 4, 4))
-    valid = random.random((2, 1, 4, 4)) < 0.6
-    total, count = 0.0, 0
-    for b, c, h, w in np.ndindex(bridged.shape):
-        if valid[b, 0, h, w]:
-            total += (bridged[b, c, h, w] - rgb[b, c, h, w]) ** 2
-            count += 1
-    seen = torch.tensor(bridged, requires_grad=True)
-    loss = losses.reconstruction(seen, torch.tensor(rgb), valid=torch.tensor(valid))
-    assert float(loss.detach()) == pytest.approx(total / count, rel=1e-5)
-    torch.autograd.backward(loss)
-    assert seen.grad is not None
-    hidden = ~torch.tensor(valid).expand_as(seen.grad)
-    assert (seen.grad[hidden] == 0).all()
-    assert (seen.grad[~hidden] != 0).all()
 
 
 @pytest.mark.parametrize("weighted", [False, True])
