@@ -182,16 +182,7 @@ def fit(
                     group["lr"] = rate * factor
                 with runtime.autocast():
                     terms = parallel(batch)
-                loss = torch.stack(
-                    [plan.weights.get(name, 1.0) * term for name, term in terms.items()]
-                ).sum()
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                if plan.clip_norm is not None:
-                    scaler.unscale_(optimizer)
-                    nn.utils.clip_grad_norm_(objective.parameters(), plan.clip_norm)
-                scaler.step(optimizer)
-                scaler.update()
+                loss = _descend(plan, objective, terms, optimizer, scaler)
                 checked.add(loss, terms, batch, progress)
                 progress.step = step + 1
                 tracker.advance(1, plan.images, terms_text(checked.latest))
@@ -234,6 +225,26 @@ def fit(
             raise Interrupted(f"{plan.title} stopped; the same command goes on from here")
     keep.load_state_dict(best)
     return Fitted(progress.best_epoch, progress.seconds, progress.history)
+
+
+def _descend(
+    plan: Plan,
+    objective: nn.Module,
+    terms: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> Tensor:
+    """Take a step down the weighted sum of the terms, which is given back."""
+    weighted = [plan.weights.get(name, 1.0) * term for name, term in terms.items()]
+    loss = torch.stack(weighted).sum()
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    if plan.clip_norm is not None:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(objective.parameters(), plan.clip_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    return loss
 
 
 class _Checked:
