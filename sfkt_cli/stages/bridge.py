@@ -25,9 +25,9 @@ from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.runs import Run
-from sfkt_cli.stages.selection import remember, selector, spread
-from sfkt_cli.stages.streams import held_out_pairs, settle_streams, steps_of_epoch
-from sfkt_cli.training.loop import Plan, cosine
+from sfkt_cli.stages.selection import remember, spread
+from sfkt_cli.stages.streams import held_out_pairs, plan_of, settle_streams
+from sfkt_cli.training.loop import cosine
 from sfkt_cli.training.optimizers import translator_optimizer
 from sfkt_cli.training.predicting import predict_rows, rgb_loader, target_loader, through
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
@@ -86,14 +86,9 @@ def bridge(config: Config, run: Run) -> None:
         streams, batches = settle_streams(
             config, store, stage.folder, runtime, objective, tr=needs_tr
         )
-        plan = Plan(
-            title="bridge", seed=config.seed, epochs=settings.epochs,
-            steps=steps_of_epoch(config, streams), weights=weights, folder=stage.folder,
-            select=selector(config, ti=True),
-            images=(1 + needs_tr) * streams.batch_size,
-            clip_norm=config.training.clip_norm,
-            checkpoint_seconds=config.runtime.checkpoint_seconds,
-            patience=config.training.patience,
+        plan = plan_of(
+            config, streams, title="bridge", epochs=settings.epochs, weights=weights,
+            folder=stage.folder, kinds=1 + needs_tr, ti=True,
         )  # fmt: skip
         fitted = train(
             plan,

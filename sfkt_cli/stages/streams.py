@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from sfkt_cli.config import Config
 from sfkt_cli.data.batches import Stream
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
+from sfkt_cli.stages.selection import selector
 from sfkt_cli.training.batch_size import settle_batch_size
-from sfkt_cli.training.loop import Batch
+from sfkt_cli.training.loop import Batch, Plan
 from sfkt_cli.training.runtime import Runtime
 
 HELD_OUT = 2000
@@ -143,6 +144,37 @@ def steps_of_epoch(config: Config, streams: Streams) -> int:
     pairs = round(streams.ti.count / config.training.ti_fraction) if streams.ti else 0
     largest = max(streams.tr.count, pairs)
     return max(largest // streams.batch_size, config.training.min_steps)
+
+
+def plan_of(
+    config: Config,
+    streams: Streams,
+    *,
+    title: str,
+    epochs: int,
+    weights: Mapping[str, float],
+    folder: Path,
+    kinds: int,
+    ti: bool,
+) -> Plan:
+    """The plan of bridge or transfer.
+
+    Args:
+        config: Settings that both share.
+        streams: Their batches.
+        title: Shown in front of messages.
+        epochs: Number of epochs.
+        weights: Of the loss terms.
+        folder: Of the stage.
+        kinds: Kinds of images in a step, of TI pairs and TR target images: 1 or 2.
+        ti: Whether label-free scores on TI pairs may choose the epoch.
+    """
+    return Plan(
+        title=title, seed=config.seed, epochs=epochs, steps=steps_of_epoch(config, streams),
+        weights=weights, folder=folder, select=selector(config, ti=ti),
+        images=kinds * streams.batch_size, clip_norm=config.training.clip_norm,
+        checkpoint_seconds=config.runtime.checkpoint_seconds, patience=config.training.patience,
+    )  # fmt: skip
 
 
 def transfer_batches(

@@ -25,9 +25,9 @@ from sfkt_cli.models.saving import Saved, load_model, save_model
 from sfkt_cli.models.translators import Front
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.bridge import check_classes, classifier_of, sample_rows
-from sfkt_cli.stages.selection import remember, selector, spread
-from sfkt_cli.stages.streams import held_out_pairs, settle_streams, steps_of_epoch
-from sfkt_cli.training.loop import SCHEDULES, Plan
+from sfkt_cli.stages.selection import remember, spread
+from sfkt_cli.stages.streams import held_out_pairs, plan_of, settle_streams
+from sfkt_cli.training.loop import SCHEDULES
 from sfkt_cli.training.optimizers import classifier_optimizer
 from sfkt_cli.training.predicting import (
     predict_rows,
@@ -91,14 +91,9 @@ def transfer(config: Config, run: Run) -> None:
         streams, batches = settle_streams(
             config, store, stage.folder, runtime, objective, ti_rgb=False, ti=needs_ti
         )
-        plan = Plan(
-            title=method, seed=config.seed, epochs=settings.epochs,
-            steps=steps_of_epoch(config, streams), weights=objective.weights,
-            folder=stage.folder, select=selector(config, ti=needs_ti),
-            images=(1 + needs_ti) * streams.batch_size,
-            clip_norm=config.training.clip_norm,
-            checkpoint_seconds=config.runtime.checkpoint_seconds,
-            patience=config.training.patience,
+        plan = plan_of(
+            config, streams, title=method, epochs=settings.epochs, weights=objective.weights,
+            folder=stage.folder, kinds=1 + needs_ti, ti=needs_ti,
         )  # fmt: skip
         fitted = train(
             plan,
