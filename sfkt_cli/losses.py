@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfkt_cli.reductions import count_processes, mean_over_processes
+from sfkt_cli.reductions import mean_over_processes, sharing_processes
 
 
 def reconstruction(bridged: Tensor, rgb: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ def feature_matching_norm(features: Tensor, partners: Tensor) -> Tensor:
         partners: (B, D), of the RGB partners; a constant.
     """
     squares = (features.float() - partners.detach().float()).square().sum()
-    whole = mean_over_processes(squares) * count_processes(squares)
+    whole = mean_over_processes(squares) * sharing_processes(squares)
     return (whole + 1e-12).sqrt()
 
 
@@ -300,7 +300,7 @@ def dispersion(logits: Tensor) -> Tensor:
     """
     said = F.softmax(logits.float(), dim=1)
     mean = mean_over_processes(said.mean(dim=0))
-    everybody = len(said) * count_processes(said) * mean.square().sum()
+    everybody = len(said) * sharing_processes(said) * mean.square().sum()
     return everybody - said.square().sum(dim=1).mean()
 
 

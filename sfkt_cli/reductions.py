@@ -29,7 +29,7 @@ def world_size() -> int:
     return distributed.get_world_size() if together and not _by_itself.get() else 1
 
 
-def count_processes(value: Tensor) -> int:
+def sharing_processes(value: Tensor) -> int:
     """Processes that share the batch: 1 where no gradient is taken, each then sees all."""
     return world_size() if value.requires_grad else 1
 
@@ -43,7 +43,7 @@ def mean_over_processes(value: Tensor) -> Tensor:
     Args:
         value: Of the same shape in each process, from equal shares of the batch.
     """
-    count = count_processes(value)
+    count = sharing_processes(value)
     if count == 1:
         return value
     summed: Tensor = _Sum.apply(value)

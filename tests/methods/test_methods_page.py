@@ -15,7 +15,7 @@ from sfkt_cli.methods import METHODS
 from sfkt_cli.models.translators import TRANSLATORS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
-HELPERS = {"count_processes", "mean_over_processes", "reverse_gradient"}
+HELPERS = {"reverse_gradient"}
 
 
 def test_every_equation_is_there() -> None:
