@@ -20,13 +20,18 @@ from torch import Tensor, nn
 from sfkt_cli import losses
 from sfkt_cli.config import Config
 from sfkt_cli.data.images import as_rgb, encode
+from sfkt_cli.errors import ConfigError
 from sfkt_cli.methods.knowledge import Knowledge, balance, cluster_labels, reliability
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.training.loop import Batch
 
 
 class Tgkt(nn.Module):
-    """The objective of ``sfkt transfer --method tgkt``."""
+    """The objective of ``sfkt transfer --method tgkt``.
+
+    Raises:
+        ConfigError: No term is left in some epoch.
+    """
 
     needs_bridge = True
     needs_ti = True
@@ -42,6 +47,12 @@ class Tgkt(nn.Module):
         self._knowledge = knowledge
         self._settings = config.tgkt
         self._warmup = round(config.tgkt.warmup * config.transfer.epochs)
+        later = config.tgkt.beta_self or config.tgkt.beta_im
+        if not (config.tgkt.beta_kl or config.tgkt.beta_f) and (self._warmup or not later):
+            raise ConfigError(
+                "tgkt.beta_kl and tgkt.beta_f are both 0: nothing trains the student before the "
+                "warm-up is over; set one of them, or tgkt.warmup=0 with beta_im or beta_self"
+            )
         bridged = knowledge.bridged_logits
         self._bridged = balance(bridged.softmax(dim=1), strength=config.tgkt.balance)
         self._ti_features = knowledge.ti_features

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sfkt_cli import losses
 from sfkt_cli.config import Config, build
 from sfkt_cli.data.images import Encoding, as_rgb, encode
+from sfkt_cli.errors import ConfigError
 from sfkt_cli.methods import METHODS, label_free
 from sfkt_cli.methods.knowledge import Knowledge, balance, cluster_labels
 from sfkt_cli.methods.shot import Shot
@@ -332,6 +333,13 @@ def test_a_weight_of_zero_switches_a_term_off(name: str) -> None:
     objective = make_objective("tgkt", make_source(), config)
     objective.begin_epoch(0)
     assert set(objective(make_batch())) == {"kl", "f", "self", "im"} - {name}
+
+
+@pytest.mark.parametrize("settings", [{"warmup": 0.3}, {"warmup": 0.0, "beta_im": 0.0}])
+def test_a_student_that_nothing_would_train_is_refused(settings: dict[str, float]) -> None:
+    config = build({"tgkt": {"beta_kl": 0.0, "beta_f": 0.0, **settings}})
+    with pytest.raises(ConfigError, match=r"tgkt\.beta_kl and tgkt\.beta_f are both 0"):
+        make_objective("tgkt", make_source(), config)
 
 
 def test_socket_matches_the_statistics_of_the_target_images_alone() -> None:
