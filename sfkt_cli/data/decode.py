@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from sfkt_cli.errors import DataError
 
@@ -192,6 +192,8 @@ def _to_known_type(values: NDArray[Any], name: str) -> NDArray[Any]:
 
 
 def _short(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):  # Pillow's own text is the address of the bytes
+        return "its content is of no known kind"
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 

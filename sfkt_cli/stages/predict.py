@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from sfkt_cli.config import Config
-from sfkt_cli.console import event, say, speaks_json, track, warn
+from sfkt_cli.console import event, say, speaks_json, track
 from sfkt_cli.data.decode import SUFFIXES
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import write_text
@@ -35,6 +35,8 @@ def predict(
     model: Path | None = None,
 ) -> dict[str, Any]:
     """Classify images and write one row for each; broken files are left out and named at the end.
+
+    Where all of them are broken nothing is written.
 
     Under ``--json`` each row is an event, too, and takes the place of CSV on standard output.
 
@@ -68,6 +70,8 @@ def predict(
             found = student.predict_stored([image for _, image in batch])
             rows += [(path, each) for (path, _), each in zip(batch, found, strict=True)]
             tracker.advance(len(batch), len(batch))
+    if broken and not rows:
+        raise DataError(_told(broken, len(paths)))
     for path, prediction in rows:
         event("prediction", **as_row(path, prediction, top_k))
     if str(output) != STDIN:
@@ -76,11 +80,15 @@ def predict(
         say(f"predict: {len(rows)} images in {output}")
     elif not speaks_json():
         sys.stdout.write(to_csv(rows, top_k))
-    for message in broken:
-        warn(message)
     if broken:
-        raise DataError(f"{len(broken)} of {len(paths)} images could not be read (named above)")
+        raise DataError(_told(broken, len(paths)))
     return {"images": len(rows), "output": output}
+
+
+def _told(broken: Sequence[str], count: int) -> str:
+    """One message for all broken files."""
+    lines = "".join(f"\n  {message}" for message in broken)
+    return f"{len(broken)} of {count} images could not be read; mend them or leave them out:{lines}"
 
 
 def expand(images: Sequence[str]) -> Iterator[Path]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfkt_cli.config import build
-from sfkt_cli.data.alignment import Alignment, check_alignment, fill_holes
+from sfkt_cli.data.alignment import Alignment, check_alignment, compare_edges, fill_holes
 from sfkt_cli.data.ingest import Seen, summarise_target
 from sfkt_cli.data.quality import (
     Sample,
@@ -77,6 +77,16 @@ def test_registered_pairs_raise_no_warning(tmp_path: Path) -> None:
 )
 def test_wrong_pairs_are_told(tmp_path: Path, change: Any, told: str) -> None:
     assert any(told in warning for warning in check(tmp_path, change(pictures())).warnings())
+
+
+def test_one_pixel_of_a_small_store_is_no_shift() -> None:
+    edges = pictures().astype(np.float32)
+    edges -= edges.mean(axis=(1, 2), keepdims=True)
+    edges /= np.linalg.norm(edges, axis=(1, 2), keepdims=True)
+    ids = [f"p{n}" for n in range(len(edges))]
+    lower = np.roll(edges, 2, axis=1)
+    assert compare_edges(edges, lower, ids, scale=1.0).shift == (0, 2)
+    assert compare_edges(edges, lower, ids, scale=0.5).shift == (0, 0)
 
 
 def test_holes_are_filled_from_their_rim() -> None:

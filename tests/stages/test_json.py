@@ -37,7 +37,7 @@ COMMANDS: tuple[tuple[str, set[str]], ...] = (
     ("export --format safetensors", set()),
     ("predict depth.png", {"prediction"}),
     ("predict depth.png --output -", {"prediction"}),
-    ("predict absent.png", {"warning", "error"}),
+    ("predict absent.png", {"error"}),
     ("inspect", set()),
     ("classes synthetic", set()),
     ("config show", set()),

@@ -71,14 +71,18 @@ def test_broken_files_do_not_stop_the_others(
     Image.new("RGB", (20, 20)).save(rgb)
     output = tmp_path / "out.jsonl"
     paths = [str(path) for path in (cut, good, rgb, tmp_path / "absent.png")]
-    with pytest.raises(DataError, match="3 of 4 images"):
+    with pytest.raises(DataError, match="3 of 4 images") as caught:
         predict(untrained_config, untrained_run, paths, output=output, top_k=2)
     (line,) = output.read_text().splitlines()
     row = json.loads(line)
     assert row["path"] == str(good)
     assert [set(entry) for entry in row["top"]] == [{"class", "probability"}] * 2
-    messages = capsys.readouterr().err
-    assert all(name in messages for name in ("cut.png", "rgb.png", "absent.png"))
+    assert all(name in str(caught.value) for name in ("cut.png", "rgb.png", "absent.png"))
+    assert "warning" not in capsys.readouterr().err  # one message tells all
+    before = output.read_text()
+    with pytest.raises(DataError, match="1 of 1 images"):
+        predict(untrained_config, untrained_run, [str(cut)], output=output)
+    assert output.read_text() == before  # where there is nothing to say, nothing is overwritten
 
 
 def test_files_folders_patterns_and_a_list(
