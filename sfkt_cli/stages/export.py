@@ -26,11 +26,11 @@ from sfkt_cli.console import say
 from sfkt_cli.data.sensor import Sensor, sensor_of_store
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, DataError, RunError
-from sfkt_cli.files import replacing, write_json, write_text
+from sfkt_cli.files import replacing, sha256_file, write_json, write_text
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.graphs import BridgedSourceGraph, FitTarget, StudentGraph, for_export
 from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
-from sfkt_cli.runs import Run
+from sfkt_cli.runs import Run, versions
 from sfkt_cli.stages.model_card import model_card
 from sfkt_cli.student import find_student
 
@@ -52,6 +52,8 @@ def export(
     input_size: str | None = None,
 ) -> None:
     """Write student and bridged source model, each checked against PyTorch on real samples.
+
+    Does nothing where the folder holds them already, made of the same models in the same way.
 
     Args:
         config: ``transfer.method`` is taken where a run has several students.
@@ -76,6 +78,17 @@ def export(
     sensor = sensor_of_store(store, config)
     images, fit = _samples(store, sensor, input_size)
     target = output or run.path("export")
+    made_of = {
+        "stage": "export",
+        "method": folder.name,
+        "formats": sorted(formats),
+        "input_size": input_size,
+        "inputs": {name: each.digest for name, each in saved.items()} | _told_by_card(run),
+        "versions": versions(),
+    }
+    if _is_done(target, made_of):
+        say(f"export: already done in {target}")
+        return
     target.mkdir(parents=True, exist_ok=True)
     (target / "done.json").unlink(missing_ok=True)
     differences: dict[str, float] = {}
@@ -99,14 +112,30 @@ def export(
         for name, each in saved.items():
             _copy(_folder_of(name, folder, run), target / name, each, sensor)
             say(f"export: {target / name / WEIGHTS}")
-    method = folder.name
-    write_text(target / "README.md", model_card(run, method, saved["student"], sensor, images))
+    card = model_card(run, folder.name, saved["student"], sensor, images)
+    write_text(target / "README.md", card)
     write_text(target / "config.yaml", to_yaml(config))
-    inputs = {name: each.digest for name, each in saved.items()}
-    write_json(
-        target / "done.json",
-        {"stage": "export", "method": method, "inputs": inputs, "largest_difference": differences},
-    )
+    written = ["README.md", "config.yaml", *differences]
+    if "safetensors" in formats:
+        written += [f"{name}/{file}" for name in saved for file in (WEIGHTS, CARD)]
+    record = {**made_of, "largest_difference": differences, "written": written}
+    write_json(target / "done.json", record)
+
+
+def _told_by_card(run: Run) -> dict[str, str]:
+    """Digest of the results that the model card tells, where there are some."""
+    path = run.path("evaluate", "results.json")
+    return {"results.json": sha256_file(path)} if path.is_file() else {}
+
+
+def _is_done(folder: Path, made_of: Mapping[str, object]) -> bool:
+    """Whether a folder holds what would be written."""
+    try:
+        record = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+        same = {name: record[name] for name in made_of} == made_of
+        return same and all((folder / name).is_file() for name in record["written"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def _check_formats(formats: Sequence[str]) -> list[str]:

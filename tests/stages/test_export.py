@@ -147,6 +147,27 @@ def test_a_file_that_differs_from_pytorch_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_second_export_does_nothing_until_something_changed(
+    untrained_run: Run, untrained_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def again(*formats: str) -> str:
+        export(untrained_config, untrained_run, formats=formats, output=tmp_path)
+        return capsys.readouterr().err
+
+    weights = tmp_path / "student/model.safetensors"
+    assert "student/model.safetensors" in again("safetensors")
+    before = weights.stat().st_mtime_ns
+    assert "already done" in again("safetensors")
+    assert weights.stat().st_mtime_ns == before
+    weights.unlink()
+    assert "already done" not in again("safetensors")
+    assert weights.is_file()
+    assert "student.pt2" in again("safetensors", "pt2")
+    done = json.loads((tmp_path / "done.json").read_text())
+    (tmp_path / "done.json").write_text(json.dumps({**done, "inputs": {"student": "another"}}))
+    assert "already done" not in again("safetensors", "pt2")
+
+
 def test_wrong_requests_are_refused(
     untrained_run: Run, untrained_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
