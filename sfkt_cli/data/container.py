@@ -77,13 +77,19 @@ class Container:
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def open_container(root: Path, markers: tuple[str, ...], zips: tuple[str, ...]) -> Container:
+def open_container(
+    root: Path,
+    markers: tuple[str, ...],
+    zips: tuple[str, ...],
+    advice: str = "give the unpacked archive or its zip file with --root",
+) -> Container:
     """Find an archive: ``root`` itself, a folder or zip file below it, or a folder inside of it.
 
     Args:
         root: Folder or zip file that the user gave.
         markers: Names of folders, one of which must lie at the archive's top; none: any top.
         zips: Names of the official zip files, looked for in ``root``.
+        advice: What the message of an archive without markers tells to do.
 
     Returns:
         The container whose top holds a marker.
@@ -92,7 +98,7 @@ def open_container(root: Path, markers: tuple[str, ...], zips: tuple[str, ...]) 
         DataError: Nothing of the kind is there.
     """
     if not root.exists():
-        raise DataError(f"{root} does not exist: give the archive with --root, or use --download")
+        raise DataError(f"{root} does not exist: say with --root where the data are")
     candidates = [root]
     if root.is_dir():
         candidates += [root / name for name in zips if (root / name).is_file()]
@@ -103,8 +109,7 @@ def open_container(root: Path, markers: tuple[str, ...], zips: tuple[str, ...]) 
     held = sorted({name.partition("/")[0] for name in _index(root)})[:6]
     raise DataError(
         f"{root} holds no {' or '.join(markers) or 'files'} "
-        f"(it holds {', '.join(held) or 'nothing'}): "
-        "give the unpacked archive or its zip file with --root"
+        f"(it holds {', '.join(held) or 'nothing'}): {advice}"
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from sfkt_cli.config import Config, fixed_batch_size
-from sfkt_cli.console import event, say
+from sfkt_cli.console import event, say, warn
 from sfkt_cli.data.download import missing_files
 from sfkt_cli.data.layout import Plan as Layout
 from sfkt_cli.data.readers import archive_root, read_archive
@@ -28,7 +28,7 @@ from sfkt_cli.runs import Run
 from sfkt_cli.stages.bridge import classifier_of
 from sfkt_cli.stages.contenders import contenders, load_models, model_digests, raw_encoding
 from sfkt_cli.stages.outlook import free_bytes, outlook_of, size_text, tell
-from sfkt_cli.stages.prepare import make_plan
+from sfkt_cli.stages.prepare import gaps, make_plan
 from sfkt_cli.stages.transfer import find_method
 from sfkt_cli.training.loop import Batch, Plan, cosine
 from sfkt_cli.training.optimizers import classifier_optimizer
@@ -134,6 +134,8 @@ def try_prepare(config: Config, run: Run) -> dict[str, Any]:
             say(f"prepare: {run.path('prepare')} is finished already")
             return {"stage": "prepare", "done": True}
     layout = make_plan(config, archive)
+    for gap in gaps(layout):
+        warn(gap)
     sizes = {
         name: sum(
             math.prod(shape) * np.dtype(kind).itemsize

@@ -33,6 +33,8 @@ from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.runs import Run, Stage
 from sfkt_cli.stages.inspect import report_alignment
 
+_FEW_GROUPS = "a class needs a group (scene, place, object; or image) for each part"
+
 
 def prepare(config: Config, run: Run) -> None:
     """Read the archive, split it by group, and write source.h5, transfer.h5 and test.h5.
@@ -53,6 +55,8 @@ def prepare(config: Config, run: Run) -> None:
         for note in archive.notes:
             warn(note)
         plan = make_plan(config, archive)
+        for gap in gaps(plan):
+            warn(gap)
         seen = _write_stores(plan, stage)
         samples = samples_of_plan(plan.parts, seen)
         table = tabulate(samples)
@@ -86,6 +90,31 @@ def make_plan(config: Config, archive: Archive) -> Plan:
             "be no bridge, and `sfkt transfer` falls back to shot, which needs none"
         )
     return Plan(config, archive, parts, tuple(tr))
+
+
+def gaps(plan: Plan) -> list[str]:
+    """What the parts lack, for warnings: all images of source or test, or those of some classes."""
+    found = []
+    if not plan.parts["source"] and plan.config.source.checkpoint is None:
+        found.append(
+            "there are no labelled RGB images to train a source model on: bring one with "
+            "`sfkt source --set source.checkpoint=FILE --set source.backbone=NAME`"
+        )
+    paper = plan.config.split.protocol == "paper" or not plan.config.split.test
+    if not plan.parts["test"] and not paper and any(r.label for r in plan.parts["target"]):
+        found.append(f"no target image is held out for the test: {_FEW_GROUPS}")
+    effects = {
+        "source": "a source model trained on it cannot tell them",
+        "target": "students do not see them",
+        "test": "accuracy on it says nothing about them",
+    }
+    for part, effect in effects.items():
+        held = {record.label for record in plan.parts[part]}
+        lacking = [name for name in plan.classes if name not in held]
+        if lacking and held and None not in held:
+            shown = ", ".join(lacking[:20]) + (", ..." if len(lacking) > 20 else "")
+            found.append(f"part {part} has no image of {shown}: {effect}; {_FEW_GROUPS}")
+    return found
 
 
 def _read_unless_gone(config: Config, run: Run) -> Archive | None:

@@ -224,6 +224,55 @@ def test_own_targets_may_have_several_channels_and_other_sizes(
     assert (store.modality, store.unit, store.registered) == ("thermal", "raw", False)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("ti/depth/0.png", "neither in ti/rgb nor in ti/target"),
+        ("ti/hall/rgb/0.png", "neither in ti/rgb nor in ti/target"),
+        ("ti/0.png", "neither in ti/rgb nor in ti/target"),
+        ("tr/mug/Depth/0.png", "call it target"),
+        ("tr/mug/RGB/0.png", "call it rgb"),
+        ("tr/rgb/0.png", "without a class"),
+    ],
+)
+def test_own_images_in_folders_of_other_names_are_told(
+    name: str, told: str, tmp_path: Path
+) -> None:
+    root = make_folders(tmp_path / "mine")
+    assert read_archive(settings("folders", root)).records
+    save(root / name, depth(0))
+    with pytest.raises(DataError, match=rf"{name}.*{told}.*docs/datasets\.md"):
+        read_archive(settings("folders", root))
+    (root / name).rename(root / name.replace(".png", ".txt"))  # notes lie where they like
+    assert read_archive(settings("folders", root)).records
+
+
+def test_classes_that_a_part_lacks_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, count in (("cup", 9), ("mug", 1)):
+        for number in range(count):
+            for view in ("rgb", "target"):
+                path = tmp_path / f"mine/tr/{name}/{view}/{number}.png"
+                save(path, scene(number) if view == "rgb" else depth(number))
+    prepare(settings("folders", tmp_path / "mine"), Run(tmp_path / "run"))
+    told = capsys.readouterr().err
+    assert "part source has no image of mug" in told
+    assert "part test has no image of mug" in told
+    assert "part target" not in told
+    (tmp_path / "mine/tr/mug").rename(tmp_path / "mug")
+    prepare(settings("folders", tmp_path / "mine"), Run(tmp_path / "all"))
+    told = capsys.readouterr().err
+    assert "has no image of" not in told
+    assert "bring one" not in told
+    for path in (tmp_path / "mine/tr/cup").rglob("[1-9].png"):
+        path.unlink()
+    prepare(settings("folders", tmp_path / "mine"), Run(tmp_path / "one"))
+    told = capsys.readouterr().err
+    assert "no labelled RGB images to train a source model on: bring one" in " ".join(told.split())
+    assert "no target image is held out" in told
+
+
 def test_wrong_class_is_told_with_a_near_name(tmp_path: Path) -> None:
     config = settings("rgb-nir", MAKERS["rgb-nir"](tmp_path), classes={"tr": ["steet"]})
     with pytest.raises(ConfigError, match="'street'"):

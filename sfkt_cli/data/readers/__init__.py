@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sfkt_cli.config import Config
 from sfkt_cli.data.container import forget_indexes
+from sfkt_cli.data.download import SOURCES
 from sfkt_cli.data.readers import (
     diml_rgbd,
     folders,
@@ -42,7 +43,10 @@ def read_archive(config: Config) -> Archive:
         DataError: The archive is missing, incomplete, or not what it should be.
     """
     forget_indexes()
-    archive = READERS[config.dataset](config, archive_root(config))
+    root = archive_root(config)
+    if config.dataset in SOURCES and not root.exists():
+        raise DataError(f"{root} does not exist: give the archive with --root, or use --download")
+    archive = READERS[config.dataset](config, root)
     if not archive.records:
-        raise DataError(f"{archive_root(config)} holds no samples of {config.dataset}")
+        raise DataError(f"{root} holds no samples of {config.dataset}")
     return archive

@@ -34,6 +34,13 @@ from sfkt_cli.data.records import Archive, Record, check_unique
 from sfkt_cli.data.values import TargetValues
 from sfkt_cli.errors import DataError
 
+_ADVICE = "docs/datasets.md draws the folders of one's own data"
+_OTHER_NAMES = {
+    "color": "rgb", "colour": "rgb", "depth": "target", "nir": "target", "ir": "target",
+    "infrared": "target", "thermal": "target",
+}  # fmt: skip
+"""What people call the two folders of a class; taken for groups, pairs would fall apart."""
+
 
 def read(config: Config, root: Path) -> Archive:
     """List the images of a folder or manifest.
@@ -47,7 +54,7 @@ def read(config: Config, root: Path) -> Archive:
         container = open_container(root if root.is_dir() else manifest.parent, (), ())
         records = read_manifest(manifest, container)
     else:
-        container = open_container(root, ("tr", "ti"), ())
+        container = open_container(root, ("tr", "ti"), (), _ADVICE)
         records = _read_tree(container)
     targets = [record.target for record in records if record.target is not None]
     if not targets:
@@ -85,6 +92,9 @@ def read(config: Config, root: Path) -> Archive:
 def _read_tree(container: Container) -> list[Record]:
     views: dict[tuple[str, str | None], dict[str, dict[str, str]]] = {}
     for name in container.names():
+        misplaced = _misplaced(name)
+        if misplaced:
+            raise DataError(f"{container.describe(name)} {misplaced}; {_ADVICE}")
         place = _place(name)
         if place is None:
             continue
@@ -125,6 +135,24 @@ def _place(name: str) -> tuple[str, str | None, str, str] | None:
     if role == "tr" and len(inner) == 1:
         return "tr", None, "target", inner[0]
     return None
+
+
+def _misplaced(name: str) -> str:
+    """What is wrong with where an image lies; "" for nothing."""
+    path = PurePosixPath(name)
+    if path.suffix.lower() not in SUFFIXES or len(path.parts) < 2:
+        return ""
+    role, *inner = path.parts[:-1]
+    if role == "ti" and inner[:1] not in (["rgb"], ["target"]):
+        return "lies neither in ti/rgb nor in ti/target"
+    if role == "tr" and inner[:1] == ["rgb"]:
+        return "is an RGB image without a class: it belongs into tr/<class>/rgb"
+    if role == "tr" and len(inner) >= 2 and inner[0] != "target":
+        word = inner[1].casefold()
+        meant = word if word in ("rgb", "target") else _OTHER_NAMES.get(word, "")
+        if meant and inner[1] != meant:
+            return f"lies in a folder {inner[1]}: call it {meant}"
+    return ""
 
 
 def _check_partners(container: Container, role: str, held: dict[str, dict[str, str]]) -> None:
