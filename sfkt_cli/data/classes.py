@@ -12,18 +12,22 @@ from sfkt_cli.config import ClassesConfig
 from sfkt_cli.data.records import Archive, Record
 from sfkt_cli.errors import ConfigError
 
+NEAR = 0.8
+"""So much alike (0 to 1) a new name and a known one are taken for a slip: bx, box; not cup, cap."""
+
 
 def choose_classes(chosen: ClassesConfig, archive: Archive) -> tuple[list[str], list[str]]:
     """The TR classes in the order of their labels, and the TI classes.
 
     Without a choice they are the data set's usual ones. Where only one list is given, the other
     is the usual one less what was given; a data set without a usual list gives all other classes.
+    Where some target images have no label, ``classes.tr`` may name classes of which none has one.
 
     Raises:
         ConfigError: A pattern matches nothing, or a class would be both.
     """
     known = class_names(archive)
-    tr = expand(chosen.tr, known, "classes.tr")
+    tr = expand(chosen.tr, known, "classes.tr", new=has_unlabelled(archive))
     ti = expand(chosen.ti, known, "classes.ti")
     both = [name for name in tr if name in ti]
     if both:
@@ -44,8 +48,21 @@ def class_names(archive: Archive) -> list[str]:
     return sorted({record.label for record in archive.records if record.label is not None})
 
 
-def expand(patterns: Sequence[str], known: Iterable[str], setting: str) -> list[str]:
+def has_unlabelled(archive: Archive) -> bool:
+    """Whether an archive holds task-relevant target images without a label."""
+    return any(r.label is None and "ti" not in r.parts for r in archive.records)
+
+
+def expand(
+    patterns: Sequence[str], known: Iterable[str], setting: str, *, new: bool = False
+) -> list[str]:
     """Class names that match patterns such as ``*room``, in the patterns' order, each once.
+
+    Args:
+        patterns: Names; wildcards do.
+        known: Class names of the archive.
+        setting: For messages.
+        new: A name that is unlike all known ones is taken as it is.
 
     Raises:
         ConfigError: A pattern matches no class; the message has the nearest names.
@@ -55,7 +72,10 @@ def expand(patterns: Sequence[str], known: Iterable[str], setting: str) -> list[
     for pattern in patterns:
         matches = [n for n in known if fnmatch.fnmatchcase(n.casefold(), pattern.casefold())]
         if not matches:
-            near = difflib.get_close_matches(pattern, known, n=1)
+            near = difflib.get_close_matches(pattern, known, n=1, cutoff=NEAR if new else 0.6)
+            if new and not near and not any(sign in pattern for sign in "*?["):
+                found.append(pattern)
+                continue
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known[:40])}"
             raise ConfigError(f"{setting} has {pattern!r}, which matches no class: {hint}")
         found += [name for name in matches if name not in found]

@@ -152,10 +152,12 @@ def loss_weights(config: Config, registered: bool) -> dict[str, float]:
 def check_classes(classes: list[str], store: Store) -> None:
     """Check that source model and data name the same classes in the same order.
 
+    Data without any label may name none: the classes are those of the model.
+
     Raises:
         DataError: They do not.
     """
-    if classes != store.classes:
+    if store.classes and classes != store.classes:
         raise DataError(
             f"the source model has the {len(classes)} classes {', '.join(classes)}, but "
             f"{store.path} has the {len(store.classes)} classes {', '.join(store.classes)}: "

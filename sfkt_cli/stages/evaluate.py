@@ -114,7 +114,7 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
     rows = gathering.rows_of(evidence)
     report = Report(
         dataset=store.dataset,
-        classes=tuple(store.classes),
+        classes=tuple(evidence.classes),
         rows=rows,
         facts=facts(evidence, rows),
         sections=sections(evidence, run, rows, stage.folder),

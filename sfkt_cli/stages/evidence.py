@@ -89,8 +89,8 @@ class Evidence:
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes."""
-        return self.store.classes
+        """Names of the classes; those of the source model where the data have none."""
+        return self.store.classes or self.models.card.classes
 
     @property
     def main_method(self) -> str:

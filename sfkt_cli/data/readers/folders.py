@@ -34,7 +34,7 @@ from sfkt_cli.data.records import Archive, Record, check_unique
 from sfkt_cli.data.values import TargetValues
 from sfkt_cli.errors import DataError
 
-_ADVICE = "docs/datasets.md draws the folders of one's own data"
+_ADVICE = "docs/datasets.md draws the folders"
 _OTHER_NAMES = {
     "color": "rgb", "colour": "rgb", "depth": "target", "nir": "target", "ir": "target",
     "infrared": "target", "thermal": "target",
@@ -54,7 +54,9 @@ def read(config: Config, root: Path) -> Archive:
         container = open_container(root if root.is_dir() else manifest.parent, (), ())
         records = read_manifest(manifest, container)
     else:
-        container = open_container(root, ("tr", "ti"), (), _ADVICE)
+        container = open_container(
+            root, ("tr", "ti"), (), f"give one's own images with --root; {_ADVICE}"
+        )
         records = _read_tree(container)
     targets = [record.target for record in records if record.target is not None]
     if not targets:
