@@ -157,7 +157,10 @@ def _captures(
         if len(files) == 1:
             ((view, name),) = files.items()
             lost = "depth" if view == "rgb" else "colour"
-            raise DataError(f"{container.describe(name)} has no {lost} image of the same name")
+            raise DataError(
+                f"{container.describe(name)} has no {lost} image of the same name: "
+                "restore it, or remove this one"
+            )
     if not captures:
         raise DataError(
             f"{container.path} holds no DIML indoor images with diml_rgbd.resolution="

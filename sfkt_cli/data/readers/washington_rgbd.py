@@ -90,7 +90,10 @@ def read(config: Config, root: Path) -> Archive:
         lost = [view for view in needed if view not in views]
         if lost:
             some = next(iter(views.values()))
-            raise DataError(f"{container.describe(some)} has no partner {stem}_{lost[0]}.png")
+            raise DataError(
+                f"{container.describe(some)} has no partner {stem}_{lost[0]}.png: "
+                "restore it, or remove this one"
+            )
     records = [
         Record(stem, owners[stem][1], owners[stem][0], views["crop"], views["depthcrop"])
         for stem, views in found.items()
