@@ -21,11 +21,13 @@ from tests.data.make_archives import rgb_nir
 
 SETTINGS = {"dataset": "synthetic", "image_size": 32, "synthetic": {"pairs": 500}}
 PROGRAM = f"""
+import signal
 from pathlib import Path
 from sfkt_cli.config import build
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.prepare import prepare
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below some shells
     prepare(build({SETTINGS!r}), Run(Path("run")))
 """
 
