@@ -6,16 +6,24 @@ import io
 import os
 import pickle
 import random
+import sys
 import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
 import torch
+from PIL import Image
 
 from sfkt_cli.config import Config, build, read_yaml, to_yaml
 from sfkt_cli.console import mute
+from sfkt_cli.data.decode import decode_rgb, decode_target
+from sfkt_cli.data.store import open_store
+from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.errors import ConfigError, DataError, RunError, SfktError
 from sfkt_cli.files import sha256_file, write_json
 from sfkt_cli.models.classifier import Classifier
@@ -28,6 +36,20 @@ CPU = torch.device("cpu")
 LONGEST_S = 10.0
 STRANGE = [b"\x00", b"\xff\xfe", b"!!python/object/apply:os.system [true]", b": ", b"- [", b"&a *a",
            b"1e999", b"-1", b"null", b"{", b'"', b"\n\n\t", b"99999999999999999999"]  # fmt: skip
+
+
+EXECUTING = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen",
+             "pickle.find_class", "ctypes.dlopen", "socket.connect")  # fmt: skip
+"""Audit events that no reading of a damaged file may cause."""
+_watched: list[str] | None = None
+
+
+def _note(event: str, arguments: tuple[object, ...]) -> None:
+    if _watched is not None and event in EXECUTING:
+        _watched.append(f"{event} {arguments}")
+
+
+sys.addaudithook(_note)
 
 
 class Planted:
@@ -59,17 +81,25 @@ def mutate(content: bytes, chance: random.Random) -> bytes:
 
 def torture(path: Path, read: Callable[[], object], trials: int, own: type[SfktError]) -> int:
     """Read mutated versions of a file; how many were refused, each by an error of the program."""
-    content, refused = path.read_bytes(), 0
+    global _watched
+    read()  # what is loaded once is loaded now
+    content, refused, longest = path.read_bytes(), 0, 0.0
     for number in range(trials):
         path.write_bytes(mutate(content, random.Random(number)))
         began = time.monotonic()
+        executed: list[str] = []
+        _watched = executed
         try:
             read()
         except own:
             refused += 1
-        assert time.monotonic() - began < LONGEST_S
+        finally:
+            _watched = None
+        longest = max(longest, time.monotonic() - began)
+        assert longest < LONGEST_S
+        assert not executed
     path.write_bytes(content)
-    print(f"{path.name}: {refused} of {trials} refused, none crashed")
+    print(f"{path.name}: {refused} of {trials} refused, none crashed; {longest:.2f} s at most")
     return refused
 
 
@@ -120,6 +150,52 @@ def test_mutated_stage_records(tmp_path: Path, count: int) -> None:
     path.parent.mkdir()
     write_json(path, {"stage": "source", "settings": {"seed": 0}, "inputs": {}})
     torture(path, lambda: run.record("source"), count, RunError)
+
+
+@pytest.mark.parametrize("count", trials(15))
+def test_mutated_weights_that_are_brought_along(tmp_path: Path, count: int) -> None:
+    state = {"w": torch.arange(60.0), "b": torch.zeros(3)}
+    torch.save({"state_dict": state}, tmp_path / "new.pth")
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    for name in ("new.pth", "old.pth"):
+        torture(tmp_path / name, lambda: read_weights(tmp_path / name), count, DataError)  # noqa: B023
+
+
+@pytest.mark.parametrize("count", trials(15))
+def test_mutated_stores(tmp_path: Path, count: int) -> None:
+    path = tmp_path / "transfer.h5"
+    columns: dict[str, Any] = {
+        "ti/rgb": np.arange(20 * 48, dtype=np.uint16).astype(np.uint8).reshape(20, 4, 4, 3),
+        "ti/target": np.arange(20 * 16, dtype=np.uint16).reshape(20, 4, 4),
+        "ti/id": text_column([f"pair-{row}" for row in range(20)]),
+    }
+    attributes = {"dataset": "made", "modality": "depth", "unit": "mm", "classes": ["a", "b"]}
+    with writing(path, attributes, {k: (v.shape, v.dtype) for k, v in columns.items()}) as writer:
+        for name, values in columns.items():
+            writer.put(name, values)
+    assert torture(path, lambda: open_store(path).verify(), count, DataError) > 0.9 * count
+
+
+@pytest.mark.parametrize("count", trials(10))
+@pytest.mark.parametrize(
+    "name",
+    ["rgb.png", "rgb.jpg", "rgb.webp", "rgb.bmp", "rgb.ppm", "rgb.tiff",
+     "depth.png", "depth.tiff", "packed.tiff", "depth.npy", "grey.pgm"],
+)  # fmt: skip
+def test_mutated_images(tmp_path: Path, name: str, count: int) -> None:
+    path, chance = tmp_path / name, np.random.default_rng(0)
+    target: Any = chance.integers(0, 5000, (24, 32), dtype=np.uint16)
+    if path.suffix == ".npy":
+        np.save(path, target)
+    elif path.suffix == ".tiff" and path.stem != "rgb":
+        packed = "zlib" if path.stem == "packed" else None
+        tifffile.imwrite(path, target, compression=packed)
+    elif path.stem == "rgb":
+        Image.fromarray(chance.integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(path)
+    else:
+        Image.fromarray(target if path.stem == "depth" else target.astype(np.uint8)).save(path)
+    decode: Callable[[bytes, str], object] = decode_rgb if path.stem == "rgb" else decode_target
+    torture(path, lambda: decode(path.read_bytes(), name), count, DataError)
 
 
 @pytest.mark.parametrize("count", trials(20))
