@@ -1,8 +1,9 @@
 """Stages that are killed, or run out of room, and are started again; forked, to be quick.
 
-Run as a program in a process of its own: ``campaign.py FOLDER kill|full TRIALS SEED LAST``. It
-makes an undisturbed run up to the stage LAST, then disturbs copies of it, and prints what it found
-as JSON on the last line.
+Run as a program in a process of its own: ``campaign.py FOLDER KIND TRIALS SEED LAST``. It makes an
+undisturbed run up to the stage LAST, then disturbs copies of it, and prints what it found as JSON
+on the last line. Kinds: ``kill`` after a random time; ``large``, no file may exceed a random size;
+``full``, a file system of a random size, which must be allowed to mount one (``unshare``).
 """
 
 from __future__ import annotations
@@ -14,16 +15,22 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import matplotlib.backends.backend_agg
 import torch
+import torch._dynamo
+from matplotlib.figure import Figure
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from sfkt_cli import cli
+from sfkt_cli import cli, runs
 from sfkt_cli.data.store import open_store
 from sfkt_cli.files import sha256_file, sha256_json
 from sfkt_cli.stages import bridge, evaluate, prepare, source, transfer
@@ -33,10 +40,10 @@ SETTINGS = """
 image_size: 16
 synthetic: {pairs: 100}
 prepare: {workers: 1}
-training: {min_steps: 3}
-source: {epochs: 2, width: 4, bottleneck: 8}
-bridge: {epochs: 2, width: 4}
-transfer: {epochs: 2}
+training: {min_steps: 8}
+source: {epochs: 3, width: 4, bottleneck: 8}
+bridge: {epochs: 3, width: 4}
+transfer: {epochs: 3}
 evaluate: {bootstrap: 20, oracle: false}
 runtime: {gpus: 0, batch_size: 8, checkpoint_seconds: 0.0, threads: 1}
 """
@@ -47,13 +54,18 @@ STAGES = {
     "transfer": ["transfer"],
     "evaluate": ["evaluate"],
 }
-LOADED = (bridge, evaluate, prepare, source, transfer, launch)
-"""Imported here once, not in every fork."""
+LOADED = (
+    bridge, evaluate, prepare, source, transfer, launch, runs, torch._dynamo,
+    matplotlib.backends.backend_agg, Figure,
+)  # fmt: skip
+"""Imported here once, not in every fork: what is disturbed is work, not the loading of modules."""
+STEPS = Path("steps")
+"""A byte for each step that any optimiser made."""
 VARYING = ("seconds", "train_seconds", "peak_memory_mb", "parameters", "images_per_second")
 
 
 def start(command: list[str], errors: Path, limit: int | None = None) -> int:
-    """Fork a process that runs the program; its stderr goes to a file."""
+    """Fork a process that runs the program; its stderr goes to a file, its steps are counted."""
     child = os.fork()
     if child:
         return child
@@ -61,7 +73,9 @@ def start(command: list[str], errors: Path, limit: int | None = None) -> int:
     with contextlib.suppress(BaseException), errors.open("w") as file:
         os.dup2(file.fileno(), 2)
         os.dup2(file.fileno(), 1)
-        if limit is not None:
+        if limit is None:
+            count_steps()
+        else:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         sys.argv = ["sfkt", *command]
         try:
@@ -79,9 +93,60 @@ def start(command: list[str], errors: Path, limit: int | None = None) -> int:
     os._exit(code)
 
 
+def count_steps() -> None:
+    """Add a byte to a file after each step of an optimiser in this process."""
+    steps = os.open(STEPS, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
+
+    def note(*_: Any) -> None:
+        os.write(steps, b".")
+
+    register_optimizer_step_post_hook(note)
+
+
 def ended(child: int) -> int:
     """Wait; the exit code, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def watched(child: int, run: Path) -> tuple[int, int, int]:
+    """Wait; the exit code, bytes of the largest file meanwhile, and by how many the run grew."""
+    before, largest, most = sum(_sizes(run)), 0, 0
+    status = None
+    while status is None:
+        sizes = _sizes(run)
+        largest, most = max([largest, *sizes]), max(most, sum(sizes) - before)
+        time.sleep(0.02)
+        ended, found = os.waitpid(child, os.WNOHANG)
+        status = found if ended else None
+    return os.waitstatus_to_exitcode(status), largest, most
+
+
+def _sizes(folder: Path) -> list[int]:
+    sizes = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # gone or renamed meanwhile
+            sizes.append(path.stat().st_size)
+    return sizes
+
+
+@contextlib.contextmanager
+def short_of_room(place: Path, wanted: int) -> Iterator[None]:
+    """Fill a file system up, but for some bytes, while the block lasts."""
+    filler = place / "filler"
+    with filler.open("wb") as file:
+        free = os.statvfs(place)
+        os.posix_fallocate(file.fileno(), 0, max(free.f_bavail * free.f_frsize - wanted, 1))
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+def steps_made() -> int:
+    """Steps of the optimisers since the last call."""
+    made = STEPS.stat().st_size if STEPS.exists() else 0
+    STEPS.unlink(missing_ok=True)
+    return made
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
@@ -115,21 +180,26 @@ def disturb(kind: str, trials: int, seed: int, last: str) -> dict[str, Any]:
     """Disturb stages of copies of an undisturbed run; what ended how."""
     chance = random.Random(seed)
     Path("tiny.yaml").write_text(SETTINGS)
-    whole, run, errors = Path("whole"), Path("run"), Path("errors.txt")
+    place = Path("place")
+    whole, run, errors = Path("whole"), place / "run", Path("errors.txt")
+    place.mkdir()
+    if kind == "full":
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", place], check=True)
     stages = list(STAGES)[: list(STAGES).index(last) + 1]
-    seconds, sizes, right = {}, {}, {}
+    seconds, steps, largest, most, right = {}, {}, {}, {}, {}
     for stage in stages:
-        command = STAGES[stage]
         began = time.monotonic()
-        code = ended(start([*command, "--run", str(run), "--config", "tiny.yaml"], errors))
+        child = start([*STAGES[stage], "--run", str(run), "--config", "tiny.yaml"], errors)
+        code, largest[stage], most[stage] = watched(child, run)
         if code:
             raise SystemExit(f"{stage}: exit code {code}: {errors.read_text()}")
         seconds[stage] = time.monotonic() - began
+        steps[stage] = steps_made()
         right[stage] = fingerprint(run / stage)
-        sizes[stage] = max(p.stat().st_size for p in (run / stage).rglob("*") if p.is_file())
-    run.rename(whole)
+    shutil.copytree(run, whole)
     outcome: dict[str, Any] = {
-        "trials": trials, "seconds": seconds, "hit": 0, "identical": 0, "messages": [], "wrong": []
+        "trials": trials, "seconds": seconds, "steps": steps, "hit": 0, "begun": 0, "resumed": 0,
+        "repeated_steps": 0, "identical": 0, "messages": [], "wrong": [],
     }  # fmt: skip
     for number in range(trials):
         stage = stages[number % len(stages)]
@@ -141,20 +211,31 @@ def disturb(kind: str, trials: int, seed: int, last: str) -> dict[str, Any]:
         command = [*STAGES[stage], "--run", str(run), "--config", "tiny.yaml"]
         if kind == "kill":
             child = start(command, errors)
-            time.sleep(chance.random() * 0.7 * seconds[stage])  # the first run was the slowest
+            time.sleep(chance.random() * 0.9 * seconds[stage])
             os.kill(child, signal.SIGKILL)
             code = ended(child)
             outcome["hit"] += code == -signal.SIGKILL
         else:
-            code = ended(start(command, errors, int(chance.random() * sizes[stage])))
+            share = chance.random()
+            if kind == "large":
+                code = ended(start(command, errors, int(share * largest[stage])))
+            else:
+                with short_of_room(place, int(share * most[stage])):
+                    code = ended(start(command, errors))
             said = errors.read_text().splitlines()
             outcome["hit"] += code == 1
             outcome["messages"] += [line for line in said if line.startswith("sfkt: ")]
             if code not in (0, 1) or any("Traceback" in line for line in said):
                 outcome["wrong"].append([stage, code, said[-12:]])
         kept = {name: fingerprint(run / name) for name in earlier}
+        outcome["begun"] += any(run.glob(f"{stage}/**/begun.json"))
+        before = steps_made()
         code = ended(start(command, errors))
-        strays = [str(path) for path in run.rglob("*.partial")]
+        repeated = before + steps_made() - steps[stage]
+        outcome["resumed"] += "goes on at epoch" in errors.read_text()
+        outcome["repeated_steps"] = max(outcome["repeated_steps"], repeated)
+        expected = {path.relative_to(whole) for path in whole.rglob("*")}
+        strays = [str(p) for p in run.rglob("*") if p.relative_to(run) not in expected]
         same = fingerprint(run / stage) == right[stage] if code == 0 else False
         if code == 0 and same and not strays and kept == earlier:
             outcome["identical"] += 1
