@@ -9,10 +9,12 @@ checksums and the ``complete`` flag follow into space that was set aside for the
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -167,10 +169,16 @@ def close_descriptor(path: Path) -> None:
 def _check_room(path: Path, columns: Mapping[str, tuple[tuple[int, ...], DTypeLike]]) -> None:
     """Take all the room once, and give it back: h5py crashes on a full disk, this does not.
 
+    Some file systems (ext4) hand out all they have before they say that it is not enough, and
+    whatever else writes to the disk fails meanwhile; so the free room is asked for first.
+
     Raises:
         OSError: There is not enough.
     """
     images = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in columns.values())
+    room = shutil.disk_usage(path.parent)
+    if room.total and images + DESCRIPTION_BYTES > room.free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     path.touch()
     _claim_space(path, images + DESCRIPTION_BYTES)
 
