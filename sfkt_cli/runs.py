@@ -230,6 +230,8 @@ class Run:
             sweep_partials(folder)
             begun = folder / "begun.json"
             if _is_finished(stage, folder, state):
+                begun.unlink(missing_ok=True)  # left where the stage was killed just after the end
+                shutil.rmtree(folder / "checkpoint", ignore_errors=True)
                 self.agree(_FINISHED)
                 console.event("skipped", stage=stage, folder=folder, reason="done already")
                 yield None

@@ -148,6 +148,24 @@ def test_an_interrupted_stage_goes_on_with_its_checkpoint(tmp_path: Path) -> Non
     assert not (tmp_path / "bridge" / "checkpoint").exists()
 
 
+def test_what_a_kill_right_after_the_end_leaves_is_swept(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    begin(run, "bridge")
+    left = snapshot(tmp_path)
+    with run.open("bridge", settings(), INPUTS) as opened:
+        assert opened is not None
+        opened.finish()
+    whole = snapshot(tmp_path)
+    for name, (content, _) in left.items():
+        if name not in whole:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(content)
+    assert (tmp_path / "bridge" / "checkpoint").exists()
+    assert not work(run, "bridge", settings())
+    assert snapshot(tmp_path) == whole
+    assert not (tmp_path / "bridge" / "checkpoint").exists()
+
+
 HOLD = """
 import sys
 from pathlib import Path
