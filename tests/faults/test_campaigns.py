@@ -38,7 +38,7 @@ def campaign(folder: Path, kind: str, trials: int, last: str) -> dict[str, Any]:
 def check(found: dict[str, Any]) -> None:
     assert not found["wrong"], json.dumps(found["wrong"], indent=1)
     assert found["identical"] == found["trials"]
-    assert found["hit"]
+    assert found["hit"] == found["trials"]
 
 
 def test_killed_stages_are_completed(tmp_path: Path) -> None:
