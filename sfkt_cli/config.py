@@ -241,8 +241,8 @@ class BridgeConfig(BaseModel):
     """Weight of L_D, the domain-adversarial term."""
     d_on: Literal["feature", "image"] = "feature"
     """What the discriminator of L_D sees: the source model's features, or translated images."""
-    alpha_im: Weight = 0.0
-    """Weight of L_IM, information maximisation on TR."""
+    alpha_im: Weight = 0.1
+    """Weight of L_IM, information maximisation on TR (ours)."""
     alpha_f: Weight = 0.3
     """Weight of the source-feature term on TI pairs (ours)."""
 

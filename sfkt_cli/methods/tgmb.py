@@ -82,33 +82,35 @@ class Tgmb(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms of ``ti_rgb`` and ``ti_target`` (pairs) and ``tr_target``, as stored."""
         (source,) = self._frozen
+        weights = self._weights
         rgb = rgb_to_float(batch["ti_rgb"])
         encoded = encode(batch["ti_target"], self._encoding)
+        pairs = len(encoded)
+        if weights["d"] or weights["im"]:  # together: one set of batch statistics for TI and TR
+            encoded = torch.cat([encoded, encode(batch["tr_target"], self._encoding)])
         terms = {}
         if isinstance(self.translator, VqganTranslator):
             bridged, terms["commit"] = self.translator.translate(encoded)
         else:
             bridged = self.translator(encoded)
-        if self._weights.get("patch"):
+        ti_bridged = bridged[:pairs]
+        if weights.get("patch"):
             terms["patch"] = losses.domain_adversarial(
-                self.patch_discriminator(losses.reverse_gradient(bridged)),
+                self.patch_discriminator(losses.reverse_gradient(ti_bridged)),
                 self.patch_discriminator(rgb),
             )
-        if self._weights["f"] or (self._weights["d"] and not self._on_image):
-            features = source.features(bridged)
-        if self._weights["f"]:
+        if weights["rec"] and self._registered:
+            terms["rec"] = self._rec_loss(ti_bridged, rgb)
+        if weights["f"] or weights["im"] or (weights["d"] and not self._on_image):
+            features, logits = source(bridged)
+        if weights["f"]:
             with torch.no_grad():
                 partners = source.features(rgb)
-            terms["f"] = losses.feature_matching(features, partners)
-        if self._weights["rec"] and self._registered:
-            terms["rec"] = self._rec_loss(bridged, rgb)
-        if self._weights["d"] or self._weights["im"]:
-            tr_bridged = self.translator(encode(batch["tr_target"], self._encoding))
-            tr_features, tr_logits = source(tr_bridged)
-            if self._weights["im"]:
-                terms["im"] = losses.information_maximisation(tr_logits)
-            if self._weights["d"]:
-                seen = (bridged, tr_bridged) if self._on_image else (features, tr_features)
-                ti, tr = (self.discriminator(losses.reverse_gradient(each)) for each in seen)
-                terms["d"] = losses.domain_adversarial(ti, tr)
+            terms["f"] = losses.feature_matching(features[:pairs], partners)
+        if weights["im"]:
+            terms["im"] = losses.information_maximisation(logits[pairs:])
+        if weights["d"]:
+            seen = bridged if self._on_image else features
+            domains = self.discriminator(losses.reverse_gradient(seen))
+            terms["d"] = losses.domain_adversarial(domains[:pairs], domains[pairs:])
         return terms

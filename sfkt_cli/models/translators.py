@@ -38,19 +38,23 @@ class PointwiseTranslator(nn.Module):
 
 
 class UNetTranslator(nn.Module):
-    """A U-Net that works from half resolution down: context at the price of a small classifier.
+    """The paper's pointwise T for detail, and a U-Net from half resolution down for context.
 
     Pixels are folded two by two into channels, three scales below add context, and the result is
-    interpolated, which leaves no checkerboard. Source: Ronneberger et al., 2015, for the shape,
-    with added skips; in place of the paper's pointwise T (ours).
+    interpolated, which leaves no checkerboard, and added to a pointwise layer at full resolution.
+    Source: arXiv:2401.05014, TGMB, for the pointwise layer and the convolution behind it;
+    Ronneberger et al., 2015, for the shape of the rest, with added skips (ours).
 
     Args:
         channels: Of the encoded target image.
-        width: Channels w at half resolution; 2w and 4w below.
+        width: Channels w at full and half resolution; 2w and 4w below.
     """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
+        self.detail = nn.Sequential(
+            nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
         self.enter = _convolutions(4 * channels, width)
         self.down1 = _convolutions(width, 2 * width)
         self.down2 = _convolutions(2 * width, 4 * width)
@@ -70,7 +74,7 @@ class UNetTranslator(nn.Module):
         quarter = self.up1(quarter + F.interpolate(self.narrow1(eighth), scale_factor=2.0))
         half = self.up2(half + F.interpolate(self.narrow2(quarter), scale_factor=2.0))
         full = F.interpolate(half, scale_factor=2.0, mode="bilinear")
-        return torch.sigmoid(self.leave(full)[..., :height, :width])
+        return torch.sigmoid(self.leave(full[..., :height, :width] + self.detail(encoded)))
 
 
 class Front(nn.Module):

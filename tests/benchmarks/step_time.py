@@ -65,14 +65,16 @@ def bridge_steps(
     runtime.place(source)
     translator = runtime.place(make_translator(**card["architecture"])).train()
     optimizer = translator_optimizer([translator], config.bridge.learning_rate)
-    encoded = pictures(card["architecture"]["channels"], config)
+    channels = card["architecture"]["channels"]
+    encoded = torch.cat([pictures(channels, config), pictures(channels, config)])
     rgb = pictures(3, config)
 
     def bare() -> None:
         with torch.no_grad():
             partners = source.features(rgb)  # type: ignore[operator]
-        features = source.features(translator(encoded))  # type: ignore[operator]
-        _step((features - partners).square().mean(), optimizer)
+        features, logits = source(translator(encoded))
+        loss = (features[: len(rgb)] - partners).square().mean()
+        _step(loss + logits[len(rgb) :].square().mean(), optimizer)
 
     anew = Run(run.folder, force=True)
     return in_turn(capture(bridge, lambda: bridge.bridge(config, anew)), bare, steps, rounds)
