@@ -6,8 +6,9 @@ Precedence: command-line flag > ``--set`` > YAML file > what this run used befor
 from __future__ import annotations
 
 import difflib
+import re
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -426,7 +427,7 @@ class Config(BaseModel):
     dataset: DatasetName = "synthetic"
     """Set by `sfkt prepare NAME`."""
     image_size: int = Field(48, ge=16, le=1024)
-    """Side of the square stored images, in pixels."""
+    """Side of the square stored images, in pixels; photographs want 128 to 224."""
     encoding: EncodingName = "auto"
     """How target images become model input; auto: the modality's default."""
     classes: ClassesConfig = ClassesConfig()
@@ -548,11 +549,25 @@ def build(*layers: Mapping[str, Any]) -> Config:
     values: dict[str, Any] = {}
     for layer in layers:
         values = merge(values, layer)
+    if problems := problems_of(values):
+        raise ConfigError(listed(problems))
+    return Config.model_validate(values)
+
+
+def problems_of(values: Mapping[str, Any]) -> list[str]:
+    """All that is wrong with nested settings, with the nearest right names."""
     try:
-        return Config.model_validate(values)
+        Config.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(problem) for problem in error.errors(include_url=False)]
-        raise ConfigError("\n".join(problems)) from None
+        return [_explain(problem) for problem in error.errors(include_url=False)]
+    return []
+
+
+def listed(problems: Sequence[str]) -> str:
+    """One problem as it is; several as a list under their number."""
+    if len(problems) == 1:
+        return problems[0]
+    return "\n".join([f"{len(problems)} settings are wrong:", *(f"  {each}" for each in problems)])
 
 
 def as_dict(config: BaseModel) -> dict[str, Any]:
@@ -593,5 +608,10 @@ def _explain(problem: Any) -> str:
             near = [tails[name] for name in close]
         hint = f"did you mean {near[0]}?" if near else "`sfkt config show` lists all settings"
         return f"unknown setting {where} = {problem['input']!r}: {hint}"
+    if problem["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        near = difflib.get_close_matches(str(problem["input"]), choices, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"setting {where} = {problem['input']!r}: {hint}choose one of {', '.join(choices)}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"setting {where} = {problem['input']!r}: {message[:1].lower()}{message[1:]}"

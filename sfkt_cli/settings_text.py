@@ -11,7 +11,16 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sfkt_cli.config import Config, as_dict, build, describe_type, read_yaml, section_fields
+from sfkt_cli.config import (
+    Config,
+    as_dict,
+    build,
+    describe_type,
+    listed,
+    problems_of,
+    read_yaml,
+    section_fields,
+)
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.methods import METHODS, unknown_method
 from sfkt_cli.runs import DATA_SECTIONS, pick
@@ -50,12 +59,10 @@ def check(path: Path) -> dict[str, Any]:
     method = pick(asked, "transfer.method")
     if isinstance(method, str) and method not in METHODS:
         problems.append(unknown_method(method))
-    try:
-        values, defaults = as_dict(build(asked)), as_dict(Config())
-    except ConfigError as error:
-        problems.append(str(error))
+    problems += problems_of(asked)
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(f"{path}: {listed(problems)}")
+    values, defaults = as_dict(build(asked)), as_dict(Config())
     names = [name for name in section_fields() if pick(values, name) != pick(defaults, name)]
     return {name: pick(values, name) for name in names}
 

@@ -183,7 +183,7 @@ def test_all_errors_come_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         build(wrong)
     lines = str(caught.value).splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
     for name in ("seed", "image_size", "bridge.epochs", "bridge.alpha_g", "tgkt.warmup", "split"):
         assert sum(f"setting {name} =" in line for line in lines) == 1
     for seen in ("-1", "5", "0", "2", "0.7"):

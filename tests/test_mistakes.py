@@ -181,6 +181,18 @@ MISTAKES = [
         manifest("rgb,target,label,role,group\n,gone.png,mug,target,a\n"),
     ),
     Mistake("unknown data set", "prepare nyu", ("nyu-depth",)),
+    Mistake("unknown data set for a template", "config init nyu", ("'nyu'", "nyu-depth")),
+    Mistake(
+        "unknown choice",
+        "bridge --run run --set encoding=norms",
+        ("'norms'", "did you mean normals", "hha"),
+    ),
+    Mistake(
+        "several mistakes in a configuration",
+        "config check my.yml",
+        ("my.yml: 3 settings are wrong", "bridge.epochs?", "tgkt?", "'many'"),
+        text_file("my.yml", "bridge: {epoch: 3, alpha_f: many}\ntransfer: {method: tgtk}"),
+    ),
     Mistake("no data set", "prepare", ("which data set",), code=2),
     Mistake("unknown command", "trian", ("trian", "Did you mean"), code=2),
     Mistake("unknown option", "bridge --epoch 3", ("--epoch",), code=2),
