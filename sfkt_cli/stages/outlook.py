@@ -61,8 +61,9 @@ class Outlook:
         ]
         if self.trial is not None:
             lines[-1] += (
-                f": {self.trial.step_s:.3g} s a step (tried), {self.trial.epoch_s:.2g} "
-                f"s an epoch beside; {self.trial.peak_memory_mb:,.0f} MB of memory"
+                f": {self.trial.step_s:.3g} s a step (tried), and "
+                f"{duration(self.trial.epoch_s)} an epoch for scores and saving; "
+                f"{self.trial.peak_memory_mb:,.0f} MB of memory"
             )
         lines.append(f"  writes    {sizes['writes']} in {self.folder}")
         lines.append(f"  disk      {size_text(free_bytes(self.folder))} are free")
