@@ -48,9 +48,13 @@ class Strip:
 def draw_confusion(path: Path, panels: Mapping[str, Numbers], classes: Sequence[str]) -> None:
     """Confusion matrices (K, K) side by side, in per cent of each true class."""
     count = len(classes)
-    side = min(max(2.6, 0.42 * count + 1.2), 9.0)
-    figure, axes = _figure(1, len(panels), (side * len(panels) + 0.8, side + 0.5))
-    for axis, (title, matrix) in zip(axes[0], panels.items(), strict=True):
+    side = min(max(2.6, 0.36 * count + 0.4), 9.0)
+    columns = len(panels) if count <= 12 else min(len(panels), 2)
+    lines = -(-len(panels) // columns)
+    figure, axes = _figure(lines, columns, (side * columns + 1.2, (side + 1.1) * lines))
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (title, matrix) in zip(axes.flat, panels.items(), strict=False):
         share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
         axis.imshow(share, cmap="cividis", vmin=0, vmax=100)
         axis.set_title(title, fontsize=10)
@@ -58,15 +62,17 @@ def draw_confusion(path: Path, panels: Mapping[str, Numbers], classes: Sequence[
         names = [_short(name, 14) for name in classes]
         places = range(0, count, max(1, -(-count // 40)))
         axis.set_xticks(places, [names[i] for i in places], rotation=60, ha="right", fontsize=8)
-        axis.set_yticks(places, [names[i] for i in places], fontsize=8)
+        first = axis in axes[:, 0]
+        axis.set_yticks(places, [names[i] for i in places] if first else [], fontsize=8)
+        if first:
+            axis.set_ylabel("true")
         if count <= 20:
             for row, column in np.argwhere(share >= 0.5):
                 value = share[row, column]
                 axis.text(
-                    column, row, f"{value:.0f}", ha="center", va="center", fontsize=7,
+                    column, row, f"{value:.0f}", ha="center", va="center", fontsize=8,
                     color="black" if value > 55 else "white",
                 )  # fmt: skip
-    axes[0][0].set_ylabel("true")
     _save(figure, path)
 
 
@@ -143,13 +149,13 @@ def draw_curves(
         scores: How names of scores begin; what is neither time nor rate is a loss term.
         chosen: Epoch, from 1, that each stage kept.
     """
-    figure, axes = _figure(2, len(stages), (3.4 * len(stages) + 0.5, 4.8))
+    figure, axes = _figure(2, len(stages), (3.4 * len(stages) + 0.5, 6.0))
     for number, (title, rows) in enumerate(stages.items()):
         names = [k for k in rows[0] if k not in ("epoch", "seconds", "learning_rate")]
         epochs = [row["epoch"] for row in rows]
         kinds = (
             [n for n in names if not n.startswith(tuple(scores))],
-            [n for n in names if n.startswith(tuple(scores))],
+            sorted(n for n in names if n.startswith(tuple(scores))),
         )
         for line, kind in enumerate(kinds):
             axis = axes[line][number]
@@ -165,10 +171,10 @@ def draw_curves(
                 )  # fmt: skip
             if title in chosen:
                 axis.axvline(chosen[title], color="grey", linewidth=1, label="kept")
-            axis.legend(frameon=False, fontsize=7)
+            axis.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
             axis.set_xlabel("epoch")
             axis.xaxis.get_major_locator().set_params(integer=True)
-        axes[0][number].set_title(title, fontsize=10)
+        axes[0][number].set_title(title, fontsize=10, pad=8 + 13 * _legend_lines(axes[0][number]))
     for line, what in enumerate(("loss terms, unweighted", "label-free scores")):
         shown = [axis for axis in axes[line] if axis.get_visible()]
         if shown:
@@ -207,7 +213,7 @@ def draw_gallery(path: Path, strips: Sequence[Strip]) -> None:
     """Pictures of the same samples below each other, one line a view."""
     columns = max(len(strip.pictures) for strip in strips)
     lines = [max((text.count("\n") + 1 for text in s.captions), default=0) for s in strips]
-    heights = [1.42 + 0.17 * count for count in lines]
+    heights = [1.42 + 0.19 * count for count in lines]
     figure, axes = _figure(len(strips), 1, (1.42 * columns + 0.4, sum(heights) + 0.3))
     for axis, strip in zip(axes[:, 0], strips, strict=True):
         gap = max(1, round(0.05 * strip.pictures.shape[2]))
@@ -218,11 +224,11 @@ def draw_gallery(path: Path, strips: Sequence[Strip]) -> None:
         axis.imshow(row, interpolation="nearest")
         axis.spines[:].set_visible(False)
         axis.set_yticks([])
-        axis.set_ylabel(strip.title, fontsize=8.5)
+        axis.set_ylabel(strip.title, fontsize=9)
         centres = [
             column * pitch + (pitch - gap) / 2 - 0.5 for column in range(len(strip.captions))
         ]
-        axis.set_xticks(centres, strip.captions, fontsize=7.5)
+        axis.set_xticks(centres, strip.captions, fontsize=8.5)
         axis.tick_params(axis="x", length=0, pad=2)
         for label, right in zip(axis.get_xticklabels(), strip.right, strict=False):
             label.set_color(INK if right is None else RIGHT if right else WRONG)
@@ -265,6 +271,11 @@ def two_axes(sets: Mapping[str, Numbers]) -> tuple[dict[str, Numbers], float]:
     _, scale, axes = np.linalg.svd(together - mean, full_matrices=False)
     share = float((scale[:2] ** 2).sum() / max(float((scale**2).sum()), 1e-12))
     return {name: (features - mean) @ axes[:2].T for name, features in sets.items()}, share
+
+
+def _legend_lines(axis: Any) -> int:
+    """Lines that a legend of two columns takes above the axis."""
+    return -(-len(axis.get_legend_handles_labels()[1]) // 2)
 
 
 def _short(text: str, most: int) -> str:

@@ -22,6 +22,21 @@ SPLITS = {
     "target": "Target images (those the methods trained on, without their labels)",
     "test": "Held-out test images",
 }
+MEANINGS = {
+    "source-only": "the RGB source model on raw target images, as three channels: the start",
+    "bridge-only": "the translator in front of the untouched source model",
+    "tgkt": "student distilled from the bridge, then from bridge and itself (TGKT)",
+    "tgkt+bridge": "geometric mean of tgkt and bridge-only, at the cost of both for every image",
+    "distill": "student distilled from the bridge alone",
+    "shot": "student that adapts to the target images alone (SHOT)",
+    "socket": "as shot, with features of TI pairs and BatchNorm statistics matched (SOCKET)",
+    "socket+bridge": "socket behind the translator",
+    "aad": "student whose neighbouring target images agree (AaD)",
+    "nrc": "student whose reciprocal neighbours agree (NRC)",
+    "oracle": "bound: the student's network trained with target labels",
+    "source-rgb": "bound: the source model on the RGB partners of the test images",
+}
+"""What each row of a report is, for a reader who sees it for the first time."""
 Cells = tuple[str, ...]
 
 
@@ -125,6 +140,12 @@ class SplitTable:
     footnotes: tuple[str, ...]
 
 
+def meanings(rows: Iterable[Row]) -> tuple[tuple[str, str], ...]:
+    """The methods of a report, in its order, and what they are."""
+    names = dict.fromkeys(row.method for row in rows)
+    return tuple((name, MEANINGS[name]) for name in names if name in MEANINGS)
+
+
 def results(report: Report) -> dict[str, Any]:
     """The content of results.json."""
     rows = [asdict(row) for row in report.rows]
@@ -181,6 +202,8 @@ def to_markdown(report: Report) -> str:
         parts.append(f"## {table.title}")
         parts.append(markdown_table(table.header, table.methods, table.bounds))
         parts += table.footnotes
+    if known := meanings(report.rows):
+        parts.append("\n".join(f"- {plain(name)}: {plain(text)}" for name, text in known))
     for section in report.sections:
         parts.append(f"## {plain(section.title)}")
         parts += [plain(text) for text in section.text]

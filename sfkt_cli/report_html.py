@@ -11,8 +11,19 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from sfkt_cli.report import BOUNDS, SPLITS, Cells, Report, Row, percent, split_tables
+from sfkt_cli.report import (
+    BOUNDS,
+    SPLITS,
+    Cells,
+    Report,
+    Row,
+    meanings,
+    percent,
+    split_tables,
+)
 
+WIDE = 900
+"""Pixels from which a picture is not shrunk to a telephone's width, but scrolled."""
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --paper: #ffffff;
   --line: #d0d7de; --method: #0072b2; --bound: #b35900; }
@@ -29,8 +40,12 @@ th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid var(--ink); white-space: normal; vertical-align: bottom; }
 tbody tr { border-bottom: 1px solid var(--line); }
 tbody.bounds { border-top: 2px solid var(--ink); font-style: italic; }
-p.note, figcaption { color: var(--soft); font-size: .85rem; }
+.note, figcaption { color: var(--soft); font-size: .85rem; }
+dl.note { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; }
+dl.note dt { font-weight: 600; } dl.note dd { margin: 0; }
 figure { margin: 1rem 0; }
+svg { width: 100%; max-width: 46rem; }
+@media screen { .scroll > svg { min-width: 34rem; } .scroll > .wide { min-width: 44rem; } }
 figure img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
 svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
 svg .axis { stroke: var(--line); } svg .soft { fill: var(--soft); }
@@ -40,7 +55,8 @@ svg line.bound { stroke-dasharray: 4 3; }
 @media print { :root { --ink: #000; --soft: #333; --paper: #fff; --line: #999; --method: #0072b2;
   --bound: #b35900; color-scheme: light; } body { max-width: none; margin: 0; font-size: 11pt; }
   table { font-size: 8pt; } th, td { padding: .15rem .35rem; }
-  figure, table, svg { break-inside: avoid; } h2 { break-after: avoid; } }
+  figure, table, svg { break-inside: avoid; } h2, h2 + p, p.lead { break-after: avoid; }
+  .scroll { overflow: visible; } }
 """
 
 
@@ -61,9 +77,10 @@ def to_html(report: Report, folder: Path) -> str:
         parts.append(interval_chart([row for row in report.rows if row.split == split]))
         parts.append(_table(table.header, table.methods, table.bounds))
         parts += [f'<p class="note">{escape(note)}</p>' for note in table.footnotes]
+    parts.append(_legend(report.rows))
     for section in report.sections:
         parts.append(f"<h2>{escape(section.title)}</h2>")
-        parts += [f"<p>{escape(text)}</p>" for text in section.text]
+        parts += [f'<p class="lead">{escape(text)}</p>' for text in section.text]
         if section.cells:
             parts.append(_table(section.header, section.cells, left=section.left))
         if section.picture:
@@ -83,8 +100,8 @@ def interval_chart(rows: Sequence[Row]) -> str:
     height = step * len(rows) + 34
     label = "; ".join(f"{row.method} {percent(row.accuracy)} %" for row in rows)
     parts = [
-        f'<svg viewBox="0 0 {left + width + 70} {height}" role="img" '
-        f'aria-label="{escape(label, quote=True)}" style="max-width: 46rem; width: 100%">'
+        f'<div class="scroll"><svg viewBox="0 0 {left + width + 70} {height}" role="img" '
+        f'aria-label="{escape(label, quote=True)}">'
     ]
     for tick in range(0, 101, 20):
         x = left + width * tick / 100
@@ -108,7 +125,21 @@ def interval_chart(rows: Sequence[Row]) -> str:
             f'x2="{high:.1f}" y2="{y}"/>{shape}'
             f'<text class="soft" x="{left + width + 12}" y="{y + 4}">{percent(row.accuracy)}</text>'
         )
-    return "\n".join([*parts, "</svg>"])
+    return "\n".join([*parts, "</svg></div>"])
+
+
+def _legend(rows: Sequence[Row]) -> str:
+    """What the rows are, and how the chart tells methods from bounds."""
+    if not rows:
+        return ""
+    names = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in meanings(rows)
+    )
+    marks = (
+        "Chart: accuracy and its 95 % interval. A disc is a method; a hollow diamond, and italics "
+        "in the table, a bound: it saw labels or RGB images of the task."
+    )
+    return f'<p class="note">{marks}</p>\n<dl class="note">{names}</dl>'
 
 
 def _splits(rows: Sequence[Row]) -> list[str]:
@@ -136,7 +167,11 @@ def _rows(cells: Sequence[Cells]) -> str:
 def _picture(path: Path, caption: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     text = escape(caption, quote=True)
-    return (
-        f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{text}</figcaption></figure>"
-    )
+    wide = ' class="wide"' if _width(path) >= WIDE else ""
+    image = f'<img{wide} alt="{text}" src="data:image/png;base64,{data}">'
+    return f'<figure><div class="scroll">{image}</div><figcaption>{text}</figcaption></figure>'
+
+
+def _width(path: Path) -> int:
+    """Pixels across, from the header of a PNG."""
+    return int.from_bytes(path.read_bytes()[16:20], "big")

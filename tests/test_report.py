@@ -11,6 +11,7 @@ from PIL import Image
 
 from sfkt_cli import figures, report
 from sfkt_cli.console import console
+from sfkt_cli.methods import METHODS
 from sfkt_cli.report import Report, Row, Section
 from sfkt_cli.report_html import interval_chart, to_html
 
@@ -61,6 +62,13 @@ def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in page
     assert "@media print" in page
     assert page.count("<svg") == page.count("</svg>") == 1
+
+
+def test_every_row_of_a_report_is_explained(tmp_path: Path) -> None:
+    assert set(report.MEANINGS) >= {*METHODS, *report.BOUNDS, "source-only", "bridge-only"}
+    page = to_html(_report(), tmp_path)
+    assert report.MEANINGS["tgkt"] in report.to_markdown(_report())
+    assert "<dt>oracle</dt><dd>bound: " in page
 
 
 def test_bounds_differ_from_methods_by_shape() -> None:
@@ -132,6 +140,8 @@ def test_page_fills_a_browser_in_dark_and_light(tmp_path: Path, scheme: int) -> 
     subprocess.run(
         [
             "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+            "--no-first-run", "--disable-background-networking", "--disable-sync",
+            "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
             "--window-size=1000,700", f"--blink-settings=preferredColorScheme={scheme}",
             f"--screenshot={tmp_path / 'page.png'}", (tmp_path / "page.html").as_uri(),
         ],
