@@ -1,16 +1,16 @@
-"""The trained student as a plain object: ``load_student("runs/synthetic").predict("scan.png")``."""
+"""The trained student as a module: ``load_student("runs/synthetic").predict("scan.png")``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfkt_cli.config import build, read_yaml
 from sfkt_cli.data.images import Encoding, as_rgb, encode
@@ -36,23 +36,35 @@ class Prediction:
     ranked: tuple[tuple[str, float], ...]
 
 
-@dataclass(frozen=True)
-class Student:
+class Student(nn.Module):
     """A classifier for the target sensor, ready to use.
 
-    Attributes:
+    Args:
         model: In inference mode.
         classes: Names in the order of the outputs.
         encoding: How stored values become model input.
         sensor: How raw images become stored values.
-        device: Where the model is.
     """
 
-    model: Classifier
-    classes: tuple[str, ...]
-    encoding: Encoding
-    sensor: Sensor
-    device: torch.device
+    def __init__(
+        self, model: Classifier, classes: tuple[str, ...], encoding: Encoding, sensor: Sensor
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.classes = classes
+        self.encoding = encoding
+        self.sensor = sensor
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def forward(self, stored: Tensor) -> Tensor:
+        """Logits (B, K) of stored images (B, H, W) or (B, H, W, C), as :meth:`read` gives them."""
+        _, logits = self.model(as_rgb(encode(stored.to(self.device), self.encoding)))
+        return cast(Tensor, logits)
 
     def read(self, path: str | Path) -> NDArray[Any]:
         """An image file to the model's size and unit.
@@ -93,8 +105,7 @@ class Student:
     def probabilities(self, stored: Tensor) -> Tensor:
         """(B, K) float32 on the CPU of stored images (B, H, W) or (B, H, W, C)."""
         with torch.inference_mode():
-            _, logits = self.model(as_rgb(encode(stored.to(self.device), self.encoding)))
-            return torch.softmax(logits.float(), dim=1).cpu()
+            return torch.softmax(self(stored).float(), dim=1).cpu()
 
 
 def load_student(
@@ -125,7 +136,6 @@ def load_student(
         tuple(saved.classes),
         saved.encoding,
         _sensor(folder, saved, saved.encoding),
-        torch.device(device),
     )
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 import sfkt_cli
 from sfkt_cli.config import Config
@@ -38,6 +40,10 @@ def test_a_file_is_classified_like_its_row_in_the_store(
     expected = student.predict_stored([row])[0]
     assert student.predict(depth_files / "003.png") == expected
     assert student.predict(row) == expected
+    logits = student(torch.from_numpy(row[None]))
+    assert torch.softmax(logits, dim=1).max().item() == pytest.approx(expected.probability)
+    assert isinstance(student, nn.Module)
+    assert not student.training
     enlarged = row.repeat(3, axis=0).repeat(3, axis=1)
     padded = np.pad(enlarged, ((0, 0), (10, 10)))  # the middle square is kept
     assert student.predict(padded) == expected
