@@ -21,7 +21,7 @@ from sfkt_cli import __version__
 from sfkt_cli.config_commands import config_app
 from sfkt_cli.console import event, output, speak_json
 from sfkt_cli.errors import STOPPED, Interrupted, SfktError
-from sfkt_cli.options import SETTINGS, STAGE, Options, Verbosity, shared_options
+from sfkt_cli.options import STAGE, Options, Verbosity, shared_options
 from sfkt_cli.world import found_world, is_main
 
 app = typer.Typer(
@@ -224,7 +224,7 @@ def benchmark(
 
 
 @app.command(epilog="Example: sfkt export --format onnx --output model/")
-@shared_options(*SETTINGS)
+@shared_options(*STAGE)
 def export(
     options: Options,
     method: Method = None,
@@ -245,9 +245,21 @@ def export(
 ) -> Result:
     """Write student and translator with source model as files that run without this program."""
     from sfkt_cli.pipeline import settings_of
-    from sfkt_cli.stages.export import export
 
     settings = settings_of("transfer", options)
+    if options.dry_run:
+        from sfkt_cli.stages.dry_results import try_export
+
+        return try_export(
+            settings.config,
+            settings.run,
+            method=method,
+            formats=tuple(formats or ()),
+            output=output,
+            input_size=input_size,
+        )
+    from sfkt_cli.stages.export import export
+
     export(
         settings.config,
         settings.run,
@@ -260,7 +272,7 @@ def export(
 
 
 @app.command(epilog="Example: sfkt predict scans/*.png --output predictions.csv")
-@shared_options(*SETTINGS)
+@shared_options(*STAGE)
 def predict(
     options: Options,
     images: Annotated[
@@ -278,9 +290,16 @@ def predict(
 ) -> Result:
     """Classify images of the target sensor with the run's student."""
     from sfkt_cli.pipeline import settings_of
-    from sfkt_cli.stages.predict import predict
 
     settings = settings_of("transfer", options, new_run=model is not None)
+    if options.dry_run:
+        from sfkt_cli.stages.dry_results import try_predict
+
+        return try_predict(
+            settings.config, settings.run, images, output=output, method=method, model=model
+        )
+    from sfkt_cli.stages.predict import predict
+
     return predict(
         settings.config,
         settings.run,

@@ -24,7 +24,7 @@ def settings_of(stage: str, options: Options, *, new_run: bool = False) -> Setti
         new_run: The command can do without a run.
     """
     settings = resolve(options, stage, new_run=new_run and not has_run(options))
-    if settings.run.finished("prepare"):
+    if settings.run.finished("prepare") and not options.dry_run:
         remember_run(settings.run)
     _tell(stage, options, settings)
     return settings

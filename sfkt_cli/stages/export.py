@@ -68,19 +68,14 @@ def export(
         RunError: There is no student, or a written file does not give PyTorch's results.
         DataError: A model or transfer.h5 is missing or damaged.
     """
-    formats = _check_formats(formats)
-    folder = find_student(run.folder, method, config.transfer.method)
-    saved = {"student": load_model(folder)}
-    if run.finished("bridge") and run.finished("source"):
-        saved["translator"] = load_model(run.path("bridge"))
-        saved["source"] = load_model(run.path("source"))
-    store = open_store(run.transfer_store)
-    sensor = sensor_of_store(store, config)
-    images, fit = _samples(store, sensor, input_size)
+    formats = check_formats(formats)
+    folders, saved = load_parts(config, run, method)
+    sensor, images, fit = samples(open_store(run.transfer_store), config, input_size)
+    method = folders["student"].name
     target = output or run.path("export")
     made_of = {
         "stage": "export",
-        "method": folder.name,
+        "method": method,
         "formats": sorted(formats),
         "input_size": input_size,
         "inputs": {name: each.digest for name, each in saved.items()} | _told_by_card(run),
@@ -110,9 +105,9 @@ def export(
             say(f"export: {path}  largest difference to PyTorch {difference:.1e}")
     if "safetensors" in formats:
         for name, each in saved.items():
-            _copy(_folder_of(name, folder, run), target / name, each, sensor)
+            _copy(folders[name], target / name, each, sensor)
             say(f"export: {target / name / WEIGHTS}")
-    card = model_card(run, folder.name, saved["student"], sensor, images)
+    card = model_card(run, method, saved["student"], sensor, images)
     write_text(target / "README.md", card)
     write_text(target / "config.yaml", to_yaml(config))
     written = ["README.md", "config.yaml", *differences]
@@ -138,7 +133,27 @@ def _is_done(folder: Path, made_of: Mapping[str, object]) -> bool:
         return False
 
 
-def _check_formats(formats: Sequence[str]) -> list[str]:
+def load_parts(
+    config: Config, run: Run, method: str | None
+) -> tuple[dict[str, Path], dict[str, Saved]]:
+    """Student, and where they are finished translator and source: their folders and what they hold.
+
+    Raises:
+        RunError: There is no student.
+        DataError: A model is damaged.
+    """
+    folders = {"student": find_student(run.folder, method, config.transfer.method)}
+    if run.finished("bridge") and run.finished("source"):
+        folders |= {"translator": run.path("bridge"), "source": run.path("source")}
+    return folders, {name: load_model(folder) for name, folder in folders.items()}
+
+
+def check_formats(formats: Sequence[str]) -> list[str]:
+    """The formats that were asked for, or all that this installation can write.
+
+    Raises:
+        ConfigError: One is unknown or needs an extra that is not installed.
+    """
     lacking = [name for name in ONNX_PACKAGES if util.find_spec(name) is None]
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
@@ -154,13 +169,20 @@ def _check_formats(formats: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(formats or FORMATS))
 
 
-def _samples(store: Store, sensor: Sensor, size: str | None) -> tuple[Tensor, FitTarget | None]:
-    """Some real target images, and what crops and resizes them if they are to be large."""
+def samples(
+    store: Store, config: Config, size: str | None
+) -> tuple[Sensor, Tensor, FitTarget | None]:
+    """The sensor, some real images of it, and what crops and resizes them if they are to be large.
+
+    Raises:
+        ConfigError: The size is none.
+    """
+    sensor = sensor_of_store(store, config)
     images = store["target/target"]
     rows = np.unique(np.linspace(0, len(images) - 1, SAMPLES).astype(int))
     stored = torch.from_numpy(np.array(images[rows]))
     if size is None:
-        return stored, None
+        return sensor, stored, None
     try:
         height, width = (int(part) for part in size.lower().split("x"))
     except ValueError:
@@ -171,7 +193,7 @@ def _samples(store: Store, sensor: Sensor, size: str | None) -> tuple[Tensor, Fi
     across = torch.arange(width) * sensor.image_size // width
     large = torch.from_numpy(np.ascontiguousarray(stored.numpy()[:, down][:, :, across]))
     fit = FitTarget(height, width, sensor.image_size, sensor.fit, missing=sensor.missing)
-    return large, fit
+    return sensor, large, fit
 
 
 def _graphs(saved: Mapping[str, Saved], fit: FitTarget | None) -> dict[str, nn.Module]:
@@ -254,10 +276,6 @@ def _without_chatter() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
-
-
-def _folder_of(name: str, student: Path, run: Run) -> Path:
-    return student if name == "student" else run.path({"translator": "bridge"}.get(name, name))
 
 
 def _copy(folder: Path, target: Path, saved: Saved, sensor: Sensor) -> None:

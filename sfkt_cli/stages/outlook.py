@@ -21,7 +21,7 @@ class Outlook:
     Attributes:
         stage: Its name.
         does: In words.
-        seconds: How long it would take.
+        seconds: How long it would take; None: not known.
         reads: Files and their bytes.
         writes: What it would write and its bytes, about.
         folder: Where.
@@ -32,7 +32,7 @@ class Outlook:
 
     stage: str
     does: str
-    seconds: float
+    seconds: float | None
     reads: Mapping[str, int]
     writes: Mapping[str, int]
     folder: Path
@@ -57,8 +57,9 @@ class Outlook:
             f"  reads     {sizes['reads'] or 'nothing'}",
             f"  does      {self.does}",
             f"  settings  {', '.join(f'{k}={v}' for k, v in self.settings.items()) or 'defaults'}",
-            f"  takes     about {duration(self.seconds)}",
         ]
+        if self.seconds is not None:
+            lines.append(f"  takes     about {duration(self.seconds)}")
         if self.trial is not None:
             lines[-1] += (
                 f": {self.trial.step_s:.3g} s a step (tried), and "
@@ -104,4 +105,6 @@ def free_bytes(folder: Path) -> int:
 
 def size_text(count: int) -> str:
     """Bytes as ``1.2 MB``."""
+    if count < 2**16:
+        return f"{count / 2**10:,.1f} kB"
     return f"{count / 2**20:,.1f} MB" if count < 2**30 else f"{count / 2**30:,.1f} GB"

@@ -56,8 +56,7 @@ def predict(
         ConfigError: The output's suffix is neither, or nothing matches ``images``.
         DataError: Some files could not be read; the rows of the others are written.
     """
-    if output.suffix not in (".csv", ".jsonl") and str(output) != STDIN:
-        raise ConfigError(f"--output {output}: the suffix must be .csv or .jsonl")
+    check_output(output)
     device = make_runtime(config.runtime).device
     student = load_student(
         model or run.folder, method=method, usual=config.transfer.method, device=device
@@ -89,6 +88,16 @@ def _told(broken: Sequence[str], count: int) -> str:
     """One message for all broken files."""
     lines = "".join(f"\n  {message}" for message in broken)
     return f"{len(broken)} of {count} images could not be read; mend them or leave them out:{lines}"
+
+
+def check_output(output: Path) -> None:
+    """Refuse what is neither .csv nor .jsonl nor standard output.
+
+    Raises:
+        ConfigError: It is none of them.
+    """
+    if output.suffix not in (".csv", ".jsonl") and str(output) != STDIN:
+        raise ConfigError(f"--output {output}: the suffix must be .csv or .jsonl")
 
 
 def expand(images: Sequence[str]) -> Iterator[Path]:

@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 
 from sfkt_cli.runs import Run
@@ -79,6 +81,26 @@ def test_stages_whose_input_is_missing_come_later(
     assert set(first["writes"]) == {"source.h5", "transfer.h5", "test.h5"}
     assert [plan["after"] for plan in later] == ["prepare", "source", "bridge", "transfer"]
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_export_and_predict_are_told_and_not_done(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    Image.fromarray(np.full((24, 24), 900, np.uint16)).save(folder / "depth.png")
+    before = state(folder)
+    run = ("--run", "runs/synthetic")
+    (plan,) = plans("export --format safetensors --format pt2", capsys, *run)
+    assert {"student.pt2", "bridged-source.pt2", "student/model.safetensors"} <= set(plan["writes"])
+    assert plan["writes"]["student.pt2"] > 1000
+    assert plan["seconds"] is None
+    (plan,) = plans("predict depth.png --output new/p.csv", capsys, *run)
+    assert "1 images" in plan["does"]
+    assert plan["folder"] == "new"
+    assert called("predict", "absent.png", "--dry-run", *run) == 1
+    assert "absent.png cannot be read" in capsys.readouterr().err
+    assert called("export", "--input-size", "9", "--dry-run", *run) == 1
+    assert state(folder) == before
 
 
 def test_what_the_stage_would_refuse_is_refused(
