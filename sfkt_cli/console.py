@@ -67,14 +67,16 @@ def mute() -> None:
 
 
 def say(message: str) -> None:
-    """Print one message, as it is, without markup."""
-    console.print(message, markup=False)
+    """Print one message, as it is, without markup; on a terminal broken between words."""
+    shown = _broken(message, console.width) if console.is_terminal else message
+    console.print(shown, markup=False)
     log(message)
 
 
 def warn(message: str) -> None:
     """Print one warning."""
-    _warnings.print(f"warning: {message}", style="yellow", markup=False)
+    shown = _broken(message, console.width - 9) if _warnings.is_terminal else message
+    _warnings.print(f"warning: {shown}", style="yellow", markup=False)
     log(f"warning: {message}")
     event("warning", message=message)
 
@@ -126,6 +128,24 @@ def log(message: str) -> None:
         text = message.replace("\n", f"\n{' ' * (len(stamp) + 2)}")
         with contextlib.suppress(OSError):  # a full disk: the stage's own files will tell
             _spoken.log.write(f"{stamp}  {text}\n")
+
+
+def _broken(message: str, width: int) -> str:
+    """Lines that are too long broken between fields (two spaces) or words, the rest set in."""
+    lines: list[str] = []
+    for line in message.split("\n"):
+        gap = "  " if "  " in line.strip() else " "
+        first, *others = line.split(gap)
+        lines.append(first)
+        for word in others if len(line) > width else ():
+            fits = len(lines[-1]) + len(gap) + len(word) <= width or not lines[-1].strip()
+            if fits:
+                lines[-1] += gap + word
+            else:
+                lines.append("    " + word)
+        if len(line) <= width:
+            lines[-1] = line
+    return "\n".join(lines)
 
 
 def _plain(value: Any) -> Any:
