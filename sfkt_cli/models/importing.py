@@ -85,7 +85,7 @@ def import_source(
     network = load_network(path, trust=trust)
     if network is not None:
         return _program(config, path, network, classes, size)
-    state = _without_auxiliary(read_weights(path, trust=trust))
+    state = read_weights(path, trust=trust)
     if any(name.startswith("backbone.") for name in state) and "head.bias" in state:
         raise DataError(f"{path} was written by sfkt, but its {CARD} is not beside it: copy it too")
     settings = config.source
@@ -93,15 +93,19 @@ def import_source(
     if settings.features:
         architecture["layer"] = settings.features
     model = Classifier(**architecture | {"classes": 1})
+    state, remark = _named_as(model.backbone.state_dict(), state)
+    state = _without_auxiliary(state)
     head = settings.features or _find_head(path, state, model, settings.backbone)
     if f"{head}.weight" not in state:
         raise ConfigError(f"source.features = {head!r}: {path} holds no {head}.weight")
+    _no_more_layers(path, model, state, head, settings.backbone)
     names = _outputs(config, path, len(state[f"{head}.weight"]), classes)
     architecture["classes"] = len(names)
     _fill(path, model, state, head, settings.backbone)
     kept = list(classes) or names
     _reorder(model, [names.index(name) for name in kept])
-    return Imported(model.eval(), architecture, kept, sha256_file(path), _remarks(config))
+    remarks = (*remark, *_remarks(config))
+    return Imported(model.eval(), architecture, kept, sha256_file(path), remarks)
 
 
 def _checkpoint(config: Config) -> Path:
@@ -157,6 +161,49 @@ def _own_model(config: Config, folder: Path, classes: Sequence[str]) -> Imported
     kept = list(classes) or names
     _reorder(saved.module, [names.index(name) for name in kept])
     return Imported(saved.module, dict(saved.card["architecture"]), kept, saved.digest)
+
+
+def _named_as(
+    known: Mapping[str, Tensor], state: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Take off what a wrapper, such as a Lightning module, put in front of the backbone's names."""
+    key = max(known, key=len, default="")
+    wanted = [name for name in known if not name.endswith("num_batches_tracked")]
+    if any(name in state for name in wanted):
+        return state, ()
+    for name in state:
+        prefix = name.removesuffix(key)
+        if prefix == name or not prefix.endswith("."):
+            continue
+        if all(f"{prefix}{each}" in state for each in wanted):
+            plain = {name.removeprefix(prefix): value for name, value in state.items()}
+            return plain, (f"names of the weights begin with {prefix!r}, which is taken off",)
+    return state, ()
+
+
+def _no_more_layers(
+    path: Path, model: Classifier, state: Mapping[str, Tensor], head: str, backbone: str
+) -> None:
+    """Refuse a checkpoint with linear layers behind the one that would become the head.
+
+    Raises:
+        ConfigError: There are some, named in the message.
+    """
+    known = model.backbone.state_dict()
+    more = [
+        name.removesuffix(".weight")
+        for name, value in state.items()
+        if name.endswith(".weight")
+        and value.ndim == 2
+        and name not in known
+        and name != f"{head}.weight"
+    ]
+    if more:
+        raise ConfigError(
+            f"{path}: beside {head} it holds {', '.join(more[:4])}, which source.backbone = "
+            f"{backbone!r} does not have. Bring a network of your own making as ONNX "
+            "(torch.onnx.export(..., external_data=False)), or as TorchScript with --trust"
+        )
 
 
 def _without_auxiliary(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

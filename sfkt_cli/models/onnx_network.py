@@ -90,7 +90,10 @@ def read_graph(path: Path) -> Any:
     if not graph.node:
         raise DataError(f"{path} is no intact ONNX file: it holds no graph")
     if any(each.external_data for each in graph.initializer):
-        raise DataError(f"{path} keeps its weights in another file: save them inside (onnx.save)")
+        raise DataError(
+            f"{path} keeps its weights in another file: export it with external_data=False, or put "
+            f"them inside: onnx.save(onnx.load('{path.name}'), 'inside.onnx')"
+        )
     return graph
 
 

@@ -64,7 +64,11 @@ def try_training(
         if run.finished(name) and not run.force:
             return {"stage": name, "done": True}
         does = f"takes the model of {config.source.checkpoint} and looks at what it says"
-        return tell(outlook_of(name, config, run, does, time.monotonic() - began, {}))
+        seconds, brought = time.monotonic() - began, config.source.checkpoint
+        sizes = {str(brought): brought.stat().st_size} if brought and brought.is_file() else {}
+        writes = {"model.safetensors": sum(sizes.values())}
+        found = outlook_of(name, config, run, does, seconds, writes)
+        return tell(replace(found, reads={**sizes, **found.reads}))
     writes = {"model.safetensors": trial.model_bytes, "checkpoint, while it runs": 0}
     writes["checkpoint, while it runs"] = trial.state_bytes
     if name == "bridge":

@@ -38,7 +38,9 @@ def normalised(images: Tensor) -> Tensor:
     return (images - mean) / std
 
 
-@pytest.mark.parametrize("wrapping", ["plain", "ddp", "compiled", "trainer", "safetensors"])
+@pytest.mark.parametrize(
+    "wrapping", ["plain", "ddp", "compiled", "trainer", "lightning", "safetensors"]
+)
 def test_a_state_dict_gives_the_logits_of_the_network_it_came_from(
     tmp_path: Path, network: nn.Module, wrapping: str
 ) -> None:
@@ -48,10 +50,14 @@ def test_a_state_dict_gives_the_logits_of_the_network_it_came_from(
         save_file(state, path)
     elif wrapping == "trainer":
         torch.save({"epoch": 3, "model": state, "optimizer": {"state": {}}}, path)
+    elif wrapping == "lightning":
+        inside = {f"net.model.{name}": value for name, value in state.items()}
+        torch.save({"state_dict": inside, "hyper_parameters": {"lr": 0.1}}, path)
     else:
         prefix = {"plain": "", "ddp": "module.", "compiled": "_orig_mod.module."}[wrapping]
         torch.save({prefix + name: value for name, value in state.items()}, path)
     brought = import_source(settings(path), CLASSES)
+    assert ("net.model." in brought.remarks[0]) == (wrapping == "lightning")
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         features, logits = brought.model(images)
@@ -101,6 +107,15 @@ def test_the_number_of_classes_must_fit(tmp_path: Path, network: nn.Module) -> N
         import_source(settings(path, classes=["box", "cone", "ball"]), CLASSES)
     with pytest.raises(ConfigError, match=r"has 3 outputs, source\.classes names 2"):
         import_source(settings(path, classes=["box", "cone"]), CLASSES)
+
+
+def test_a_head_of_several_layers_is_sent_to_onnx(tmp_path: Path) -> None:
+    state = dict(models.resnet18(num_classes=64).state_dict())
+    state |= {"fc.0.weight": state.pop("fc.weight"), "fc.0.bias": state.pop("fc.bias")}
+    state |= {"fc.2.weight": torch.zeros(3, 64), "fc.2.bias": torch.zeros(3)}
+    torch.save(state, tmp_path / "deep.pth")
+    with pytest.raises(ConfigError, match=r"beside fc\.0 it holds fc\.2, .*as ONNX"):
+        import_source(settings(tmp_path / "deep.pth", backbone="resnet18"), CLASSES)
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "small"])
