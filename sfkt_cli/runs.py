@@ -371,7 +371,11 @@ def _refuse_changes(
         if part == "settings":
             old = {name: usual[name] for name in new if name in usual} | old
         for name in sorted(set(old) | set(new)):
-            if old.get(name) != new.get(name):
+            if old.get(name) == new.get(name):
+                continue
+            if part == "inputs" and old.get(name) and new.get(name):
+                changes.append(f"  {name}: has changed since")
+            else:
                 changes.append(f"  {name}: was {old.get(name)!r}, now {new.get(name)!r}")
     if changes:
         state = "finished" if finished else "begun"

@@ -75,7 +75,7 @@ def test_changed_settings_and_inputs_are_refused_and_named(tmp_path: Path, finis
     with pytest.raises(RunError) as caught:
         work(run, "transfer/tgkt", changed, **{"transfer.h5": "xyz"})
     message = str(caught.value)
-    for told in ("tgkt.beta_f: was 3.0, now 9.0", "transfer.epochs", "transfer.h5", "abc"):
+    for told in ("tgkt.beta_f: was 3.0, now 9.0", "transfer.epochs", "transfer.h5: has changed"):
         assert told in message
     assert "beta_self" not in message
     assert "--force" in message
@@ -100,6 +100,14 @@ def test_a_setting_that_did_not_exist_then_counts_as_its_default(tmp_path: Path)
     assert not work(run, "bridge", settings())
     with pytest.raises(RunError, match=r"bridge\.rec_loss: was 'mse', now 'l1'"):
         work(run, "bridge", settings("bridge.rec_loss=l1"))
+
+
+def test_an_input_that_changed_is_named_without_its_digest(tmp_path: Path) -> None:
+    run, digest = Run(tmp_path), "e" * 64
+    work(run, "bridge", settings(), source="d" * 64)
+    with pytest.raises(RunError, match="source: has changed since") as caught:
+        work(run, "bridge", settings(), source=digest)
+    assert digest not in str(caught.value)
 
 
 def test_a_translator_has_its_own_settings() -> None:
