@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from sfkt_cli.console import console, say
@@ -275,9 +276,13 @@ def show(rows: Sequence[Row]) -> None:
     if not console.is_terminal:
         say(markdown_table(header, above, below))
         return
-    table = Table(caption="accuracy (95 % interval); below the rule: bounds, not methods")
+    table = Table(
+        caption="accuracy (95 % interval); below the rule: bounds, not methods",
+        box=box.HORIZONTALS, show_edge=False, padding=(0, 0, 0, 1), pad_edge=False,
+    )  # fmt: skip
     for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+        widest = max(len(texts[number]) for texts in cells.values())
+        table.add_column(name, justify="right" if number else "left", min_width=widest)
     for texts in above:
         table.add_row(*texts)
     table.add_section()

@@ -93,13 +93,24 @@ def test_off_a_terminal_the_table_is_plain(capfd: pytest.CaptureFixture[str]) ->
     assert capfd.readouterr().err == ""
 
 
-def test_on_a_terminal_the_table_is_ruled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal_of_80_columns_the_table_is_whole_and_ruled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    both = [
+        replace(row, split=split, accuracy_ci95=(0.999, 1.0), train_seconds=1234.0)
+        for row in (replace(TGKT, method="tgkt+bridge"), ORACLE)
+        for split in report.SPLITS
+    ]
+    monkeypatch.setattr(console, "_force_terminal", True)
+    monkeypatch.setattr(console, "width", 80)
     with console.capture() as caught:
-        monkeypatch.setattr(console, "_force_terminal", True)
-        report.show([TGKT, ORACLE])
-    shown = caught.get()
-    rule = next(i for i, line in enumerate(shown.splitlines()) if line.startswith("├"))
-    assert "oracle" in shown.splitlines()[rule + 1]
+        report.show(both)
+    lines = caught.get().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in caught.get()
+    rules = [number for number, line in enumerate(lines) if set(line.strip()) == {"─"}]
+    assert "oracle" in lines[rules[-1] + 1]
+    assert sum("99.9 .. 100.0" in line for line in lines) == 2
 
 
 def test_numbers_are_short() -> None:
