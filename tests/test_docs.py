@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from sfkt_cli.cli import app
-from sfkt_cli.config import build
+from sfkt_cli.config import Config, build, section_fields
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,6 +41,33 @@ def test_links_lead_to_files(page: Path) -> None:
 
 def test_readme_is_short_enough_to_read() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def documented_commands(page: Path) -> list[str]:
+    """Commands of a page: lines of code blocks, and what stands between backticks."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```.*?\n(.*?)```", text, re.DOTALL)
+             for line in block.replace("\\\n", " ").splitlines()]  # fmt: skip
+    spans = re.findall(r"`(sfkt [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    found = [part.strip().removeprefix("$ ") for line in lines for part in re.split(r"&&|\|", line)]
+    return [line for line in [*found, *spans] if line.startswith("sfkt ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_documented_commands_have_the_options_and_settings_that_they_use(page: Path) -> None:
+    settings = {*section_fields(), *Config.model_fields}
+    for line in documented_commands(page):
+        command: Any = get_command(app)
+        words = shlex.split(line, comments=True)[1:]
+        while words and not words[0].startswith("-") and hasattr(command, "commands"):
+            assert words[0] in command.commands, line
+            command = command.commands[words.pop(0)]
+        known = {option for each in command.params for option in each.opts} | {"--help"}
+        for word, following in pairwise([*words, ""]):
+            if word.startswith("--"):
+                assert word.partition("=")[0] in known, line
+            if word == "--set" and following not in ("...", "section.field=value"):
+                assert following.partition("=")[0] in settings, line
 
 
 @pytest.mark.parametrize(
