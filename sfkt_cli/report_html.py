@@ -55,7 +55,7 @@ svg line.bound { stroke-dasharray: 4 3; }
 @media print { :root { --ink: #000; --soft: #333; --paper: #fff; --line: #999; --method: #0072b2;
   --bound: #b35900; color-scheme: light; } body { max-width: none; margin: 0; font-size: 11pt; }
   table { font-size: 8pt; } th, td { padding: .15rem .35rem; }
-  figure, table, svg { break-inside: avoid; } h2, h2 + p, p.lead { break-after: avoid; }
+  figure, table, svg { break-inside: avoid; } h2, p.lead, .scroll:has(> svg) { break-after: avoid; }
   .scroll { overflow: visible; } }
 """
 
