@@ -152,6 +152,10 @@ def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> 
     """
     if (path / CARD).is_file():
         return path
+    if not path.exists():
+        raise RunError(
+            f"{path} does not exist: give a run such as runs/synthetic, or `sfkt prepare`"
+        )
     done = sorted(file.parent.name for file in path.glob("transfer/*/done.json"))
     if not done:
         raise RunError(f"{path} holds no finished student: first run `sfkt transfer`")

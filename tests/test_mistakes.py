@@ -293,6 +293,15 @@ MISTAKES = [
         "predict --run run x.png --output p.xlsx",
         ("p.xlsx", ".csv"),
     ),
+    Mistake(
+        "a file where a folder should be",
+        "export --run run --output w.txt",
+        ("w.txt is a file", "name a folder"),
+        text_file("w.txt"),
+    ),
+    Mistake(
+        "a run that is not there", "predict x.png --model nope", ("nope does not exist", "runs/")
+    ),
     Mistake("unknown format", "export --run run --format tflite", ("tflite", "onnx")),
     Mistake("unknown report", "evaluate --run run --report table.docx", ("table.docx", ".md")),
     Mistake(

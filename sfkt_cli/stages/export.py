@@ -64,7 +64,8 @@ def export(
         input_size: ``HEIGHTxWIDTH`` of the sensor's images; None: they come as prepared.
 
     Raises:
-        ConfigError: A format or the size is unknown, or an extra is not installed.
+        ConfigError: A format or the size is unknown, an extra is not installed, or the output is a
+            file.
         RunError: There is no student, or a written file does not give PyTorch's results.
         DataError: A model or transfer.h5 is missing or damaged.
     """
@@ -73,6 +74,8 @@ def export(
     sensor, images, fit = samples(open_store(run.transfer_store), config, input_size)
     method = folders["student"].name
     target = output or run.path("export")
+    if target.is_file():
+        raise ConfigError(f"--output {target} is a file: name a folder")
     made_of = {
         "stage": "export",
         "method": method,
