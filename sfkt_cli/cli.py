@@ -99,7 +99,8 @@ def prepare(
         bool, typer.Option("--download", help="Fetch the archive to where --root says, first.")
     ] = False,
     accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="The data set's licence is accepted.")
+        bool,
+        typer.Option("--accept-licence", help="The data set's licence is accepted: do not ask."),
     ] = False,
     source_sensor: Sensor = None,
     target_sensor: Sensor = None,

@@ -81,6 +81,15 @@ def warn(message: str) -> None:
     event("warning", message=message)
 
 
+def confirmed(question: str) -> bool:
+    """Whether somebody at a terminal says yes; False where nobody can be asked."""
+    if not (sys.stdin.isatty() and console.is_terminal) or speaks_json():
+        return False
+    from rich.prompt import Confirm
+
+    return Confirm.ask(question, console=console, default=False)
+
+
 def output(text: str) -> None:
     """Print what was asked for: on standard output, which under ``--json`` is for events only."""
     if _spoken.json:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sfkt_cli.config import merge
-from sfkt_cli.console import say, warn
+from sfkt_cli.console import confirmed, say, warn
 from sfkt_cli.options import Options
 from sfkt_cli.runs import Run, remember_run
 from sfkt_cli.settings import Settings, has_run, resolve, typed_settings
@@ -36,7 +36,8 @@ def run_prepare(options: Options, *, download: bool = False, accept_licence: boo
     Args:
         options: What the user typed.
         download: Fetch the archive first.
-        accept_licence: The user has accepted the notice about the data set's licence.
+        accept_licence: The user has accepted the notice about the data set's licence; otherwise
+            a terminal asks.
     """
     from sfkt_cli.data.download import download as fetch
     from sfkt_cli.data.readers import archive_root
@@ -45,7 +46,11 @@ def run_prepare(options: Options, *, download: bool = False, accept_licence: boo
     settings = resolve(options, "prepare", new_run=True)
     _tell("prepare", options, settings)
     if download:
-        fetch(settings.config.dataset, archive_root(settings.config), accept_licence)
+        fetch(
+            settings.config.dataset,
+            archive_root(settings.config),
+            lambda: accept_licence or confirmed("Accept this?"),
+        )
     prepare(settings.config, settings.run)
     remember_run(settings.run)
     return settings.run

@@ -13,6 +13,7 @@ import shutil
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -104,13 +105,13 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def download(dataset: str, folder: Path, accept_licence: bool) -> Path:
+def download(dataset: str, folder: Path, accepted: Callable[[], bool]) -> Path:
     """Fetch the archive of a data set.
 
     Args:
         dataset: Name as in ``sfkt prepare NAME``.
         folder: Where the files go.
-        accept_licence: Whether the user has accepted the notice; it is shown in any case.
+        accepted: Whether the user accepts the notice, which has been shown when this is asked.
 
     Returns:
         The folder, for ``prepare.root``.
@@ -124,7 +125,7 @@ def download(dataset: str, folder: Path, accept_licence: bool) -> Path:
         say(f"download: {folder} is complete already")
         return folder
     say(SOURCES[dataset].licence)
-    if not accept_licence:
+    if not accepted():
         raise ConfigError(f"{dataset}: to accept this notice, add --accept-licence")
     for file in missing:
         fetch(file, folder)

@@ -140,10 +140,10 @@ def test_server_errors_end_in_a_message(
 
 def test_nothing_is_fetched_before_the_notice_is_accepted(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--accept-licence"):
-        download("rgb-nir", tmp_path, accept_licence=False)
+        download("rgb-nir", tmp_path, lambda: False)
     assert not list(tmp_path.iterdir())
 
 
 def test_data_set_without_address_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="diml-rgbd cannot be fetched"):
-        download("diml-rgbd", tmp_path, accept_licence=True)
+        download("diml-rgbd", tmp_path, lambda: True)
