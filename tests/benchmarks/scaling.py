@@ -1,8 +1,9 @@
 """Time of an epoch and peak memory against the number of pairs, each size in a fresh process.
 
-The store is random numbers, on disk, read through a memory map. Sizes are run in turn, several
-times over; memory is what the process holds for itself. Resident memory, given beside, counts
-mapped pages of the file, too, which the system takes back at any time.
+The store is random numbers, on disk, read through a memory map; the networks are narrow, so that
+what grows with the store would show. Sizes are run in turn, several times over; memory is what the
+process holds for itself. Resident memory, given beside, counts mapped pages of the file, too, which
+the system takes back at any time.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def run(quick: bool) -> list[Row]:
 
 def _config() -> Any:
     runtime = {"batch_size": BATCH, "gpus": 0, "checkpoint_seconds": 1e9}
-    return settings(SIZE, runtime=runtime, training={"min_steps": 1})
+    narrow = {"source": {"width": 8, "bottleneck": 32}, "bridge": {"width": 8}}
+    return settings(SIZE, runtime=runtime, training={"min_steps": 1}, **narrow)
 
 
 def _epoch(folder: Path, count: int, stage: str) -> dict[str, Any]:
