@@ -242,8 +242,9 @@ class BridgeConfig(BaseModel):
     """Weight of L_D, the domain-adversarial term."""
     d_on: Literal["feature", "image"] = "feature"
     """What the discriminator of L_D sees: the source model's features, or translated images."""
-    alpha_im: Weight = 0.1
-    """Weight of L_IM, information maximisation on TR (ours)."""
+    alpha_im: Weight = 0.15
+    """Weight of L_IM, information maximisation on TR (ours); divided by the passes of an epoch over
+    the target images, where there are several: few images would be dealt out to the classes."""
     alpha_f: Weight = 0.3
     """Weight of the source-feature term on TI pairs (ours)."""
 

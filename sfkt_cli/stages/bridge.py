@@ -26,7 +26,7 @@ from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.selection import remember, spread
-from sfkt_cli.stages.streams import held_out_pairs, plan_of, settle_streams
+from sfkt_cli.stages.streams import held_out_pairs, passes_of_epoch, plan_of, settle_streams
 from sfkt_cli.training.loop import cosine
 from sfkt_cli.training.optimizers import translator_optimizer
 from sfkt_cli.training.predicting import predict_rows, rgb_loader, target_loader, through
@@ -86,6 +86,7 @@ def bridge(config: Config, run: Run) -> None:
         streams, batches = settle_streams(
             config, store, stage.folder, runtime, objective, tr=needs_tr
         )
+        weights["im"] /= passes_of_epoch(config, streams)
         plan = plan_of(
             config, streams, title="bridge", epochs=settings.epochs, weights=weights,
             folder=stage.folder, kinds=1 + needs_tr, ti=True,

@@ -139,6 +139,11 @@ def held_out_pairs(store: Store, seed: int) -> tuple[NDArray[np.int64], NDArray[
     return np.setdiff1d(rows, held), held
 
 
+def passes_of_epoch(config: Config, streams: Streams) -> float:
+    """How often an epoch passes the target images, at least 1."""
+    return max(steps_of_epoch(config, streams) * streams.batch_size / streams.tr.count, 1.0)
+
+
 def steps_of_epoch(config: Config, streams: Streams) -> int:
     """Steps in which the larger stream is passed once, and at least ``training.min_steps``."""
     pairs = round(streams.ti.count / config.training.ti_fraction) if streams.ti else 0

@@ -12,7 +12,7 @@ from sfkt_cli.data.store import open_store
 from sfkt_cli.models.saving import load_model
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.source import source
-from sfkt_cli.stages.streams import open_streams, steps_of_epoch, transfer_batches
+from sfkt_cli.stages.streams import open_streams, passes_of_epoch, steps_of_epoch, transfer_batches
 from sfkt_cli.training.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -48,6 +48,15 @@ def test_a_share_of_the_pairs_leaves_the_steps_as_they_are(untrained_run: Run) -
         steps_of_epoch(config, open_streams(config, store, CPU, 16)) for config in (whole, part)
     ]
     assert steps[0] == steps[1]
+
+
+def test_an_epoch_passes_few_target_images_several_times(untrained_run: Run) -> None:
+    store = open_store(untrained_run.transfer_store)
+    count = store.count("target")
+    for min_steps, expected in ((1, 1.0), (100, 1600 / count)):
+        config = settings(min_steps=min_steps)
+        passes = passes_of_epoch(config, open_streams(config, store, CPU, 16))
+        assert passes == max(expected, 1.0), (min_steps, count)
 
 
 def test_a_source_model_may_stay_random(untrained_run: Run, tmp_path: Path) -> None:
