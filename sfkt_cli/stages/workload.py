@@ -28,6 +28,7 @@ class Workload:
 
     def __init__(self, config: Config) -> None:
         self.device = choose_device(config.runtime)
+        self._with_tr = bool(config.bridge.alpha_d or config.bridge.alpha_im)
         self.encoding = Encoding("normals", 500.0, 4000.0, channels=1, missing=True)
         source = config.source
         sizes: dict[str, Any] = {
@@ -60,11 +61,15 @@ class Workload:
     def bridge_step(self) -> None:
         """A step of the translator, through the frozen source model."""
         rgb = rgb_to_float(self.rgb)
-        bridged = self.translator(encode(self.target, self.encoding))
+        encoded = encode(self.target, self.encoding)
+        if self._with_tr:
+            encoded = torch.cat([encoded, encode(self.target, self.encoding)])
+        bridged = self.translator(encoded)
         with torch.no_grad():
             partners = self.frozen.features(rgb)
-        features = self.frozen.features(bridged)
-        loss = (features - partners).square().mean() + (bridged - rgb).square().mean()
+        features, logits = self.frozen(bridged)
+        loss = (features[: len(rgb)] - partners).square().mean() + logits.square().mean()
+        loss = loss + (bridged[: len(rgb)] - rgb).square().mean()
         _descend(loss, self._of_translator)
 
     def bridge_look(self) -> None:
