@@ -550,9 +550,10 @@ def build(*layers: Mapping[str, Any]) -> Config:
     values: dict[str, Any] = {}
     for layer in layers:
         values = merge(values, layer)
-    if problems := problems_of(values):
-        raise ConfigError(listed(problems))
-    return Config.model_validate(values)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(listed(_explained(error))) from None
 
 
 def problems_of(values: Mapping[str, Any]) -> list[str]:
@@ -560,7 +561,7 @@ def problems_of(values: Mapping[str, Any]) -> list[str]:
     try:
         Config.model_validate(values)
     except ValidationError as error:
-        return [_explain(problem) for problem in error.errors(include_url=False)]
+        return _explained(error)
     return []
 
 
@@ -595,6 +596,10 @@ def describe_type(annotation: Any) -> str:
     if annotation is type(None):
         return "null"
     return "path" if annotation is Path else str(getattr(annotation, "__name__", annotation))
+
+
+def _explained(error: ValidationError) -> list[str]:
+    return [_explain(problem) for problem in error.errors(include_url=False)]
 
 
 def _explain(problem: Any) -> str:

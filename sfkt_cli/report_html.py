@@ -165,13 +165,14 @@ def _rows(cells: Sequence[Cells]) -> str:
 
 
 def _picture(path: Path, caption: str) -> str:
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    picture = path.read_bytes()
+    data = base64.b64encode(picture).decode("ascii")
     text = escape(caption, quote=True)
-    wide = ' class="wide"' if _width(path) >= WIDE else ""
+    wide = ' class="wide"' if _width(picture) >= WIDE else ""
     image = f'<img{wide} alt="{text}" src="data:image/png;base64,{data}">'
     return f'<figure><div class="scroll">{image}</div><figcaption>{text}</figcaption></figure>'
 
 
-def _width(path: Path) -> int:
+def _width(picture: bytes) -> int:
     """Pixels across, from the header of a PNG."""
-    return int.from_bytes(path.read_bytes()[16:20], "big")
+    return int.from_bytes(picture[16:20], "big")
