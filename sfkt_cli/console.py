@@ -143,17 +143,17 @@ def _broken(message: str, width: int) -> str:
     """Lines that are too long broken between fields (two spaces) or words, the rest set in."""
     lines: list[str] = []
     for line in message.split("\n"):
+        if len(line) <= width:
+            lines.append(line)
+            continue
         gap = "  " if "  " in line.strip() else " "
         first, *others = line.split(gap)
         lines.append(first)
-        for word in others if len(line) > width else ():
-            fits = len(lines[-1]) + len(gap) + len(word) <= width or not lines[-1].strip()
-            if fits:
+        for word in others:
+            if len(lines[-1]) + len(gap) + len(word) <= width or not lines[-1].strip():
                 lines[-1] += gap + word
             else:
                 lines.append("    " + word)
-        if len(line) <= width:
-            lines[-1] = line
     return "\n".join(lines)
 
 

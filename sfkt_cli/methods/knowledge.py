@@ -23,7 +23,6 @@ class Knowledge:
     Attributes:
         source: The frozen source model.
         encoding: Of target images for the student.
-        classes: Number of classes K.
         bridged_logits: (N, K), source model on translated TR images; None without a bridge.
         valid: (N,), share of valid pixels of each TR target image.
         ti_features: (M, D), source model on the RGB partners; None without TI pairs.
@@ -33,7 +32,6 @@ class Knowledge:
 
     source: Classifier
     encoding: Encoding
-    classes: int
     bridged_logits: Tensor | None
     valid: Tensor
     ti_features: Tensor | None

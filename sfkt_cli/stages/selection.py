@@ -15,7 +15,7 @@ from torch import Tensor
 from sfkt_cli.config import Config
 from sfkt_cli.files import replacing
 
-SCORE_ROWS = 2000
+SCORE_ROWS = 1000
 """Target images that label-free scores look at, at most."""
 SELECTORS = ("ti_closeness", "ti_agreement", "tr_information", "tr_density")
 """Label-free scores that may choose, larger is better."""

@@ -77,7 +77,7 @@ def transfer(config: Config, run: Run) -> None:
         if front is not None:
             encoding = front.encoding or encoding
             architecture["front"] = front.card["architecture"]
-        knowledge = gather(store, source, len(saved.classes), translator, encoding, runtime)
+        knowledge = gather(store, source, translator, encoding, runtime)
         seed_all(config.seed, "transfer", method)
         student = start_student(source)
         if front is not None:
@@ -145,7 +145,6 @@ def start_student(source: Classifier) -> Classifier:
 def gather(
     store: Store,
     source: Classifier,
-    classes: int,
     translator: Saved | None,
     encoding: Encoding,
     runtime: Runtime,
@@ -176,7 +175,6 @@ def gather(
     return Knowledge(
         source=source,
         encoding=encoding,
-        classes=classes,
         bridged_logits=bridged,
         valid=valid_share(targets, encoding, runtime),
         ti_features=ti_features,

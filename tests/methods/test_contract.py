@@ -72,8 +72,7 @@ def make_objective(method: str, source: Classifier) -> Any:
         ti_features, ti_logits = source(rgb)
         _, bridged_logits = source(translator(encode(targets, ENCODING)))
     knowledge = Knowledge(
-        source=source, encoding=ENCODING, classes=CLASSES, bridged_logits=bridged_logits,
-        valid=torch.ones(COUNT),
+        source=source, encoding=ENCODING, bridged_logits=bridged_logits, valid=torch.ones(COUNT),
         ti_features=ti_features, ti_logits=ti_logits, look=look,
     )  # fmt: skip
     return kind(student, knowledge, settings())

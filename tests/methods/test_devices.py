@@ -63,7 +63,7 @@ def test_a_step_of_transfer_stays_on_its_device_and_asks_it_nothing(method: str,
         return blank(COUNT, model.feature_size), blank(COUNT, CLASSES)
 
     knowledge = Knowledge(
-        source=source, encoding=ENCODING, classes=CLASSES, bridged_logits=blank(COUNT, CLASSES),
+        source=source, encoding=ENCODING, bridged_logits=blank(COUNT, CLASSES),
         valid=blank(COUNT), ti_features=blank(COUNT, source.feature_size),
         ti_logits=blank(COUNT, CLASSES), look=look,
     )  # fmt: skip

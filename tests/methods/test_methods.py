@@ -74,7 +74,6 @@ def make_knowledge(source: Classifier) -> Knowledge:
     return Knowledge(
         source=source,
         encoding=ENCODING,
-        classes=CLASSES,
         bridged_logits=2 * torch.randn(COUNT, CLASSES, generator=generator),
         valid=torch.ones(COUNT),
         ti_features=ti_features,

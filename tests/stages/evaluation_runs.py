@@ -109,6 +109,18 @@ def save_classifier(run: Run, stage: str, seed: int, encoding: Encoding | None) 
     )  # fmt: skip
 
 
+def save_weights(path: Path, *, classes: int) -> None:
+    """The state dict of an untrained classifier, as somebody who trained it elsewhere brings it."""
+    torch.manual_seed(0)
+    model = Classifier(**ARCHITECTURE | {"classes": classes, "bottleneck": 0})
+    weights = {
+        name.removeprefix("backbone."): value
+        for name, value in model.state_dict().items()
+        if name not in ("mean", "std")
+    }
+    torch.save(weights, path)
+
+
 def make_run(folder: Path, *methods: str, bridge: bool = True, labelled: bool = True) -> Run:
     """A run with stores, source model, bridge and some methods."""
     run = Run(folder)

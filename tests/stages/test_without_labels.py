@@ -6,18 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from sfkt_cli.config import build
 from sfkt_cli.data.classes import choose_classes
 from sfkt_cli.data.readers import read_archive
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError
-from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.options import Options
 from sfkt_cli.pipeline import run_all, run_bridge
 from sfkt_cli.student import load_student
 from tests.data.make_archives import depth, folders, save
+from tests.stages.evaluation_runs import save_weights
 
 CLASSES = ["desk", "lamp", "mug"]
 SMALL = (
@@ -34,17 +33,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folders(tmp_path / "data", labels=())
     for number in range(12):
         save(tmp_path / f"data/tr/target/{number}.png", depth(number))
-    torch.manual_seed(0)
-    model = Classifier(
-        backbone="small", classes=3, width=4, bottleneck=0,
-        mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2),
-    )  # fmt: skip
-    weights = {
-        name.removeprefix("backbone."): value
-        for name, value in model.state_dict().items()
-        if name not in ("mean", "std")
-    }
-    torch.save(weights, tmp_path / "mine.pth")
+    save_weights(tmp_path / "mine.pth", classes=3)
     return tmp_path
 
 

@@ -6,13 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from sfkt_cli.errors import DataError
-from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.options import Options
 from sfkt_cli.pipeline import run_all, run_bridge, run_transfer
 from tests.data.make_archives import folders
+from tests.stages.evaluation_runs import save_weights
 
 SMALL = (
     "dataset=folders", "image_size=16", "classes.tr=[desk, lamp]", "training.min_steps=2",
@@ -48,16 +47,7 @@ def test_a_model_brought_along_needs_no_pairs(
     monkeypatch.chdir(tmp_path)
     folders(tmp_path / "data", labels=("desk", "lamp"))
     shutil.rmtree(tmp_path / "data" / "ti")
-    model = Classifier(
-        backbone="small", classes=2, width=4, bottleneck=0,
-        mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2),
-    )  # fmt: skip
-    weights = {
-        name.removeprefix("backbone."): value
-        for name, value in model.state_dict().items()
-        if name not in ("mean", "std")
-    }
-    torch.save(weights, tmp_path / "mine.pth")
+    save_weights(tmp_path / "mine.pth", classes=2)
     brought = (
         "source.checkpoint=mine.pth", "source.backbone=small", "source.width=4",
         "source.mean=[0.5, 0.5, 0.5]", "source.std=[0.2, 0.2, 0.2]",
