@@ -45,9 +45,11 @@ DATA_SECTIONS = {
     "washington-rgbd": "washington_rgbd",
     "folders": "folders",
 }
+SOURCE_TRAINING = tuple(f"training.{name}" for name in ("min_steps", "shift", "flip", "clip_norm"))
+"""The part of ``training`` that is not about TI pairs and label-free scores."""
 STAGE_FIELDS: dict[str, tuple[str, ...]] = {
     "prepare": (*DATA_FIELDS, "prepare.root", "prepare.fit"),
-    "source": ("seed", "training", "source", "runtime.batch_size"),
+    "source": ("seed", *SOURCE_TRAINING, "source", "runtime.batch_size"),
     "bridge": ("seed", "encoding", "training", "bridge", "runtime.batch_size"),
     "transfer": ("seed", "encoding", "training", "transfer", "runtime.batch_size"),
     "evaluate": ("seed", "training", "evaluate", "tgkt.balance"),

@@ -127,6 +127,13 @@ def begin(run: Run, stage: str) -> None:
         raise KeyboardInterrupt
 
 
+def test_the_source_model_does_not_depend_on_how_pairs_are_used() -> None:
+    usual, few = settings(), settings("training.ti_fraction=0.1", "training.shuffle_pairs=true")
+    assert stage_settings("source", few) == stage_settings("source", usual)
+    assert stage_settings("bridge", few) != stage_settings("bridge", usual)
+    assert stage_settings("source", settings("training.shift=0")) != stage_settings("source", usual)
+
+
 def test_force_starts_anew(tmp_path: Path) -> None:
     work(Run(tmp_path), "bridge", settings())
     (tmp_path / "bridge" / "images").mkdir()

@@ -38,7 +38,7 @@ class Gatherer:
 
     def plain(self, rows: NDArray[np.int64]) -> Images:
         """The images of these rows as they are stored."""
-        return np.asarray(self._images[rows])
+        return np.take(self._images, rows, axis=0)
 
     def shifted(
         self,
