@@ -15,6 +15,8 @@ from sfkt_cli.console import output
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.runs import RUNS, Run
+from sfkt_cli.stages.selection import SCORE_ROWS
+from sfkt_cli.stages.streams import HELD_OUT
 from sfkt_cli.stages.workload import COUNTED, Workload
 from sfkt_cli.training.batch_size import TRANSIENT, kept_bytes
 from sfkt_cli.training.devices import named_machine
@@ -147,7 +149,7 @@ def stage_costs(config: Config, counts: Counts, machine: Machine) -> list[StageC
          counts.source, [work.model], 0),
         ("bridge", work.bridge_step, work.bridge_look, config.bridge.epochs,
          max(counts.ti, counts.target), [work.translator, work.frozen],
-         config.bridge.epochs * (min(counts.ti // 10, 2000) + min(counts.target, 2000))),
+         config.bridge.epochs * (min(counts.ti // 10, HELD_OUT) + min(counts.target, SCORE_ROWS))),
         ("transfer", work.transfer_step, work.source_look, config.transfer.epochs,
          max(counts.ti, counts.target), [work.model, work.frozen],
          2 * counts.ti + counts.target * 2 * (2 + config.transfer.epochs)),
