@@ -94,13 +94,13 @@ def bootstrap_interval(
         resamplings: How often the samples are drawn anew; 0: the normal approximation instead.
         seed: Of the draws.
         groups: (N,) integers; samples of one group (a scene) are drawn together, because they are
-            not independent. None: each on its own.
+            not independent. None, or a single group: each on its own.
 
     Returns:
         The 2.5th and the 97.5th percentile.
     """
     values = values.astype(np.float64)
-    if groups is None:
+    if groups is None or len(np.unique(groups)) < 2:
         groups = np.arange(len(values))
     _, place = np.unique(groups, return_inverse=True)
     sums, counts = np.bincount(place, values), np.bincount(place)

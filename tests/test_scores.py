@@ -92,6 +92,13 @@ def test_samples_of_one_group_count_together(resamplings: int) -> None:
     assert naive[1] - naive[0] < 0.5 * (few[1] - few[0])
 
 
+def test_a_single_group_says_nothing_about_scatter_between_groups() -> None:
+    values = (np.arange(80) % 4 == 0).astype(int)
+    apart = scores.bootstrap_interval(values, resamplings=500, seed=1)
+    together = scores.bootstrap_interval(values, resamplings=500, seed=1, groups=np.zeros(80))
+    assert together == apart
+
+
 def test_paired_difference_is_narrower_than_that_of_unrelated_samples() -> None:
     random = np.random.default_rng(0)
     second = random.random(300) < 0.5

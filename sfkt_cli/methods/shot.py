@@ -28,9 +28,8 @@ class Shot(nn.Module):
         self.student = student
         self.student.head.requires_grad_(False)
         self._knowledge = knowledge
-        count = len(knowledge.look(student)[1])
-        self.register_buffer("pseudo_labels", torch.zeros(count, dtype=torch.long))
-        self.pseudo_labels = self.pseudo_labels.to(next(student.parameters()).device)
+        nothing_yet = torch.zeros_like(knowledge.valid, dtype=torch.long)
+        self.register_buffer("pseudo_labels", nothing_yet)
         self.weights = {"self": config.shot.beta_self, "im": config.shot.beta_im}
 
     def begin_epoch(self, epoch: int) -> None:

@@ -38,9 +38,8 @@ class Socket(nn.Module):
         self.student.head.requires_grad_(False)
         self._knowledge = knowledge
         self._ti_features = knowledge.ti_features
-        count = len(knowledge.look(student)[1])
-        self.register_buffer("pseudo_labels", torch.zeros(count, dtype=torch.long))
-        self.pseudo_labels = self.pseudo_labels.to(next(student.parameters()).device)
+        nothing_yet = torch.zeros_like(knowledge.valid, dtype=torch.long)
+        self.register_buffer("pseudo_labels", nothing_yet)
         settings: SocketConfig = getattr(config, self.section)
         self.weights = {
             "self": settings.beta_self,

@@ -45,7 +45,6 @@ class Tgmb(nn.Module):
         weights: ``rec``, ``d``, ``im`` and ``f``, for vqgan ``commit`` and ``patch``; a term at 0
             is not computed.
         features: Size D of the source model's features.
-        registered: Whether the pixels of a pair match; without, there is no L_rec.
         rec_loss: Key of REC_LOSSES.
         d_on: ``feature`` or ``image``: what the discriminator of L_D sees.
     """
@@ -58,7 +57,6 @@ class Tgmb(nn.Module):
         *,
         weights: dict[str, float],
         features: int,
-        registered: bool,
         rec_loss: str = "mse",
         d_on: str = "feature",
     ) -> None:
@@ -76,7 +74,6 @@ class Tgmb(nn.Module):
         self._frozen = (source,)
         self._encoding = encoding
         self._weights = weights
-        self._registered = registered
         self.skips_parameters = not weights["d"]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -99,7 +96,7 @@ class Tgmb(nn.Module):
                 self.patch_discriminator(losses.reverse_gradient(ti_bridged)),
                 self.patch_discriminator(rgb),
             )
-        if weights["rec"] and self._registered:
+        if weights["rec"]:
             terms["rec"] = self._rec_loss(ti_bridged, rgb)
         if weights["f"] or weights["im"] or (weights["d"] and not self._on_image):
             features, logits = source(bridged)

@@ -77,7 +77,6 @@ def bridge(config: Config, run: Run) -> None:
             encoding,
             weights=weights,
             features=source.feature_size,
-            registered=store.registered,
             rec_loss=settings.rec_loss,
             d_on=settings.d_on,
         )

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from sfkt_cli.config import Config
-from sfkt_cli.console import say, track
+from sfkt_cli.console import say, track, warn
 from sfkt_cli.data.images import Encoding, choose_encoding
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, RunError
@@ -136,16 +136,16 @@ def _add_bounds(evidence: Evidence, run: Run, stage: Stage) -> None:
     target, test = splits.get("target"), splits.get("test")
     if evidence.config.evaluate.oracle and target is not None and len(target.rows) > 1:
         inputs = {name: stage.inputs[name] for name in ("transfer.h5", "test.h5", "source")}
-        bound = oracle(
-            evidence.config,
-            run,
-            models.card,
-            target,
-            models.encoding or _default_encoding(evidence),
-            inputs,
-            evidence.runtime,
-        )
-        evidence.outcomes["oracle"] = gathering.ask(bound, splits, evidence.pairs, evidence.runtime)
+        encoding = models.encoding or _default_encoding(evidence)
+        try:
+            bound = oracle(
+                evidence.config, run, models.card, target, encoding, inputs, evidence.runtime
+            )
+        except RunError as error:  # only a bound: the rest of the report does not wait for it
+            warn(f"the oracle is left out: {error}")
+        else:
+            asked = gathering.ask(bound, splits, evidence.pairs, evidence.runtime)
+            evidence.outcomes["oracle"] = asked
     if test is not None:
         on_rgb = gathering.ask_rgb(test, models, evidence.runtime)
         if on_rgb is not None:

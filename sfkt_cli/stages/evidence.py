@@ -50,19 +50,21 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Pairs:
-    """TI pairs that no method trained on, and what the source model says of the RGB images.
+    """The TI pairs that score, and what the source model says of the RGB images.
 
     Attributes:
         target: (M, H, W[, C]) target images, as stored.
         rgb: (M, H, W, 3) RGB partners, as stored.
         features: (M, D) of the RGB partners.
         logits: (M, K) of the RGB partners.
+        unseen: Whether nothing was trained on them; there may be too few pairs for that.
     """
 
     target: Numbers
     rgb: Numbers
     features: Tensor
     logits: Tensor
+    unseen: bool
 
 
 @dataclass(frozen=True)
@@ -115,15 +117,16 @@ class Evidence:
 
 
 def ti_pairs(store: Store, models: Models, runtime: Runtime, seed: int) -> Pairs | None:
-    """The TI pairs that bridge and transfer kept for scores; None where there are no pairs."""
+    """The TI pairs that score the epochs of bridge and transfer; None where there are no pairs."""
     if not store.count("ti"):
         return None
-    _, held_out = held_out_pairs(store, seed)
+    trained, held_out = held_out_pairs(store, seed)
     rows = held_out[spread(len(held_out))]
     rgb = store["ti/rgb"][rows]
     asked = source_on_rgb(models, runtime)
     features, logits = predict_rows(rgb, asked.load, asked.model, runtime)
-    return Pairs(store["ti/target"][rows], rgb, features, logits)
+    unseen = not np.isin(held_out, trained).any()
+    return Pairs(store["ti/target"][rows], rgb, features, logits, unseen)
 
 
 def ask(

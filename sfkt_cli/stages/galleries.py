@@ -106,8 +106,8 @@ def feature_sets(evidence: Evidence) -> dict[str, dict[str, Numbers]]:
     source_sets["raw target"] = predict_rows(stored, raw, models.source, runtime)[0].numpy()
     panels = {"source model": source_sets}
     main = evidence.main_method
-    if main in models.students and evidence.main_split is not None:
-        labelled = evidence.main_split
+    labelled = evidence.main_split
+    if main in models.students and labelled is not None and len(labelled.rows) >= 3:
         rows = labelled.rows[spread(len(labelled.rows), 2 * POINTS)]
         contender = evidence.outcomes[main].contender
         images = np.asarray(labelled.target[rows])

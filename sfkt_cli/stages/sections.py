@@ -178,6 +178,11 @@ def bridge_quality(evidence: Evidence, run: Run, folder: Path) -> Section | None
     enough = len(found) > 1
     distance = scores.frechet_distance(found, pairs.features.numpy()) if enough else None
     record = run.record("bridge")
+    known = (
+        "Nothing was trained on these pairs."
+        if pairs.unseen
+        else "The bridge was trained on them, too: there were too few pairs to keep some back."
+    )
     cells = (
         ("TI agreement of the kept epoch", f"{percent(record.get('ti_agreement'))} %"),
         ("epoch kept", str(record.get("best_epoch", "-"))),
@@ -187,7 +192,7 @@ def bridge_quality(evidence: Evidence, run: Run, folder: Path) -> Section | None
     )
     return Section(
         "The bridge on TI pairs",
-        (f"{len(pairs.rgb):,} translated TI target images against their RGB partners.",),
+        (f"{len(pairs.rgb):,} translated TI target images against their RGB partners. {known}",),
         ("quantity", "value"),
         cells,
         *galleries.ti_gallery(evidence, pairs, folder),

@@ -202,6 +202,11 @@ def _look(model: nn.Module, store: Store, runtime: Runtime, classes: list[str]) 
     if not len(rgb):
         return {}
     _, logits = predict_rows(rgb, rgb_loader(runtime), model, runtime)
+    if not bool(logits.isfinite().all()):
+        raise ConfigError(
+            "source.checkpoint: the model's outputs on TI RGB images are not finite numbers: are "
+            "the weights whole, and source.mean and source.std those it was trained with?"
+        )
     predictions = describe_predictions(logits)
     shares = sorted(zip(predictions.histogram, classes, strict=True), reverse=True)
     shown = ", ".join(f"{name} {share:.0%}" for share, name in shares[:6])

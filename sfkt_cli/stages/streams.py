@@ -125,17 +125,21 @@ def settle_streams(
 def held_out_pairs(store: Store, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the TI pairs that are trained on, and of those that only score.
 
-    A tenth of the groups is held out, at most HELD_OUT pairs; where that would leave fewer than
-    MIN_HELD_OUT pairs to score on, all pairs do both.
+    A tenth of the pairs is held out, in whole groups and at most HELD_OUT; where that would be
+    fewer than MIN_HELD_OUT, the smallest group that has as many and at most a fifth of all pairs;
+    where there is none, all pairs do both.
     """
     groups, of_group = np.unique(np.array(store.strings("ti/group")), return_inverse=True)
     order = np.random.default_rng([seed, 7]).permutation(len(groups))
     sizes = np.bincount(of_group, minlength=len(groups))[order]
     few = np.cumsum(sizes) <= min(HELD_OUT, store.count("ti") // 10)
-    held = np.flatnonzero(np.isin(of_group, order[few]))
     rows = np.arange(store.count("ti"))
-    if len(held) < MIN_HELD_OUT:
-        return rows, rows
+    if sizes[few].sum() < MIN_HELD_OUT:
+        fits = (sizes >= MIN_HELD_OUT) & (sizes <= len(rows) // 5)
+        if not fits.any():
+            return rows, rows
+        few = np.arange(len(sizes)) == np.where(fits, sizes, len(rows)).argmin()
+    held = np.flatnonzero(np.isin(of_group, order[few]))
     return np.setdiff1d(rows, held), held
 
 

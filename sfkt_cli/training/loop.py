@@ -205,8 +205,9 @@ def fit(
             row = _row(plan, progress, epoch, found, optimizer)
             progress.history.append(row)
             score = found[plan.select] if plan.select else float(epoch)
-            if score > progress.best_score:
-                progress.best_score, progress.best_epoch = score, epoch
+            if score > progress.best_score or progress.best_epoch < 0:
+                progress.best_score = max(progress.best_score, score)  # the first may be NaN
+                progress.best_epoch = epoch
                 best = _snapshot(keep)
             progress.epoch, progress.step, progress.totals = epoch + 1, 0, {}
             if runtime.main:

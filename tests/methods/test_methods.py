@@ -23,6 +23,7 @@ from sfkt_cli.methods.tgkt import Tgkt
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.translators import Front, UNetTranslator
+from sfkt_cli.stages.bridge import loss_weights
 from sfkt_cli.stages.transfer import find_method, start_student
 from sfkt_cli.training.loop import Batch
 
@@ -139,9 +140,7 @@ def test_every_term_of_the_bridge_reaches_the_translator_alone(term: str) -> Non
     source = make_source()
     before = whole_state(source)
     weights = {name: float(name == term) for name in ("rec", "d", "im", "f")}
-    objective = Tgmb(
-        UNetTranslator(1, 4), source, ENCODING, weights=weights, features=FEATURES, registered=True
-    )
+    objective = Tgmb(UNetTranslator(1, 4), source, ENCODING, weights=weights, features=FEATURES)
     objective.train()
     terms = objective(make_batch())
     assert set(terms) == {term}
@@ -170,23 +169,18 @@ def test_the_bridge_asks_the_source_model_no_more_than_its_terms_need(
     weights = {name: float(name in terms.split()) for name in ("rec", "d", "im", "f")}
     objective = Tgmb(
         UNetTranslator(1, 4), source, ENCODING, weights=weights, features=FEATURES,
-        registered=True, d_on=d_on,
+        d_on=d_on,
     )  # fmt: skip
     assert set(objective.train()(make_batch())) == set(terms.split())
     assert passes == expected
 
 
 def test_pairs_that_are_not_registered_have_no_pixel_loss() -> None:
-    weights = {"rec": 1.0, "d": 0.0, "im": 0.0, "f": 1.0}
+    weights = loss_weights(Config(), registered=False)
     objective = Tgmb(
-        UNetTranslator(1, 4),
-        make_source(),
-        ENCODING,
-        weights=weights,
-        features=FEATURES,
-        registered=False,
+        UNetTranslator(1, 4), make_source(), ENCODING, weights=weights, features=FEATURES
     )
-    assert set(objective(make_batch())) == {"f"}
+    assert set(objective(make_batch())) == {"im", "f"}
 
 
 def test_pseudo_labels_of_a_hand_computed_example() -> None:
@@ -408,9 +402,7 @@ def test_looking_at_the_student_leaves_no_statistics_behind() -> None:
 def test_batch_norms_of_the_frozen_source_stay_asleep_under_train() -> None:
     source = make_source()
     weights = {"rec": 1.0, "d": 0.0, "im": 0.0, "f": 1.0}
-    objective = Tgmb(
-        UNetTranslator(1, 4), source, ENCODING, weights=weights, features=FEATURES, registered=True
-    )
+    objective = Tgmb(UNetTranslator(1, 4), source, ENCODING, weights=weights, features=FEATURES)
     objective.train()
     assert all(not module.training for module in source.modules())
     assert not any(name.startswith("_frozen") for name, _ in objective.named_modules())

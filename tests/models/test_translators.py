@@ -131,7 +131,7 @@ def make_tgmb(**more: Any) -> Tgmb:
     weights = {"rec": 1.0, "d": 1.0, "im": 1.0, "f": 1.0} | more.pop("weights", {})
     return Tgmb(
         make_translator(**architecture(name)), freeze(Classifier(**CLASSIFIER)), ENCODING,
-        weights=weights, features=8, registered=True, **more,
+        weights=weights, features=8, **more,
     )  # fmt: skip
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from sfkt_cli.config import Config, build
@@ -12,7 +15,13 @@ from sfkt_cli.data.store import open_store
 from sfkt_cli.models.saving import load_model
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.source import source
-from sfkt_cli.stages.streams import open_streams, passes_of_epoch, steps_of_epoch, transfer_batches
+from sfkt_cli.stages.streams import (
+    held_out_pairs,
+    open_streams,
+    passes_of_epoch,
+    steps_of_epoch,
+    transfer_batches,
+)
 from sfkt_cli.training.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -59,6 +68,27 @@ def test_an_epoch_passes_few_target_images_several_times(untrained_run: Run) -> 
     ]
     assert 1.0 <= passes[0] < passes[1]
     assert passes[1] == 100 * 16 / count
+
+
+@pytest.mark.parametrize(
+    ("sizes", "held"),
+    [
+        ([10] * 100, 100),  # many small groups: a tenth
+        ([1000] * 5, 1000),  # one of five
+        ([2000, 700, 600], 600),  # the smallest that is at most a fifth
+        ([1000] * 4, 4000),  # a quarter is too many: all do both
+        ([10] * 40, 400),  # 40 are too few to score on
+    ],
+)
+def test_pairs_are_held_out_in_whole_groups(sizes: list[int], held: int) -> None:
+    groups = np.repeat([f"place {number}" for number in range(len(sizes))], sizes)
+    store: Any = SimpleNamespace(strings=lambda name: list(groups), count=lambda name: len(groups))
+    for seed in range(5):
+        trained, kept = held_out_pairs(store, seed)
+        assert len(kept) == held
+        if held < len(groups):
+            assert not set(groups[trained]) & set(groups[kept])
+            assert len(trained) + len(kept) == len(groups)
 
 
 def test_a_source_model_may_stay_random(untrained_run: Run, tmp_path: Path) -> None:

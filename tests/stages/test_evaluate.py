@@ -9,6 +9,7 @@ import torch
 
 from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.data.store import open_store
+from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.files import write_json
 from sfkt_cli.models.saving import load_model
@@ -183,6 +184,37 @@ def test_without_labels_there_is_no_accuracy(tmp_path: Path) -> None:
     assert not run.path("evaluate", "oracle").exists()
     assert not run.path("evaluate", "confusion.png").exists()
     assert run.path("evaluate", "gallery-tr.png").is_file()
+
+
+def test_a_single_label_is_enough_for_a_report(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "tgkt")
+    attrs = {"dataset": "made", "modality": "depth", "unit": "mm", "classes": CLASSES}
+    label = {"labels/id": text_column(["target-0"]), "labels/label": np.array([0])}
+    shapes = {name: (value.shape, value.dtype) for name, value in label.items()}
+    with writing(run.test_store, attrs, shapes) as writer:
+        for name, value in label.items():
+            writer.put(name, value)
+    evaluate(settings(), run)
+    assert _rows(run)["tgkt", "target"]["n"] == 1
+
+
+def test_an_oracle_that_fails_leaves_the_rest_of_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def diverge(*args: object) -> None:
+        raise RunError("oracle: the loss is nan")
+
+    monkeypatch.setattr("sfkt_cli.stages.evaluate.oracle", diverge)
+    run = make_run(tmp_path, "tgkt")
+    evaluate(settings(), run)
+    assert "the oracle is left out" in capsys.readouterr().err
+    assert {name for name, _ in _rows(run)} >= {"tgkt", "source-rgb"}
+
+
+def test_pairs_that_were_trained_on_are_called_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "tgkt")  # 12 pairs: too few to keep some back
+    evaluate(settings(oracle=False), run)
+    assert "trained on them, too" in run.path("evaluate", "report.md").read_text(encoding="utf-8")
 
 
 def test_source_alone_can_be_evaluated(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -239,6 +240,23 @@ def test_the_weights_of_the_best_score_are_kept(tmp_path: Path) -> None:
     assert fitted.best_epoch == 1
     assert not same(seen[1], seen[2])
     assert same(objective.network.state_dict(), seen[1])
+
+
+@pytest.mark.parametrize(("values", "best"), [([math.nan, 0.5, 0.2], 1), ([math.nan] * 3, 0)])
+def test_a_score_that_is_no_number_does_not_keep_what_never_trained(
+    tmp_path: Path, values: list[float], best: int
+) -> None:
+    objective = Objective()
+    seen: list[State] = []
+
+    def scores(epoch: int) -> dict[str, float]:
+        state = objective.network.state_dict()
+        seen.append({name: value.detach().clone() for name, value in state.items()})
+        return {"agreement": values[epoch]}
+
+    _, fitted = train(tmp_path, objective, scores=scores, select="agreement")
+    assert fitted.best_epoch == best
+    assert same(objective.network.state_dict(), seen[best])
 
 
 def test_the_best_weights_survive_an_interruption(tmp_path: Path) -> None:

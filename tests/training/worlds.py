@@ -65,9 +65,7 @@ def make_objective() -> Tgmb:
         nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1), nn.Sigmoid()
     )
     encoding = Encoding("linear", 0.0, 255.0, channels=1, missing=False)
-    return Tgmb(
-        translator, freeze(source), encoding, weights=WEIGHTS, features=FEATURES, registered=True
-    )
+    return Tgmb(translator, freeze(source), encoding, weights=WEIGHTS, features=FEATURES)
 
 
 def make_batches(runtime: Runtime) -> Callable[[int, int], Batch]:
