@@ -80,7 +80,12 @@ class TargetValues:
         if low < 0 or high > largest:
             raise DataError(
                 f"{name} has values from {low:g} to {high:g}, expected 0..{largest:g}"
-                + ("" if self.unit == "raw" else " (folders.unit=raw allows 0..65535)")
+                + (
+                    ": add an offset and scale, degrees to hundredths of a kelvin for example"
+                    if self.unit == "raw"
+                    else ": scale to that, or set folders.unit=raw, which takes 0..65535 and rounds "
+                    "to whole numbers"
+                )
             )
         scaled: NDArray[Any] = np.rint(finite * (65535.0 / largest)).astype(np.uint16)
         return scaled
