@@ -83,8 +83,8 @@ class TargetValues:
                 + (
                     ": add an offset and scale, degrees to hundredths of a kelvin for example"
                     if self.unit == "raw"
-                    else ": scale to that, or set folders.unit=raw, which takes 0..65535 and rounds "
-                    "to whole numbers"
+                    else ": scale to that, or set folders.unit=raw, which takes 0..65535 and "
+                    "rounds to whole numbers"
                 )
             )
         scaled: NDArray[Any] = np.rint(finite * (65535.0 / largest)).astype(np.uint16)

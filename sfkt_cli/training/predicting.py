@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -54,7 +53,8 @@ def predict_rows(
             some encodings (surface normals) look different behind a mirror.
         batch_size: Rows at a time.
     """
-    features, logits = [], []
+    # Into one tensor each: small results kept between large passing ones would fragment the heap.
+    features, logits = _Rows(len(images)), _Rows(len(images))
     firsts = range(0, len(images), batch_size)
     with torch.inference_mode():
         for first in firsts[runtime.rank :: runtime.world]:
@@ -62,29 +62,33 @@ def predict_rows(
             views = [stored, stored[:, :, ::-1]] if flips else [stored]
             with runtime.autocast():
                 seen = [model(load(view)) for view in views]
-            features.append(torch.stack([f.float() for f, _ in seen]).mean(0).cpu())
-            logits.append(torch.stack([z.float() for _, z in seen]).mean(0).cpu())
-    if runtime.world == 1:
-        return torch.cat(features), torch.cat(logits)
-    whole = _Whole(len(images), batch_size, runtime)
-    return whole.gather(features), whole.gather(logits)
+            features.put(first, torch.stack([f.float() for f, _ in seen]).mean(0))
+            logits.put(first, torch.stack([z.float() for _, z in seen]).mean(0))
+    return features.whole(runtime), logits.whole(runtime)
 
 
-@dataclass(frozen=True)
-class _Whole:
-    """Puts the batches of all processes together; each row is seen by exactly one of them."""
+class _Rows:
+    """The rows that all processes see, each by exactly one of them.
 
-    count: int
-    batch_size: int
-    runtime: Runtime
+    Args:
+        count: Of all of them together.
+    """
 
-    def gather(self, parts: list[Tensor]) -> Tensor:
-        width = max(self.runtime.gather(parts[0].shape[1] if parts else 0))
-        rows = torch.zeros(self.count, width)
-        firsts = range(0, self.count, self.batch_size)[self.runtime.rank :: self.runtime.world]
-        for first, part in zip(firsts, parts, strict=True):
-            rows[first : first + len(part)] = part
-        return self.runtime.sum(rows)
+    def __init__(self, count: int) -> None:
+        self._rows = torch.zeros(count, 0)
+
+    def put(self, first: int, part: Tensor) -> None:
+        if not self._rows.shape[1]:
+            with torch.inference_mode(False):  # losses may keep it for their gradient
+                self._rows = torch.zeros(len(self._rows), part.shape[1])
+        self._rows[first : first + len(part)] = part
+
+    def whole(self, runtime: Runtime) -> Tensor:
+        if runtime.world == 1:
+            return self._rows
+        width = max(runtime.gather(self._rows.shape[1]))  # 0 where a process had no batch
+        rows = self._rows if self._rows.shape[1] else torch.zeros(len(self._rows), width)
+        return runtime.sum(rows)
 
 
 def through(translator: nn.Module, source: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
