@@ -43,6 +43,12 @@ class Sensor:
         """Whether 0 means "no reading"."""
         return self.modality == "depth"
 
+    @property
+    def meaning(self) -> str:
+        """Of its values: ``mm`` or ``raw``, and what 0 is."""
+        unit = "mm" if self.missing and self.unit != "raw" else "raw"
+        return f"{unit}, 0 = no reading" if self.missing else unit
+
     def decode(self, content: bytes, name: str) -> NDArray[Any]:
         """The bytes of an image file to (S, S) or (S, S, C) in the stored unit.
 
@@ -78,7 +84,7 @@ def sensor_of_store(store: Store, config: Config) -> Sensor:
         dtype=images.dtype.name,
         channels=images.shape[3] if len(images.shape) == 4 else 1,
         image_size=images.shape[1],
-        fit=config.prepare.fit,
+        fit=store.attrs.get("fit", config.prepare.fit),
         rotated=store.dataset == "sun-rgbd",
     )
 

@@ -13,8 +13,9 @@ import multiprocessing
 import os
 import signal
 import traceback
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -33,6 +34,10 @@ from sfkt_cli.stages.benchmark_plan import BenchmarkPlan, Cell, cells_of
 
 Free = SimpleQueue[str]
 LEVELS = ("prepare", "source", "bridge", "transfer", "evaluate")
+_KILLED = (
+    "this or another process of the benchmark was killed, perhaps for want of memory: fewer "
+    "--processes need less"
+)
 
 
 @dataclass(frozen=True)
@@ -102,10 +107,13 @@ def benchmark(
     except Timeout:
         raise RunError(f"another benchmark works on {output}: wait for it to end") from None
     with lock:
-        progress = run_cells(cells, output, processes)
         from sfkt_cli.stages.benchmark_report import write_report
 
-        write_report(plan, cells, output, progress.failed, command)
+        progress = Progress()
+        try:
+            run_cells(cells, output, processes, progress)
+        finally:  # what there is, also when it is stopped
+            write_report(plan, cells, output, progress.failed, command)
     say(f"benchmark: {len(progress.ran)} stages run, tables are in {output / 'benchmark.md'}")
     if progress.failed:
         first = next(iter(progress.failed.values()))
@@ -115,13 +123,12 @@ def benchmark(
         )
 
 
-def run_cells(cells: Iterable[Cell], output: Path, processes: int) -> Progress:
+def run_cells(cells: Iterable[Cell], output: Path, processes: int, progress: Progress) -> None:
     """Run what is missing, level by level; a failed stage takes only its own cells with it."""
     tasks: dict[str, Task] = {}
     for cell in cells:
         for task in tasks_of(cell, output):
             tasks.setdefault(task.key, task)
-    progress = Progress()
     for level in LEVELS:
         waiting = []
         for task in tasks.values():
@@ -142,7 +149,6 @@ def run_cells(cells: Iterable[Cell], output: Path, processes: int) -> Progress:
             if problem is not None:
                 progress.failed[task.key] = f"{task.cell}: {task.stage}: {problem}"
                 warn(progress.failed[task.key])
-    return progress
 
 
 def tasks_of(cell: Cell, output: Path) -> list[Task]:
@@ -202,6 +208,13 @@ def _run(tasks: list[Task], processes: int) -> Iterator[tuple[Task, str | None]]
         for task in tasks:
             yield task, run_task(task, quiet=console.quiet)
         return
+    waiting = deque(tasks)
+    while waiting:
+        yield from _run_pool(waiting, processes)
+
+
+def _run_pool(waiting: deque[Task], processes: int) -> Iterator[tuple[Task, str | None]]:
+    """Take tasks until none is left, or a process was killed and its pool with it."""
     context = multiprocessing.get_context("spawn")
     free: Free = context.SimpleQueue()
     for gpu in gpus_of(processes):
@@ -209,15 +222,19 @@ def _run(tasks: list[Task], processes: int) -> Iterator[tuple[Task, str | None]]
     with ProcessPoolExecutor(
         processes, context, _begin_worker, (free,), max_tasks_per_child=1
     ) as pool:
-        futures = {pool.submit(_work, task, processes, console.quiet): task for task in tasks}
+        running: dict[Future[str | None], Task] = {}
         try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+            while waiting or running:
+                while waiting and len(running) < processes:
+                    running[pool.submit(_work, waiting[0], processes, console.quiet)] = waiting[0]
+                    waiting.popleft()
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    result = future.result()
+                    yield running.pop(future), result
         except BrokenProcessPool:
-            raise RunError(
-                "a process of the benchmark was killed, perhaps for want of memory: the same "
-                "command goes on from there; fewer --processes need less"
-            ) from None
+            for future, task in running.items():
+                killed = isinstance(future.exception(), BrokenProcessPool)
+                yield task, _KILLED if killed else future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -206,6 +206,8 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
     for seed, dataset, (variant, value, line) in product(plan.seeds, _datasets(plan), variants):
         rows = variant.methods or plan.methods
         problems |= dict.fromkeys(_unknown(variant.name, rows))
+        for layer in (plan.settings, dataset.settings, variant.settings, overrides):
+            problems |= dict.fromkeys(_decided(nested(layer)))
         extra = {"seed": seed, "evaluate": {"oracle": "oracle" in rows}}
         layers = (plan.settings, dataset.settings, variant.settings)
         try:
@@ -233,6 +235,17 @@ def nested(settings: Mapping[str, Any]) -> Settings:
 def slug(name: str) -> str:
     """A name as a folder: letters, digits, dots, dashes."""
     return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "unnamed"
+
+
+def _decided(settings: Mapping[str, Any]) -> list[str]:
+    """Settings that the plan decides, and how."""
+    found = []
+    if "seed" in settings:
+        found.append(f"seed = {settings['seed']}: a benchmark runs the seeds of `seeds: [...]`")
+    evaluate = settings.get("evaluate")
+    if isinstance(evaluate, dict) and "oracle" in evaluate:
+        found.append("evaluate.oracle: a benchmark trains it where `oracle` is among the methods")
+    return found
 
 
 def _datasets(plan: BenchmarkPlan) -> list[DatasetPlan]:

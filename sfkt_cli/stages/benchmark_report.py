@@ -294,6 +294,12 @@ def markdown(
         "bridge; images/s: inference. Bounds saw labels or RGB images of the target task",
     )
     parts = [f"# {plain(plan.title)}", "\n".join(f"- {plain(fact)}" for fact in facts)]
+    fewer = [
+        f"{r.dataset}, {r.variant}, {r.method}, {r.split}: {', '.join(map(str, r.seeds))} alone"
+        for r in results if set(r.seeds) != set(plan.seeds)
+    ]  # fmt: skip
+    if fewer:
+        parts.append("## Not all seeds\n\n" + "\n".join(f"- {plain(each)}" for each in fewer))
     if failed:
         parts.append("## Not finished\n\n" + "\n".join(f"- {plain(each)}" for each in failed))
     parts += sensor_tables(plan, results)

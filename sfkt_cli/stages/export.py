@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,8 @@ LARGEST_DIFFERENCE = 1e-3
 SAMPLES = 64
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OUTPUTS = ["logits", "probabilities"]
+_INSIDE = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+"""A file of an export, at most one folder down."""
 
 
 def export(
@@ -88,7 +91,8 @@ def export(
         say(f"export: already done in {target}")
         return
     target.mkdir(parents=True, exist_ok=True)
-    (target / "done.json").unlink(missing_ok=True)
+    for name in _written(target):
+        (target / name).unlink(missing_ok=True)
     differences: dict[str, float] = {}
     for name, graph in _graphs(saved, fit).items():
         facts = _facts(saved["student"], sensor, images)
@@ -134,6 +138,15 @@ def _is_done(folder: Path, made_of: Mapping[str, object]) -> bool:
         return same and all((folder / name).is_file() for name in record["written"])
     except (OSError, ValueError, TypeError, KeyError):
         return False
+
+
+def _written(folder: Path) -> list[str]:
+    """Files of an earlier export, done.json the first; of a folder nothing else is touched."""
+    try:
+        written = json.loads((folder / "done.json").read_text(encoding="utf-8"))["written"]
+        return ["done.json", *(name for name in written if _INSIDE.fullmatch(name))]
+    except (OSError, ValueError, TypeError, KeyError):
+        return ["done.json"]
 
 
 def load_parts(
@@ -220,7 +233,7 @@ def _facts(student: Saved, sensor: Sensor, images: Tensor) -> dict[str, str]:
     return {
         "classes": json.dumps(student.classes),
         "input": f"{str(images.dtype).removeprefix('torch.')} {list(images.shape[1:])}",
-        "unit": "mm, 0 = no reading" if sensor.missing else "raw",
+        "unit": sensor.meaning,
         "modality": sensor.modality,
     }
 

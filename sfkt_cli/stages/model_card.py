@@ -12,6 +12,7 @@ from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.models.saving import Saved
 from sfkt_cli.report import interval, percent, plain
 from sfkt_cli.runs import Run
+from sfkt_cli.stages.contenders import model_digests
 
 LIMITS = """\
 - Trained without labels of this sensor. It knows what the RGB source model knew, errors included.
@@ -32,7 +33,7 @@ def model_card(run: Run, method: str, student: Saved, sensor: Sensor, images: Te
         sensor: Of its images.
         images: Samples as the exported files take them, (B, H, W) or (B, H, W, C).
     """
-    results = _results(run)
+    results = _results(run, method)
     dataset = str(results.get("dataset") or run.record("prepare")["settings"].get("dataset", ""))
     rows = [row for row in results.get("rows", []) if row["method"] in (method, "bridge-only")]
     front = {
@@ -41,7 +42,6 @@ def model_card(run: Run, method: str, student: Saved, sensor: Sensor, images: Te
         "tags": ["source-free", "cross-modal", sensor.modality, method],
         "model-index": [_index(method, dataset, rows)] if rows else [],
     }
-    unit = "millimetres, 0 = no reading" if sensor.missing else "values as the sensor gives them"
     dtype = str(images.dtype).removeprefix("torch.")
     shape = ", ".join(str(side) for side in images.shape[1:])
     lines = [
@@ -56,7 +56,7 @@ def model_card(run: Run, method: str, student: Saved, sensor: Sensor, images: Te
         "",
         "## Use",
         "",
-        f"Input `images`: {dtype}, (batch, {shape}), {unit}.",
+        f"Input `images`: {dtype}, (batch, {shape}), {sensor.meaning}.",
         "Outputs: `logits` and `probabilities`, (batch, classes). Encoding and normalisation are",
         "inside.",
         "`student.*` is the transferred classifier; `bridged-source.*` is the translator in front",
@@ -86,9 +86,13 @@ def model_card(run: Run, method: str, student: Saved, sensor: Sensor, images: Te
     return "\n".join(lines) + "\n"
 
 
-def _results(run: Run) -> dict[str, Any]:
+def _results(run: Run, method: str) -> dict[str, Any]:
+    """What evaluate said of these very models; nothing where they are newer."""
     path = run.path("evaluate", "results.json")
     if not (run.finished("evaluate") and path.is_file()):
+        return {}
+    seen, now = run.record("evaluate").get("inputs", {}), model_digests(run)
+    if any(seen.get(name) != now.get(name) for name in ("source", "bridge", f"transfer/{method}")):
         return {}
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
@@ -96,7 +100,7 @@ def _results(run: Run) -> dict[str, Any]:
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
-        return ["Not evaluated: `sfkt evaluate` needs labels of some target images."]
+        return ["Not evaluated: `sfkt evaluate` does it where some target images have labels."]
     lines = [
         "| method | split | n | accuracy % | 95 % interval |",
         "| --- | --- | --- | --- | --- |",

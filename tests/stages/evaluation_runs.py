@@ -125,7 +125,7 @@ def make_run(folder: Path, *methods: str, bridge: bool = True, labelled: bool = 
     """A run with stores, source model, bridge and some methods."""
     run = Run(folder)
     make_stores(run.path("prepare"), labelled=labelled)
-    write_json(run.path("prepare", "done.json"), {})
+    write_json(run.path("prepare", "done.json"), {"settings": {}})
     save_classifier(run, "source", 0, None)
     epochs = [{"epoch": e, "seconds": 1.0, "learning_rate": 0.1, "f": 1.0 / e} for e in (1, 2)]
     finish(run, "source", {}, epochs)

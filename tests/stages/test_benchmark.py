@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sfkt_cli.errors import ConfigError, RunError
+from sfkt_cli.errors import ConfigError, Interrupted, RunError
 from sfkt_cli.methods import METHODS
 from sfkt_cli.report import Row
-from sfkt_cli.stages.benchmark import benchmark, gpus_of, run_cells
+from sfkt_cli.stages.benchmark import Progress, benchmark, gpus_of, run_cells
 from sfkt_cli.stages.benchmark_plan import DEMO, BenchmarkPlan, VariantPlan, cells_of, read_plan
 from sfkt_cli.stages.benchmark_report import Said, paired, results_of
 
@@ -48,6 +50,12 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def ran_again(plan: BenchmarkPlan, output: Path) -> list[str]:
+    progress = Progress()
+    run_cells(cells_of(plan, {}), output, 0, progress)
+    return progress.ran
+
+
 def stages(output: Path) -> dict[str, int]:
     names = [path.name.rpartition("-")[0] for path in (output / "stages").iterdir()]
     return {name: names.count(name) for name in sorted(set(names))}
@@ -64,14 +72,13 @@ def test_cells_share_the_stages_on_whose_settings_they_agree(output: Path) -> No
 
 
 def test_nothing_is_done_twice(output: Path) -> None:
-    assert run_cells(cells_of(PLAN, {}), output, processes=0).ran == []
+    assert ran_again(PLAN, output) == []
 
 
 def test_a_further_method_is_added_to_what_is_there(output: Path) -> None:
     more = PLAN.model_copy(update={"methods": (*PLAN.methods, "aad"), "variants": PLAN.variants[:1],
                                    "sweeps": ()})  # fmt: skip
-    ran = run_cells(cells_of(more, {}), output, processes=0).ran
-    assert [name.rpartition("-")[0] for name in ran] == [
+    assert [name.rpartition("-")[0] for name in ran_again(more, output)] == [
         "transfer-aad",
         "cells/synthetic/default/seed",
     ]
@@ -150,6 +157,52 @@ def test_stages_run_in_processes_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_process_that_is_killed_takes_only_its_own_stage_with_it(tmp_path: Path) -> None:
+    settings = {**TINY, "source": {"epochs": 300, "width": 4, "bottleneck": 8}}
+    changes = {"methods": ("source-only",), "seeds": (0, 1), "settings": settings, "sweeps": (),
+               "variants": PLAN.variants[:1]}  # fmt: skip
+    plan = PLAN.model_copy(update=changes)
+
+    def kill_the_first_that_trains() -> None:
+        while not list(tmp_path.glob("stages/source-*/metrics.jsonl")):
+            time.sleep(0.05)
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    killer = threading.Thread(target=kill_the_first_that_trains)
+    killer.start()
+    with pytest.raises(RunError, match="was killed, perhaps for want of memory"):
+        benchmark(plan, tmp_path, processes=1)
+    killer.join()
+    found = json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8"))
+    assert {tuple(row["seeds"]) for row in found["rows"]} == {(1,)}
+    text = (tmp_path / "benchmark.md").read_text(encoding="utf-8")
+    assert "synthetic, default, source-only, target: 1 alone" in text
+    benchmark(plan, tmp_path, processes=1)
+    assert "Not all seeds" not in (tmp_path / "benchmark.md").read_text(encoding="utf-8")
+
+
+def test_tables_are_written_when_it_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*values: object, **more: object) -> None:
+        raise Interrupted("stopped")
+
+    plan = PLAN.model_copy(update={"variants": PLAN.variants[:1], "sweeps": ()})
+    monkeypatch.setattr("sfkt_cli.stages.source.source", stop)
+    with pytest.raises(Interrupted):
+        benchmark(plan, tmp_path, processes=0)
+    assert json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8"))["rows"] == []
+
+
+def test_what_the_plan_decides_is_no_setting() -> None:
+    with pytest.raises(ConfigError, match="`seeds:"):
+        cells_of(PLAN, {"seed": 3})
+    with pytest.raises(ConfigError, match=r"evaluate\.oracle"):
+        cells_of(PLAN.model_copy(update={"settings": {"evaluate.oracle": True}}), {})
+
+
+@pytest.mark.slow
 def test_workers_do_not_outlive_a_killed_benchmark(tmp_path: Path) -> None:
     settings = {**TINY, "source": {"epochs": 10_000, "width": 4, "bottleneck": 8}}
     plan = {"title": "Long", "methods": ["shot"], "seeds": [0], "settings": settings,
@@ -195,11 +248,15 @@ def test_differences_are_taken_image_by_image_over_the_seeds() -> None:
 
 def test_images_of_one_scene_are_drawn_together() -> None:
     apart = paired({0: said(1, [1, 1, 1, 0])}, {0: said(0, [0, 0, 0, 1])})
-    together = paired({0: said(1, [1, 1, 1, 0], "hall")}, {0: said(0, [0, 0, 0, 1], "hall")})
+    halls = [
+        {0: said(1, right[:2], "hall"), 1: said(1, right[2:], "attic")}
+        for right in ([1, 1, 1, 0], [1, 0, 0, 1])
+    ]
+    together = paired(*halls)  # +1/2 in the hall, 0 in the attic
     assert apart is not None
     assert together is not None
     assert apart[2] > apart[1]
-    assert together[2] == together[1]
+    assert together[1:] == (0, 0.5)
 
 
 def test_mean_deviation_and_the_best_peer() -> None:

@@ -16,12 +16,15 @@ import yaml
 import sfkt_cli
 from sfkt_cli.config import Config
 from sfkt_cli.data.resample import Fit, fit_target
+from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.models.graphs import FitTarget
 from sfkt_cli.runs import Run
 from sfkt_cli.stages import export as stage
+from sfkt_cli.stages.evaluate import evaluate
 from sfkt_cli.stages.export import export
+from tests.stages.evaluation_runs import ENCODING, make_run, save_classifier, settings
 
 LOAD_ALONE = """
 import sys
@@ -147,6 +150,29 @@ def test_a_file_that_differs_from_pytorch_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_model_card_tells_no_results_of_earlier_weights(tmp_path: Path) -> None:
+    run, config = make_run(tmp_path, "shot"), settings(oracle=False, pictures=False)
+
+    def card() -> str:
+        export(config, run, method="shot", formats=("safetensors",))
+        return run.path("export", "README.md").read_text(encoding="utf-8")
+
+    assert "Not evaluated" in card()
+    evaluate(config, run)
+    assert "| shot | target | 30 |" in card()
+    save_classifier(run, "transfer/shot", 9, ENCODING)
+    assert "Not evaluated" in card()
+
+
+def test_depth_in_units_of_the_sensor_is_not_called_millimetres() -> None:
+    def meaning(modality: str, unit: str) -> str:
+        return Sensor(modality, unit, "uint16", 1, 16, "crop").meaning
+
+    assert meaning("depth", "auto") == "mm, 0 = no reading"
+    assert meaning("depth", "raw") == "raw, 0 = no reading"
+    assert meaning("thermal", "auto") == "raw"
+
+
 def test_a_second_export_does_nothing_until_something_changed(
     untrained_run: Run, untrained_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +189,11 @@ def test_a_second_export_does_nothing_until_something_changed(
     assert "already done" not in again("safetensors")
     assert weights.is_file()
     assert "student.pt2" in again("safetensors", "pt2")
+    (tmp_path / "notes.txt").write_text("mine")
+    again("pt2")
+    assert not weights.exists()
+    assert (tmp_path / "notes.txt").is_file()
+    again("safetensors", "pt2")
     done = json.loads((tmp_path / "done.json").read_text())
     (tmp_path / "done.json").write_text(json.dumps({**done, "inputs": {"student": "another"}}))
     assert "already done" not in again("safetensors", "pt2")
