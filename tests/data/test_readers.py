@@ -115,6 +115,38 @@ def test_zip_files_are_read_without_unpacking(name: str, tmp_path: Path) -> None
     assert {entry.name for entry in tmp_path.iterdir()} == {"archive", "archive.zip"}
 
 
+@pytest.mark.parametrize("name", ["rgb-nir", "sun-rgbd", "washington-rgbd", "diml-rgbd", "folders"])
+def test_files_that_no_sample_uses_may_come_and_go(name: str, tmp_path: Path) -> None:
+    config = settings(name, MAKERS[name](tmp_path))
+    run = Run(tmp_path / "runs" / name)
+    prepare(config, run)
+    (tmp_path / "Thumbs.db").write_bytes(b"")
+    prepare(config, run)
+    before = read_archive(config)
+    used = next(path for path in tmp_path.rglob("*.*") if is_read(path, before))
+    os.utime(used, ns=(0, 0))
+    assert read_archive(config).digest != before.digest
+
+
+def is_read(path: Path, archive: Archive) -> bool:
+    return any(str(path).endswith(f"/{record.target}") for record in archive.records)
+
+
+def test_a_manifest_that_changes_is_another_archive(tmp_path: Path) -> None:
+    config = settings("folders", manifest(tmp_path / "mine"))
+    before = read_archive(config).digest
+    (tmp_path / "mine" / "notes.txt").write_text("a window was open", encoding="utf-8")
+    assert read_archive(config).digest == before
+    rows = (tmp_path / "mine" / "manifest.csv").read_text(encoding="utf-8")
+    (tmp_path / "mine" / "manifest.csv").rename(tmp_path / "list.csv")
+    elsewhere = settings(
+        "folders", tmp_path / "mine", folders={"manifest": str(tmp_path / "list.csv")}
+    )
+    assert read_archive(elsewhere).digest == before
+    (tmp_path / "list.csv").write_text(rows.replace("room0", "hall"), encoding="utf-8")
+    assert read_archive(elsewhere).digest != before
+
+
 def test_nyu_images_are_upright_and_depth_is_bit_exact(tmp_path: Path) -> None:
     archive = read_archive(settings("nyu-depth", nyu_depth(tmp_path, 12)))
     for number, record in enumerate(archive.records):

@@ -29,7 +29,7 @@ from pathlib import Path
 from sfkt_cli.config import Config
 from sfkt_cli.data.container import Container, open_container
 from sfkt_cli.data.loading import FileLoader, plane_of_millimetres, safe_id
-from sfkt_cli.data.records import Archive, Record, check_unique
+from sfkt_cli.data.records import Archive, Record, check_unique, image_names
 from sfkt_cli.errors import DataError
 
 PUBLISHED = {"train": 1609, "test": 503}
@@ -105,7 +105,7 @@ def read(config: Config, root: Path) -> Archive:
             fit=config.prepare.fit,
             max_pixels=config.prepare.max_pixels,
         ),
-        digest=container.digest(),
+        digest=container.digest(image_names(records)),
         modality="depth",
         unit="mm",
         dtype="uint16",

@@ -23,6 +23,7 @@ Target images are 8- or 16-bit PNG or TIFF, float TIFF or NPY, with 1 to 4 chann
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path, PurePosixPath
 
 from sfkt_cli.config import Config
@@ -30,9 +31,10 @@ from sfkt_cli.data.container import Container, open_container
 from sfkt_cli.data.decode import SUFFIXES
 from sfkt_cli.data.loading import FileLoader, safe_id
 from sfkt_cli.data.readers.manifest import find_manifest, read_manifest
-from sfkt_cli.data.records import Archive, Record, check_unique
+from sfkt_cli.data.records import Archive, Record, check_unique, image_names
 from sfkt_cli.data.values import TargetValues
 from sfkt_cli.errors import DataError
+from sfkt_cli.files import sha256_file
 
 _ADVICE = "docs/datasets.md draws the folders"
 _OTHER_NAMES = {
@@ -74,12 +76,15 @@ def read(config: Config, root: Path) -> Archive:
     expecting = TargetValues(
         config.folders.modality, config.folders.unit, first.dtype.name, channels
     )
+    digest = container.digest(image_names(records))
+    if manifest is not None:
+        digest = hashlib.sha256(f"{digest} {sha256_file(manifest)}".encode()).hexdigest()
     return Archive(
         records=check_unique(records, container.path),
         loader=FileLoader(
             container, expecting.convert, loader.missing, loader.fit, loader.max_pixels
         ),
-        digest=container.digest(),
+        digest=digest,
         modality=config.folders.modality,
         unit=values.stored_unit,
         dtype=first.dtype.name,

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from sfkt_cli.config import Config, SunRgbdConfig
 from sfkt_cli.data.container import Container, open_container
 from sfkt_cli.data.loading import FileLoader, plane_of_millimetres, safe_id
-from sfkt_cli.data.records import Archive, Record, check_unique
+from sfkt_cli.data.records import Archive, Record, check_unique, image_names
 from sfkt_cli.errors import DataError
 
 PUBLISHED = {"kv1": 2003, "kv2": 3784, "realsense": 1159, "xtion": 3389}
@@ -96,7 +96,9 @@ def read(config: Config, root: Path) -> Archive:
             fit=config.prepare.fit,
             max_pixels=config.prepare.max_pixels,
         ),
-        digest=container.digest(),
+        digest=container.digest(
+            [*image_names(records), *(captures[capture]["scene"] for capture in captures)]
+        ),
         modality="depth",
         unit="mm",
         dtype="uint16",
