@@ -95,7 +95,7 @@ def make_plan(config: Config, archive: Archive) -> Plan:
 def gaps(plan: Plan) -> list[str]:
     """What the parts lack, for warnings: all images of source or test, or those of some classes."""
     found = []
-    if not plan.parts["source"] and plan.config.source.checkpoint is None:
+    if not plan.parts["source"] and not plan.config.source.brought:
         found.append(
             "there are no labelled RGB images to train a source model on: bring one with "
             "`sfkt source --set source.checkpoint=FILE --set source.backbone=NAME`"
@@ -108,6 +108,8 @@ def gaps(plan: Plan) -> list[str]:
         "target": "students do not see them",
         "test": "accuracy on it says nothing about them",
     }
+    if plan.config.source.brought:
+        del effects["source"]
     for part, effect in effects.items():
         held = {record.label for record in plan.parts[part]}
         lacking = [name for name in plan.classes if name not in held]

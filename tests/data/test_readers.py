@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sfkt_cli.config import Config, build
-from sfkt_cli.data.layout import FILES
+from sfkt_cli.data.layout import FILES, Plan
 from sfkt_cli.data.readers import READERS, read_archive
 from sfkt_cli.data.readers.diml_rgbd import clean_scene
 from sfkt_cli.data.records import Archive
@@ -20,7 +20,7 @@ from sfkt_cli.data.splits import shared_groups
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.runs import Run
-from sfkt_cli.stages.prepare import make_plan, prepare
+from sfkt_cli.stages.prepare import gaps, make_plan, prepare
 from tests.data.make_archives import (
     MAKERS,
     depth,
@@ -157,7 +157,7 @@ def test_nyu_images_are_upright_and_depth_is_bit_exact(tmp_path: Path) -> None:
 def test_nyu_official_split_holds_out_the_listed_images(tmp_path: Path) -> None:
     nyu_splits(nyu_depth(tmp_path, 24), range(13, 25))
     config = settings("nyu-depth", tmp_path, nyu_depth={"split": "official"})
-    plan = make_plan(config, read_archive(config))
+    plan = plan_of(config)
     assert {record.id for record in plan.parts["test"]} <= {f"nyu-{n:04d}" for n in range(13, 25)}
     assert len(plan.parts["test"]) == 6
     assert len(plan.parts["ti"]) == 12
@@ -174,7 +174,7 @@ def test_all_sensor_pairs_of_sun_rgbd(
         sun_rgbd(root)
     sensors = {"source_sensor": source, "target_sensor": target}
     config = settings("sun-rgbd", root, sun_rgbd=sensors, split={"protocol": protocol})
-    plan = make_plan(config, read_archive(config))
+    plan = plan_of(config)
     assert plan.classes == ("bedroom", "lab", "office")
     assert {r.id[:2] for r in plan.parts["source"]} == {source[:2]}
     assert {r.id[:2] for r in plan.parts["target"]} == {target[:2]}
@@ -303,6 +303,21 @@ def test_classes_that_a_part_lacks_are_told(
     told = capsys.readouterr().err
     assert "no labelled RGB images to train a source model on: bring one" in " ".join(told.split())
     assert "no target image is held out" in told
+
+
+@pytest.mark.parametrize("origin", [{"checkpoint": "rgb.pth"}, {"mixture": ["a", "b"]}])
+def test_nothing_is_missing_for_a_source_model_that_is_brought(
+    origin: dict[str, Any], tmp_path: Path
+) -> None:
+    make_folders(tmp_path, labels=())
+    save(tmp_path / "tr" / "target" / "0.png", depth(0))
+    config = settings("folders", tmp_path)
+    assert any("to train a source model" in gap for gap in gaps(plan_of(config)))
+    assert not gaps(plan_of(build(config.model_dump(mode="json"), {"source": origin})))
+
+
+def plan_of(config: Config) -> Plan:
+    return make_plan(config, read_archive(config))
 
 
 def test_wrong_class_is_told_with_a_near_name(tmp_path: Path) -> None:
