@@ -93,12 +93,18 @@ def make_plan(config: Config, archive: Archive) -> Plan:
 
 
 def gaps(plan: Plan) -> list[str]:
-    """What the parts lack, for warnings: all images of source or test, or those of some classes."""
+    """What is wrong with the parts, for warnings: what they lack, and what is of no use in them."""
     found = []
     if not plan.parts["source"] and not plan.config.source.brought:
         found.append(
             "there are no labelled RGB images to train a source model on: bring one with "
             "`sfkt source --set source.checkpoint=FILE --set source.backbone=NAME`"
+        )
+    idle = _idle_pairs(plan)
+    if idle:
+        found.append(
+            f"{idle} labelled pairs in part source will not be used: the source model is brought "
+            "along; --set split.source=0 gives their target images to the target part"
         )
     paper = plan.config.split.protocol == "paper" or not plan.config.split.test
     if not plan.parts["test"] and not paper and any(r.label for r in plan.parts["target"]):
@@ -117,6 +123,16 @@ def gaps(plan: Plan) -> list[str]:
             shown = ", ".join(lacking[:20]) + (", ..." if len(lacking) > 20 else "")
             found.append(f"part {part} has no image of {shown}: {effect}; {_FEW_GROUPS}")
     return found
+
+
+def _idle_pairs(plan: Plan) -> int:
+    """Pairs of part source that could be target images, where no source model is trained."""
+    if not plan.config.source.brought or plan.config.split.protocol == "paper":
+        return 0
+    return sum(
+        record.target is not None and (not record.parts or "target" in record.parts)
+        for record in plan.parts["source"]
+    )
 
 
 def _read_unless_gone(config: Config, run: Run) -> Archive | None:

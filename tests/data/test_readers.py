@@ -316,6 +316,22 @@ def test_nothing_is_missing_for_a_source_model_that_is_brought(
     assert not gaps(plan_of(build(config.model_dump(mode="json"), {"source": origin})))
 
 
+def test_pairs_that_a_brought_source_model_leaves_unused_are_told(tmp_path: Path) -> None:
+    root = make_folders(tmp_path)
+    save(root / "tr" / "pan" / "rgb" / "0.jpg", scene(0))  # of use for a source model alone
+    own = {"source": {"checkpoint": "rgb.pth"}}
+    plan = plan_of(settings("folders", root, **own))
+    pairs = [record for record in plan.parts["source"] if record.target is not None]
+    assert len(pairs) == len(plan.parts["source"]) - 1
+    assert f"{len(pairs)} labelled pairs in part source will not be used" in gaps(plan)[0]
+    asked = plan_of(settings("folders", root, **own, split={"source": 0}))
+    assert len(asked.parts["target"]) == len(plan.parts["target"]) + len(pairs)
+    for split in ({"source": 0}, {"protocol": "paper"}):
+        plan = plan_of(settings("folders", root, **own, split=split))
+        assert not any("not be used" in gap for gap in gaps(plan))
+    assert not any("not be used" in gap for gap in gaps(plan_of(settings("folders", root))))
+
+
 def plan_of(config: Config) -> Plan:
     return make_plan(config, read_archive(config))
 
