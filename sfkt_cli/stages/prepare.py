@@ -26,7 +26,7 @@ from sfkt_cli.data.quality import (
 )
 from sfkt_cli.data.readers import archive_root, read_archive
 from sfkt_cli.data.records import Archive
-from sfkt_cli.data.splits import split_records
+from sfkt_cli.data.splits import left_out, split_records
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import StoreWriter, writing
 from sfkt_cli.errors import DataError, RunError
@@ -89,6 +89,10 @@ def make_plan(config: Config, archive: Archive) -> Plan:
             f"{archive_root(config)} leaves no TI pairs of RGB and target ({chosen}): there will "
             "be no bridge, and `sfkt transfer` falls back to shot, which needs none"
         )
+    lost = left_out(archive.records, tr, ti, config.split, parts)
+    if lost:
+        counts = ", ".join(f"{count} {what}" for what, count in lost.items())
+        warn(f"{archive_root(config)}: left out, in no part: {counts}")
     return Plan(config, archive, parts, tuple(tr))
 
 

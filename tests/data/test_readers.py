@@ -332,6 +332,20 @@ def test_pairs_that_a_brought_source_model_leaves_unused_are_told(tmp_path: Path
     assert not any("not be used" in gap for gap in gaps(plan_of(settings("folders", root))))
 
 
+def test_images_that_are_in_no_part_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = manifest(tmp_path)
+    plan_of(settings("folders", root))
+    assert "left out" not in capsys.readouterr().err
+    save(root / "img" / "more.jpg", scene(0))
+    with (root / "manifest.csv").open("a", encoding="utf-8") as file:
+        file.write("img/more.jpg,,,,\n")
+    plan_of(settings("folders", root))
+    told = " ".join(capsys.readouterr().err.split())
+    assert "left out, in no part: 1 RGB images without a label" in told
+
+
 def plan_of(config: Config) -> Plan:
     return make_plan(config, read_archive(config))
 

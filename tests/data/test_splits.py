@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sfkt_cli.config import ClassesConfig, SplitConfig
 from sfkt_cli.data.classes import choose_classes, expand, list_class_rows
 from sfkt_cli.data.records import Archive, Record
-from sfkt_cli.data.splits import shared_groups, split_records
+from sfkt_cli.data.splits import left_out, shared_groups, split_records
 from sfkt_cli.errors import ConfigError
 
 
@@ -89,6 +89,29 @@ def test_images_without_labels_are_only_target_images() -> None:
         "target": 5,
         "test": 0,
         "ti": 3,
+    }
+
+
+def test_records_that_fit_no_part_are_counted_with_the_reason() -> None:
+    records = [Record(f"l{n}", f"room{n}", "a", "rgb", None) for n in range(4)]
+    records += [Record(f"t{n}", f"room{n}", None, None, "target") for n in range(4)]
+    records += [Record(f"u{n}", f"u{n}", None, "rgb", None) for n in range(3)]
+    records += [Record("alone", "alone", "i", None, "target"), Record("other", "o", "x", "r", "t")]
+    records += [Record("sensor", "sensor", "a", "rgb", "target", ("ti",))]
+    split = SplitConfig()
+    parts = split_records(records, ["a"], ["i"], split, 0)
+    used = sum(len(held) for held in parts.values())
+    assert left_out(records, ["a"], ["i"], split, parts) == {
+        "images of groups that went whole to a part which cannot use them": 8 - used,
+        "RGB images without a label": 3,
+        "target images of a TI class without a partner": 1,
+    }
+    assert 0 < used < 8
+    records = [*make(3), Record("held", "held", "a", "rgb", "target", ("test",))]
+    assert not left_out(records, "ab", "c", split, split_records(records, "ab", "c", split, 0))
+    split = SplitConfig(protocol="paper")
+    assert left_out(records, "ab", "c", split, split_records(records, "ab", "c", split, 0)) == {
+        "images for the test alone, which split.protocol=paper has not": 1
     }
 
 
