@@ -101,7 +101,7 @@ def gaps(plan: Plan) -> list[str]:
     found = []
     if not plan.parts["source"] and not plan.config.source.brought:
         found.append(
-            "there are no labelled RGB images to train a source model on: bring one with "
+            f"{_why_no_source(plan)} bring a source model with "
             "`sfkt source --set source.checkpoint=FILE --set source.backbone=NAME`"
         )
     idle = _idle_pairs(plan)
@@ -127,6 +127,28 @@ def gaps(plan: Plan) -> list[str]:
             shown = ", ".join(lacking[:20]) + (", ..." if len(lacking) > 20 else "")
             found.append(f"part {part} has no image of {shown}: {effect}; {_FEW_GROUPS}")
     return found
+
+
+def _why_no_source(plan: Plan) -> str:
+    """Why the source part is empty, and what could fill it."""
+    groups = {
+        record.group
+        for record in plan.archive.records
+        if record.label in plan.classes
+        and record.rgb is not None
+        and (not record.parts or "source" in record.parts)
+    }
+    if not groups:
+        return "there are no labelled RGB images to train a source model on:"
+    if not plan.config.split.source:
+        return "split.source = 0 leaves no labelled RGB images to train a source model on:"
+    shown = ", ".join(sorted(groups)[:3]) + (", ..." if len(groups) > 3 else "")
+    held = "are all one group" if len(groups) == 1 else f"are only {len(groups)} groups"
+    return (
+        f"the labelled RGB images {held} ({shown}), and groups stay whole, so none is left to "
+        f"train a source model on; {_FEW_GROUPS}: divide them (docs/datasets.md tells what a group "
+        "is), or"
+    )
 
 
 def _idle_pairs(plan: Plan) -> int:

@@ -296,12 +296,12 @@ def test_classes_that_a_part_lacks_are_told(
     prepare(settings("folders", tmp_path / "mine"), Run(tmp_path / "all"))
     told = capsys.readouterr().err
     assert "has no image of" not in told
-    assert "bring one" not in told
+    assert "bring a source model" not in told
     for path in (tmp_path / "mine/tr/cup").rglob("[1-9].png"):
         path.unlink()
     prepare(settings("folders", tmp_path / "mine"), Run(tmp_path / "one"))
     told = capsys.readouterr().err
-    assert "no labelled RGB images to train a source model on: bring one" in " ".join(told.split())
+    assert "labelled RGB images are all one group (cup-0)" in " ".join(told.split())
     assert "no target image is held out" in told
 
 
@@ -344,6 +344,23 @@ def test_images_that_are_in_no_part_are_told(
     plan_of(settings("folders", root))
     told = " ".join(capsys.readouterr().err.split())
     assert "left out, in no part: 1 RGB images without a label" in told
+
+
+def test_why_there_is_no_source_part_is_told(tmp_path: Path) -> None:
+    for name in ("cup", "mug"):
+        for number in range(4):
+            save(tmp_path / f"tr/{name}/rgb/session1/{number}.png", scene(number))
+            save(tmp_path / f"tr/{name}/target/session1/{number}.png", depth(number))
+    (gap, *_) = gaps(plan_of(settings("folders", tmp_path)))
+    assert "labelled RGB images are all one group (tr/session1)" in gap
+    assert "divide them" in gap
+    for view in ("rgb", "target"):
+        (tmp_path / f"tr/mug/{view}/session1").rename(tmp_path / f"tr/mug/{view}/session2")
+    (gap, *_) = gaps(plan_of(settings("folders", tmp_path)))
+    assert "are only 2 groups (tr/session1, tr/session2)" in gap
+    (gap, *_) = gaps(plan_of(settings("folders", tmp_path, split={"source": 0})))
+    assert "split.source = 0 leaves no" in gap
+    assert "are only" not in gap
 
 
 def plan_of(config: Config) -> Plan:
