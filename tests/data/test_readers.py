@@ -367,6 +367,25 @@ def plan_of(config: Config) -> Plan:
     return make_plan(config, read_archive(config))
 
 
+def test_paths_that_read_alike_have_ids_of_their_own(tmp_path: Path) -> None:
+    for number, place in enumerate(("table/lamp-1", "table-lamp/1", "table/rug-1", "box/a b")):
+        save(tmp_path / f"tr/{place}.png", depth(number))
+    ids = {r.target: r.id for r in read_archive(settings("folders", tmp_path)).records}
+    assert ids == {
+        "tr/table/lamp-1.png": "table-lamp-1-c3ddc7",
+        "tr/table-lamp/1.png": "table-lamp-1-5f6f30",
+        "tr/table/rug-1.png": "table-rug-1",
+        "tr/box/a b.png": "box-a_b-b9b60e",
+    }
+    lines = [f",tr/{place}.png,,," for place in ("table/lamp-1", "table-lamp/1", "table/lamp-1")]
+    (tmp_path / "manifest.csv").write_text("\n".join(["rgb,target,label,role,group", *lines[:2]]))
+    records = read_archive(settings("folders", tmp_path)).records
+    assert len({r.id for r in records}) == len({r.group for r in records}) == 2
+    (tmp_path / "manifest.csv").write_text("\n".join(["rgb,target,label,role,group", *lines]))
+    with pytest.raises(DataError, match="rename one of them"):
+        read_archive(settings("folders", tmp_path))
+
+
 def test_wrong_class_is_told_with_a_near_name(tmp_path: Path) -> None:
     config = settings("rgb-nir", MAKERS["rgb-nir"](tmp_path), classes={"tr": ["steet"]})
     with pytest.raises(ConfigError, match="'street'"):

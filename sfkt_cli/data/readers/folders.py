@@ -29,7 +29,7 @@ from pathlib import Path, PurePosixPath
 from sfkt_cli.config import Config
 from sfkt_cli.data.container import Container, open_container
 from sfkt_cli.data.decode import SUFFIXES
-from sfkt_cli.data.loading import FileLoader, safe_id
+from sfkt_cli.data.loading import FileLoader, with_safe_ids
 from sfkt_cli.data.readers.manifest import find_manifest, read_manifest
 from sfkt_cli.data.records import Archive, Record, check_unique, image_names
 from sfkt_cli.data.values import TargetValues
@@ -118,12 +118,11 @@ def _read_tree(container: Container) -> list[Record]:
         _check_partners(container, role, held)
         for stem in sorted(set(held["rgb"]) | set(held["target"])):
             rgb, target = held["rgb"].get(stem), held["target"].get(stem)
-            number = safe_id(f"{label or role}/{stem}")
             folder = stem.rpartition("/")[0]
-            group = f"{role}/{folder}" if folder else number
+            group = f"{role}/{folder}" if folder else ""
             parts = ("ti",) if role == "ti" else ()
-            records.append(Record(number, group, label, rgb, target, parts))
-    return records
+            records.append(Record(f"{label or role}/{stem}", group, label, rgb, target, parts))
+    return with_safe_ids(records)
 
 
 def _place(name: str) -> tuple[str, str | None, str, str] | None:
