@@ -386,6 +386,22 @@ def test_paths_that_read_alike_have_ids_of_their_own(tmp_path: Path) -> None:
         read_archive(settings("folders", tmp_path))
 
 
+def test_a_manifest_outside_of_a_zip_file_lists_what_is_in_the_zip_file(tmp_path: Path) -> None:
+    root = manifest(tmp_path / "mine")
+    path = zipped(root)
+    (root / "manifest.csv").rename(tmp_path / "list.csv")
+    over = {"folders": {"manifest": str(tmp_path / "list.csv")}}
+    plain = read_archive(settings("folders", root, **over))
+    for name in ("img", "depth"):  # beside the manifest lie others of the same names
+        (root / name).rename(tmp_path / name)
+    save(tmp_path / str(plain.records[0].target), np.zeros((9, 9), np.uint16))
+    packed = read_archive(settings("folders", path, **over))
+    assert packed.records == plain.records
+    assert packed.loader.target(packed.records[0], SIZE).any()
+    with pytest.raises(DataError, match=r"nowhere does not exist: say with --root"):
+        read_archive(settings("folders", tmp_path / "nowhere", **over))
+
+
 def test_wrong_class_is_told_with_a_near_name(tmp_path: Path) -> None:
     config = settings("rgb-nir", MAKERS["rgb-nir"](tmp_path), classes={"tr": ["steet"]})
     with pytest.raises(ConfigError, match="'street'"):

@@ -53,7 +53,7 @@ def read(config: Config, root: Path) -> Archive:
     """
     manifest = find_manifest(root, config.folders.manifest)
     if manifest is not None:
-        container = open_container(root if root.is_dir() else manifest.parent, (), ())
+        container = open_container(manifest.parent if root == manifest else root, (), ())
         records = read_manifest(manifest, container)
     else:
         container = open_container(
