@@ -95,15 +95,6 @@ def left_out(
     return dict(found)
 
 
-def shared_groups(parts: Mapping[str, Iterable[Record]]) -> set[str]:
-    """Groups that lie in more than one of source, target and test."""
-    owners: dict[str, set[str]] = defaultdict(set)
-    for part in TR_PARTS:
-        for record in parts.get(part, ()):
-            owners[record.group].add(part)
-    return {group for group, owner in owners.items() if len(owner) > 1}
-
-
 def _open_parts(record: Record, tr: Collection[str], ti: Collection[str]) -> tuple[str, ...]:
     """Parts that a record's class, images and archive allow."""
     asked = record.parts or (PARTS if record.label is not None else ("target", "ti"))

@@ -16,7 +16,6 @@ from sfkt_cli.data.layout import FILES, Plan
 from sfkt_cli.data.readers import READERS, read_archive
 from sfkt_cli.data.readers.diml_rgbd import clean_scene
 from sfkt_cli.data.records import Archive
-from sfkt_cli.data.splits import shared_groups
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.runs import Run
@@ -33,6 +32,7 @@ from tests.data.make_archives import (
     sun_rgbd,
 )
 from tests.data.make_archives import folders as make_folders
+from tests.data.test_splits import shared_groups
 
 SHARED = Path(os.environ.get("SFKT_SHARED_DATA", "../shared/data"))
 SIZE = 30

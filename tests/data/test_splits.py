@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import Any
 
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 
 from sfkt_cli.config import ClassesConfig, SplitConfig
 from sfkt_cli.data.classes import choose_classes, expand, list_class_rows
-from sfkt_cli.data.records import Archive, Record
-from sfkt_cli.data.splits import left_out, shared_groups, split_records
+from sfkt_cli.data.records import TR_PARTS, Archive, Record
+from sfkt_cli.data.splits import Parts, left_out, split_records
 from sfkt_cli.errors import ConfigError
 
 
@@ -25,6 +26,12 @@ def make(groups_per_class: int, images: int = 2, labels: str = "abcd") -> list[R
         for group in range(groups_per_class)
         for i in range(images)
     ]
+
+
+def shared_groups(parts: Parts) -> set[str]:
+    """Groups that lie in more than one of source, target and test."""
+    held = [{record.group for record in parts[part]} for part in TR_PARTS]
+    return set().union(*(one & other for one, other in itertools.combinations(held, 2)))
 
 
 @settings(max_examples=40, deadline=None)
