@@ -215,6 +215,11 @@ class SourceConfig(BaseModel):
     color_jitter: Fraction = 0.3
     """Random brightness, contrast and saturation of the source images."""
 
+    @property
+    def brought(self) -> bool:
+        """Whether the source model is brought along, so that source.h5 is not used."""
+        return self.checkpoint is not None or bool(self.mixture)
+
     @model_validator(mode="after")
     def _one_origin(self) -> SourceConfig:
         if self.mixture and self.checkpoint is not None:

@@ -37,7 +37,7 @@ def dry_run(
         if planned is not None:
             return {"plans": [planned, _later("prepare", "the download")]}
     first = stage == "bridge" and run.finished("prepare") and not run.finished("source")
-    if first and (run.source_store.is_file() or settings.config.source.checkpoint):
+    if first and (run.source_store.is_file() or settings.config.source.brought):
         say("bridge: there is no source model yet; `sfkt source` would run first")
         return {"plans": [dry_run("source", replace(options, force=False)), _later("bridge")]}
     return _try(stage, settings, trust=trust)

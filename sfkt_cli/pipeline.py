@@ -71,7 +71,7 @@ def run_bridge(options: Options) -> Run:
     from sfkt_cli.training.launch import launch
 
     settings = settings_of("bridge", options)
-    possible = settings.run.source_store.is_file() or settings.config.source.checkpoint
+    possible = settings.run.source_store.is_file() or settings.config.source.brought
     if possible and settings.run.finished("prepare") and not settings.run.finished("source"):
         say("bridge: there is no source model yet; `sfkt source` runs first")
         run_source(replace(options, force=False))

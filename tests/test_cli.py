@@ -178,6 +178,24 @@ def test_a_model_of_ones_own_needs_no_source_data(
     assert json.loads((made / "done.json").read_text())["ti_rgb_histogram"]
 
 
+def test_several_models_of_ones_own_need_no_source_data(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert sfkt("prepare", "synthetic", "--config", tiny()) == 0
+    assert sfkt("source") == 0
+    own = Path("runs/synthetic/source").rename("own")
+    Path("runs/synthetic/prepare/source.h5").unlink()
+    mixture = f"source.mixture=[{own}, {own}]"
+    capsys.readouterr()
+    assert sfkt("bridge", "--dry-run", "--set", mixture) == 0
+    told = capsys.readouterr().err
+    assert "`sfkt source` would run first" in told
+    assert "puts the models of own, own side by side" in told
+    assert sfkt("bridge", "--set", mixture) == 0
+    assert "`sfkt source` runs first" in capsys.readouterr().err
+    assert Run(Path("runs/synthetic")).finished("bridge")
+
+
 def test_flag_beats_set_beats_file_beats_run_beats_default() -> None:
     Path("file.yaml").write_text("seed: 2\nbridge: {epochs: 2}\nsource: {epochs: 2}\n")
     run = Run(Path("runs/synthetic"))

@@ -7,7 +7,7 @@ import hashlib
 import os
 import stat
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -70,10 +70,19 @@ class Container:
         except Exception as error:  # zlib.error, lzma.LZMAError and others share no base class
             raise DataError(f"{self.describe(name)} is damaged: {error}") from None
 
-    def digest(self) -> str:
-        """Hex SHA-256 over names, sizes and (in a zip file) stored checksums."""
+    def digest(self, names: Iterable[str]) -> str:
+        """Hex SHA-256 of an archive's state.
+
+        Args:
+            names: Files that the archive's samples are made of. In a folder others may come and
+                go, such as notes or a run; a zip file counts as a whole.
+
+        Returns:
+            Of names, sizes and times of these files; of a zip file's names, sizes and checksums.
+        """
         index = _index(self.path)
-        lines = (f"{name}\t{index[name]}" for name in sorted(index))
+        held = index if self.path.is_file() else {f"{self.prefix}{name}" for name in names}
+        lines = (f"{name}\t{index[name]}" for name in sorted(held))
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -92,9 +93,24 @@ def describe_values(values: NDArray[Any]) -> str:
     return f"{channels} channel{'s'[: channels > 1]} of {values.dtype}"
 
 
-def safe_id(name: str) -> str:
-    """A name as a file name: what is unsafe becomes ``_``, and a short hash keeps it unique."""
-    safe = re.sub(r"[^\w.-]+", "_", name.replace("/", "-")).strip(".")[:96]
-    if safe == name.replace("/", "-"):
-        return safe
-    return f"{safe}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
+def with_safe_ids(records: Iterable[Record]) -> list[Record]:
+    """Turn ids that are paths into file names; a record without a group becomes its own.
+
+    ``/`` becomes ``-``, and what else is unsafe ``_``. A short hash follows where that loses
+    something: after other changes, and where two paths would have one id: ``a/b-c``, ``a-b/c``.
+    """
+    listed = list(records)
+    ids = {record.id: _safe(record.id) for record in listed}
+    counts = Counter(ids.values())
+    for path, safe in ids.items():
+        if safe != path.replace("/", "-") or counts[safe] > 1:
+            digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
+            ids[path] = f"{safe}-{digest[:6]}"
+    return [
+        replace(record, id=ids[record.id], group=record.group or ids[record.id])
+        for record in listed
+    ]
+
+
+def _safe(path: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", path.replace("/", "-")).strip(".")[:96]

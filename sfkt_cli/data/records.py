@@ -64,7 +64,7 @@ class Archive:
     Attributes:
         records: Sorted by id.
         loader: Loads their images.
-        digest: Names the archive's content, from names, sizes and checksums in its index.
+        digest: Names the archive's content, from names, sizes, and times or checksums of files.
         modality: depth, nir, thermal or other.
         unit: Of target values: ``mm`` (0 = no reading) or ``raw``.
         dtype: Of target values: uint8 or uint16.
@@ -97,6 +97,11 @@ class Archive:
     def target_shape(self, size: int) -> tuple[int, ...]:
         """Shape of one stored target image."""
         return (size, size) if self.channels == 1 else (size, size, self.channels)
+
+
+def image_names(records: Iterable[Record]) -> list[str]:
+    """Names of the images that records are made of."""
+    return [name for record in records for name in (record.rgb, record.target) if name is not None]
 
 
 def check_unique(records: Iterable[Record], where: object) -> tuple[Record, ...]:

@@ -58,27 +58,67 @@ def split_records(
     }
 
 
-def shared_groups(parts: Mapping[str, Iterable[Record]]) -> set[str]:
-    """Groups that lie in more than one of source, target and test."""
-    owners: dict[str, set[str]] = defaultdict(set)
-    for part in TR_PARTS:
-        for record in parts.get(part, ()):
-            owners[record.group].add(part)
-    return {group for group, owner in owners.items() if len(owner) > 1}
+def left_out(
+    records: Iterable[Record],
+    tr: Collection[str],
+    ti: Collection[str],
+    split: SplitConfig,
+    parts: Parts,
+) -> dict[str, int]:
+    """Records that are in no part although their class was chosen or is unknown.
+
+    Args:
+        records: All records of the archive.
+        tr: Task-relevant class names.
+        ti: Task-irrelevant class names.
+        split: Protocol and shares.
+        parts: How :func:`split_records` dealt them out.
+
+    Returns:
+        Number of records by kind and reason, without those that the archive itself keeps out.
+    """
+    used = {record.id for held in parts.values() for record in held}
+    unused = (
+        "images for the test alone, which split.protocol=paper has not"
+        if split.protocol == "paper"
+        else "images of groups that went whole to a part which cannot use them"
+    )
+    found: Counter[str] = Counter()
+    for record in records:
+        chosen = record.label is None or record.label in tr or record.label in ti
+        if record.id in used or not chosen:
+            continue
+        if not any(_fits(record, tr, ti).values()):
+            found[_misfit(record)] += 1
+        elif _open_parts(record, tr, ti):
+            found[unused] += 1
+    return dict(found)
 
 
 def _open_parts(record: Record, tr: Collection[str], ti: Collection[str]) -> tuple[str, ...]:
     """Parts that a record's class, images and archive allow."""
     asked = record.parts or (PARTS if record.label is not None else ("target", "ti"))
+    fits = _fits(record, tr, ti)
+    return tuple(part for part in PARTS if part in asked and fits[part])
+
+
+def _misfit(record: Record) -> str:
+    kind = "RGB" if record.target is None else "target"
+    if record.label is not None:
+        return f"{kind} images of a TI class without a partner"
+    return f"{kind} images without a label"
+
+
+def _fits(record: Record, tr: Collection[str], ti: Collection[str]) -> dict[str, bool]:
+    """Whether each part can use a record of this class and these images."""
     is_tr = record.label in tr or (record.label is None and "ti" not in record.parts)
     is_ti = record.label in ti or (record.label is None and "ti" in record.parts)
-    fits = {
+    return {
         "source": is_tr and record.rgb is not None and record.label is not None,
         "target": is_tr and record.target is not None,
         "test": is_tr and record.target is not None and record.label is not None,
         "ti": is_ti and record.rgb is not None and record.target is not None,
     }
-    return tuple(part for part in PARTS if part in asked and fits[part])
 
 
 def _deal(

@@ -37,14 +37,12 @@ class Imported:
         model: Its outputs are in the order of ``classes``.
         architecture: Keyword arguments of :class:`Classifier` that build it again.
         classes: The data's class names; the checkpoint's where the data has none.
-        digest: SHA-256 of the weights' file.
         remarks: What the user should know of how it was taken.
     """
 
     model: Classifier
     architecture: dict[str, Any]
     classes: list[str]
-    digest: str
     remarks: tuple[str, ...] = ()
 
 
@@ -105,7 +103,7 @@ def import_source(
     kept = list(classes) or names
     _reorder(model, [names.index(name) for name in kept])
     remarks = (*remark, *_remarks(config))
-    return Imported(model.eval(), architecture, kept, sha256_file(path), remarks)
+    return Imported(model.eval(), architecture, kept, remarks)
 
 
 def _checkpoint(config: Config) -> Path:
@@ -147,9 +145,7 @@ def _program(
     kept = list(classes) or names
     _reorder(model, [names.index(name) for name in kept])
     remark = f"{len(program['steps'])} operations of {path} were written down"
-    return Imported(
-        model.eval(), architecture, kept, sha256_file(path), (remark, *_remarks(config))
-    )
+    return Imported(model.eval(), architecture, kept, (remark, *_remarks(config)))
 
 
 def _own_model(config: Config, folder: Path, classes: Sequence[str]) -> Imported:
@@ -160,7 +156,7 @@ def _own_model(config: Config, folder: Path, classes: Sequence[str]) -> Imported
     names = _outputs(config, folder, len(saved.classes), classes, saved.classes)
     kept = list(classes) or names
     _reorder(saved.module, [names.index(name) for name in kept])
-    return Imported(saved.module, dict(saved.card["architecture"]), kept, saved.digest)
+    return Imported(saved.module, dict(saved.card["architecture"]), kept)
 
 
 def _named_as(

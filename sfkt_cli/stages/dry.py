@@ -64,6 +64,8 @@ def try_training(
         if run.finished(name) and not run.force:
             return {"stage": name, "done": True}
         does = f"takes the model of {config.source.checkpoint} and looks at what it says"
+        if config.source.mixture:
+            does = f"puts the models of {', '.join(map(str, config.source.mixture))} side by side"
         seconds, brought = time.monotonic() - began, config.source.checkpoint
         sizes = {str(brought): brought.stat().st_size} if brought and brought.is_file() else {}
         writes = {"model.safetensors": sum(sizes.values())}

@@ -26,7 +26,7 @@ from sfkt_cli.data.quality import (
 )
 from sfkt_cli.data.readers import archive_root, read_archive
 from sfkt_cli.data.records import Archive
-from sfkt_cli.data.splits import split_records
+from sfkt_cli.data.splits import left_out, split_records
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import StoreWriter, writing
 from sfkt_cli.errors import DataError, RunError
@@ -89,16 +89,26 @@ def make_plan(config: Config, archive: Archive) -> Plan:
             f"{archive_root(config)} leaves no TI pairs of RGB and target ({chosen}): there will "
             "be no bridge, and `sfkt transfer` falls back to shot, which needs none"
         )
+    lost = left_out(archive.records, tr, ti, config.split, parts)
+    if lost:
+        counts = ", ".join(f"{count} {what}" for what, count in lost.items())
+        warn(f"{archive_root(config)}: left out, in no part: {counts}")
     return Plan(config, archive, parts, tuple(tr))
 
 
 def gaps(plan: Plan) -> list[str]:
-    """What the parts lack, for warnings: all images of source or test, or those of some classes."""
+    """What is wrong with the parts, for warnings: what they lack, and what is of no use in them."""
     found = []
-    if not plan.parts["source"] and plan.config.source.checkpoint is None:
+    if not plan.parts["source"] and not plan.config.source.brought:
         found.append(
-            "there are no labelled RGB images to train a source model on: bring one with "
+            f"{_why_no_source(plan)} bring a source model with "
             "`sfkt source --set source.checkpoint=FILE --set source.backbone=NAME`"
+        )
+    idle = _idle_pairs(plan)
+    if idle:
+        found.append(
+            f"{idle} labelled pairs in part source will not be used: the source model is brought "
+            "along; --set split.source=0 gives their target images to the target part"
         )
     paper = plan.config.split.protocol == "paper" or not plan.config.split.test
     if not plan.parts["test"] and not paper and any(r.label for r in plan.parts["target"]):
@@ -108,6 +118,8 @@ def gaps(plan: Plan) -> list[str]:
         "target": "students do not see them",
         "test": "accuracy on it says nothing about them",
     }
+    if plan.config.source.brought:
+        del effects["source"]
     for part, effect in effects.items():
         held = {record.label for record in plan.parts[part]}
         lacking = [name for name in plan.classes if name not in held]
@@ -115,6 +127,38 @@ def gaps(plan: Plan) -> list[str]:
             shown = ", ".join(lacking[:20]) + (", ..." if len(lacking) > 20 else "")
             found.append(f"part {part} has no image of {shown}: {effect}; {_FEW_GROUPS}")
     return found
+
+
+def _why_no_source(plan: Plan) -> str:
+    """Why the source part is empty, and what could fill it."""
+    groups = {
+        record.group
+        for record in plan.archive.records
+        if record.label in plan.classes
+        and record.rgb is not None
+        and (not record.parts or "source" in record.parts)
+    }
+    if not groups:
+        return "there are no labelled RGB images to train a source model on:"
+    if not plan.config.split.source:
+        return "split.source = 0 leaves no labelled RGB images to train a source model on:"
+    shown = ", ".join(sorted(groups)[:3]) + (", ..." if len(groups) > 3 else "")
+    held = "are all one group" if len(groups) == 1 else f"are only {len(groups)} groups"
+    return (
+        f"the labelled RGB images {held} ({shown}), and groups stay whole, so none is left to "
+        f"train a source model on; {_FEW_GROUPS}: divide them (docs/datasets.md tells what a group "
+        "is), or"
+    )
+
+
+def _idle_pairs(plan: Plan) -> int:
+    """Pairs of part source that could be target images, where no source model is trained."""
+    if not plan.config.source.brought or plan.config.split.protocol == "paper":
+        return 0
+    return sum(
+        record.target is not None and (not record.parts or "target" in record.parts)
+        for record in plan.parts["source"]
+    )
 
 
 def _read_unless_gone(config: Config, run: Run) -> Archive | None:

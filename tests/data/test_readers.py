@@ -12,15 +12,14 @@ import numpy as np
 import pytest
 
 from sfkt_cli.config import Config, build
-from sfkt_cli.data.layout import FILES
+from sfkt_cli.data.layout import FILES, Plan
 from sfkt_cli.data.readers import READERS, read_archive
 from sfkt_cli.data.readers.diml_rgbd import clean_scene
 from sfkt_cli.data.records import Archive
-from sfkt_cli.data.splits import shared_groups
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.runs import Run
-from sfkt_cli.stages.prepare import make_plan, prepare
+from sfkt_cli.stages.prepare import gaps, make_plan, prepare
 from tests.data.make_archives import (
     MAKERS,
     depth,
@@ -33,6 +32,7 @@ from tests.data.make_archives import (
     sun_rgbd,
 )
 from tests.data.make_archives import folders as make_folders
+from tests.data.test_splits import shared_groups
 
 SHARED = Path(os.environ.get("SFKT_SHARED_DATA", "../shared/data"))
 SIZE = 30
@@ -115,6 +115,38 @@ def test_zip_files_are_read_without_unpacking(name: str, tmp_path: Path) -> None
     assert {entry.name for entry in tmp_path.iterdir()} == {"archive", "archive.zip"}
 
 
+@pytest.mark.parametrize("name", ["rgb-nir", "sun-rgbd", "washington-rgbd", "diml-rgbd", "folders"])
+def test_files_that_no_sample_uses_may_come_and_go(name: str, tmp_path: Path) -> None:
+    config = settings(name, MAKERS[name](tmp_path))
+    run = Run(tmp_path / "runs" / name)
+    prepare(config, run)
+    (tmp_path / "Thumbs.db").write_bytes(b"")
+    prepare(config, run)
+    before = read_archive(config)
+    used = next(path for path in tmp_path.rglob("*.*") if is_read(path, before))
+    os.utime(used, ns=(0, 0))
+    assert read_archive(config).digest != before.digest
+
+
+def is_read(path: Path, archive: Archive) -> bool:
+    return any(str(path).endswith(f"/{record.target}") for record in archive.records)
+
+
+def test_a_manifest_that_changes_is_another_archive(tmp_path: Path) -> None:
+    config = settings("folders", manifest(tmp_path / "mine"))
+    before = read_archive(config).digest
+    (tmp_path / "mine" / "notes.txt").write_text("a window was open", encoding="utf-8")
+    assert read_archive(config).digest == before
+    rows = (tmp_path / "mine" / "manifest.csv").read_text(encoding="utf-8")
+    (tmp_path / "mine" / "manifest.csv").rename(tmp_path / "list.csv")
+    elsewhere = settings(
+        "folders", tmp_path / "mine", folders={"manifest": str(tmp_path / "list.csv")}
+    )
+    assert read_archive(elsewhere).digest == before
+    (tmp_path / "list.csv").write_text(rows.replace("room0", "hall"), encoding="utf-8")
+    assert read_archive(elsewhere).digest != before
+
+
 def test_nyu_images_are_upright_and_depth_is_bit_exact(tmp_path: Path) -> None:
     archive = read_archive(settings("nyu-depth", nyu_depth(tmp_path, 12)))
     for number, record in enumerate(archive.records):
@@ -125,7 +157,7 @@ def test_nyu_images_are_upright_and_depth_is_bit_exact(tmp_path: Path) -> None:
 def test_nyu_official_split_holds_out_the_listed_images(tmp_path: Path) -> None:
     nyu_splits(nyu_depth(tmp_path, 24), range(13, 25))
     config = settings("nyu-depth", tmp_path, nyu_depth={"split": "official"})
-    plan = make_plan(config, read_archive(config))
+    plan = plan_of(config)
     assert {record.id for record in plan.parts["test"]} <= {f"nyu-{n:04d}" for n in range(13, 25)}
     assert len(plan.parts["test"]) == 6
     assert len(plan.parts["ti"]) == 12
@@ -142,7 +174,7 @@ def test_all_sensor_pairs_of_sun_rgbd(
         sun_rgbd(root)
     sensors = {"source_sensor": source, "target_sensor": target}
     config = settings("sun-rgbd", root, sun_rgbd=sensors, split={"protocol": protocol})
-    plan = make_plan(config, read_archive(config))
+    plan = plan_of(config)
     assert plan.classes == ("bedroom", "lab", "office")
     assert {r.id[:2] for r in plan.parts["source"]} == {source[:2]}
     assert {r.id[:2] for r in plan.parts["target"]} == {target[:2]}
@@ -264,13 +296,110 @@ def test_classes_that_a_part_lacks_are_told(
     prepare(settings("folders", tmp_path / "mine"), Run(tmp_path / "all"))
     told = capsys.readouterr().err
     assert "has no image of" not in told
-    assert "bring one" not in told
+    assert "bring a source model" not in told
     for path in (tmp_path / "mine/tr/cup").rglob("[1-9].png"):
         path.unlink()
     prepare(settings("folders", tmp_path / "mine"), Run(tmp_path / "one"))
     told = capsys.readouterr().err
-    assert "no labelled RGB images to train a source model on: bring one" in " ".join(told.split())
+    assert "labelled RGB images are all one group (cup-0)" in " ".join(told.split())
     assert "no target image is held out" in told
+
+
+@pytest.mark.parametrize("origin", [{"checkpoint": "rgb.pth"}, {"mixture": ["a", "b"]}])
+def test_nothing_is_missing_for_a_source_model_that_is_brought(
+    origin: dict[str, Any], tmp_path: Path
+) -> None:
+    make_folders(tmp_path, labels=())
+    save(tmp_path / "tr" / "target" / "0.png", depth(0))
+    config = settings("folders", tmp_path)
+    assert any("to train a source model" in gap for gap in gaps(plan_of(config)))
+    assert not gaps(plan_of(build(config.model_dump(mode="json"), {"source": origin})))
+
+
+def test_pairs_that_a_brought_source_model_leaves_unused_are_told(tmp_path: Path) -> None:
+    root = make_folders(tmp_path)
+    save(root / "tr" / "pan" / "rgb" / "0.jpg", scene(0))  # of use for a source model alone
+    own = {"source": {"checkpoint": "rgb.pth"}}
+    plan = plan_of(settings("folders", root, **own))
+    pairs = [record for record in plan.parts["source"] if record.target is not None]
+    assert len(pairs) == len(plan.parts["source"]) - 1
+    assert f"{len(pairs)} labelled pairs in part source will not be used" in gaps(plan)[0]
+    asked = plan_of(settings("folders", root, **own, split={"source": 0}))
+    assert len(asked.parts["target"]) == len(plan.parts["target"]) + len(pairs)
+    for split in ({"source": 0}, {"protocol": "paper"}):
+        plan = plan_of(settings("folders", root, **own, split=split))
+        assert not any("not be used" in gap for gap in gaps(plan))
+    assert not any("not be used" in gap for gap in gaps(plan_of(settings("folders", root))))
+
+
+def test_images_that_are_in_no_part_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = manifest(tmp_path)
+    plan_of(settings("folders", root))
+    assert "left out" not in capsys.readouterr().err
+    save(root / "img" / "more.jpg", scene(0))
+    with (root / "manifest.csv").open("a", encoding="utf-8") as file:
+        file.write("img/more.jpg,,,,\n")
+    plan_of(settings("folders", root))
+    told = " ".join(capsys.readouterr().err.split())
+    assert "left out, in no part: 1 RGB images without a label" in told
+
+
+def test_why_there_is_no_source_part_is_told(tmp_path: Path) -> None:
+    for name in ("cup", "mug"):
+        for number in range(4):
+            save(tmp_path / f"tr/{name}/rgb/session1/{number}.png", scene(number))
+            save(tmp_path / f"tr/{name}/target/session1/{number}.png", depth(number))
+    (gap, *_) = gaps(plan_of(settings("folders", tmp_path)))
+    assert "labelled RGB images are all one group (tr/session1)" in gap
+    assert "divide them" in gap
+    for view in ("rgb", "target"):
+        (tmp_path / f"tr/mug/{view}/session1").rename(tmp_path / f"tr/mug/{view}/session2")
+    (gap, *_) = gaps(plan_of(settings("folders", tmp_path)))
+    assert "are only 2 groups (tr/session1, tr/session2)" in gap
+    (gap, *_) = gaps(plan_of(settings("folders", tmp_path, split={"source": 0})))
+    assert "split.source = 0 leaves no" in gap
+    assert "are only" not in gap
+
+
+def plan_of(config: Config) -> Plan:
+    return make_plan(config, read_archive(config))
+
+
+def test_paths_that_read_alike_have_ids_of_their_own(tmp_path: Path) -> None:
+    for number, place in enumerate(("table/lamp-1", "table-lamp/1", "table/rug-1", "box/a b")):
+        save(tmp_path / f"tr/{place}.png", depth(number))
+    ids = {r.target: r.id for r in read_archive(settings("folders", tmp_path)).records}
+    assert ids == {
+        "tr/table/lamp-1.png": "table-lamp-1-c3ddc7",
+        "tr/table-lamp/1.png": "table-lamp-1-5f6f30",
+        "tr/table/rug-1.png": "table-rug-1",
+        "tr/box/a b.png": "box-a_b-b9b60e",
+    }
+    lines = [f",tr/{place}.png,,," for place in ("table/lamp-1", "table-lamp/1", "table/lamp-1")]
+    (tmp_path / "manifest.csv").write_text("\n".join(["rgb,target,label,role,group", *lines[:2]]))
+    records = read_archive(settings("folders", tmp_path)).records
+    assert len({r.id for r in records}) == len({r.group for r in records}) == 2
+    (tmp_path / "manifest.csv").write_text("\n".join(["rgb,target,label,role,group", *lines]))
+    with pytest.raises(DataError, match="rename one of them"):
+        read_archive(settings("folders", tmp_path))
+
+
+def test_a_manifest_outside_of_a_zip_file_lists_what_is_in_the_zip_file(tmp_path: Path) -> None:
+    root = manifest(tmp_path / "mine")
+    path = zipped(root)
+    (root / "manifest.csv").rename(tmp_path / "list.csv")
+    over = {"folders": {"manifest": str(tmp_path / "list.csv")}}
+    plain = read_archive(settings("folders", root, **over))
+    for name in ("img", "depth"):  # beside the manifest lie others of the same names
+        (root / name).rename(tmp_path / name)
+    save(tmp_path / str(plain.records[0].target), np.zeros((9, 9), np.uint16))
+    packed = read_archive(settings("folders", path, **over))
+    assert packed.records == plain.records
+    assert packed.loader.target(packed.records[0], SIZE).any()
+    with pytest.raises(DataError, match=r"nowhere does not exist: say with --root"):
+        read_archive(settings("folders", tmp_path / "nowhere", **over))
 
 
 def test_wrong_class_is_told_with_a_near_name(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import Any
 
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 
 from sfkt_cli.config import ClassesConfig, SplitConfig
 from sfkt_cli.data.classes import choose_classes, expand, list_class_rows
-from sfkt_cli.data.records import Archive, Record
-from sfkt_cli.data.splits import shared_groups, split_records
+from sfkt_cli.data.records import TR_PARTS, Archive, Record
+from sfkt_cli.data.splits import Parts, left_out, split_records
 from sfkt_cli.errors import ConfigError
 
 
@@ -25,6 +26,12 @@ def make(groups_per_class: int, images: int = 2, labels: str = "abcd") -> list[R
         for group in range(groups_per_class)
         for i in range(images)
     ]
+
+
+def shared_groups(parts: Parts) -> set[str]:
+    """Groups that lie in more than one of source, target and test."""
+    held = [{record.group for record in parts[part]} for part in TR_PARTS]
+    return set().union(*(one & other for one, other in itertools.combinations(held, 2)))
 
 
 @settings(max_examples=40, deadline=None)
@@ -89,6 +96,29 @@ def test_images_without_labels_are_only_target_images() -> None:
         "target": 5,
         "test": 0,
         "ti": 3,
+    }
+
+
+def test_records_that_fit_no_part_are_counted_with_the_reason() -> None:
+    records = [Record(f"l{n}", f"room{n}", "a", "rgb", None) for n in range(4)]
+    records += [Record(f"t{n}", f"room{n}", None, None, "target") for n in range(4)]
+    records += [Record(f"u{n}", f"u{n}", None, "rgb", None) for n in range(3)]
+    records += [Record("alone", "alone", "i", None, "target"), Record("other", "o", "x", "r", "t")]
+    records += [Record("sensor", "sensor", "a", "rgb", "target", ("ti",))]
+    split = SplitConfig()
+    parts = split_records(records, ["a"], ["i"], split, 0)
+    used = sum(len(held) for held in parts.values())
+    assert left_out(records, ["a"], ["i"], split, parts) == {
+        "images of groups that went whole to a part which cannot use them": 8 - used,
+        "RGB images without a label": 3,
+        "target images of a TI class without a partner": 1,
+    }
+    assert 0 < used < 8
+    records = [*make(3), Record("held", "held", "a", "rgb", "target", ("test",))]
+    assert not left_out(records, "ab", "c", split, split_records(records, "ab", "c", split, 0))
+    split = SplitConfig(protocol="paper")
+    assert left_out(records, "ab", "c", split, split_records(records, "ab", "c", split, 0)) == {
+        "images for the test alone, which split.protocol=paper has not": 1
     }
 
 

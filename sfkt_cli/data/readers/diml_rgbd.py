@@ -28,8 +28,8 @@ from pathlib import Path
 
 from sfkt_cli.config import Config
 from sfkt_cli.data.container import Container, open_container
-from sfkt_cli.data.loading import FileLoader, plane_of_millimetres, safe_id
-from sfkt_cli.data.records import Archive, Record, check_unique
+from sfkt_cli.data.loading import FileLoader, plane_of_millimetres, with_safe_ids
+from sfkt_cli.data.records import Archive, Record, check_unique, image_names
 from sfkt_cli.errors import DataError
 
 PUBLISHED = {"train": 1609, "test": 503}
@@ -88,9 +88,10 @@ def read(config: Config, root: Path) -> Archive:
             continue
         parts = {"train": ("source", "target", "ti"), "test": ("test", "ti")}.get(fold, ())
         place = f"{scene}-{fold}" if fold else group
-        number = safe_id(f"{place}-{stem}")
-        records.append(Record(number, group, label, files["rgb"], files["target"], parts))
-    records = _regroup(records)
+        records.append(
+            Record(f"{place}-{stem}", group, label, files["rgb"], files["target"], parts)
+        )
+    records = _regroup(with_safe_ids(records))
     notes = [f"diml-rgbd: folder {name!r} names no scene: left out" for name in sorted(nameless)]
     for fold, published in PUBLISHED.items():
         count = sum(f"-{fold}-" in record.id for record in records)
@@ -105,7 +106,7 @@ def read(config: Config, root: Path) -> Archive:
             fit=config.prepare.fit,
             max_pixels=config.prepare.max_pixels,
         ),
-        digest=container.digest(),
+        digest=container.digest(image_names(records)),
         modality="depth",
         unit="mm",
         dtype="uint16",

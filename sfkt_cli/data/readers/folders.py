@@ -23,16 +23,18 @@ Target images are 8- or 16-bit PNG or TIFF, float TIFF or NPY, with 1 to 4 chann
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path, PurePosixPath
 
 from sfkt_cli.config import Config
 from sfkt_cli.data.container import Container, open_container
 from sfkt_cli.data.decode import SUFFIXES
-from sfkt_cli.data.loading import FileLoader, safe_id
+from sfkt_cli.data.loading import FileLoader, with_safe_ids
 from sfkt_cli.data.readers.manifest import find_manifest, read_manifest
-from sfkt_cli.data.records import Archive, Record, check_unique
+from sfkt_cli.data.records import Archive, Record, check_unique, image_names
 from sfkt_cli.data.values import TargetValues
 from sfkt_cli.errors import DataError
+from sfkt_cli.files import sha256_file
 
 _ADVICE = "docs/datasets.md draws the folders"
 _OTHER_NAMES = {
@@ -51,7 +53,7 @@ def read(config: Config, root: Path) -> Archive:
     """
     manifest = find_manifest(root, config.folders.manifest)
     if manifest is not None:
-        container = open_container(root if root.is_dir() else manifest.parent, (), ())
+        container = open_container(manifest.parent if root == manifest else root, (), ())
         records = read_manifest(manifest, container)
     else:
         container = open_container(
@@ -74,12 +76,15 @@ def read(config: Config, root: Path) -> Archive:
     expecting = TargetValues(
         config.folders.modality, config.folders.unit, first.dtype.name, channels
     )
+    digest = container.digest(image_names(records))
+    if manifest is not None:
+        digest = hashlib.sha256(f"{digest} {sha256_file(manifest)}".encode()).hexdigest()
     return Archive(
         records=check_unique(records, container.path),
         loader=FileLoader(
             container, expecting.convert, loader.missing, loader.fit, loader.max_pixels
         ),
-        digest=container.digest(),
+        digest=digest,
         modality=config.folders.modality,
         unit=values.stored_unit,
         dtype=first.dtype.name,
@@ -113,12 +118,11 @@ def _read_tree(container: Container) -> list[Record]:
         _check_partners(container, role, held)
         for stem in sorted(set(held["rgb"]) | set(held["target"])):
             rgb, target = held["rgb"].get(stem), held["target"].get(stem)
-            number = safe_id(f"{label or role}/{stem}")
             folder = stem.rpartition("/")[0]
-            group = f"{role}/{folder}" if folder else number
+            group = f"{role}/{folder}" if folder else ""
             parts = ("ti",) if role == "ti" else ()
-            records.append(Record(number, group, label, rgb, target, parts))
-    return records
+            records.append(Record(f"{label or role}/{stem}", group, label, rgb, target, parts))
+    return with_safe_ids(records)
 
 
 def _place(name: str) -> tuple[str, str | None, str, str] | None:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from sfkt_cli.data.container import Container
-from sfkt_cli.data.loading import safe_id
+from sfkt_cli.data.loading import with_safe_ids
 from sfkt_cli.data.records import Record
 from sfkt_cli.errors import DataError
 
@@ -75,15 +75,14 @@ def read_manifest(path: Path, container: Container) -> list[Record]:
             if name and name not in files:
                 raise DataError(f"{where}: {view} {row[view]!r} is not in {container.path}")
             names[view] = name or None
-        stem = names["target"] or names["rgb"]
-        if stem is None:
+        image = names["target"] or names["rgb"]
+        if image is None:
             raise DataError(f"{where} names neither an RGB nor a target image")
-        identity = safe_id(str(PurePosixPath(stem).with_suffix("")))
+        stem = str(PurePosixPath(image).with_suffix(""))
         parts = () if role == "tr" else (role,)
         label = None if role == "ti" else row["label"] or None
-        group = row["group"] or identity
-        records.append(Record(identity, group, label, names["rgb"], names["target"], parts))
-    return records
+        records.append(Record(stem, row["group"], label, names["rgb"], names["target"], parts))
+    return with_safe_ids(records)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from sfkt_cli.config import Config
 from sfkt_cli.data.container import open_container
 from sfkt_cli.data.loading import FileLoader, plane_of_bytes
-from sfkt_cli.data.records import Archive, Record, check_unique, compare_counts
+from sfkt_cli.data.records import Archive, Record, check_unique, compare_counts, image_names
 from sfkt_cli.errors import DataError
 
 PUBLISHED = {
@@ -79,7 +79,7 @@ def read(config: Config, root: Path) -> Archive:
             fit=config.prepare.fit,
             max_pixels=config.prepare.max_pixels,
         ),
-        digest=container.digest(),
+        digest=container.digest(image_names(records)),
         modality="nir",
         unit="raw",
         dtype="uint8",

@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 
 from sfkt_cli.config import Config, SunRgbdConfig
 from sfkt_cli.data.container import Container, open_container
-from sfkt_cli.data.loading import FileLoader, plane_of_millimetres, safe_id
-from sfkt_cli.data.records import Archive, Record, check_unique
+from sfkt_cli.data.loading import FileLoader, plane_of_millimetres, with_safe_ids
+from sfkt_cli.data.records import Archive, Record, check_unique, image_names
 from sfkt_cli.errors import DataError
 
 PUBLISHED = {"kv1": 2003, "kv2": 3784, "realsense": 1159, "xtion": 3389}
@@ -76,9 +76,9 @@ def read(config: Config, root: Path) -> Archive:
         f"{', '.join(s for s in SENSORS if counts[s])}: {', '.join(common)}",
     )
     groups = _groups(kept, words)
-    records = [
+    records = with_safe_ids(
         Record(
-            id=safe_id(capture),
+            id=capture,
             group=groups[capture],
             label=words[capture],
             rgb=captures[capture]["image"],
@@ -86,7 +86,7 @@ def read(config: Config, root: Path) -> Archive:
             parts=_parts(capture, config.sun_rgbd),
         )
         for capture in kept
-    ]
+    )
     return Archive(
         records=check_unique(records, container.path),
         loader=FileLoader(
@@ -96,7 +96,9 @@ def read(config: Config, root: Path) -> Archive:
             fit=config.prepare.fit,
             max_pixels=config.prepare.max_pixels,
         ),
-        digest=container.digest(),
+        digest=container.digest(
+            [*image_names(records), *(captures[capture]["scene"] for capture in captures)]
+        ),
         modality="depth",
         unit="mm",
         dtype="uint16",

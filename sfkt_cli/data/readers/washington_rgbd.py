@@ -108,7 +108,7 @@ def read(config: Config, root: Path) -> Archive:
     return Archive(
         records=check_unique(records, container.path),
         loader=loader,
-        digest=container.digest(),
+        digest=container.digest(views[view] for views in found.values() for view in needed),
         modality="depth",
         unit="mm",
         dtype="uint16",
