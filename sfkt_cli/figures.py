@@ -203,6 +203,12 @@ def draw_sweep(
             values, 100 * means, 100 * deviations, label=label, color=COLOURS[i % len(COLOURS)],
             linestyle=LINES[i % len(LINES)], marker=POINTS[i % len(POINTS)], capsize=3,
         )  # fmt: skip
+    ticks = sorted({value for points in curves.values() for value, _, _ in points})
+    above = [value for value in ticks if value > 0]
+    if ticks[0] >= 0 and above and above[-1] >= 10 * above[0]:  # 0, 0.03, 0.1, 0.3, 1
+        axes[0][0].set_xscale("symlog", linthresh=above[0])
+        axes[0][0].set_xticks(ticks, [f"{value:g}" for value in ticks], minor=False)
+        axes[0][0].set_xticks([], minor=True)
     axes[0][0].set_xlabel(setting)
     axes[0][0].set_ylabel(measured)
     axes[0][0].legend(frameon=False, fontsize=8)
