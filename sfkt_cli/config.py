@@ -536,6 +536,14 @@ def nest(dotted: str, value: Any) -> dict[str, Any]:
     return nested
 
 
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by section, of which some may be named with a dot: ``bridge.epochs: 3``."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found = merge(found, nest(str(name), value))
+    return found
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Merge nested settings; values of ``over`` win, lists are replaced."""
     merged = dict(base)
@@ -554,7 +562,7 @@ def build(*layers: Mapping[str, Any]) -> Config:
     """
     values: dict[str, Any] = {}
     for layer in layers:
-        values = merge(values, layer)
+        values = merge(values, nested(layer))
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -564,7 +572,7 @@ def build(*layers: Mapping[str, Any]) -> Config:
 def problems_of(values: Mapping[str, Any]) -> list[str]:
     """All that is wrong with nested settings, with the nearest right names."""
     try:
-        Config.model_validate(values)
+        Config.model_validate(nested(values))
     except ValidationError as error:
         return _explained(error)
     return []

@@ -19,6 +19,7 @@ from sfkt_cli.config import (
     merge,
     nest,
     parse_assignments,
+    problems_of,
     read_yaml,
     section_fields,
     to_yaml,
@@ -73,6 +74,14 @@ def test_flag_beats_set_beats_yaml_beats_memory_beats_default(tmp_path: Path) ->
     assert config.seed == 2
     assert config.bridge.alpha_im == 1
     assert config.bridge.alpha_d == Config().bridge.alpha_d
+
+
+def test_a_file_may_name_settings_with_a_dot(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("bridge.epochs: 3\nbridge: {width: 12}\ntgkt.beta_f: 0\n", encoding="utf-8")
+    config = build(read_yaml(file))
+    assert (config.bridge.epochs, config.bridge.width, config.tgkt.beta_f) == (3, 12, 0)
+    assert problems_of(read_yaml(file)) == []
 
 
 def test_the_last_of_two_assignments_wins() -> None:

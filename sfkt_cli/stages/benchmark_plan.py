@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from sfkt_cli.config import Config, Sensor, build, merge, nest, read_yaml
+from sfkt_cli.config import Config, Sensor, build, nested, read_yaml
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.methods import METHODS
 
@@ -211,7 +211,7 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
         extra = {"seed": seed, "evaluate": {"oracle": "oracle" in rows}}
         layers = (plan.settings, dataset.settings, variant.settings)
         try:
-            config = build(PLAIN, *map(nested, layers), overrides, extra)
+            config = build(PLAIN, *layers, overrides, extra)
         except ConfigError as error:
             problems[f"{dataset.name}, {variant.name}: {error}"] = None
             continue
@@ -222,14 +222,6 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
     if problems:
         raise ConfigError("\n".join(problems))
     return cells
-
-
-def nested(settings: Mapping[str, Any]) -> Settings:
-    """Dotted names to nested settings."""
-    found: Settings = {}
-    for name, value in settings.items():
-        found = merge(found, nest(str(name), value))
-    return found
 
 
 def slug(name: str) -> str:
