@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 
 from sfkt_cli.errors import ConfigError
 
@@ -25,6 +33,17 @@ EncodingName = Literal[
     "auto", "window", "relative", "colormap", "normals", "hha", "linear", "percentile"
 ]
 Sensor = Literal["kv1", "kv2", "realsense", "xtion"]
+
+
+def _at_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+UserPath = Annotated[Path, AfterValidator(_at_home)]
+"""``~`` is the home folder, as in a shell."""
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -69,7 +88,7 @@ class PrepareConfig(BaseModel):
     """Where the archive is and how it is read."""
 
     model_config = _STRICT
-    root: Path | None = None
+    root: UserPath | None = None
     """Folder, zip file or .mat file of the archive (flag --root)."""
     workers: int = Field(0, ge=0, le=256)
     """Processes that decode and resize; 0: one a core."""
@@ -135,7 +154,7 @@ class FoldersConfig(BaseModel):
     """One's own data: folders or a manifest (docs/datasets.md draws both)."""
 
     model_config = _STRICT
-    manifest: Path | None = None
+    manifest: UserPath | None = None
     """CSV or JSONL with columns rgb, target, label, role, group; relative to the root."""
     modality: Modality = "depth"
     """What the target sensor measures: selects unit, valid range and default encoding."""
@@ -184,10 +203,10 @@ class SourceConfig(BaseModel):
     weights: Literal["none", "imagenet"] = "none"
     """imagenet: start from published weights (downloaded by torchvision or timm; from an installed
     package for efficientnet_lite0)."""
-    checkpoint: Path | None = None
+    checkpoint: UserPath | None = None
     """A classifier of one's own instead of training: .safetensors, a .pth state dict, .onnx, a
     folder written by sfkt; with `sfkt source --trust` also TorchScript, .pt2 and pickled models."""
-    mixture: tuple[Path, ...] = ()
+    mixture: tuple[UserPath, ...] = ()
     """Several source models instead of one: finished runs, or their source folders, all with the
     classes of the data. Students learn how far to trust each (SOCKET, DECISION)."""
     classes: tuple[str, ...] = ()

@@ -84,6 +84,15 @@ def test_a_file_may_name_settings_with_a_dot(tmp_path: Path) -> None:
     assert problems_of(read_yaml(file)) == []
 
 
+def test_paths_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = build({"source.checkpoint": "~/mine.pth", "prepare.root": "~/data"})
+    assert config.source.checkpoint == tmp_path / "mine.pth"
+    assert config.prepare.root == tmp_path / "data"
+    with pytest.raises(ConfigError, match=r"source\.checkpoint.*~nobody-of-that-name"):
+        build({"source.checkpoint": "~nobody-of-that-name/mine.pth"})
+
+
 def test_the_last_of_two_assignments_wins() -> None:
     assert parse_assignments(["seed=1", "bridge.epochs=2", "seed=3"]) == {
         "seed": 3,

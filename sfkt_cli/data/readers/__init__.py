@@ -33,7 +33,7 @@ DATA_FOLDER = Path("data")
 
 def archive_root(config: Config) -> Path:
     """Where the archive of a configuration lies."""
-    return (config.prepare.root or DATA_FOLDER / config.dataset).expanduser()
+    return config.prepare.root or DATA_FOLDER / config.dataset
 
 
 def read_archive(config: Config) -> Archive:
