@@ -62,7 +62,8 @@ class ClassesConfig(BaseModel):
     tr: tuple[str, ...] = ()
     """Classes to recognise, in this order; empty: the data set's usual ones."""
     ti: tuple[str, ...] = ()
-    """Classes whose pairs are task-irrelevant; empty: the data set's usual ones."""
+    """Classes whose pairs are task-irrelevant; empty: all others if classes.tr is given, else the
+    data set's usual ones."""
 
 
 class SplitConfig(BaseModel):

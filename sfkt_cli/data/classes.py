@@ -19,8 +19,8 @@ NEAR = 0.8
 def choose_classes(chosen: ClassesConfig, archive: Archive) -> tuple[list[str], list[str]]:
     """The TR classes in the order of their labels, and the TI classes.
 
-    Without a choice they are the data set's usual ones. Where only one list is given, the other
-    is the usual one less what was given; a data set without a usual list gives all other classes.
+    Without a choice they are the data set's usual ones. Where only TR classes are given, all
+    others are TI; where only TI classes are, TR are the usual ones, or all, without them.
     Where some target images have no label, ``classes.tr`` may name classes of which none has one.
 
     Raises:

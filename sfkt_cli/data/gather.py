@@ -29,7 +29,7 @@ class Gatherer:
     def __init__(self, images: Images) -> None:
         if not images.flags.c_contiguous:
             raise ValueError("images must lie in memory one after the other")
-        self._images = images
+        self._images = images = np.asarray(images)  # a memory map's own type costs time
         count, height, width = images.shape[:3]
         self._pixels = images.reshape(count * height * width, *images.shape[3:])
         runs = (max(len(self._pixels) - width + 1, 0), width, *images.shape[3:])
