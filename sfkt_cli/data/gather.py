@@ -29,7 +29,7 @@ class Gatherer:
     def __init__(self, images: Images) -> None:
         if not images.flags.c_contiguous:
             raise ValueError("images must lie in memory one after the other")
-        self._images = images = np.asarray(images)  # a memory map's own type costs time
+        self._images = images
         count, height, width = images.shape[:3]
         self._pixels = images.reshape(count * height * width, *images.shape[3:])
         runs = (max(len(self._pixels) - width + 1, 0), width, *images.shape[3:])
@@ -38,7 +38,7 @@ class Gatherer:
 
     def plain(self, rows: NDArray[np.int64]) -> Images:
         """The images of these rows as they are stored."""
-        return np.take(self._images, rows, axis=0)
+        return np.asarray(self._images[rows])
 
     def shifted(
         self,
