@@ -201,13 +201,15 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
     for sweep in plan.sweeps:
         curve = (sweep.setting, sweep.name)
         variants += [(variant, value, curve) for value, variant in sweep.variants()]
+    datasets = _datasets(plan)
     problems: dict[str, None] = {}
+    of_variants = [variant.settings for variant, _, _ in variants]
+    for layer in (plan.settings, *(each.settings for each in datasets), *of_variants, overrides):
+        problems |= dict.fromkeys(_decided(nested(layer)))
     cells = []
-    for seed, dataset, (variant, value, line) in product(plan.seeds, _datasets(plan), variants):
+    for seed, dataset, (variant, value, line) in product(plan.seeds, datasets, variants):
         rows = variant.methods or plan.methods
         problems |= dict.fromkeys(_unknown(variant.name, rows))
-        for layer in (plan.settings, dataset.settings, variant.settings, overrides):
-            problems |= dict.fromkeys(_decided(nested(layer)))
         extra = {"seed": seed, "evaluate": {"oracle": "oracle" in rows}}
         layers = (plan.settings, dataset.settings, variant.settings)
         try:
