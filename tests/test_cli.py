@@ -162,13 +162,19 @@ def test_bridge_runs_source_first_and_says_so(capsys: pytest.CaptureFixture[str]
     assert used["bridge"]["width"] == 4  # from the settings that prepare was given
 
 
-def test_a_model_of_ones_own_needs_no_source_data(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def prepared_without_source() -> Path:
+    """A prepared run whose source.h5 is gone; the model that was trained on it lies elsewhere."""
     assert sfkt("prepare", "synthetic", "--config", tiny()) == 0
     assert sfkt("source") == 0
     own = Path("runs/synthetic/source").rename("own")
     Path("runs/synthetic/prepare/source.h5").unlink()
+    return own
+
+
+def test_a_model_of_ones_own_needs_no_source_data(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = prepared_without_source()
     capsys.readouterr()
     assert sfkt("source") == 1
     assert "source.checkpoint" in capsys.readouterr().err
@@ -181,10 +187,7 @@ def test_a_model_of_ones_own_needs_no_source_data(
 def test_several_models_of_ones_own_need_no_source_data(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert sfkt("prepare", "synthetic", "--config", tiny()) == 0
-    assert sfkt("source") == 0
-    own = Path("runs/synthetic/source").rename("own")
-    Path("runs/synthetic/prepare/source.h5").unlink()
+    own = prepared_without_source()
     mixture = f"source.mixture=[{own}, {own}]"
     capsys.readouterr()
     assert sfkt("bridge", "--dry-run", "--set", mixture) == 0
