@@ -1,8 +1,9 @@
-"""Shifted and mirrored rows of an array, at close to the rate of copying them.
+"""Shifted and mirrored rows of an array, at a rate near that of copying them.
 
-A line of a shifted image is a run of the pixels of the stored one, so it is copied whole, straight
-from the store; only what a shift brings in from outside is filled in afterwards, by repeating the
-edge. Mirrored images are turned round by torch, which has vector instructions for it.
+An image that is shifted right and down is a run of the pixels of the array that begins elsewhere:
+it is copied whole, straight from the store. What such a run takes from the neighbouring line or
+image is then overwritten by repeating the edge. Mirrored images are turned round by torch, which
+has vector instructions for it.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ class Gatherer:
             raise ValueError("images must lie in memory one after the other")
         self._images = images
         count, height, width = images.shape[:3]
-        self._pixels = images.reshape(count * height * width, *images.shape[3:])
-        runs = (max(len(self._pixels) - width + 1, 0), width, *images.shape[3:])
-        strides = (self._pixels.strides[0], *self._pixels.strides)
-        self._runs = as_strided(self._pixels, runs, strides, writeable=False)
+        self._pixels = height * width
+        flat = images.reshape(count * self._pixels, *images.shape[3:])
+        runs = (max(len(flat) - self._pixels + 1, 0), self._pixels, *flat.shape[1:])
+        self._runs = as_strided(flat, runs, (flat.strides[0], *flat.strides), writeable=False)
 
     def plain(self, rows: NDArray[np.int64]) -> Images:
         """The images of these rows as they are stored."""
@@ -55,18 +56,17 @@ class Gatherer:
             mirrored: (B,), left to right.
         """
         height, width = self._images.shape[1:3]
-        down = np.clip(np.arange(height) + offsets[:, :1], 0, height - 1)
-        lines = rows[:, None] * height + down
-        starts = lines * width + offsets[:, 1:]
+        starts = rows * self._pixels + offsets[:, 0] * width + offsets[:, 1]
         within = np.clip(starts, 0, len(self._runs) - 1)
-        taken: Images = self._runs[within]
-        for right in np.unique(offsets[:, 1]).tolist():
-            if right:
-                _repeat_edge(taken, np.flatnonzero(offsets[:, 1] == right), right)
-        # The first and the last line of the array, where a run would begin or end outside.
-        batch, line = np.nonzero(starts != within)
-        columns = np.clip(np.arange(width) + offsets[batch, 1:], 0, width - 1)
-        taken[batch, line] = self._pixels[lines[batch, line, None] * width + columns]
+        taken: Images = self._runs[within].reshape(-1, *self._images.shape[1:])
+        # The first and the last image of the array, where a run would begin or end outside.
+        ends = np.flatnonzero(starts != within)
+        down, right = offsets[ends, :1, None], offsets[ends, None, 1:]
+        lines = np.clip(np.arange(height)[:, None] + down, 0, height - 1)
+        columns = np.clip(np.arange(width) + right, 0, width - 1)
+        taken[ends] = self._images[rows[ends, None, None], lines, columns]
+        _repeat_columns(taken, offsets[:, 1])
+        _repeat_lines(taken, offsets[:, 0])
         _mirror(taken, np.flatnonzero(mirrored))
         return taken
 
@@ -87,23 +87,31 @@ def geometry(
     return offsets, (noise[:, 2] < 0.5) & flip
 
 
-def _repeat_edge(images: Images, which: NDArray[np.int64], right: int) -> None:
+def _repeat_columns(images: Images, right: NDArray[np.int64]) -> None:
     width = images.shape[2]
-    if right > 0:
-        images[which, :, width - right :] = images[which, :, width - right - 1 : width - right]
-    else:
-        images[which, :, :-right] = images[which, :, -right : 1 - right]
+    if images.ndim == 4:  # a pixel is moved as one
+        images = images.view(f"V{images.shape[3] * images.itemsize}")[..., 0]
+    for offset in np.unique(right).tolist():
+        which = np.flatnonzero(right == offset)
+        if offset > 0:
+            images[which, :, width - offset :] = images[which, :, width - offset - 1, None]
+        elif offset < 0:
+            images[which, :, :-offset] = images[which, :, -offset, None]
+
+
+def _repeat_lines(images: Images, down: NDArray[np.int64]) -> None:
+    line = np.arange(images.shape[1])
+    first, last = np.maximum(-down, 0), line[-1] - np.maximum(down, 0)
+    kept = np.clip(line, first[:, None], last[:, None])
+    batch, lines = np.nonzero(kept != line)
+    images[batch, lines] = images[batch, kept[batch, lines]]
 
 
 def _mirror(images: Images, which: NDArray[np.int64]) -> None:
-    if not len(which):
-        return
-    moved = torch.from_numpy(images.view(_OF_SIZE[images.itemsize]))
-    places = torch.from_numpy(which)
-    part = moved.index_select(0, places)
+    part = torch.from_numpy(images[which].view(_OF_SIZE[images.itemsize]))
     # torch mirrors fast along the last axis, or along W before channels of bytes.
     turned = part.flip(2) if part.ndim == 3 else _flip_pixels(part)
-    moved.index_copy_(0, places, turned)
+    images[which] = turned.numpy().view(images.dtype)
 
 
 def _flip_pixels(images: torch.Tensor) -> torch.Tensor:

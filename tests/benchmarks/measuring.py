@@ -41,17 +41,23 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def alternate(
-    first: Callable[[], object], second: Callable[[], object], rounds: int
+    first: Callable[[], object],
+    second: Callable[[], object],
+    rounds: int,
+    before: Callable[[], object] | None = None,
 ) -> tuple[list[float], list[float]]:
     """Wall seconds of both, called in turn; one call of each before is not counted.
 
-    The order within a round changes from round to round.
+    The order within a round changes from round to round. ``before`` is called, and not timed,
+    ahead of each.
     """
     first()
     second()
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds):
         for which in (0, 1) if number % 2 else (1, 0):
+            if before:
+                before()
             times[which].append(seconds((first, second)[which]))
     return times
 
