@@ -21,7 +21,7 @@ from sfkt_cli import __version__
 from sfkt_cli.config_commands import config_app
 from sfkt_cli.console import event, output, speak_json
 from sfkt_cli.errors import STOPPED, Interrupted, SfktError
-from sfkt_cli.options import STAGE, Options, Verbosity, shared_options
+from sfkt_cli.options import SETTINGS, STAGE, Options, Verbosity, shared_options
 from sfkt_cli.world import found_world, is_main
 
 app = typer.Typer(
@@ -273,7 +273,7 @@ def export(
 
 
 @app.command(epilog="Example: sfkt predict scans/*.png --output predictions.csv")
-@shared_options(*STAGE)
+@shared_options(*SETTINGS, "dry_run")
 def predict(
     options: Options,
     images: Annotated[

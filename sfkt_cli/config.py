@@ -404,7 +404,11 @@ def _batch_size(value: Any, validate: Callable[[Any], Any]) -> Any:
 
 
 class RuntimeConfig(BaseModel):
-    """The machine: nothing here changes what is computed, but for rounding."""
+    """The machine; of this, ``batch_size`` and the number of processes change what is computed.
+
+    Each process has batch statistics of its own, unless ``sync_batchnorm`` is set. What the rest
+    changes is rounding.
+    """
 
     model_config = _STRICT
     gpus: int | None = Field(None, ge=0)
@@ -449,7 +453,8 @@ class Config(BaseModel):
 
     model_config = _STRICT
     seed: int = Field(0, ge=0, le=2**31 - 1)
-    """Fixes data order, augmentation and initialisation."""
+    """Fixes the division of the data, their order, augmentation and initialisation; of synthetic
+    data, the scenes too."""
     dataset: DatasetName = "synthetic"
     """Set by `sfkt prepare NAME`."""
     image_size: int = Field(48, ge=16, le=1024)

@@ -88,9 +88,9 @@ SHARED = {
 }
 """Parameter of the command line by name."""
 EVERYWHERE = ("as_json", "quiet", "verbose")
-SETTINGS = ("run", "config", "assignments", "gpus", "seed", "force")
+SETTINGS = ("run", "config", "assignments", "gpus", "seed")
 """Of commands that work with the settings of a run."""
-STAGE = (*SETTINGS, "dry_run")
+STAGE = (*SETTINGS, "force", "dry_run")
 SWITCHES = ("force", "dry_run", "as_json", "quiet", "verbose")
 
 

@@ -60,15 +60,16 @@ class Stream:
 
     def rows(self, epoch: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Row numbers (b,) of this process's share of a batch, and their random numbers (b, 3)."""
-        places = np.arange(step * self._batch_size, (step + 1) * self._batch_size)[self._share]
-        rows = np.empty(len(places), np.int64)
-        noise = np.empty((len(places), 3), np.float32)
-        for number in np.unique(places // self.count):
-            self._shuffle(epoch, int(number))
-            here = places // self.count == number
-            rows[here] = self._order[places[here] % self.count]
-            noise[here] = self._noise[rows[here]]
-        return self._rows[rows], noise
+        first, end = step * self._batch_size, (step + 1) * self._batch_size
+        rows, noise = [], []
+        while first < end:
+            number, place = divmod(first, self.count)
+            self._shuffle(epoch, number)
+            part = self._order[place : place + end - first]
+            rows.append(part)
+            noise.append(self._noise[part])
+            first += len(part)
+        return self._rows[np.concatenate(rows)[self._share]], np.concatenate(noise)[self._share]
 
     def batch(self, epoch: int, step: int) -> tuple[dict[str, Images], NDArray[np.int64]]:
         """Augmented images by name, and the row number of each sample."""

@@ -1,7 +1,8 @@
 """Image files to arrays, with the checks that keep wrong data from passing as right.
 
 Pillow clips 16-bit depth at 255 when it converts to RGB, and reads 16-bit RGB files as 8 bit
-without a word; so modes and bit depths are looked at before anything is converted.
+without a word; so modes and bit depths are looked at before anything is converted. Images are
+turned as their EXIF orientation says, as viewers do; of target TIFF files it is not read.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sfkt_cli.errors import DataError
 
@@ -96,6 +97,7 @@ def _load(image: Image.Image, name: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()
+            ImageOps.exif_transpose(image, in_place=True)
     except Exception as error:  # as above
         raise DataError(f"{name} is damaged or cut off: {_short(error)}") from None
 

@@ -34,6 +34,8 @@ from sfkt_cli.stages.benchmark_plan import BenchmarkPlan, Cell, cells_of
 
 Free = SimpleQueue[str]
 LEVELS = ("prepare", "source", "bridge", "transfer", "evaluate")
+_READ_OUTSIDE = ("prepare", "source")
+"""Stages that read what may change while the settings stay: an archive, a model brought along."""
 _KILLED = (
     "this or another process of the benchmark was killed, perhaps for want of memory: fewer "
     "--processes need less"
@@ -132,13 +134,18 @@ def run_cells(cells: Iterable[Cell], output: Path, processes: int, progress: Pro
     for level in LEVELS:
         waiting = []
         for task in tasks.values():
-            if task.level != level or done(task):
+            if task.level != level:
                 continue
             broken = [key for key in task.needs if key in progress.failed]
             if broken:
                 progress.failed[task.key] = f"{task.cell}: {task.stage} needs {broken[0]}"
-            else:
+            elif not done(task):
                 waiting.append(task)
+            elif level in _READ_OUTSIDE and (changed := run_task(task, console.quiet)) is not None:
+                progress.failed[task.key] = (
+                    f"{task.cell}: {task.stage}: {changed}\nfor a benchmark: another --output"
+                )
+                warn(progress.failed[task.key])
         for number, (task, problem) in enumerate(_run(waiting, processes), 1):
             progress.ran.append(task.key)
             say(f"benchmark: {level} {number}/{len(waiting)}  {task.cell}  {task.stage}")

@@ -110,10 +110,11 @@ def write_report(
         plan: What was compared.
         cells: Its cells, finished or not.
         output: Folder of the benchmark.
-        failed: Message of each stage that failed.
+        failed: Message of each stage that failed, by key.
         command: As typed.
     """
-    found = collect(cells, output)
+    sound = [cell for cell in cells if str(cell.folder) not in failed]
+    found = collect(sound, output)
     results = results_of(plan, cells, found)
     pictures = draw_sweeps(plan, cells, results, output)
     write_json(

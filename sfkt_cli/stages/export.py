@@ -56,7 +56,8 @@ def export(
 ) -> None:
     """Write student and bridged source model, each checked against PyTorch on real samples.
 
-    Does nothing where the folder holds them already, made of the same models in the same way.
+    Does nothing where the folder holds them already, made of the same models in the same way, but
+    for ``run.force``.
 
     Args:
         config: ``transfer.method`` is taken where a run has several students.
@@ -87,7 +88,7 @@ def export(
         "inputs": {name: each.digest for name, each in saved.items()} | _told_by_card(run),
         "versions": versions(),
     }
-    if _is_done(target, made_of):
+    if _is_done(target, made_of) and not run.force:
         say(f"export: already done in {target}")
         return
     target.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,30 @@ def test_all_kinds_of_target_files_are_read(
 def test_wrong_rgb_files_are_told_by_name(content: bytes, name: str, told: str) -> None:
     with pytest.raises(DataError, match=rf"x\.\w+.*{told}"):
         decode_rgb(content, name)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [
+        (1, lambda upright: upright),
+        (2, lambda upright: upright[:, ::-1]),
+        (3, lambda upright: upright[::-1, ::-1]),
+        (6, lambda upright: np.rot90(upright)),
+        (8, lambda upright: np.rot90(upright, -1)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_images_are_turned_as_exif_says(
+    orientation: int, turn: Callable[[NDArray[Any]], NDArray[Any]], kind: str
+) -> None:
+    upright = np.random.default_rng(1).integers(0, 256, (6, 9, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    stored = Image.fromarray(np.ascontiguousarray(turn(upright)))
+    stored.save(file, kind, exif=exif, lossless=True)
+    for decode in (decode_rgb, decode_target):
+        np.testing.assert_array_equal(np.asarray(decode(file.getvalue(), "x")), upright)
 
 
 def test_huge_images_are_refused_before_they_are_decoded() -> None:

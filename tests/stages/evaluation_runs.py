@@ -109,9 +109,9 @@ def save_classifier(run: Run, stage: str, seed: int, encoding: Encoding | None) 
     )  # fmt: skip
 
 
-def save_weights(path: Path, *, classes: int) -> None:
+def save_weights(path: Path, *, classes: int, seed: int = 0) -> None:
     """The state dict of an untrained classifier, as somebody who trained it elsewhere brings it."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = Classifier(**ARCHITECTURE | {"classes": classes, "bottleneck": 0})
     weights = {
         name.removeprefix("backbone."): value

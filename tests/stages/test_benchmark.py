@@ -21,6 +21,8 @@ from sfkt_cli.report import Row
 from sfkt_cli.stages.benchmark import Progress, benchmark, gpus_of, run_cells
 from sfkt_cli.stages.benchmark_plan import DEMO, BenchmarkPlan, VariantPlan, cells_of, read_plan
 from sfkt_cli.stages.benchmark_report import Said, paired, results_of
+from tests.data.make_archives import depth, folders, save
+from tests.stages.evaluation_runs import save_weights
 
 TINY: dict[str, Any] = {
     "dataset": "synthetic", "synthetic.pairs": 60, "image_size": 16,
@@ -134,6 +136,40 @@ def test_a_bug_in_one_stage_leaves_the_others(
         benchmark(plan, output, processes=0)
     found = json.loads((output / "benchmark.json").read_text(encoding="utf-8"))
     assert {row["variant"] for row in found["rows"]} == {"default"}
+
+
+@pytest.mark.parametrize("change", ["archive", "model"])
+def test_numbers_of_other_data_or_another_model_are_refused(change: str, tmp_path: Path) -> None:
+    folders(tmp_path / "data", labels=("desk", "lamp"))
+    save_weights(tmp_path / "mine.pth", classes=2)
+    brought = {"checkpoint": str(tmp_path / "mine.pth"), "width": 4}
+    settings = {**TINY, "dataset": "folders", "prepare.root": str(tmp_path / "data"),
+                "source": brought}  # fmt: skip
+    plan = PLAN.model_copy(
+        update={
+            "methods": ("source-only",),
+            "settings": settings,
+            "variants": PLAN.variants[:1],
+            "sweeps": (),
+        }
+    )
+
+    def rows() -> list[Any]:
+        text = (tmp_path / "out" / "benchmark.json").read_text(encoding="utf-8")
+        found: list[Any] = json.loads(text)["rows"]
+        return found
+
+    for _ in range(2):
+        benchmark(plan, tmp_path / "out", processes=0)
+        assert rows()
+    if change == "archive":
+        for view in ("rgb", "target"):
+            save(tmp_path / f"data/tr/desk/{view}/more.png", depth(99))
+    else:
+        save_weights(tmp_path / "mine.pth", classes=2, seed=1)
+    with pytest.raises(RunError, match=r"has changed since(?s:.*)another --output"):
+        benchmark(plan, tmp_path / "out", processes=0)
+    assert rows() == []
 
 
 def test_processes_take_turns_on_the_gpus_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +177,9 @@ def test_depth_in_units_of_the_sensor_is_not_called_millimetres() -> None:
 def test_a_second_export_does_nothing_until_something_changed(
     untrained_run: Run, untrained_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def again(*formats: str) -> str:
-        export(untrained_config, untrained_run, formats=formats, output=tmp_path)
+    def again(*formats: str, force: bool = False) -> str:
+        run = replace(untrained_run, force=force)
+        export(untrained_config, run, formats=formats, output=tmp_path)
         return capsys.readouterr().err
 
     weights = tmp_path / "student/model.safetensors"
@@ -185,6 +187,8 @@ def test_a_second_export_does_nothing_until_something_changed(
     before = weights.stat().st_mtime_ns
     assert "already done" in again("safetensors")
     assert weights.stat().st_mtime_ns == before
+    assert "already done" not in again("safetensors", force=True)
+    assert weights.stat().st_mtime_ns > before
     weights.unlink()
     assert "already done" not in again("safetensors")
     assert weights.is_file()
