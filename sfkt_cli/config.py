@@ -49,6 +49,8 @@ Weight = Annotated[float, Field(ge=0, le=1e6)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 USUAL_BATCH_SIZE = 64
+PRETRAINED_RATES = 0.01, 0.1
+"""Learning rate, and the backbone's share of it, that keep what was learned elsewhere (SHOT)."""
 
 _STRICT = ConfigDict(
     extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -224,16 +226,25 @@ class SourceConfig(BaseModel):
     """bgr: the checkpoint was trained on BGR images, as OpenCV reads them."""
     epochs: int = Field(25, ge=0, le=100_000)
     """Passes over the source images; 0 leaves random weights (a sceptic's check)."""
-    learning_rate: Positive = 0.05
-    """Of bottleneck and head at the start; see backbone_rate."""
-    backbone_rate: Positive = 1.0
-    """Backbone's share of the learning rate; 0.1 suits pretrained weights."""
+    learning_rate: Positive | None = None
+    """Of bottleneck and head at the start; null: 0.01 from published weights, else 0.05."""
+    backbone_rate: Positive | None = None
+    """Backbone's share of the learning rate; null: 0.1 from published weights, else 1."""
     weight_decay: Weight = 1e-3
     """L2 penalty of SGD."""
     label_smoothing: Fraction = 0.1
     """Of the cross-entropy."""
     color_jitter: Fraction = 0.3
     """Random brightness, contrast and saturation of the source images."""
+
+    def rates(self, *, pretrained: bool) -> tuple[float, float]:
+        """Learning rate, and the backbone's share of it, where null leaves them open.
+
+        Args:
+            pretrained: Whether training starts from weights that were trained elsewhere.
+        """
+        usual = PRETRAINED_RATES if pretrained else (0.05, 1.0)
+        return self.learning_rate or usual[0], self.backbone_rate or usual[1]
 
     @property
     def brought(self) -> bool:
@@ -302,21 +313,31 @@ class OptimiserConfig(BaseModel):
     """How a method trains its student; each method has its own published values."""
 
     model_config = _STRICT
-    learning_rate: Positive = 0.01
+    learning_rate: Positive | None = 0.01
     """Of the bottleneck at the start (SHOT, SOCKET: 0.01)."""
-    backbone_rate: Positive = 0.1
+    backbone_rate: Positive | None = 0.1
     """Backbone's share of the learning rate (SHOT, SOCKET: 0.1)."""
     schedule: Literal["cosine", "inverse"] = "inverse"
     """inverse: (1 + 10 p)^-0.75 (SHOT, SOCKET). cosine: warm-up, then down to 0."""
+
+    def rates(self, *, pretrained: bool) -> tuple[float, float]:
+        """Learning rate, and the backbone's share of it, where null leaves them open.
+
+        Args:
+            pretrained: Whether the source model's weights were trained elsewhere.
+        """
+        usual = PRETRAINED_RATES if pretrained else (0.03, 1.0)
+        return self.learning_rate or usual[0], self.backbone_rate or usual[1]
 
 
 class TgktConfig(OptimiserConfig):
     """Weights of the terms of TGKT and the making of its teacher."""
 
-    learning_rate: Positive = 0.03
-    """Of the bottleneck at its highest (ours)."""
-    backbone_rate: Positive = 1.0
-    """Backbone's share of the learning rate (ours)."""
+    learning_rate: Positive | None = None
+    """Of the bottleneck at its highest; null: 0.01 where the source model was brought along or
+    began with published weights (SHOT, SOCKET), else 0.03 (ours)."""
+    backbone_rate: Positive | None = None
+    """Backbone's share of the learning rate; null: 0.1 likewise, else 1."""
     schedule: Literal["cosine", "inverse"] = "cosine"
     """cosine: warm-up, then down to 0 (ours). inverse: (1 + 10 p)^-0.75."""
     beta_kl: Weight = 1.0
@@ -343,10 +364,10 @@ class TgktConfig(OptimiserConfig):
 class DistillConfig(OptimiserConfig):
     """Distillation from the bridge alone."""
 
-    learning_rate: Positive = 0.03
-    """Of the bottleneck at its highest (ours)."""
-    backbone_rate: Positive = 1.0
-    """Backbone's share of the learning rate (ours)."""
+    learning_rate: Positive | None = None
+    """As for tgkt."""
+    backbone_rate: Positive | None = None
+    """As for tgkt."""
     schedule: Literal["cosine", "inverse"] = "cosine"
     """cosine: warm-up, then down to 0 (ours). inverse: (1 + 10 p)^-0.75."""
 

@@ -29,7 +29,7 @@ SETTINGS = {
 """What makes the commands of a page quick."""
 SETTINGS["benchmark"] = " ".join(
     text for name, text in SETTINGS.items() if name != "prepare"
-) + " image_size=32 synthetic.pairs=200"  # fmt: skip
+).replace("evaluate.oracle=false", "image_size=32 synthetic.pairs=200")  # fmt: skip
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -79,7 +79,6 @@ def record(folder: Path) -> None:
         write(folder / f"new_images/{number:04d}.png", rgb=False)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_tutorial_for_engineers_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
@@ -99,7 +98,6 @@ def test_the_tutorial_for_engineers_runs(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(name in done.stdout for name in ("bowl", "cup", "mug"))
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_tutorial_for_researchers_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (plan,) = blocks("tutorial-researcher.md", "yaml")
@@ -110,7 +108,6 @@ def test_the_tutorial_for_researchers_runs(tmp_path: Path, monkeypatch: pytest.M
     assert "shot" in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 def test_the_python_page_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,12 +38,14 @@ class Imported:
         architecture: Keyword arguments of :class:`Classifier` that build it again.
         classes: The data's class names; the checkpoint's where the data has none.
         remarks: What the user should know of how it was taken.
+        pretrained: Whether its weights were trained by another program.
     """
 
     model: Classifier
     architecture: dict[str, Any]
     classes: list[str]
     remarks: tuple[str, ...] = ()
+    pretrained: bool = True
 
 
 def digest_of(config: Config) -> str:
@@ -156,7 +158,8 @@ def _own_model(config: Config, folder: Path, classes: Sequence[str]) -> Imported
     names = _outputs(config, folder, len(saved.classes), classes, saved.classes)
     kept = list(classes) or names
     _reorder(saved.module, [names.index(name) for name in kept])
-    return Imported(saved.module, dict(saved.card["architecture"]), kept)
+    pretrained = bool(saved.card.get("pretrained"))
+    return Imported(saved.module, dict(saved.card["architecture"]), kept, pretrained=pretrained)
 
 
 def _named_as(

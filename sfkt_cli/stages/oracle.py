@@ -68,16 +68,12 @@ def oracle(
         if stage is not None:
             model = classifier_of(load_model(run.path("source"), runtime.device).module)
             model.requires_grad_(True)
+            rates = config.source.rates(pretrained=bool(source.card.get("pretrained")))
             fitted = fit(
                 plan(config, split, stage.folder),
                 OracleObjective(model, encoding, label_smoothing=config.source.label_smoothing),
                 batches(config, split, runtime),
-                classifier_optimizer(
-                    model,
-                    config.source.learning_rate,
-                    config.source.backbone_rate,
-                    config.source.weight_decay,
-                ),
+                classifier_optimizer(model, *rates, config.source.weight_decay),
                 runtime,
                 schedule=cosine,
                 keep=model,

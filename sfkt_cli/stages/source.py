@@ -159,7 +159,8 @@ def source(config: Config, run: Run, *, trust: bool = False) -> None:
         runtime.place(runtime.synchronised(model))
         fitted = _train(config, stage, model, store["source/rgb"], store.labels("source"), runtime)
         if runtime.main:
-            _write(stage, model, architecture, store.classes)
+            pretrained = settings.weights != "none"
+            _write(stage, model, architecture, store.classes, pretrained)
             stage.finish(
                 seconds=fitted.seconds,
                 epochs=settings.epochs,
@@ -192,7 +193,7 @@ def _bring(config: Config, run: Run, trust: bool) -> None:
         for remark in brought.remarks:
             say(f"source: {remark}")
         seen = _look(model, store, runtime, brought.classes)
-        _write(stage, model, brought.architecture, brought.classes)
+        _write(stage, model, brought.architecture, brought.classes, brought.pretrained)
         stage.finish(seconds=0.0, **seen)
 
 
@@ -247,7 +248,8 @@ def _mix(config: Config, run: Run) -> None:
         for member, saved in zip(model.members, found, strict=True):
             member.load_state_dict(saved.module.state_dict())
         check_image_size(model, "mixture", store["target/target"].shape[1])
-        _write(stage, model, architecture, store.classes)
+        pretrained = any(saved.card.get("pretrained") for saved in found)
+        _write(stage, model, architecture, store.classes, pretrained)
         stage.finish(seconds=0.0)
 
 
@@ -264,9 +266,8 @@ def _train(
         rank=runtime.rank,
         world=runtime.world,
     )
-    optimizer = classifier_optimizer(
-        model, settings.learning_rate, settings.backbone_rate, settings.weight_decay
-    )
+    rates = settings.rates(pretrained=settings.weights != "none")
+    optimizer = classifier_optimizer(model, *rates, settings.weight_decay)
 
     def batches_of(size: int) -> Callable[[int, int], Batch]:
         stream = Stream(
@@ -306,8 +307,11 @@ def _train(
     )
 
 
-def _write(stage: Stage, model: nn.Module, architecture: Any, classes: list[str]) -> None:
+def _write(
+    stage: Stage, model: nn.Module, architecture: Any, classes: list[str], pretrained: bool
+) -> None:
     save_model(
         stage.folder, model, kind="classifier", architecture=architecture, classes=classes,
         encoding=None, inputs=stage.inputs, seed=stage.config.seed,
+        pretrained=pretrained,
     )  # fmt: skip

@@ -87,6 +87,7 @@ def transfer(config: Config, run: Run) -> None:
         runtime.place(objective)
         settings = config.transfer
         own: OptimiserConfig = getattr(config, section_of(method))
+        rates = own.rates(pretrained=bool(saved.card.get("pretrained")))
         needs_ti = bool(objective_class.needs_ti)
         streams, batches = settle_streams(
             config, store, stage.folder, runtime, objective, ti_rgb=False, ti=needs_ti
@@ -99,9 +100,7 @@ def transfer(config: Config, run: Run) -> None:
             plan,
             objective,
             batches,
-            classifier_optimizer(
-                student, own.learning_rate, own.backbone_rate, settings.weight_decay
-            ),
+            classifier_optimizer(student, *rates, settings.weight_decay),
             runtime,
             dry=stage.dry,
             schedule=SCHEDULES[own.schedule],

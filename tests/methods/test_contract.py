@@ -105,7 +105,7 @@ def train(method: str, objective: Any, folder: Path, batches: Callable[[int, int
     )  # fmt: skip
     fit(
         plan, objective, batches,
-        classifier_optimizer(objective.student, own.learning_rate, own.backbone_rate, 1e-3),
+        classifier_optimizer(objective.student, *own.rates(pretrained=False), 1e-3),
         RUNTIME, schedule=cosine, keep=objective.student, begin_epoch=objective.begin_epoch,
     )  # fmt: skip
 

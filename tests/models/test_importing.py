@@ -96,6 +96,7 @@ def test_a_model_of_sfkt_needs_no_architecture(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "model.safetensors"):
         brought = import_source(settings(path), CLASSES)
         torch.testing.assert_close(brought.model(images)[1], expected)
+        assert not brought.pretrained
 
 
 def test_the_number_of_classes_must_fit(tmp_path: Path, network: nn.Module) -> None:

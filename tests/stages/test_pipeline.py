@@ -7,6 +7,7 @@ a model that has learnt bright shapes fails on depth, where near is dark.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -227,6 +228,27 @@ def test_other_methods_leave_the_same_files(
         f"{method}/{name}" for name in (*FILES, "epochs.npy")
     }
     assert load_model(run.path("transfer", method)).card["method"] == method
+
+
+def test_a_model_that_was_trained_elsewhere_is_changed_gently(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    def backbone_rate(name: str, *assignments: str, pretrained: bool) -> float:
+        run = prepared.copy(tmp_path / name)
+        config = settings(prepared.archive, *QUICK, *assignments)
+        card = run.path("source", "model.json")
+        told = json.loads(card.read_text(encoding="utf-8"))
+        assert told["pretrained"] is False
+        card.write_text(json.dumps({**told, "pretrained": pretrained}), encoding="utf-8")
+        bridge(config, run)
+        transfer(config, run)
+        lines = run.path("transfer", "tgkt", "metrics.jsonl").read_text(encoding="utf-8")
+        return float(json.loads(lines.splitlines()[0])["learning_rate"])
+
+    from_here = backbone_rate("here", pretrained=False)
+    assert backbone_rate("elsewhere", pretrained=True) == pytest.approx(from_here / 30)
+    gentler = ("tgkt.learning_rate=0.003", "tgkt.backbone_rate=0.5")
+    assert backbone_rate("asked", *gentler, pretrained=True) == pytest.approx(from_here / 20)
 
 
 def test_a_rerun_does_nothing_and_other_settings_are_refused(
