@@ -151,7 +151,8 @@ def draw_curves(
     """
     figure, axes = _figure(2, len(stages), (3.4 * len(stages) + 0.5, 6.0))
     for number, (title, rows) in enumerate(stages.items()):
-        names = [k for k in rows[0] if k not in ("epoch", "seconds", "learning_rate")]
+        known = dict.fromkeys(k for row in rows for k in row)  # some terms begin late
+        names = [k for k in known if k not in ("epoch", "seconds", "learning_rate")]
         epochs = [row["epoch"] for row in rows]
         kinds = (
             [n for n in names if not n.startswith(tuple(scores))],

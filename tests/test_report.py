@@ -4,6 +4,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,6 +133,19 @@ def test_pictures_take_names_with_dollars_and_foreign_letters(tmp_path: Path) ->
             picture.load()
             assert picture.size[0] > 100
     assert {path.suffix for path in tmp_path.iterdir()} == {".png"}
+
+
+def test_a_term_that_begins_late_has_a_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    usual = {"seconds": 1.0, "learning_rate": 0.1, "kl": 0.5}
+    rows = [{"epoch": 1, **usual}, {"epoch": 2, **usual, "im": -1.0}]
+    figures.draw_curves(tmp_path / "k.png", {"tgkt": rows}, ("ti_",), {})
+    (figure,) = drawn
+    labels = [label for axis in figure.axes for label in axis.get_legend_handles_labels()[1]]
+    assert labels == ["kl", "im"]
 
 
 def test_two_axes_are_those_of_largest_variance() -> None:
