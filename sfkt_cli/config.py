@@ -243,8 +243,12 @@ class SourceConfig(BaseModel):
         Args:
             pretrained: Whether training starts from weights that were trained elsewhere.
         """
-        usual = PRETRAINED_RATES if pretrained else (0.05, 1.0)
-        return self.learning_rate or usual[0], self.backbone_rate or usual[1]
+        return _rates(self, PRETRAINED_RATES if pretrained else (0.05, 1.0))
+
+    @property
+    def published(self) -> bool:
+        """Whether training starts from published weights."""
+        return self.weights != "none"
 
     @property
     def brought(self) -> bool:
@@ -326,12 +330,17 @@ class OptimiserConfig(BaseModel):
         Args:
             pretrained: Whether the source model's weights were trained elsewhere.
         """
-        usual = PRETRAINED_RATES if pretrained else (0.03, 1.0)
-        return self.learning_rate or usual[0], self.backbone_rate or usual[1]
+        return _rates(self, PRETRAINED_RATES if pretrained else (0.03, 1.0))
 
 
-class TgktConfig(OptimiserConfig):
-    """Weights of the terms of TGKT and the making of its teacher."""
+def _rates(
+    section: SourceConfig | OptimiserConfig, usual: tuple[float, float]
+) -> tuple[float, float]:
+    return section.learning_rate or usual[0], section.backbone_rate or usual[1]
+
+
+class DistillConfig(OptimiserConfig):
+    """Distillation from the bridge alone."""
 
     learning_rate: Positive | None = None
     """Of the bottleneck at its highest; null: 0.01 where the source model was brought along or
@@ -340,6 +349,11 @@ class TgktConfig(OptimiserConfig):
     """Backbone's share of the learning rate; null: 0.1 likewise, else 1."""
     schedule: Literal["cosine", "inverse"] = "cosine"
     """cosine: warm-up, then down to 0 (ours). inverse: (1 + 10 p)^-0.75."""
+
+
+class TgktConfig(DistillConfig):
+    """Weights of the terms of TGKT and the making of its teacher."""
+
     beta_kl: Weight = 1.0
     """Weight of L_KL (paper: 1)."""
     beta_f: Weight = 3.0
@@ -359,17 +373,6 @@ class TgktConfig(OptimiserConfig):
     balance: Annotated[float, Field(ge=0, le=1)] = 0.0
     """0: the teacher's class frequencies are as predicted; 1: all classes alike (ours). Above 0
     only where the classes are known to be about equally frequent."""
-
-
-class DistillConfig(OptimiserConfig):
-    """Distillation from the bridge alone."""
-
-    learning_rate: Positive | None = None
-    """As for tgkt."""
-    backbone_rate: Positive | None = None
-    """As for tgkt."""
-    schedule: Literal["cosine", "inverse"] = "cosine"
-    """cosine: warm-up, then down to 0 (ours). inverse: (1 + 10 p)^-0.75."""
 
 
 class ShotConfig(OptimiserConfig):

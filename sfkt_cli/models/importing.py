@@ -38,7 +38,7 @@ class Imported:
         architecture: Keyword arguments of :class:`Classifier` that build it again.
         classes: The data's class names; the checkpoint's where the data has none.
         remarks: What the user should know of how it was taken.
-        pretrained: Whether its weights were trained by another program.
+        pretrained: Whether its weights were trained elsewhere, wholly or at first.
     """
 
     model: Classifier
@@ -158,8 +158,8 @@ def _own_model(config: Config, folder: Path, classes: Sequence[str]) -> Imported
     names = _outputs(config, folder, len(saved.classes), classes, saved.classes)
     kept = list(classes) or names
     _reorder(saved.module, [names.index(name) for name in kept])
-    pretrained = bool(saved.card.get("pretrained"))
-    return Imported(saved.module, dict(saved.card["architecture"]), kept, pretrained=pretrained)
+    architecture = dict(saved.card["architecture"])
+    return Imported(saved.module, architecture, kept, pretrained=saved.pretrained)
 
 
 def _named_as(

@@ -52,6 +52,11 @@ class Saved:
         """SHA-256 of the weights."""
         return str(self.card["sha256"])
 
+    @property
+    def pretrained(self) -> bool:
+        """Whether the weights of a source model were trained elsewhere, wholly or at first."""
+        return bool(self.card.get("pretrained"))
+
 
 def save_model(
     folder: Path,

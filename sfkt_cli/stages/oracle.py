@@ -68,7 +68,7 @@ def oracle(
         if stage is not None:
             model = classifier_of(load_model(run.path("source"), runtime.device).module)
             model.requires_grad_(True)
-            rates = config.source.rates(pretrained=bool(source.card.get("pretrained")))
+            rates = config.source.rates(pretrained=source.pretrained)
             fitted = fit(
                 plan(config, split, stage.folder),
                 OracleObjective(model, encoding, label_smoothing=config.source.label_smoothing),

@@ -153,14 +153,13 @@ def source(config: Config, run: Run, *, trust: bool = False) -> None:
             "channel_order": settings.channel_order,
         }
         seed_all(config.seed, "source")
-        model = Classifier(**architecture, pretrained=settings.weights == "imagenet")
+        model = Classifier(**architecture, pretrained=settings.published)
         check_image_size(model, settings.backbone, store["source/rgb"].shape[1])
         model.train()
         runtime.place(runtime.synchronised(model))
         fitted = _train(config, stage, model, store["source/rgb"], store.labels("source"), runtime)
         if runtime.main:
-            pretrained = settings.weights != "none"
-            _write(stage, model, architecture, store.classes, pretrained)
+            _write(stage, model, architecture, store.classes, settings.published)
             stage.finish(
                 seconds=fitted.seconds,
                 epochs=settings.epochs,
@@ -248,7 +247,7 @@ def _mix(config: Config, run: Run) -> None:
         for member, saved in zip(model.members, found, strict=True):
             member.load_state_dict(saved.module.state_dict())
         check_image_size(model, "mixture", store["target/target"].shape[1])
-        pretrained = any(saved.card.get("pretrained") for saved in found)
+        pretrained = any(saved.pretrained for saved in found)
         _write(stage, model, architecture, store.classes, pretrained)
         stage.finish(seconds=0.0)
 
@@ -266,7 +265,7 @@ def _train(
         rank=runtime.rank,
         world=runtime.world,
     )
-    rates = settings.rates(pretrained=settings.weights != "none")
+    rates = settings.rates(pretrained=settings.published)
     optimizer = classifier_optimizer(model, *rates, settings.weight_decay)
 
     def batches_of(size: int) -> Callable[[int, int], Batch]:

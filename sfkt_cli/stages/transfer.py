@@ -87,7 +87,7 @@ def transfer(config: Config, run: Run) -> None:
         runtime.place(objective)
         settings = config.transfer
         own: OptimiserConfig = getattr(config, section_of(method))
-        rates = own.rates(pretrained=bool(saved.card.get("pretrained")))
+        rates = own.rates(pretrained=saved.pretrained)
         needs_ti = bool(objective_class.needs_ti)
         streams, batches = settle_streams(
             config, store, stage.folder, runtime, objective, ti_rgb=False, ti=needs_ti
