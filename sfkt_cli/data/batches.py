@@ -1,5 +1,8 @@
 """From store rows to augmented batches: seeded order, paired geometry, no Python per sample.
 
+A CPU shifts and mirrors while it copies rows; for a GPU rows are copied as they are stored, and it
+shifts and mirrors the batch itself. The pictures are the same byte for byte.
+
 Order and augmentation depend on (seed, stream, epoch, pass, sample) alone: not on the number of
 processes, and a resumed run draws what an uninterrupted one would have drawn.
 """
@@ -12,8 +15,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from sfkt_cli.data.gather import Gatherer, geometry
+from sfkt_cli.data.gather import Gatherer, geometry, shift_and_mirror
+from sfkt_cli.training.runtime import Runtime
 
 Images = NDArray[Any]
 
@@ -29,8 +34,7 @@ class Stream:
         batch_size: Rows in a batch, over all processes.
         shift: Largest shift as a share of the image side; edges are repeated.
         flip: Mirror half of the samples.
-        rank: This process.
-        world: Number of processes; each takes every ``world``-th row of a batch.
+        runtime: Device and processes; each process takes every ``world``-th row of a batch.
         rows: The rows that are drawn from; None: all.
     """
 
@@ -43,8 +47,7 @@ class Stream:
         batch_size: int,
         shift: float,
         flip: bool,
-        rank: int = 0,
-        world: int = 1,
+        runtime: Runtime,
         rows: NDArray[np.int64] | None = None,
     ) -> None:
         self._rows = np.arange(len(next(iter(arrays.values())))) if rows is None else rows
@@ -55,7 +58,8 @@ class Stream:
         self._batch_size = batch_size
         self._shift = shift
         self._flip = flip
-        self._share = slice(rank, None, world)
+        self._runtime = runtime
+        self._share = slice(runtime.rank, None, runtime.world)
         self._pass: tuple[int, int] | None = None
 
     def rows(self, epoch: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -71,16 +75,24 @@ class Stream:
             first += len(part)
         return self._rows[np.concatenate(rows)[self._share]], np.concatenate(noise)[self._share]
 
-    def batch(self, epoch: int, step: int) -> tuple[dict[str, Images], NDArray[np.int64]]:
-        """Augmented images by name, and the row number of each sample."""
+    def batch(self, epoch: int, step: int) -> tuple[dict[str, Tensor], NDArray[np.int64]]:
+        """Augmented images by name, as stored but on the device, and the row of each sample."""
         rows, noise = self.rows(epoch, step)
+        place = self._runtime.tensor
         if not self._flip and not self._shift:
-            return {name: gather.plain(rows) for name, gather in self._gatherers.items()}, rows
+            return {name: place(each.plain(rows)) for name, each in self._gatherers.items()}, rows
         offsets, mirrored = geometry(noise, self._shape, shift=self._shift, flip=self._flip)
-        images = {
-            name: gather.shifted(rows, offsets, mirrored)
-            for name, gather in self._gatherers.items()
-        }
+        if self._runtime.device.type == "cpu":
+            images = {
+                name: place(each.shifted(rows, offsets, mirrored))
+                for name, each in self._gatherers.items()
+            }
+        else:
+            moved = place(offsets), place(mirrored)
+            images = {
+                name: shift_and_mirror(place(each.plain(rows)), *moved)
+                for name, each in self._gatherers.items()
+            }
         return images, rows
 
     def _shuffle(self, epoch: int, number: int) -> None:

@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
+from torch import Tensor
 
 Images = NDArray[Any]
 _OF_SIZE = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
 """Types that torch can mirror, by bytes of an element; values are only moved."""
+_TORCH_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""The same as torch names them."""
 
 
 class Gatherer:
@@ -87,6 +90,26 @@ def geometry(
     return offsets, (noise[:, 2] < 0.5) & flip
 
 
+def shift_and_mirror(images: Tensor, offsets: Tensor, mirrored: Tensor) -> Tensor:
+    """What :meth:`Gatherer.shifted` makes, of a batch that a GPU already holds.
+
+    One look-up a pixel: next to nothing on a GPU, three to five times as long on a CPU.
+
+    Args:
+        images: (B, H, W) or (B, H, W, C) as stored.
+        offsets: (B, 2) pixels down and right; what lies outside repeats the edge.
+        mirrored: (B,) bool, left to right.
+    """
+    batch, height, width = images.shape[:3]
+    lines = torch.arange(height, device=images.device) + offsets[:, :1]
+    columns = torch.arange(width, device=images.device).expand(batch, -1)
+    columns = torch.where(mirrored[:, None], width - 1 - columns, columns) + offsets[:, 1:]
+    lines, columns = lines.clamp(0, height - 1), columns.clamp(0, width - 1)
+    which = torch.arange(batch, device=images.device)[:, None, None]
+    moved = images.view(_TORCH_OF_SIZE[images.itemsize])
+    return moved[which, lines[:, :, None], columns[:, None, :]].view(images.dtype)
+
+
 def _repeat_columns(images: Images, right: NDArray[np.int64]) -> None:
     width = images.shape[2]
     if images.ndim == 4:  # a pixel is moved as one
@@ -114,5 +137,5 @@ def _mirror(images: Images, which: NDArray[np.int64]) -> None:
     images[which] = turned.numpy().view(images.dtype)
 
 
-def _flip_pixels(images: torch.Tensor) -> torch.Tensor:
+def _flip_pixels(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)

@@ -114,13 +114,13 @@ def batches(config: Config, split: Split, runtime: Runtime) -> Any:
         {"target": split.target if everything else split.target[split.rows]},
         name="oracle", seed=config.seed,
         batch_size=min(fixed_batch_size(config.runtime), len(split.rows)),
-        shift=config.training.shift, flip=config.training.flip,
+        shift=config.training.shift, flip=config.training.flip, runtime=runtime,
     )  # fmt: skip
 
     def batch(epoch: int, step: int) -> Batch:
         images, rows = stream.batch(epoch, step)
         return {
-            "target": runtime.tensor(images["target"]),
+            "target": images["target"],
             "labels": runtime.tensor(split.labels[rows]),
             "rows": torch.from_numpy(rows),
         }

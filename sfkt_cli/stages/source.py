@@ -30,7 +30,7 @@ from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.loop import Batch, Plan, cosine
 from sfkt_cli.training.optimizers import classifier_optimizer
 from sfkt_cli.training.predicting import predict_rows, rgb_loader
-from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
+from sfkt_cli.training.runtime import Runtime, free_memory, make_runtime, seed_all
 from sfkt_cli.training.trial import train
 
 LOOKED_AT = 512
@@ -157,6 +157,7 @@ def source(config: Config, run: Run, *, trust: bool = False) -> None:
         check_image_size(model, settings.backbone, store["source/rgb"].shape[1])
         model.train()
         runtime.place(runtime.synchronised(model))
+        store.read_ahead(["source/rgb"], free_memory() // 2)
         fitted = _train(config, stage, model, store["source/rgb"], store.labels("source"), runtime)
         if runtime.main:
             _write(stage, model, architecture, store.classes, settings.published)
@@ -271,13 +272,13 @@ def _train(
     def batches_of(size: int) -> Callable[[int, int], Batch]:
         stream = Stream(
             {"rgb": rgb}, name="source", seed=config.seed, batch_size=size, shift=training.shift,
-            flip=training.flip, rank=runtime.rank, world=runtime.world,
+            flip=training.flip, runtime=runtime,
         )  # fmt: skip
 
         def batches(epoch: int, step: int) -> Batch:
             images, rows = stream.batch(epoch, step)
             return {
-                "rgb": runtime.tensor(images["rgb"]),
+                "rgb": images["rgb"],
                 "labels": runtime.tensor(labels[rows]),
                 "rows": torch.from_numpy(rows),
             }

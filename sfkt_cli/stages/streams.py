@@ -18,7 +18,7 @@ from sfkt_cli.errors import DataError
 from sfkt_cli.stages.selection import selector
 from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.loop import Batch, Plan
-from sfkt_cli.training.runtime import Runtime
+from sfkt_cli.training.runtime import Runtime, free_memory
 
 HELD_OUT = 2000
 MIN_HELD_OUT = 50
@@ -70,8 +70,7 @@ def open_streams(
             batch_size=batch_size,
             shift=config.training.shift,
             flip=config.training.flip,
-            rank=runtime.rank,
-            world=runtime.world,
+            runtime=runtime,
         )
 
     ti_columns = {"target": "ti/target"} | ({"rgb": "ti/rgb"} if ti_rgb else {})
@@ -119,6 +118,8 @@ def settle_streams(
     asked = config.runtime.batch_size
     size = settle_batch_size(asked, count, folder, runtime, objective, batch_of)
     streams = opened(size)
+    columns = ["ti/rgb"] * (ti and ti_rgb) + ["ti/target"] * ti + ["target/target"] * tr
+    store.read_ahead(columns, free_memory() // 2)
     return streams, transfer_batches(streams, runtime, tr=tr, ti=ti)
 
 
@@ -202,7 +203,7 @@ def transfer_batches(
         batch: Batch = {}
         if ti and streams.ti is not None:
             pairs, ti_rows = streams.ti.batch(epoch, step)
-            batch |= {f"ti_{name}": runtime.tensor(images) for name, images in pairs.items()}
+            batch |= {f"ti_{name}": images for name, images in pairs.items()}
             batch["ti_rows"] = runtime.tensor(ti_rows)
             batch["rows"] = torch.from_numpy(ti_rows)
             if streams.shuffle_pairs:  # rows stand for the partners' features
@@ -210,7 +211,7 @@ def transfer_batches(
                     batch[name] = batch[name].roll(1, dims=0)
         if tr:
             targets, tr_rows = streams.tr.batch(epoch, step)
-            batch["tr_target"] = runtime.tensor(targets["target"])
+            batch["tr_target"] = targets["target"]
             batch["tr_rows"] = runtime.tensor(tr_rows)
             batch["rows"] = torch.from_numpy(tr_rows)
         return batch

@@ -6,14 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sfkt_cli.data.batches import Stream
-from sfkt_cli.data.gather import Gatherer, geometry
+from sfkt_cli.data.gather import Gatherer, geometry, shift_and_mirror
+from sfkt_cli.training.runtime import Runtime
 
 Images = NDArray[Any]
+
+
+def on_cpu(rank: int = 0, world: int = 1) -> Runtime:
+    return Runtime(torch.device("cpu"), torch.float32, rank, world)
 
 
 def pictures(count: int, height: int = 6, width: int = 5) -> dict[str, Images]:
@@ -30,6 +36,7 @@ def stream(count: int, **options: Any) -> Stream:
         "batch_size": 4,
         "shift": 0.4,
         "flip": True,
+        "runtime": on_cpu(),
     }
     return Stream(pictures(count), **usual | options)
 
@@ -84,7 +91,7 @@ def test_the_shares_of_all_processes_are_the_batch_of_one(
     whole, rows = stream(count, batch_size=batch_size).batch(1, step)
     taken = np.zeros(batch_size, bool)
     for rank in range(world):
-        part = stream(count, batch_size=batch_size, rank=rank, world=world)
+        part = stream(count, batch_size=batch_size, runtime=on_cpu(rank, world))
         images, own = part.batch(1, step)
         places = np.arange(batch_size)[rank::world]
         assert own.tolist() == rows[places].tolist()
@@ -98,18 +105,18 @@ def test_both_views_of_a_pair_get_one_geometry() -> None:
     stream_ = stream(40, batch_size=40)
     for step in range(3):
         images, _ = stream_.batch(0, step)
-        target = images["target"].astype(int)
-        np.testing.assert_array_equal(images["rgb"][..., 0], target // 256)
-        np.testing.assert_array_equal(images["rgb"][..., 1], target % 256)
-        np.testing.assert_array_equal(images["rgb"][..., 2], target % 7)
+        target, rgb = images["target"].numpy().astype(int), images["rgb"].numpy()
+        np.testing.assert_array_equal(rgb[..., 0], target // 256)
+        np.testing.assert_array_equal(rgb[..., 1], target % 256)
+        np.testing.assert_array_equal(rgb[..., 2], target % 7)
 
 
 def test_without_augmentation_the_stored_images_come_out() -> None:
     arrays = pictures(9)
     images, rows = stream(9, batch_size=9, shift=0.0, flip=False).batch(0, 0)
     for name, array in arrays.items():
-        np.testing.assert_array_equal(images[name], array[rows])
-        assert images[name].dtype == array.dtype
+        np.testing.assert_array_equal(images[name].numpy(), array[rows])
+        assert images[name].numpy().dtype == array.dtype
 
 
 def test_only_the_chosen_rows_are_drawn() -> None:
@@ -148,6 +155,20 @@ def test_gathering_equals_a_loop_over_pixels(
                 row = min(max(y + shift_down, 0), height - 1)
                 column = min(max(column + shift_right, 0), width - 1)
                 assert (found[b, y, x] == images[b, row, column]).all()
+    # And so a GPU makes them, of the batch as it is stored.
+    moved = [torch.from_numpy(each) for each in (images[rows], offsets, mirrored)]
+    np.testing.assert_array_equal(shift_and_mirror(*moved).numpy(), found)
+
+
+@pytest.mark.gpu
+def test_a_gpu_makes_the_batches_of_the_cpu() -> None:
+    on_gpu = Runtime(torch.device("cuda", 0), torch.float32)
+    found, rows = stream(40, batch_size=16, runtime=on_gpu).batch(1, 2)
+    expected, expected_rows = stream(40, batch_size=16).batch(1, 2)
+    assert rows.tolist() == expected_rows.tolist()
+    for name, images in expected.items():
+        assert found[name].device.type == "cuda"
+        np.testing.assert_array_equal(found[name].cpu().numpy(), images.numpy())
 
 
 def test_images_that_lie_scattered_in_memory_are_refused() -> None:

@@ -23,6 +23,7 @@ from sfkt_cli.stages.bridge import bridge
 from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import transfer
+from sfkt_cli.training.runtime import Runtime
 
 TINY: dict[str, Any] = {
     "image_size": 16,
@@ -91,7 +92,8 @@ def test_deterministic_algorithms_train_every_stage_alike(prepared: Run, tmp_pat
 
 def test_every_sample_comes_once_a_pass_whatever_the_batch() -> None:
     images = {"rgb": np.zeros((7, 8, 8, 3), np.uint8)}
-    stream = Stream(images, name="s", seed=0, batch_size=3, shift=0.0, flip=False)
+    cpu = Runtime(torch.device("cpu"), torch.float32)
+    stream = Stream(images, name="s", seed=0, batch_size=3, shift=0.0, flip=False, runtime=cpu)
     rows = np.concatenate([stream.rows(0, step)[0] for step in range(7)])
     assert len(rows) == 21
     assert np.bincount(rows).tolist() == [3] * 7

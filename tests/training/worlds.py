@@ -77,7 +77,7 @@ def make_batches(runtime: Runtime) -> Callable[[int, int], Batch]:
     def stream(name: str) -> Stream:
         return Stream(
             {"rgb": rgb, "target": target}, name=name, seed=3, batch_size=BATCH, shift=0.1,
-            flip=True, rank=runtime.rank, world=runtime.world,
+            flip=True, runtime=runtime,
         )  # fmt: skip
 
     ti, tr = stream("ti"), stream("tr")
@@ -85,9 +85,9 @@ def make_batches(runtime: Runtime) -> Callable[[int, int], Batch]:
     def batches(epoch: int, step: int) -> Batch:
         pairs, rows = ti.batch(epoch, step)
         return {
-            "ti_rgb": runtime.tensor(pairs["rgb"]),
-            "ti_target": runtime.tensor(pairs["target"]),
-            "tr_target": runtime.tensor(tr.batch(epoch, step)[0]["target"]),
+            "ti_rgb": pairs["rgb"],
+            "ti_target": pairs["target"],
+            "tr_target": tr.batch(epoch, step)[0]["target"],
             "rows": torch.from_numpy(rows),
         }
 
