@@ -449,7 +449,7 @@ class RuntimeConfig(BaseModel):
     sync_batchnorm: bool = False
     """Batch statistics over all processes instead of over each one's share; GPUs only."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 on GPUs that have it, else fp32."""
+    """auto: bf16 on GPUs that have it and on CPUs with matrix units (AMX), else fp32."""
     threads: int = Field(0, ge=0)
     """CPU threads; 0: torch's choice."""
     deterministic: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from sfkt_cli.stages.workload import COUNTED, Workload
 from sfkt_cli.training.batch_size import TRANSIENT, kept_bytes
 from sfkt_cli.training.devices import named_machine
 from sfkt_cli.training.roofline import Cost, Machine, cost_of, measure_machine, operations_of
-from sfkt_cli.training.runtime import choose_device, free_memory
+from sfkt_cli.training.runtime import Runtime, free_memory, make_runtime
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,16 @@ def tell_cost(file: Path, changes: Mapping[str, Any], device: str | None) -> dic
         ConfigError: The file is wrong, the device is unknown, or nobody knows how many images.
     """
     config = build(read_yaml(file), changes)
-    machine = named_machine(device) if device else this_machine(config)
+    runtime = make_runtime(config.runtime)
+    if device:  # its shares of the peak stand for its precision; operations are counted as they are
+        machine, runtime = named_machine(device), replace(runtime, precision=torch.float32)
+    else:
+        machine = this_machine(runtime)
     counts = count_samples(config)
     output(describe(machine))
     output(f"{counts.source:,} source images, {counts.ti:,} TI pairs, {counts.target:,} targets")
     output(f"{'stage':10}{'GFLOP/step':>12}{'GB/step':>10}{'s/step':>10}{'time':>12}{'memory':>10}")
-    costs = stage_costs(config, counts, machine)
+    costs = stage_costs(config, counts, machine, runtime)
     for cost in costs:
         output(
             f"{cost.stage:10}{cost.step.flops / 1e9:12,.1f}{cost.step.moved / 1e9:10.2f}"
@@ -104,16 +108,13 @@ def describe(machine: Machine) -> str:
     )
 
 
-def this_machine(config: Config) -> Machine:
-    """The device that the settings would use, measured."""
-    device = choose_device(config.runtime)
-    if config.runtime.threads:
-        torch.set_num_threads(config.runtime.threads)
-    if device.type == "cuda":
-        has = torch.cuda.get_device_properties(device)
-        return measure_machine(has.name, device, has.total_memory)
+def this_machine(runtime: Runtime) -> Machine:
+    """The device of this process, measured."""
+    if runtime.device.type == "cuda":
+        has = torch.cuda.get_device_properties(runtime.device)
+        return measure_machine(has.name, runtime, has.total_memory)
     name = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    return measure_machine(name, device, free_memory())
+    return measure_machine(name, runtime, free_memory())
 
 
 def count_samples(config: Config) -> Counts:
@@ -139,9 +140,18 @@ def count_samples(config: Config) -> Counts:
     return Counts(source, ti, tr - source - test)
 
 
-def stage_costs(config: Config, counts: Counts, machine: Machine) -> list[StageCost]:
-    """What source, bridge and transfer take; evaluation and pictures are left out."""
-    work = Workload(config)
+def stage_costs(
+    config: Config, counts: Counts, machine: Machine, runtime: Runtime
+) -> list[StageCost]:
+    """What source, bridge and transfer take; evaluation and pictures are left out.
+
+    Args:
+        config: Settings.
+        counts: Samples of each kind.
+        machine: Where the operations are to run.
+        runtime: Where they are counted, and in which precision.
+    """
+    work = Workload(config, runtime)
     batch = fixed_batch_size(config.runtime)
     found = []
     for stage, step, look, epochs, trained, seen, looks in (

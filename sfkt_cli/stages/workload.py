@@ -12,7 +12,7 @@ from sfkt_cli.data.images import Encoding, encode, rgb_to_float
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.training.optimizers import classifier_optimizer, translator_optimizer
-from sfkt_cli.training.runtime import choose_device
+from sfkt_cli.training.runtime import Runtime
 
 COUNTED = 8
 """Samples in the batch whose operations are counted."""
@@ -24,10 +24,11 @@ class Workload:
 
     Args:
         config: Settings; ``image_size`` as prepared.
+        runtime: Device and precision.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.device = choose_device(config.runtime)
+    def __init__(self, config: Config, runtime: Runtime) -> None:
+        self._runtime = runtime
         self._with_tr = bool(config.bridge.alpha_d or config.bridge.alpha_im)
         self.encoding = Encoding("normals", 500.0, 4000.0, channels=1, missing=True)
         source = config.source
@@ -45,17 +46,18 @@ class Workload:
         self._of_model = classifier_optimizer(self.model, 1e-9, 1.0, 0.0)
         self._of_translator = translator_optimizer([self.translator], 1e-9)
         side = (COUNTED, config.image_size, config.image_size)
-        self.rgb = torch.randint(0, 255, (*side, 3), device=self.device).byte()
-        self.target = torch.randint(1, 4000, side, device=self.device).to(torch.int32)
+        self.rgb = torch.randint(0, 255, (*side, 3), device=runtime.device).byte()
+        self.target = torch.randint(1, 4000, side, device=runtime.device).to(torch.int32)
 
     def source_step(self) -> None:
         """A step of the source model."""
-        _, logits = self.model(rgb_to_float(self.rgb))
-        _descend(logits.square().mean(), self._of_model)
+        with self._runtime.autocast(self.model):
+            _, logits = self.model(rgb_to_float(self.rgb))
+        _descend(_norm(logits), self._of_model)
 
     def source_look(self) -> None:
         """A look at images through a classifier."""
-        with torch.inference_mode():
+        with torch.inference_mode(), self._runtime.autocast():
             self.frozen(rgb_to_float(self.rgb))
 
     def bridge_step(self) -> None:
@@ -64,27 +66,33 @@ class Workload:
         encoded = encode(self.target, self.encoding)
         if self._with_tr:
             encoded = torch.cat([encoded, encode(self.target, self.encoding)])
-        bridged = self.translator(encoded)
-        with torch.no_grad():
-            partners = self.frozen.features(rgb)
-        features, logits = self.frozen(bridged)
-        loss = (features[: len(rgb)] - partners).square().mean() + logits.square().mean()
-        loss = loss + (bridged[: len(rgb)] - rgb).square().mean()
+        with self._runtime.autocast(self.translator):
+            bridged = self.translator(encoded)
+            with torch.no_grad():
+                partners = self.frozen.features(rgb)
+            features, logits = self.frozen(bridged)
+        pairs = len(rgb)
+        loss = _norm(features[:pairs] - partners) + _norm(bridged[:pairs] - rgb) + _norm(logits)
         _descend(loss, self._of_translator)
 
     def bridge_look(self) -> None:
         """A look at target images through the translator and the source model."""
-        with torch.inference_mode():
+        with torch.inference_mode(), self._runtime.autocast():
             self.frozen(self.translator(encode(self.target, self.encoding)))
 
     def transfer_step(self) -> None:
         """A step of the student on TR and TI images."""
-        _, logits = self.model(encode(self.target, self.encoding))
-        features = self.model.features(encode(self.target, self.encoding))
-        _descend(logits.square().mean() + features.square().mean(), self._of_model)
+        with self._runtime.autocast(self.model):
+            _, logits = self.model(encode(self.target, self.encoding))
+            features = self.model.features(encode(self.target, self.encoding))
+        _descend(_norm(logits) + _norm(features), self._of_model)
 
     def _place(self, module: Any) -> Any:
-        return module.to(self.device, memory_format=torch.channels_last)
+        return self._runtime.place(module)
+
+
+def _norm(values: Tensor) -> Tensor:
+    return values.float().square().mean()
 
 
 def _descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:

@@ -78,7 +78,7 @@ def _remembered(path: Path) -> int | None:
 
 def _step(objective: nn.Module, batch: Any, runtime: Runtime) -> None:
     # Memory may be full here and not elsewhere: an exchange would wait for one that never comes.
-    with by_itself(), runtime.autocast():
+    with by_itself(), runtime.autocast(objective):
         terms: dict[str, Tensor] = objective(batch)
     torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
     objective.zero_grad(set_to_none=True)

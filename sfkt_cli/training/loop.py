@@ -135,6 +135,7 @@ def fit(
         say(f"{plan.title}: goes on at epoch {progress.epoch + 1}, step {progress.step + 1}")
         _compare_environments(plan, state.get("environment", {}), runtime)
     parallel = runtime.parallel(objective)
+    mixed = runtime.autocast(objective)
     rates = [group.setdefault("full_rate", group["lr"]) for group in optimizer.param_groups]
     scaler = torch.amp.GradScaler(enabled=runtime.precision == torch.float16)
     if state is not None and state.get("scaler"):
@@ -180,7 +181,7 @@ def fit(
                 factor = schedule((epoch * plan.steps + step) / total)
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
-                with runtime.autocast():
+                with mixed:
                     terms = parallel(batch)
                 loss = _descend(plan, objective, terms, optimizer, scaler)
                 checked.add(loss, terms, batch, progress)

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from sfkt_cli.training.runtime import Runtime
+
 CHANNELS = (16, 64, 256)
 """Widths at which the rate of convolutions is measured: narrow ones are far from the peak."""
 
@@ -126,14 +128,15 @@ def cost_of(operations: Iterable[Operation], machine: Machine, scale: float = 1.
     return Cost(**total)
 
 
-def measure_machine(name: str, device: torch.device, memory: float) -> Machine:
+def measure_machine(name: str, runtime: Runtime, memory: float) -> Machine:
     """Measure rate, bandwidth and launch time of a device, in about a second.
 
     Args:
         name: Of the device.
-        device: Which.
+        runtime: The device, and the precision in which it computes.
         memory: Its bytes.
     """
+    device = runtime.device
     rates = []
     for channels in CHANNELS:
         side = 512 // channels + 4
@@ -141,12 +144,12 @@ def measure_machine(name: str, device: torch.device, memory: float) -> Machine:
         conv.to(memory_format=torch.channels_last)
         images = torch.rand(16, channels, side, side, device=device, requires_grad=True)
         images = images.contiguous(memory_format=torch.channels_last)
-        work = _forward_backward(conv, images)
+        work = _forward_backward(conv, images, runtime)
         flops = sum(each.flops for each in operations_of(work))
         rates.append(flops / _seconds(work, device))
     norm = nn.Sequential(nn.BatchNorm2d(32), nn.ReLU()).to(device)
     images = torch.rand(16, 32, 32, 32, device=device, requires_grad=True)
-    work = _forward_backward(norm, images.contiguous(memory_format=torch.channels_last))
+    work = _forward_backward(norm, images.contiguous(memory_format=torch.channels_last), runtime)
     moved = sum(each.moved for each in operations_of(work))
     bandwidth = moved / _seconds(work, device)
     one = torch.ones(1, device=device, requires_grad=True)
@@ -154,9 +157,11 @@ def measure_machine(name: str, device: torch.device, memory: float) -> Machine:
     return Machine(name, tuple(rates), bandwidth, launch, memory, measured=True)
 
 
-def _forward_backward(module: nn.Module, images: Tensor) -> Callable[[], None]:
+def _forward_backward(module: nn.Module, images: Tensor, runtime: Runtime) -> Callable[[], None]:
     def work() -> None:
-        module(images).sum().backward()
+        with runtime.autocast(module):
+            out = module(images)
+        out.sum().backward()
 
     return work
 

@@ -33,6 +33,7 @@ class Runtime:
         world: Number of processes.
         sync_batchnorm: Whether batch statistics are taken over all processes.
         tensorboard: Whether epochs are written for TensorBoard, too.
+        automatic: Whether the precision was chosen here; a precision that was asked for is kept.
     """
 
     device: torch.device
@@ -41,15 +42,22 @@ class Runtime:
     world: int = 1
     sync_batchnorm: bool = False
     tensorboard: bool = False
+    automatic: bool = False
 
     @property
     def main(self) -> bool:
         """Whether this process writes files and speaks."""
         return self.rank == 0
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Mixed precision for forward passes; nothing under fp32."""
-        if self.precision == torch.float32:
+    def autocast(self, trained: nn.Module | None = None) -> contextlib.AbstractContextManager[Any]:
+        """Mixed precision for forward passes; nothing under fp32.
+
+        Args:
+            trained: What the pass is to train. On a CPU the gradient of grouped convolutions
+                takes twice as long in bf16: networks that have some are trained in fp32.
+        """
+        slow = self.automatic and self.device.type == "cpu" and has_grouped(trained)
+        if self.precision == torch.float32 or slow:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.precision)
 
@@ -182,6 +190,12 @@ class Runtime:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def has_grouped(module: nn.Module | None) -> bool:
+    """Whether a module has grouped convolutions, such as depthwise ones."""
+    layers = [] if module is None else module.modules()
+    return any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in layers)
+
+
 def check_batch_norms(module: nn.Module) -> None:
     """Check that torch may put its own layer in place of each batch norm.
 
@@ -269,12 +283,18 @@ def make_runtime(config: RuntimeConfig) -> Runtime:
     if torch.are_deterministic_algorithms_enabled() != config.deterministic:
         torch.use_deterministic_algorithms(config.deterministic)  # loads the compiler: two seconds
     precision = _precision(config.precision, device)
-    return Runtime(device, precision, rank, world, config.sync_batchnorm, config.tensorboard)
+    return Runtime(
+        device, precision, rank, world, config.sync_batchnorm, config.tensorboard,
+        automatic=config.precision == "auto",
+    )  # fmt: skip
 
 
 def _precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:  # without matrix units a CPU takes as long, or longer
+            fast = torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if fast else torch.float32
     if name == "fp16" and device.type == "cpu":
         raise ConfigError("runtime.precision = 'fp16' needs a GPU: use fp32 or bf16 on the CPU")

@@ -7,6 +7,7 @@ from typing import Any
 from sfkt_cli.config import Config, build
 from sfkt_cli.stages.cost import Counts, stage_costs, this_machine
 from sfkt_cli.stages.workload import COUNTED, Workload
+from sfkt_cli.training.runtime import Runtime, make_runtime
 from tests.benchmarks.measuring import Row, ratio_row, seconds, time_row
 
 CASES: dict[str, dict[str, Any]] = {
@@ -20,15 +21,17 @@ CASES: dict[str, dict[str, Any]] = {
 def run(quick: bool) -> list[Row]:
     """Every stage of two networks; the machine is measured anew before each measured step."""
     rounds = 5 if quick else 9
+    counts = Counts(1000, 1000, 1000)
     rows = []
     for title, changes in CASES.items():
         config = build(changes, {"runtime": {"gpus": 0}})
+        runtime = make_runtime(config.runtime)
         for stage in ("source", "bridge", "transfer"):
-            step = _step(config, stage)
+            step = _step(config, runtime, stage)
             step()
             estimated, measured = [], []
             for _ in range(rounds):
-                costs = stage_costs(config, Counts(1000, 1000, 1000), this_machine(config))
+                costs = stage_costs(config, counts, this_machine(runtime), runtime)
                 estimated.append(next(cost.step.seconds for cost in costs if cost.stage == stage))
                 measured.append(seconds(step))
             rows += [
@@ -38,8 +41,8 @@ def run(quick: bool) -> list[Row]:
     return rows
 
 
-def _step(config: Config, stage: str) -> Any:
-    work = Workload(config)
+def _step(config: Config, runtime: Runtime, stage: str) -> Any:
+    work = Workload(config, runtime)
     assert isinstance(config.runtime.batch_size, int)
     work.rgb, work.target = (
         images.repeat(config.runtime.batch_size // COUNTED, *[1] * (images.ndim - 1))

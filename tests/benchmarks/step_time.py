@@ -2,7 +2,8 @@
 
 Both alternate in one process: some bare steps, then as many of the real stage's, through the real
 training loop, batches from the store on disk, augmentation and encoding included. The bare step is
-forward, backward and optimiser of networks of the same shape with the cheapest loss there is.
+forward, backward and optimiser of networks of the same shape, in the same precision, with the
+cheapest loss there is.
 """
 
 from __future__ import annotations
@@ -70,11 +71,12 @@ def bridge_steps(
     rgb = pictures(3, config)
 
     def bare() -> None:
-        with torch.no_grad():
-            partners = source.features(rgb)  # type: ignore[operator]
-        features, logits = source(translator(encoded))
-        loss = (features[: len(rgb)] - partners).square().mean()
-        _step(loss + logits[len(rgb) :].square().mean(), optimizer)
+        with runtime.autocast(translator):
+            with torch.no_grad():
+                partners = source.features(rgb)  # type: ignore[operator]
+            features, logits = source(translator(encoded))
+        loss = (features[: len(rgb)] - partners).float().square().mean()
+        _step(loss + logits[len(rgb) :].float().square().mean(), optimizer)
 
     anew = Run(run.folder, force=True)
     return in_turn(capture(bridge, lambda: bridge.bridge(config, anew)), bare, steps, rounds)
@@ -91,8 +93,10 @@ def transfer_steps(
     ti, tr = pictures(3, config), pictures(3, config)
 
     def bare() -> None:
-        _, logits = student(tr)
-        _step(logits.square().mean() + student.features(ti).square().mean(), optimizer)
+        with runtime.autocast(student):
+            _, logits = student(tr)
+            features = student.features(ti)
+        _step(logits.float().square().mean() + features.float().square().mean(), optimizer)
 
     return in_turn(capture(transfer, lambda: transfer.transfer(config, run)), bare, steps, rounds)
 

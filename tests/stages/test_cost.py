@@ -16,8 +16,10 @@ from sfkt_cli.stages.cost import Counts, stage_costs, tell_cost, this_machine
 from sfkt_cli.stages.workload import COUNTED, Workload
 from sfkt_cli.training.devices import PEAKS, named_machine
 from sfkt_cli.training.roofline import cost_of, operations_of
+from sfkt_cli.training.runtime import Runtime, make_runtime
 
 CPU = {"runtime": {"gpus": 0}}
+FP32 = Runtime(torch.device("cpu"), torch.float32)
 
 
 def test_operations_are_those_of_a_convolution() -> None:
@@ -47,7 +49,7 @@ def test_every_named_device_is_known() -> None:
 
 
 def test_a_named_device_takes_some_time() -> None:
-    costs = stage_costs(Config(), Counts(1000, 2000, 1000), named_machine("T4"))
+    costs = stage_costs(Config(), Counts(1000, 2000, 1000), named_machine("T4"), FP32)
     assert [cost.stage for cost in costs] == ["source", "bridge", "transfer"]
     for cost in costs:
         assert 0 < cost.step.seconds < cost.whole.seconds < 3600
@@ -77,9 +79,10 @@ def test_the_estimate_is_near_the_measured_cpu_time(
     stage: str, settings: dict[str, object]
 ) -> None:
     config = build(settings, CPU)
-    costs = stage_costs(config, Counts(1000, 1000, 1000), this_machine(config))
+    runtime = make_runtime(config.runtime)
+    costs = stage_costs(config, Counts(1000, 1000, 1000), this_machine(runtime), runtime)
     estimate = next(cost.step.seconds for cost in costs if cost.stage == stage)
-    work = Workload(config)
+    work = Workload(config, runtime)
     assert not isinstance(config.runtime.batch_size, str)
     for name in ("rgb", "target"):
         images = getattr(work, name)

@@ -1,0 +1,39 @@
+"""The precision of a process: what auto chooses, and what it leaves alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sfkt_cli.config import RuntimeConfig
+from sfkt_cli.errors import ConfigError
+from sfkt_cli.training.runtime import make_runtime
+
+PLAIN = nn.Conv2d(4, 4, 3)
+DEPTHWISE = nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4))
+IMAGES = torch.rand(2, 4, 8, 8)
+
+
+def computed_in(precision: str, trained: nn.Module | None) -> torch.dtype:
+    runtime = make_runtime(RuntimeConfig(gpus=0, precision=precision))
+    with runtime.autocast(trained):
+        found: torch.dtype = PLAIN(IMAGES).dtype
+    return found
+
+
+@pytest.mark.parametrize("trained", [None, PLAIN, DEPTHWISE])
+@pytest.mark.parametrize("units", [True, False])
+def test_a_cpu_computes_in_bf16_where_it_is_faster(
+    units: bool, trained: nn.Module | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
+    fast = units and trained is not DEPTHWISE
+    assert computed_in("auto", trained) == (torch.bfloat16 if fast else torch.float32)
+    assert computed_in("fp32", trained) == torch.float32
+    assert computed_in("bf16", trained) == torch.bfloat16
+
+
+def test_fp16_needs_a_gpu() -> None:
+    with pytest.raises(ConfigError, match="use fp32 or bf16"):
+        make_runtime(RuntimeConfig(gpus=0, precision="fp16"))
