@@ -1,11 +1,12 @@
 """TGMB: learn the translator T from TI pairs, guided by the frozen source model.
 
-    L_TGMB = alpha_rec L_rec + alpha_d L_D + alpha_im L_IM + alpha_f L_f
+    L_TGMB = alpha_rec L_rec + alpha_d L_D + alpha_im L_IM + alpha_f L_f + alpha_p L_p
 
     L_rec  T(x_target^TI) looks like x_rgb^TI                     arXiv:2401.05014, Eq. 1
     L_D    translated TI and translated TR cannot be told apart    arXiv:2401.05014
     L_IM   the source model is certain and diverse on T(x^TR)      arXiv:2401.05014
     L_f    the source model sees T(x_target^TI) as x_rgb^TI        ours
+    L_p    and so do its layers before that, at each resolution    ours
 
 A vector-quantised translator adds alpha_commit L_commit + alpha_patch L_patch: the commitment of
 its encoder, and a discriminator that tells patches of T(x_target^TI) from those of x_rgb^TI.
@@ -15,6 +16,7 @@ The gradient passes through the frozen source model to T.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from sfkt_cli import losses
 from sfkt_cli.data.images import Encoding, encode, rgb_to_float
 from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.models.levels import Levels
 from sfkt_cli.models.vqgan import VqganTranslator, patch_discriminator
 from sfkt_cli.training.loop import Batch
 
@@ -47,6 +50,7 @@ class Tgmb(nn.Module):
         features: Size D of the source model's features.
         rec_loss: Key of REC_LOSSES.
         d_on: ``feature`` or ``image``: what the discriminator of L_D sees.
+        levels: Of the source model's backbone; None: without L_p.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Tgmb(nn.Module):
         features: int,
         rec_loss: str = "mse",
         d_on: str = "feature",
+        levels: Levels | None = None,
     ) -> None:
         super().__init__()
         self.translator = translator
@@ -72,6 +77,7 @@ class Tgmb(nn.Module):
         self._on_image = d_on == "image"
         self._rec_loss = REC_LOSSES[rec_loss]
         self._frozen = (source,)
+        self._levels = levels
         self._encoding = encoding
         self._weights = weights
         self.skips_parameters = not weights["d"]
@@ -98,12 +104,17 @@ class Tgmb(nn.Module):
             )
         if weights["rec"]:
             terms["rec"] = self._rec_loss(ti_bridged, rgb)
-        if weights["f"] or weights["im"] or (weights["d"] and not self._on_image):
-            features, logits = source(bridged)
-        if weights["f"]:
-            with torch.no_grad():
+        matched = weights["f"] or self._levels is not None
+        if matched or weights["im"] or (weights["d"] and not self._on_image):
+            with self._noted() as levels:
+                features, logits = source(bridged)
+        if matched:
+            with torch.no_grad(), self._noted() as partner_levels:
                 partners = source.features(rgb)
+        if weights["f"]:
             terms["f"] = losses.feature_matching(features[:pairs], partners)
+        if self._levels is not None:
+            terms["p"] = losses.perceptual([level[:pairs] for level in levels], partner_levels)
         if weights["im"]:
             terms["im"] = losses.information_maximisation(logits[pairs:])
         if weights["d"]:
@@ -111,3 +122,6 @@ class Tgmb(nn.Module):
             domains = self.discriminator(losses.reverse_gradient(seen))
             terms["d"] = losses.domain_adversarial(domains[:pairs], domains[pairs:])
         return terms
+
+    def _noted(self) -> contextlib.AbstractContextManager[list[Tensor]]:
+        return contextlib.nullcontext([]) if self._levels is None else self._levels.noted()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from sfkt_cli.files import replacing
 from sfkt_cli.methods import label_free
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.models.levels import Levels
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.runs import Run
@@ -79,6 +80,7 @@ def bridge(config: Config, run: Run) -> None:
             features=source.feature_size,
             rec_loss=settings.rec_loss,
             d_on=settings.d_on,
+            levels=levels_of(source, weights, store["ti/rgb"][:1], runtime),
         )
         runtime.place(runtime.synchronised(objective))
         needs_tr = bool(weights["d"] or weights["im"])
@@ -124,10 +126,10 @@ def bridge(config: Config, run: Run) -> None:
 
 
 def loss_weights(config: Config, registered: bool) -> dict[str, float]:
-    """Weight of each term of L_TGMB; pixel losses need registered pairs.
+    """Weight of each term of L_TGMB; losses of pixels and maps need registered pairs.
 
     Raises:
-        ConfigError: Neither L_rec nor the feature term is left.
+        ConfigError: Nothing is left that ties T to the pairs.
     """
     settings = config.bridge
     weights = {
@@ -135,18 +137,47 @@ def loss_weights(config: Config, registered: bool) -> dict[str, float]:
         "d": settings.alpha_d,
         "im": settings.alpha_im,
         "f": settings.alpha_f,
+        "p": settings.alpha_p,
     }
     if settings.translator == "vqgan":
         weights |= {"commit": config.vqgan.alpha_commit, "patch": config.vqgan.alpha_patch}
-    if not registered and weights["rec"]:
-        warn("the pairs are not registered: L_rec is switched off, the feature term stays")
-        weights["rec"] = 0.0
-    if not weights["rec"] and not weights["f"]:
+    if not registered and (weights["rec"] or weights["p"]):
+        warn("the pairs are not registered: L_rec and L_p are switched off, the feature term stays")
+        weights["rec"] = weights["p"] = 0.0
+    if not weights["rec"] and not weights["f"] and not weights["p"]:
         raise ConfigError(
-            "bridge.alpha_rec and bridge.alpha_f are both 0: nothing ties T to the TI pairs; "
-            "set one of them"
+            "bridge.alpha_rec, bridge.alpha_f and bridge.alpha_p are all 0: nothing ties T to the "
+            "TI pairs; set one of them"
         )
     return weights
+
+
+def levels_of(
+    source: Classifier, weights: Mapping[str, float], rgb: NDArray[Any], runtime: Runtime
+) -> Levels | None:
+    """The levels of the source model for L_p; None where that is off, or where there are none.
+
+    Args:
+        source: Frozen.
+        weights: Of the terms.
+        rgb: A stored RGB image (1, H, W, 3).
+        runtime: The device.
+
+    Raises:
+        ConfigError: There are none, and nothing else ties T to the pairs.
+    """
+    if not weights["p"]:
+        return None
+    levels = Levels(source.backbone, rgb_loader(runtime)(rgb))
+    if levels.names:
+        return levels
+    if not weights["rec"] and not weights["f"]:
+        raise ConfigError(
+            "bridge.alpha_p: this source model shows no maps between pixels and features, and "
+            "bridge.alpha_rec and bridge.alpha_f are 0: set one of them"
+        )
+    warn("the source model shows no maps between pixels and features: L_p is switched off")
+    return None
 
 
 def check_classes(classes: list[str], store: Store) -> None:

@@ -22,6 +22,7 @@ from sfkt_cli.methods.socket_match import Socket
 from sfkt_cli.methods.tgkt import Tgkt
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.models.levels import Levels
 from sfkt_cli.models.translators import Front, UNetTranslator
 from sfkt_cli.stages.bridge import loss_weights
 from sfkt_cli.stages.transfer import find_method, start_student
@@ -135,12 +136,19 @@ def test_the_head_stays_the_sources(method: str) -> None:
     assert all(p.requires_grad for p in objective.student.backbone.parameters())
 
 
-@pytest.mark.parametrize("term", ["rec", "d", "im", "f"])
+def levels_of(source: Classifier) -> Levels:
+    return Levels(source.backbone, torch.rand(1, 3, SIDE, SIDE))
+
+
+@pytest.mark.parametrize("term", ["rec", "d", "im", "f", "p"])
 def test_every_term_of_the_bridge_reaches_the_translator_alone(term: str) -> None:
     source = make_source()
     before = whole_state(source)
     weights = {name: float(name == term) for name in ("rec", "d", "im", "f")}
-    objective = Tgmb(UNetTranslator(1, 4), source, ENCODING, weights=weights, features=FEATURES)
+    levels = levels_of(source) if term == "p" else None
+    objective = Tgmb(
+        UNetTranslator(1, 4), source, ENCODING, weights=weights, features=FEATURES, levels=levels
+    )
     objective.train()
     terms = objective(make_batch())
     assert set(terms) == {term}
@@ -157,7 +165,8 @@ def test_every_term_of_the_bridge_reaches_the_translator_alone(term: str) -> Non
 @pytest.mark.parametrize(
     ("terms", "d_on", "expected"),
     [("rec", "feature", []), ("f", "feature", [True, False]), ("d", "feature", [True]),
-     ("d", "image", []), ("rec d", "image", []), ("rec im f", "feature", [True, False])],
+     ("d", "image", []), ("rec d", "image", []), ("rec im f", "feature", [True, False]),
+     ("p", "feature", [True, False]), ("rec im f p", "feature", [True, False])],
 )  # fmt: skip
 def test_the_bridge_asks_the_source_model_no_more_than_its_terms_need(
     terms: str, d_on: str, expected: list[bool]
@@ -169,8 +178,9 @@ def test_the_bridge_asks_the_source_model_no_more_than_its_terms_need(
     weights = {name: float(name in terms.split()) for name in ("rec", "d", "im", "f")}
     objective = Tgmb(
         UNetTranslator(1, 4), source, ENCODING, weights=weights, features=FEATURES,
-        d_on=d_on,
+        d_on=d_on, levels=levels_of(source) if "p" in terms.split() else None,
     )  # fmt: skip
+    passes.clear()
     assert set(objective.train()(make_batch())) == set(terms.split())
     assert passes == expected
 

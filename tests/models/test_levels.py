@@ -1,0 +1,66 @@
+"""Levels: the right modules, noted only where that is asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sfkt_cli.models.backbones import SmallResNet, make_backbone
+from sfkt_cli.models.levels import Levels
+
+
+def test_a_level_is_the_last_module_of_its_resolution() -> None:
+    network = SmallResNet(4).eval()
+    levels = Levels(network, torch.rand(1, 3, 32, 32))
+    assert levels.names == ["stages.0", "stages.1", "stages"]
+    with levels.noted() as seen:
+        network(torch.rand(2, 3, 32, 32))
+    assert [tuple(level.shape) for level in seen] == [
+        (2, 4, 16, 16), (2, 8, 8, 8), (2, 16, 4, 4),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v3_small", "convnext_tiny"])
+def test_networks_of_torchvision_have_a_level_at_each_resolution(name: str) -> None:
+    network, _ = make_backbone(name, width=0, pretrained=False)
+    levels = Levels(network.eval(), torch.rand(1, 3, 64, 64))
+    with levels.noted() as seen, torch.no_grad():
+        network(torch.rand(2, 3, 64, 64))
+    sides = [level.shape[-1] for level in seen if level.shape[-1] == level.shape[-2]]
+    assert sides == sorted(set(sides), reverse=True)
+    assert {16, 8, 4, 2} <= set(sides)
+
+
+def test_only_passes_inside_the_block_are_noted_and_the_output_stays() -> None:
+    network = SmallResNet(4).eval()
+    images = torch.rand(2, 3, 16, 16)
+    before = network(images)
+    levels = Levels(network, images)
+    assert torch.equal(network(images), before)
+    with levels.noted() as first:
+        assert torch.equal(network(images), before)
+    network(images)
+    with levels.noted() as second:
+        pass
+    assert len(first) == 3
+    assert second == []
+
+
+def test_a_gradient_flows_from_a_level_to_the_images() -> None:
+    levels = Levels(network := SmallResNet(4).eval(), torch.rand(1, 3, 16, 16))
+    images = torch.rand(2, 3, 16, 16, requires_grad=True)
+    with levels.noted() as seen:
+        network(images)
+    torch.autograd.backward(seen[0].square().sum())
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+
+
+def test_a_network_without_maps_has_no_levels() -> None:
+    class Flat(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return F.adaptive_avg_pool2d(images, 1).flatten(1)
+
+    assert Levels(nn.Sequential(Flat(), nn.Linear(3, 4)), torch.rand(1, 3, 8, 8)).names == []
