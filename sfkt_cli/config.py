@@ -287,7 +287,7 @@ class BridgeConfig(BaseModel):
     the target images, where there are several: few images would be dealt out to the classes."""
     alpha_f: Weight = 0.3
     """Weight of the source-feature term on TI pairs (ours)."""
-    alpha_p: Weight = 1.0
+    alpha_p: Weight = 0.3
     """Weight of the perceptual term on TI pairs: what the source model sees before its features, at
     each resolution (ours)."""
 
