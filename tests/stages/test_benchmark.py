@@ -106,7 +106,8 @@ def test_tables_and_curves_are_written(output: Path) -> None:
 
 
 def test_a_stage_that_fails_leaves_the_others(output: Path, tmp_path: Path) -> None:
-    broken = {"name": "no TI", "settings": {"bridge.alpha_rec": 0, "bridge.alpha_f": 0}}
+    off = {f"bridge.alpha_{term}": 0 for term in ("rec", "f", "p")}
+    broken = {"name": "no TI", "settings": off}
     plan = PLAN.model_copy(
         update={
             "variants": (PLAN.variants[0], type(PLAN.variants[0]).model_validate(broken)),
