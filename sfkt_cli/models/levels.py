@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sfkt_cli.models.programs import Program
+
+Watch = Callable[[str, Any], None]
+"""Takes the name of a module, or of a step of a recorded program, and its output."""
+
 
 class Levels:
     """The activations of a network at the end of each of its resolutions, noted as it works.
 
-    The end of a resolution is the last module that gives maps (B, C, H, W) of that size, such as a
-    stage of a ResNet. Of a recorded program the modules are its batch norms.
+    The end of a resolution is the last module, or step of a recorded program, that gives maps
+    (B, C, H, W) of that size, such as a stage of a ResNet.
 
     Args:
         network: In inference mode.
@@ -22,44 +27,54 @@ class Levels:
     """
 
     def __init__(self, network: nn.Module, images: Tensor) -> None:
-        self._noted: list[Tensor] | None = None
+        self._network = network
         self.names = _ends_of_resolutions(network, images)
         """Of the modules, from fine to coarse."""
-        for name in self.names:
-            network.get_submodule(name).register_forward_hook(self._note)
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[list[Tensor]]:
         """A list that passes of the network inside the block add their activations to."""
-        self._noted = []
-        try:
-            yield self._noted
-        finally:
-            self._noted = None
+        seen: list[Tensor] = []
 
-    def _note(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if self._noted is not None:
-            self._noted.append(output)
+        def note(name: str, output: Any) -> None:
+            if name in self.names:
+                seen.append(output)
+
+        with _watching(self._network, note, self.names):
+            yield seen
 
 
 def _ends_of_resolutions(network: nn.Module, images: Tensor) -> list[str]:
     last: dict[tuple[int, ...], str] = {}
 
-    def watch(name: str) -> Any:
-        def note(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
-                last.pop(size := tuple(output.shape[2:]), None)
-                last[size] = name
+    def note(name: str, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
+            last.pop(size := tuple(output.shape[2:]), None)
+            last[size] = name
 
-        return note
-
-    hooks = [
-        module.register_forward_hook(watch(name))
-        for name, module in network.named_modules()
-        if name
-    ]
-    with torch.inference_mode():
+    names = [name for name, _ in network.named_modules() if name]
+    with torch.inference_mode(), _watching(network, note, names):
         network(images)
-    for hook in hooks:
-        hook.remove()
     return list(last.values())
+
+
+@contextlib.contextmanager
+def _watching(network: nn.Module, watch: Watch, names: list[str]) -> Iterator[None]:
+    """Have modules of these names, or the steps of a program, tell of their outputs."""
+    if isinstance(network, Program):
+        network.watch = watch
+        try:
+            yield
+        finally:
+            network.watch = None
+        return
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, given, output: watch(name, output)
+
+    hooks = [network.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    try:
+        yield
+    finally:
+        for each in hooks:
+            each.remove()

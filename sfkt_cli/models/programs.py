@@ -7,7 +7,7 @@ tensors in model.safetensors; only the operations of ALLOWED are ever called.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -65,6 +65,8 @@ class Program(nn.Module):
     ) -> None:
         super().__init__()
         self.features = features
+        self.watch: Callable[[str, Any], None] | None = None
+        """Told of each step's name and result; see :mod:`sfkt_cli.models.levels`."""
         self.network = nn.Module()
         self._output = output
         self._steps = [(_operation(name), args, more) for name, args, more in steps]
@@ -86,6 +88,8 @@ class Program(nn.Module):
             else:
                 named = {key: self._value(each, held, images) for key, each in more.items()}
                 held[number] = operation(*given, **named)
+            if self.watch is not None:
+                self.watch(f"step {number}", held[number])
             for done in self._last.get(number, ()):
                 del held[done]
         result: Tensor = self._value(self._output, held, images)

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision import models
 
 from sfkt_cli.models.backbones import SmallResNet, make_backbone
 from sfkt_cli.models.levels import Levels
+from sfkt_cli.models.programs import Program
+from sfkt_cli.models.recording import record
 
 
 def test_a_level_is_the_last_module_of_its_resolution() -> None:
@@ -31,6 +34,26 @@ def test_networks_of_torchvision_have_a_level_at_each_resolution(name: str) -> N
     sides = [level.shape[-1] for level in seen if level.shape[-1] == level.shape[-2]]
     assert sides == sorted(set(sides), reverse=True)
     assert {16, 8, 4, 2} <= set(sides)
+
+
+def test_a_recorded_program_has_the_levels_of_its_network() -> None:
+    torch.manual_seed(0)
+    original = models.get_model("resnet18", weights=None).eval()
+    kept, tensors, _, _ = record(original, 64, "resnet18")
+    program = Program(**kept).eval()
+    program.network.load_state_dict(tensors, strict=False)
+    images = torch.rand(2, 3, 64, 64)
+    original.fc = nn.Identity()
+    seen = []
+    for network in (original, program):
+        levels = Levels(network, images)
+        with levels.noted() as noted, torch.no_grad():
+            network(images)
+        seen.append(noted)
+    assert [level.shape[-1] for level in seen[1]] == [32, 16, 8, 4, 2]
+    for one, two in zip(*seen, strict=True):
+        torch.testing.assert_close(one, two)
+    assert program.watch is None
 
 
 def test_only_passes_inside_the_block_are_noted_and_the_output_stays() -> None:
