@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,31 +16,33 @@ Watch = Callable[[str, Any], None]
 
 
 class Levels:
-    """The activations of a network at the end of each of its resolutions, noted as it works.
+    """The activations of networks at the end of each of their resolutions, noted as they work.
 
     The end of a resolution is the last module, or step of a recorded program, that gives maps
     (B, C, H, W) of that size, such as a stage of a ResNet.
 
     Args:
-        network: In inference mode.
-        images: What it takes (B, 3, H, W), for one trial.
+        networks: In inference mode; one, or the backbones of a mixture.
+        images: What they take (B, 3, H, W), for one trial.
     """
 
-    def __init__(self, network: nn.Module, images: Tensor) -> None:
-        self._network = network
-        self.names = _ends_of_resolutions(network, images)
-        """Of the modules, from fine to coarse."""
+    def __init__(self, networks: Sequence[nn.Module], images: Tensor) -> None:
+        self._ends = [(network, _ends_of_resolutions(network, images)) for network in networks]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the modules, from fine to coarse, network by network."""
+        return [name for _, ends in self._ends for name in ends]
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[list[Tensor]]:
-        """A list that passes of the network inside the block add their activations to."""
+        """A list that passes of the networks inside the block add their activations to."""
         seen: list[Tensor] = []
-
-        def note(name: str, output: Any) -> None:
-            if name in self.names:
-                seen.append(output)
-
-        with _watching(self._network, note, self.names):
+        with contextlib.ExitStack() as watched:
+            for network, ends in self._ends:
+                watched.enter_context(
+                    _watching(network, lambda _, output: seen.append(output), ends)
+                )
             yield seen
 
 
@@ -52,17 +54,18 @@ def _ends_of_resolutions(network: nn.Module, images: Tensor) -> list[str]:
             last.pop(size := tuple(output.shape[2:]), None)
             last[size] = name
 
-    names = [name for name, _ in network.named_modules() if name]
-    with torch.inference_mode(), _watching(network, note, names):
+    with torch.inference_mode(), _watching(network, note):
         network(images)
     return list(last.values())
 
 
 @contextlib.contextmanager
-def _watching(network: nn.Module, watch: Watch, names: list[str]) -> Iterator[None]:
-    """Have modules of these names, or the steps of a program, tell of their outputs."""
+def _watching(
+    network: nn.Module, watch: Watch, only: Sequence[str] | None = None
+) -> Iterator[None]:
+    """Have modules, or the steps of a program, tell of their outputs: all, or those of a name."""
     if isinstance(network, Program):
-        network.watch = watch
+        network.watch = lambda name, out: watch(name, out) if only is None or name in only else None
         try:
             yield
         finally:
@@ -72,7 +75,11 @@ def _watching(network: nn.Module, watch: Watch, names: list[str]) -> Iterator[No
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
         return lambda module, given, output: watch(name, output)
 
-    hooks = [network.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    hooks = [
+        module.register_forward_hook(hook(name))
+        for name, module in network.named_modules()
+        if name and (only is None or name in only)
+    ]
     try:
         yield
     finally:

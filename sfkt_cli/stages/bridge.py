@@ -168,7 +168,9 @@ def levels_of(
     """
     if not weights["p"]:
         return None
-    levels = Levels(source.backbone, rgb_loader(runtime)(rgb))
+    backbone = source.backbone
+    backbones = list(backbone) if isinstance(backbone, nn.ModuleList) else [backbone]  # a mixture
+    levels = Levels(backbones, rgb_loader(runtime)(rgb))
     if levels.names:
         return levels
     if not weights["rec"] and not weights["f"]:

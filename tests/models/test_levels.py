@@ -16,7 +16,7 @@ from sfkt_cli.models.recording import record
 
 def test_a_level_is_the_last_module_of_its_resolution() -> None:
     network = SmallResNet(4).eval()
-    levels = Levels(network, torch.rand(1, 3, 32, 32))
+    levels = Levels([network], torch.rand(1, 3, 32, 32))
     assert levels.names == ["stages.0", "stages.1", "stages"]
     with levels.noted() as seen:
         network(torch.rand(2, 3, 32, 32))
@@ -28,7 +28,7 @@ def test_a_level_is_the_last_module_of_its_resolution() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v3_small", "convnext_tiny"])
 def test_networks_of_torchvision_have_a_level_at_each_resolution(name: str) -> None:
     network, _ = make_backbone(name, width=0, pretrained=False)
-    levels = Levels(network.eval(), torch.rand(1, 3, 64, 64))
+    levels = Levels([network.eval()], torch.rand(1, 3, 64, 64))
     with levels.noted() as seen, torch.no_grad():
         network(torch.rand(2, 3, 64, 64))
     sides = [level.shape[-1] for level in seen if level.shape[-1] == level.shape[-2]]
@@ -46,7 +46,7 @@ def test_a_recorded_program_has_the_levels_of_its_network() -> None:
     original.fc = nn.Identity()
     seen = []
     for network in (original, program):
-        levels = Levels(network, images)
+        levels = Levels([network], images)
         with levels.noted() as noted, torch.no_grad():
             network(images)
         seen.append(noted)
@@ -60,7 +60,7 @@ def test_only_passes_inside_the_block_are_noted_and_the_output_stays() -> None:
     network = SmallResNet(4).eval()
     images = torch.rand(2, 3, 16, 16)
     before = network(images)
-    levels = Levels(network, images)
+    levels = Levels([network], images)
     assert torch.equal(network(images), before)
     with levels.noted() as first:
         assert torch.equal(network(images), before)
@@ -72,7 +72,7 @@ def test_only_passes_inside_the_block_are_noted_and_the_output_stays() -> None:
 
 
 def test_a_gradient_flows_from_a_level_to_the_images() -> None:
-    levels = Levels(network := SmallResNet(4).eval(), torch.rand(1, 3, 16, 16))
+    levels = Levels([network := SmallResNet(4).eval()], torch.rand(1, 3, 16, 16))
     images = torch.rand(2, 3, 16, 16, requires_grad=True)
     with levels.noted() as seen:
         network(images)
@@ -81,9 +81,19 @@ def test_a_gradient_flows_from_a_level_to_the_images() -> None:
     assert images.grad.abs().sum() > 0
 
 
+def test_networks_side_by_side_have_the_levels_of_each() -> None:
+    networks, images = [SmallResNet(4).eval(), SmallResNet(6).eval()], torch.rand(2, 3, 16, 16)
+    levels = Levels(networks, images)
+    with levels.noted() as seen:
+        for network in networks:
+            network(images)
+    assert [level.shape[1] for level in seen] == [4, 8, 16, 6, 12, 24]
+    assert len(levels.names) == 6
+
+
 def test_a_network_without_maps_has_no_levels() -> None:
     class Flat(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return F.adaptive_avg_pool2d(images, 1).flatten(1)
 
-    assert Levels(nn.Sequential(Flat(), nn.Linear(3, 4)), torch.rand(1, 3, 8, 8)).names == []
+    assert Levels([nn.Sequential(Flat(), nn.Linear(3, 4))], torch.rand(1, 3, 8, 8)).names == []
