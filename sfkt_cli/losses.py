@@ -201,27 +201,30 @@ def feature_matching(features: Tensor, partners: Tensor) -> Tensor:
     return F.mse_loss(features.float(), partners.detach().float())
 
 
-def perceptual(seen: Sequence[Tensor], partners: Sequence[Tensor]) -> Tensor:
+def perceptual(
+    seen: Sequence[Tensor], partners: Sequence[Tensor], variances: Sequence[float]
+) -> Tensor:
     """Distance between what a network sees in the two images of each TI pair, level by level.
 
-    L_p = mean_l mean (a_l - g_l)^2 / var(g_l)
+    L_p = mean_l mean (a_l - g_l)^2 / v_l
 
     Source: Johnson et al., ECCV 2016, Eq. 2, with the frozen source model in place of a VGG and
-    each level over the variance of the partners' activations (ours), so that all weigh alike.
+    each level over the variance of its activations (ours), so that all weigh alike.
     0: the source model sees the same on all levels; 1: no more is known than the mean of a level;
     2: unrelated.
 
     Args:
         seen: (B, C, H, W) for each level l, a_l; receive a gradient.
         partners: The same of the RGB partners, g_l; constants.
+        variances: Of the activations of RGB images at each level, v_l.
 
     Returns:
         A scalar without unit.
     """
-    gaps = []
-    for level, partner in zip(seen, partners, strict=True):
-        told = partner.detach().float()
-        gaps.append((level.float() - told).square().mean() / told.var().clamp_min(1e-6))
+    gaps = [
+        F.mse_loss(level.float(), partner.detach().float()) / variance
+        for level, partner, variance in zip(seen, partners, variances, strict=True)
+    ]
     return torch.stack(gaps).mean()
 
 

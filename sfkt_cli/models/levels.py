@@ -19,15 +19,26 @@ class Levels:
     """The activations of networks at the end of each of their resolutions, noted as they work.
 
     The end of a resolution is the last module, or step of a recorded program, that gives maps
-    (B, C, H, W) of that size, such as a stage of a ResNet.
+    (B, C, H, W) of that size, such as a stage of a ResNet. Maps of more than a quarter of the
+    images' side are left out: they are little more than the picture, and cost the most.
 
     Args:
         networks: In inference mode; one, or the backbones of a mixture.
-        images: What they take (B, 3, H, W), for one trial.
+        look: Passes images through them, such as ``features`` of a classifier.
+        images: Some of those that they were made for (B, 3, H, W), for two trials.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], images: Tensor) -> None:
-        self._ends = [(network, _ends_of_resolutions(network, images)) for network in networks]
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        look: Callable[[Tensor], object],
+        images: Tensor,
+    ) -> None:
+        self._ends = [(each, _ends_of_resolutions(each, look, images[:1])) for each in networks]
+        with torch.inference_mode(), self.noted() as seen:
+            look(images)
+        self.variances = [max(float(level.float().var()), 1e-6) for level in seen]
+        """Of the activations of these images at each level."""
 
     @property
     def names(self) -> list[str]:
@@ -40,22 +51,24 @@ class Levels:
         seen: list[Tensor] = []
         with contextlib.ExitStack() as watched:
             for network, ends in self._ends:
-                watched.enter_context(
-                    _watching(network, lambda _, output: seen.append(output), ends)
-                )
+                note = _watching(network, lambda _, output: seen.append(output), ends)
+                watched.enter_context(note)
             yield seen
 
 
-def _ends_of_resolutions(network: nn.Module, images: Tensor) -> list[str]:
+def _ends_of_resolutions(
+    network: nn.Module, look: Callable[[Tensor], object], images: Tensor
+) -> list[str]:
     last: dict[tuple[int, ...], str] = {}
+    most = images.shape[-1] // 4
 
     def note(name: str, output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
+        if isinstance(output, Tensor) and output.ndim == 4 and 1 < max(output.shape[2:]) <= most:
             last.pop(size := tuple(output.shape[2:]), None)
             last[size] = name
 
     with torch.inference_mode(), _watching(network, note):
-        network(images)
+        look(images)
     return list(last.values())
 
 

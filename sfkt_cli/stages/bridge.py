@@ -34,6 +34,9 @@ from sfkt_cli.training.predicting import predict_rows, rgb_loader, target_loader
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 from sfkt_cli.training.trial import train
 
+LEVEL_ROWS = 64
+"""RGB images on which the variance of the source model's activations is measured."""
+
 
 def bridge(config: Config, run: Run) -> None:
     """Train the translator; writes ``bridge/model.*`` and ``bridge/images/<sample id>.png``.
@@ -80,7 +83,7 @@ def bridge(config: Config, run: Run) -> None:
             features=source.feature_size,
             rec_loss=settings.rec_loss,
             d_on=settings.d_on,
-            levels=levels_of(source, weights, store["ti/rgb"][:1], runtime),
+            levels=levels_of(source, weights, store["ti/rgb"], runtime),
         )
         runtime.place(runtime.synchronised(objective))
         needs_tr = bool(weights["d"] or weights["im"])
@@ -160,7 +163,7 @@ def levels_of(
     Args:
         source: Frozen.
         weights: Of the terms.
-        rgb: A stored RGB image (1, H, W, 3).
+        rgb: The stored RGB images of the TI pairs (N, H, W, 3).
         runtime: The device.
 
     Raises:
@@ -170,7 +173,8 @@ def levels_of(
         return None
     backbone = source.backbone
     backbones = list(backbone) if isinstance(backbone, nn.ModuleList) else [backbone]  # a mixture
-    levels = Levels(backbones, rgb_loader(runtime)(rgb))
+    images = rgb_loader(runtime)(rgb[spread(len(rgb), LEVEL_ROWS)])
+    levels = Levels(backbones, source.features, images)
     if levels.names:
         return levels
     if not weights["rec"] and not weights["f"]:

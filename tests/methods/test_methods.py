@@ -137,7 +137,7 @@ def test_the_head_stays_the_sources(method: str) -> None:
 
 
 def levels_of(source: Classifier) -> Levels:
-    return Levels([source.backbone], torch.rand(1, 3, SIDE, SIDE))
+    return Levels([source.backbone], source.features, torch.rand(1, 3, SIDE, SIDE))
 
 
 @pytest.mark.parametrize("term", ["rec", "d", "im", "f", "p"])
