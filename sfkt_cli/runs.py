@@ -55,6 +55,8 @@ STAGE_FIELDS: dict[str, tuple[str, ...]] = {
     "evaluate": ("seed", "training", "evaluate", "tgkt.balance"),
 }
 """The settings that decide what a stage writes; the others may change between runs of it."""
+WHAT_RUNS_DID_BEFORE: dict[str, Any] = {"bridge.alpha_p": 0.0}
+"""Values that stand for settings that are newer than a run, where their defaults change results."""
 READS: dict[str, tuple[str, ...]] = {
     "source": ("prepare/source.h5",),
     "bridge": ("prepare/transfer.h5", "source/model.safetensors"),
@@ -366,8 +368,8 @@ def _refuse_changes(
     stage: str, folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], finished: bool
 ) -> None:
     changes = []
-    # A setting that did not exist then counts as its default, which changes nothing.
-    usual = json.loads(json.dumps(stage_settings(stage, Config())))
+    # A setting that did not exist then counts as its default, which mostly changes nothing.
+    usual = json.loads(json.dumps(stage_settings(stage, Config()))) | WHAT_RUNS_DID_BEFORE
     for part in ("settings", "inputs"):
         old, new = before.get(part, {}), now[part]
         if part == "settings":

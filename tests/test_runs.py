@@ -63,6 +63,19 @@ def test_settings_that_do_not_matter_may_change(tmp_path: Path) -> None:
     assert not work(run, "bridge", settings("runtime.gpus=0", "tgkt.beta_f=9", "source.epochs=3"))
 
 
+def test_a_setting_that_a_run_did_not_know_counts_as_what_the_run_did(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    work(run, "bridge", settings("bridge.alpha_p=0"))
+    done = run.path("bridge", "done.json")
+    record = json.loads(done.read_text())
+    for name in ("bridge.alpha_p", "bridge.d_on"):
+        del record["settings"][name]
+    done.write_text(json.dumps(record))
+    assert not work(run, "bridge", settings("bridge.alpha_p=0"))
+    with pytest.raises(RunError, match=r"bridge.alpha_p: was 0.0, now 0.3"):
+        work(run, "bridge", settings())
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_changed_settings_and_inputs_are_refused_and_named(tmp_path: Path, finished: bool) -> None:
     run = Run(tmp_path)
