@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,19 +14,22 @@ from sfkt_cli.models.programs import Program
 
 Watch = Callable[[str, Any], None]
 """Takes the name of a module, or of a step of a recorded program, and its output."""
+Call = tuple[str, int]
+"""The n-th call of a module in a pass: some, such as activations, are used at several places."""
 
 
 class Levels:
     """The activations of networks at the end of each of their resolutions, noted as they work.
 
-    The end of a resolution is the last module, or step of a recorded program, that gives maps
-    (B, C, H, W) of that size, such as a stage of a ResNet. Maps of more than a quarter of the
-    images' side are left out: they are little more than the picture, and cost the most.
+    The end of a resolution is the outermost module, and of several the last, that gives maps
+    (B, C, S, S) of that size: a stage of a ResNet. Of a recorded program it is the last step.
+    Maps of more than a quarter of the images' side are left out: they are little more than the
+    picture, and cost the most.
 
     Args:
         networks: In inference mode; one, or the backbones of a mixture.
         look: Passes images through them, such as ``features`` of a classifier.
-        images: Some of those that they were made for (B, 3, H, W), for two trials.
+        images: Some of those that they were made for (B, 3, H, H), for trials.
     """
 
     def __init__(
@@ -34,7 +38,13 @@ class Levels:
         look: Callable[[Tensor], object],
         images: Tensor,
     ) -> None:
-        self._ends = [(each, _ends_of_resolutions(each, look, images[:1])) for each in networks]
+        few = [set(_ends_of_resolutions(each, look, images[:2])) for each in networks]
+        all_ = [_ends_of_resolutions(each, look, images) for each in networks]
+        # What has as many rows as there are images by chance, such as a bias, has so only once.
+        self._ends = [
+            (network, [call for call in ends if call in known])
+            for network, ends, known in zip(networks, all_, few, strict=True)
+        ]
         with torch.inference_mode(), self.noted() as seen:
             look(images)
         self.variances = [max(float(level.float().var()), 1e-6) for level in seen]
@@ -43,38 +53,57 @@ class Levels:
     @property
     def names(self) -> list[str]:
         """Of the modules, from fine to coarse, network by network."""
-        return [name for _, ends in self._ends for name in ends]
+        return [name for _, ends in self._ends for name, _ in ends]
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[list[Tensor]]:
-        """A list that passes of the networks inside the block add their activations to."""
+        """A list that one pass of the networks inside the block adds its activations to."""
         seen: list[Tensor] = []
         with contextlib.ExitStack() as watched:
             for network, ends in self._ends:
-                note = _watching(network, lambda _, output: seen.append(output), ends)
-                watched.enter_context(note)
+                watched.enter_context(_watching(network, _note_calls(ends, seen), dict(ends)))
             yield seen
+
+
+def _note_calls(ends: Sequence[Call], seen: list[Tensor]) -> Watch:
+    calls: Counter[str] = Counter()
+
+    def note(name: str, output: Any) -> None:
+        calls[name] += 1
+        if (name, calls[name]) in ends:
+            seen.append(output)
+
+    return note
 
 
 def _ends_of_resolutions(
     network: nn.Module, look: Callable[[Tensor], object], images: Tensor
-) -> list[str]:
-    last: dict[tuple[int, ...], str] = {}
-    most = images.shape[-1] // 4
+) -> list[Call]:
+    calls: Counter[str] = Counter()
+    last: dict[int, tuple[int, Call]] = {}  # how deep the module lies, by side of the map
 
     def note(name: str, output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4 and 1 < max(output.shape[2:]) <= most:
-            last.pop(size := tuple(output.shape[2:]), None)
-            last[size] = name
+        calls[name] += 1
+        if isinstance(output, Tensor) and _is_map(output, images) and "pad" not in name:
+            side, depth = output.shape[-1], name.count(".")
+            if side not in last or depth <= last[side][0]:
+                last.pop(side, None)
+                last[side] = depth, (name, calls[name])
 
     with torch.inference_mode(), _watching(network, note):
         look(images)
-    return list(last.values())
+    return [call for _, call in last.values()]
+
+
+def _is_map(output: Tensor, images: Tensor) -> bool:
+    if output.ndim != 4 or output.shape[0] != len(images) or output.shape[2] != output.shape[3]:
+        return False
+    return 1 < output.shape[3] <= images.shape[3] // 4
 
 
 @contextlib.contextmanager
 def _watching(
-    network: nn.Module, watch: Watch, only: Sequence[str] | None = None
+    network: nn.Module, watch: Watch, only: Mapping[str, Any] | None = None
 ) -> Iterator[None]:
     """Have modules, or the steps of a program, tell of their outputs: all, or those of a name."""
     if isinstance(network, Program):

@@ -71,6 +71,8 @@ class Program(nn.Module):
         self._output = output
         self._steps = [(_operation(name), args, more) for name, args, more in steps]
         self._names = [str(name) for name, _, _ in steps]
+        self.groups = max((args[8] for name, args, _ in steps if name == "convolution"), default=1)
+        """The largest number of groups of its convolutions."""
         for name, (channels, eps, momentum) in norms.items():
             _place(self.network, name, nn.BatchNorm2d(channels, eps, momentum))
         for name, (shape, dtype, trained) in tensors.items():
@@ -89,7 +91,7 @@ class Program(nn.Module):
                 named = {key: self._value(each, held, images) for key, each in more.items()}
                 held[number] = operation(*given, **named)
             if self.watch is not None:
-                self.watch(f"step {number}", held[number])
+                self.watch(f"{number} {self._names[number]}", held[number])
             for done in self._last.get(number, ()):
                 del held[done]
         result: Tensor = self._value(self._output, held, images)

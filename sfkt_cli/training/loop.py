@@ -133,7 +133,7 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
         best, progress = state["best"], _Progress(**state["progress"])
         say(f"{plan.title}: goes on at epoch {progress.epoch + 1}, step {progress.step + 1}")
-        _compare_environments(plan, state.get("environment", {}), runtime)
+        _compare_environments(plan, state.get("environment", {}), runtime.environment(objective))
     parallel = runtime.parallel(objective)
     mixed = runtime.autocast(objective)
     rates = [group.setdefault("full_rate", group["lr"]) for group in optimizer.param_groups]
@@ -151,7 +151,7 @@ def fit(
                     "scaler": scaler.state_dict(),
                     "best": best,
                     "progress": vars(progress),
-                    "environment": runtime.environment(),
+                    "environment": runtime.environment(objective),
                 },
             )
 
@@ -287,9 +287,10 @@ class _Checked:
             at.totals[name] = at.totals.get(name, 0.0) + value
 
 
-def _compare_environments(plan: Plan, before: Mapping[str, str | int], runtime: Runtime) -> None:
+def _compare_environments(
+    plan: Plan, before: Mapping[str, str | int], now: Mapping[str, str | int]
+) -> None:
     """Warn where a state goes on in an environment that rounds differently."""
-    now = runtime.environment()
     changes = [f"{name} {before[name]} -> {now[name]}" for name in now if name in before
                and before[name] != now[name]]  # fmt: skip
     if changes:

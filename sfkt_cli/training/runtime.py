@@ -56,10 +56,15 @@ class Runtime:
             trained: What the pass is to train. On a CPU the gradient of grouped convolutions
                 takes twice as long in bf16: networks that have some are trained in fp32.
         """
-        slow = self.automatic and self.device.type == "cpu" and has_grouped(trained)
-        if self.precision == torch.float32 or slow:
+        precision = self.precision_for(trained)
+        if precision == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.precision)
+        return torch.autocast(self.device.type, dtype=precision)
+
+    def precision_for(self, trained: nn.Module | None) -> torch.dtype:
+        """The type of :meth:`autocast`."""
+        slow = self.automatic and self.device.type == "cpu" and has_grouped(trained)
+        return torch.float32 if slow else self.precision
 
     def place(self, module: nn.Module) -> nn.Module:
         """Move a module here, convolutions in channels-last order."""
@@ -169,12 +174,12 @@ class Runtime:
             distributed.all_gather_object(found, value)
         return found
 
-    def environment(self) -> dict[str, str | int]:
+    def environment(self, trained: nn.Module) -> dict[str, str | int]:
         """What decides the last bits of results; a state of training remembers it."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return {
             "device": name,
-            "precision": str(self.precision).removeprefix("torch."),
+            "precision": str(self.precision_for(trained)).removeprefix("torch."),
             "processes": self.world,
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
@@ -193,7 +198,7 @@ class Runtime:
 def has_grouped(module: nn.Module | None) -> bool:
     """Whether a module has grouped convolutions, such as depthwise ones."""
     layers = [] if module is None else module.modules()
-    return any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in layers)
+    return any(getattr(layer, "groups", 1) > 1 for layer in layers)
 
 
 def check_batch_norms(module: nn.Module) -> None:

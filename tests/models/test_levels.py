@@ -28,35 +28,70 @@ def test_a_level_is_the_last_module_of_a_resolution_of_a_quarter_and_below() -> 
     assert levels.variances == pytest.approx([level.var().item() for level in seen])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v3_small", "convnext_tiny"])
-def test_networks_of_torchvision_have_a_level_at_each_resolution(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("resnet50", ["layer1", "layer2", "layer3", "layer4"]),  # shares activations
+        ("mobilenet_v3_small", ["features.1", "features.3", "features.8", "features"]),
+        ("densenet121", [*(f"features.denseblock{n}" for n in (1, 2, 3)), "features"]),
+        ("convnext_tiny", ["features.1", "features.3", "features.5", "features"]),
+    ],
+)
+def test_the_levels_of_networks_of_torchvision_are_the_ends_of_their_stages(
+    name: str, ends: list[str]
+) -> None:
     network, _ = make_backbone(name, width=0, pretrained=False)
-    levels = levels_of(network.eval(), torch.rand(1, 3, 64, 64))
+    levels = levels_of(network.eval(), images := torch.rand(2, 3, 64, 64))
+    assert levels.names == ends
     with levels.noted() as seen, torch.no_grad():
-        network(torch.rand(2, 3, 64, 64))
-    sides = [level.shape[-1] for level in seen if level.shape[-1] == level.shape[-2]]
-    assert sides == sorted(set(sides), reverse=True)
-    assert {16, 8, 4, 2} <= set(sides)
+        network(images)
+    assert [level.shape[-1] for level in seen] == [16, 8, 4, 2]
+    assert len(levels.variances) == 4
 
 
-def test_a_recorded_program_has_the_levels_of_its_network() -> None:
+class Padded(nn.Module):
+    """Pads before it strides, and uses one activation everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pad, self.activation = nn.ZeroPad2d(1), nn.ReLU()
+        self.conv1, self.conv2 = nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 6, 3, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        coarse = self.conv2(self.pad(self.activation(self.conv1(self.activation(images)))))
+        return torch.flatten(self.activation(coarse), 1)
+
+
+def test_a_module_is_a_level_at_one_of_its_calls_and_padding_at_none() -> None:
+    network, images = Padded().eval(), torch.rand(2, 3, 32, 32)
+    levels = levels_of(network, images)
+    with levels.noted() as seen:
+        network(images)
+    assert levels.names == ["activation", "activation"]
+    assert [tuple(level.shape) for level in seen] == [(2, 4, 8, 8), (2, 6, 4, 4)]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_t"])
+def test_a_recorded_program_has_levels_of_whole_batches(name: str) -> None:
     torch.manual_seed(0)
-    original = models.get_model("resnet18", weights=None).eval()
-    kept, tensors, _, _ = record(original, 64, "resnet18")
+    original = models.get_model(name, weights=None).eval()
+    kept, tensors, _, _ = record(original, 64, name)
     program = Program(**kept).eval()
     program.network.load_state_dict(tensors, strict=False)
-    images = torch.rand(2, 3, 64, 64)
-    original.fc = nn.Identity()
-    seen = []
-    for network in (original, program):
-        levels = levels_of(network, images)
-        with levels.noted() as noted, torch.no_grad():
-            network(images)
-        seen.append(noted)
-    assert [level.shape[-1] for level in seen[1]] == [16, 8, 4, 2]
-    for one, two in zip(*seen, strict=True):
-        torch.testing.assert_close(one, two)
+    images = torch.rand(3, 3, 64, 64)
+    levels = levels_of(program, images)
+    with levels.noted() as seen, torch.no_grad():
+        program(images)
+    assert all(len(level) == 3 and level.shape[2] == level.shape[3] <= 16 for level in seen)
+    assert len(seen) == len(levels.names) == len(levels.variances)
     assert program.watch is None
+    if name == "resnet18":
+        assert [level.shape[-1] for level in seen] == [16, 8, 4, 2]
+        whole = levels_of(original, images)
+        with whole.noted() as expected, torch.no_grad():
+            original(images)
+        for one, two in zip(seen, expected, strict=True):
+            torch.testing.assert_close(one, two)
 
 
 def test_only_passes_inside_the_block_are_noted_and_the_output_stays() -> None:

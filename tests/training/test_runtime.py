@@ -8,9 +8,15 @@ from torch import nn
 
 from sfkt_cli.config import RuntimeConfig
 from sfkt_cli.errors import ConfigError
+from sfkt_cli.models.programs import Program
 from sfkt_cli.training.runtime import make_runtime
 
 PLAIN = nn.Conv2d(4, 4, 3)
+RECORDED = Program(
+    steps=[["convolution", [{"images": True}, {"tensor": "kernel"}, None, [1, 1], [0, 0], [1, 1],
+                            False, [0, 0], 4], {}]],
+    output={"step": 0}, tensors={"kernel": [[4, 1, 3, 3], "float32", True]}, norms={}, features=4,
+)  # fmt: skip
 DEPTHWISE = nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4))
 IMAGES = torch.rand(2, 4, 8, 8)
 
@@ -22,13 +28,13 @@ def computed_in(precision: str, trained: nn.Module | None) -> torch.dtype:
     return found
 
 
-@pytest.mark.parametrize("trained", [None, PLAIN, DEPTHWISE])
+@pytest.mark.parametrize("trained", [None, PLAIN, DEPTHWISE, RECORDED])
 @pytest.mark.parametrize("units", [True, False])
 def test_a_cpu_computes_in_bf16_where_it_is_faster(
     units: bool, trained: nn.Module | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
-    fast = units and trained is not DEPTHWISE
+    fast = units and trained not in (DEPTHWISE, RECORDED)
     assert computed_in("auto", trained) == (torch.bfloat16 if fast else torch.float32)
     assert computed_in("fp32", trained) == torch.float32
     assert computed_in("bf16", trained) == torch.bfloat16
