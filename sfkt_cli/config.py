@@ -289,7 +289,7 @@ class BridgeConfig(BaseModel):
     """Weight of the source-feature term on TI pairs (ours)."""
     alpha_p: Weight = 0.3
     """Weight of the perceptual term on TI pairs: what the source model sees before its features, at
-    each resolution (ours)."""
+    each resolution from a quarter of the side down (ours)."""
 
 
 class VqganConfig(BaseModel):

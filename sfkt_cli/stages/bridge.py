@@ -144,8 +144,13 @@ def loss_weights(config: Config, registered: bool) -> dict[str, float]:
     }
     if settings.translator == "vqgan":
         weights |= {"commit": config.vqgan.alpha_commit, "patch": config.vqgan.alpha_patch}
+    if not registered and not weights["f"]:
+        raise ConfigError(
+            "bridge.alpha_f is 0 and the pairs are not registered: L_rec and L_p cannot be used, "
+            "and nothing else ties T to the TI pairs; set bridge.alpha_f"
+        )
     if not registered and (weights["rec"] or weights["p"]):
-        warn("the pairs are not registered: L_rec and L_p are switched off, the feature term stays")
+        warn("the pairs are not registered: no L_rec and no L_p, the feature term stays")
         weights["rec"] = weights["p"] = 0.0
     if not weights["rec"] and not weights["f"] and not weights["p"]:
         raise ConfigError(

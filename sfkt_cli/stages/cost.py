@@ -77,10 +77,11 @@ def tell_cost(file: Path, changes: Mapping[str, Any], device: str | None) -> dic
         ConfigError: The file is wrong, the device is unknown, or nobody knows how many images.
     """
     config = build(read_yaml(file), changes)
-    runtime = make_runtime(config.runtime)
     if device:  # its shares of the peak stand for its precision; operations are counted as they are
-        machine, runtime = named_machine(device), replace(runtime, precision=torch.float32)
+        machine = named_machine(device)
+        runtime = make_runtime(config.runtime.model_copy(update={"precision": "fp32"}))
     else:
+        runtime = make_runtime(config.runtime)
         machine = this_machine(runtime)
     counts = count_samples(config)
     output(describe(machine))
@@ -152,6 +153,9 @@ def stage_costs(
         runtime: Where they are counted, and in which precision.
     """
     work = Workload(config, runtime)
+    trains = machine  # as it is while it trains the classifier, which may want fp32
+    if machine.measured and runtime.precision_for(work.model) != runtime.precision:
+        trains = this_machine(replace(runtime, precision=torch.float32))
     batch = fixed_batch_size(config.runtime)
     found = []
     for stage, step, look, epochs, trained, seen, looks in (
@@ -165,7 +169,8 @@ def stage_costs(
          2 * counts.ti + counts.target * 2 * (2 + config.transfer.epochs)),
     ):  # fmt: skip
         step()
-        once = cost_of(operations_of(step), machine, batch / COUNTED)
+        device = machine if stage == "bridge" else trains
+        once = cost_of(operations_of(step), device, batch / COUNTED)
         steps = epochs * max(trained // batch, config.training.min_steps)
         look_once = cost_of(operations_of(look), machine, 256 / COUNTED)
         weights = sum(p.numel() * p.element_size() for m in seen for p in m.parameters())

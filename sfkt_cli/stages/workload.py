@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfkt_cli import losses
 from sfkt_cli.config import Config
 from sfkt_cli.data.images import Encoding, encode, rgb_to_float
 from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.models.levels import Levels
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.training.optimizers import classifier_optimizer, translator_optimizer
 from sfkt_cli.training.runtime import Runtime
@@ -43,11 +45,16 @@ class Workload:
             config.bridge.translator, channels=3, width=config.bridge.width, **more
         )
         self.translator = self._place(translator).train()
-        self._of_model = classifier_optimizer(self.model, 1e-9, 1.0, 0.0)
-        self._of_translator = translator_optimizer([self.translator], 1e-9)
         side = (COUNTED, config.image_size, config.image_size)
         self.rgb = torch.randint(0, 255, (*side, 3), device=runtime.device).byte()
         self.target = torch.randint(1, 4000, side, device=runtime.device).to(torch.int32)
+        self._levels = Levels(
+            [self.frozen.backbone] if config.bridge.alpha_p else [],
+            self.frozen.features,
+            rgb_to_float(self.rgb),
+        )
+        self._of_model = classifier_optimizer(self.model, 1e-9, 1.0, 0.0)
+        self._of_translator = translator_optimizer([self.translator], 1e-9)
 
     def source_step(self) -> None:
         """A step of the source model."""
@@ -68,11 +75,15 @@ class Workload:
             encoded = torch.cat([encoded, encode(self.target, self.encoding)])
         with self._runtime.autocast(self.translator):
             bridged = self.translator(encoded)
-            with torch.no_grad():
+            with torch.no_grad(), self._levels.noted() as told:
                 partners = self.frozen.features(rgb)
-            features, logits = self.frozen(bridged)
+            with self._levels.noted() as seen:
+                features, logits = self.frozen(bridged)
         pairs = len(rgb)
         loss = _norm(features[:pairs] - partners) + _norm(bridged[:pairs] - rgb) + _norm(logits)
+        if told:
+            maps = [level[:pairs] for level in seen]
+            loss = loss + losses.perceptual(maps, told, self._levels.variances)
         _descend(loss, self._of_translator)
 
     def bridge_look(self) -> None:

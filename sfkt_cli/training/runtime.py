@@ -217,7 +217,31 @@ def check_batch_norms(module: nn.Module) -> None:
 
 
 def free_memory() -> int:
-    """Bytes of memory that programs may still take, page cache included."""
+    """Bytes of memory that this process may still take, page cache included.
+
+    The least of what the machine has and what the limits of containers and batch systems leave.
+    """
+    return min(_machine_has(), *_limits_leave())
+
+
+def _limits_leave(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """What each limit of the process's control groups (version 2) and those above leaves."""
+    left = [2**62]
+    with contextlib.suppress(OSError, ValueError):
+        own = Path("/proc/self/cgroup").read_text(encoding="ascii").rpartition("::")[2].strip("/\n")
+        for group in (root / own, *(root / own).parents):
+            if not group.is_relative_to(root) or not (group / "memory.max").is_file():
+                continue
+            most = (group / "memory.max").read_text(encoding="ascii").strip()
+            if most != "max":
+                stat = (group / "memory.stat").read_text(encoding="ascii").split()
+                cache = int(stat[stat.index("file") + 1])
+                used = int((group / "memory.current").read_text(encoding="ascii"))
+                left.append(max(int(most) - used + cache, 0))
+    return left
+
+
+def _machine_has() -> int:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return (

@@ -66,7 +66,8 @@ def test_an_unknown_device_and_an_unprepared_data_set_are_errors(
         tell_cost(file, {}, "abacus")
     with pytest.raises(ConfigError, match="sfkt prepare sun-rgbd"):
         tell_cost(file, {}, "H100")
-    assert tell_cost(file, {"dataset": "synthetic"}, "H100")["stages"][0]["stage"] == "source"
+    half = {"dataset": "synthetic", "runtime": {"precision": "fp16", "gpus": 0}}
+    assert tell_cost(file, half, "H100")["stages"][0]["stage"] == "source"
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 from sfkt_cli.config import RuntimeConfig
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.models.programs import Program
-from sfkt_cli.training.runtime import make_runtime
+from sfkt_cli.training.runtime import Runtime, _limits_leave, free_memory, make_runtime
 
 PLAIN = nn.Conv2d(4, 4, 3)
 RECORDED = Program(
@@ -43,3 +45,19 @@ def test_a_cpu_computes_in_bf16_where_it_is_faster(
 def test_fp16_needs_a_gpu() -> None:
     with pytest.raises(ConfigError, match="use fp32 or bf16"):
         make_runtime(RuntimeConfig(gpus=0, precision="fp16"))
+
+
+def test_free_memory_is_what_the_limits_of_the_groups_leave(tmp_path: Path) -> None:
+    assert min(_limits_leave(tmp_path)) >= free_memory() > 0
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _limits_leave(tmp_path) == [2**62]
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 500\nfile 150\n")
+    assert min(_limits_leave(tmp_path)) == 450
+
+
+def test_the_state_of_a_training_tells_the_precision_that_it_trained_in() -> None:
+    runtime = Runtime(torch.device("cpu"), torch.bfloat16, automatic=True)
+    assert runtime.environment(PLAIN)["precision"] == "bfloat16"
+    assert runtime.environment(DEPTHWISE)["precision"] == "float32"
