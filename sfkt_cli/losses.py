@@ -8,6 +8,7 @@ type: they are taken to float32 first, and logarithms go through ``log_softmax``
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -214,18 +215,42 @@ def perceptual(
     2: unrelated.
 
     Args:
-        seen: (B, C, H, W) for each level l, a_l; receive a gradient.
-        partners: The same of the RGB partners, g_l; constants.
+        seen: For each level l the maps (B' >= B, C, H, W), of which the first B are a_l and receive
+            a gradient; the others, of TR images that went along, receive none.
+        partners: (B, C, H, W) of the RGB partners, g_l; constants.
         variances: Of the activations of RGB images at each level, v_l.
 
     Returns:
         A scalar without unit.
     """
     gaps = [
-        F.mse_loss(level.float(), partner.detach().float()) / variance
+        _SquaredGap.apply(level, partner) / variance
         for level, partner, variance in zip(seen, partners, variances, strict=True)
     ]
     return torch.stack(gaps).mean()
+
+
+class _SquaredGap(torch.autograd.Function):
+    """Mean squared difference of the first rows from constants, in two passes over memory each way.
+
+    Maps are large: slicing, casting and ``mse_loss`` take twice as long (docs/decisions.md).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, level: Tensor, partner: Tensor) -> Tensor:
+        gap = level[: len(partner)] - partner
+        ctx.save_for_backward(gap)
+        ctx.like = torch.empty_like(level, device="meta")
+        squares: Tensor = torch.linalg.vector_norm(gap, dtype=torch.float32).square()
+        return squares / gap.numel()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gap,) = ctx.saved_tensors
+        gradient = torch.empty_like(ctx.like, device=gap.device)
+        torch.mul(gap, 2.0 / gap.numel() * gradients[0].to(gap.dtype), out=gradient[: len(gap)])
+        gradient[len(gap) :].zero_()
+        return gradient, None
 
 
 def feature_matching_norm(features: Tensor, partners: Tensor) -> Tensor:

@@ -183,6 +183,19 @@ def test_perceptual_is_the_mean_of_its_levels_and_partners_are_constants() -> No
     assert all(level.grad is None for level in told)
 
 
+def test_perceptual_leaves_the_rows_that_have_no_partner() -> None:
+    generator = torch.Generator().manual_seed(4)
+    level = torch.rand(5, 2, 3, 3, generator=generator, requires_grad=True)
+    partner = torch.rand(2, 2, 3, 3, generator=generator)
+    torch.autograd.backward(losses.perceptual([level], [partner], [0.5]))
+    alone = level[:2].detach().clone().requires_grad_()
+    torch.autograd.backward(losses.perceptual([alone], [partner], [0.5]))
+    assert level.grad is not None
+    assert alone.grad is not None
+    torch.testing.assert_close(level.grad[:2], alone.grad)
+    assert not level.grad[2:].any()
+
+
 def test_both_domains_get_a_gradient() -> None:
     _, oracle, values = random_case("domain_adversarial", 5)
     ti, tr = (torch.tensor(value, dtype=torch.float32, requires_grad=True) for value in values)

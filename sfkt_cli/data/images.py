@@ -208,7 +208,8 @@ def _normals(points: Tensor) -> Tensor:
     x, y, z = ry * bz - rz * by, rz * bx - rx * bz, rx * by - ry * bx
     scale = (x * x + y * y + z * z).sqrt().clamp_min(1e-6).reciprocal()
     scale = torch.where(z > 0, -scale, scale)
-    return torch.stack([x * scale, y * scale, -z * scale], dim=1)
+    # Channels last in memory, as the networks want them.
+    return torch.stack([x * scale, y * scale, -z * scale], dim=-1).permute(0, 3, 1, 2)
 
 
 def _hha(

@@ -114,9 +114,7 @@ class Tgmb(nn.Module):
         if weights["f"]:
             terms["f"] = losses.feature_matching(features[:pairs], partners)
         if self._levels is not None:
-            terms["p"] = losses.perceptual(
-                [level[:pairs] for level in levels], partner_levels, self._levels.variances
-            )
+            terms["p"] = losses.perceptual(levels, partner_levels, self._levels.variances)
         if weights["im"]:
             terms["im"] = losses.information_maximisation(logits[pairs:])
         if weights["d"]:

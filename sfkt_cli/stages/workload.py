@@ -82,8 +82,7 @@ class Workload:
         pairs = len(rgb)
         loss = _norm(features[:pairs] - partners) + _norm(bridged[:pairs] - rgb) + _norm(logits)
         if told:
-            maps = [level[:pairs] for level in seen]
-            loss = loss + losses.perceptual(maps, told, self._levels.variances)
+            loss = loss + losses.perceptual(seen, told, self._levels.variances)
         _descend(loss, self._of_translator)
 
     def bridge_look(self) -> None:
