@@ -192,13 +192,28 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **kwargs)
         if not func.is_view:
             count = flop_registry.get(func.overloadpacket)
-            flops = float(count(*args, **kwargs, out_val=out)) if count else 0.0
+            if func.overloadpacket is torch.ops.aten.convolution_backward:
+                flops = _backward_flops(*args)
+            else:
+                flops = float(count(*args, **kwargs, out_val=out)) if count else 0.0
             tensors = [t for t in [*_tensors(args), *_tensors(kwargs), *_tensors(out)] if t.numel()]
             moved = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             kernels = [t for t in _tensors(args) if t.ndim == 4][-1:] if flops else []
             channels = min(kernels[0].shape[:2]) if kernels else CHANNELS[-1]
             self.operations.append(Operation(flops, float(moved), channels))
         return out
+
+
+def _backward_flops(
+    gradient: Tensor, images: Tensor, kernel: Tensor, *rest: Any, **more: Any
+) -> float:
+    """Of a convolution's gradients for images and kernel, each as many as its forward pass.
+
+    torch's own count takes grouped convolutions for dense ones.
+    """
+    transposed, mask = rest[4], rest[7]
+    each = 2.0 * (images if transposed else gradient).numel() * kernel[0].numel()
+    return each * (int(mask[0]) + int(mask[1]))
 
 
 def _tensors(values: Any) -> list[Tensor]:

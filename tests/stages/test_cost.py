@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,16 @@ def test_operations_are_those_of_a_convolution() -> None:
     assert sum(each.moved for each in found) == moved
     both = operations_of(lambda: conv(images).sum().backward())
     assert sum(each.flops for each in both) == 2 * forward
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_gradients_of_grouped_convolutions_are_counted_as_such(kind: Any, groups: int) -> None:
+    layer = kind(8, 8, 3, groups=groups, bias=False)
+    images = torch.rand(2, 8, 10, 10, requires_grad=True)
+    forward = sum(each.flops for each in operations_of(lambda: layer(images)))
+    both = sum(each.flops for each in operations_of(lambda: layer(images).sum().backward()))
+    assert both == 3 * forward > 0
 
 
 def test_time_is_the_longer_of_computing_and_moving() -> None:
