@@ -248,7 +248,8 @@ class _SquaredGap(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gap,) = ctx.saved_tensors
         gradient = torch.empty_like(ctx.like, device=gap.device)
-        torch.mul(gap, 2.0 / gap.numel() * gradients[0].to(gap.dtype), out=gradient[: len(gap)])
+        slope = 2.0 / gap.numel() * gradients[0]  # small before it is cast: scaled, fp16 overflows
+        torch.mul(gap, slope.to(gap.dtype), out=gradient[: len(gap)])
         gradient[len(gap) :].zero_()
         return gradient, None
 

@@ -183,6 +183,16 @@ def test_perceptual_is_the_mean_of_its_levels_and_partners_are_constants() -> No
     assert all(level.grad is None for level in told)
 
 
+def test_perceptual_bears_the_scaled_gradients_of_fp16() -> None:
+    generator = torch.Generator().manual_seed(5)
+    level, partner = (torch.rand(2, 8, 16, 16, generator=generator).half() for _ in range(2))
+    level.requires_grad_()
+    torch.autograd.backward(losses.perceptual([level], [partner], [1e-3]) * 2.0**12)
+    assert level.grad is not None
+    expected = 2.0**12 / 1e-3 * 2 / level.numel() * (level.detach() - partner)
+    torch.testing.assert_close(level.grad, expected, rtol=1e-2, atol=1e-1)
+
+
 def test_perceptual_leaves_the_rows_that_have_no_partner() -> None:
     generator = torch.Generator().manual_seed(4)
     level = torch.rand(5, 2, 3, 3, generator=generator, requires_grad=True)
