@@ -17,10 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Images = NDArray[Any]
-_OF_SIZE = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
-"""Types that torch can mirror, by bytes of an element; values are only moved."""
-_TORCH_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""The same as torch names them."""
+_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Types that torch can mirror and look up, by bytes of an element; values are only moved."""
 
 
 class Gatherer:
@@ -106,7 +104,7 @@ def shift_and_mirror(images: Tensor, offsets: Tensor, mirrored: Tensor) -> Tenso
     columns = torch.where(mirrored[:, None], width - 1 - columns, columns) + offsets[:, 1:]
     lines, columns = lines.clamp(0, height - 1), columns.clamp(0, width - 1)
     which = torch.arange(batch, device=images.device)[:, None, None]
-    moved = images.view(_TORCH_OF_SIZE[images.itemsize])
+    moved = images.view(_OF_SIZE[images.itemsize])
     return moved[which, lines[:, :, None], columns[:, None, :]].view(images.dtype)
 
 
@@ -131,7 +129,7 @@ def _repeat_lines(images: Images, down: NDArray[np.int64]) -> None:
 
 
 def _mirror(images: Images, which: NDArray[np.int64]) -> None:
-    part = torch.from_numpy(images[which].view(_OF_SIZE[images.itemsize]))
+    part = torch.from_numpy(images[which]).view(_OF_SIZE[images.itemsize])
     # torch mirrors fast along the last axis, or along W before channels of bytes.
     turned = part.flip(2) if part.ndim == 3 else _flip_pixels(part)
     images[which] = turned.numpy().view(images.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -38,13 +38,11 @@ class Levels:
         look: Callable[[Tensor], object],
         images: Tensor,
     ) -> None:
-        few = [set(_ends_of_resolutions(each, look, images[:2])) for each in networks]
-        all_ = [_ends_of_resolutions(each, look, images) for each in networks]
         # What has as many rows as there are images by chance, such as a bias, has so only once.
-        self._ends = [
-            (network, [call for call in ends if call in known])
-            for network, ends, known in zip(networks, all_, few, strict=True)
-        ]
+        self._ends: list[tuple[nn.Module, list[Call]]] = []
+        for network in networks:
+            two, three = (_ends_of_resolutions(network, look, images[:count]) for count in (2, 3))
+            self._ends.append((network, [call for call in three if call in two]))
         with torch.inference_mode(), self.noted() as seen:
             look(images)
         self.variances = [max(float(level.float().var()), 1e-6) for level in seen]
@@ -61,7 +59,8 @@ class Levels:
         seen: list[Tensor] = []
         with contextlib.ExitStack() as watched:
             for network, ends in self._ends:
-                watched.enter_context(_watching(network, _note_calls(ends, seen), dict(ends)))
+                names = {name for name, _ in ends}
+                watched.enter_context(_watching(network, _note_calls(ends, seen), names))
             yield seen
 
 
@@ -103,7 +102,7 @@ def _is_map(output: Tensor, images: Tensor) -> bool:
 
 @contextlib.contextmanager
 def _watching(
-    network: nn.Module, watch: Watch, only: Mapping[str, Any] | None = None
+    network: nn.Module, watch: Watch, only: Container[str] | None = None
 ) -> Iterator[None]:
     """Have modules, or the steps of a program, tell of their outputs: all, or those of a name."""
     if isinstance(network, Program):
