@@ -22,6 +22,7 @@ from sfkt_cli.files import replacing
 from sfkt_cli.methods import label_free
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.models.folding import fold_batch_norms
 from sfkt_cli.models.levels import Levels
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.models.translators import make_translator
@@ -34,8 +35,8 @@ from sfkt_cli.training.predicting import predict_rows, rgb_loader, target_loader
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 from sfkt_cli.training.trial import train
 
-LEVEL_ROWS = 64
-"""RGB images on which the variance of the source model's activations is measured."""
+FEW_ROWS = 64
+"""RGB images that the source model is tried on, and the variance of its activations measured."""
 
 
 def bridge(config: Config, run: Run) -> None:
@@ -62,7 +63,8 @@ def bridge(config: Config, run: Run) -> None:
         if stage is None:
             say(f"bridge: already done in {run.path('bridge')}")
             return
-        source = freeze(classifier_of(saved.module))
+        rgb = rgb_loader(runtime)(store["ti/rgb"][spread(store.count("ti"), FEW_ROWS)])
+        source = fold_batch_norms(freeze(classifier_of(saved.module)), rgb.shape[-1])
         weights = loss_weights(config, store.registered)
         encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
         settings = config.bridge
@@ -83,9 +85,10 @@ def bridge(config: Config, run: Run) -> None:
             features=source.feature_size,
             rec_loss=settings.rec_loss,
             d_on=settings.d_on,
-            levels=levels_of(source, weights, store["ti/rgb"], runtime),
+            levels=levels_of(source, weights, rgb),
         )
         runtime.place(runtime.synchronised(objective))
+        runtime.cast_frozen(runtime.place(source), objective)
         needs_tr = bool(weights["d"] or weights["im"])
         streams, batches = settle_streams(
             config, store, stage.folder, runtime, objective, tr=needs_tr
@@ -160,16 +163,13 @@ def loss_weights(config: Config, registered: bool) -> dict[str, float]:
     return weights
 
 
-def levels_of(
-    source: Classifier, weights: Mapping[str, float], rgb: NDArray[Any], runtime: Runtime
-) -> Levels | None:
+def levels_of(source: Classifier, weights: Mapping[str, float], rgb: Tensor) -> Levels | None:
     """The levels of the source model for L_p; None where that is off, or where there are none.
 
     Args:
         source: Frozen.
         weights: Of the terms.
-        rgb: The stored RGB images of the TI pairs (N, H, W, 3).
-        runtime: The device.
+        rgb: RGB images of some TI pairs (B, 3, H, W).
 
     Raises:
         ConfigError: There are none, and nothing else ties T to the pairs.
@@ -178,8 +178,7 @@ def levels_of(
         return None
     backbone = source.backbone
     backbones = list(backbone) if isinstance(backbone, nn.ModuleList) else [backbone]  # a mixture
-    images = rgb_loader(runtime)(rgb[spread(len(rgb), LEVEL_ROWS)])
-    levels = Levels(backbones, source.features, images)
+    levels = Levels(backbones, source.features, rgb)
     if levels.names:
         return levels
     if not weights["rec"] and not weights["f"]:

@@ -21,6 +21,7 @@ from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.methods import METHODS, label_free, unknown_method
 from sfkt_cli.methods.knowledge import Knowledge
 from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.models.folding import fold_batch_norms
 from sfkt_cli.models.saving import Saved, load_model, save_model
 from sfkt_cli.models.translators import Front
 from sfkt_cli.runs import Run
@@ -150,6 +151,7 @@ def gather(
 ) -> Knowledge:
     """Look at everything once through the frozen models."""
     targets = store["target/target"]
+    quick = fold_batch_norms(source, targets.shape[1])
 
     def look(student: Classifier) -> tuple[Tensor, Tensor]:
         training = student.training
@@ -165,11 +167,11 @@ def gather(
     if translator is not None:
         if translator.encoding is None:
             raise DataError("the model in bridge/ has no encoding: run `sfkt bridge --force`")
-        model = through(freeze(translator.module), source)
+        model = through(freeze(translator.module), quick)
         load = target_loader(runtime, translator.encoding)
         bridged = predict_rows(targets, load, model, runtime, flips=True)[1].to(runtime.device)
     if store.count("ti"):
-        seen = predict_rows(store["ti/rgb"], rgb_loader(runtime), source, runtime, flips=True)
+        seen = predict_rows(store["ti/rgb"], rgb_loader(runtime), quick, runtime, flips=True)
         ti_features, ti_logits = (part.to(runtime.device) for part in seen)
     return Knowledge(
         source=source,

@@ -11,6 +11,7 @@ from sfkt_cli import losses
 from sfkt_cli.config import Config
 from sfkt_cli.data.images import Encoding, encode, rgb_to_float
 from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.models.folding import fold_batch_norms
 from sfkt_cli.models.levels import Levels
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.training.optimizers import classifier_optimizer, translator_optimizer
@@ -39,7 +40,8 @@ class Workload:
             "bottleneck": source.bottleneck, "mean": (0.5,) * 3, "std": (0.2,) * 3,
         }  # fmt: skip
         self.model = self._place(Classifier(**sizes)).train()
-        self.frozen = freeze(self._place(Classifier(**sizes)))
+        frozen = fold_batch_norms(freeze(Classifier(**sizes)), config.image_size)
+        self.frozen = self._place(frozen)
         more = {"codes": config.vqgan.codes} if config.bridge.translator == "vqgan" else {}
         translator = make_translator(
             config.bridge.translator, channels=3, width=config.bridge.width, **more

@@ -66,6 +66,21 @@ class Runtime:
         slow = self.automatic and self.device.type == "cpu" and has_grouped(trained)
         return torch.float32 if slow else self.precision
 
+    def cast_frozen(self, model: nn.Module, trained: nn.Module) -> None:
+        """Hold the convolutions of a frozen model in the type of :meth:`autocast`.
+
+        Autocast would cast their weights anew in every pass, for it remembers only those of
+        trained parameters. From here on the model works in such regions alone.
+
+        Args:
+            model: Frozen.
+            trained: What passes through the model are to train.
+        """
+        if self.precision_for(trained) == self.precision:  # else autocast is on now and then
+            for layer in model.modules():
+                if type(layer) is nn.Conv2d:
+                    layer.to(self.precision)
+
     def place(self, module: nn.Module) -> nn.Module:
         """Move a module here, convolutions in channels-last order."""
         return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -61,3 +61,20 @@ def test_the_state_of_a_training_tells_the_precision_that_it_trained_in() -> Non
     runtime = Runtime(torch.device("cpu"), torch.bfloat16, automatic=True)
     assert runtime.environment(PLAIN)["precision"] == "bfloat16"
     assert runtime.environment(DEPTHWISE)["precision"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("trained", "held_in"), [(PLAIN, torch.bfloat16), (DEPTHWISE, torch.float32)]
+)
+def test_frozen_convolutions_are_held_in_the_type_they_work_in(
+    trained: nn.Module, held_in: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    runtime = make_runtime(RuntimeConfig(gpus=0, precision="auto"))
+    frozen = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)).eval().requires_grad_(False)
+    with runtime.autocast(trained):
+        before = frozen(IMAGES)
+        runtime.cast_frozen(frozen, trained)
+        after = frozen(IMAGES)
+    assert [value.dtype for value in frozen.parameters()] == [held_in] * 2 + [torch.float32] * 2
+    assert torch.equal(before, after)
