@@ -9,8 +9,11 @@ processes, and a resumed run draws what an uninterrupted one would have drawn.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
+import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfkt_cli.data.gather import Gatherer, geometry, shift_and_mirror
-from sfkt_cli.training.runtime import Runtime
+from sfkt_cli.training.runtime import Runtime, free_memory
 
 Images = NDArray[Any]
 
@@ -53,6 +56,7 @@ class Stream:
         self._rows = np.arange(len(next(iter(arrays.values())))) if rows is None else rows
         self.count = len(self._rows)
         self._shape = next(iter(arrays.values())).shape[1:3]
+        self.arrays = list(arrays.values())
         self._gatherers = {name: Gatherer(array) for name, array in arrays.items()}
         self._key = (seed, zlib.crc32(name.encode()))
         self._batch_size = batch_size
@@ -101,3 +105,28 @@ class Stream:
             self._order = generator.permutation(self.count)
             self._noise = generator.random((self.count, 3), np.float32)
             self._pass = (epoch, number)
+
+
+def read_ahead(arrays: Iterable[Images]) -> None:
+    """Have the kernel fetch memory maps that rows will be drawn from, in order and in large pages.
+
+    A drawn order makes a cold disk read little, here and there, and the kernel map small page after
+    small page. What would fill more than half of the free memory is left alone: its end would push
+    out its beginning.
+
+    Args:
+        arrays: All that are drawn from in turn; those in memory are left out.
+    """
+    maps = [array for array in arrays if isinstance(array.base, mmap.mmap)]
+    if sum(array.nbytes for array in maps) > free_memory() // 2:
+        return
+    for array in maps:
+        pages: Any = array.base
+        with contextlib.suppress(AttributeError, OSError):  # another system; a kernel without
+            pages.madvise(mmap.MADV_HUGEPAGE)
+
+    def touch() -> None:
+        for array in maps:
+            array.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE].max()
+
+    threading.Thread(target=touch, daemon=True).start()

@@ -18,11 +18,8 @@ library hang or crash.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +36,6 @@ MAX_COLUMNS = 64
 TRAILER = b"\nsfkt-trailer "
 TRAILER_BYTES = 16_384
 """The trailer is searched in so many bytes at the end of the file."""
-READ_AHEAD_BYTES = 1 << 20
-"""Asked for at a time: of a larger request Linux drops what is beyond the disk's own limit."""
 SEALS = ("digest", "complete")
 """Root attributes written last; they are no part of what the digest covers."""
 
@@ -146,30 +141,6 @@ class Store:
     def labels(self, group: str) -> NDArray[np.int64]:
         """Class indices (N,) of a group such as ``source``, ``labels`` or ``test``."""
         return np.array(self[f"{group}/label"], dtype=np.int64)
-
-    def read_ahead(self, names: Sequence[str], room: int) -> None:
-        """Have the kernel read data sets into its page cache, in order, while rows are drawn.
-
-        A drawn order makes a cold disk read little, here and there; in order it is fastest.
-
-        Args:
-            names: Data sets that rows will be drawn from.
-            room: Bytes of page cache to fill at most; larger data sets are left alone, for their
-                end would push out their beginning.
-        """
-        columns = [self._column(name) for name in names]
-        size = sum(column.end - column.offset for column in columns)
-        if size > room or not hasattr(os, "posix_fadvise"):
-            return
-
-        def ask() -> None:
-            with contextlib.suppress(OSError), self.path.open("rb") as file:
-                for column in columns:
-                    for first in range(column.offset, column.end, READ_AHEAD_BYTES):
-                        length = min(READ_AHEAD_BYTES, column.end - first)
-                        os.posix_fadvise(file.fileno(), first, length, os.POSIX_FADV_WILLNEED)
-
-        threading.Thread(target=ask, daemon=True).start()
 
     def verify(self) -> None:
         """Read every row again and compare the checksums.

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sfkt_cli.config import Config
 from sfkt_cli.console import say, warn
-from sfkt_cli.data.batches import Stream
+from sfkt_cli.data.batches import Stream, read_ahead
 from sfkt_cli.data.images import rgb_to_float
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, RunError
@@ -30,7 +30,7 @@ from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.loop import Batch, Plan, cosine
 from sfkt_cli.training.optimizers import classifier_optimizer
 from sfkt_cli.training.predicting import predict_rows, rgb_loader
-from sfkt_cli.training.runtime import Runtime, free_memory, make_runtime, seed_all
+from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 from sfkt_cli.training.trial import train
 
 LOOKED_AT = 512
@@ -157,7 +157,6 @@ def source(config: Config, run: Run, *, trust: bool = False) -> None:
         check_image_size(model, settings.backbone, store["source/rgb"].shape[1])
         model.train()
         runtime.place(runtime.synchronised(model))
-        store.read_ahead(["source/rgb"], free_memory() // 2)
         fitted = _train(config, stage, model, store["source/rgb"], store.labels("source"), runtime)
         if runtime.main:
             _write(stage, model, architecture, store.classes, settings.published)
@@ -295,6 +294,7 @@ def _train(
         images=batch_size, clip_norm=training.clip_norm,
         checkpoint_seconds=config.runtime.checkpoint_seconds,
     )  # fmt: skip
+    read_ahead([rgb])
     return train(
         plan,
         objective,

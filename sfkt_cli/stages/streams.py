@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sfkt_cli.config import Config
-from sfkt_cli.data.batches import Stream
+from sfkt_cli.data.batches import Stream, read_ahead
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
 from sfkt_cli.stages.selection import selector
 from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.loop import Batch, Plan
-from sfkt_cli.training.runtime import Runtime, free_memory
+from sfkt_cli.training.runtime import Runtime
 
 HELD_OUT = 2000
 MIN_HELD_OUT = 50
@@ -118,8 +118,8 @@ def settle_streams(
     asked = config.runtime.batch_size
     size = settle_batch_size(asked, count, folder, runtime, objective, batch_of)
     streams = opened(size)
-    columns = ["ti/rgb"] * (ti and ti_rgb) + ["ti/target"] * ti + ["target/target"] * tr
-    store.read_ahead(columns, free_memory() // 2)
+    drawn = [streams.ti] * ti + [streams.tr] * tr
+    read_ahead([array for stream in drawn if stream is not None for array in stream.arrays])
     return streams, transfer_batches(streams, runtime, tr=tr, ti=ti)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfkt_cli.data.batches import Stream
+from sfkt_cli.data.batches import Stream, read_ahead
 from sfkt_cli.data.store import open_store
 from sfkt_cli.training.runtime import Runtime
 from tests.benchmarks.made import make_store
@@ -92,7 +92,7 @@ def _measure(path: Path, size: int, batches: int, rounds: int) -> list[Row]:
 
             def load(stream: Stream = stream, cold: bool = before is not None) -> None:
                 if cold:
-                    store.read_ahead(["ti/rgb", "ti/target"], 1 << 40)
+                    read_ahead(stream.arrays)
                 for step in range(batches):
                     stream.batch(0, step)
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -133,43 +130,3 @@ def test_full_disk_is_an_error_of_the_file_system(
     ):
         pass
     assert not list(tmp_path.iterdir())
-
-
-def cached_share(path: Path) -> float:
-    """Share of a file's pages that are in the page cache."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as pages:
-        address = np.frombuffer(pages, np.uint8).ctypes.data
-        found = np.zeros(-(-len(pages) // mmap.PAGESIZE), np.uint8)
-        libc = ctypes.CDLL(None, use_errno=True)
-        call = libc.mincore(
-            ctypes.c_void_p(address),
-            ctypes.c_size_t(len(pages)),
-            ctypes.c_void_p(found.ctypes.data),
-        )
-        assert call == 0
-    return float((found & 1).mean())
-
-
-def dropped(path: Path) -> bool:
-    """Whether the page cache forgot the file: file systems in memory do not."""
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return cached_share(path) < 0.1
-
-
-def test_reading_ahead_fills_the_page_cache_where_there_is_room(tmp_path: Path) -> None:
-    path = tmp_path / "a.h5"
-    images = np.zeros((300, 64, 64, 3), np.uint8)
-    with writing(path, ATTRS, {"ti/rgb": (images.shape, images.dtype)}) as writer:
-        writer.put("ti/rgb", images)
-    store = open_store(path)
-    if not hasattr(os, "posix_fadvise") or not dropped(path):
-        pytest.skip("this file system has no page cache to fill")
-    store.read_ahead(["ti/rgb"], images.nbytes - 1)
-    time.sleep(0.2)
-    assert cached_share(path) < 0.5
-    store.read_ahead(["ti/rgb"], images.nbytes)
-    deadline = time.monotonic() + 20
-    while cached_share(path) < 0.95 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert cached_share(path) >= 0.95
