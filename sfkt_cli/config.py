@@ -346,7 +346,7 @@ class DistillConfig(OptimiserConfig):
     """Distillation from the bridge alone."""
 
     learning_rate: Positive | None = None
-    """Of the bottleneck at its highest; null: 0.01 where the source model was brought along or
+    """Of the bottleneck at its highest; null: 0.01 where the source model was trained elsewhere or
     began with published weights (SHOT, SOCKET), else 0.03 (ours)."""
     backbone_rate: Positive | None = None
     """Backbone's share of the learning rate; null: 0.1 likewise, else 1."""
@@ -452,7 +452,8 @@ class RuntimeConfig(BaseModel):
     sync_batchnorm: bool = False
     """Batch statistics over all processes instead of over each one's share; GPUs only."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 on GPUs that have it and on CPUs with matrix units (AMX), else fp32."""
+    """auto: bf16 on GPUs that have it and on CPUs with matrix units (AMX), there but for training
+    networks with grouped convolutions; else fp32."""
     threads: int = Field(0, ge=0)
     """CPU threads; 0: torch's choice."""
     deterministic: bool = False

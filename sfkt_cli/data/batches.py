@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import threading
 import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -107,12 +106,12 @@ class Stream:
             self._pass = (epoch, number)
 
 
-def read_ahead(arrays: Iterable[Images]) -> None:
-    """Have the kernel fetch memory maps that rows will be drawn from, in order and in large pages.
+def prefer_large_pages(arrays: Iterable[Images]) -> None:
+    """Have the kernel fetch and map 2 MB at a time of memory maps that rows will be drawn from.
 
     A drawn order makes a cold disk read little, here and there, and the kernel map small page after
-    small page. What would fill more than half of the free memory is left alone: its end would push
-    out its beginning.
+    small page. What would fill more than half of the free memory is left alone: it would be fetched
+    over and over for one row of 2 MB.
 
     Args:
         arrays: All that are drawn from in turn; those in memory are left out.
@@ -124,9 +123,3 @@ def read_ahead(arrays: Iterable[Images]) -> None:
         pages: Any = array.base
         with contextlib.suppress(AttributeError, OSError):  # another system; a kernel without
             pages.madvise(mmap.MADV_HUGEPAGE)
-
-    def touch() -> None:
-        for array in maps:
-            array.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE].max()
-
-    threading.Thread(target=touch, daemon=True).start()

@@ -37,6 +37,8 @@ def fold_batch_norms(model: Model, size: int) -> Model:
     folded = copy.deepcopy(model).cpu()  # where a trial rounds to float32 and not to less
     with torch.no_grad():
         pairs, before = _norms_behind_convolutions(folded, images)
+        if not pairs:
+            return model
         for convolution, norm in pairs:
             layers: Any = folded.get_submodule(convolution), folded.get_submodule(norm)
             folded.set_submodule(convolution, fuse_conv_bn_eval(*layers))
@@ -46,9 +48,8 @@ def fold_batch_norms(model: Model, size: int) -> Model:
         torch.allclose(b, a, rtol=0.0, atol=LARGEST_DIFFERENCE * float(b.abs().max()))
         for a, b in zip(after, before, strict=True)
     )
-    if not pairs or not alike:
-        return model
-    return folded.requires_grad_(False).to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    return folded.requires_grad_(False).to(device) if alike else model
 
 
 def _norms_behind_convolutions(
@@ -64,7 +65,7 @@ def _norms_behind_convolutions(
             calls[name] += 1
             if isinstance(module, nn.Conv2d):
                 made.append((output, output._version, name))
-            else:
+            elif given:
                 taken.append((given[0], given[0]._version, name))
 
         return hook
@@ -83,4 +84,5 @@ def _norms_behind_convolutions(
     # The version tells whether something, such as an activation, changed the output in between.
     maker = {(id(output), version): name for output, version, name in made}
     found = [(maker.get((id(given), version), ""), name) for given, version, name in taken]
-    return [(c, n) for c, n in found if calls[c] == calls[n] == 1], outputs
+    norms = Counter(convolution for convolution, _ in found)
+    return [(c, n) for c, n in found if calls[c] == calls[n] == norms[c] == 1], outputs

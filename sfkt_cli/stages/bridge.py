@@ -35,8 +35,8 @@ from sfkt_cli.training.predicting import predict_rows, rgb_loader, target_loader
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 from sfkt_cli.training.trial import train
 
-FEW_ROWS = 64
-"""RGB images that the source model is tried on, and the variance of its activations measured."""
+LEVEL_ROWS = 64
+"""RGB images on which the variance of the source model's activations is measured."""
 
 
 def bridge(config: Config, run: Run) -> None:
@@ -56,15 +56,16 @@ def bridge(config: Config, run: Run) -> None:
             "record some, or use `sfkt transfer --method shot`, which needs none"
         )
     runtime = make_runtime(config.runtime)
-    saved = load_model(source_folder, runtime.device)
+    saved = load_model(source_folder)
     check_classes(saved.classes, store)
     inputs = {"transfer.h5": store.digest, "source": saved.digest}
     with run.open("bridge", config, inputs) as stage:
         if stage is None:
             say(f"bridge: already done in {run.path('bridge')}")
             return
-        rgb = rgb_loader(runtime)(store["ti/rgb"][spread(store.count("ti"), FEW_ROWS)])
-        source = fold_batch_norms(freeze(classifier_of(saved.module)), rgb.shape[-1])
+        rgb = store["ti/rgb"]
+        source = fold_batch_norms(freeze(classifier_of(saved.module)), rgb.shape[1])
+        runtime.place(source)
         weights = loss_weights(config, store.registered)
         encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
         settings = config.bridge
@@ -85,10 +86,10 @@ def bridge(config: Config, run: Run) -> None:
             features=source.feature_size,
             rec_loss=settings.rec_loss,
             d_on=settings.d_on,
-            levels=levels_of(source, weights, rgb),
+            levels=levels_of(source, weights, rgb, runtime),
         )
         runtime.place(runtime.synchronised(objective))
-        runtime.cast_frozen(runtime.place(source), objective)
+        runtime.cast_frozen(source, objective)
         needs_tr = bool(weights["d"] or weights["im"])
         streams, batches = settle_streams(
             config, store, stage.folder, runtime, objective, tr=needs_tr
@@ -163,13 +164,16 @@ def loss_weights(config: Config, registered: bool) -> dict[str, float]:
     return weights
 
 
-def levels_of(source: Classifier, weights: Mapping[str, float], rgb: Tensor) -> Levels | None:
+def levels_of(
+    source: Classifier, weights: Mapping[str, float], rgb: NDArray[Any], runtime: Runtime
+) -> Levels | None:
     """The levels of the source model for L_p; None where that is off, or where there are none.
 
     Args:
         source: Frozen.
         weights: Of the terms.
-        rgb: RGB images of some TI pairs (B, 3, H, W).
+        rgb: The stored RGB images of the TI pairs (N, H, W, 3).
+        runtime: The device.
 
     Raises:
         ConfigError: There are none, and nothing else ties T to the pairs.
@@ -178,7 +182,8 @@ def levels_of(source: Classifier, weights: Mapping[str, float], rgb: Tensor) -> 
         return None
     backbone = source.backbone
     backbones = list(backbone) if isinstance(backbone, nn.ModuleList) else [backbone]  # a mixture
-    levels = Levels(backbones, source.features, rgb)
+    images = rgb_loader(runtime)(rgb[spread(len(rgb), LEVEL_ROWS)])
+    levels = Levels(backbones, source.features, images)
     if levels.names:
         return levels
     if not weights["rec"] and not weights["f"]:

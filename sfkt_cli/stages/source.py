@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sfkt_cli.config import Config
 from sfkt_cli.console import say, warn
-from sfkt_cli.data.batches import Stream, read_ahead
+from sfkt_cli.data.batches import Stream, prefer_large_pages
 from sfkt_cli.data.images import rgb_to_float
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, RunError
@@ -294,7 +294,7 @@ def _train(
         images=batch_size, clip_norm=training.clip_norm,
         checkpoint_seconds=config.runtime.checkpoint_seconds,
     )  # fmt: skip
-    read_ahead([rgb])
+    prefer_large_pages([rgb])
     return train(
         plan,
         objective,

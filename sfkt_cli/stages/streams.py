@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sfkt_cli.config import Config
-from sfkt_cli.data.batches import Stream, read_ahead
+from sfkt_cli.data.batches import Stream, prefer_large_pages
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
 from sfkt_cli.stages.selection import selector
@@ -119,7 +119,7 @@ def settle_streams(
     size = settle_batch_size(asked, count, folder, runtime, objective, batch_of)
     streams = opened(size)
     drawn = [streams.ti] * ti + [streams.tr] * tr
-    read_ahead([array for stream in drawn if stream is not None for array in stream.arrays])
+    prefer_large_pages([array for stream in drawn if stream is not None for array in stream.arrays])
     return streams, transfer_batches(streams, runtime, tr=tr, ti=ti)
 
 

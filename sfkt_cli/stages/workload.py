@@ -55,6 +55,7 @@ class Workload:
             self.frozen.features,
             rgb_to_float(self.rgb),
         )
+        runtime.cast_frozen(self.frozen, self.translator)
         self._of_model = classifier_optimizer(self.model, 1e-9, 1.0, 0.0)
         self._of_translator = translator_optimizer([self.translator], 1e-9)
 
@@ -65,9 +66,11 @@ class Workload:
         _descend(_norm(logits), self._of_model)
 
     def source_look(self) -> None:
-        """A look at images through a classifier."""
+        """A look at images through a classifier that is trained between looks."""
+        self.model.eval()
         with torch.inference_mode(), self._runtime.autocast():
-            self.frozen(rgb_to_float(self.rgb))
+            self.model(rgb_to_float(self.rgb))
+        self.model.train()
 
     def bridge_step(self) -> None:
         """A step of the translator, through the frozen source model."""

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrize import is_parametrized
 
 from sfkt_cli.config import RuntimeConfig
 from sfkt_cli.errors import ConfigError
@@ -78,7 +79,7 @@ class Runtime:
         """
         if self.precision_for(trained) == self.precision:  # else autocast is on now and then
             for layer in model.modules():
-                if type(layer) is nn.Conv2d:
+                if isinstance(layer, nn.Conv2d) and not is_parametrized(layer):
                     layer.to(self.precision)
 
     def place(self, module: nn.Module) -> nn.Module:

@@ -6,7 +6,7 @@ done while rows are copied, which is measured beside it, without a target.
 Raw reading is ``preadv`` of as many bytes in one piece, in order; in RAM, copying neighbouring
 rows, and, to tell the price of the order from that of the loader, copying the very rows of each
 batch. The store is larger than the processor's caches. Cold: the pages of the file are dropped from
-the page cache before each measurement, and the loader has the kernel read ahead, as stages do.
+the page cache before each measurement, and the loader asks for large pages, as stages do.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfkt_cli.data.batches import Stream, read_ahead
+from sfkt_cli.data.batches import Stream, prefer_large_pages
 from sfkt_cli.data.store import open_store
 from sfkt_cli.training.runtime import Runtime
 from tests.benchmarks.made import make_store
@@ -92,7 +92,7 @@ def _measure(path: Path, size: int, batches: int, rounds: int) -> list[Row]:
 
             def load(stream: Stream = stream, cold: bool = before is not None) -> None:
                 if cold:
-                    read_ahead(stream.arrays)
+                    prefer_large_pages(stream.arrays)
                 for step in range(batches):
                     stream.batch(0, step)
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
-import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sfkt_cli.data import batches
-from sfkt_cli.data.batches import Stream, read_ahead
+from sfkt_cli.data.batches import Stream, prefer_large_pages
 from sfkt_cli.data.gather import Gatherer, geometry, shift_and_mirror
 from sfkt_cli.training.runtime import Runtime
 
@@ -192,52 +189,40 @@ def test_shifts_and_mirrors_are_spread_evenly() -> None:
     assert mirrored.mean() == pytest.approx(0.5, abs=0.04)
 
 
-def cached_share(path: Path) -> float:
-    """Share of a file's pages that are in the page cache."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as pages:
-        address = np.frombuffer(pages, np.uint8).ctypes.data
-        found = np.zeros(-(-len(pages) // mmap.PAGESIZE), np.uint8)
-        libc = ctypes.CDLL(None, use_errno=True)
-        call = libc.mincore(
-            ctypes.c_void_p(address),
-            ctypes.c_size_t(len(pages)),
-            ctypes.c_void_p(found.ctypes.data),
-        )
-        assert call == 0
-    return float((found & 1).mean())
+def advice(array: Images) -> str:
+    """What the kernel was told of the pages of a memory map (``VmFlags``)."""
+    own = f"{array.ctypes.data & -mmap.PAGESIZE:x}-"
+    found = ""
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        found = found or ("here" if line.startswith(own) else "")
+        if found and line.startswith("VmFlags:"):
+            return line
+    return found
 
 
-def dropped(path: Path) -> bool:
-    """Whether the page cache forgot the file: file systems in memory do not."""
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return cached_share(path) < 0.1
-
-
-def test_reading_ahead_fills_the_page_cache_where_there_is_room(
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="Linux tells it")
+def test_maps_get_large_pages_where_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not Path("/sys/kernel/mm/transparent_hugepage").is_dir():
+        pytest.skip("this kernel has no large pages")
     path = tmp_path / "images.bin"
     path.write_bytes(bytes(300 * 64 * 64 * 3))
-    os.sync()  # what is not yet on disk cannot be dropped
     images = np.memmap(path, np.uint8, "r", 0, (300, 64, 64, 3))
-    if not hasattr(os, "posix_fadvise") or not dropped(path):
-        pytest.skip("this file system has no page cache to fill")
     monkeypatch.setattr(batches, "free_memory", lambda: 2 * images.nbytes - 2)
-    read_ahead([images])
-    time.sleep(0.2)
-    assert cached_share(path) < 0.5
+    prefer_large_pages([images])
+    assert " hg" not in advice(images)
     monkeypatch.setattr(batches, "free_memory", lambda: 2 * images.nbytes)
-    read_ahead([images, np.zeros((3, 2, 2))])
-    deadline = time.monotonic() + 20
-    while cached_share(path) < 0.95 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert cached_share(path) >= 0.95
+    prefer_large_pages([images, np.zeros((3, 2, 2))])
+    assert " hg" in advice(images)
 
 
-def test_reading_ahead_does_without_large_pages(
+def test_a_kernel_without_large_pages_is_none_the_worse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", -1, raising=False)  # as one that knows none
     (tmp_path / "images.bin").write_bytes(bytes(4096))
-    read_ahead([np.memmap(tmp_path / "images.bin", np.uint16, "r", 0, (128, 4, 4))])
+    images = np.memmap(tmp_path / "images.bin", np.uint16, "r", 0, (128, 4, 4))
+    prefer_large_pages([images])
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE")  # as on another system
+    prefer_large_pages([images])

@@ -106,6 +106,24 @@ def test_a_convolution_that_others_look_at_leaves_the_model_as_it_is() -> None:
     assert fold_batch_norms(model, SIDE) is model
 
 
+def test_of_two_norms_behind_one_convolution_neither_is_folded() -> None:
+    model = Written(
+        lambda images, parts: parts["first"](seen := parts["conv"](images))
+        + parts["second"](seen) + parts["late"](parts["other"](images)),
+        conv=conv(), first=nn.BatchNorm2d(5), second=nn.BatchNorm2d(5),
+        other=conv(), late=nn.BatchNorm2d(5),
+    )  # fmt: skip
+    assert norms(fold_batch_norms(stirred(model), SIDE)) == 2
+
+
+def test_a_norm_that_takes_its_input_by_name_is_left_alone() -> None:
+    model = Written(
+        lambda images, parts: parts["norm"](input=parts["conv"](images)),
+        conv=conv(), norm=nn.BatchNorm2d(5),
+    )  # fmt: skip
+    assert fold_batch_norms(stirred(model), SIDE) is model
+
+
 def test_a_convolution_used_twice_and_statistics_of_the_batch_are_left_alone() -> None:
     def twice(images: Tensor, parts: Any) -> Tensor:
         return parts["norm"](parts["conv"](images)) + parts["conv"](images)  # type: ignore[no-any-return]

@@ -23,6 +23,10 @@ DEPTHWISE = nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4))
 IMAGES = torch.rand(2, 4, 8, 8)
 
 
+class OwnConvolution(nn.Conv2d):
+    """As EfficientNet's, which pads by itself."""
+
+
 def computed_in(precision: str, trained: nn.Module | None) -> torch.dtype:
     runtime = make_runtime(RuntimeConfig(gpus=0, precision=precision))
     with runtime.autocast(trained):
@@ -71,7 +75,7 @@ def test_frozen_convolutions_are_held_in_the_type_they_work_in(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     runtime = make_runtime(RuntimeConfig(gpus=0, precision="auto"))
-    frozen = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)).eval().requires_grad_(False)
+    frozen = nn.Sequential(OwnConvolution(4, 4, 3), nn.BatchNorm2d(4)).eval().requires_grad_(False)
     with runtime.autocast(trained):
         before = frozen(IMAGES)
         runtime.cast_frozen(frozen, trained)
