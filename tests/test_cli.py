@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,28 @@ def prepared_without_source() -> Path:
     own = Path("runs/synthetic/source").rename("own")
     Path("runs/synthetic/prepare/source.h5").unlink()
     return own
+
+
+@pytest.mark.parametrize("brought", [False, True])
+def test_what_the_source_model_was_made_from_may_be_deleted(
+    brought: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sfkt("prepare", "synthetic", "--config", tiny()) == 0
+    assert sfkt("source") == 0
+    made_from = Path("runs/synthetic/prepare/source.h5")
+    if brought:
+        made_from = Path("runs/synthetic/source").rename("own")
+        assert sfkt("source", "--set", f"source.checkpoint={made_from}") == 0
+    shutil.rmtree(made_from) if brought else made_from.unlink()
+    before = Path("runs/synthetic/source/done.json").read_bytes()
+    capsys.readouterr()
+    assert sfkt("source") == 0
+    assert "already done" in capsys.readouterr().err
+    assert sfkt("source", "--set", "source.width=8") == 1
+    assert "source.width: was 4, now 8" in capsys.readouterr().err
+    assert sfkt("source", "--force") == 1
+    assert "does not exist" in capsys.readouterr().err
+    assert Path("runs/synthetic/source/done.json").read_bytes() == before
 
 
 def test_a_model_of_ones_own_needs_no_source_data(

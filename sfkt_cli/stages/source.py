@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +19,7 @@ from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.collapse import collapse_warning, describe_predictions
-from sfkt_cli.models.importing import (
-    digest_of,
-    import_source,
-)
+from sfkt_cli.models.importing import digest_of, import_source
 from sfkt_cli.models.mixture import Mixture
 from sfkt_cli.models.preprocessing import normalisation_of
 from sfkt_cli.models.saving import CARD, load_model, save_model
@@ -128,19 +126,15 @@ def source(config: Config, run: Run, *, trust: bool = False) -> None:
     if settings.mixture:
         _mix(config, run)
         return
-    if settings.checkpoint is None and not run.source_store.is_file():
-        raise RunError(
-            f"{run.source_store} does not exist: this data set has no labelled RGB images; "
-            "bring a model with --set source.checkpoint=FILE --set source.backbone=NAME"
-        )
     if settings.checkpoint is not None:
         _bring(config, run, trust)
         return
-    store = open_store(run.source_store)
-    with run.open("source", config, {"source.h5": store.digest}) as stage:
+    inputs = _inputs(run, run.source_store, lambda: {"source.h5": _open_images(run).digest})
+    with run.open("source", config, inputs) as stage:
         if stage is None:
             say(f"source: already done in {run.path('source')}")
             return
+        store = open_store(run.source_store)
         runtime = make_runtime(config.runtime)
         normalisation = normalisation_of(settings)
         architecture: dict[str, Any] = {
@@ -176,11 +170,11 @@ def _bring(config: Config, run: Run, trust: bool) -> None:
     """Take the model of ``source.checkpoint``, and look at what it says of the TI RGB images."""
     store = open_store(run.transfer_store)
     size = int(store["target/target"].shape[1])
-    digest = digest_of(config)
     # A finished stage is not loaded again: the file may need trust, which is said once.
     done = run.finished("source") and not run.force
+    inputs = _inputs(run, config.source.checkpoint, lambda: {"checkpoint": digest_of(config)})
     brought = None if done else import_source(config, store.classes, size=size, trust=trust)
-    with run.open("source", config, {"checkpoint": digest}) as stage:
+    with run.open("source", config, inputs) as stage:
         if stage is None or brought is None:
             say(f"source: already done in {run.path('source')}")
             return
@@ -194,6 +188,27 @@ def _bring(config: Config, run: Run, trust: bool) -> None:
         seen = _look(model, store, runtime, brought.classes)
         _write(stage, model, brought.architecture, brought.classes, brought.pretrained)
         stage.finish(seconds=0.0, **seen)
+
+
+def _inputs(
+    run: Run, path: Path | None, look: Callable[[], Mapping[str, str]]
+) -> Mapping[str, str]:
+    """Digests of what the model is made from, which may be deleted once there is a model."""
+    gone = path is not None and not path.exists()
+    if gone and run.finished("source") and not run.force:
+        recorded: Mapping[str, str] = run.record("source")["inputs"]
+        return recorded
+    return look()
+
+
+def _open_images(run: Run) -> Store:
+    if not run.source_store.is_file():
+        raise RunError(
+            f"{run.source_store} does not exist: this data set has no labelled RGB images, or the "
+            "file was deleted; bring a model with --set source.checkpoint=FILE "
+            "--set source.backbone=NAME"
+        )
+    return open_store(run.source_store)
 
 
 def _look(model: nn.Module, store: Store, runtime: Runtime, classes: list[str]) -> dict[str, Any]:
