@@ -31,25 +31,25 @@ print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN).
 def run(quick: bool) -> list[Row]:
     """5,000, 25,000 and 100,000 pairs; quick: 500, 1,000 and 2,000."""
     sizes = (500, 1_000, 2_000) if quick else (5_000, 25_000, 100_000)
-    rounds = 1 if quick else 3
-    took: dict[str, list[float]] = {"prepare": [], "evaluate": []}
-    memory: dict[str, list[float]] = {"prepare": [], "evaluate": []}
+    rounds = 1 if quick else 9
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="sfkt-bench-", dir=Path.cwd()) as name:
+        more = {n: ["--run", f"{name}/{n}", "--set", f"synthetic.pairs={n}"] for n in sizes}
         for count in sizes:
-            more = ["--run", str(Path(name) / str(count)), "--set", f"synthetic.pairs={count}"]
-            prepared = _command("prepare", "synthetic", *more)
-            _command("source", *more)
-            evaluated = [_command("evaluate", "--force", *more) for _ in range(rounds)]
-            for stage, each in (("prepare", [prepared]), ("evaluate", evaluated)):
-                took[stage].append(median(seconds for seconds, _ in each))
-                memory[stage].append(max(megabytes for _, megabytes in each))
+            found["prepare", count] = [_command("prepare", "synthetic", *more[count])]
+            _command("source", *more[count])
+        for _ in range(rounds):  # all sizes in turn: what a machine does besides hits all alike
+            for count in sizes:
+                done = _command("evaluate", "--force", *more[count])
+                found.setdefault(("evaluate", count), []).append(done)
     rows: list[Row] = []
-    for stage, seconds in took.items():
-        for count, time_s, megabytes in zip(sizes, seconds, memory[stage], strict=True):
+    for stage in ("prepare", "evaluate"):
+        seconds = [median(took for took, _ in found[stage, count]) for count in sizes]
+        for count, time_s in zip(sizes, seconds, strict=True):
             title = f"{stage}, {count:,} pairs"
             rows += [
                 Row(f"time, {title}", time_s, "s"),
-                Row(f"peak memory, {title}", megabytes, "MB"),
+                Row(f"peak memory, {title}", max(mb for _, mb in found[stage, count]), "MB"),
             ]
         early, late = (
             (seconds[place + 1] - seconds[place]) / (sizes[place + 1] - sizes[place])
