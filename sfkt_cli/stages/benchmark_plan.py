@@ -101,7 +101,7 @@ class BenchmarkPlan(_Strict):
         methods: Rows that are shown; those that are methods are trained.
         seeds: Of the runs.
         settings: Of all cells.
-        datasets: At least one.
+        datasets: None: that of the settings, under its own name.
         variants: The first is what the others are held against.
         sweeps: Further variants, drawn as curves.
     """
@@ -112,7 +112,7 @@ class BenchmarkPlan(_Strict):
     methods: tuple[str, ...] = (*ROWS[:2], *METHODS, *ROWS[2:])
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     settings: Settings = {}
-    datasets: tuple[DatasetPlan, ...] = Field((DatasetPlan(name="synthetic"),), min_length=1)
+    datasets: tuple[DatasetPlan, ...] = ()
     variants: tuple[VariantPlan, ...] = Field((VariantPlan(name="default"),), min_length=1)
     sweeps: tuple[SweepPlan, ...] = ()
 
@@ -217,7 +217,8 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
         except ConfigError as error:
             problems[f"{dataset.name}, {variant.name}: {error}"] = None
             continue
-        cells.append(Cell(dataset.name, variant.name, seed, rows, config, value, line))
+        name = dataset.name if plan.datasets else config.dataset
+        cells.append(Cell(name, variant.name, seed, rows, config, value, line))
     folders = [cell.folder for cell in cells]
     for folder in sorted({folder for folder in folders if folders.count(folder) > 1}):
         problems[f"two variants or data sets share the folder {folder}: name them apart"] = None
@@ -244,7 +245,7 @@ def _decided(settings: Mapping[str, Any]) -> list[str]:
 
 def _datasets(plan: BenchmarkPlan) -> list[DatasetPlan]:
     found = []
-    for dataset in plan.datasets:
+    for dataset in plan.datasets or (DatasetPlan(name="data"),):
         every = tuple(product(SENSORS, SENSORS))
         pairs = every if dataset.sensor_pairs == "all" else dataset.sensor_pairs
         for source, target in pairs:

@@ -327,6 +327,12 @@ def test_sensor_pairs_unfold_into_data_sets() -> None:
     assert cells[1].config.sun_rgbd.target_sensor == "kv2"
 
 
+def test_without_a_list_of_data_sets_it_is_that_of_the_settings() -> None:
+    plan = BenchmarkPlan.model_validate({"seeds": [0], "settings": {"dataset": "nyu-depth"}})
+    assert cells_of(plan, {})[0].folder == Path("cells/nyu-depth/default/seed-0")
+    assert cells_of(plan, {"dataset": "rgb-nir"})[0].dataset == "rgb-nir"
+
+
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text("seed: [1]\nmethods: 3\nvariants: [{name: a}, {name: a}]\n", encoding="utf-8")
