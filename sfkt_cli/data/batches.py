@@ -110,8 +110,8 @@ def prefer_large_pages(arrays: Iterable[Images]) -> None:
     """Have the kernel fetch and map 2 MB at a time of memory maps that rows will be drawn from.
 
     A drawn order makes a cold disk read little, here and there, and the kernel map small page after
-    small page. What would fill more than half of the free memory is left alone: it would be fetched
-    over and over for one row of 2 MB.
+    small page. What would fill more than half of the free memory is left alone: there, 2 MB would
+    be fetched for each row that is drawn, over and over.
 
     Args:
         arrays: All that are drawn from in turn; those in memory are left out.

@@ -171,7 +171,7 @@ def _bring(config: Config, run: Run, trust: bool) -> None:
     store = open_store(run.transfer_store)
     size = int(store["target/target"].shape[1])
     # A finished stage is not loaded again: the file may need trust, which is said once.
-    done = run.finished("source") and not run.force
+    done = _is_made(run)
     inputs = _inputs(run, config.source.checkpoint, lambda: {"checkpoint": digest_of(config)})
     brought = None if done else import_source(config, store.classes, size=size, trust=trust)
     with run.open("source", config, inputs) as stage:
@@ -190,12 +190,15 @@ def _bring(config: Config, run: Run, trust: bool) -> None:
         stage.finish(seconds=0.0, **seen)
 
 
+def _is_made(run: Run) -> bool:
+    return run.finished("source") and not run.force
+
+
 def _inputs(
     run: Run, path: Path | None, look: Callable[[], Mapping[str, str]]
 ) -> Mapping[str, str]:
     """Digests of what the model is made from, which may be deleted once there is a model."""
-    gone = path is not None and not path.exists()
-    if gone and run.finished("source") and not run.force:
+    if path is not None and not path.exists() and _is_made(run):
         recorded: Mapping[str, str] = run.record("source")["inputs"]
         return recorded
     return look()
