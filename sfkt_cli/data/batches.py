@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfkt_cli.data.gather import Gatherer, geometry, shift_and_mirror
-from sfkt_cli.training.runtime import Runtime, free_memory
+from sfkt_cli.training.memory import free_memory
+from sfkt_cli.training.runtime import Runtime
 
 Images = NDArray[Any]
 

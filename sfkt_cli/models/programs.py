@@ -71,8 +71,11 @@ class Program(nn.Module):
         self._output = output
         self._steps = [(_operation(name), args, more) for name, args, more in steps]
         self._names = [str(name) for name, _, _ in steps]
-        self.groups = max((args[8] for name, args, _ in steps if name == "convolution"), default=1)
-        """The largest number of groups of its convolutions."""
+        self.depthwise = any(
+            name == "convolution" and args[8] > 1 and tensors[args[1]["tensor"]][0][1] == 1
+            for name, args, _ in steps
+        )
+        """Whether a convolution works on each channel by itself."""
         for name, (channels, eps, momentum) in norms.items():
             _place(self.network, name, nn.BatchNorm2d(channels, eps, momentum))
         for name, (shape, dtype, trained) in tensors.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,22 @@ from sfkt_cli.stages.streams import HELD_OUT
 from sfkt_cli.stages.workload import COUNTED, Workload
 from sfkt_cli.training.batch_size import TRANSIENT, kept_bytes
 from sfkt_cli.training.devices import named_machine
-from sfkt_cli.training.roofline import Cost, Machine, cost_of, measure_machine, operations_of
-from sfkt_cli.training.runtime import Runtime, free_memory, make_runtime
+from sfkt_cli.training.memory import free_memory
+from sfkt_cli.training.roofline import (
+    DEPTHWISE,
+    MIDDLING,
+    NARROW,
+    WIDE,
+    Cost,
+    Machine,
+    at_batch,
+    cost_of,
+    measure_machine,
+)
+from sfkt_cli.training.runtime import Runtime, make_runtime
+
+LOOK = 256
+"""Images that are looked at in one pass."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +116,13 @@ def tell_cost(file: Path, changes: Mapping[str, Any], device: str | None) -> dic
 
 def describe(machine: Machine) -> str:
     """One line on where the figures of a machine come from."""
-    rates = ", ".join(f"{rate / 1e9:,.0f}" for rate in machine.flops)
+    rates = ", ".join(
+        f"{machine.flops[kind] / 1e9:,.0f}" for kind in (NARROW, MIDDLING, WIDE, DEPTHWISE)
+    )
     how = "measured now" if machine.measured else "assumed shares of the data sheet, never checked"
     return (
-        f"{machine.name}: {rates} GFLOP/s in narrow, middling and wide convolutions, "
+        f"{machine.name}: {rates} GFLOP/s in narrow, middling, wide and depthwise "
+        f"convolutions, "
         f"{machine.bandwidth / 1e9:,.1f} GB/s ({how})"
     )
 
@@ -168,16 +186,16 @@ def stage_costs(
          max(counts.ti, counts.target), [work.model, work.frozen],
          2 * counts.ti + counts.target * 2 * (2 + config.transfer.epochs)),
     ):  # fmt: skip
-        step()
+        step(COUNTED[-1])
         device = machine if stage == "bridge" else trains
-        once = cost_of(operations_of(step), device, batch / COUNTED)
+        once = cost_of(at_batch(step, COUNTED, batch), device)
         steps = epochs * max(trained // batch, config.training.min_steps)
-        look_once = cost_of(operations_of(look), machine, 256 / COUNTED)
+        look_once = cost_of(at_batch(look, COUNTED, LOOK), machine)
         weights = sum(p.numel() * p.element_size() for m in seen for p in m.parameters())
-        kept = kept_bytes(step) / COUNTED * batch
+        kept = kept_bytes(partial(step, COUNTED[-1])) / COUNTED[-1] * batch
         found.append(
             StageCost(
-                stage, once, once * steps + look_once * (looks / 256),
+                stage, once, once * steps + look_once * (looks / LOOK),
                 5 * weights + TRANSIENT * kept,
             )
         )  # fmt: skip

@@ -17,8 +17,8 @@ from sfkt_cli.models.translators import make_translator
 from sfkt_cli.training.optimizers import classifier_optimizer, translator_optimizer
 from sfkt_cli.training.runtime import Runtime
 
-COUNTED = 8
-"""Samples in the batch whose operations are counted."""
+COUNTED = (4, 8)
+"""Samples in the batches whose operations are counted."""
 CLASSES = 10
 
 
@@ -28,9 +28,10 @@ class Workload:
     Args:
         config: Settings; ``image_size`` as prepared.
         runtime: Device and precision.
+        most: Samples that a step may take.
     """
 
-    def __init__(self, config: Config, runtime: Runtime) -> None:
+    def __init__(self, config: Config, runtime: Runtime, most: int = COUNTED[-1]) -> None:
         self._runtime = runtime
         self._with_tr = bool(config.bridge.alpha_d or config.bridge.alpha_im)
         self.encoding = Encoding("normals", 500.0, 4000.0, channels=1, missing=True)
@@ -47,37 +48,37 @@ class Workload:
             config.bridge.translator, channels=3, width=config.bridge.width, **more
         )
         self.translator = self._place(translator).train()
-        side = (COUNTED, config.image_size, config.image_size)
-        self.rgb = torch.randint(0, 255, (*side, 3), device=runtime.device).byte()
-        self.target = torch.randint(1, 4000, side, device=runtime.device).to(torch.int32)
+        side = (most, config.image_size, config.image_size)
+        self._rgb = torch.randint(0, 255, (*side, 3), device=runtime.device).byte()
+        self._target = torch.randint(1, 4000, side, device=runtime.device).to(torch.int32)
         self._levels = Levels(
             [self.frozen.backbone] if config.bridge.alpha_p else [],
             self.frozen.features,
-            rgb_to_float(self.rgb),
+            rgb_to_float(self._rgb),
         )
         runtime.cast_frozen(self.frozen, self.translator)
         self._of_model = classifier_optimizer(self.model, 1e-9, 1.0, 0.0)
         self._of_translator = translator_optimizer([self.translator], 1e-9)
 
-    def source_step(self) -> None:
+    def source_step(self, rows: int) -> None:
         """A step of the source model."""
         with self._runtime.autocast(self.model):
-            _, logits = self.model(rgb_to_float(self.rgb))
+            _, logits = self.model(rgb_to_float(self._rgb[:rows]))
         _descend(_norm(logits), self._of_model)
 
-    def source_look(self) -> None:
+    def source_look(self, rows: int) -> None:
         """A look at images through a classifier that is trained between looks."""
         self.model.eval()
         with torch.inference_mode(), self._runtime.autocast():
-            self.model(rgb_to_float(self.rgb))
+            self.model(rgb_to_float(self._rgb[:rows]))
         self.model.train()
 
-    def bridge_step(self) -> None:
+    def bridge_step(self, rows: int) -> None:
         """A step of the translator, through the frozen source model."""
-        rgb = rgb_to_float(self.rgb)
-        encoded = encode(self.target, self.encoding)
+        rgb = rgb_to_float(self._rgb[:rows])
+        encoded = self._encoded(rows)
         if self._with_tr:
-            encoded = torch.cat([encoded, encode(self.target, self.encoding)])
+            encoded = torch.cat([encoded, self._encoded(rows)])
         with self._runtime.autocast(self.translator):
             bridged = self.translator(encoded)
             with torch.no_grad(), self._levels.noted() as told:
@@ -90,17 +91,20 @@ class Workload:
             loss = loss + losses.perceptual(seen, told, self._levels.variances)
         _descend(loss, self._of_translator)
 
-    def bridge_look(self) -> None:
+    def bridge_look(self, rows: int) -> None:
         """A look at target images through the translator and the source model."""
         with torch.inference_mode(), self._runtime.autocast():
-            self.frozen(self.translator(encode(self.target, self.encoding)))
+            self.frozen(self.translator(self._encoded(rows)))
 
-    def transfer_step(self) -> None:
+    def transfer_step(self, rows: int) -> None:
         """A step of the student on TR and TI images."""
         with self._runtime.autocast(self.model):
-            _, logits = self.model(encode(self.target, self.encoding))
-            features = self.model.features(encode(self.target, self.encoding))
+            _, logits = self.model(self._encoded(rows))
+            features = self.model.features(self._encoded(rows))
         _descend(_norm(logits) + _norm(features), self._of_model)
+
+    def _encoded(self, rows: int) -> Tensor:
+        return encode(self._target[:rows], self.encoding)
 
     def _place(self, module: Any) -> Any:
         return self._runtime.place(module)

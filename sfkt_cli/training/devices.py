@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from sfkt_cli.errors import ConfigError
-from sfkt_cli.training.roofline import Machine
+from sfkt_cli.training.roofline import (
+    DEPTHWISE,
+    LARGE_DEPTHWISE,
+    LARGE_DEPTHWISE_WEIGHTS,
+    MIDDLING,
+    NARROW,
+    WIDE,
+    Machine,
+)
 
 # Name: TFLOP/s of dense matrix products in the precision that `auto` takes (bf16 with fp32 sums;
 # the T4 has none: fp32), GB/s, GB of memory. NVIDIA data sheets of H200, H100 SXM, A100 80GB SXM,
@@ -16,8 +24,11 @@ PEAKS = {
     "T4": (8.1, 320.0, 16.0),
     "RTX4090": (165.2, 1008.0, 24.0),
 }
-REACHED = (0.05, 0.2, 0.4)
-"""Share of the peak that convolutions of each width of CHANNELS reach: assumed, not measured."""
+REACHED = {
+    NARROW: 0.05, MIDDLING: 0.2, WIDE: 0.4,
+    DEPTHWISE: 0.02, LARGE_DEPTHWISE: 0.02, LARGE_DEPTHWISE_WEIGHTS: 0.02,
+}  # fmt: skip
+"""Share of the peak that each kind of convolution reaches: assumed, not measured."""
 REACHED_BANDWIDTH = 0.7
 LAUNCH_SECONDS = 8e-6
 """Of one operation started from Python: assumed; it hides behind longer ones."""
@@ -35,7 +46,7 @@ def named_machine(name: str) -> Machine:
     peak, bandwidth, memory = PEAKS[key]
     return Machine(
         key,
-        tuple(1e12 * peak * share for share in REACHED),
+        {kind: 1e12 * peak * share for kind, share in REACHED.items()},
         1e9 * bandwidth * REACHED_BANDWIDTH,
         LAUNCH_SECONDS,
         1e9 * memory,

@@ -9,8 +9,8 @@ count, bytes those of the tensors that an operation reads and writes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,23 +20,59 @@ from torch.utils.flop_counter import flop_registry
 
 from sfkt_cli.training.runtime import Runtime
 
-CHANNELS = (16, 64, 256)
-"""Widths at which the rate of convolutions is measured: narrow ones are far from the peak."""
+NARROW, MIDDLING, WIDE = "narrow", "middling", "wide"
+DEPTHWISE, LARGE_DEPTHWISE = "depthwise", "large depthwise"
+LARGE_DEPTHWISE_WEIGHTS = "weights of large depthwise"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A convolution whose speed is measured, for all of its kind.
+
+    Attributes:
+        channels: Of input and output.
+        side: Pixels, of input and output.
+        kernel: Its side.
+        groups: 1, or as many as channels.
+        passes: What is timed: forward, gradient for the images, gradient for the weights.
+    """
+
+    channels: int
+    side: int
+    kernel: int = 3
+    groups: int = 1
+    passes: tuple[bool, bool, bool] = (True, True, True)
+
+
+PROBES = {
+    NARROW: Probe(16, 36),
+    MIDDLING: Probe(64, 12),
+    WIDE: Probe(256, 6),
+    DEPTHWISE: Probe(144, 24, groups=144),
+    LARGE_DEPTHWISE: Probe(240, 12, kernel=5, groups=240, passes=(True, True, False)),
+    LARGE_DEPTHWISE_WEIGHTS: Probe(480, 6, kernel=5, groups=480, passes=(False, False, True)),
+}
+"""By kind of convolution: narrow ones are far from the peak, depthwise ones further still.
+
+Gradients of depthwise kernels of more than 3 x 3 have a slow path of their own on CPUs.
+"""
+BATCH = 16
+"""Images that a probe takes."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One call of an operator.
+    """One call of an operator, or one gradient of it.
 
     Attributes:
         flops: A multiplication and an addition count two.
         moved: Bytes of the tensors read and written.
-        channels: The smaller number of channels of a convolution, for its rate.
+        kind: A key of PROBES, for its rate.
     """
 
     flops: float
     moved: float
-    channels: int
+    kind: str = WIDE
 
 
 @dataclass(frozen=True)
@@ -45,7 +81,7 @@ class Machine:
 
     Attributes:
         name: Of the device.
-        flops: FLOP/s at each width of CHANNELS.
+        flops: FLOP/s of each kind of convolution; what is no convolution is as fast as wide ones.
         bandwidth: Bytes a second.
         launch: Seconds that every operation takes, however small.
         memory: Bytes.
@@ -53,7 +89,7 @@ class Machine:
     """
 
     name: str
-    flops: tuple[float, ...]
+    flops: Mapping[str, float]
     bandwidth: float
     launch: float
     memory: float
@@ -108,28 +144,45 @@ def operations_of(work: Callable[[], object]) -> list[Operation]:
     return operations
 
 
-def cost_of(operations: Iterable[Operation], machine: Machine, scale: float = 1.0) -> Cost:
-    """What operations cost on a machine.
+def at_batch(
+    work: Callable[[int], object], counted: tuple[int, int], batch: int
+) -> list[Operation]:
+    """The operations of some work on a batch, from those on two small ones.
+
+    What grows with the batch and what does not, such as the optimiser's, tells itself apart.
 
     Args:
-        operations: From :func:`operations_of`.
-        machine: Where.
-        scale: Samples in a batch over those that were counted.
+        work: Done with a number of rows.
+        counted: Two such numbers, for which it is done.
+        batch: The number that is asked for.
     """
+    few, more = (operations_of(lambda rows=rows: work(rows)) for rows in counted)  # type: ignore[misc]
+    steps = (batch - counted[0]) / (counted[1] - counted[0])
+    return [
+        replace(
+            a,
+            flops=a.flops + steps * (b.flops - a.flops),
+            moved=a.moved + steps * (b.moved - a.moved),
+        )
+        for a, b in zip(few, more, strict=True)
+    ]
+
+
+def cost_of(operations: Iterable[Operation], machine: Machine) -> Cost:
+    """What operations from :func:`operations_of` cost on a machine."""
     total = {"flops": 0.0, "moved": 0.0, "compute": 0.0, "transfer": 0.0, "launch": 0.0}
     for each in operations:
-        flops, moved = scale * each.flops, scale * each.moved
-        computing = flops / machine.flops[_width(each.channels)]
-        moving = moved / machine.bandwidth
-        total["flops"] += flops
-        total["moved"] += moved
+        computing = each.flops / machine.flops[each.kind]
+        moving = each.moved / machine.bandwidth
+        total["flops"] += each.flops
+        total["moved"] += each.moved
         total["compute" if computing > moving else "transfer"] += max(computing, moving)
         total["launch"] += machine.launch
     return Cost(**total)
 
 
 def measure_machine(name: str, runtime: Runtime, memory: float) -> Machine:
-    """Measure rate, bandwidth and launch time of a device, in about a second.
+    """Measure rates, bandwidth and launch time of a device, in about a second.
 
     Args:
         name: Of the device.
@@ -137,24 +190,42 @@ def measure_machine(name: str, runtime: Runtime, memory: float) -> Machine:
         memory: Its bytes.
     """
     device = runtime.device
-    rates = []
-    for channels in CHANNELS:
-        side = 512 // channels + 4
-        conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(device)
-        conv.to(memory_format=torch.channels_last)
-        images = torch.rand(16, channels, side, side, device=device, requires_grad=True)
-        images = images.contiguous(memory_format=torch.channels_last)
-        work = _forward_backward(conv, images, runtime)
-        flops = sum(each.flops for each in operations_of(work))
-        rates.append(flops / _seconds(work, device))
+    rates = {kind: _rate(probe, runtime) for kind, probe in PROBES.items()}
     norm = nn.Sequential(nn.BatchNorm2d(32), nn.ReLU()).to(device)
-    images = torch.rand(16, 32, 32, 32, device=device, requires_grad=True)
+    images = torch.rand(BATCH, 32, 32, 32, device=device, requires_grad=True)
     work = _forward_backward(norm, images.contiguous(memory_format=torch.channels_last), runtime)
     moved = sum(each.moved for each in operations_of(work))
     bandwidth = moved / _seconds(work, device)
     one = torch.ones(1, device=device, requires_grad=True)
     launch = _seconds(lambda: [one + 1.0 for _ in range(100)], device) / 100
-    return Machine(name, tuple(rates), bandwidth, launch, memory, measured=True)
+    return Machine(name, rates, bandwidth, launch, memory, measured=True)
+
+
+def _rate(probe: Probe, runtime: Runtime) -> float:
+    """FLOP/s of a convolution, in the precision that networks with such ones are trained in."""
+    c, k, groups = probe.channels, probe.kernel, probe.groups
+    layer = nn.Conv2d(c, c, k, padding=k // 2, bias=False, groups=groups)
+    images = torch.rand(BATCH, c, probe.side, probe.side)
+    images, kernel = (
+        each.to(runtime.device, runtime.precision_for(layer), memory_format=torch.channels_last)
+        for each in (images, layer.weight.detach())
+    )
+    more = ([1, 1], [k // 2, k // 2], [1, 1], False, [0, 0], groups)
+    forward, for_images, for_weights = probe.passes
+    calls: list[Callable[[], object]] = []
+    if forward:
+        calls.append(lambda: torch.convolution(images, kernel, None, *more))
+    for mask in ([True, False, False], [False, True, False]):
+        if (for_images, for_weights)[mask.index(True)]:
+            calls.append(
+                lambda mask=mask: torch.ops.aten.convolution_backward(  # type: ignore[misc]
+                    images, images, kernel, None, *more, mask
+                )
+            )
+    each = 2.0 * images.numel() * kernel[0].numel()
+    with torch.no_grad():
+        seconds = sum(_seconds(call, runtime.device) for call in calls)
+    return len(calls) * each / seconds
 
 
 def _forward_backward(module: nn.Module, images: Tensor, runtime: Runtime) -> Callable[[], None]:
@@ -190,39 +261,47 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if not func.is_view:
-            count = flop_registry.get(func.overloadpacket)
-            if func.overloadpacket is torch.ops.aten.convolution_backward:
-                flops = _backward_flops(*args)
-            else:
-                flops = float(count(*args, **kwargs, out_val=out)) if count else 0.0
-            tensors = [t for t in [*_tensors(args), *_tensors(kwargs), *_tensors(out)] if t.numel()]
-            moved = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-            kernels = [t for t in _tensors(args) if t.ndim == 4][-1:] if flops else []
-            channels = min(kernels[0].shape[:2]) if kernels else CHANNELS[-1]
-            self.operations.append(Operation(flops, float(moved), channels))
+        if func.is_view:
+            return out
+        count = flop_registry.get(func.overloadpacket)
+        flops = float(count(*args, **kwargs, out_val=out)) if count else 0.0
+        tensors = [t for t in [*_tensors(args), *_tensors(kwargs), *_tensors(out)] if t.numel()]
+        moved = float(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+        if func.overloadpacket is torch.ops.aten.convolution_backward:
+            self.operations += _gradients(moved, *args)
+        elif func.overloadpacket is torch.ops.aten.convolution:
+            self.operations.append(Operation(flops, moved, _kind(args[1], weights=False)))
+        else:
+            self.operations.append(Operation(flops, moved))
         return out
 
 
-def _backward_flops(
-    gradient: Tensor, images: Tensor, kernel: Tensor, *rest: Any, **more: Any
-) -> float:
-    """Of a convolution's gradients for images and kernel, each as many as its forward pass.
+def _gradients(
+    moved: float, gradient: Tensor, images: Tensor, kernel: Tensor, *rest: Any
+) -> list[Operation]:
+    """Those of a convolution for images and for its kernel, each as many FLOPs as its forward pass.
 
     torch's own count takes grouped convolutions for dense ones.
     """
     transposed, mask = rest[4], rest[7]
-    each = 2.0 * (images if transposed else gradient).numel() * kernel[0].numel()
-    return each * (int(mask[0]) + int(mask[1]))
+    flops = 2.0 * (images if transposed else gradient).numel() * kernel[0].numel()
+    wanted = [weights for weights, asked in ((False, mask[0]), (True, mask[1])) if asked]
+    return [Operation(flops, moved / len(wanted), _kind(kernel, weights)) for weights in wanted]
+
+
+def _kind(kernel: Tensor, weights: bool) -> str:
+    """Of a convolution with a kernel (O, I / groups, K, K), or of the gradient for the kernel."""
+    channels = min(kernel.shape[:2])
+    if kernel.shape[1] == 1 < kernel.shape[0]:
+        if max(kernel.shape[2:]) <= 3:
+            return DEPTHWISE
+        return LARGE_DEPTHWISE_WEIGHTS if weights else LARGE_DEPTHWISE
+    return NARROW if channels <= 32 else MIDDLING if channels <= 128 else WIDE
 
 
 def _tensors(values: Any) -> list[Tensor]:
     leaves = torch.utils._pytree.tree_leaves(values)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def _width(channels: int) -> int:
-    return sum(channels > 2 * width for width in CHANNELS[:-1])
 
 
 def _values(cost: Cost) -> tuple[float, ...]:

@@ -9,7 +9,6 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from sfkt_cli.config import RuntimeConfig
 from sfkt_cli.errors import ConfigError
+from sfkt_cli.training.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Runtime:
         """Mixed precision for forward passes; nothing under fp32.
 
         Args:
-            trained: What the pass is to train. On a CPU the gradient of grouped convolutions
-                takes twice as long in bf16: networks that have some are trained in fp32.
+            trained: What the pass is to train. On a CPU the gradients of depthwise convolutions
+                take several times as long in bf16: networks that have some are trained in fp32.
         """
         precision = self.precision_for(trained)
         if precision == torch.float32:
@@ -64,14 +64,16 @@ class Runtime:
 
     def precision_for(self, trained: nn.Module | None) -> torch.dtype:
         """The type of :meth:`autocast`."""
-        slow = self.automatic and self.device.type == "cpu" and has_grouped(trained)
+        slow = self.automatic and self.device.type == "cpu" and has_depthwise(trained)
         return torch.float32 if slow else self.precision
 
     def cast_frozen(self, model: nn.Module, trained: nn.Module) -> None:
         """Hold the convolutions of a frozen model in the type of :meth:`autocast`.
 
         Autocast would cast their weights anew in every pass, for it remembers only those of
-        trained parameters. From here on the model works in such regions alone.
+        trained parameters. From here on the model works in such regions alone. Depthwise
+        convolutions with a stride stay in fp32 on a CPU, where the gradient for their images takes
+        ten times as long in bf16.
 
         Args:
             model: Frozen.
@@ -79,7 +81,11 @@ class Runtime:
         """
         if self.precision_for(trained) == self.precision:  # else autocast is on now and then
             for layer in model.modules():
-                if isinstance(layer, nn.Conv2d) and not is_parametrized(layer):
+                if not isinstance(layer, nn.Conv2d) or is_parametrized(layer):
+                    continue
+                if self.device.type == "cpu" and is_depthwise(layer) and max(layer.stride) > 1:
+                    _leave_autocast(layer)
+                else:
                     layer.to(self.precision)
 
     def place(self, module: nn.Module) -> nn.Module:
@@ -211,10 +217,25 @@ class Runtime:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def has_grouped(module: nn.Module | None) -> bool:
-    """Whether a module has grouped convolutions, such as depthwise ones."""
+def has_depthwise(module: nn.Module | None) -> bool:
+    """Whether a module has depthwise convolutions; recorded programs tell it themselves."""
     layers = [] if module is None else module.modules()
-    return any(getattr(layer, "groups", 1) > 1 for layer in layers)
+    return any(is_depthwise(layer) or getattr(layer, "depthwise", False) for layer in layers)
+
+
+def is_depthwise(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution of each channel by itself."""
+    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
+
+
+def _leave_autocast(layer: nn.Conv2d) -> None:
+    forward = layer.forward
+
+    def in_fp32(input: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return forward(input.float())
+
+    layer.forward = in_fp32  # type: ignore[method-assign]
 
 
 def check_batch_norms(module: nn.Module) -> None:
@@ -230,41 +251,6 @@ def check_batch_norms(module: nn.Module) -> None:
                 f"runtime.sync_batchnorm = true: {name} is a {type(layer).__name__}, which torch "
                 "would replace by a plain layer: leave the setting out for this backbone"
             )
-
-
-def free_memory() -> int:
-    """Bytes of memory that this process may still take, page cache included.
-
-    The least of what the machine has and what the limits of containers and batch systems leave.
-    """
-    return min(_machine_has(), *_limits_leave())
-
-
-def _limits_leave(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """What each limit of the process's control groups (version 2) and those above leaves."""
-    left = [2**62]
-    with contextlib.suppress(OSError, ValueError):
-        own = Path("/proc/self/cgroup").read_text(encoding="ascii").rpartition("::")[2].strip("/\n")
-        for group in (root / own, *(root / own).parents):
-            if not group.is_relative_to(root) or not (group / "memory.max").is_file():
-                continue
-            most = (group / "memory.max").read_text(encoding="ascii").strip()
-            if most != "max":
-                stat = (group / "memory.stat").read_text(encoding="ascii").split()
-                cache = int(stat[stat.index("file") + 1])
-                used = int((group / "memory.current").read_text(encoding="ascii"))
-                left.append(max(int(most) - used + cache, 0))
-    return left
-
-
-def _machine_has() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return (
-            next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
-        )
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def count_gpus() -> int:
@@ -320,6 +306,8 @@ def make_runtime(config: RuntimeConfig) -> Runtime:
         torch.cuda.set_device(device)
         torch.cuda.reset_peak_memory_stats(device)
         torch.backends.cudnn.benchmark = not config.deterministic
+    else:
+        keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     elif world > 1 and "OMP_NUM_THREADS" not in os.environ:

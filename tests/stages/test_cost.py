@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from sfkt_cli.config import Config, build
+from sfkt_cli.config import Config, build, fixed_batch_size
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.stages.cost import Counts, stage_costs, tell_cost, this_machine
-from sfkt_cli.stages.workload import COUNTED, Workload
+from sfkt_cli.stages.workload import Workload
 from sfkt_cli.training.devices import PEAKS, named_machine
-from sfkt_cli.training.roofline import cost_of, operations_of
+from sfkt_cli.training.roofline import at_batch, cost_of, operations_of
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
 CPU = {"runtime": {"gpus": 0}}
@@ -45,13 +45,35 @@ def test_gradients_of_grouped_convolutions_are_counted_as_such(kind: Any, groups
     assert both == 3 * forward > 0
 
 
+def test_depthwise_convolutions_have_rates_of_their_own() -> None:
+    def kinds(layer: nn.Module) -> list[str]:
+        images = torch.rand(2, 16, 8, 8, requires_grad=True)
+        return [each.kind for each in operations_of(layer(images).sum().backward) if each.flops]
+
+    assert kinds(nn.Conv2d(16, 16, 3, groups=16)) == ["depthwise"] * 2
+    assert kinds(nn.Conv2d(16, 32, 5, groups=16)) == [
+        "large depthwise", "weights of large depthwise",
+    ]  # fmt: skip
+    assert kinds(nn.Conv2d(16, 16, 3, groups=2)) == ["narrow"] * 2
+
+
+def test_what_does_not_grow_with_the_batch_is_counted_once() -> None:
+    layer = nn.Linear(5, 7)
+
+    def work(rows: int) -> None:
+        layer(torch.ones(rows, 5))
+        layer.weight.detach().sqrt()
+
+    few, many = at_batch(work, (2, 4), 16), operations_of(lambda: work(16))
+    assert few == many
+
+
 def test_time_is_the_longer_of_computing_and_moving() -> None:
     machine = named_machine("rtx 4090")
     operations = operations_of(lambda: torch.ones(1000) + 1.0)
     cost = cost_of(operations, machine)
     assert cost.transfer == pytest.approx(cost.moved / machine.bandwidth)
     assert cost.compute == 0
-    assert cost_of(operations, machine, 3.0).moved == 3 * cost.moved
     assert (cost + cost * 2).seconds == pytest.approx(3 * cost.seconds)
 
 
@@ -85,7 +107,11 @@ def test_an_unknown_device_and_an_unprepared_data_set_are_errors(
 @pytest.mark.parametrize("stage", ["source", "bridge", "transfer"])
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"image_size": 64, "source": {"backbone": "resnet18"}, "runtime": {"batch_size": 32}}],
+    [
+        {},
+        {"image_size": 64, "source": {"backbone": "resnet18"}, "runtime": {"batch_size": 32}},
+        {"image_size": 96, "source": {"backbone": "mobilenet_v2"}, "runtime": {"batch_size": 16}},
+    ],
 )
 def test_the_estimate_is_near_the_measured_cpu_time(
     stage: str, settings: dict[str, object]
@@ -94,16 +120,11 @@ def test_the_estimate_is_near_the_measured_cpu_time(
     runtime = make_runtime(config.runtime)
     costs = stage_costs(config, Counts(1000, 1000, 1000), this_machine(runtime), runtime)
     estimate = next(cost.step.seconds for cost in costs if cost.stage == stage)
-    work = Workload(config, runtime)
-    assert not isinstance(config.runtime.batch_size, str)
-    for name in ("rgb", "target"):
-        images = getattr(work, name)
-        repeats = [config.runtime.batch_size // COUNTED] + [1] * (images.ndim - 1)
-        setattr(work, name, images.repeat(*repeats))
-    step = getattr(work, f"{stage}_step")
+    batch = fixed_batch_size(config.runtime)
+    step = getattr(Workload(config, runtime, batch), f"{stage}_step")
     times = []
     for _ in range(6):
         began = time.thread_time()
-        step()
+        step(batch)
         times.append(time.thread_time() - began)
     assert 1 / 1.5 < estimate / median(times[1:]) < 1.5

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -11,7 +9,7 @@ from torch import nn
 from sfkt_cli.config import RuntimeConfig
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.models.programs import Program
-from sfkt_cli.training.runtime import Runtime, _limits_leave, free_memory, make_runtime
+from sfkt_cli.training.runtime import Runtime, make_runtime
 
 PLAIN = nn.Conv2d(4, 4, 3)
 RECORDED = Program(
@@ -20,6 +18,7 @@ RECORDED = Program(
     output={"step": 0}, tensors={"kernel": [[4, 1, 3, 3], "float32", True]}, norms={}, features=4,
 )  # fmt: skip
 DEPTHWISE = nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4))
+GROUPED = nn.Conv2d(4, 4, 3, groups=2)
 IMAGES = torch.rand(2, 4, 8, 8)
 
 
@@ -34,7 +33,7 @@ def computed_in(precision: str, trained: nn.Module | None) -> torch.dtype:
     return found
 
 
-@pytest.mark.parametrize("trained", [None, PLAIN, DEPTHWISE, RECORDED])
+@pytest.mark.parametrize("trained", [None, PLAIN, GROUPED, DEPTHWISE, RECORDED])
 @pytest.mark.parametrize("units", [True, False])
 def test_a_cpu_computes_in_bf16_where_it_is_faster(
     units: bool, trained: nn.Module | None, monkeypatch: pytest.MonkeyPatch
@@ -49,16 +48,6 @@ def test_a_cpu_computes_in_bf16_where_it_is_faster(
 def test_fp16_needs_a_gpu() -> None:
     with pytest.raises(ConfigError, match="use fp32 or bf16"):
         make_runtime(RuntimeConfig(gpus=0, precision="fp16"))
-
-
-def test_free_memory_is_what_the_limits_of_the_groups_leave(tmp_path: Path) -> None:
-    assert min(_limits_leave(tmp_path)) >= free_memory() > 0
-    (tmp_path / "memory.max").write_text("max\n")
-    assert _limits_leave(tmp_path) == [2**62]
-    (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("700\n")
-    (tmp_path / "memory.stat").write_text("anon 500\nfile 150\n")
-    assert min(_limits_leave(tmp_path)) == 450
 
 
 def test_the_state_of_a_training_tells_the_precision_that_it_trained_in() -> None:
@@ -82,3 +71,17 @@ def test_frozen_convolutions_are_held_in_the_type_they_work_in(
         after = frozen(IMAGES)
     assert [value.dtype for value in frozen.parameters()] == [held_in] * 2 + [torch.float32] * 2
     assert torch.equal(before, after)
+
+
+def test_frozen_depthwise_convolutions_with_a_stride_stay_in_fp32_on_a_cpu() -> None:
+    runtime = Runtime(torch.device("cpu"), torch.bfloat16, automatic=True)
+    strided = nn.Conv2d(4, 4, 3, stride=2, groups=4).requires_grad_(False)
+    frozen = nn.Sequential(nn.Conv2d(4, 4, 3), strided).requires_grad_(False)
+    runtime.cast_frozen(frozen, PLAIN)
+    with runtime.autocast(PLAIN):
+        before = frozen[0](IMAGES)
+        after = frozen(IMAGES)
+    assert before.dtype == torch.bfloat16
+    assert torch.equal(
+        after, torch.conv2d(before.float(), strided.weight, strided.bias, 2, groups=4)
+    )
