@@ -268,7 +268,7 @@ class BridgeConfig(BaseModel):
     model_config = _STRICT
     translator: Literal["unet", "pointwise", "vqgan"] = "unet"
     """pointwise is the paper's; vqgan: a vector-quantised autoencoder (section vqgan)."""
-    width: int = Field(24, ge=2, le=512)
+    width: int = Field(16, ge=2, le=512)
     """Channels of the translator's first layer."""
     epochs: Epochs = 8
     """Passes over the larger of TI pairs and target images."""
