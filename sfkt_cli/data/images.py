@@ -156,11 +156,11 @@ def encode(stored: Tensor, encoding: Encoding) -> Tensor:
         return _jet(shown) * valid if encoding.kind == "colormap" else shown * valid
     if encoding.kind in ("relative", "percentile"):
         return _relative(values, valid) * valid
-    points = _points(_fill_noise(values, valid), encoding.focal)
-    normals = _normals(points)
+    smooth = _fill_noise(values, valid)
+    normals = _normals(smooth, encoding.focal)
     if encoding.kind == "normals":
-        return (0.5 + 0.5 * normals) * valid
-    return _hha(values, valid, points, normals, encoding)
+        return torch.addcmul(0.5 * valid, normals, 0.5 * valid)
+    return _hha(values, valid, smooth, normals, encoding)
 
 
 def _relative(values: Tensor, valid: Tensor) -> Tensor:
@@ -188,37 +188,44 @@ def _box_sum(values: Tensor) -> Tensor:
     return across[..., :-2, :] + across[..., 1:-1, :] + across[..., 2:, :]
 
 
-def _points(depth: Tensor, focal_share: float) -> Tensor:
-    """(B, 1, H, W) depth to (B, 3, H, W) points in the same unit; x right, y down, z away."""
+def _rays(depth: Tensor, focal_share: float) -> tuple[Tensor, Tensor]:
+    """Points at depth 1: x by column (1, 1, 1, W) and y by row (1, 1, H, 1); y points down."""
     height, width = depth.shape[-2:]
-    focal = focal_share * width
     rows = torch.arange(height, device=depth.device, dtype=depth.dtype) - (height - 1) / 2
     columns = torch.arange(width, device=depth.device, dtype=depth.dtype) - (width - 1) / 2
-    across = depth * (columns.view(1, 1, 1, -1) / focal)
-    down = depth * (rows.view(1, 1, -1, 1) / focal)
-    return torch.cat([across, down, depth], dim=1)
+    focal = focal_share * width
+    return columns.view(1, 1, 1, -1) / focal, rows.view(1, 1, -1, 1) / focal
 
 
-def _normals(points: Tensor) -> Tensor:
-    """Unit normals (B, 3, H, W) towards the camera: cross product of central differences."""
-    padded = F.pad(points, (1, 1, 1, 1), mode="replicate")
-    right = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
-    below = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
-    (rx, ry, rz), (bx, by, bz) = right.unbind(1), below.unbind(1)
-    x, y, z = ry * bz - rz * by, rz * bx - rx * bz, rx * by - ry * bx
-    scale = (x * x + y * y + z * z).sqrt().clamp_min(1e-6).reciprocal()
-    scale = torch.where(z > 0, -scale, scale)
-    # Channels last in memory, as the networks want them.
-    return torch.stack([x * scale, y * scale, -z * scale], dim=-1).permute(0, 3, 1, 2)
+def _normals(depth: Tensor, focal_share: float) -> Tensor:
+    """Unit normals (B, 3, H, W) towards the camera: cross product of central differences.
+
+    A point is d (x, y, 1), z away. With the difference a of the depths to the right and left and
+    their sum s, b and t of those below and above, and f pixels of focal length, differences of
+    points are (x a + s / f, y a, a) and (x b, y b + t / f, b); f times their product is
+    -(a t, b s, z) with z = -(x a t + y b s + s t / f). Beyond the border lies its pixel again.
+    """
+    x, y = _rays(depth, focal_share)
+    edge, none = F.pad(depth, (1, 1, 1, 1), mode="replicate"), F.pad(depth, (1, 1, 1, 1))
+    across = edge[:, :, 1:-1, 2:] - edge[:, :, 1:-1, :-2]
+    down = edge[:, :, 2:, 1:-1] - edge[:, :, :-2, 1:-1]
+    beside = none[:, :, 1:-1, 2:] + none[:, :, 1:-1, :-2]
+    above = none[:, :, 2:, 1:-1] + none[:, :, :-2, 1:-1]
+    nx, ny = across * above, down * beside
+    nz = (beside * above / (focal_share * depth.shape[-1])).addcmul(x, nx).addcmul(y, ny)
+    scale = (nx * nx).addcmul(ny, ny).addcmul(nz, nz).rsqrt().clamp_max(1e6)
+    scale = torch.where(nz > 0, scale, -scale)
+    normals = torch.cat([nx * scale, ny * scale, nz * scale], dim=1)
+    return normals.contiguous(memory_format=torch.channels_last)  # as the networks want them
 
 
 def _hha(
-    depth: Tensor, valid: Tensor, points: Tensor, normals: Tensor, encoding: Encoding
+    depth: Tensor, valid: Tensor, smooth: Tensor, normals: Tensor, encoding: Encoding
 ) -> Tensor:
     """Disparity, height, angle (Gupta et al., ECCV 2014), gravity taken as the image's down."""
     near = max(encoding.low, 1.0)
     disparity = (near / depth.clamp_min(near)).clamp(0, 1)
-    upward = -points[:, 1:2]
+    upward = -smooth * _rays(smooth, encoding.focal)[1]
     lowest = torch.where(valid > 0, upward, torch.inf).amin(dim=(2, 3), keepdim=True)
     height = ((upward - lowest) / encoding.high).clamp(0, 1)
     angle = torch.acos((-normals[:, 1:2]).clamp(-1, 1)) / torch.pi

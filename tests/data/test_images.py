@@ -138,6 +138,27 @@ def test_normals_of_a_plane_are_its_normal_towards_the_camera(
     torch.testing.assert_close(seen, expected.expand_as(seen), rtol=0, atol=0.02)
 
 
+def test_normals_are_cross_products_of_differences_of_points() -> None:
+    stored = np.random.default_rng(0).integers(900, 1100, (1, 5, 7))
+    stored[0, 2, 3] = 0
+    edge = np.pad(stored, ((0, 0), (1, 1), (1, 1)))[0].astype(float)
+    focal = KINECT_FOCAL * 7
+    points = np.zeros((5, 7, 3))
+    for y, x in np.ndindex(5, 7):
+        around = edge[y : y + 3, x : x + 3]
+        depth = around[around > 0].mean()
+        points[y, x] = depth * np.array([(x - 3) / focal, (y - 2) / focal, 1.0])
+    points = np.pad(points, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    seen = encode(torch.from_numpy(stored), encoding("normals"))[0]
+    for y, x in np.ndindex(5, 7):
+        right = points[y + 1, x + 2] - points[y + 1, x]
+        down = points[y + 2, x + 1] - points[y, x + 1]
+        normal = np.cross(right, down)
+        normal *= -np.sign(normal[2]) / np.linalg.norm(normal)
+        expected = (0.5 + 0.5 * normal * [1, 1, -1]) * (stored[0, y, x] > 0)
+        np.testing.assert_allclose(seen[:, y, x].numpy(), expected, atol=1e-4)
+
+
 def test_mirrored_depth_gives_mirrored_normals_with_x_turned_round() -> None:
     stored = torch.from_numpy(depth_images(8, size=17).astype(np.int32))
     seen = encode(stored, encoding("normals"))
