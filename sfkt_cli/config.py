@@ -453,7 +453,7 @@ class RuntimeConfig(BaseModel):
     """Batch statistics over all processes instead of over each one's share; GPUs only."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on GPUs that have it and on CPUs with matrix units (AMX), there but for training
-    networks with grouped convolutions; else fp32."""
+    networks with depthwise convolutions; else fp32."""
     threads: int = Field(0, ge=0)
     """CPU threads; 0: torch's choice."""
     deterministic: bool = False
