@@ -84,6 +84,8 @@ def test_sample_configurations_open_with_their_command(sample: Path) -> None:
 def test_demo_configuration_is_the_defaults() -> None:
     text = (ROOT / "sample_configs" / "demo.yaml").read_text(encoding="utf-8")
     assert build(yaml.safe_load(text)) == build()
+    written = CliRunner().invoke(app, ["config", "init", "synthetic"]).stdout
+    assert text.splitlines()[1:] == written.splitlines()[1:]
 
 
 def test_quick_start_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
