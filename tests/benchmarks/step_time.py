@@ -3,7 +3,7 @@
 Both alternate in one process: some bare steps, then as many of the real stage's, through the real
 training loop, batches from the store on disk, augmentation and encoding included. The bare step is
 forward, backward and optimiser of networks of the same shape, in the same precision, with the
-cheapest loss there is.
+cheapest loss there is; the bridge's source model bears no batch norms, as in the stage.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sfkt_cli.config import Config
 from sfkt_cli.models.classifier import freeze
+from sfkt_cli.models.folding import fold_batch_norms
 from sfkt_cli.models.saving import load_model
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.runs import Run
@@ -60,11 +61,12 @@ def bridge_steps(
     config: Config, run: Run, steps: int, rounds: int
 ) -> tuple[list[float], list[float]]:
     """Seconds of so many steps of the bridge, and of its bare networks, for each round."""
-    source = freeze(load_model(run.path("source")).module)
+    source = fold_batch_norms(freeze(load_model(run.path("source")).module), config.image_size)
     card = load_model(run.path("bridge")).card
     runtime = make_runtime(config.runtime)
-    runtime.place(source)
     translator = runtime.place(make_translator(**card["architecture"])).train()
+    runtime.place(source)
+    runtime.cast_frozen(source, translator)
     optimizer = translator_optimizer([translator], config.bridge.learning_rate)
     channels = card["architecture"]["channels"]
     encoded = torch.cat([pictures(channels, config), pictures(channels, config)])
