@@ -211,21 +211,22 @@ def _rate(probe: Probe, runtime: Runtime) -> float:
         for each in (images, layer.weight.detach())
     )
     more = ([1, 1], [k // 2, k // 2], [1, 1], False, [0, 0], groups)
-    forward, for_images, for_weights = probe.passes
-    calls: list[Callable[[], object]] = []
-    if forward:
-        calls.append(lambda: torch.convolution(images, kernel, None, *more))
-    for mask in ([True, False, False], [False, True, False]):
-        if (for_images, for_weights)[mask.index(True)]:
-            calls.append(
-                lambda mask=mask: torch.ops.aten.convolution_backward(  # type: ignore[misc]
-                    images, images, kernel, None, *more, mask
-                )
-            )
-    each = 2.0 * images.numel() * kernel[0].numel()
+
+    def gradient(*mask: bool) -> object:
+        return torch.ops.aten.convolution_backward(images, images, kernel, None, *more, mask)
+
+    passes: tuple[Callable[[], object], ...] = (
+        lambda: torch.convolution(images, kernel, None, *more),
+        lambda: gradient(True, False, False),
+        lambda: gradient(False, True, False),
+    )
     with torch.no_grad():
-        seconds = sum(_seconds(call, runtime.device) for call in calls)
-    return len(calls) * each / seconds
+        seconds = [
+            _seconds(each, runtime.device)
+            for each, timed in zip(passes, probe.passes, strict=True)
+            if timed
+        ]
+    return len(seconds) * 2.0 * images.numel() * kernel[0].numel() / sum(seconds)
 
 
 def _forward_backward(module: nn.Module, images: Tensor, runtime: Runtime) -> Callable[[], None]:
@@ -270,7 +271,7 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func.overloadpacket is torch.ops.aten.convolution_backward:
             self.operations += _gradients(moved, *args)
         elif func.overloadpacket is torch.ops.aten.convolution:
-            self.operations.append(Operation(flops, moved, _kind(args[1], weights=False)))
+            self.operations.append(Operation(flops, moved, _kind(args[1], args[8], weights=False)))
         else:
             self.operations.append(Operation(flops, moved))
         return out
@@ -283,16 +284,18 @@ def _gradients(
 
     torch's own count takes grouped convolutions for dense ones.
     """
-    transposed, mask = rest[4], rest[7]
+    transposed, groups, mask = rest[4], rest[6], rest[7]
     flops = 2.0 * (images if transposed else gradient).numel() * kernel[0].numel()
     wanted = [weights for weights, asked in ((False, mask[0]), (True, mask[1])) if asked]
-    return [Operation(flops, moved / len(wanted), _kind(kernel, weights)) for weights in wanted]
+    return [
+        Operation(flops, moved / len(wanted), _kind(kernel, groups, weights)) for weights in wanted
+    ]
 
 
-def _kind(kernel: Tensor, weights: bool) -> str:
+def _kind(kernel: Tensor, groups: int, weights: bool) -> str:
     """Of a convolution with a kernel (O, I / groups, K, K), or of the gradient for the kernel."""
     channels = min(kernel.shape[:2])
-    if kernel.shape[1] == 1 < kernel.shape[0]:
+    if groups > 1 and kernel.shape[1] == 1:
         if max(kernel.shape[2:]) <= 3:
             return DEPTHWISE
         return LARGE_DEPTHWISE_WEIGHTS if weights else LARGE_DEPTHWISE
