@@ -268,8 +268,9 @@ class BridgeConfig(BaseModel):
     model_config = _STRICT
     translator: Literal["unet", "pointwise", "vqgan"] = "unet"
     """pointwise is the paper's; vqgan: a vector-quantised autoencoder (section vqgan)."""
-    width: int = Field(16, ge=2, le=512)
-    """Channels of the translator's first layer."""
+    width: int | None = Field(None, ge=2, le=512)
+    """Channels of the translator's first layer; null: 24 where the source model was brought along
+    or began with published weights, else 16."""
     epochs: Epochs = 8
     """Passes over the larger of TI pairs and target images."""
     learning_rate: Positive = 2e-3
@@ -290,6 +291,14 @@ class BridgeConfig(BaseModel):
     alpha_p: Weight = 0.3
     """Weight of the perceptual term on TI pairs: what the source model sees before its features, at
     each resolution from a quarter of the side down (ours)."""
+
+    def channels(self, *, pretrained: bool) -> int:
+        """Width, where null leaves it open.
+
+        Args:
+            pretrained: Whether the source model's weights were trained elsewhere.
+        """
+        return self.width or (24 if pretrained else 16)
 
 
 class VqganConfig(BaseModel):

@@ -256,3 +256,9 @@ def test_every_setting_says_what_it_means() -> None:
     for name, field in section_fields().items():
         assert field.description, name
         assert describe_type(field.annotation), name
+
+
+def test_the_translator_is_wider_behind_a_network_that_was_trained_elsewhere() -> None:
+    assert [build().bridge.channels(pretrained=each) for each in (False, True)] == [16, 24]
+    given = build({"bridge": {"width": 3}})
+    assert [given.bridge.channels(pretrained=each) for each in (False, True)] == [3, 3]

@@ -72,7 +72,7 @@ def bridge(config: Config, run: Run) -> None:
         architecture: dict[str, Any] = {
             "name": settings.translator,
             "channels": encoding.encoded_channels,
-            "width": settings.width,
+            "width": settings.channels(pretrained=saved.pretrained),
         }
         if settings.translator == "vqgan":
             architecture["codes"] = config.vqgan.codes

@@ -44,8 +44,12 @@ class Workload:
         frozen = fold_batch_norms(freeze(Classifier(**sizes)), config.image_size)
         self.frozen = self._place(frozen)
         more = {"codes": config.vqgan.codes} if config.bridge.translator == "vqgan" else {}
+        pretrained = source.brought or source.published
         translator = make_translator(
-            config.bridge.translator, channels=3, width=config.bridge.width, **more
+            config.bridge.translator,
+            channels=3,
+            width=config.bridge.channels(pretrained=pretrained),
+            **more,
         )
         self.translator = self._place(translator).train()
         side = (most, config.image_size, config.image_size)

@@ -81,7 +81,7 @@ def make_run(folder: Path, config: Config, *, pairs: int, targets: int) -> Run:
     }  # fmt: skip
     sizes: dict[str, Any] = {
         "name": config.bridge.translator, "channels": encoding.encoded_channels,
-        "width": config.bridge.width,
+        "width": config.bridge.channels(pretrained=False),
     }  # fmt: skip
     save_model(
         run.path("source"), Classifier(**architecture), kind="classifier",
