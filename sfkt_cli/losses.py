@@ -32,7 +32,7 @@ def reconstruction(bridged: Tensor, rgb: Tensor) -> Tensor:
     Returns:
         A scalar without unit.
     """
-    return (bridged.float() - rgb.float()).square().mean()
+    return F.mse_loss(bridged.float(), rgb.float())
 
 
 def absolute_error(bridged: Tensor, rgb: Tensor) -> Tensor:

@@ -157,10 +157,13 @@ def encode(stored: Tensor, encoding: Encoding) -> Tensor:
     if encoding.kind in ("relative", "percentile"):
         return _relative(values, valid) * valid
     smooth = _fill_noise(values, valid)
-    normals = _normals(smooth, encoding.focal)
+    normals, scale = _normals(smooth, encoding.focal)
     if encoding.kind == "normals":
-        return torch.addcmul(0.5 * valid, normals, 0.5 * valid)
-    return _hha(values, valid, smooth, normals, encoding)
+        middle = 0.5 * valid
+        scale = middle * scale
+        shown = torch.stack([torch.addcmul(middle, each, scale) for each in normals], dim=-1)
+        return shown.squeeze(1).permute(0, 3, 1, 2)  # channels last in memory, as networks want it
+    return _hha(values, valid, smooth, scale * normals[1], encoding)
 
 
 def _relative(values: Tensor, valid: Tensor) -> Tensor:
@@ -197,13 +200,14 @@ def _rays(depth: Tensor, focal_share: float) -> tuple[Tensor, Tensor]:
     return columns.view(1, 1, 1, -1) / focal, rows.view(1, 1, -1, 1) / focal
 
 
-def _normals(depth: Tensor, focal_share: float) -> Tensor:
-    """Unit normals (B, 3, H, W) towards the camera: cross product of central differences.
+def _normals(depth: Tensor, focal_share: float) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """Normals, and what makes them unit vectors to the camera: products of central differences.
 
-    A point is d (x, y, 1), z away. With the difference a of the depths to the right and left and
-    their sum s, b and t of those below and above, and f pixels of focal length, differences of
-    points are (x a + s / f, y a, a) and (x b, y b + t / f, b); f times their product is
-    -(a t, b s, z) with z = -(x a t + y b s + s t / f). Beyond the border lies its pixel again.
+    All are (B, 1, H, W). A point is d (x, y, 1), z away. With the difference a of the depths to the
+    right and left and their sum s, b and t of those below and above, and f pixels of focal length,
+    differences of points are (x a + s / f, y a, a) and (x b, y b + t / f, b); f times their product
+    is (-a t, -b s, z) with z = x a t + y b s + s t / f. Turned round, and z to the camera, it is
+    (a t, b s, z). Beyond the border lies its pixel again.
     """
     x, y = _rays(depth, focal_share)
     edge, none = F.pad(depth, (1, 1, 1, 1), mode="replicate"), F.pad(depth, (1, 1, 1, 1))
@@ -214,19 +218,15 @@ def _normals(depth: Tensor, focal_share: float) -> Tensor:
     nx, ny = across * above, down * beside
     nz = (beside * above / (focal_share * depth.shape[-1])).addcmul(x, nx).addcmul(y, ny)
     scale = (nx * nx).addcmul(ny, ny).addcmul(nz, nz).rsqrt().clamp_max(1e6)
-    scale = torch.where(nz > 0, scale, -scale)
-    normals = torch.cat([nx * scale, ny * scale, nz * scale], dim=1)
-    return normals.contiguous(memory_format=torch.channels_last)  # as the networks want them
+    return (nx, ny, nz), scale * nz.sign()
 
 
-def _hha(
-    depth: Tensor, valid: Tensor, smooth: Tensor, normals: Tensor, encoding: Encoding
-) -> Tensor:
+def _hha(depth: Tensor, valid: Tensor, smooth: Tensor, down: Tensor, encoding: Encoding) -> Tensor:
     """Disparity, height, angle (Gupta et al., ECCV 2014), gravity taken as the image's down."""
     near = max(encoding.low, 1.0)
     disparity = (near / depth.clamp_min(near)).clamp(0, 1)
     upward = -smooth * _rays(smooth, encoding.focal)[1]
     lowest = torch.where(valid > 0, upward, torch.inf).amin(dim=(2, 3), keepdim=True)
     height = ((upward - lowest) / encoding.high).clamp(0, 1)
-    angle = torch.acos((-normals[:, 1:2]).clamp(-1, 1)) / torch.pi
+    angle = torch.acos((-down).clamp(-1, 1)) / torch.pi
     return torch.cat([disparity, height, angle], dim=1) * valid

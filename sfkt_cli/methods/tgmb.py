@@ -87,10 +87,11 @@ class Tgmb(nn.Module):
         (source,) = self._frozen
         weights = self._weights
         rgb = rgb_to_float(batch["ti_rgb"])
-        encoded = encode(batch["ti_target"], self._encoding)
-        pairs = len(encoded)
+        pairs = len(rgb)
+        stored = batch["ti_target"].to(torch.float32)
         if weights["d"] or weights["im"]:  # together: one set of batch statistics for TI and TR
-            encoded = torch.cat([encoded, encode(batch["tr_target"], self._encoding)])
+            stored = torch.cat([stored, batch["tr_target"].to(torch.float32)])
+        encoded = encode(stored, self._encoding)
         terms = {}
         if isinstance(self.translator, VqganTranslator):
             bridged, terms["commit"] = self.translator.translate(encoded)

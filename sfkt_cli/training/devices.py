@@ -47,6 +47,7 @@ def named_machine(name: str) -> Machine:
     return Machine(
         key,
         {kind: 1e12 * peak * share for kind, share in REACHED.items()},
+        (0.0, 0.0),
         1e9 * bandwidth * REACHED_BANDWIDTH,
         LAUNCH_SECONDS,
         1e9 * memory,

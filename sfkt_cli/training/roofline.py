@@ -1,9 +1,10 @@
 """Time from arithmetic: each operation takes the longer of computing and moving its bytes.
 
-    t = sum over operations of max(FLOPs / rate, bytes / bandwidth) + launch
+    t = sum over operations of max(FLOPs / rate, bytes / bandwidth) + kernel + launch
 
 The roofline model (Williams, Waterman and Patterson, 2009), by operation: FLOPs are torch's own
-count, bytes those of the tensors that an operation reads and writes.
+count, bytes those of the tensors that an operation reads and writes. A CPU brings the kernel of a
+convolution into an order of its own in every call: so long for each number in it.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Probe:
 
 PROBES = {
     NARROW: Probe(16, 36),
-    MIDDLING: Probe(64, 12),
-    WIDE: Probe(256, 6),
+    MIDDLING: Probe(64, 24),
+    WIDE: Probe(256, 14),
     DEPTHWISE: Probe(144, 24, groups=144),
     LARGE_DEPTHWISE: Probe(240, 12, kernel=5, groups=240, passes=(True, True, False)),
     LARGE_DEPTHWISE_WEIGHTS: Probe(480, 6, kernel=5, groups=480, passes=(False, False, True)),
@@ -56,6 +57,8 @@ PROBES = {
 
 Gradients of depthwise kernels of more than 3 x 3 have a slow path of their own on CPUs.
 """
+LARGE_KERNEL = Probe(512, 4)
+"""A convolution whose time is that of its kernel."""
 BATCH = 16
 """Images that a probe takes."""
 
@@ -68,11 +71,15 @@ class Operation:
         flops: A multiplication and an addition count two.
         moved: Bytes of the tensors read and written.
         kind: A key of PROBES, for its rate.
+        kernel: Numbers in the kernel of a convolution.
+        learns: Whether it is the gradient for such a kernel.
     """
 
     flops: float
     moved: float
     kind: str = WIDE
+    kernel: int = 0
+    learns: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,7 @@ class Machine:
     Attributes:
         name: Of the device.
         flops: FLOP/s of each kind of convolution; what is no convolution is as fast as wide ones.
+        kernel: Seconds for each number in the kernel of a convolution: in use, and as its gradient.
         bandwidth: Bytes a second.
         launch: Seconds that every operation takes, however small.
         memory: Bytes.
@@ -90,6 +98,7 @@ class Machine:
 
     name: str
     flops: Mapping[str, float]
+    kernel: tuple[float, float]
     bandwidth: float
     launch: float
     memory: float
@@ -103,7 +112,7 @@ class Cost:
     Attributes:
         flops: In all.
         moved: Bytes in all.
-        compute: Seconds of the operations that arithmetic holds up.
+        compute: Seconds of the operations that arithmetic holds up, and of ordering kernels.
         transfer: Seconds of those that memory holds up.
         launch: Seconds of starting them.
     """
@@ -177,6 +186,7 @@ def cost_of(operations: Iterable[Operation], machine: Machine) -> Cost:
         total["flops"] += each.flops
         total["moved"] += each.moved
         total["compute" if computing > moving else "transfer"] += max(computing, moving)
+        total["compute"] += each.kernel * machine.kernel[each.learns]
         total["launch"] += machine.launch
     return Cost(**total)
 
@@ -190,19 +200,27 @@ def measure_machine(name: str, runtime: Runtime, memory: float) -> Machine:
         memory: Its bytes.
     """
     device = runtime.device
-    rates = {kind: _rate(probe, runtime) for kind, probe in PROBES.items()}
+    rates = {}
+    for kind, probe in PROBES.items():
+        flops, seconds = _measure(probe, runtime)
+        timed = [each for each, asked in zip(seconds, probe.passes, strict=True) if asked]
+        rates[kind] = len(timed) * flops / sum(timed)
+    flops, (forward, _, gradient) = _measure(LARGE_KERNEL, runtime)
+    numbers = LARGE_KERNEL.channels**2 * LARGE_KERNEL.kernel**2
+    kernel = tuple(max(t - flops / rates[WIDE], 0.0) / numbers for t in (forward, gradient))
     norm = nn.Sequential(nn.BatchNorm2d(32), nn.ReLU()).to(device)
-    images = torch.rand(BATCH, 32, 32, 32, device=device, requires_grad=True)
-    work = _forward_backward(norm, images.contiguous(memory_format=torch.channels_last), runtime)
+    images = torch.rand(4 * BATCH, 32, 48, 48)
+    images = images.to(device, runtime.precision, memory_format=torch.channels_last)
+    work = _forward_backward(norm, images.requires_grad_(), runtime)
     moved = sum(each.moved for each in operations_of(work))
     bandwidth = moved / _seconds(work, device)
     one = torch.ones(1, device=device, requires_grad=True)
     launch = _seconds(lambda: [one + 1.0 for _ in range(100)], device) / 100
-    return Machine(name, rates, bandwidth, launch, memory, measured=True)
+    return Machine(name, rates, kernel, bandwidth, launch, memory, measured=True)  # type: ignore[arg-type]
 
 
-def _rate(probe: Probe, runtime: Runtime) -> float:
-    """FLOP/s of a convolution, in the precision that networks with such ones are trained in."""
+def _measure(probe: Probe, runtime: Runtime) -> tuple[float, list[float]]:
+    """FLOPs of a pass and seconds of each, in the precision that such networks are trained in."""
     c, k, groups = probe.channels, probe.kernel, probe.groups
     layer = nn.Conv2d(c, c, k, padding=k // 2, bias=False, groups=groups)
     images = torch.rand(BATCH, c, probe.side, probe.side)
@@ -221,12 +239,8 @@ def _rate(probe: Probe, runtime: Runtime) -> float:
         lambda: gradient(False, True, False),
     )
     with torch.no_grad():
-        seconds = [
-            _seconds(each, runtime.device)
-            for each, timed in zip(passes, probe.passes, strict=True)
-            if timed
-        ]
-    return len(seconds) * 2.0 * images.numel() * kernel[0].numel() / sum(seconds)
+        seconds = [_seconds(each, runtime.device) for each in passes]
+    return 2.0 * images.numel() * kernel[0].numel(), seconds
 
 
 def _forward_backward(module: nn.Module, images: Tensor, runtime: Runtime) -> Callable[[], None]:
@@ -271,7 +285,8 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func.overloadpacket is torch.ops.aten.convolution_backward:
             self.operations += _gradients(moved, *args)
         elif func.overloadpacket is torch.ops.aten.convolution:
-            self.operations.append(Operation(flops, moved, _kind(args[1], args[8], weights=False)))
+            kind = _kind(args[1], args[8], weights=False)
+            self.operations.append(Operation(flops, moved, kind, args[1].numel()))
         else:
             self.operations.append(Operation(flops, moved))
         return out
@@ -288,7 +303,10 @@ def _gradients(
     flops = 2.0 * (images if transposed else gradient).numel() * kernel[0].numel()
     wanted = [weights for weights, asked in ((False, mask[0]), (True, mask[1])) if asked]
     return [
-        Operation(flops, moved / len(wanted), _kind(kernel, groups, weights)) for weights in wanted
+        Operation(
+            flops, moved / len(wanted), _kind(kernel, groups, weights), kernel.numel(), weights
+        )
+        for weights in wanted
     ]
 
 
