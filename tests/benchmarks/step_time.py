@@ -3,7 +3,8 @@
 Both alternate in one process: some bare steps, then as many of the real stage's, through the real
 training loop, batches from the store on disk, augmentation and encoding included. The bare step is
 forward, backward and optimiser of networks of the same shape, in the same precision, with the
-cheapest loss there is; the bridge's source model bears no batch norms, as in the stage.
+cheapest loss there is. The bridge is measured against networks as they are loaded, and as it holds
+them itself.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -46,27 +48,39 @@ def run(quick: bool) -> list[Row]:
             runtime={"batch_size": BATCH, "gpus": 0, "checkpoint_seconds": 1e9},
         )
         with tempfile.TemporaryDirectory(prefix="sfkt-bench-") as name:
-            made = make_run(Path(name) / "run", config, pairs=10 * BATCH, targets=4 * BATCH)
-            for stage, measure in (("transfer", transfer_steps), ("bridge", bridge_steps)):
+            for stage, networks, measure, target in (
+                ("transfer", "bare networks", transfer_steps, TARGET),
+                ("bridge", "bare networks", bridge_steps, TARGET),
+                ("bridge", "bare networks, folded", partial(bridge_steps, folded=True), ""),
+            ):
+                folder = Path(tempfile.mkdtemp(dir=name)) / "run"
+                made = make_run(folder, config, pairs=10 * BATCH, targets=4 * BATCH)
                 ours, bare = measure(config, made, steps, rounds)
                 rows += [
                     time_row(f"{stage} step, {size} px", [t / steps for t in ours]),
-                    time_row(f"{stage} bare networks, {size} px", [t / steps for t in bare]),
-                    ratio_row(f"{stage} step / bare, {size} px", ours, bare, TARGET),
+                    time_row(f"{stage}: {networks}, {size} px", [t / steps for t in bare]),
+                    ratio_row(f"{stage} step / {networks}, {size} px", ours, bare, target),
                 ]
     return rows
 
 
 def bridge_steps(
-    config: Config, run: Run, steps: int, rounds: int
+    config: Config, run: Run, steps: int, rounds: int, folded: bool = False
 ) -> tuple[list[float], list[float]]:
-    """Seconds of so many steps of the bridge, and of its bare networks, for each round."""
-    source = fold_batch_norms(freeze(load_model(run.path("source")).module), config.image_size)
+    """Seconds of so many steps of the bridge, and of its bare networks, for each round.
+
+    Folded: the bare source model bears no batch norms and is held in the precision of training, as
+    the stage holds its own.
+    """
+    source = freeze(load_model(run.path("source")).module)
+    if folded:
+        source = fold_batch_norms(source, config.image_size)
     card = load_model(run.path("bridge")).card
     runtime = make_runtime(config.runtime)
     translator = runtime.place(make_translator(**card["architecture"])).train()
     runtime.place(source)
-    runtime.cast_frozen(source, translator)
+    if folded:
+        runtime.cast_frozen(source, translator)
     optimizer = translator_optimizer([translator], config.bridge.learning_rate)
     channels = card["architecture"]["channels"]
     encoded = torch.cat([pictures(channels, config), pictures(channels, config)])
@@ -87,7 +101,7 @@ def bridge_steps(
 def transfer_steps(
     config: Config, run: Run, steps: int, rounds: int
 ) -> tuple[list[float], list[float]]:
-    """Likewise for TGKT; before the bridge, whose stage takes the untrained one away."""
+    """Likewise for TGKT."""
     runtime = make_runtime(config.runtime)
     saved = load_model(run.path("source"))
     student: Any = runtime.place(saved.module).train()
