@@ -192,7 +192,7 @@ def cost_of(operations: Iterable[Operation], machine: Machine) -> Cost:
 
 
 def measure_machine(name: str, runtime: Runtime, memory: float) -> Machine:
-    """Measure rates, bandwidth and launch time of a device, in about a second.
+    """Measure rates, bandwidth and launch time of a device, in a few seconds.
 
     Args:
         name: Of the device.
@@ -203,11 +203,14 @@ def measure_machine(name: str, runtime: Runtime, memory: float) -> Machine:
     rates = {}
     for kind, probe in PROBES.items():
         flops, seconds = _measure(probe, runtime)
-        timed = [each for each, asked in zip(seconds, probe.passes, strict=True) if asked]
-        rates[kind] = len(timed) * flops / sum(timed)
+        rates[kind] = sum(probe.passes) * flops / sum(seconds)
     flops, (forward, _, gradient) = _measure(LARGE_KERNEL, runtime)
-    numbers = LARGE_KERNEL.channels**2 * LARGE_KERNEL.kernel**2
-    kernel = tuple(max(t - flops / rates[WIDE], 0.0) / numbers for t in (forward, gradient))
+
+    def ordering(seconds: float) -> float:
+        numbers = LARGE_KERNEL.channels**2 * LARGE_KERNEL.kernel**2
+        return max(seconds - flops / rates[WIDE], 0.0) / numbers
+
+    kernel = ordering(forward), ordering(gradient)
     norm = nn.Sequential(nn.BatchNorm2d(32), nn.ReLU()).to(device)
     images = torch.rand(4 * BATCH, 32, 48, 48)
     images = images.to(device, runtime.precision, memory_format=torch.channels_last)
@@ -216,11 +219,11 @@ def measure_machine(name: str, runtime: Runtime, memory: float) -> Machine:
     bandwidth = moved / _seconds(work, device)
     one = torch.ones(1, device=device, requires_grad=True)
     launch = _seconds(lambda: [one + 1.0 for _ in range(100)], device) / 100
-    return Machine(name, rates, kernel, bandwidth, launch, memory, measured=True)  # type: ignore[arg-type]
+    return Machine(name, rates, kernel, bandwidth, launch, memory, measured=True)
 
 
 def _measure(probe: Probe, runtime: Runtime) -> tuple[float, list[float]]:
-    """FLOPs of a pass and seconds of each, in the precision that such networks are trained in."""
+    """FLOPs of a pass and seconds of each that is timed, in the precision of such training."""
     c, k, groups = probe.channels, probe.kernel, probe.groups
     layer = nn.Conv2d(c, c, k, padding=k // 2, bias=False, groups=groups)
     images = torch.rand(BATCH, c, probe.side, probe.side)
@@ -239,7 +242,10 @@ def _measure(probe: Probe, runtime: Runtime) -> tuple[float, list[float]]:
         lambda: gradient(False, True, False),
     )
     with torch.no_grad():
-        seconds = [_seconds(each, runtime.device) for each in passes]
+        seconds = [
+            _seconds(each, runtime.device) if timed else 0.0
+            for each, timed in zip(passes, probe.passes, strict=True)
+        ]
     return 2.0 * images.numel() * kernel[0].numel(), seconds
 
 
