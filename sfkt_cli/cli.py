@@ -360,25 +360,8 @@ def doctor(
     verify: Annotated[
         Path | None, typer.Option(help="Run whose models and stores are read and compared.")
     ] = None,
-    cost: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="CONFIG.yaml", help="Settings of which time and memory are worked out."
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="With --cost: on this device (H100, A100, L4, T4, RTX4090, H200)."),
-    ] = None,
 ) -> Result:
     """Say what this machine has, what is missing, and what would help."""
-    if cost is not None:
-        from sfkt_cli.config import parse_assignments
-        from sfkt_cli.stages.cost import tell_cost
-
-        return tell_cost(cost, parse_assignments(options.assignments), device)
-    if device is not None:
-        raise typer.BadParameter("--device goes with --cost CONFIG.yaml")
     from sfkt_cli.stages.doctor import doctor
 
     return doctor(verify)

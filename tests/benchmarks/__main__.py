@@ -24,7 +24,6 @@ NAMES = (
     "loader",
     "step_time",
     "per_image",
-    "estimate",
     "processes",
     "scaling",
     "commands",
