@@ -225,7 +225,7 @@ def benchmark(
 
 
 @app.command(epilog="Example: sfkt export --format onnx --output model/")
-@shared_options(*STAGE)
+@shared_options(*SETTINGS, "force")
 def export(
     options: Options,
     method: Method = None,
@@ -248,17 +248,6 @@ def export(
     from sfkt_cli.pipeline import settings_of
 
     settings = settings_of("transfer", options)
-    if options.dry_run:
-        from sfkt_cli.stages.dry_results import try_export
-
-        return try_export(
-            settings.config,
-            settings.run,
-            method=method,
-            formats=tuple(formats or ()),
-            output=output,
-            input_size=input_size,
-        )
     from sfkt_cli.stages.export import export
 
     export(
@@ -273,7 +262,7 @@ def export(
 
 
 @app.command(epilog="Example: sfkt predict scans/*.png --output predictions.csv")
-@shared_options(*SETTINGS, "dry_run")
+@shared_options(*SETTINGS)
 def predict(
     options: Options,
     images: Annotated[
@@ -293,12 +282,6 @@ def predict(
     from sfkt_cli.pipeline import settings_of
 
     settings = settings_of("transfer", options, new_run=model is not None)
-    if options.dry_run:
-        from sfkt_cli.stages.dry_results import try_predict
-
-        return try_predict(
-            settings.config, settings.run, images, output=output, method=method, model=model
-        )
     from sfkt_cli.stages.predict import predict
 
     return predict(

@@ -1,26 +1,41 @@
-"""`--dry-run` of one stage, or of all in order: settings, then :mod:`sfkt_cli.stages.dry`."""
+"""`--dry-run`: what a stage would read, do and write, how long it takes and how large it gets.
+
+Training stages do all that they do up to the training. Models look at a few images that stand for
+all, and :func:`sfkt_cli.training.loop.fit` times one step. Nothing is written into the run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
-from sfkt_cli.console import say
+from sfkt_cli.config import Config
+from sfkt_cli.console import duration, event, say, warn
 from sfkt_cli.options import Options
+from sfkt_cli.runs import Run, stage_settings
 from sfkt_cli.settings import Settings, resolve
 
 BEFORE = {"source": "prepare", "bridge": "source", "transfer": "bridge", "evaluate": "transfer"}
 """What each stage comes after in ``sfkt run``."""
+SAMPLES = 4
+"""Samples of each part that ``prepare`` is tried on."""
+REPORT_BYTES = 3 * 2**20
+"""About what ``evaluate`` writes."""
 
 
 def dry_run(
     stage: str, options: Options, *, trust: bool = False, download: bool = False
 ) -> dict[str, Any]:
-    """Say what one stage would do; ``bridge`` also of ``source``, which it would run first.
+    """Say what one stage would do; for ``bridge`` also what ``source`` would do before it.
 
     Args:
-        stage: Its name.
+        stage: Name of the stage.
         options: What the user typed.
         trust: The file of ``source.checkpoint`` may run code.
         download: ``prepare`` would fetch the archive first.
@@ -31,20 +46,18 @@ def dry_run(
     settings = resolve(options, stage, new_run=stage == "prepare")
     run = settings.run
     if download:
-        from sfkt_cli.stages.dry import try_download
-
-        planned = try_download(settings.config)
+        planned = _try_download(settings.config)
         if planned is not None:
             return {"plans": [planned, _later("prepare", "the download")]}
-    first = stage == "bridge" and run.finished("prepare") and not run.finished("source")
-    if first and (run.source_store.is_file() or settings.config.source.brought):
+    source_first = stage == "bridge" and run.finished("prepare") and not run.finished("source")
+    if source_first and (run.source_store.is_file() or settings.config.source.brought):
         say("bridge: there is no source model yet; `sfkt source` would run first")
         return {"plans": [dry_run("source", replace(options, force=False)), _later("bridge")]}
     return _try(stage, settings, trust=trust)
 
 
 def dry_run_all(options: Options) -> dict[str, Any]:
-    """Say what every stage would do, of those whose input is there."""
+    """Say what every stage would do whose input is there."""
     settings = resolve(options, "prepare", new_run=True)
     plans = [_try("prepare", settings)]
     options = replace(options, run=settings.run.folder)
@@ -52,23 +65,24 @@ def dry_run_all(options: Options) -> dict[str, Any]:
         settings = resolve(options, stage)
         ready = settings.run.finished(_folder(before, settings)) and not options.force
         plans.append(_try(stage, settings) if ready else _later(stage))
-    total = sum(plan.get("seconds", 0.0) for plan in plans)
-    return {"plans": plans, "seconds": total}
+    return {"plans": plans, "seconds": sum(plan.get("seconds", 0.0) for plan in plans)}
 
 
 def _try(stage: str, settings: Settings, *, trust: bool = False) -> dict[str, Any]:
-    from sfkt_cli.stages import bridge, dry, source, transfer
+    say(f"{stage}: dry run on a few images; nothing is written")
+    config, run = settings.config, replace(settings.run, dry=True)
+    if stage == "prepare":
+        return _try_prepare(config, run)
+    if stage == "evaluate":
+        return _try_evaluate(config, run)
+    from sfkt_cli.stages import bridge, source, transfer
 
-    config, run = settings.config, settings.run
-    if stage in ("prepare", "evaluate"):
-        attempt = dry.try_prepare if stage == "prepare" else dry.try_evaluate
-        return attempt(config, run)
     functions: dict[str, Callable[..., None]] = {
         "source": source.trusted_source if trust else source.source,
         "bridge": bridge.bridge,
         "transfer": transfer.transfer,
     }
-    return dry.try_training(_folder(stage, settings), functions[stage], config, run)
+    return _try_training(_folder(stage, settings), functions[stage], config, run)
 
 
 def _folder(stage: str, settings: Settings) -> str:
@@ -76,6 +90,217 @@ def _folder(stage: str, settings: Settings) -> str:
 
 
 def _later(stage: str, before: str = "") -> dict[str, Any]:
-    from sfkt_cli.stages.outlook import comes_after
+    """Say that a stage cannot be tried yet."""
+    before = before or BEFORE[stage]
+    say(f"{stage}: comes after {before}, which is not done: there is nothing to try it on")
+    event("plan", stage=stage, after=before)
+    return {"stage": stage, "after": before}
 
-    return comes_after(stage, before or BEFORE[stage])
+
+def _try_training(
+    name: str, stage: Callable[[Config, Run], None], config: Config, run: Run
+) -> dict[str, Any]:
+    from sfkt_cli.data.store import open_store
+    from sfkt_cli.training.loop import Tried
+    from sfkt_cli.training.runtime import use_gpus
+
+    gpus = use_gpus(config.runtime)
+    count = gpus or config.runtime.processes
+    alone = config.runtime.model_copy(update={"gpus": min(gpus, 1), "processes": 1})
+    notes = []
+    if count > 1:
+        where = "GPUs" if gpus else "processes"
+        notes.append(f"tried in one process; {count} {where} share each batch")
+    began = time.monotonic()
+    try:
+        stage(config.model_copy(update={"runtime": alone}), run)
+    except Tried as tried:
+        trial = tried.trial
+    else:
+        if run.finished(name) and not run.force:
+            return {"stage": name, "done": True}
+        return _tell_brought(config, run, time.monotonic() - began)
+    writes = {
+        "model.safetensors": trial.model_bytes,
+        "checkpoint, while it runs": trial.state_bytes,
+    }
+    if name == "bridge":
+        store = open_store(run.transfer_store)
+        pictures, side = store.count("target"), store["target/target"].shape[1]
+        writes[f"{pictures:,} images"] = 2 * pictures * side**2
+    if trial.scaled:
+        notes.append("a step with all images would take long here: time and memory are scaled up")
+    if run.path(name, "begun.json").is_file() and not run.force:
+        notes.append("an unfinished training is there: it goes on, and takes less")
+    does = (
+        f"trains {trial.trained:,} of {trial.parameters:,} parameters in {trial.epochs} epochs of "
+        f"{trial.steps} steps of {trial.images} images"
+    )
+    takes = (
+        f"{trial.step_s:.3g} s a step (tried), {duration(trial.epoch_s)} an epoch for scores and "
+        f"saving; {trial.peak_memory_mb:,.0f} MB of memory"
+    )
+    return _tell(
+        name, config, run, does, trial.seconds, writes, notes=notes, takes=takes,
+        trial=asdict(trial),
+    )  # fmt: skip
+
+
+def _tell_brought(config: Config, run: Run, seconds: float) -> dict[str, Any]:
+    """Tell of a source model that is brought along: it was read, and not trained."""
+    brought = config.source.checkpoint
+    if config.source.mixture:
+        does = f"puts the models of {', '.join(map(str, config.source.mixture))} side by side"
+    else:
+        does = f"takes the model of {brought} and looks at what it says"
+    sizes = {str(brought): brought.stat().st_size} if brought and brought.is_file() else {}
+    writes = {"model.safetensors": sum(sizes.values())}
+    return _tell("source", config, run, does, seconds, writes, reads=sizes)
+
+
+def _try_download(config: Config) -> dict[str, Any] | None:
+    """Say what ``prepare --download`` would fetch; None where everything is there."""
+    from sfkt_cli.data.download import missing_files
+    from sfkt_cli.data.readers import archive_root
+
+    folder = archive_root(config)
+    missing = missing_files(config.dataset, folder)
+    if not missing:
+        return None
+    lines = ["download: dry run; nothing is fetched"]
+    for file in missing:
+        lines.append(f"  fetches   {file.url} ({size_text(file.size) if file.size else '?'})")
+    lines.append(f"  writes    to {folder}, where {size_text(free_bytes(folder))} are free")
+    say("\n".join(lines))
+    plan: dict[str, Any] = {
+        "stage": "download",
+        "fetches": {file.url: file.size for file in missing},
+        "folder": folder,
+        "free_bytes": free_bytes(folder),
+    }
+    event("plan", **plan)
+    return plan
+
+
+def _try_prepare(config: Config, run: Run) -> dict[str, Any]:
+    """Read the archive's list of files, deal them out, and load some samples of each part."""
+    import numpy as np
+
+    from sfkt_cli.data.readers import archive_root, read_archive
+    from sfkt_cli.stages.prepare import gaps, make_plan
+
+    archive = read_archive(config)
+    with run.open("prepare", config, {"archive": archive.digest}) as stage:
+        if stage is None:
+            say(f"prepare: {run.path('prepare')} is finished already")
+            return {"stage": "prepare", "done": True}
+    plan = make_plan(config, archive)
+    for gap in gaps(plan):
+        warn(gap)
+    writes, began, tried = {}, time.monotonic(), 0
+    for name, parts in plan.files().items():
+        writes[name] = sum(
+            math.prod(shape) * np.dtype(kind).itemsize
+            for shape, kind in plan.image_columns(parts).values()
+        )
+        for part in parts:
+            records = plan.parts[part]
+            for record in records[:: max(len(records) // SAMPLES, 1)]:
+                for view in plan.views(part):
+                    load = archive.loader.rgb if view == "rgb" else archive.loader.target
+                    load(record, config.image_size)
+                tried += 1
+    counts = {part: len(records) for part, records in plan.parts.items()}
+    count, workers = sum(counts.values()), config.prepare.workers or len(os.sched_getaffinity(0))
+    seconds = (time.monotonic() - began) / max(tried, 1) * count / workers
+    does = f"reads {count:,} samples: " + ", ".join(f"{n:,} {part}" for part, n in counts.items())
+    root = archive_root(config)
+    reads = {str(root): 0} if root.exists() else {}
+    return _tell("prepare", config, run, does, seconds, writes, reads=reads)
+
+
+def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
+    """Ask every model of the run about a few images."""
+    from sfkt_cli.data.store import open_store
+    from sfkt_cli.stages.contenders import contenders, load_models, model_digests
+    from sfkt_cli.training.predicting import predict_rows
+    from sfkt_cli.training.runtime import Trial, make_runtime
+
+    run.require("prepare", "sfkt prepare NAME")
+    run.require("source", "sfkt source")
+    store, runtime = open_store(run.transfer_store), make_runtime(config.runtime, dry=True)
+    models = load_models(run, store, runtime)
+    began, names = time.monotonic(), []
+    for contender in contenders(run, store, models, runtime, model_digests(run)):
+        names.append(contender.method)
+        predict_rows(store["target/target"], contender.load, contender.model, runtime)
+    trial = runtime.trial or Trial()
+    target = store.count("target")
+    count = target + run.record("prepare").get("samples", {}).get("test", 0) + store.count("ti")
+    seconds = (time.monotonic() - began + trial.skipped_s) * count / target
+    notes = ["pictures and intervals take some seconds more"]
+    if config.evaluate.oracle and not run.path("evaluate", "oracle", "done.json").is_file():
+        names.append("oracle")
+        notes.append("the oracle is trained first, which takes about as long as one `transfer`")
+    if run.finished("evaluate"):
+        notes.append("evaluated before: only what changed since is done again")
+    does = f"asks {', '.join(names)} about {count:,} images"
+    writes = {"tables, predictions and pictures": REPORT_BYTES}
+    return _tell("evaluate", config, run, does, seconds, writes, notes=notes)
+
+
+def _tell(
+    stage: str,
+    config: Config,
+    run: Run,
+    does: str,
+    seconds: float,
+    writes: Mapping[str, int],
+    *,
+    reads: Mapping[str, int] | None = None,
+    notes: Sequence[str] = (),
+    takes: str = "",
+    trial: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Say to people and scripts what a stage would do; the plan is given back."""
+    defaults, used = stage_settings(stage, Config()), stage_settings(stage, config)
+    changed = {name: value for name, value in used.items() if defaults.get(name, value) != value}
+    folder = run.path(stage)
+    plan: dict[str, Any] = {
+        "stage": stage, "does": does, "seconds": seconds, "settings": changed, "trial": trial,
+        "reads": {**(reads or {}), **{str(path): path.stat().st_size for path in run.reads(stage)}},
+        "writes": dict(writes), "folder": folder, "free_bytes": free_bytes(folder),
+        "notes": list(notes),
+    }  # fmt: skip
+    settings = ", ".join(f"{name}={value}" for name, value in changed.items())
+    lines = [
+        f"  reads     {_sizes(plan['reads']) or 'nothing'}",
+        f"  does      {does}",
+        f"  settings  {settings or 'defaults'}",
+        f"  takes     about {duration(seconds)}" + (f": {takes}" if takes else ""),
+        f"  writes    {_sizes(writes)} in {folder}",
+        f"  disk      {size_text(plan['free_bytes'])} are free",
+        *(f"  note      {note}" for note in notes),
+    ]
+    say("\n".join(lines))
+    event("plan", **plan)
+    return plan
+
+
+def _sizes(files: Mapping[str, int]) -> str:
+    return ", ".join(
+        f"{name} ({size_text(size)})" if size else name for name, size in files.items()
+    )
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space where a folder is or would be."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return shutil.disk_usage(existing).free
+
+
+def size_text(count: int) -> str:
+    """Bytes as ``1.2 MB``."""
+    if count < 2**16:
+        return f"{count / 2**10:,.1f} kB"
+    return f"{count / 2**20:,.1f} MB" if count < 2**30 else f"{count / 2**30:,.1f} GB"

@@ -29,11 +29,10 @@ from sfkt_cli.models.translators import make_translator
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.selection import remember, spread
 from sfkt_cli.stages.streams import held_out_pairs, passes_of_epoch, plan_of, settle_streams
-from sfkt_cli.training.loop import cosine
+from sfkt_cli.training.loop import cosine, fit
 from sfkt_cli.training.optimizers import translator_optimizer
-from sfkt_cli.training.predicting import predict_rows, rgb_loader, target_loader, through
+from sfkt_cli.training.predicting import FEW, predict_rows, rgb_loader, target_loader, through
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
-from sfkt_cli.training.trial import train
 
 LEVEL_ROWS = 64
 """RGB images on which the variance of the source model's activations is measured."""
@@ -55,7 +54,7 @@ def bridge(config: Config, run: Run) -> None:
             f"{store.path} holds no TI pairs, and the bridge learns from nothing else: "
             "record some, or use `sfkt transfer --method shot`, which needs none"
         )
-    runtime = make_runtime(config.runtime)
+    runtime = make_runtime(config.runtime, dry=run.dry)
     saved = load_model(source_folder)
     check_classes(saved.classes, store)
     inputs = {"transfer.h5": store.digest, "source": saved.digest}
@@ -99,13 +98,12 @@ def bridge(config: Config, run: Run) -> None:
             config, streams, title="bridge", epochs=settings.epochs, weights=weights,
             folder=stage.folder, kinds=1 + needs_tr, ti=True,
         )  # fmt: skip
-        fitted = train(
+        fitted = fit(
             plan,
             objective,
             batches,
             translator_optimizer([objective], settings.learning_rate),
             runtime,
-            dry=stage.dry,
             schedule=cosine,
             keep=translator,
             scores=bridge_scores(
@@ -182,7 +180,8 @@ def levels_of(
         return None
     backbone = source.backbone
     backbones = list(backbone) if isinstance(backbone, nn.ModuleList) else [backbone]  # a mixture
-    images = rgb_loader(runtime)(rgb[spread(len(rgb), LEVEL_ROWS)])
+    count = LEVEL_ROWS if runtime.trial is None else FEW
+    images = rgb_loader(runtime)(rgb[spread(len(rgb), count)])
     levels = Levels(backbones, source.features, images)
     if levels.names:
         return levels

@@ -25,11 +25,10 @@ from sfkt_cli.models.preprocessing import normalisation_of
 from sfkt_cli.models.saving import CARD, load_model, save_model
 from sfkt_cli.runs import Run, Stage
 from sfkt_cli.training.batch_size import settle_batch_size
-from sfkt_cli.training.loop import Batch, Plan, cosine
+from sfkt_cli.training.loop import Batch, Plan, cosine, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
 from sfkt_cli.training.predicting import predict_rows, rgb_loader
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
-from sfkt_cli.training.trial import train
 
 LOOKED_AT = 512
 """TI RGB images that an imported model is tried on."""
@@ -135,7 +134,7 @@ def source(config: Config, run: Run, *, trust: bool = False) -> None:
             say(f"source: already done in {run.path('source')}")
             return
         store = open_store(run.source_store)
-        runtime = make_runtime(config.runtime)
+        runtime = make_runtime(config.runtime, dry=run.dry)
         normalisation = normalisation_of(settings)
         architecture: dict[str, Any] = {
             "backbone": settings.backbone,
@@ -185,7 +184,7 @@ def _bring(config: Config, run: Run, trust: bool) -> None:
         check_image_size(brought.model, config.source.backbone, size)
         for remark in brought.remarks:
             say(f"source: {remark}")
-        seen = _look(model, store, runtime, brought.classes)
+        seen = {} if stage.dry else _look(model, store, runtime, brought.classes)
         _write(stage, model, brought.architecture, brought.classes, brought.pretrained)
         stage.finish(seconds=0.0, **seen)
 
@@ -313,7 +312,7 @@ def _train(
         checkpoint_seconds=config.runtime.checkpoint_seconds,
     )  # fmt: skip
     prefer_large_pages([rgb])
-    return train(
+    return fit(
         plan,
         objective,
         batches_of(batch_size),
@@ -321,7 +320,6 @@ def _train(
         runtime,
         schedule=cosine,
         keep=model,
-        dry=stage.dry,
     )
 
 

@@ -28,9 +28,10 @@ from sfkt_cli.runs import Run
 from sfkt_cli.stages.bridge import check_classes, classifier_of, sample_rows
 from sfkt_cli.stages.selection import remember, spread
 from sfkt_cli.stages.streams import held_out_pairs, plan_of, settle_streams
-from sfkt_cli.training.loop import SCHEDULES
+from sfkt_cli.training.loop import SCHEDULES, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
 from sfkt_cli.training.predicting import (
+    FEW,
     predict_rows,
     rgb_loader,
     student_loader,
@@ -38,7 +39,6 @@ from sfkt_cli.training.predicting import (
     through,
 )
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
-from sfkt_cli.training.trial import train
 
 
 def transfer(config: Config, run: Run) -> None:
@@ -59,7 +59,7 @@ def transfer(config: Config, run: Run) -> None:
             f"{store.path} holds no TI pairs, and {method} needs them: record some, or use "
             "`sfkt transfer --method shot`"
         )
-    runtime = make_runtime(config.runtime)
+    runtime = make_runtime(config.runtime, dry=run.dry)
     saved = load_model(source_folder, runtime.device)
     check_classes(saved.classes, store)
     inputs = {"transfer.h5": store.digest, "source": saved.digest}
@@ -97,13 +97,12 @@ def transfer(config: Config, run: Run) -> None:
             config, streams, title=method, epochs=settings.epochs, weights=objective.weights,
             folder=stage.folder, kinds=1 + needs_ti, ti=needs_ti,
         )  # fmt: skip
-        fitted = train(
+        fitted = fit(
             plan,
             objective,
             batches,
             classifier_optimizer(student, *rates, settings.weight_decay),
             runtime,
-            dry=stage.dry,
             schedule=SCHEDULES[own.schedule],
             keep=student,
             begin_epoch=objective.begin_epoch,
@@ -188,8 +187,9 @@ def valid_share(targets: NDArray[Any], encoding: Encoding, runtime: Runtime) -> 
     """Share (N,) of the pixels of each stored image that hold a reading."""
     if not encoding.missing:
         return torch.ones(len(targets), device=runtime.device)
-    shares = [np.mean(np.asarray(image) > 0) for image in targets]
-    return torch.tensor(shares, dtype=torch.float32, device=runtime.device)
+    looked_at = targets if runtime.trial is None else targets[:FEW]
+    shares = [np.mean(np.asarray(image) > 0) for image in looked_at]
+    return torch.tensor(np.resize(shares, len(targets)), dtype=torch.float32, device=runtime.device)
 
 
 def student_scores(

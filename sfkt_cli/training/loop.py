@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +21,16 @@ from torch import Tensor, nn
 from sfkt_cli.console import Tracker, duration, event, say, terms_text, track, warn
 from sfkt_cli.errors import Interrupted, RunError
 from sfkt_cli.files import write_text
+from sfkt_cli.training.batch_size import TRANSIENT, kept_bytes
 from sfkt_cli.training.checkpoint import load_state, save_state
 from sfkt_cli.training.curves import tensorboard_curves
-from sfkt_cli.training.runtime import Runtime, seed_all
+from sfkt_cli.training.runtime import Runtime, Trial, seed_all
 
 Batch = dict[str, Tensor]
+TRIED_IMAGES = 4
+"""Rows of the batch with which a dry run warms up."""
+PATIENCE_S = 4.0
+"""A dry run times a step with all rows where it would take no longer than this on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,6 @@ class Plan:
         clip_norm: Largest gradient norm, or None.
         checkpoint_seconds: A state is written at most this often.
         patience: Stop when so many epochs brought no better score; 0: never.
-        quiet: Tell nobody of the epochs.
     """
 
     title: str
@@ -59,7 +63,6 @@ class Plan:
     clip_norm: float | None = None
     checkpoint_seconds: float = 60.0
     patience: int = 0
-    quiet: bool = False
 
 
 @dataclass
@@ -73,6 +76,14 @@ class _Progress:
     seconds: float = 0.0
     totals: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Tried(Exception):
+    """A dry run came to the training and measured it; ``Runtime.trial`` has the figures."""
+
+    def __init__(self, trial: Trial) -> None:
+        super().__init__(f"{trial.epochs} epochs of {trial.steps} steps")
+        self.trial = trial
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,13 @@ def fit(
     Raises:
         RunError: A loss is not finite.
         Interrupted: SIGTERM or SIGINT came; the state is saved.
+        Tried: This is a dry run: two steps were tried, and nothing was written.
     """
+    if runtime.trial is not None:
+        _try_epoch(runtime.trial, objective, runtime, begin_epoch, scores)
+        _try_step(runtime.trial, plan, objective, batches, optimizer, runtime)
+        _measure(runtime.trial, plan, objective, optimizer, keep)
+        raise Tried(runtime.trial)
     checkpoint = plan.folder / "checkpoint"
     progress = _Progress()
     best = _snapshot(keep)
@@ -159,11 +176,10 @@ def fit(
     total = plan.epochs * plan.steps
     started = last_saved = time.monotonic()
     first = progress.epoch
-    shown = runtime.main and not plan.quiet
     with (
         _catch_signals(stopped),
         track(plan.title, total, done=first * plan.steps + progress.step) as tracker,
-        tensorboard_curves(plan.folder, first, runtime.tensorboard and shown) as draw,
+        tensorboard_curves(plan.folder, first, runtime.tensorboard and runtime.main) as draw,
     ):
         for epoch in range(progress.epoch, plan.epochs):
             if plan.patience and progress.epoch - progress.best_epoch > plan.patience:
@@ -214,9 +230,8 @@ def fit(
             if runtime.main:
                 draw(epoch + 1, _terms(row, found), found)
                 tracker.note = terms_text({plan.select: score} if plan.select else found)
-                if not plan.quiet:
-                    left = (time.monotonic() - started) / (epoch + 1 - first)
-                    _report(plan, row, found, left * (plan.epochs - epoch - 1), tracker)
+                left = (time.monotonic() - started) / (epoch + 1 - first)
+                _report(plan, row, found, left * (plan.epochs - epoch - 1), tracker)
                 lines = "".join(json.dumps(row) + "\n" for row in progress.history)
                 write_text(plan.folder / "metrics.jsonl", lines)
             if time.monotonic() - last_saved >= plan.checkpoint_seconds:
@@ -227,6 +242,86 @@ def fit(
             raise Interrupted(f"{plan.title} stopped; the same command goes on from here")
     keep.load_state_dict(best)
     return Fitted(progress.best_epoch, progress.seconds, progress.history)
+
+
+def _try_epoch(
+    trial: Trial,
+    objective: nn.Module,
+    runtime: Runtime,
+    begin_epoch: Callable[[int], None],
+    scores: Callable[[int], dict[str, float]],
+) -> None:
+    """Time what an epoch does beside its steps, such as scores."""
+    before, began = trial.skipped_s, time.monotonic()
+    begin_epoch(0)
+    objective.eval()
+    with torch.inference_mode():
+        scores(0)
+    runtime.wait()
+    trial.epoch_s = time.monotonic() - began + trial.skipped_s - before
+    trial.skipped_s = before
+
+
+def _try_step(
+    trial: Trial,
+    plan: Plan,
+    objective: nn.Module,
+    batches: Callable[[int, int], Batch],
+    optimizer: torch.optim.Optimizer,
+    runtime: Runtime,
+) -> None:
+    """Warm up with a few rows, then time a step; with few rows, too, where all would take long."""
+    scaler = torch.amp.GradScaler(enabled=runtime.precision == torch.float16)
+    batch = batches(0, 0)
+    rows = len(next(iter(batch.values())))
+    few = min(rows, TRIED_IMAGES)
+    objective.train()
+    seed_all(plan.seed, plan.title, 0)
+
+    def step(count: int) -> float:
+        began = time.monotonic()
+        with runtime.autocast(objective):
+            terms = objective({name: values[:count] for name, values in batch.items()})
+        _descend(plan, objective, terms, optimizer, scaler)
+        runtime.wait()
+        return time.monotonic() - began
+
+    first_s = 0.0
+
+    def warm_up() -> None:
+        nonlocal first_s
+        first_s = step(few)
+
+    kept = kept_bytes(warm_up)
+    trial.scaled = runtime.device.type == "cpu" and first_s * rows / few > PATIENCE_S
+    tried = few if trial.scaled else rows
+    trial.step_s = step(tried) * rows / tried
+    trial.peak_memory_mb = runtime.peak_memory_mb()
+    if trial.scaled:
+        trial.peak_memory_mb += (rows / few - 1) * kept * TRANSIENT / 2**20
+
+
+def _measure(
+    trial: Trial,
+    plan: Plan,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    keep: nn.Module,
+) -> None:
+    """Note lengths and sizes of the training that is not done."""
+    trial.epochs, trial.steps, trial.images = plan.epochs, plan.steps, plan.images
+    parameters = list(objective.parameters())
+    trial.parameters = sum(p.numel() for p in parameters)
+    trial.trained = sum(p.numel() for p in parameters if p.requires_grad)
+    momenta = [value for state in optimizer.state.values() for value in state.values()]
+    trial.model_bytes = _bytes(keep.state_dict().values())
+    trial.state_bytes = 2 * (  # two states are kept
+        _bytes(objective.state_dict().values()) + _bytes(momenta) + trial.model_bytes
+    )
+
+
+def _bytes(values: Iterable[Any]) -> int:
+    return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
 
 def _descend(

@@ -23,6 +23,44 @@ from sfkt_cli.errors import ConfigError
 from sfkt_cli.training.memory import keep_freed_memory
 
 
+@dataclass
+class Trial:
+    """What a dry run measured; see :func:`sfkt_cli.training.loop.fit`.
+
+    Attributes:
+        epochs: Epochs of the whole training.
+        steps: Steps of each epoch.
+        images: Images that a step sees.
+        trained: Parameters that are trained.
+        parameters: All parameters, the frozen ones too.
+        step_s: Seconds of a step.
+        epoch_s: Seconds of an epoch beside its steps: scores, pseudo-labels.
+        skipped_s: Seconds that looking at all images would have taken, beyond those looked at.
+        scaled: Whether the step was tried with fewer images, and its figures are scaled up.
+        model_bytes: Size of the weights that are kept.
+        state_bytes: Size of the resumable states while the stage runs.
+        peak_memory_mb: Largest memory use.
+    """
+
+    epochs: int = 0
+    steps: int = 0
+    images: int = 0
+    trained: int = 0
+    parameters: int = 0
+    step_s: float = 0.0
+    epoch_s: float = 0.0
+    skipped_s: float = 0.0
+    scaled: bool = False
+    model_bytes: int = 0
+    state_bytes: int = 0
+    peak_memory_mb: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole stage."""
+        return self.skipped_s + self.epochs * (self.steps * self.step_s + self.epoch_s)
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Where a stage runs.
@@ -35,6 +73,7 @@ class Runtime:
         sync_batchnorm: Whether batch statistics are taken over all processes.
         tensorboard: Whether epochs are written for TensorBoard, too.
         automatic: Whether the precision was chosen here; a precision that was asked for is kept.
+        trial: In a dry run what it measured: models look at a few images and train for one step.
     """
 
     device: torch.device
@@ -44,6 +83,7 @@ class Runtime:
     sync_batchnorm: bool = False
     tensorboard: bool = False
     automatic: bool = False
+    trial: Trial | None = None
 
     @property
     def main(self) -> bool:
@@ -291,8 +331,12 @@ def choose_device(config: RuntimeConfig) -> torch.device:
     return torch.device("cuda", local)
 
 
-def make_runtime(config: RuntimeConfig) -> Runtime:
+def make_runtime(config: RuntimeConfig, *, dry: bool = False) -> Runtime:
     """The runtime of this process, from the settings and the processes that joined.
+
+    Args:
+        config: Settings.
+        dry: Whether this is a dry run, which measures and does not train.
 
     Raises:
         ConfigError: More GPUs are asked for than there are, or the precision does not exist here.
@@ -318,7 +362,7 @@ def make_runtime(config: RuntimeConfig) -> Runtime:
     precision = _precision(config.precision, device)
     return Runtime(
         device, precision, rank, world, config.sync_batchnorm, config.tensorboard,
-        automatic=config.precision == "auto",
+        automatic=config.precision == "auto", trial=Trial() if dry else None,
     )  # fmt: skip
 
 

@@ -26,8 +26,8 @@ from sfkt_cli.data.store import open_store
 from sfkt_cli.models.saving import load_model
 from sfkt_cli.runs import Run
 from sfkt_cli.stages import transfer
+from sfkt_cli.training.loop import fit
 from sfkt_cli.training.optimizers import classifier_optimizer
-from sfkt_cli.training.trial import train
 from tests.benchmarks.made import CLASSES, make_run, settings
 from tests.benchmarks.measuring import Row, alternate, ratio_row
 from tests.benchmarks.step_time import capture
@@ -77,11 +77,9 @@ def _ours(config: Config, made: Run, steps: int) -> Callable[[], None]:
 
     def epoch() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            plan = replace(
-                handed["plan"], epochs=1, steps=steps, folder=Path(folder), select=None, quiet=True
-            )
+            plan = replace(handed["plan"], epochs=1, steps=steps, folder=Path(folder), select=None)
             own = {"plan": plan, "begin_epoch": lambda epoch: None, "scores": lambda epoch: {}}
-            train(**handed | own)
+            fit(**handed | own)
 
     return epoch
 

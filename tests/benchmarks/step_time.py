@@ -28,9 +28,9 @@ from sfkt_cli.models.saving import load_model
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.runs import Run
 from sfkt_cli.stages import bridge, transfer
+from sfkt_cli.training.loop import fit
 from sfkt_cli.training.optimizers import classifier_optimizer, translator_optimizer
 from sfkt_cli.training.runtime import make_runtime
-from sfkt_cli.training.trial import train
 from tests.benchmarks.made import make_run, settings
 from tests.benchmarks.measuring import Row, ratio_row, seconds, time_row
 
@@ -128,7 +128,7 @@ def capture(module: Any, stage: Callable[[], None]) -> dict[str, Any]:
         handed.update(more)
         raise _Captured
 
-    with mock.patch.object(module, "train", note):
+    with mock.patch.object(module, "fit", note):
         try:
             stage()
         except _Captured:
@@ -165,7 +165,7 @@ def in_turn(
             handed["plan"], epochs=rounds + 1, steps=steps + 2, folder=Path(folder), select=None
         )
         own = {"plan": plan, "begin_epoch": begin_epoch, "schedule": schedule}
-        train(**handed | own | {"scores": lambda epoch: {}})
+        fit(**handed | own | {"scores": lambda epoch: {}})
     epochs = [marks[first : first + steps + 2] for first in range(0, len(marks), steps + 2)]
     ours = [epoch[-1] - epoch[1] for epoch in epochs]
     return ours[1:], bare_times[1:]

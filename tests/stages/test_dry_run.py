@@ -7,17 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 from torch import nn
 
 from sfkt_cli.runs import Run
 from tests.stages.test_json import TINY, called
 
-STAGES = ("source", "bridge", "transfer --method shot", "evaluate")
+STAGES = ("source", "bridge", "transfer --method shot", "transfer --method nrc", "evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +52,7 @@ def test_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(folder)
     before = state(folder)
-    forced = ["--force"] if command in ("source", "bridge") else []
+    forced = [] if command == "evaluate" else ["--force"]
     found = plans(command, capsys, "--run", "runs/synthetic", *forced)
     assert state(folder) == before
     (plan,) = found[-1:]
@@ -66,6 +64,7 @@ def test_nothing_is_written(
         assert trial["steps"] >= 2
         assert trial["epochs"] == {"bridge": 2}.get(command, 1)
         assert 0 < trial["trained"] <= trial["parameters"]
+        assert trial["step_s"] > 0
         assert plan["writes"]["model.safetensors"] > 1000
     else:
         assert "oracle" in plan["does"]
@@ -83,24 +82,14 @@ def test_stages_whose_input_is_missing_come_later(
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
-def test_export_and_predict_are_told_and_not_done(
+def test_what_is_slow_on_a_cpu_is_tried_with_few_images_and_scaled_up(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    Image.fromarray(np.full((24, 24), 900, np.uint16)).save(folder / "depth.png")
-    before = state(folder)
-    run = ("--run", "runs/synthetic")
-    (plan,) = plans("export --format safetensors --format pt2", capsys, *run)
-    assert {"student.pt2", "bridged-source.pt2", "student/model.safetensors"} <= set(plan["writes"])
-    assert plan["writes"]["student.pt2"] > 1000
-    assert plan["seconds"] is None
-    (plan,) = plans("predict depth.png --output new/p.csv", capsys, *run)
-    assert "1 images" in plan["does"]
-    assert plan["folder"] == "new"
-    assert called("predict", "absent.png", "--dry-run", *run) == 1
-    assert "absent.png cannot be read" in capsys.readouterr().err
-    assert called("export", "--input-size", "9", "--dry-run", *run) == 1
-    assert state(folder) == before
+    monkeypatch.setattr("sfkt_cli.training.loop.PATIENCE_S", 0.0)
+    (plan,) = plans("bridge --force", capsys, "--run", "runs/synthetic")
+    assert plan["trial"]["scaled"]
+    assert any("scaled up" in note for note in plan["notes"])
 
 
 def test_what_the_stage_would_refuse_is_refused(

@@ -7,18 +7,21 @@ import math
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sfkt_cli.errors import Interrupted, RunError
 from sfkt_cli.training.checkpoint import PREVIOUS, STATE, load_state, save_state
-from sfkt_cli.training.loop import Batch, Fitted, Plan, cosine, fit, inverse_decay
-from sfkt_cli.training.runtime import Runtime, seed_all
+from sfkt_cli.training.loop import Batch, Fitted, Plan, Tried, cosine, fit, inverse_decay
+from sfkt_cli.training.predicting import FEW, predict_rows
+from sfkt_cli.training.runtime import Runtime, Trial, seed_all
 
 EPOCHS, STEPS = 3, 4
 RUNTIME = Runtime(torch.device("cpu"), torch.float32)
@@ -92,6 +95,38 @@ def train(
         scores=scores,
     )
     return objective, fitted
+
+
+def test_a_dry_run_takes_two_steps_and_writes_nothing(tmp_path: Path) -> None:
+    objective, trial = Objective(), Trial()
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.05, momentum=0.9)
+    steps = []
+    objective.register_forward_hook(lambda *given: steps.append(len(given[1][0]["images"])))
+    with pytest.raises(Tried):
+        fit(
+            make_plan(tmp_path), objective, batches, optimizer, replace(RUNTIME, trial=trial),
+            schedule=cosine, keep=objective.network, scores=lambda epoch: {"score": 1.0},
+        )  # fmt: skip
+    assert steps == [4, 6]
+    assert (trial.epochs, trial.steps) == (EPOCHS, STEPS)
+    assert trial.seconds > EPOCHS * STEPS * trial.step_s
+    assert trial.state_bytes > 2 * trial.model_bytes > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_looks_at_a_few_rows_for_all() -> None:
+    looked_at = []
+
+    def model(images: Tensor) -> tuple[Tensor, Tensor]:
+        looked_at.append(len(images))
+        return images, images[:, :2]
+
+    trial = Trial()
+    images = np.arange(100 * 3, dtype=np.float32).reshape(100, 3)
+    features, logits = predict_rows(images, torch.from_numpy, model, replace(RUNTIME, trial=trial))
+    assert sum(looked_at) == 2 * FEW
+    assert (features.shape, logits.shape) == ((100, 3), (100, 2))
+    assert trial.skipped_s > 0
 
 
 def same(first: State, second: State) -> bool:
