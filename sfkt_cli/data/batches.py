@@ -9,10 +9,8 @@ processes, and a resumed run draws what an uninterrupted one would have drawn.
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfkt_cli.data.gather import Gatherer, geometry, shift_and_mirror
-from sfkt_cli.training.memory import free_memory
 from sfkt_cli.training.runtime import Runtime
 
 Images = NDArray[Any]
@@ -105,22 +102,3 @@ class Stream:
             self._order = generator.permutation(self.count)
             self._noise = generator.random((self.count, 3), np.float32)
             self._pass = (epoch, number)
-
-
-def prefer_large_pages(arrays: Iterable[Images]) -> None:
-    """Have the kernel fetch and map 2 MB at a time of memory maps that rows will be drawn from.
-
-    A drawn order makes a cold disk read little, here and there, and the kernel map small page after
-    small page. What would fill more than half of the free memory is left alone: there, 2 MB would
-    be fetched for each row that is drawn, over and over.
-
-    Args:
-        arrays: All that are drawn from in turn; those in memory are left out.
-    """
-    maps = [array for array in arrays if isinstance(array.base, mmap.mmap)]
-    if sum(array.nbytes for array in maps) > free_memory() // 2:
-        return
-    for array in maps:
-        pages: Any = array.base
-        with contextlib.suppress(AttributeError, OSError):  # another system; a kernel without
-            pages.madvise(mmap.MADV_HUGEPAGE)

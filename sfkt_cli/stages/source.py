@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from sfkt_cli.config import Config
 from sfkt_cli.console import say, warn
-from sfkt_cli.data.batches import Stream, prefer_large_pages
+from sfkt_cli.data.batches import Stream
 from sfkt_cli.data.images import rgb_to_float
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, RunError
@@ -25,6 +25,7 @@ from sfkt_cli.models.preprocessing import normalisation_of
 from sfkt_cli.models.saving import CARD, load_model, save_model
 from sfkt_cli.runs import Run, Stage
 from sfkt_cli.training.batch_size import settle_batch_size
+from sfkt_cli.training.cpu import prefer_large_pages
 from sfkt_cli.training.loop import Batch, Plan, cosine, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
 from sfkt_cli.training.predicting import predict_rows, rgb_loader

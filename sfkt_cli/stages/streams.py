@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sfkt_cli.config import Config
-from sfkt_cli.data.batches import Stream, prefer_large_pages
+from sfkt_cli.data.batches import Stream
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
 from sfkt_cli.stages.selection import selector
 from sfkt_cli.training.batch_size import settle_batch_size
+from sfkt_cli.training.cpu import prefer_large_pages
 from sfkt_cli.training.loop import Batch, Plan
 from sfkt_cli.training.runtime import Runtime
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from sfkt_cli.console import Tracker, duration, event, say, terms_text, track, warn
 from sfkt_cli.errors import Interrupted, RunError
 from sfkt_cli.files import write_text
-from sfkt_cli.training.batch_size import TRANSIENT, kept_bytes
 from sfkt_cli.training.checkpoint import load_state, save_state
+from sfkt_cli.training.cpu import TRANSIENT, kept_bytes
 from sfkt_cli.training.curves import tensorboard_curves
 from sfkt_cli.training.runtime import Runtime, Trial, seed_all
 

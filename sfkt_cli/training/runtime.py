@@ -20,7 +20,13 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from sfkt_cli.config import RuntimeConfig
 from sfkt_cli.errors import ConfigError
-from sfkt_cli.training.memory import keep_freed_memory
+from sfkt_cli.training.cpu import (
+    has_depthwise,
+    has_matrix_units,
+    is_depthwise,
+    keep_freed_memory,
+    leave_autocast,
+)
 
 
 @dataclass
@@ -124,7 +130,7 @@ class Runtime:
                 if not isinstance(layer, nn.Conv2d) or is_parametrized(layer):
                     continue
                 if self.device.type == "cpu" and is_depthwise(layer) and max(layer.stride) > 1:
-                    _leave_autocast(layer)
+                    leave_autocast(layer)
                 else:
                     layer.to(self.precision)
 
@@ -257,27 +263,6 @@ class Runtime:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def has_depthwise(module: nn.Module | None) -> bool:
-    """Whether a module has depthwise convolutions; recorded programs tell it themselves."""
-    layers = [] if module is None else module.modules()
-    return any(is_depthwise(layer) or getattr(layer, "depthwise", False) for layer in layers)
-
-
-def is_depthwise(layer: nn.Module) -> bool:
-    """Whether a layer is a convolution of each channel by itself."""
-    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
-
-
-def _leave_autocast(layer: nn.Conv2d) -> None:
-    forward = layer.forward
-
-    def in_fp32(input: Tensor) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            return forward(input.float())
-
-    layer.forward = in_fp32  # type: ignore[method-assign]
-
-
 def check_batch_norms(module: nn.Module) -> None:
     """Check that torch may put its own layer in place of each batch norm.
 
@@ -370,8 +355,8 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:  # without matrix units a CPU takes as long, or longer
-            fast = torch.cpu._is_amx_tile_supported()
+        else:
+            fast = has_matrix_units()
         return torch.bfloat16 if fast else torch.float32
     if name == "fp16" and device.type == "cpu":
         raise ConfigError("runtime.precision = 'fp16' needs a GPU: use fp32 or bf16 on the CPU")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sfkt_cli.data import batches
-from sfkt_cli.data.batches import Stream, prefer_large_pages
+from sfkt_cli.data.batches import Stream
 from sfkt_cli.data.gather import Gatherer, geometry, shift_and_mirror
 from sfkt_cli.training.runtime import Runtime
 
@@ -187,42 +184,3 @@ def test_shifts_and_mirrors_are_spread_evenly() -> None:
     assert offsets.max() == 10
     assert abs(offsets.mean()) < 0.5
     assert mirrored.mean() == pytest.approx(0.5, abs=0.04)
-
-
-def advice(array: Images) -> str:
-    """What the kernel was told of the pages of a memory map (``VmFlags``)."""
-    own = f"{array.ctypes.data & -mmap.PAGESIZE:x}-"
-    found = ""
-    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
-        found = found or ("here" if line.startswith(own) else "")
-        if found and line.startswith("VmFlags:"):
-            return line
-    return found
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="Linux tells it")
-def test_maps_get_large_pages_where_there_is_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not Path("/sys/kernel/mm/transparent_hugepage").is_dir():
-        pytest.skip("this kernel has no large pages")
-    path = tmp_path / "images.bin"
-    path.write_bytes(bytes(300 * 64 * 64 * 3))
-    images = np.memmap(path, np.uint8, "r", 0, (300, 64, 64, 3))
-    monkeypatch.setattr(batches, "free_memory", lambda: 2 * images.nbytes - 2)
-    prefer_large_pages([images])
-    assert " hg" not in advice(images)
-    monkeypatch.setattr(batches, "free_memory", lambda: 2 * images.nbytes)
-    prefer_large_pages([images, np.zeros((3, 2, 2))])
-    assert " hg" in advice(images)
-
-
-def test_a_kernel_without_large_pages_is_none_the_worse(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", -1, raising=False)  # as one that knows none
-    (tmp_path / "images.bin").write_bytes(bytes(4096))
-    images = np.memmap(tmp_path / "images.bin", np.uint16, "r", 0, (128, 4, 4))
-    prefer_large_pages([images])
-    monkeypatch.delattr(mmap, "MADV_HUGEPAGE")  # as on another system
-    prefer_large_pages([images])
