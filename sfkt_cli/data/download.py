@@ -1,8 +1,8 @@
 """Fetching the archives that have a public address.
 
-One file at a time into ``NAME.part``; an interrupted download goes on where it stopped, and the
-file gets its name once its size and checksum are right. The licence notice comes first: nothing is
-fetched before the user has accepted it.
+A file goes into ``NAME.part`` and gets its name once its size and checksum are right; an
+interrupted download goes on where it stopped. Nothing is fetched before the user has accepted the
+notice about the licence.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from sfkt_cli.console import say, track, warn
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import sync_folder
 
-PART = ".part"
 BLOCK = 1 << 20
 ATTEMPTS = 5
 TIMEOUT_S = 60.0
@@ -32,89 +30,61 @@ SPARE_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to fetch.
-
-    Attributes:
-        url: Its address.
-        name: Its name in the folder.
-        size: In bytes; 0: not known.
-        md5: Hex checksum; "": none is published.
-        sha256: Hex checksum; "": none is published.
-    """
+    """A file to fetch."""
 
     url: str
-    name: str
+    """Its address, which ends with its name."""
     size: int = 0
-    md5: str = ""
-    sha256: str = ""
+    """In bytes; 0: not known."""
+    checksum: str = ""
+    """Such as ``md5:1f3a...`` or ``sha256:9c05...``; "": none is published."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the folder."""
+        return self.url.rpartition("/")[2]
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a data set comes from.
-
-    Attributes:
-        licence: What its authors ask for.
-        files: What is fetched.
-    """
-
-    licence: str
-    files: tuple[RemoteFile, ...]
-
-
-SOURCES: dict[str, Source] = {
-    "nyu-depth": Source(
-        "NYU Depth v2 (Silberman, Hoiem, Kohli, Fergus, ECCV 2012): no licence is stated; its page "
-        "asks users to cite the paper. Take it for research only.",
-        (
-            RemoteFile(
-                "http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/nyu_depth_v2_labeled.mat",
-                "nyu_depth_v2_labeled.mat",
-                2_972_037_809,
-                "520609c519fba3ba5ac58c8fefcc3530",
-            ),
-            RemoteFile(
-                "https://horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup/splits.mat",
-                "splits.mat",
-                md5="08e3c3aea27130ac7c01ffd739a4535f",
-            ),
+SOURCES = {
+    "nyu-depth": (
+        RemoteFile(
+            "http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/nyu_depth_v2_labeled.mat",
+            2_972_037_809, "md5:520609c519fba3ba5ac58c8fefcc3530",
+        ),
+        RemoteFile(
+            "https://horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup/splits.mat",
+            checksum="md5:08e3c3aea27130ac7c01ffd739a4535f",
         ),
     ),
-    "sun-rgbd": Source(
-        "SUN RGB-D (Song, Lichtenberg, Xiao, CVPR 2015): no licence is stated; its page asks users "
-        "to cite the paper and those of NYU Depth v2, B3DO and SUN3D. Take it for research only.",
-        (
-            RemoteFile(
-                "https://rgbd.cs.princeton.edu/data/SUNRGBD.zip",
-                "SUNRGBD.zip",
-                md5="59a6919f60ecd6acb1c9a850fcb543b8",
-            ),
+    "sun-rgbd": (
+        RemoteFile(
+            "https://rgbd.cs.princeton.edu/data/SUNRGBD.zip",
+            checksum="md5:59a6919f60ecd6acb1c9a850fcb543b8",
         ),
     ),
-    "rgb-nir": Source(
-        "EPFL RGB-NIR Scene (Brown and Susstrunk, CVPR 2011): no licence is stated; its page asks "
-        "users to cite the paper. Take it for research only.",
-        (
-            RemoteFile(
-                "https://ivrlwww.epfl.ch/supplementary_material/cvpr11/nirscene1.zip",
-                "nirscene1.zip",
-                952_431_486,
-            ),
+    "rgb-nir": (
+        RemoteFile(
+            "https://ivrlwww.epfl.ch/supplementary_material/cvpr11/nirscene1.zip", 952_431_486
         ),
     ),
+}  # fmt: skip
+"""Files of each data set that has a public address."""
+CITE = {
+    "nyu-depth": "NYU Depth v2 (Silberman, Hoiem, Kohli, Fergus, ECCV 2012)",
+    "sun-rgbd": "SUN RGB-D (Song, Lichtenberg, Xiao, CVPR 2015) and those of NYU Depth v2, B3DO "
+    "and SUN3D",
+    "rgb-nir": "EPFL RGB-NIR Scene (Brown and Susstrunk, CVPR 2011)",
 }
+"""The papers that the authors of each ask users to cite; none of them states a licence."""
 
 
-def download(dataset: str, folder: Path, accepted: Callable[[], bool]) -> Path:
+def download(dataset: str, folder: Path, accepted: Callable[[], bool]) -> None:
     """Fetch the archive of a data set.
 
     Args:
         dataset: Name as in ``sfkt prepare NAME``.
         folder: Where the files go.
         accepted: Whether the user accepts the notice, which has been shown when this is asked.
-
-    Returns:
-        The folder, for ``prepare.root``.
 
     Raises:
         ConfigError: The data set has no public address, or the notice is not accepted.
@@ -123,13 +93,15 @@ def download(dataset: str, folder: Path, accepted: Callable[[], bool]) -> Path:
     missing = missing_files(dataset, folder)
     if not missing:
         say(f"download: {folder} is complete already")
-        return folder
-    say(SOURCES[dataset].licence)
+        return
+    say(
+        f"{dataset}: no licence is stated; its page asks users to cite the paper of "
+        f"{CITE[dataset]}. Take it for research only."
+    )
     if not accepted():
         raise ConfigError(f"{dataset}: to accept this notice, add --accept-licence")
     for file in missing:
         fetch(file, folder)
-    return folder
 
 
 def missing_files(dataset: str, folder: Path) -> list[RemoteFile]:
@@ -143,29 +115,26 @@ def missing_files(dataset: str, folder: Path) -> list[RemoteFile]:
             f"{dataset} cannot be fetched: only {', '.join(SOURCES)} have a public address; "
             "docs/datasets.md says where to get it"
         )
-    return [file for file in SOURCES[dataset].files if not (folder / file.name).is_file()]
+    return [file for file in SOURCES[dataset] if not (folder / file.name).is_file()]
 
 
 def fetch(file: RemoteFile, folder: Path, *, pause_s: float = 2.0) -> Path:
-    """Fetch one file, going on with what an interrupted download left.
+    """Fetch one file into a folder, going on with what an interrupted download left.
 
-    Args:
-        file: What to fetch.
-        folder: Where it goes.
-        pause_s: Before the second attempt, in seconds; it doubles from one to the next.
+    The pause before the second attempt, in seconds, doubles from one attempt to the next.
 
     Raises:
         DataError: No connection, no space, or the file is not what it should be.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{file.name}{PART}"
+    part = folder / f"{file.name}.part"
     for attempt in range(1, ATTEMPTS + 1):
         try:
             _fetch_rest(file, part)
             break
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code == 416:
+            if error.code == 416:  # more is there than the file has
                 part.unlink(missing_ok=True)
             elif error.code < 500:
                 raise DataError(f"{file.url} answers {error.code} {error.reason}") from None
@@ -180,10 +149,9 @@ def fetch(file: RemoteFile, folder: Path, *, pause_s: float = 2.0) -> Path:
         warn(f"{file.name}: {reason}; trying again")
         time.sleep(pause_s * 2 ** (attempt - 1))
     _check(file, part)
-    path = folder / file.name
-    part.replace(path)
+    part.replace(folder / file.name)
     sync_folder(folder)
-    return path
+    return folder / file.name
 
 
 def _fetch_rest(file: RemoteFile, part: Path) -> None:
@@ -203,49 +171,38 @@ def _fetch_rest(file: RemoteFile, part: Path) -> None:
             raise DataError(
                 f"{file.url} has {total:,} bytes, expected {file.size:,}: it is another file"
             )
-        _check_space(part, total - have)
-        received = have
+        free = shutil.disk_usage(part.parent).free
+        if total - have + SPARE_BYTES > free:
+            raise DataError(
+                f"{part.parent} has {free / 1e9:.1f} GB free, {(total - have) / 1e9:.1f} GB are "
+                "needed: make room, or give another folder with --root"
+            )
         with (
             track(file.name, max(total, 1), "bytes") as tracker,
-            part.open("r+b" if have else "wb") as output,
+            part.open("ab" if have else "wb", buffering=0) as output,
         ):
-            output.seek(have)
             while block := answer.read(BLOCK):
-                _keep(output, block, part)
-                received += len(block)
+                try:
+                    if output.write(block) < len(block):
+                        raise OSError("the disk is full")
+                except OSError as error:
+                    reason = error.strerror or error
+                    raise DataError(f"{part} cannot be written: {reason}") from None
                 tracker.advance(len(block), len(block))
-    if length and received != total:
-        raise http.client.IncompleteRead(b"", total - received)
-
-
-def _keep(output: BinaryIO, block: bytes, part: Path) -> None:
-    try:
-        output.write(block)
-        output.flush()
-    except OSError as error:
-        raise DataError(f"{part} cannot be written: {error.strerror or error}") from None
+    if length and part.stat().st_size != total:
+        raise http.client.IncompleteRead(b"", total - part.stat().st_size)
 
 
 def _check(file: RemoteFile, part: Path) -> None:
-    for kind, expected in (("md5", file.md5), ("sha256", file.sha256)):
-        if not expected:
-            continue
-        with part.open("rb") as content:
-            found = hashlib.file_digest(content, kind).hexdigest()
-        if found != expected:
-            part.unlink()
-            raise DataError(
-                f"{file.url}: {kind} is {found}, expected {expected}: what came was damaged or is "
-                "another file, and was deleted; run the same command again"
-            )
-    if not file.md5 and not file.sha256:
+    if not file.checksum:
         say(f"{file.name}: no checksum is published, only its size was compared")
-
-
-def _check_space(part: Path, needed: int) -> None:
-    free = shutil.disk_usage(part.parent).free
-    if needed + SPARE_BYTES > free:
+        return
+    kind, _, expected = file.checksum.partition(":")
+    with part.open("rb") as content:
+        actual = hashlib.file_digest(content, kind).hexdigest()
+    if actual != expected:
+        part.unlink()
         raise DataError(
-            f"{part.parent} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed: "
-            "make room, or give another folder with --root"
+            f"{file.url}: {kind} is {actual}, expected {expected}: what came was damaged or is "
+            "another file, and was deleted; run the same command again"
         )

@@ -64,13 +64,13 @@ def server() -> Iterator[tuple[str, Behaviour]]:
 
 
 def remote(url: str, **known: Any) -> RemoteFile:
-    return RemoteFile(url, "archive.zip", **known)
+    return RemoteFile(url, **known)
 
 
 def test_file_arrives_whole_and_nothing_else_is_left(
     server: tuple[str, Behaviour], tmp_path: Path
 ) -> None:
-    known = {"size": len(CONTENT), "sha256": hashlib.sha256(CONTENT).hexdigest()}
+    known = {"size": len(CONTENT), "checksum": f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"}
     path = fetch(remote(server[0], **known), tmp_path)
     assert path.read_bytes() == CONTENT
     assert [entry.name for entry in tmp_path.iterdir()] == ["archive.zip"]
@@ -83,7 +83,9 @@ def test_broken_connections_are_taken_up_again(
     url, behaviour = server
     behaviour.ranges = ranges
     behaviour.break_after = [300_000, 200_000]
-    path = fetch(remote(url, md5=hashlib.md5(CONTENT).hexdigest()), tmp_path, pause_s=0)
+    path = fetch(
+        remote(url, checksum=f"md5:{hashlib.md5(CONTENT).hexdigest()}"), tmp_path, pause_s=0
+    )
     assert path.read_bytes() == CONTENT
     assert behaviour.asked[1] == "bytes=300000-"
 
@@ -109,7 +111,7 @@ def test_wrong_checksum_names_the_address_and_leaves_nothing(
     server: tuple[str, Behaviour], tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=r"archive\.zip: md5 is .* expected 00"):
-        fetch(remote(server[0], md5="00"), tmp_path)
+        fetch(remote(server[0], checksum="md5:00"), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
