@@ -137,9 +137,7 @@ def fit(
         Tried: This is a dry run: two steps were tried, and nothing was written.
     """
     if runtime.trial is not None:
-        _try_epoch(runtime.trial, objective, runtime, begin_epoch, scores)
-        _try_step(runtime.trial, plan, objective, batches, optimizer, runtime)
-        _measure(runtime.trial, plan, objective, optimizer, keep)
+        _try(runtime.trial, plan, objective, batches, optimizer, runtime, keep, begin_epoch, scores)
         raise Tried(runtime.trial)
     checkpoint = plan.folder / "checkpoint"
     progress = _Progress()
@@ -244,33 +242,30 @@ def fit(
     return Fitted(progress.best_epoch, progress.seconds, progress.history)
 
 
-def _try_epoch(
-    trial: Trial,
-    objective: nn.Module,
-    runtime: Runtime,
-    begin_epoch: Callable[[int], None],
-    scores: Callable[[int], dict[str, float]],
-) -> None:
-    """Time what an epoch does beside its steps, such as scores."""
-    before, began = trial.skipped_s, time.monotonic()
-    begin_epoch(0)
-    objective.eval()
-    with torch.inference_mode():
-        scores(0)
-    runtime.wait()
-    trial.epoch_s = time.monotonic() - began + trial.skipped_s - before
-    trial.skipped_s = before
-
-
-def _try_step(
+def _try(
     trial: Trial,
     plan: Plan,
     objective: nn.Module,
     batches: Callable[[int, int], Batch],
     optimizer: torch.optim.Optimizer,
     runtime: Runtime,
+    keep: nn.Module,
+    begin_epoch: Callable[[int], None],
+    scores: Callable[[int], dict[str, float]],
 ) -> None:
-    """Warm up with a few rows, then time a step; with few rows, too, where all would take long."""
+    """Time what an epoch does beside its steps, and one step after a smaller one to warm up.
+
+    Where a step with all rows would take long on a CPU, the timed one has few rows, too.
+    """
+    skipped_s, began = trial.skipped_s, time.monotonic()
+    begin_epoch(0)
+    objective.eval()
+    with torch.inference_mode():
+        scores(0)
+    runtime.wait()
+    trial.epoch_s = time.monotonic() - began + trial.skipped_s - skipped_s
+    trial.skipped_s = skipped_s
+
     scaler = torch.amp.GradScaler(enabled=runtime.precision == torch.float16)
     batch = batches(0, 0)
     rows = len(next(iter(batch.values())))
@@ -286,29 +281,14 @@ def _try_step(
         runtime.wait()
         return time.monotonic() - began
 
-    first_s = 0.0
-
-    def warm_up() -> None:
-        nonlocal first_s
-        first_s = step(few)
-
-    kept = kept_bytes(warm_up)
-    trial.scaled = runtime.device.type == "cpu" and first_s * rows / few > PATIENCE_S
+    took: list[float] = []
+    kept = kept_bytes(lambda: took.append(step(few)))
+    trial.scaled = runtime.device.type == "cpu" and took[0] * rows / few > PATIENCE_S
     tried = few if trial.scaled else rows
     trial.step_s = step(tried) * rows / tried
     trial.peak_memory_mb = runtime.peak_memory_mb()
-    if trial.scaled:
-        trial.peak_memory_mb += (rows / few - 1) * kept * TRANSIENT / 2**20
+    trial.peak_memory_mb += (rows / tried - 1) * kept * TRANSIENT / 2**20
 
-
-def _measure(
-    trial: Trial,
-    plan: Plan,
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    keep: nn.Module,
-) -> None:
-    """Note lengths and sizes of the training that is not done."""
     trial.epochs, trial.steps, trial.images = plan.epochs, plan.steps, plan.images
     parameters = list(objective.parameters())
     trial.parameters = sum(p.numel() for p in parameters)
