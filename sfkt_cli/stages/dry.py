@@ -22,6 +22,7 @@ from sfkt_cli.data.download import missing_files
 from sfkt_cli.data.layout import Plan as Layout
 from sfkt_cli.data.readers import archive_root, read_archive
 from sfkt_cli.data.store import open_store
+from sfkt_cli.distributed import count_gpus, use_gpus
 from sfkt_cli.methods.oracle import OracleObjective
 from sfkt_cli.models.saving import load_model
 from sfkt_cli.runs import Run
@@ -33,7 +34,7 @@ from sfkt_cli.stages.transfer import find_method
 from sfkt_cli.training.loop import Batch, Plan, cosine
 from sfkt_cli.training.optimizers import classifier_optimizer
 from sfkt_cli.training.predicting import predict_rows
-from sfkt_cli.training.runtime import count_gpus, make_runtime, use_gpus
+from sfkt_cli.training.runtime import make_runtime
 from sfkt_cli.training.trial import Trial, Tried, train
 
 IMAGES = 32
