@@ -89,12 +89,9 @@ def _shared_by_processes(command: Callable[..., Result]) -> Callable[..., Result
     def called(options: Options, **given: Any) -> Result:
         if options.dry_run:
             return command(options, **given)
-        from sfkt_cli.distributed import follows, leading
+        from sfkt_cli.distributed import together
 
-        if follows():
-            return {}
-        with leading():
-            return command(options, **given)
+        return together(lambda: command(options, **given)) or {}
 
     return called
 

@@ -18,13 +18,13 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -48,6 +48,7 @@ MENDABLE: dict[str, type[SfktError]] = {
 LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out")
 """In the text of an error that comes from an exchange whose other side went away."""
 _END = "end"
+Result = TypeVar("Result")
 
 # ------------------------------------------------------------------ exchanges
 
@@ -259,37 +260,31 @@ def find_world(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     return {} if alone or len(known) < len(names) else known
 
 
-@contextlib.contextmanager
-def leading() -> Iterator[None]:
-    """A command whose stages all processes of torchrun or SLURM share; process 0 runs it.
+def together(command: Callable[[], Result]) -> Result | None:
+    """Run a command in process 0 of torchrun or SLURM while the others share its training stages.
 
-    At the end of the block the others are told that nothing more comes.
-    """
-    yield
-    if find_world():
-        store = _meet()
-        store.set(f"job{next(_numbers)}", _END)
-        _await_count(store, "followed", 30)
-
-
-def follows() -> bool:
-    """Whether process 0 of torchrun or SLURM runs the command; then this one did what it said.
+    Returns:
+        What the command returned; None in the others, once process 0 has ended well.
 
     Raises:
         RunError: Process 0 ended without a word.
         Interrupted: The processes were stopped by a signal; the state is saved.
     """
-    if find_world().get("RANK", "0") == "0":
-        return False
+    world = find_world()
+    if world.get("RANK", "0") == "0":
+        result = command()
+        if world:
+            _meet().set(f"job{next(_numbers)}", _END)
+            _await_count("followed", 30)
+        return result
     mute()
-    store = _meet()
     for number in _numbers:
-        text = _hear(store, f"job{number}")
+        text = _hear(f"job{number}")
         if text == _END:
             break
         _take_part(Job(**json.loads(text)), number)
-    store.add("followed", 1)
-    return True
+    _meet().add("followed", 1)
+    return None
 
 
 @functools.cache
@@ -312,8 +307,9 @@ def _meet() -> Store:
     return PrefixStore("sfkt", store)
 
 
-def _hear(store: Store, key: str) -> str:
+def _hear(key: str) -> str:
     """Wait, for as long as it takes, until a key is set."""
+    store = _meet()
     try:
         while not store.check([key]):
             time.sleep(0.1)
@@ -322,8 +318,9 @@ def _hear(store: Store, key: str) -> str:
         raise RunError("process 0 ended without a word: see its message") from None
 
 
-def _await_count(store: Store, key: str, seconds: float) -> None:
+def _await_count(key: str, seconds: float) -> None:
     """Process 0 holds the store and must not end before the others have counted up ``key``."""
+    store = _meet()
     deadline, others = time.monotonic() + seconds, int(os.environ["WORLD_SIZE"]) - 1
     while store.add(key, 0) < others and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -356,14 +353,15 @@ def _take_part(job: Job, number: int) -> None:
         # Process 0 writes models and pictures alone, for longer than a collective may last.
         if rank == 0:
             store.set(f"done{number}", "")
-        _hear(store, f"done{number}")
+        _hear(f"done{number}")
         distributed.destroy_process_group()
         if rank:
             store.add(f"left{number}", 1)
         else:
-            _await_count(store, f"left{number}", config.timeout_seconds)
+            _await_count(f"left{number}", config.timeout_seconds)
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or not _is_lost(str(error), type(error)):
+        lost = isinstance(error, distributed.DistError) or any(mark in str(error) for mark in LOST)
+        if isinstance(error, torch.OutOfMemoryError) or not lost:
             raise
         why = str(error).strip().partition("\n")[0][:200]
         raise RunError(
@@ -372,10 +370,6 @@ def _take_part(job: Job, number: int) -> None:
         ) from error
     if stop is not None:
         raise stop
-
-
-def _is_lost(text: str, kind: type[Exception]) -> bool:
-    return issubclass(kind, distributed.DistError) or any(mark in text for mark in LOST)
 
 
 # ------------------------------------------------------------------ processes of this machine

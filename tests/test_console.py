@@ -89,7 +89,7 @@ def test_a_reader_of_the_output_may_go_away(tmp_path: Path, options: list[str]) 
 
 def test_a_full_disk_behind_the_output_is_one_message(tmp_path: Path) -> None:
     errors = tmp_path / "errors"
-    with errors.open("w") as file, open("/dev/full", "w") as full:
+    with errors.open("w") as file, Path("/dev/full").open("w") as full:
         assert run_program("config", "show", stdout=full.fileno(), stderr=file.fileno()) == 1
     (line,) = errors.read_text().splitlines()
     assert "disk is full, standard output was not written" in line
