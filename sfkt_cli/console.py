@@ -78,6 +78,7 @@ class _Spoken:
     json: bool = False
     stage: str | None = None
     log: TextIO | None = None
+    lost: OSError | None = None
 
 
 _spoken = _Spoken()
@@ -169,8 +170,12 @@ def event(kind: str, **fields: Any) -> None:
     if _spoken.json:
         stage = {} if _spoken.stage is None else {"stage": _spoken.stage}
         line = json.dumps(_plain({"event": kind, **stage, **fields}), ensure_ascii=False)
-        with contextlib.suppress(OSError):  # nobody hears it: the work goes on
+        try:
             write_output(f"{line}\n")
+        except OSError as error:  # the work goes on, and is judged at its end
+            _spoken.lost = error
+        if kind == "result" and _spoken.lost is not None:
+            raise _spoken.lost
 
 
 @contextlib.contextmanager
