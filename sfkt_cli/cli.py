@@ -7,10 +7,12 @@ the same command goes on. The stages are imported inside the commands: ``--help`
 from __future__ import annotations
 
 import errno
+import functools
 import re
+import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,10 +21,10 @@ import typer
 
 from sfkt_cli import __version__
 from sfkt_cli.config_commands import config_app
-from sfkt_cli.console import event, output, speak_json
+from sfkt_cli.console import event, output, speak_json, tell
 from sfkt_cli.errors import STOPPED, Interrupted, SfktError
 from sfkt_cli.options import SETTINGS, STAGE, Options, Verbosity, shared_options
-from sfkt_cli.world import found_world, is_main
+from sfkt_cli.signals import on_stop
 
 app = typer.Typer(
     help="Turn an RGB classifier into a depth, near-infrared or thermal one, "
@@ -77,6 +79,23 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _shared_by_processes(command: Callable[..., Result]) -> Callable[..., Result]:
+    """A command that trains: under torchrun or SLURM process 0 runs it, and the others follow.
+
+    All other commands look for no other processes, whatever is left over in the environment.
+    """
+
+    @functools.wraps(command)
+    def called(options: Options, **given: Any) -> Result:
+        if options.dry_run:
+            return command(options, **given)
+        from sfkt_cli.distributed import together
+
+        return together(lambda: command(options, **given)) or {}
+
+    return called
+
+
 @app.callback()
 def _sfkt(
     version: Annotated[
@@ -126,6 +145,7 @@ def prepare(
 
 @app.command(epilog="Example: sfkt source --set source.epochs=30")
 @shared_options(*STAGE)
+@_shared_by_processes
 def source(
     options: Options,
     trust: Annotated[
@@ -146,6 +166,7 @@ def source(
 
 @app.command(epilog="Example: sfkt bridge --gpus 2")
 @shared_options(*STAGE)
+@_shared_by_processes
 def bridge(options: Options) -> Result:
     """Train the translator from target images to source-like RGB, and write what it makes."""
     from sfkt_cli.pipeline import run_bridge
@@ -157,6 +178,7 @@ def bridge(options: Options) -> Result:
 
 @app.command(epilog="Example: sfkt transfer --method shot")
 @shared_options(*STAGE)
+@_shared_by_processes
 def transfer(options: Options, method: Method = None) -> Result:
     """Train the classifier for the target sensor, the student."""
     from sfkt_cli.pipeline import run_transfer
@@ -185,6 +207,7 @@ def evaluate(
 
 @app.command(epilog="Example: sfkt run my.yaml --set seed=1")
 @shared_options(*STAGE)
+@_shared_by_processes
 def run(
     options: Options,
     file: Annotated[
@@ -356,44 +379,32 @@ def _archive(name: str | None, root: Path | None) -> dict[str, str | None]:
 
 def main() -> None:
     """Run the program; an error that the user can mend is one message, without a traceback."""
-    try:
-        _run_app()
-    except SystemExit as end:
-        if end.code:
-            speak_json("--json" in sys.argv)  # of wrong usage nothing was read yet
-            why = "wrong usage: see standard error" if end.code == 2 else "stopped"
-            event("error", message=why, exit_code=end.code)
-        raise
-    except Exception as error:
-        message, code = explain(error)
-        event("error", message=message or f"{type(error).__name__}: {error}", exit_code=code)
-        if message is None:
+    with on_stop(_stop):
+        try:
+            app()
+        except SystemExit as end:
+            if end.code:
+                speak_json("--json" in sys.argv)  # wrong usage: nothing was read yet
+                why = "wrong usage: see standard error" if end.code == 2 else "stopped"
+                event("error", message=why, exit_code=end.code)
             raise
-        if Verbosity.tracebacks:
-            traceback.print_exc()
-        print(f"sfkt: {message}", file=sys.stderr)
-        sys.exit(code)
+        except (Exception, Interrupted) as error:
+            message, code = explain(error)
+            event("error", message=message or f"{type(error).__name__}: {error}", exit_code=code)
+            if message is None:
+                raise
+            if Verbosity.tracebacks:
+                tell(traceback.format_exc().rstrip())
+            tell(f"sfkt: {message}")
+            sys.exit(code)
 
 
-def _run_app() -> None:
-    """Run the command; of the processes of torchrun or SLURM the first one does, others follow."""
-    if found_world() is None:
-        app()
-        return
-    from sfkt_cli.training.launch import dismiss, follow
-
-    if not is_main():
-        follow()
-        return
-    try:
-        app()
-    except SystemExit as end:
-        if not end.code:
-            dismiss()
-        raise
+def _stop(number: signal.Signals) -> None:
+    """End what runs, in an orderly way: temporary files and child processes go."""
+    raise Interrupted(f"stopped by {number.name}: the same command goes on from what is finished")
 
 
-def explain(error: Exception) -> tuple[str | None, int]:
+def explain(error: BaseException) -> tuple[str | None, int]:
     """The message and exit code of an error that the user can mend; None: a bug."""
     if isinstance(error, SfktError):
         return str(error), 1

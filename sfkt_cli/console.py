@@ -8,15 +8,17 @@ said also goes into its ``log.txt``.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
+import os
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -26,11 +28,47 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from sfkt_cli.errors import Interrupted, SfktError
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
-_warnings = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _StandardError:
+    """Standard error as it is now, for as long as it takes messages.
+
+    Its reader may have gone away (``2>&1 | head -1``), the terminal may be closed, the disk of the
+    file full: a message that cannot be shown is dropped, for the work matters more.
+    """
+
+    encoding = "utf-8"
+
+    @property
+    def _now(self) -> TextIO | None:
+        # While a bar is shown, rich has put a stream in its place that leads back to here.
+        stream: TextIO | None = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+        return stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self._now.write(text)  # type: ignore[union-attr]
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self._now.flush()  # type: ignore[union-attr]
+
+    def isatty(self) -> bool:
+        return self._now is not None and not self._now.closed and self._now.isatty()
+
+    def fileno(self) -> int:
+        if self._now is None:
+            raise OSError("standard error is closed")
+        return self._now.fileno()
+
+
+_errors = _StandardError()
+console = Console(file=cast(TextIO, _errors), highlight=False, soft_wrap=True)
+_warnings = Console(file=cast(TextIO, _errors), highlight=False, soft_wrap=True)
 
 
 @dataclass
@@ -40,6 +78,7 @@ class _Spoken:
     json: bool = False
     stage: str | None = None
     log: TextIO | None = None
+    lost: OSError | None = None
 
 
 _spoken = _Spoken()
@@ -81,6 +120,12 @@ def warn(message: str) -> None:
     event("warning", message=message)
 
 
+def tell(message: str) -> None:
+    """Print why the program ends, whatever else is quiet."""
+    _errors.write(f"{message}\n")
+    _errors.flush()
+
+
 def confirmed(question: str) -> bool:
     """Whether somebody at a terminal says yes; False where nobody can be asked."""
     if not (sys.stdin.isatty() and console.is_terminal) or speaks_json():
@@ -95,7 +140,29 @@ def output(text: str) -> None:
     if _spoken.json:
         console.print(text, markup=False)
     else:
-        print(text)
+        write_output(f"{text}\n")
+
+
+def write_output(text: str) -> None:
+    """Write to standard output, at once.
+
+    A reader that goes away, as ``head`` does, has seen enough: the rest is dropped.
+
+    Raises:
+        OSError: Standard output is closed, or its disk is full.
+    """
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        if sys.stdout is not None:  # what is held back would fail once more at the very end
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            error.filename = "standard output"
+            raise
 
 
 def event(kind: str, **fields: Any) -> None:
@@ -103,8 +170,12 @@ def event(kind: str, **fields: Any) -> None:
     if _spoken.json:
         stage = {} if _spoken.stage is None else {"stage": _spoken.stage}
         line = json.dumps(_plain({"event": kind, **stage, **fields}), ensure_ascii=False)
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
+        try:
+            write_output(f"{line}\n")
+        except OSError as error:  # the work goes on, and is judged at its end
+            _spoken.lost = error
+        if kind == "result" and _spoken.lost is not None:
+            raise _spoken.lost
 
 
 @contextlib.contextmanager
@@ -171,7 +242,8 @@ class Tracker:
     """Progress of one long task; make it with :func:`track`.
 
     Attributes:
-        note: Shown before the note of each step, such as the score of the epoch before.
+        note: Shown behind the note of each step, such as the score of the epoch before; where the
+            terminal is narrow it is cut off first.
     """
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
@@ -182,15 +254,18 @@ class Tracker:
         self._counted = 0
         self._bar: Progress | None = None
         if console.is_terminal and not console.quiet:
+            # Only the note gives way where the terminal is narrow, from its end.
+            fixed, rest = Column(no_wrap=True), Column(no_wrap=True, ratio=1, overflow="ellipsis")
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", table_column=fixed),
                 BarColumn(bar_width=min(max((console.width - 72) // 2, 6), 40)),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[note]}", style="dim"),
+                MofNCompleteColumn(table_column=fixed),
+                TextColumn("{task.fields[rate]}", table_column=fixed),
+                TimeRemainingColumn(compact=True, table_column=fixed),
+                TextColumn("{task.fields[note]}", style="dim", table_column=rest),
                 console=console,
                 transient=True,
+                expand=True,
             )
             self._bar.start()
             self._task = self._bar.add_task(title, total=total, completed=done, rate="", note="")
@@ -201,7 +276,7 @@ class Tracker:
         if self._bar is not None:
             rate = self._counted / max(time.monotonic() - self._started, 1e-9)
             shown = f"{rate:,.0f} {self._unit}/s"
-            both = "  ".join(filter(None, (self.note, note)))
+            both = "  ".join(filter(None, (note, self.note)))
             self._bar.update(self._task, advance=steps, rate=shown, note=both)
 
     def report(self, message: str) -> None:

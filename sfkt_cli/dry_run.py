@@ -102,7 +102,7 @@ def _try_training(
 ) -> dict[str, Any]:
     from sfkt_cli.data.store import open_store
     from sfkt_cli.training.loop import Tried
-    from sfkt_cli.training.runtime import use_gpus
+    from sfkt_cli.distributed import use_gpus
 
     gpus = use_gpus(config.runtime)
     count = gpus or config.runtime.processes

@@ -20,8 +20,11 @@ class DataError(SfktError):
     """An image, archive, store or label file is missing, damaged or not what it should be."""
 
 
-class Interrupted(Exception):
-    """SIGTERM or SIGINT came; the state is saved and the same command goes on from there."""
+class Interrupted(BaseException):
+    """A signal asked to stop; the same command goes on from what was saved.
+
+    Like KeyboardInterrupt it may come anywhere, and no ``except Exception`` takes it for a fault.
+    """
 
 
 class RunError(SfktError):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from sfkt_cli.errors import RunError
 
 PARTIAL = ".partial"
 
@@ -17,10 +22,13 @@ PARTIAL = ".partial"
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; it takes the name when the block ends well.
 
+    The folder of ``path`` is made where it is missing, but none above it: a run folder that was
+    moved while a stage runs must not come back at its old place.
+
     Raises:
         OSError: From the file system, such as a full disk; ``path`` is then what it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         yield partial
@@ -37,12 +45,41 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the names in a folder durable, where its file system can."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
+            raise
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locking(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock file ``path``; it is free again when the block or the process ends.
+
+    Raises:
+        RunError: Another process holds it (the message is ``busy``), or nothing can be locked here.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(busy) from None
+    except OSError as error:
+        error.filename = str(path)
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+            raise
+        raise RunError(
+            f"{path} cannot be locked ({error.strerror}): this file system knows no locks; mount "
+            "it with them, or choose a folder on a local disk"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:

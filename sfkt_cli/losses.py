@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfkt_cli.reductions import mean_over_processes, sharing_processes
+from sfkt_cli.distributed import mean_over_processes, sharing_processes
 
 
 def reconstruction(bridged: Tensor, rgb: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def run_prepare(options: Options, *, download: bool = False, accept_licence: boo
 
 def run_source(options: Options, *, trust: bool = False) -> Run:
     """Run ``source``; with ``trust`` a model that is brought along may run code."""
-    from sfkt_cli.training.launch import launch
+    from sfkt_cli.distributed import launch
 
     settings = settings_of("source", options)
     stage = "sfkt_cli.stages.source:" + ("trusted_source" if trust else "source")
@@ -68,7 +68,7 @@ def run_source(options: Options, *, trust: bool = False) -> Run:
 
 def run_bridge(options: Options) -> Run:
     """Run ``bridge``; ``source`` before it where it is missing and possible."""
-    from sfkt_cli.training.launch import launch
+    from sfkt_cli.distributed import launch
 
     settings = settings_of("bridge", options)
     possible = settings.run.source_store.is_file() or settings.config.source.brought
@@ -82,7 +82,7 @@ def run_bridge(options: Options) -> Run:
 
 def run_transfer(options: Options) -> dict[str, Any]:
     """Run ``transfer`` with the configured method, and tell what came of it."""
-    from sfkt_cli.training.launch import launch
+    from sfkt_cli.distributed import launch
 
     settings = settings_of("transfer", options)
     if settings.config.transfer.method == "tgkt" and not has_pairs(settings.run):

@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from sfkt_cli import __version__, console
 from sfkt_cli.config import Config, as_dict, merge, nest, section_fields, section_of, to_yaml
 from sfkt_cli.errors import RunError
-from sfkt_cli.files import sha256_json, sweep_partials, write_json, write_text
+from sfkt_cli.files import locking, sha256_json, sweep_partials, write_json, write_text
 
 RUNS = Path("runs")
 LOG = "log.txt"
@@ -223,12 +222,8 @@ class Run:
                 yield Stage(stage, Path(place), config, settings, inputs, dry=True)
             return
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path(f".{stage.replace('/', '-')}.lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(f"another sfkt process works on {folder}: wait for it to end") from None
-        try:
+        busy = f"another sfkt process works on {folder}: wait for it to end"
+        with locking(self.path(f".{stage.replace('/', '-')}.lock"), busy):
             if self.force:
                 _empty(folder)
             sweep_partials(folder)
@@ -246,11 +241,17 @@ class Run:
             self.agree(_OPEN)
             with console.stage_log(stage, folder / LOG):
                 _begin(folder, resumed)
-                yield Stage(stage, folder, config, settings, inputs)
+                try:
+                    yield Stage(stage, folder, config, settings, inputs)
+                except Exception as error:
+                    if folder.is_dir():
+                        raise
+                    raise RunError(
+                        f"{stage}: {folder} was moved or deleted while it was at work: where it is "
+                        "now, the same command with --run goes on from the last saved state"
+                    ) from error
             if (folder / "done.json").is_file():
                 begun.unlink(missing_ok=True)
-        finally:
-            lock.release()
 
 
 def stage_settings(stage: str, config: Config) -> dict[str, Any]:
@@ -298,8 +299,14 @@ def choose_run(folder: Path | None, dataset: str | None = None, force: bool = Fa
 
 
 def remember_run(run: Run) -> None:
-    """Note this run as the one used last."""
-    write_text(RUNS / "current", f"{run.folder}\n")
+    """Note this run as the one used last, where the working folder can be written to."""
+    try:
+        write_text(RUNS / "current", f"{run.folder}\n")
+    except OSError as error:
+        console.warn(
+            f"{RUNS / 'current'} was not written ({error.strerror}): give --run {run.folder} with "
+            "the next commands"
+        )
 
 
 def versions() -> dict[str, str]:

@@ -226,6 +226,7 @@ def test_flag_beats_set_beats_file_beats_run_beats_default() -> None:
     Path("file.yaml").write_text("seed: 2\nbridge: {epochs: 2}\nsource: {epochs: 2}\n")
     run = Run(Path("runs/synthetic"))
     before = {"seed": 1, "bridge": {"epochs": 1}, "source": {"epochs": 1}, "image_size": 64}
+    run.path("prepare").mkdir(parents=True)
     write_json(run.path("prepare", "done.json"), {})
     run.path("prepare", "config.yaml").write_text(yaml.safe_dump(before))
     settings = resolve(
@@ -259,6 +260,7 @@ def test_flag_beats_set_beats_file_beats_run_beats_default() -> None:
 def test_the_run_used_last_is_left_for_another_data_set() -> None:
     for name in ("mine", "nyu-depth"):
         dataset = "synthetic" if name == "mine" else name
+        Path(f"runs/{name}/prepare").mkdir(parents=True)
         write_json(Path(f"runs/{name}/prepare/done.json"), {})
         Path(f"runs/{name}/prepare/config.yaml").write_text(f"dataset: {dataset}\n")
     Path("runs/current").write_text("runs/mine\n")

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-import pytest
+import io
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
 
-from sfkt_cli.console import console, say
+import pytest
+from rich.console import Console
+
+from sfkt_cli import console as console_module
+from sfkt_cli.config import build, to_yaml
+from sfkt_cli.console import console, say, track
+from sfkt_cli.runs import Run
+from sfkt_cli.stages.prepare import prepare
 
 LINE = "bridge  1/3  " + "  ".join(f"term_{number} 0.12{number}" for number in range(8))
 
@@ -32,3 +45,78 @@ def test_a_path_is_never_broken(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_elsewhere_a_message_stays_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     say(LINE * 3)
     assert capfd.readouterr().err == LINE * 3 + "\n"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_scores_give_way_to_the_bar_the_losses_and_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    written = io.StringIO()
+    shown = Console(file=written, width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr(console_module, "console", shown)
+    with track("transfer/tgkt", 12345, done=2400) as tracker:
+        tracker.note = "ti_agreement 0.500  ti_closeness 0.250"
+        for _ in range(3):
+            tracker.advance(1, 64, "rec 0.100")
+        assert tracker._bar is not None
+        tracker._bar.refresh()
+        line = [line for line in written.getvalue().split("\r") if "transfer/tgkt" in line][-1]
+    for part in ("\u2501", "2403/12345", "rec 0.100", "\u2026"):
+        assert part in line
+    assert re.search(r" \d\d:\d\d ", line), "the time left"
+
+
+WORLD = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+"""Left over in the shell: a command that starts no job looks for no other process."""
+
+
+def run_program(*arguments: str, stdout: int, stderr: int, world: Mapping[str, str] = WORLD) -> int:
+    """The exit code of the program."""
+    here = {**os.environ, **world, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "sfkt_cli", *arguments]
+    return subprocess.run(
+        command, stdout=stdout, stderr=stderr, env=here, check=False, timeout=60
+    ).returncode
+
+
+def gone() -> int:
+    """A pipe whose reader has gone away."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_reader_of_the_output_may_go_away(tmp_path: Path, options: list[str]) -> None:
+    errors = tmp_path / "errors"
+    with errors.open("w") as file:
+        writer = gone()
+        arguments = ["config", "show", *options]
+        assert run_program(*arguments, stdout=writer, stderr=file.fileno()) == 0
+        os.close(writer)
+    assert "Traceback" not in errors.read_text()
+    assert "sfkt: " not in errors.read_text()
+
+
+@pytest.mark.parametrize("options", [["--json", "--quiet"], []])
+def test_a_full_disk_behind_the_output_is_one_message(tmp_path: Path, options: list[str]) -> None:
+    errors = tmp_path / "errors"
+    arguments = ["config", "show", *options]
+    with errors.open("w") as file, Path("/dev/full").open("w") as full:
+        assert run_program(*arguments, stdout=full.fileno(), stderr=file.fileno()) == 1
+    (line,) = errors.read_text().splitlines()
+    assert "disk is full, standard output was not written" in line
+
+
+def test_messages_that_nobody_can_read_stop_no_training(tmp_path: Path) -> None:
+    sizes = {"image_size": 16, "synthetic": {"pairs": 100}, "source": {"epochs": 1, "width": 4}}
+    config = build({**sizes, "prepare": {"workers": 1}, "runtime": {"gpus": 0}})
+    (tmp_path / "tiny.yaml").write_text(to_yaml(config))
+    for errors in (gone(), os.open("/dev/full", os.O_WRONLY)):
+        run = Run(tmp_path / f"run{errors}")
+        prepare(config, run)
+        arguments = ["source", "--run", str(run.folder), "--config", str(tmp_path / "tiny.yaml")]
+        with (tmp_path / "output").open("w") as file:
+            assert run_program(*arguments, stdout=file.fileno(), stderr=errors, world={}) == 0
+        assert run.finished("source")
+        os.close(errors)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,9 @@ import pytest
 
 from sfkt_cli.config import Config, build, parse_assignments
 from sfkt_cli.errors import RunError
-from sfkt_cli.files import replacing, write_json
+from sfkt_cli.files import replacing, sync_folder, write_json
 from sfkt_cli.runs import Run, Stage, choose_run, remember_run, stage_settings
+from sfkt_cli.training.checkpoint import save_state
 
 INPUTS = {"transfer.h5": "abc"}
 FILES = ("config.yaml", "done.json", "log.txt")
@@ -196,6 +201,7 @@ def test_what_a_kill_right_after_the_end_leaves_is_swept(tmp_path: Path) -> None
 
 HOLD = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from sfkt_cli.config import Config
 from sfkt_cli.runs import Run
@@ -335,3 +341,61 @@ def test_a_stage_ends_with_done_json(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Stage, "finish", watched)
     work(Run(tmp_path), "bridge", settings())
     assert seen == [["begun.json", "config.yaml", "log.txt", "result"]]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda stage: write_json(stage.folder / "metrics.jsonl", {}),
+        lambda stage: save_state(stage.checkpoint, {}),
+        lambda stage: stage.finish(),
+    ],
+)
+def test_a_run_that_is_moved_while_a_stage_works_does_not_come_back(
+    tmp_path: Path, write: Callable[[Stage], None]
+) -> None:
+    run = Run(tmp_path / "run")
+    moved = pytest.raises(RunError, match=r"run/bridge was moved or deleted while it was at work")
+    with moved, run.open("bridge", settings(), INPUTS) as stage:
+        assert stage is not None
+        run.folder.rename(tmp_path / "elsewhere")
+        write(stage)
+    assert not run.folder.exists()
+    assert "was moved or deleted" in (tmp_path / "elsewhere" / "bridge" / "log.txt").read_text()
+    assert work(Run(tmp_path / "elsewhere"), "bridge", settings())
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [("EINVAL", False), ("ENOTSUP", False), ("EIO", True)]
+)
+def test_a_folder_that_cannot_be_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str, raised: bool
+) -> None:
+    """Some network file systems sync no folders; a failing disk is another thing."""
+
+    def fail(descriptor: int) -> None:
+        raise OSError(getattr(errno, number), "no")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no") if raised else contextlib.nullcontext():
+        sync_folder(tmp_path)
+
+
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(RunError, match=r"run/\.bridge\.lock cannot be locked .*local disk"):
+        work(Run(tmp_path / "run"), "bridge", settings())
+
+
+def test_a_working_folder_that_cannot_be_written_to_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").write_text("a file")
+    remember_run(Run(tmp_path / "run"))
+    assert f"give --run {tmp_path / 'run'}" in capsys.readouterr().err

@@ -17,19 +17,18 @@ LAYERS = {
     5: ("__main__", "cli", "config_commands", "dry_run", "pipeline", "settings_text"),
     4: ("stages",),
     3: ("methods", "student"),
-    2: ("data", "losses", "models", "reductions", "training"),
+    2: ("data", "distributed", "losses", "models", "training"),
     1: (
         "config",
         "figures",
         "options",
-        "processes",
         "report",
         "report_html",
         "runs",
         "scores",
         "settings",
     ),
-    0: ("__init__", "console", "errors", "files", "world"),
+    0: ("__init__", "console", "errors", "files", "signals"),
 }
 """The modules and folders below sfkt_cli, by layer."""
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
@@ -49,6 +48,7 @@ WITHOUT_TORCH = (
     "scores",
     "settings",
     "settings_text",
+    "signals",
 )
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

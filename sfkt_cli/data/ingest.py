@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sfkt_cli.data.records import Loader, Record
 from sfkt_cli.data.store_writer import Slot, close_descriptor
 from sfkt_cli.errors import DataError
-from sfkt_cli.processes import follow_parent
+from sfkt_cli.signals import follow_parent
 
 FEW_IMAGES = 256
 """So few images are read in this process: starting others takes longer."""
@@ -157,7 +157,8 @@ _settings: tuple[Loader, int, bool]
 def _begin_worker(loader: Loader, size: int, missing: bool) -> None:
     global _settings
     _settings = (loader, size, missing)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):  # the parent gets them, too, and ends the pool
+        signal.signal(number, signal.SIG_IGN)
     follow_parent(lambda: os._exit(1))
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfkt_cli.training.gathering import from_all_processes
+from sfkt_cli.distributed import from_all_processes
 
 
 class Bank(nn.Module):

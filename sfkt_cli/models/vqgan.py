@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfkt_cli import losses
-from sfkt_cli.training.gathering import from_all_processes
+from sfkt_cli.distributed import from_all_processes
 
 
 class Quantiser(nn.Module):

@@ -23,13 +23,12 @@ from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from sfkt_cli.config import Config, as_dict, build, merge, nest
 from sfkt_cli.console import console, event, quieten, say, warn
 from sfkt_cli.errors import Interrupted, RunError, SfktError
-from sfkt_cli.processes import follow_parent
+from sfkt_cli.files import locking
 from sfkt_cli.runs import Run, digest_settings, stage_settings
+from sfkt_cli.signals import follow_parent
 from sfkt_cli.stages.benchmark_plan import BenchmarkPlan, Cell, cells_of
 
 Free = SimpleQueue[str]
@@ -103,12 +102,8 @@ def benchmark(
     """
     cells = cells_of(plan, overrides or {})
     output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / ".benchmark.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunError(f"another benchmark works on {output}: wait for it to end") from None
-    with lock:
+    busy = f"another benchmark works on {output}: wait for it to end"
+    with locking(output / ".benchmark.lock", busy):
         from sfkt_cli.stages.benchmark_report import write_report
 
         progress = Progress()
@@ -243,6 +238,8 @@ def _run_pool(waiting: deque[Task], processes: int) -> Iterator[tuple[Task, str 
                 killed = isinstance(future.exception(), BrokenProcessPool)
                 yield task, _KILLED if killed else future.result()
         except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()  # a training saves its state; a task that waits never begins
             pool.shutdown(cancel_futures=True)
             raise
 

@@ -269,7 +269,7 @@ def write_bridged(
     ids = store.strings("target/id")
     images = store["target/target"]
     load = target_loader(runtime, encoding)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
 
     def write(sample: str, pixels: NDArray[np.uint8]) -> None:
         with replacing(folder / f"{sample}.png") as partial:

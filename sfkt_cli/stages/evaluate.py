@@ -90,6 +90,7 @@ def copy_report(folder: Path, report: Path) -> None:
         here = Path(os.path.relpath(folder.resolve(), report.parent.resolve())).as_posix()
         text = re.sub(r"\]\(([\w-]+\.png)\)", rf"](<{here}/\1>)", text)
     try:
+        report.parent.mkdir(parents=True, exist_ok=True)
         write_text(report, text)
     except OSError as error:
         raise RunError(f"--report {report} cannot be written: {error.strerror or error}") from None

@@ -297,7 +297,6 @@ def _without_chatter() -> Iterator[None]:
 
 def _copy(folder: Path, target: Path, saved: Saved, sensor: Sensor) -> None:
     """Weights, then the card, which tells in addition how the sensor's images are read."""
-    target.mkdir(parents=True, exist_ok=True)
     with replacing(target / WEIGHTS) as partial:
         shutil.copyfile(folder / WEIGHTS, partial)
     more = {"sensor": sensor.as_dict()} if saved.encoding is not None else {}

@@ -42,6 +42,7 @@ def inspect(path: Path, out: Path | None = None, verify: bool = False) -> dict[s
         warn(duplicate)
     report_alignment(store)
     picture = out or path.with_suffix(".png")
+    picture.parent.mkdir(parents=True, exist_ok=True)
     drawn = draw_contact_sheet(store, picture)
     if drawn:
         say(f"contact sheet: {picture}")

@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from sfkt_cli.config import Config
-from sfkt_cli.console import event, say, speaks_json, track
+from sfkt_cli.console import event, say, speaks_json, track, write_output
 from sfkt_cli.data.decode import SUFFIXES
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import write_text
@@ -75,10 +75,11 @@ def predict(
         event("prediction", **as_row(path, prediction, top_k))
     if str(output) != STDIN:
         jsonl = output.suffix == ".jsonl"
+        output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, to_jsonl(rows, top_k) if jsonl else to_csv(rows, top_k))
         say(f"predict: {len(rows)} images in {output}")
     elif not speaks_json():
-        sys.stdout.write(to_csv(rows, top_k))
+        write_output(to_csv(rows, top_k))
     if broken:
         raise DataError(_told(broken, len(paths)))
     return {"images": len(rows), "output": output}

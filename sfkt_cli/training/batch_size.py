@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from sfkt_cli.console import say
+from sfkt_cli.distributed import by_itself
 from sfkt_cli.errors import RunError
 from sfkt_cli.files import write_json
-from sfkt_cli.reductions import by_itself
 from sfkt_cli.training.cpu import TRANSIENT, free_memory, kept_bytes
 from sfkt_cli.training.runtime import Runtime
 

@@ -18,7 +18,7 @@ PREVIOUS = "previous.pt"
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write the state; the one before is kept beside it until the next call."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     current = folder / STATE
     # Made in memory: on a full disk torch raises a RuntimeError of its own, Python an OSError.
     written = io.BytesIO()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,6 +18,7 @@ from torch import Tensor, nn
 from sfkt_cli.console import Tracker, duration, event, say, terms_text, track, warn
 from sfkt_cli.errors import Interrupted, RunError
 from sfkt_cli.files import write_text
+from sfkt_cli.signals import on_stop
 from sfkt_cli.training.checkpoint import load_state, save_state
 from sfkt_cli.training.cpu import TRANSIENT, kept_bytes
 from sfkt_cli.training.curves import tensorboard_curves
@@ -133,7 +131,7 @@ def fit(
 
     Raises:
         RunError: A loss is not finite.
-        Interrupted: SIGTERM or SIGINT came; the state is saved.
+        Interrupted: A signal asked to stop; the state is saved.
         Tried: This is a dry run: two steps were tried, and nothing was written.
     """
     if runtime.trial is not None:
@@ -175,7 +173,7 @@ def fit(
     started = last_saved = time.monotonic()
     first = progress.epoch
     with (
-        _catch_signals(stopped),
+        on_stop(lambda number: stopped.set()),
         track(plan.title, total, done=first * plan.steps + progress.step) as tracker,
         tensorboard_curves(plan.folder, first, runtime.tensorboard and runtime.main) as draw,
     ):
@@ -437,24 +435,6 @@ def _ahead(
             if step + 1 < steps:
                 coming = pool.submit(batches, epoch, step + 1)
             yield step, batch
-
-
-@contextlib.contextmanager
-def _catch_signals(stopped: threading.Event) -> Iterator[None]:
-    """Note SIGTERM and SIGINT instead of dying; only the main thread may do so."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        stopped.set()
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def cosine(progress: float) -> float:

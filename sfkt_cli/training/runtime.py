@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
 from sfkt_cli.config import RuntimeConfig
+from sfkt_cli.distributed import choose_device
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.training.cpu import (
     has_depthwise,
@@ -276,44 +277,6 @@ def check_batch_norms(module: nn.Module) -> None:
                 f"runtime.sync_batchnorm = true: {name} is a {type(layer).__name__}, which torch "
                 "would replace by a plain layer: leave the setting out for this backbone"
             )
-
-
-def count_gpus() -> int:
-    """GPUs of this machine that torch can use."""
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def use_gpus(config: RuntimeConfig) -> int:
-    """How many GPUs of this machine to use; 0: the CPU.
-
-    Raises:
-        ConfigError: More are asked for than there are.
-    """
-    there = count_gpus()
-    gpus = there if config.gpus is None else config.gpus
-    if gpus > there:
-        cpu = " (the CPU)" if there == 0 else ""
-        raise ConfigError(f"--gpus {gpus}: this machine has {there}; use --gpus {there}{cpu}")
-    return gpus
-
-
-def choose_device(config: RuntimeConfig) -> torch.device:
-    """The device of this process: the GPU of its number on this machine, or the CPU.
-
-    Raises:
-        ConfigError: There are more processes than GPUs.
-    """
-    if not use_gpus(config):
-        return torch.device("cpu")
-    local, there = int(os.environ.get("LOCAL_RANK", "0")), count_gpus()
-    if there == 1:  # SLURM may show each process its own GPU only
-        return torch.device("cuda", 0)
-    if local >= there:
-        raise ConfigError(
-            f"process {local} of this machine has no GPU of its own, there are {there}: "
-            "start as many processes as GPUs, or use --gpus 0"
-        )
-    return torch.device("cuda", local)
 
 
 def make_runtime(config: RuntimeConfig, *, dry: bool = False) -> Runtime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -14,22 +15,16 @@ import pytest
 
 from sfkt_cli.config import build
 from sfkt_cli.data.store import open_store
-from sfkt_cli.errors import RunError
+from sfkt_cli.errors import STOPPED, RunError
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.prepare import prepare
 from tests.data.make_archives import rgb_nir
 
 SETTINGS = {"dataset": "synthetic", "image_size": 32, "synthetic": {"pairs": 500}}
-PROGRAM = f"""
-import signal
-from pathlib import Path
-from sfkt_cli.config import build
-from sfkt_cli.runs import Run
-from sfkt_cli.stages.prepare import prepare
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below some shells
-    prepare(build({SETTINGS!r}), Run(Path("run")))
-"""
+COMMAND = [
+    sys.executable, "-m", "sfkt_cli", "prepare", "synthetic", "--run", "run", "--json",
+    "--set", "image_size=32", "--set", "synthetic.pairs=500",
+]  # fmt: skip
 
 
 def children(process: int) -> list[int]:
@@ -40,15 +35,24 @@ def children(process: int) -> list[int]:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
-    "kind", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+    "kind",
+    [
+        signal.SIGKILL,
+        signal.SIGHUP,
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in (signal.SIGTERM, signal.SIGINT)),
+    ],
 )
 def test_stopped_prepare_leaves_no_file_and_no_process(
     kind: signal.Signals, tmp_path: Path
 ) -> None:
-    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
-    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    shared = set(Path("/dev/shm").iterdir())
+    here = {
+        **os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(temporary),
+    }  # fmt: skip
     with subprocess.Popen(
-        [sys.executable, "program.py"], cwd=tmp_path, env=here, stderr=subprocess.DEVNULL
+        COMMAND, cwd=tmp_path, env=here, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob("run/prepare/.transfer.h5*")) and time.monotonic() < deadline:
@@ -56,7 +60,16 @@ def test_stopped_prepare_leaves_no_file_and_no_process(
         time.sleep(0.8)
         workers = children(process.pid)
         process.send_signal(kind)
-        assert process.wait(30) != 0
+        output, errors = process.communicate(timeout=60)
+    if kind is signal.SIGKILL:
+        assert process.returncode == -kind
+    else:
+        assert process.returncode == STOPPED
+        assert errors.splitlines()[-1].startswith(f"sfkt: stopped by {kind.name}: ")
+        assert "Traceback" not in errors
+        assert json.loads(output.splitlines()[-1])["event"] == "error"
+        assert not list(temporary.iterdir())
+        assert not {path for path in set(Path("/dev/shm").iterdir()) - shared if path.exists()}
     run = Run(tmp_path / "run")
     assert not run.finished("prepare")
     assert not list(run.path("prepare").glob("*.h5"))

@@ -30,11 +30,10 @@ import torch._dynamo
 from matplotlib.figure import Figure
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from sfkt_cli import cli, runs
+from sfkt_cli import cli, distributed, runs
 from sfkt_cli.data.store import open_store
 from sfkt_cli.files import sha256_file, sha256_json
 from sfkt_cli.stages import bridge, evaluate, prepare, source, transfer
-from sfkt_cli.training import launch
 
 SETTINGS = """
 image_size: 16
@@ -55,7 +54,7 @@ STAGES = {
     "evaluate": ["evaluate"],
 }
 LOADED = (
-    bridge, evaluate, prepare, source, transfer, launch, runs, torch._dynamo,
+    bridge, evaluate, prepare, source, transfer, distributed, runs, torch._dynamo,
     matplotlib.backends.backend_agg, Figure,
 )  # fmt: skip
 """Imported here once, not in every fork: what is disturbed is work, not the loading of modules."""

@@ -50,6 +50,7 @@ def add_models(run: Run, config: Config) -> None:
     for stage, kind in (
         ("source", "classifier"), ("bridge", "translator"), ("transfer/tgkt", "classifier"),
     ):  # fmt: skip
+        run.path(stage).mkdir(parents=True, exist_ok=True)
         translator = kind == "translator"
         module = (
             make_translator("unet", channels=encoding.encoded_channels, width=4)

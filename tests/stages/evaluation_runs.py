@@ -82,6 +82,7 @@ def make_stores(folder: Path, *, labelled: bool = True, shuffle: bool = True) ->
             "labels/id": text_column([ids["target"][i] for i in order]),
             "labels/label": labels["target"][order],
         }
+    folder.mkdir(parents=True, exist_ok=True)
     for name, content in columns.items():
         shapes = {key: (value.shape, value.dtype) for key, value in content.items()}
         with writing(folder / name, attrs, shapes) as writer:
@@ -92,6 +93,7 @@ def make_stores(folder: Path, *, labelled: bool = True, shuffle: bool = True) ->
 def finish(run: Run, stage: str, inputs: dict[str, str], epochs: list[dict[str, float]]) -> None:
     """Mark a stage done, and its curves with it."""
     lines = "".join(json.dumps(row) + "\n" for row in epochs)
+    run.path(stage).mkdir(parents=True, exist_ok=True)
     write_text(run.path(stage, "metrics.jsonl"), lines)
     write_json(
         run.path(stage, "done.json"),
@@ -102,6 +104,7 @@ def finish(run: Run, stage: str, inputs: dict[str, str], epochs: list[dict[str, 
 
 def save_classifier(run: Run, stage: str, seed: int, encoding: Encoding | None) -> None:
     """An untrained classifier."""
+    run.path(stage).mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     save_model(
         run.path(stage), Classifier(**ARCHITECTURE), kind="classifier",

@@ -53,6 +53,7 @@ def test_the_kept_epoch_is_held_against_the_best(tmp_path: Path) -> None:
     truth = np.zeros(len(rows), np.int64)
     truth[np.isin(rows, target.rows)] = target.labels
     folder = run.path("transfer", "tgkt")
+    folder.mkdir(parents=True)
     lines = ""
     count = len(truth)
     for epoch, right in enumerate([0.25, 0.5, 1.0, 0.75]):
@@ -74,6 +75,7 @@ def test_without_labels_nothing_is_said(tmp_path: Path) -> None:
     run = make_run(tmp_path, labelled=False)
     store = open_store(run.transfer_store)
     target = read_splits(store, open_store(run.test_store))[0]
+    run.path("transfer", "tgkt").mkdir(parents=True)
     write_json(run.path("transfer", "tgkt", "done.json"), {"best_epoch": 1})
     remember(run.path("transfer", "tgkt"), 0, torch.zeros(store.count("target"), 3))
     assert epoch_choice(run, store, target, ["transfer/tgkt"]) is None

@@ -79,6 +79,7 @@ def train(
     learning_rate: float = 0.05,
     **plan: Any,
 ) -> tuple[Objective, Fitted]:
+    folder.mkdir(parents=True, exist_ok=True)
     objective = objective or Objective()
     optimizer = torch.optim.SGD(
         objective.parameters(), lr=learning_rate, momentum=0.9, nesterov=True

@@ -16,15 +16,13 @@ import torch
 from torch import nn
 
 from sfkt_cli.config import build, to_yaml
+from sfkt_cli.distributed import count_processes, explain_failure, find_world
 from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.files import sha256_file
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.stages.source import source
-from sfkt_cli.training.failures import explain_failure
-from sfkt_cli.training.launch import count_processes
 from sfkt_cli.training.runtime import Runtime, check_batch_norms
-from sfkt_cli.world import found_world, is_main
 from tests.training.worlds import COUNTS, in_worlds, run_all
 
 TOLERANCE = 1e-5
@@ -196,18 +194,16 @@ def test_torchrun_is_joined(started: Run) -> None:
 def test_torchrun_and_slurm_are_found() -> None:
     torchrun = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "a",
                 "MASTER_PORT": "29500"}  # fmt: skip
-    world = found_world(torchrun)
-    assert world is not None
-    assert (world.rank, world.local_rank, world.size) == (3, 1, 4)
-    assert not is_main(torchrun)
+    assert find_world({**torchrun, "HOME": "/"}) == torchrun
+    assert find_world({**torchrun, "WORLD_SIZE": "1"}) == {}
     step = {"SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "4",
             "SLURM_STEP_NODELIST": "gpu[03-05],cpu1", "SLURM_JOB_ID": "70001"}  # fmt: skip
-    world = found_world(step)
-    assert world is not None
-    assert (world.rank, world.size, world.address, world.port) == (2, 4, "gpu03", 30_001)
-    assert found_world({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) is None, "a batch script"
-    assert found_world({}) is None
-    assert is_main({})
+    world = {"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "gpu03",
+             "MASTER_PORT": "30001"}  # fmt: skip
+    assert find_world(step) == world
+    assert find_world({**step, "MASTER_PORT": "5"}) == {**world, "MASTER_PORT": "5"}
+    assert find_world({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == {}, "a batch script"
+    assert find_world({}) == {}
 
 
 def test_processes_are_counted_on_the_cpu() -> None:

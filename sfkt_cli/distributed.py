@@ -1,0 +1,480 @@
+"""Several processes: what they exchange, how they start, and the one message when one of them dies.
+
+A stage runs in this process where one is enough. For more on this machine torch's elastic agent
+starts them, notices a dead one and ends the others. Under torchrun or ``srun`` the processes exist
+already: process 0 runs the command, and the others ``follow`` it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.rendezvous import rendezvous
+
+from sfkt_cli.config import Config, RuntimeConfig, as_dict, build
+from sfkt_cli.console import console, mute, say, speak_json, speaks_json
+from sfkt_cli.errors import STOPPED, ConfigError, DataError, Interrupted, RunError, SfktError
+from sfkt_cli.runs import Run
+from sfkt_cli.signals import on_stop, stop_signals
+
+SHUTDOWN_SECONDS = 45
+"""So long processes have to save their state before they are killed."""
+MENDABLE: dict[str, type[SfktError]] = {
+    kind.__name__: kind for kind in (ConfigError, DataError, RunError)
+}
+LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out")
+"""In the text of an error that comes from an exchange whose other side went away."""
+_END = "end"
+Result = TypeVar("Result")
+
+# ------------------------------------------------------------------ exchanges
+
+_by_itself: ContextVar[bool] = ContextVar("by_itself", default=False)
+
+
+@contextlib.contextmanager
+def by_itself() -> Iterator[None]:
+    """Exchange nothing in the block: what is tried in it may fail here and not elsewhere."""
+    token = _by_itself.set(True)
+    try:
+        yield
+    finally:
+        _by_itself.reset(token)
+
+
+def world_size() -> int:
+    """Processes that take part in exchanges; 1 within :func:`by_itself`."""
+    together = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if together and not _by_itself.get() else 1
+
+
+def sharing_processes(value: Tensor) -> int:
+    """Processes that share the batch: 1 where no gradient is taken, each then sees all."""
+    return world_size() if value.requires_grad else 1
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """Mean over the processes, for terms that are no mean over the samples of a batch.
+
+    Each process goes on with the same value. With gradients averaged over the processes, as
+    DistributedDataParallel does, the result is the gradient of the whole batch.
+
+    Args:
+        value: Tensor of the same shape in each process, from equal shares of the batch.
+    """
+    count = sharing_processes(value)
+    if count == 1:
+        return value
+    summed: Tensor = _Sum.apply(value)
+    return summed / count
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over the processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        summed = value.detach().clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradients[0])
+
+
+def from_all_processes(values: Tensor) -> Tensor:
+    """The rows of every process, in the order of their ranks; without gradient.
+
+    Args:
+        values: (B, ...), as many rows in each process.
+
+    Returns:
+        (world B, ...); ``values`` itself where there is one process.
+    """
+    count = world_size()
+    if count == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(count)]
+    distributed.all_gather(parts, values.detach().contiguous())
+    return torch.cat(parts)
+
+
+# ------------------------------------------------------------------ devices
+
+
+def count_gpus() -> int:
+    """GPUs of this machine that torch can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def use_gpus(config: RuntimeConfig) -> int:
+    """How many GPUs of this machine to use; 0: the CPU.
+
+    Raises:
+        ConfigError: More are asked for than there are.
+    """
+    there = count_gpus()
+    gpus = there if config.gpus is None else config.gpus
+    if gpus > there:
+        cpu = " (the CPU)" if there == 0 else ""
+        raise ConfigError(f"--gpus {gpus}: this machine has {there}; use --gpus {there}{cpu}")
+    return gpus
+
+
+def choose_device(config: RuntimeConfig) -> torch.device:
+    """The device of this process: the GPU of its number on this machine, or the CPU.
+
+    Raises:
+        ConfigError: There are more processes than GPUs.
+    """
+    if not use_gpus(config):
+        return torch.device("cpu")
+    local, there = int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0, count_gpus()
+    if there == 1:  # SLURM may show each process its own GPU only
+        return torch.device("cuda", 0)
+    if local >= there:
+        raise ConfigError(
+            f"process {local} of this machine has no GPU of its own, there are {there}: "
+            "start as many processes as GPUs, or use --gpus 0"
+        )
+    return torch.device("cuda", local)
+
+
+def count_processes(config: RuntimeConfig) -> int:
+    """Processes that a training stage starts: one a GPU, or ``runtime.processes`` on the CPU."""
+    return use_gpus(config) or config.processes
+
+
+# ------------------------------------------------------------------ jobs
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage and what it works with, as plain values that travel between processes."""
+
+    stage: str
+    config: dict[str, Any]
+    folder: str
+    force: bool
+    quiet: bool
+    json: bool
+
+    def run(self, rank: int) -> None:
+        """Call the stage as one of several processes."""
+        if rank:
+            mute()
+        console.quiet = self.quiet or rank > 0
+        speak_json(self.json and rank == 0)
+        run = Run(Path(self.folder), self.force, main=rank == 0, agree=_agree)
+        _call(self.stage, build(self.config), run)
+
+
+def launch(name: str, stage: str, config: Config, run: Run) -> None:
+    """Run a training stage in as many processes as the settings ask for.
+
+    Args:
+        name: Name of its folder, such as ``transfer/tgkt``.
+        stage: Module and function, such as ``sfkt_cli.stages.bridge:bridge``.
+        config: Settings.
+        run: The run.
+
+    Raises:
+        RunError: A process failed or was killed; one message for all of them.
+        Interrupted: A signal asked any of them to stop; the state is saved.
+    """
+    job = Job(stage, as_dict(config), str(run.folder), run.force, console.quiet, speaks_json())
+    if find_world():
+        number = next(_numbers)
+        _meet().set(f"job{number}", json.dumps(vars(job)))
+        _take_part(job, number)
+        return
+    count = count_processes(config.runtime)
+    if count == 1 or (run.finished(name) and not run.force):
+        _call(stage, config, run)
+        return
+    where = "GPUs" if use_gpus(config.runtime) else "CPU processes"
+    wanted = config.runtime.batch_size
+    batch = "the size that fits" if wanted == "auto" else str(wanted // count * count)
+    say(f"{name}: {count} {where} share batches of {batch}")
+    _start(job, count)
+
+
+def _call(stage: str, config: Config, run: Run) -> None:
+    module, _, function = stage.partition(":")
+    getattr(import_module(module), function)(config, run)
+
+
+def _agree(verdict: str) -> str:
+    """The verdict of process 0, in all of them."""
+    verdicts = [verdict]
+    distributed.broadcast_object_list(verdicts, src=0)
+    return verdicts[0]
+
+
+# ------------------------------------------------------------------ torchrun and SLURM
+
+_numbers = itertools.count()
+
+
+def find_world(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables by which torch's processes meet, from torchrun or ``srun``; empty: alone."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    known = {name: environment[name] for name in names if name in environment}
+    # A batch script itself, too, has SLURM_PROCID; only a step of srun has these.
+    if {"SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST", "SLURM_PROCID"} <= set(environment):
+        # The first host of a list such as gpu[03-05,9],cpu1: gpu03.
+        host = re.match(r"([^,\[]+)(?:\[([^\],-]+))?", environment["SLURM_STEP_NODELIST"])
+        known = {
+            "RANK": environment["SLURM_PROCID"],
+            "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
+            "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+            "MASTER_ADDR": "".join(filter(None, host.groups())) if host else "localhost",
+            "MASTER_PORT": str(20_000 + int(environment.get("SLURM_JOB_ID", "0")) % 20_000),
+        } | known
+    known = {"LOCAL_RANK": "0"} | known
+    alone = known.get("WORLD_SIZE", "1") == "1"
+    return {} if alone or len(known) < len(names) else known
+
+
+def together(command: Callable[[], Result]) -> Result | None:
+    """Run a command in process 0 of torchrun or SLURM while the others share its training stages.
+
+    Returns:
+        What the command returned; None in the others, once process 0 has ended well.
+
+    Raises:
+        RunError: Process 0 ended without a word.
+        Interrupted: The processes were stopped by a signal; the state is saved.
+    """
+    world = find_world()
+    if world.get("RANK", "0") == "0":
+        result = command()
+        if world:
+            _meet().set(f"job{next(_numbers)}", _END)
+            _await_count("followed", 30)
+        return result
+    mute()
+    for number in _numbers:
+        text = _hear(f"job{number}")
+        if text == _END:
+            break
+        _take_part(Job(**json.loads(text)), number)
+    _meet().add("followed", 1)
+    return None
+
+
+@functools.cache
+def _meet() -> Store:
+    """The key-value store of all processes; the first one holds it.
+
+    Raises:
+        RunError: The others did not come.
+    """
+    world = find_world()
+    os.environ.update(world)
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=5)))
+    except (distributed.DistError, ValueError) as error:
+        shown = " ".join(f"{name}={value}" for name, value in world.items())
+        raise RunError(
+            f"the other processes did not come ({shown}): start all of them with torchrun or srun; "
+            "if you want one process only, unset these variables"
+        ) from error
+    return PrefixStore("sfkt", store)
+
+
+def _hear(key: str) -> str:
+    """Wait, for as long as it takes, until a key is set."""
+    store = _meet()
+    try:
+        while not store.check([key]):
+            time.sleep(0.1)
+        return bytes(store.get(key)).decode()
+    except (RuntimeError, OSError):
+        raise RunError("process 0 ended without a word: see its message") from None
+
+
+def _await_count(key: str, seconds: float) -> None:
+    """Process 0 holds the store and must not end before the others have counted up ``key``."""
+    store = _meet()
+    deadline, others = time.monotonic() + seconds, int(os.environ["WORLD_SIZE"]) - 1
+    while store.add(key, 0) < others and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _take_part(job: Job, number: int) -> None:
+    """Do a job together with the other processes.
+
+    Raises:
+        RunError: Another process went away.
+        Interrupted: A signal came, to any of the processes.
+    """
+    config, store, rank = build(job.config).runtime, _meet(), int(os.environ["RANK"])
+    gpu = use_gpus(config) > 0
+    try:
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpu else "gloo",
+            store=PrefixStore(f"group{number}", store),
+            rank=rank,
+            world_size=int(os.environ["WORLD_SIZE"]),
+            timeout=timedelta(seconds=config.timeout_seconds),
+        )
+        if gpu:
+            torch.cuda.set_device(choose_device(config))
+        stop: Interrupted | None = None
+        try:
+            job.run(rank)
+        except Interrupted as stopped:
+            stop = stopped
+        # Process 0 writes models and pictures alone, for longer than a collective may last.
+        if rank == 0:
+            store.set(f"done{number}", "")
+        _hear(f"done{number}")
+        distributed.destroy_process_group()
+        if rank:
+            store.add(f"left{number}", 1)
+        else:
+            _await_count(f"left{number}", config.timeout_seconds)
+    except RuntimeError as error:
+        lost = isinstance(error, distributed.DistError) or any(mark in str(error) for mark in LOST)
+        if isinstance(error, torch.OutOfMemoryError) or not lost:
+            raise
+        why = str(error).strip().partition("\n")[0][:200]
+        raise RunError(
+            f"process {rank} lost the others ({why}): see their messages; the same command goes on "
+            "from the last saved state"
+        ) from error
+    if stop is not None:
+        raise stop
+
+
+# ------------------------------------------------------------------ processes of this machine
+
+
+@record
+def _work(job: Job) -> None:
+    """One process that was started here; it exits with STOPPED after a signal."""
+    if os.environ["RANK"] != "0":
+        mute()
+    try:
+        _take_part(job, 0)
+    except Interrupted:
+        # Returning would wait for the agent to take the result: after a signal it does not.
+        sys.exit(STOPPED)
+
+
+def _start(job: Job, count: int) -> None:
+    """Start processes on this machine and wait for them.
+
+    Raises:
+        RunError: As in :func:`launch`.
+        Interrupted: Likewise.
+    """
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    with tempfile.TemporaryDirectory(prefix="sfkt-") as logs, _quiet_agent():
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            run_id=uuid.uuid4().hex,
+            role="sfkt",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            monitor_interval=0.2,
+            shutdown_timeout=SHUTDOWN_SECONDS,
+            signals_to_handle=",".join(number.name for number in stop_signals()),
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
+        )
+        stopped = f"{job.stage.partition(':')[2]} stopped; the same command goes on from here"
+        try:
+            elastic_launch(config, _work)(job)
+        except ChildFailedError as error:
+            if any(failure.exitcode == STOPPED for failure in error.failures.values()):
+                raise Interrupted(stopped) from None
+            raise explain_failure(error, count) from None
+        except SignalException:
+            raise Interrupted(stopped) from None
+
+
+@contextlib.contextmanager
+def _quiet_agent() -> Iterator[None]:
+    """Keep the agent's log to itself, and take its signal handlers away afterwards."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with on_stop(lambda number: None):  # the agent replaces it by its own
+            yield
+    finally:
+        logging.disable(level)
+
+
+def explain_failure(error: ChildFailedError, count: int) -> SfktError:
+    """The one error to raise for processes that failed.
+
+    A process that was killed takes the others with it, and they fail at their next exchange:
+    killed ones are named first, then what the user can mend, then what came first.
+
+    Args:
+        error: What the agent raised.
+        count: Number of processes.
+    """
+    (*_, rank), failure, kind, text = min(
+        (_weigh(rank, failure) for rank, failure in error.failures.items()), key=lambda row: row[0]
+    )
+    if not kind:
+        name = failure.signal_name()
+        why = f"was killed ({name}; out of memory?)" if name == "SIGKILL" else f"crashed ({name})"
+        return RunError(
+            f"process {rank} of {count} {why}: the same command goes on from the last saved state"
+        )
+    if kind in MENDABLE:
+        return MENDABLE[kind](text)
+    if kind == "OutOfMemoryError":
+        return RunError("the memory of the GPU is full: set runtime.batch_size lower")
+    if "No space left on device" in text:
+        return RunError(f"the disk is full: make room, and the same command goes on ({text})")
+    explained = RunError(f"process {rank} of {count} failed: {kind}: {text}")
+    if isinstance(failure.message, dict):
+        explained.add_note(str(failure.message["extraInfo"]["py_callstack"]))
+    return explained
+
+
+def _weigh(rank: int, failure: Any) -> tuple[tuple[int, float, int], Any, str, str]:
+    """Order, failure, and class and text of what was raised; no class where it was killed."""
+    if failure.exitcode < 0:  # SIGTERM and SIGINT come from the agent, which ends the rest
+        late = failure.signal_name() in ("SIGTERM", "SIGINT")
+        return (4 if late else 0, failure.timestamp, rank), failure, "", ""
+    message = failure.message
+    raised = message["message"] if isinstance(message, dict) else str(message)
+    name, colon, text = raised.partition(": ")
+    kind, text = (name.rpartition(".")[2], text) if colon else ("Error", raised)
+    order = 3 if kind.startswith("Dist") or any(mark in text for mark in LOST) else 2
+    if kind in MENDABLE or kind == "OutOfMemoryError":
+        order = 1
+    return (order, failure.timestamp, rank), failure, kind, text
