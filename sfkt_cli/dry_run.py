@@ -14,15 +14,12 @@ BEFORE = {"source": "prepare", "bridge": "source", "transfer": "bridge", "evalua
 """What each stage comes after in ``sfkt run``."""
 
 
-def dry_run(
-    stage: str, options: Options, *, trust: bool = False, download: bool = False
-) -> dict[str, Any]:
+def dry_run(stage: str, options: Options, *, download: bool = False) -> dict[str, Any]:
     """Say what one stage would do; ``bridge`` also of ``source``, which it would run first.
 
     Args:
         stage: Its name.
         options: What the user typed.
-        trust: The file of ``source.checkpoint`` may run code.
         download: ``prepare`` would fetch the archive first.
 
     Raises:
@@ -40,7 +37,7 @@ def dry_run(
     if first and (run.source_store.is_file() or settings.config.source.brought):
         say("bridge: there is no source model yet; `sfkt source` would run first")
         return {"plans": [dry_run("source", replace(options, force=False)), _later("bridge")]}
-    return _try(stage, settings, trust=trust)
+    return _try(stage, settings)
 
 
 def dry_run_all(options: Options) -> dict[str, Any]:
@@ -56,7 +53,7 @@ def dry_run_all(options: Options) -> dict[str, Any]:
     return {"plans": plans, "seconds": total}
 
 
-def _try(stage: str, settings: Settings, *, trust: bool = False) -> dict[str, Any]:
+def _try(stage: str, settings: Settings) -> dict[str, Any]:
     from sfkt_cli.stages import bridge, dry, source, transfer
 
     config, run = settings.config, settings.run
@@ -64,7 +61,7 @@ def _try(stage: str, settings: Settings, *, trust: bool = False) -> dict[str, An
         attempt = dry.try_prepare if stage == "prepare" else dry.try_evaluate
         return attempt(config, run)
     functions: dict[str, Callable[..., None]] = {
-        "source": source.trusted_source if trust else source.source,
+        "source": source.source,
         "bridge": bridge.bridge,
         "transfer": transfer.transfer,
     }

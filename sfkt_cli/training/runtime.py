@@ -218,7 +218,7 @@ class Runtime:
 
 
 def has_depthwise(module: nn.Module | None) -> bool:
-    """Whether a module has depthwise convolutions; recorded programs tell it themselves."""
+    """Whether a module has depthwise convolutions; ONNX networks tell it themselves."""
     layers = [] if module is None else module.modules()
     return any(is_depthwise(layer) or getattr(layer, "depthwise", False) for layer in layers)
 
