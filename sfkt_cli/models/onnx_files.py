@@ -10,6 +10,7 @@ import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +79,15 @@ def read_onnx(path: Path, size: int, head: str = "") -> OnnxModel:
         raise DataError(f"{path} cannot be read as a classifier: {where}{lines[0][:200]}") from None
 
 
-def need_onnx(what: str) -> None:
-    """Check that the packages of the extra ``onnx`` are there.
+def need_onnx(what: str, *more: str) -> None:
+    """Check that packages of the extra ``onnx`` are there: those that read, and ``more``.
 
     Raises:
-        ConfigError: They are not.
+        ConfigError: One is not.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ImportError:
-        raise ConfigError(f"{what} needs onnx and onnxruntime: pip install 'sfkt[onnx]'") from None
+    lacking = [name for name in ("onnx", "onnxruntime", *more) if find_spec(name) is None]
+    if lacking:
+        raise ConfigError(f"{what} needs {', '.join(lacking)}: pip install 'sfkt[onnx]'")
 
 
 def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
@@ -186,14 +185,14 @@ def _at(name: str, kind: str) -> Iterator[None]:
 
 
 def _refuse_what_is_elsewhere(path: Path, model: Any) -> None:
-    """Refuse weights in other files, at any place of the graph, and operations of other makers."""
-    foreign = [f"node {node.name!r} ({node.domain}.{node.op_type})" for node in _nodes(model.graph)
-               if node.domain not in ("", "ai.onnx")]  # fmt: skip
-    foreign += [f"function {function.name!r}" for function in model.functions]
-    if foreign:
-        raise DataError(f"{path}: {foreign[0]} is none of ONNX's own operations, and is not known")
-    for where, tensor in _stored_tensors(model.graph):
-        if tensor.external_data or tensor.data_location:
+    """Refuse values in other files, at any place of the file, and operations of other makers."""
+    for where, kind, part in _parts(model):
+        if kind == "FunctionProto" or (kind == "NodeProto" and part.domain not in ("", "ai.onnx")):
+            raise DataError(
+                f"{path}: {where or f'function {part.name!r}'} of {part.domain!r} is not known: it "
+                "is none of ONNX's own operations"
+            )
+        if kind == "TensorProto" and (part.external_data or part.data_location):
             raise DataError(
                 f"{path}: {where} keeps its values in another file. Export with "
                 f"external_data=False, or put them inside: onnx.save(onnx.load('{path.name}'), "
@@ -201,27 +200,19 @@ def _refuse_what_is_elsewhere(path: Path, model: Any) -> None:
             )
 
 
-def _nodes(graph: Any) -> Iterator[Any]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _nodes(inner)
-
-
-def _stored_tensors(graph: Any) -> Iterator[tuple[str, Any]]:
-    def parts(where: str, tensors: Sequence[Any], sparse: Sequence[Any]) -> Iterator[Any]:
-        yield from ((where, each) for each in tensors)
-        yield from ((where, each) for pair in sparse for each in (pair.values, pair.indices))
-
-    yield from ((f"weight {each.name!r}", each) for each in graph.initializer)
-    yield from parts("a sparse weight", [], graph.sparse_initializer)
-    for node in graph.node:
-        where = f"node {node.name or ' '.join(node.output)!r} ({node.op_type})"
-        for a in node.attribute:
-            yield from parts(where, [a.t, *a.tensors], [a.sparse_tensor, *a.sparse_tensors])
-            for inner in (a.g, *a.graphs):
-                yield from _stored_tensors(inner)
+def _parts(message: Any, where: str = "") -> Iterator[tuple[str, str, Any]]:
+    """All that lies inside of a message: the node or weight it belongs to, its kind, and itself."""
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for part in [value] if hasattr(value, "ListFields") else value:
+            at = where
+            if field.name == "node":
+                at = f"node {part.name or ' '.join(part.output)!r} ({part.op_type})"
+            elif field.name in ("initializer", "sparse_initializer"):
+                at = f"weight {getattr(part, 'name', 'sparse')!r}"
+            yield at, field.message_type.name, part
+            yield from _parts(part, at)
 
 
 def _tensor(stored: Any) -> Tensor:

@@ -195,7 +195,7 @@ def import_model(
         DataError: The module cannot be exported, or is no classifier.
         RunError: The run is not prepared, or has another source model.
     """
-    need_onnx("import_model")
+    need_onnx("import_model", "onnxscript")
     folder = Path(run)
     Run(folder).require("prepare", "sfkt prepare NAME")
     size = int(open_store(Run(folder).transfer_store)["target/target"].shape[1])
@@ -216,6 +216,9 @@ def import_model(
         for part, was in training.items():
             part.training = was
     path = folder.resolve() / "source.onnx"
+    same = path.is_file() and path.read_bytes() == content
+    if Run(folder).finished("source") and not same and not force:
+        raise RunError(f"{folder / 'source'} holds another model: force=True replaces it")
     with replacing(path) as partial:
         partial.write_bytes(content)
     source_settings = {

@@ -20,7 +20,8 @@ from sfkt_cli.data.resample import Fit, fit_target
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, RunError
-from sfkt_cli.models.graphs import FitTarget
+from sfkt_cli.models.graphs import FitTarget, for_export
+from sfkt_cli.models.onnx_files import open_session, write_onnx
 from sfkt_cli.runs import Run
 from sfkt_cli.stages import export as stage
 from sfkt_cli.stages.evaluate import evaluate
@@ -145,6 +146,18 @@ def test_resampling_in_the_graph_is_that_of_prepare_to_the_last_digit(
     module = FitTarget(height, width, size, fit, missing=missing)
     found = module(torch.from_numpy(images)).numpy()
     expected = np.stack([fit_target(image, size, fit, missing=missing) for image in images])
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(480, 640, 48), (1080, 1920, 224)])
+def test_resampling_in_onnxruntime_is_that_of_prepare(height: int, width: int, size: int) -> None:
+    pytest.importorskip("onnxscript")
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 65536, (2, height, width), dtype=np.uint16)
+    module = for_export(FitTarget(height, width, size, "crop", missing=True))
+    session = open_session(write_onnx(module, torch.from_numpy(images), ["fitted"], {}))
+    (found,) = session.run(None, {"images": images})
+    expected = np.stack([fit_target(image, size, "crop", missing=True) for image in images])
     np.testing.assert_array_equal(found, expected)
 
 

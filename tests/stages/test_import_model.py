@@ -52,6 +52,8 @@ def test_a_module_becomes_the_source_model(run: Run) -> None:
     torch.testing.assert_close(saved.module(images)[1], expected, atol=1e-5, rtol=1e-4)
     assert any(isinstance(layer, nn.BatchNorm2d) for layer in saved.module.modules())
     assert run.finished("source")
+    with pytest.raises(RunError, match="force=True"):
+        sfkt_cli.import_model(network(len(classes) + 1), run=run.folder)
     assert resolve(Options(run=run.folder), "bridge").config.source.mean == (0.5, 0.5, 0.5)
 
 
