@@ -307,6 +307,7 @@ OPERATIONS: dict[str, Operation] = {
     "MaxPool": _max_pool,
     "Min": _each(torch.minimum),
     "Mish": F.mish,
+    "Mod": lambda a, b, fmod=0: torch.fmod(a, b) if fmod else torch.remainder(a, b),
     "Pad": _pad,
     "Pow": lambda x, y: torch.pow(x, y).to(x.dtype),
     "PRelu": lambda x, slope: torch.where(x > 0, x, x * slope),
