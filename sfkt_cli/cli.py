@@ -146,22 +146,13 @@ def prepare(
 @app.command(epilog="Example: sfkt source --set source.epochs=30")
 @shared_options(*STAGE)
 @_shared_by_processes
-def source(
-    options: Options,
-    trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust",
-            help="The file of source.checkpoint may run code: TorchScript, .pt2, pickled models.",
-        ),
-    ] = False,
-) -> Result:
+def source(options: Options) -> Result:
     """Train the RGB source model on source.h5, or import one that you bring along."""
     from sfkt_cli.pipeline import run_source
 
     if options.dry_run:
-        return _dry_run("source", options, trust=trust)
-    return run_source(options, trust=trust).outcome("source")
+        return _dry_run("source", options)
+    return run_source(options).outcome("source")
 
 
 @app.command(epilog="Example: sfkt bridge --gpus 2")

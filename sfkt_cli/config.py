@@ -208,7 +208,7 @@ class SourceConfig(BaseModel):
     package for efficientnet_lite0)."""
     checkpoint: UserPath | None = None
     """A classifier of one's own instead of training: .safetensors, a .pth state dict, .onnx, a
-    folder written by sfkt; with `sfkt source --trust` also TorchScript, .pt2 and pickled models."""
+    folder written by sfkt. Other networks: `sfkt_cli.import_model` in Python."""
     mixture: tuple[UserPath, ...] = ()
     """Several source models instead of one: finished runs, or their source folders, all with the
     classes of the data. Students learn how far to trust each (SOCKET, DECISION)."""

@@ -29,15 +29,12 @@ REPORT_BYTES = 3 * 2**20
 """About what ``evaluate`` writes."""
 
 
-def dry_run(
-    stage: str, options: Options, *, trust: bool = False, download: bool = False
-) -> dict[str, Any]:
+def dry_run(stage: str, options: Options, *, download: bool = False) -> dict[str, Any]:
     """Say what one stage would do; for ``bridge`` also what ``source`` would do before it.
 
     Args:
         stage: Name of the stage.
         options: What the user typed.
-        trust: The file of ``source.checkpoint`` may run code.
         download: ``prepare`` would fetch the archive first.
 
     Raises:
@@ -53,7 +50,7 @@ def dry_run(
     if source_first and (run.source_store.is_file() or settings.config.source.brought):
         say("bridge: there is no source model yet; `sfkt source` would run first")
         return {"plans": [dry_run("source", replace(options, force=False)), _later("bridge")]}
-    return _try(stage, settings, trust=trust)
+    return _try(stage, settings)
 
 
 def dry_run_all(options: Options) -> dict[str, Any]:
@@ -68,7 +65,7 @@ def dry_run_all(options: Options) -> dict[str, Any]:
     return {"plans": plans, "seconds": sum(plan.get("seconds", 0.0) for plan in plans)}
 
 
-def _try(stage: str, settings: Settings, *, trust: bool = False) -> dict[str, Any]:
+def _try(stage: str, settings: Settings) -> dict[str, Any]:
     say(f"{stage}: dry run on a few images; nothing is written")
     config, run = settings.config, replace(settings.run, dry=True)
     if stage == "prepare":
@@ -78,7 +75,7 @@ def _try(stage: str, settings: Settings, *, trust: bool = False) -> dict[str, An
     from sfkt_cli.stages import bridge, source, transfer
 
     functions: dict[str, Callable[..., None]] = {
-        "source": source.trusted_source if trust else source.source,
+        "source": source.source,
         "bridge": bridge.bridge,
         "transfer": transfer.transfer,
     }
@@ -101,8 +98,8 @@ def _try_training(
     name: str, stage: Callable[[Config, Run], None], config: Config, run: Run
 ) -> dict[str, Any]:
     from sfkt_cli.data.store import open_store
-    from sfkt_cli.training.loop import Tried
     from sfkt_cli.distributed import use_gpus
+    from sfkt_cli.training.loop import Tried
 
     gpus = use_gpus(config.runtime)
     count = gpus or config.runtime.processes

@@ -56,13 +56,12 @@ def run_prepare(options: Options, *, download: bool = False, accept_licence: boo
     return settings.run
 
 
-def run_source(options: Options, *, trust: bool = False) -> Run:
-    """Run ``source``; with ``trust`` a model that is brought along may run code."""
+def run_source(options: Options) -> Run:
+    """Run ``source``."""
     from sfkt_cli.distributed import launch
 
     settings = settings_of("source", options)
-    stage = "sfkt_cli.stages.source:" + ("trusted_source" if trust else "source")
-    launch("source", stage, settings.config, settings.run)
+    launch("source", "sfkt_cli.stages.source:source", settings.config, settings.run)
     return settings.run
 
 

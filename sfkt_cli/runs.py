@@ -195,8 +195,10 @@ class Run:
     def open(self, stage: str, config: Config, inputs: Mapping[str, str]) -> Iterator[Stage | None]:
         """Enter a stage's folder under a lock; None where it is finished with these settings.
 
-        An interrupted stage is entered again with what it left (its checkpoint). Of several
-        processes the main one looks, locks and writes; the others wait for its verdict.
+        An interrupted stage is entered again with what it left (its checkpoint). One that fails
+        before there is such work leaves no settings: what a command was given and could not do
+        is nothing that later ones go by. Of several processes the main one looks, locks and
+        writes; the others wait for its verdict.
 
         Args:
             stage: Name of the folder, such as ``bridge`` or ``transfer/tgkt``.
@@ -239,17 +241,20 @@ class Run:
             write_json(begun, state)
             write_text(folder / "config.yaml", to_yaml(config))
             self.agree(_OPEN)
-            with console.stage_log(stage, folder / LOG):
-                _begin(folder, resumed)
-                try:
+            try:
+                with console.stage_log(stage, folder / LOG):
+                    _begin(folder, resumed)
                     yield Stage(stage, folder, config, settings, inputs)
-                except Exception as error:
-                    if folder.is_dir():
-                        raise
+            except Exception as error:  # not an interruption, after which it goes on as it was
+                if not folder.is_dir():
                     raise RunError(
                         f"{stage}: {folder} was moved or deleted while it was at work: where it is "
                         "now, the same command with --run goes on from the last saved state"
                     ) from error
+                if not _has_begun(folder):
+                    begun.unlink(missing_ok=True)
+                    (folder / "config.yaml").unlink(missing_ok=True)
+                raise
             if (folder / "done.json").is_file():
                 begun.unlink(missing_ok=True)
 

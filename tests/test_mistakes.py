@@ -269,7 +269,7 @@ MISTAKES = [
     Mistake(
         "a model that can run code",
         f"{BRING} source.checkpoint=w.pkl",
-        ("w.pkl", "--trust"),
+        ("w.pkl", "torch.onnx.export(model"),
         lambda f: torch.save(SmallResNet(4), f / "w.pkl"),
     ),
     Mistake(

@@ -105,7 +105,8 @@ def test_a_stage_that_failed_before_it_wrote_anything_may_be_corrected(tmp_path:
     run = Run(tmp_path / "run")
     with pytest.raises(ValueError, match="no such class"), run.open("bridge", settings(), INPUTS):
         raise ValueError("no such class")
-    assert (tmp_path / "run/bridge/begun.json").is_file()
+    assert [path.name for path in run.path("bridge").iterdir()] == ["log.txt"]
+    assert run.remembered("bridge") == {}
     assert work(run, "bridge", settings("seed=1"))
 
 

@@ -16,8 +16,6 @@ from PIL import Image
 from sfkt_cli.errors import DataError
 
 Fit = Literal["crop", "squash"]
-VALID_SHARE = 0.5
-"""A stored pixel has a reading where at least this share of its area has one."""
 
 
 def kept_box(width: int, height: int, fit: Fit) -> tuple[int, int, int, int]:
@@ -58,6 +56,8 @@ def fit_target(values: NDArray[Any], size: int, fit: Fit, *, missing: bool) -> N
         missing: Whether 0 means "no reading". Such pixels never blend into others: a stored pixel
             is the mean of the readings in its area, or 0 where less than half of it has one.
 
+    All is whole numbers, halves are rounded up: exported models come to the very same values.
+
     Returns:
         (size, size) or (size, size, C) of the same type; bit-exact where nothing needs resampling.
     """
@@ -72,18 +72,32 @@ def fit_target(values: NDArray[Any], size: int, fit: Fit, *, missing: bool) -> N
     return _by_area(kept, size, missing)
 
 
+def areas(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First pixel and number of pixels of each of ``size`` areas along a side of ``length`` pixels.
+
+    A pixel belongs to the area that its centre lies in, as in Pillow's box filter; where there are
+    more areas than pixels, each takes the nearest one.
+    """
+    number = np.arange(size + 1)
+    if size >= length:
+        return (2 * number[:-1] + 1) * length // (2 * size), np.ones(size, np.int64)
+    edges = (2 * number * length + size) // (2 * size)
+    return edges[:-1], np.diff(edges)
+
+
 def _by_area(plane: NDArray[Any], size: int, missing: bool) -> NDArray[Any]:
-    mean = _area_mean(plane, size)
-    if missing:
-        share = _area_mean(plane > 0, size)
-        mean = np.where(share >= VALID_SHARE - 1e-4, mean / np.maximum(share, 1e-6), 0)
-    rounded: NDArray[Any] = np.rint(mean).astype(plane.dtype)
-    return rounded
+    (top, heights), (left, widths) = (areas(length, size) for length in plane.shape)
 
+    def total(values: NDArray[Any]) -> NDArray[np.int64]:
+        rows = np.add.reduceat(values, top, axis=0, dtype=np.int64)
+        sums: NDArray[np.int64] = np.add.reduceat(rows, left, axis=1)
+        return sums
 
-def _area_mean(plane: NDArray[Any], size: int) -> NDArray[np.float32]:
-    image = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
-    return np.asarray(image.resize((size, size), Image.Resampling.BOX))
+    count = np.outer(heights, widths)
+    readings = total(plane > 0) if missing else count
+    whole = np.maximum(readings, 1)
+    mean = (2 * total(plane) + whole) // (2 * whole)
+    return np.where(2 * readings >= count, mean, 0).astype(plane.dtype)
 
 
 def to_millimetres(metres: NDArray[np.floating[Any]], name: str) -> NDArray[np.uint16]:

@@ -150,8 +150,9 @@ def _timm(name: str, pretrained: bool) -> tuple[nn.Module, int]:
         near = ", ".join(timm.list_models(f"*{name}*")[:3]) or "see timm.list_models()"
         raise ConfigError(f"source.backbone = 'timm:{name}' is no timm model; near: {near}")
     network = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    made_for: Any = network.pretrained_cfg
     with torch.no_grad():
-        size = network.eval()(torch.zeros(1, 3, 224, 224)).shape[1]
+        size = network.eval()(torch.zeros(1, *made_for["input_size"])).shape[1]
     return network.train(), int(size)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from sfkt_cli.models.backbones import make_backbone
-from sfkt_cli.models.programs import Program
+from sfkt_cli.models.onnx_network import OnnxNetwork
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -31,7 +31,7 @@ class Classifier(nn.Module):
         mean: Of RGB in [0, 1], taken off.
         std: Of RGB in [0, 1], divided by.
         channel_order: ``bgr``: the backbone wants the normalised channels the other way round.
-        program: Keyword arguments of a :class:`Program` that is the backbone.
+        graph: Keyword arguments of an :class:`OnnxNetwork` that is the backbone.
         layer: Name of the linear layer at whose input features are taken; empty: the last one.
         pretrained: Start the backbone from published ImageNet weights.
 
@@ -51,7 +51,7 @@ class Classifier(nn.Module):
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         channel_order: str = "rgb",
-        program: Mapping[str, Any] | None = None,
+        graph: Mapping[str, Any] | None = None,
         layer: str = "",
         pretrained: bool = False,
     ) -> None:
@@ -61,8 +61,8 @@ class Classifier(nn.Module):
         self.front: nn.Module = nn.Identity()
         self._flipped = channel_order == "bgr"
         self.backbone: nn.Module
-        if program is not None:
-            self.backbone = Program(**program)
+        if graph is not None:
+            self.backbone = OnnxNetwork(**graph)
             size = self.backbone.features
         else:
             self.backbone, size = make_backbone(

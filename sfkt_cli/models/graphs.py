@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
-from sfkt_cli.data.resample import VALID_SHARE, Fit, kept_box
+from sfkt_cli.data.resample import Fit, areas, kept_box
 from sfkt_cli.models.classifier import Classifier
 
 
 class FitTarget(nn.Module):
     """Crop and area resampling as matrix products: :func:`sfkt_cli.data.resample.fit_target`.
+
+    Its results are those of that function, to the last digit: float32 holds the sums of bytes
+    exactly, in any order, and the division is one of whole numbers.
 
     Args:
         height: Of the sensor's images.
@@ -28,6 +27,7 @@ class FitTarget(nn.Module):
 
     down: Tensor
     across: Tensor
+    count: Tensor
 
     def __init__(self, height: int, width: int, size: int, fit: Fit, *, missing: bool) -> None:
         super().__init__()
@@ -36,23 +36,24 @@ class FitTarget(nn.Module):
         self._missing = missing
         self.register_buffer("down", _area_matrix(lower - upper, size))
         self.register_buffer("across", _area_matrix(right - left, size))
+        self.register_buffer("count", torch.outer(self.down.sum(1), self.across.sum(1)).long())
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, H, W) or (B, H, W, C) to float32 (B, S, S) or (B, S, S, C), whole numbers."""
         left, upper, right, lower = self._box
         kept = images.to(torch.float32)[:, upper:lower, left:right]
         planes = kept.unsqueeze(1) if kept.ndim == 3 else kept.permute(0, 3, 1, 2)
-        mean = self._mean(planes)
-        if self._missing:
-            share = self._mean((planes > 0).to(torch.float32))
-            enough = (share >= VALID_SHARE - 1e-4).to(torch.float32)
-            mean = enough * mean / share.clamp_min(1e-6)
-        mean = torch.round(mean)
+        high = torch.floor(planes / 256)
+        sums = 256 * self._sums(high) + self._sums(planes - 256 * high)
+        readings = self._sums((planes > 0).to(torch.float32)) if self._missing else self.count
+        whole = readings.clamp_min(1)
+        mean = torch.div(2 * sums + whole, 2 * whole, rounding_mode="floor")
+        mean = (mean * (2 * readings >= self.count)).to(torch.float32)
         return mean.squeeze(1) if kept.ndim == 3 else mean.permute(0, 2, 3, 1)
 
-    def _mean(self, planes: Tensor) -> Tensor:
+    def _sums(self, planes: Tensor) -> Tensor:
         across = F.linear(planes, self.across).transpose(2, 3)
-        return F.linear(across, self.down).transpose(2, 3)
+        return F.linear(across, self.down).transpose(2, 3).to(torch.int64)
 
 
 class StudentGraph(nn.Module):
@@ -95,7 +96,7 @@ def for_export(graph: nn.Module) -> nn.Module:
 
 
 def _area_matrix(length: int, size: int) -> Tensor:
-    """(size, length) weights of Pillow's box filter, taken from Pillow itself."""
-    unit: Any = Image.fromarray(np.eye(length, dtype=np.float32))
-    resized = unit.resize((length, size), Image.Resampling.BOX)
-    return torch.from_numpy(np.array(resized, dtype=np.float32))
+    """(size, length): 1 where a pixel belongs to an area."""
+    first, count = (torch.from_numpy(each).unsqueeze(1) for each in areas(length, size))
+    pixels = torch.arange(length)
+    return ((pixels >= first) & (pixels < first + count)).to(torch.float32)

@@ -1,7 +1,7 @@
-"""A source model that the user brings: weights with the name of their architecture, or a program.
+"""A source model that the user brings: weights with the name of their architecture, or ONNX.
 
 Features are what enters the last linear layer, which becomes the head. Nothing is loaded that
-could run code, unless the user trusts it; see :mod:`sfkt_cli.models.foreign`.
+could run code.
 """
 
 from __future__ import annotations
@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfkt_cli.config import Config
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import sha256_file
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.foreign import load_network
-from sfkt_cli.models.onnx_network import OnnxNetwork
+from sfkt_cli.models.onnx_files import read_onnx
 from sfkt_cli.models.preprocessing import normalisation_of
-from sfkt_cli.models.recording import record
 from sfkt_cli.models.saving import CARD, WEIGHTS, load_model
 from sfkt_cli.models.weights_files import read_weights
 
@@ -61,32 +59,26 @@ def digest_of(config: Config) -> str:
     return sha256_file(path)
 
 
-def import_source(
-    config: Config, classes: Sequence[str], *, size: int = 224, trust: bool = False
-) -> Imported:
+def import_source(config: Config, classes: Sequence[str], *, size: int = 224) -> Imported:
     """Load the model of ``source.checkpoint``.
 
     Args:
         config: ``source.backbone`` names the architecture, ``source.classes`` the outputs.
         classes: Of the data, in the order of its labels; empty where the data has none.
-        size: Side of the images in pixels; what a program does is written down at this size.
-        trust: The file may run code.
+        size: Side of the images in pixels; the graph of an ONNX file is settled for it.
 
     Raises:
         ConfigError: Architecture, checkpoint and classes do not fit each other.
-        DataError: The file is missing, damaged, or could run code and is not trusted.
+        DataError: The file is missing, damaged, or could run code.
     """
     path = _checkpoint(config)
     own = path if path.is_dir() else path.parent
     if path.is_dir() or (path.name == WEIGHTS and (own / CARD).is_file()):
         return _own_model(config, own, classes)
-    if path.suffix == ".onnx":
-        return _program(config, path, OnnxNetwork(path).eval(), classes, size)
-    network = load_network(path, trust=trust)
-    if network is not None:
-        return _program(config, path, network, classes, size)
-    state = read_weights(path, trust=trust)
-    if any(name.startswith("backbone.") for name in state) and "head.bias" in state:
+    if path.suffix.lower() == ".onnx":
+        return _from_onnx(config, path, classes, size)
+    state = read_weights(path)
+    if {"mean", "std", "head.bias"} <= set(state) and any(n.startswith("backbone.") for n in state):
         raise DataError(f"{path} was written by sfkt, but its {CARD} is not beside it: copy it too")
     settings = config.source
     architecture = _architecture(config, settings.backbone)
@@ -98,13 +90,13 @@ def import_source(
     head = settings.features or _find_head(path, state, model, settings.backbone)
     if f"{head}.weight" not in state:
         raise ConfigError(f"source.features = {head!r}: {path} holds no {head}.weight")
-    _no_more_layers(path, model, state, head, settings.backbone)
+    state, left_out = _without_the_rest(path, model, state, head, settings.backbone)
     names = _outputs(config, path, len(state[f"{head}.weight"]), classes)
     architecture["classes"] = len(names)
     _fill(path, model, state, head, settings.backbone)
     kept = list(classes) or names
     _reorder(model, [names.index(name) for name in kept])
-    remarks = (*remark, *_remarks(config))
+    remarks = (*remark, *left_out, *_remarks(config))
     return Imported(model.eval(), architecture, kept, remarks)
 
 
@@ -133,20 +125,20 @@ def _remarks(config: Config) -> tuple[str, ...]:
     return (f"images are normalised with mean ({mean}), std ({std}): {found.origin}",)
 
 
-def _program(
-    config: Config, path: Path, network: nn.Module, classes: Sequence[str], size: int
-) -> Imported:
-    """A network without a name: what it does is written down, and no code of it is kept."""
-    program, state, weight, bias = record(network, size, str(path), config.source.features)
-    names = _outputs(config, path, len(weight), classes)
-    architecture = _architecture(config, "program")
-    architecture |= {"classes": len(names), "program": program}
+def _from_onnx(config: Config, path: Path, classes: Sequence[str], size: int) -> Imported:
+    """A network without a name: its operations are kept, and the file is not needed again."""
+    onnx_model = read_onnx(path, size, config.source.features)
+    names = _outputs(config, path, len(onnx_model.weight), classes)
+    architecture = _architecture(config, "onnx")
+    architecture |= {"classes": len(names), "graph": onnx_model.graph}
     model = Classifier(**architecture)
-    model.backbone.network.load_state_dict(state, strict=False)  # type: ignore[union-attr]
-    model.head.load_state_dict({"weight": weight, "bias": bias})
+    model.backbone.load_state_dict(onnx_model.network.state_dict())
+    model.head.load_state_dict({"weight": onnx_model.weight, "bias": onnx_model.bias})
     kept = list(classes) or names
     _reorder(model, [names.index(name) for name in kept])
-    remark = f"{len(program['steps'])} operations of {path} were written down"
+    remark = (
+        f"{path} gives what it gives in onnxruntime; {len(onnx_model.graph['nodes'])} operations"
+    )
     return Imported(model.eval(), architecture, kept, (remark, *_remarks(config)))
 
 
@@ -180,29 +172,39 @@ def _named_as(
     return state, ()
 
 
-def _no_more_layers(
-    path: Path, model: Classifier, state: Mapping[str, Tensor], head: str, backbone: str
-) -> None:
-    """Refuse a checkpoint with linear layers behind the one that would become the head.
+def _without_the_rest(
+    path: Path, model: Classifier, state: dict[str, Tensor], head: str, backbone: str
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Leave out what a checkpoint holds besides a whole network, such as a loss's own weights.
+
+    Returns:
+        The tensors of the network, and a remark that names the others.
 
     Raises:
-        ConfigError: There are some, named in the message.
+        ConfigError: Linear layers follow the one that would become the head.
     """
     known = model.backbone.state_dict()
-    more = [
+    wanted = {name for name in known if not name.endswith("num_batches_tracked")}
+    own = {name for name in state if name in known or name.rpartition(".")[0] == head}
+    rest = [name for name in state if name not in own]
+    outputs, parent = len(state[f"{head}.weight"]), head.rpartition(".")[0]
+    behind = [
         name.removesuffix(".weight")
-        for name, value in state.items()
-        if name.endswith(".weight")
-        and value.ndim == 2
-        and name not in known
-        and name != f"{head}.weight"
-    ]
-    if more:
+        for name in rest
+        if name.endswith(".weight") and state[name].ndim == 2
+        and (state[name].shape[1] == outputs or (parent and name.startswith(f"{parent}.")))
+    ]  # fmt: skip
+    if behind:
         raise ConfigError(
-            f"{path}: beside {head} it holds {', '.join(more[:4])}, which source.backbone = "
-            f"{backbone!r} does not have. Bring a network of your own making as ONNX "
-            "(torch.onnx.export(..., external_data=False)), or as TorchScript with --trust"
+            f"{path}: beside {head} it holds {', '.join(behind[:4])}, which source.backbone = "
+            f"{backbone!r} does not have. Bring a network of your own making as ONNX: "
+            "torch.onnx.export(..., external_data=False), or sfkt_cli.import_model in Python"
         )
+    if not rest or not wanted <= own:
+        return state, ()
+    more = f" and {len(rest) - 6} more" if len(rest) > 6 else ""
+    remark = f"left out of {path}, not of {backbone}: {', '.join(rest[:6])}{more}"
+    return {name: state[name] for name in own}, (remark,)
 
 
 def _without_auxiliary(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -218,6 +220,8 @@ def _find_head(path: Path, state: Mapping[str, Tensor], model: Classifier, backb
         for name, value in state.items()
         if name not in known and name.endswith(".weight") and value.shape[1:] == (features,)
     ]
+    if len(found) > 1:  # a loss may keep a vector for each class, but seldom a bias
+        found = [name for name in found if f"{name}.bias" in state] or found
     if len(found) != 1:
         linear = [
             f"{name.removesuffix('.weight')} with {value.shape[1]}"

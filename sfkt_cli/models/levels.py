@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfkt_cli.models.programs import Program
+from sfkt_cli.models.onnx_network import OnnxNetwork
 
 Watch = Callable[[str, Any], None]
-"""Takes the name of a module, or of a step of a recorded program, and its output."""
+"""Takes the name of a module, or of a node of an ONNX network, and its output."""
 Call = tuple[str, int]
 """The n-th call of a module in a pass: some, such as activations, are used at several places."""
 
@@ -22,7 +22,7 @@ class Levels:
     """The activations of networks at the end of each of their resolutions, noted as they work.
 
     The end of a resolution is the outermost module, and of several the last, that gives maps
-    (B, C, S, S) of that size: a stage of a ResNet. Of a recorded program it is the last step.
+    (B, C, S, S) of that size: a stage of a ResNet. Of an ONNX network it is the last node.
     Maps of more than a quarter of the images' side are left out: they are little more than the
     picture, and cost the most.
 
@@ -104,9 +104,11 @@ def _is_map(output: Tensor, images: Tensor) -> bool:
 def _watching(
     network: nn.Module, watch: Watch, only: Container[str] | None = None
 ) -> Iterator[None]:
-    """Have modules, or the steps of a program, tell of their outputs: all, or those of a name."""
-    if isinstance(network, Program):
-        network.watch = lambda name, out: watch(name, out) if only is None or name in only else None
+    """Have modules, or nodes of an ONNX network, tell of their outputs: all, or those named."""
+    if isinstance(network, OnnxNetwork):
+        network.watch = lambda name, output: (
+            watch(name, output) if only is None or name in only else None
+        )
         try:
             yield
         finally:

@@ -1,114 +1,126 @@
-"""An ONNX classifier as a PyTorch network, with gradients: the operations that classifiers use.
+"""A network as a list of ONNX operations: how models that are brought as ONNX are kept.
 
-A file is data, not a program: nothing in it is run but the operations below. Shapes are tensors of
-whole numbers on the CPU, as in the file.
+The list stands in model.json, the tensors in model.safetensors. A file is data, not a program:
+nothing is ever called but the operations of :mod:`sfkt_cli.models.onnx_operations`.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.errors import DataError
 from sfkt_cli.models.onnx_operations import OPERATIONS
-from sfkt_cli.models.weights_files import SAVE_WEIGHTS
+
+BATCH_NORM = "BatchNormalization"
 
 
 class OnnxNetwork(nn.Module):
-    """Runs the graph of an ONNX file.
+    """Runs a list of operations on images.
 
     Args:
-        path: The file; weights inside it, no others.
+        nodes: ``[operation, inputs, outputs, attributes]`` each. An input is the name of a tensor
+            or of an earlier output, null, or a literal number or list of numbers, in which
+            ``{"batch": k}`` is k times the number of images.
+        input: Name of the images.
+        output: Name of the result, (B, F).
+        channels_last: Whether the images go in as (B, H, W, 3).
+        tensors: Name to ``[shape, dtype, whether it is trained]``.
+        norms: Channels, eps and momentum of each BatchNorm2d layer.
+        features: Size F of the result.
 
     Raises:
-        ConfigError: The extra ``onnx`` is not installed.
-        DataError: The file is missing or damaged, takes no images, or holds unknown operations.
+        DataError: An operation or a dtype is unknown.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        *,
+        nodes: Sequence[Any],
+        input: str,
+        output: str,
+        channels_last: bool,
+        tensors: Mapping[str, Any],
+        norms: Sequence[Any],
+        features: int,
+    ) -> None:
         super().__init__()
-        graph = read_graph(path)
-        unknown = sorted({node.op_type for node in graph.node} - set(OPERATIONS))
+        self.features = features
+        self.watch: Callable[[str, Any], None] | None = None
+        """Called with the name and result of each node; see :mod:`sfkt_cli.models.levels`."""
+        unknown = sorted({str(node[0]) for node in nodes} - set(OPERATIONS))
         if unknown:
-            raise DataError(
-                f"{path} holds operations that are not known here: {', '.join(unknown)}. Bring "
-                f"the weights of the network that it was exported from instead: {SAVE_WEIGHTS}"
-            )
-        self._weights: dict[str, str] = {}
-        for number, each in enumerate(graph.initializer):
-            value = _tensor_of(each)
-            name = f"weight{number}"
-            self._weights[each.name] = name
-            if value.is_floating_point():
-                self.register_parameter(name, nn.Parameter(value.float()))
+            raise DataError(f"model.json holds unknown operations: {', '.join(unknown)}")
+        self._nodes, self._input, self._output = nodes, input, output
+        self._channels_last = channels_last
+        self._names = {name: f"tensor{number}" for number, name in enumerate(tensors)}
+        for name, (shape, dtype, trained) in tensors.items():
+            blank = torch.zeros(shape, dtype=_dtype(dtype))
+            if trained:
+                self.register_parameter(self._names[name], nn.Parameter(blank))
             else:
-                self.register_buffer(name, value)
-        inputs = [each for each in graph.input if each.name not in self._weights]
-        if len(inputs) != 1:
-            raise DataError(f"{path} has {len(inputs)} inputs: an image classifier has one")
-        dimensions = [each.dim_value for each in inputs[0].type.tensor_type.shape.dim]
-        self._channels_last = dimensions[1:] != [] and dimensions[-1] == 3 and dimensions[1] != 3
-        self._input, self._output = inputs[0].name, graph.output[0].name
-        self._nodes = [
-            (n.op_type, list(n.input), list(n.output), {a.name: _attribute(a) for a in n.attribute})
-            for n in graph.node
-        ]
+                self.register_buffer(self._names[name], blank)
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(channels, eps, momentum) for channels, eps, momentum in norms
+        )
+        self.depthwise = any(
+            attributes.get("group", 1) > 1 and tensors[inputs[1]][0][1] == 1
+            for kind, inputs, _, attributes in nodes
+            if kind == "Conv" and inputs[1] in tensors
+        )
+        """Whether a convolution works on each channel by itself."""
+        last = {name: number for number, node in enumerate(nodes) for name in names_in(node[1])}
+        self._last_uses: dict[int, list[str]] = {}
+        for name, number in last.items():
+            if name != output:
+                self._last_uses.setdefault(number, []).append(name)
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """The tensors by the names that the nodes know."""
+        return {name: getattr(self, own) for name, own in self._names.items()}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) to the first output of the file."""
-        values: dict[str, Any] = {name: getattr(self, own) for name, own in self._weights.items()}
+        """Normalised images (B, 3, H, W) to (B, F)."""
+        values: dict[str, Any] = dict(self.named_tensors())
         values[self._input] = images.permute(0, 2, 3, 1) if self._channels_last else images
-        for kind, inputs, outputs, attributes in self._nodes:
-            given = [values[name] if name else None for name in inputs]
-            results = OPERATIONS[kind](*given, **attributes)
-            results = results if isinstance(results, tuple) else (results,)
-            values.update(zip(outputs, results, strict=False))
+        for number, (kind, inputs, outputs, attributes) in enumerate(self._nodes):
+            given = [_value(each, values, images.shape[0]) for each in inputs]
+            if "layer" in attributes:
+                results: Any = self.norms[attributes["layer"]](given[0])
+            else:
+                results = OPERATIONS[kind](*given, **attributes)
+            if self.watch is not None:
+                self.watch(f"{outputs[0]} {kind}", results)
+            values.update(zip(outputs, as_tuple(results), strict=False))
+            for name in self._last_uses.get(number, ()):
+                values.pop(name, None)
         result: Tensor = values[self._output]
         return result
 
 
-def read_graph(path: Path) -> Any:
-    """The graph of an ONNX file, with nothing read but the file itself.
-
-    Raises:
-        ConfigError: The extra ``onnx`` is not installed.
-        DataError: The file is missing or damaged, or has its weights elsewhere.
-    """
-    try:
-        import onnx
-    except ImportError:
-        raise ConfigError(f"{path} needs an extra to be read: pip install 'sfkt[onnx]'") from None
-    if not path.is_file():
-        raise DataError(f"source.checkpoint: {path} does not exist")
-    try:
-        graph = onnx.load(str(path), load_external_data=False).graph
-    except Exception as error:  # the parser's own class is private to it
-        raise DataError(f"{path} is no intact ONNX file: {error}") from None
-    if not graph.node:
-        raise DataError(f"{path} is no intact ONNX file: it holds no graph")
-    if any(each.external_data for each in graph.initializer):
-        raise DataError(
-            f"{path} keeps its weights in another file: export it with external_data=False, or put "
-            f"them inside: onnx.save(onnx.load('{path.name}'), 'inside.onnx')"
-        )
-    return graph
+def as_tuple(results: Any) -> tuple[Any, ...]:
+    """The results of an operation, of which most have one."""
+    return results if isinstance(results, tuple) else (results,)
 
 
-def _tensor_of(held: Any) -> Tensor:
-    from onnx import numpy_helper
+def names_in(inputs: Sequence[Any]) -> list[str]:
+    """The inputs of a node that are names."""
+    return [each for each in inputs if isinstance(each, str)]
 
-    return torch.from_numpy(numpy_helper.to_array(held).copy())
+
+def _value(written: Any, values: Mapping[str, Any], batch: Any) -> Any:
+    if isinstance(written, str):
+        return values[written]
+    if isinstance(written, list):
+        return [_value(each, values, batch) for each in written]
+    return written["batch"] * batch if isinstance(written, Mapping) else written
 
 
-def _attribute(attribute: Any) -> Any:
-    from onnx import helper
-
-    value = helper.get_attribute_value(attribute)
-    if attribute.type == attribute.TENSOR:
-        return _tensor_of(value)
-    if isinstance(value, bytes):
-        return value.decode()
-    return list(value) if attribute.type in (attribute.INTS, attribute.FLOATS) else value
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise DataError(f"model.json: {name!r} is no dtype")
+    return dtype

@@ -1,7 +1,12 @@
-"""What each operation of an ONNX file computes, for float images and whole-number shapes."""
+"""What each operation of an ONNX file computes, for float images and whole-number shapes.
+
+Where the meaning changed between opsets, :mod:`sfkt_cli.models.onnx_files` says it as attributes.
+"""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +18,33 @@ from sfkt_cli.errors import DataError
 
 Operation = Callable[..., Any]
 
+MOST_ELEMENTS = 2**28
+"""Of a tensor that an operation makes from a shape: a damaged file may ask for any size."""
+FLOATS = (1, 10, 11, 16)
+"""Numbers of ONNX's float types; all of them are float32 here."""
+WHOLE = {2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64,
+         9: torch.bool}  # fmt: skip
 
-def _numbers(value: Any) -> list[int]:
-    return [
-        int(each) for each in (value.flatten().tolist() if isinstance(value, Tensor) else value)
-    ]
+
+def _numbers(value: Any) -> list[Any]:
+    """A literal, or a tensor while the graph is settled."""
+    return value.flatten().tolist() if isinstance(value, Tensor) else list(value)
+
+
+def _number(value: Any) -> Any:
+    return (
+        value.item()
+        if isinstance(value, Tensor)
+        else value[0]
+        if isinstance(value, list)
+        else value
+    )
+
+
+def _bounded(sizes: list[Any]) -> list[Any]:
+    if math.prod(sizes) > MOST_ELEMENTS:
+        raise DataError(f"a tensor of shape {sizes} is too large")
+    return sizes
 
 
 def _padded(x: Tensor, kernel: Any, strides: Any, dilations: Any, pads: Any, auto_pad: str) -> Any:
@@ -104,9 +131,22 @@ def _reduce(how: Callable[..., Tensor]) -> Operation:
         x: Tensor, given: Any = None, *, axes: Any = None, keepdims: int = 1,
         noop_with_empty_axes: int = 0,
     ) -> Tensor:  # fmt: skip
-        return how(x, dim=_axes(x, axes, given), keepdim=bool(keepdims))
+        chosen = _axes(x, axes, given) if axes or given is not None else []
+        if not chosen and noop_with_empty_axes:
+            return x
+        return how(x, dim=chosen or list(range(x.ndim)), keepdim=bool(keepdims))
 
     return reduce
+
+
+def _softmax(how: Callable[..., Tensor]) -> Operation:
+    def softmax(x: Tensor, *, axis: int = -1, flatten: int = 0) -> Tensor:
+        """With ``flatten`` over all axes from ``axis`` on, as up to opset 12."""
+        if not flatten:
+            return how(x, axis)
+        return how(x.flatten(axis % x.ndim), -1).reshape(x.shape)
+
+    return softmax
 
 
 def _squeeze(x: Tensor, given: Any = None, *, axes: Any = None) -> Tensor:
@@ -141,28 +181,52 @@ def _split(
     x: Tensor, given: Any = None, *, axis: int = 0, split: Any = None, num_outputs: Any = 0
 ) -> Any:
     sizes = split if given is None else _numbers(given)
-    return tuple(torch.split(x, sizes, axis) if sizes else x.chunk(num_outputs or 2, axis))
+    return tuple(torch.split(x, sizes, axis) if sizes else x.chunk(num_outputs, axis))
+
+
+def _split_to_sequence(
+    x: Tensor, sizes: Any = None, *, axis: int = 0, keepdims: int = 1
+) -> list[Tensor]:
+    if sizes is None:
+        parts = x.unbind(axis)
+        return [part.unsqueeze(axis) for part in parts] if keepdims else list(parts)
+    plain = sizes.ndim == 0 if isinstance(sizes, Tensor) else not isinstance(sizes, list)
+    return list(torch.split(x, int(sizes) if plain else _numbers(sizes), axis))
 
 
 def _gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
-    if indices.ndim == 0:
-        return x.select(axis, int(indices))
-    picked = x.index_select(axis, indices.flatten())
-    return picked.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis % x.ndim + 1 :])
+    axis = axis % x.ndim
+    rows = torch.where(indices < 0, indices + x.shape[axis], indices).flatten()
+    picked = x.index_select(axis, rows)
+    return picked.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
 def _pad(x: Tensor, pads: Any = None, value: Any = None, axes: Any = None, **old: Any) -> Tensor:
     sizes = _numbers(old.get("pads", pads))
-    if axes is not None or old.get("mode", "constant") != "constant":
-        raise DataError("padding other than with a constant on all axes is not supported")
     half = len(sizes) // 2
-    pairs = [n for i in reversed(range(half)) for n in (sizes[i], sizes[half + i])]
-    return F.pad(x, pairs, value=float(value) if value is not None else float(old.get("value", 0)))
+    sides = {axis: (sizes[axis], sizes[half + axis]) for axis in range(half)}
+    if axes is not None:
+        along = [axis % x.ndim for axis in _numbers(axes)]
+        sides = {axis: (sizes[i], sizes[half + i]) for i, axis in enumerate(along)}
+    pairs = [n for axis in reversed(range(x.ndim)) for n in sides.get(axis, (0, 0))]
+    mode = {"edge": "replicate"}.get(old.get("mode", ""), old.get("mode", "constant"))
+    _bounded([n + sum(sides.get(axis, (0, 0))) for axis, n in enumerate(x.shape)])
+    if mode == "constant":
+        return F.pad(
+            x, pairs, value=float(old.get("value", 0) if value is None else _number(value))
+        )
+    if x.ndim != 4 or any(pairs[4:]):
+        raise DataError(
+            f"padding of mode {mode} on other axes than height and width is not supported"
+        )
+    return F.pad(x, pairs[:4], mode=mode)
 
 
 def _clip(x: Tensor, low: Any = None, high: Any = None, **old: Any) -> Tensor:
     low, high = old.get("min", low), old.get("max", high)
-    return x.clamp(None if low is None else float(low), None if high is None else float(high))
+    if low is high is None:
+        return x
+    return x.clamp(None if low is None else _number(low), None if high is None else _number(high))
 
 
 def _layer_norm(
@@ -172,37 +236,59 @@ def _layer_norm(
     return F.layer_norm(x, list(x.shape[axis % x.ndim :]), scale, shift, epsilon)
 
 
-def _cast(x: Tensor, *, to: int, saturate: int = 1) -> Tensor:
-    from onnx import helper
-
-    return x.to(torch.from_numpy(helper.tensor_dtype_to_np_dtype(to).type(0).reshape(1)).dtype)
+def _cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Tensor:
+    return x.to(torch.float32 if to in FLOATS else WHOLE[to])
 
 
-def _constant(**given: Any) -> Tensor:
-    (value,) = given.values()
-    return value if isinstance(value, Tensor) else torch.tensor(value)
+def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
+    axis = axis if axis >= 0 else axis + x.ndim
+    return x.flatten(1) if axis == 1 else x.reshape(math.prod(x.shape[:axis]), -1)
 
 
+def _expand(x: Tensor, shape: Any) -> Tensor:
+    wanted = tuple(_numbers(shape))
+    sizes = torch.broadcast_shapes(x.shape, wanted)  # type: ignore[no-untyped-call]
+    return x.expand(_bounded(list(sizes)))
+
+
+def _tile(x: Tensor, repeats: Any) -> Tensor:
+    times = _numbers(repeats)
+    _bounded([n * count for n, count in zip(x.shape, times, strict=True)])
+    return x.repeat(*times)
+
+
+def _range(start: Any, end: Any, step: Any) -> Tensor:
+    first, last, by = _number(start), _number(end), _number(step)
+    _bounded([abs(last - first) / abs(by)])
+    return torch.arange(first, last, by)
+
+
+def _each(how: Callable[[Tensor, Tensor], Tensor]) -> Operation:
+    return lambda *tensors: functools.reduce(how, tensors)
+
+
+_PLAIN = """
+Abs:abs Add:add And:logical_and Ceil:ceil Equal:eq Erf:erf Exp:exp Floor:floor Greater:gt
+GreaterOrEqual:ge IsNaN:isnan Less:lt LessOrEqual:le Log:log MatMul:matmul Mul:mul Neg:neg
+Not:logical_not Or:logical_or Reciprocal:reciprocal Relu:relu Sigmoid:sigmoid Sqrt:sqrt Sub:sub
+Tanh:tanh Where:where
+"""
+"""Operations that are functions of torch."""
 OPERATIONS: dict[str, Operation] = {
-    "Abs": torch.abs,
-    "Add": torch.add,
+    **{name: getattr(torch, word) for name, word in (pair.split(":") for pair in _PLAIN.split())},
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
     "Cast": _cast,
+    "CastLike": lambda x, other, **_: x.to(other.dtype),
     "Clip": _clip,
     "Concat": lambda *parts, axis: torch.cat(parts, axis),
-    "Constant": _constant,
-    "ConstantOfShape": lambda shape, value=None: torch.full(
-        _numbers(shape), 0.0 if value is None else value.item()
-    ),
+    "ConstantOfShape": lambda shape, value=0.0: torch.full(_bounded(_numbers(shape)), value),
     "Conv": _conv,
-    "Div": lambda a, b: a // b if not a.is_floating_point() else a / b,
+    "Div": lambda a, b: torch.div(a, b, rounding_mode=None if a.is_floating_point() else "trunc"),
     "Dropout": lambda x, *_, **__: x,
-    "Equal": torch.eq,
-    "Erf": torch.erf,
-    "Exp": torch.exp,
-    "Expand": lambda x, shape: x * torch.ones(_numbers(shape), dtype=x.dtype),
-    "Flatten": lambda x, axis=1: x.flatten(axis) if axis == 1 else x.reshape(-1, x[0].numel()),
+    "Elu": lambda x, alpha=1.0: F.elu(x, alpha),
+    "Expand": _expand,
+    "Flatten": _flatten,
     "Gather": _gather,
     "Gelu": lambda x, approximate="none": F.gelu(x, approximate=approximate),
     "Gemm": _gemm,
@@ -211,39 +297,47 @@ OPERATIONS: dict[str, Operation] = {
     "HardSigmoid": lambda x, alpha=0.2, beta=0.5: (alpha * x + beta).clamp(0, 1),
     "HardSwish": F.hardswish,
     "Identity": lambda x: x,
+    "InstanceNormalization": lambda x, scale, shift, epsilon=1e-5: F.instance_norm(
+        x, weight=scale, bias=shift, eps=epsilon
+    ),
     "LayerNormalization": _layer_norm,
     "LeakyRelu": lambda x, alpha=0.01: F.leaky_relu(x, alpha),
-    "Log": torch.log,
-    "LogSoftmax": lambda x, axis=-1: F.log_softmax(x, axis),
-    "MatMul": torch.matmul,
-    "Max": torch.maximum,
+    "LogSoftmax": _softmax(F.log_softmax),
+    "Max": _each(torch.maximum),
     "MaxPool": _max_pool,
-    "Min": torch.minimum,
-    "Mul": torch.mul,
-    "Neg": torch.neg,
-    "Not": torch.logical_not,
+    "Min": _each(torch.minimum),
+    "Mish": F.mish,
+    "Mod": lambda a, b, fmod=0: torch.fmod(a, b) if fmod else torch.remainder(a, b),
     "Pad": _pad,
-    "Pow": lambda x, y: x ** (float(y) if y.numel() == 1 else y),
+    "Pow": lambda x, y: torch.pow(x, y).to(x.dtype),
     "PRelu": lambda x, slope: torch.where(x > 0, x, x * slope),
-    "Range": lambda start, end, step: torch.arange(start.item(), end.item(), step.item()),
-    "Reciprocal": torch.reciprocal,
+    "Range": _range,
+    "ReduceL2": _reduce(torch.linalg.vector_norm),
     "ReduceMax": _reduce(torch.amax),
     "ReduceMean": _reduce(torch.mean),
+    "ReduceMin": _reduce(torch.amin),
     "ReduceSum": _reduce(torch.sum),
-    "Relu": torch.relu,
     "Reshape": _reshape,
+    "ScatterND": lambda x, at, new, **_: x.index_put(tuple(at.unbind(-1)), new),
+    "SequenceAt": lambda parts, place: parts[_number(place)],
     "Shape": lambda x, start=0, end=None: torch.tensor(list(x.shape)[start:end]),
-    "Sigmoid": torch.sigmoid,
     "Slice": _slice,
-    "Softmax": lambda x, axis=-1: F.softmax(x, axis),
+    "Softmax": _softmax(F.softmax),
     "Softplus": F.softplus,
     "Split": _split,
-    "Sqrt": torch.sqrt,
+    "SplitToSequence": _split_to_sequence,
     "Squeeze": _squeeze,
-    "Sub": torch.sub,
-    "Tanh": torch.tanh,
+    "Sum": _each(torch.add),
+    "Tile": _tile,
     "Transpose": lambda x, perm=None: x.permute(perm or list(range(x.ndim))[::-1]),
     "Unsqueeze": _unsqueeze,
-    "Where": torch.where,
 }
 """ONNX operation to the function that computes it, for float images and whole-number shapes."""
+NUMBERS: dict[str, tuple[int, ...]] = {
+    "Clip": (1, 2), "ConstantOfShape": (0,), "Pad": (1, 2, 3), "Range": (0, 1, 2),
+    "Slice": (1, 2, 3, 4),
+    **dict.fromkeys(("Expand", "Reshape", "SequenceAt", "Split", "SplitToSequence"), (1,)),
+    **dict.fromkeys(("Squeeze", "Tile", "Unsqueeze", "ReduceL2", "ReduceMax"), (1,)),
+    **dict.fromkeys(("ReduceMean", "ReduceMin", "ReduceSum"), (1,)),
+}  # fmt: skip
+"""Inputs that are numbers, by their place; they stand in the settled graph as literals."""

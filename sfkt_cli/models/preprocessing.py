@@ -59,7 +59,7 @@ def _published(backbone: str) -> tuple[Three, Three, str] | None:
             import timm
         except ImportError:
             return None
-        known = timm.get_pretrained_cfg(backbone.removeprefix("timm:"))
+        known: Any = timm.get_pretrained_cfg(backbone.removeprefix("timm:"))
         return _three(known.to_dict() if known else None, f"timm's weights of {backbone}")
     from torchvision import models
 

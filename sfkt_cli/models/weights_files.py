@@ -6,7 +6,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import safetensors
 import torch
@@ -23,25 +23,36 @@ PREFIXES = ("module.", "_orig_mod.")
 PICKLE = b"\x80"
 """First byte of every pickle since Python 2.3."""
 SAVE_WEIGHTS = "torch.save(model.state_dict(), 'weights.pth')"
+_DYNAMIC = "dynamo=True, external_data=False, dynamic_shapes=({0: 'batch'},)"
+LOADERS = {
+    "a TorchScript program": (
+        "torch.jit.load({0!r}).eval()",
+        "input_names=['images'], dynamic_axes={'images': {0: 'batch'}}, dynamo=False",
+    ),
+    "an exported program": ("torch.export.load({0!r}).module()", _DYNAMIC),
+    "a pickle with more than tensors in it": (
+        "torch.load({0!r}, weights_only=False).eval()", _DYNAMIC,
+    ),
+}  # fmt: skip
+"""How each kind of file that holds a whole network is loaded, and exported to ONNX."""
 
 
-def read_weights(path: Path, *, trust: bool = False) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file or of a state dict, float32, by their plain names.
 
     Args:
         path: The file.
-        trust: A pickle with more than tensors in it may run code.
 
     Raises:
-        DataError: The file is missing or damaged, holds a program instead of tensors, or has
+        DataError: The file is missing or damaged, holds a whole network instead of tensors, or has
             values that are not finite.
     """
     if not path.is_file():
         raise DataError(f"source.checkpoint: {path} does not exist")
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         tensors = _read_safetensors(path)
-    elif path.suffix in STATE_DICT_SUFFIXES:
-        tensors = _unwrap(path, _read_torch(path, trust))
+    elif path.suffix.lower() in STATE_DICT_SUFFIXES:
+        tensors = _unwrap(path, _read_torch(path))
     else:
         raise DataError(
             f"{path} is no file of weights: expected .safetensors, or a state dict in "
@@ -61,58 +72,41 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise DataError(f"{path} is no intact .safetensors file: {error}") from None
 
 
-def kind_of(path: Path) -> str | None:
-    """What a file of torch holds that can run code; None for tensors, and for other files.
+def _refuse_network(path: Path, kind: str) -> NoReturn:
+    """Refuse a file that holds a whole network, with the three lines that make ONNX of it."""
+    load, shape = LOADERS[kind]
+    raise DataError(
+        f"{path} is {kind}, and loading one can run any code. Turn it into ONNX where you trust it "
+        "(S is the side of its images in pixels), then give that file:\n"
+        "  import torch\n"
+        f"  model = {load.format(path.name)}\n"
+        f"  torch.onnx.export(model, (torch.rand(2, 3, S, S),), {path.stem + '.onnx'!r}, {shape})\n"
+        f"Or take its weights alone, {SAVE_WEIGHTS}, and name the network with source.backbone"
+    )
 
-    Raises:
-        DataError: The file does not exist.
-    """
-    if not path.is_file():
-        raise DataError(f"source.checkpoint: {path} does not exist")
-    if path.suffix not in STATE_DICT_SUFFIXES:
-        return None
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
-            inside = [name.partition("/")[2] for name in file.namelist()]
-        if any(name.startswith("code/") or name == "constants.pkl" for name in inside):
-            return "a TorchScript program"
-        if any(name.startswith(("models/", "archive_format")) for name in inside):
-            return "an exported program"
-    elif _first_byte(path) != PICKLE:
-        return None
+
+def _read_torch(path: Path) -> Any:
     try:
-        _load_tensors(path)
-    except pickle.UnpicklingError:
-        return "a pickle with more than tensors in it"
-    except DataError:
-        pass  # damaged: who reads it says so
-    return None
-
-
-def _first_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(1)
-
-
-def _load_tensors(path: Path) -> Any:
-    try:
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip:
+            with zipfile.ZipFile(path) as file:
+                inside = [name.partition("/")[2] for name in file.namelist()]
+            if any(name.startswith("code/") or name == "constants.pkl" for name in inside):
+                _refuse_network(path, "a TorchScript program")
+            if any(name.startswith(("models/", "archive_format")) for name in inside):
+                _refuse_network(path, "an exported program")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except DataError:
         raise
-    except Exception as error:  # damaged archives raise almost anything, such as zlib.error
-        first = str(error).partition("\n")[0]
-        raise DataError(f"{path} cannot be read as a state dict: {first}") from None
-
-
-def _read_torch(path: Path, trust: bool) -> Any:
-    if trust:
-        return torch.load(path, map_location="cpu", weights_only=False)
-    try:
-        return _load_tensors(path)
     except pickle.UnpicklingError:
+        if is_zip or path.read_bytes()[:1] == PICKLE:
+            _refuse_network(path, "a pickle with more than tensors in it")
         raise DataError(
             f"{path} cannot be read: it is no file of weights; write one with {SAVE_WEIGHTS}"
         ) from None
+    except Exception as error:  # damaged archives raise almost anything, such as zlib.error
+        first = str(error).partition("\n")[0]
+        raise DataError(f"{path} cannot be read as a state dict: {first}") from None
 
 
 def _unwrap(path: Path, loaded: Any) -> dict[str, Tensor]:

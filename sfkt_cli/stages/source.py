@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,18 @@ from sfkt_cli.console import say, warn
 from sfkt_cli.data.batches import Stream
 from sfkt_cli.data.images import rgb_to_float
 from sfkt_cli.data.store import Store, open_store
-from sfkt_cli.errors import ConfigError, RunError
+from sfkt_cli.errors import ConfigError, DataError, RunError
+from sfkt_cli.files import replacing
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.collapse import collapse_warning, describe_predictions
 from sfkt_cli.models.importing import digest_of, import_source
 from sfkt_cli.models.mixture import Mixture
+from sfkt_cli.models.onnx_files import need_onnx, write_onnx
 from sfkt_cli.models.preprocessing import normalisation_of
 from sfkt_cli.models.saving import CARD, load_model, save_model
+from sfkt_cli.options import Options
 from sfkt_cli.runs import Run, Stage
+from sfkt_cli.settings import resolve
 from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.cpu import prefer_large_pages
 from sfkt_cli.training.loop import Batch, Plan, cosine, fit
@@ -102,20 +106,22 @@ def check_image_size(model: nn.Module, backbone: str, size: int) -> None:
         with torch.inference_mode():
             model(torch.zeros(1, 3, size, size, device=device))
     except (AssertionError, RuntimeError, ValueError) as error:
+        # timm says in this attribute what a network was made for.
+        made_for = getattr(getattr(model, "backbone", None), "pretrained_cfg", {})
+        side = made_for.get("input_size", (3, 224, 224))[-1]
         raise ConfigError(
             f"source.backbone = {backbone!r} does not take images of {size} x {size} pixels "
-            f"({str(error).splitlines()[0]}): prepare them anew with --set image_size=224, "
-            "or choose another backbone"
+            f"({(str(error).splitlines() or [''])[0]}): image_size must be the network's own, "
+            f"prepare them anew with --set image_size={side}, or choose another backbone"
         ) from None
 
 
-def source(config: Config, run: Run, *, trust: bool = False) -> None:
+def source(config: Config, run: Run) -> None:
     """Train or import the source model; writes ``source/model.*``.
 
     Args:
         config: Settings.
         run: A prepared run.
-        trust: The file of ``source.checkpoint`` may run code.
 
     Raises:
         RunError: There is neither source.h5 nor a checkpoint.
@@ -127,7 +133,7 @@ def source(config: Config, run: Run, *, trust: bool = False) -> None:
         _mix(config, run)
         return
     if settings.checkpoint is not None:
-        _bring(config, run, trust)
+        _bring(config, run)
         return
     inputs = _inputs(run, run.source_store, lambda: {"source.h5": _open_images(run).digest})
     with run.open("source", config, inputs) as stage:
@@ -161,19 +167,79 @@ def source(config: Config, run: Run, *, trust: bool = False) -> None:
             )
 
 
-def trusted_source(config: Config, run: Run) -> None:
-    """:func:`source` of a user who says that the file of ``source.checkpoint`` may run code."""
-    source(config, run, trust=True)
+def import_model(
+    module: nn.Module,
+    *,
+    run: str | Path,
+    classes: Sequence[str] = (),
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    force: bool = False,
+) -> Run:
+    """Take any PyTorch classifier as the source model of a run, by way of ONNX.
+
+    Writes ``source.onnx`` into the run, then ``source/``, which every later stage takes.
+
+    Args:
+        module: Normalised RGB images (B, 3, S, S) to logits or probabilities (B, K).
+        run: The folder of a prepared run.
+        classes: Names of its outputs, in order; empty: those of the data.
+        image_size: S in pixels; None: that of the data, which it must agree with.
+        mean: Of RGB in [0, 1], taken off before the module; None: that of ImageNet.
+        std: Of RGB in [0, 1], divided by before the module; None: that of ImageNet.
+        force: Replace a source model that is there.
+
+    Raises:
+        ConfigError: The extra ``onnx`` is not installed, or size or classes do not fit the data.
+        DataError: The module cannot be exported, or is no classifier.
+        RunError: The run is not prepared, or has another source model.
+    """
+    need_onnx("import_model", "onnxscript")
+    folder = Path(run)
+    Run(folder).require("prepare", "sfkt prepare NAME")
+    size = int(open_store(Run(folder).transfer_store)["target/target"].shape[1])
+    if image_size not in (None, size):
+        raise ConfigError(
+            f"import_model: image_size is {image_size}, the data of {folder} are prepared with "
+            f"{size}: prepare them anew with --set image_size={image_size}"
+        )
+    weights = next(module.parameters(), torch.empty(0))
+    training = {part: part.training for part in module.modules()}
+    try:
+        images = torch.rand(2, 3, size, size, device=weights.device)
+        content = write_onnx(module.eval(), images, ["logits"], {}, keep_norms=True)
+    except Exception as error:  # torch.onnx raises what it likes
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"import_model: the module cannot be exported to ONNX: {first}") from error
+    finally:
+        for part, was in training.items():
+            part.training = was
+    path = folder.resolve() / "source.onnx"
+    same = path.is_file() and path.read_bytes() == content
+    if Run(folder).finished("source") and not same and not force:
+        raise RunError(f"{folder / 'source'} holds another model: force=True replaces it")
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+    source_settings = {
+        "checkpoint": str(path), "classes": list(classes) or None, "mean": mean and list(mean),
+        "std": std and list(std), "mixture": [],
+    }  # fmt: skip
+    options = Options(run=folder, force=force).with_flags(
+        {f"source.{name}": value for name, value in source_settings.items()}
+    )
+    settings = resolve(options, "source")
+    source(settings.config, settings.run)
+    return settings.run
 
 
-def _bring(config: Config, run: Run, trust: bool) -> None:
+def _bring(config: Config, run: Run) -> None:
     """Take the model of ``source.checkpoint``, and look at what it says of the TI RGB images."""
     store = open_store(run.transfer_store)
     size = int(store["target/target"].shape[1])
-    # A finished stage is not loaded again: the file may need trust, which is said once.
     done = _is_made(run)
     inputs = _inputs(run, config.source.checkpoint, lambda: {"checkpoint": digest_of(config)})
-    brought = None if done else import_source(config, store.classes, size=size, trust=trust)
+    brought = None if done else import_source(config, store.classes, size=size)
     with run.open("source", config, inputs) as stage:
         if stage is None or brought is None:
             say(f"source: already done in {run.path('source')}")

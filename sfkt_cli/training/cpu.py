@@ -110,7 +110,7 @@ def prefer_large_pages(arrays: Iterable[NDArray[Any]]) -> None:
 
 
 def has_depthwise(module: nn.Module | None) -> bool:
-    """Whether a module has depthwise convolutions; recorded programs tell it themselves."""
+    """Whether a module has depthwise convolutions; ONNX networks tell it themselves."""
     layers = [] if module is None else module.modules()
     return any(is_depthwise(layer) or getattr(layer, "depthwise", False) for layer in layers)
 

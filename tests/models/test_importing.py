@@ -17,6 +17,7 @@ from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.collapse import collapse_warning, describe_predictions
 from sfkt_cli.models.importing import import_source
 from sfkt_cli.models.saving import save_model
+from sfkt_cli.stages.source import check_image_size
 
 CLASSES = ["box", "cone", "sphere"]
 
@@ -108,6 +109,45 @@ def test_the_number_of_classes_must_fit(tmp_path: Path, network: nn.Module) -> N
         import_source(settings(path, classes=["box", "cone", "ball"]), CLASSES)
     with pytest.raises(ConfigError, match=r"has 3 outputs, source\.classes names 2"):
         import_source(settings(path, classes=["box", "cone"]), CLASSES)
+
+
+def test_what_a_checkpoint_holds_besides_the_network_is_left_out_and_named(
+    tmp_path: Path, network: nn.Module
+) -> None:
+    state = dict(network.state_dict())
+    path = tmp_path / "model.pth"
+    images = torch.rand(2, 3, 64, 64)
+    for extra in ({"criterion.weight": torch.ones(3)}, {"arcface.weight": torch.ones(3, 1024)}):
+        torch.save(state | extra, path)
+        brought = import_source(settings(path), CLASSES)
+        assert any(
+            "left out" in remark and next(iter(extra)) in remark for remark in brought.remarks
+        )
+        torch.testing.assert_close(brought.model(images)[1], network(normalised(images)))
+
+
+def test_a_foreign_backbone_with_a_head_is_not_taken_for_a_model_of_sfkt(
+    tmp_path: Path, network: nn.Module
+) -> None:
+    own = {f"classifier.3.{name}": f"head.{name}" for name in ("weight", "bias")}
+    state = {own.get(k, f"backbone.{k}"): value for k, value in network.state_dict().items()}
+    torch.save(state, tmp_path / "model.pth")
+    brought = import_source(settings(tmp_path / "model.pth"), CLASSES)
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(brought.model(images)[1], network(normalised(images)))
+    torch.save(state | {"mean": torch.zeros(3), "std": torch.ones(3)}, tmp_path / "model.pth")
+    with pytest.raises(DataError, match=r"written by sfkt, but its model\.json"):
+        import_source(settings(tmp_path / "model.pth"), CLASSES)
+
+
+def test_a_timm_network_of_a_fixed_size_says_which_size() -> None:
+    pytest.importorskip("timm")
+    name = "timm:vit_tiny_patch16_384"
+    model = Classifier(
+        backbone=name, classes=3, width=0, bottleneck=0, mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    with pytest.raises(ConfigError, match=r"64 x 64 pixels .*--set image_size=384"):
+        check_image_size(model, name, 64)
 
 
 def test_a_head_of_several_layers_is_sent_to_onnx(tmp_path: Path) -> None:

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from torch import nn
 
 from sfkt_cli.runs import Run
 from tests.stages.test_json import TINY, called
@@ -118,26 +116,3 @@ def test_a_download_is_told_and_not_begun(
     assert not list(tmp_path.iterdir())
     assert called("prepare", "diml-rgbd", "--download", "--dry-run") == 1
     assert "no public address" not in capsys.readouterr().out
-
-
-def test_a_trusted_program_is_tried_only_when_trusted(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.chdir(folder)
-    classes = len(Run(folder / "runs/synthetic").record("prepare")["classes"])
-    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, classes))
-    torch.save(network, tmp_path / "model.pth")  # the whole model: a pickle
-    words = [
-        "--run",
-        "runs/synthetic",
-        "--force",
-        "--set",
-        f"source.checkpoint={tmp_path}/model.pth",
-    ]
-    before = state(folder)
-    assert called("source", "--config", "tiny.yaml", "--dry-run", *words) == 1
-    assert "--trust" in capsys.readouterr().err
-    (plan,) = plans("source --trust", capsys, *words)
-    assert "takes the model of" in plan["does"]
-    assert state(folder) == before

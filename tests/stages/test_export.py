@@ -20,7 +20,8 @@ from sfkt_cli.data.resample import Fit, fit_target
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, RunError
-from sfkt_cli.models.graphs import FitTarget
+from sfkt_cli.models.graphs import FitTarget, for_export
+from sfkt_cli.models.onnx_files import open_session, write_onnx
 from sfkt_cli.runs import Run
 from sfkt_cli.stages import export as stage
 from sfkt_cli.stages.evaluate import evaluate
@@ -129,24 +130,49 @@ def test_the_model_card_has_front_matter_and_code_that_runs(
     assert "uint16, (batch, 16, 16)" in text
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [(37, 53, 16), (20, 30, 48)]
+    + [(h, w, s) for h, w in ((480, 640), (640, 480), (1080, 1920)) for s in (48, 64, 224)],
+)
 @pytest.mark.parametrize("fit", ["crop", "squash"])
-@pytest.mark.parametrize("missing", [True, False])
-def test_resampling_in_the_graph_is_that_of_prepare(fit: Fit, missing: bool) -> None:
+def test_resampling_in_the_graph_is_that_of_prepare_to_the_last_digit(
+    height: int, width: int, size: int, fit: Fit
+) -> None:
     generator = np.random.default_rng(0)
-    images = generator.integers(1, 6000, (2, 37, 53), dtype=np.uint16)
+    images = generator.integers(1, 65536, (1, height, width), dtype=np.uint16)
     images[generator.random(images.shape) < 0.3] = 0
-    module = FitTarget(37, 53, 16, fit, missing=missing)
+    missing = size != 64
+    module = FitTarget(height, width, size, fit, missing=missing)
     found = module(torch.from_numpy(images)).numpy()
-    expected = np.stack([fit_target(image, 16, fit, missing=missing) for image in images])
-    assert np.abs(found - expected).max() <= 1
-    assert (found != expected).mean() < 0.05  # halves that are rounded the other way
+    expected = np.stack([fit_target(image, size, fit, missing=missing) for image in images])
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(480, 640, 48), (1080, 1920, 224)])
+def test_resampling_in_onnxruntime_is_that_of_prepare(height: int, width: int, size: int) -> None:
+    pytest.importorskip("onnxscript")
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 65536, (2, height, width), dtype=np.uint16)
+    module = for_export(FitTarget(height, width, size, "crop", missing=True))
+    session = open_session(write_onnx(module, torch.from_numpy(images), ["fitted"], {}))
+    (found,) = session.run(None, {"images": images})
+    expected = np.stack([fit_target(image, size, "crop", missing=True) for image in images])
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_file_that_differs_from_pytorch_is_refused(
     untrained_run: Run, untrained_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(stage.WRITERS, "pt2", lambda graph, images, facts: (b"wrong", 0.01))
-    with pytest.raises(RunError, match=r"student\.pt2 was not written.* 0\.01"):
+    def wrong(graph: Any, images: Any, facts: Any) -> tuple[bytes, Any]:
+        probabilities = graph(images)[1]
+        probabilities[3] = probabilities[3].flip(0) + 0.01
+        return b"wrong", probabilities
+
+    monkeypatch.setitem(stage.WRITERS, "pt2", wrong)
+    store = open_store(untrained_run.transfer_store)
+    name = store.strings("target/id")[stage.sample_rows(store)[3]]
+    with pytest.raises(RunError, match=rf"student\.pt2 was not written: 1 of .* class: {name}"):
         export(untrained_config, untrained_run, formats=["pt2"], output=tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -8,14 +8,13 @@ from torch import nn
 
 from sfkt_cli.config import RuntimeConfig
 from sfkt_cli.errors import ConfigError
-from sfkt_cli.models.programs import Program
+from sfkt_cli.models.onnx_network import OnnxNetwork
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
 PLAIN = nn.Conv2d(4, 4, 3)
-RECORDED = Program(
-    steps=[["convolution", [{"images": True}, {"tensor": "kernel"}, None, [1, 1], [0, 0], [1, 1],
-                            False, [0, 0], 4], {}]],
-    output={"step": 0}, tensors={"kernel": [[4, 1, 3, 3], "float32", True]}, norms={}, features=4,
+RECORDED = OnnxNetwork(
+    nodes=[["Conv", ["images", "kernel"], ["maps"], {"group": 4}]], input="images", output="maps",
+    channels_last=False, tensors={"kernel": [[4, 1, 3, 3], "float32", True]}, norms=[], features=4,
 )  # fmt: skip
 DEPTHWISE = nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4))
 GROUPED = nn.Conv2d(4, 4, 3, groups=2)

@@ -1,0 +1,462 @@
+"""ONNX files: read into a list of operations that is checked against onnxruntime; and written.
+
+One boundary, :func:`read_onnx`, turns whatever is wrong with a file into one message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfkt_cli.errors import ConfigError, DataError, SfktError
+from sfkt_cli.models.onnx_network import BATCH_NORM, OnnxNetwork, as_tuple, names_in
+from sfkt_cli.models.onnx_operations import NUMBERS, OPERATIONS
+from sfkt_cli.models.weights_files import SAVE_WEIGHTS
+
+BATCHES = (2, 3)
+"""Two numbers of images tell which numbers of a graph stand for the batch."""
+SCALES = (0.3, 1.0, 1.0, 2.0, 5.0)
+"""Of the images on which the network is compared with onnxruntime, in standard deviations."""
+LARGEST_DIFFERENCE = 1e-4
+"""Of outputs, relative to the largest of them."""
+OLDEST_OPSET = 7
+ENDS = {"Softmax": F.softmax, "LogSoftmax": F.log_softmax}
+Node = list[Any]
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """What an ONNX file holds.
+
+    Attributes:
+        graph: Keyword arguments of :class:`OnnxNetwork` for all up to the last linear layer.
+        network: That network, with its weights.
+        weight: Of the last linear layer (K, F); the identity where there is none.
+        bias: Its bias (K,).
+    """
+
+    graph: dict[str, Any]
+    network: OnnxNetwork
+    weight: Tensor
+    bias: Tensor
+
+
+def read_onnx(path: Path, size: int, head: str = "") -> OnnxModel:
+    """Read a classifier for RGB images; nothing is read but the file itself.
+
+    Args:
+        path: The file.
+        size: Side S of the images in pixels; the graph is settled for it.
+        head: Name of its last linear layer; empty: whatever comes last.
+
+    Raises:
+        ConfigError: The extra ``onnx`` is not installed, or ``head`` is not what comes last.
+        DataError: The file is missing, damaged, refers to other files, uses what is not known here,
+            or computes something else than in onnxruntime.
+    """
+    need_onnx(str(path))
+    if not path.is_file():
+        raise DataError(f"source.checkpoint: {path} does not exist")
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return _read(path.read_bytes(), path, size, head)
+    except SfktError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its parts raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        where = "".join(f"{note}: " for note in getattr(error, "__notes__", ())[:1])
+        raise DataError(f"{path} cannot be read as a classifier: {where}{lines[0][:200]}") from None
+
+
+def need_onnx(what: str, *more: str) -> None:
+    """Check that packages of the extra ``onnx`` are there: those that read, and ``more``.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    lacking = [name for name in ("onnx", "onnxruntime", *more) if find_spec(name) is None]
+    if lacking:
+        raise ConfigError(f"{what} needs {', '.join(lacking)}: pip install 'sfkt[onnx]'")
+
+
+def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
+    import onnx
+
+    model = onnx.load_model_from_string(content)
+    graph = model.graph
+    if not graph.node or not graph.output:
+        raise DataError(f"{path} is no intact ONNX file: it holds no graph")
+    _refuse_what_is_elsewhere(path, model)
+    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    if opset < OLDEST_OPSET:
+        raise DataError(f"{path} is of opset {opset}: export it for opset 13 or later")
+    unknown = sorted({node.op_type for node in graph.node} - {*OPERATIONS, "Constant"})
+    if unknown:
+        raise DataError(
+            f"{path} holds operations that are not known here: {', '.join(unknown)}. Bring "
+            f"the weights of the network that it was exported from instead: {SAVE_WEIGHTS}"
+        )
+    tensors = {each.name: _tensor(each) for each in graph.initializer}
+    nodes: list[Node] = []
+    for each in graph.node:
+        with _at(each.name or (each.output[0] if each.output else ""), each.op_type):
+            attributes = {a.name: _attribute(a) for a in each.attribute}
+            if each.op_type == "Constant":
+                (value,) = attributes.values()
+                value = value if isinstance(value, Tensor) else torch.tensor(value)
+                tensors[each.output[0]] = value
+            else:
+                inputs = [name or None for name in each.input]
+                nodes.append([each.op_type, inputs, list(each.output), attributes])
+                _adapt(nodes[-1], opset)
+    channels_last = _check_input(path, graph, tensors, size)
+    images_name = next(each.name for each in graph.input if each.name not in tensors)
+    seen = []
+    for count in BATCHES:
+        images = _images(size)[:count]
+        images = images.permute(0, 2, 3, 1) if channels_last else images
+        seen.append(_run(nodes, {**tensors, images_name: images}))
+    logits = seen[1][graph.output[0].name]
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != BATCHES[1]:
+        raise DataError(
+            f"{path} gives {tuple(logits.shape)} for {BATCHES[1]} images: no classifier"
+        )
+    nodes = _settle(nodes, tensors, seen, path)
+    output, ends, weight, bias = _split_head(path, nodes, tensors, graph.output[0].name, head)
+    if weight is None or bias is None:
+        weight, bias = torch.eye(logits.shape[1]), torch.zeros(logits.shape[1])
+    nodes = _needed(nodes, output)
+    norms = _name_norms(nodes, tensors, seen[0])
+    used = {name for node in nodes for name in names_in(node[1])} & set(tensors)
+    kept: dict[str, Any] = {
+        "nodes": nodes,
+        "input": images_name,
+        "output": output,
+        "channels_last": channels_last,
+        "tensors": {
+            name: [
+                list(value.shape), str(value.dtype).removeprefix("torch."), is_trained(value)
+            ]
+            for name, value in tensors.items() if name in used
+        },
+        "norms": [settings for settings, _ in norms],
+        "features": weight.shape[1],
+    }  # fmt: skip
+    network = OnnxNetwork(**kept).eval()
+    for name, own in network.named_tensors().items():
+        own.copy_(tensors[name])
+    for layer, (_, values) in zip(network.norms, norms, strict=True):
+        layer.load_state_dict(values, strict=False)
+    ours = network(_images(size)) @ weight.T + bias
+    for end in ends:
+        ours = ENDS[end](ours, 1)
+    images = _images(size).permute(0, 2, 3, 1) if channels_last else _images(size)
+    given = {images_name: images.contiguous().numpy()}
+    theirs = torch.from_numpy(open_session(content).run([graph.output[0].name], given)[0])
+    gap = float((ours - theirs).abs().max())
+    if not gap <= LARGEST_DIFFERENCE * max(1.0, float(theirs.abs().max())):
+        raise DataError(
+            f"{path} was not taken: its outputs differ by {gap:.2g} from those in onnxruntime. "
+            "Does it branch on what is in the images? Otherwise bring the weights of the network "
+            f"that it was exported from: {SAVE_WEIGHTS}"
+        )
+    return OnnxModel(kept, network, weight, bias)
+
+
+@contextlib.contextmanager
+def _at(name: str, kind: str) -> Iterator[None]:
+    """Note on errors which node they are about."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"node {name!r} ({kind})")
+        raise
+
+
+def _refuse_what_is_elsewhere(path: Path, model: Any) -> None:
+    """Refuse values in other files, at any place of the file, and operations of other makers."""
+    for where, kind, part in _parts(model):
+        if kind == "FunctionProto" or (kind == "NodeProto" and part.domain not in ("", "ai.onnx")):
+            raise DataError(
+                f"{path}: {where or f'function {part.name!r}'} of {part.domain!r} is not known: it "
+                "is none of ONNX's own operations"
+            )
+        if kind == "TensorProto" and (part.external_data or part.data_location):
+            raise DataError(
+                f"{path}: {where} keeps its values in another file. Export with "
+                f"external_data=False, or put them inside: onnx.save(onnx.load('{path.name}'), "
+                "'inside.onnx')"
+            )
+
+
+def _parts(message: Any, where: str = "") -> Iterator[tuple[str, str, Any]]:
+    """All that lies inside of a message: the node or weight it belongs to, its kind, and itself."""
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for part in [value] if hasattr(value, "ListFields") else value:
+            at = where
+            if field.name == "node":
+                at = f"node {part.name or ' '.join(part.output)!r} ({part.op_type})"
+            elif field.name in ("initializer", "sparse_initializer"):
+                at = f"weight {getattr(part, 'name', 'sparse')!r}"
+            yield at, field.message_type.name, part
+            yield from _parts(part, at)
+
+
+def _tensor(stored: Any) -> Tensor:
+    from onnx import numpy_helper
+
+    value = torch.from_numpy(numpy_helper.to_array(stored).copy())
+    return value.float() if value.is_floating_point() else value
+
+
+def _attribute(attribute: Any) -> Any:
+    from onnx import helper
+
+    value = helper.get_attribute_value(attribute)
+    if attribute.type == attribute.TENSOR:
+        return _tensor(value)
+    if isinstance(value, bytes):
+        return value.decode()
+    return list(value) if attribute.type in (attribute.INTS, attribute.FLOATS) else value
+
+
+def _adapt(node: Node, opset: int) -> None:
+    """What an operation meant at the file's opset, said as attributes.
+
+    Axes, bounds and paddings were attributes once and are inputs now; operations take both.
+    """
+    kind, _, outputs, attributes = node
+    if kind in ENDS and opset < 13:
+        attributes.setdefault("axis", 1)
+        attributes["flatten"] = 1
+    elif kind == "Split":
+        attributes.setdefault("num_outputs", len(outputs))
+    elif kind == "ConstantOfShape" and "value" in attributes:
+        attributes["value"] = attributes["value"].item()
+    elif kind == BATCH_NORM and (
+        attributes.get("training_mode") or not attributes.get("spatial", 1)
+    ):
+        raise DataError("batch norm in training mode, or for each pixel, is not supported")
+
+
+def _check_input(path: Path, graph: Any, tensors: Mapping[str, Tensor], size: int) -> bool:
+    """Whether the file takes its images as (B, H, W, 3)."""
+    inputs = [each for each in graph.input if each.name not in tensors]
+    if len(inputs) != 1:
+        raise DataError(f"{path} has {len(inputs)} inputs: an image classifier has one")
+    kind = inputs[0].type.tensor_type
+    if kind.elem_type != 1:
+        raise DataError(f"{path} takes no float32 images: export it with a float32 input")
+    sides = [dimension.dim_value for dimension in kind.shape.dim]
+    if len(sides) == 4:
+        channels_last = bool(sides[3] == 3 and sides[1] != 3)
+        batch, *sides = sides
+        if batch:
+            raise DataError(
+                f"{path} takes {batch} images at a time: export it with a batch of any size, "
+                "dynamic_shapes=({0: 'batch'},)"
+            )
+        height, width = sides[:2] if channels_last else sides[1:]
+        if height not in (0, size) or width not in (0, size):
+            raise DataError(
+                f"{path} takes images of {height} x {width} pixels, the data have {size} x {size}: "
+                f"prepare them anew with --set image_size={height}, or export it for {size}"
+            )
+        return channels_last
+    return False
+
+
+def _images(size: int) -> Tensor:
+    noise = torch.randn(len(SCALES), 3, size, size, generator=torch.Generator().manual_seed(0))
+    return noise * torch.tensor(SCALES).view(-1, 1, 1, 1)
+
+
+def _run(nodes: Sequence[Node], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every value of the graph."""
+    values: dict[str, Any] = dict(given)
+    for kind, inputs, outputs, attributes in nodes:
+        with _at(outputs[0], kind):
+            arguments = [None if name is None else values[name] for name in inputs]
+            results = OPERATIONS[kind](*arguments, **attributes)
+            values.update(zip(outputs, as_tuple(results), strict=False))
+    return values
+
+
+def _settle(
+    nodes: Sequence[Node], tensors: dict[str, Tensor], seen: Sequence[Mapping[str, Any]], path: Path
+) -> list[Node]:
+    """Work out all that depends on the images' shape only; put numbers where numbers are wanted."""
+    fixed = {name for name, value in tensors.items() if not is_trained(value)}
+    kept: list[Node] = []
+    for kind, inputs, outputs, attributes in nodes:
+        settled = inputs[:1] if kind == "CastLike" else inputs
+        if kind == "Shape" or all(name is None or name in fixed for name in settled):
+            fixed |= set(outputs)
+            same = all(_equal(*(values.get(name) for values in seen)) for name in outputs)
+            if same:
+                tensors |= {name: seen[0][name] for name in outputs if name in seen[0]}
+                continue
+        kept.append([kind, list(inputs), outputs, attributes])
+    for kind, inputs, outputs, _ in kept:
+        for place in NUMBERS.get(kind, ()):
+            if place >= len(inputs) or inputs[place] is None:
+                continue
+            with _at(outputs[0], kind):
+                if inputs[place] not in fixed:
+                    raise DataError(
+                        f"{path}: node {outputs[0]!r} ({kind}) depends on the images' content"
+                    )
+                inputs[place] = _literal(*(values[inputs[place]].tolist() for values in seen))
+    return kept
+
+
+def _equal(one: Any, two: Any) -> bool:
+    if not (isinstance(one, Tensor) and isinstance(two, Tensor)):
+        return one is two is None  # an output that is not computed; never a sequence
+    return bool(torch.equal(one, two))
+
+
+def _literal(one: Any, two: Any) -> Any:
+    """Numbers for any batch: what differs must be a multiple of the batch."""
+    if isinstance(one, list):
+        return [_literal(*pair) for pair in zip(one, two, strict=True)]
+    if one == two:
+        return one
+    if isinstance(one, int) and one * BATCHES[1] == two * BATCHES[0]:
+        return {"batch": one // BATCHES[0]}
+    raise DataError(f"it does different things for {BATCHES[0]} and {BATCHES[1]} images")
+
+
+def is_trained(value: Tensor) -> bool:
+    """Whether a tensor of a file is a weight; single numbers and whole numbers are constants."""
+    return value.is_floating_point() and value.numel() > 1
+
+
+def _split_head(
+    path: Path, nodes: Sequence[Node], tensors: Mapping[str, Tensor], output: str, head: str
+) -> tuple[str, list[str], Tensor | None, Tensor | None]:
+    """Name of what enters the last linear layer, what comes behind it, its weight and bias."""
+    made = {name: node for node in nodes for name in node[2][:1]}
+    ends: list[str] = []
+    while output in made and (made[output][0] in ENDS or made[output][0] == "Identity"):
+        kind, inputs, _, attributes = made[output]
+        if attributes.get("axis", -1) not in (1, -1):
+            break
+        ends[:0] = [kind] if kind in ENDS else []
+        output = inputs[0]
+    kind, inputs, _, attributes = made.get(output, ["", [], [], {}])
+    shift: Any = None
+    if kind == "Add":
+        for one, two in (inputs, inputs[::-1]):
+            if made.get(one, [""])[0] == "MatMul" and two in tensors:
+                (kind, inputs, _, attributes), shift = made[one], two
+                break
+    elif kind == "Gemm" and len(inputs) > 2:
+        shift = inputs[2]
+    plain = all(attributes.get(k, v) == v for k, v in {"alpha": 1, "beta": 1, "transA": 0}.items())
+    name, matrix = "", torch.empty(0)
+    if kind in ("Gemm", "MatMul") and plain and (shift is None or shift in tensors):
+        matrix = tensors.get(inputs[1], matrix)
+        if matrix.ndim == 2:
+            name = str(inputs[1]).removesuffix(".weight")
+            matrix = matrix if attributes.get("transB") else matrix.T
+    if head and head != name:
+        raise ConfigError(
+            f"source.features = {head!r}: {path} ends in "
+            + (f"the linear layer {name!r}" if name else "no linear layer")
+        )
+    if not name:
+        return output, ends, None, None
+    bias = tensors[shift] if shift else torch.zeros(1)
+    return inputs[0], ends, matrix.contiguous(), bias.expand(len(matrix)).clone()
+
+
+def _needed(nodes: Sequence[Node], output: str) -> list[Node]:
+    """The nodes that lead to the output."""
+    wanted, kept = {output}, []
+    for node in reversed(nodes):
+        if wanted & set(node[2]):
+            wanted |= set(names_in(node[1]))
+            kept.append(node)
+    return kept[::-1]
+
+
+def _name_norms(
+    nodes: Sequence[Node], tensors: Mapping[str, Tensor], seen: Mapping[str, Any]
+) -> list[tuple[list[Any], dict[str, Tensor]]]:
+    """Make layers of the batch norms over maps, so that training takes new statistics."""
+    norms = []
+    for node in nodes:
+        kind, inputs, _, attributes = node
+        if kind != BATCH_NORM or seen[inputs[0]].ndim != 4 or not set(inputs[1:]) <= set(tensors):
+            continue
+        names = ("weight", "bias", "running_mean", "running_var")
+        values = {name: tensors[own] for name, own in zip(names, inputs[1:], strict=True)}
+        eps, momentum = attributes.get("epsilon", 1e-5), 1 - attributes.get("momentum", 0.9)
+        norms.append(([len(values["weight"]), eps, round(momentum, 6)], values))
+        node[1], node[3] = inputs[:1], {"layer": len(norms) - 1}
+    return norms
+
+
+def open_session(content: bytes) -> Any:
+    """An ONNX file in onnxruntime, on the CPU, without its warnings."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def write_onnx(
+    network: nn.Module,
+    images: Tensor,
+    outputs: Sequence[str],
+    facts: Mapping[str, str],
+    *,
+    keep_norms: bool = False,
+) -> bytes:
+    """A network in inference mode as the content of an ONNX file, for any number of images.
+
+    Args:
+        network: Takes the images.
+        images: At least two, such as it will get.
+        outputs: Names of what it returns.
+        facts: Goes into the file's metadata.
+        keep_norms: Leave batch norms as they are, for a file that is to be trained on.
+
+    Raises:
+        Exception: Whatever torch.onnx says of a network that it cannot export.
+    """
+    with quietly():
+        program = torch.onnx.export(
+            network, (images,), dynamo=True, external_data=False, input_names=["images"],
+            output_names=outputs, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
+            optimize=not keep_norms,
+        )  # fmt: skip
+        if program is None:
+            raise DataError("torch.onnx gave no model")
+    program.model.metadata_props.update(facts)
+    content: bytes = program.model_proto.SerializeToString()
+    return content
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """The exporters print and warn about their own insides."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,390 @@
+"""Models as ONNX: taken as onnxruntime understands them, or refused; nothing else is read."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfkt_cli.config import Config, build
+from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.models.importing import import_source
+from sfkt_cli.models.onnx_files import open_session, quietly, read_onnx, write_onnx
+from sfkt_cli.models.onnx_network import OnnxNetwork
+from sfkt_cli.models.saving import load_model, save_model
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+CLASSES = ["box", "cone", "sphere"]
+SIDE = 16
+PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+FLOAT = onnx.TensorProto.FLOAT
+
+
+class Small(nn.Module):
+    """What classifiers consist of: convolution, batch and layer norm, attention, a linear end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 2, 1)
+        self.norm = nn.BatchNorm2d(8)
+        self.layer_norm = nn.LayerNorm(8)
+        self.mixed = nn.Linear(8, 24)
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        seen = F.relu(self.norm(self.conv(images)))
+        words = self.layer_norm(F.max_pool2d(seen, 2).flatten(2).transpose(1, 2))
+        query, key, value = self.mixed(words).unsqueeze(1).chunk(3, 3)
+        words = words + F.scaled_dot_product_attention(query, key, value).squeeze(1)
+        pooled: Tensor = self.fc(self.drop(words.mean(1).view(images.shape[0], -1)))
+        return pooled
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    network = Small().eval()
+    with torch.no_grad():
+        network.norm.running_mean.normal_()  # type: ignore[union-attr]
+    return network
+
+
+def settings(path: Path, **source: Any) -> Config:
+    return build({"source": {"checkpoint": str(path), **PLAIN, **source}})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_written_to_onnx_comes_back_and_can_be_trained_and_exported(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("onnxscript")
+    path = tmp_path / "model.onnx"
+    content = write_onnx(small(), torch.rand(2, 3, SIDE, SIDE), ["logits"], {}, keep_norms=True)
+    path.write_bytes(content)
+    brought = import_source(settings(path), CLASSES, size=SIDE)
+    save_model(
+        tmp_path / "source", brought.model, kind="classifier", architecture=brought.architecture,
+        classes=brought.classes, encoding=None, inputs={}, seed=0,
+    )  # fmt: skip
+    path.unlink()
+    model = load_model(tmp_path / "source").module
+    assert isinstance(model, Classifier)
+    images = torch.rand(5, 3, SIDE, SIDE)
+    features, logits = model(images)
+    torch.testing.assert_close(logits, small()(images), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model.head(features), logits)
+    assert features.shape == (5, 8)
+    student = copy.deepcopy(model).requires_grad_(True).train()
+    student(images)[1].sum().backward()
+    grads = [parameter.grad for parameter in student.parameters()]
+    assert all(grad is not None and torch.isfinite(grad).all() for grad in grads)
+    (norm,) = [layer for layer in student.modules() if isinstance(layer, nn.BatchNorm2d)]
+    (frozen,) = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert not torch.equal(norm.running_mean, frozen.running_mean)  # type: ignore[arg-type]
+    again = torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    torch.testing.assert_close(again.module()(images)[1], logits, atol=1e-5, rtol=1e-4)
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "pickle.pkl": lambda path: torch.save(small(), path),
+    "script.pt": lambda path: torch.jit.save(torch.jit.script(small()), path),
+    "program.pt2": lambda path: torch.export.save(
+        torch.export.export(
+            small(), (torch.rand(2, 3, SIDE, SIDE),), dynamic_shapes=({0: torch.export.Dim("n")},)
+        ),
+        path,
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_with_a_whole_network_is_refused_with_lines_that_make_onnx_of_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
+    WRITERS[name](Path(name))
+    with pytest.raises(DataError, match="can run any code") as refused:
+        import_source(settings(Path(name)), CLASSES, size=SIDE)
+    lines = [line.strip() for line in str(refused.value).splitlines() if line.startswith("  ")]
+    assert len(lines) == 3
+    with quietly():
+        exec("\n".join(lines), {"S": SIDE})
+    brought = import_source(settings(Path(name).with_suffix(".onnx")), CLASSES, size=SIDE)
+    images = torch.rand(5, 3, SIDE, SIDE)
+    torch.testing.assert_close(brought.model(images)[1], small()(images), atol=1e-5, rtol=1e-4)
+
+
+class Planted(nn.Module):
+    """Writes a file when it is unpickled, and as TorchScript when it is run."""
+
+    def __init__(self, trace: str) -> None:
+        super().__init__()
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (self.trace, "w"))
+
+    def forward(self, images: Tensor) -> Tensor:
+        torch.from_file(self.trace, shared=True, size=4)
+        return images.mean((2, 3))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("suffix", [".pth", ".PT", ".pkl", ".pt2", ".safetensors", ".onnx"])
+@pytest.mark.parametrize("kind", ["pickle", "script"])
+def test_planted_code_does_not_run(kind: str, suffix: str, tmp_path: Path) -> None:
+    trace, path = tmp_path / "trace", tmp_path / f"model{suffix}"
+    planted = Planted(str(trace))
+    if kind == "pickle":
+        torch.save({"state_dict": planted}, path)
+    else:
+        torch.jit.save(torch.jit.script(planted), path)
+    with pytest.raises(DataError, match=path.name):
+        import_source(settings(path), CLASSES, size=SIDE)
+    assert not trace.exists()
+
+
+Described = tuple[str, list[str], list[str], dict[str, Any]]
+CONV: Described = ("Conv", ["x", "w"], ["c"], {"strides": [2, 2], "auto_pad": "SAME_UPPER"})
+POOL: Described = ("GlobalAveragePool", ["c"], ["g"], {})
+FLAT: Described = ("Flatten", ["g"], ["p"], {})
+GEMM: Described = ("Gemm", ["p", "f", "b"], ["y"], {"transB": 1})
+
+
+def model_of(*nodes: Described, opset: int = 17, shape: Any = ("n", 3, SIDE, SIDE)) -> Any:
+    """A file with weights w (4, 3, 3, 3), f (2, 4), b (2,), v (4,), whole numbers and bounds."""
+    torch.manual_seed(0)
+    tensors = {
+        "w": torch.randn(4, 3, 3, 3), "f": torch.randn(2, 4), "b": torch.randn(2),
+        "v": torch.rand(4) + 0.5, "axes": torch.tensor([2, 3]), "low": torch.tensor(-0.5),
+        "high": torch.tensor(0.5), "pads": torch.tensor([0, 0, 1, 0, 0, 0, 2, 1]),
+        "sizes": torch.tensor([1, 3]), "zero": torch.tensor(0),
+        "zero1": torch.tensor([0]), "minus": torch.tensor([-1]),
+    }  # fmt: skip
+    helper = onnx.helper
+    graph = helper.make_graph(
+        [helper.make_node(kind, given, out, **rest) for kind, given, out, rest in nodes],
+        "classifier",
+        [helper.make_tensor_value_info("x", FLOAT, list(shape))],
+        [helper.make_tensor_value_info("y", FLOAT, None)],
+        [onnx.numpy_helper.from_array(each.numpy(), name) for name, each in tensors.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    model.ir_version = 8
+    return model
+
+
+def between(*nodes: Described) -> list[Described]:
+    """Nodes from ``c`` to ``d`` in the middle of a classifier."""
+    return [CONV, *nodes, ("GlobalAveragePool", ["d"], ["g"], {}), FLAT, GEMM]
+
+
+SEMANTICS: dict[str, tuple[list[Described], tuple[int, ...]]] = {
+    "softmax over all axes from 1 on, once": (between(("Softmax", ["c"], ["d"], {})), (11, 13)),
+    "log softmax of one axis": (between(("LogSoftmax", ["c"], ["d"], {"axis": 2})), (11, 13)),
+    "probabilities": ([CONV, POOL, FLAT, (*GEMM[:2], ["z"], GEMM[3]),
+                       ("Softmax", ["z"], ["y"], {})], (11, 17)),
+    "squeezed by attribute": ([CONV, POOL, ("Squeeze", ["g"], ["p"], {"axes": [2, 3]}), GEMM],
+                              (11,)),
+    "squeezed by input": ([CONV, POOL, ("Squeeze", ["g", "axes"], ["p"], {}), GEMM], (13,)),
+    "reduced by attribute": ([CONV, ("ReduceMean", ["c"], ["p"], {"axes": [-2, 3], "keepdims": 0}),
+                              GEMM], (11, 17)),
+    "reduced by input": ([CONV, ("ReduceMax", ["c", "axes"], ["p"], {"keepdims": 0}), GEMM], (18,)),
+    "not reduced": (between(("ReduceSum", ["c"], ["d"], {"noop_with_empty_axes": 1})), (13,)),
+    "padded by attribute": (between(("Pad", ["c"], ["d"], {"pads": [0, 0, 1, 0, 0, 0, 2, 1],
+                                                           "value": 3.0})), (7,)),
+    "padded by input": (between(("Pad", ["c", "pads", "high"], ["d"], {})), (13,)),
+    "reflected": (between(("Pad", ["c", "pads"], ["d"], {"mode": "reflect"})), (13,)),
+    "clipped by attribute": (between(("Clip", ["c"], ["d"], {"min": -0.5, "max": 0.5})), (7,)),
+    "clipped by input": (between(("Clip", ["c", "low", "high"], ["d"], {})), (13,)),
+    "clipped above": (between(("Clip", ["c", "", "high"], ["d"], {})), (13,)),
+    "dropout": (between(("Dropout", ["c"], ["d"], {})), (7, 13)),
+    "batch norm": (between(("BatchNormalization", ["c", "v", "v", "v", "v"], ["d"], {})), (9, 15)),
+    "instance norm": (between(("InstanceNormalization", ["c", "v", "v"], ["d"], {})), (7,)),
+    "split in as many as there are outputs": (
+        between(("Split", ["c"], ["s", "t", "u", "e"], {"axis": 1}),
+                ("Concat", ["e", "s", "u", "t"], ["d"], {"axis": 1})), (11, 13)),
+    "split by input": (between(("Split", ["c", "sizes"], ["s", "t"], {"axis": 1}),
+                               ("Concat", ["t", "s"], ["d"], {"axis": 1})), (13,)),
+    "flattened at another axis": (
+        [CONV, POOL, ("Flatten", ["g"], ["h"], {"axis": 2}),
+         ("Flatten", ["g"], ["p"], {"axis": -3}),
+         GEMM], (13,)),
+    "reshaped by the shape of the images": (
+        [CONV, POOL, ("Shape", ["x"], ["k"], {}), ("Gather", ["k", "zero"], ["m"], {}),
+         ("Unsqueeze", ["m", "zero1"], ["u"], {}), ("Concat", ["u", "minus"], ["r"], {"axis": 0}),
+         ("Reshape", ["g", "r"], ["p"], {}), GEMM], (13,)),
+    "channels last": ([("Transpose", ["x"], ["i"], {"perm": [0, 3, 1, 2]}),
+                       ("Conv", ["i", "w"], *CONV[2:]), POOL, FLAT, GEMM], (13,)),
+    "the largest of three": (between(("Max", ["c", "high", "low"], ["d"], {})), (13,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SEMANTICS)
+def test_every_operation_means_what_it_means_at_the_opset_of_the_file(
+    what: str, tmp_path: Path
+) -> None:
+    nodes, opsets = SEMANTICS[what]
+    for opset in opsets:
+        last = what == "channels last"
+        shape = ("n", SIDE, SIDE, 3) if last else ("n", 3, SIDE, SIDE)
+        content = model_of(*nodes, opset=opset, shape=shape).SerializeToString()
+        path = tmp_path / "model.onnx"
+        path.write_bytes(content)
+        brought = import_source(settings(path), ["box", "cone"], size=SIDE).model
+        images = torch.rand(4, 3, SIDE, SIDE)
+        (expected,) = open_session(content).run(
+            None, {"x": (images.permute(0, 2, 3, 1) if last else images).numpy()}
+        )
+        features, logits = brought(images)
+        outputs = logits.softmax(1) if what == "probabilities" else logits
+        torch.testing.assert_close(outputs, torch.from_numpy(expected), atol=1e-5, rtol=1e-4)
+        assert features.shape == (4, 4)
+        brought.train()(images)[1].sum().backward()
+        assert all(each.grad is not None for each in brought.backbone.parameters())
+
+
+def test_what_comes_out_otherwise_than_in_onnxruntime_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sfkt_cli.models import onnx_operations
+
+    monkeypatch.setitem(onnx_operations.OPERATIONS, "Relu", torch.sigmoid)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model_of(*between(("Relu", ["c"], ["d"], {}))).SerializeToString())
+    with pytest.raises(DataError, match=r"differ by .* from those in onnxruntime"):
+        read_onnx(path, SIDE)
+
+
+def elsewhere() -> Any:
+    """A tensor whose values lie in /etc/hostname."""
+    tensor = onnx.TensorProto(data_type=FLOAT, dims=[1], data_location=1, name="e")
+    tensor.external_data.add(key="location", value="/etc/hostname")
+    return tensor
+
+
+def broken(what: str) -> Any:
+    model = model_of(CONV, POOL, FLAT, GEMM)
+    graph, helper = model.graph, onnx.helper
+    if what == "weight":
+        graph.initializer.append(elsewhere())
+    elif what == "constant":
+        graph.node.append(helper.make_node("Constant", [], ["e"], value=elsewhere()))
+    elif what == "attribute":
+        graph.node.append(helper.make_node("ConstantOfShape", ["axes"], ["e"], value=elsewhere()))
+    elif what == "subgraph":
+        inner = helper.make_graph([], "inner", [], [], [elsewhere()])
+        graph.node.append(
+            helper.make_node("If", ["k"], ["e"], then_branch=inner, else_branch=inner)
+        )
+    elif what == "sparse":
+        graph.sparse_initializer.add().values.CopyFrom(elsewhere())
+    elif what == "domain":
+        graph.node.append(helper.make_node("Gelu", ["c"], ["e"], "mine", domain="com.microsoft"))
+    elif what == "order":
+        first = copy.deepcopy(graph.node[0])
+        del graph.node[0]
+        graph.node.append(first)
+    elif what == "old":
+        model.opset_import[0].version = 6
+    elif what == "batch":
+        graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    elif what == "size":
+        graph.input[0].type.tensor_type.shape.dim[2].dim_value = 64
+    elif what == "operation":
+        graph.node[1].op_type = "Hardmax"
+    elif what == "shape":
+        graph.node[0].attribute.append(helper.make_attribute("group", 2))
+    return model
+
+
+MESSAGES = {
+    "weight": "weight 'e' keeps its values in another file",
+    "constant": r"node 'e' \(Constant\) keeps its values in another file",
+    "attribute": r"node 'e' \(ConstantOfShape\) keeps its values in another file",
+    "subgraph": "weight 'e' keeps its values in another file",
+    "sparse": "weight 'sparse' keeps its values in another file",
+    "domain": r"node 'mine' \(Gelu\) of 'com.microsoft'",
+    "order": r"node 'g' \(GlobalAveragePool\)",
+    "old": "opset 6",
+    "batch": "takes 1 images at a time",
+    "size": r"--set image_size=64",
+    "operation": "not known here: Hardmax",
+    "shape": r"node 'c' \(Conv\)",
+}
+
+
+@pytest.mark.parametrize("what", MESSAGES)
+def test_what_is_refused_is_named(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(broken(what).SerializeToString())
+    with pytest.raises(DataError, match=MESSAGES[what]):
+        read_onnx(path, SIDE)
+
+
+def test_the_last_layer_is_the_one_that_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model_of(CONV, POOL, FLAT, GEMM).SerializeToString())
+    assert read_onnx(path, SIDE, "f").weight.shape == (2, 4)
+    with pytest.raises(ConfigError, match=r"source\.features = 'head': .* linear layer 'f'"):
+        read_onnx(path, SIDE, "head")
+    whole = model_of(CONV, POOL, (FLAT[0], ["g"], ["y"], {}))
+    path.write_bytes(whole.SerializeToString())
+    assert torch.equal(read_onnx(path, SIDE).weight, torch.eye(4))
+
+
+def test_a_network_on_disk_calls_nothing_but_arithmetic() -> None:
+    rest = {"input": "x", "output": "y", "channels_last": False, "tensors": {}, "norms": []}
+    with pytest.raises(DataError, match="unknown operations: from_file"):
+        OnnxNetwork(nodes=[["from_file", ["x"], ["y"], {}]], features=3, **rest)  # type: ignore[arg-type]
+
+
+_opened: list[str] | None = None
+
+
+def _note(event: str, arguments: tuple[Any, ...]) -> None:
+    if _opened is not None and event == "open":
+        _opened.append(str(arguments[0]))
+
+
+sys.addaudithook(_note)
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_damaged_files_are_refused_and_nothing_else_is_read(count: int, tmp_path: Path) -> None:
+    global _opened
+    from tests.faults.test_mutations import mutate
+
+    clipped = model_of(
+        CONV, ("Clip", ["c", "low", "high"], ["d"], {}), ("Pad", ["d", "pads"], ["e"], {}),
+        ("ReduceMean", ["e"], ["p"], {"axes": [2, 3], "keepdims": 0}), GEMM,
+    ).SerializeToString()  # fmt: skip
+    constant = broken("constant").SerializeToString()
+    path = tmp_path / "model.onnx"
+    path.write_bytes(clipped)
+    read_onnx(path, SIDE)  # what is loaded once is loaded now
+    refused = 0
+    for number in range(count):
+        chance = random.Random(number)
+        path.write_bytes(mutate(constant if number % 5 == 0 else clipped, chance))
+        _opened = []
+        try:
+            read_onnx(path, SIDE)
+        except DataError:
+            refused += 1
+        finally:
+            opened, _opened = _opened, None
+        assert set(opened) <= {str(path)}
+    assert refused > count // 4

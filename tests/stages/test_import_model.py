@@ -1,0 +1,80 @@
+"""A module of the user's own becomes the source model; what failed leaves no settings."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+import sfkt_cli
+from sfkt_cli.config import build
+from sfkt_cli.errors import ConfigError, DataError, RunError
+from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.models.saving import load_model
+from sfkt_cli.options import Options
+from sfkt_cli.runs import Run
+from sfkt_cli.settings import resolve
+from sfkt_cli.stages.source import source
+
+
+@pytest.fixture
+def run(untrained_run: Run, tmp_path: Path) -> Run:
+    shutil.copytree(untrained_run.path("prepare"), tmp_path / "run/prepare")
+    return Run(tmp_path / "run")
+
+
+def network(outputs: int) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Dropout(0.5), nn.Linear(6, outputs),
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_module_becomes_the_source_model(run: Run) -> None:
+    pytest.importorskip("onnxscript")
+    classes = run.record("prepare")["classes"]
+    module = network(len(classes)).train()
+    shown = list(reversed(classes))
+    sfkt_cli.import_model(
+        module, run=run.folder, classes=shown, image_size=16, mean=[0.5] * 3, std=[0.25] * 3
+    )
+    assert module.training
+    saved = load_model(run.path("source"))
+    assert isinstance(saved.module, Classifier)
+    images = torch.rand(4, 3, 16, 16)
+    expected = module.eval()((images - 0.5) / 0.25).flip(1)
+    torch.testing.assert_close(saved.module(images)[1], expected, atol=1e-5, rtol=1e-4)
+    assert any(isinstance(layer, nn.BatchNorm2d) for layer in saved.module.modules())
+    assert run.finished("source")
+    with pytest.raises(RunError, match="force=True"):
+        sfkt_cli.import_model(network(len(classes) + 1), run=run.folder)
+    assert resolve(Options(run=run.folder), "bridge").config.source.mean == (0.5, 0.5, 0.5)
+
+
+def test_what_cannot_be_imported_is_said(run: Run, tmp_path: Path) -> None:
+    module = network(4)
+    with pytest.raises(RunError, match="sfkt prepare"):
+        sfkt_cli.import_model(module, run=tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"image_size is 32.* prepared with 16"):
+        sfkt_cli.import_model(module, run=run.folder, image_size=32)
+    with pytest.raises(DataError, match="cannot be exported"):
+        sfkt_cli.import_model(nn.Linear(5, 2), run=run.folder)
+    assert not run.path("source").exists()
+
+
+def test_a_failed_import_leaves_no_settings(run: Run, tmp_path: Path) -> None:
+    """The weights fit, but the network does not take images as small as these."""
+    model = models.densenet121(num_classes=len(run.record("prepare")["classes"]))
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    chosen = {"checkpoint": str(tmp_path / "w.pth"), "backbone": "densenet121",
+              "mean": [0.1] * 3, "std": [0.2] * 3}  # fmt: skip
+    with pytest.raises(ConfigError, match="does not take images of 16 x 16"):
+        source(build({"source": chosen, "runtime": {"gpus": 0}}), run)
+    kept = resolve(Options(run=run.folder), "bridge").config.source
+    assert (kept.checkpoint, kept.backbone, kept.mean) == (None, "small", None)
