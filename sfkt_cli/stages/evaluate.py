@@ -160,7 +160,7 @@ def _default_encoding(evidence: Evidence) -> Encoding:
 def predictions(evidence: Evidence) -> str:
     """CSV of all that was said: one line an image, two columns a method (class, probability)."""
     classes, methods = evidence.classes, list(evidence.outcomes)
-    header = ["split", "id", "label", "group"]
+    header = ["split", "id", "name", "label", "group"]
     for method in methods:
         header += [method, f"{method} probability"]
     lines: list[list[str | float]] = []
@@ -168,9 +168,9 @@ def predictions(evidence: Evidence) -> str:
         truth = dict(zip(split.rows.tolist(), split.labels.tolist(), strict=True))
         group = dict(zip(split.rows.tolist(), split.group_names, strict=True))
         said = [evidence.outcomes[method].probabilities.get(name) for method in methods]
-        for row, sample in enumerate(split.ids):
+        for row, (sample, known_as) in enumerate(zip(split.ids, split.names, strict=True)):
             label = classes[truth[row]] if row in truth else ""
-            line: list[str | float] = [name, sample, label, group.get(row, "")]
+            line: list[str | float] = [name, sample, known_as, label, group.get(row, "")]
             for probabilities in said:
                 if probabilities is None:
                     line += ["", ""]
