@@ -149,7 +149,7 @@ class Store:
             raise _damaged(self.path, f"{name}: {error}") from None
 
     def names(self) -> dict[str, tuple[str, str]]:
-        """Name and scene by id of the samples of transfer.h5, as test.h5 tells them; {}: it does not."""
+        """Name and scene of the samples of transfer.h5, by id; only test.h5 tells them."""
         if "names/id" not in self:
             return {}
         told = (self.strings(f"names/{column}") for column in ("id", "name", "group"))
