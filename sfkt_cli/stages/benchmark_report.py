@@ -8,7 +8,8 @@ import os
 import platform
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,6 @@ from sfkt_cli.report import (
 from sfkt_cli.runs import versions
 from sfkt_cli.stages.benchmark_plan import SENSORS, BenchmarkPlan, Cell
 
-RESAMPLINGS = 2000
 OWN = ("tgkt+bridge",)
 """Not a peer of the main method: made from it."""
 
@@ -66,8 +66,9 @@ class Result:
         deviation: Standard deviation over the seeds; None for one seed.
         balanced_accuracy: Mean over the seeds.
         versus: What it is held against; None: nothing.
-        difference: Mean difference of accuracy to that, on the same images.
-        difference_ci95: Its paired bootstrap interval, images of a scene drawn together.
+        difference: Mean difference of accuracy to that over the seeds, on the same images.
+        difference_ci95: Its 95 % interval over seeds and scenes; None: one seed.
+        p_value: That there is no difference; holds for all comparisons of its table together.
         train_seconds: Mean.
         images_per_second: Of inference, mean.
         peak_memory_mb: Largest.
@@ -87,6 +88,7 @@ class Result:
     versus: str | None
     difference: float | None
     difference_ci95: tuple[float, float] | None
+    p_value: float | None
     train_seconds: float | None
     images_per_second: float | None
     peak_memory_mb: float | None
@@ -170,7 +172,22 @@ def results_of(plan: BenchmarkPlan, cells: Sequence[Cell], found: Found) -> list
                         result_of((dataset, variant, split, method), said, versus, found)
                     )
     order = {dataset: number for number, (dataset, _, _) in enumerate(reversed(places))}
-    return sorted(results, key=lambda result: (-order[result.dataset], result.split == "test"))
+    results.sort(key=lambda result: (-order[result.dataset], result.split == "test"))
+    return [row for _, table in groupby(results, table_of) for row in _corrected(list(table))]
+
+
+def table_of(result: Result) -> tuple[str, str]:
+    """Data set and split: one table each."""
+    return result.dataset, result.split
+
+
+def _corrected(table: list[Result]) -> list[Result]:
+    """A table whose p-values hold for all of its comparisons together."""
+    compared = [place for place, row in enumerate(table) if row.p_value is not None]
+    corrected = scores.holm([table[place].p_value or 0.0 for place in compared])
+    for place, p_value in zip(compared, corrected, strict=True):
+        table[place] = replace(table[place], p_value=p_value)
+    return table
 
 
 def reference(
@@ -218,7 +235,8 @@ def result_of(
         balanced_accuracy=statistics.fmean(row.balanced_accuracy for row in rows),
         versus=None if difference is None or versus is None else _name(key, versus),
         difference=difference[0] if difference else None,
-        difference_ci95=difference[1:] if difference else None,
+        difference_ci95=difference[1] if difference else None,
+        p_value=difference[2] if difference else None,
         train_seconds=_average(row.train_seconds for row in rows),
         images_per_second=_average(row.images_per_second for row in rows),
         peak_memory_mb=max(
@@ -230,27 +248,18 @@ def result_of(
 
 def paired(
     first: Mapping[int, Said], second: Mapping[int, Said]
-) -> tuple[float, float, float] | None:
-    """Mean difference on the images that both saw, pooled over the seeds, and its interval.
-
-    Images of one scene are drawn together, in whatever seeds they occur.
-    """
-    right: tuple[list[int], list[int]] = ([], [])
-    scenes: list[str] = []
-    for seed in first.keys() & second.keys():
+) -> tuple[float, tuple[float, float] | None, float | None] | None:
+    """Mean difference over the seeds on the images that both saw, its interval and p-value."""
+    differences, groups = [], []
+    numbers: dict[str, int] = {}
+    for seed in sorted(first.keys() & second.keys()):
         one, other = first[seed], second[seed]
-        for sample in one.right.keys() & other.right.keys():
-            right[0].append(one.right[sample])
-            right[1].append(other.right[sample])
-            scenes.append(one.groups[sample])
-    if not scenes:
-        return None
-    order = np.argsort(np.array(scenes), kind="stable")  # sets have no order, results must
-    _, numbers = np.unique(np.array(scenes)[order], return_inverse=True)
-    return scores.paired_difference(
-        np.array(right[0])[order], np.array(right[1])[order],
-        resamplings=RESAMPLINGS, seed=0, groups=numbers,
-    )  # fmt: skip
+        both = sorted(one.right.keys() & other.right.keys())
+        if both:
+            differences.append(np.array([one.right[name] - other.right[name] for name in both]))
+            scenes = [numbers.setdefault(one.groups[name], len(numbers)) for name in both]
+            groups.append(np.array(scenes))
+    return scores.difference_over_seeds(differences, groups) if differences else None
 
 
 def draw_sweeps(
@@ -289,8 +298,9 @@ def markdown(
         f"Seeds: {', '.join(map(str, plan.seeds))}; machine: {machine()}; versions: "
         + ", ".join(f"{name} {number}" for name, number in versions().items()),
         "± standard deviation over the seeds. Difference: points of accuracy on the same images, "
-        "pooled over the seeds, with its 95 % paired bootstrap interval (images of a scene drawn "
-        "together)",
+        "mean over the seeds, with its 95 % t interval: the scatter of training and of images, "
+        "those of a scene together. One seed has none. p: of no difference, corrected for all "
+        "comparisons of the table (Holm)",
         "Training: seconds beyond the source model, for a method that uses the bridge with the "
         "bridge; images/s: inference. Bounds saw labels or RGB images of the target task",
     )
@@ -304,13 +314,14 @@ def markdown(
     if failed:
         parts.append("## Not finished\n\n" + "\n".join(f"- {plain(each)}" for each in failed))
     parts += sensor_tables(plan, results)
-    for dataset, split in dict.fromkeys((r.dataset, r.split) for r in results):
-        here = [r for r in results if (r.dataset, r.split) == (dataset, split)]
+    for (dataset, split), table in groupby(results, table_of):
+        here = list(table)
         parts.append(f"## {plain(dataset)}: {SPLITS[split]}")
         several = len({r.variant for r in here}) > 1
         header = (
             *(["variant"] if several else []), "method", "accuracy %", "balanced %", "difference",
-            "95 % interval", "to", "n", "training s", "images/s", "memory MB", "parameters",
+            "95 % interval", "p", "to", "seeds", "n",
+            "training s", "images/s", "memory MB", "parameters",
         )  # fmt: skip
         cells = [(*([r.variant] if several else []), *_cells(r)) for r in here]
         above = [c for c, r in zip(cells, here, strict=True) if r.method not in BOUNDS]
@@ -369,7 +380,9 @@ def _cells(result: Result) -> tuple[str, ...]:
         percent(result.balanced_accuracy),
         points,
         interval(result.difference_ci95) if result.difference_ci95 else "-",
+        "-" if result.p_value is None else f"{result.p_value:.3f}",
         result.versus or "-",
+        str(len(result.seeds)),
         f"{result.n:,}",
         amount(result.train_seconds),
         amount(result.images_per_second),
