@@ -25,6 +25,8 @@ SPLITS = {
 }
 MEANINGS = {
     "source-only": "the RGB source model on raw target images, as three channels: the start",
+    "source-encoded": "the source model on the student's encoding, mirror images averaged: where "
+    "shot, socket and tgkt start",
     "bridge-only": "the translator in front of the untouched source model",
     "tgkt": "student distilled from the bridge, then from bridge and itself (TGKT)",
     "tgkt+bridge": "geometric mean of tgkt and bridge-only, at the cost of both for every image",

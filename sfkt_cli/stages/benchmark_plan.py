@@ -19,7 +19,7 @@ from sfkt_cli.config import Config, Sensor, build, nested, read_yaml
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.methods import METHODS
 
-ROWS = ("source-only", "bridge-only", "tgkt+bridge", "source-rgb", "oracle")
+ROWS = ("source-only", "source-encoded", "bridge-only", "tgkt+bridge", "source-rgb", "oracle")
 """Rows that ``evaluate`` adds to those of the methods."""
 SENSORS: tuple[Sensor, ...] = get_args(Sensor)
 Settings = dict[str, Any]
@@ -109,7 +109,7 @@ class BenchmarkPlan(_Strict):
     title: str = "Benchmark"
     output: Path = Path("runs/benchmark")
     main: str = "tgkt"
-    methods: tuple[str, ...] = (*ROWS[:2], *METHODS, *ROWS[2:])
+    methods: tuple[str, ...] = (*ROWS[:3], *METHODS, *ROWS[3:])
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     settings: Settings = {}
     datasets: tuple[DatasetPlan, ...] = ()
@@ -128,7 +128,16 @@ class BenchmarkPlan(_Strict):
 
 DEMO = BenchmarkPlan(
     title="Built-in demo",
-    methods=("source-only", "bridge-only", "shot", "socket", "distill", "tgkt", "oracle"),
+    methods=(
+        "source-only",
+        "source-encoded",
+        "bridge-only",
+        "shot",
+        "socket",
+        "distill",
+        "tgkt",
+        "oracle",
+    ),
     settings={"dataset": "synthetic", "synthetic.pairs": 2400},
 )
 """Without a file: few methods on a small rendered data set."""

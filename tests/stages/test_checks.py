@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sfkt_cli.config import Config, build
 from sfkt_cli.data.store import open_store
@@ -19,6 +20,7 @@ from sfkt_cli.stages.streams import (
     held_out_pairs,
     open_streams,
     passes_of_epoch,
+    settle_streams,
     steps_of_epoch,
     transfer_batches,
 )
@@ -57,6 +59,21 @@ def test_a_share_of_the_pairs_leaves_the_steps_as_they_are(untrained_run: Run) -
         steps_of_epoch(config, open_streams(config, store, CPU, 16)) for config in (whole, part)
     ]
     assert steps[0] == steps[1]
+
+
+def test_a_method_without_pairs_shows_no_image_twice_in_a_batch(untrained_run: Run) -> None:
+    store, config = open_store(untrained_run.transfer_store), settings(min_steps=1)
+    assert store.count("ti") > (count := store.count("target"))
+    config = config.model_copy(
+        update={"runtime": config.runtime.model_copy(update={"batch_size": 4096})}
+    )
+    for ti in (False, True):
+        streams, batch = settle_streams(
+            config, store, untrained_run.folder, CPU, nn.Identity(), ti_rgb=False, ti=ti
+        )
+        rows = batch(0, 0)["tr_rows"]
+        assert (len(rows) == len(rows.unique()) == count) != ti
+        assert (streams.ti is not None) == ti
 
 
 def test_an_epoch_passes_few_target_images_several_times(untrained_run: Run) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sfkt_cli.config import build
 from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import text_column, writing
@@ -14,7 +15,7 @@ from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.files import write_json
 from sfkt_cli.models.saving import load_model
 from sfkt_cli.runs import Run
-from sfkt_cli.stages.evaluate import evaluate
+from sfkt_cli.stages.evaluate import evaluate, measuring_runtime
 from sfkt_cli.stages.labelled import read_splits
 from tests.stages.evaluation_runs import (
     CLASSES,
@@ -71,7 +72,15 @@ def test_results_hold_every_method_on_every_split(evaluated: Run) -> None:
     assert set(results) == {"dataset", "classes", "rows"}
     assert results["dataset"] == "made"
     assert results["classes"] == CLASSES
-    methods = ["source-only", "bridge-only", "shot", "tgkt", "tgkt+bridge", "oracle"]
+    methods = [
+        "source-only",
+        "source-encoded",
+        "bridge-only",
+        "shot",
+        "tgkt",
+        "tgkt+bridge",
+        "oracle",
+    ]
     rows = [(row["method"], row["split"]) for row in results["rows"]]
     both = [(name, split) for name in methods for split in ("target", "test")]
     assert rows == [*both, ("source-rgb", "test")]
@@ -105,6 +114,23 @@ def test_accuracy_is_that_of_labels_matched_by_id(evaluated: Run) -> None:
         hits.append(int(logits.argmax()) == truth[name])
     assert test.strings("labels/id") != transfer.strings("target/id")
     assert _rows(evaluated)["tgkt", "target"]["accuracy"] == pytest.approx(np.mean(hits))
+
+
+def test_the_start_of_the_students_is_the_source_model_on_their_encoding(evaluated: Run) -> None:
+    test = open_store(evaluated.test_store)
+    source = load_model(evaluated.path("source")).module
+    stored = torch.from_numpy(np.array(test["test/target"]))
+    with torch.inference_mode():
+        views = [source(as_rgb(encode(v, ENCODING)))[1] for v in (stored, stored.flip(2))]
+    said = torch.stack(views).mean(0).argmax(dim=1).numpy()
+    expected = float((said == test.labels("test")).mean())
+    assert _rows(evaluated)["source-encoded", "test"]["accuracy"] == pytest.approx(expected)
+
+
+def test_models_are_measured_in_the_precision_of_predict() -> None:
+    assert measuring_runtime(settings()).precision == torch.float32
+    asked = build({"runtime": {"gpus": 0, "precision": "bf16"}})
+    assert measuring_runtime(asked).precision == torch.bfloat16
 
 
 def test_predictions_agree_with_the_table_and_are_no_formulas(evaluated: Run) -> None:
@@ -220,7 +246,11 @@ def test_pairs_that_were_trained_on_are_called_so(tmp_path: Path) -> None:
 def test_source_alone_can_be_evaluated(tmp_path: Path) -> None:
     run = make_run(tmp_path, bridge=False)
     evaluate(settings(oracle=False), run)
-    assert {name for name, _ in _rows(run)} == {"source-only", "source-rgb"}
+    assert {name for name, _ in _rows(run)} == {
+        "source-only",
+        "source-encoded",
+        "source-rgb",
+    }
     assert not run.path("evaluate", "gallery-ti.png").exists()
 
 
