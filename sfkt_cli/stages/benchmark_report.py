@@ -11,10 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sfkt_cli import figures, scores
+from sfkt_cli.console import say
 from sfkt_cli.files import write_json, write_text
 from sfkt_cli.report import (
     BOUNDS,
@@ -22,6 +24,7 @@ from sfkt_cli.report import (
     Row,
     amount,
     interval,
+    latex_table,
     markdown_table,
     percent,
     plain,
@@ -29,8 +32,13 @@ from sfkt_cli.report import (
     to_csv,
 )
 from sfkt_cli.runs import versions
-from sfkt_cli.stages.benchmark_plan import SENSORS, BenchmarkPlan, Cell
+from sfkt_cli.stages.benchmark_plan import GRID, SENSORS, TUNE_BY, TUNED, BenchmarkPlan, Cell
 
+METRICS = (
+    "n", "accuracy", "balanced_accuracy", "macro_f1", "ece", "train_seconds",
+    "images_per_second", "peak_memory_mb", "parameters",
+)  # fmt: skip
+"""Of a row of results.json, in benchmark-long.csv."""
 OWN = ("tgkt+bridge",)
 """Not a peer of the main method: made from it."""
 
@@ -73,6 +81,7 @@ class Result:
         images_per_second: Of inference, mean.
         peak_memory_mb: Largest.
         parameters: Of all networks that a prediction passes.
+        tuning_seconds: Of all trials that chose its settings; None: it was not tuned.
     """
 
     dataset: str
@@ -93,6 +102,7 @@ class Result:
     images_per_second: float | None
     peak_memory_mb: float | None
     parameters: int | None
+    tuning_seconds: float | None = None
 
 
 Found = dict[tuple[str, str, str, str], dict[int, Said]]
@@ -106,7 +116,7 @@ def write_report(
     failed: Mapping[str, str],
     command: str,
 ) -> None:
-    """Write benchmark.md, .csv, .json and the curves.
+    """Write benchmark.md, .tex, .csv, .json, benchmark-long.csv and the curves; print the table.
 
     Args:
         plan: What was compared.
@@ -117,7 +127,8 @@ def write_report(
     """
     sound = [cell for cell in cells if str(cell.folder) not in failed]
     found = collect(sound, output)
-    results = results_of(plan, cells, found)
+    tuning = _tuning(output)
+    results = results_of(plan, cells, found, tuning)
     pictures = draw_sweeps(plan, cells, results, output)
     write_json(
         output / "benchmark.json",
@@ -128,13 +139,18 @@ def write_report(
             "versions": versions(),
             "plan": plan.model_dump(mode="json"),
             "rows": [asdict(result) for result in results],
+            "tuning": tuning,
             "failed": list(failed.values()),
         },
     )
     write_text(output / "benchmark.csv", csv_text(results))
-    write_text(
-        output / "benchmark.md", markdown(plan, results, pictures, list(failed.values()), command)
-    )
+    write_text(output / "benchmark-long.csv", long_csv(found))
+    write_text(output / "benchmark.tex", latex(results))
+    problems = list(failed.values())
+    text = markdown(plan, results, pictures, problems, command, tuning)
+    write_text(output / "benchmark.md", text)
+    for (dataset, split), table in groupby(results, table_of):
+        say(f"{dataset}: {SPLITS[split]}\n{_table(list(table))}")
 
 
 def collect(cells: Iterable[Cell], output: Path) -> Found:
@@ -157,7 +173,12 @@ def collect(cells: Iterable[Cell], output: Path) -> Found:
     return found
 
 
-def results_of(plan: BenchmarkPlan, cells: Sequence[Cell], found: Found) -> list[Result]:
+def results_of(
+    plan: BenchmarkPlan,
+    cells: Sequence[Cell],
+    found: Found,
+    tuning: Sequence[Mapping[str, Any]] = (),
+) -> list[Result]:
     """Rows in the order of the plan: data sets, splits, variants, methods."""
     results = []
     first = plan.variants[0].name
@@ -168,9 +189,9 @@ def results_of(plan: BenchmarkPlan, cells: Sequence[Cell], found: Found) -> list
                 said = found.get((dataset, variant, split, method))
                 if said:
                     versus = reference(plan, found, (dataset, variant, split, method), first)
-                    results.append(
-                        result_of((dataset, variant, split, method), said, versus, found)
-                    )
+                    row = result_of((dataset, variant, split, method), said, versus, found)
+                    cost = tuning_seconds(tuning, dataset, variant, method)
+                    results.append(replace(row, tuning_seconds=cost))
     order = {dataset: number for number, (dataset, _, _) in enumerate(reversed(places))}
     results.sort(key=lambda result: (-order[result.dataset], result.split == "test"))
     return [row for _, table in groupby(results, table_of) for row in _corrected(list(table))]
@@ -202,12 +223,13 @@ def reference(
         return (dataset, first, split, method)
     if method in BOUNDS:
         return None
-    if method != plan.main:
-        return (dataset, variant, split, plan.main)
-    peers = [
-        other for other in found
-        if other[:3] == key[:3] and other[3] not in (plan.main, *OWN, *BOUNDS)
-    ]  # fmt: skip
+    main = plan.main
+    if method.endswith(TUNED) and (dataset, variant, split, main + TUNED) in found:
+        main += TUNED
+    if method != main:
+        return (dataset, variant, split, main)
+    own = (plan.main, plan.main + TUNED, *OWN, *BOUNDS)
+    peers = [other for other in found if other[:3] == key[:3] and other[3] not in own]
     return max(peers, key=lambda other: _mean(found[other]), default=None)
 
 
@@ -291,6 +313,7 @@ def markdown(
     pictures: Sequence[tuple[str, str]],
     failed: Sequence[str],
     command: str,
+    tuning: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The report for people."""
     facts = (
@@ -315,18 +338,16 @@ def markdown(
         parts.append("## Not finished\n\n" + "\n".join(f"- {plain(each)}" for each in failed))
     parts += sensor_tables(plan, results)
     for (dataset, split), table in groupby(results, table_of):
-        here = list(table)
-        parts.append(f"## {plain(dataset)}: {SPLITS[split]}")
-        several = len({r.variant for r in here}) > 1
-        header = (
-            *(["variant"] if several else []), "method", "accuracy %", "balanced %", "difference",
-            "95 % interval", "p", "to", "seeds", "n",
-            "training s", "images/s", "memory MB", "parameters",
-        )  # fmt: skip
-        cells = [(*([r.variant] if several else []), *_cells(r)) for r in here]
-        above = [c for c, r in zip(cells, here, strict=True) if r.method not in BOUNDS]
-        below = [c for c, r in zip(cells, here, strict=True) if r.method in BOUNDS]
-        parts.append(markdown_table(header, above, below, left=2 if several else 1))
+        parts += [f"## {plain(dataset)}: {SPLITS[split]}", _table(list(table))]
+    if tuning:
+        cells = [
+            (t["dataset"], t["variant"], t["method"], *map(str, t["settings"].values()),
+             amount(t[TUNE_BY]), amount(t["seconds"]), "yes" if t["chosen"] else "")
+            for t in tuning
+        ]  # fmt: skip
+        header = ("data", "variant", "method", *GRID, TUNE_BY, "training s", "chosen")
+        text = "Tried on the first seed, the same for all methods; no label was looked at."
+        parts.append(f"## Tuning\n\n{text}\n\n{markdown_table(header, cells, left=3)}")
     for file, caption in pictures:
         parts.append(f"![{plain(caption)}]({file})\n\n{plain(caption)}")
     return "\n\n".join(parts) + "\n"
@@ -350,16 +371,77 @@ def sensor_tables(plan: BenchmarkPlan, results: Sequence[Result]) -> list[str]:
     return ["## Sensor pairs", *parts] if parts else []
 
 
+def _table(here: Sequence[Result]) -> str:
+    """One table of Markdown."""
+    header, above, below = _columns(here)
+    return markdown_table(header, above, below, left=2 if header[0] == "variant" else 1)
+
+
+def _columns(here: Sequence[Result]) -> tuple[tuple[str, ...], list[Any], list[Any]]:
+    """Header, methods and bounds of one table; the variant first where there are several."""
+    several = len({r.variant for r in here}) > 1
+    header = (
+        *(["variant"] if several else []), "method", "accuracy %", "balanced %", "difference",
+        "95 % interval", "p", "to", "seeds", "n", "training s", "tuning s", "images/s",
+        "memory MB", "parameters",
+    )  # fmt: skip
+    cells = [(*([r.variant] if several else []), *_cells(r)) for r in here]
+    above = [c for c, r in zip(cells, here, strict=True) if r.method not in BOUNDS]
+    below = [c for c, r in zip(cells, here, strict=True) if r.method in BOUNDS]
+    return header, above, below
+
+
+def latex(results: Sequence[Result]) -> str:
+    """The tables for a paper, which needs the package booktabs; the best accuracy is bold."""
+    tables = []
+    for (dataset, split), table in groupby(results, table_of):
+        header, above, below = _columns(list(table))
+        place = header.index("accuracy %")
+        tables.append(latex_table(f"{dataset}: {SPLITS[split]}", header, above, below, best=place))
+    return "\n\n".join(tables) + "\n"
+
+
 def csv_text(results: Sequence[Result]) -> str:
-    """The rows as CSV; lists are joined by spaces, nothing is an empty cell."""
-    lines: list[list[str | float]] = []
+    """The rows as CSV: a number or a name a cell; what is not known is empty."""
+    lines = []
     for result in results:
-        line: list[str | float] = []
-        for value in asdict(result).values():
-            joined = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            line.append("" if joined is None else joined)
-        lines.append(line)
-    return to_csv(list(Result.__dataclass_fields__), lines)
+        values = asdict(result)
+        low, high = values.pop("difference_ci95") or (None, None)
+        del values["accuracies"]
+        values |= {"seeds": len(result.seeds), "difference_low": low, "difference_high": high}
+        lines.append(values)
+    header = list(lines[0]) if lines else ["dataset", "variant", "method", "split"]
+    return to_csv(header, [["" if v is None else v for v in line.values()] for line in lines])
+
+
+def long_csv(found: Found) -> str:
+    """One number a line: data set, variant, method, seed, split, metric, value."""
+    lines: list[list[str | float]] = []
+    for (dataset, variant, split, method), said in found.items():
+        for seed, each in said.items():
+            for metric in METRICS:
+                value = getattr(each.row, metric)
+                if value is not None:
+                    lines.append([dataset, variant, method, seed, split, metric, value])
+    header = ["dataset", "variant", "method", "seed", "split", "metric", "value"]
+    return to_csv(header, lines)
+
+
+def _tuning(output: Path) -> list[dict[str, Any]]:
+    path = output / "tuning.json"
+    found: list[dict[str, Any]] = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    )
+    return found
+
+
+def tuning_seconds(
+    tuning: Sequence[Mapping[str, Any]], dataset: str, variant: str, row: str
+) -> float | None:
+    """What the trials of a tuned row took; None: it is not tuned."""
+    key = (dataset, variant, row.removesuffix(TUNED))
+    tried = [t["seconds"] for t in tuning if (t["dataset"], t["variant"], t["method"]) == key]
+    return sum(tried) if row.endswith(TUNED) and tried else None
 
 
 def machine() -> str:
@@ -385,6 +467,7 @@ def _cells(result: Result) -> tuple[str, ...]:
         str(len(result.seeds)),
         f"{result.n:,}",
         amount(result.train_seconds),
+        amount(result.tuning_seconds),
         amount(result.images_per_second),
         amount(result.peak_memory_mb),
         amount(result.parameters),

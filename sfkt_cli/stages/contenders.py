@@ -130,6 +130,11 @@ def raw_encoding(store: Store) -> Encoding:
     return choose_encoding(kind, store.modality, sample_rows(store))
 
 
+def student_encoding(name: str, store: Store, models: Models) -> Encoding:
+    """What students see: that of the models there are, else what ``encoding`` chooses."""
+    return models.encoding or choose_encoding(name, store.modality, sample_rows(store))
+
+
 def contenders(
     run: Run,
     store: Store,

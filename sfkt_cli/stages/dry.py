@@ -26,7 +26,13 @@ from sfkt_cli.methods.oracle import OracleObjective
 from sfkt_cli.models.saving import load_model
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.bridge import classifier_of
-from sfkt_cli.stages.contenders import contenders, load_models, model_digests, raw_encoding
+from sfkt_cli.stages.contenders import (
+    contenders,
+    load_models,
+    model_digests,
+    raw_encoding,
+    student_encoding,
+)
 from sfkt_cli.stages.outlook import free_bytes, outlook_of, size_text, tell
 from sfkt_cli.stages.prepare import gaps, make_plan
 from sfkt_cli.stages.transfer import find_method
@@ -183,7 +189,8 @@ def try_evaluate(config: Config, run: Run) -> dict[str, Any]:
     run.require("source", "sfkt source")
     store, runtime = open_store(run.transfer_store), make_runtime(config.runtime)
     models = load_models(run, store, runtime)
-    competing = contenders(run, store, models, runtime, model_digests(run))
+    encoding = student_encoding(config.encoding, store, models)
+    competing = contenders(run, store, models, runtime, model_digests(run), encoding)
     counts = run.record("prepare").get("samples", {})
     count = store.count("target") + counts.get("test", 0) + store.count("ti")
     seconds = 0.0

@@ -9,23 +9,24 @@ from pathlib import Path
 
 from sfkt_cli.config import Config
 from sfkt_cli.console import say, track, warn
-from sfkt_cli.data.images import Encoding, choose_encoding
+from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.files import write_json, write_text
-from sfkt_cli.report import Report, results, rows_of, show, to_csv, to_markdown
+from sfkt_cli.report import Report, results, rows_of, show, to_csv, to_latex, to_markdown
 from sfkt_cli.report_html import to_html
 from sfkt_cli.runs import Run, Stage
 from sfkt_cli.stages import evidence as gathering
-from sfkt_cli.stages.bridge import sample_rows
-from sfkt_cli.stages.contenders import contenders, load_models, model_digests
+from sfkt_cli.stages.contenders import contenders, load_models, model_digests, student_encoding
 from sfkt_cli.stages.evidence import Evidence, Outcome
 from sfkt_cli.stages.labelled import Split, read_splits
 from sfkt_cli.stages.oracle import oracle, recipe
 from sfkt_cli.stages.sections import facts, sections
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
-COPIES = {".md": "report.md", ".html": "report.html", ".json": "results.json"}
+COPIES = {
+    ".md": "report.md", ".html": "report.html", ".json": "results.json", ".tex": "report.tex",
+}  # fmt: skip
 """Suffix of ``--report`` to the file that is copied."""
 
 
@@ -37,7 +38,7 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
     Args:
         config: Settings.
         run: The run.
-        report: Also write the report here: Markdown, HTML or JSON, as the suffix says.
+        report: Also write the report here: Markdown, HTML, JSON or LaTeX, as the suffix says.
 
     Raises:
         ConfigError: The report's suffix is none of these.
@@ -100,9 +101,7 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
     splits = {split.name: split for split in found}
     pairs = gathering.ti_pairs(store, models, runtime, config.seed)
     outcomes: dict[str, Outcome] = {}
-    encoding = models.encoding or choose_encoding(
-        config.encoding, store.modality, sample_rows(store)
-    )
+    encoding = student_encoding(config.encoding, store, models)
     competing = contenders(run, store, models, runtime, stage.inputs, encoding)
     with track("evaluate", len(competing), "models") as tracker:
         for contender in competing:
@@ -130,6 +129,7 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
     write_text(stage.folder / "predictions.csv", predictions(evidence))
     write_text(stage.folder / "report.md", to_markdown(report))
     write_text(stage.folder / "report.html", to_html(report, stage.folder))
+    write_text(stage.folder / "report.tex", to_latex(report))
     stage.finish(methods=list(outcomes))
 
 

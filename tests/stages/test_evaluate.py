@@ -63,6 +63,7 @@ def test_leaves_exactly_these_files(evaluated: Run) -> None:
     names = {path.name for path in evaluated.path("evaluate").iterdir()}
     files = {
         "config.yaml", "done.json", "log.txt", "predictions.csv", "report.html", "report.md",
+        "report.tex",
     }  # fmt: skip
     assert names == files | {"results.json", ".oracle.lock", "oracle"} | PICTURES
 
@@ -266,7 +267,7 @@ def test_pictures_of_an_earlier_state_do_not_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["table.txt", "table"])
 def test_an_unknown_suffix_is_refused_before_anything_is_done(tmp_path: Path, name: str) -> None:
     run = make_run(tmp_path)
-    with pytest.raises(ConfigError, match=r"\.md, \.html, \.json"):
+    with pytest.raises(ConfigError, match=r"\.md, \.html, \.json, \.tex"):
         evaluate(settings(), run, tmp_path / name)
     assert not run.path("evaluate").exists()
 
