@@ -246,7 +246,8 @@ def run_cells(cells: Iterable[Cell], output: Path, processes: int, progress: Pro
     A stage runs once what it needs is there, and while no other command has claimed it.
     """
     tasks = {task.key: task for cell in cells for task in tasks_of(cell, output)}
-    waiting = dict(sorted(tasks.items(), key=lambda item: _level(item[1])))
+    left = (task for task in tasks.values() if task.key not in progress.failed)
+    waiting = {task.key: task for task in sorted(left, key=_level)}
     workers = Workers(output, processes)
     try:
         while waiting or workers.running:

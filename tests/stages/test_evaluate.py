@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from sfkt_cli.config import build
 from sfkt_cli.data.images import as_rgb, encode
@@ -189,6 +190,31 @@ def test_rerun_does_nothing_and_copies_the_report(
     save_classifier(run, "source", 5, None)
     evaluate(settings(), run)
     assert _oracle_digest(run) != oracle
+
+
+def test_what_another_evaluation_works_on_is_not_unmarked(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    evaluate(settings(oracle=False), run)
+    before = run.path("evaluate", "done.json").read_bytes()
+    with (
+        FileLock(run.path(".evaluate.lock")),
+        pytest.raises(RunError, match="another sfkt process works on"),
+    ):
+        evaluate(settings(oracle=False, bootstrap=60), run)
+    assert run.path("evaluate", "done.json").read_bytes() == before
+
+
+def test_speeds_are_taken_on_the_same_images(evaluated: Run) -> None:
+    rows = _rows(evaluated)
+    speed = {
+        name: row["images_per_second"] for (name, split), row in rows.items() if split == "test"
+    }
+    assert all(value > 0 for value in speed.values())
+    both = 1 / (1 / speed["tgkt"] + 1 / speed["bridge-only"])
+    assert speed["tgkt+bridge"] == pytest.approx(both, rel=1e-3)
+    tables = evaluated.path("evaluate", "report.tex").read_text(encoding="utf-8")
+    assert r"\%" in tables
+    assert tables.count(r"\begin{tabular}") == 2
 
 
 def test_a_student_of_an_earlier_bridge_is_marked(tmp_path: Path) -> None:
