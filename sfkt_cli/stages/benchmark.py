@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 from sfkt_cli.config import Config, as_dict, build, merge, nest, section_of
 from sfkt_cli.console import console, duration, event, quieten, say, warn
 from sfkt_cli.data.readers import archive_root
-from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError
+from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError, SfktError
 from sfkt_cli.files import write_json
 from sfkt_cli.processes import follow_parent
 from sfkt_cli.runs import Run, digest_settings, stage_settings
@@ -137,20 +137,22 @@ def check_inputs(cells: Iterable[Cell], output: Path) -> None:
     Raises:
         DataError: Those that are missing, in one message.
     """
-    missing: dict[str, None] = {}
+    missing: dict[str, list[str]] = {}
     for cell in cells:
         config, first = cell.config, tasks_of(cell, output, link=False)[:2]
         root = archive_root(config)
         if config.dataset != "synthetic" and not root.exists() and not _finished(first[0], output):
-            missing[f"{cell.dataset}: {root} does not exist"] = None
+            missing.setdefault(f"{root} does not exist", []).append(cell.dataset)
         brought = (config.source.checkpoint, *config.source.mixture)
         for path in brought if not _finished(first[1], output) else ():
             if path is not None and not path.exists():
-                missing[f"{cell.dataset}: the source model {path} does not exist"] = None
+                told = f"the source model {path} does not exist"
+                missing.setdefault(told, []).append(cell.dataset)
     if missing:
+        lines = [f"  {what}, for {', '.join(dict.fromkeys(of))}" for what, of in missing.items()]
         raise DataError(
             "nothing was run, some of what the cells need is missing:\n"
-            + "\n".join(missing)
+            + "\n".join(lines)
             + "\nset prepare.root below the data set's `settings`, or take it out of `datasets`"
         )
 
@@ -197,14 +199,15 @@ def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[C
 def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Say what a benchmark would run, what is shared, and how long and large it is; runs nothing.
 
-    Time and room are those of stages of the same kind that are done in ``output``.
+    Time and room are those of stages of the same kind that are done in ``output``; where there are
+    none, those of ``sfkt doctor --cost``, if it can tell how many images there are.
 
     Raises:
         ConfigError: The plan is wrong.
         DataError: Archives or models that cells need are missing.
     """
     cells = cells_of(plan, overrides)
-    check_inputs(cells, output)
+    guesses: dict[str, tuple[float, int]] | None = None
     wanted = [
         task
         for cell in [*trial_cells(cells), *cells]
@@ -219,6 +222,9 @@ def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> 
         todo = [task for task in own if task in left]
         shared = sum(task.stage == kind for task in wanted) - len(own)
         known = [_cost(path) for path in _done_of(kind, output)]
+        if todo and not known:
+            guesses = _guess(cells[0].config) if guesses is None else guesses
+            known = [guesses[todo[0].level]] if todo[0].level in guesses else []
         text = f"  {kind:24}{len(own):5} stages, {shared} shared, {len(own) - len(todo)} done"
         if known and todo:
             each, size = (sum(values) / len(known) for values in zip(*known, strict=True))
@@ -227,16 +233,15 @@ def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> 
         elif todo:
             unknown.add(kind)
         lines.append(text)
-    lines.append(f"  in all about {duration(seconds)} of one process and {room / 1e6:,.0f} MB")
+    if seconds or room:
+        lines.append(f"  in all about {duration(seconds)} of one process and {room / 1e6:,.0f} MB")
     if unknown:
-        lines.append(
-            f"  without {', '.join(sorted(unknown))}, of which none is done yet: run one cell, or "
-            "ask `sfkt doctor --cost CONFIG.yaml`"
-        )
+        lines.append(f"  without {', '.join(sorted(unknown))}: known once one of each is done here")
     say("\n".join(lines))
+    check_inputs(cells, output)
     return {
         "folder": output, "cells": len(cells), "stages": len(tasks), "to_run": len(left),
-        "seconds": round(seconds, 1), "bytes": room, "unknown": sorted(unknown),
+        "seconds": seconds, "bytes": room, "unknown": sorted(unknown),
     }  # fmt: skip
 
 
@@ -553,6 +558,22 @@ def _done_of(stage: str, output: Path) -> list[Path]:
         return [path.parent for path in output.glob("cells/*/*/*/evaluate/done.json")]
     name = stage.replace("/", "-")
     return [path.parent for path in output.glob(f"stages/{name}-{'?' * 16}/done.json")]
+
+
+def _guess(config: Config) -> dict[str, tuple[float, int]]:
+    """Seconds and bytes of the stages before any was run, by level; of stores only the images."""
+    from sfkt_cli.stages.cost import count_samples, stage_costs, this_machine
+    from sfkt_cli.training.runtime import make_runtime
+
+    try:
+        counts = count_samples(config)
+    except ConfigError:
+        return {}
+    runtime = make_runtime(_limited(config).runtime)
+    costs = stage_costs(config, counts, this_machine(runtime), runtime)
+    pixel_bytes = 3 * counts.source + 5 * counts.ti + 2 * counts.target
+    stores = {"prepare": (0.0, pixel_bytes * config.image_size**2)}
+    return stores | {cost.stage: (cost.whole.seconds, 0) for cost in costs}
 
 
 def _cost(folder: Path) -> tuple[float, int]:
