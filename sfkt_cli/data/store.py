@@ -194,7 +194,7 @@ class Store:
             for sample in self.strings(column):
                 if sample in seen:
                     raise _damaged(self.path, f"{column} has {sample!r} twice")
-                if not sample or sample.startswith(".") or set(sample) & set("/\\\0"):
+                if not sample or sample.startswith(".") or set(sample) & set("/\0"):
                     raise _damaged(self.path, f"{column} has {sample!r}, which names no file")
                 seen.add(sample)
 

@@ -127,7 +127,7 @@ def write_report(
     """
     sound = [cell for cell in cells if str(cell.folder) not in failed]
     found = collect(sound, output)
-    tuning = _tuning(output)
+    tuning = [t for t in _tuning(output) if _tuned_row(t) in {key[:2] + key[3:] for key in found}]
     results = results_of(plan, cells, found, tuning)
     pictures = draw_sweeps(plan, cells, results, output)
     write_json(
@@ -439,9 +439,12 @@ def tuning_seconds(
     tuning: Sequence[Mapping[str, Any]], dataset: str, variant: str, row: str
 ) -> float | None:
     """What the trials of a tuned row took; None: it is not tuned."""
-    key = (dataset, variant, row.removesuffix(TUNED))
-    tried = [t["seconds"] for t in tuning if (t["dataset"], t["variant"], t["method"]) == key]
-    return sum(tried) if row.endswith(TUNED) and tried else None
+    tried = [t["seconds"] for t in tuning if _tuned_row(t) == (dataset, variant, row)]
+    return sum(tried) if tried else None
+
+
+def _tuned_row(trial: Mapping[str, Any]) -> tuple[str, ...]:
+    return trial["dataset"], trial["variant"], trial["method"] + TUNED
 
 
 def machine() -> str:

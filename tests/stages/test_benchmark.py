@@ -261,6 +261,9 @@ def test_every_tuned_method_tries_the_same_and_no_label_chooses(tmp_path: Path) 
     assert costs["shot-tuned"] == pytest.approx(sum(line["seconds"] for line in tried))
     fewer = plan.model_copy(update={"methods": plan.methods[:2]})
     assert ran_again(fewer, tmp_path) == []
+    assert "## Tuning" in (tmp_path / "benchmark.md").read_text(encoding="utf-8")
+    benchmark(fewer, tmp_path, processes=0)
+    assert "## Tuning" not in (tmp_path / "benchmark.md").read_text(encoding="utf-8")
 
 
 def test_several_commands_divide_the_stages_and_a_killed_ones_are_taken_up(tmp_path: Path) -> None:

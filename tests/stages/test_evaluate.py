@@ -170,7 +170,7 @@ def test_rerun_does_nothing_and_copies_the_report(
     evaluate(settings(), run)
     done, oracle = run.path("evaluate", "done.json").stat(), _oracle_digest(run)
     capfd.readouterr()
-    for name in ("deep/table.md", "table.html", "table.json"):
+    for name in ("deep/table.md", "table.html", "table.json", "table.tex"):
         evaluate(settings(), run, Path(name))
     assert run.path("evaluate", "done.json").stat().st_mtime_ns == done.st_mtime_ns
     shown = capfd.readouterr().err
