@@ -121,13 +121,17 @@ def cluster_labels(
         similarity = -torch.cdist(units, means)
         return similarity.argmax(dim=1), similarity
     similarity = units @ _centroids(units, weights).T
-    unused = torch.bincount(logits.argmax(dim=1), minlength=logits.shape[1]) == 0
+    unused = _hard(logits).sum(dim=0) == 0
     for _ in range(rounds):
-        chosen = similarity.masked_fill(unused, -1.0).argmax(dim=1)
-        assigned = torch.nn.functional.one_hot(chosen, logits.shape[1]).float()
+        assigned = _hard(similarity.masked_fill(unused, -1.0))
         unused = unused | (assigned.sum(dim=0) == 0)
         similarity = (units @ _centroids(units, assigned).T).masked_fill(unused, -1.0)
     return similarity.argmax(dim=1), similarity
+
+
+def _hard(scores: Tensor) -> Tensor:
+    """Assignments (N, K), 1 at the largest of each row of scores (N, K)."""
+    return torch.nn.functional.one_hot(scores.argmax(dim=1), scores.shape[1]).float()
 
 
 def _centroids(units: Tensor, weights: Tensor) -> Tensor:
