@@ -218,7 +218,7 @@ def run(
 
 
 @app.command(epilog="Example: sfkt benchmark sample_configs/benchmark-demo.yaml --processes 2")
-@shared_options("assignments", "gpus")
+@shared_options("assignments", "gpus", "dry_run")
 def benchmark(
     options: Options,
     file: Annotated[

@@ -407,6 +407,9 @@ class SocketConfig(OptimiserConfig):
     """Weight of the BatchNorm statistics (SOCKET: 0.5)."""
     beta_f: Weight = 0.5
     """Weight of the TI features (SOCKET: 0.5)."""
+    bn_gate: bool = False
+    """Multiply the BatchNorm term by sigmoid(w), w learned from 1 on, as SOCKET's released code
+    does: the gate closes itself. false: as published."""
 
 
 class AadConfig(OptimiserConfig):

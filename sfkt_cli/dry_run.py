@@ -219,7 +219,12 @@ def _try_prepare(config: Config, run: Run) -> dict[str, Any]:
 def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
     """Ask every model of the run about a few images."""
     from sfkt_cli.data.store import open_store
-    from sfkt_cli.stages.contenders import contenders, load_models, model_digests
+    from sfkt_cli.stages.contenders import (
+        contenders,
+        load_models,
+        model_digests,
+        student_encoding,
+    )
     from sfkt_cli.training.predicting import predict_rows
     from sfkt_cli.training.runtime import Trial, make_runtime
 
@@ -228,7 +233,8 @@ def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
     store, runtime = open_store(run.transfer_store), make_runtime(config.runtime, dry=True)
     models = load_models(run, store, runtime)
     began, names = time.monotonic(), []
-    for contender in contenders(run, store, models, runtime, model_digests(run)):
+    encoding = student_encoding(config.encoding, store, models)
+    for contender in contenders(run, store, models, runtime, model_digests(run), encoding):
         names.append(contender.method)
         predict_rows(store["target/target"], contender.load, contender.model, runtime)
     trial = runtime.trial or Trial()

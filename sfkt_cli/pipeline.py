@@ -111,16 +111,18 @@ def run_benchmark(
     options: Options, file: Path | None, output: Path | None, processes: int
 ) -> dict[str, Any]:
     """Run ``benchmark``: every cell of the file that is not done, then the tables."""
-    from sfkt_cli.stages.benchmark import benchmark
+    from sfkt_cli.stages.benchmark import benchmark, dry_run
     from sfkt_cli.stages.benchmark_plan import read_plan
 
     plan = read_plan(file)
     overrides: dict[str, Any] = {}
     for values in typed_settings(options).values():
         overrides = merge(overrides, values)
+    folder = output or plan.output
+    if options.dry_run:
+        return dry_run(plan, folder, overrides)
     changes = [f"--set {text}" for text in options.assignments]
     command = " ".join(["sfkt benchmark", *([str(file)] if file else []), *changes])
-    folder = output or plan.output
     benchmark(plan, folder, processes=processes, overrides=overrides, command=command)
     tables: dict[str, Any] = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
     return {"folder": folder, **tables}

@@ -25,6 +25,8 @@ SPLITS = {
 }
 MEANINGS = {
     "source-only": "the RGB source model on raw target images, as three channels: the start",
+    "source-encoded": "the source model on the student's encoding, mirror images averaged: where "
+    "shot, socket and tgkt start",
     "bridge-only": "the translator in front of the untouched source model",
     "tgkt": "student distilled from the bridge, then from bridge and itself (TGKT)",
     "tgkt+bridge": "geometric mean of tgkt and bridge-only, at the cost of both for every image",
@@ -243,6 +245,69 @@ def markdown_table(
         rule = ["bounds", *["—" * 3] * (len(header) - 1)]
         lines += [line(rule), *(line(row) for row in shown[1 + len(cells) :])]
     return "\n".join(lines)
+
+
+def to_latex(report: Report) -> str:
+    """The accuracies as LaTeX tables, one a split; they need the package booktabs."""
+    tables = [
+        latex_table(f"{report.dataset}: {t.title}", t.header, t.methods, t.bounds, best=1)
+        for t in split_tables(report.rows)
+    ]
+    return "\n\n".join(tables) + "\n"
+
+
+def latex_table(
+    caption: str, header: Cells, cells: Sequence[Cells], below: Sequence[Cells] = (), *, best: int
+) -> str:
+    """A table of booktabs.
+
+    Args:
+        caption: Above it.
+        header: Column names.
+        cells: Rows of texts.
+        below: Rows under a rule: bounds.
+        best: Column of numbers, such as ``61.3 ± 0.4``, whose largest is bold; bounds do not count.
+    """
+    numbers = [_leading(row[best]) for row in cells]
+    top = max((number for number in numbers if number is not None), default=None)
+
+    def line(row: Cells, number: float | None) -> str:
+        texts = [_latex(cell) for cell in row]
+        if number is not None and number == top:
+            texts[best] = rf"\textbf{{{texts[best]}}}"
+        return " & ".join(texts) + r" \\"
+
+    lines = [line(row, number) for row, number in zip(cells, numbers, strict=True)]
+    if below:
+        lines += [r"\midrule", *(line(row, None) for row in below)]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{_latex(caption)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+            r"\toprule",
+            line(header, None),
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def _latex(text: str) -> str:
+    """Text that LaTeX shows as it is."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {mark: rf"\{mark}" for mark in "&%$#_{}"} | {"±": r"$\pm$"}
+    return "".join(special.get(letter, letter) for letter in " ".join(text.split()))
+
+
+def _leading(text: str) -> float | None:
+    try:
+        return float(text.split(" ")[0])
+    except ValueError:
+        return None
 
 
 def plain(text: str) -> str:

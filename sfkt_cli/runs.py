@@ -51,7 +51,7 @@ STAGE_FIELDS: dict[str, tuple[str, ...]] = {
     "source": ("seed", *SOURCE_TRAINING, "source", "runtime.batch_size"),
     "bridge": ("seed", "encoding", "training", "bridge", "runtime.batch_size"),
     "transfer": ("seed", "encoding", "training", "transfer", "runtime.batch_size"),
-    "evaluate": ("seed", "training", "evaluate", "tgkt.balance"),
+    "evaluate": ("seed", "training", "evaluate", "tgkt.balance", "encoding", "runtime.precision"),
 }
 """The settings that decide what a stage writes; the others may change between runs of it."""
 WHAT_RUNS_DID_BEFORE: dict[str, Any] = {"bridge.alpha_p": 0.0}
@@ -192,7 +192,9 @@ class Run:
         return settings
 
     @contextlib.contextmanager
-    def open(self, stage: str, config: Config, inputs: Mapping[str, str]) -> Iterator[Stage | None]:
+    def open(
+        self, stage: str, config: Config, inputs: Mapping[str, str], *, renew: bool = False
+    ) -> Iterator[Stage | None]:
         """Enter a stage's folder under a lock; None where it is finished with these settings.
 
         An interrupted stage is entered again with what it left (its checkpoint). One that fails
@@ -204,6 +206,8 @@ class Run:
             stage: Name of the folder, such as ``bridge`` or ``transfer/tgkt``.
             config: The resolved settings.
             inputs: Digest of each input, by name.
+            renew: Start anew where settings or inputs are others, for stages that are cheap and
+                derived.
 
         Raises:
             RunError: Another process works on the folder, or the stage was done or begun with
@@ -228,6 +232,8 @@ class Run:
         with locking(self.path(f".{stage.replace('/', '-')}.lock"), busy):
             if self.force:
                 _empty(folder)
+            if renew:
+                _forget_stale(folder, state)
             sweep_partials(folder)
             begun = folder / "begun.json"
             if _is_finished(stage, folder, state):
@@ -400,6 +406,22 @@ def _refuse_changes(
             + "\n".join(changes)
             + "\nuse --force to start it anew, or --run DIR for another run"
         )
+
+
+def _forget_stale(folder: Path, now: Mapping[str, Any]) -> None:
+    """Unmark a stage that was done or begun with other settings or inputs; its files stay."""
+    for name in ("done.json", "begun.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            same = all(before[part] == json.loads(json.dumps(now[part])) for part in now)
+        except (OSError, ValueError, KeyError, TypeError):
+            same = False
+        if not same:
+            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+            path.unlink()
 
 
 def _empty(folder: Path) -> None:

@@ -177,3 +177,16 @@ def test_page_fills_a_browser_in_dark_and_light(tmp_path: Path, scheme: int) -> 
     corner = pixels[:10, :10].mean()
     assert corner > 250 if scheme else corner < 30
     assert np.abs(pixels - corner).max() > 150
+
+
+def test_latex_shows_texts_as_they_are_and_the_best_method_in_bold() -> None:
+    rows = [("a_b", "61.3 ± 0.4", "7"), ("c&d", "9.0", "8"), ("e", "-", "9")]
+    text = report.latex_table(
+        "50 % of {x}", ("m", "accuracy %", "n"), rows, [("z", "99", "1")], best=1
+    )
+    lines = text.splitlines()
+    assert r"a\_b & \textbf{61.3 $\pm$ 0.4} & 7 \\" in lines
+    assert r"c\&d & 9.0 & 8 \\" in lines
+    assert r"z & 99 & 1 \\" in lines
+    assert r"\caption{50 \% of \{x\}}" in lines
+    assert r"\begin{tabular}{lrr}" in lines

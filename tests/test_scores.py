@@ -195,3 +195,45 @@ def test_frechet_distance_of_known_gaussians() -> None:
     centred = a - a.mean(axis=0)
     assert scores.frechet_distance(centred, 3 * centred) == pytest.approx(4 * spread)
     assert scores.frechet_distance(a[:, :1], 2 + a[:, :1]) == pytest.approx(4)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_intervals_over_seeds_cover_the_truth(shared: bool) -> None:
+    """Two methods that are equally good; training scatters by 1.2 points, scenes by ten."""
+    random = np.random.default_rng(1)
+    seeds, images, scenes, covered = 3, 960, 120, []
+    for _ in range(200):
+        of_scenes = random.normal(0, 0.1, (2, seeds, scenes))
+        groups = [np.repeat(np.arange(scenes), images // scenes) for _ in range(seeds)]
+        differences = []
+        for seed in range(seeds):
+            kept = 0 if shared else seed
+            right = [
+                random.random(images) < 0.8 + random.normal(0, 0.012) + effect[kept][groups[seed]]
+                for effect in of_scenes
+            ]
+            differences.append(right[0].astype(int) - right[1])
+        if not shared:
+            groups = [group + seed * scenes for seed, group in enumerate(groups)]
+        _, bounds, _ = scores.difference_over_seeds(differences, groups)
+        assert bounds is not None
+        covered.append(bounds[0] <= 0 <= bounds[1])
+    assert 0.9 <= np.mean(covered) <= 0.99
+
+
+def test_intervals_over_seeds_by_hand() -> None:
+    ones = [np.array([1, 0, 0, 0]), np.array([1, 1, 0, 0]), np.array([1, 1, 1, 0])]
+    apart = [np.arange(4) + 4 * seed for seed in range(3)]
+    mean, bounds, p_value = scores.difference_over_seeds(ones, apart)
+    # d = 1/4, 1/2, 3/4: deviation 1/4, error 1/4 / sqrt 3, t(2) = 4.303, within 4.303: 95 %
+    assert mean == 0.5
+    assert bounds == pytest.approx(
+        (0.5 - 4.3027 * 0.25 / 3**0.5, 0.5 + 4.3027 * 0.25 / 3**0.5), 1e-4
+    )
+    t = 0.5 / (0.25 / 3**0.5)
+    assert p_value == pytest.approx(1 - t / (2 + t * t) ** 0.5)
+    assert scores.difference_over_seeds(ones[:1], apart[:1]) == (0.25, None, None)
+    _, shared, _ = scores.difference_over_seeds(ones, [np.arange(4)] * 3)
+    assert shared is not None  # the same images in all seeds: they are fewer
+    assert scores.student_t_quantile(30) == pytest.approx(2.0423, abs=1e-4)
+    assert scores.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])

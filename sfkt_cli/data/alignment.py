@@ -8,7 +8,7 @@ no threshold depends on the sensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,8 +84,12 @@ class Alignment:
         return found
 
 
-def check_alignment(store: Store) -> Alignment | None:
+def check_alignment(store: Store, names: Mapping[str, str] | None = None) -> Alignment | None:
     """Compare the TI pairs of a store with shifted, turned and exchanged controls.
+
+    Args:
+        store: A prepared file.
+        names: What ids stand for; those without a name are told themselves.
 
     Returns:
         None where there are too few pairs to tell, or none.
@@ -94,7 +98,7 @@ def check_alignment(store: Store) -> Alignment | None:
     if count < FEWEST_PAIRS or "ti/rgb" not in store:
         return None
     rows = np.unique(np.linspace(0, count - 1, min(count, MOST_PAIRS)).astype(int))
-    ids = store.strings("ti/id")
+    ids = [(names or {}).get(sample, sample) for sample in store.strings("ti/id")]
     size = store["ti/rgb"].shape[1]
     rgb = np.stack([_edges(store["ti/rgb"][row], False) for row in rows])
     depth = store.modality == "depth"

@@ -5,6 +5,7 @@ A wrong partner, a shift or a turned image is seen at once: the red edges lie el
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,13 @@ EDGE_SHARE = 0.08
 Picture = NDArray[np.uint8]
 
 
-def draw_contact_sheet(store: Store, path: Path) -> bool:
+def draw_contact_sheet(store: Store, path: Path, names: Mapping[str, str] | None = None) -> bool:
     """Write a PNG with pairs of a store, or with target images where it has no pairs.
+
+    Args:
+        store: A prepared file.
+        path: The picture.
+        names: What ids stand for; those without a name are shown themselves.
 
     Returns:
         False where the store has no images to show.
@@ -37,7 +43,9 @@ def draw_contact_sheet(store: Store, path: Path) -> bool:
     part = (pairs or parts)[0]
     rows = np.unique(np.linspace(0, store.count(part) - 1, COLUMNS * ROWS).astype(int))
     ids = store.strings(f"{part}/id")
-    strips = [(ids[row], _strip(store, part, int(row))) for row in rows]
+    strips = [
+        ((names or {}).get(ids[row], ids[row]), _strip(store, part, int(row))) for row in rows
+    ]
     width = max(strip.shape[1] for _, strip in strips) + 8
     height = TILE + CAPTION + 6
     lines = -(-len(strips) // COLUMNS)

@@ -1,4 +1,8 @@
-"""What each prepared file holds: its columns, attributes and the tasks that fill it."""
+"""What each prepared file holds: its columns, attributes and the tasks that fill it.
+
+The samples of transfer.h5 have numbers for names. What they are called, where they came from and
+which scene they show often tells the class, so it lies in test.h5 (``names``).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,13 @@ FILES: dict[str, tuple[str, ...]] = {
     "test.h5": ("test",),
     "source.h5": ("source",),
 }
-"""The parts in each file; ``test.h5`` also has the labels of the target part."""
+"""The parts in each file; ``test.h5`` also has labels of the target part, and names."""
+UNNAMED = FILES["transfer.h5"]
+
+
+def numbered_ids(part: str, count: int) -> list[str]:
+    """Ids of the samples of ``ti`` or ``target``, in the order of the rows."""
+    return [f"{part}-{row:06d}" for row in range(count)]
 
 
 @dataclass(frozen=True)
@@ -68,20 +78,55 @@ class Plan:
     def small_columns(self, parts: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Ids, groups, paths and labels of some parts, by column name."""
         columns: dict[str, NDArray[Any]] = {}
+        groups = self._group_numbers()
         for part in parts:
             records = self.parts[part]
-            columns[f"{part}/id"] = text_column([record.id for record in records])
-            columns[f"{part}/group"] = text_column([record.group for record in records])
+            ids = [record.id for record in records]
+            scenes = [record.group for record in records]
+            if part in UNNAMED:
+                ids = numbered_ids(part, len(records))
+                scenes = [groups[scene] for scene in scenes]
+            columns[f"{part}/id"] = text_column(ids)
+            columns[f"{part}/group"] = text_column(scenes)
             for view in self.views(part):
                 paths = [(r.rgb if view == "rgb" else r.target) or "" for r in records]
-                columns[f"{part}/path_{view}"] = text_column(paths)
+                columns[f"{part}/path_{view}"] = text_column(ids if part in UNNAMED else paths)
             if part in ("source", "test"):
                 columns[f"{part}/label"] = self._labels(records)
         if "test" in parts:
-            labelled = [record for record in self.parts["target"] if record.label is not None]
-            columns["labels/id"] = text_column([record.id for record in labelled])
-            columns["labels/label"] = self._labels(labelled)
+            columns |= self._known_of_unnamed()
         return columns
+
+    def names(self) -> dict[str, str]:
+        """What the archive calls the samples of transfer.h5, by id."""
+        return {
+            number: record.id
+            for part in UNNAMED
+            for number, record in zip(
+                numbered_ids(part, len(self.parts[part])), self.parts[part], strict=True
+            )
+        }
+
+    def _known_of_unnamed(self) -> dict[str, NDArray[Any]]:
+        """What test.h5 tells of the samples of transfer.h5: labels and names, by id."""
+        ids = {part: numbered_ids(part, len(self.parts[part])) for part in UNNAMED}
+        target = zip(ids["target"], self.parts["target"], strict=True)
+        labelled = [(number, record) for number, record in target if record.label is not None]
+        records = [record for part in UNNAMED for record in self.parts[part]]
+        return {
+            "labels/id": text_column([number for number, _ in labelled]),
+            "labels/label": self._labels([record for _, record in labelled]),
+            "names/id": text_column([number for part in UNNAMED for number in ids[part]]),
+            "names/name": text_column([record.id for record in records]),
+            "names/group": text_column([record.group for record in records]),
+            "names/path_rgb": text_column([record.rgb or "" for record in records]),
+            "names/path_target": text_column([record.target or "" for record in records]),
+        }
+
+    def _group_numbers(self) -> dict[str, str]:
+        """What the groups of transfer.h5 are called there: numbers in the order of the rows."""
+        groups = dict.fromkeys(r.group for part in UNNAMED for r in self.parts[part])
+        return {group: f"group-{number:06d}" for number, group in enumerate(groups)}
 
     def image_columns(self, parts: Sequence[str]) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and type of the image columns of some parts."""

@@ -4,6 +4,9 @@
 source, target and test share none and each class is in all three when it has enough groups.
 ``paper``: source and target are all TR images, nothing is held out, and accuracy is taken on the
 target training images, as SOCKET and the paper do.
+
+Archives list their samples class by class. So the parts that go into transfer.h5 are shuffled: the
+place of a sample tells nothing of its class.
 """
 
 from __future__ import annotations
@@ -35,20 +38,21 @@ def split_records(
         seed: The same seed gives the same parts, whatever the order of the records.
 
     Returns:
-        Records of each part, in the order given; a record may be in several parts only under the
-        ``paper`` protocol.
+        Records of each part: target and TI in an order drawn from the seed, the others in the
+        order given. A record may be in several parts only under the ``paper`` protocol.
     """
     open_to = {record.id: _open_parts(record, tr, ti) for record in records}
     if split.protocol == "paper":
         kept = {"source", "target", "ti"}
-        return {p: [r for r in records if p in open_to[r.id] and p in kept] for p in PARTS}
+        parts = {p: [r for r in records if p in open_to[r.id] and p in kept] for p in PARTS}
+        return _shuffled(parts, seed)
     shares = {
         "source": split.source,
         "target": round(1 - split.source - split.test, 9),
         "test": split.test,
     }
     dealt = _deal(records, open_to, shares, seed)
-    return {
+    parts = {
         part: [
             r
             for r in records
@@ -56,6 +60,15 @@ def split_records(
         ]
         for part in PARTS
     }
+    return _shuffled(parts, seed)
+
+
+def _shuffled(parts: Parts, seed: int) -> Parts:
+    """The parts of transfer.h5 in an order that depends on the seed and the ids alone."""
+    for part in ("ti", "target"):
+        parts[part].sort(key=lambda record: record.id)
+        random.Random(f"{seed}/rows/{part}").shuffle(parts[part])
+    return parts
 
 
 def left_out(

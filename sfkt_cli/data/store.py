@@ -4,6 +4,9 @@
                   target/{target,id,group,path_target}
     source.h5     source/{rgb,label,id,group,path_rgb}
     test.h5       labels/{id,label}  test/{target,label,id,group,path_target} and test/rgb
+                  names/{id,name,group,path_rgb,path_target}
+
+Ids, groups and paths in transfer.h5 are numbers; ``names`` tells what they stand for.
 
 Root attributes: ``schema``, ``dataset``, ``modality``, ``unit``, ``classes`` (a JSON list),
 ``complete``, ``digest`` and where the data came from. Each data set carries ``block_rows`` and
@@ -135,8 +138,22 @@ class Store:
         return rows[0] if rows else 0
 
     def strings(self, name: str) -> list[str]:
-        """The texts of a column such as ``ti/id``."""
-        return [bytes(text).decode("utf-8") for text in self[name]]
+        """The texts of a column such as ``ti/id``.
+
+        Raises:
+            DataError: The file has no such column, or it is damaged.
+        """
+        try:
+            return [bytes(text).decode("utf-8") for text in self[name]]
+        except UnicodeDecodeError as error:
+            raise _damaged(self.path, f"{name}: {error}") from None
+
+    def names(self) -> dict[str, tuple[str, str]]:
+        """Name and scene of the samples of transfer.h5, by id; only test.h5 tells them."""
+        if "names/id" not in self:
+            return {}
+        told = (self.strings(f"names/{column}") for column in ("id", "name", "group"))
+        return {sample: (name, group) for sample, name, group in zip(*told, strict=True)}
 
     def labels(self, group: str) -> NDArray[np.int64]:
         """Class indices (N,) of a group such as ``source``, ``labels`` or ``test``."""
@@ -168,13 +185,27 @@ class Store:
             raise DataError(f"{self.path} has no {name}: it holds {held}")
         return self.columns[name]
 
+    def _check_ids(self) -> None:
+        """Ids name samples and files: each is there once, and is the name of a file in a folder."""
+        for column in self.columns:
+            if not column.endswith("/id"):
+                continue
+            seen = set[str]()
+            for sample in self.strings(column):
+                if sample in seen:
+                    raise _damaged(self.path, f"{column} has {sample!r} twice")
+                if not sample or sample.startswith(".") or set(sample) & set("/\0"):
+                    raise _damaged(self.path, f"{column} has {sample!r}, which names no file")
+                seen.add(sample)
+
 
 def open_store(path: Path) -> Store:
     """Open a prepared file and check all of it but the pixels (see :meth:`Store.verify`).
 
     Raises:
         DataError: The file is missing, unfinished, damaged, of another schema, or uses features
-            of HDF5 that a prepared file never has (links, external or virtual data, filters).
+            of HDF5 that a prepared file never has (links, external or virtual data, filters); a
+            sample id occurs twice or cannot be the name of a file.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist: first run `sfkt prepare NAME`")
@@ -193,7 +224,9 @@ def open_store(path: Path) -> Store:
     digest = describe(attrs, columns)
     if digest != attrs["digest"]:
         raise _damaged(path, "its header does not match its checksum")
-    return Store(path, attrs, columns, digest)
+    store = Store(path, attrs, columns, digest)
+    store._check_ids()
+    return store
 
 
 def describe(attrs: Mapping[str, Any], columns: Mapping[str, Column]) -> str:

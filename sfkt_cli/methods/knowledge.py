@@ -91,33 +91,47 @@ def reliability(
     return weights / weights.mean().clamp_min(1e-8)
 
 
-def cluster_labels(features: Tensor, logits: Tensor, *, rounds: int) -> tuple[Tensor, Tensor]:
+def cluster_labels(
+    features: Tensor, logits: Tensor, *, rounds: int, euclidean: bool = False
+) -> tuple[Tensor, Tensor]:
     """Pseudo-labels from the clusters of the student's features.
 
     Features get a 1 appended and unit length; centroids start as means weighted by the predicted
     probabilities; each image takes the class of the nearest centroid in cosine. Further rounds take
-    means of the hard assignments; a class without images keeps no centroid.
+    means of the hard assignments; then a class that nobody predicts, or without images, has no
+    centroid from the first round on.
 
-    Source: SHOT (Liang et al., ICML 2020), Eq. 5 and 6; rounds = 0 is SOCKET's form.
+    Source: rounds = 1 is SHOT as released (Liang et al., ICML 2020, Eq. 5 and 6); rounds = 0 with
+    ``euclidean`` is SOCKET as released.
 
     Args:
         features: (N, D).
         logits: (N, K).
         rounds: Repetitions with hard assignments.
+        euclidean: The nearest centroid in Euclidean distance, centroids of whatever length.
 
     Returns:
-        Labels (N,) and cosine similarities (N, K).
+        Labels (N,), and (N, K) cosine similarities or negative distances.
     """
     ones = torch.ones(len(features), 1, device=features.device)
     units = torch.nn.functional.normalize(torch.cat([features.float(), ones], dim=1))
     weights = logits.float().softmax(dim=1)
+    if euclidean:
+        means = weights.T @ units / weights.sum(dim=0).clamp_min(1e-8).unsqueeze(1)
+        similarity = -torch.cdist(units, means)
+        return similarity.argmax(dim=1), similarity
     similarity = units @ _centroids(units, weights).T
+    unused = _hard(logits).sum(dim=0) == 0
     for _ in range(rounds):
-        assigned = torch.nn.functional.one_hot(similarity.argmax(dim=1), logits.shape[1]).float()
-        similarity = units @ _centroids(units, assigned).T
-        empty = assigned.sum(dim=0) == 0
-        similarity = similarity.masked_fill(empty, -1.0)
+        assigned = _hard(similarity.masked_fill(unused, -1.0))
+        unused = unused | (assigned.sum(dim=0) == 0)
+        similarity = (units @ _centroids(units, assigned).T).masked_fill(unused, -1.0)
     return similarity.argmax(dim=1), similarity
+
+
+def _hard(scores: Tensor) -> Tensor:
+    """Assignments (N, K), 1 at the largest of each row of scores (N, K)."""
+    return torch.nn.functional.one_hot(scores.argmax(dim=1), scores.shape[1]).float()
 
 
 def _centroids(units: Tensor, weights: Tensor) -> Tensor:

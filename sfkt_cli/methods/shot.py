@@ -35,7 +35,7 @@ class Shot(nn.Module):
     def begin_epoch(self, epoch: int) -> None:
         """Cluster the student's features: new pseudo-labels."""
         features, logits = self._knowledge.look(self.student)
-        self.pseudo_labels.copy_(cluster_labels(features, logits, rounds=2)[0])
+        self.pseudo_labels.copy_(cluster_labels(features, logits, rounds=1)[0])
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms of ``tr_target`` and ``tr_rows``."""

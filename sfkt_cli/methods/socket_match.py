@@ -47,6 +47,7 @@ class Socket(nn.Module):
             "bn": settings.beta_bn,
             "f": settings.beta_f,
         }
+        self.gate = nn.Parameter(torch.ones(()), requires_grad=settings.bn_gate)
         frozen = dict(knowledge.source.named_modules())
         self._seen: list[tuple[Tensor, nn.BatchNorm2d]] = []
         for name, layer in student.named_modules():
@@ -57,7 +58,7 @@ class Socket(nn.Module):
     def begin_epoch(self, epoch: int) -> None:
         """Cluster the student's features: new pseudo-labels."""
         features, logits = self._knowledge.look(self.student)
-        self.pseudo_labels.copy_(cluster_labels(features, logits, rounds=0)[0])
+        self.pseudo_labels.copy_(cluster_labels(features, logits, rounds=0, euclidean=True)[0])
         self._seen.clear()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -66,6 +67,8 @@ class Socket(nn.Module):
         self._seen.clear()
         _, logits = self.student(as_rgb(encode(batch["tr_target"], encoding)))
         matched = losses.batch_norm_matching(self._seen).to(logits.device)
+        if self.gate.requires_grad:
+            matched = self.gate.sigmoid() * matched
         seen = self.student.features(as_rgb(encode(batch["ti_target"], encoding)))
         self._seen.clear()
         labels = self.pseudo_labels[batch["tr_rows"]]

@@ -4,41 +4,45 @@
     <output>/stages/<stage>-<digest>/               what one stage made from one set of settings
     <output>/benchmark.{md,csv,json}, sweep-*.png   the tables and curves
 
-Cells whose settings agree up to a stage share its folder. What is done is not done again.
+    <output>/claims/                                locks: who works on what
+
+Cells whose settings agree up to a stage share its folder. What is done is not done again. Several
+commands, on one machine or on several that share the folder, divide the stages among themselves.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
+import time
 import traceback
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import import_module
-from multiprocessing.queues import SimpleQueue
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from sfkt_cli.config import Config, as_dict, build, merge, nest
-from sfkt_cli.console import console, event, quieten, say, warn
-from sfkt_cli.errors import Interrupted, RunError, SfktError
-from sfkt_cli.files import locking
+from filelock import FileLock, Timeout
+
+from sfkt_cli.config import Config, as_dict, build, merge, nest, section_of
+from sfkt_cli.console import console, duration, event, quieten, say, warn
+from sfkt_cli.data.readers import archive_root
+from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError, SfktError
+from sfkt_cli.files import write_json
 from sfkt_cli.runs import Run, digest_settings, stage_settings
 from sfkt_cli.signals import follow_parent
-from sfkt_cli.stages.benchmark_plan import BenchmarkPlan, Cell, cells_of
+from sfkt_cli.stages.benchmark_plan import TUNE_BY, BenchmarkPlan, Cell, cells_of, trial_cells
 
-Free = SimpleQueue[str]
 LEVELS = ("prepare", "source", "bridge", "transfer", "evaluate")
 _READ_OUTSIDE = ("prepare", "source")
 """Stages that read what may change while the settings stay: an archive, a model brought along."""
-_KILLED = (
-    "this or another process of the benchmark was killed, perhaps for want of memory: fewer "
-    "--processes need less"
-)
+_KILLED = "its process was killed, perhaps for want of memory: fewer --processes need less"
+POLL_S = 1.0
+"""How often a command looks again for stages that others have claimed."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Task:
         stage: Such as ``bridge`` or ``transfer/shot``.
         cell: The run folder to run it in.
         settings: All settings.
-        needs: Keys of the tasks before it.
+        needs: Keys of the tasks without which it cannot run.
+        after: Keys of the tasks that have to end first, well or not.
     """
 
     key: str
@@ -58,6 +63,7 @@ class Task:
     cell: Path
     settings: Mapping[str, Any]
     needs: tuple[str, ...]
+    after: tuple[str, ...] = ()
 
     @property
     def level(self) -> str:
@@ -88,6 +94,8 @@ def benchmark(
 ) -> None:
     """Run all cells that are not done, then write tables and curves.
 
+    Several such commands may work on one output: each stage is claimed by one of them.
+
     Args:
         plan: What to compare.
         output: Folder for all of it.
@@ -98,19 +106,22 @@ def benchmark(
 
     Raises:
         ConfigError: The plan is wrong.
-        RunError: Another process works on the output, or a stage failed; the tables are written.
+        DataError: Archives or models that cells need are missing.
+        RunError: A stage failed; the tables are written.
     """
-    cells = cells_of(plan, overrides or {})
-    output.mkdir(parents=True, exist_ok=True)
-    busy = f"another benchmark works on {output}: wait for it to end"
-    with locking(output / ".benchmark.lock", busy):
-        from sfkt_cli.stages.benchmark_report import write_report
+    from sfkt_cli.stages.benchmark_report import write_report
 
-        progress = Progress()
-        try:
-            run_cells(cells, output, processes, progress)
-        finally:  # what there is, also when it is stopped
-            write_report(plan, cells, output, progress.failed, command)
+    cells = cells_of(plan, overrides or {})
+    check_inputs(cells, output)
+    output.mkdir(parents=True, exist_ok=True)
+    progress = Progress()
+    try:
+        trials = trial_cells(cells)
+        run_cells(trials, output, processes, progress)
+        cells = tuned(cells, trials, output)
+        run_cells(cells, output, processes, progress)
+    finally:  # what there is, also when it is stopped
+        write_report(plan, cells, output, progress.failed, command)
     say(f"benchmark: {len(progress.ran)} stages run, tables are in {output / 'benchmark.md'}")
     if progress.failed:
         first = next(iter(progress.failed.values()))
@@ -120,70 +131,220 @@ def benchmark(
         )
 
 
-def run_cells(cells: Iterable[Cell], output: Path, processes: int, progress: Progress) -> None:
-    """Run what is missing, level by level; a failed stage takes only its own cells with it."""
-    tasks: dict[str, Task] = {}
+def check_inputs(cells: Iterable[Cell], output: Path) -> None:
+    """Look for the archives and models of all cells whose data are not prepared yet.
+
+    Raises:
+        DataError: Those that are missing, in one message.
+    """
+    missing: dict[str, list[str]] = {}
     for cell in cells:
-        for task in tasks_of(cell, output):
-            tasks.setdefault(task.key, task)
-    for level in LEVELS:
-        waiting = []
-        for task in tasks.values():
-            if task.level != level:
+        config, first = cell.config, tasks_of(cell, output, link=False)[:2]
+        root = archive_root(config)
+        if config.dataset != "synthetic" and not root.exists() and not _finished(first[0], output):
+            missing.setdefault(f"{root} does not exist", []).append(cell.dataset)
+        brought = (config.source.checkpoint, *config.source.mixture)
+        for path in brought if not _finished(first[1], output) else ():
+            if path is not None and not path.exists():
+                told = f"the source model {path} does not exist"
+                missing.setdefault(told, []).append(cell.dataset)
+    if missing:
+        lines = [f"  {what}, for {', '.join(dict.fromkeys(of))}" for what, of in missing.items()]
+        raise DataError(
+            "nothing was run, some of what the cells need is missing:\n"
+            + "\n".join(lines)
+            + "\nset prepare.root below the data set's `settings`, or take it out of `datasets`"
+        )
+
+
+def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[Cell]:
+    """The cells with the settings that the label-free score chose; tells them in tuning.json.
+
+    A method of which no trial ended is left out.
+    """
+    told: list[dict[str, Any]] = []
+    chosen: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for trial in trials:
+        for row, (method, changes) in trial.students.items():
+            folder = output / trial.folder / "transfer" / row
+            if not (folder / "done.json").is_file():
                 continue
-            broken = [key for key in task.needs if key in progress.failed]
-            if broken:
-                progress.failed[task.key] = f"{task.cell}: {task.stage} needs {broken[0]}"
-            elif not done(task):
-                waiting.append(task)
-            elif level in _READ_OUTSIDE and (changed := run_task(task, console.quiet)) is not None:
-                progress.failed[task.key] = (
-                    f"{task.cell}: {task.stage}: {changed}\nfor a benchmark: another --output"
-                )
-                warn(progress.failed[task.key])
-        for number, (task, problem) in enumerate(_run(waiting, processes), 1):
-            progress.ran.append(task.key)
-            say(f"benchmark: {level} {number}/{len(waiting)}  {task.cell}  {task.stage}")
-            event(
-                "cell", level=level, number=number, total=len(waiting), name=str(task.cell),
-                part=task.stage, problem=problem,
-            )  # fmt: skip
-            if problem is not None:
-                progress.failed[task.key] = f"{task.cell}: {task.stage}: {problem}"
-                warn(progress.failed[task.key])
+            record = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+            lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            score = json.loads(lines[int(record["best_epoch"]) - 1])[TUNE_BY]
+            line = {"dataset": trial.dataset, "variant": trial.variant, "method": method,
+                    "settings": dict(changes), TUNE_BY: score, "seconds": record["seconds"],
+                    "chosen": False}  # fmt: skip
+            told.append(line)
+            key = (trial.dataset, trial.variant, method)
+            if key not in chosen or score > chosen[key][TUNE_BY]:
+                chosen[key] = line
+    for line in chosen.values():
+        line["chosen"] = True
+    if told:
+        write_json(output / "tuning.json", told)
+    found = []
+    for cell in cells:
+        students = {}
+        for row, (method, changes) in cell.students.items():
+            best = chosen.get((cell.dataset, cell.variant, method))
+            if row == method:
+                students[row] = (method, changes)
+            elif best is not None:
+                students[row] = (method, best["settings"])
+        found.append(replace(cell, students=students))
+    return found
 
 
-def tasks_of(cell: Cell, output: Path) -> list[Task]:
+def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what a benchmark would run, what is shared, and how long and large it is; runs nothing.
+
+    Time and room are those of stages of the same kind that are done in ``output``; where there are
+    none, those of ``sfkt doctor --cost``, if it can tell how many images there are.
+
+    Raises:
+        ConfigError: The plan is wrong.
+        DataError: Archives or models that cells need are missing.
+    """
+    cells = cells_of(plan, overrides)
+    guesses: dict[str, tuple[float, int]] | None = None
+    wanted = [
+        task
+        for cell in [*trial_cells(cells), *cells]
+        for task in tasks_of(cell, output, link=False)
+    ]
+    tasks = {task.key: task for task in wanted}
+    left = [task for task in tasks.values() if not _finished(task, output)]
+    lines = [f"benchmark: dry run, nothing is written; {len(cells)} cells in {output}"]
+    seconds, room, unknown = 0.0, 0, set[str]()
+    for kind in dict.fromkeys(task.stage for task in sorted(tasks.values(), key=_level)):
+        own = [task for task in tasks.values() if task.stage == kind]
+        todo = [task for task in own if task in left]
+        shared = sum(task.stage == kind for task in wanted) - len(own)
+        known = [_cost(path) for path in _done_of(kind, output)]
+        if todo and not known:
+            guesses = _guess(cells[0].config) if guesses is None else guesses
+            known = [guesses[todo[0].level]] if todo[0].level in guesses else []
+        text = f"  {kind:24}{len(own):5} stages, {shared} shared, {len(own) - len(todo)} done"
+        if known and todo:
+            each, size = (sum(values) / len(known) for values in zip(*known, strict=True))
+            seconds, room = seconds + each * len(todo), room + int(size) * len(todo)
+            text += f"; {duration(each * len(todo))}, {size * len(todo) / 1e6:,.0f} MB"
+        elif todo:
+            unknown.add(kind)
+        lines.append(text)
+    if seconds or room:
+        lines.append(f"  in all about {duration(seconds)} of one process and {room / 1e6:,.0f} MB")
+    if unknown:
+        lines.append(f"  without {', '.join(sorted(unknown))}: known once one of each is done here")
+    say("\n".join(lines))
+    check_inputs(cells, output)
+    return {
+        "folder": output, "cells": len(cells), "stages": len(tasks), "to_run": len(left),
+        "seconds": seconds, "bytes": room, "unknown": sorted(unknown),
+    }  # fmt: skip
+
+
+def run_cells(cells: Iterable[Cell], output: Path, processes: int, progress: Progress) -> None:
+    """Run what is missing; a failed stage takes only its own cells with it.
+
+    A stage runs once what it needs is there, and while no other command has claimed it.
+    """
+    tasks = {task.key: task for cell in cells for task in tasks_of(cell, output)}
+    left = (task for task in tasks.values() if task.key not in progress.failed)
+    waiting = {task.key: task for task in sorted(left, key=_level)}
+    workers = Workers(output, processes)
+    try:
+        while waiting or workers.running:
+            before = len(waiting)
+            for task in list(waiting.values()):
+                needs = {*task.needs, *task.after}
+                if needs & (waiting.keys() | workers.keys()):
+                    continue
+                broken = [key for key in task.needs if key in progress.failed]
+                if broken:
+                    progress.failed[task.key] = f"{task.cell}: {task.stage} needs {broken[0]}"
+                elif not done(task):
+                    if workers.full or claimed(task, output):
+                        continue
+                    workers.start(task)
+                elif task.level in _READ_OUTSIDE:
+                    changed = run_task(task, output, console.quiet).problem
+                    if changed is not None:
+                        told = f"{task.cell}: {task.stage}: {changed}"
+                        progress.failed[task.key] = f"{told}\nfor a benchmark: another --output"
+                        warn(progress.failed[task.key])
+                del waiting[task.key]
+            for task, end in workers.ended(idle=len(waiting) == before):
+                if end.taken:
+                    waiting[task.key] = task
+                    continue
+                count = f"{len(tasks) - len(waiting) - len(workers.running)}/{len(tasks)}"
+                _note(task, end, progress, count)
+    finally:
+        workers.stop()
+
+
+def _note(task: Task, end: End, progress: Progress, count: str) -> None:
+    """Tell how a stage ended."""
+    if end.ran:
+        progress.ran.append(task.key)
+        say(f"benchmark: {count}  {task.cell}  {task.stage}")
+        number, _, total = count.partition("/")
+        event("cell", level=task.level, number=int(number), total=int(total), name=str(task.cell),
+              part=task.stage, problem=end.problem)  # fmt: skip
+    if end.problem is not None:
+        progress.failed[task.key] = f"{task.cell}: {task.stage}: {end.problem}"
+        warn(progress.failed[task.key])
+
+
+def tasks_of(cell: Cell, output: Path, *, link: bool = True) -> list[Task]:
     """The stages of a cell in order; its run folder gets links to where they belong."""
     from sfkt_cli.stages.transfer import find_method
 
-    run, found = output / cell.folder, list[Task]()
+    folder, tasks = output / cell.folder, list[Task]()
     settings = as_dict(_limited(cell.config))
     keys: dict[str, str] = {}
+    links: dict[Path, Path] = {}
 
-    def add(stage: str, *needs: str, **more: Any) -> None:
-        own = merge(settings, nest("transfer.method", more["method"])) if more else settings
+    def add(stage: str, *needs: str, row: str = "", **more: Any) -> None:
+        own = merge(settings, more["settings"]) if more else settings
         before = tuple(keys[name] for name in needs)
         identity = {"settings": stage_settings(stage, build(own)), "needs": before}
-        keys[stage] = f"{stage.replace('/', '-')}-{digest_settings(identity)}"
-        _link(run / stage, output / "stages" / keys[stage])
-        found.append(Task(keys[stage], stage, run, own, before))
+        key = f"{stage.replace('/', '-')}-{digest_settings(identity)}"
+        run = folder
+        if row not in ("", stage.partition("/")[2]):  # two students of one method: a run for each
+            run = folder / "tuned" / row
+            for name in needs:
+                links[run / name] = output / "stages" / keys[name]
+            links[run / stage] = output / "stages" / key
+            keys[f"transfer/{row}"] = key
+        else:
+            keys[stage] = key
+        links[folder / (f"transfer/{row}" if row else stage)] = output / "stages" / key
+        tasks.append(Task(key, stage, run, own, before))
 
-    for path in [*run.glob("*"), *run.glob("transfer/*")]:
-        if path.is_symlink():
-            path.unlink()
     add("prepare")
     add("source", "prepare")
-    bridged = [name for name in cell.methods if find_method(name).needs_bridge]
+    students = cell.students
+    bridged = {row for row, (name, _) in students.items() if find_method(name).needs_bridge}
     if bridged or "bridge-only" in cell.rows:
         add("bridge", "prepare", "source")
-    for name in cell.methods:
-        needs = ("prepare", "source", "bridge") if name in bridged else ("prepare", "source")
-        add(f"transfer/{name}", *needs, method=name)
-    # A method that failed is missing in the tables; the others are measured all the same.
-    before = (keys["prepare"], keys["source"])
-    found.append(Task(str(cell.folder), "evaluate", run, settings, before))
-    return found
+    for row, (name, changes) in students.items():
+        needs = ("prepare", "source", "bridge") if row in bridged else ("prepare", "source")
+        own = merge(nest("transfer.method", name), nest(section_of(name), changes))
+        add(f"transfer/{name}", *needs, row=row, settings=own)
+    if link:
+        there = {path for path in folder.rglob("*") if path.is_symlink() and path.name[0] != "."}
+        for path in there - links.keys():
+            path.unlink()
+        for path, place in links.items():
+            _link(path, place)
+    if cell.rows:
+        # A method that failed is missing in the tables; the others are measured all the same.
+        before, after = (keys["prepare"], keys["source"]), tuple(task.key for task in tasks)
+        tasks.append(Task(str(cell.folder), "evaluate", folder, settings, before, after))
+    return tasks
 
 
 def done(task: Task) -> bool:
@@ -204,92 +365,153 @@ def done(task: Task) -> bool:
         return False
 
 
-def _run(tasks: list[Task], processes: int) -> Iterator[tuple[Task, str | None]]:
-    """Each task and what went wrong, as they end."""
-    if processes == 0:
-        for task in tasks:
-            yield task, run_task(task, quiet=console.quiet)
-        return
-    waiting = deque(tasks)
-    while waiting:
-        yield from _run_pool(waiting, processes)
-
-
-def _run_pool(waiting: deque[Task], processes: int) -> Iterator[tuple[Task, str | None]]:
-    """Take tasks until none is left, or a process was killed and its pool with it."""
-    context = multiprocessing.get_context("spawn")
-    free: Free = context.SimpleQueue()
-    for gpu in gpus_of(processes):
-        free.put(gpu)
-    with ProcessPoolExecutor(
-        processes, context, _begin_worker, (free,), max_tasks_per_child=1
-    ) as pool:
-        running: dict[Future[str | None], Task] = {}
-        try:
-            while waiting or running:
-                while waiting and len(running) < processes:
-                    running[pool.submit(_work, waiting[0], processes, console.quiet)] = waiting[0]
-                    waiting.popleft()
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    result = future.result()
-                    yield running.pop(future), result
-        except BrokenProcessPool:
-            for future, task in running.items():
-                killed = isinstance(future.exception(), BrokenProcessPool)
-                yield task, _KILLED if killed else future.result()
-        except BaseException:
-            for process in multiprocessing.active_children():
-                process.terminate()  # a training saves its state; a task that waits never begins
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-_free: Free
-"""The GPUs that no task of the benchmark uses now."""
-
-
-def _begin_worker(free: Free) -> None:
-    """A worker whose parent was killed saves its state and ends, as if it had been told to."""
-    global _free
-    _free = free
-    follow_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
-
-
-def _work(task: Task, processes: int, quiet: bool) -> str | None:
-    """Run a task on a GPU that is free, or on its share of the cores; torch is not loaded yet."""
-    if processes == 1:
-        return run_task(task, quiet)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes, 1)))
-    gpu = _free.get()
-    if gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+def claimed(task: Task, output: Path) -> bool:
+    """Whether another process works on a stage now; a process that was killed claims nothing."""
     try:
-        return run_task(task, quiet=True)
-    finally:
-        _free.put(gpu)
+        with _claim(task, output):
+            return False
+    except Timeout:
+        return True
 
 
-def run_task(task: Task, quiet: bool = False) -> str | None:
-    """Run one stage here; returns what went wrong, if anything did.
+def _claim(task: Task, output: Path) -> FileLock:
+    folder = output / "claims"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{task.key.replace('/', '-')}.lock", timeout=0)
+
+
+@dataclass(frozen=True)
+class End:
+    """How a stage ended.
+
+    Attributes:
+        problem: What went wrong, if anything did.
+        ran: Whether it was run here.
+        taken: Another process has it.
+    """
+
+    problem: str | None = None
+    ran: bool = True
+    taken: bool = False
+
+
+class Workers:
+    """The stages that run now, each in a process of its own, or in this one.
+
+    Args:
+        output: Folder of the benchmark.
+        processes: At a time; 0: in this process.
+    """
+
+    def __init__(self, output: Path, processes: int) -> None:
+        self._output, self._processes = output, processes
+        self._ended: list[tuple[Task, End]] = []
+        self._free = gpus_of(processes)
+        self.running: dict[Connection, tuple[Task, SpawnProcess, str]] = {}
+
+    def keys(self) -> set[str]:
+        """Keys of the tasks that run, or whose end was not told yet."""
+        running = {task.key for task, _, _ in self.running.values()}
+        return running | {task.key for task, _ in self._ended}
+
+    @property
+    def full(self) -> bool:
+        """Whether another task has to wait."""
+        return len(self.running) >= max(self._processes, 1) or bool(self._ended)
+
+    def start(self, task: Task) -> None:
+        """Run a task."""
+        if not self._processes:
+            self._ended.append((task, run_task(task, self._output, console.quiet)))
+            return
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe(duplex=False)
+        gpu = self._free.pop()
+        quiet = console.quiet or self._processes > 1
+        process = context.Process(
+            target=_work, args=(task, self._output, self._processes, gpu, quiet, theirs)
+        )
+        process.start()
+        theirs.close()
+        self.running[ours] = (task, process, gpu)
+
+    def ended(self, *, idle: bool) -> list[tuple[Task, End]]:
+        """The tasks that have ended.
+
+        Args:
+            idle: Wait a moment for one.
+        """
+        ends, self._ended = self._ended, []
+        if self.running:
+            for place in wait(list(self.running), timeout=POLL_S if idle else 0):
+                pipe = cast("Connection", place)
+                task, process, gpu = self.running.pop(pipe)
+                try:
+                    ends.append((task, pipe.recv()))
+                except EOFError:
+                    ends.append((task, End(_KILLED)))
+                process.join()
+                self._free.append(gpu)
+        elif idle and not ends:
+            time.sleep(POLL_S)
+        return ends
+
+    def stop(self) -> None:
+        """Have the tasks that run save their state and end."""
+        for _, process, _ in self.running.values():
+            process.terminate()
+        for _, process, _ in self.running.values():
+            process.join()
+
+
+def _work(
+    task: Task, output: Path, processes: int, gpu: str, quiet: bool, pipe: Connection
+) -> None:
+    """Run a task on its GPU or its share of the cores; torch is not loaded yet.
+
+    A worker whose parent was killed saves its state and ends, as if it had been told to.
+    """
+    follow_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    if processes > 1:
+        share = max((os.cpu_count() or 1) // processes, 1)
+        os.environ.setdefault("OMP_NUM_THREADS", str(share))
+        if gpu:
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    try:
+        pipe.send(run_task(task, output, quiet))
+    except Interrupted as error:
+        pipe.send(End(str(error)))
+
+
+def run_task(task: Task, output: Path, quiet: bool = False) -> End:
+    """Run one stage here, unless another process does.
 
     Args:
         task: What to run.
+        output: Folder of the benchmark.
         quiet: Print only warnings.
     """
     config = build(dict(task.settings))
-    quieten(quiet)
     name = task.level
+    quieten(quiet or name == "evaluate")  # one table at the end, not one a cell
     stage = getattr(import_module(f"sfkt_cli.stages.{name}"), name)
     try:
-        stage(config, Run(task.cell))
+        with _claim(task, output):
+            if done(task) and name not in _READ_OUTSIDE:
+                return End(ran=False)
+            stage(config, Run(task.cell))
     except Interrupted:
         raise
+    except Timeout:
+        return End(taken=True)
     except (SfktError, OSError) as error:
-        return str(error)
+        return End(str(error))
     except Exception as error:  # a bug or a full GPU in one cell is no reason to lose a night
         traceback.print_exc()
-        return f"{type(error).__name__}: {error}"
-    return None
+        return End(f"{type(error).__name__}: {error}")
+    finally:
+        quieten(quiet)
+    return End()
 
 
 def gpus_of(processes: int) -> list[str]:
@@ -310,6 +532,52 @@ def _limited(config: Config) -> Config:
 def _link(link: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     link.parent.mkdir(parents=True, exist_ok=True)
-    if link.is_dir():
+    place = os.path.relpath(folder, link.parent)
+    if link.is_symlink() and str(link.readlink()) == place:
+        return
+    if link.is_dir() and not link.is_symlink():
         raise RunError(f"{link} is a folder, but benchmark puts a link there: use another --output")
-    link.symlink_to(os.path.relpath(folder, link.parent), target_is_directory=True)
+    fresh = link.with_name(f".{link.name}.{os.getpid()}")
+    fresh.symlink_to(place, target_is_directory=True)
+    fresh.replace(link)
+
+
+def _level(task: Task) -> int:
+    return LEVELS.index(task.level)
+
+
+def _finished(task: Task, output: Path) -> bool:
+    """Whether a task is done, seen without the links of its cell."""
+    folder = task.cell / "evaluate" if task.level == "evaluate" else output / "stages" / task.key
+    return (folder / "done.json").is_file()
+
+
+def _done_of(stage: str, output: Path) -> list[Path]:
+    """Folders of finished stages of one kind."""
+    if stage == "evaluate":
+        return [path.parent for path in output.glob("cells/*/*/*/evaluate/done.json")]
+    name = stage.replace("/", "-")
+    return [path.parent for path in output.glob(f"stages/{name}-{'?' * 16}/done.json")]
+
+
+def _guess(config: Config) -> dict[str, tuple[float, int]]:
+    """Seconds and bytes of the stages before any was run, by level; of stores only the images."""
+    from sfkt_cli.stages.cost import count_samples, stage_costs, this_machine
+    from sfkt_cli.training.runtime import make_runtime
+
+    try:
+        counts = count_samples(config)
+    except ConfigError:
+        return {}
+    runtime = make_runtime(_limited(config).runtime)
+    costs = stage_costs(config, counts, this_machine(runtime), runtime)
+    pixel_bytes = 3 * counts.source + 5 * counts.ti + 2 * counts.target
+    stores = {"prepare": (0.0, pixel_bytes * config.image_size**2)}
+    return stores | {cost.stage: (cost.whole.seconds, 0) for cost in costs}
+
+
+def _cost(folder: Path) -> tuple[float, int]:
+    """Seconds and bytes of a finished stage."""
+    record = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return float(record.get("seconds", 0.0)), size

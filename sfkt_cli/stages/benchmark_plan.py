@@ -7,24 +7,44 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from sfkt_cli.config import Config, Sensor, build, nested, read_yaml
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.methods import METHODS
 
-ROWS = ("source-only", "bridge-only", "tgkt+bridge", "source-rgb", "oracle")
+ROWS = ("source-only", "source-encoded", "bridge-only", "tgkt+bridge", "source-rgb", "oracle")
 """Rows that ``evaluate`` adds to those of the methods."""
 SENSORS: tuple[Sensor, ...] = get_args(Sensor)
 Settings = dict[str, Any]
+TUNED = "-tuned"
+"""Ends the name of the row of a method whose settings are chosen on each data set."""
+GRID: Mapping[str, tuple[Any, ...]] = {
+    "learning_rate": (0.01, 0.03),
+    "backbone_rate": (0.1, 1.0),
+    "schedule": ("inverse", "cosine"),
+}
+"""What tuned methods try, all of them the same; SHOT's and SOCKET's own are the first."""
+TUNE_BY = "tr_density"
+"""The label-free score that chooses (Saito et al., ICCV 2021); no method trains on it."""
 PLAIN: Settings = {"evaluate": {"pictures": False}}
 """Below the settings of every plan: cells are many."""
+
+
+def _named(row: Any) -> Any:
+    """``{name: socket, tune: true}`` is the row ``socket-tuned``."""
+    if isinstance(row, dict) and isinstance(row.get("name"), str) and {*row} <= {"name", "tune"}:
+        return row["name"] + TUNED * bool(row.get("tune"))
+    return row
+
+
+RowName = Annotated[str, BeforeValidator(_named)]
 
 
 class _Strict(BaseModel):
@@ -56,7 +76,7 @@ class VariantPlan(_Strict):
 
     name: str = Field(min_length=1)
     settings: Settings = {}
-    methods: tuple[str, ...] | None = None
+    methods: tuple[RowName, ...] | None = None
 
 
 class SweepPlan(_Strict):
@@ -74,7 +94,7 @@ class SweepPlan(_Strict):
     values: tuple[float, ...] = Field(min_length=1)
     name: str = "others at their default"
     settings: Settings = {}
-    methods: tuple[str, ...] = ("tgkt",)
+    methods: tuple[RowName, ...] = ("tgkt",)
 
     def variants(self) -> list[tuple[float, VariantPlan]]:
         """Each value and its variant."""
@@ -98,7 +118,8 @@ class BenchmarkPlan(_Strict):
         title: Of the report.
         output: Folder for all of it, unless ``--output`` says another.
         main: The method that the others are held against.
-        methods: Rows that are shown; those that are methods are trained.
+        methods: Rows that are shown; those that are methods are trained. ``{name: socket, tune:
+            true}`` is the row ``socket-tuned``: a label-free score chooses its rates and schedule.
         seeds: Of the runs.
         settings: Of all cells.
         datasets: None: that of the settings, under its own name.
@@ -109,7 +130,7 @@ class BenchmarkPlan(_Strict):
     title: str = "Benchmark"
     output: Path = Path("runs/benchmark")
     main: str = "tgkt"
-    methods: tuple[str, ...] = (*ROWS[:2], *METHODS, *ROWS[2:])
+    methods: tuple[RowName, ...] = (*ROWS[:3], *METHODS, *ROWS[3:])
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     settings: Settings = {}
     datasets: tuple[DatasetPlan, ...] = ()
@@ -128,7 +149,16 @@ class BenchmarkPlan(_Strict):
 
 DEMO = BenchmarkPlan(
     title="Built-in demo",
-    methods=("source-only", "bridge-only", "shot", "socket", "distill", "tgkt", "oracle"),
+    methods=(
+        "source-only",
+        "source-encoded",
+        "bridge-only",
+        "shot",
+        "socket",
+        "distill",
+        "tgkt",
+        "oracle",
+    ),
     settings={"dataset": "synthetic", "synthetic.pairs": 2400},
 )
 """Without a file: few methods on a small rendered data set."""
@@ -142,8 +172,9 @@ class Cell:
         dataset: Name of the data set, with the sensor pair.
         variant: Name of the variant.
         seed: Of the run.
-        rows: Methods and bounds that are shown.
+        rows: Methods and bounds that are shown; without any nothing is evaluated.
         config: All settings.
+        students: What is trained: by row the method, and what differs in its section.
         value: Of the swept setting; None: no sweep.
         sweep: The swept setting and the name of the line.
     """
@@ -153,21 +184,20 @@ class Cell:
     seed: int
     rows: tuple[str, ...]
     config: Config
+    students: Mapping[str, tuple[str, Settings]]
     value: float | None = None
     sweep: tuple[str, str] | None = None
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The rows that are trained."""
-        trained = [row for row in self.rows if row in METHODS]
-        if "tgkt+bridge" in self.rows and "tgkt" not in trained:
-            trained.append("tgkt")
-        return tuple(trained)
+        """The methods that are trained."""
+        return tuple(dict.fromkeys(method for method, _ in self.students.values()))
 
     @property
     def folder(self) -> Path:
         """Below the output folder."""
-        return Path("cells", slug(self.dataset), slug(self.variant), f"seed-{self.seed}")
+        last = f"seed-{self.seed}" if self.rows else "trials"
+        return Path("cells", slug(self.dataset), slug(self.variant), last)
 
 
 def read_plan(path: Path | None) -> BenchmarkPlan:
@@ -218,13 +248,38 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
             problems[f"{dataset.name}, {variant.name}: {error}"] = None
             continue
         name = dataset.name if plan.datasets else config.dataset
-        cells.append(Cell(name, variant.name, seed, rows, config, value, line))
+        cells.append(Cell(name, variant.name, seed, rows, config, students_of(rows), value, line))
     folders = [cell.folder for cell in cells]
     for folder in sorted({folder for folder in folders if folders.count(folder) > 1}):
         problems[f"two variants or data sets share the folder {folder}: name them apart"] = None
     if problems:
         raise ConfigError("\n".join(problems))
     return cells
+
+
+def students_of(rows: Iterable[str]) -> dict[str, tuple[str, Settings]]:
+    """The rows that are trained, with their methods; settings of tuned ones are not known yet."""
+    trained = {row: (row.removesuffix(TUNED), Settings()) for row in rows}
+    if "tgkt+bridge" in trained:
+        trained.setdefault("tgkt", ("tgkt", {}))
+    return {row: found for row, found in trained.items() if found[0] in METHODS}
+
+
+def trial_cells(cells: Sequence[Cell]) -> list[Cell]:
+    """What tuned methods try, on the first seed of each data set and variant."""
+    trials: dict[tuple[str, str], Cell] = {}
+    for cell in cells:
+        students: dict[str, tuple[str, Settings]] = {
+            f"{row}-{number}": (method, dict(zip(GRID, values, strict=True)))
+            for row, (method, _) in cell.students.items()
+            if row.endswith(TUNED)
+            for number, values in enumerate(product(*GRID.values()))
+        }
+        if students:
+            trials.setdefault(
+                (cell.dataset, cell.variant), replace(cell, rows=(), students=students)
+            )
+    return list(trials.values())
 
 
 def slug(name: str) -> str:
@@ -258,7 +313,7 @@ def _datasets(plan: BenchmarkPlan) -> list[DatasetPlan]:
 
 
 def _unknown(variant: str, rows: tuple[str, ...]) -> list[str]:
-    known = (*METHODS, *ROWS)
+    known = (*METHODS, *ROWS, *(name + TUNED for name in METHODS))
     return [
         f"{variant}: method {row!r} is unknown: choose of {', '.join(known)}"
         for row in rows

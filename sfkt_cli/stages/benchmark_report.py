@@ -8,12 +8,15 @@ import os
 import platform
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sfkt_cli import figures, scores
+from sfkt_cli.console import say
 from sfkt_cli.files import write_json, write_text
 from sfkt_cli.report import (
     BOUNDS,
@@ -21,6 +24,7 @@ from sfkt_cli.report import (
     Row,
     amount,
     interval,
+    latex_table,
     markdown_table,
     percent,
     plain,
@@ -28,9 +32,13 @@ from sfkt_cli.report import (
     to_csv,
 )
 from sfkt_cli.runs import versions
-from sfkt_cli.stages.benchmark_plan import SENSORS, BenchmarkPlan, Cell
+from sfkt_cli.stages.benchmark_plan import GRID, SENSORS, TUNE_BY, TUNED, BenchmarkPlan, Cell
 
-RESAMPLINGS = 2000
+METRICS = (
+    "n", "accuracy", "balanced_accuracy", "macro_f1", "ece", "train_seconds",
+    "images_per_second", "peak_memory_mb", "parameters",
+)  # fmt: skip
+"""Of a row of results.json, in benchmark-long.csv."""
 OWN = ("tgkt+bridge",)
 """Not a peer of the main method: made from it."""
 
@@ -66,12 +74,14 @@ class Result:
         deviation: Standard deviation over the seeds; None for one seed.
         balanced_accuracy: Mean over the seeds.
         versus: What it is held against; None: nothing.
-        difference: Mean difference of accuracy to that, on the same images.
-        difference_ci95: Its paired bootstrap interval, images of a scene drawn together.
+        difference: Mean difference of accuracy to that over the seeds, on the same images.
+        difference_ci95: Its 95 % interval over seeds and scenes; None: one seed.
+        p_value: That there is no difference; holds for all comparisons of its table together.
         train_seconds: Mean.
         images_per_second: Of inference, mean.
         peak_memory_mb: Largest.
         parameters: Of all networks that a prediction passes.
+        tuning_seconds: Of all trials that chose its settings; None: it was not tuned.
     """
 
     dataset: str
@@ -87,10 +97,12 @@ class Result:
     versus: str | None
     difference: float | None
     difference_ci95: tuple[float, float] | None
+    p_value: float | None
     train_seconds: float | None
     images_per_second: float | None
     peak_memory_mb: float | None
     parameters: int | None
+    tuning_seconds: float | None = None
 
 
 Found = dict[tuple[str, str, str, str], dict[int, Said]]
@@ -104,7 +116,7 @@ def write_report(
     failed: Mapping[str, str],
     command: str,
 ) -> None:
-    """Write benchmark.md, .csv, .json and the curves.
+    """Write benchmark.md, .tex, .csv, .json, benchmark-long.csv and the curves; print the table.
 
     Args:
         plan: What was compared.
@@ -115,7 +127,8 @@ def write_report(
     """
     sound = [cell for cell in cells if str(cell.folder) not in failed]
     found = collect(sound, output)
-    results = results_of(plan, cells, found)
+    tuning = [t for t in _tuning(output) if _tuned_row(t) in {key[:2] + key[3:] for key in found}]
+    results = results_of(plan, cells, found, tuning)
     pictures = draw_sweeps(plan, cells, results, output)
     write_json(
         output / "benchmark.json",
@@ -126,13 +139,18 @@ def write_report(
             "versions": versions(),
             "plan": plan.model_dump(mode="json"),
             "rows": [asdict(result) for result in results],
+            "tuning": tuning,
             "failed": list(failed.values()),
         },
     )
     write_text(output / "benchmark.csv", csv_text(results))
-    write_text(
-        output / "benchmark.md", markdown(plan, results, pictures, list(failed.values()), command)
-    )
+    write_text(output / "benchmark-long.csv", long_csv(found))
+    write_text(output / "benchmark.tex", latex(results))
+    problems = list(failed.values())
+    text = markdown(plan, results, pictures, problems, command, tuning)
+    write_text(output / "benchmark.md", text)
+    for (dataset, split), table in groupby(results, table_of):
+        say(f"{dataset}: {SPLITS[split]}\n{_table(list(table))}")
 
 
 def collect(cells: Iterable[Cell], output: Path) -> Found:
@@ -155,7 +173,12 @@ def collect(cells: Iterable[Cell], output: Path) -> Found:
     return found
 
 
-def results_of(plan: BenchmarkPlan, cells: Sequence[Cell], found: Found) -> list[Result]:
+def results_of(
+    plan: BenchmarkPlan,
+    cells: Sequence[Cell],
+    found: Found,
+    tuning: Sequence[Mapping[str, Any]] = (),
+) -> list[Result]:
     """Rows in the order of the plan: data sets, splits, variants, methods."""
     results = []
     first = plan.variants[0].name
@@ -166,11 +189,26 @@ def results_of(plan: BenchmarkPlan, cells: Sequence[Cell], found: Found) -> list
                 said = found.get((dataset, variant, split, method))
                 if said:
                     versus = reference(plan, found, (dataset, variant, split, method), first)
-                    results.append(
-                        result_of((dataset, variant, split, method), said, versus, found)
-                    )
+                    row = result_of((dataset, variant, split, method), said, versus, found)
+                    cost = tuning_seconds(tuning, dataset, variant, method)
+                    results.append(replace(row, tuning_seconds=cost))
     order = {dataset: number for number, (dataset, _, _) in enumerate(reversed(places))}
-    return sorted(results, key=lambda result: (-order[result.dataset], result.split == "test"))
+    results.sort(key=lambda result: (-order[result.dataset], result.split == "test"))
+    return [row for _, table in groupby(results, table_of) for row in _corrected(list(table))]
+
+
+def table_of(result: Result) -> tuple[str, str]:
+    """Data set and split: one table each."""
+    return result.dataset, result.split
+
+
+def _corrected(table: list[Result]) -> list[Result]:
+    """A table whose p-values hold for all of its comparisons together."""
+    compared = [place for place, row in enumerate(table) if row.p_value is not None]
+    corrected = scores.holm([table[place].p_value or 0.0 for place in compared])
+    for place, p_value in zip(compared, corrected, strict=True):
+        table[place] = replace(table[place], p_value=p_value)
+    return table
 
 
 def reference(
@@ -185,12 +223,13 @@ def reference(
         return (dataset, first, split, method)
     if method in BOUNDS:
         return None
-    if method != plan.main:
-        return (dataset, variant, split, plan.main)
-    peers = [
-        other for other in found
-        if other[:3] == key[:3] and other[3] not in (plan.main, *OWN, *BOUNDS)
-    ]  # fmt: skip
+    main = plan.main
+    if method.endswith(TUNED) and (dataset, variant, split, main + TUNED) in found:
+        main += TUNED
+    if method != main:
+        return (dataset, variant, split, main)
+    own = (plan.main, plan.main + TUNED, *OWN, *BOUNDS)
+    peers = [other for other in found if other[:3] == key[:3] and other[3] not in own]
     return max(peers, key=lambda other: _mean(found[other]), default=None)
 
 
@@ -218,7 +257,8 @@ def result_of(
         balanced_accuracy=statistics.fmean(row.balanced_accuracy for row in rows),
         versus=None if difference is None or versus is None else _name(key, versus),
         difference=difference[0] if difference else None,
-        difference_ci95=difference[1:] if difference else None,
+        difference_ci95=difference[1] if difference else None,
+        p_value=difference[2] if difference else None,
         train_seconds=_average(row.train_seconds for row in rows),
         images_per_second=_average(row.images_per_second for row in rows),
         peak_memory_mb=max(
@@ -230,27 +270,18 @@ def result_of(
 
 def paired(
     first: Mapping[int, Said], second: Mapping[int, Said]
-) -> tuple[float, float, float] | None:
-    """Mean difference on the images that both saw, pooled over the seeds, and its interval.
-
-    Images of one scene are drawn together, in whatever seeds they occur.
-    """
-    right: tuple[list[int], list[int]] = ([], [])
-    scenes: list[str] = []
-    for seed in first.keys() & second.keys():
+) -> tuple[float, tuple[float, float] | None, float | None] | None:
+    """Mean difference over the seeds on the images that both saw, its interval and p-value."""
+    differences, groups = [], []
+    numbers: dict[str, int] = {}
+    for seed in sorted(first.keys() & second.keys()):
         one, other = first[seed], second[seed]
-        for sample in one.right.keys() & other.right.keys():
-            right[0].append(one.right[sample])
-            right[1].append(other.right[sample])
-            scenes.append(one.groups[sample])
-    if not scenes:
-        return None
-    order = np.argsort(np.array(scenes), kind="stable")  # sets have no order, results must
-    _, numbers = np.unique(np.array(scenes)[order], return_inverse=True)
-    return scores.paired_difference(
-        np.array(right[0])[order], np.array(right[1])[order],
-        resamplings=RESAMPLINGS, seed=0, groups=numbers,
-    )  # fmt: skip
+        both = sorted(one.right.keys() & other.right.keys())
+        if both:
+            differences.append(np.array([one.right[name] - other.right[name] for name in both]))
+            scenes = [numbers.setdefault(one.groups[name], len(numbers)) for name in both]
+            groups.append(np.array(scenes))
+    return scores.difference_over_seeds(differences, groups) if differences else None
 
 
 def draw_sweeps(
@@ -282,6 +313,7 @@ def markdown(
     pictures: Sequence[tuple[str, str]],
     failed: Sequence[str],
     command: str,
+    tuning: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The report for people."""
     facts = (
@@ -289,8 +321,9 @@ def markdown(
         f"Seeds: {', '.join(map(str, plan.seeds))}; machine: {machine()}; versions: "
         + ", ".join(f"{name} {number}" for name, number in versions().items()),
         "± standard deviation over the seeds. Difference: points of accuracy on the same images, "
-        "pooled over the seeds, with its 95 % paired bootstrap interval (images of a scene drawn "
-        "together)",
+        "mean over the seeds, with its 95 % t interval: the scatter of training and of images, "
+        "those of a scene together. One seed has none. p: of no difference, corrected for all "
+        "comparisons of the table (Holm)",
         "Training: seconds beyond the source model, for a method that uses the bridge with the "
         "bridge; images/s: inference. Bounds saw labels or RGB images of the target task",
     )
@@ -304,18 +337,17 @@ def markdown(
     if failed:
         parts.append("## Not finished\n\n" + "\n".join(f"- {plain(each)}" for each in failed))
     parts += sensor_tables(plan, results)
-    for dataset, split in dict.fromkeys((r.dataset, r.split) for r in results):
-        here = [r for r in results if (r.dataset, r.split) == (dataset, split)]
-        parts.append(f"## {plain(dataset)}: {SPLITS[split]}")
-        several = len({r.variant for r in here}) > 1
-        header = (
-            *(["variant"] if several else []), "method", "accuracy %", "balanced %", "difference",
-            "95 % interval", "to", "n", "training s", "images/s", "memory MB", "parameters",
-        )  # fmt: skip
-        cells = [(*([r.variant] if several else []), *_cells(r)) for r in here]
-        above = [c for c, r in zip(cells, here, strict=True) if r.method not in BOUNDS]
-        below = [c for c, r in zip(cells, here, strict=True) if r.method in BOUNDS]
-        parts.append(markdown_table(header, above, below, left=2 if several else 1))
+    for (dataset, split), table in groupby(results, table_of):
+        parts += [f"## {plain(dataset)}: {SPLITS[split]}", _table(list(table))]
+    if tuning:
+        cells = [
+            (t["dataset"], t["variant"], t["method"], *map(str, t["settings"].values()),
+             amount(t[TUNE_BY]), amount(t["seconds"]), "yes" if t["chosen"] else "")
+            for t in tuning
+        ]  # fmt: skip
+        header = ("data", "variant", "method", *GRID, TUNE_BY, "training s", "chosen")
+        text = "Tried on the first seed, the same for all methods; no label was looked at."
+        parts.append(f"## Tuning\n\n{text}\n\n{markdown_table(header, cells, left=3)}")
     for file, caption in pictures:
         parts.append(f"![{plain(caption)}]({file})\n\n{plain(caption)}")
     return "\n\n".join(parts) + "\n"
@@ -339,16 +371,80 @@ def sensor_tables(plan: BenchmarkPlan, results: Sequence[Result]) -> list[str]:
     return ["## Sensor pairs", *parts] if parts else []
 
 
+def _table(here: Sequence[Result]) -> str:
+    """One table of Markdown."""
+    header, above, below = _columns(here)
+    return markdown_table(header, above, below, left=2 if header[0] == "variant" else 1)
+
+
+def _columns(here: Sequence[Result]) -> tuple[tuple[str, ...], list[Any], list[Any]]:
+    """Header, methods and bounds of one table; the variant first where there are several."""
+    several = len({r.variant for r in here}) > 1
+    header = (
+        *(["variant"] if several else []), "method", "accuracy %", "balanced %", "difference",
+        "95 % interval", "p", "to", "seeds", "n", "training s", "tuning s", "images/s",
+        "memory MB", "parameters",
+    )  # fmt: skip
+    cells = [(*([r.variant] if several else []), *_cells(r)) for r in here]
+    above = [c for c, r in zip(cells, here, strict=True) if r.method not in BOUNDS]
+    below = [c for c, r in zip(cells, here, strict=True) if r.method in BOUNDS]
+    return header, above, below
+
+
+def latex(results: Sequence[Result]) -> str:
+    """The tables for a paper, which needs the package booktabs; the best accuracy is bold."""
+    tables = []
+    for (dataset, split), table in groupby(results, table_of):
+        header, above, below = _columns(list(table))
+        place = header.index("accuracy %")
+        tables.append(latex_table(f"{dataset}: {SPLITS[split]}", header, above, below, best=place))
+    return "\n\n".join(tables) + "\n"
+
+
 def csv_text(results: Sequence[Result]) -> str:
-    """The rows as CSV; lists are joined by spaces, nothing is an empty cell."""
-    lines: list[list[str | float]] = []
+    """The rows as CSV: a number or a name a cell; what is not known is empty."""
+    lines = []
     for result in results:
-        line: list[str | float] = []
-        for value in asdict(result).values():
-            joined = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            line.append("" if joined is None else joined)
-        lines.append(line)
-    return to_csv(list(Result.__dataclass_fields__), lines)
+        values = asdict(result)
+        low, high = values.pop("difference_ci95") or (None, None)
+        del values["accuracies"]
+        values |= {"seeds": len(result.seeds), "difference_low": low, "difference_high": high}
+        lines.append(values)
+    header = list(lines[0]) if lines else ["dataset", "variant", "method", "split"]
+    return to_csv(header, [["" if v is None else v for v in line.values()] for line in lines])
+
+
+def long_csv(found: Found) -> str:
+    """One number a line: data set, variant, method, seed, split, metric, value."""
+    lines: list[list[str | float]] = []
+    for (dataset, variant, split, method), said in found.items():
+        for seed, each in said.items():
+            for metric in METRICS:
+                value = getattr(each.row, metric)
+                if value is not None:
+                    lines.append([dataset, variant, method, seed, split, metric, value])
+    header = ["dataset", "variant", "method", "seed", "split", "metric", "value"]
+    return to_csv(header, lines)
+
+
+def _tuning(output: Path) -> list[dict[str, Any]]:
+    path = output / "tuning.json"
+    found: list[dict[str, Any]] = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    )
+    return found
+
+
+def tuning_seconds(
+    tuning: Sequence[Mapping[str, Any]], dataset: str, variant: str, row: str
+) -> float | None:
+    """What the trials of a tuned row took; None: it is not tuned."""
+    tried = [t["seconds"] for t in tuning if _tuned_row(t) == (dataset, variant, row)]
+    return sum(tried) if tried else None
+
+
+def _tuned_row(trial: Mapping[str, Any]) -> tuple[str, ...]:
+    return trial["dataset"], trial["variant"], trial["method"] + TUNED
 
 
 def machine() -> str:
@@ -369,9 +465,12 @@ def _cells(result: Result) -> tuple[str, ...]:
         percent(result.balanced_accuracy),
         points,
         interval(result.difference_ci95) if result.difference_ci95 else "-",
+        "-" if result.p_value is None else f"{result.p_value:.3f}",
         result.versus or "-",
+        str(len(result.seeds)),
         f"{result.n:,}",
         amount(result.train_seconds),
+        amount(result.tuning_seconds),
         amount(result.images_per_second),
         amount(result.peak_memory_mb),
         amount(result.parameters),

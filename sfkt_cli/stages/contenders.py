@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from sfkt_cli.errors import DataError
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import Saved, load_model, read_card
 from sfkt_cli.runs import Run
+from sfkt_cli.scores import softmax
 from sfkt_cli.stages.bridge import check_classes, classifier_of, sample_rows
 from sfkt_cli.training.predicting import (
     Loader,
@@ -45,6 +45,7 @@ class Contender:
         train_seconds: All that it cost beyond the source model; None: unknown.
         peak_memory_mb: Largest of the stages that made it; None: nothing was trained.
         note: What a reader must know of it.
+        flips: Average over each image and its mirror image.
     """
 
     method: str
@@ -54,6 +55,7 @@ class Contender:
     train_seconds: float | None
     peak_memory_mb: float | None
     note: str | None = None
+    flips: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,18 @@ def raw_encoding(store: Store) -> Encoding:
     return choose_encoding(kind, store.modality, sample_rows(store))
 
 
+def student_encoding(name: str, store: Store, models: Models) -> Encoding:
+    """What students see: that of the models there are, else what ``encoding`` chooses."""
+    return models.encoding or choose_encoding(name, store.modality, sample_rows(store))
+
+
 def contenders(
-    run: Run, store: Store, models: Models, runtime: Runtime, inputs: Mapping[str, str]
+    run: Run,
+    store: Store,
+    models: Models,
+    runtime: Runtime,
+    inputs: Mapping[str, str],
+    encoding: Encoding,
 ) -> list[Contender]:
     """Everything that predicts from a target image, the oracle apart.
 
@@ -139,32 +151,39 @@ def contenders(
         models: Read back.
         runtime: Device and precision.
         inputs: Digests of the stores and of every model as they are now.
+        encoding: Of the students.
     """
     source = models.source
     raw = student_loader(runtime, raw_encoding(store))
-    found = [Contender("source-only", source, raw, parameters(source), 0.0, None)]
+    encoded = student_loader(runtime, encoding)
+    found = [
+        Contender("source-only", source, raw, parameters(source), 0.0, None),
+        Contender(
+            "source-encoded", source, encoded, parameters(source), 0.0, None, None, flips=True
+        ),
+    ]
     bridge = run.record("bridge") if models.translator else {}
     if models.translator:
-        translator, encoding = models.translator
+        translator, its_own = models.translator
         found.append(
             Contender(
                 "bridge-only",
                 through(translator, source),
-                target_loader(runtime, encoding),
+                target_loader(runtime, its_own),
                 parameters(translator, source),
                 _number(bridge, "seconds"),
                 _number(bridge, "peak_memory_mb"),
                 _outdated("bridge", bridge, inputs),
             )
         )
-    for name, (student, encoding) in models.students.items():
+    for name, (student, its_own) in models.students.items():
         record = run.record(f"transfer/{name}")
         records = [record, bridge] if "bridge" in record.get("inputs", {}) else [record]
         found.append(
             Contender(
                 name,
                 student,
-                student_loader(runtime, encoding),
+                student_loader(runtime, its_own),
                 parameters(student),
                 _sum([_number(each, "seconds") for each in records]),
                 max((m for r in records if (m := _number(r, "peak_memory_mb"))), default=None),
@@ -180,15 +199,12 @@ def source_on_rgb(models: Models, runtime: Runtime) -> Contender:
     return Contender("source-rgb", source, rgb_loader(runtime), parameters(source), 0.0, None)
 
 
-def timed_predictions(
-    contender: Contender, images: Numbers, runtime: Runtime
-) -> tuple[Tensor, Tensor, float]:
-    """Features (N, D), logits (N, K) and seconds, a first batch for warming up left out."""
-    predict_rows(images[:256], contender.load, contender.model, runtime)
-    runtime.wait()
-    began = time.perf_counter()
-    features, logits = predict_rows(images, contender.load, contender.model, runtime)
-    return features, logits, time.perf_counter() - began
+def predictions(contender: Contender, images: Numbers, runtime: Runtime) -> Numbers:
+    """Probabilities (N, K) of stored images."""
+    _, logits = predict_rows(
+        images, contender.load, contender.model, runtime, flips=contender.flips
+    )
+    return softmax(logits.numpy())
 
 
 def parameters(*modules: nn.Module) -> int:

@@ -9,23 +9,24 @@ from pathlib import Path
 
 from sfkt_cli.config import Config
 from sfkt_cli.console import say, track, warn
-from sfkt_cli.data.images import Encoding, choose_encoding
+from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.files import write_json, write_text
-from sfkt_cli.report import Report, results, rows_of, show, to_csv, to_markdown
+from sfkt_cli.report import Report, results, rows_of, show, to_csv, to_latex, to_markdown
 from sfkt_cli.report_html import to_html
 from sfkt_cli.runs import Run, Stage
 from sfkt_cli.stages import evidence as gathering
-from sfkt_cli.stages.bridge import sample_rows
-from sfkt_cli.stages.contenders import contenders, load_models, model_digests
+from sfkt_cli.stages.contenders import contenders, load_models, model_digests, student_encoding
 from sfkt_cli.stages.evidence import Evidence, Outcome
 from sfkt_cli.stages.labelled import Split, read_splits
-from sfkt_cli.stages.oracle import forget_stale, oracle, recipe
+from sfkt_cli.stages.oracle import oracle, recipe
 from sfkt_cli.stages.sections import facts, sections
-from sfkt_cli.training.runtime import make_runtime
+from sfkt_cli.training.runtime import Runtime, make_runtime
 
-COPIES = {".md": "report.md", ".html": "report.html", ".json": "results.json"}
+COPIES = {
+    ".md": "report.md", ".html": "report.html", ".json": "results.json", ".tex": "report.tex",
+}  # fmt: skip
 """Suffix of ``--report`` to the file that is copied."""
 
 
@@ -37,7 +38,7 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
     Args:
         config: Settings.
         run: The run.
-        report: Also write the report here: Markdown, HTML or JSON, as the suffix says.
+        report: Also write the report here: Markdown, HTML, JSON or LaTeX, as the suffix says.
 
     Raises:
         ConfigError: The report's suffix is none of these.
@@ -52,8 +53,7 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
     inputs = {"transfer.h5": transfer.digest, "test.h5": test.digest, **model_digests(run)}
     if config.evaluate.oracle:
         inputs["oracle"] = recipe(config)
-    forget_stale(run, "evaluate", config, inputs)
-    with run.open("evaluate", config, inputs) as stage:
+    with run.open("evaluate", config, inputs, renew=True) as stage:
         if stage is None:
             say(f"evaluate: nothing changed since {run.path('evaluate', 'report.md')}")
         else:
@@ -97,12 +97,13 @@ def copy_report(folder: Path, report: Path) -> None:
 
 
 def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[Split]) -> None:
-    runtime = make_runtime(config.runtime)
+    runtime = measuring_runtime(config)
     models = load_models(run, store, runtime)
     splits = {split.name: split for split in found}
     pairs = gathering.ti_pairs(store, models, runtime, config.seed)
     outcomes: dict[str, Outcome] = {}
-    competing = contenders(run, store, models, runtime, stage.inputs)
+    encoding = student_encoding(config.encoding, store, models)
+    competing = contenders(run, store, models, runtime, stage.inputs, encoding)
     with track("evaluate", len(competing), "models") as tracker:
         for contender in competing:
             outcomes[contender.method] = gathering.ask(contender, splits, pairs, runtime)
@@ -111,7 +112,8 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
         joint = gathering.ensemble(outcomes["tgkt"], outcomes["bridge-only"], config.tgkt.balance)
         outcomes[joint.contender.method] = joint
     evidence = Evidence(config, store, models, splits, outcomes, pairs, runtime)
-    _add_bounds(evidence, run, stage)
+    _add_bounds(evidence, run, stage, encoding)
+    gathering.measure_speeds(evidence)
     rows = gathering.rows_of(evidence)
     report = Report(
         dataset=store.dataset,
@@ -128,20 +130,26 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
     write_text(stage.folder / "predictions.csv", predictions(evidence))
     write_text(stage.folder / "report.md", to_markdown(report))
     write_text(stage.folder / "report.html", to_html(report, stage.folder))
+    write_text(stage.folder / "report.tex", to_latex(report))
     stage.finish(methods=list(outcomes))
 
 
-def _add_bounds(evidence: Evidence, run: Run, stage: Stage) -> None:
+def measuring_runtime(config: Config) -> Runtime:
+    """The runtime of `sfkt predict`: fp32, unless the settings name another precision."""
+    if config.runtime.precision != "auto":
+        return make_runtime(config.runtime)
+    return make_runtime(config.runtime.model_copy(update={"precision": "fp32"}))
+
+
+def _add_bounds(evidence: Evidence, run: Run, stage: Stage, encoding: Encoding) -> None:
     """The models that saw what no method may see: target labels, or RGB of the test images."""
     models, splits = evidence.models, evidence.splits
     target, test = splits.get("target"), splits.get("test")
     if evidence.config.evaluate.oracle and target is not None and len(target.rows) > 1:
         inputs = {name: stage.inputs[name] for name in ("transfer.h5", "test.h5", "source")}
-        encoding = models.encoding or _default_encoding(evidence)
+        training = make_runtime(evidence.config.runtime)
         try:
-            bound = oracle(
-                evidence.config, run, models.card, target, encoding, inputs, evidence.runtime
-            )
+            bound = oracle(evidence.config, run, models.card, target, encoding, inputs, training)
         except RunError as error:  # only a bound: the rest of the report does not wait for it
             warn(f"the oracle is left out: {error}")
         else:
@@ -153,15 +161,10 @@ def _add_bounds(evidence: Evidence, run: Run, stage: Stage) -> None:
             evidence.outcomes[on_rgb.contender.method] = on_rgb
 
 
-def _default_encoding(evidence: Evidence) -> Encoding:
-    store = evidence.store
-    return choose_encoding(evidence.config.encoding, store.modality, sample_rows(store))
-
-
 def predictions(evidence: Evidence) -> str:
     """CSV of all that was said: one line an image, two columns a method (class, probability)."""
     classes, methods = evidence.classes, list(evidence.outcomes)
-    header = ["split", "id", "label", "group"]
+    header = ["split", "id", "name", "label", "group"]
     for method in methods:
         header += [method, f"{method} probability"]
     lines: list[list[str | float]] = []
@@ -169,9 +172,9 @@ def predictions(evidence: Evidence) -> str:
         truth = dict(zip(split.rows.tolist(), split.labels.tolist(), strict=True))
         group = dict(zip(split.rows.tolist(), split.group_names, strict=True))
         said = [evidence.outcomes[method].probabilities.get(name) for method in methods]
-        for row, sample in enumerate(split.ids):
+        for row, (sample, known_as) in enumerate(zip(split.ids, split.names, strict=True)):
             label = classes[truth[row]] if row in truth else ""
-            line: list[str | float] = [name, sample, label, group.get(row, "")]
+            line: list[str | float] = [name, sample, known_as, label, group.get(row, "")]
             for probabilities in said:
                 if probabilities is None:
                     line += ["", ""]

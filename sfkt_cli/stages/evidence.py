@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +18,8 @@ from sfkt_cli.report import Row
 from sfkt_cli.stages.contenders import (
     Contender,
     Models,
+    predictions,
     source_on_rgb,
-    timed_predictions,
 )
 from sfkt_cli.stages.labelled import Split
 from sfkt_cli.stages.selection import spread
@@ -29,6 +30,10 @@ from sfkt_cli.training.runtime import Runtime
 Numbers = NDArray[Any]
 TRAINING_ACCURACY = "trained on these very images and labels: its training accuracy"
 ENSEMBLE = "tgkt+bridge"
+VIEWS = ("tgkt", "bridge-only")
+"""What the ensemble is made of."""
+SPEED_IMAGES = 512
+SPEED_ROUNDS = 3
 
 
 @dataclass
@@ -134,12 +139,8 @@ def ask(
 ) -> Outcome:
     """Let a contender predict every split, and score it without labels."""
     outcome = Outcome(contender)
-    images, seconds = 0, 0.0
     for name, split in splits.items():
-        _, logits, took = timed_predictions(contender, split.target, runtime)
-        outcome.probabilities[name] = scores.softmax(logits.numpy())
-        images, seconds = images + len(split.target), seconds + took
-    outcome.images_per_second = images / max(seconds, 1e-9) if images else None
+        outcome.probabilities[name] = predictions(contender, split.target, runtime)
     if "target" in outcome.probabilities:
         said = outcome.probabilities["target"]
         outcome.label_free = without_labels(said)
@@ -173,7 +174,6 @@ def ensemble(student: Outcome, bridge: Outcome, balance: float) -> Outcome:
     """
     views = (student, bridge)
     costs = [view.contender for view in views]
-    times = [1 / view.images_per_second for view in views if view.images_per_second]
     memory = [cost.peak_memory_mb for cost in costs if cost.peak_memory_mb]
     joint = Outcome(
         Contender(
@@ -184,8 +184,7 @@ def ensemble(student: Outcome, bridge: Outcome, balance: float) -> Outcome:
             student.contender.train_seconds,
             max(memory, default=None),
             next((cost.note for cost in costs if cost.note), None),
-        ),
-        images_per_second=1 / sum(times) if len(times) == 2 else None,
+        )
     )
     base = "target" if "target" in student.probabilities else "test"
     priors = [view.probabilities[base].mean(axis=0) for view in views]
@@ -202,11 +201,39 @@ def ask_rgb(split: Split, models: Models, runtime: Runtime) -> Outcome | None:
     """The source model on the RGB partners of held-out images, where there are such."""
     if split.rgb is None:
         return None
-    contender = source_on_rgb(models, runtime)
-    _, logits, took = timed_predictions(contender, split.rgb, runtime)
-    outcome = Outcome(contender, images_per_second=len(split.rgb) / max(took, 1e-9))
-    outcome.probabilities[split.name] = scores.softmax(logits.numpy())
+    outcome = Outcome(source_on_rgb(models, runtime))
+    outcome.probabilities[split.name] = predictions(outcome.contender, split.rgb, runtime)
     return outcome
+
+
+def measure_speeds(evidence: Evidence) -> None:
+    """Time all models on the same images, in turns: what slows the machine slows all of them.
+
+    The median of SPEED_ROUNDS rounds counts, after one for warming up.
+    """
+    split = next(iter(evidence.splits.values()), None)
+    if split is None or not len(split.target):
+        return
+    seconds: dict[str, list[float]] = {}
+    images = dict.fromkeys(evidence.outcomes, np.asarray(split.target[:SPEED_IMAGES]))
+    rgb = evidence.splits["test"].rgb if "test" in evidence.splits else None
+    if "source-rgb" in images and rgb is not None:
+        images["source-rgb"] = np.asarray(rgb[:SPEED_IMAGES])
+    for turn in range(1 + SPEED_ROUNDS):
+        for method, outcome in evidence.outcomes.items():
+            if method == ENSEMBLE:
+                continue
+            evidence.runtime.wait()
+            began = time.perf_counter()
+            predictions(outcome.contender, images[method], evidence.runtime)
+            if turn:
+                seconds.setdefault(method, []).append(time.perf_counter() - began)
+    for method, took in seconds.items():
+        speed = len(images[method]) / max(float(np.median(took)), 1e-9)
+        evidence.outcomes[method].images_per_second = speed
+    if ENSEMBLE in evidence.outcomes:
+        both = [evidence.outcomes[name].images_per_second or np.inf for name in VIEWS]
+        evidence.outcomes[ENSEMBLE].images_per_second = 1 / sum(1 / speed for speed in both)
 
 
 def rows_of(evidence: Evidence) -> tuple[Row, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,16 @@ def inspect(path: Path, out: Path | None = None, verify: bool = False) -> dict[s
     }
 
 
-def report_alignment(store: Store) -> None:
-    """Say whether the pairs of a store look registered, and warn where they do not."""
+def report_alignment(store: Store, names: Mapping[str, str] | None = None) -> None:
+    """Say whether the pairs of a store look registered, and warn where they do not.
+
+    Args:
+        store: A prepared file.
+        names: What its ids stand for.
+    """
     if not store.registered:
         return
-    found = check_alignment(store)
+    found = check_alignment(store, names)
     if found is None:
         return
     say(found.summary())

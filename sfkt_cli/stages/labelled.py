@@ -21,6 +21,7 @@ class Split:
     Attributes:
         name: ``target`` or ``test``.
         ids: Sample ids (N,).
+        names: What the archive calls them (N,).
         target: (N, H, W[, C]) stored target images.
         rgb: (N, H, W, 3) RGB partners; None where there are none.
         rows: (L,) rows that have a label.
@@ -31,6 +32,7 @@ class Split:
 
     name: str
     ids: list[str]
+    names: list[str]
     target: Numbers
     rgb: Numbers | None
     rows: NDArray[np.int64]
@@ -54,10 +56,15 @@ def read_splits(transfer: Store, test: Store) -> list[Split]:
     if transfer.count("target"):
         ids = transfer.strings("target/id")
         rows, labels = _match(transfer, test, ids)
+        told, scenes = test.names(), transfer.strings("target/group")
+        names = [told.get(sample, (sample,))[0] for sample in ids]
+        scenes = [
+            told.get(sample, ("", scene))[1] for sample, scene in zip(ids, scenes, strict=True)
+        ]
         splits.append(
             Split(
-                "target", ids, transfer["target/target"], None, rows, labels,
-                _numbers(transfer, "target/group")[rows], _names(transfer, "target/group", rows),
+                "target", ids, names, transfer["target/target"], None, rows, labels,
+                _numbers(scenes)[rows], tuple(scenes[row] for row in rows.tolist()),
             )
         )  # fmt: skip
     if test.count("test"):
@@ -68,10 +75,13 @@ def read_splits(transfer: Store, test: Store) -> list[Split]:
         rgb = None
         if "test/rgb" in test:
             rgb = test["test/rgb"]
-        groups = _numbers(test, "test/group")[rows]
-        names = _names(test, "test/group", rows)
-        ids = test.strings("test/id")
-        splits.append(Split("test", ids, test["test/target"], rgb, rows, labels, groups, names))
+        scenes, ids = test.strings("test/group"), test.strings("test/id")
+        splits.append(
+            Split(
+                "test", ids, ids, test["test/target"], rgb, rows, labels,
+                _numbers(scenes)[rows], tuple(scenes[row] for row in rows.tolist()),
+            )
+        )  # fmt: skip
     for split in splits:
         _check_labels(split, test)
     return splits
@@ -85,15 +95,10 @@ def _match(
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     label_of = dict(zip(test.strings("labels/id"), test.labels("labels").tolist(), strict=True))
     strangers = sorted(set(label_of) - set(ids))
-    if strangers or len(set(ids)) != len(ids):
-        why = (
-            f"{len(strangers)} labelled samples, such as {strangers[0]}, are not in it"
-            if strangers
-            else "a sample id occurs twice"
-        )
+    if strangers:
         raise DataError(
-            f"{test.path} does not belong to {transfer.path}: {why}; "
-            "run `sfkt prepare` again with --force"
+            f"{test.path} does not belong to {transfer.path}: {len(strangers)} labelled samples, "
+            f"such as {strangers[0]}, are not in it; run `sfkt prepare` again with --force"
         )
     rows = np.array([row for row, name in enumerate(ids) if name in label_of], np.int64)
     return rows, np.array([label_of[ids[row]] for row in rows], np.int64)
@@ -108,11 +113,6 @@ def _check_labels(split: Split, test: Store) -> None:
         )
 
 
-def _names(store: Store, column: str, rows: NDArray[np.int64]) -> tuple[str, ...]:
-    names = store.strings(column)
-    return tuple(names[row] for row in rows.tolist())
-
-
-def _numbers(store: Store, column: str) -> NDArray[np.int64]:
-    _, numbers = np.unique(np.array(store.strings(column)), return_inverse=True)
+def _numbers(scenes: list[str]) -> NDArray[np.int64]:
+    _, numbers = np.unique(np.array(scenes), return_inverse=True)
     return numbers.astype(np.int64)

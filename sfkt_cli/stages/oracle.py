@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from sfkt_cli.files import sha256_json
 from sfkt_cli.methods.oracle import OracleObjective
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import Saved, load_model, save_model
-from sfkt_cli.runs import Run, stage_settings
+from sfkt_cli.runs import Run
 from sfkt_cli.stages.bridge import classifier_of
 from sfkt_cli.stages.contenders import Contender, parameters
 from sfkt_cli.stages.labelled import Split
@@ -63,8 +61,7 @@ def oracle(
     """
     nested = Run(run.path("evaluate"))
     known = {**inputs, "recipe": recipe(config), "encoding": sha256_json(encoding.as_dict())}
-    forget_stale(nested, "oracle", config, known)
-    with nested.open("oracle", config, known) as stage:
+    with nested.open("oracle", config, known, renew=True) as stage:
         if stage is not None:
             model = classifier_of(load_model(run.path("source"), runtime.device).module)
             model.requires_grad_(True)
@@ -126,23 +123,3 @@ def batches(config: Config, split: Split, runtime: Runtime) -> Any:
         }
 
     return batch
-
-
-def forget_stale(run: Run, stage: str, config: Config, inputs: Mapping[str, str]) -> None:
-    """Let a derived stage start anew where settings or inputs changed.
-
-    Training stages refuse instead; what ``evaluate`` makes is cheap and derived.
-    """
-    now = {"settings": stage_settings(stage, config), "inputs": dict(inputs)}
-    now = json.loads(json.dumps(now))
-    for name in ("done.json", "begun.json"):
-        path = run.path(stage, name)
-        if path.is_file():
-            try:
-                before = json.loads(path.read_text(encoding="utf-8"))
-                same = all(before[part] == value for part, value in now.items())
-            except (OSError, ValueError, KeyError, TypeError):
-                same = False
-            if not same:
-                path.unlink(missing_ok=True)
-                shutil.rmtree(run.path(stage, "checkpoint"), ignore_errors=True)

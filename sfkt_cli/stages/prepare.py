@@ -60,7 +60,7 @@ def prepare(config: Config, run: Run) -> None:
         seen = _write_stores(plan, stage)
         samples = samples_of_plan(plan.parts, seen)
         table = tabulate(samples)
-        _show(run, archive, table, samples)
+        _show(run, plan, table, samples)
         stage.finish(
             classes=list(plan.classes),
             samples={part: len(records) for part, records in plan.parts.items()},
@@ -169,15 +169,16 @@ def _read_unless_gone(config: Config, run: Run) -> Archive | None:
     return read_archive(config)
 
 
-def _show(run: Run, archive: Archive, table: Sequence[Line], samples: Sequence[Sample]) -> None:
+def _show(run: Run, plan: Plan, table: Sequence[Line], samples: Sequence[Sample]) -> None:
     """End with what was prepared: a table, what looks wrong, and a picture of pairs."""
-    say(table_text(table, archive.unit))
+    say(table_text(table, plan.archive.unit))
     for duplicate in duplicates(samples):
         warn(duplicate)
     store = open_store(run.transfer_store)
-    report_alignment(store)
+    names = plan.names()
+    report_alignment(store, names)
     picture = run.path("prepare", "pairs.png")
-    draw_contact_sheet(store, picture)
+    draw_contact_sheet(store, picture, names)
     say(f"contact sheet: {picture}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -110,12 +110,13 @@ def settle_streams(
     """
 
     def opened(size: int) -> Streams:
-        return open_streams(config, store, runtime, size, ti_rgb=ti_rgb)
+        streams = open_streams(config, store, runtime, size, ti_rgb=ti_rgb)
+        return streams if ti else replace(streams, ti=None)
 
     def batch_of(size: int) -> Batch:
         return transfer_batches(opened(size * runtime.world), runtime, tr=tr, ti=ti)(0, 0)
 
-    count = max(store.count("ti"), store.count("target"))
+    count = max(store.count("ti") * ti, store.count("target"))
     asked = config.runtime.batch_size
     size = settle_batch_size(asked, count, folder, runtime, objective, batch_of)
     streams = opened(size)
@@ -151,7 +152,10 @@ def passes_of_epoch(config: Config, streams: Streams) -> float:
 
 
 def steps_of_epoch(config: Config, streams: Streams) -> int:
-    """Steps in which the larger stream is passed once, and at least ``training.min_steps``."""
+    """Steps in which the larger stream is passed once, and at least ``training.min_steps``.
+
+    A method that draws no TI pairs has one stream, and its batches are no larger than that.
+    """
     pairs = round(streams.ti.count / config.training.ti_fraction) if streams.ti else 0
     largest = max(streams.tr.count, pairs)
     return max(largest // streams.batch_size, config.training.min_steps)

@@ -101,7 +101,9 @@ def transfer(config: Config, run: Run) -> None:
             plan,
             objective,
             batches,
-            classifier_optimizer(student, *rates, settings.weight_decay),
+            classifier_optimizer(
+                student, *rates, settings.weight_decay, objective.parameters(recurse=False)
+            ),
             runtime,
             schedule=SCHEDULES[own.schedule],
             keep=student,
@@ -204,7 +206,12 @@ def student_scores(
     load = student_loader(runtime, knowledge.encoding)
     tr_target = store["target/target"][spread(store.count("target"))]
     _, held = held_out_pairs(store, seed)
-    ti_target = store["ti/target"][held] if len(held) else None
+    ti_target = partners = None
+    if store.count("ti"):  # as the student is looked at: without mirror images
+        ti_target = store["ti/target"][held]
+        partners = predict_rows(
+            store["ti/rgb"][held], rgb_loader(runtime), knowledge.source, runtime
+        )
 
     def scores(epoch: int) -> dict[str, float]:
         _, tr_logits = predict_rows(tr_target, load, student, runtime)
@@ -214,9 +221,8 @@ def student_scores(
             "tr_information": label_free.information(tr_logits),
             "tr_density": label_free.density(tr_logits),
         }
-        if ti_target is not None and knowledge.ti_features is not None:
+        if ti_target is not None and partners is not None:
             features, logits = predict_rows(ti_target, load, student, runtime)
-            partners = knowledge.ti_features[held].cpu(), knowledge.ti_logits[held].cpu()  # type: ignore[index]
             found["ti_agreement"] = label_free.agreement(logits, partners[1])
             found["ti_closeness"] = -label_free.feature_distance(features, partners[0])
         return found

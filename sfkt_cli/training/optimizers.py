@@ -14,16 +14,22 @@ from sfkt_cli.models.classifier import Classifier
 
 
 def classifier_optimizer(
-    model: Classifier, learning_rate: float, backbone_rate: float, weight_decay: float
+    model: Classifier,
+    learning_rate: float,
+    backbone_rate: float,
+    weight_decay: float,
+    more: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum 0.9; the backbone learns at a share of the rate.
 
     Source: SHOT and SOCKET (rate 1e-2, backbone x 0.1, weight decay 1e-3). Parameters without
-    ``requires_grad`` are left out, so that a frozen head stays as it is.
+    ``requires_grad`` are left out, so that a frozen head stays as it is. ``more``: parameters of
+    the objective, at the full rate.
     """
     backbone = list(model.backbone.parameters())
     known = {id(parameter) for parameter in backbone}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    rest += more
     groups = [
         {"params": _trained(backbone), "lr": learning_rate * backbone_rate},
         {"params": _trained(rest), "lr": learning_rate},

@@ -94,9 +94,13 @@ def test_prepare_writes_three_files_without_labels_for_the_transfer(
     assert not any("label" in column for column in transfer.columns)
     assert {column.partition("/")[0] for column in source.columns} == {"source"}
     assert set(test.strings("labels/id")) == set(transfer.strings("target/id"))
+    scenes = {scene for _, scene in test.names().values()}
     if config.split.protocol == "disjoint":
-        assert not set(source.strings("source/group")) & set(transfer.strings("target/group"))
-        assert not set(test.strings("test/group")) & set(transfer.strings("target/group"))
+        assert not set(source.strings("source/group")) & scenes
+        assert not set(test.strings("test/group")) & scenes
+    assert len(scenes) == len(
+        {*transfer.strings("target/group"), *transfer.strings("ti/group")}
+    )  # groups are numbered, and still groups
     before = run.path("prepare", "done.json").read_bytes()
     prepare(config, run)
     assert run.path("prepare", "done.json").read_bytes() == before

@@ -71,8 +71,10 @@ def test_shares_are_kept_over_groups_of_all_sizes() -> None:
 
 def test_paper_protocol_uses_all_images_twice_and_holds_none_out() -> None:
     parts = split_records(make(5), "abc", "d", SplitConfig(protocol="paper"), 0)
-    assert [r.id for r in parts["source"]] == [r.id for r in parts["target"]]
-    assert len(parts["source"]) == 30
+    assert {r.id for r in parts["source"]} == {r.id for r in parts["target"]}
+    assert len(parts["source"]) == len(parts["target"]) == 30
+    assert [r.label for r in parts["source"]] == sorted("abc" * 10)
+    assert [r.label for r in parts["target"]] != sorted("abc" * 10)  # in a drawn order
     assert not parts["test"]
 
 

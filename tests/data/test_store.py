@@ -102,6 +102,16 @@ def test_file_that_is_no_store_says_so(tmp_path: Path) -> None:
         open_store(tmp_path / "missing.h5")
 
 
+@pytest.mark.parametrize("wrong", ["../../../up", "", "..", "a/b", ".hidden", "bild-ä-1"])
+def test_ids_that_name_no_file_or_two_samples_are_refused(tmp_path: Path, wrong: str) -> None:
+    column = text_column(["bild-ä-0", "bild-ä-1", wrong])
+    shapes = {"target/id": (column.shape, column.dtype)}
+    with writing(tmp_path / "a.h5", ATTRS, shapes) as writer:
+        writer.put("target/id", column)
+    with pytest.raises(DataError, match="target/id has"):
+        open_store(tmp_path / "a.h5")
+
+
 def test_unknown_column_names_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no source/rgb: it holds"):
         write(tmp_path / "a.h5")["source/rgb"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,6 +28,7 @@ from sfkt_cli.models.translators import Front, UNetTranslator
 from sfkt_cli.stages.bridge import loss_weights
 from sfkt_cli.stages.transfer import find_method, start_student
 from sfkt_cli.training.loop import Batch
+from sfkt_cli.training.optimizers import classifier_optimizer
 
 COUNT, CLASSES, FEATURES, SIDE = 12, 3, 8, 16
 ENCODING = Encoding("window", 0.0, 1000.0, 1, True)
@@ -206,6 +208,24 @@ def test_pseudo_labels_of_a_hand_computed_example() -> None:
     labels, similarity = cluster_labels(features, logits, rounds=1)
     assert labels.tolist() == [0, 0, 1, 1]
     torch.testing.assert_close(similarity, torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]]))
+    # SOCKET: the mean of class 0 is not made longer: (1, 3) / sqrt 18, of two to one.
+    labels, distance = cluster_labels(features, logits, rounds=0, euclidean=True)
+    assert labels.tolist() == [0, 0, 1, 1]
+    torch.testing.assert_close(distance[0, 0], -torch.tensor(2 / math.sqrt(18)))
+
+
+def test_as_socket_measures_it_a_short_centroid_is_near() -> None:
+    """Class 0 spreads over half a circle: in cosine its mean is far, in the plane it is near."""
+    features = torch.tensor([[9.0], [-9.0], [1.0], [0.9], [0.45]])
+    logits = 100 * nn.functional.one_hot(torch.tensor([0, 0, 1, 1, 0]), 2).float()
+    cosine = cluster_labels(features, logits, rounds=0)[0]
+    plane = cluster_labels(features, logits, rounds=0, euclidean=True)[0]
+    angles = [math.atan2(1, value) for (value,) in features.tolist()]
+    points = np.array([[math.cos(angle), math.sin(angle)] for angle in angles])
+    means = np.array([points[[0, 1, 4]].mean(0), points[[2, 3]].mean(0)])
+    gaps = np.linalg.norm(points[:, None] - means, axis=2)
+    assert plane.tolist() == gaps.argmin(axis=1).tolist()
+    assert cosine.tolist() != plane.tolist()
 
 
 def test_a_class_without_images_drops_out() -> None:
@@ -216,6 +236,16 @@ def test_a_class_without_images_drops_out() -> None:
     assert (similarity[:, 2] == -1).all()
 
 
+def test_a_class_that_nobody_predicts_drops_out_of_the_soft_round() -> None:
+    """Class 2 is second everywhere; its weighted mean is nearest to the image between both."""
+    features = torch.tensor([[1.0], [-1.0], [0.0]])
+    logits = torch.tensor([[1.0, -9.0, 0.9], [-9.0, 1.0, 0.9], [0.6, 0.5, 0.55]])
+    soft, _ = cluster_labels(features, logits, rounds=0)
+    assert soft.tolist() == [0, 1, 2]
+    labels, _ = cluster_labels(features, logits, rounds=1)
+    assert 2 not in labels.tolist()
+
+
 def slow_cluster_labels(
     features: list[list[float]], probabilities: list[list[float]], rounds: int
 ) -> list[int]:
@@ -224,13 +254,15 @@ def slow_cluster_labels(
         length = math.sqrt(sum(value**2 for value in row) + 1)
         units.append([value / length for value in [*row, 1.0]])
     weights, labels = probabilities, [0] * len(units)
-    for _ in range(rounds + 1):
+    predicted = {row.index(max(row)) for row in probabilities}
+    for number in range(rounds + 1):
         centres: list[list[float] | None] = []
         for k in range(len(weights[0])):
             mass = [sum(w[k] * u[d] for w, u in zip(weights, units, strict=True))
                     for d in range(len(units[0]))]  # fmt: skip
             length = math.sqrt(sum(value**2 for value in mass))
-            centres.append([value / length for value in mass] if length else None)
+            dropped = rounds and (k not in predicted or (number and not any(w[k] for w in weights)))
+            centres.append([value / length for value in mass] if length and not dropped else None)
         for n, unit in enumerate(units):
             cosines = [
                 -1.0 if c is None else sum(a * b for a, b in zip(unit, c, strict=True))
@@ -251,21 +283,40 @@ def test_pseudo_labels_equal_a_slow_loop(seed: int, rounds: int) -> None:
     assert cluster_labels(features, logits, rounds=rounds)[0].tolist() == expected
 
 
-@pytest.mark.parametrize(("kind", "rounds"), [(Shot, 2), (Socket, 0)])
-def test_pseudo_labels_are_refreshed_from_the_student(kind: Any, rounds: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "how"), [(Shot, {"rounds": 1}), (Socket, {"rounds": 0, "euclidean": True})]
+)
+def test_pseudo_labels_are_refreshed_from_the_student(kind: Any, how: dict[str, Any]) -> None:
     knowledge = make_knowledge(source := make_source())
     objective = kind(start_student(source), knowledge, Config())
     objective.begin_epoch(0)
-    expected = cluster_labels(*knowledge.look(objective.student), rounds=rounds)[0]
+    expected = cluster_labels(*knowledge.look(objective.student), **how)[0]
     assert objective.pseudo_labels.tolist() == expected.tolist()
     before = objective.pseudo_labels.clone()
     with torch.no_grad():
         for parameter in objective.student.backbone.parameters():
             parameter.add_(torch.randn_like(parameter))
     objective.begin_epoch(1)
-    expected = cluster_labels(*knowledge.look(objective.student), rounds=rounds)[0]
+    expected = cluster_labels(*knowledge.look(objective.student), **how)[0]
     assert objective.pseudo_labels.tolist() == expected.tolist()
     assert not torch.equal(before, objective.pseudo_labels)
+
+
+def test_sockets_gate_closes_itself() -> None:
+    """As released: sigmoid(w) = 0.73 at first, and gradient descent makes it smaller."""
+    knowledge = make_knowledge(source := make_source())
+    config = build({"socket": {"bn_gate": True}})
+    published, released = (Socket(start_student(source), knowledge, c) for c in (Config(), config))
+    batch = make_batch()
+    terms = [objective.train()(batch)["bn"] for objective in (published, released)]
+    assert float((terms[1] / terms[0]).detach()) == pytest.approx(1 / (1 + math.exp(-1)), rel=1e-4)
+    assert not any(p.requires_grad for p in published.parameters(recurse=False))
+    optimizer = classifier_optimizer(
+        released.student, 0.1, 0.1, 0.0, released.parameters(recurse=False)
+    )
+    torch.autograd.backward(terms[1])
+    optimizer.step()
+    assert float(released.gate.detach()) < 1
 
 
 PROBABILITIES = st.builds(

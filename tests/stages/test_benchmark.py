@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import multiprocessing
 import os
@@ -15,11 +16,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sfkt_cli.errors import ConfigError, Interrupted, RunError
+from sfkt_cli.config import read_yaml
+from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
 from sfkt_cli.methods import METHODS
 from sfkt_cli.report import Row
-from sfkt_cli.stages.benchmark import Progress, benchmark, gpus_of, run_cells
-from sfkt_cli.stages.benchmark_plan import DEMO, BenchmarkPlan, VariantPlan, cells_of, read_plan
+from sfkt_cli.stages.benchmark import Progress, benchmark, dry_run, gpus_of, run_cells
+from sfkt_cli.stages.benchmark_plan import (
+    DEMO,
+    GRID,
+    TUNE_BY,
+    BenchmarkPlan,
+    VariantPlan,
+    cells_of,
+    read_plan,
+)
 from sfkt_cli.stages.benchmark_report import Said, paired, results_of
 from tests.data.make_archives import depth, folders, save
 from tests.stages.evaluation_runs import save_weights
@@ -89,7 +99,7 @@ def test_a_further_method_is_added_to_what_is_there(output: Path) -> None:
 def test_tables_and_curves_are_written(output: Path) -> None:
     files = {path.name for path in output.iterdir() if path.is_file()}
     assert files == {
-        ".benchmark.lock", "benchmark.md", "benchmark.csv", "benchmark.json",
+        "benchmark.md", "benchmark.csv", "benchmark.json", "benchmark-long.csv", "benchmark.tex",
         "sweep-tgkt.beta_im-target.png", "sweep-tgkt.beta_im-test.png",
     }  # fmt: skip
     found = json.loads((output / "benchmark.json").read_text(encoding="utf-8"))
@@ -99,8 +109,27 @@ def test_tables_and_curves_are_written(output: Path) -> None:
     ]
     assert methods == ["source-only", "bridge-only", "shot", "tgkt"]
     assert all(len(row["accuracies"]) == 1 and row["deviation"] is None for row in found["rows"])
-    lines = (output / "benchmark.csv").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 1 + len(found["rows"])
+    lines = list(csv.DictReader((output / "benchmark.csv").read_text("utf-8").splitlines()))
+    assert len(lines) == len(found["rows"])
+    words = {"dataset", "variant", "method", "split", "versus"}
+    for line in lines:
+        assert all(
+            text == "" or np.isfinite(float(text)) for k, text in line.items() if k not in words
+        )
+    long = list(csv.DictReader((output / "benchmark-long.csv").read_text("utf-8").splitlines()))
+    keys = [tuple(line[k] for k in line if k != "value") for line in long]
+    assert len(set(keys)) == len(keys)
+    (value,) = (
+        float(line["value"])
+        for line in long
+        if [line[k] for k in ("variant", "method", "seed", "split", "metric")]
+        == ["default", "tgkt", "0", "test", "accuracy"]
+    )
+    expected = next(r for r in found["rows"] if (r["split"], r["method"]) == ("test", "tgkt"))
+    assert value == expected["mean"]
+    tables = (output / "benchmark.tex").read_text(encoding="utf-8")
+    assert tables.count(r"\toprule") == tables.count(r"\bottomrule") == 2
+    assert r"\textbf{" in tables
     text = (output / "benchmark.md").read_text(encoding="utf-8")
     assert "sweep-tgkt.beta_im-test.png" in text
 
@@ -171,6 +200,98 @@ def test_numbers_of_other_data_or_another_model_are_refused(change: str, tmp_pat
     with pytest.raises(RunError, match=r"has changed since(?s:.*)another --output"):
         benchmark(plan, tmp_path / "out", processes=0)
     assert rows() == []
+
+
+def test_missing_data_are_named_before_anything_runs(tmp_path: Path) -> None:
+    plan = BenchmarkPlan.model_validate(
+        {
+            "methods": ["shot"],
+            "datasets": [
+                {"name": "made", "settings": TINY},
+                *({"name": n, "settings": {**TINY, "dataset": d, "prepare.root": str(tmp_path / n)}}
+                  for n, d in (("here", "rgb-nir"), ("there", "nyu-depth"))),
+            ],
+        }
+    )  # fmt: skip
+    with pytest.raises(
+        DataError, match=r"(?s)here does not exist.*there does not exist, for there\n"
+    ):
+        benchmark(plan, tmp_path / "out", processes=0)
+    with pytest.raises(DataError, match="there does not exist"):
+        dry_run(plan, tmp_path / "out", {})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_counts_and_writes_nothing(output: Path, tmp_path: Path) -> None:
+    told = dry_run(PLAN, tmp_path / "out", {})
+    assert not (tmp_path / "out").exists()
+    assert (told["cells"], told["stages"], told["to_run"]) == (4, 11, 11)
+    assert told["unknown"] == ["evaluate"]
+    assert told["seconds"] > 0 < told["bytes"]
+    more = PLAN.model_copy(update={"seeds": (0, 1)})
+    before = sorted(output.rglob("*"))
+    told = dry_run(more, output, {})
+    assert sorted(output.rglob("*")) == before
+    assert (told["stages"], told["to_run"], told["unknown"]) == (22, 11, [])
+    assert told["seconds"] > 0 < told["bytes"]
+
+
+TUNED_PLAN: dict[str, Any] = {
+    "methods": ["source-encoded", "shot", {"name": "shot", "tune": True}],
+    "seeds": [3, 4],
+    "settings": TINY,
+}
+
+
+def test_every_tuned_method_tries_the_same_and_no_label_chooses(tmp_path: Path) -> None:
+    plan = BenchmarkPlan.model_validate(TUNED_PLAN)
+    assert plan.methods == ("source-encoded", "shot", "shot-tuned")
+    benchmark(plan, tmp_path, processes=0)
+    tried = json.loads((tmp_path / "tuning.json").read_text(encoding="utf-8"))
+    assert len(tried) == np.prod([len(values) for values in GRID.values()])
+    (chosen,) = (line for line in tried if line["chosen"])
+    assert chosen[TUNE_BY] == max(line[TUNE_BY] for line in tried)
+    for seed in (3, 4):
+        run = tmp_path / f"cells/synthetic/default/seed-{seed}"
+        used = read_yaml(run / "transfer/shot-tuned/config.yaml")["shot"]
+        assert {name: used[name] for name in GRID} == chosen["settings"]
+    rows = json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8"))["rows"]
+    costs = {row["method"]: row["tuning_seconds"] for row in rows}
+    assert costs["shot"] is None
+    assert costs["shot-tuned"] == pytest.approx(sum(line["seconds"] for line in tried))
+    fewer = plan.model_copy(update={"methods": plan.methods[:2]})
+    assert ran_again(fewer, tmp_path) == []
+    assert "## Tuning" in (tmp_path / "benchmark.md").read_text(encoding="utf-8")
+    benchmark(fewer, tmp_path, processes=0)
+    assert "## Tuning" not in (tmp_path / "benchmark.md").read_text(encoding="utf-8")
+
+
+def test_several_commands_divide_the_stages_and_a_killed_ones_are_taken_up(tmp_path: Path) -> None:
+    plan = {"methods": ["source-only", "shot"], "seeds": [0, 1, 2], "settings": TINY,
+            "output": str(tmp_path / "out")}  # fmt: skip
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan), encoding="utf-8")
+    command = [sys.executable, "-m", "sfkt_cli", "benchmark", str(tmp_path / "plan.yaml"),
+               "--processes", "0", "--json"]  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+
+    killed, *others = (start() for _ in range(3))
+    claims = tmp_path / "out" / "claims"
+    while not claims.is_dir() and killed.poll() is None:
+        time.sleep(0.05)
+    killed.kill()
+    killed.communicate()
+    ran = []
+    for process in others:
+        told, _ = process.communicate(timeout=300)
+        assert process.returncode == 0
+        events = [json.loads(line) for line in told.splitlines()]
+        ran += [(e["name"], e["part"]) for e in events if e["event"] == "cell"]
+    assert len(ran) == len(set(ran)) <= 3 * 4
+    rows = json.loads((tmp_path / "out" / "benchmark.json").read_text(encoding="utf-8"))["rows"]
+    assert {tuple(row["seeds"]) for row in rows} == {(0, 1, 2)}
 
 
 def test_processes_take_turns_on_the_gpus_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,23 +398,15 @@ def test_differences_are_taken_image_by_image_over_the_seeds() -> None:
     second = {0: said(0.5, [1, 1, 0, 0]), 1: said(0.25, [0, 0, 0, 1]), 2: said(0, [0])}
     found = paired(first, second)
     assert found is not None
-    mean, low, high = found
-    assert mean == pytest.approx(4 / 8)
-    assert low < mean < high
+    mean, bounds, p_value = found
+    assert mean == pytest.approx((1 / 4 + 3 / 4) / 2)
+    assert bounds is not None
+    # The seeds' part alone reaches as far as t(1) = 12.706 errors of 1/4.
+    assert bounds[1] - mean >= 12.706 * 0.25
+    assert p_value is not None
+    assert 1 - 2 / np.pi * np.arctan(2) <= p_value < 1
+    assert paired({0: first[0]}, second) == (1 / 4, None, None)
     assert paired(first, {5: said(0, [0])}) is None
-
-
-def test_images_of_one_scene_are_drawn_together() -> None:
-    apart = paired({0: said(1, [1, 1, 1, 0])}, {0: said(0, [0, 0, 0, 1])})
-    halls = [
-        {0: said(1, right[:2], "hall"), 1: said(1, right[2:], "attic")}
-        for right in ([1, 1, 1, 0], [1, 0, 0, 1])
-    ]
-    together = paired(*halls)  # +1/2 in the hall, 0 in the attic
-    assert apart is not None
-    assert together is not None
-    assert apart[2] > apart[1]
-    assert together[1:] == (0, 0.5)
 
 
 def test_mean_deviation_and_the_best_peer() -> None:

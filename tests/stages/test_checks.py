@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sfkt_cli.config import Config, build
+from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.data.store import open_store
+from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model
 from sfkt_cli.runs import Run
 from sfkt_cli.stages.source import source
@@ -19,9 +22,11 @@ from sfkt_cli.stages.streams import (
     held_out_pairs,
     open_streams,
     passes_of_epoch,
+    settle_streams,
     steps_of_epoch,
     transfer_batches,
 )
+from sfkt_cli.stages.transfer import gather, student_scores
 from sfkt_cli.training.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -57,6 +62,43 @@ def test_a_share_of_the_pairs_leaves_the_steps_as_they_are(untrained_run: Run) -
         steps_of_epoch(config, open_streams(config, store, CPU, 16)) for config in (whole, part)
     ]
     assert steps[0] == steps[1]
+
+
+def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path: Path) -> None:
+    """Neither over mirror images: the student's features against the partners', by hand."""
+    store = open_store(untrained_run.transfer_store)
+    saved = load_model(untrained_run.path("transfer", "tgkt"))
+    source = load_model(untrained_run.path("source")).module
+    assert isinstance(saved.module, Classifier)
+    assert isinstance(source, Classifier)
+    assert saved.encoding is not None
+    student = saved.module.eval()
+    knowledge = gather(store, freeze(source), None, saved.encoding, CPU)
+    scores = student_scores(store, student, knowledge, CPU, 0, tmp_path)(0)
+    _, held = held_out_pairs(store, 0)
+    with torch.inference_mode():
+        rgb = torch.from_numpy(store["ti/rgb"][held]).permute(0, 3, 1, 2) / 255
+        partner, said = source(rgb)
+        stored = torch.from_numpy(store["ti/target"][held])
+        features, own = student(as_rgb(encode(stored, saved.encoding)))
+    gap = (features - partner).square().mean() / partner.var(dim=0, correction=0).mean()
+    assert scores["ti_closeness"] == pytest.approx(-float(gap), rel=1e-4)
+    assert scores["ti_agreement"] == float((said.argmax(1) == own.argmax(1)).float().mean())
+
+
+def test_a_method_without_pairs_shows_no_image_twice_in_a_batch(untrained_run: Run) -> None:
+    store, config = open_store(untrained_run.transfer_store), settings(min_steps=1)
+    assert store.count("ti") > (count := store.count("target"))
+    config = config.model_copy(
+        update={"runtime": config.runtime.model_copy(update={"batch_size": 4096})}
+    )
+    for ti in (False, True):
+        streams, batch = settle_streams(
+            config, store, untrained_run.folder, CPU, nn.Identity(), ti_rgb=False, ti=ti
+        )
+        rows = batch(0, 0)["tr_rows"]
+        assert (len(rows) == len(set(rows.tolist())) == count) != ti
+        assert (streams.ti is not None) == ti
 
 
 def test_an_epoch_passes_few_target_images_several_times(untrained_run: Run) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
+from sfkt_cli.config import build
 from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import text_column, writing
@@ -14,7 +16,7 @@ from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.files import write_json
 from sfkt_cli.models.saving import load_model
 from sfkt_cli.runs import Run
-from sfkt_cli.stages.evaluate import evaluate
+from sfkt_cli.stages.evaluate import evaluate, measuring_runtime
 from sfkt_cli.stages.labelled import read_splits
 from tests.stages.evaluation_runs import (
     CLASSES,
@@ -62,6 +64,7 @@ def test_leaves_exactly_these_files(evaluated: Run) -> None:
     names = {path.name for path in evaluated.path("evaluate").iterdir()}
     files = {
         "config.yaml", "done.json", "log.txt", "predictions.csv", "report.html", "report.md",
+        "report.tex",
     }  # fmt: skip
     assert names == files | {"results.json", ".oracle.lock", "oracle"} | PICTURES
 
@@ -71,7 +74,15 @@ def test_results_hold_every_method_on_every_split(evaluated: Run) -> None:
     assert set(results) == {"dataset", "classes", "rows"}
     assert results["dataset"] == "made"
     assert results["classes"] == CLASSES
-    methods = ["source-only", "bridge-only", "shot", "tgkt", "tgkt+bridge", "oracle"]
+    methods = [
+        "source-only",
+        "source-encoded",
+        "bridge-only",
+        "shot",
+        "tgkt",
+        "tgkt+bridge",
+        "oracle",
+    ]
     rows = [(row["method"], row["split"]) for row in results["rows"]]
     both = [(name, split) for name in methods for split in ("target", "test")]
     assert rows == [*both, ("source-rgb", "test")]
@@ -105,6 +116,23 @@ def test_accuracy_is_that_of_labels_matched_by_id(evaluated: Run) -> None:
         hits.append(int(logits.argmax()) == truth[name])
     assert test.strings("labels/id") != transfer.strings("target/id")
     assert _rows(evaluated)["tgkt", "target"]["accuracy"] == pytest.approx(np.mean(hits))
+
+
+def test_the_start_of_the_students_is_the_source_model_on_their_encoding(evaluated: Run) -> None:
+    test = open_store(evaluated.test_store)
+    source = load_model(evaluated.path("source")).module
+    stored = torch.from_numpy(np.array(test["test/target"]))
+    with torch.inference_mode():
+        views = [source(as_rgb(encode(v, ENCODING)))[1] for v in (stored, stored.flip(2))]
+    said = torch.stack(views).mean(0).argmax(dim=1).numpy()
+    expected = float((said == test.labels("test")).mean())
+    assert _rows(evaluated)["source-encoded", "test"]["accuracy"] == pytest.approx(expected)
+
+
+def test_models_are_measured_in_the_precision_of_predict() -> None:
+    assert measuring_runtime(settings()).precision == torch.float32
+    asked = build({"runtime": {"gpus": 0, "precision": "bf16"}})
+    assert measuring_runtime(asked).precision == torch.bfloat16
 
 
 def test_predictions_agree_with_the_table_and_are_no_formulas(evaluated: Run) -> None:
@@ -142,7 +170,7 @@ def test_rerun_does_nothing_and_copies_the_report(
     evaluate(settings(), run)
     done, oracle = run.path("evaluate", "done.json").stat(), _oracle_digest(run)
     capfd.readouterr()
-    for name in ("deep/table.md", "table.html", "table.json"):
+    for name in ("deep/table.md", "table.html", "table.json", "table.tex"):
         evaluate(settings(), run, Path(name))
     assert run.path("evaluate", "done.json").stat().st_mtime_ns == done.st_mtime_ns
     shown = capfd.readouterr().err
@@ -162,6 +190,31 @@ def test_rerun_does_nothing_and_copies_the_report(
     save_classifier(run, "source", 5, None)
     evaluate(settings(), run)
     assert _oracle_digest(run) != oracle
+
+
+def test_what_another_evaluation_works_on_is_not_unmarked(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    evaluate(settings(oracle=False), run)
+    before = run.path("evaluate", "done.json").read_bytes()
+    with (
+        FileLock(run.path(".evaluate.lock")),
+        pytest.raises(RunError, match="another sfkt process works on"),
+    ):
+        evaluate(settings(oracle=False, bootstrap=60), run)
+    assert run.path("evaluate", "done.json").read_bytes() == before
+
+
+def test_speeds_are_taken_on_the_same_images(evaluated: Run) -> None:
+    rows = _rows(evaluated)
+    speed = {
+        name: row["images_per_second"] for (name, split), row in rows.items() if split == "test"
+    }
+    assert all(value > 0 for value in speed.values())
+    both = 1 / (1 / speed["tgkt"] + 1 / speed["bridge-only"])
+    assert speed["tgkt+bridge"] == pytest.approx(both, rel=1e-3)
+    tables = evaluated.path("evaluate", "report.tex").read_text(encoding="utf-8")
+    assert r"\%" in tables
+    assert tables.count(r"\begin{tabular}") == 2
 
 
 def test_a_student_of_an_earlier_bridge_is_marked(tmp_path: Path) -> None:
@@ -220,7 +273,11 @@ def test_pairs_that_were_trained_on_are_called_so(tmp_path: Path) -> None:
 def test_source_alone_can_be_evaluated(tmp_path: Path) -> None:
     run = make_run(tmp_path, bridge=False)
     evaluate(settings(oracle=False), run)
-    assert {name for name, _ in _rows(run)} == {"source-only", "source-rgb"}
+    assert {name for name, _ in _rows(run)} == {
+        "source-only",
+        "source-encoded",
+        "source-rgb",
+    }
     assert not run.path("evaluate", "gallery-ti.png").exists()
 
 
@@ -236,7 +293,7 @@ def test_pictures_of_an_earlier_state_do_not_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["table.txt", "table"])
 def test_an_unknown_suffix_is_refused_before_anything_is_done(tmp_path: Path, name: str) -> None:
     run = make_run(tmp_path)
-    with pytest.raises(ConfigError, match=r"\.md, \.html, \.json"):
+    with pytest.raises(ConfigError, match=r"\.md, \.html, \.json, \.tex"):
         evaluate(settings(), run, tmp_path / name)
     assert not run.path("evaluate").exists()
 

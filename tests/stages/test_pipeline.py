@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -36,6 +37,7 @@ from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import transfer
 from sfkt_cli.training.predicting import predict_rows, rgb_loader, student_loader
 from sfkt_cli.training.runtime import Runtime
+from tests.data.make_archives import save
 
 SIDE = 32
 TR, TI = ("bars", "cross", "disc"), ("frame", "pair", "wedge")
@@ -192,6 +194,44 @@ def test_without_source_images_and_labels_the_student_learns_to_see_depth(
     assert prepared.accuracy(teacher) >= 0.9
     source_only = prepared.accuracy(teacher, student.encoding)
     assert prepared.accuracy(student, student.encoding) >= source_only + 0.2
+
+
+def test_neither_names_nor_rows_tell_the_class_of_a_target_image(tmp_path: Path) -> None:
+    """Every byte that bridge and transfer read and write, of a set whose classes are odd words."""
+    classes, others = ["quorvex", "blimfatch", "zunderpole"], "snarkwidget"
+    for place, name in enumerate([*classes, others]):
+        below = tmp_path / "archive" / ("ti" if name == others else f"tr/{name}")
+        for number in range(60):
+            rgb, depth_mm = picture((*TR, *TI)[place], number)
+            for view, pixels in (("rgb", rgb), ("target", depth_mm)):
+                save(below / view / f"{name}{number}.png", pixels)
+    config = settings(
+        tmp_path / "archive", *QUICK, "source.epochs=1", "training.min_steps=1", "split.source=0.1"
+    )
+    run = Run(tmp_path / "run")
+    for stage in (prepare, source, bridge, transfer):
+        stage(config, run)
+
+    files = [run.transfer_store]
+    files += [path for name in ("bridge", "transfer") for path in run.path(name).rglob("*")]
+    listing = rb'\[\s*"blimfatch",\s*"quorvex",\s*"zunderpole"\s*\]'
+    for path in filter(Path.is_file, files):
+        told = path.read_bytes()
+        if path == run.transfer_store or path.name == "model.json":  # one list of all classes
+            told = re.sub(listing, b"", told, count=1)
+        for name in (*classes, others):
+            assert name.encode() not in told + str(path).encode(), f"{name} is in {path}"
+
+    transfer_store, test = open_store(run.transfer_store), open_store(run.test_store)
+    label_of = dict(zip(test.strings("labels/id"), test.labels("labels").tolist(), strict=True))
+    labels = np.array([label_of[sample] for sample in transfer_store.strings("target/id")])
+    assert len(labels) > 100
+    for label in range(3):  # rows of a class against rows of the others, by rank
+        ranks = np.flatnonzero(labels == label) + 1
+        error = np.sqrt((len(labels) - len(ranks)) * (len(labels) + 1) / 12 / len(ranks))
+        assert abs(ranks.mean() - (len(labels) + 1) / 2) < 4 * error
+    assert (labels[1:] == labels[:-1]).mean() < 0.5  # neighbours are no likelier of one class
+    assert all(test.classes[label] in test.names()[id_][0] for id_, label in label_of.items())
 
 
 def made(run: Run, config: Config) -> dict[str, Any]:
