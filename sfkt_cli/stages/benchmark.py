@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 from sfkt_cli.config import Config, as_dict, build, merge, nest, section_of
 from sfkt_cli.console import console, duration, event, quieten, say, warn
 from sfkt_cli.data.readers import archive_root
-from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError, SfktError
+from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError
 from sfkt_cli.files import write_json
 from sfkt_cli.runs import Run, digest_settings, stage_settings
 from sfkt_cli.signals import follow_parent
@@ -200,14 +200,13 @@ def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> 
     """Say what a benchmark would run, what is shared, and how long and large it is; runs nothing.
 
     Time and room are those of stages of the same kind that are done in ``output``; where there are
-    none, those of ``sfkt doctor --cost``, if it can tell how many images there are.
+    none, they are unknown, and ``sfkt run --dry-run`` can measure one.
 
     Raises:
         ConfigError: The plan is wrong.
         DataError: Archives or models that cells need are missing.
     """
     cells = cells_of(plan, overrides)
-    guesses: dict[str, tuple[float, int]] | None = None
     wanted = [
         task
         for cell in [*trial_cells(cells), *cells]
@@ -222,9 +221,6 @@ def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> 
         todo = [task for task in own if task in left]
         shared = sum(task.stage == kind for task in wanted) - len(own)
         known = [_cost(path) for path in _done_of(kind, output)]
-        if todo and not known:
-            guesses = _guess(cells[0].config) if guesses is None else guesses
-            known = [guesses[todo[0].level]] if todo[0].level in guesses else []
         text = f"  {kind:24}{len(own):5} stages, {shared} shared, {len(own) - len(todo)} done"
         if known and todo:
             each, size = (sum(values) / len(known) for values in zip(*known, strict=True))
@@ -558,22 +554,6 @@ def _done_of(stage: str, output: Path) -> list[Path]:
         return [path.parent for path in output.glob("cells/*/*/*/evaluate/done.json")]
     name = stage.replace("/", "-")
     return [path.parent for path in output.glob(f"stages/{name}-{'?' * 16}/done.json")]
-
-
-def _guess(config: Config) -> dict[str, tuple[float, int]]:
-    """Seconds and bytes of the stages before any was run, by level; of stores only the images."""
-    from sfkt_cli.stages.cost import count_samples, stage_costs, this_machine
-    from sfkt_cli.training.runtime import make_runtime
-
-    try:
-        counts = count_samples(config)
-    except ConfigError:
-        return {}
-    runtime = make_runtime(_limited(config).runtime)
-    costs = stage_costs(config, counts, this_machine(runtime), runtime)
-    pixel_bytes = 3 * counts.source + 5 * counts.ti + 2 * counts.target
-    stores = {"prepare": (0.0, pixel_bytes * config.image_size**2)}
-    return stores | {cost.stage: (cost.whole.seconds, 0) for cost in costs}
 
 
 def _cost(folder: Path) -> tuple[float, int]:
