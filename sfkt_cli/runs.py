@@ -247,20 +247,21 @@ class Run:
             write_json(begun, state)
             write_text(folder / "config.yaml", to_yaml(config))
             self.agree(_OPEN)
-            try:
-                with console.stage_log(stage, folder / LOG):
-                    _begin(folder, resumed)
+            with console.stage_log(stage, folder / LOG):
+                _begin(folder, resumed)
+                try:
                     yield Stage(stage, folder, config, settings, inputs)
-            except Exception as error:  # not an interruption, after which it goes on as it was
-                if not folder.is_dir():
-                    raise RunError(
-                        f"{stage}: {folder} was moved or deleted while it was at work: where it is "
-                        "now, the same command with --run goes on from the last saved state"
-                    ) from error
-                if not _has_begun(folder):
-                    begun.unlink(missing_ok=True)
-                    (folder / "config.yaml").unlink(missing_ok=True)
-                raise
+                except Exception as error:  # not an interruption, after which it goes on as it was
+                    if not folder.is_dir():
+                        raise RunError(
+                            f"{stage}: {folder} was moved or deleted while it was at work: where "
+                            "it is now, the same command with --run goes on from the last saved "
+                            "state"
+                        ) from error
+                    if not _has_begun(folder):
+                        begun.unlink(missing_ok=True)
+                        (folder / "config.yaml").unlink(missing_ok=True)
+                    raise
             if (folder / "done.json").is_file():
                 begun.unlink(missing_ok=True)
 

@@ -98,6 +98,7 @@ def batches(epoch: int, step: int) -> Batch:
 
 
 def train(method: str, objective: Any, folder: Path, batches: Callable[[int, int], Batch]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     own: OptimiserConfig = getattr(settings(), section_of(method))
     plan = Plan(
         title=method, seed=0, epochs=EPOCHS, steps=STEPS, weights=objective.weights, folder=folder,
