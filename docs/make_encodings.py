@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sfkt_cli.data.demo.synthetic import CLASSES, render
 from sfkt_cli.data.images import as_rgb, choose_encoding, encode
-from sfkt_cli.data.synthetic import CLASSES, render
-from sfkt_cli.figures import Strip, draw_gallery
+from sfkt_cli.evaluation.figures import Strip, draw_gallery
 
 
 def main(picture: Path) -> None:

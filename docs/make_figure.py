@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sfkt_cli.config import RuntimeConfig
 from sfkt_cli.data.store import open_store
-from sfkt_cli.figures import Strip, draw_gallery
-from sfkt_cli.runs import Run
-from sfkt_cli.stages.contenders import load_models, raw_encoding, translate
+from sfkt_cli.evaluation.figures import Strip, draw_gallery
+from sfkt_cli.evaluation.models import load_models, raw_encoding, translate
+from sfkt_cli.settings.config import RuntimeConfig
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.predicting import predict_rows, student_loader
 from sfkt_cli.training.runtime import make_runtime
 

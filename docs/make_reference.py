@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from sfkt_cli.cli import app
-from sfkt_cli.config import Config, describe_type
+from sfkt_cli.settings.config import Config, describe_type
 
 HERE = Path(__file__).parent
 
@@ -22,7 +22,7 @@ def configuration() -> str:
     lines = [
         "# Configuration",
         "",
-        "Written by `python docs/make_reference.py`; edit the texts in `sfkt_cli/config.py`.",
+        "Written by `python docs/make_reference.py` from `sfkt_cli/settings/config.py`.",
         "",
         "Precedence: command-line flag > `--set section.field=value` > YAML file (`--config`) > "
         "what the run used before > default. `sfkt config init NAME > my.yaml` writes a commented "

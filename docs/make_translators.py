@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sfkt_cli.config import RuntimeConfig
 from sfkt_cli.data.store import Store, open_store
-from sfkt_cli.figures import Strip, draw_gallery
-from sfkt_cli.runs import Run
-from sfkt_cli.stages.contenders import Models, load_models, raw_encoding, translate
+from sfkt_cli.evaluation.figures import Strip, draw_gallery
+from sfkt_cli.evaluation.models import Models, load_models, raw_encoding, translate
+from sfkt_cli.settings.config import RuntimeConfig
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.predicting import predict_rows, student_loader, target_loader, through
 from sfkt_cli.training.runtime import Runtime, make_runtime
 

@@ -23,7 +23,7 @@ from sfkt_cli import __version__
 from sfkt_cli.config_commands import config_app
 from sfkt_cli.console import event, output, speak_json, tell
 from sfkt_cli.errors import STOPPED, Interrupted, SfktError
-from sfkt_cli.options import SETTINGS, STAGE, Options, Verbosity, shared_options
+from sfkt_cli.settings.options import SETTINGS, STAGE, Options, Verbosity, shared_options
 from sfkt_cli.signals import on_stop
 
 app = typer.Typer(
@@ -126,7 +126,7 @@ def prepare(
 ) -> Result:
     """Read an archive and write source.h5, transfer.h5 and test.h5, by who may see what."""
     from sfkt_cli.pipeline import run_prepare
-    from sfkt_cli.settings import is_typed
+    from sfkt_cli.settings.resolve import is_typed
 
     if name is None and not is_typed(options, "dataset"):
         raise typer.BadParameter("which data set? For example: sfkt prepare synthetic")
@@ -325,7 +325,7 @@ def inspect(
     ] = False,
 ) -> Result:
     """Show what a prepared file holds, as a table and a picture, and warn of what looks wrong."""
-    from sfkt_cli.settings import find_run
+    from sfkt_cli.settings.resolve import find_run
     from sfkt_cli.stages.inspect import inspect
 
     path = file or find_run(options, None, new_run=False).transfer_store
@@ -336,7 +336,7 @@ def inspect(
 @shared_options("config", "assignments")
 def classes(options: Options, name: DatasetName = None, root: Root = None) -> Result:
     """List the classes of an archive, their numbers of images, and what they are used for."""
-    from sfkt_cli.settings import resolve
+    from sfkt_cli.settings.resolve import resolve
     from sfkt_cli.stages.inspect import list_classes
 
     settings = resolve(options.with_flags(_archive(name, root)), "prepare", new_run=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sfkt_cli.console import output
-from sfkt_cli.options import SETTINGS, Options, shared_options
+from sfkt_cli.settings.options import SETTINGS, Options, shared_options
 
 config_app = typer.Typer(
     help="Show, check and write the settings.",
@@ -23,7 +23,7 @@ config_app = typer.Typer(
 @shared_options(*SETTINGS)
 def config_show(options: Options) -> dict[str, Any]:
     """Print every setting, and where its value came from."""
-    from sfkt_cli.settings import has_run, resolve
+    from sfkt_cli.settings.resolve import has_run, resolve
     from sfkt_cli.settings_text import origins, show
 
     settings = resolve(options, "transfer", new_run=not has_run(options))

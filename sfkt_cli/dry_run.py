@@ -15,11 +15,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from sfkt_cli.config import Config
 from sfkt_cli.console import duration, event, say, warn
-from sfkt_cli.options import Options
-from sfkt_cli.runs import Run, stage_settings
-from sfkt_cli.settings import Settings, resolve
+from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.options import Options
+from sfkt_cli.settings.resolve import Settings, resolve
+from sfkt_cli.settings.runs import Run, stage_settings
 
 BEFORE = {"source": "prepare", "bridge": "source", "transfer": "bridge", "evaluate": "transfer"}
 """What each stage comes after in ``sfkt run``."""
@@ -219,7 +219,7 @@ def _try_prepare(config: Config, run: Run) -> dict[str, Any]:
 def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
     """Ask every model of the run about a few images."""
     from sfkt_cli.data.store import open_store
-    from sfkt_cli.stages.contenders import (
+    from sfkt_cli.evaluation.models import (
         contenders,
         load_models,
         model_digests,

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sfkt_cli.config import merge
 from sfkt_cli.console import confirmed, say, warn
-from sfkt_cli.options import Options
-from sfkt_cli.runs import Run, remember_run
-from sfkt_cli.settings import Settings, has_run, resolve, typed_settings
+from sfkt_cli.settings.config import merge
+from sfkt_cli.settings.options import Options
+from sfkt_cli.settings.resolve import Settings, has_run, resolve, typed_settings
+from sfkt_cli.settings.runs import Run, remember_run
 from sfkt_cli.settings_text import changed
 
 
@@ -111,8 +111,8 @@ def run_benchmark(
     options: Options, file: Path | None, output: Path | None, processes: int
 ) -> dict[str, Any]:
     """Run ``benchmark``: every cell of the file that is not done, then the tables."""
-    from sfkt_cli.stages.benchmark import benchmark, dry_run
-    from sfkt_cli.stages.benchmark_plan import read_plan
+    from sfkt_cli.benchmark.plan import read_plan
+    from sfkt_cli.benchmark.run import benchmark, dry_run
 
     plan = read_plan(file)
     overrides: dict[str, Any] = {}

@@ -11,7 +11,9 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sfkt_cli.config import (
+from sfkt_cli.errors import ConfigError
+from sfkt_cli.methods import METHODS, unknown_method
+from sfkt_cli.settings.config import (
     Config,
     as_dict,
     build,
@@ -21,10 +23,8 @@ from sfkt_cli.config import (
     read_yaml,
     section_fields,
 )
-from sfkt_cli.errors import ConfigError
-from sfkt_cli.methods import METHODS, unknown_method
-from sfkt_cli.runs import DATA_SECTIONS, pick
-from sfkt_cli.settings import DEFAULT, Settings
+from sfkt_cli.settings.resolve import DEFAULT, Settings
+from sfkt_cli.settings.runs import DATA_SECTIONS, pick
 
 WIDTH = 96
 

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sfkt_cli.config import build, read_yaml
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.data.sensor import Sensor, sensor_of_settings, sensor_of_store
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.saving import CARD, Saved, load_model
+from sfkt_cli.settings.config import build, read_yaml
 
 
 @dataclass(frozen=True)

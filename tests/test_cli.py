@@ -16,13 +16,13 @@ import yaml
 from typer.testing import CliRunner
 
 from sfkt_cli.cli import app, explain, main
-from sfkt_cli.config import Config, build
 from sfkt_cli.config_commands import config_app
 from sfkt_cli.errors import Interrupted
 from sfkt_cli.files import write_json
-from sfkt_cli.options import Options
-from sfkt_cli.runs import Run
-from sfkt_cli.settings import resolve
+from sfkt_cli.settings.config import Config, build
+from sfkt_cli.settings.options import Options
+from sfkt_cli.settings.resolve import resolve
+from sfkt_cli.settings.runs import Run
 
 ROOT = Path(__file__).parents[1]
 TINY = """

@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfkt_cli.config import (
+from sfkt_cli.errors import ConfigError
+from sfkt_cli.settings.config import (
     Config,
     as_dict,
     build,
@@ -24,7 +25,6 @@ from sfkt_cli.config import (
     section_fields,
     to_yaml,
 )
-from sfkt_cli.errors import ConfigError
 
 NESTED = st.recursive(
     st.dictionaries(st.sampled_from("abc"), st.integers(), min_size=1),

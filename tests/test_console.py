@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 
 from sfkt_cli import console as console_module
-from sfkt_cli.config import build, to_yaml
 from sfkt_cli.console import console, say, track
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import build, to_yaml
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.prepare import prepare
 
 LINE = "bridge  1/3  " + "  ".join(f"term_{number} 0.12{number}" for number in range(8))

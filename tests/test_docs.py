@@ -15,7 +15,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from sfkt_cli.cli import app
-from sfkt_cli.config import Config, build, section_fields
+from sfkt_cli.settings.config import Config, build, section_fields
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

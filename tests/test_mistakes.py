@@ -24,9 +24,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sfkt_cli import cli
-from sfkt_cli.config import build
 from sfkt_cli.models.backbones import SmallResNet
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import build
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.prepare import prepare
 from tests.stages.conftest import SETTINGS, add_models
 

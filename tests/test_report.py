@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfkt_cli import figures, report
 from sfkt_cli.console import console
+from sfkt_cli.evaluation import figures, report
+from sfkt_cli.evaluation.html import interval_chart, to_html
+from sfkt_cli.evaluation.report import Report, Row, Section
 from sfkt_cli.methods import METHODS
-from sfkt_cli.report import Report, Row, Section
-from sfkt_cli.report_html import interval_chart, to_html
 
 NASTY = '<script>alert("1")</script> | $x_1$ *b*'
 TGKT = Row("tgkt", 3, "target", 200, 0.6125, (0.55, 0.66), 0.6, 0.59, 0.1, 12.5, 900.0)

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from sfkt_cli.config import Config, build, parse_assignments
 from sfkt_cli.errors import RunError
 from sfkt_cli.files import replacing, sync_folder, write_json
-from sfkt_cli.runs import Run, Stage, choose_run, remember_run, stage_settings
+from sfkt_cli.settings.config import Config, build, parse_assignments
+from sfkt_cli.settings.runs import Run, Stage, choose_run, remember_run, stage_settings
 from sfkt_cli.training.checkpoint import save_state
 
 INPUTS = {"transfer.h5": "abc"}
@@ -204,8 +204,8 @@ HOLD = """
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from sfkt_cli.config import Config
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.runs import Run
 with Run(Path(sys.argv[1])).open("bridge", Config(), {"transfer.h5": "abc"}):
     print("in", flush=True)
     sys.stdin.read()

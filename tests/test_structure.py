@@ -14,39 +14,34 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sfkt_cli"
 LAYERS = {
-    5: ("__main__", "cli", "config_commands", "dry_run", "pipeline", "settings_text"),
-    4: ("stages",),
-    3: ("methods", "student"),
-    2: ("data", "distributed", "losses", "models", "training"),
-    1: (
-        "config",
-        "figures",
-        "options",
-        "report",
-        "report_html",
-        "runs",
-        "scores",
-        "settings",
-    ),
+    8: ("__main__", "cli", "config_commands", "dry_run", "pipeline", "settings_text"),
+    7: ("benchmark",),
+    6: ("stages", "student"),
+    5: ("evaluation",),
+    4: ("methods",),
+    3: ("training",),
+    2: ("losses", "models"),
+    1: ("data", "distributed", "scores", "settings"),
     0: ("__init__", "console", "errors", "files", "signals"),
 }
 """The modules and folders below sfkt_cli, by layer."""
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 WITHOUT_TORCH = (
     "cli",
-    "config",
     "config_commands",
     "console",
     "dry_run",
     "errors",
-    "figures",
-    "options",
+    "evaluation.figures",
+    "evaluation.html",
+    "evaluation.report",
+    "methods",
     "pipeline",
-    "report",
-    "report_html",
-    "runs",
     "scores",
-    "settings",
+    "settings.config",
+    "settings.options",
+    "settings.resolve",
+    "settings.runs",
     "settings_text",
     "signals",
 )
@@ -147,7 +142,7 @@ def test_the_command_line_starts_without_torch() -> None:
             "source_store",
             {"stages.source"},
             {
-                "runs",
+                "settings.runs",
                 "data.layout",
                 "dry_run",
                 "pipeline",
@@ -157,7 +152,7 @@ def test_the_command_line_starts_without_torch() -> None:
             "test.h5",
             "test_store",
             {"stages.evaluate"},
-            {"runs", "data.layout", "stages.oracle", "stages.sections"},
+            {"settings.runs", "data.layout", "evaluation.oracle", "evaluation.sections"},
         ),
     ],
 )
@@ -192,21 +187,14 @@ def test_only_evaluation_reads_target_labels() -> None:
         and isinstance(node.func, ast.Attribute)
         and node.func.attr == "labels"
     }
-    assert reading == {"stages.source", "stages.labelled", "data.quality"}
-    knowing = {name for name, imported in edges().items() if "stages.labelled" in imported}
-    allowed = {
-        "evaluate",
-        "oracle",
-        "evidence",
-        "sections",
-        "galleries",
-        "contenders",
-        "epoch_choice",
+    assert reading == {"stages.source", "evaluation.labelled", "data.quality"}
+    knowing = {name for name, imported in edges().items() if "evaluation.labelled" in imported}
+    assert knowing <= {name for name in edges() if name.split(".")[0] == "evaluation"} | {
+        "stages.evaluate"
     }
-    assert knowing <= {f"stages.{name}" for name in allowed}
-    for stage in ("bridge", "transfer", "streams", "predict", "export"):
+    for stage in ("bridge", "transfer", "predict", "export"):
         assert not reachable(f"stages.{stage}") & knowing
-        assert not reachable(f"stages.{stage}") & {"stages.labelled", "data.quality"}
+        assert not reachable(f"stages.{stage}") & {"evaluation.labelled", "data.quality"}
 
 
 @functools.cache

@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sfkt_cli.config import ClassesConfig
 from sfkt_cli.data.records import Archive, Record
 from sfkt_cli.errors import ConfigError
+from sfkt_cli.settings.config import ClassesConfig
 
 NEAR = 0.8
 """So much alike (0 to 1) a new name and a known one are taken for a slip: bx, box; not cup, cap."""

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from sfkt_cli.data.store import Store
 from sfkt_cli.errors import ConfigError
 
 EncodingKind = Literal["window", "relative", "colormap", "normals", "hha", "linear", "percentile"]
@@ -106,6 +107,13 @@ def choose_encoding(kind: str, modality: str, sample: NDArray[Any]) -> Encoding:
         low, high = (float(value) for value in np.percentile(values, (1.0, 99.0)))
     focal = _measure_focal(sample) if chosen in ("normals", "hha") else KINECT_FOCAL
     return Encoding(chosen, low, max(high, low + 1.0), channels, depth, focal)  # type: ignore[arg-type]
+
+
+def sample_rows(store: Store, count: int = 512) -> NDArray[Any]:
+    """Target images, evenly spread over TI and TR rows, to measure value windows on."""
+    parts = [store[name] for name in ("ti/target", "target/target") if store.count(name[:-7])]
+    rows = [np.unique(np.linspace(0, len(part) - 1, count // 2).astype(np.int64)) for part in parts]
+    return np.concatenate([part[row] for part, row in zip(parts, rows, strict=True)])
 
 
 def _measure_focal(sample: NDArray[Any]) -> float:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfkt_cli.config import Config
 from sfkt_cli.data.ingest import Task, View
 from sfkt_cli.data.records import Archive, Record
 from sfkt_cli.data.splits import Parts
 from sfkt_cli.data.store_writer import StoreWriter, text_column
+from sfkt_cli.settings.config import Config
 
 FILES: dict[str, tuple[str, ...]] = {
     "transfer.h5": ("ti", "target"),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfkt_cli.data.container import Container
+from sfkt_cli.data.archive import Container
 from sfkt_cli.data.decode import decode_rgb, decode_target
 from sfkt_cli.data.records import Record
 from sfkt_cli.data.resample import Fit, fit_rgb, fit_target

@@ -7,13 +7,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from sfkt_cli.config import Config
 from sfkt_cli.data.decode import decode_target
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.readers.sun_rgbd import undo_rotation
 from sfkt_cli.data.resample import Fit, fit_target
 from sfkt_cli.data.store import Store
 from sfkt_cli.data.values import TargetValues
+from sfkt_cli.settings.config import Config
 
 
 @dataclass(frozen=True)

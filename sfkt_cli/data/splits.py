@@ -15,8 +15,8 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from sfkt_cli.config import SplitConfig
 from sfkt_cli.data.records import PARTS, TR_PARTS, Record
+from sfkt_cli.settings.config import SplitConfig
 
 Parts = dict[str, list[Record]]
 

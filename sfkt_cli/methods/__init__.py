@@ -9,6 +9,10 @@ module here, a row in METHODS, a section in ``config.py``, a paragraph in ``docs
 from __future__ import annotations
 
 import difflib
+from importlib import import_module
+from typing import Any
+
+from sfkt_cli.errors import ConfigError
 
 METHODS = {
     "tgkt": "sfkt_cli.methods.tgkt:Tgkt",
@@ -27,3 +31,15 @@ def unknown_method(name: str) -> str:
     near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"setting transfer.method = {name!r}: {hint}choose one of {', '.join(METHODS)}"
+
+
+def find_method(name: str) -> Any:
+    """The objective's class of a method.
+
+    Raises:
+        ConfigError: The name is not in METHODS.
+    """
+    if name not in METHODS:
+        raise ConfigError(unknown_method(name))
+    module, _, attribute = METHODS[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sfkt_cli import losses
-from sfkt_cli.config import Config
 from sfkt_cli.data.images import as_rgb, encode
-from sfkt_cli.methods.knowledge import Knowledge
+from sfkt_cli.methods.teacher_outputs import Knowledge
 from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sfkt_cli import losses
-from sfkt_cli.config import Config
 from sfkt_cli.data.images import as_rgb, encode
-from sfkt_cli.methods.knowledge import Knowledge, cluster_labels
+from sfkt_cli.methods.teacher_outputs import Knowledge, cluster_labels
 from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
 
 

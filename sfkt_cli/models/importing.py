@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfkt_cli.config import Config
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import sha256_file
+from sfkt_cli.models.checkpoint_files import read_weights
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.onnx_files import read_onnx
 from sfkt_cli.models.preprocessing import normalisation_of
 from sfkt_cli.models.saving import CARD, WEIGHTS, load_model
-from sfkt_cli.models.weights_files import read_weights
+from sfkt_cli.settings.config import Config
 
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 """Classifiers on the side of googlenet and inception_v3, which only their training uses."""

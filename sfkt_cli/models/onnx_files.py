@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfkt_cli.errors import ConfigError, DataError, SfktError
+from sfkt_cli.models.checkpoint_files import SAVE_WEIGHTS
 from sfkt_cli.models.onnx_network import BATCH_NORM, OnnxNetwork, as_tuple, names_in
 from sfkt_cli.models.onnx_operations import NUMBERS, OPERATIONS
-from sfkt_cli.models.weights_files import SAVE_WEIGHTS
 
 BATCHES = (2, 3)
 """Two numbers of images tell which numbers of a graph stand for the batch."""

@@ -50,7 +50,7 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         self.features = features
         self.watch: Callable[[str, Any], None] | None = None
-        """Called with the name and result of each node; see :mod:`sfkt_cli.models.levels`."""
+        """Called with the name and result of each node; see :mod:`sfkt_cli.models.feature_maps`."""
         unknown = sorted({str(node[0]) for node in nodes} - set(OPERATIONS))
         if unknown:
             raise DataError(f"model.json holds unknown operations: {', '.join(unknown)}")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfkt_cli.config import SourceConfig
 from sfkt_cli.models.backbones import INCEPTIONS
+from sfkt_cli.settings.config import SourceConfig
 
 Three = tuple[float, float, float]
 IMAGENET: tuple[Three, Three] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

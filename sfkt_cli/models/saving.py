@@ -20,12 +20,13 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from sfkt_cli.data.images import Encoding
+from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
 from sfkt_cli.files import replacing, sha256_file, write_json
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.mixture import Mixture
 from sfkt_cli.models.translators import Front, make_translator
-from sfkt_cli.runs import versions
+from sfkt_cli.settings.runs import versions
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
@@ -161,3 +162,30 @@ def read_card(path: Path) -> dict[str, Any]:
     if not isinstance(card, dict):
         raise DataError(f"model card {path} is no JSON object")
     return card
+
+
+def check_classes(classes: list[str], store: Store) -> None:
+    """Check that source model and data name the same classes in the same order.
+
+    Data without any label may name none: the classes are those of the model.
+
+    Raises:
+        DataError: They do not.
+    """
+    if store.classes and classes != store.classes:
+        raise DataError(
+            f"the source model has the {len(classes)} classes {', '.join(classes)}, but "
+            f"{store.path} has the {len(store.classes)} classes {', '.join(store.classes)}: "
+            "run `sfkt source --force`, or set classes.tr or source.classes to agree"
+        )
+
+
+def classifier_of(module: nn.Module) -> Classifier:
+    """The module as a classifier.
+
+    Raises:
+        DataError: It is a translator.
+    """
+    if not isinstance(module, Classifier):
+        raise DataError("a classifier was expected, the file holds a translator")
+    return module

@@ -13,26 +13,26 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from sfkt_cli.config import Config
 from sfkt_cli.console import say, track, warn
-from sfkt_cli.data.images import Encoding, choose_encoding
+from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import replacing
 from sfkt_cli.methods import label_free
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.folding import fold_batch_norms
-from sfkt_cli.models.levels import Levels
-from sfkt_cli.models.saving import load_model, save_model
+from sfkt_cli.models.feature_maps import Levels
+from sfkt_cli.models.fold_batchnorm import fold_batch_norms
+from sfkt_cli.models.saving import check_classes, classifier_of, load_model, save_model
 from sfkt_cli.models.translators import make_translator
-from sfkt_cli.runs import Run
-from sfkt_cli.stages.selection import remember, spread
-from sfkt_cli.stages.streams import held_out_pairs, passes_of_epoch, plan_of, settle_streams
+from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.loop import cosine, fit
 from sfkt_cli.training.optimizers import translator_optimizer
+from sfkt_cli.training.pairs import held_out_pairs, passes_of_epoch, plan_of, settle_streams
 from sfkt_cli.training.predicting import FEW, predict_rows, rgb_loader, target_loader, through
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
+from sfkt_cli.training.selection import remember, spread
 
 LEVEL_ROWS = 64
 """RGB images on which the variance of the source model's activations is measured."""
@@ -192,40 +192,6 @@ def levels_of(
         )
     warn("the source model shows no maps between pixels and features: L_p is switched off")
     return None
-
-
-def check_classes(classes: list[str], store: Store) -> None:
-    """Check that source model and data name the same classes in the same order.
-
-    Data without any label may name none: the classes are those of the model.
-
-    Raises:
-        DataError: They do not.
-    """
-    if store.classes and classes != store.classes:
-        raise DataError(
-            f"the source model has the {len(classes)} classes {', '.join(classes)}, but "
-            f"{store.path} has the {len(store.classes)} classes {', '.join(store.classes)}: "
-            "run `sfkt source --force`, or set classes.tr or source.classes to agree"
-        )
-
-
-def classifier_of(module: nn.Module) -> Classifier:
-    """The module as a classifier.
-
-    Raises:
-        DataError: It is a translator.
-    """
-    if not isinstance(module, Classifier):
-        raise DataError("a classifier was expected, the file holds a translator")
-    return module
-
-
-def sample_rows(store: Store, count: int = 512) -> NDArray[Any]:
-    """Target images, evenly spread over TI and TR rows, to measure value windows on."""
-    parts = [store[name] for name in ("ti/target", "target/target") if store.count(name[:-7])]
-    rows = [np.unique(np.linspace(0, len(part) - 1, count // 2).astype(np.int64)) for part in parts]
-    return np.concatenate([part[row] for part, row in zip(parts, rows, strict=True)])
 
 
 def bridge_scores(

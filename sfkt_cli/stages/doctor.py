@@ -20,7 +20,7 @@ from sfkt_cli.data.readers import DATA_FOLDER, READERS
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import DataError, RunError, SfktError
 from sfkt_cli.models.saving import CARD, WEIGHTS, load_model
-from sfkt_cli.runs import RUNS
+from sfkt_cli.settings.runs import RUNS
 
 EXTRAS = {
     "timm": "sfkt[timm]: source models of timm",

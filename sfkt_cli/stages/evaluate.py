@@ -7,21 +7,21 @@ import os
 import re
 from pathlib import Path
 
-from sfkt_cli.config import Config
 from sfkt_cli.console import say, track, warn
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, RunError
+from sfkt_cli.evaluation import predictions as gathering
+from sfkt_cli.evaluation.html import to_html
+from sfkt_cli.evaluation.labelled import Split, read_splits
+from sfkt_cli.evaluation.models import contenders, load_models, model_digests, student_encoding
+from sfkt_cli.evaluation.oracle import oracle, recipe
+from sfkt_cli.evaluation.predictions import Evidence, Outcome
+from sfkt_cli.evaluation.report import Report, results, rows_of, show, to_csv, to_latex, to_markdown
+from sfkt_cli.evaluation.sections import facts, sections
 from sfkt_cli.files import write_json, write_text
-from sfkt_cli.report import Report, results, rows_of, show, to_csv, to_latex, to_markdown
-from sfkt_cli.report_html import to_html
-from sfkt_cli.runs import Run, Stage
-from sfkt_cli.stages import evidence as gathering
-from sfkt_cli.stages.contenders import contenders, load_models, model_digests, student_encoding
-from sfkt_cli.stages.evidence import Evidence, Outcome
-from sfkt_cli.stages.labelled import Split, read_splits
-from sfkt_cli.stages.oracle import oracle, recipe
-from sfkt_cli.stages.sections import facts, sections
+from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.runs import Run, Stage
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
 COPIES = {

@@ -21,18 +21,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sfkt_cli.config import Config, to_yaml
 from sfkt_cli.console import say
 from sfkt_cli.data.sensor import Sensor, sensor_of_store
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, DataError, RunError
+from sfkt_cli.evaluation.model_card import model_card
 from sfkt_cli.files import replacing, sha256_file, write_json, write_text
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.graphs import BridgedSourceGraph, FitTarget, StudentGraph, for_export
 from sfkt_cli.models.onnx_files import open_session, quietly, write_onnx
 from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
-from sfkt_cli.runs import Run, versions
-from sfkt_cli.stages.model_card import model_card
+from sfkt_cli.settings.config import Config, to_yaml
+from sfkt_cli.settings.runs import Run, versions
 from sfkt_cli.student import find_student
 
 FORMATS = ("onnx", "pt2", "safetensors")

@@ -10,13 +10,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from sfkt_cli.config import Config
 from sfkt_cli.console import event, say, speaks_json, track, write_output
 from sfkt_cli.data.decode import SUFFIXES
 from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.evaluation.report import to_csv as harmless_csv
 from sfkt_cli.files import write_text
-from sfkt_cli.report import to_csv as harmless_csv
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.student import Prediction, Student, load_student
 from sfkt_cli.training.runtime import make_runtime
 

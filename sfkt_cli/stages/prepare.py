@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-from sfkt_cli.config import Config
 from sfkt_cli.console import say, track, warn
 from sfkt_cli.data.classes import choose_classes
 from sfkt_cli.data.contact_sheet import draw_contact_sheet
@@ -30,7 +29,8 @@ from sfkt_cli.data.splits import left_out, split_records
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import StoreWriter, writing
 from sfkt_cli.errors import DataError, RunError
-from sfkt_cli.runs import Run, Stage
+from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.runs import Run, Stage
 from sfkt_cli.stages.inspect import report_alignment
 
 _FEW_GROUPS = "a class needs a group (scene, place, object; or image) for each part"

@@ -11,24 +11,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfkt_cli.config import Config
 from sfkt_cli.console import say, warn
-from sfkt_cli.data.batches import Stream
 from sfkt_cli.data.images import rgb_to_float
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.files import replacing
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.collapse import collapse_warning, describe_predictions
 from sfkt_cli.models.importing import digest_of, import_source
 from sfkt_cli.models.mixture import Mixture
 from sfkt_cli.models.onnx_files import need_onnx, write_onnx
+from sfkt_cli.models.prediction_check import collapse_warning, describe_predictions
 from sfkt_cli.models.preprocessing import normalisation_of
 from sfkt_cli.models.saving import CARD, load_model, save_model
-from sfkt_cli.options import Options
-from sfkt_cli.runs import Run, Stage
-from sfkt_cli.settings import resolve
+from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.options import Options
+from sfkt_cli.settings.resolve import resolve
+from sfkt_cli.settings.runs import Run, Stage
 from sfkt_cli.training.batch_size import settle_batch_size
+from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.cpu import prefer_large_pages
 from sfkt_cli.training.loop import Batch, Plan, cosine, fit
 from sfkt_cli.training.optimizers import classifier_optimizer

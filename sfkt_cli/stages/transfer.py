@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sfkt_cli.config import Config, OptimiserConfig, section_of
 from sfkt_cli.console import say
-from sfkt_cli.data.images import Encoding, choose_encoding
+from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.store import Store, open_store
-from sfkt_cli.errors import ConfigError, DataError
-from sfkt_cli.methods import METHODS, label_free, unknown_method
-from sfkt_cli.methods.knowledge import Knowledge
+from sfkt_cli.errors import DataError
+from sfkt_cli.methods import find_method, label_free
+from sfkt_cli.methods.teacher_outputs import Knowledge
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.folding import fold_batch_norms
-from sfkt_cli.models.saving import Saved, load_model, save_model
+from sfkt_cli.models.fold_batchnorm import fold_batch_norms
+from sfkt_cli.models.saving import Saved, check_classes, classifier_of, load_model, save_model
 from sfkt_cli.models.translators import Front
-from sfkt_cli.runs import Run
-from sfkt_cli.stages.bridge import check_classes, classifier_of, sample_rows
-from sfkt_cli.stages.selection import remember, spread
-from sfkt_cli.stages.streams import held_out_pairs, plan_of, settle_streams
+from sfkt_cli.settings.config import Config, OptimiserConfig, section_of
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.loop import SCHEDULES, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
+from sfkt_cli.training.pairs import held_out_pairs, plan_of, settle_streams
 from sfkt_cli.training.predicting import (
     FEW,
     predict_rows,
@@ -39,6 +36,7 @@ from sfkt_cli.training.predicting import (
     through,
 )
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
+from sfkt_cli.training.selection import remember, spread
 
 
 def transfer(config: Config, run: Run) -> None:
@@ -122,18 +120,6 @@ def transfer(config: Config, run: Run) -> None:
             best_epoch=fitted.best_epoch + 1,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
-
-
-def find_method(name: str) -> Any:
-    """The objective's class of a method.
-
-    Raises:
-        ConfigError: The name is not in METHODS.
-    """
-    if name not in METHODS:
-        raise ConfigError(unknown_method(name))
-    module, _, attribute = METHODS[name].partition(":")
-    return getattr(import_module(module), attribute)
 
 
 def start_student(source: Classifier) -> Classifier:

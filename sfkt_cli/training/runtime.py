@@ -18,9 +18,9 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
-from sfkt_cli.config import RuntimeConfig
 from sfkt_cli.distributed import choose_device
 from sfkt_cli.errors import ConfigError
+from sfkt_cli.settings.config import RuntimeConfig
 from sfkt_cli.training.cpu import (
     has_depthwise,
     has_matrix_units,

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfkt_cli.data.batches import Stream
 from sfkt_cli.data.store import open_store
+from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.cpu import prefer_large_pages
 from sfkt_cli.training.runtime import Runtime
 from tests.benchmarks.made import make_store

@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sfkt_cli import losses
-from sfkt_cli.config import Config
 from sfkt_cli.data.images import Encoding, choose_encoding, encode
 from sfkt_cli.data.store import open_store
 from sfkt_cli.models.saving import load_model
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages import transfer
 from sfkt_cli.training.loop import fit
 from sfkt_cli.training.optimizers import classifier_optimizer

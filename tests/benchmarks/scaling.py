@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 from sfkt_cli.console import quieten
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages import bridge, transfer
 from sfkt_cli.training.loop import fit
 from tests.benchmarks.made import make_run, settings

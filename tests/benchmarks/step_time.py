@@ -21,12 +21,12 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from sfkt_cli.config import Config
 from sfkt_cli.models.classifier import freeze
-from sfkt_cli.models.folding import fold_batch_norms
+from sfkt_cli.models.fold_batchnorm import fold_batch_norms
 from sfkt_cli.models.saving import load_model
 from sfkt_cli.models.translators import make_translator
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages import bridge, transfer
 from sfkt_cli.training.loop import fit
 from sfkt_cli.training.optimizers import classifier_optimizer, translator_optimizer

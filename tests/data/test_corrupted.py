@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfkt_cli.config import Config, build
 from sfkt_cli.data.readers import read_archive
 from sfkt_cli.errors import SfktError
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import Config, build
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.prepare import make_plan, prepare
 from tests.data.make_archives import MAKERS, folders, manifest, save
 

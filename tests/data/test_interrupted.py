@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from sfkt_cli.config import build
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import STOPPED, RunError
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import build
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.prepare import prepare
 from tests.data.make_archives import rgb_nir
 

@@ -10,7 +10,6 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfkt_cli.config import build
 from sfkt_cli.data.alignment import Alignment, check_alignment, compare_edges, fill_holes
 from sfkt_cli.data.ingest import Seen, summarise_target
 from sfkt_cli.data.quality import (
@@ -23,7 +22,8 @@ from sfkt_cli.data.quality import (
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import writing
 from sfkt_cli.errors import DataError
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import build
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.inspect import inspect, list_classes
 from sfkt_cli.stages.prepare import prepare
 from tests.data.make_archives import save, scene

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sfkt_cli.config import Config, build
 from sfkt_cli.data.layout import FILES, Plan
 from sfkt_cli.data.readers import READERS, read_archive
 from sfkt_cli.data.readers.diml_rgbd import clean_scene
 from sfkt_cli.data.records import Archive
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import Config, build
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.prepare import gaps, make_plan, prepare
 from tests.data.make_archives import (
     MAKERS,

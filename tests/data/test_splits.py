@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sfkt_cli.config import ClassesConfig, SplitConfig
 from sfkt_cli.data.classes import choose_classes, expand, list_class_rows
 from sfkt_cli.data.records import TR_PARTS, Archive, Record
 from sfkt_cli.data.splits import Parts, left_out, split_records
 from sfkt_cli.errors import ConfigError
+from sfkt_cli.settings.config import ClassesConfig, SplitConfig
 
 
 def make(groups_per_class: int, images: int = 2, labels: str = "abcd") -> list[Record]:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sfkt_cli.data.solids import SHAPES, first_hit
-from sfkt_cli.data.synthetic import CLASSES, TI_CLASSES, TR_CLASSES, render
+from sfkt_cli.data.demo.solids import SHAPES, first_hit
+from sfkt_cli.data.demo.synthetic import CLASSES, TI_CLASSES, TR_CLASSES, render
 
 Numbers = NDArray[np.floating[Any]]
 

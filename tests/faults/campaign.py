@@ -30,9 +30,10 @@ import torch._dynamo
 from matplotlib.figure import Figure
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from sfkt_cli import cli, distributed, runs
+from sfkt_cli import cli, distributed
 from sfkt_cli.data.store import open_store
 from sfkt_cli.files import sha256_file, sha256_json
+from sfkt_cli.settings import runs
 from sfkt_cli.stages import bridge, evaluate, prepare, source, transfer
 
 SETTINGS = """

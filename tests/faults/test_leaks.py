@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sfkt_cli.config import build
 from sfkt_cli.console import quieten
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import build
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.bridge import bridge
 from sfkt_cli.stages.evaluate import evaluate
 from sfkt_cli.stages.prepare import prepare

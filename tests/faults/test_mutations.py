@@ -19,17 +19,17 @@ import tifffile
 import torch
 from PIL import Image
 
-from sfkt_cli.config import Config, build, read_yaml, to_yaml
 from sfkt_cli.console import mute
 from sfkt_cli.data.decode import decode_rgb, decode_target
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.errors import ConfigError, DataError, RunError, SfktError
 from sfkt_cli.files import sha256_file, write_json
+from sfkt_cli.models.checkpoint_files import read_weights
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.saving import load_model, read_card, save_model
-from sfkt_cli.models.weights_files import read_weights
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import Config, build, read_yaml, to_yaml
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.checkpoint import STATE, load_state, save_state
 
 CPU = torch.device("cpu")

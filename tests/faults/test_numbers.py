@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from sfkt_cli import losses
-from sfkt_cli.config import Config, build
-from sfkt_cli.data.batches import Stream
 from sfkt_cli.data.images import choose_encoding, encode
 from sfkt_cli.data.store import Store, open_store
-from sfkt_cli.methods.knowledge import balance, cluster_labels
+from sfkt_cli.methods.teacher_outputs import balance, cluster_labels
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import Config, build
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.bridge import bridge
 from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import transfer
+from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.runtime import Runtime
 
 TINY: dict[str, Any] = {

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfkt_cli.config import Config, OptimiserConfig, build, section_of
 from sfkt_cli.data.images import Encoding, as_rgb, encode
-from sfkt_cli.methods import METHODS
-from sfkt_cli.methods.knowledge import Knowledge
+from sfkt_cli.methods import METHODS, find_method
+from sfkt_cli.methods.teacher_outputs import Knowledge
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.translators import Front, PointwiseTranslator
-from sfkt_cli.stages.transfer import find_method, start_student
+from sfkt_cli.settings.config import Config, OptimiserConfig, build, section_of
+from sfkt_cli.stages.transfer import start_student
 from sfkt_cli.training.loop import Batch, Plan, cosine, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
 from sfkt_cli.training.runtime import Runtime

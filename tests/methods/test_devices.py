@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfkt_cli.config import build
-from sfkt_cli.methods import METHODS
-from sfkt_cli.methods.knowledge import Knowledge
+from sfkt_cli.methods import METHODS, find_method
+from sfkt_cli.methods.teacher_outputs import Knowledge
 from sfkt_cli.methods.tgmb import REC_LOSSES, Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.translators import TRANSLATORS, Front, make_translator
-from sfkt_cli.stages.transfer import find_method, start_student
+from sfkt_cli.settings.config import build
+from sfkt_cli.stages.transfer import start_student
 from tests.methods.test_contract import (
     BATCH,
     CLASSES,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfkt_cli.methods.knowledge import reliability
+from sfkt_cli.methods.teacher_outputs import reliability
 
 TEACHER = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.8, 0.2]])
 STUDENT = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.1, 0.9]])

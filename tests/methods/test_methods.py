@@ -13,20 +13,20 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sfkt_cli import losses
-from sfkt_cli.config import Config, build
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.errors import ConfigError
-from sfkt_cli.methods import METHODS, label_free
-from sfkt_cli.methods.knowledge import Knowledge, balance, cluster_labels
+from sfkt_cli.methods import METHODS, find_method, label_free
 from sfkt_cli.methods.shot import Shot
 from sfkt_cli.methods.socket_match import Socket
+from sfkt_cli.methods.teacher_outputs import Knowledge, balance, cluster_labels
 from sfkt_cli.methods.tgkt import Tgkt
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.levels import Levels
+from sfkt_cli.models.feature_maps import Levels
 from sfkt_cli.models.translators import Front, UNetTranslator
+from sfkt_cli.settings.config import Config, build
 from sfkt_cli.stages.bridge import loss_weights
-from sfkt_cli.stages.transfer import find_method, start_student
+from sfkt_cli.stages.transfer import start_student
 from sfkt_cli.training.loop import Batch
 from sfkt_cli.training.optimizers import classifier_optimizer
 

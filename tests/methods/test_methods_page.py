@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from sfkt_cli import losses
-from sfkt_cli.config import section_fields
 from sfkt_cli.methods import METHODS
 from sfkt_cli.models.translators import TRANSLATORS
+from sfkt_cli.settings.config import section_fields
 
 TEXT = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 HELPERS = {"reverse_gradient"}

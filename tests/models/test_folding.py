@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.folding import fold_batch_norms
+from sfkt_cli.models.fold_batchnorm import fold_batch_norms
 from sfkt_cli.models.mixture import Mixture
 
 SIZES: dict[str, Any] = {

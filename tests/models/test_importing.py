@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
 
-from sfkt_cli.config import Config, build
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.collapse import collapse_warning, describe_predictions
 from sfkt_cli.models.importing import import_source
+from sfkt_cli.models.prediction_check import collapse_warning, describe_predictions
 from sfkt_cli.models.saving import save_model
+from sfkt_cli.settings.config import Config, build
 from sfkt_cli.stages.source import check_image_size
 
 CLASSES = ["box", "cone", "sphere"]

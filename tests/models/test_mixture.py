@@ -4,12 +4,12 @@ from typing import Any
 import pytest
 import torch
 
-from sfkt_cli.config import build
 from sfkt_cli.errors import ConfigError
-from sfkt_cli.methods.knowledge import cluster_labels
+from sfkt_cli.methods.teacher_outputs import cluster_labels
 from sfkt_cli.models.mixture import Mixture
 from sfkt_cli.models.saving import load_model, save_model
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import build
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.bridge import bridge
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import transfer

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfkt_cli.config import Config, build
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.importing import import_source
 from sfkt_cli.models.onnx_files import open_session, quietly, read_onnx, write_onnx
 from sfkt_cli.models.onnx_network import OnnxNetwork
 from sfkt_cli.models.saving import load_model, save_model
+from sfkt_cli.settings.config import Config, build
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

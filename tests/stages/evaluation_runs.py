@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sfkt_cli.config import Config, build
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.files import write_json, write_text
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.saving import read_card, save_model
 from sfkt_cli.models.translators import make_translator
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import Config, build
+from sfkt_cli.settings.runs import Run
 
 CLASSES = ["disc", "<b>bar</b>", "=cross"]
 SIZE = 16

@@ -6,8 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-from sfkt_cli.config import Config, as_dict, build
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import Config, as_dict, build
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.bridge import bridge
 
 

@@ -16,12 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sfkt_cli.config import read_yaml
-from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
-from sfkt_cli.methods import METHODS
-from sfkt_cli.report import Row
-from sfkt_cli.stages.benchmark import Progress, benchmark, dry_run, gpus_of, run_cells
-from sfkt_cli.stages.benchmark_plan import (
+from sfkt_cli.benchmark.plan import (
     DEMO,
     GRID,
     TUNE_BY,
@@ -30,7 +25,12 @@ from sfkt_cli.stages.benchmark_plan import (
     cells_of,
     read_plan,
 )
-from sfkt_cli.stages.benchmark_report import Said, paired, results_of
+from sfkt_cli.benchmark.report import Said, paired, results_of
+from sfkt_cli.benchmark.run import Progress, benchmark, dry_run, gpus_of, run_cells
+from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
+from sfkt_cli.evaluation.report import Row
+from sfkt_cli.methods import METHODS
+from sfkt_cli.settings.config import read_yaml
 from tests.data.make_archives import depth, folders, save
 from tests.stages.evaluation_runs import save_weights
 

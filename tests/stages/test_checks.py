@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from sfkt_cli.config import Config, build
 from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.data.store import open_store
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import Config, build
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.source import source
-from sfkt_cli.stages.streams import (
+from sfkt_cli.stages.transfer import gather, student_scores
+from sfkt_cli.training.pairs import (
     held_out_pairs,
     open_streams,
     passes_of_epoch,
@@ -26,7 +27,6 @@ from sfkt_cli.stages.streams import (
     steps_of_epoch,
     transfer_batches,
 )
-from sfkt_cli.stages.transfer import gather, student_scores
 from sfkt_cli.training.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"), torch.float32)

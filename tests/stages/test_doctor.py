@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sfkt_cli.errors import RunError
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.doctor import doctor, examine
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.runs import Run
 from tests.stages.test_json import TINY, called
 
 STAGES = ("source", "bridge", "transfer --method shot", "transfer --method nrc", "evaluate")

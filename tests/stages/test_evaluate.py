@@ -8,16 +8,16 @@ import pytest
 import torch
 from filelock import FileLock
 
-from sfkt_cli.config import build
 from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.errors import ConfigError, DataError, RunError
+from sfkt_cli.evaluation.labelled import read_splits
 from sfkt_cli.files import write_json
 from sfkt_cli.models.saving import load_model
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import build
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.evaluate import evaluate, measuring_runtime
-from sfkt_cli.stages.labelled import read_splits
 from tests.stages.evaluation_runs import (
     CLASSES,
     ENCODING,

@@ -15,14 +15,14 @@ import torch
 import yaml
 
 import sfkt_cli
-from sfkt_cli.config import Config
 from sfkt_cli.data.resample import Fit, fit_target
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.models.graphs import FitTarget, for_export
 from sfkt_cli.models.onnx_files import open_session, write_onnx
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages import export as stage
 from sfkt_cli.stages.evaluate import evaluate
 from sfkt_cli.stages.export import export

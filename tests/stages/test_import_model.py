@@ -11,13 +11,13 @@ from torch import nn
 from torchvision import models
 
 import sfkt_cli
-from sfkt_cli.config import build
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.saving import load_model
-from sfkt_cli.options import Options
-from sfkt_cli.runs import Run
-from sfkt_cli.settings import resolve
+from sfkt_cli.settings.config import build
+from sfkt_cli.settings.options import Options
+from sfkt_cli.settings.resolve import resolve
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.source import source
 
 

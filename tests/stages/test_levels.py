@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from sfkt_cli.config import build
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.mixture import Mixture
+from sfkt_cli.settings.config import build
 from sfkt_cli.stages.bridge import levels_of, loss_weights
 from sfkt_cli.training.runtime import Runtime
 

@@ -25,13 +25,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfkt_cli.config import Config, build, parse_assignments
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import DataError, Interrupted, RunError
-from sfkt_cli.models.saving import Saved, load_model
-from sfkt_cli.runs import Run
-from sfkt_cli.stages.bridge import bridge, classifier_of
+from sfkt_cli.models.saving import Saved, classifier_of, load_model
+from sfkt_cli.settings.config import Config, build, parse_assignments
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.stages.bridge import bridge
 from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import transfer

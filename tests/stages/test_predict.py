@@ -14,10 +14,10 @@ from PIL import Image
 from torch import nn
 
 import sfkt_cli
-from sfkt_cli.config import Config
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError, RunError
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.predict import BATCH, expand, predict, to_csv
 from sfkt_cli.student import Prediction
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from sfkt_cli.config import build, parse_assignments
 from sfkt_cli.data.store import open_store
+from sfkt_cli.evaluation.epoch_choice import epoch_choice
+from sfkt_cli.evaluation.labelled import read_splits
 from sfkt_cli.files import write_json, write_text
-from sfkt_cli.stages.epoch_choice import epoch_choice
-from sfkt_cli.stages.labelled import read_splits
-from sfkt_cli.stages.selection import load_epochs, remember, selector, spread
+from sfkt_cli.settings.config import build, parse_assignments
+from sfkt_cli.training.selection import load_epochs, remember, selector, spread
 from tests.stages.evaluation_runs import make_run
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from sfkt_cli.config import build
 from sfkt_cli.data.classes import choose_classes
 from sfkt_cli.data.readers import read_archive
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError
-from sfkt_cli.options import Options
 from sfkt_cli.pipeline import run_all, run_bridge
+from sfkt_cli.settings.config import build
+from sfkt_cli.settings.options import Options
 from sfkt_cli.student import load_student
 from tests.data.make_archives import depth, folders, save
 from tests.stages.evaluation_runs import save_weights

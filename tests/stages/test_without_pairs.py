@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sfkt_cli.errors import DataError
-from sfkt_cli.options import Options
 from sfkt_cli.pipeline import run_all, run_bridge, run_transfer
+from sfkt_cli.settings.options import Options
 from tests.data.make_archives import folders
 from tests.stages.evaluation_runs import save_weights
 

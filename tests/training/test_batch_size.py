@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfkt_cli.config import build
 from sfkt_cli.errors import ConfigError
+from sfkt_cli.settings.config import build
 from sfkt_cli.training import batch_size
 from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.runtime import Runtime

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import nn
 
-from sfkt_cli.config import build, to_yaml
 from sfkt_cli.distributed import count_processes, explain_failure, find_world
 from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.files import sha256_file
-from sfkt_cli.runs import Run
+from sfkt_cli.settings.config import build, to_yaml
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.stages.source import source
 from sfkt_cli.training.runtime import Runtime, check_batch_norms

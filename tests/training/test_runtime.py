@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from sfkt_cli.config import RuntimeConfig
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.models.onnx_network import OnnxNetwork
+from sfkt_cli.settings.config import RuntimeConfig
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
 PLAIN = nn.Conv2d(4, 4, 3)

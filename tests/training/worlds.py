@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
 
-from sfkt_cli.data.batches import Stream
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.distributed import from_all_processes, mean_over_processes
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.training.batch_size import _try_on_gpu
+from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.loop import Batch, Plan, cosine, fit
 from sfkt_cli.training.predicting import predict_rows
 from sfkt_cli.training.runtime import Runtime, seed_all

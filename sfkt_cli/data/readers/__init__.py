@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from sfkt_cli.config import Config
-from sfkt_cli.data.container import forget_indexes
+from sfkt_cli.data.archive import forget_indexes
 from sfkt_cli.data.download import SOURCES
 from sfkt_cli.data.readers import (
     diml_rgbd,
@@ -17,6 +16,7 @@ from sfkt_cli.data.readers import (
 )
 from sfkt_cli.data.records import Archive
 from sfkt_cli.errors import DataError
+from sfkt_cli.settings.config import Config
 
 READERS: dict[str, Callable[[Config, Path], Archive]] = {
     "synthetic": synthetic.read,

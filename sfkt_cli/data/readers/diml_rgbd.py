@@ -26,11 +26,11 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from sfkt_cli.config import Config
-from sfkt_cli.data.container import Container, open_container
+from sfkt_cli.data.archive import Container, open_container
 from sfkt_cli.data.loading import FileLoader, plane_of_millimetres, with_safe_ids
 from sfkt_cli.data.records import Archive, Record, check_unique, image_names
 from sfkt_cli.errors import DataError
+from sfkt_cli.settings.config import Config
 
 PUBLISHED = {"train": 1609, "test": 503}
 SCENES = (

@@ -26,8 +26,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path, PurePosixPath
 
-from sfkt_cli.config import Config
-from sfkt_cli.data.container import Container, open_container
+from sfkt_cli.data.archive import Container, open_container
 from sfkt_cli.data.decode import SUFFIXES
 from sfkt_cli.data.loading import FileLoader, with_safe_ids
 from sfkt_cli.data.readers.manifest import find_manifest, read_manifest
@@ -35,6 +34,7 @@ from sfkt_cli.data.records import Archive, Record, check_unique, image_names
 from sfkt_cli.data.values import TargetValues
 from sfkt_cli.errors import DataError
 from sfkt_cli.files import sha256_file
+from sfkt_cli.settings.config import Config
 
 _ADVICE = "docs/datasets.md draws the folders"
 _OTHER_NAMES = {

@@ -18,7 +18,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from sfkt_cli.data.container import Container
+from sfkt_cli.data.archive import Container
 from sfkt_cli.data.loading import with_safe_ids
 from sfkt_cli.data.records import Record
 from sfkt_cli.errors import DataError

@@ -27,12 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfkt_cli.config import Config
 from sfkt_cli.data.matlab import read_indices
 from sfkt_cli.data.records import TR_PARTS, Archive, Record, check_unique
 from sfkt_cli.data.resample import Fit, fit_rgb, fit_target, to_millimetres
 from sfkt_cli.data.store import check_plain
 from sfkt_cli.errors import DataError
+from sfkt_cli.settings.config import Config
 
 FILE = "nyu_depth_v2_labeled.mat"
 PUBLISHED = 1449

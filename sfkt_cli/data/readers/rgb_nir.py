@@ -18,11 +18,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sfkt_cli.config import Config
-from sfkt_cli.data.container import open_container
+from sfkt_cli.data.archive import open_container
 from sfkt_cli.data.loading import FileLoader, plane_of_bytes
 from sfkt_cli.data.records import Archive, Record, check_unique, compare_counts, image_names
 from sfkt_cli.errors import DataError
+from sfkt_cli.settings.config import Config
 
 PUBLISHED = {
     "country": 52,

@@ -31,11 +31,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfkt_cli.config import Config, SunRgbdConfig
-from sfkt_cli.data.container import Container, open_container
+from sfkt_cli.data.archive import Container, open_container
 from sfkt_cli.data.loading import FileLoader, plane_of_millimetres, with_safe_ids
 from sfkt_cli.data.records import Archive, Record, check_unique, image_names
 from sfkt_cli.errors import DataError
+from sfkt_cli.settings.config import Config, SunRgbdConfig
 
 PUBLISHED = {"kv1": 2003, "kv2": 3784, "realsense": 1159, "xtion": 3389}
 """Pairs of each sensor, ``idk`` included."""

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfkt_cli.config import Config
+from sfkt_cli.data.demo.synthetic import CLASSES, TI_CLASSES, TR_CLASSES, render
 from sfkt_cli.data.records import Archive, Record
-from sfkt_cli.data.synthetic import CLASSES, TI_CLASSES, TR_CLASSES, render
+from sfkt_cli.settings.config import Config
 
 
 @dataclass(frozen=True)

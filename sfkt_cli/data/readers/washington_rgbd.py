@@ -23,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfkt_cli.config import Config
-from sfkt_cli.data.container import open_container
+from sfkt_cli.data.archive import open_container
 from sfkt_cli.data.decode import decode_mask, decode_rgb
 from sfkt_cli.data.loading import FileLoader, plane_of_millimetres
 from sfkt_cli.data.records import Archive, Record, check_unique
 from sfkt_cli.data.resample import fit_rgb, fit_target
 from sfkt_cli.errors import DataError
+from sfkt_cli.settings.config import Config
 
 _IMAGE = re.compile(
     r"(?:.*/)?(?P<label>[^/]+)/(?P<group>(?P=label)_\d+)/(?P<stem>(?P=group)_\d+_\d+)"

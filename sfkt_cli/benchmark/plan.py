@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from sfkt_cli.config import Config, Sensor, build, nested, read_yaml
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.methods import METHODS
+from sfkt_cli.settings.config import Config, Sensor, build, nested, read_yaml
 
 ROWS = ("source-only", "source-encoded", "bridge-only", "tgkt+bridge", "source-rgb", "oracle")
 """Rows that ``evaluate`` adds to those of the methods."""

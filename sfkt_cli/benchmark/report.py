@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from sfkt_cli import figures, scores
+from sfkt_cli import scores
+from sfkt_cli.benchmark.plan import GRID, SENSORS, TUNE_BY, TUNED, BenchmarkPlan, Cell
 from sfkt_cli.console import say
-from sfkt_cli.files import write_json, write_text
-from sfkt_cli.report import (
+from sfkt_cli.evaluation import figures
+from sfkt_cli.evaluation.report import (
     BOUNDS,
     SPLITS,
     Row,
@@ -31,8 +32,8 @@ from sfkt_cli.report import (
     rows_of,
     to_csv,
 )
-from sfkt_cli.runs import versions
-from sfkt_cli.stages.benchmark_plan import GRID, SENSORS, TUNE_BY, TUNED, BenchmarkPlan, Cell
+from sfkt_cli.files import write_json, write_text
+from sfkt_cli.settings.runs import versions
 
 METRICS = (
     "n", "accuracy", "balanced_accuracy", "macro_f1", "ece", "train_seconds",

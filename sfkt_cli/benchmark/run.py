@@ -28,14 +28,14 @@ from typing import Any, cast
 
 from filelock import FileLock, Timeout
 
-from sfkt_cli.config import Config, as_dict, build, merge, nest, section_of
+from sfkt_cli.benchmark.plan import TUNE_BY, BenchmarkPlan, Cell, cells_of, trial_cells
 from sfkt_cli.console import console, duration, event, quieten, say, warn
 from sfkt_cli.data.readers import archive_root
 from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError
 from sfkt_cli.files import write_json
-from sfkt_cli.runs import Run, digest_settings, stage_settings
+from sfkt_cli.settings.config import Config, as_dict, build, merge, nest, section_of
+from sfkt_cli.settings.runs import Run, digest_settings, stage_settings
 from sfkt_cli.signals import follow_parent
-from sfkt_cli.stages.benchmark_plan import TUNE_BY, BenchmarkPlan, Cell, cells_of, trial_cells
 
 LEVELS = ("prepare", "source", "bridge", "transfer", "evaluate")
 _READ_OUTSIDE = ("prepare", "source")
@@ -109,7 +109,7 @@ def benchmark(
         DataError: Archives or models that cells need are missing.
         RunError: A stage failed; the tables are written.
     """
-    from sfkt_cli.stages.benchmark_report import write_report
+    from sfkt_cli.benchmark.report import write_report
 
     cells = cells_of(plan, overrides or {})
     check_inputs(cells, output)
@@ -296,7 +296,7 @@ def _note(task: Task, end: End, progress: Progress, count: str) -> None:
 
 def tasks_of(cell: Cell, output: Path, *, link: bool = True) -> list[Task]:
     """The stages of a cell in order; its run folder gets links to where they belong."""
-    from sfkt_cli.stages.transfer import find_method
+    from sfkt_cli.methods import find_method
 
     folder, tasks = output / cell.folder, list[Task]()
     settings = as_dict(_limited(cell.config))
@@ -350,7 +350,7 @@ def done(task: Task) -> bool:
         return False
     if task.stage != "evaluate":
         return True
-    from sfkt_cli.stages.contenders import model_digests
+    from sfkt_cli.evaluation.models import model_digests
 
     record = run.record("evaluate")
     now = stage_settings("evaluate", build(dict(task.settings)))

@@ -43,7 +43,7 @@ class Options:
 
 def complete_setting(begun: str) -> list[str]:
     """Settings that begin so, for the shell."""
-    from sfkt_cli.config import section_fields
+    from sfkt_cli.settings.config import section_fields
 
     return [f"{name}=" for name in section_fields() if name.startswith(begun)]
 

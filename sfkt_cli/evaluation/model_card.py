@@ -9,10 +9,10 @@ import yaml
 from torch import Tensor
 
 from sfkt_cli.data.sensor import Sensor
+from sfkt_cli.evaluation.models import model_digests
+from sfkt_cli.evaluation.report import interval, percent, plain
 from sfkt_cli.models.saving import Saved
-from sfkt_cli.report import interval, percent, plain
-from sfkt_cli.runs import Run
-from sfkt_cli.stages.contenders import model_digests
+from sfkt_cli.settings.runs import Run
 
 LIMITS = """\
 - Trained without labels of this sensor. It knows what the RGB source model knew, errors included.

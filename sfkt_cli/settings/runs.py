@@ -26,9 +26,17 @@ from typing import Any
 import yaml
 
 from sfkt_cli import __version__, console
-from sfkt_cli.config import Config, as_dict, merge, nest, section_fields, section_of, to_yaml
 from sfkt_cli.errors import RunError
 from sfkt_cli.files import locking, sha256_json, sweep_partials, write_json, write_text
+from sfkt_cli.settings.config import (
+    Config,
+    as_dict,
+    merge,
+    nest,
+    section_fields,
+    section_of,
+    to_yaml,
+)
 
 RUNS = Path("runs")
 LOG = "log.txt"

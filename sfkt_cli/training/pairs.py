@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sfkt_cli.config import Config
-from sfkt_cli.data.batches import Stream
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
-from sfkt_cli.stages.selection import selector
+from sfkt_cli.settings.config import Config
 from sfkt_cli.training.batch_size import settle_batch_size
+from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.cpu import prefer_large_pages
 from sfkt_cli.training.loop import Batch, Plan
 from sfkt_cli.training.runtime import Runtime
+from sfkt_cli.training.selection import selector
 
 HELD_OUT = 2000
 MIN_HELD_OUT = 50

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfkt_cli.config import Config
 from sfkt_cli.files import replacing
+from sfkt_cli.settings.config import Config
 
 SCORE_ROWS = 1000
 """Target images that label-free scores look at, at most."""

@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfkt_cli import scores
-from sfkt_cli.config import Config
 from sfkt_cli.data.store import Store
-from sfkt_cli.methods import label_free
-from sfkt_cli.report import Row
-from sfkt_cli.stages.contenders import (
+from sfkt_cli.evaluation.labelled import Split
+from sfkt_cli.evaluation.models import (
     Contender,
     Models,
     predictions,
     source_on_rgb,
 )
-from sfkt_cli.stages.labelled import Split
-from sfkt_cli.stages.selection import spread
-from sfkt_cli.stages.streams import held_out_pairs
+from sfkt_cli.evaluation.report import Row
+from sfkt_cli.methods import label_free
+from sfkt_cli.settings.config import Config
+from sfkt_cli.training.pairs import held_out_pairs
 from sfkt_cli.training.predicting import predict_rows
 from sfkt_cli.training.runtime import Runtime
+from sfkt_cli.training.selection import spread
 
 Numbers = NDArray[Any]
 TRAINING_ACCURACY = "trained on these very images and labels: its training accuracy"

@@ -12,14 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sfkt_cli.data.images import Encoding, choose_encoding
+from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.saving import Saved, load_model, read_card
-from sfkt_cli.runs import Run
+from sfkt_cli.models.saving import Saved, check_classes, classifier_of, load_model, read_card
 from sfkt_cli.scores import softmax
-from sfkt_cli.stages.bridge import check_classes, classifier_of, sample_rows
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.predicting import (
     Loader,
     predict_rows,

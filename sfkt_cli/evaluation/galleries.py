@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sfkt_cli import figures, scores
+from sfkt_cli import scores
 from sfkt_cli.data.images import as_rgb, encode
-from sfkt_cli.figures import Strip
-from sfkt_cli.report import Section
-from sfkt_cli.stages.contenders import raw_encoding, source_on_rgb, translate
-from sfkt_cli.stages.evidence import Evidence, Pairs
-from sfkt_cli.stages.labelled import Split
-from sfkt_cli.stages.selection import spread
+from sfkt_cli.evaluation import figures
+from sfkt_cli.evaluation.figures import Strip
+from sfkt_cli.evaluation.labelled import Split
+from sfkt_cli.evaluation.models import raw_encoding, source_on_rgb, translate
+from sfkt_cli.evaluation.predictions import Evidence, Pairs
+from sfkt_cli.evaluation.report import Section
 from sfkt_cli.training.predicting import predict_rows, student_loader, target_loader, through
+from sfkt_cli.training.selection import spread
 
 Numbers = NDArray[Any]
 COLUMNS = 8

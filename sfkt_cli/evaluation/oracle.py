@@ -8,17 +8,16 @@ from typing import Any
 
 import torch
 
-from sfkt_cli.config import Config, as_dict, fixed_batch_size
-from sfkt_cli.data.batches import Stream
 from sfkt_cli.data.images import Encoding
+from sfkt_cli.evaluation.labelled import Split
+from sfkt_cli.evaluation.models import Contender, parameters
 from sfkt_cli.files import sha256_json
 from sfkt_cli.methods.oracle import OracleObjective
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.saving import Saved, load_model, save_model
-from sfkt_cli.runs import Run
-from sfkt_cli.stages.bridge import classifier_of
-from sfkt_cli.stages.contenders import Contender, parameters
-from sfkt_cli.stages.labelled import Split
+from sfkt_cli.models.saving import Saved, classifier_of, load_model, save_model
+from sfkt_cli.settings.config import Config, as_dict, fixed_batch_size
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.loop import Batch, Plan, cosine, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
 from sfkt_cli.training.predicting import student_loader

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sfkt_cli.data.solids import SHAPES, Floats, Ints, Solid, dot, first_hit
+from sfkt_cli.data.demo.solids import SHAPES, Floats, Ints, Solid, dot, first_hit
 
 TR_CLASSES = ("sphere", "box", "cylinder", "cone", "torus", "octahedron")
 TI_CLASSES = tuple(name for name in SHAPES if name not in TR_CLASSES)

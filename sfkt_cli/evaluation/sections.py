@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from sfkt_cli import figures, scores
-from sfkt_cli.report import BOUNDS, Row, Section, amount, interval, percent
-from sfkt_cli.runs import Run
-from sfkt_cli.stages import galleries
-from sfkt_cli.stages.contenders import finished_methods, translate
-from sfkt_cli.stages.epoch_choice import epoch_choice
-from sfkt_cli.stages.evidence import Evidence
-from sfkt_cli.stages.selection import spread
+from sfkt_cli import scores
+from sfkt_cli.evaluation import figures, galleries
+from sfkt_cli.evaluation.epoch_choice import epoch_choice
+from sfkt_cli.evaluation.models import finished_methods, translate
+from sfkt_cli.evaluation.predictions import Evidence
+from sfkt_cli.evaluation.report import BOUNDS, Row, Section, amount, interval, percent
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.training.selection import spread
 
 LABEL_FREE = {
     "ti_agreement": "TI agreement %",

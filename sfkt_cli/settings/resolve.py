@@ -9,10 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sfkt_cli.config import Config, as_dict, build, merge, nest, parse_assignments, read_yaml
 from sfkt_cli.errors import RunError
-from sfkt_cli.options import Options
-from sfkt_cli.runs import RUNS, Run, choose_run, pick
+from sfkt_cli.settings.config import (
+    Config,
+    as_dict,
+    build,
+    merge,
+    nest,
+    parse_assignments,
+    read_yaml,
+)
+from sfkt_cli.settings.options import Options
+from sfkt_cli.settings.runs import RUNS, Run, choose_run, pick
 
 DEFAULT = "default"
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from sfkt_cli.report import (
+from sfkt_cli.evaluation.report import (
     BOUNDS,
     SPLITS,
     Cells,

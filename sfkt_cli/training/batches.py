@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfkt_cli.data.gather import Gatherer, geometry, shift_and_mirror
+from sfkt_cli.training.gather import Gatherer, geometry, shift_and_mirror
 from sfkt_cli.training.runtime import Runtime
 
 Images = NDArray[Any]

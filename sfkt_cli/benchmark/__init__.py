@@ -1,0 +1,1 @@
+"""Methods by seeds: plan, run, tables."""

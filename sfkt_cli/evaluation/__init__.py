@@ -1,0 +1,1 @@
+"""What evaluate measures and shows: models, predictions, bounds, report."""
