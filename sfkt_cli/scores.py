@@ -259,24 +259,9 @@ def mutual_information(probabilities: Numbers) -> float:
     return float(-(mean * np.log(np.maximum(mean, TINY))).sum() - each)
 
 
-def balanced_geometric_mean(
-    views: list[Numbers], priors: list[Numbers], strength: float = 1.0
-) -> Floats:
-    """Class-balanced geometric mean of several predictions of the same samples.
-
-    p_nk ~ (prod_v p^v_nk / (m^v_k)^s)^(1/V), where m^v is view v's mean prediction on unlabelled
-    target images: a class that a view names too often counts less.
-
-    Args:
-        views: V arrays (N, K).
-        priors: V arrays (K,), m of each view.
-        strength: s in [0, 1]; 0: the plain geometric mean.
-    """
-    logs = [
-        np.log(np.maximum(view, TINY)) - strength * np.log(np.maximum(prior, TINY))
-        for view, prior in zip(views, priors, strict=True)
-    ]
-    return softmax(np.mean(logs, axis=0))
+def geometric_mean(views: list[Numbers]) -> Floats:
+    """Geometric mean (N, K) of several predictions (N, K) of the same samples, rows sum to 1."""
+    return softmax(np.mean([np.log(np.maximum(view, TINY)) for view in views], axis=0))
 
 
 def rank_correlation(first: Numbers, second: Numbers) -> float:

@@ -195,14 +195,21 @@ def test_all_errors_come_at_once() -> None:
         "seed": -1,
         "image_size": 5,
         "bridge": {"epochs": 0, "alpha_g": 1},
-        "tgkt": {"warmup": 2},
+        "tgkt": {"self_from": 2},
         "split": {"source": 0.7, "test": 0.4},
     }
     with pytest.raises(ConfigError) as caught:
         build(wrong)
     lines = str(caught.value).splitlines()
     assert len(lines) == 7
-    for name in ("seed", "image_size", "bridge.epochs", "bridge.alpha_g", "tgkt.warmup", "split"):
+    for name in (
+        "seed",
+        "image_size",
+        "bridge.epochs",
+        "bridge.alpha_g",
+        "tgkt.self_from",
+        "split",
+    ):
         assert sum(f"setting {name} =" in line for line in lines) == 1
     for seen in ("-1", "5", "0", "2", "0.7"):
         assert seen in str(caught.value)

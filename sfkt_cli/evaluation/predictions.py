@@ -166,12 +166,8 @@ def without_labels(said: Numbers) -> dict[str, float]:
     return found
 
 
-def ensemble(student: Outcome, bridge: Outcome, balance: float) -> Outcome:
-    """Both views of a target image: the student on it, the source model on its translation.
-
-    Their geometric mean, class-balanced as the teacher of tgkt is (``tgkt.balance``); the priors
-    come from the unlabelled target images.
-    """
+def ensemble(student: Outcome, bridge: Outcome) -> Outcome:
+    """Both views of a target image: the student on it, the source model on its translation."""
     views = (student, bridge)
     costs = [view.contender for view in views]
     memory = [cost.peak_memory_mb for cost in costs if cost.peak_memory_mb]
@@ -186,11 +182,9 @@ def ensemble(student: Outcome, bridge: Outcome, balance: float) -> Outcome:
             next((cost.note for cost in costs if cost.note), None),
         )
     )
-    base = "target" if "target" in student.probabilities else "test"
-    priors = [view.probabilities[base].mean(axis=0) for view in views]
     for name in student.probabilities:
-        joint.probabilities[name] = scores.balanced_geometric_mean(
-            [view.probabilities[name] for view in views], priors, balance
+        joint.probabilities[name] = scores.geometric_mean(
+            [view.probabilities[name] for view in views]
         )
     if "target" in joint.probabilities:
         joint.label_free = without_labels(joint.probabilities["target"])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sfkt_cli import losses
 from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.methods.bank import Bank
-from sfkt_cli.methods.teacher_outputs import Knowledge
+from sfkt_cli.methods.teacher_outputs import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
@@ -29,12 +29,12 @@ class Aad(nn.Module):
     needs_ti = False
     decay: Tensor
 
-    def __init__(self, student: Classifier, knowledge: Knowledge, config: Config) -> None:
+    def __init__(self, student: Classifier, outputs: TeacherOutputs, config: Config) -> None:
         super().__init__()
         self.student = student
-        self.bank = Bank(*knowledge.look(student))
+        self.bank = Bank(*outputs.predict_all(student))
         self.register_buffer("decay", torch.ones(()))
-        self._encoding = knowledge.encoding
+        self._encoding = outputs.encoding
         self._settings = config.aad
         self._epochs = config.transfer.epochs
         self.weights = {"attract": 1.0, "disperse": config.aad.weight}

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from sfkt_cli import losses
 from sfkt_cli.data.images import as_rgb, encode
-from sfkt_cli.methods.teacher_outputs import Knowledge
+from sfkt_cli.methods.teacher_outputs import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
@@ -18,13 +18,13 @@ class Distill(nn.Module):
     needs_bridge = True
     needs_ti = False
 
-    def __init__(self, student: Classifier, knowledge: Knowledge, config: Config) -> None:
+    def __init__(self, student: Classifier, outputs: TeacherOutputs, config: Config) -> None:
         super().__init__()
-        if knowledge.bridged_logits is None:
+        if outputs.bridged_logits is None:
             raise ValueError("distill needs a bridge")
         self.student = student
-        self._encoding = knowledge.encoding
-        self._teacher = knowledge.bridged_logits.softmax(dim=1)
+        self._encoding = outputs.encoding
+        self._teacher = outputs.bridged_logits.softmax(dim=1)
         self.weights = {"kl": 1.0}
 
     def begin_epoch(self, epoch: int) -> None:

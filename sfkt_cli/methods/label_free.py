@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sfkt_cli import losses
@@ -16,6 +17,52 @@ def agreement(logits: Tensor, partner_logits: Tensor) -> float:
         partner_logits: (N, K) of the source model on their RGB partners.
     """
     return float((logits.argmax(dim=1) == partner_logits.argmax(dim=1)).float().mean())
+
+
+def kappa(logits: Tensor, partner_logits: Tensor) -> float:
+    """TI agreement beyond chance (Cohen's kappa): 0 is chance, 1 is full agreement.
+
+    A model that names one class for all images agrees with the source model as often as that class
+    is frequent; its kappa is 0.
+
+    Args:
+        logits: (N, K) on (translated) target images of TI pairs.
+        partner_logits: (N, K) of the source model on their RGB partners.
+    """
+    agreed, chance = agreement(logits, partner_logits), _chance(logits, partner_logits)
+    return (agreed - chance) / max(1.0 - chance, 1e-6)
+
+
+def bridge_trust(bridged: Tensor, untouched: Tensor, partners: Tensor) -> float:
+    """How far the source model behind the bridge can be trusted, in [0, 1] (ours).
+
+        trust = (kappa(bridge) - kappa(untouched)) / (2 standard errors), clipped to [0, 1]
+
+    0: behind the bridge the source model agrees no better with the RGB partners than on the encoded
+    images themselves. 1: it agrees better by two standard errors. The share of information in the
+    bridge's predictions says less: it does not measure whether they are right.
+
+    Args:
+        bridged: (N, K) logits on translated images of TI pairs that T was not trained on.
+        untouched: (N, K) logits of the source model on their encoded images.
+        partners: (N, K) logits of the source model on their RGB partners.
+    """
+    named = partners.argmax(dim=1)
+    gains = (bridged.argmax(dim=1) == named).float() - (untouched.argmax(dim=1) == named).float()
+    spread = max(float(gains.std(correction=0)), 1.0 / len(gains))
+    error = spread / len(gains) ** 0.5 / max(1.0 - _chance(bridged, partners), 1e-6)
+    gain = kappa(bridged, partners) - kappa(untouched, partners)
+    return min(max(gain / (2.0 * error), 0.0), 1.0)
+
+
+def _chance(logits: Tensor, partner_logits: Tensor) -> float:
+    """How often two models agree by chance, from how often each names each class."""
+    classes = logits.shape[1]
+    first, second = (
+        torch.bincount(part.argmax(dim=1), minlength=classes).float() / len(part)
+        for part in (logits, partner_logits)
+    )
+    return float(first @ second)
 
 
 def feature_distance(features: Tensor, partner_features: Tensor) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sfkt_cli import losses
 from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.methods.bank import Bank
-from sfkt_cli.methods.teacher_outputs import Knowledge
+from sfkt_cli.methods.teacher_outputs import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
@@ -31,11 +31,11 @@ class Nrc(nn.Module):
     needs_bridge = False
     needs_ti = False
 
-    def __init__(self, student: Classifier, knowledge: Knowledge, config: Config) -> None:
+    def __init__(self, student: Classifier, outputs: TeacherOutputs, config: Config) -> None:
         super().__init__()
         self.student = student
-        self.bank = Bank(*knowledge.look(student))
-        self._encoding = knowledge.encoding
+        self.bank = Bank(*outputs.predict_all(student))
+        self._encoding = outputs.encoding
         self._settings = config.nrc
         self.weights = {"near": 1.0, "wider": 1.0, "self": 1.0, "diversity": -1.0}
 

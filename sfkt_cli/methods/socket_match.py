@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sfkt_cli import losses
 from sfkt_cli.data.images import as_rgb, encode
-from sfkt_cli.methods.teacher_outputs import Knowledge, cluster_labels
+from sfkt_cli.methods.teacher_outputs import TeacherOutputs, cluster_labels
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config, SocketConfig
 from sfkt_cli.training.loop import Batch
@@ -30,15 +30,15 @@ class Socket(nn.Module):
     section = "socket"
     pseudo_labels: Tensor
 
-    def __init__(self, student: Classifier, knowledge: Knowledge, config: Config) -> None:
+    def __init__(self, student: Classifier, outputs: TeacherOutputs, config: Config) -> None:
         super().__init__()
-        if knowledge.ti_features is None:
+        if outputs.ti_features is None:
             raise ValueError("socket needs TI pairs")
         self.student = student
         self.student.head.requires_grad_(False)
-        self._knowledge = knowledge
-        self._ti_features = knowledge.ti_features
-        nothing_yet = torch.zeros_like(knowledge.valid, dtype=torch.long)
+        self._outputs = outputs
+        self._ti_features = outputs.ti_features
+        nothing_yet = torch.zeros(outputs.targets, dtype=torch.long)
         self.register_buffer("pseudo_labels", nothing_yet)
         settings: SocketConfig = getattr(config, self.section)
         self.weights = {
@@ -48,7 +48,7 @@ class Socket(nn.Module):
             "f": settings.beta_f,
         }
         self.gate = nn.Parameter(torch.ones(()), requires_grad=settings.bn_gate)
-        frozen = dict(knowledge.source.named_modules())
+        frozen = dict(outputs.source.named_modules())
         self._seen: list[tuple[Tensor, nn.BatchNorm2d]] = []
         for name, layer in student.named_modules():
             stored = frozen.get(name)
@@ -57,13 +57,13 @@ class Socket(nn.Module):
 
     def begin_epoch(self, epoch: int) -> None:
         """Cluster the student's features: new pseudo-labels."""
-        features, logits = self._knowledge.look(self.student)
+        features, logits = self._outputs.predict_all(self.student)
         self.pseudo_labels.copy_(cluster_labels(features, logits, rounds=0, euclidean=True)[0])
         self._seen.clear()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms of ``tr_target``, ``tr_rows``, ``ti_target`` and ``ti_rows``."""
-        encoding = self._knowledge.encoding
+        encoding = self._outputs.encoding
         self._seen.clear()
         _, logits = self.student(as_rgb(encode(batch["tr_target"], encoding)))
         matched = losses.batch_norm_matching(self._seen).to(logits.device)

@@ -1,9 +1,8 @@
-"""What a transfer method may know: unlabelled images seen through frozen models. No labels."""
+"""What a transfer method may look at: unlabelled images seen through frozen models. No labels."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,81 +13,32 @@ from sfkt_cli.models.classifier import Classifier
 
 
 @dataclass(frozen=True)
-class Knowledge:
-    """Frozen models and what they say, computed once.
+class TeacherOutputs:
+    """Frozen models and their outputs, computed once.
 
-    N target images (TR) and M TI pairs, in the order of transfer.h5, over an image and its mirror
-    image; on the device.
+    N target images (TR) and M TI pairs, in the order of transfer.h5, averaged over an image and its
+    mirror image; on the device.
 
     Attributes:
         source: The frozen source model.
         encoding: Of target images for the student.
+        targets: N.
         bridged_logits: (N, K), source model on translated TR images; None without a bridge.
-        valid: (N,), share of valid pixels of each TR target image.
+        bridge_trust: How far the bridge can be trusted, in [0, 1]; see
+            :func:`sfkt_cli.methods.label_free.bridge_trust`.
         ti_features: (M, D), source model on the RGB partners; None without TI pairs.
         ti_logits: (M, K), likewise.
-        look: The student on all TR target images: features (N, D) and logits (N, K).
+        predict_all: The student on all TR target images: features (N, D) and logits (N, K).
     """
 
     source: Classifier
     encoding: Encoding
+    targets: int
     bridged_logits: Tensor | None
-    valid: Tensor
+    bridge_trust: float
     ti_features: Tensor | None
     ti_logits: Tensor | None
-    look: Callable[[Classifier], tuple[Tensor, Tensor]]
-
-
-def balance(probabilities: Tensor, *, strength: float, rounds: int = 20) -> Tensor:
-    """Move predictions towards classes that are predicted too seldom.
-
-    Rows and the mean over rows are scaled in turn (Sinkhorn) until the mean prediction is q^(1-s)
-    normalised, q being the mean before: 0 leaves it as it is, 1 makes all classes alike frequent.
-
-    Args:
-        probabilities: (N, K), rows sum to 1.
-        strength: s in [0, 1].
-        rounds: Scalings.
-
-    Returns:
-        (N, K), rows sum to 1.
-    """
-    balanced = probabilities.clamp_min(1e-8)
-    prior = balanced.mean(dim=0).pow(1.0 - strength)
-    prior = prior / prior.sum()
-    for _ in range(rounds):
-        balanced = balanced * (prior / balanced.mean(dim=0))
-        balanced = balanced / balanced.sum(dim=1, keepdim=True)
-    return balanced
-
-
-def reliability(
-    names: Sequence[str], teacher: Tensor, views: tuple[Tensor, Tensor] | None, valid: Tensor
-) -> Tensor:
-    """How far each image's teacher is trusted: the product of some measures, mean 1 (ours).
-
-    confidence  1 - H(teacher) / log K
-    agreement   sum_k sqrt(p_k q_k) of the two views (Bhattacharyya); 1 where there is one view
-    valid       share of target pixels with a reading
-
-    Args:
-        names: Of ``confidence``, ``agreement`` and ``valid``; none: every weight is 1.
-        teacher: (N, K) probabilities.
-        views: (N, K) probabilities of bridge and student.
-        valid: (N,).
-
-    Returns:
-        (N,), not negative.
-    """
-    weights = torch.ones(len(teacher), device=teacher.device)
-    if "confidence" in names:
-        entropy = -torch.xlogy(teacher, teacher).sum(dim=1)
-        weights = weights * (1.0 - entropy / math.log(max(teacher.shape[1], 2))).clamp_min(0.0)
-    if "agreement" in names and views is not None:
-        weights = weights * (views[0] * views[1]).sqrt().sum(dim=1)
-    if "valid" in names:
-        weights = weights * valid
-    return weights / weights.mean().clamp_min(1e-8)
+    predict_all: Callable[[Classifier], tuple[Tensor, Tensor]]
 
 
 def cluster_labels(

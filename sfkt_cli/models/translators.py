@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfkt_cli.data.images import as_rgb
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.models.vqgan import VqganTranslator
 
@@ -35,6 +36,23 @@ class PointwiseTranslator(nn.Module):
     def forward(self, encoded: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] to (B, 3, H, W) in [0, 1]."""
         return torch.sigmoid(self.conv(torch.relu(self.norm(self.pointwise(encoded)))))
+
+
+class IdentityTranslator(nn.Module):
+    """The encoded image as it is: what is kept where a trained T makes things worse (ours).
+
+    Args:
+        channels: Of the encoded target image.
+        width: Not used.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        del channels, width
+
+    def forward(self, encoded: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] to (B, 3, H, W) in [0, 1]."""
+        return as_rgb(encoded)
 
 
 class UNetTranslator(nn.Module):
@@ -109,6 +127,7 @@ class Front(nn.Module):
 
 
 TRANSLATORS: dict[str, Callable[..., nn.Module]] = {
+    "identity": IdentityTranslator,
     "pointwise": PointwiseTranslator,
     "unet": UNetTranslator,
     "vqgan": VqganTranslator,

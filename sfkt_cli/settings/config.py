@@ -182,10 +182,10 @@ class TrainingConfig(BaseModel):
     shuffle_pairs: bool = False
     """A sceptic's check: in training, each TI image gets another pair's partner."""
     select: Literal[
-        "auto", "last", "ti_closeness", "ti_agreement", "tr_information", "tr_density"
+        "auto", "last", "ti_closeness", "ti_agreement", "ti_kappa", "tr_information", "tr_density"
     ] = "auto"
-    """Label-free score whose best epoch of bridge and transfer is kept; auto: ti_closeness, or the
-    last where the method has no TI pairs."""
+    """Label-free score whose best epoch of bridge and transfer is kept; auto: ti_closeness for the
+    bridge, the last epoch for the student."""
     patience: int = Field(0, ge=0, le=100_000)
     """Bridge and transfer stop when the label-free score (training.select) was not better for so
     many epochs; 0: never."""
@@ -275,6 +275,9 @@ class BridgeConfig(BaseModel):
     """Passes over the larger of TI pairs and target images."""
     learning_rate: Positive = 2e-3
     """Of Adam at the start."""
+    keep_untouched: bool = True
+    """Keep the encoded images in place of the translated ones where the source model agrees better
+    with itself on those, over the two images of a TI pair (Cohen's kappa; ours)."""
     alpha_rec: Weight = 1.0
     """Weight of L_rec (paper: 1)."""
     rec_loss: Literal["mse", "l1", "ssim"] = "mse"
@@ -364,27 +367,29 @@ class DistillConfig(OptimiserConfig):
 
 
 class TgktConfig(DistillConfig):
-    """Weights of the terms of TGKT and the making of its teacher."""
+    """Weights of the terms of TGKT, and how far the bridge teaches."""
 
     beta_kl: Weight = 1.0
     """Weight of L_KL (paper: 1)."""
-    beta_f: Weight = 3.0
+    trust: Literal["measured", "full"] = "measured"
+    """measured: L_KL is multiplied by how much better the source model agrees with itself behind
+    the bridge than without it, on TI pairs (ours). full: by 1, as in the paper."""
+    fade: Annotated[float, Field(gt=0, le=1)] | None = 0.5
+    """Share of the training after which the bridge no longer teaches; its weight falls linearly
+    until then (ours). null: it keeps its weight, as in the paper."""
+    beta_f: Weight = 0.3
     """Weight of L_f, feature matching on TI pairs (ours)."""
-    beta_self: Weight = 0.0
-    """Weight of L_self, pseudo-labels (ours)."""
-    beta_im: Weight = 0.3
-    """Weight of L_IM on the student (ours)."""
-    warmup: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Share of the epochs in which the teacher is the bridge alone; 1: throughout, as in the
-    paper."""
-    student_share: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of the student's view in the teacher after the warm-up (ours)."""
-    reliability: tuple[Literal["confidence", "agreement", "valid"], ...] = ()
-    """What weighs each image in L_KL and L_self (ours): the teacher's confidence, agreement of
-    student and bridge, share of valid target pixels; several are multiplied."""
-    balance: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """0: the teacher's class frequencies are as predicted; 1: all classes alike (ours). Above 0
-    only where the classes are known to be about equally frequent."""
+    beta_self: Weight = 0.3
+    """Weight of L_self, pseudo-labels (SHOT, SOCKET: 0.3)."""
+    self_from: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Share of the training after which there are pseudo-labels (ours)."""
+    beta_im: Weight = 1.0
+    """Weight of L_IM on the student (ours; SHOT: 1)."""
+    train_head: bool = False
+    """Train the head, too. Off: it stays as the source model has it, as in SHOT (ours)."""
+    keep_untouched: bool = True
+    """Keep the source model's weights where the student agrees clearly less with the source model
+    on TI pairs than the untouched source model does (ours)."""
 
 
 class ShotConfig(OptimiserConfig):

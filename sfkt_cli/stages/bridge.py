@@ -30,7 +30,14 @@ from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.loop import cosine, fit
 from sfkt_cli.training.optimizers import translator_optimizer
 from sfkt_cli.training.pairs import held_out_pairs, passes_of_epoch, plan_of, settle_streams
-from sfkt_cli.training.predicting import FEW, predict_rows, rgb_loader, target_loader, through
+from sfkt_cli.training.predicting import (
+    FEW,
+    predict_rows,
+    rgb_loader,
+    student_loader,
+    target_loader,
+    through,
+)
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 from sfkt_cli.training.selection import remember, spread
 
@@ -96,7 +103,7 @@ def bridge(config: Config, run: Run) -> None:
         weights["im"] /= passes_of_epoch(config, streams)
         plan = plan_of(
             config, streams, title="bridge", epochs=settings.epochs, weights=weights,
-            folder=stage.folder, kinds=1 + needs_tr, ti=True,
+            folder=stage.folder, kinds=1 + needs_tr, ti=True, auto="ti_closeness",
         )  # fmt: skip
         fitted = fit(
             plan,
@@ -110,6 +117,12 @@ def bridge(config: Config, run: Run) -> None:
                 store, translator, source, encoding, runtime, config.seed, stage.folder
             ),
         )
+        row = fitted.history[fitted.best_epoch]
+        untouched = untouched_kappa(store, source, encoding, runtime, config.seed)
+        trained = row["ti_kappa"] > untouched or not settings.keep_untouched
+        if not trained:
+            architecture = {"name": "identity", "channels": encoding.encoded_channels, "width": 0}
+            translator = make_translator(**architecture)
         if not runtime.main:
             return
         save_model(
@@ -117,17 +130,26 @@ def bridge(config: Config, run: Run) -> None:
             encoding=encoding, inputs=inputs, seed=config.seed,
         )  # fmt: skip
         write_bridged(stage.folder / "images", store, translator.eval(), encoding, runtime)
-        row = fitted.history[fitted.best_epoch]
         stage.finish(
             seconds=fitted.seconds,
             best_epoch=fitted.best_epoch + 1,
             ti_agreement=row["ti_agreement"],
+            ti_kappa=row["ti_kappa"],
+            untouched_kappa=untouched,
+            trained=trained,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
         say(
-            f"bridge: epoch {fitted.best_epoch + 1} kept; the source model says the same of "
-            f"{row['ti_agreement']:.0%} of the TI pairs' two images"
+            f"bridge: epoch {fitted.best_epoch + 1}; the source model names the same class for "
+            f"both images of {row['ti_agreement']:.0%} of the TI pairs, kappa "
+            f"{row['ti_kappa']:.2f}; without the translator {untouched:.2f}"
         )
+        if not trained:
+            warn(
+                "the translator makes the source model agree less with itself, so the encoded "
+                "images are kept in its place; more TI pairs or more epochs may help "
+                "(bridge.keep_untouched=false keeps the translator)"
+            )
 
 
 def loss_weights(config: Config, registered: bool) -> dict[str, float]:
@@ -220,12 +242,24 @@ def bridge_scores(
             remember(folder, epoch, tr_logits)
         return {
             "ti_agreement": label_free.agreement(logits, partner_logits),
+            "ti_kappa": label_free.kappa(logits, partner_logits),
             "ti_closeness": -label_free.feature_distance(features, partner_features),
             "tr_information": label_free.information(tr_logits),
             "tr_density": label_free.density(tr_logits),
         }
 
     return scores
+
+
+def untouched_kappa(
+    store: Store, source: Classifier, encoding: Encoding, runtime: Runtime, seed: int
+) -> float:
+    """Cohen's kappa of the source model on encoded images and their RGB partners, without T."""
+    _, held = held_out_pairs(store, seed)
+    load = student_loader(runtime, encoding)
+    _, logits = predict_rows(store["ti/target"][held], load, source, runtime)
+    _, partners = predict_rows(store["ti/rgb"][held], rgb_loader(runtime), source, runtime)
+    return label_free.kappa(logits, partners)
 
 
 def write_bridged(

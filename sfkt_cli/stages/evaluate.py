@@ -109,7 +109,7 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
             outcomes[contender.method] = gathering.ask(contender, splits, pairs, runtime)
             tracker.advance(1, 1, contender.method)
     if "tgkt" in outcomes and "bridge-only" in outcomes:
-        joint = gathering.ensemble(outcomes["tgkt"], outcomes["bridge-only"], config.tgkt.balance)
+        joint = gathering.ensemble(outcomes["tgkt"], outcomes["bridge-only"])
         outcomes[joint.contender.method] = joint
     evidence = Evidence(config, store, models, splits, outcomes, pairs, runtime)
     _add_bounds(evidence, run, stage, encoding)

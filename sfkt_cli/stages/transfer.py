@@ -5,19 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sfkt_cli.console import say
+from sfkt_cli.console import say, warn
 from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import DataError
 from sfkt_cli.methods import find_method, label_free
-from sfkt_cli.methods.teacher_outputs import Knowledge
+from sfkt_cli.methods.teacher_outputs import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.fold_batchnorm import fold_batch_norms
 from sfkt_cli.models.saving import Saved, check_classes, classifier_of, load_model, save_model
@@ -28,7 +24,6 @@ from sfkt_cli.training.loop import SCHEDULES, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
 from sfkt_cli.training.pairs import held_out_pairs, plan_of, settle_streams
 from sfkt_cli.training.predicting import (
-    FEW,
     predict_rows,
     rgb_loader,
     student_loader,
@@ -76,13 +71,13 @@ def transfer(config: Config, run: Run) -> None:
         if front is not None:
             encoding = front.encoding or encoding
             architecture["front"] = front.card["architecture"]
-        knowledge = gather(store, source, translator, encoding, runtime)
+        outputs = look_through_frozen(store, source, translator, encoding, runtime, config.seed)
         seed_all(config.seed, "transfer", method)
         student = start_student(source)
         if front is not None:
             student.front = Front(front.module, architecture["front"]["channels"])
         runtime.synchronised(student)
-        objective = objective_class(student, knowledge, config)
+        objective = objective_class(student, outputs, config)
         runtime.place(objective)
         settings = config.transfer
         own: OptimiserConfig = getattr(config, section_of(method))
@@ -106,8 +101,19 @@ def transfer(config: Config, run: Run) -> None:
             schedule=SCHEDULES[own.schedule],
             keep=student,
             begin_epoch=objective.begin_epoch,
-            scores=student_scores(store, student, knowledge, runtime, config.seed, stage.folder),
+            scores=student_scores(store, student, outputs, runtime, config.seed, stage.folder),
         )
+        untouched = start_student(source).eval()
+        kept = not getattr(own, "keep_untouched", False) or is_better(
+            store, student.eval(), untouched, outputs, runtime, config.seed
+        )
+        if not kept:
+            student = untouched
+            warn(
+                f"{method}: nothing gained: on TI pairs the student agrees clearly less with the "
+                "source model than the untouched source model does, whose weights are kept; keep "
+                f"your RGB model with the encoding {encoding.kind}"
+            )
         if not runtime.main:
             return
         save_model(
@@ -118,6 +124,8 @@ def transfer(config: Config, run: Run) -> None:
         stage.finish(
             seconds=fitted.seconds,
             best_epoch=fitted.best_epoch + 1,
+            bridge_trust=round(outputs.bridge_trust, 3),
+            untouched_kept=not kept,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
 
@@ -129,75 +137,94 @@ def start_student(source: Classifier) -> Classifier:
     return student.train()
 
 
-def gather(
+def look_through_frozen(
     store: Store,
     source: Classifier,
     translator: Saved | None,
     encoding: Encoding,
     runtime: Runtime,
-) -> Knowledge:
+    seed: int,
+) -> TeacherOutputs:
     """Look at everything once through the frozen models."""
     targets = store["target/target"]
     quick = fold_batch_norms(source, targets.shape[1])
+    load = student_loader(runtime, encoding)
 
-    def look(student: Classifier) -> tuple[Tensor, Tensor]:
+    def predict_all(student: Classifier) -> tuple[Tensor, Tensor]:
         training = student.training
         student.eval()
-        seen = predict_rows(
-            targets, student_loader(runtime, encoding), student, runtime, flips=True
-        )
+        features, logits = predict_rows(targets, load, student, runtime, flips=True)
         student.train(training)
-        features, logits = (part.to(runtime.device) for part in seen)
-        return features, logits
+        return features.to(runtime.device), logits.to(runtime.device)
 
-    bridged = ti_features = ti_logits = None
+    ti_features = ti_logits = bridged = None
+    if store.count("ti"):
+        seen = predict_rows(store["ti/rgb"], rgb_loader(runtime), quick, runtime, flips=True)
+        ti_features, ti_logits = (part.to(runtime.device) for part in seen)
+    trust = 0.0
     if translator is not None:
         if translator.encoding is None:
             raise DataError("the model in bridge/ has no encoding: run `sfkt bridge --force`")
         model = through(freeze(translator.module), quick)
-        load = target_loader(runtime, translator.encoding)
-        bridged = predict_rows(targets, load, model, runtime, flips=True)[1].to(runtime.device)
-    if store.count("ti"):
-        seen = predict_rows(store["ti/rgb"], rgb_loader(runtime), quick, runtime, flips=True)
-        ti_features, ti_logits = (part.to(runtime.device) for part in seen)
-    return Knowledge(
+        bridge_load = target_loader(runtime, translator.encoding)
+        _, bridged = predict_rows(targets, bridge_load, model, runtime, flips=True)
+        bridged = bridged.to(runtime.device)
+        if ti_logits is not None:
+            _, held = held_out_pairs(store, seed)
+            ti = store["ti/target"][held]
+            _, behind = predict_rows(ti, bridge_load, model, runtime, flips=True)
+            _, untouched = predict_rows(ti, load, quick, runtime, flips=True)
+            trust = label_free.bridge_trust(behind, untouched, ti_logits.cpu()[held])
+    return TeacherOutputs(
         source=source,
         encoding=encoding,
+        targets=len(targets),
         bridged_logits=bridged,
-        valid=valid_share(targets, encoding, runtime),
+        bridge_trust=trust,
         ti_features=ti_features,
         ti_logits=ti_logits,
-        look=look,
+        predict_all=predict_all,
     )
 
 
-def valid_share(targets: NDArray[Any], encoding: Encoding, runtime: Runtime) -> Tensor:
-    """Share (N,) of the pixels of each stored image that hold a reading."""
-    if not encoding.missing:
-        return torch.ones(len(targets), device=runtime.device)
-    looked_at = targets if runtime.trial is None else targets[:FEW]
-    shares = [np.mean(np.asarray(image) > 0) for image in looked_at]
-    return torch.tensor(np.resize(shares, len(targets)), dtype=torch.float32, device=runtime.device)
+def is_better(
+    store: Store,
+    student: Classifier,
+    untouched: Classifier,
+    outputs: TeacherOutputs,
+    runtime: Runtime,
+    seed: int,
+) -> bool:
+    """Whether the student does not agree clearly less with the source model on TI pairs.
+
+    Clearly: by two standard errors, on pairs that were held out.
+    """
+    if outputs.ti_logits is None:
+        return True
+    _, held = held_out_pairs(store, seed)
+    load, ti = student_loader(runtime, outputs.encoding), store["ti/target"][held]
+    before, after = (
+        predict_rows(ti, load, model, runtime, flips=True)[1] for model in (untouched, student)
+    )
+    return label_free.bridge_trust(before, after, outputs.ti_logits.cpu()[held]) < 1.0
 
 
 def student_scores(
     store: Store,
     student: nn.Module,
-    knowledge: Knowledge,
+    outputs: TeacherOutputs,
     runtime: Runtime,
     seed: int,
     folder: Path,
 ) -> Callable[[int], dict[str, float]]:
     """A function of the epoch that gives the label-free scores of the student."""
-    load = student_loader(runtime, knowledge.encoding)
+    load = student_loader(runtime, outputs.encoding)
     tr_target = store["target/target"][spread(store.count("target"))]
     _, held = held_out_pairs(store, seed)
     ti_target = partners = None
     if store.count("ti"):  # as the student is looked at: without mirror images
         ti_target = store["ti/target"][held]
-        partners = predict_rows(
-            store["ti/rgb"][held], rgb_loader(runtime), knowledge.source, runtime
-        )
+        partners = predict_rows(store["ti/rgb"][held], rgb_loader(runtime), outputs.source, runtime)
 
     def scores(epoch: int) -> dict[str, float]:
         _, tr_logits = predict_rows(tr_target, load, student, runtime)
@@ -210,6 +237,7 @@ def student_scores(
         if ti_target is not None and partners is not None:
             features, logits = predict_rows(ti_target, load, student, runtime)
             found["ti_agreement"] = label_free.agreement(logits, partners[1])
+            found["ti_kappa"] = label_free.kappa(logits, partners[1])
             found["ti_closeness"] = -label_free.feature_distance(features, partners[0])
         return found
 

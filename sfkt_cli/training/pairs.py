@@ -129,21 +129,21 @@ def held_out_pairs(store: Store, seed: int) -> tuple[NDArray[np.int64], NDArray[
     """Rows of the TI pairs that are trained on, and of those that only score.
 
     A tenth of the pairs is held out, in whole groups and at most HELD_OUT; where that would be
-    fewer than MIN_HELD_OUT, the smallest group that has as many and at most a fifth of all pairs;
-    where there is none, all pairs do both.
+    fewer than MIN_HELD_OUT, a fifth; where no group is that small, all pairs do both.
     """
+    count = store.count("ti")
     groups, of_group = np.unique(np.array(store.strings("ti/group")), return_inverse=True)
     order = np.random.default_rng([seed, 7]).permutation(len(groups))
     sizes = np.bincount(of_group, minlength=len(groups))[order]
-    few = np.cumsum(sizes) <= min(HELD_OUT, store.count("ti") // 10)
-    rows = np.arange(store.count("ti"))
-    if sizes[few].sum() < MIN_HELD_OUT:
-        fits = (sizes >= MIN_HELD_OUT) & (sizes <= len(rows) // 5)
-        if not fits.any():
-            return rows, rows
-        few = np.arange(len(sizes)) == np.where(fits, sizes, len(rows)).argmin()
-    held = np.flatnonzero(np.isin(of_group, order[few]))
-    return np.setdiff1d(rows, held), held
+    most = count // 10 if count // 10 >= MIN_HELD_OUT else count // 5
+    chosen, total = [], 0
+    for group, size in zip(order, sizes, strict=True):
+        if total + size <= min(HELD_OUT, most):
+            chosen.append(group)
+            total += size
+    rows = np.arange(count)
+    held = np.flatnonzero(np.isin(of_group, chosen))
+    return (np.setdiff1d(rows, held), held) if len(held) else (rows, rows)
 
 
 def passes_of_epoch(config: Config, streams: Streams) -> float:
@@ -171,6 +171,7 @@ def plan_of(
     folder: Path,
     kinds: int,
     ti: bool,
+    auto: str | None = None,
 ) -> Plan:
     """The plan of bridge or transfer.
 
@@ -183,10 +184,11 @@ def plan_of(
         folder: Of the stage.
         kinds: Kinds of images in a step, of TI pairs and TR target images: 1 or 2.
         ti: Whether label-free scores on TI pairs may choose the epoch.
+        auto: The score that ``training.select=auto`` stands for; None: the last epoch is kept.
     """
     return Plan(
         title=title, seed=config.seed, epochs=epochs, steps=steps_of_epoch(config, streams),
-        weights=weights, folder=folder, select=selector(config, ti=ti),
+        weights=weights, folder=folder, select=selector(config, ti=ti, auto=auto),
         images=kinds * streams.batch_size, clip_norm=config.training.clip_norm,
         checkpoint_seconds=config.runtime.checkpoint_seconds, patience=config.training.patience,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from sfkt_cli.settings.config import Config
 
 SCORE_ROWS = 1000
 """Target images that label-free scores look at, at most."""
-SELECTORS = ("ti_closeness", "ti_agreement", "tr_information", "tr_density")
+SELECTORS = ("ti_closeness", "ti_agreement", "ti_kappa", "tr_information", "tr_density")
 """Label-free scores that may choose, larger is better."""
 FILE = "epochs.npy"
 
@@ -27,17 +27,16 @@ def spread(count: int, most: int = SCORE_ROWS) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 
-def selector(config: Config, *, ti: bool) -> str | None:
+def selector(config: Config, *, ti: bool, auto: str | None = None) -> str | None:
     """The score that chooses the epoch: that of the settings; None: the last epoch is kept.
 
     Args:
         config: ``training.select``.
         ti: Whether the scores on TI pairs are known.
+        auto: What ``auto`` stands for in this stage.
     """
-    chosen = config.training.select
-    if chosen == "last" or (not ti and chosen in ("auto", "ti_closeness", "ti_agreement")):
-        return None
-    return "ti_closeness" if chosen == "auto" else chosen
+    chosen = auto if config.training.select == "auto" else config.training.select
+    return None if chosen == "last" or (not ti and chosen and chosen[:3] == "ti_") else chosen
 
 
 def remember(folder: Path, epoch: int, logits: Tensor) -> None:

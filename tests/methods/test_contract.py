@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.methods import METHODS, find_method
-from sfkt_cli.methods.teacher_outputs import Knowledge
+from sfkt_cli.methods.teacher_outputs import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.translators import Front, PointwiseTranslator
 from sfkt_cli.settings.config import Config, OptimiserConfig, build, section_of
@@ -62,7 +62,7 @@ def make_objective(method: str, source: Classifier) -> Any:
     freeze(translator)
 
     @torch.inference_mode()
-    def look(model: Classifier) -> tuple[Tensor, Tensor]:
+    def predict_all(model: Classifier) -> tuple[Tensor, Tensor]:
         training = model.training
         features, logits = model.eval()(as_rgb(encode(targets, ENCODING)))
         model.train(training)
@@ -71,15 +71,16 @@ def make_objective(method: str, source: Classifier) -> Any:
     with torch.no_grad():
         ti_features, ti_logits = source(rgb)
         _, bridged_logits = source(translator(encode(targets, ENCODING)))
-    knowledge = Knowledge(
-        source=source, encoding=ENCODING, bridged_logits=bridged_logits, valid=torch.ones(COUNT),
-        ti_features=ti_features, ti_logits=ti_logits, look=look,
+    outputs = TeacherOutputs(
+        source=source, encoding=ENCODING, bridged_logits=bridged_logits, targets=COUNT,
+        bridge_trust=1.0,
+        ti_features=ti_features, ti_logits=ti_logits, predict_all=predict_all,
     )  # fmt: skip
-    return kind(student, knowledge, settings())
+    return kind(student, outputs, settings())
 
 
 def settings() -> Config:
-    return build({"transfer": {"epochs": EPOCHS}, "tgkt": {"beta_self": 0.1}})
+    return build({"transfer": {"epochs": EPOCHS}, "tgkt": {"self_from": 0}})
 
 
 def stored_images() -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sfkt_cli.methods import METHODS, find_method
-from sfkt_cli.methods.teacher_outputs import Knowledge
+from sfkt_cli.methods.teacher_outputs import TeacherOutputs
 from sfkt_cli.methods.tgmb import REC_LOSSES, Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.translators import TRANSLATORS, Front, make_translator
@@ -59,17 +59,17 @@ def test_a_step_of_transfer_stays_on_its_device_and_asks_it_nothing(method: str,
     if getattr(objective_class, "translated", False):
         student.front = Front(make_translator("pointwise", channels=1, width=4).to(NOWHERE), 1)
 
-    def look(model: Classifier) -> tuple[Tensor, Tensor]:
+    def predict_all(model: Classifier) -> tuple[Tensor, Tensor]:
         return blank(COUNT, model.feature_size), blank(COUNT, CLASSES)
 
-    knowledge = Knowledge(
+    outputs = TeacherOutputs(
         source=source, encoding=ENCODING, bridged_logits=blank(COUNT, CLASSES),
-        valid=blank(COUNT), ti_features=blank(COUNT, source.feature_size),
-        ti_logits=blank(COUNT, CLASSES), look=look,
+        targets=COUNT, bridge_trust=1.0, ti_features=blank(COUNT, source.feature_size),
+        ti_logits=blank(COUNT, CLASSES), predict_all=predict_all,
     )  # fmt: skip
-    all_terms = {"beta_self": 0.1, "reliability": ["confidence", "agreement", "valid"]}
+    all_terms = {"self_from": 0}
     config = build({"transfer": {"epochs": EPOCHS}, "tgkt": all_terms})
-    objective = objective_class(student, knowledge, config).to(NOWHERE)
+    objective = objective_class(student, outputs, config).to(NOWHERE)
     for epoch in range(EPOCHS):
         objective.begin_epoch(epoch)
     stored, rows = blank(BATCH, SIDE, SIDE, dtype=torch.int32), blank(BATCH, dtype=torch.int64)

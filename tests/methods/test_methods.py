@@ -16,9 +16,8 @@ from sfkt_cli import losses
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.methods import METHODS, find_method, label_free
-from sfkt_cli.methods.shot import Shot
 from sfkt_cli.methods.socket_match import Socket
-from sfkt_cli.methods.teacher_outputs import Knowledge, balance, cluster_labels
+from sfkt_cli.methods.teacher_outputs import TeacherOutputs, cluster_labels
 from sfkt_cli.methods.tgkt import Tgkt
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
@@ -28,7 +27,6 @@ from sfkt_cli.settings.config import Config, build
 from sfkt_cli.stages.bridge import loss_weights
 from sfkt_cli.stages.transfer import start_student
 from sfkt_cli.training.loop import Batch
-from sfkt_cli.training.optimizers import classifier_optimizer
 
 COUNT, CLASSES, FEATURES, SIDE = 12, 3, 8, 16
 ENCODING = Encoding("window", 0.0, 1000.0, 1, True)
@@ -62,12 +60,12 @@ def make_batch() -> Batch:
     }
 
 
-def make_knowledge(source: Classifier) -> Knowledge:
+def make_outputs(source: Classifier, trust: float = 1.0) -> TeacherOutputs:
     generator = torch.Generator().manual_seed(2)
     batch = make_batch()
 
     @torch.inference_mode()
-    def look(student: Classifier) -> tuple[Tensor, Tensor]:
+    def predict_all(student: Classifier) -> tuple[Tensor, Tensor]:
         training = student.training
         features, logits = student.eval()(as_rgb(encode(batch["tr_target"], ENCODING)))
         student.train(training)
@@ -75,14 +73,15 @@ def make_knowledge(source: Classifier) -> Knowledge:
 
     with torch.no_grad():
         ti_features, ti_logits = source(torch.rand(COUNT, 3, SIDE, SIDE, generator=generator))
-    return Knowledge(
+    return TeacherOutputs(
         source=source,
         encoding=ENCODING,
         bridged_logits=2 * torch.randn(COUNT, CLASSES, generator=generator),
-        valid=torch.ones(COUNT),
+        targets=COUNT,
+        bridge_trust=trust,
         ti_features=ti_features,
         ti_logits=ti_logits,
-        look=look,
+        predict_all=predict_all,
     )
 
 
@@ -91,7 +90,7 @@ def make_objective(method: str, source: Classifier, config: Config) -> Any:
     student = start_student(source)
     if getattr(kind, "translated", False):
         student.front = Front(freeze(UNetTranslator(1, 4)), 1)
-    return kind(student, make_knowledge(source), config)
+    return kind(student, make_outputs(source), config)
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
@@ -106,7 +105,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 def test_gradients_reach_the_student_and_nothing_else(method: str) -> None:
     source = make_source()
     before = whole_state(source)
-    config = build({"tgkt": {"beta_self": 1.0, "warmup": 0.0}})
+    config = build({"tgkt": {"beta_self": 1.0, "self_from": 0.0}})
     objective = make_objective(method, source, config)
     optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.1)
     for epoch in range(2):
@@ -283,123 +282,94 @@ def test_pseudo_labels_equal_a_slow_loop(seed: int, rounds: int) -> None:
     assert cluster_labels(features, logits, rounds=rounds)[0].tolist() == expected
 
 
-@pytest.mark.parametrize(
-    ("kind", "how"), [(Shot, {"rounds": 1}), (Socket, {"rounds": 0, "euclidean": True})]
-)
-def test_pseudo_labels_are_refreshed_from_the_student(kind: Any, how: dict[str, Any]) -> None:
-    knowledge = make_knowledge(source := make_source())
-    objective = kind(start_student(source), knowledge, Config())
-    objective.begin_epoch(0)
-    expected = cluster_labels(*knowledge.look(objective.student), **how)[0]
-    assert objective.pseudo_labels.tolist() == expected.tolist()
-    before = objective.pseudo_labels.clone()
-    with torch.no_grad():
-        for parameter in objective.student.backbone.parameters():
-            parameter.add_(torch.randn_like(parameter))
-    objective.begin_epoch(1)
-    expected = cluster_labels(*knowledge.look(objective.student), **how)[0]
-    assert objective.pseudo_labels.tolist() == expected.tolist()
-    assert not torch.equal(before, objective.pseudo_labels)
-
-
-def test_sockets_gate_closes_itself() -> None:
-    """As released: sigmoid(w) = 0.73 at first, and gradient descent makes it smaller."""
-    knowledge = make_knowledge(source := make_source())
-    config = build({"socket": {"bn_gate": True}})
-    published, released = (Socket(start_student(source), knowledge, c) for c in (Config(), config))
-    batch = make_batch()
-    terms = [objective.train()(batch)["bn"] for objective in (published, released)]
-    assert float((terms[1] / terms[0]).detach()) == pytest.approx(1 / (1 + math.exp(-1)), rel=1e-4)
-    assert not any(p.requires_grad for p in published.parameters(recurse=False))
-    optimizer = classifier_optimizer(
-        released.student, 0.1, 0.1, 0.0, released.parameters(recurse=False)
-    )
-    torch.autograd.backward(terms[1])
-    optimizer.step()
-    assert float(released.gate.detach()) < 1
-
-
-PROBABILITIES = st.builds(
-    lambda seed, rows, classes, size: (
-        size * torch.randn(rows, classes, generator=torch.Generator().manual_seed(seed))
-    ).softmax(dim=1),
-    st.integers(0, 999),
-    st.integers(4, 40),
-    st.integers(2, 6),
-    st.sampled_from([0.3, 1.0, 2.0]),
-)
-
-
-@settings(deadline=None)
-@given(probabilities=PROBABILITIES, strength=st.floats(0, 1))
-def test_balanced_predictions_have_the_class_frequencies_asked_for(
-    probabilities: Tensor, strength: float
-) -> None:
-    balanced = balance(probabilities, strength=strength, rounds=300)
-    ones = torch.ones(len(balanced))
-    torch.testing.assert_close(balanced.sum(dim=1), ones)
-    assert (balanced >= 0).all()
-    wanted = probabilities.mean(dim=0) ** (1 - strength)
-    torch.testing.assert_close(balanced.mean(dim=0), wanted / wanted.sum(), rtol=0.02, atol=2e-3)
-    # Rows and columns are only scaled: ratios of ratios stay.
-    before, after = probabilities.log(), balanced.log()
-    for logs in (before, after):
-        logs -= logs.mean(dim=1, keepdim=True)
-        logs -= logs.mean(dim=0)
-    torch.testing.assert_close(after, before, rtol=0, atol=2e-3)
-
-
-def test_balance_at_its_ends() -> None:
-    probabilities = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])
-    torch.testing.assert_close(balance(probabilities, strength=0.0), probabilities)
-    even = balance(probabilities, strength=1.0)
-    torch.testing.assert_close(even.mean(dim=0), torch.tensor([0.5, 0.5]), rtol=0, atol=1e-4)
-    assert even[:, 0].argsort().tolist() == [2, 1, 0]
-    certain = balance(torch.eye(3)[[0, 0, 0, 1]], strength=1.0)
-    assert torch.isfinite(certain).all()
-    torch.testing.assert_close(certain.sum(dim=1), torch.ones(4))
-
-
-def test_the_teacher_is_the_bridge_until_the_warm_up_is_over() -> None:
+def test_the_bridge_teaches_as_far_as_it_is_trusted_and_fades() -> None:
     source = make_source()
-    knowledge = make_knowledge(source)
-    config = build({"transfer": {"epochs": 4}, "tgkt": {"warmup": 0.5, "student_share": 0.25}})
-    objective = Tgkt(start_student(source), knowledge, config)
-    assert knowledge.bridged_logits is not None
-    strength = config.tgkt.balance
-    bridged = balance(knowledge.bridged_logits.softmax(dim=1), strength=strength)
-    for epoch in range(2):
+    outputs = make_outputs(source, trust=0.6)
+    assert outputs.bridged_logits is not None
+    config = build({"transfer": {"epochs": 4}, "tgkt": {"fade": 0.5}})
+    objective = Tgkt(start_student(source), outputs, config).eval()
+    batch = make_batch()
+    teacher = outputs.bridged_logits.softmax(dim=1)[batch["tr_rows"]]
+    for epoch, weight in enumerate([0.6, 0.3, 0.0, 0.0]):
         objective.begin_epoch(epoch)
-        torch.testing.assert_close(objective.teacher, bridged)
-        assert set(objective(make_batch())) == {"kl", "f"}
-    objective.begin_epoch(2)
-    said = knowledge.look(objective.student)[1].softmax(dim=1)
-    mean = said**0.25 * bridged**0.75
-    mean = balance(mean / mean.sum(dim=1, keepdim=True), strength=strength)
-    torch.testing.assert_close(objective.teacher, mean)
-    assert set(objective(make_batch())) == {"kl", "f", "im"}
+        _, logits = objective.student(as_rgb(encode(batch["tr_target"], ENCODING)))
+        whole = losses.distillation(logits, teacher)
+        torch.testing.assert_close(objective(batch)["kl"], weight * whole)
+    paper = build({"transfer": {"epochs": 4}, "tgkt": {"fade": None, "trust": "full"}})
+    objective = Tgkt(start_student(source), outputs, paper)
+    for epoch in range(4):
+        objective.begin_epoch(epoch)
+        assert float(objective.bridge_weight) == 1.0
+
+
+def test_pseudo_labels_come_when_they_are_due() -> None:
+    source = make_source()
+    config = build({"transfer": {"epochs": 4}, "tgkt": {"self_from": 0.5}})
+    outputs = make_outputs(source)
+    objective = Tgkt(start_student(source), outputs, config)
+    for epoch in range(4):
+        objective.begin_epoch(epoch)
+        terms = {"kl", "f", "im"} | ({"self"} if epoch >= 2 else set())
+        assert set(objective(make_batch())) == terms
+    labels, _ = cluster_labels(*outputs.predict_all(objective.student), rounds=1)
+    assert objective.pseudo_labels.equal(labels)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_head_is_trained_where_it_is_asked_for(trained: bool) -> None:
+    config = build({"tgkt": {"train_head": trained}})
+    student = make_objective("tgkt", make_source(), config).student
+    assert all(p.requires_grad == trained for p in student.head.parameters())
+    assert all(p.requires_grad for p in student.backbone.parameters())
 
 
 @pytest.mark.parametrize("name", ["kl", "f", "self", "im"])
 def test_a_weight_of_zero_switches_a_term_off(name: str) -> None:
     weights = {f"beta_{other}": float(other != name) for other in ("kl", "f", "self", "im")}
-    config = build({"tgkt": {**weights, "warmup": 0.0}})
+    config = build({"tgkt": {**weights, "self_from": 0.0}})
     objective = make_objective("tgkt", make_source(), config)
     objective.begin_epoch(0)
     assert set(objective(make_batch())) == {"kl", "f", "self", "im"} - {name}
 
 
-@pytest.mark.parametrize("settings", [{"warmup": 0.3}, {"warmup": 0.0, "beta_im": 0.0}])
-def test_a_student_that_nothing_would_train_is_refused(settings: dict[str, float]) -> None:
-    config = build({"tgkt": {"beta_kl": 0.0, "beta_f": 0.0, **settings}})
-    with pytest.raises(ConfigError, match=r"tgkt\.beta_kl and tgkt\.beta_f are both 0"):
+def test_a_student_that_nothing_would_train_is_refused() -> None:
+    config = build({"tgkt": {"beta_f": 0.0, "beta_im": 0.0}})
+    with pytest.raises(ConfigError, match=r"tgkt\.beta_f and tgkt\.beta_im are both 0"):
         make_objective("tgkt", make_source(), config)
+
+
+def one_hot(classes: list[int]) -> Tensor:
+    return nn.functional.one_hot(torch.tensor(classes), 2).float()
+
+
+def test_kappa_of_a_hand_computed_example() -> None:
+    """Two of ten disagree; both name the first class in half of the images: chance is a half."""
+    partners = one_hot([0] * 5 + [1] * 5)
+    model = one_hot([0] * 4 + [1] * 5 + [0])
+    assert label_free.kappa(model, partners) == pytest.approx((0.8 - 0.5) / 0.5)
+    assert label_free.kappa(one_hot([0] * 10), partners) == pytest.approx(0.0)
+    assert label_free.kappa(partners, partners) == pytest.approx(1.0)
+
+
+def test_a_bridge_is_trusted_by_what_it_gains() -> None:
+    partners = one_hot([0, 1] * 20)
+    wrong_twice = one_hot([1, 0] + [0, 1] * 19)
+    guess = one_hot([0] * 40)
+    assert label_free.bridge_trust(partners, guess, partners) == 1.0
+    assert label_free.bridge_trust(guess, partners, partners) == 0.0
+    assert label_free.bridge_trust(guess, guess, partners) == 0.0
+    # Gains 2 of 40: 0.05 with deviation sqrt(0.05 * 0.95), kappa is twice that.
+    error = (0.05 * 0.95 / 40) ** 0.5
+    expected = 0.05 / (2 * error)
+    assert label_free.bridge_trust(partners, wrong_twice, partners) == pytest.approx(expected)
+    few = one_hot([0, 1])
+    assert label_free.bridge_trust(few, one_hot([0, 0]), few) < 1.0
 
 
 def test_socket_matches_the_statistics_of_the_target_images_alone() -> None:
     """The hooks see each batch norm once, in the pass over target images, in training."""
     source = make_source()
-    objective = Socket(start_student(source), make_knowledge(source), Config())
+    objective = Socket(start_student(source), make_outputs(source), Config())
     seen: list[Tensor] = []
     student = objective.student
     layers = [m for m in student.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -429,7 +399,7 @@ def test_socket_matches_batch_norms_that_run_over_all_processes() -> None:
         student = start_student(source)
         if synchronised:
             nn.SyncBatchNorm.convert_sync_batchnorm(student)  # type: ignore[no-untyped-call]
-        terms.append(Socket(student, make_knowledge(source), Config()).train()(make_batch())["bn"])
+        terms.append(Socket(student, make_outputs(source), Config()).train()(make_batch())["bn"])
     assert float(terms[0].detach()) > 0
     assert float(terms[1].detach()) == pytest.approx(float(terms[0].detach()), rel=1e-6)
 
@@ -452,7 +422,7 @@ def called_in_order(student: Classifier, batch: Batch) -> list[int]:
 
 def test_looking_at_the_student_leaves_no_statistics_behind() -> None:
     source = make_source()
-    objective = Socket(start_student(source), make_knowledge(source), Config())
+    objective = Socket(start_student(source), make_outputs(source), Config())
     before = whole_state(objective.student)
     objective.train()
     objective.begin_epoch(0)
@@ -472,9 +442,9 @@ def test_batch_norms_of_the_frozen_source_stay_asleep_under_train() -> None:
 @pytest.mark.parametrize("method", ["tgkt", "distill", "socket"])
 def test_what_a_method_needs_is_asked_for(method: str) -> None:
     source = make_source()
-    known = vars(make_knowledge(source)) | {"bridged_logits": None, "ti_features": None}
+    known = vars(make_outputs(source)) | {"bridged_logits": None, "ti_features": None}
     with pytest.raises(ValueError, match="needs"):
-        find_method(method)(start_student(source), Knowledge(**known), Config())
+        find_method(method)(start_student(source), TeacherOutputs(**known), Config())
 
 
 def test_label_free_scores() -> None:

@@ -59,7 +59,7 @@ def test_a_saved_translator_says_the_same(name: str, tmp_path: Path) -> None:
     assert torch.equal(load_model(tmp_path).module(images), expected)
 
 
-@pytest.mark.parametrize("name", TRANSLATORS)
+@pytest.mark.parametrize("name", sorted(TRANSLATORS.keys() - {"identity"}))  # which has none
 def test_gradients_reach_every_parameter(name: str) -> None:
     torch.manual_seed(0)
     translator = make_translator(**architecture(name)).train()

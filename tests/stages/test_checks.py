@@ -18,7 +18,7 @@ from sfkt_cli.models.saving import load_model
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.source import source
-from sfkt_cli.stages.transfer import gather, student_scores
+from sfkt_cli.stages.transfer import look_through_frozen, student_scores
 from sfkt_cli.training.pairs import (
     held_out_pairs,
     open_streams,
@@ -73,8 +73,8 @@ def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path
     assert isinstance(source, Classifier)
     assert saved.encoding is not None
     student = saved.module.eval()
-    knowledge = gather(store, freeze(source), None, saved.encoding, CPU)
-    scores = student_scores(store, student, knowledge, CPU, 0, tmp_path)(0)
+    outputs = look_through_frozen(store, freeze(source), None, saved.encoding, CPU, 0)
+    scores = student_scores(store, student, outputs, CPU, 0, tmp_path)(0)
     _, held = held_out_pairs(store, 0)
     with torch.inference_mode():
         rgb = torch.from_numpy(store["ti/rgb"][held]).permute(0, 3, 1, 2) / 255

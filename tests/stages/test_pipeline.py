@@ -106,7 +106,13 @@ def settings(root: Path, *assignments: str) -> Config:
 FILES = (
     "config.yaml", "done.json", "log.txt", "metrics.jsonl", "model.json", "model.safetensors",
 )  # fmt: skip
-QUICK = ("training.min_steps=2", "bridge.epochs=2", "transfer.epochs=2", "tgkt.beta_self=0.1")
+QUICK = (
+    "training.min_steps=2",
+    "bridge.epochs=2",
+    "transfer.epochs=2",
+    "tgkt.self_from=0",
+    "bridge.keep_untouched=false",
+)
 """Settings under which the stages do all they do, but learn nothing."""
 
 

@@ -29,7 +29,8 @@ def logits_of(classes: list[int]) -> torch.Tensor:
 )
 def test_the_score_that_chooses(setting: str, ti: bool, expected: str | None) -> None:
     config = build(parse_assignments([f"training.select={setting}"]))
-    assert selector(config, ti=ti) == expected
+    assert selector(config, ti=ti, auto="ti_closeness") == expected
+    assert setting != "auto" or selector(config, ti=ti) is None
 
 
 def test_epochs_are_overwritten_from_where_a_stage_goes_on(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_the_kept_epoch_is_held_against_the_best(tmp_path: Path) -> None:
     assert (stage, kept) == ("transfer/tgkt", "4 of 4")
     assert float(best) == 100.0
     assert float(lost) == pytest.approx(100 - float(accuracy), abs=0.11)
-    assert correlations == ["+1.00", "-", "-", "-1.00"]
+    assert correlations == ["+1.00", "-", "-", "-", "-1.00"]
 
 
 def test_without_labels_nothing_is_said(tmp_path: Path) -> None:
