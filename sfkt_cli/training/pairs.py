@@ -135,12 +135,14 @@ def held_out_pairs(store: Store, seed: int) -> tuple[NDArray[np.int64], NDArray[
     groups, of_group = np.unique(np.array(store.strings("ti/group")), return_inverse=True)
     order = np.random.default_rng([seed, 7]).permutation(len(groups))
     sizes = np.bincount(of_group, minlength=len(groups))[order]
-    most = count // 10 if count // 10 >= MIN_HELD_OUT else count // 5
-    chosen, total = [], 0
-    for group, size in zip(order, sizes, strict=True):
-        if total + size <= min(HELD_OUT, most):
-            chosen.append(group)
-            total += size
+    chosen, total = list[int](), 0
+    for share in (10, 5):
+        for group, size in zip(order, sizes, strict=True):
+            if group not in chosen and total + size <= min(HELD_OUT, count // share):
+                chosen.append(group)
+                total += size
+        if total >= MIN_HELD_OUT:
+            break
     rows = np.arange(count)
     held = np.flatnonzero(np.isin(of_group, chosen))
     return (np.setdiff1d(rows, held), held) if len(held) else (rows, rows)

@@ -117,9 +117,9 @@ def test_an_epoch_passes_few_target_images_several_times(untrained_run: Run) -> 
     [
         ([10] * 100, 100),  # many small groups: a tenth
         ([1000] * 5, 1000),  # one of five
-        ([2000, 700, 600], 600),  # the smallest that is at most a fifth
+        ([2000, 700, 600], 600),  # one that is at most a fifth
         ([1000] * 4, 4000),  # a quarter is too many: all do both
-        ([10] * 40, 400),  # 40 are too few to score on
+        ([10] * 40, 80),  # 40 are few to score on: a fifth
     ],
 )
 def test_pairs_are_held_out_in_whole_groups(sizes: list[int], held: int) -> None:
