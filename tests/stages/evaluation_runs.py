@@ -68,7 +68,7 @@ def make_stores(folder: Path, *, labelled: bool = True, shuffle: bool = True) ->
         rgb, depth = seen[part]
         texts = {
             "id": ids[part],
-            "group": [f"g{i // 2}" for i in range(len(ids[part]))],
+            "group": ["g0" if part == "ti" else f"g{i // 2}" for i in range(len(ids[part]))],
             "path_target": ids[part],
         }
         columns[name] |= {f"{part}/{key}": text_column(value) for key, value in texts.items()}

@@ -50,7 +50,7 @@ PLAN = BenchmarkPlan.model_validate(
             {"name": "default"},
             {"name": "no L_f", "settings": {"tgkt.beta_f": 0}, "methods": ["tgkt"]},
         ],
-        "sweeps": [{"setting": "tgkt.beta_im", "values": [0.3, 0.0]}],
+        "sweeps": [{"setting": "tgkt.beta_im", "values": [1.0, 0.0]}],
     }
 )
 

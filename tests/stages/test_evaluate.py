@@ -265,7 +265,7 @@ def test_an_oracle_that_fails_leaves_the_rest_of_the_report(
 
 
 def test_pairs_that_were_trained_on_are_called_so(tmp_path: Path) -> None:
-    run = make_run(tmp_path, "tgkt")  # 12 pairs: too few to keep some back
+    run = make_run(tmp_path, "tgkt")  # all pairs are of one group
     evaluate(settings(oracle=False), run)
     assert "trained on them, too" in run.path("evaluate", "report.md").read_text(encoding="utf-8")
 
