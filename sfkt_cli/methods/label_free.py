@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -50,7 +52,7 @@ def bridge_trust(bridged: Tensor, untouched: Tensor, partners: Tensor) -> float:
     named = partners.argmax(dim=1)
     gains = (bridged.argmax(dim=1) == named).float() - (untouched.argmax(dim=1) == named).float()
     spread = max(float(gains.std(correction=0)), 1.0 / len(gains))
-    error = spread / len(gains) ** 0.5 / max(1.0 - _chance(bridged, partners), 1e-6)
+    error = spread / math.sqrt(len(gains)) / max(1.0 - _chance(bridged, partners), 1e-6)
     gain = kappa(bridged, partners) - kappa(untouched, partners)
     return min(max(gain / (2.0 * error), 0.0), 1.0)
 
