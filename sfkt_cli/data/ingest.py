@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -94,8 +95,10 @@ def ingest(
         for task in tasks:
             yield run_task(task, loader, size, missing)
         return
+    # The fork server listens on a socket below TMPDIR, and its path may have 103 bytes at most.
+    start = "forkserver" if len(os.fsencode(tempfile.gettempdir())) <= 70 else "spawn"
     pool = ProcessPoolExecutor(
-        processes, get_context("forkserver"), _begin_worker, (loader, size, missing)
+        processes, get_context(start), _begin_worker, (loader, size, missing)
     )
     try:
         yield from _in_window(pool, tasks, 2 * processes + 2)
