@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from sfkt_cli.errors import RunError
+from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.files import replacing, sync_folder, write_json
 from sfkt_cli.settings.config import Config, build, parse_assignments
 from sfkt_cli.settings.runs import Run, Stage, choose_run, remember_run, stage_settings
+from sfkt_cli.settings.sealed import write_record
 from sfkt_cli.training.checkpoint import save_state
 
 INPUTS = {"transfer.h5": "abc"}
@@ -72,10 +73,10 @@ def test_a_setting_that_a_run_did_not_know_counts_as_what_the_run_did(tmp_path: 
     run = Run(tmp_path)
     work(run, "bridge", settings("bridge.alpha_p=0"))
     done = run.path("bridge", "done.json")
-    record = json.loads(done.read_text())
+    record = run.record("bridge")
     for name in ("bridge.alpha_p", "bridge.d_on"):
         del record["settings"][name]
-    done.write_text(json.dumps(record))
+    write_record(done, record)
     assert not work(run, "bridge", settings("bridge.alpha_p=0"))
     with pytest.raises(RunError, match=r"bridge.alpha_p: was 0.0, now 0.3"):
         work(run, "bridge", settings())
@@ -115,7 +116,7 @@ def test_a_setting_that_did_not_exist_then_counts_as_its_default(tmp_path: Path)
     work(run, "bridge", settings())
     record = run.record("bridge")
     del record["settings"]["bridge.rec_loss"]
-    write_json(run.path("bridge", "done.json"), record)
+    write_record(run.path("bridge", "done.json"), record)
     assert not work(run, "bridge", settings())
     with pytest.raises(RunError, match=r"bridge\.rec_loss: was 'mse', now 'l1'"):
         work(run, "bridge", settings("bridge.rec_loss=l1"))
@@ -266,7 +267,7 @@ def test_damaged_records_are_named(tmp_path: Path, content: str) -> None:
     run = Run(tmp_path)
     work(run, "bridge", settings())
     (tmp_path / "bridge" / "done.json").write_text(content)
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(DataError) as caught:
         work(run, "bridge", settings())
     assert "done.json" in str(caught.value)
     assert "--force" in str(caught.value)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 
 from sfkt_cli.data.store import Store
@@ -11,7 +9,7 @@ from sfkt_cli.evaluation.labelled import Split
 from sfkt_cli.evaluation.report import Section, percent
 from sfkt_cli.scores import rank_correlation
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.selection import SELECTORS, load_epochs, spread
+from sfkt_cli.training.selection import FILE, SELECTORS, load_epochs, spread
 
 
 def epoch_choice(run: Run, store: Store, target: Split, stages: list[str]) -> Section | None:
@@ -22,21 +20,21 @@ def epoch_choice(run: Run, store: Store, target: Split, stages: list[str]) -> Se
     labelled = len(target.rows) > 0 and target.rows[places] == rows
     cells = []
     for stage in stages:
-        said = load_epochs(run.path(stage))
-        path = run.path(stage, "metrics.jsonl")
-        kept = run.record(stage).get("best_epoch")
-        if not np.any(labelled) or len(said) < 2 or said.shape[1] != len(rows) or not kept:
+        said = load_epochs(run.output(stage, FILE).parent)
+        kept = run.record(stage).get("best_epoch") or len(said) + 1
+        whole = len(said) >= max(kept, 2) and said.shape[1] == len(rows)
+        if not np.any(labelled) or not whole:
             continue
         right = said[:, labelled] == target.labels[places[labelled]]
         accuracy = right.mean(axis=1)
-        metrics = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        metrics = run.metrics(stage)
         shown = []
         for name in SELECTORS:
             values = [row[name] for row in metrics if name in row]
             known = len(values) == len(accuracy) >= 4
             value = rank_correlation(np.array(values), accuracy) if known else float("nan")
             shown.append("-" if np.isnan(value) else f"{value:+.2f}")
-        of_kept, best = accuracy[int(kept) - 1], accuracy.max()
+        of_kept, best = accuracy[kept - 1], accuracy.max()
         cells.append((stage, f"{kept} of {len(said)}", percent(of_kept), percent(best),
                       f"{100 * (best - of_kept):.1f}", *shown))  # fmt: skip
     if not cells:

@@ -8,6 +8,7 @@ README.md                                model card
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from sfkt_cli.console import say
@@ -26,13 +28,14 @@ from sfkt_cli.data.sensor import Sensor, sensor_of_store
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.evaluation.model_card import model_card
-from sfkt_cli.files import replacing, sha256_file, write_json, write_text
+from sfkt_cli.files import replacing, sha256_file, write_text
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.graphs import BridgedSourceGraph, FitTarget, StudentGraph, for_export
 from sfkt_cli.models.onnx_files import open_session, quietly, write_onnx
 from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
 from sfkt_cli.settings.config import Config, to_yaml
 from sfkt_cli.settings.runs import Run, versions
+from sfkt_cli.settings.sealed import read_record, write_record, write_settings
 from sfkt_cli.student import find_student
 
 FORMATS = ("onnx", "pt2", "safetensors")
@@ -117,12 +120,12 @@ def export(
             say(f"export: {target / name / WEIGHTS}")
     card = model_card(run, method, saved["student"], sensor, images)
     write_text(target / "README.md", card)
-    write_text(target / "config.yaml", to_yaml(config))
+    write_settings(target / "config.yaml", to_yaml(config))
     written = ["README.md", "config.yaml", *differences]
     if "safetensors" in formats:
         written += [f"{name}/{file}" for name in saved for file in (WEIGHTS, CARD)]
     record = {**made_of, "largest_difference": differences, "written": written}
-    write_json(target / "done.json", record)
+    write_record(target / "done.json", record)
 
 
 def _told_by_card(run: Run) -> dict[str, str]:
@@ -131,23 +134,29 @@ def _told_by_card(run: Run) -> dict[str, str]:
     return {"results.json": sha256_file(path)} if path.is_file() else {}
 
 
+class Exported(BaseModel):
+    """The content of an export's done.json."""
+
+    model_config = ConfigDict(extra="allow")
+
+    written: list[str]
+
+
 def _is_done(folder: Path, made_of: Mapping[str, object]) -> bool:
     """Whether a folder holds what would be written."""
-    try:
-        record = json.loads((folder / "done.json").read_text(encoding="utf-8"))
-        same = {name: record[name] for name in made_of} == made_of
-        return same and all((folder / name).is_file() for name in record["written"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return False
+    with contextlib.suppress(DataError):
+        record = read_record(folder / "done.json", Exported)
+        same = made_of.items() <= (record.model_extra or {}).items()
+        return same and all((folder / name).is_file() for name in record.written)
+    return False
 
 
 def _written(folder: Path) -> list[str]:
     """Files of an earlier export, done.json the first; of a folder nothing else is touched."""
-    try:
-        written = json.loads((folder / "done.json").read_text(encoding="utf-8"))["written"]
+    with contextlib.suppress(DataError):
+        written = read_record(folder / "done.json", Exported).written
         return ["done.json", *(name for name in written if _INSIDE.fullmatch(name))]
-    except (OSError, ValueError, TypeError, KeyError):
-        return ["done.json"]
+    return ["done.json"]
 
 
 def load_parts(
@@ -295,4 +304,4 @@ def _copy(folder: Path, target: Path, saved: Saved, sensor: Sensor) -> None:
     with replacing(target / WEIGHTS) as partial:
         shutil.copyfile(folder / WEIGHTS, partial)
     more = {"sensor": sensor.as_dict()} if saved.encoding is not None else {}
-    write_json(target / CARD, {**saved.card, **more})
+    write_record(target / CARD, {**saved.card, **more})

@@ -23,13 +23,14 @@ from sfkt_cli.console import mute
 from sfkt_cli.data.decode import decode_rgb, decode_target
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import text_column, writing
-from sfkt_cli.errors import ConfigError, DataError, RunError, SfktError
-from sfkt_cli.files import sha256_file, write_json
+from sfkt_cli.errors import ConfigError, DataError, SfktError
+from sfkt_cli.files import sha256_file
 from sfkt_cli.models.checkpoint_files import read_weights
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.saving import load_model, read_card, save_model
 from sfkt_cli.settings.config import Config, build, read_yaml, to_yaml
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.sealed import write_record
 from sfkt_cli.training.checkpoint import STATE, load_state, save_state
 
 CPU = torch.device("cpu")
@@ -137,7 +138,7 @@ def test_mutated_weights_whose_digest_was_adapted(model: Path, count: int) -> No
 
     def read() -> None:
         card = read_card(model / "model.json")
-        write_json(model / "model.json", {**card, "sha256": sha256_file(weights)})
+        write_record(model / "model.json", {**card, "sha256": sha256_file(weights)})
         load_model(model, CPU)
 
     torture(weights, read, count, DataError)
@@ -148,8 +149,8 @@ def test_mutated_stage_records(tmp_path: Path, count: int) -> None:
     run = Run(tmp_path)
     path = run.path("source", "done.json")
     path.parent.mkdir()
-    write_json(path, {"stage": "source", "settings": {"seed": 0}, "inputs": {}})
-    torture(path, lambda: run.record("source"), count, RunError)
+    write_record(path, {"stage": "source", "settings": {"seed": 0}, "inputs": {}})
+    torture(path, lambda: run.record("source"), count, DataError)
 
 
 @pytest.mark.parametrize("count", trials(15))

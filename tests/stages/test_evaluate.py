@@ -13,10 +13,10 @@ from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.evaluation.labelled import read_splits
-from sfkt_cli.files import write_json
 from sfkt_cli.models.saving import load_model
 from sfkt_cli.settings.config import build
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.sealed import write_record
 from sfkt_cli.stages.evaluate import evaluate, measuring_runtime
 from tests.stages.evaluation_runs import (
     CLASSES,
@@ -303,7 +303,7 @@ def test_stages_that_are_missing_are_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="sfkt prepare"):
         evaluate(settings(), run)
     make_stores(run.path("prepare"))
-    write_json(run.path("prepare", "done.json"), {})
+    write_record(run.path("prepare", "done.json"), {"stage": "prepare"})
     with pytest.raises(RunError, match="sfkt source"):
         evaluate(settings(), run)
 

@@ -31,6 +31,7 @@ from sfkt_cli.errors import DataError, Interrupted, RunError
 from sfkt_cli.models.saving import Saved, classifier_of, load_model
 from sfkt_cli.settings.config import Config, build, parse_assignments
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.sealed import write_record
 from sfkt_cli.stages.bridge import bridge
 from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.stages.source import source
@@ -285,7 +286,8 @@ def test_a_model_that_was_trained_elsewhere_is_changed_gently(
         card = run.path("source", "model.json")
         told = json.loads(card.read_text(encoding="utf-8"))
         assert told["pretrained"] is False
-        card.write_text(json.dumps({**told, "pretrained": pretrained}), encoding="utf-8")
+        write_record(card, {**told, "pretrained": pretrained})
+        write_record(run.path("source", "done.json"), run.record("source") | {"outputs": {}})
         bridge(config, run)
         transfer(config, run)
         lines = run.path("transfer", "tgkt", "metrics.jsonl").read_text(encoding="utf-8")
