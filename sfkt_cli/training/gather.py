@@ -16,6 +16,8 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfkt_cli.data.store import Pixels
+
 Images = NDArray[Any]
 _OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Types that torch can mirror and look up, by bytes of an element; values are only moved."""
@@ -56,6 +58,8 @@ class Gatherer:
                 outside repeats the edge. Smaller than the image.
             mirrored: (B,), left to right.
         """
+        if isinstance(self._images, Pixels):
+            self._images.compare(rows)
         height, width = self._images.shape[1:3]
         starts = rows * self._pixels + offsets[:, 0] * width + offsets[:, 1]
         within = np.clip(starts, 0, len(self._runs) - 1)

@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,10 @@ def test_stores_of_two_runs_are_refused(tmp_path: Path) -> None:
     assert both[0].labels.tolist() == [row % 3 for row in range(30)]
     with pytest.raises(DataError, match="does not belong"):
         read_splits(_renamed(tmp_path), open_store(tmp_path / "test.h5"))
+    transfer = open_store(tmp_path / "transfer.h5")
+    other = replace(transfer, attrs={**transfer.attrs, "parts_sha256": "of another split"})
+    with pytest.raises(DataError, match="prepared from other data or with other settings"):
+        read_splits(other, open_store(tmp_path / "test.h5"))
 
 
 def _renamed(folder: Path) -> Any:
