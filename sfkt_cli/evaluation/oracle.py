@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from sfkt_cli.methods.oracle import OracleObjective
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import Saved, classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, as_dict, fixed_batch_size
-from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.runs import Run, Stage
 from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.loop import Batch, Plan, cosine, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
@@ -66,7 +65,7 @@ def oracle(
             model.requires_grad_(True)
             rates = config.source.rates(pretrained=source.pretrained)
             fitted = fit(
-                plan(config, split, stage.folder),
+                plan(config, split, stage),
                 OracleObjective(model, encoding, label_smoothing=config.source.label_smoothing),
                 batches(config, split, runtime),
                 classifier_optimizer(model, *rates, config.source.weight_decay),
@@ -92,14 +91,14 @@ def oracle(
     )
 
 
-def plan(config: Config, split: Split, folder: Path) -> Plan:
+def plan(config: Config, split: Split, stage: Stage) -> Plan:
     """As many epochs as the students get."""
     batch_size = min(fixed_batch_size(config.runtime), len(split.rows))
     return Plan(
         title="oracle", seed=config.seed, epochs=config.transfer.epochs,
         steps=max(len(split.rows) // batch_size, config.training.min_steps), weights={},
-        folder=folder, images=batch_size, clip_norm=config.training.clip_norm,
-        checkpoint_seconds=config.runtime.checkpoint_seconds,
+        folder=stage.folder, images=batch_size, clip_norm=config.training.clip_norm,
+        checkpoint_seconds=config.runtime.checkpoint_seconds, made_for=stage.digest,
     )  # fmt: skip
 
 

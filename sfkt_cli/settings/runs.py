@@ -345,6 +345,8 @@ class Run:
                 return
             resumed = _has_begun(folder)
             (folder / "done.json").unlink(missing_ok=True)  # of a stage that lacks outputs
+            if not resumed:  # left by a start that was killed while it emptied the folder
+                (folder / "batch_size.json").unlink(missing_ok=True)
             write_record(begun, state)
             write_settings(folder / "config.yaml", to_yaml(config))
             self.agree(_OPEN)

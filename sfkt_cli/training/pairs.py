@@ -14,6 +14,7 @@ from torch import nn
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.runs import Stage
 from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.cpu import prefer_large_pages
@@ -170,7 +171,7 @@ def plan_of(
     title: str,
     epochs: int,
     weights: Mapping[str, float],
-    folder: Path,
+    stage: Stage,
     kinds: int,
     ti: bool,
     auto: str | None = None,
@@ -183,16 +184,17 @@ def plan_of(
         title: Shown in front of messages.
         epochs: Number of epochs.
         weights: Of the loss terms.
-        folder: Of the stage.
+        stage: Whose folder it is.
         kinds: Kinds of images in a step, of TI pairs and TR target images: 1 or 2.
         ti: Whether label-free scores on TI pairs may choose the epoch.
         auto: The score that ``training.select=auto`` stands for; None: the last epoch is kept.
     """
     return Plan(
         title=title, seed=config.seed, epochs=epochs, steps=steps_of_epoch(config, streams),
-        weights=weights, folder=folder, select=selector(config, ti=ti, auto=auto),
+        weights=weights, folder=stage.folder, select=selector(config, ti=ti, auto=auto),
         images=kinds * streams.batch_size, clip_norm=config.training.clip_norm,
         checkpoint_seconds=config.runtime.checkpoint_seconds, patience=config.training.patience,
+        made_for=stage.digest,
     )  # fmt: skip
 
 

@@ -129,9 +129,7 @@ def test_images_are_compared_block_by_block_as_they_are_read(tmp_path: Path) -> 
 def test_a_file_is_the_one_that_its_name_says(tmp_path: Path) -> None:
     write(tmp_path / "source.h5")
     shutil.copy(tmp_path / "source.h5", tmp_path / "test.h5")
-    with pytest.raises(
-        DataError, match=r"test\.h5 was written under another name"
-    ):
+    with pytest.raises(DataError, match=r"test\.h5 was written under another name"):
         open_store(tmp_path / "test.h5")
 
 
