@@ -17,7 +17,14 @@ from sfkt_cli.methods import find_method, label_free
 from sfkt_cli.methods.teacher_outputs import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.fold_batchnorm import fold_batch_norms
-from sfkt_cli.models.saving import Saved, check_classes, classifier_of, load_model, save_model
+from sfkt_cli.models.saving import (
+    Saved,
+    check_classes,
+    classifier_of,
+    load_model,
+    save_model,
+    warm_start,
+)
 from sfkt_cli.models.translators import Front
 from sfkt_cli.settings.config import Config, OptimiserConfig, section_of
 from sfkt_cli.settings.runs import Run
@@ -61,6 +68,12 @@ def transfer(config: Config, run: Run) -> None:
     if objective_class.needs_bridge:
         translator = load_model(run.require("bridge", "sfkt bridge"), runtime.device)
         inputs["bridge"] = translator.digest
+    earlier: Saved | None = None
+    if config.training.warm_start is not None:
+        before, command = Run(config.training.warm_start), f"sfkt transfer --method {method}"
+        folder = before.require(f"transfer/{method}", f"{command} --run {before.folder}")
+        earlier = load_model(folder, runtime.device)
+        inputs["warm start"] = earlier.digest
     with run.open(f"transfer/{method}", config, inputs) as stage:
         if stage is None:
             say(f"transfer: {method} is already done in {run.path('transfer', method)}")
@@ -77,6 +90,8 @@ def transfer(config: Config, run: Run) -> None:
         student = start_student(source)
         if front is not None:
             student.front = Front(front.module, architecture["front"]["channels"])
+        if earlier is not None:
+            warm_start(earlier, student, architecture, saved)
         runtime.synchronised(student)
         objective = objective_class(student, outputs, config)
         runtime.place(objective)
