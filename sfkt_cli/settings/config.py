@@ -541,6 +541,21 @@ def section_of(method: str) -> str:
     return method.replace("+", "_").replace("-", "_")
 
 
+def method_settings(config: Config, method: str) -> OptimiserConfig:
+    """The settings of a transfer method.
+
+    Raises:
+        ConfigError: Nobody wrote a section for it.
+    """
+    section = getattr(config, section_of(method), None)
+    if not isinstance(section, OptimiserConfig):
+        raise ConfigError(
+            f"transfer method {method!r} has no settings: add a class derived from OptimiserConfig "
+            f"and a field {section_of(method)!r} of Config to sfkt_cli/settings/config.py"
+        )
+    return section
+
+
 def section_fields(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
     """Map every dotted setting, such as ``bridge.alpha_f``, to its pydantic field."""
     fields: dict[str, Any] = {}

@@ -18,7 +18,7 @@ from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.fold_batchnorm import fold_batch_norms
 from sfkt_cli.models.saving import Saved, check_classes, classifier_of, load_model, save_model
 from sfkt_cli.models.translators import Front
-from sfkt_cli.settings.config import Config, OptimiserConfig, section_of
+from sfkt_cli.settings.config import Config, method_settings
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.loop import SCHEDULES, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
@@ -38,12 +38,13 @@ def transfer(config: Config, run: Run) -> None:
     """Train the student; writes ``transfer/<method>/model.*``.
 
     Raises:
-        ConfigError: The method is unknown.
+        ConfigError: The method is unknown, or has no section of settings.
         RunError: A stage before it has not been run.
         DataError: The method needs TI pairs and there are none.
     """
     method = config.transfer.method
     objective_class = find_method(method)
+    own = method_settings(config, method)
     run.require("prepare", "sfkt prepare NAME")
     source_folder = run.require("source", "sfkt source")
     store = open_store(run.transfer_store)
@@ -80,7 +81,6 @@ def transfer(config: Config, run: Run) -> None:
         objective = objective_class(student, outputs, config)
         runtime.place(objective)
         settings = config.transfer
-        own: OptimiserConfig = getattr(config, section_of(method))
         rates = own.rates(pretrained=saved.pretrained)
         needs_ti = bool(objective_class.needs_ti)
         streams, batches = settle_streams(
@@ -101,6 +101,7 @@ def transfer(config: Config, run: Run) -> None:
             schedule=SCHEDULES[own.schedule],
             keep=student,
             begin_epoch=objective.begin_epoch,
+            after_step=getattr(objective, "after_step", lambda: None),
             scores=student_scores(store, student, outputs, runtime, config.seed, stage.folder),
         )
         untouched = start_student(source).eval()

@@ -43,9 +43,15 @@ class Streams:
 
 
 def open_streams(
-    config: Config, store: Store, runtime: Runtime, batch_size: int, *, ti_rgb: bool = True
+    config: Config,
+    store: Store,
+    runtime: Runtime,
+    batch_size: int,
+    *,
+    ti_rgb: bool = True,
+    tr_views: int = 1,
 ) -> Streams:
-    """Open the streams; both views of a pair get one geometry.
+    """Open the streams; both images of a pair get one geometry.
 
     Args:
         config: Seed, augmentation.
@@ -53,6 +59,7 @@ def open_streams(
         runtime: Rank and number of processes.
         batch_size: Rows of each stream in a step, over all processes.
         ti_rgb: Read the RGB partners, too; without, only the target images of the pairs.
+        tr_views: Augmented views of each TR target image.
 
     Raises:
         DataError: There are fewer than two target images.
@@ -62,7 +69,9 @@ def open_streams(
             f"{store.path} holds {store.count('target')} TR target images: at least 2 are needed"
         )
 
-    def stream(name: str, names: dict[str, str], rows: NDArray[np.int64] | None) -> Stream:
+    def stream(
+        name: str, names: dict[str, str], rows: NDArray[np.int64] | None, views: int = 1
+    ) -> Stream:
         return Stream(
             {short: store[column] for short, column in names.items()},
             name=name,
@@ -72,6 +81,7 @@ def open_streams(
             shift=config.training.shift,
             flip=config.training.flip,
             runtime=runtime,
+            views=views,
         )
 
     ti_columns = {"target": "ti/target"} | ({"rgb": "ti/rgb"} if ti_rgb else {})
@@ -81,7 +91,7 @@ def open_streams(
         kept = max(round(config.training.ti_fraction * len(trained)), 1)
         trained = np.sort(trained[order[:kept]])
     ti = stream("ti", ti_columns, trained) if len(trained) else None
-    tr = stream("tr", {"target": "target/target"}, None)
+    tr = stream("tr", {"target": "target/target"}, None, tr_views)
     return Streams(ti, tr, batch_size, config.training.shuffle_pairs)
 
 
@@ -103,14 +113,16 @@ def settle_streams(
         store: transfer.h5.
         folder: Of the stage.
         runtime: Device and processes.
-        objective: What is trained; tried out where the batch size is ``auto``.
+        objective: What is trained; tried out where the batch size is ``auto``. One with
+            ``needs_second_view`` gets a second view of each TR target image, ``tr_target_2``.
         ti_rgb: As in :func:`open_streams`.
         tr: As in :func:`transfer_batches`.
         ti: Likewise.
     """
 
     def opened(size: int) -> Streams:
-        streams = open_streams(config, store, runtime, size, ti_rgb=ti_rgb)
+        views = 2 if getattr(objective, "needs_second_view", False) else 1
+        streams = open_streams(config, store, runtime, size, ti_rgb=ti_rgb, tr_views=views)
         return streams if ti else replace(streams, ti=None)
 
     def batch_of(size: int) -> Batch:
@@ -204,8 +216,8 @@ def transfer_batches(
     Args:
         streams: Where from.
         runtime: The device.
-        tr: Give ``tr_target`` and ``tr_rows``.
-        ti: Give their like of the pairs.
+        tr: Give ``tr_target`` and ``tr_rows`` (with two views also ``tr_target_2``).
+        ti: Give ``ti_target`` and ``ti_rows``, and ``ti_rgb`` where the partners are read.
     """
 
     def batches(epoch: int, step: int) -> Batch:
@@ -220,7 +232,7 @@ def transfer_batches(
                     batch[name] = batch[name].roll(1, dims=0)
         if tr:
             targets, tr_rows = streams.tr.batch(epoch, step)
-            batch["tr_target"] = targets["target"]
+            batch |= {f"tr_{name}": images for name, images in targets.items()}
             batch["tr_rows"] = runtime.tensor(tr_rows)
             batch["rows"] = torch.from_numpy(tr_rows)
         return batch
