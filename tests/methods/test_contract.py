@@ -178,5 +178,5 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
 
 
 def test_a_method_without_a_section_says_what_is_missing() -> None:
-    with pytest.raises(ConfigError, match="field 'mean_teacher' of Config"):
-        method_settings(Config(), "mean-teacher")
+    with pytest.raises(ConfigError, match="field 'no_such' of Config"):
+        method_settings(Config(), "no-such")
