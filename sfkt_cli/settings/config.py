@@ -372,8 +372,8 @@ class TgktConfig(DistillConfig):
     beta_kl: Weight = 1.0
     """Weight of L_KL (paper: 1)."""
     trust: Literal["measured", "full"] = "measured"
-    """measured: L_KL is multiplied by how much better the source model agrees with itself behind
-    the bridge than without it, on TI pairs (ours). full: by 1, as in the paper."""
+    """measured: L_KL and L_f are multiplied by how much better the source model agrees with itself
+    behind the bridge than without it, on TI pairs (ours). full: by 1, as in the paper."""
     fade: Annotated[float, Field(gt=0, le=1)] | None = 0.5
     """Share of the training after which the bridge no longer teaches; its weight falls linearly
     until then (ours). null: it keeps its weight, as in the paper."""

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from sfkt_cli.console import say, warn
@@ -171,11 +172,13 @@ def look_through_frozen(
         _, bridged = predict_rows(targets, bridge_load, model, runtime, flips=True)
         bridged = bridged.to(runtime.device)
         if ti_logits is not None:
-            _, held = held_out_pairs(store, seed)
-            ti = store["ti/target"][held]
+            _, held_out = held_out_pairs(store, seed)
+            ti = store["ti/target"]
             _, behind = predict_rows(ti, bridge_load, model, runtime, flips=True)
             _, untouched = predict_rows(ti, load, quick, runtime, flips=True)
-            trust = label_free.bridge_trust(behind, untouched, ti_logits.cpu()[held])
+            trust = label_free.bridge_trust(
+                behind, untouched, ti_logits.cpu(), torch.from_numpy(held_out)
+            )
     return TeacherOutputs(
         source=source,
         encoding=encoding,
@@ -202,12 +205,13 @@ def is_better(
     """
     if outputs.ti_logits is None:
         return True
-    _, held = held_out_pairs(store, seed)
-    load, ti = student_loader(runtime, outputs.encoding), store["ti/target"][held]
+    _, held_out = held_out_pairs(store, seed)
+    load, ti = student_loader(runtime, outputs.encoding), store["ti/target"][held_out]
     before, after = (
         predict_rows(ti, load, model, runtime, flips=True)[1] for model in (untouched, student)
     )
-    return label_free.bridge_trust(before, after, outputs.ti_logits.cpu()[held]) < 1.0
+    gain, error = label_free.kappa_gain(after, before, outputs.ti_logits.cpu()[held_out])
+    return gain > -2.0 * error
 
 
 def student_scores(
