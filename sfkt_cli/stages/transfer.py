@@ -23,7 +23,7 @@ from sfkt_cli.settings.config import Config, method_settings
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.loop import SCHEDULES, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
-from sfkt_cli.training.pairs import held_out_pairs, plan_of, settle_streams
+from sfkt_cli.training.pairs import held_out_pairs, plan_of, remember, settle_streams, spread
 from sfkt_cli.training.predicting import (
     predict_rows,
     rgb_loader,
@@ -32,7 +32,6 @@ from sfkt_cli.training.predicting import (
     through,
 )
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
-from sfkt_cli.training.selection import remember, spread
 
 
 def transfer(config: Config, run: Run) -> None:

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sfkt_cli.training.batches import Stream
-from sfkt_cli.training.gather import Gatherer, geometry, shift_and_mirror
+from sfkt_cli.training.batches import Gatherer, Stream, geometry, shift_and_mirror
 from sfkt_cli.training.runtime import Runtime
 
 Images = NDArray[Any]
