@@ -128,7 +128,10 @@ def prepare(
     source_sensor: Sensor = None,
     target_sensor: Sensor = None,
 ) -> Result:
-    """Read an archive and write source.h5, transfer.h5 and test.h5, by who may see what."""
+    """Read an archive and write the three files of a run.
+
+    source.h5 is for source, transfer.h5 for bridge and transfer, test.h5 for evaluate alone.
+    """
     from sfkt_cli.pipeline import run_prepare
     from sfkt_cli.settings.resolve import is_typed
 
@@ -151,7 +154,7 @@ def prepare(
 @shared_options(*STAGE)
 @_shared_by_processes
 def source(options: Options, warm_start: WarmStart = None) -> Result:
-    """Train the RGB source model on source.h5, or import one that you bring along."""
+    """Train the RGB source model, or import yours."""
     from sfkt_cli.pipeline import run_source
 
     options = options.with_flags({"training.warm_start": warm_start})
@@ -164,7 +167,7 @@ def source(options: Options, warm_start: WarmStart = None) -> Result:
 @shared_options(*STAGE)
 @_shared_by_processes
 def bridge(options: Options, warm_start: WarmStart = None) -> Result:
-    """Train the translator from target images to source-like RGB, and write what it makes."""
+    """Train the translator, and write its source-like RGB images."""
     from sfkt_cli.pipeline import run_bridge
 
     options = options.with_flags({"training.warm_start": warm_start})
@@ -195,7 +198,7 @@ def evaluate(
         Path | None, typer.Option(help="Also write the report here; the suffix says which kind.")
     ] = None,
 ) -> Result:
-    """Measure every model of the run against the labels, and write tables and pictures."""
+    """Measure every model of the run; write tables and pictures."""
     from sfkt_cli.pipeline import evaluation, run_evaluate
 
     if options.dry_run:
@@ -214,7 +217,7 @@ def run(
     ] = None,
     warm_start: WarmStart = None,
 ) -> Result:
-    """Run all stages in order, leaving out the finished ones, and print the table."""
+    """Run every stage that is not finished, and print the table."""
     from sfkt_cli.pipeline import evaluation, run_all
 
     if file is not None and options.config is not None:
@@ -241,7 +244,10 @@ def benchmark(
         int, typer.Option(min=0, help="Stages at a time, each in a fresh process; 0: none.")
     ] = 1,
 ) -> Result:
-    """Compare methods over seeds, data sets and settings: mean, deviation, difference, cost."""
+    """Compare methods over seeds, data sets and settings.
+
+    The tables give means, deviations, paired differences and costs.
+    """
     from sfkt_cli.pipeline import run_benchmark
 
     return run_benchmark(options, file, output, processes)
@@ -267,7 +273,10 @@ def export(
         ),
     ] = None,
 ) -> Result:
-    """Write student and translator with source model as files that run without this program."""
+    """Write the models as files that run without this program.
+
+    One file is the student, the other the translator followed by the source model.
+    """
     from sfkt_cli.pipeline import settings_of
 
     settings = settings_of("transfer", options)
@@ -333,7 +342,7 @@ def inspect(
         bool, typer.Option("--verify", help="Read every row and compare the checksums.")
     ] = False,
 ) -> Result:
-    """Show what a prepared file holds, as a table and a picture, and warn of what looks wrong."""
+    """Show what a prepared file holds, and what looks wrong in it."""
     from sfkt_cli.settings.resolve import find_run
     from sfkt_cli.stages.inspect import inspect
 
@@ -344,7 +353,7 @@ def inspect(
 @app.command(epilog="Example: sfkt classes sun-rgbd --root ~/SUNRGBD")
 @shared_options("config", "assignments")
 def classes(options: Options, name: DatasetName = None, root: Root = None) -> Result:
-    """List the classes of an archive, their numbers of images, and what they are used for."""
+    """List the classes of an archive and what they are used for."""
     from sfkt_cli.settings.resolve import resolve
     from sfkt_cli.stages.inspect import list_classes
 
@@ -367,7 +376,7 @@ def doctor(
         Path | None, typer.Option(help="Run whose models and stores are read and compared.")
     ] = None,
 ) -> Result:
-    """Say what this machine has, what is missing, and what would help."""
+    """Say what this machine has, what is missing, and what helps."""
     from sfkt_cli.stages.doctor import doctor
 
     return doctor(verify)

@@ -22,10 +22,9 @@ from sfkt_cli.evaluation.models import (
 from sfkt_cli.evaluation.report import Row
 from sfkt_cli.methods import label_free
 from sfkt_cli.settings.config import Config
-from sfkt_cli.training.pairs import held_out_pairs
+from sfkt_cli.training.pairs import held_out_pairs, spread
 from sfkt_cli.training.predicting import predict_rows
 from sfkt_cli.training.runtime import Runtime
-from sfkt_cli.training.selection import spread
 
 Numbers = NDArray[Any]
 TRAINING_ACCURACY = "trained on these very images and labels: its training accuracy"

@@ -15,7 +15,7 @@ from sfkt_cli.evaluation.models import finished_methods, translate
 from sfkt_cli.evaluation.predictions import Evidence
 from sfkt_cli.evaluation.report import BOUNDS, Row, Section, amount, interval, percent
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.selection import spread
+from sfkt_cli.training.pairs import spread
 
 LABEL_FREE = {
     "ti_agreement": "TI agreement %",

@@ -36,7 +36,14 @@ from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.loop import cosine, fit
 from sfkt_cli.training.optimizers import translator_optimizer
-from sfkt_cli.training.pairs import held_out_pairs, passes_of_epoch, plan_of, settle_streams
+from sfkt_cli.training.pairs import (
+    held_out_pairs,
+    passes_of_epoch,
+    plan_of,
+    remember,
+    settle_streams,
+    spread,
+)
 from sfkt_cli.training.predicting import (
     FEW,
     predict_rows,
@@ -46,7 +53,6 @@ from sfkt_cli.training.predicting import (
     through,
 )
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
-from sfkt_cli.training.selection import remember, spread
 
 LEVEL_ROWS = 64
 """RGB images on which the variance of the source model's activations is measured."""

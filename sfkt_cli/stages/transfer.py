@@ -26,11 +26,11 @@ from sfkt_cli.models.saving import (
     warm_start,
 )
 from sfkt_cli.models.translators import Front
-from sfkt_cli.settings.config import Config, OptimiserConfig, section_of
+from sfkt_cli.settings.config import Config, method_settings
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.loop import SCHEDULES, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
-from sfkt_cli.training.pairs import held_out_pairs, plan_of, settle_streams
+from sfkt_cli.training.pairs import held_out_pairs, plan_of, remember, settle_streams, spread
 from sfkt_cli.training.predicting import (
     predict_rows,
     rgb_loader,
@@ -39,19 +39,19 @@ from sfkt_cli.training.predicting import (
     through,
 )
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
-from sfkt_cli.training.selection import remember, spread
 
 
 def transfer(config: Config, run: Run) -> None:
     """Train the student; writes ``transfer/<method>/model.*``.
 
     Raises:
-        ConfigError: The method is unknown.
+        ConfigError: The method is unknown, or has no section of settings.
         RunError: A stage before it has not been run.
         DataError: The method needs TI pairs and there are none.
     """
     method = config.transfer.method
     objective_class = find_method(method)
+    own = method_settings(config, method)
     run.require("prepare", "sfkt prepare NAME")
     source_folder = run.require("source", "sfkt source")
     store = open_store(run.transfer_store)
@@ -96,7 +96,6 @@ def transfer(config: Config, run: Run) -> None:
         objective = objective_class(student, outputs, config)
         runtime.place(objective)
         settings = config.transfer
-        own: OptimiserConfig = getattr(config, section_of(method))
         rates = own.rates(pretrained=saved.pretrained)
         needs_ti = bool(objective_class.needs_ti)
         streams, batches = settle_streams(
@@ -117,6 +116,7 @@ def transfer(config: Config, run: Run) -> None:
             schedule=SCHEDULES[own.schedule],
             keep=student,
             begin_epoch=objective.begin_epoch,
+            after_step=getattr(objective, "after_step", lambda: None),
             scores=student_scores(store, student, outputs, runtime, config.seed, stage.folder),
         )
         untouched = start_student(source).eval()

@@ -53,6 +53,7 @@ def make_batch() -> Batch:
     images = torch.randint(1, 1000, (2, COUNT, SIDE, SIDE), generator=generator)
     return {
         "tr_target": images[0],
+        "tr_target_2": images[0].flip(2),
         "tr_rows": torch.arange(COUNT),
         "ti_target": images[1],
         "ti_rows": torch.arange(COUNT),
