@@ -12,7 +12,8 @@ import io
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,16 @@ from sfkt_cli.errors import DataError
 
 MAX_PIXELS = 100_000_000
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".webp", ".npy")
-READABLE = "PNG, JPEG, TIFF, BMP, PGM, PPM, WebP or NPY"
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pnm"),
+    *(".webp", ".npy"),
+)
+READABLE = "PNG, JPEG, TIFF, BMP, PGM, PPM, WebP and NPY"
+_NOTES = (
+    *(".txt", ".md", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".log"),
+    *(".html", ".pdf"),
+)
+"""What usually lies beside images and is none."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PLAIN = (1, 2)
@@ -113,7 +122,7 @@ def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Exception as error:  # Pillow raises almost anything on damaged bytes
         raise DataError(
-            f"{name} is no image that can be read: {_short(error)}; what is read: {READABLE}"
+            f"{name} is no image that can be read: {_short(error)}; convert it: {READABLE} are read"
         ) from None
     _check_size(name, image.width, image.height, max_pixels)
     return image
@@ -177,6 +186,19 @@ def _check_png(content: bytes, name: str) -> None:
             return
         position = end + 4
     raise DataError(f"{name} is damaged or cut off: the PNG file has no end")
+
+
+def tell_unread(names: Iterable[str]) -> str:
+    """Which files are read by nobody although they may be images; "" where there are none."""
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(names):
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix not in SUFFIXES + _NOTES:
+            kinds.setdefault(suffix or "without suffix", []).append(name)
+    if not kinds:
+        return ""
+    counts = "; ".join(f"{len(some)} {kind}, such as {some[0]}" for kind, some in kinds.items())
+    return f"not read: {counts}; if they are images, convert them: {READABLE} are read"
 
 
 def _read_samples(content: bytes, name: str, max_pixels: int) -> NDArray[Any] | None:

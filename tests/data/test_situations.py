@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import shutil
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfkt_cli.data.decode import decode_rgb, decode_target
+from sfkt_cli.data.readers import read_archive
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.errors import DataError
-from tests.data.make_archives import depth
+from sfkt_cli.settings.config import Config, build
+from sfkt_cli.stages.predict import expand
+from tests.data.make_archives import depth, folders, manifest, save
 
 Pixels = NDArray[Any]
 COMPRESSIONS = (None, "lzw", "zlib", "packbits", "lzma", "zstd", "png", "jpeg2000", "jpegxl")
@@ -237,3 +243,89 @@ def test_arrays_of_other_integers_do_not_wrap_around(dtype: str) -> None:
         if np.iinfo(dtype).min <= wrong <= np.iinfo(dtype).max:
             with pytest.raises(DataError, match=f"{wrong}.*expected 0..65535"):
                 sensor.fit_values(np.full((30, 30), wrong, dtype))
+
+
+def settings_of(root: Path, **over: Any) -> Config:
+    return build({"dataset": "folders", "image_size": 30, "prepare": {"root": str(root)}}, over)
+
+
+def zipped(root: Path, top: str = "") -> Path:
+    path = root.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(root.rglob("*")):
+            if file.is_file():
+                archive.write(file, top + str(file.relative_to(root)))
+    return path
+
+
+@pytest.mark.parametrize("top", ["", "mine/"])
+@pytest.mark.parametrize("name", ["manifest.csv", "Manifest.CSV", "lists/own.csv"])
+def test_a_manifest_in_a_zip_file(name: str, top: str, tmp_path: Path) -> None:
+    root = manifest(tmp_path / "mine")
+    expected = read_archive(settings_of(root)).records
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / "manifest.csv").rename(root / name)
+    chosen = {"manifest": name} if "/" in name else {}
+    place = zipped(root, top)
+    shutil.rmtree(root)
+    archive = read_archive(settings_of(place, folders=chosen))
+    assert [r.parts for r in archive.records] == [r.parts for r in expected]
+    assert [(r.id, r.label, r.group) for r in archive.records] == [
+        (r.id, r.label, r.group) for r in expected
+    ]
+    assert archive.loader.target(archive.records[0], 30).any()
+
+
+def test_a_manifest_deep_in_an_archive_is_a_note(tmp_path: Path) -> None:
+    root = folders(tmp_path / "mine")
+    (root / "tr/mug/manifest.csv").write_text("rgb,target\n")
+    assert {r.label for r in read_archive(settings_of(root)).records} == {"mug", "pot", None}
+
+
+HIDDEN = [
+    "tr/.ipynb_checkpoints/0.png", "tr/mug/rgb/.ipynb_checkpoints/0-checkpoint.jpg",
+    "tr/mug/target/@eaDir/0.png", "tr/mug/target/._0.png", "tr/__MACOSX/mug/0.png",
+    "ti/rgb/Thumbs.db", "tr/mug/.DS_Store", "tr/#recycle/0.png",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_hidden_and_system_folders_hold_no_images(packed: bool, tmp_path: Path) -> None:
+    root = folders(tmp_path / "mine")
+    expected = read_archive(settings_of(root)).records
+    for name in HIDDEN:
+        save(root / "new.png", depth(0))
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "new.png").rename(root / name)
+    archive = read_archive(settings_of(zipped(root) if packed else root))
+    assert archive.records == expected
+    assert not archive.notes
+    assert not {path.relative_to(root).as_posix() for path in expand([str(root)])} & set(HIDDEN)
+    assert len(list(expand([f"{root}/tr/mug/target/*"]))) == 6
+
+
+def test_images_that_are_not_read_are_counted_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = folders(tmp_path / "mine")
+    shutil.copy(root / "ti/rgb/0.jpg", root / "ti/rgb/9.JFIF")
+    shutil.copy(root / "ti/target/0.png", root / "ti/target/9.png")
+    shutil.copy(root / "tr/mug/rgb/0.jpg", root / "tr/mug/rgb/5.jpe")
+    (root / "tr/mug/rgb/5.jpg").unlink()
+    for name in ("tr/mug/rgb/7.heic", "tr/mug/rgb/8.heic", "ti/rgb/7.exr", "tr/notes.txt"):
+        (root / name).write_bytes(b"")
+    save(root / "TI/rgb/0.png", depth(0))
+    archive = read_archive(settings_of(root))
+    assert len(archive.records) == 19
+    unread, elsewhere = archive.notes
+    assert "2 .heic, such as tr/mug/rgb/7.heic" in unread
+    assert "1 .exr, such as ti/rgb/7.exr" in unread
+    assert ".txt" not in unread
+    assert "neither in tr nor in ti: 1, as TI/rgb/0.png" in elsewhere
+    list(expand([str(root)]))
+    assert "2 .heic, such as tr/mug/rgb/7.heic" in " ".join(capsys.readouterr().err.split())
+    (root / "ti/rgb/5.jpg").rename(root / "ti/rgb/5.heic")
+    with pytest.raises(DataError, match=r"no partner 5\.\*.*convert ti/rgb/5\.heic"):
+        read_archive(settings_of(root))
+    with pytest.raises(DataError, match=r"7\.heic is no image.*convert it: PNG, JPEG"):
+        decode_rgb(b"\0\0\0 ftypheic", "7.heic")
