@@ -10,8 +10,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from sfkt_cli.console import event, say, speaks_json, track, write_output
-from sfkt_cli.data.decode import SUFFIXES
+from sfkt_cli.console import event, say, speaks_json, track, warn, write_output
+from sfkt_cli.data.archive import is_system, list_files
+from sfkt_cli.data.decode import SUFFIXES, tell_unread
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.evaluation.report import to_csv as harmless_csv
 from sfkt_cli.files import write_text
@@ -123,12 +124,17 @@ def _matches(entry: str) -> list[Path]:
         return [Path(line) for line in sys.stdin.read().splitlines() if line.strip()]
     path = Path(entry)
     if path.is_dir():
-        inside = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        return sorted(file for file in inside if file.is_file())
+        names = list_files(path)
+        unread = tell_unread(names)
+        if unread:
+            warn(f"{path}: {unread}")
+        return sorted(path / name for name in names if name.lower().endswith(SUFFIXES))
     if path.exists() or not any(sign in entry for sign in "*?["):
         return [path]
-    base = Path(path.anchor) if path.is_absolute() else Path()
-    return sorted(file for file in base.glob(str(path.relative_to(base))) if file.is_file())
+    fixed = next(place for place, part in enumerate(path.parts) if set(part) & set("*?["))
+    base = Path(*path.parts[:fixed])
+    found = base.glob(str(Path(*path.parts[fixed:])))
+    return sorted(f for f in found if f.is_file() and not is_system(str(f.relative_to(base))))
 
 
 def read_batches(
