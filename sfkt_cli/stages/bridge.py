@@ -32,6 +32,7 @@ from sfkt_cli.training.optimizers import translator_optimizer
 from sfkt_cli.training.pairs import held_out_pairs, passes_of_epoch, plan_of, settle_streams
 from sfkt_cli.training.predicting import (
     FEW,
+    look_for_collapse,
     predict_rows,
     rgb_loader,
     student_loader,
@@ -123,6 +124,8 @@ def bridge(config: Config, run: Run) -> None:
         if not trained:
             architecture = {"name": "identity", "channels": encoding.encoded_channels, "width": 0}
             translator = make_translator(**architecture)
+        load, model = target_loader(runtime, encoding), through(translator.eval(), source)
+        look_for_collapse(store, load, model, runtime, saved.classes, "bridge")
         if not runtime.main:
             return
         save_model(

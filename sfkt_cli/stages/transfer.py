@@ -24,6 +24,7 @@ from sfkt_cli.training.loop import SCHEDULES, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
 from sfkt_cli.training.pairs import held_out_pairs, plan_of, settle_streams
 from sfkt_cli.training.predicting import (
+    look_for_collapse,
     predict_rows,
     rgb_loader,
     student_loader,
@@ -114,6 +115,8 @@ def transfer(config: Config, run: Run) -> None:
                 "source model than the untouched source model does, whose weights are kept; keep "
                 f"your RGB model with the encoding {encoding.kind}"
             )
+        load, model = student_loader(runtime, encoding), student.eval()
+        look_for_collapse(store, load, model, runtime, saved.classes, "transfer")
         if not runtime.main:
             return
         save_model(
