@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
+from sfkt_cli.data.plausible import describe_images
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import DataError
 from sfkt_cli.methods import find_method, label_free
@@ -18,6 +19,7 @@ from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.fold_batchnorm import fold_batch_norms
 from sfkt_cli.models.saving import Saved, check_classes, classifier_of, load_model, save_model
 from sfkt_cli.models.translators import Front
+from sfkt_cli.scores import fit_temperature
 from sfkt_cli.settings.config import Config, OptimiserConfig, section_of
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.loop import SCHEDULES, fit
@@ -117,12 +119,14 @@ def transfer(config: Config, run: Run) -> None:
             )
         load, model = student_loader(runtime, encoding), student.eval()
         look_for_collapse(store, load, model, runtime, saved.classes, "transfer")
+        temperature = calibrated(store, student, outputs, runtime, config.seed)
         if not runtime.main:
             return
         save_model(
             stage.folder, student, kind="classifier", architecture=architecture,
             classes=saved.classes, encoding=encoding, inputs=inputs, seed=config.seed,
-            method=method,
+            method=method, temperature=temperature,
+            images=describe_images(sample_rows(store), encoding.missing),
         )  # fmt: skip
         stage.finish(
             seconds=fitted.seconds,
@@ -210,6 +214,23 @@ def is_better(
         predict_rows(ti, load, model, runtime, flips=True)[1] for model in (untouched, student)
     )
     return label_free.bridge_trust(before, after, outputs.ti_logits.cpu()[held]) < 1.0
+
+
+def calibrated(
+    store: Store, student: Classifier, outputs: TeacherOutputs, runtime: Runtime, seed: int
+) -> float:
+    """The student's temperature; 1 without TI pairs.
+
+    What the source model says of the RGB image of a held-out TI pair stands for the truth, and
+    counts as much as it is sure.
+    """
+    if outputs.ti_logits is None:
+        return 1.0
+    _, held = held_out_pairs(store, seed)
+    load = student_loader(runtime, outputs.encoding)
+    _, logits = predict_rows(store["ti/target"][held], load, student, runtime)
+    sure, partners = outputs.ti_logits.cpu()[held].softmax(dim=1).max(dim=1)
+    return fit_temperature(logits.numpy(), partners.numpy(), sure.numpy())
 
 
 def student_scores(
