@@ -125,7 +125,7 @@ def bridge(config: Config, run: Run) -> None:
             architecture = {"name": "identity", "channels": encoding.encoded_channels, "width": 0}
             translator = make_translator(**architecture)
         load, model = target_loader(runtime, encoding), through(translator.eval(), source)
-        look_for_collapse(store, load, model, runtime, saved.classes, "bridge")
+        look_for_collapse(store, load, model, runtime, "bridge")
         if not runtime.main:
             return
         save_model(

@@ -118,7 +118,7 @@ def transfer(config: Config, run: Run) -> None:
                 f"your RGB model with the encoding {encoding.kind}"
             )
         load, model = student_loader(runtime, encoding), student.eval()
-        look_for_collapse(store, load, model, runtime, saved.classes, "transfer")
+        look_for_collapse(store, load, model, runtime, "transfer")
         temperature = calibrated(store, student, outputs, runtime, config.seed)
         if not runtime.main:
             return

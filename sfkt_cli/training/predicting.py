@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -88,7 +88,7 @@ def predict_rows(
 
 
 def look_for_collapse(
-    store: Store, load: Loader, model: Model, runtime: Runtime, classes: Sequence[str], stage: str
+    store: Store, load: Loader, model: Model, runtime: Runtime, stage: str
 ) -> None:
     """Warn where a finished model names one class for nearly all TR target images, or none.
 
@@ -97,13 +97,13 @@ def look_for_collapse(
         load: Stored to model input.
         model: Model input to features and logits.
         runtime: Device and precision.
-        classes: Their names.
-        stage: ``bridge`` or ``transfer``.
+        stage: ``bridge`` or ``transfer``, whose log names no class of a target image.
     """
     _, logits = predict_rows(
         store["target/target"][spread(store.count("target"))], load, model, runtime
     )
     name = "the student" if stage == "transfer" else "the source model behind the bridge"
+    classes = [f"class {number}" for number in range(logits.shape[1])]
     warn_of_collapse(logits, classes, name, "TR target images", stage)
 
 
