@@ -2,7 +2,8 @@
 
 model.json: ``kind`` (classifier, translator), ``architecture`` (arguments of the class),
 ``classes``, ``normalisation``, ``encoding``, ``inputs`` (digests), ``seed``, ``versions``,
-``sha256`` of the weights. Nothing here runs code from a file.
+``sha256`` of the weights. A student's has ``images`` (what is usual in its training images) and
+``temperature`` (by which its logits are divided), too. Nothing here runs code from a file.
 """
 
 from __future__ import annotations

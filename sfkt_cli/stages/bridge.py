@@ -46,6 +46,7 @@ from sfkt_cli.training.pairs import (
 )
 from sfkt_cli.training.predicting import (
     FEW,
+    look_for_collapse,
     predict_rows,
     rgb_loader,
     student_loader,
@@ -143,6 +144,8 @@ def bridge(config: Config, run: Run) -> None:
         if not trained:
             architecture = {"name": "identity", "channels": encoding.encoded_channels, "width": 0}
             translator = make_translator(**architecture)
+        load, model = target_loader(runtime, encoding), through(translator.eval(), source)
+        look_for_collapse(store, load, model, runtime, "bridge")
         if not runtime.main:
             return
         save_model(
