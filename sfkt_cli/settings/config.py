@@ -176,7 +176,14 @@ class TrainingConfig(Section):
     shuffle_pairs: bool = False
     """A sceptic's check: in training, each TI image gets another pair's partner."""
     select: Literal[
-        "auto", "last", "ti_closeness", "ti_agreement", "ti_kappa", "tr_information", "tr_density"
+        "auto",
+        "last",
+        "ti_closeness",
+        "ti_rank",
+        "ti_agreement",
+        "ti_kappa",
+        "tr_information",
+        "tr_density",
     ] = "auto"
     """Label-free score whose best epoch of bridge and transfer is kept; auto: ti_closeness for the
     bridge, the last epoch for the student."""
@@ -364,7 +371,7 @@ class TgktConfig(DistillConfig):
     beta_kl: Weight = 1.0
     """Weight of L_KL (paper: 1)."""
     trust: Literal["measured", "full"] = "measured"
-    """measured: L_KL and L_f are multiplied by how much better the source model agrees with itself
+    """measured: L_KL and L_f are multiplied by how much better target images find their RGB partners
     behind the bridge than without it, on TI pairs (ours). full: by 1, as in the paper."""
     fade: Annotated[float, Field(gt=0, le=1)] | None = 0.5
     """Share of the training after which the bridge no longer teaches; its weight falls linearly
