@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from sfkt_cli.console import say, warn
