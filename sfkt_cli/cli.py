@@ -70,6 +70,10 @@ Method = Annotated[
     str | None,
     typer.Option(help="Transfer method, such as tgkt, shot or distill.", autocompletion=_methods),
 ]
+WarmStart = Annotated[
+    Path | None,
+    typer.Option(metavar="RUN", help="Finished run whose models this one goes on from."),
+]
 Sensor = Annotated[str | None, typer.Option(help="SUN RGB-D: kv1, kv2, realsense or xtion.")]
 
 
@@ -149,10 +153,11 @@ def prepare(
 @app.command(epilog="Example: sfkt source --set source.epochs=30")
 @shared_options(*STAGE)
 @_shared_by_processes
-def source(options: Options) -> Result:
+def source(options: Options, warm_start: WarmStart = None) -> Result:
     """Train the RGB source model, or import yours."""
     from sfkt_cli.pipeline import run_source
 
+    options = options.with_flags({"training.warm_start": warm_start})
     if options.dry_run:
         return _dry_run("source", options)
     return run_source(options).outcome("source")
@@ -161,10 +166,11 @@ def source(options: Options) -> Result:
 @app.command(epilog="Example: sfkt bridge --gpus 2")
 @shared_options(*STAGE)
 @_shared_by_processes
-def bridge(options: Options) -> Result:
+def bridge(options: Options, warm_start: WarmStart = None) -> Result:
     """Train the translator, and write its source-like RGB images."""
     from sfkt_cli.pipeline import run_bridge
 
+    options = options.with_flags({"training.warm_start": warm_start})
     if options.dry_run:
         return _dry_run("bridge", options)
     return run_bridge(options).outcome("bridge")
@@ -173,11 +179,12 @@ def bridge(options: Options) -> Result:
 @app.command(epilog="Example: sfkt transfer --method shot")
 @shared_options(*STAGE)
 @_shared_by_processes
-def transfer(options: Options, method: Method = None) -> Result:
+def transfer(options: Options, method: Method = None, warm_start: WarmStart = None) -> Result:
     """Train the classifier for the target sensor, the student."""
     from sfkt_cli.pipeline import run_transfer
 
-    options = options.with_flags({"transfer.method": method})
+    flags = {"transfer.method": method, "training.warm_start": warm_start}
+    options = options.with_flags(flags)
     if options.dry_run:
         return _dry_run("transfer", options)
     return run_transfer(options)
@@ -208,6 +215,7 @@ def run(
         Path | None,
         typer.Argument(metavar="[CONFIG.yaml]", help="Settings; without: the built-in demo."),
     ] = None,
+    warm_start: WarmStart = None,
 ) -> Result:
     """Run every stage that is not finished, and print the table."""
     from sfkt_cli.pipeline import evaluation, run_all
@@ -215,6 +223,7 @@ def run(
     if file is not None and options.config is not None:
         raise typer.BadParameter("give the settings once: sfkt run CONFIG.yaml")
     options = replace(options, config=file or options.config)
+    options = options.with_flags({"training.warm_start": warm_start})
     from sfkt_cli.dry_run import dry_run_all
 
     return dry_run_all(options) if options.dry_run else evaluation(run_all(options))

@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from sfkt_cli.data.decode import decode_target
+from sfkt_cli.data.decode import MAX_PIXELS, decode_target, known_type
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.readers.sun_rgbd import undo_rotation
 from sfkt_cli.data.resample import Fit, fit_target
@@ -28,6 +28,7 @@ class Sensor:
         image_size: Side of the square model input, in pixels.
         fit: crop or squash.
         rotated: Depth values have their bits rotated, as in SUN RGB-D's files.
+        max_pixels: Larger image files are refused.
     """
 
     modality: str
@@ -37,6 +38,7 @@ class Sensor:
     image_size: int
     fit: Fit
     rotated: bool = False
+    max_pixels: int = MAX_PIXELS
 
     @property
     def missing(self) -> bool:
@@ -55,7 +57,7 @@ class Sensor:
         Raises:
             DataError: The file is damaged, or its values are not what the model expects.
         """
-        return self.fit_values(decode_target(content, name), name)
+        return self.fit_values(decode_target(content, name, self.max_pixels), name)
 
     def fit_values(self, values: NDArray[Any], name: str = "the image") -> NDArray[Any]:
         """A raw image (H, W) or (H, W, C) of the sensor to the model's size and unit.
@@ -63,6 +65,7 @@ class Sensor:
         Raises:
             DataError: The values are not what the model expects.
         """
+        values = known_type(values, name)
         if self.rotated:
             stored = undo_rotation(values, name)
         else:
@@ -86,6 +89,7 @@ def sensor_of_store(store: Store, config: Config) -> Sensor:
         image_size=images.shape[1],
         fit=store.attrs.get("fit", config.prepare.fit),
         rotated=store.dataset == "sun-rgbd",
+        max_pixels=config.prepare.max_pixels,
     )
 
 
@@ -100,4 +104,5 @@ def sensor_of_settings(config: Config, encoding: Encoding) -> Sensor:
         image_size=config.image_size,
         fit=config.prepare.fit,
         rotated=config.dataset == "sun-rgbd",
+        max_pixels=config.prepare.max_pixels,
     )

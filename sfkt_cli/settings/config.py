@@ -185,6 +185,9 @@ class TrainingConfig(Section):
     many epochs; 0: never."""
     clip_norm: Positive | None = None
     """Largest norm of the gradient; null: no clipping."""
+    warm_start: UserPath | None = None
+    """Folder of a finished run with fewer images: its source model is taken; bridge and transfer
+    go on from its translator and its student (--warm-start)."""
 
 
 class SourceConfig(Section):

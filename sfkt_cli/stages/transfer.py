@@ -11,20 +11,30 @@ from torch import Tensor, nn
 
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
+from sfkt_cli.data.plausible import describe_images
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import DataError
 from sfkt_cli.methods import find_method, label_free
 from sfkt_cli.methods.teacher_outputs import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.fold_batchnorm import fold_batch_norms
-from sfkt_cli.models.saving import Saved, check_classes, classifier_of, load_model, save_model
+from sfkt_cli.models.saving import (
+    Saved,
+    check_classes,
+    classifier_of,
+    load_model,
+    save_model,
+    warm_start,
+)
 from sfkt_cli.models.translators import Front
+from sfkt_cli.scores import fit_temperature
 from sfkt_cli.settings.config import Config, method_settings
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.loop import SCHEDULES, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
 from sfkt_cli.training.pairs import held_out_pairs, plan_of, remember, settle_streams, spread
 from sfkt_cli.training.predicting import (
+    look_for_collapse,
     predict_rows,
     rgb_loader,
     student_loader,
@@ -61,6 +71,12 @@ def transfer(config: Config, run: Run) -> None:
     if objective_class.needs_bridge:
         translator = load_model(run.require("bridge", "sfkt bridge"), runtime.device)
         inputs["bridge"] = translator.digest
+    earlier: Saved | None = None
+    if config.training.warm_start is not None:
+        before, command = Run(config.training.warm_start), f"sfkt transfer --method {method}"
+        folder = before.require(f"transfer/{method}", f"{command} --run {before.folder}")
+        earlier = load_model(folder, runtime.device)
+        inputs["warm start"] = earlier.digest
     with run.open(f"transfer/{method}", config, inputs) as stage:
         if stage is None:
             say(f"transfer: {method} is already done in {run.path('transfer', method)}")
@@ -77,6 +93,8 @@ def transfer(config: Config, run: Run) -> None:
         student = start_student(source)
         if front is not None:
             student.front = Front(front.module, architecture["front"]["channels"])
+        if earlier is not None:
+            warm_start(earlier, student, architecture, saved)
         runtime.synchronised(student)
         objective = objective_class(student, outputs, config)
         runtime.place(objective)
@@ -115,12 +133,16 @@ def transfer(config: Config, run: Run) -> None:
                 "source model than the untouched source model does, whose weights are kept; keep "
                 f"your RGB model with the encoding {encoding.kind}"
             )
+        load, model = student_loader(runtime, encoding), student.eval()
+        look_for_collapse(store, load, model, runtime, "transfer")
+        temperature = calibrated(store, student, outputs, runtime, config.seed)
         if not runtime.main:
             return
         save_model(
             stage.folder, student, kind="classifier", architecture=architecture,
             classes=saved.classes, encoding=encoding, inputs=inputs, seed=config.seed,
-            method=method,
+            method=method, temperature=temperature,
+            images=describe_images(sample_rows(store), encoding.missing),
         )  # fmt: skip
         stage.finish(
             seconds=fitted.seconds,
@@ -211,6 +233,23 @@ def is_better(
     )
     gain, error = label_free.kappa_gain(after, before, outputs.ti_logits.cpu()[held_out])
     return gain > -2.0 * error
+
+
+def calibrated(
+    store: Store, student: Classifier, outputs: TeacherOutputs, runtime: Runtime, seed: int
+) -> float:
+    """The student's temperature; 1 without TI pairs.
+
+    What the source model says of the RGB image of a held-out TI pair stands for the truth, and
+    counts as much as it is sure.
+    """
+    if outputs.ti_logits is None:
+        return 1.0
+    _, held = held_out_pairs(store, seed)
+    load = student_loader(runtime, outputs.encoding)
+    _, logits = predict_rows(store["ti/target"][held], load, student, runtime)
+    sure, partners = outputs.ti_logits.cpu()[held].softmax(dim=1).max(dim=1)
+    return fit_temperature(logits.numpy(), partners.numpy(), sure.numpy())
 
 
 def student_scores(
