@@ -18,8 +18,9 @@ LIMITS = """\
 - Trained without labels of this sensor. It knows what the RGB source model knew, errors included.
 - Valid for this sensor at these settings: another depth range, resolution or mounting needs a new
   `sfkt transfer`.
-- Probabilities are not calibrated on labelled data. Look at `ece` in the report before you set
-  thresholds.
+- Probabilities are not calibrated on labelled data. `sfkt predict` divides the logits by the
+  temperature in model.json, fitted without labels; the other files do not. Look at the report
+  before you set thresholds.
 - Every image is given one of the classes above, also when it shows none of them."""
 
 

@@ -10,6 +10,9 @@ from torch import Tensor
 from sfkt_cli import losses
 from sfkt_cli.scores import soft_neighbourhood_density
 
+MIN_PAIRS = 10
+"""Held-out TI pairs from which on their kappa says something."""
+
 
 def agreement(logits: Tensor, partner_logits: Tensor) -> float:
     """TI agreement: share of pairs of which the model names the same class on both images.
@@ -35,25 +38,48 @@ def kappa(logits: Tensor, partner_logits: Tensor) -> float:
     return (agreed - chance) / max(1.0 - chance, 1e-6)
 
 
-def bridge_trust(bridged: Tensor, untouched: Tensor, partners: Tensor) -> float:
+def kappa_gain(logits: Tensor, before: Tensor, partner_logits: Tensor) -> tuple[float, float]:
+    """How much kappa rises from one model to another, and the standard error of that (paired).
+
+    Args:
+        logits: (N, K) of the one model, on target images of TI pairs.
+        before: (N, K) of the other, on the same images.
+        partner_logits: (N, K) of the source model on their RGB partners.
+    """
+    named = partner_logits.argmax(dim=1)
+    gains = (logits.argmax(dim=1) == named).float() - (before.argmax(dim=1) == named).float()
+    spread = max(float(gains.std(correction=0)), 1.0 / len(gains))
+    error = spread / math.sqrt(len(gains)) / max(1.0 - _chance(logits, partner_logits), 1e-6)
+    return kappa(logits, partner_logits) - kappa(before, partner_logits), error
+
+
+def bridge_trust(
+    bridged: Tensor, untouched: Tensor, partner_logits: Tensor, held_out: Tensor
+) -> float:
     """How far the source model behind the bridge can be trusted, in [0, 1] (ours).
 
         trust = (kappa(bridge) - kappa(untouched)) / (2 standard errors), clipped to [0, 1]
 
     0: behind the bridge the source model agrees no better with the RGB partners than on the encoded
-    images themselves. 1: it agrees better by two standard errors. The share of information in the
-    bridge's predictions says less: it does not measure whether they are right.
+    images themselves, over all pairs or over the held-out ones. 1: it agrees better by two standard
+    errors. All pairs are counted, for few that were held out say little; T was trained on most of
+    them, but it is compared with a model that was trained on none of these target images. The share
+    of information in the bridge's predictions says less: it does not measure whether they are
+    right.
 
     Args:
-        bridged: (N, K) logits on translated images of TI pairs that T was not trained on.
+        bridged: (N, K) logits on translated images of the TI pairs.
         untouched: (N, K) logits of the source model on their encoded images.
-        partners: (N, K) logits of the source model on their RGB partners.
+        partner_logits: (N, K) logits of the source model on their RGB partners.
+        held_out: (M,) row numbers of the pairs that T was not trained on; fewer than MIN_PAIRS have
+            no say.
     """
-    named = partners.argmax(dim=1)
-    gains = (bridged.argmax(dim=1) == named).float() - (untouched.argmax(dim=1) == named).float()
-    spread = max(float(gains.std(correction=0)), 1.0 / len(gains))
-    error = spread / math.sqrt(len(gains)) / max(1.0 - _chance(bridged, partners), 1e-6)
-    gain = kappa(bridged, partners) - kappa(untouched, partners)
+    parts = (bridged, untouched, partner_logits)
+    if len(held_out) >= MIN_PAIRS:
+        gain, _ = kappa_gain(*(part[held_out] for part in parts))
+        if gain <= 0.0:
+            return 0.0
+    gain, error = kappa_gain(*parts)
     return min(max(gain / (2.0 * error), 0.0), 1.0)
 
 

@@ -2,7 +2,8 @@
 
 model.json: ``kind`` (classifier, translator), ``architecture`` (arguments of the class),
 ``classes``, ``normalisation``, ``encoding``, ``inputs`` (digests), ``seed``, ``versions``,
-``sha256`` of the weights. Nothing here runs code from a file.
+``sha256`` of the weights. A student's has ``images`` (what is usual in its training images) and
+``temperature`` (by which its logits are divided), too. Nothing here runs code from a file.
 """
 
 from __future__ import annotations
@@ -137,6 +138,33 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
     module.eval()
     module.to(device or torch.device("cpu"), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Saved(module, classes, encoding, card)
+
+
+def warm_start(
+    earlier: Saved, module: nn.Module, architecture: Mapping[str, Any], source: Saved
+) -> None:
+    """Give a new module the weights of one of an earlier run.
+
+    Args:
+        earlier: Of the earlier run.
+        module: Of this run; it is changed.
+        architecture: Of the module.
+        source: The source model of this run.
+
+    Raises:
+        DataError: The earlier model is another network, or was made from another source model.
+    """
+    if earlier.card["inputs"].get("source") != source.digest:
+        raise DataError(
+            "training.warm_start: that run has another source model, and its translator and "
+            "student are made for it: `sfkt source --warm-start RUN` takes it over"
+        )
+    if json.loads(json.dumps(architecture)) != earlier.card["architecture"]:
+        raise DataError(
+            f"training.warm_start: its network is {earlier.card['architecture']}, here it is "
+            f"{dict(architecture)}: give this run the same settings, or leave warm_start out"
+        )
+    module.load_state_dict(earlier.module.state_dict())
 
 
 def _build(kind: str, architecture: dict[str, Any]) -> nn.Module:

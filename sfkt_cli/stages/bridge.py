@@ -23,15 +23,30 @@ from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.feature_maps import Levels
 from sfkt_cli.models.fold_batchnorm import fold_batch_norms
-from sfkt_cli.models.saving import check_classes, classifier_of, load_model, save_model
+from sfkt_cli.models.saving import (
+    Saved,
+    check_classes,
+    classifier_of,
+    load_model,
+    save_model,
+    warm_start,
+)
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.loop import cosine, fit
 from sfkt_cli.training.optimizers import translator_optimizer
-from sfkt_cli.training.pairs import held_out_pairs, passes_of_epoch, plan_of, settle_streams
+from sfkt_cli.training.pairs import (
+    held_out_pairs,
+    passes_of_epoch,
+    plan_of,
+    remember,
+    settle_streams,
+    spread,
+)
 from sfkt_cli.training.predicting import (
     FEW,
+    look_for_collapse,
     predict_rows,
     rgb_loader,
     student_loader,
@@ -39,7 +54,6 @@ from sfkt_cli.training.predicting import (
     through,
 )
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
-from sfkt_cli.training.selection import remember, spread
 
 LEVEL_ROWS = 64
 """RGB images on which the variance of the source model's activations is measured."""
@@ -65,6 +79,11 @@ def bridge(config: Config, run: Run) -> None:
     saved = load_model(source_folder)
     check_classes(saved.classes, store)
     inputs = {"transfer.h5": store.digest, "source": saved.digest}
+    earlier: Saved | None = None
+    if config.training.warm_start is not None:
+        before = Run(config.training.warm_start)
+        earlier = load_model(before.require("bridge", f"sfkt bridge --run {before.folder}"))
+        inputs["warm start"] = earlier.digest
     with run.open("bridge", config, inputs) as stage:
         if stage is None:
             say(f"bridge: already done in {run.path('bridge')}")
@@ -84,6 +103,8 @@ def bridge(config: Config, run: Run) -> None:
             architecture["codes"] = config.vqgan.codes
         seed_all(config.seed, "bridge")
         translator = make_translator(**architecture)
+        if earlier is not None and earlier.card["architecture"]["name"] != "identity":
+            warm_start(earlier, translator, architecture, saved)
         objective = Tgmb(
             translator,
             source,
@@ -123,6 +144,8 @@ def bridge(config: Config, run: Run) -> None:
         if not trained:
             architecture = {"name": "identity", "channels": encoding.encoded_channels, "width": 0}
             translator = make_translator(**architecture)
+        load, model = target_loader(runtime, encoding), through(translator.eval(), source)
+        look_for_collapse(store, load, model, runtime, "bridge")
         if not runtime.main:
             return
         save_model(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 
 from sfkt_cli.console import event, say, speaks_json, track, warn, write_output
@@ -16,6 +17,7 @@ from sfkt_cli.data.decode import SUFFIXES, tell_unread
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.evaluation.report import to_csv as harmless_csv
 from sfkt_cli.files import write_text
+from sfkt_cli.models.prediction_check import warn_of_collapse
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.student import Prediction, Student, load_student
@@ -72,6 +74,7 @@ def predict(
             tracker.advance(len(batch), len(batch))
     if broken and not rows:
         raise DataError(_told(broken, len(paths)))
+    warn_of_doubts([(str(path), prediction) for path, prediction in rows])
     for path, prediction in rows:
         event("prediction", **as_row(path, prediction, top_k))
     if str(output) != STDIN:
@@ -84,6 +87,22 @@ def predict(
     if broken:
         raise DataError(_told(broken, len(paths)))
     return {"images": len(rows), "output": output}
+
+
+def warn_of_doubts(rows: Sequence[tuple[str, Prediction]]) -> None:
+    """Warn of images that may be none of the sensor's, and of one class for nearly all."""
+    doubted = [(name, prediction) for name, prediction in rows if prediction.warning]
+    if doubted:
+        name, prediction = doubted[0]
+        warn(
+            f"{len(doubted)} of {len(rows)} images do not look like those that the student was "
+            f"trained on, such as {name}: {prediction.warning}; see the column `warning`"
+        )
+    if rows and not doubted:
+        classes = sorted(name for name, _ in rows[0][1].ranked)
+        shares = [[dict(said.ranked)[name] for name in classes] for _, said in rows]
+        logits = torch.tensor(shares).clamp_min(1e-12).log()
+        warn_of_collapse(logits, classes, "the student", "images", "predict")
 
 
 def _told(broken: Sequence[str], count: int) -> str:
@@ -155,16 +174,20 @@ def read_batches(
 
 
 def to_csv(rows: Sequence[tuple[Path, Prediction]], top_k: int) -> str:
-    """Columns path, class, probability, and class_2, probability_2 ... for ``top_k`` > 1."""
+    """Columns path, class, probability, class_2, probability_2 ... for ``top_k`` > 1, warning."""
     header = ["path", "class", "probability"]
     count = min(top_k, len(rows[0][1].ranked)) if rows else top_k
     for place in range(2, count + 1):
         header += [f"class_{place}", f"probability_{place}"]
     lines = [
-        [str(path), *(cell for c, p in prediction.ranked[:count] for cell in (c, f"{p:.6f}"))]
+        [
+            str(path),
+            *(cell for c, p in prediction.ranked[:count] for cell in (c, f"{p:.6f}")),
+            prediction.warning,
+        ]
         for path, prediction in rows
     ]
-    return harmless_csv(header, lines)
+    return harmless_csv([*header, "warning"], lines)
 
 
 def to_jsonl(rows: Sequence[tuple[Path, Prediction]], top_k: int) -> str:
@@ -174,6 +197,6 @@ def to_jsonl(rows: Sequence[tuple[Path, Prediction]], top_k: int) -> str:
 
 
 def as_row(path: Path, prediction: Prediction, top_k: int) -> dict[str, Any]:
-    """Path, class, probability, and top with the first ``top_k`` classes."""
+    """Path, class, probability, warning, and top with the first ``top_k`` classes."""
     top = [{"class": c, "probability": round(p, 6)} for c, p in prediction.ranked[:top_k]]
-    return {"path": str(path), **top[0], "top": top}
+    return {"path": str(path), **top[0], "warning": prediction.warning, "top": top}

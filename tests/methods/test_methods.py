@@ -53,6 +53,7 @@ def make_batch() -> Batch:
     images = torch.randint(1, 1000, (2, COUNT, SIDE, SIDE), generator=generator)
     return {
         "tr_target": images[0],
+        "tr_target_2": images[0].flip(2),
         "tr_rows": torch.arange(COUNT),
         "ti_target": images[1],
         "ti_rows": torch.arange(COUNT),
@@ -355,15 +356,19 @@ def test_a_bridge_is_trusted_by_what_it_gains() -> None:
     partners = one_hot([0, 1] * 20)
     wrong_twice = one_hot([1, 0] + [0, 1] * 19)
     guess = one_hot([0] * 40)
-    assert label_free.bridge_trust(partners, guess, partners) == 1.0
-    assert label_free.bridge_trust(guess, partners, partners) == 0.0
-    assert label_free.bridge_trust(guess, guess, partners) == 0.0
+    few, every = torch.arange(0), torch.arange(40)
+    assert label_free.bridge_trust(partners, guess, partners, every) == 1.0
+    assert label_free.bridge_trust(guess, partners, partners, every) == 0.0
+    assert label_free.bridge_trust(guess, guess, partners, few) == 0.0
     # Gains 2 of 40: 0.05 with deviation sqrt(0.05 * 0.95), kappa is twice that.
     error = (0.05 * 0.95 / 40) ** 0.5
-    expected = 0.05 / (2 * error)
-    assert label_free.bridge_trust(partners, wrong_twice, partners) == pytest.approx(expected)
-    few = one_hot([0, 1])
-    assert label_free.bridge_trust(few, one_hot([0, 0]), few) < 1.0
+    expected = pytest.approx(0.05 / (2 * error))
+    assert label_free.bridge_trust(partners, wrong_twice, partners, every) == expected
+    assert label_free.bridge_trust(partners, wrong_twice, partners, few) == expected
+    # Held-out pairs that gain nothing veto what T was trained on.
+    assert label_free.bridge_trust(partners, wrong_twice, partners, every[-20:]) == 0.0
+    pair = one_hot([0, 1])
+    assert label_free.bridge_trust(pair, one_hot([0, 0]), pair, few) < 1.0
 
 
 def test_socket_matches_the_statistics_of_the_target_images_alone() -> None:

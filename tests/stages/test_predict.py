@@ -5,17 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
 import sfkt_cli
+from sfkt_cli.data.plausible import describe_images, doubt
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError, RunError
+from sfkt_cli.files import write_json
+from sfkt_cli.models.saving import CARD, read_card
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.predict import BATCH, expand, predict, to_csv
@@ -119,4 +125,50 @@ def test_what_cannot_be_done_is_said_first(
 
 def test_cells_that_spreadsheets_would_run_are_quoted() -> None:
     rows = [(Path("=1+1.png"), Prediction("-x", 1.0, (("-x", 1.0),)))]
-    assert to_csv(rows, 3).splitlines() == ["path,class,probability", "'=1+1.png,'-x,1.000000"]
+    expected = ["path,class,probability,warning", "'=1+1.png,'-x,1.000000,"]
+    assert to_csv(rows, 3).splitlines() == expected
+
+
+FLAT = np.full((16, 16), 1500, np.uint16)
+SLOPE = FLAT + np.arange(0, 800, 50, dtype=np.uint16)
+NOISE = np.random.default_rng(0).integers(0, 300, (16, 16), dtype=np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("image", "why"),
+    [
+        (SLOPE, ""),
+        (SLOPE * (np.arange(16) > 0).astype(np.uint16), ""),
+        (0 * FLAT, "no reading in 100% of the pixels"),
+        (FLAT, "values differ by only 0"),
+        (30_000 + NOISE, "values around 30,"),
+        (NOISE, "values around 1"),
+        (NOISE.astype(np.uint8), "values of type uint8"),
+    ],
+)
+def test_images_that_cannot_be_of_this_sensor_are_doubted(
+    image: NDArray[Any], why: str, untrained_run: Run
+) -> None:
+    usual = describe_images(open_store(untrained_run.transfer_store)["target/target"], True)
+    found = doubt(image, usual, True)
+    assert found.startswith(why)
+    assert bool(found) is bool(why)
+
+
+def test_a_doubted_image_has_a_warning_in_its_row(
+    untrained_run: Run, untrained_config: Config, depth_files: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    model = tmp_path / "student"
+    shutil.copytree(untrained_run.path("transfer/tgkt"), model)
+    images = open_store(untrained_run.transfer_store)["target/target"]
+    card = read_card(model / CARD) | {"images": describe_images(images, True)}
+    write_json(model / CARD, card)
+    Image.fromarray(0 * FLAT).save(tmp_path / "black.png")
+    output = tmp_path / "out.csv"
+    paths = [str(tmp_path / "black.png"), str(depth_files / "000.png")]
+    predict(untrained_config, untrained_run, paths, output=output, model=model)
+    black, good = csv.DictReader(io.StringIO(output.read_text()))
+    assert black["warning"].startswith("no reading in 100%")
+    assert not good["warning"]
+    assert "1 of 2 images do not look like" in capsys.readouterr().err
