@@ -158,8 +158,20 @@ class FoldersConfig(Section):
     """What the target sensor measures: selects unit, valid range and default encoding."""
     unit: Literal["auto", "mm", "m", "raw"] = "auto"
     """Of stored depth values: integers are millimetres and floats metres under auto."""
+    scale: Positive | None = None
+    """Of other depth values: millimetres that 1 stands for, such as 0.2 for TUM's 1/5000 m."""
+    missing: tuple[int | float, ...] = ()
+    """Depth values that stand for no reading besides 0, such as [65535]."""
     registered: bool = True
     """False: the two images of a pair are not aligned; pixel losses are switched off."""
+
+    @model_validator(mode="after")
+    def _depth_alone(self) -> FoldersConfig:
+        if self.modality != "depth" and (self.scale is not None or self.missing):
+            raise ValueError("scale and missing are for modality depth: leave them out")
+        if self.unit != "auto" and self.scale is not None:
+            raise ValueError("unit and scale exclude each other: set one of them")
+        return self
 
 
 class TrainingConfig(Section):
