@@ -272,6 +272,21 @@ def export(
             help="Of the sensor's images, to put cropping and resizing into the graph, too.",
         ),
     ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help="Of ONNX files: fp32 (the default), fp16 or int8; several are possible."),
+    ] = None,
+    input_type: Annotated[
+        str | None,
+        typer.Option(help="float32, for runtimes that take no uint16; default: the sensor's type."),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images that a file takes at once; default: any.")
+    ] = None,
+    benchmark: Annotated[
+        bool,
+        typer.Option("--benchmark", help="Time PyTorch, onnxruntime and OpenVINO, fp32 and int8."),
+    ] = False,
 ) -> Result:
     """Write the models as files that run without this program.
 
@@ -287,8 +302,12 @@ def export(
         settings.run,
         method=method,
         formats=tuple(formats or ()),
+        precisions=tuple(precision or ()),
         output=output,
         input_size=input_size,
+        input_type=input_type,
+        batch=batch,
+        benchmark=benchmark,
     )
     return settings.run.outcome("export") if output is None else {"folder": output}
 
