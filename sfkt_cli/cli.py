@@ -318,7 +318,10 @@ def predict(
     options: Options,
     images: Annotated[
         list[str],
-        typer.Argument(help="Target images: files, folders, patterns, or - for a list on stdin."),
+        typer.Argument(
+            help="Target images: files, folders, patterns, or - for a list on stdin; or one video "
+            "file, camera number or address (rtsp://...)."
+        ),
     ],
     output: Annotated[
         Path, typer.Option(help="File to write, .csv or .jsonl; - for CSV on standard output.")
@@ -328,6 +331,16 @@ def predict(
         Path | None, typer.Option(help="Folder of an exported student, in place of a run's.")
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes to list for each image.")] = 1,
+    threshold: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Less probable classes, and doubted images, are unknown."),
+    ] = 0.0,
+    save_images: Annotated[
+        Path | None, typer.Option(help="Folder for each image with its class drawn below.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Watch the folders for new images until Ctrl-C.")
+    ] = False,
 ) -> Result:
     """Classify images of the target sensor with the run's student."""
     from sfkt_cli.pipeline import settings_of
@@ -343,6 +356,9 @@ def predict(
         top_k=top_k,
         method=method,
         model=model,
+        threshold=threshold,
+        save_images=save_images,
+        follow=follow,
     )
 
 
