@@ -78,6 +78,27 @@ def reliability(
     return count, mean_confidence, share_right
 
 
+def fit_temperature(logits: Numbers, labels: Numbers, weights: Numbers) -> float:
+    """The temperature by which logits are divided so that probabilities mean most.
+
+        T = argmin sum_i w_i (-log softmax(z_i / T)[y_i])
+
+    Source: Guo et al., ICML 2017. Large: the model is surer than right. 1: nothing to mend.
+
+    Args:
+        logits: (N, K).
+        labels: (N,) class indices.
+        weights: (N,) how much each counts.
+
+    Returns:
+        In 0.03 .. 30, to 6 %.
+    """
+    temperatures = np.geomspace(1 / 30, 30, 121)
+    rows = np.arange(len(labels))
+    losses = [-weights @ np.log(softmax(logits / t)[rows, labels] + 1e-12) for t in temperatures]
+    return round(float(temperatures[int(np.argmin(losses))]), 3)
+
+
 def calibration_error(probabilities: Numbers, labels: Numbers, bins: int = 15) -> float:
     """Expected calibration error (ECE): mean gap of confidence and accuracy, weighted by bin.
 

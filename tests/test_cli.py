@@ -327,3 +327,10 @@ def test_classes_and_inspect_show_what_is_there(capsys: pytest.CaptureFixture[st
     capsys.readouterr()
     assert sfkt("inspect", "--verify") == 0
     assert "all checksums match" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("group", [[], ["config"]])
+def test_every_line_of_the_help_is_whole_at_80_columns(group: list[str]) -> None:
+    text = CliRunner().invoke(app, [*group, "--help"], env={"COLUMNS": "80"}).stdout
+    assert "Commands:" in text
+    assert "..." not in text.partition("Commands:")[2]

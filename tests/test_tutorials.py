@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -88,6 +89,8 @@ def test_the_tutorial_for_engineers_runs(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     run_commands("tutorial-engineer.md")
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 4
+    inputs = json.loads((tmp_path / "runs/larger/transfer/tgkt/done.json").read_text())["inputs"]
+    assert "warm start" in inputs
     (example,) = blocks("tutorial-engineer.md", "python")
     assert len([line for line in example.splitlines() if line]) == 5
     alone = "import sys\nsys.modules['sfkt_cli'] = sys.modules['torch'] = None\n" + example

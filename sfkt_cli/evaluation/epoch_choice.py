@@ -9,7 +9,7 @@ from sfkt_cli.evaluation.labelled import Split
 from sfkt_cli.evaluation.report import Section, percent
 from sfkt_cli.scores import rank_correlation
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.selection import FILE, SELECTORS, load_epochs, spread
+from sfkt_cli.training.pairs import FILE, SELECTORS, load_epochs, spread
 
 
 def epoch_choice(run: Run, store: Store, target: Split, stages: list[str]) -> Section | None:

@@ -17,8 +17,8 @@ from sfkt_cli.evaluation.labelled import Split
 from sfkt_cli.evaluation.models import raw_encoding, source_on_rgb, translate
 from sfkt_cli.evaluation.predictions import Evidence, Pairs
 from sfkt_cli.evaluation.report import Section
+from sfkt_cli.training.pairs import spread
 from sfkt_cli.training.predicting import predict_rows, student_loader, target_loader, through
-from sfkt_cli.training.selection import spread
 
 Numbers = NDArray[Any]
 COLUMNS = 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -18,12 +18,22 @@ LIMITS = """\
 - Trained without labels of this sensor. It knows what the RGB source model knew, errors included.
 - Valid for this sensor at these settings: another depth range, resolution or mounting needs a new
   `sfkt transfer`.
-- Probabilities are not calibrated on labelled data. Look at `ece` in the report before you set
-  thresholds.
+- Probabilities are not calibrated on labelled data. `sfkt predict` divides the logits by the
+  temperature in model.json, fitted without labels; the other files do not. Look at the report
+  before you set thresholds.
 - Every image is given one of the classes above, also when it shows none of them."""
 
 
-def model_card(run: Run, method: str, student: Saved, sensor: Sensor, images: Tensor) -> str:
+def model_card(
+    run: Run,
+    method: str,
+    student: Saved,
+    sensor: Sensor,
+    images: Tensor,
+    file: str,
+    batch: int | None,
+    tables: Mapping[str, str],
+) -> str:
     """The text of README.md.
 
     Args:
@@ -32,6 +42,9 @@ def model_card(run: Run, method: str, student: Saved, sensor: Sensor, images: Te
         student: Its classes and card.
         sensor: Of its images.
         images: Samples as the exported files take them, (B, H, W) or (B, H, W, C).
+        file: An ONNX file of the student.
+        batch: Number of images that files take; None: any.
+        tables: What was measured on the files, by heading.
     """
     results = _results(run, method)
     rows = [row for row in results.rows if row.method in (method, "bridge-only")] if results else []
@@ -56,7 +69,7 @@ def model_card(run: Run, method: str, student: Saved, sensor: Sensor, images: Te
         "",
         "## Use",
         "",
-        f"Input `images`: {dtype}, (batch, {shape}), {sensor.meaning}.",
+        f"Input `images`: {dtype}, ({batch or 'batch'}, {shape}), {sensor.meaning}.",
         "Outputs: `logits` and `probabilities`, (batch, classes). Encoding and normalisation are",
         "inside.",
         "`student.*` is the transferred classifier; `bridged-source.*` is the translator in front",
@@ -64,9 +77,9 @@ def model_card(run: Run, method: str, student: Saved, sensor: Sensor, images: Te
         "",
         "```python",
         "import json, numpy as np, onnxruntime",
-        'session = onnxruntime.InferenceSession("student.onnx")',
+        f'session = onnxruntime.InferenceSession("{file}")',
         'classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])',
-        f"images = np.zeros((1, {shape}), np.{dtype})  # from the sensor",
+        f"images = np.zeros(({batch or 1}, {shape}), np.{dtype})  # from the sensor",
         '_, probabilities = session.run(None, {"images": images})',
         "print(classes[probabilities[0].argmax()])",
         "```",
@@ -79,6 +92,7 @@ def model_card(run: Run, method: str, student: Saved, sensor: Sensor, images: Te
         "",
         *_table(rows),
         "",
+        *(line for title, text in tables.items() for line in (f"## {title}", "", text, "")),
         "## Limits",
         "",
         LIMITS,

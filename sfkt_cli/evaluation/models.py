@@ -44,7 +44,6 @@ class Contender:
         train_seconds: All that it cost beyond the source model; None: unknown.
         peak_memory_mb: Largest of the stages that made it; None: nothing was trained.
         note: What a reader must know of it.
-        flips: Average over each image and its mirror image.
     """
 
     method: str
@@ -54,7 +53,6 @@ class Contender:
     train_seconds: float | None
     peak_memory_mb: float | None
     note: str | None = None
-    flips: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,9 +156,7 @@ def contenders(
     encoded = student_loader(runtime, encoding)
     found = [
         Contender("source-only", source, raw, parameters(source), 0.0, None),
-        Contender(
-            "source-encoded", source, encoded, parameters(source), 0.0, None, None, flips=True
-        ),
+        Contender("source-encoded", source, encoded, parameters(source), 0.0, None),
     ]
     bridge = run.record("bridge") if models.translator else {}
     if models.translator:
@@ -201,9 +197,7 @@ def source_on_rgb(models: Models, runtime: Runtime) -> Contender:
 
 def predictions(contender: Contender, images: Numbers, runtime: Runtime) -> Numbers:
     """Probabilities (N, K) of stored images."""
-    _, logits = predict_rows(
-        images, contender.load, contender.model, runtime, flips=contender.flips
-    )
+    _, logits = predict_rows(images, contender.load, contender.model, runtime)
     return softmax(logits.numpy())
 
 

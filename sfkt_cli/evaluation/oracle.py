@@ -1,4 +1,10 @@
-"""Train the oracle for ``evaluate``; kept in evaluate/oracle, so that a rerun need not."""
+"""The oracle: the student's network trained on target images *with* labels.
+
+    L = cross-entropy with label smoothing
+
+It is no method but a bound: what the network could reach on this sensor. ``evaluate`` trains it,
+the only stage that may see target labels, and keeps it in evaluate/oracle for the next time.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from sfkt_cli.data.images import Encoding
+from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.evaluation.labelled import Split
 from sfkt_cli.evaluation.models import Contender, parameters
 from sfkt_cli.files import sha256_json
-from sfkt_cli.methods.oracle import OracleObjective
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import Saved, classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, as_dict, fixed_batch_size
@@ -21,6 +28,30 @@ from sfkt_cli.training.loop import Batch, Plan, cosine, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
 from sfkt_cli.training.predicting import student_loader
 from sfkt_cli.training.runtime import Runtime
+
+
+class OracleObjective(nn.Module):
+    """The objective of the oracle.
+
+    Args:
+        model: The classifier in training.
+        encoding: Of the target images.
+        label_smoothing: Share of the label that is spread over all classes.
+    """
+
+    def __init__(self, model: Classifier, encoding: Encoding, *, label_smoothing: float) -> None:
+        super().__init__()
+        self.model = model
+        self._encoding = encoding
+        self._label_smoothing = label_smoothing
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Loss terms of ``target`` (B, H, W[, C]) as stored and ``labels`` (B,)."""
+        _, logits = self.model(as_rgb(encode(batch["target"], self._encoding)))
+        loss = F.cross_entropy(
+            logits.float(), batch["labels"], label_smoothing=self._label_smoothing
+        )
+        return {"cross_entropy": loss}
 
 
 def recipe(config: Config) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,11 +22,11 @@ from sfkt_cli.evaluation.models import (
 )
 from sfkt_cli.evaluation.report import Row
 from sfkt_cli.methods import label_free
+from sfkt_cli.models.prediction_check import warn_of_collapse
 from sfkt_cli.settings.config import Config
-from sfkt_cli.training.pairs import held_out_pairs
+from sfkt_cli.training.pairs import held_out_pairs, spread
 from sfkt_cli.training.predicting import predict_rows
 from sfkt_cli.training.runtime import Runtime
-from sfkt_cli.training.selection import spread
 
 Numbers = NDArray[Any]
 TRAINING_ACCURACY = "trained on these very images and labels: its training accuracy"
@@ -148,9 +149,19 @@ def ask(
         features, logits = predict_rows(pairs.target, contender.load, contender.model, runtime)
         outcome.label_free |= {
             "ti_agreement": label_free.agreement(logits, pairs.logits),
+            "ti_kappa": label_free.kappa(logits, pairs.logits),
             "ti_distance": label_free.feature_distance(features, pairs.features),
         }
     return outcome
+
+
+def look_for_collapse(evidence: Evidence) -> None:
+    """Warn of each student, and of the bridge, that names one class for nearly all images."""
+    for method, outcome in evidence.outcomes.items():
+        said = outcome.probabilities.get("target")
+        if said is not None and not method.startswith("source-"):
+            logits = torch.from_numpy(said).clamp_min(1e-12).log()
+            warn_of_collapse(logits, evidence.classes, method, "TR target images", "evaluate")
 
 
 def without_labels(said: Numbers) -> dict[str, float]:

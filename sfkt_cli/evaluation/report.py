@@ -17,6 +17,7 @@ from rich import box
 from rich.table import Table
 
 from sfkt_cli.console import console, say
+from sfkt_cli.methods import METHODS
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.sealed import read_record
 
@@ -31,14 +32,8 @@ MEANINGS = {
     "source-encoded": "the source model on the student's encoding, mirror images averaged: where "
     "shot, socket and tgkt start",
     "bridge-only": "the translator in front of the untouched source model",
-    "tgkt": "student distilled from the bridge, then from bridge and itself (TGKT)",
+    **{name: method.meaning for name, method in METHODS.items()},
     "tgkt+bridge": "geometric mean of tgkt and bridge-only, at the cost of both for every image",
-    "distill": "student distilled from the bridge alone",
-    "shot": "student that adapts to the target images alone (SHOT)",
-    "socket": "as shot, with features of TI pairs and BatchNorm statistics matched (SOCKET)",
-    "socket+bridge": "socket behind the translator",
-    "aad": "student whose neighbouring target images agree (AaD)",
-    "nrc": "student whose reciprocal neighbours agree (NRC)",
     "oracle": "bound: the student's network trained with target labels",
     "source-rgb": "bound: the source model on the RGB partners of the test images",
 }

@@ -14,10 +14,12 @@ from sfkt_cli.evaluation.models import finished_methods, translate
 from sfkt_cli.evaluation.predictions import Evidence
 from sfkt_cli.evaluation.report import BOUNDS, Row, Section, amount, interval, percent
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.selection import spread
+from sfkt_cli.training.pairs import spread
 
 LABEL_FREE = {
     "ti_agreement": "TI agreement %",
+    "ti_kappa": "TI kappa",
+    "ti_rank": "TI partner rank",
     "ti_distance": "TI feature distance",
     "tr_information": "information (nats)",
     "density": "neighbourhood density (nats)",
@@ -136,7 +138,8 @@ def label_free(evidence: Evidence) -> Section:
         cells.append((method, *shown, *known))
     text = [
         "TI agreement: share of TI pairs of which the method says of the target image what the "
-        "source model says of its RGB partner. Nothing here saw a label"
+        "source model says of its RGB partner; kappa: how far that is beyond chance, which is 0. "
+        "Nothing here saw a label"
         + (f", but for the last column ({split.name} split)." if split else ".")
     ]
     if len(methods) >= 4 and accuracy:
@@ -184,6 +187,7 @@ def bridge_quality(evidence: Evidence, run: Run, folder: Path) -> Section | None
     )
     cells = (
         ("TI agreement of the kept epoch", f"{percent(record.get('ti_agreement'))} %"),
+        ("the same beyond chance (kappa)", amount(record.get("ti_kappa"))),
         ("epoch kept", str(record.get("best_epoch", "-"))),
         ("PSNR", f"{scores.psnr(translated, rgb).mean():.1f} dB"),
         ("SSIM", f"{scores.ssim(translated, rgb).mean():.3f}"),

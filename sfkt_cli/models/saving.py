@@ -2,12 +2,15 @@
 
 model.json: ``kind`` (classifier, translator), ``architecture`` (arguments of the class),
 ``classes``, ``normalisation``, ``encoding``, ``inputs`` (digests), ``seed``, ``versions``,
-``sha256`` of the weights. It carries its own checksum, and the weights that of what says how they
-are used, so that neither file can change alone. Nothing here runs code from a file.
+``sha256`` of the weights. A student's has ``images`` (what is usual in its training images) and
+``temperature`` (by which its logits are divided), too. It carries its own checksum, and the weights
+that of what says how they are used, so that neither file can change alone. Nothing here runs code
+from a file.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +36,7 @@ from sfkt_cli.settings.sealed import read_record, write_record
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
-USE = ("kind", "architecture", "classes", "encoding")
+USE = ("kind", "architecture", "classes", "encoding", "temperature", "images")
 """What decides predictions; its digest is kept with the weights."""
 
 
@@ -54,6 +57,8 @@ class Card(BaseModel):
     pretrained: bool = False
     method: str | None = None
     sensor: Sensor | None = None
+    temperature: float = Field(1.0, gt=0)
+    images: dict[str, str | tuple[float, float]] | None = None
 
     @field_validator("encoding")
     @classmethod
@@ -174,6 +179,33 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
     return Saved(module, card["classes"], encoding, card)
 
 
+def warm_start(
+    earlier: Saved, module: nn.Module, architecture: Mapping[str, Any], source: Saved
+) -> None:
+    """Give a new module the weights of one of an earlier run.
+
+    Args:
+        earlier: Of the earlier run.
+        module: Of this run; it is changed.
+        architecture: Of the module.
+        source: The source model of this run.
+
+    Raises:
+        DataError: The earlier model is another network, or was made from another source model.
+    """
+    if earlier.card["inputs"].get("source") != source.digest:
+        raise DataError(
+            "training.warm_start: that run has another source model, and its translator and "
+            "student are made for it: `sfkt source --warm-start RUN` takes it over"
+        )
+    if json.loads(json.dumps(architecture)) != earlier.card["architecture"]:
+        raise DataError(
+            f"training.warm_start: its network is {earlier.card['architecture']}, here it is "
+            f"{dict(architecture)}: give this run the same settings, or leave warm_start out"
+        )
+    module.load_state_dict(earlier.module.state_dict())
+
+
 def _build(kind: str, architecture: dict[str, Any]) -> nn.Module:
     if kind != "classifier":
         return make_translator(**architecture)
@@ -199,7 +231,7 @@ def _as_read(card: Card) -> dict[str, Any]:
 
 def _use_of(card: Mapping[str, Any]) -> str:
     """Digest of what decides predictions."""
-    return sha256_json({name: card[name] for name in USE})
+    return sha256_json({name: card.get(name) for name in USE})
 
 
 def check_classes(classes: list[str], store: Store) -> None:

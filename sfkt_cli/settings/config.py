@@ -52,15 +52,18 @@ USUAL_BATCH_SIZE = 64
 PRETRAINED_RATES = 0.01, 0.1
 """Learning rate, and the backbone's share of it, that keep what was learned elsewhere (SHOT)."""
 
-_STRICT = ConfigDict(
-    extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-)
+
+class Section(BaseModel):
+    """Settings that belong together: no unknown ones, none that changes, a meaning under each."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
-class ClassesConfig(BaseModel):
+class ClassesConfig(Section):
     """Which classes are task-relevant (TR) and which only lend pairs (TI); wildcards do."""
 
-    model_config = _STRICT
     tr: tuple[str, ...] = ()
     """Classes to recognise, in this order; empty: the data set's usual ones."""
     ti: tuple[str, ...] = ()
@@ -68,10 +71,9 @@ class ClassesConfig(BaseModel):
     data set's usual ones."""
 
 
-class SplitConfig(BaseModel):
+class SplitConfig(Section):
     """How the task-relevant images are divided."""
 
-    model_config = _STRICT
     protocol: Literal["disjoint", "paper"] = "disjoint"
     """disjoint: source, target and test share no group. paper: source and target are the same
     scenes and accuracy is taken on the target training images, as SOCKET and the paper do."""
@@ -87,10 +89,9 @@ class SplitConfig(BaseModel):
         return self
 
 
-class PrepareConfig(BaseModel):
+class PrepareConfig(Section):
     """Where the archive is and how it is read."""
 
-    model_config = _STRICT
     root: UserPath | None = None
     """Folder, zip file or .mat file of the archive (flag --root)."""
     workers: int = Field(0, ge=0, le=256)
@@ -101,30 +102,27 @@ class PrepareConfig(BaseModel):
     """Images of more pixels are refused (decompression bombs)."""
 
 
-class SyntheticConfig(BaseModel):
+class SyntheticConfig(Section):
     """The rendered data set of simple solids."""
 
-    model_config = _STRICT
     pairs: int = Field(8000, ge=60, le=100_000)
     """RGB-D pairs in all, TR and TI."""
     ti_share: float = Field(0.4, gt=0, lt=1)
     """Share of them that are task-irrelevant."""
 
 
-class NyuDepthConfig(BaseModel):
+class NyuDepthConfig(Section):
     """NYU Depth v2, the labelled part."""
 
-    model_config = _STRICT
     depth: Literal["raw", "filled"] = "raw"
     """raw: sensor depth with its holes. filled: in-painted."""
     split: Literal["scene", "official"] = "scene"
     """scene: dealt out by physical scene. official: the test images of splits.mat are held out."""
 
 
-class SunRgbdConfig(BaseModel):
+class SunRgbdConfig(Section):
     """SUN RGB-D, one domain a sensor."""
 
-    model_config = _STRICT
     source_sensor: Sensor = "kv1"
     """Its RGB images train the source model."""
     target_sensor: Sensor = "kv2"
@@ -135,42 +133,50 @@ class SunRgbdConfig(BaseModel):
     """Keep kv1/NYUdata, which is NYU Depth v2."""
 
 
-class DimlRgbdConfig(BaseModel):
+class DimlRgbdConfig(Section):
     """DIML RGB-D."""
 
-    model_config = _STRICT
     resolution: Literal["HR", "LR"] = "LR"
     """Which size of the sample set is read."""
     depth: Literal["filled", "warped"] = "filled"
     """Full set: filled is up_png, warped is warp_png with its holes."""
 
 
-class WashingtonRgbdConfig(BaseModel):
+class WashingtonRgbdConfig(Section):
     """Washington RGB-D Object, the crops."""
 
-    model_config = _STRICT
     background: Literal["keep", "remove"] = "keep"
     """remove: depth outside of the object's mask becomes missing and RGB black."""
 
 
-class FoldersConfig(BaseModel):
+class FoldersConfig(Section):
     """One's own data: folders or a manifest (docs/datasets.md draws both)."""
 
-    model_config = _STRICT
     manifest: UserPath | None = None
     """CSV or JSONL with columns rgb, target, label, role, group; relative to the root."""
     modality: Modality = "depth"
     """What the target sensor measures: selects unit, valid range and default encoding."""
     unit: Literal["auto", "mm", "m", "raw"] = "auto"
     """Of stored depth values: integers are millimetres and floats metres under auto."""
+    scale: Positive | None = None
+    """Of other depth values: millimetres that 1 stands for, such as 0.2 for TUM's 1/5000 m."""
+    missing: tuple[int | float, ...] = ()
+    """Depth values that stand for no reading besides 0, such as [65535]."""
     registered: bool = True
     """False: the two images of a pair are not aligned; pixel losses are switched off."""
 
+    @model_validator(mode="after")
+    def _depth_alone(self) -> FoldersConfig:
+        if self.modality != "depth" and (self.scale is not None or self.missing):
+            raise ValueError("scale and missing are for modality depth: leave them out")
+        if self.unit != "auto" and self.scale is not None:
+            raise ValueError("unit and scale exclude each other: set one of them")
+        return self
 
-class TrainingConfig(BaseModel):
+
+class TrainingConfig(Section):
     """Settings that source, bridge and transfer share."""
 
-    model_config = _STRICT
     min_steps: int = Field(40, ge=1, le=100_000)
     """Steps an epoch has at least: small data sets are passed several times."""
     shift: float = Field(0.08, ge=0, le=0.5)
@@ -182,7 +188,14 @@ class TrainingConfig(BaseModel):
     shuffle_pairs: bool = False
     """A sceptic's check: in training, each TI image gets another pair's partner."""
     select: Literal[
-        "auto", "last", "ti_closeness", "ti_agreement", "ti_kappa", "tr_information", "tr_density"
+        "auto",
+        "last",
+        "ti_closeness",
+        "ti_rank",
+        "ti_agreement",
+        "ti_kappa",
+        "tr_information",
+        "tr_density",
     ] = "auto"
     """Label-free score whose best epoch of bridge and transfer is kept; auto: ti_closeness for the
     bridge, the last epoch for the student."""
@@ -191,12 +204,14 @@ class TrainingConfig(BaseModel):
     many epochs; 0: never."""
     clip_norm: Positive | None = None
     """Largest norm of the gradient; null: no clipping."""
+    warm_start: UserPath | None = None
+    """Folder of a finished run with fewer images: its source model is taken; bridge and transfer
+    go on from its translator and its student (--warm-start)."""
 
 
-class SourceConfig(BaseModel):
+class SourceConfig(Section):
     """The source model: trained here on source.h5, or brought along."""
 
-    model_config = _STRICT
     backbone: str = "small"
     """small (built in), a torchvision classifier by name, or timm:NAME."""
     width: int = Field(16, ge=4, le=512)
@@ -262,10 +277,9 @@ class SourceConfig(BaseModel):
         return self
 
 
-class BridgeConfig(BaseModel):
+class BridgeConfig(Section):
     """TGMB: the translator from target images to source-like RGB images."""
 
-    model_config = _STRICT
     translator: Literal["unet", "pointwise", "vqgan"] = "unet"
     """pointwise is the paper's; vqgan: a vector-quantised autoencoder (section vqgan)."""
     width: int | None = Field(None, ge=2, le=512)
@@ -276,8 +290,8 @@ class BridgeConfig(BaseModel):
     learning_rate: Positive = 2e-3
     """Of Adam at the start."""
     keep_untouched: bool = True
-    """Keep the encoded images in place of the translated ones where the source model agrees better
-    with itself on those, over the two images of a TI pair (Cohen's kappa; ours)."""
+    """Keep the encoded images in place of the translated ones where target images of held-out TI
+    pairs find their RGB partners better without T, in the source model's features (ours)."""
     alpha_rec: Weight = 1.0
     """Weight of L_rec (paper: 1)."""
     rec_loss: Literal["mse", "l1", "ssim"] = "mse"
@@ -304,10 +318,9 @@ class BridgeConfig(BaseModel):
         return self.width or (24 if pretrained else 16)
 
 
-class VqganConfig(BaseModel):
+class VqganConfig(Section):
     """The translator vqgan; its terms enter L_TGMB."""
 
-    model_config = _STRICT
     codes: int = Field(256, ge=2, le=65_536)
     """Entries of the codebook (ours)."""
     alpha_commit: Weight = 0.25
@@ -316,10 +329,9 @@ class VqganConfig(BaseModel):
     """Weight of the adversarial term on patches of TI images (ours)."""
 
 
-class TransferConfig(BaseModel):
+class TransferConfig(Section):
     """TGKT or one of its peers: the student for the target sensor."""
 
-    model_config = _STRICT
     method: str = "tgkt"
     """A name from the table of methods (docs/methods.md)."""
     epochs: Epochs = 12
@@ -328,10 +340,9 @@ class TransferConfig(BaseModel):
     """L2 penalty of SGD."""
 
 
-class OptimiserConfig(BaseModel):
+class OptimiserConfig(Section):
     """How a method trains its student; each method has its own published values."""
 
-    model_config = _STRICT
     learning_rate: Positive | None = 0.01
     """Of the bottleneck at the start (SHOT, SOCKET: 0.01)."""
     backbone_rate: Positive | None = 0.1
@@ -372,8 +383,8 @@ class TgktConfig(DistillConfig):
     beta_kl: Weight = 1.0
     """Weight of L_KL (paper: 1)."""
     trust: Literal["measured", "full"] = "measured"
-    """measured: L_KL is multiplied by how much better the source model agrees with itself behind
-    the bridge than without it, on TI pairs (ours). full: by 1, as in the paper."""
+    """measured: L_KL and L_f are multiplied by how much better target images of TI pairs find their
+    RGB partners behind the bridge than without it (ours). full: by 1, as in the paper."""
     fade: Annotated[float, Field(gt=0, le=1)] | None = 0.5
     """Share of the training after which the bridge no longer teaches; its weight falls linearly
     until then (ours). null: it keeps its weight, as in the paper."""
@@ -447,14 +458,13 @@ def _batch_size(value: Any, validate: Callable[[Any], Any]) -> Any:
         raise ValueError("must be a number from 2 to 65,536, or auto") from None
 
 
-class RuntimeConfig(BaseModel):
+class RuntimeConfig(Section):
     """The machine; of this, ``batch_size`` and the number of processes change what is computed.
 
     Each process has batch statistics of its own, unless ``sync_batchnorm`` is set. What the rest
     changes is rounding.
     """
 
-    model_config = _STRICT
     gpus: int | None = Field(None, ge=0)
     """0: CPU; null: every GPU of the machine, or the CPU where there is none (flag --gpus)."""
     processes: int = Field(1, ge=1, le=256)
@@ -481,10 +491,9 @@ class RuntimeConfig(BaseModel):
     """Also write each epoch for TensorBoard, below the stage's folder (extra sfkt[tensorboard])."""
 
 
-class EvaluateConfig(BaseModel):
+class EvaluateConfig(Section):
     """What evaluate measures."""
 
-    model_config = _STRICT
     oracle: bool = True
     """Train the bound that sees target labels."""
     bootstrap: int = Field(2000, ge=0, le=1_000_000)
@@ -493,10 +502,9 @@ class EvaluateConfig(BaseModel):
     """Draw galleries, confusion, reliability, features and curves; `sfkt benchmark` leaves them."""
 
 
-class Config(BaseModel):
+class Config(Section):
     """All settings of a run."""
 
-    model_config = _STRICT
     seed: int = Field(0, ge=0, le=2**31 - 1)
     """Fixes the division of the data, their order, augmentation and initialisation; of synthetic
     data, the scenes too."""
@@ -539,6 +547,21 @@ def fixed_batch_size(config: RuntimeConfig) -> int:
 def section_of(method: str) -> str:
     """The configuration section of a transfer method: its name as an identifier."""
     return method.replace("+", "_").replace("-", "_")
+
+
+def method_settings(config: Config, method: str) -> OptimiserConfig:
+    """The settings of a transfer method.
+
+    Raises:
+        ConfigError: Nobody wrote a section for it.
+    """
+    section = getattr(config, section_of(method), None)
+    if not isinstance(section, OptimiserConfig):
+        raise ConfigError(
+            f"transfer method {method!r} has no settings: add a class derived from OptimiserConfig "
+            f"and a field {section_of(method)!r} of Config to sfkt_cli/settings/config.py"
+        )
+    return section
 
 
 def section_fields(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:

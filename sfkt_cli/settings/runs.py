@@ -56,7 +56,9 @@ DATA_SECTIONS = {
     "washington-rgbd": "washington_rgbd",
     "folders": "folders",
 }
-SOURCE_TRAINING = tuple(f"training.{name}" for name in ("min_steps", "shift", "flip", "clip_norm"))
+SOURCE_TRAINING = tuple(
+    f"training.{name}" for name in ("min_steps", "shift", "flip", "clip_norm", "warm_start")
+)
 """The part of ``training`` that is not about TI pairs and label-free scores."""
 STAGE_FIELDS: dict[str, tuple[str, ...]] = {
     "prepare": (*DATA_FIELDS, "prepare.root", "prepare.fit"),

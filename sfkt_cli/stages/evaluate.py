@@ -119,6 +119,7 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
         joint = gathering.ensemble(outcomes["tgkt"], outcomes["bridge-only"])
         outcomes[joint.contender.method] = joint
     evidence = Evidence(config, store, models, splits, outcomes, pairs, runtime)
+    gathering.look_for_collapse(evidence)
     _add_bounds(evidence, run, stage, encoding)
     gathering.measure_speeds(evidence)
     rows = gathering.rows_of(evidence)

@@ -128,6 +128,7 @@ def source(config: Config, run: Run) -> None:
         ConfigError: The checkpoint does not fit the settings or the classes of the data.
     """
     run.require("prepare", "sfkt prepare NAME")
+    config = taken_over(config, run)
     settings = config.source
     if settings.mixture:
         _mix(config, run)
@@ -165,6 +166,25 @@ def source(config: Config, run: Run) -> None:
                 epochs=settings.epochs,
                 peak_memory_mb=round(runtime.peak_memory_mb(), 1),
             )
+
+
+def taken_over(config: Config, run: Run) -> Config:
+    """The settings, with the source model of ``training.warm_start`` as the one that is brought.
+
+    Raises:
+        ConfigError: A run cannot go on from itself.
+        RunError: That run has no source model.
+    """
+    earlier = config.training.warm_start
+    if earlier is None or config.source.brought:
+        return config
+    if earlier.resolve() == run.folder.resolve():
+        raise ConfigError(
+            f"--warm-start {earlier} is the run itself: prepare the larger data in another run"
+        )
+    checkpoint = Run(earlier).require("source", f"sfkt source --run {earlier}").absolute()
+    source = config.source.model_copy(update={"checkpoint": checkpoint})
+    return config.model_copy(update={"source": source})
 
 
 def import_model(

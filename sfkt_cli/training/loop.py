@@ -112,6 +112,7 @@ def fit(
     schedule: Callable[[float], float],
     keep: nn.Module,
     begin_epoch: Callable[[int], None] = lambda epoch: None,
+    after_step: Callable[[], None] = lambda: None,
     scores: Callable[[int], dict[str, float]] = lambda epoch: {},
 ) -> Fitted:
     """Train until the last epoch (see ``patience``), or go on where an earlier call was stopped.
@@ -127,6 +128,7 @@ def fit(
         schedule: Progress in [0, 1) to the factor of every learning rate.
         keep: The part of ``objective`` whose best weights are restored at the end.
         begin_epoch: Called before each epoch, such as to refresh pseudo-labels.
+        after_step: Called after each step of the optimiser, such as to move a mean teacher.
         scores: Called with the epoch after its end, in inference mode: label-free scores.
 
     Returns:
@@ -196,6 +198,7 @@ def fit(
                 with mixed:
                     terms = parallel(batch)
                 loss = _descend(plan, objective, terms, optimizer, scaler)
+                after_step()
                 checked.add(loss, terms, batch, progress)
                 progress.step = step + 1
                 tracker.advance(1, plan.images, terms_text(checked.latest))

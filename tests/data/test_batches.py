@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sfkt_cli.training.batches import Stream
-from sfkt_cli.training.gather import Gatherer, geometry, shift_and_mirror
+from sfkt_cli.training.batches import Gatherer, Stream, geometry, shift_and_mirror
 from sfkt_cli.training.runtime import Runtime
 
 Images = NDArray[Any]
@@ -109,6 +108,17 @@ def test_both_views_of_a_pair_get_one_geometry() -> None:
         np.testing.assert_array_equal(rgb[..., 0], target // 256)
         np.testing.assert_array_equal(rgb[..., 1], target % 256)
         np.testing.assert_array_equal(rgb[..., 2], target % 7)
+
+
+def test_a_second_view_has_a_geometry_of_its_own_and_leaves_the_first_alone() -> None:
+    one, _ = stream(40, batch_size=40).batch(1, 2)
+    two, _ = stream(40, batch_size=40, views=2).batch(1, 2)
+    assert set(two) == {"rgb", "target", "rgb_2", "target_2"}
+    for name, images in one.items():
+        assert torch.equal(images, two[name])
+        assert not torch.equal(images, two[f"{name}_2"])
+    second = two["target_2"].numpy().astype(int)
+    np.testing.assert_array_equal(two["rgb_2"].numpy()[..., 1], second % 256)
 
 
 def test_without_augmentation_the_stored_images_come_out() -> None:

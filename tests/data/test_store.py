@@ -16,7 +16,7 @@ from sfkt_cli.data import store_writer
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.errors import DataError
-from sfkt_cli.training.gather import Gatherer
+from sfkt_cli.training.batches import Gatherer
 
 ROWS = 70
 ATTRS = {"dataset": "made", "modality": "depth", "unit": "mm", "classes": ["cup", "jüg"]}

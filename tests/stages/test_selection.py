@@ -10,7 +10,7 @@ from sfkt_cli.evaluation.labelled import read_splits
 from sfkt_cli.files import write_text
 from sfkt_cli.settings.config import build, parse_assignments
 from sfkt_cli.settings.sealed import write_record
-from sfkt_cli.training.selection import load_epochs, remember, selector, spread
+from sfkt_cli.training.pairs import load_epochs, remember, selector, spread
 from tests.stages.evaluation_runs import make_run
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -332,6 +333,19 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(
     assert str(batches(*at)["rows"].tolist()) in message
     assert "near" in message
     assert "learning rate" in message
+
+
+def test_each_step_of_the_optimiser_is_followed_by_after_step(tmp_path: Path) -> None:
+    objective, weights = Objective(), list[Tensor]()
+    first = next(objective.parameters())
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.05)
+    fit(
+        make_plan(tmp_path), objective, batches, optimizer, RUNTIME, schedule=cosine,
+        keep=objective.network, after_step=lambda: weights.append(first.detach().clone()),
+    )  # fmt: skip
+    assert len(weights) == EPOCHS * STEPS
+    assert not any(torch.equal(weight, later) for weight, later in pairwise(weights))
+    assert torch.equal(weights[-1], first)
 
 
 def test_metrics_have_one_row_an_epoch(tmp_path: Path) -> None:
