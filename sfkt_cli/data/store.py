@@ -88,7 +88,8 @@ class Pixels(np.memmap[Any, Any]):
     compare: Callable[[Any], None] = staticmethod(lambda index: None)
 
     def __getitem__(self, index: Any) -> Any:
-        self.compare(index[0] if isinstance(index, tuple) else index)
+        rows = index[0] if isinstance(index, tuple) else index
+        self.compare(slice(None) if getattr(rows, "dtype", None) == np.bool_ else rows)
         return np.asarray(super().__getitem__(index))
 
 
