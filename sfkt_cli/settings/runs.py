@@ -45,7 +45,9 @@ _OPEN, _FINISHED = "open", "finished"
 _IN_PASSING = ("begun.json", "checkpoint")
 _HOW = ("stage", "settings", "inputs", "versions", "outputs")
 _OWN_CHECKSUM = (".h5", ".safetensors")
-_DISPENSABLE = ("source.h5", "epochs.npy", "metrics.jsonl", "batch_size.json", ".png")
+_DISPENSABLE = (
+    "source.h5", "test.h5", "epochs.npy", "metrics.jsonl", "batch_size.json", ".png",
+)  # fmt: skip
 """Ends of the names of outputs that may be deleted."""
 DATA_FIELDS = ("seed", "dataset", "image_size", "classes", "split")
 DATA_SECTIONS = {
