@@ -78,7 +78,7 @@ def predict(
     for path, prediction in rows:
         event("prediction", **as_row(path, prediction, top_k))
     if str(output) != STDIN:
-        jsonl = output.suffix == ".jsonl"
+        jsonl = output.suffix.lower() == ".jsonl"
         output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, to_jsonl(rows, top_k) if jsonl else to_csv(rows, top_k))
         say(f"predict: {len(rows)} images in {output}")
@@ -117,7 +117,7 @@ def check_output(output: Path) -> None:
     Raises:
         ConfigError: It is none of them.
     """
-    if output.suffix not in (".csv", ".jsonl") and str(output) != STDIN:
+    if output.suffix.lower() not in (".csv", ".jsonl") and str(output) != STDIN:
         raise ConfigError(f"--output {output}: the suffix must be .csv or .jsonl")
 
 
@@ -140,7 +140,8 @@ def expand(images: Sequence[str]) -> Iterator[Path]:
 
 def _matches(entry: str) -> list[Path]:
     if entry == STDIN:
-        return [Path(line) for line in sys.stdin.read().splitlines() if line.strip()]
+        lines = sys.stdin.read().removeprefix("\ufeff").splitlines()
+        return [Path(line) for line in lines if line.strip()]
     path = Path(entry)
     if path.is_dir():
         names = list_files(path)
@@ -174,7 +175,10 @@ def read_batches(
 
 
 def to_csv(rows: Sequence[tuple[Path, Prediction]], top_k: int) -> str:
-    """Columns path, class, probability, class_2, probability_2 ... for ``top_k`` > 1, warning."""
+    """Columns path, class, probability, class_2, probability_2 ... for ``top_k`` > 1, warning.
+
+    Cells that a spreadsheet would run begin with ', but for paths, which stay as they are.
+    """
     header = ["path", "class", "probability"]
     count = min(top_k, len(rows[0][1].ranked)) if rows else top_k
     for place in range(2, count + 1):
@@ -187,7 +191,7 @@ def to_csv(rows: Sequence[tuple[Path, Prediction]], top_k: int) -> str:
         ]
         for path, prediction in rows
     ]
-    return harmless_csv([*header, "warning"], lines)
+    return harmless_csv([*header, "warning"], lines, exact="path")
 
 
 def to_jsonl(rows: Sequence[tuple[Path, Prediction]], top_k: int) -> str:
