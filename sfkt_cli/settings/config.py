@@ -195,7 +195,14 @@ class TrainingConfig(Section):
     shuffle_pairs: bool = False
     """A sceptic's check: in training, each TI image gets another pair's partner."""
     select: Literal[
-        "auto", "last", "ti_closeness", "ti_agreement", "ti_kappa", "tr_information", "tr_density"
+        "auto",
+        "last",
+        "ti_closeness",
+        "ti_rank",
+        "ti_agreement",
+        "ti_kappa",
+        "tr_information",
+        "tr_density",
     ] = "auto"
     """Label-free score whose best epoch of bridge and transfer is kept; auto: ti_closeness for the
     bridge, the last epoch for the student."""
@@ -290,8 +297,8 @@ class BridgeConfig(Section):
     learning_rate: Positive = 2e-3
     """Of Adam at the start."""
     keep_untouched: bool = True
-    """Keep the encoded images in place of the translated ones where the source model agrees better
-    with itself on those, over the two images of a TI pair (Cohen's kappa; ours)."""
+    """Keep the encoded images in place of the translated ones where target images of held-out TI
+    pairs find their RGB partners better without T, in the source model's features (ours)."""
     alpha_rec: Weight = 1.0
     """Weight of L_rec (paper: 1)."""
     rec_loss: Literal["mse", "l1", "ssim"] = "mse"
@@ -383,8 +390,8 @@ class TgktConfig(DistillConfig):
     beta_kl: Weight = 1.0
     """Weight of L_KL (paper: 1)."""
     trust: Literal["measured", "full"] = "measured"
-    """measured: L_KL and L_f are multiplied by how much better the source model agrees with itself
-    behind the bridge than without it, on TI pairs (ours). full: by 1, as in the paper."""
+    """measured: L_KL and L_f are multiplied by how much better target images of TI pairs find their
+    RGB partners behind the bridge than without it (ours). full: by 1, as in the paper."""
     fade: Annotated[float, Field(gt=0, le=1)] | None = 0.5
     """Share of the training after which the bridge no longer teaches; its weight falls linearly
     until then (ours). null: it keeps its weight, as in the paper."""
