@@ -462,6 +462,14 @@ def test_a_zip_file_with_backslashes(tmp_path: Path) -> None:
         read_archive(settings_of(tmp_path / "own.zip"))
 
 
+def test_a_zip_file_of_macos_with_names_that_it_does_not_call_utf_8(tmp_path: Path) -> None:
+    path = zipped(folders(tmp_path / "mine", ["Sch__ssel"]))
+    path.write_bytes(path.read_bytes().replace(b"Sch__ssel", "Schüssel".encode()))
+    archive = read_archive(settings_of(path))
+    assert {record.label for record in archive.records} == {"Schüssel", None}
+    assert all(archive.loader.target(record, 30).any() for record in archive.records)
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "CMYK"])
 def test_rgb_images_of_other_colours(mode: str) -> None:
     kind = "JPEG" if mode == "CMYK" else "PNG"
