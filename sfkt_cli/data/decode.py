@@ -8,11 +8,13 @@ here, and tifffile reads TIFF. Images are turned as their EXIF orientation says,
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -214,8 +216,9 @@ def _decode_tiff(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
     """One page, or two to four equal ones, which are channels."""
     import tifffile
 
+    complaints: list[str] = []
     try:
-        with tifffile.TiffFile(io.BytesIO(content)) as file:
+        with _listening("tifffile", complaints), tifffile.TiffFile(io.BytesIO(content)) as file:
             page, series = file.pages.first, file.series[0]
             sides = dict(zip(series.axes, series.shape, strict=True))
             channels = [axis for axis in series.axes if axis not in "YX"]
@@ -227,10 +230,8 @@ def _decode_tiff(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
                 )
             _check_size(name, sides["X"], sides["Y"], max_pixels)
             _check_channels(name, [sides[axis] for axis in channels])
-            if (
-                page.photometric,
-                page.compression,
-            ) != _YCBCR_JPEG and page.photometric not in _PLAIN:
+            stored = (page.photometric, page.compression)
+            if page.photometric not in _PLAIN and stored != _YCBCR_JPEG:
                 kind = getattr(page.photometric, "name", page.photometric)
                 raise DataError(
                     f"{name} has photometric {kind}, expected RGB or grey values with 0 = black: "
@@ -244,7 +245,25 @@ def _decode_tiff(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
         raise
     except Exception as error:  # tifffile, like Pillow, raises almost anything
         raise DataError(f"{name} is damaged or cut off: {_short(error)}") from None
+    if complaints:
+        raise DataError(f"{name} is damaged or cut off: {complaints[0][:160]}; write it anew")
     return values if turn is None else turn(values)
+
+
+@contextlib.contextmanager
+def _listening(logger: str, complaints: list[str]) -> Iterator[None]:
+    """Keep what a library logs as an error and goes on after; its other messages are dropped."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            complaints.append(record.getMessage())
+        return False
+
+    logging.getLogger(logger).addFilter(keep)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).removeFilter(keep)
 
 
 def _decode_pnm(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:

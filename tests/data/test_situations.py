@@ -478,3 +478,19 @@ def test_rgb_images_of_other_colours(mode: str) -> None:
     with pytest.raises(DataError, match=f"mode {mode}, .*convert it to RGB") as caught:
         decode_rgb(file.getvalue(), "a")
     assert ("swapped" in str(caught.value)) == (mode != "CMYK")
+
+
+def test_damaged_tiff_files_that_a_tolerant_reader_would_fill_or_misread(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = tiff(pixels_of(0, (24, 32), "uint16"), compression="lzw", rowsperstrip=4)
+    with tifffile.TiffFile(io.BytesIO(whole)) as file:
+        tags = {
+            name: file.pages.first.tags[name].offset for name in ("Compression", "StripOffsets")
+        }
+    for place in tags.values():
+        damaged = bytearray(whole)
+        damaged[place + 3] ^= 32  # the tag's type
+        with pytest.raises(DataError, match=r"a\.tif is damaged or cut off"):
+            decode_target(bytes(damaged), "a.tif")
+    assert not capsys.readouterr().err
