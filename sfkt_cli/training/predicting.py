@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from sfkt_cli.data.images import Encoding, as_rgb, encode, rgb_to_float
 from sfkt_cli.data.store import Store
 from sfkt_cli.models.prediction_check import warn_of_collapse
+from sfkt_cli.training.pairs import spread
 from sfkt_cli.training.runtime import Runtime
-from sfkt_cli.training.selection import spread
 
 Loader = Callable[[NDArray[Any]], Tensor]
 Model = Callable[[Tensor], tuple[Tensor, Tensor]]
