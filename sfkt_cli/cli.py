@@ -272,6 +272,21 @@ def export(
             help="Of the sensor's images, to put cropping and resizing into the graph, too.",
         ),
     ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help="Of ONNX files: fp32 (the default), fp16 or int8; several are possible."),
+    ] = None,
+    input_type: Annotated[
+        str | None,
+        typer.Option(help="float32, for runtimes that take no uint16; default: the sensor's type."),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images that a file takes at once; default: any.")
+    ] = None,
+    benchmark: Annotated[
+        bool,
+        typer.Option("--benchmark", help="Time PyTorch, onnxruntime and OpenVINO, fp32 and int8."),
+    ] = False,
 ) -> Result:
     """Write the models as files that run without this program.
 
@@ -287,8 +302,12 @@ def export(
         settings.run,
         method=method,
         formats=tuple(formats or ()),
+        precisions=tuple(precision or ()),
         output=output,
         input_size=input_size,
+        input_type=input_type,
+        batch=batch,
+        benchmark=benchmark,
     )
     return settings.run.outcome("export") if output is None else {"folder": output}
 
@@ -299,7 +318,10 @@ def predict(
     options: Options,
     images: Annotated[
         list[str],
-        typer.Argument(help="Target images: files, folders, patterns, or - for a list on stdin."),
+        typer.Argument(
+            help="Target images: files, folders, patterns, or - for a list on stdin; or one video "
+            "file, camera number or address (rtsp://...)."
+        ),
     ],
     output: Annotated[
         Path, typer.Option(help="File to write, .csv or .jsonl; - for CSV on standard output.")
@@ -309,6 +331,16 @@ def predict(
         Path | None, typer.Option(help="Folder of an exported student, in place of a run's.")
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes to list for each image.")] = 1,
+    threshold: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Less probable classes, and doubted images, are unknown."),
+    ] = 0.0,
+    save_images: Annotated[
+        Path | None, typer.Option(help="Folder for each image with its class drawn below.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Watch the folders for new images until Ctrl-C.")
+    ] = False,
 ) -> Result:
     """Classify images of the target sensor with the run's student."""
     from sfkt_cli.pipeline import settings_of
@@ -324,6 +356,9 @@ def predict(
         top_k=top_k,
         method=method,
         model=model,
+        threshold=threshold,
+        save_images=save_images,
+        follow=follow,
     )
 
 

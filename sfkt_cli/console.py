@@ -246,7 +246,7 @@ class Tracker:
             terminal is narrow it is cut off first.
     """
 
-    def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
+    def __init__(self, title: str, total: int | None, unit: str, done: int = 0) -> None:
         self.note = ""
         self._unit = unit
         self._title = title
@@ -290,8 +290,11 @@ class Tracker:
 
 
 @contextlib.contextmanager
-def track(title: str, total: int, unit: str = "images", done: int = 0) -> Iterator[Tracker]:
-    """Show the progress of a task of ``total`` steps, some of which may be done already."""
+def track(title: str, total: int | None, unit: str = "images", done: int = 0) -> Iterator[Tracker]:
+    """Show the progress of a task of ``total`` steps, some of which may be done already.
+
+    None: nobody knows how many there will be.
+    """
     tracker = Tracker(title, total, unit, done)
     try:
         yield tracker

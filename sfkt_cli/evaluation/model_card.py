@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -24,7 +25,16 @@ LIMITS = """\
 - Every image is given one of the classes above, also when it shows none of them."""
 
 
-def model_card(run: Run, method: str, student: Saved, sensor: Sensor, images: Tensor) -> str:
+def model_card(
+    run: Run,
+    method: str,
+    student: Saved,
+    sensor: Sensor,
+    images: Tensor,
+    file: str,
+    batch: int | None,
+    tables: Mapping[str, str],
+) -> str:
     """The text of README.md.
 
     Args:
@@ -33,6 +43,9 @@ def model_card(run: Run, method: str, student: Saved, sensor: Sensor, images: Te
         student: Its classes and card.
         sensor: Of its images.
         images: Samples as the exported files take them, (B, H, W) or (B, H, W, C).
+        file: An ONNX file of the student.
+        batch: Number of images that files take; None: any.
+        tables: What was measured on the files, by heading.
     """
     results = _results(run, method)
     dataset = str(results.get("dataset") or run.record("prepare")["settings"].get("dataset", ""))
@@ -57,7 +70,7 @@ def model_card(run: Run, method: str, student: Saved, sensor: Sensor, images: Te
         "",
         "## Use",
         "",
-        f"Input `images`: {dtype}, (batch, {shape}), {sensor.meaning}.",
+        f"Input `images`: {dtype}, ({batch or 'batch'}, {shape}), {sensor.meaning}.",
         "Outputs: `logits` and `probabilities`, (batch, classes). Encoding and normalisation are",
         "inside.",
         "`student.*` is the transferred classifier; `bridged-source.*` is the translator in front",
@@ -65,9 +78,9 @@ def model_card(run: Run, method: str, student: Saved, sensor: Sensor, images: Te
         "",
         "```python",
         "import json, numpy as np, onnxruntime",
-        'session = onnxruntime.InferenceSession("student.onnx")',
+        f'session = onnxruntime.InferenceSession("{file}")',
         'classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])',
-        f"images = np.zeros((1, {shape}), np.{dtype})  # from the sensor",
+        f"images = np.zeros(({batch or 1}, {shape}), np.{dtype})  # from the sensor",
         '_, probabilities = session.run(None, {"images": images})',
         "print(classes[probabilities[0].argmax()])",
         "```",
@@ -80,6 +93,7 @@ def model_card(run: Run, method: str, student: Saved, sensor: Sensor, images: Te
         "",
         *_table(rows),
         "",
+        *(line for title, text in tables.items() for line in (f"## {title}", "", text, "")),
         "## Limits",
         "",
         LIMITS,

@@ -20,6 +20,7 @@ from sfkt_cli.training.pairs import spread
 LABEL_FREE = {
     "ti_agreement": "TI agreement %",
     "ti_kappa": "TI kappa",
+    "ti_rank": "TI partner rank",
     "ti_distance": "TI feature distance",
     "tr_information": "information (nats)",
     "density": "neighbourhood density (nats)",

@@ -10,9 +10,6 @@ from torch import Tensor
 from sfkt_cli import losses
 from sfkt_cli.scores import soft_neighbourhood_density
 
-MIN_PAIRS = 10
-"""Held-out TI pairs from which on their kappa says something."""
-
 
 def agreement(logits: Tensor, partner_logits: Tensor) -> float:
     """TI agreement: share of pairs of which the model names the same class on both images.
@@ -53,34 +50,50 @@ def kappa_gain(logits: Tensor, before: Tensor, partner_logits: Tensor) -> tuple[
     return kappa(logits, partner_logits) - kappa(before, partner_logits), error
 
 
-def bridge_trust(
-    bridged: Tensor, untouched: Tensor, partner_logits: Tensor, held_out: Tensor
-) -> float:
-    """How far the source model behind the bridge can be trusted, in [0, 1] (ours).
+def partner_rank(features: Tensor, partner_features: Tensor) -> Tensor:
+    """How well each target image finds its RGB partner among all of them, in [0, 1] (ours).
 
-        trust = (kappa(bridge) - kappa(untouched)) / (2 standard errors), clipped to [0, 1]
+        rank_i = share of the j != i with cos(f_i, g_j) < cos(f_i, g_i), features less their mean
 
-    0: behind the bridge the source model agrees no better with the RGB partners than on the encoded
-    images themselves, over all pairs or over the held-out ones. 1: it agrees better by two standard
-    errors. All pairs are counted, for few that were held out say little; T was trained on most of
-    them, but it is compared with a model that was trained on none of these target images. The share
-    of information in the bridge's predictions says less: it does not measure whether they are
-    right.
+    0.5 is chance; 1: the partner is the nearest of all. Kappa looks at the named class alone, which
+    for task-irrelevant pairs is mostly the same few; this looks at all that the source model sees,
+    so a few dozen pairs tell two models apart. Two or more pairs.
 
     Args:
-        bridged: (N, K) logits on translated images of the TI pairs.
-        untouched: (N, K) logits of the source model on their encoded images.
-        partner_logits: (N, K) logits of the source model on their RGB partners.
-        held_out: (M,) row numbers of the pairs that T was not trained on; fewer than MIN_PAIRS have
-            no say.
+        features: (N, D) on (translated) target images of TI pairs.
+        partner_features: (N, D) of the source model on their RGB partners.
+
+    Returns:
+        (N,) ranks.
     """
-    parts = (bridged, untouched, partner_logits)
-    if len(held_out) >= MIN_PAIRS:
-        gain, _ = kappa_gain(*(part[held_out] for part in parts))
-        if gain <= 0.0:
-            return 0.0
-    gain, error = kappa_gain(*parts)
-    return min(max(gain / (2.0 * error), 0.0), 1.0)
+    first, second = (
+        torch.nn.functional.normalize(part.float() - part.float().mean(dim=0), dim=1)
+        for part in (features, partner_features)
+    )
+    likeness = first @ second.T
+    return (likeness < likeness.diagonal()[:, None]).float().sum(dim=1) / (len(likeness) - 1)
+
+
+def bridge_trust(bridged: Tensor, untouched: Tensor, partner_features: Tensor) -> float:
+    """How far the source model behind the bridge can be trusted, in [0, 1] (ours).
+
+        trust = mean_i (rank_i(bridge) - rank_i(untouched)) / (2 standard errors), clipped to [0, 1]
+
+    0: behind the bridge target images find their RGB partners no better than as they are
+    (:func:`partner_rank`). 1: they find them better by two standard errors. The share of
+    information in the bridge's predictions says less: it does not measure whether they are right.
+
+    Args:
+        bridged: (N, D) features of translated images of TI pairs that T was not trained on.
+        untouched: (N, D) features of their encoded images.
+        partner_features: (N, D) features of their RGB partners.
+    """
+    if len(bridged) < 2:
+        return 0.0
+    before = partner_rank(untouched, partner_features)
+    gains = partner_rank(bridged, partner_features) - before
+    error = max(float(gains.std()), 1.0 / len(gains)) / math.sqrt(len(gains))
+    return min(max(float(gains.mean()) / (2.0 * error), 0.0), 1.0)
 
 
 def _chance(logits: Tensor, partner_logits: Tensor) -> float:

@@ -9,8 +9,8 @@
     c       trust in what the pairs teach, from 0 to 1                         ours
     f(t)    fades from 1 to 0                                                  ours
 
-In the paper c = f = 1. Our c is how much better the source model agrees with itself behind the
-bridge than without it, on TI pairs (``label_free.bridge_trust``): where pairs did not help the
+In the paper c = f = 1. Our c is how much better target images of TI pairs find their RGB partners
+behind the bridge than without it (``label_free.bridge_trust``): where pairs did not help the
 bridge, they do not help the student. f falls linearly: a bridge is a start, and no ceiling. The
 head stays as the source model has it, as in SHOT (ours): a free head
 follows the student's clusters wherever they go.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.data.resample import Fit, areas, kept_box
-from sfkt_cli.models.classifier import Classifier
 
 
 class FitTarget(nn.Module):
@@ -59,7 +60,7 @@ class FitTarget(nn.Module):
 class StudentGraph(nn.Module):
     """Raw target images to logits and probabilities of the student."""
 
-    def __init__(self, model: Classifier, encoding: Encoding, fit: nn.Module | None) -> None:
+    def __init__(self, model: nn.Module, encoding: Encoding, fit: nn.Module | None) -> None:
         super().__init__()
         self.fit = fit or nn.Identity()
         self.model = model
@@ -75,7 +76,7 @@ class BridgedSourceGraph(nn.Module):
     """Raw target images through the translator to the untouched RGB model's output."""
 
     def __init__(
-        self, translator: nn.Module, source: Classifier, encoding: Encoding, fit: nn.Module | None
+        self, translator: nn.Module, source: nn.Module, encoding: Encoding, fit: nn.Module | None
     ) -> None:
         super().__init__()
         self.fit = fit or nn.Identity()
@@ -87,6 +88,21 @@ class BridgedSourceGraph(nn.Module):
         """(B, H, W) or (B, H, W, C) as the sensor gives them to twice (B, K)."""
         _, logits = self.source(self.translator(encode(self.fit(images), self._encoding)))
         return logits, torch.softmax(logits, dim=1)
+
+
+class Half(nn.Module):
+    """A copy of a network that reckons in float16, between float32 images and results."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).half()
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """What the network gives, in float32."""
+        found = self.network(images.half())
+        if isinstance(found, Tensor):
+            return found.float()
+        return tuple(each.float() for each in found)
 
 
 def for_export(graph: nn.Module) -> nn.Module:

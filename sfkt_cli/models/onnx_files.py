@@ -427,25 +427,27 @@ def write_onnx(
     outputs: Sequence[str],
     facts: Mapping[str, str],
     *,
+    any_batch: bool = True,
     keep_norms: bool = False,
 ) -> bytes:
-    """A network in inference mode as the content of an ONNX file, for any number of images.
+    """A network in inference mode as the content of an ONNX file.
 
     Args:
         network: Takes the images.
-        images: At least two, such as it will get.
+        images: Such as it will get; at least two for ``any_batch``.
         outputs: Names of what it returns.
         facts: Goes into the file's metadata.
+        any_batch: The file takes any number of images, otherwise as many as are given here.
         keep_norms: Leave batch norms as they are, for a file that is to be trained on.
 
     Raises:
         Exception: Whatever torch.onnx says of a network that it cannot export.
     """
+    shapes = ({0: torch.export.Dim("batch")},) if any_batch else None
     with quietly():
         program = torch.onnx.export(
             network, (images,), dynamo=True, external_data=False, input_names=["images"],
-            output_names=outputs, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
-            optimize=not keep_norms,
+            output_names=outputs, dynamic_shapes=shapes, verbose=False, optimize=not keep_norms,
         )  # fmt: skip
         if program is None:
             raise DataError("torch.onnx gave no model")

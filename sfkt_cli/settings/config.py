@@ -158,8 +158,20 @@ class FoldersConfig(Section):
     """What the target sensor measures: selects unit, valid range and default encoding."""
     unit: Literal["auto", "mm", "m", "raw"] = "auto"
     """Of stored depth values: integers are millimetres and floats metres under auto."""
+    scale: Positive | None = None
+    """Of other depth values: millimetres that 1 stands for, such as 0.2 for TUM's 1/5000 m."""
+    missing: tuple[int | float, ...] = ()
+    """Depth values that stand for no reading besides 0, such as [65535]."""
     registered: bool = True
     """False: the two images of a pair are not aligned; pixel losses are switched off."""
+
+    @model_validator(mode="after")
+    def _depth_alone(self) -> FoldersConfig:
+        if self.modality != "depth" and (self.scale is not None or self.missing):
+            raise ValueError("scale and missing are for modality depth: leave them out")
+        if self.unit != "auto" and self.scale is not None:
+            raise ValueError("unit and scale exclude each other: set one of them")
+        return self
 
 
 class TrainingConfig(Section):
@@ -176,7 +188,14 @@ class TrainingConfig(Section):
     shuffle_pairs: bool = False
     """A sceptic's check: in training, each TI image gets another pair's partner."""
     select: Literal[
-        "auto", "last", "ti_closeness", "ti_agreement", "ti_kappa", "tr_information", "tr_density"
+        "auto",
+        "last",
+        "ti_closeness",
+        "ti_rank",
+        "ti_agreement",
+        "ti_kappa",
+        "tr_information",
+        "tr_density",
     ] = "auto"
     """Label-free score whose best epoch of bridge and transfer is kept; auto: ti_closeness for the
     bridge, the last epoch for the student."""
@@ -271,8 +290,8 @@ class BridgeConfig(Section):
     learning_rate: Positive = 2e-3
     """Of Adam at the start."""
     keep_untouched: bool = True
-    """Keep the encoded images in place of the translated ones where the source model agrees better
-    with itself on those, over the two images of a TI pair (Cohen's kappa; ours)."""
+    """Keep the encoded images in place of the translated ones where target images of held-out TI
+    pairs find their RGB partners better without T, in the source model's features (ours)."""
     alpha_rec: Weight = 1.0
     """Weight of L_rec (paper: 1)."""
     rec_loss: Literal["mse", "l1", "ssim"] = "mse"
@@ -364,8 +383,8 @@ class TgktConfig(DistillConfig):
     beta_kl: Weight = 1.0
     """Weight of L_KL (paper: 1)."""
     trust: Literal["measured", "full"] = "measured"
-    """measured: L_KL and L_f are multiplied by how much better the source model agrees with itself
-    behind the bridge than without it, on TI pairs (ours). full: by 1, as in the paper."""
+    """measured: L_KL and L_f are multiplied by how much better target images of TI pairs find their
+    RGB partners behind the bridge than without it (ours). full: by 1, as in the paper."""
     fade: Annotated[float, Field(gt=0, le=1)] | None = 0.5
     """Share of the training after which the bridge no longer teaches; its weight falls linearly
     until then (ours). null: it keeps its weight, as in the paper."""

@@ -139,8 +139,8 @@ def bridge(config: Config, run: Run) -> None:
             ),
         )
         row = fitted.history[fitted.best_epoch]
-        untouched = untouched_kappa(store, source, encoding, runtime, config.seed)
-        trained = row["ti_kappa"] > untouched or not settings.keep_untouched
+        untouched = untouched_rank(store, source, encoding, runtime, config.seed)
+        trained = row["ti_rank"] > untouched or not settings.keep_untouched
         if not trained:
             architecture = {"name": "identity", "channels": encoding.encoded_channels, "width": 0}
             translator = make_translator(**architecture)
@@ -158,20 +158,22 @@ def bridge(config: Config, run: Run) -> None:
             best_epoch=fitted.best_epoch + 1,
             ti_agreement=row["ti_agreement"],
             ti_kappa=row["ti_kappa"],
-            untouched_kappa=untouched,
+            ti_rank=row["ti_rank"],
+            untouched_rank=untouched,
             trained=trained,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
         say(
             f"bridge: epoch {fitted.best_epoch + 1}; the source model names the same class for "
             f"both images of {row['ti_agreement']:.0%} of the TI pairs, kappa "
-            f"{row['ti_kappa']:.2f}; without the translator {untouched:.2f}"
+            f"{row['ti_kappa']:.2f}. A target image is closer to its RGB partner than to "
+            f"{row['ti_rank']:.0%} of the others, without the translator to {untouched:.0%}"
         )
         if not trained:
             warn(
-                "the translator makes the source model agree less with itself, so the encoded "
-                "images are kept in its place; more TI pairs or more epochs may help "
-                "(bridge.keep_untouched=false keeps the translator)"
+                "behind the translator the source model sees no more in target images than without "
+                "it, so the encoded images are kept in its place; more TI pairs or more epochs may "
+                "help (bridge.keep_untouched=false keeps the translator)"
             )
 
 
@@ -266,6 +268,7 @@ def bridge_scores(
         return {
             "ti_agreement": label_free.agreement(logits, partner_logits),
             "ti_kappa": label_free.kappa(logits, partner_logits),
+            "ti_rank": float(label_free.partner_rank(features, partner_features).mean()),
             "ti_closeness": -label_free.feature_distance(features, partner_features),
             "tr_information": label_free.information(tr_logits),
             "tr_density": label_free.density(tr_logits),
@@ -274,15 +277,15 @@ def bridge_scores(
     return scores
 
 
-def untouched_kappa(
+def untouched_rank(
     store: Store, source: Classifier, encoding: Encoding, runtime: Runtime, seed: int
 ) -> float:
-    """Cohen's kappa of the source model on encoded images and their RGB partners, without T."""
-    _, held = held_out_pairs(store, seed)
+    """How well encoded images of held-out TI pairs find their RGB partners without T."""
+    _, held_out = held_out_pairs(store, seed)
     load = student_loader(runtime, encoding)
-    _, logits = predict_rows(store["ti/target"][held], load, source, runtime)
-    _, partners = predict_rows(store["ti/rgb"][held], rgb_loader(runtime), source, runtime)
-    return label_free.kappa(logits, partners)
+    features, _ = predict_rows(store["ti/target"][held_out], load, source, runtime)
+    partners, _ = predict_rows(store["ti/rgb"][held_out], rgb_loader(runtime), source, runtime)
+    return float(label_free.partner_rank(features, partners).mean())
 
 
 def write_bridged(

@@ -1,46 +1,57 @@
 """`sfkt export`: models as files that run without this program.
 
 student.onnx, student.pt2                raw target image -> logits, probabilities
-bridged-source.onnx, bridged-source.pt2  translator + untouched RGB model, the same interface
+student-fp16.onnx, student-int8.onnx     the same in other precisions
+bridged-source.*                         translator + untouched RGB model, the same interface
 student/, translator/, source/           model.safetensors + model.json
 README.md                                model card
 """
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib import util
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sfkt_cli.console import say
+from sfkt_cli.console import say, warn
 from sfkt_cli.data.sensor import Sensor, sensor_of_store
-from sfkt_cli.data.store import Store, open_store
-from sfkt_cli.errors import ConfigError, DataError, RunError
+from sfkt_cli.data.store import open_store
+from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.evaluation import exported, latency
 from sfkt_cli.evaluation.model_card import model_card
 from sfkt_cli.files import replacing, sha256_file, write_json, write_text
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.graphs import BridgedSourceGraph, FitTarget, StudentGraph, for_export
-from sfkt_cli.models.onnx_files import open_session, quietly, write_onnx
+from sfkt_cli.models.graph_files import (
+    open_graph,
+    open_onnx,
+    open_pt2,
+    to_int8,
+    to_onnx,
+    to_pt2,
+)
+from sfkt_cli.models.graphs import BridgedSourceGraph, FitTarget, Half, StudentGraph, for_export
 from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
 from sfkt_cli.settings.config import Config, to_yaml
 from sfkt_cli.settings.runs import Run, versions
 from sfkt_cli.student import find_student
 
 FORMATS = ("onnx", "pt2", "safetensors")
-LARGEST_DIFFERENCE = 1e-3
-"""Between the probabilities of a written file and of PyTorch; more is refused."""
-SAMPLES = 64
+PRECISIONS = ("fp32", "fp16", "int8")
+LEAST_AGREEMENT = 0.95
+"""Share of images that a file gives PyTorch's class; less is warned of."""
+BATCH = 16
+"""Images at a time, where a file takes any number."""
+TIMED = (1, 32)
+"""Batches that are timed, where a file takes any number."""
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-OUTPUTS = ["logits", "probabilities"]
 _INSIDE = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 """A file of an export, at most one folder down."""
 
@@ -51,10 +62,14 @@ def export(
     *,
     method: str | None = None,
     formats: Sequence[str] = (),
+    precisions: Sequence[str] = (),
     output: Path | None = None,
     input_size: str | None = None,
+    input_type: str | None = None,
+    batch: int | None = None,
+    benchmark: bool = False,
 ) -> None:
-    """Write student and bridged source model, each checked against PyTorch on real samples.
+    """Write student and bridged source model, each compared with PyTorch on real images.
 
     Does nothing where the folder holds them already, made of the same models in the same way, but
     for ``run.force``.
@@ -64,20 +79,33 @@ def export(
         run: A run with a finished transfer.
         method: Which student; None: the only one, or that of ``transfer.method``.
         formats: onnx, pt2, safetensors; empty: all that this installation can write.
+        precisions: Of ONNX files: fp32, fp16, int8; empty: fp32, and int8 for a benchmark.
         output: Folder; None: ``export`` in the run.
         input_size: ``HEIGHTxWIDTH`` of the sensor's images; None: they come as prepared.
+        input_type: float32, for runtimes that take no uint16; None: the type of the sensor.
+        batch: Number of images that the files take; None: any.
+        benchmark: Time the student and the bridged source model.
 
     Raises:
-        ConfigError: A format or the size is unknown, an extra is not installed, or the output is a
-            file.
+        ConfigError: An option is unknown, an extra is not installed, or the output is a file.
         RunError: There is no student, or a written file does not give PyTorch's results.
         DataError: A model or transfer.h5 is missing or damaged.
     """
-    formats = check_formats(formats)
+    precisions = precisions or (("fp32", "int8") if benchmark else ("fp32",))
+    _choose("precision", precisions, PRECISIONS)
+    formats = check_formats(formats, precisions)
     folders, saved = load_parts(config, run, method)
     store = open_store(run.transfer_store)
-    sensor, images, fit = samples(store, config, input_size)
-    ids = [store.strings("target/id")[row] for row in sample_rows(store)]
+    sensor = sensor_of_store(store, config)
+    _choose("input-type", [input_type or sensor.dtype], (sensor.dtype, "float32"))
+    side = (sensor.image_size, sensor.image_size)
+    images = exported.TargetImages(
+        store["target/target"],
+        store.strings("target/id"),
+        parse_size(input_size) if input_size else side,
+        getattr(torch, input_type or sensor.dtype),
+        batch or BATCH,
+    )
     method = folders["student"].name
     target = output or run.path("export")
     if target.is_file():
@@ -86,7 +114,11 @@ def export(
         "stage": "export",
         "method": method,
         "formats": sorted(formats),
+        "precisions": sorted(precisions),
         "input_size": input_size,
+        "input_type": str(images.dtype).removeprefix("torch."),
+        "batch": batch,
+        "benchmark": benchmark,
         "inputs": {name: each.digest for name, each in saved.items()} | _told_by_card(run),
         "versions": versions(),
     }
@@ -96,33 +128,101 @@ def export(
     target.mkdir(parents=True, exist_ok=True)
     for name in _written(target):
         (target / name).unlink(missing_ok=True)
-    differences: dict[str, float] = {}
+    measured, compared = images.choose(lowered=any(each != "fp32" for each in precisions))
+    ids = [images.ids[row] for row in compared.tolist()]
+    labels = exported.labels_told(run, store)
+    example = images.read(compared[:1])
+    facts = _facts(saved["student"], sensor, example)
+    fit = None
+    if input_size:
+        fit = FitTarget(*images.size, side[0], sensor.fit, missing=sensor.missing)
+    halved = _graphs(saved, fit, Half) if "fp16" in precisions else {}
+    comparisons: list[exported.Comparison] = []
+    latencies: list[latency.Latency] = []
     for name, graph in _graphs(saved, fit).items():
-        facts = _facts(saved["student"], sensor, images)
-        for kind in formats:
-            if kind == "safetensors":
-                continue
-            path = target / f"{name}.{kind}"
-            content, probabilities = WRITERS[kind](graph, images, facts)
-            differences[path.name] = _compare(path.name, graph, images, probabilities, ids)
-            with replacing(path) as partial:
+        expected = images.ask(open_graph(graph), compared)
+        onnx_files = {}
+        for suffix, precision, content in _contents(
+            graph, halved.get(name), formats, precisions, images, measured, facts, batch is None
+        ):
+            file = name + suffix
+            predict = open_pt2(content) if suffix == ".pt2" else open_onnx(content)
+            found = images.ask(predict, compared)
+            comparison = exported.compare(file, precision, content, found, expected, ids, labels)
+            with replacing(target / file) as partial:
                 partial.write_bytes(content)
-            say(
-                f"export: {path}  the same class as PyTorch on {len(images)} images, "
-                f"probabilities differ by {differences[path.name]:.1e} at most"
-            )
+            _tell(target, comparison)
+            comparisons.append(comparison)
+            if suffix != ".pt2":
+                onnx_files[file] = content
+        if benchmark:
+            sizes = TIMED if batch is None else (batch,)
+            batches = [images.read(np.resize(compared, size)) for size in sizes]
+            latencies += latency.time_all(name, graph, onnx_files, batches)
     if "safetensors" in formats:
         for name, each in saved.items():
             _copy(folders[name], target / name, each, sensor)
             say(f"export: {target / name / WEIGHTS}")
-    card = model_card(run, method, saved["student"], sensor, images)
+    tables = {"Files": exported.table(comparisons)} if comparisons else {}
+    if latencies:
+        tables["Speed"] = f"{latency.machine()}\n\n{latency.table(latencies)}"
+    for title, text in tables.items():
+        say(f"{title}\n\n{text}")
+    first = next((each.file for each in comparisons if each.file.endswith(".onnx")), "student.onnx")
+    example = images.read(compared[: batch or 1])
+    card = model_card(run, method, saved["student"], sensor, example, first, batch, tables)
     write_text(target / "README.md", card)
     write_text(target / "config.yaml", to_yaml(config))
-    written = ["README.md", "config.yaml", *differences]
+    written = ["README.md", "config.yaml", *(each.file for each in comparisons)]
     if "safetensors" in formats:
         written += [f"{name}/{file}" for name in saved for file in (WEIGHTS, CARD)]
-    record = {**made_of, "largest_difference": differences, "written": written}
+    record = {
+        **made_of,
+        "largest_difference": {each.file: each.largest_difference for each in comparisons},
+        "files": [asdict(each) for each in comparisons],
+        "latencies": [asdict(each) for each in latencies],
+        "written": written,
+    }
     write_json(target / "done.json", record)
+
+
+def _contents(
+    graph: nn.Module,
+    halved: nn.Module | None,
+    formats: Sequence[str],
+    precisions: Sequence[str],
+    images: exported.TargetImages,
+    measured: exported.Rows,
+    facts: Mapping[str, str],
+    any_batch: bool,
+) -> Iterator[tuple[str, str, bytes]]:
+    """End of the name, precision and content of each file of a graph."""
+    some = next(images.batches(measured))
+    if "onnx" in formats:
+        content = to_onnx(graph, some, facts, any_batch=any_batch)
+        if "fp32" in precisions:
+            yield ".onnx", "fp32", content
+        if halved is not None:
+            yield "-fp16.onnx", "fp16", to_onnx(halved, some, facts, any_batch=any_batch)
+        if "int8" in precisions:
+            yield "-int8.onnx", "int8", to_int8(content, images.batches(measured))
+    if "pt2" in formats:
+        yield ".pt2", "fp32", to_pt2(graph, some, facts, any_batch=any_batch)
+
+
+def _tell(target: Path, comparison: exported.Comparison) -> None:
+    """Say that a file is written and how far it can be trusted."""
+    same = round(comparison.agreement * comparison.images)
+    file = target / comparison.file
+    say(
+        f"export: {file}  the same class as PyTorch on {same} of {comparison.images} images, "
+        f"probabilities differ by {comparison.largest_difference:.1e} at most"
+    )
+    if comparison.agreement < LEAST_AGREEMENT:
+        warn(
+            f"{file} gives {comparison.images - same} of {comparison.images} images another class "
+            "than PyTorch: measure it on labelled images before you ship it, or ship fp32"
+        )
 
 
 def _told_by_card(run: Run) -> dict[str, str]:
@@ -165,20 +265,25 @@ def load_parts(
     return folders, {name: load_model(folder) for name, folder in folders.items()}
 
 
-def check_formats(formats: Sequence[str]) -> list[str]:
+def check_formats(formats: Sequence[str], precisions: Sequence[str] = ("fp32",)) -> list[str]:
     """The formats that were asked for, or all that this installation can write.
 
     Raises:
-        ConfigError: One is unknown or needs an extra that is not installed.
+        ConfigError: One is unknown, needs an extra that is not installed, or has no such precision.
     """
     lacking = [name for name in ONNX_PACKAGES if util.find_spec(name) is None]
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown:
-        raise ConfigError(f"--format {unknown[0]}: choose of {', '.join(FORMATS)}")
-    if lacking and "onnx" in formats:
+    _choose("format", formats, FORMATS)
+    lowered = [each for each in precisions if each != "fp32"]
+    if formats and lowered and "onnx" not in formats:
         raise ConfigError(
-            f"--format onnx needs {', '.join(lacking)}: pip install 'sfkt[onnx]', "
-            "or choose --format pt2"
+            f"--precision {lowered[0]} is for ONNX files: add --format onnx to "
+            f"--format {formats[0]}"
+        )
+    if lacking and ("onnx" in formats or lowered):
+        option = f"--precision {lowered[0]}" if lowered else "--format onnx"
+        raise ConfigError(
+            f"{option} needs {', '.join(lacking)}: pip install 'sfkt[onnx]'"
+            + ("" if lowered else ", or choose --format pt2")
         )
     if lacking and not formats:
         say("export: no ONNX files, for that pip install 'sfkt[onnx]'")
@@ -186,47 +291,42 @@ def check_formats(formats: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(formats or FORMATS))
 
 
-def samples(
-    store: Store, config: Config, size: str | None
-) -> tuple[Sensor, Tensor, FitTarget | None]:
-    """The sensor, some real images of it, and what crops and resizes them if they are to be large.
+def _choose(option: str, chosen: Sequence[str], possible: Sequence[str]) -> None:
+    unknown = [name for name in chosen if name not in possible]
+    if unknown:
+        raise ConfigError(f"--{option} {unknown[0]}: choose of {', '.join(possible)}")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width of ``480x640``.
 
     Raises:
-        ConfigError: The size is none.
+        ConfigError: It is no size, or no camera's.
     """
-    sensor = sensor_of_store(store, config)
-    stored = torch.from_numpy(np.array(store["target/target"][sample_rows(store)]))
-    if size is None:
-        return sensor, stored, None
     try:
-        height, width = (int(part) for part in size.lower().split("x"))
+        height, width = (int(part) for part in text.lower().split("x"))
     except ValueError:
         height = width = 0
     if not (16 <= height <= 8192 and 16 <= width <= 8192):
-        raise ConfigError(f"--input-size {size}: write HEIGHTxWIDTH in pixels, such as 480x640")
-    down = torch.arange(height) * sensor.image_size // height
-    across = torch.arange(width) * sensor.image_size // width
-    large = torch.from_numpy(np.ascontiguousarray(stored.numpy()[:, down][:, :, across]))
-    fit = FitTarget(height, width, sensor.image_size, sensor.fit, missing=sensor.missing)
-    return sensor, large, fit
+        raise ConfigError(f"--input-size {text}: write HEIGHTxWIDTH in pixels, such as 480x640")
+    return height, width
 
 
-def sample_rows(store: Store) -> NDArray[np.int64]:
-    """Rows of the target images that written files are tried on."""
-    rows = np.linspace(0, store.count("target") - 1, SAMPLES).astype(int)
-    return np.unique(rows)
-
-
-def _graphs(saved: Mapping[str, Saved], fit: FitTarget | None) -> dict[str, nn.Module]:
+def _graphs(
+    saved: Mapping[str, Saved],
+    fit: FitTarget | None,
+    wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
+) -> dict[str, nn.Module]:
+    """Student and bridged source, ready for export; ``wrap`` is applied to their networks."""
     student = saved["student"]
     graphs: dict[str, nn.Module] = {}
     if isinstance(student.module, Classifier) and student.encoding is not None:
-        graphs["student"] = StudentGraph(student.module, student.encoding, fit)
+        graphs["student"] = StudentGraph(wrap(student.module), student.encoding, fit)
     if "translator" in saved:
         translator, source = saved["translator"], saved["source"]
         if isinstance(source.module, Classifier) and translator.encoding is not None:
             graphs["bridged-source"] = BridgedSourceGraph(
-                translator.module, source.module, translator.encoding, fit
+                wrap(translator.module), wrap(source.module), translator.encoding, fit
             )
     if "student" not in graphs:
         raise DataError("the student's model.json describes no classifier for a target sensor")
@@ -241,53 +341,6 @@ def _facts(student: Saved, sensor: Sensor, images: Tensor) -> dict[str, str]:
         "unit": sensor.meaning,
         "modality": sensor.modality,
     }
-
-
-def _to_onnx(graph: nn.Module, images: Tensor, facts: Mapping[str, str]) -> tuple[bytes, Tensor]:
-    """The ONNX file, and its probabilities for the images."""
-    content = write_onnx(graph, images[:2], OUTPUTS, facts)
-    (found,) = open_session(content).run(["probabilities"], {"images": images.numpy()})
-    return content, torch.from_numpy(found)
-
-
-def _to_pt2(graph: nn.Module, images: Tensor, facts: Mapping[str, str]) -> tuple[bytes, Tensor]:
-    """The same for an exported program of PyTorch."""
-    shapes = {"images": {0: torch.export.Dim("batch")}}
-    file = io.BytesIO()
-    with quietly():
-        program = torch.export.export(graph, (images[:2],), dynamic_shapes=shapes)
-        torch.export.save(program, file, extra_files=dict(facts))
-        file.seek(0)
-        again = torch.export.load(file).module()
-    return file.getvalue(), again(images)[1]
-
-
-Writer = Callable[[nn.Module, Tensor, Mapping[str, str]], tuple[bytes, Tensor]]
-WRITERS: dict[str, Writer] = {"onnx": _to_onnx, "pt2": _to_pt2}
-
-
-def _compare(
-    name: str, graph: nn.Module, images: Tensor, found: Tensor, ids: Sequence[str]
-) -> float:
-    """The largest difference of a file's probabilities to PyTorch's.
-
-    Raises:
-        RunError: It is too large, or an image gets another class; the images are named.
-    """
-    with torch.no_grad():
-        _, expected = graph(images)
-    gaps = (found - expected).abs().amax(1)
-    # Two classes that are equally probable but for rounding may change places.
-    wrong = ~(gaps <= LARGEST_DIFFERENCE)
-    if wrong.any():
-        others = int((found.argmax(1) != expected.argmax(1)).sum())
-        named = ", ".join(each for each, bad in zip(ids, wrong.tolist(), strict=True) if bad)
-        raise RunError(
-            f"{name} was not written: {int(wrong.sum())} of {len(images)} images get other "
-            f"probabilities than in PyTorch, by {float(gaps.max()):.2g} (more than "
-            f"{LARGEST_DIFFERENCE:g}), and {others} another class: {named[:300]}"
-        )
-    return float(gaps.max())
 
 
 def _copy(folder: Path, target: Path, saved: Saved, sensor: Sensor) -> None:

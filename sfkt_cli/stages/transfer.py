@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from sfkt_cli.console import say, warn
@@ -192,14 +191,12 @@ def look_through_frozen(
         bridge_load = target_loader(runtime, translator.encoding)
         _, bridged = predict_rows(targets, bridge_load, model, runtime, flips=True)
         bridged = bridged.to(runtime.device)
-        if ti_logits is not None:
+        if ti_features is not None:
             _, held_out = held_out_pairs(store, seed)
-            ti = store["ti/target"]
-            _, behind = predict_rows(ti, bridge_load, model, runtime, flips=True)
-            _, untouched = predict_rows(ti, load, quick, runtime, flips=True)
-            trust = label_free.bridge_trust(
-                behind, untouched, ti_logits.cpu(), torch.from_numpy(held_out)
-            )
+            ti = store["ti/target"][held_out]
+            behind, _ = predict_rows(ti, bridge_load, model, runtime, flips=True)
+            untouched, _ = predict_rows(ti, load, quick, runtime, flips=True)
+            trust = label_free.bridge_trust(behind, untouched, ti_features.cpu()[held_out])
     return TeacherOutputs(
         source=source,
         encoding=encoding,
@@ -281,6 +278,7 @@ def student_scores(
             features, logits = predict_rows(ti_target, load, student, runtime)
             found["ti_agreement"] = label_free.agreement(logits, partners[1])
             found["ti_kappa"] = label_free.kappa(logits, partners[1])
+            found["ti_rank"] = float(label_free.partner_rank(features, partners[0]).mean())
             found["ti_closeness"] = -label_free.feature_distance(features, partners[0])
         return found
 

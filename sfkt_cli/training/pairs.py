@@ -29,7 +29,9 @@ HELD_OUT = 2000
 MIN_HELD_OUT = 50
 SCORE_ROWS = 1000
 """Target images that label-free scores look at, at most."""
-SELECTORS = ("ti_closeness", "ti_agreement", "ti_kappa", "tr_information", "tr_density")
+SELECTORS = (
+    "ti_closeness", "ti_rank", "ti_agreement", "ti_kappa", "tr_information", "tr_density",
+)  # fmt: skip
 """Label-free scores that may choose, larger is better."""
 FILE = "epochs.npy"
 

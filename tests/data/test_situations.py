@@ -20,7 +20,7 @@ from PIL import Image
 from sfkt_cli.data.decode import decode_rgb, decode_target
 from sfkt_cli.data.readers import read_archive
 from sfkt_cli.data.sensor import Sensor
-from sfkt_cli.errors import DataError
+from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.stages.predict import expand
 from tests.data.make_archives import depth, folders, manifest, save
@@ -329,3 +329,34 @@ def test_images_that_are_not_read_are_counted_and_named(
         read_archive(settings_of(root))
     with pytest.raises(DataError, match=r"7\.heic is no image.*convert it: PNG, JPEG"):
         decode_rgb(b"\0\0\0 ftypheic", "7.heic")
+
+
+def test_depth_in_units_of_its_own_with_values_that_mean_no_reading(tmp_path: Path) -> None:
+    root = folders(tmp_path / "mine")
+    for path in root.rglob("target/*.png"):
+        steps = depth(0)[:, :30] * 5  # a fifth of a millimetre, as in TUM's files
+        steps[steps == 0] = 65535
+        save(path, steps)
+    (warning,) = read_archive(settings_of(root)).notes
+    assert "% of the pixels of 6 depth images are 65535" in warning
+    assert "folders.missing=[65535]" in warning
+    own = {"scale": 0.2, "missing": [-1, 65535]}
+    archive = read_archive(settings_of(root, folders=own))
+    assert not archive.notes
+    np.testing.assert_array_equal(archive.loader.target(archive.records[0], 30), depth(0)[:, :30])
+    sensor = Sensor("depth", "auto", "", 1, 30, "crop", scale=0.2, no_reading=(-1, 65535))
+    for wanting in (-1, 65535):
+        steps = np.where(depth(0) == 0, wanting, depth(0).astype(np.int32) * 5)[:, :30]
+        np.testing.assert_array_equal(sensor.fit_values(steps), depth(0)[:, :30])
+    metres = np.where(depth(0) == 0, np.finfo("f4").max, depth(0) / 1000)[:, :30]
+    for no_reading in ((), (3.4028235e38,)):  # no Python warning either
+        sensor = Sensor("depth", "auto", "", 1, 30, "crop", no_reading=no_reading)
+        np.testing.assert_array_equal(sensor.fit_values(metres), depth(0)[:, :30])
+
+
+@pytest.mark.parametrize(
+    "own", [{"modality": "nir", "missing": [0]}, {"unit": "mm", "scale": 2.0}, {"scale": 0.0}]
+)
+def test_scales_and_missing_values_that_mean_nothing_are_refused(own: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="folders"):
+        settings_of(Path("mine"), folders=own)

@@ -352,23 +352,36 @@ def test_kappa_of_a_hand_computed_example() -> None:
     assert label_free.kappa(partners, partners) == pytest.approx(1.0)
 
 
+def test_partner_rank_is_the_share_of_images_that_are_less_alike() -> None:
+    random = np.random.default_rng(0)
+    features, partners = random.normal(size=(2, 7, 5))
+    first, second = (
+        (part - part.mean(0)) / np.linalg.norm(part - part.mean(0), axis=1, keepdims=True)
+        for part in (features, partners)
+    )
+    expected = [
+        np.mean([first[i] @ second[j] < first[i] @ second[i] for j in range(7) if j != i])
+        for i in range(7)
+    ]
+    rank = label_free.partner_rank(torch.tensor(features), torch.tensor(partners))
+    assert rank.tolist() == pytest.approx(expected)
+    own = label_free.partner_rank(torch.tensor(partners) * 3 + 1, torch.tensor(partners))
+    assert own.tolist() == [1.0] * 7
+
+
 def test_a_bridge_is_trusted_by_what_it_gains() -> None:
-    partners = one_hot([0, 1] * 20)
-    wrong_twice = one_hot([1, 0] + [0, 1] * 19)
-    guess = one_hot([0] * 40)
-    few, every = torch.arange(0), torch.arange(40)
-    assert label_free.bridge_trust(partners, guess, partners, every) == 1.0
-    assert label_free.bridge_trust(guess, partners, partners, every) == 0.0
-    assert label_free.bridge_trust(guess, guess, partners, few) == 0.0
-    # Gains 2 of 40: 0.05 with deviation sqrt(0.05 * 0.95), kappa is twice that.
-    error = (0.05 * 0.95 / 40) ** 0.5
-    expected = pytest.approx(0.05 / (2 * error))
-    assert label_free.bridge_trust(partners, wrong_twice, partners, every) == expected
-    assert label_free.bridge_trust(partners, wrong_twice, partners, few) == expected
-    # Held-out pairs that gain nothing veto what T was trained on.
-    assert label_free.bridge_trust(partners, wrong_twice, partners, every[-20:]) == 0.0
-    pair = one_hot([0, 1])
-    assert label_free.bridge_trust(pair, one_hot([0, 0]), pair, few) < 1.0
+    generator = torch.Generator().manual_seed(0)
+    partners, noise, others = torch.randn(3, 40, 8, generator=generator)
+    near, far = partners + 0.3 * noise, partners + 3 * noise
+    assert label_free.bridge_trust(near, far, partners) == 1.0
+    assert label_free.bridge_trust(far, near, partners) == 0.0
+    assert label_free.bridge_trust(near, near, partners) == 0.0
+    slightly = torch.where(torch.arange(40)[:, None] < 2, near, far)
+    gains = label_free.partner_rank(slightly, partners) - label_free.partner_rank(far, partners)
+    expected = float(gains.mean() / (2 * gains.std() / 40**0.5))
+    assert 0.0 < expected < 1.0
+    assert label_free.bridge_trust(slightly, far, partners) == pytest.approx(expected)
+    assert label_free.bridge_trust(near[:1], others[:1], partners[:1]) == 0.0
 
 
 def test_socket_matches_the_statistics_of_the_target_images_alone() -> None:

@@ -19,6 +19,8 @@ from sfkt_cli.data.resample import Fit, fit_target
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, RunError
+from sfkt_cli.evaluation.exported import spread
+from sfkt_cli.models import graph_files
 from sfkt_cli.models.graphs import FitTarget, for_export
 from sfkt_cli.models.onnx_files import open_session, write_onnx
 from sfkt_cli.settings.config import Config
@@ -164,17 +166,63 @@ def test_resampling_in_onnxruntime_is_that_of_prepare(height: int, width: int, s
 def test_a_file_that_differs_from_pytorch_is_refused(
     untrained_run: Run, untrained_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(graph: Any, images: Any, facts: Any) -> tuple[bytes, Any]:
-        probabilities = graph(images)[1]
-        probabilities[3] = probabilities[3].flip(0) + 0.01
-        return b"wrong", probabilities
+    def open_wrongly(content: bytes) -> Any:
+        program = graph_files.open_pt2(content)
 
-    monkeypatch.setitem(stage.WRITERS, "pt2", wrong)
+        def predict(images: Any) -> Any:
+            probabilities = program(images)
+            probabilities[3] = probabilities[3].flip(0) + 0.01
+            return probabilities
+
+        return predict
+
+    monkeypatch.setattr(stage, "open_pt2", open_wrongly)
+    monkeypatch.setattr(stage, "BATCH", 64)
     store = open_store(untrained_run.transfer_store)
-    name = store.strings("target/id")[stage.sample_rows(store)[3]]
+    name = store.strings("target/id")[spread(np.arange(store.count("target")), 64)[3]]
     with pytest.raises(RunError, match=rf"student\.pt2 was not written: 1 of .* class: {name}"):
         export(untrained_config, untrained_run, formats=["pt2"], output=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_other_precisions_types_and_batches(
+    untrained_run: Run, untrained_config: Config, tmp_path: Path, images: Any, expected: Any
+) -> None:
+    """fp16 and int8 files of two float32 images each, timed and compared with PyTorch."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    export(
+        untrained_config, untrained_run, formats=["onnx"], precisions=["fp16", "int8"],
+        input_type="float32", input_size="20x24", batch=2, benchmark=True, output=tmp_path,
+    )  # fmt: skip
+    done = json.loads((tmp_path / "done.json").read_text())
+    compared = {each["file"]: each for each in done["files"]}
+    names = {f"{n}-{p}.onnx" for n in ("student", "bridged-source") for p in ("fp16", "int8")}
+    assert set(compared) == names
+    assert {path.name for path in tmp_path.glob("*.onnx")} == names
+    assert compared["student-fp16.onnx"]["agreement"] > 0.95
+    assert compared["student-int8.onnx"]["agreement"] > 0.7
+    assert compared["student-int8.onnx"]["accuracy"] is None
+    session = onnxruntime.InferenceSession(str(tmp_path / "student-int8.onnx"))
+    (taken,) = session.get_inputs()
+    assert (taken.type, taken.shape) == ("tensor(float)", [2, 20, 24])
+    graph = pytest.importorskip("onnx").load(tmp_path / "student-int8.onnx").graph
+    scales = {each.name: each.dims for each in graph.initializer if "_scale" in each.name}
+    weights = [
+        scales[node.input[1]] for node in graph.node
+        if node.op_type == "DequantizeLinear" and "weight" in node.input[0]
+    ]  # fmt: skip
+    assert weights
+    assert all(list(dims) != [] for dims in weights), "one scale for each output channel"
+    resizing = [node for node in graph.node if node.op_type == "MatMul"]
+    assert resizing
+    assert not any("DequantizeLinear" in name for node in resizing for name in node.input)
+    timed = {(each["runtime"], each["file"]) for each in done["latencies"]}
+    assert ("PyTorch", "student") in timed
+    assert ("onnxruntime", "student-int8.onnx") in timed
+    assert {each["batch"] for each in done["latencies"]} == {2}
+    card = (tmp_path / "README.md").read_text()
+    assert "float32, (2, 20, 24)" in card
+    assert "| student-int8.onnx" in card
 
 
 def test_the_model_card_tells_no_results_of_earlier_weights(tmp_path: Path) -> None:

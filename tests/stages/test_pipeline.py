@@ -311,11 +311,11 @@ def test_with_more_images_later_the_models_go_on_from_those_that_are_there(
     run = Run(tmp_path / "after")
     for stage in (prepare, source, bridge, transfer):
         stage(warm, run)
-    for stage in ("source", "bridge", "transfer/tgkt"):
-        old, new = (load_model(each.path(stage)).module.state_dict() for each in (before, run))
-        weights = [name for name in old if name.endswith("weight")]
+    for name in ("source", "bridge", "transfer/tgkt"):
+        old, new = (load_model(each.path(name)).module.state_dict() for each in (before, run))
+        weights = [key for key in old if key.endswith("weight")]
         assert weights
-        assert all(torch.allclose(old[name], new[name], atol=1e-4) for name in weights)
+        assert all(torch.allclose(old[key], new[key], atol=1e-4) for key in weights)
     with pytest.raises(ConfigError, match="the run itself"):
         source(settings(larger, f"training.warm_start={run.folder}"), Run(run.folder, force=True))
     other = prepared.copy(tmp_path / "other")

@@ -26,7 +26,10 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from sfkt_cli.data.archive import Container, open_container
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
@@ -43,6 +46,9 @@ _OTHER_NAMES = {
     "infrared": "target", "thermal": "target",
 }  # fmt: skip
 """What people call the two folders of a class; taken for groups, pairs would fall apart."""
+SAMPLES = 8
+"""So many target images are looked at for values that may stand for no reading."""
+NOTABLE_SHARE = 0.001
 
 
 def read(config: Config, root: Path) -> Archive:
@@ -64,38 +70,52 @@ def read(config: Config, root: Path) -> Archive:
     targets = [record.target for record in records if record.target is not None]
     if not targets:
         raise DataError(f"{root} holds no target images: docs/datasets.md draws the folders")
-    values = TargetValues(config.folders.modality, config.folders.unit)
+    own = config.folders
+    values = TargetValues(own.modality, own.unit, scale=own.scale)
     loader = FileLoader(
         container,
         values.convert,
-        missing=config.folders.modality == "depth",
+        missing=own.modality == "depth",
         fit=config.prepare.fit,
         max_pixels=config.prepare.max_pixels,
+        no_reading=own.missing,
     )
-    first = loader.target_values(sorted(targets)[0])
+    first = loader.target_values(min(targets))
     channels = first.shape[2] if first.ndim == 3 else 1
-    expecting = TargetValues(
-        config.folders.modality, config.folders.unit, first.dtype.name, channels
-    )
+    expecting = replace(values, dtype=first.dtype.name, channels=channels)
+    if loader.missing:
+        notes += _largest_values(loader, sorted(targets))
     digest = container.digest(image_names(records))
     if manifest is not None:
         listed = hashlib.sha256(manifest.place.read(manifest.name)).hexdigest()
         digest = hashlib.sha256(f"{digest} {listed}".encode()).hexdigest()
     return Archive(
         records=check_unique(records, container.path),
-        loader=FileLoader(
-            container, expecting.convert, loader.missing, loader.fit, loader.max_pixels
-        ),
+        loader=replace(loader, convert=expecting.convert),
         digest=digest,
-        modality=config.folders.modality,
+        modality=own.modality,
         unit=values.stored_unit,
         dtype=first.dtype.name,
         channels=channels,
-        registered=config.folders.registered,
+        registered=own.registered,
         notes=notes,
         facts=()
-        if config.folders.registered
+        if own.registered
         else ("folders.registered is false: pixel losses are switched off",),
+    )
+
+
+def _largest_values(loader: FileLoader, names: Sequence[str]) -> tuple[str, ...]:
+    """A warning where pixels of some images hold the largest value there is: often no reading."""
+    some = [loader.decode(name) for name in names[:: -(-len(names) // SAMPLES)]]
+    largest = {np.iinfo(image.dtype).max for image in some if image.dtype.kind == "u"}
+    top = max(largest, default=-1)
+    share = float(np.mean([(image == top).mean() for image in some]))
+    if share < NOTABLE_SHARE:
+        return ()
+    return (
+        f"{100 * share:.1f} % of the pixels of {len(some)} depth images are {top}, the largest "
+        f"value there is: if it stands for no reading, set folders.missing=[{top}]",
     )
 
 
