@@ -223,7 +223,8 @@ def _decode_tiff(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
             sides = dict(zip(series.axes, series.shape, strict=True))
             channels = [axis for axis in series.axes if axis not in "YX"]
             pages = sum(1 + len(each.subifds or ()) for each in file.pages)
-            if len(file.series) > 1 or pages > 4 or len(channels) > 1:
+            alike = len(file.series) == 1 and pages == len(file.pages) <= 4
+            if not alike or len(channels) > 1:
                 raise DataError(
                     f"{name} holds {max(pages, len(series))} pages, shape {series.shape}: expected "
                     "one, or 2 to 4 equal ones of one channel each; save the one that counts alone"
@@ -280,28 +281,25 @@ def _decode_pnm(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
         raise DataError(
             f"{name} has maxval {maxval}, expected 8-bit colour, maxval 255: convert it"
         )
-    count = width * height * (3 if colour else 1)
+    shape = (height, width, 3) if colour else (height, width)
     dtype = np.dtype(np.uint8 if maxval < 256 else ">u2")
-    body = content[header.end() :]
-    if kind in (5, 6):
-        rest = body[count * dtype.itemsize :]
-        samples = np.frombuffer(body[: len(body) - len(rest)], dtype)
-    else:
-        words = re.sub(rb"#[^\n\r]*", b"", body).split()
-        rest = b" ".join(words[count:])
-        try:
+    count, body = int(np.prod(shape)), content[header.end() :]
+    try:
+        if kind in (5, 6):
+            rest = body[count * dtype.itemsize :]
+            samples = np.frombuffer(body, dtype, count)
+        else:
+            words = re.sub(rb"#[^\n\r]*", b"", body).split()
+            rest = b" ".join(words[count:])
             samples = np.array([int(word) for word in words[:count]], np.int64)
-        except ValueError as error:
-            raise DataError(f"{name} is damaged: {_short(error)}") from None
-    if samples.size < count:
-        raise DataError(f"{name} is cut off: {samples.size:,} of {count:,} samples are there")
+        values = samples.reshape(shape)
+    except ValueError as error:
+        raise DataError(f"{name} is damaged or cut off: {_short(error)}") from None
     if rest.strip():
         raise DataError(f"{name} holds more than one picture: save the one that counts alone")
     if not 0 <= samples.min() <= samples.max() <= maxval:
         raise DataError(f"{name} is damaged: samples up to {samples.max()}, maxval is {maxval}")
-    return samples.reshape((height, width, 3) if colour else (height, width)).astype(
-        np.uint8 if maxval < 256 else np.uint16
-    )
+    return values.astype(dtype.newbyteorder("="))
 
 
 def _decode_npy(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:

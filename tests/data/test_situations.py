@@ -149,7 +149,9 @@ def test_grey_pnm_samples_are_not_stretched(maxval: int) -> None:
     [
         (pnm(np.zeros((2, 2, 3), int), 31, raw=True), "maxval 31, expected 8-bit colour"),
         (pnm(np.zeros((2, 2), int), 255, raw=True) + b"P5 1 1 255 x", "more than one picture"),
-        (pnm(np.zeros((2, 2), int), 255, raw=True)[:-1], "cut off: 3 of 4 samples"),
+        (pnm(np.zeros((2, 2), int), 255, raw=True)[:-1], "cut off"),
+        (pnm(np.zeros((2, 2), int), 4095, raw=True)[:-1], "cut off"),
+        (pnm(np.zeros((2, 2), int), 255, raw=False)[:-1], "cut off"),
         (pnm(np.full((2, 2), 9), 8, raw=False), "samples up to 9, maxval is 8"),
         (pnm(np.full((2, 2), -1), 8, raw=False), "damaged"),
         (b"P5 2 2", "cut off"),
@@ -168,12 +170,17 @@ def test_tiff_files_of_several_pages() -> None:
     with tifffile.TiffWriter(thumbnail) as writer:
         writer.write(bands[0, :2, :2], photometric="minisblack", metadata=None)
         writer.write(bands[0], photometric="minisblack", metadata=None)
+    behind = io.BytesIO()
+    with tifffile.TiffWriter(behind) as writer:
+        writer.write(bands[0, :2, :2], photometric="minisblack", metadata=None, subifds=1)
+        writer.write(bands[0], photometric="minisblack", metadata=None)
     stack = io.BytesIO()
     tifffile.imwrite(stack, pixels_of(0, (9, 5, 6), "uint16"), imagej=True)
     channels_last = io.BytesIO()
     tifffile.imwrite(channels_last, bands.reshape(6, 10, 2), photometric="minisblack")
     for content, told in (
         (thumbnail.getvalue(), "2 pages"),
+        (behind.getvalue(), "2 pages"),
         (tiff(pixels_of(0, (7, 5, 6), "uint16")), "7 pages"),
         (stack.getvalue(), "9"),
         (channels_last.getvalue(), "6 pages"),
