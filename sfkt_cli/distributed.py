@@ -392,7 +392,7 @@ def _start(job: Job, count: int) -> None:
 
     Raises:
         RunError: As in :func:`launch`.
-        Interrupted: Likewise.
+        Interrupted: As in :func:`launch`.
     """
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with tempfile.TemporaryDirectory(prefix="sfkt-") as logs, _quiet_agent():

@@ -218,7 +218,7 @@ def perceptual(
         seen: For each level l the maps (B' >= B, C, H, W), of which the first B are a_l and receive
             a gradient; the others, of TR images that went along, receive none.
         partners: (B, C, H, W) of the RGB partners, g_l; constants.
-        variances: Of the activations of RGB images at each level, v_l.
+        variances: Variances of the activations of RGB images at each level, v_l.
 
     Returns:
         A scalar without unit.

@@ -85,7 +85,7 @@ class SweepPlan(_Strict):
     Attributes:
         setting: Dotted name.
         values: What it takes.
-        name: Of the line; sweeps of one setting share a picture.
+        name: Name of the line; sweeps of one setting share a picture.
         settings: What else differs.
         methods: Rows that are shown.
     """
@@ -115,13 +115,13 @@ class BenchmarkPlan(_Strict):
     """A benchmark file.
 
     Attributes:
-        title: Of the report.
+        title: Title of the report.
         output: Folder for all of it, unless ``--output`` says another.
         main: The method that the others are held against.
         methods: Rows that are shown; those that are methods are trained. ``{name: socket, tune:
             true}`` is the row ``socket-tuned``: a label-free score chooses its rates and schedule.
-        seeds: Of the runs.
-        settings: Of all cells.
+        seeds: Seeds of the runs.
+        settings: Settings of all cells.
         datasets: None: that of the settings, under its own name.
         variants: The first is what the others are held against.
         sweeps: Further variants, drawn as curves.
@@ -171,11 +171,11 @@ class Cell:
     Attributes:
         dataset: Name of the data set, with the sensor pair.
         variant: Name of the variant.
-        seed: Of the run.
+        seed: Seed of the run.
         rows: Methods and bounds that are shown; without any nothing is evaluated.
         config: All settings.
         students: What is trained: by row the method, and what differs in its section.
-        value: Of the swept setting; None: no sweep.
+        value: Value of the swept setting; None: no sweep.
         sweep: The swept setting and the name of the line.
     """
 

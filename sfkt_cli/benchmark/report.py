@@ -49,7 +49,7 @@ class Said:
     """What one method got right on the labelled images of one split of one cell.
 
     Attributes:
-        row: Of results.json.
+        row: Its row of results.json.
         right: By sample id: 1 or 0.
         groups: By sample id: its scene.
     """
@@ -65,13 +65,13 @@ class Result:
 
     Attributes:
         dataset: Its name.
-        variant: Of the settings.
+        variant: Variant of the settings.
         method: Its name.
         split: ``target`` or ``test``.
         n: Images over all seeds.
         seeds: Those that are there.
         accuracies: Fraction of each seed.
-        mean: Of them.
+        mean: Mean of the accuracies.
         deviation: Standard deviation over the seeds; None for one seed.
         balanced_accuracy: Mean over the seeds.
         versus: What it is held against; None: nothing.
@@ -79,10 +79,10 @@ class Result:
         difference_ci95: Its 95 % interval over seeds and scenes; None: one seed.
         p_value: That there is no difference; holds for all comparisons of its table together.
         train_seconds: Mean.
-        images_per_second: Of inference, mean.
+        images_per_second: Speed of inference, mean over the seeds.
         peak_memory_mb: Largest.
-        parameters: Of all networks that a prediction passes.
-        tuning_seconds: Of all trials that chose its settings; None: it was not tuned.
+        parameters: Number of parameters of all networks that a prediction passes.
+        tuning_seconds: Seconds of all trials that chose its settings; None: it was not tuned.
     """
 
     dataset: str

@@ -110,8 +110,8 @@ def compare_edges(rgb: Floats, target: Floats, ids: list[str], scale: float) -> 
     """Compare standardised edge maps (N, SIDE, SIDE) of pairs.
 
     Args:
-        rgb: Of the RGB images; mean 0, norm 1 each.
-        target: Of the target images.
+        rgb: Edge maps of the RGB images; mean 0, norm 1 each.
+        target: Edge maps of the target images.
         ids: Names of the pairs.
         scale: Stored pixels in a pixel of the maps.
     """

@@ -90,7 +90,7 @@ class ClassRow:
         name: As ``classes.tr`` and ``classes.ti`` take it.
         role: TR, TI, or "" where it is not used.
         images: RGB images, target images or pairs.
-        pairs: Of them, those with both images.
+        pairs: Number of those with both images.
         groups: Scenes, places, captures or subjects among them.
     """
 

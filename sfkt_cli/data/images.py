@@ -53,7 +53,7 @@ class Encoding:
         kind: See the table above.
         low: Stored value shown as 0 (window, colormap, linear).
         high: Stored value shown as 1.
-        channels: Of the stored images.
+        channels: Number of channels of the stored images.
         missing: Whether 0 means "no reading" (depth).
         focal: Focal length as a share of the image side (normals, hha). Measured, not calibrated:
             crops of objects would look flat through the camera's own.

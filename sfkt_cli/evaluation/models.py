@@ -40,7 +40,7 @@ class Contender:
         method: Its name in the report.
         model: Model input to features (B, D) and logits (B, K).
         load: Stored images to model input.
-        parameters: Of all networks that a prediction passes.
+        parameters: Number of parameters of all networks that a prediction passes.
         train_seconds: All that it cost beyond the source model; None: unknown.
         peak_memory_mb: Largest of the stages that made it; None: nothing was trained.
         note: What a reader must know of it.
@@ -72,7 +72,7 @@ class Models:
 
     @property
     def encoding(self) -> Encoding | None:
-        """Of the first student, or of the bridge."""
+        """The encoding of the first student, or of the bridge."""
         for _, encoding in self.students.values():
             return encoding
         return self.translator[1] if self.translator else None
@@ -148,7 +148,7 @@ def contenders(
         models: Read back.
         runtime: Device and precision.
         inputs: Digests of the stores and of every model as they are now.
-        encoding: Of the students.
+        encoding: Encoding that the students see.
     """
     source = models.source
     raw = student_loader(runtime, raw_encoding(store))

@@ -36,7 +36,7 @@ class OracleObjective(nn.Module):
 
     Args:
         model: The classifier in training.
-        encoding: Of the target images.
+        encoding: Encoding of the target images.
         label_smoothing: Share of the label that is spread over all classes.
     """
 
@@ -85,7 +85,7 @@ def oracle(
         run: The run.
         source: The source model, whose weights it starts from.
         split: The target images with their labels.
-        encoding: Of the target images, the student's.
+        encoding: Encoding of the target images, the student's.
         inputs: Digests of transfer.h5, test.h5 and the source model.
         runtime: Device and precision.
     """

@@ -42,10 +42,10 @@ class Outcome:
     """What one contender says.
 
     Attributes:
-        contender: Who.
+        contender: The model.
         probabilities: (N, K) of each split, by name.
         label_free: Scores that need no labels, by name.
-        images_per_second: Of inference.
+        images_per_second: Speed of inference.
     """
 
     contender: Contender

@@ -206,8 +206,8 @@ def import_model(
         run: The folder of a prepared run.
         classes: Names of its outputs, in order; empty: those of the data.
         image_size: S in pixels; None: that of the data, which it must agree with.
-        mean: Of RGB in [0, 1], taken off before the module; None: that of ImageNet.
-        std: Of RGB in [0, 1], divided by before the module; None: that of ImageNet.
+        mean: Mean of RGB in [0, 1], taken off before the module; None: that of ImageNet.
+        std: Deviation of RGB in [0, 1], divided by before the module; None: that of ImageNet.
         force: Replace a source model that is there.
 
     Raises:

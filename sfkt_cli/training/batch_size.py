@@ -39,7 +39,7 @@ def settle_batch_size(
     Args:
         asked: ``runtime.batch_size``.
         count: Samples that there are.
-        folder: Of the stage; remembers what was found.
+        folder: Folder of the stage, where the size is remembered.
         runtime: Device and processes.
         objective: What is trained, called with a batch; left as it was.
         batch_of: Rows of one process to a batch of them.

@@ -37,7 +37,7 @@ class Plan:
 
     Attributes:
         title: Shown in front of messages; also part of the random seeds.
-        seed: Of everything random within a step.
+        seed: Seed of everything random within a step.
         epochs: Number of epochs.
         steps: Steps of each epoch.
         weights: Weight of each loss term, by name; a missing one counts 1.

@@ -73,7 +73,7 @@ class Runtime:
     """Where a stage runs.
 
     Attributes:
-        device: Of this process.
+        device: Device of this process.
         precision: float32, bfloat16 or float16: the type of autocast regions.
         rank: Number of this process.
         world: Number of processes.
