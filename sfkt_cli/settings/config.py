@@ -62,7 +62,7 @@ class Section(BaseModel):
 
 
 class ClassesConfig(Section):
-    """Which classes are task-relevant (TR) and which only give pairs (TI); wildcards are allowed."""
+    """Which classes are task-relevant (TR) and which only give pairs (TI); wildcards work."""
 
     tr: tuple[str, ...] = ()
     """Classes to recognise, in this order; empty: the data set's usual ones."""
@@ -180,7 +180,7 @@ class TrainingConfig(Section):
     min_steps: int = Field(40, ge=1, le=100_000)
     """Smallest number of steps in an epoch; small data sets are passed several times."""
     shift: float = Field(0.08, ge=0, le=0.5)
-    """Random shift of the crop, as a share of the image side; the same for both images of a pair."""
+    """Random shift of the crop, as a share of the image side; both images of a pair together."""
     flip: bool = True
     """Mirror images at random; both images of a pair together."""
     ti_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
