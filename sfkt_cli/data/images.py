@@ -182,9 +182,9 @@ def _relative(values: Tensor, valid: Tensor) -> Tensor:
     return (0.5 + 0.25 * centred / deviation.clamp_min(1e-3)).clamp(0, 1)
 
 
-def _jet(shown: Tensor) -> Tensor:
-    centres = torch.arange(3.0, 0.0, -1.0, device=shown.device).view(1, 3, 1, 1)
-    return (1.5 - (4 * shown - centres).abs()).clamp(0, 1)
+def _jet(shares: Tensor) -> Tensor:
+    centres = torch.arange(3.0, 0.0, -1.0, device=shares.device).view(1, 3, 1, 1)
+    return (1.5 - (4 * shares - centres).abs()).clamp(0, 1)
 
 
 def _fill_noise(depth: Tensor, valid: Tensor) -> Tensor:

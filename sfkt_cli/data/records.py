@@ -124,10 +124,10 @@ def compare_counts(
     records: Iterable[Record], published: dict[str, int], what: str
 ) -> tuple[str, ...]:
     """One warning for each class whose number of samples is not the published one."""
-    found = Counter(record.label or "" for record in records)
-    names = sorted(set(found) | set(published))
+    counts = Counter(record.label or "" for record in records)
+    names = sorted(set(counts) | set(published))
     return tuple(
-        f"{what}: class {name} has {found[name]} samples, published are {published.get(name, 0)}"
+        f"{what}: class {name} has {counts[name]} samples, published are {published.get(name, 0)}"
         for name in names
-        if found[name] != published.get(name, 0)
+        if counts[name] != published.get(name, 0)
     )

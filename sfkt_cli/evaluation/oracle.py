@@ -90,8 +90,8 @@ def oracle(
         runtime: Device and precision.
     """
     nested = Run(run.path("evaluate"))
-    known = {**inputs, "recipe": recipe(config), "encoding": sha256_json(encoding.as_dict())}
-    with nested.open("oracle", config, known, renew=True) as stage:
+    made_from = {**inputs, "recipe": recipe(config), "encoding": sha256_json(encoding.as_dict())}
+    with nested.open("oracle", config, made_from, renew=True) as stage:
         if stage is not None:
             model = classifier_of(load_model(run.path("source"), runtime.device).module)
             model.requires_grad_(True)
@@ -107,7 +107,7 @@ def oracle(
             )
             save_model(
                 stage.folder, model, kind="classifier", architecture=source.card["architecture"],
-                classes=source.classes, encoding=encoding, inputs=known, seed=config.seed,
+                classes=source.classes, encoding=encoding, inputs=made_from, seed=config.seed,
             )  # fmt: skip
             stage.finish(seconds=fitted.seconds, peak_memory_mb=round(runtime.peak_memory_mb(), 1))
     saved = load_model(nested.path("oracle"), runtime.device)

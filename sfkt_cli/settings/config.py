@@ -631,10 +631,10 @@ def nest(dotted: str, value: Any) -> dict[str, Any]:
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by section, of which some may be named with a dot: ``bridge.epochs: 3``."""
-    found: dict[str, Any] = {}
+    by_section: dict[str, Any] = {}
     for name, value in settings.items():
-        found = merge(found, nest(str(name), value))
-    return found
+        by_section = merge(by_section, nest(str(name), value))
+    return by_section
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -712,10 +712,10 @@ def _explain(problem: Any) -> str:
     """One line a user can act on, from one of pydantic's problems."""
     where = ".".join(str(part) for part in problem["loc"]) or "settings"
     if problem["type"] == "extra_forbidden":
-        known = list(section_fields()) + list(Config.model_fields)
-        near = difflib.get_close_matches(where, known, n=1, cutoff=0.5)
+        names = list(section_fields()) + list(Config.model_fields)
+        near = difflib.get_close_matches(where, names, n=1, cutoff=0.5)
         if not near:
-            tails = {name.rpartition(".")[2]: name for name in known}
+            tails = {name.rpartition(".")[2]: name for name in names}
             close = difflib.get_close_matches(where.rpartition(".")[2], tails, n=1, cutoff=0.6)
             near = [tails[name] for name in close]
         hint = f"did you mean {near[0]}?" if near else "`sfkt config show` lists all settings"

@@ -140,8 +140,8 @@ def settle_streams(
         return transfer_batches(opened(size * runtime.world), runtime, tr=tr, ti=ti)(0, 0)
 
     count = max(store.count("ti") * ti, store.count("target"))
-    asked = config.runtime.batch_size
-    size = settle_batch_size(asked, count, folder, runtime, objective, batch_of)
+    wanted = config.runtime.batch_size
+    size = settle_batch_size(wanted, count, folder, runtime, objective, batch_of)
     streams = opened(size)
     drawn = [streams.ti] * ti + [streams.tr] * tr
     prefer_large_pages([array for stream in drawn if stream is not None for array in stream.arrays])
@@ -276,9 +276,13 @@ def remember(folder: Path, epoch: int, logits: Tensor) -> None:
         epoch: From 0.
         logits: (R, K) on the rows ``spread(N)`` of the target images.
     """
-    said = logits.argmax(dim=1).numpy().astype(np.int16)[None]
+    predicted = logits.argmax(dim=1).numpy().astype(np.int16)[None]
     before = load_epochs(folder)[:epoch]
-    rows = np.concatenate([before, said]) if before.shape[1:] == said.shape[1:] else said
+    rows = (
+        np.concatenate([before, predicted])
+        if before.shape[1:] == predicted.shape[1:]
+        else predicted
+    )
     with replacing(folder / FILE) as partial, partial.open("wb") as file:
         np.save(file, rows)
 
