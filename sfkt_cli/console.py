@@ -169,7 +169,7 @@ def event(kind: str, **fields: Any) -> None:
     """Tell scripts something: one JSON object on a line; NaN becomes null, a path its text."""
     if _spoken.json:
         stage = {} if _spoken.stage is None else {"stage": _spoken.stage}
-        line = json.dumps(_plain({"event": kind, **stage, **fields}), ensure_ascii=False)
+        line = json.dumps(_plain({"event": kind, **stage, **fields}))  # ASCII, for any terminal
         try:
             write_output(f"{line}\n")
         except OSError as error:  # the work goes on, and is judged at its end
@@ -187,7 +187,7 @@ def stage_log(stage: str, path: Path) -> Iterator[None]:
         path: The file; it grows line by line.
     """
     before = (_spoken.stage, _spoken.log)
-    with path.open("a", encoding="utf-8", buffering=1) as file:
+    with path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as file:
         _spoken.stage, _spoken.log = stage, file
         try:
             yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -186,8 +187,9 @@ def _list_folder(
             if entry.is_dir():
                 _list_folder(Path(entry.path), f"{prefix}{entry.name}/", index, above | {here})
             elif entry.is_file():
-                size = entry.stat()
-                index[prefix + entry.name] = f"{size.st_size} {size.st_mtime_ns}"
+                with contextlib.suppress(FileNotFoundError):  # gone since, as a camera's files are
+                    size = entry.stat()
+                    index[prefix + entry.name] = f"{size.st_size} {size.st_mtime_ns}"
             elif entry.is_symlink():
                 raise DataError(f"{entry.path} is a symbolic link that leads nowhere: remove it")
             if len(index) > MAX_FILES:

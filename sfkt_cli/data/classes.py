@@ -59,7 +59,7 @@ def expand(
     """Class names that match patterns such as ``*room``, in the patterns' order, each once.
 
     Args:
-        patterns: Names; wildcards do.
+        patterns: Names; wildcards do, where no class is called just so.
         known: Class names of the archive.
         setting: For messages.
         new: A name that is unlike all known ones is taken as it is.
@@ -70,7 +70,9 @@ def expand(
     known = list(known)
     expanded: list[str] = []
     for pattern in patterns:
-        matches = [n for n in known if fnmatch.fnmatchcase(n.casefold(), pattern.casefold())]
+        plain = pattern.casefold()
+        matches = [name for name in known if name.casefold() == plain]
+        matches = matches or [n for n in known if fnmatch.fnmatchcase(n.casefold(), plain)]
         if not matches:
             near = difflib.get_close_matches(pattern, known, n=1, cutoff=NEAR if new else 0.6)
             if new and not near and not any(sign in pattern for sign in "*?["):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 import types
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -42,6 +43,12 @@ def _at_home(path: Path) -> Path:
         raise ValueError(f"{path}: {error}") from None
 
 
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+ClassName = Annotated[str, AfterValidator(_composed)]
+"""An umlaut is one letter, as in the names of readers; some systems write two."""
 UserPath = Annotated[Path, AfterValidator(_at_home)]
 """``~`` is the home folder, as in a shell."""
 Positive = Annotated[float, Field(gt=0)]
@@ -64,9 +71,9 @@ class Section(BaseModel):
 class ClassesConfig(Section):
     """Which classes are task-relevant (TR) and which only give pairs (TI); wildcards work."""
 
-    tr: tuple[str, ...] = ()
+    tr: tuple[ClassName, ...] = ()
     """Classes to recognise, in this order; empty: the data set's usual ones."""
-    ti: tuple[str, ...] = ()
+    ti: tuple[ClassName, ...] = ()
     """Classes whose pairs are task-irrelevant; empty: all others if classes.tr is given, else the
     data set's usual ones."""
 
@@ -227,7 +234,7 @@ class SourceConfig(Section):
     mixture: tuple[UserPath, ...] = ()
     """Several source models instead of one: finished runs, or their source folders, all with the
     classes of the data. Students learn how far to trust each (SOCKET, DECISION)."""
-    classes: tuple[str, ...] = ()
+    classes: tuple[ClassName, ...] = ()
     """Class names of the checkpoint in the order of its outputs; empty: those of the data."""
     features: str = ""
     """Name of the checkpoint's linear layer at whose input features are taken, such as fc; empty:
@@ -725,5 +732,8 @@ def _explain(problem: Any) -> str:
         near = difflib.get_close_matches(str(problem["input"]), choices, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"setting {where} = {problem['input']!r}: {hint}choose one of {', '.join(choices)}"
+    if problem["type"] == "string_type":
+        read = f"YAML reads it as {type(problem['input']).__name__}"
+        return f"setting {where} = {problem['input']!r}: {read}: put it into quotes, as in ['001']"
     message = problem["msg"].removeprefix("Value error, ")
     return f"setting {where} = {problem['input']!r}: {message[:1].lower()}{message[1:]}"
