@@ -69,9 +69,9 @@ class Archive:
         loader: Loads their images.
         digest: Names the archive's content, from names, sizes, and times or checksums of files.
         modality: depth, nir, thermal or other.
-        unit: Of target values: ``mm`` (0 = no reading) or ``raw``.
-        dtype: Of target values: uint8 or uint16.
-        channels: Of a target image; 1 is stored without a channel axis.
+        unit: Unit of target values: ``mm`` (0 = no reading) or ``raw``.
+        dtype: Type of target values: uint8 or uint16.
+        channels: Number of channels of a target image; 1 is stored without a channel axis.
         usual_tr: Classes recognised by default; empty: all that are not ``usual_ti``.
         usual_ti: Task-irrelevant classes by default; empty: all that are not TR.
         registered: Whether the images of a pair are aligned.
@@ -135,10 +135,10 @@ def compare_counts(
     records: Iterable[Record], published: dict[str, int], what: str
 ) -> tuple[str, ...]:
     """One warning for each class whose number of samples is not the published one."""
-    found = Counter(record.label or "" for record in records)
-    names = sorted(set(found) | set(published))
+    counts = Counter(record.label or "" for record in records)
+    names = sorted(set(counts) | set(published))
     return tuple(
-        f"{what}: class {name} has {found[name]} samples, published are {published.get(name, 0)}"
+        f"{what}: class {name} has {counts[name]} samples, published are {published.get(name, 0)}"
         for name in names
-        if found[name] != published.get(name, 0)
+        if counts[name] != published.get(name, 0)
     )

@@ -22,23 +22,28 @@ def epoch_choice(run: Run, store: Store, target: Split, stages: list[str]) -> Se
     labelled = len(target.rows) > 0 and target.rows[places] == rows
     cells = []
     for stage in stages:
-        said = load_epochs(run.path(stage))
+        predicted = load_epochs(run.path(stage))
         path = run.path(stage, "metrics.jsonl")
         kept = run.record(stage).get("best_epoch")
-        if not np.any(labelled) or len(said) < 2 or said.shape[1] != len(rows) or not kept:
+        if (
+            not np.any(labelled)
+            or len(predicted) < 2
+            or predicted.shape[1] != len(rows)
+            or not kept
+        ):
             continue
-        right = said[:, labelled] == target.labels[places[labelled]]
+        right = predicted[:, labelled] == target.labels[places[labelled]]
         accuracy = right.mean(axis=1)
         metrics = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        shown = []
+        correlations = []
         for name in SELECTORS:
             values = [row[name] for row in metrics if name in row]
-            known = len(values) == len(accuracy) >= 4
-            value = rank_correlation(np.array(values), accuracy) if known else float("nan")
-            shown.append("-" if np.isnan(value) else f"{value:+.2f}")
+            comparable = len(values) == len(accuracy) >= 4
+            value = rank_correlation(np.array(values), accuracy) if comparable else float("nan")
+            correlations.append("-" if np.isnan(value) else f"{value:+.2f}")
         of_kept, best = accuracy[int(kept) - 1], accuracy.max()
-        cells.append((stage, f"{kept} of {len(said)}", percent(of_kept), percent(best),
-                      f"{100 * (best - of_kept):.1f}", *shown))  # fmt: skip
+        cells.append((stage, f"{kept} of {len(predicted)}", percent(of_kept), percent(best),
+                      f"{100 * (best - of_kept):.1f}", *correlations))  # fmt: skip
     if not cells:
         return None
     return Section(
