@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import re
 import signal
 import sys
@@ -423,6 +424,9 @@ def _archive(name: str | None, root: Path | None) -> dict[str, str | None]:
 
 def main() -> None:
     """Run the program; an error that the user can mend is one message, without a traceback."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):  # file names are bytes, terminals may be ASCII
+            stream.reconfigure(errors=errors)
     with on_stop(_stop):
         try:
             app()

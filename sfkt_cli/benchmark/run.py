@@ -145,8 +145,8 @@ def check_inputs(cells: Iterable[Cell], output: Path) -> None:
         brought = (config.source.checkpoint, *config.source.mixture)
         for path in brought if not _finished(first[1], output) else ():
             if path is not None and not path.exists():
-                told = f"the source model {path} does not exist"
-                missing.setdefault(told, []).append(cell.dataset)
+                problem = f"the source model {path} does not exist"
+                missing.setdefault(problem, []).append(cell.dataset)
     if missing:
         lines = [f"  {what}, for {', '.join(dict.fromkeys(of))}" for what, of in missing.items()]
         raise DataError(
@@ -161,7 +161,7 @@ def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[C
 
     A method of which no trial ended is left out.
     """
-    told: list[dict[str, Any]] = []
+    trial_records: list[dict[str, Any]] = []
     chosen: dict[tuple[str, str, str], dict[str, Any]] = {}
     for trial in trials:
         for row, (method, changes) in trial.students.items():
@@ -174,15 +174,15 @@ def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[C
             line = {"dataset": trial.dataset, "variant": trial.variant, "method": method,
                     "settings": dict(changes), TUNE_BY: score, "seconds": record["seconds"],
                     "chosen": False}  # fmt: skip
-            told.append(line)
+            trial_records.append(line)
             key = (trial.dataset, trial.variant, method)
             if key not in chosen or score > chosen[key][TUNE_BY]:
                 chosen[key] = line
     for line in chosen.values():
         line["chosen"] = True
-    if told:
-        write_record(output / "tuning.json", {"trials": told})
-    found = []
+    if trial_records:
+        write_record(output / "tuning.json", {"trials": trial_records})
+    tuned_cells = []
     for cell in cells:
         students = {}
         for row, (method, changes) in cell.students.items():
@@ -191,8 +191,8 @@ def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[C
                 students[row] = (method, changes)
             elif best is not None:
                 students[row] = (method, best["settings"])
-        found.append(replace(cell, students=students))
-    return found
+        tuned_cells.append(replace(cell, students=students))
+    return tuned_cells
 
 
 def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,12 +219,12 @@ def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> 
         own = [task for task in tasks.values() if task.stage == kind]
         todo = [task for task in own if task in left]
         shared = sum(task.stage == kind for task in wanted) - len(own)
-        known = [_cost(path) for path in _done_of(kind, output)]
+        costs = [_cost(path) for path in _done_of(kind, output)]
         text = f"  {kind:24}{len(own):5} stages, {shared} shared, {len(own) - len(todo)} done"
-        if known and todo:
-            each, size = (sum(values) / len(known) for values in zip(*known, strict=True))
-            seconds, room = seconds + each * len(todo), room + int(size) * len(todo)
-            text += f"; {duration(each * len(todo))}, {size * len(todo) / 1e6:,.0f} MB"
+        if costs and todo:
+            mean_seconds, size = (sum(values) / len(costs) for values in zip(*costs, strict=True))
+            seconds, room = seconds + mean_seconds * len(todo), room + int(size) * len(todo)
+            text += f"; {duration(mean_seconds * len(todo))}, {size * len(todo) / 1e6:,.0f} MB"
         elif todo:
             unknown.add(kind)
         lines.append(text)
@@ -266,8 +266,8 @@ def run_cells(cells: Iterable[Cell], output: Path, processes: int, progress: Pro
                 elif task.level in _READ_OUTSIDE:
                     changed = run_task(task, output, console.quiet).problem
                     if changed is not None:
-                        told = f"{task.cell}: {task.stage}: {changed}"
-                        progress.failed[task.key] = f"{told}\nfor a benchmark: another --output"
+                        problem = f"{task.cell}: {task.stage}: {changed}"
+                        progress.failed[task.key] = f"{problem}\nfor a benchmark: another --output"
                         warn(progress.failed[task.key])
                 del waiting[task.key]
             for task, end in workers.ended(idle=len(waiting) == before):

@@ -20,23 +20,23 @@ def epoch_choice(run: Run, store: Store, target: Split, stages: list[str]) -> Se
     labelled = len(target.rows) > 0 and target.rows[places] == rows
     cells = []
     for stage in stages:
-        said = load_epochs(run.output(stage, FILE).parent)
-        kept = run.record(stage).get("best_epoch") or len(said) + 1
-        whole = len(said) >= max(kept, 2) and said.shape[1] == len(rows)
+        predicted = load_epochs(run.output(stage, FILE).parent)
+        kept = run.record(stage).get("best_epoch") or len(predicted) + 1
+        whole = len(predicted) >= max(kept, 2) and predicted.shape[1] == len(rows)
         if not np.any(labelled) or not whole:
             continue
-        right = said[:, labelled] == target.labels[places[labelled]]
+        right = predicted[:, labelled] == target.labels[places[labelled]]
         accuracy = right.mean(axis=1)
         metrics = run.metrics(stage)
-        shown = []
+        correlations = []
         for name in SELECTORS:
             values = [row[name] for row in metrics if name in row]
-            known = len(values) == len(accuracy) >= 4
-            value = rank_correlation(np.array(values), accuracy) if known else float("nan")
-            shown.append("-" if np.isnan(value) else f"{value:+.2f}")
+            comparable = len(values) == len(accuracy) >= 4
+            value = rank_correlation(np.array(values), accuracy) if comparable else float("nan")
+            correlations.append("-" if np.isnan(value) else f"{value:+.2f}")
         of_kept, best = accuracy[kept - 1], accuracy.max()
-        cells.append((stage, f"{kept} of {len(said)}", percent(of_kept), percent(best),
-                      f"{100 * (best - of_kept):.1f}", *shown))  # fmt: skip
+        cells.append((stage, f"{kept} of {len(predicted)}", percent(of_kept), percent(best),
+                      f"{100 * (best - of_kept):.1f}", *correlations))  # fmt: skip
     if not cells:
         return None
     return Section(

@@ -133,8 +133,8 @@ def translated_features(evidence: Evidence, stored: Numbers) -> Numbers:
     translator, encoding = models.translator
     load = target_loader(runtime, encoding)
     features, _ = predict_rows(stored, load, through(translator, models.source), runtime)
-    found: Numbers = features.numpy()
-    return found
+    on_cpu: Numbers = features.numpy()
+    return on_cpu
 
 
 def target_strip(
@@ -145,8 +145,8 @@ def target_strip(
 ) -> Strip:
     """Target images in the student's encoding."""
     encoding = evidence.models.encoding or raw_encoding(evidence.store)
-    shown = as_rgb(encode(torch.from_numpy(np.ascontiguousarray(stored)), encoding))
-    pictures = shown.permute(0, 2, 3, 1).numpy()
+    encoded = as_rgb(encode(torch.from_numpy(np.ascontiguousarray(stored)), encoding))
+    pictures = encoded.permute(0, 2, 3, 1).numpy()
     return Strip(f"target ({encoding.kind})", pictures, captions, right)
 
 
@@ -157,12 +157,12 @@ def _draw_tr(evidence: Evidence, split: Split, rows: Numbers, path: Path) -> Non
     def captions(method: str, with_truth: bool) -> tuple[tuple[str, ...], tuple[bool | None, ...]]:
         texts, right = [], []
         for row in rows.tolist():
-            said = evidence.outcomes[method].probabilities[split.name][row]
+            row_probabilities = evidence.outcomes[method].probabilities[split.name][row]
             label = truth.get(row)
-            hit = None if label is None else bool(said.argmax() == label)
+            hit = None if label is None else bool(row_probabilities.argmax() == label)
             mark = "" if hit is None else "✓ " if hit else "✗ "
             head = f"is {evidence.classes[label]}\n" if label is not None and with_truth else ""
-            texts.append(f"{head}{mark}{_says(evidence, said)}")
+            texts.append(f"{head}{mark}{_says(evidence, row_probabilities)}")
             right.append(hit)
         return tuple(texts), tuple(right)
 

@@ -65,10 +65,11 @@ def read_splits(transfer: Store, test: Store) -> list[Split]:
     if transfer.count("target"):
         ids = transfer.strings("target/id")
         rows, labels = _match(transfer, test, ids)
-        told, scenes = test.names(), transfer.strings("target/group")
-        names = [told.get(sample, (sample,))[0] for sample in ids]
+        archive_names, scenes = test.names(), transfer.strings("target/group")
+        names = [archive_names.get(sample, (sample,))[0] for sample in ids]
         scenes = [
-            told.get(sample, ("", scene))[1] for sample, scene in zip(ids, scenes, strict=True)
+            archive_names.get(sample, ("", scene))[1]
+            for sample, scene in zip(ids, scenes, strict=True)
         ]
         splits.append(
             Split(

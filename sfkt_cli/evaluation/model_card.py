@@ -38,9 +38,9 @@ def model_card(
 
     Args:
         run: Results are taken from its ``evaluate/results.json``, if it was evaluated.
-        method: Of the student.
+        method: Method of the student.
         student: Its classes and card.
-        sensor: Of its images.
+        sensor: Sensor of its images.
         images: Samples as the exported files take them, (B, H, W) or (B, H, W, C).
         file: An ONNX file of the student.
         batch: Number of images that files take; None: any.

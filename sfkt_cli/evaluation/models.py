@@ -40,7 +40,7 @@ class Contender:
         method: Its name in the report.
         model: Model input to features (B, D) and logits (B, K).
         load: Stored images to model input.
-        parameters: Of all networks that a prediction passes.
+        parameters: Number of parameters of all networks that a prediction passes.
         train_seconds: All that it cost beyond the source model; None: unknown.
         peak_memory_mb: Largest of the stages that made it; None: nothing was trained.
         note: What a reader must know of it.
@@ -72,7 +72,7 @@ class Models:
 
     @property
     def encoding(self) -> Encoding | None:
-        """Of the first student, or of the bridge."""
+        """The encoding of the first student, or of the bridge."""
         for _, encoding in self.students.values():
             return encoding
         return self.translator[1] if self.translator else None
@@ -149,19 +149,19 @@ def contenders(
         models: Read back.
         runtime: Device and precision.
         inputs: Digests of the stores and of every model as they are now.
-        encoding: Of the students.
+        encoding: Encoding that the students see.
     """
     source = models.source
     raw = student_loader(runtime, raw_encoding(store))
     encoded = student_loader(runtime, encoding)
-    found = [
+    predictors = [
         Contender("source-only", source, raw, parameters(source), 0.0, None),
         Contender("source-encoded", source, encoded, parameters(source), 0.0, None),
     ]
     bridge = run.record("bridge") if models.translator else {}
     if models.translator:
         translator, its_own = models.translator
-        found.append(
+        predictors.append(
             Contender(
                 "bridge-only",
                 through(translator, source),
@@ -175,7 +175,7 @@ def contenders(
     for name, (student, its_own) in models.students.items():
         record = run.record(f"transfer/{name}")
         records = [record, bridge] if "bridge" in record.get("inputs", {}) else [record]
-        found.append(
+        predictors.append(
             Contender(
                 name,
                 student,
@@ -186,7 +186,7 @@ def contenders(
                 _outdated(f"transfer --method {name}", record, inputs),
             )
         )
-    return found
+    return predictors
 
 
 def source_on_rgb(models: Models, runtime: Runtime) -> Contender:
@@ -245,5 +245,5 @@ def _number(record: Mapping[str, Any], name: str) -> float | None:
 
 
 def _sum(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) if len(numbers) == len(values) else None

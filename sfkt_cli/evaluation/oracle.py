@@ -35,7 +35,7 @@ class OracleObjective(nn.Module):
 
     Args:
         model: The classifier in training.
-        encoding: Of the target images.
+        encoding: Encoding of the target images.
         label_smoothing: Share of the label that is spread over all classes.
     """
 
@@ -84,13 +84,13 @@ def oracle(
         run: The run.
         source: The source model, whose weights it starts from.
         split: The target images with their labels.
-        encoding: Of the target images, the student's.
+        encoding: Encoding of the target images, the student's.
         inputs: Digests of transfer.h5, test.h5 and the source model.
         runtime: Device and precision.
     """
     nested = Run(run.path("evaluate"))
-    known = {**inputs, "recipe": recipe(config), "encoding": sha256_json(encoding.as_dict())}
-    with nested.open("oracle", config, known, renew=True) as stage:
+    made_from = {**inputs, "recipe": recipe(config), "encoding": sha256_json(encoding.as_dict())}
+    with nested.open("oracle", config, made_from, renew=True) as stage:
         if stage is not None:
             model = classifier_of(load_model(run.path("source"), runtime.device).module)
             model.requires_grad_(True)
@@ -106,7 +106,7 @@ def oracle(
             )
             save_model(
                 stage.folder, model, kind="classifier", architecture=source.card["architecture"],
-                classes=source.classes, encoding=encoding, inputs=known, seed=config.seed,
+                classes=source.classes, encoding=encoding, inputs=made_from, seed=config.seed,
             )  # fmt: skip
             stage.finish(seconds=fitted.seconds, peak_memory_mb=round(runtime.peak_memory_mb(), 1))
     saved = load_model(nested.path("oracle"), runtime.device)

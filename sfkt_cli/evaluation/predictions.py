@@ -42,10 +42,10 @@ class Outcome:
     """What one contender says.
 
     Attributes:
-        contender: Who.
+        contender: The model.
         probabilities: (N, K) of each split, by name.
         label_free: Scores that need no labels, by name.
-        images_per_second: Of inference.
+        images_per_second: Speed of inference.
     """
 
     contender: Contender
@@ -117,8 +117,8 @@ class Evidence:
 
     def right(self, method: str, split: Split) -> NDArray[np.bool_]:
         """Whether a method names the true class of each labelled image (L,)."""
-        said = self.outcomes[method].probabilities[split.name][split.rows].argmax(axis=1)
-        right: NDArray[np.bool_] = said == split.labels
+        predicted = self.outcomes[method].probabilities[split.name][split.rows].argmax(axis=1)
+        right: NDArray[np.bool_] = predicted == split.labels
         return right
 
 
@@ -129,8 +129,8 @@ def ti_pairs(store: Store, models: Models, runtime: Runtime, seed: int) -> Pairs
     trained, held_out = held_out_pairs(store, seed)
     rows = held_out[spread(len(held_out))]
     rgb = store["ti/rgb"][rows]
-    asked = source_on_rgb(models, runtime)
-    features, logits = predict_rows(rgb, asked.load, asked.model, runtime)
+    rgb_model = source_on_rgb(models, runtime)
+    features, logits = predict_rows(rgb, rgb_model.load, rgb_model.model, runtime)
     unseen = not np.isin(held_out, trained).any()
     return Pairs(store["ti/target"][rows], rgb, features, logits, unseen)
 
@@ -143,8 +143,8 @@ def ask(
     for name, split in splits.items():
         outcome.probabilities[name] = predictions(contender, split.target, runtime)
     if "target" in outcome.probabilities:
-        said = outcome.probabilities["target"]
-        outcome.label_free = without_labels(said)
+        probabilities = outcome.probabilities["target"]
+        outcome.label_free = without_labels(probabilities)
     if pairs is not None:
         features, logits = predict_rows(pairs.target, contender.load, contender.model, runtime)
         outcome.label_free |= {
@@ -164,17 +164,17 @@ def look_for_collapse(evidence: Evidence) -> None:
             warn_of_collapse(logits, evidence.classes, method, "TR target images", "evaluate")
 
 
-def without_labels(said: Numbers) -> dict[str, float]:
+def without_labels(probabilities: Numbers) -> dict[str, float]:
     """Scores of predictions (N, K) on TR target images that need no labels."""
-    sample = said[spread(len(said))]
-    found = {
-        "tr_information": scores.mutual_information(said),
-        "confidence": float(said.max(axis=1).mean()),
-        "classes_said": float(len(np.unique(said.argmax(axis=1)))),
+    sample = probabilities[spread(len(probabilities))]
+    label_free_scores = {
+        "tr_information": scores.mutual_information(probabilities),
+        "confidence": float(probabilities.max(axis=1).mean()),
+        "classes_said": float(len(np.unique(probabilities.argmax(axis=1)))),
     }
     if len(sample) > 1:
-        found["density"] = scores.soft_neighbourhood_density(sample)
-    return found
+        label_free_scores["density"] = scores.soft_neighbourhood_density(sample)
+    return label_free_scores
 
 
 def ensemble(student: Outcome, bridge: Outcome) -> Outcome:
@@ -254,8 +254,10 @@ def rows_of(evidence: Evidence) -> tuple[Row, ...]:
 def row_of(evidence: Evidence, outcome: Outcome, split: Split) -> Row:
     """One method on one labelled split."""
     config, contender = evidence.config, outcome.contender
-    said = outcome.probabilities[split.name][split.rows]
-    confusion = scores.confusion_matrix(said.argmax(axis=1), split.labels, len(evidence.classes))
+    probabilities = outcome.probabilities[split.name][split.rows]
+    confusion = scores.confusion_matrix(
+        probabilities.argmax(axis=1), split.labels, len(evidence.classes)
+    )
     recall = scores.class_recall(confusion)
     seen_with_labels = contender.method == "oracle" and split.name == "target"
     return Row(
@@ -265,14 +267,14 @@ def row_of(evidence: Evidence, outcome: Outcome, split: Split) -> Row:
         n=len(split.rows),
         accuracy=scores.accuracy(confusion),
         accuracy_ci95=scores.bootstrap_interval(
-            said.argmax(axis=1) == split.labels,
+            probabilities.argmax(axis=1) == split.labels,
             resamplings=config.evaluate.bootstrap,
             seed=config.seed,
             groups=split.groups,
         ),
         balanced_accuracy=scores.balanced_accuracy(confusion),
         macro_f1=scores.macro_f1(confusion),
-        ece=scores.calibration_error(said, split.labels),
+        ece=scores.calibration_error(probabilities, split.labels),
         train_seconds=_rounded(contender.train_seconds),
         peak_memory_mb=_rounded(contender.peak_memory_mb),
         images_per_second=_rounded(outcome.images_per_second),

@@ -317,12 +317,20 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def to_csv(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
-    """CSV that a spreadsheet does not take for formulas: texts that look so begin with '."""
+def to_csv(header: Sequence[str], rows: Iterable[Sequence[str | float]], exact: str = "") -> str:
+    """CSV that a spreadsheet does not take for formulas: texts that look so begin with '.
+
+    Args:
+        header: Names of the columns.
+        rows: Their cells.
+        exact: A column that programs go by, such as paths: it stays as it is.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([_harmless(cell) for cell in header])
-    writer.writerows([_harmless(cell) for cell in row] for row in rows)
+    for row in rows:
+        named = zip(header, row, strict=True)
+        writer.writerow([cell if name == exact else _harmless(cell) for name, cell in named])
     return file.getvalue()
 
 

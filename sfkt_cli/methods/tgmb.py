@@ -44,13 +44,13 @@ class Tgmb(nn.Module):
         translator: T, in training.
         source: The frozen source model; never a child of this module, so that ``train()`` here
             does not wake its batch norms.
-        encoding: Of the target images.
+        encoding: Encoding of the target images.
         weights: ``rec``, ``d``, ``im`` and ``f``, for vqgan ``commit`` and ``patch``; a term at 0
             is not computed.
         features: Size D of the source model's features.
         rec_loss: Key of REC_LOSSES.
         d_on: ``feature`` or ``image``: what the discriminator of L_D sees.
-        levels: Of the source model's backbone; None: without L_p.
+        levels: Feature maps of the source model's backbone; None: without L_p.
     """
 
     def __init__(

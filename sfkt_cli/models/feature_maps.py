@@ -46,11 +46,11 @@ class Levels:
         with torch.inference_mode(), self.noted() as seen:
             look(images)
         self.variances = [max(float(level.float().var()), 1e-6) for level in seen]
-        """Of the activations of these images at each level."""
+        """Variance of the activations of these images at each level."""
 
     @property
     def names(self) -> list[str]:
-        """Of the modules, from fine to coarse, network by network."""
+        """Names of the modules, from fine to coarse, network by network."""
         return [name for _, ends in self._ends for name, _ in ends]
 
     @contextlib.contextmanager

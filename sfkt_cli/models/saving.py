@@ -75,7 +75,7 @@ class Saved:
     Attributes:
         module: In inference mode, on the device asked for.
         classes: Class names in the order of the outputs; empty for a translator.
-        encoding: Of its target images; None for an RGB model.
+        encoding: Encoding of its target images; None for an RGB model.
         card: All of model.json.
     """
 
@@ -115,9 +115,9 @@ def save_model(
         kind: ``classifier`` or ``translator``.
         architecture: Keyword arguments that build the module again.
         classes: Class names in the order of the outputs.
-        encoding: Of its target images, if it takes such.
+        encoding: Encoding of its target images, if it takes such.
         inputs: Digests of what it was made from.
-        seed: Of its training.
+        seed: Seed of its training.
         more: Further entries of model.json.
     """
     weights = folder / WEIGHTS
@@ -185,9 +185,9 @@ def warm_start(
     """Give a new module the weights of one of an earlier run.
 
     Args:
-        earlier: Of the earlier run.
-        module: Of this run; it is changed.
-        architecture: Of the module.
+        earlier: Model of the earlier run.
+        module: Network of this run; it is changed.
+        architecture: Architecture of the module.
         source: The source model of this run.
 
     Raises:

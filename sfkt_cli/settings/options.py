@@ -19,7 +19,7 @@ class Options:
     """What the user typed, before any of it is checked.
 
     Attributes:
-        run: Of ``--run``.
+        run: Folder of ``--run``.
         config: The YAML file of ``--config``.
         assignments: Texts of ``--set``.
         flags: Dotted settings that have an option of their own; None where it was not given.

@@ -154,7 +154,7 @@ class Stream:
         arrays: Images by name, each (N, H, W) or (N, H, W, C), with the same N, H and W; memory
             maps are read a batch at a time. All views of a sample get the same geometry.
         name: Tells streams of one seed apart.
-        seed: Of order and augmentation.
+        seed: Seed of order and augmentation.
         batch_size: Rows in a batch, over all processes.
         shift: Largest shift as a share of the image side; edges are repeated.
         flip: Mirror half of the samples.

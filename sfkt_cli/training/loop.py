@@ -38,7 +38,7 @@ class Plan:
 
     Attributes:
         title: Shown in front of messages; also part of the random seeds.
-        seed: Of everything random within a step.
+        seed: Seed of everything random within a step.
         epochs: Number of epochs.
         steps: Steps of each epoch.
         weights: Weight of each loss term, by name; a missing one counts 1.
@@ -217,20 +217,20 @@ def fit(
             progress.seconds += time.monotonic() - began
             objective.eval()
             with torch.inference_mode():
-                found = scores(epoch)
-            row = _row(plan, progress, epoch, found, optimizer)
+                epoch_scores = scores(epoch)
+            row = _row(plan, progress, epoch, epoch_scores, optimizer)
             progress.history.append(row)
-            score = found[plan.select] if plan.select else float(epoch)
+            score = epoch_scores[plan.select] if plan.select else float(epoch)
             if score > progress.best_score or progress.best_epoch < 0:
                 progress.best_score = max(progress.best_score, score)  # the first may be NaN
                 progress.best_epoch = epoch
                 best = _snapshot(keep)
             progress.epoch, progress.step, progress.totals = epoch + 1, 0, {}
             if runtime.main:
-                draw(epoch + 1, _terms(row, found), found)
-                tracker.note = terms_text({plan.select: score} if plan.select else found)
+                draw(epoch + 1, _terms(row, epoch_scores), epoch_scores)
+                tracker.note = terms_text({plan.select: score} if plan.select else epoch_scores)
                 left = (time.monotonic() - started) / (epoch + 1 - first)
-                _report(plan, row, found, left * (plan.epochs - epoch - 1), tracker)
+                _report(plan, row, epoch_scores, left * (plan.epochs - epoch - 1), tracker)
                 lines = "".join(json.dumps(row) + "\n" for row in progress.history)
                 write_text(plan.folder / "metrics.jsonl", lines)
             if time.monotonic() - last_saved >= plan.checkpoint_seconds:
@@ -432,8 +432,8 @@ def _row(
 
 def _terms(row: Mapping[str, float], scores: Mapping[str, float]) -> dict[str, float]:
     """The loss terms of a row of metrics."""
-    known = ("epoch", "seconds", "learning_rate", *scores)
-    return {name: value for name, value in row.items() if name not in known}
+    others = ("epoch", "seconds", "learning_rate", *scores)
+    return {name: value for name, value in row.items() if name not in others}
 
 
 def _report(

@@ -123,13 +123,13 @@ def settle_streams(
     Args:
         config: Batch size, seed, augmentation.
         store: transfer.h5.
-        folder: Of the stage.
+        folder: Folder of the stage.
         runtime: Device and processes.
         objective: What is trained; tried out where the batch size is ``auto``. One with
             ``needs_second_view`` gets a second view of each TR target image, ``tr_target_2``.
         ti_rgb: As in :func:`open_streams`.
         tr: As in :func:`transfer_batches`.
-        ti: Likewise.
+        ti: As in :func:`transfer_batches`.
     """
 
     def opened(size: int) -> Streams:
@@ -141,8 +141,8 @@ def settle_streams(
         return transfer_batches(opened(size * runtime.world), runtime, tr=tr, ti=ti)(0, 0)
 
     count = max(store.count("ti") * ti, store.count("target"))
-    asked = config.runtime.batch_size
-    size = settle_batch_size(asked, count, folder, runtime, objective, batch_of)
+    wanted = config.runtime.batch_size
+    size = settle_batch_size(wanted, count, folder, runtime, objective, batch_of)
     streams = opened(size)
     drawn = [streams.ti] * ti + [streams.tr] * tr
     prefer_large_pages([array for stream in drawn if stream is not None for array in stream.arrays])
@@ -206,8 +206,8 @@ def plan_of(
         streams: Their batches.
         title: Shown in front of messages.
         epochs: Number of epochs.
-        weights: Of the loss terms.
-        stage: Whose folder it is.
+        weights: Weights of the loss terms.
+        stage: Stage that trains; its folder is written to.
         kinds: Kinds of images in a step, of TI pairs and TR target images: 1 or 2.
         ti: Whether label-free scores on TI pairs may choose the epoch.
         auto: The score that ``training.select=auto`` stands for; None: the last epoch is kept.
@@ -274,13 +274,17 @@ def remember(folder: Path, epoch: int, logits: Tensor) -> None:
     """Write the classes said after an epoch as row ``epoch`` of epochs.npy; later rows go.
 
     Args:
-        folder: Of the stage.
+        folder: Folder of the stage.
         epoch: From 0.
         logits: (R, K) on the rows ``spread(N)`` of the target images.
     """
-    said = logits.argmax(dim=1).numpy().astype(np.int16)[None]
+    predicted = logits.argmax(dim=1).numpy().astype(np.int16)[None]
     before = load_epochs(folder)[:epoch]
-    rows = np.concatenate([before, said]) if before.shape[1:] == said.shape[1:] else said
+    rows = (
+        np.concatenate([before, predicted])
+        if before.shape[1:] == predicted.shape[1:]
+        else predicted
+    )
     with replacing(folder / FILE) as partial, partial.open("wb") as file:
         np.save(file, rows)
 

@@ -125,8 +125,8 @@ def test_what_cannot_be_done_is_said_first(
 
 
 def test_cells_that_spreadsheets_would_run_are_quoted() -> None:
-    rows = [(Path("=1+1.png"), Prediction("-x", 1.0, (("-x", 1.0),)))]
-    expected = ["path,class,probability,warning", "'=1+1.png,'-x,1.000000,"]
+    rows = [(Path("@new/u.png"), Prediction("-x", 1.0, (("-x", 1.0),)))]
+    expected = ["path,class,probability,warning", "@new/u.png,'-x,1.000000,"]
     assert to_csv(rows, 1).splitlines() == expected
 
 
