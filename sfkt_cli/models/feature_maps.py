@@ -21,9 +21,9 @@ Call = tuple[str, int]
 class FeatureMaps:
     """The activations of networks at the end of each resolution, recorded as they work.
 
-    The end of a resolution is the outermost module that returns maps (B, C, S, S) of that size, such
-    as a stage of a ResNet; where there are several, the last one. In an ONNX network it is the last
-    node. Maps larger than a quarter of the image's side are left out: they are little more than
+    The end of a resolution is the outermost module that returns maps (B, C, S, S) of that size,
+    such as a stage of a ResNet; where there are several, the last one. In an ONNX network it is the
+    last node. Maps larger than a quarter of the image's side are left out: they are little more than
     the picture, and cost the most.
 
     Args:
