@@ -149,7 +149,9 @@ def test_grey_pnm_samples_are_not_stretched(maxval: int) -> None:
     [
         (pnm(np.zeros((2, 2, 3), int), 31, raw=True), "maxval 31, expected 8-bit colour"),
         (pnm(np.zeros((2, 2), int), 255, raw=True) + b"P5 1 1 255 x", "more than one picture"),
-        (pnm(np.zeros((2, 2), int), 255, raw=True)[:-1], "cut off: 3 of 4 samples"),
+        (pnm(np.zeros((2, 2), int), 255, raw=True)[:-1], "cut off"),
+        (pnm(np.zeros((2, 2), int), 4095, raw=True)[:-1], "cut off"),
+        (pnm(np.zeros((2, 2), int), 255, raw=False)[:-1], "cut off"),
         (pnm(np.full((2, 2), 9), 8, raw=False), "samples up to 9, maxval is 8"),
         (pnm(np.full((2, 2), -1), 8, raw=False), "damaged"),
         (b"P5 2 2", "cut off"),
@@ -168,12 +170,17 @@ def test_tiff_files_of_several_pages() -> None:
     with tifffile.TiffWriter(thumbnail) as writer:
         writer.write(bands[0, :2, :2], photometric="minisblack", metadata=None)
         writer.write(bands[0], photometric="minisblack", metadata=None)
+    behind = io.BytesIO()
+    with tifffile.TiffWriter(behind) as writer:
+        writer.write(bands[0, :2, :2], photometric="minisblack", metadata=None, subifds=1)
+        writer.write(bands[0], photometric="minisblack", metadata=None)
     stack = io.BytesIO()
     tifffile.imwrite(stack, pixels_of(0, (9, 5, 6), "uint16"), imagej=True)
     channels_last = io.BytesIO()
     tifffile.imwrite(channels_last, bands.reshape(6, 10, 2), photometric="minisblack")
     for content, told in (
         (thumbnail.getvalue(), "2 pages"),
+        (behind.getvalue(), "2 pages"),
         (tiff(pixels_of(0, (7, 5, 6), "uint16")), "7 pages"),
         (stack.getvalue(), "9"),
         (channels_last.getvalue(), "6 pages"),
@@ -462,6 +469,14 @@ def test_a_zip_file_with_backslashes(tmp_path: Path) -> None:
         read_archive(settings_of(tmp_path / "own.zip"))
 
 
+def test_a_zip_file_of_macos_with_names_that_it_does_not_call_utf_8(tmp_path: Path) -> None:
+    path = zipped(folders(tmp_path / "mine", ["Sch__ssel"]))
+    path.write_bytes(path.read_bytes().replace(b"Sch__ssel", "Schüssel".encode()))
+    archive = read_archive(settings_of(path))
+    assert {record.label for record in archive.records} == {"Schüssel", None}
+    assert all(archive.loader.target(record, 30).any() for record in archive.records)
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "CMYK"])
 def test_rgb_images_of_other_colours(mode: str) -> None:
     kind = "JPEG" if mode == "CMYK" else "PNG"
@@ -470,3 +485,19 @@ def test_rgb_images_of_other_colours(mode: str) -> None:
     with pytest.raises(DataError, match=f"mode {mode}, .*convert it to RGB") as caught:
         decode_rgb(file.getvalue(), "a")
     assert ("swapped" in str(caught.value)) == (mode != "CMYK")
+
+
+def test_damaged_tiff_files_that_a_tolerant_reader_would_fill_or_misread(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = tiff(pixels_of(0, (24, 32), "uint16"), compression="lzw", rowsperstrip=4)
+    with tifffile.TiffFile(io.BytesIO(whole)) as file:
+        tags = {
+            name: file.pages.first.tags[name].offset for name in ("Compression", "StripOffsets")
+        }
+    for place in tags.values():
+        damaged = bytearray(whole)
+        damaged[place + 3] ^= 32  # the tag's type
+        with pytest.raises(DataError, match=r"a\.tif is damaged or cut off"):
+            decode_target(bytes(damaged), "a.tif")
+    assert not capsys.readouterr().err
