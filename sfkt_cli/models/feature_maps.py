@@ -23,8 +23,8 @@ class FeatureMaps:
 
     The end of a resolution is the outermost module that returns maps (B, C, S, S) of that size,
     such as a stage of a ResNet; where there are several, the last one. In an ONNX network it is the
-    last node. Maps larger than a quarter of the image's side are left out: they are little more than
-    the picture, and cost the most.
+    last node. Maps larger than a quarter of the image's side are left out: they are little more
+    than the picture, and cost the most.
 
     Args:
         networks: In inference mode; one, or the backbones of a mixture.
