@@ -1,4 +1,6 @@
-"""Write docs/configuration.md and docs/cli.md from the program itself; a test keeps them current.
+"""Write docs/configuration.md, docs/cli.md and sample_configs/demo.yaml from the program itself.
+
+A test keeps them current.
 
 python docs/make_reference.py
 """
@@ -13,8 +15,10 @@ from typer.main import get_command
 
 from sfkt_cli.cli import app
 from sfkt_cli.settings.config import Config, describe_type
+from sfkt_cli.settings_text import commented_yaml
 
 HERE = Path(__file__).parent
+DEMO = "# The built-in demo, with every default: sfkt run sample_configs/demo.yaml\n"
 
 
 def configuration() -> str:
@@ -62,6 +66,11 @@ def commands() -> str:
     return "\n".join(lines) + "\n"
 
 
+def demo() -> str:
+    """The settings of the demo: what `sfkt config init` writes, under a first line of its own."""
+    return DEMO + commented_yaml("synthetic").partition("\n")[2]
+
+
 def _command(title: str, command: Any) -> list[str]:
     lines = ["", f"## {title}", "", (command.help or "").strip()]
     if command.epilog:
@@ -105,3 +114,4 @@ def _cell(text: str) -> str:
 if __name__ == "__main__":
     (HERE / "configuration.md").write_text(configuration(), encoding="utf-8")
     (HERE / "cli.md").write_text(commands(), encoding="utf-8")
+    (HERE.parent / "sample_configs" / "demo.yaml").write_text(demo(), encoding="utf-8")

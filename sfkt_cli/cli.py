@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import re
 import signal
 import sys
@@ -70,6 +71,10 @@ Method = Annotated[
     str | None,
     typer.Option(help="Transfer method, such as tgkt, shot or distill.", autocompletion=_methods),
 ]
+WarmStart = Annotated[
+    Path | None,
+    typer.Option(metavar="RUN", help="Finished run whose models this one goes on from."),
+]
 Sensor = Annotated[str | None, typer.Option(help="SUN RGB-D: kv1, kv2, realsense or xtion.")]
 
 
@@ -124,7 +129,10 @@ def prepare(
     source_sensor: Sensor = None,
     target_sensor: Sensor = None,
 ) -> Result:
-    """Read an archive and write source.h5, transfer.h5 and test.h5, by who may see what."""
+    """Read an archive and write the three files of a run.
+
+    source.h5 is for source, transfer.h5 for bridge and transfer, test.h5 for evaluate alone.
+    """
     from sfkt_cli.pipeline import run_prepare
     from sfkt_cli.settings.resolve import is_typed
 
@@ -146,10 +154,11 @@ def prepare(
 @app.command(epilog="Example: sfkt source --set source.epochs=30")
 @shared_options(*STAGE)
 @_shared_by_processes
-def source(options: Options) -> Result:
-    """Train the RGB source model on source.h5, or import one that you bring along."""
+def source(options: Options, warm_start: WarmStart = None) -> Result:
+    """Train the RGB source model, or import yours."""
     from sfkt_cli.pipeline import run_source
 
+    options = options.with_flags({"training.warm_start": warm_start})
     if options.dry_run:
         return _dry_run("source", options)
     return run_source(options).outcome("source")
@@ -158,10 +167,11 @@ def source(options: Options) -> Result:
 @app.command(epilog="Example: sfkt bridge --gpus 2")
 @shared_options(*STAGE)
 @_shared_by_processes
-def bridge(options: Options) -> Result:
-    """Train the translator from target images to source-like RGB, and write what it makes."""
+def bridge(options: Options, warm_start: WarmStart = None) -> Result:
+    """Train the translator, and write its source-like RGB images."""
     from sfkt_cli.pipeline import run_bridge
 
+    options = options.with_flags({"training.warm_start": warm_start})
     if options.dry_run:
         return _dry_run("bridge", options)
     return run_bridge(options).outcome("bridge")
@@ -170,11 +180,12 @@ def bridge(options: Options) -> Result:
 @app.command(epilog="Example: sfkt transfer --method shot")
 @shared_options(*STAGE)
 @_shared_by_processes
-def transfer(options: Options, method: Method = None) -> Result:
+def transfer(options: Options, method: Method = None, warm_start: WarmStart = None) -> Result:
     """Train the classifier for the target sensor, the student."""
     from sfkt_cli.pipeline import run_transfer
 
-    options = options.with_flags({"transfer.method": method})
+    flags = {"transfer.method": method, "training.warm_start": warm_start}
+    options = options.with_flags(flags)
     if options.dry_run:
         return _dry_run("transfer", options)
     return run_transfer(options)
@@ -188,7 +199,7 @@ def evaluate(
         Path | None, typer.Option(help="Also write the report here; the suffix says which kind.")
     ] = None,
 ) -> Result:
-    """Measure every model of the run against the labels, and write tables and pictures."""
+    """Measure every model of the run; write tables and pictures."""
     from sfkt_cli.pipeline import evaluation, run_evaluate
 
     if options.dry_run:
@@ -205,13 +216,15 @@ def run(
         Path | None,
         typer.Argument(metavar="[CONFIG.yaml]", help="Settings; without: the built-in demo."),
     ] = None,
+    warm_start: WarmStart = None,
 ) -> Result:
-    """Run all stages in order, leaving out the finished ones, and print the table."""
+    """Run every stage that is not finished, and print the table."""
     from sfkt_cli.pipeline import evaluation, run_all
 
     if file is not None and options.config is not None:
         raise typer.BadParameter("give the settings once: sfkt run CONFIG.yaml")
     options = replace(options, config=file or options.config)
+    options = options.with_flags({"training.warm_start": warm_start})
     from sfkt_cli.dry_run import dry_run_all
 
     return dry_run_all(options) if options.dry_run else evaluation(run_all(options))
@@ -232,7 +245,10 @@ def benchmark(
         int, typer.Option(min=0, help="Stages at a time, each in a fresh process; 0: none.")
     ] = 1,
 ) -> Result:
-    """Compare methods over seeds, data sets and settings: mean, deviation, difference, cost."""
+    """Compare methods over seeds, data sets and settings.
+
+    The tables give means, deviations, paired differences and costs.
+    """
     from sfkt_cli.pipeline import run_benchmark
 
     return run_benchmark(options, file, output, processes)
@@ -254,26 +270,34 @@ def export(
         str | None,
         typer.Option(
             metavar="HEIGHTxWIDTH",
-            help="Of the sensor's images, to put cropping and resizing into the graph, too.",
+            help="Size of the sensor's images; cropping and resizing go into the graph, too.",
         ),
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(help="Of ONNX files: fp32 (the default), fp16 or int8; several are possible."),
+        typer.Option(
+            help="Precision of ONNX files: fp32 (the default), fp16 or int8; several are possible."
+        ),
     ] = None,
     input_type: Annotated[
         str | None,
-        typer.Option(help="float32, for runtimes that take no uint16; default: the sensor's type."),
+        typer.Option(
+            help="Type of the input: float32 for runtimes without uint16; default: the sensor's."
+        ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Images that a file takes at once; default: any.")
+        int | None,
+        typer.Option(min=1, help="Number of images that the file takes at once; default: any."),
     ] = None,
     benchmark: Annotated[
         bool,
         typer.Option("--benchmark", help="Time PyTorch, onnxruntime and OpenVINO, fp32 and int8."),
     ] = False,
 ) -> Result:
-    """Write student and translator with source model as files that run without this program."""
+    """Write the models as files that run without this program.
+
+    One file is the student, the other the translator followed by the source model.
+    """
     from sfkt_cli.pipeline import settings_of
 
     settings = settings_of("transfer", options)
@@ -300,7 +324,10 @@ def predict(
     options: Options,
     images: Annotated[
         list[str],
-        typer.Argument(help="Target images: files, folders, patterns, or - for a list on stdin."),
+        typer.Argument(
+            help="Target images: files, folders, patterns, or - for a list on stdin; or one video "
+            "file, camera number or address (rtsp://...)."
+        ),
     ],
     output: Annotated[
         Path, typer.Option(help="File to write, .csv or .jsonl; - for CSV on standard output.")
@@ -310,6 +337,16 @@ def predict(
         Path | None, typer.Option(help="Folder of an exported student, in place of a run's.")
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes to list for each image.")] = 1,
+    threshold: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Less probable classes, and doubted images, are unknown."),
+    ] = 0.0,
+    save_images: Annotated[
+        Path | None, typer.Option(help="Folder for each image with its class drawn below.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Watch the folders for new images until Ctrl-C.")
+    ] = False,
 ) -> Result:
     """Classify images of the target sensor with the run's student."""
     from sfkt_cli.pipeline import settings_of
@@ -325,6 +362,9 @@ def predict(
         top_k=top_k,
         method=method,
         model=model,
+        threshold=threshold,
+        save_images=save_images,
+        follow=follow,
     )
 
 
@@ -343,7 +383,7 @@ def inspect(
         bool, typer.Option("--verify", help="Read every row and compare the checksums.")
     ] = False,
 ) -> Result:
-    """Show what a prepared file holds, as a table and a picture, and warn of what looks wrong."""
+    """Show what a prepared file holds, and what looks wrong in it."""
     from sfkt_cli.settings.resolve import find_run
     from sfkt_cli.stages.inspect import inspect
 
@@ -354,7 +394,7 @@ def inspect(
 @app.command(epilog="Example: sfkt classes sun-rgbd --root ~/SUNRGBD")
 @shared_options("config", "assignments")
 def classes(options: Options, name: DatasetName = None, root: Root = None) -> Result:
-    """List the classes of an archive, their numbers of images, and what they are used for."""
+    """List the classes of an archive and what they are used for."""
     from sfkt_cli.settings.resolve import resolve
     from sfkt_cli.stages.inspect import list_classes
 
@@ -377,7 +417,7 @@ def doctor(
         Path | None, typer.Option(help="Run whose models and stores are read and compared.")
     ] = None,
 ) -> Result:
-    """Say what this machine has, what is missing, and what would help."""
+    """Say what this machine has, what is missing, and what helps."""
     from sfkt_cli.stages.doctor import doctor
 
     return doctor(verify)
@@ -389,6 +429,9 @@ def _archive(name: str | None, root: Path | None) -> dict[str, str | None]:
 
 def main() -> None:
     """Run the program; an error that the user can mend is one message, without a traceback."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):  # file names are bytes, terminals may be ASCII
+            stream.reconfigure(errors=errors)
     with on_stop(_stop):
         try:
             app()

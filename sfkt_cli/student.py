@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
+from sfkt_cli.data.plausible import doubt
 from sfkt_cli.data.sensor import Sensor, sensor_of_settings, sensor_of_store
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.saving import CARD, Saved, load_model
-from sfkt_cli.settings.config import build, read_yaml
+from sfkt_cli.settings.config import build
+from sfkt_cli.settings.sealed import read_settings
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,13 @@ class Prediction:
         label: Name of the most probable class.
         probability: Its probability.
         ranked: All class names with their probabilities, the most probable first.
+        warning: Why the image may be none of the sensor's; empty: nothing speaks against it.
     """
 
     label: str
     probability: float
     ranked: tuple[tuple[str, float], ...]
+    warning: str = ""
 
 
 class Student(nn.Module):
@@ -44,16 +48,26 @@ class Student(nn.Module):
         classes: Names in the order of the outputs.
         encoding: How stored values become model input.
         sensor: How raw images become stored values.
+        usual: What the training images looked like, from model.json; empty: not known.
+        temperature: Logits are divided by it, so that probabilities mean something.
     """
 
     def __init__(
-        self, model: Classifier, classes: tuple[str, ...], encoding: Encoding, sensor: Sensor
+        self,
+        model: Classifier,
+        classes: tuple[str, ...],
+        encoding: Encoding,
+        sensor: Sensor,
+        usual: Mapping[str, Any] | None = None,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         self.model = model
         self.classes = classes
         self.encoding = encoding
         self.sensor = sensor
+        self.usual = usual or {}
+        self.temperature = temperature
         self.eval()
 
     @property
@@ -97,15 +111,16 @@ class Student(nn.Module):
         """Classify images that :meth:`read` gave, as one batch."""
         probabilities = self.probabilities(torch.from_numpy(np.stack(images)))
         found = []
-        for row in probabilities.tolist():
+        for image, row in zip(images, probabilities.tolist(), strict=True):
             ranked = sorted(zip(self.classes, row, strict=True), key=lambda pair: -pair[1])
-            found.append(Prediction(ranked[0][0], ranked[0][1], tuple(ranked)))
+            warning = doubt(image, self.usual, self.sensor.missing)
+            found.append(Prediction(*ranked[0], tuple(ranked), warning))
         return found
 
     def probabilities(self, stored: Tensor) -> Tensor:
         """(B, K) float32 on the CPU of stored images (B, H, W) or (B, H, W, C)."""
         with torch.inference_mode():
-            return torch.softmax(self(stored).float(), dim=1).cpu()
+            return torch.softmax(self(stored).float() / self.temperature, dim=1).cpu()
 
 
 def load_student(
@@ -136,6 +151,8 @@ def load_student(
         tuple(saved.classes),
         saved.encoding,
         _sensor(folder, saved, saved.encoding),
+        saved.card.get("images"),
+        float(saved.card.get("temperature", 1.0)),
     )
 
 
@@ -170,13 +187,10 @@ def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> 
 
 def _sensor(folder: Path, saved: Saved, encoding: Encoding) -> Sensor:
     """From the card of an exported model, from the run's data, or from its settings."""
-    held = saved.card.get("sensor")
-    try:
-        if held is not None:
-            return Sensor(**held)
-    except TypeError as error:
-        raise DataError(f"{folder / CARD} is damaged: sensor: {error}") from None
-    config = build(read_yaml(folder / "config.yaml"))
+    sensor = saved.card.get("sensor")
+    if sensor is not None:
+        return Sensor(**sensor)
+    config = build(read_settings(folder / "config.yaml"))
     store = folder.parent.parent / "prepare" / "transfer.h5"
     if store.is_file():
         return sensor_of_store(open_store(store), config)

@@ -256,7 +256,7 @@ def test_resolved_settings_can_be_read_back() -> None:
 def test_settings_cannot_be_changed_behind_a_runs_back() -> None:
     config = Config()
     with pytest.raises(ValueError, match="frozen"):
-        config.bridge.epochs = 3
+        config.bridge.epochs = 3  # type: ignore[misc]
 
 
 def test_every_setting_says_what_it_means() -> None:

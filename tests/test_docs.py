@@ -24,11 +24,12 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 def test_references_are_what_the_program_says() -> None:
     written = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))
     for name, text in (
-        ("configuration.md", written["configuration"]()),
-        ("cli.md", written["commands"]()),
+        ("docs/configuration.md", written["configuration"]()),
+        ("docs/cli.md", written["commands"]()),
+        ("sample_configs/demo.yaml", written["demo"]()),
     ):
-        page = (ROOT / "docs" / name).read_text(encoding="utf-8")
-        assert page == text, f"docs/{name} is out of date: run python docs/make_reference.py"
+        page = (ROOT / name).read_text(encoding="utf-8")
+        assert page == text, f"{name} is out of date: run python docs/make_reference.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -84,8 +85,6 @@ def test_sample_configurations_open_with_their_command(sample: Path) -> None:
 def test_demo_configuration_is_the_defaults() -> None:
     text = (ROOT / "sample_configs" / "demo.yaml").read_text(encoding="utf-8")
     assert build(yaml.safe_load(text)) == build()
-    written = CliRunner().invoke(app, ["config", "init", "synthetic"]).stdout
-    assert text.splitlines()[1:] == written.splitlines()[1:]
 
 
 def test_quick_start_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

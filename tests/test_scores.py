@@ -231,3 +231,14 @@ def test_intervals_over_seeds_by_hand() -> None:
     assert shared is not None  # the same images in all seeds: they are fewer
     assert scores.student_t_quantile(30) == pytest.approx(2.0423, abs=1e-4)
     assert scores.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 4.0])
+def test_the_temperature_undoes_a_scale_of_the_logits(scale: float) -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(4000, 3)) * 2
+    labels = (logits + generator.gumbel(size=logits.shape)).argmax(axis=1)
+    wrong, ignored = (labels + 1) % 3, np.arange(4000) < 1000
+    labels = np.where(ignored, wrong, labels)
+    found = scores.fit_temperature(scale * logits, labels, 1.0 - ignored)
+    assert found == pytest.approx(scale, rel=0.15)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -20,6 +21,11 @@ MAX_RATIO = 400
 BOMB_BYTES = 1 << 24
 """Entries below 16 MB are harmless whatever their ratio."""
 MAX_FILES = 2_000_000
+_UTF8_NAME = 0x800
+_SYSTEM = (
+    *("__macosx", "@eadir", "thumbs.db", "desktop.ini", "#recycle", "$recycle.bin", "lost+found"),
+    "system volume information",
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,25 @@ class Container:
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def is_system(name: str) -> bool:
+    """Whether a part of a path is hidden or a system's own: thumbnails, resource forks, bins."""
+    return any(part[:1] == "." or part.casefold() in _SYSTEM for part in name.split("/"))
+
+
+def list_files(folder: Path) -> dict[str, str]:
+    """All files below a folder, hidden and system ones left out.
+
+    Returns:
+        Names relative to the folder, with ``/``, each with a text that changes when the file does.
+
+    Raises:
+        DataError: A folder cannot be read, or a link leads nowhere or in a circle.
+    """
+    index: dict[str, str] = {}
+    _list_folder(folder, "", index, set())
+    return index
+
+
 def open_container(
     root: Path,
     markers: tuple[str, ...],
@@ -145,12 +170,10 @@ def _index(path: Path) -> Mapping[str, str]:
     """Names of all files, each with a text that changes when the file does."""
     if path.is_file():
         return _index_zip(path)
-    index: dict[str, str] = {}
-    _index_folder(path, "", index, set())
-    return index
+    return list_files(path)
 
 
-def _index_folder(
+def _list_folder(
     folder: Path, prefix: str, index: dict[str, str], above: set[tuple[int, int]]
 ) -> None:
     status = folder.stat()
@@ -160,13 +183,14 @@ def _index_folder(
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         for entry in entries:
-            if entry.name.startswith((".", "__MACOSX")):
+            if is_system(entry.name):
                 continue
             if entry.is_dir():
-                _index_folder(Path(entry.path), f"{prefix}{entry.name}/", index, above | {here})
+                _list_folder(Path(entry.path), f"{prefix}{entry.name}/", index, above | {here})
             elif entry.is_file():
-                size = entry.stat()
-                index[prefix + entry.name] = f"{size.st_size} {size.st_mtime_ns}"
+                with contextlib.suppress(FileNotFoundError):  # gone since, as a camera's files are
+                    size = entry.stat()
+                    index[prefix + entry.name] = f"{size.st_size} {size.st_mtime_ns}"
             elif entry.is_symlink():
                 raise DataError(f"{entry.path} is a symbolic link that leads nowhere: remove it")
             if len(index) > MAX_FILES:
@@ -180,11 +204,16 @@ def _index_zip(path: Path) -> Mapping[str, str]:
     for info in _zip(path, os.getpid()).infolist():
         name = info.filename
         parts = PurePosixPath(name).parts
-        if not parts or name[0] == "/" or ".." in parts or "\\" in name or ":" in parts[0]:
+        if "\\" in name:
+            raise DataError(
+                f"{path}: entry {name!r} has backslashes between its folders: unpack it and give "
+                "the folder, or pack it with another program"
+            )
+        if not parts or name[0] == "/" or ".." in parts or ":" in parts[0]:
             raise DataError(f"{path}: entry {name!r} points outside of the archive; refused")
         if stat.S_ISLNK(info.external_attr >> 16):
             raise DataError(f"{path}: entry {name!r} is a symbolic link; refused")
-        if info.is_dir() or parts[0] == "__MACOSX" or parts[-1].startswith("."):
+        if info.is_dir() or is_system(name):
             continue
         if name in index:
             raise DataError(f"{path}: two entries are named {name!r}")
@@ -212,9 +241,15 @@ def _read_entry(path: Path, name: str) -> bytes:
 def _zip(path: Path, process: int) -> zipfile.ZipFile:
     """An open zip file; ``process`` keeps forked processes from sharing one file position."""
     try:
-        return zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
         raise DataError(f"{path} is no intact zip file: {_reason(error)}") from None
+    for info in archive.infolist():
+        if not info.flag_bits & _UTF8_NAME and not info.filename.isascii():
+            with contextlib.suppress(UnicodeError):  # macOS writes UTF-8 without saying so
+                info.filename = info.filename.encode("cp437").decode()
+                archive.NameToInfo[info.filename] = info
+    return archive
 
 
 def _reason(error: BaseException) -> str:

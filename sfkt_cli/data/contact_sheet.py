@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from sfkt_cli.data.alignment import fill_holes
 from sfkt_cli.data.store import Store
@@ -60,6 +61,26 @@ def draw_contact_sheet(store: Store, path: Path, names: Mapping[str, str] | None
     with replacing(path) as partial:
         sheet.save(partial, format="PNG")
     return True
+
+
+def captioned(image: NDArray[Any], missing: bool, text: str) -> Image.Image:
+    """A stored target image, enlarged, with a line of text below.
+
+    Args:
+        image: (H, W) or (H, W, C), as stored.
+        missing: Whether 0 means "no reading".
+        text: Such as ``cup  93 %``.
+    """
+    plane = image if image.ndim == 2 else image[:, :, 0]
+    rgb = image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
+    shown = Image.fromarray(image if rgb else _grey(plane, missing))
+    side = max(2 * TILE, shown.width)
+    sheet = Image.new("RGB", (side, side + 2 * CAPTION), "white")
+    sheet.paste(shown.resize((side, side), Image.Resampling.NEAREST))
+    ImageDraw.Draw(sheet).text(
+        (6, side + 5), text, fill="black", font=ImageFont.load_default(CAPTION)
+    )
+    return sheet
 
 
 def _strip(store: Store, part: str, row: int) -> Picture:

@@ -1,15 +1,21 @@
 """Image files to arrays, with the checks that keep wrong data from passing as right.
 
 Pillow clips 16-bit depth at 255 when it converts to RGB, and reads 16-bit RGB files as 8 bit
-without a word; so modes and bit depths are looked at before anything is converted. Images are
-turned as their EXIF orientation says, as viewers do; of target TIFF files it is not read.
+without a word; so modes and bit depths are looked at before anything is converted. It stretches
+samples of less than 8 or 16 bits, and reads some TIFF files otherwise than others: PNM is parsed
+here, and tifffile reads TIFF. Images are turned as their EXIF orientation says, as viewers do.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
+import re
 import warnings
 import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,9 +25,34 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from sfkt_cli.errors import DataError
 
 MAX_PIXELS = 100_000_000
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "PPM", "WEBP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".webp", ".npy")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pnm"),
+    *(".webp", ".npy"),
+)
+READABLE = "PNG, JPEG, TIFF, BMP, PGM, PPM, WebP and NPY"
+_NOTES = (
+    *(".txt", ".md", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".log"),
+    *(".html", ".pdf"),
+)
+"""What usually lies beside images and is none."""
 _PNG = b"\x89PNG\r\n\x1a\n"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PLAIN = (1, 2)
+"""TIFF's photometrics grey with 0 = black, and RGB."""
+_YCBCR_JPEG = (6, 7)
+"""Photometric YCbCr and compression JPEG, which tifffile turns into RGB."""
+_PNM = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\n\r]*[\n\r])+(\d{1,9})" + rb"\s")
+_ORIENTATIONS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: np.rot90(image, -1),
+    7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
+    8: lambda image: np.rot90(image),
+}
+"""How an image is turned upright, by the value of TIFF's tag Orientation."""
 
 
 def decode_rgb(
@@ -39,20 +70,29 @@ def decode_rgb(
     Raises:
         DataError: Damaged, of one channel, of 16 bit, or too large.
     """
+    samples = _read_samples(content, name, max_pixels)
+    if samples is not None:
+        return _as_colour(samples, name)
     image = _open(content, name, max_pixels)
     if size and image.format == "JPEG":
         image.draft("RGB", (2 * size, 2 * size))
     _check_bits(image, name)
     if image.mode not in ("RGB", "RGBA", "P"):
-        raise DataError(
-            f"{name} has mode {image.mode}, expected an RGB image: are RGB and target swapped?"
-        )
+        raise _no_colour(f"mode {image.mode}", name, grey=image.mode in ("1", "L", "LA", "I;16"))
     _load(image, name)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def decode_target(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
+def decode_target(
+    content: bytes, name: str, max_pixels: int = MAX_PIXELS, no_reading: Sequence[float] = ()
+) -> NDArray[Any]:
     """Decode a target image as it is stored.
+
+    Args:
+        content: The file's bytes.
+        name: How messages call the file.
+        max_pixels: Larger images are refused.
+        no_reading: Values that become 0.
 
     Returns:
         (H, W) or (H, W, C), uint8, uint16 or float32.
@@ -60,17 +100,17 @@ def decode_target(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> ND
     Raises:
         DataError: Damaged, of another type, or too large.
     """
-    if name.lower().endswith(".npy"):
-        return _decode_npy(content, name, max_pixels)
-    if content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return _decode_tiff(content, name, max_pixels)
-    image = _open(content, name, max_pixels)
-    if image.mode not in ("L", "I;16", "I;16B", "I", "F"):
+    samples = _read_samples(content, name, max_pixels)
+    if samples is None and name.lower().endswith(".npy"):
+        samples = _decode_npy(content, name, max_pixels)
+    if samples is None:
+        image = _open(content, name, max_pixels)
         _check_bits(image, name)
-    _load(image, name)
-    if image.mode not in ("L", "I;16", "I;16B", "I", "F", "LA", "RGB", "RGBA"):
-        raise DataError(f"{name} has mode {image.mode}, expected 8-bit, 16-bit or float values")
-    return _to_known_type(np.asarray(image), name)
+        _load(image, name)
+        if image.mode not in ("L", "I;16", "LA", "RGB", "RGBA"):
+            raise DataError(f"{name} has mode {image.mode}, expected 8-bit, 16-bit or float values")
+        samples = np.asarray(image)
+    return known_type(samples, name, no_reading)
 
 
 def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:
@@ -83,12 +123,10 @@ def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Exception as error:  # Pillow raises almost anything on damaged bytes
-        raise DataError(f"{name} is no image that can be read: {_short(error)}") from None
-    if image.width * image.height > max_pixels:
         raise DataError(
-            f"{name} has {image.width} x {image.height} pixels, more than "
-            f"prepare.max_pixels = {max_pixels:,}"
-        )
+            f"{name} is no image that can be read: {_short(error)}; convert it: {READABLE} are read"
+        ) from None
+    _check_size(name, image.width, image.height, max_pixels)
     return image
 
 
@@ -103,11 +141,35 @@ def _load(image: Image.Image, name: str) -> None:
 
 
 def _check_bits(image: Image.Image, name: str) -> None:
-    if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+    """Refuse what Pillow would read in part or stretch without a word."""
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format in ("PNG", "WEBP"):  # a photograph may hold a preview of itself
+        raise DataError(f"{name} holds {frames} pictures, expected one: save the one that counts")
+    layout = "".join(str(tile[3]) for tile in getattr(image, "tile", ())[:1])
+    if image.mode != "I;16" and ";16" in layout:
         raise DataError(
-            f"{name} has 16 bits a channel, expected 8-bit colour: convert it, or are RGB and "
-            "target swapped?"
+            f"{name} has 16 bits a channel, expected 8-bit colour: convert it to 8 bits, or a "
+            "target image of several channels to TIFF or NPY"
         )
+    if layout in ("L;2", "L;4"):
+        raise DataError(f"{name} has {layout[2]} bits a pixel: convert it to 8 or 16 bits")
+
+
+def _as_colour(samples: NDArray[Any], name: str) -> Image.Image:
+    if samples.ndim != 3 or samples.shape[2] not in (3, 4):
+        channels = samples.shape[2] if samples.ndim == 3 else 1
+        raise _no_colour(f"{channels} channel{'s'[: channels > 1]}", name, grey=channels < 3)
+    if samples.dtype != np.uint8:
+        raise DataError(
+            f"{name} has {8 * samples.itemsize} bits a channel, expected 8-bit colour: convert it "
+            "to 8 bits, or are RGB and target swapped?"
+        )
+    return Image.fromarray(np.ascontiguousarray(samples[:, :, :3]))
+
+
+def _no_colour(what: str, name: str, *, grey: bool) -> DataError:
+    swapped = "; or are RGB and target swapped?" if grey else ""
+    return DataError(f"{name} has {what}, expected an RGB image: convert it to RGB{swapped}")
 
 
 def _check_png(content: bytes, name: str) -> None:
@@ -128,31 +190,116 @@ def _check_png(content: bytes, name: str) -> None:
     raise DataError(f"{name} is damaged or cut off: the PNG file has no end")
 
 
+def tell_unread(names: Iterable[str]) -> str:
+    """Which files are read by nobody although they may be images; "" where there are none."""
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(names):
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix not in SUFFIXES + _NOTES:
+            kinds.setdefault(suffix or "without suffix", []).append(name)
+    if not kinds:
+        return ""
+    counts = "; ".join(f"{len(some)} {kind}, such as {some[0]}" for kind, some in kinds.items())
+    return f"not read: {counts}; if they are images, convert them: {READABLE} are read"
+
+
+def _read_samples(content: bytes, name: str, max_pixels: int) -> NDArray[Any] | None:
+    """TIFF and PNM as (H, W) or (H, W, C); None where the content is neither."""
+    if content.startswith(_TIFF):
+        return _decode_tiff(content, name, max_pixels)
+    if re.match(rb"P[2356]\s", content):
+        return _decode_pnm(content, name, max_pixels)
+    return None
+
+
 def _decode_tiff(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
+    """One page, or two to four equal ones, which are channels."""
     import tifffile
 
+    complaints: list[str] = []
     try:
-        with tifffile.TiffFile(io.BytesIO(content)) as file:
-            page = file.pages.first
-            if np.prod(page.shape, dtype=np.float64) > 4.0 * max_pixels:
-                raise DataError(f"{name} has shape {page.shape}, more than prepare.max_pixels")
-            values = np.asarray(page.asarray())
+        with _listening("tifffile", complaints), tifffile.TiffFile(io.BytesIO(content)) as file:
+            page, series = file.pages.first, file.series[0]
+            sides = dict(zip(series.axes, series.shape, strict=True))
+            channels = [axis for axis in series.axes if axis not in "YX"]
+            pages = sum(1 + len(each.subifds or ()) for each in file.pages)
+            alike = len(file.series) == 1 and pages == len(file.pages) <= 4
+            if not alike or len(channels) > 1:
+                raise DataError(
+                    f"{name} holds {max(pages, len(series))} pages, shape {series.shape}: expected "
+                    "one, or 2 to 4 equal ones of one channel each; save the one that counts alone"
+                )
+            _check_size(name, sides["X"], sides["Y"], max_pixels)
+            _check_channels(name, [sides[axis] for axis in channels])
+            stored = (page.photometric, page.compression)
+            if page.photometric not in _PLAIN and stored != _YCBCR_JPEG:
+                kind = getattr(page.photometric, "name", page.photometric)
+                raise DataError(
+                    f"{name} has photometric {kind}, expected RGB or grey values with 0 = black: "
+                    "convert it"
+                )
+            values = np.asarray(series.asarray(maxworkers=1))
+            if channels:
+                values = np.moveaxis(values, series.axes.index(channels[0]), 2)
+            turn = _ORIENTATIONS.get(int(page.tags.valueof(274) or 1))
     except DataError:
         raise
     except Exception as error:  # tifffile, like Pillow, raises almost anything
-        return _pillow_tiff(content, name, max_pixels, error)
-    return _to_known_type(values, name)
-
-
-def _pillow_tiff(content: bytes, name: str, max_pixels: int, error: Exception) -> NDArray[Any]:
-    """Compressions that tifffile leaves to an optional package."""
-    if not isinstance(error, (ImportError, ValueError)) or "imagecodecs" not in str(error):
         raise DataError(f"{name} is damaged or cut off: {_short(error)}") from None
-    image = _open(content, name, max_pixels)
-    if image.mode not in ("L", "I;16", "I;16B", "F"):
-        raise DataError(f"{name} has mode {image.mode}, expected one channel")
-    _load(image, name)
-    return _to_known_type(np.asarray(image), name)
+    if complaints:
+        raise DataError(f"{name} is damaged or cut off: {complaints[0][:160]}; write it anew")
+    return values if turn is None else turn(values)
+
+
+@contextlib.contextmanager
+def _listening(logger: str, complaints: list[str]) -> Iterator[None]:
+    """Keep what a library logs as an error and goes on after; its other messages are dropped."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            complaints.append(record.getMessage())
+        return False
+
+    logging.getLogger(logger).addFilter(keep)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).removeFilter(keep)
+
+
+def _decode_pnm(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
+    """PGM and PPM, plain or raw: samples as they are, whatever the largest possible one is."""
+    header = _PNM.match(content)
+    if header is None:
+        raise DataError(f"{name} is damaged or cut off: its header names no size and maxval")
+    kind, width, height, maxval = (int(number) for number in header.groups())
+    _check_size(name, width, height, max_pixels)
+    if not 0 < maxval < 65536:
+        raise DataError(f"{name} is damaged: maxval {maxval} is not in 1..65535")
+    colour = kind in (3, 6)
+    if colour and maxval != 255:
+        raise DataError(
+            f"{name} has maxval {maxval}, expected 8-bit colour, maxval 255: convert it"
+        )
+    shape = (height, width, 3) if colour else (height, width)
+    dtype = np.dtype(np.uint8 if maxval < 256 else ">u2")
+    count, body = int(np.prod(shape)), content[header.end() :]
+    try:
+        if kind in (5, 6):
+            rest = body[count * dtype.itemsize :]
+            samples = np.frombuffer(body, dtype, count)
+        else:
+            words = re.sub(rb"#[^\n\r]*", b"", body).split()
+            rest = b" ".join(words[count:])
+            samples = np.array([int(word) for word in words[:count]], np.int64)
+        values = samples.reshape(shape)
+    except ValueError as error:
+        raise DataError(f"{name} is damaged or cut off: {_short(error)}") from None
+    if rest.strip():
+        raise DataError(f"{name} holds more than one picture: save the one that counts alone")
+    if not 0 <= samples.min() <= samples.max() <= maxval:
+        raise DataError(f"{name} is damaged: samples up to {samples.max()}, maxval is {maxval}")
+    return values.astype(dtype.newbyteorder("="))
 
 
 def _decode_npy(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
@@ -165,32 +312,66 @@ def _decode_npy(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
             else (np.lib.format.read_array_header_2_0)
         )
         shape, _, dtype = read(file)
-        if np.prod(shape, dtype=np.float64) > 4.0 * max_pixels or dtype.hasobject:
+        if dtype.hasobject or not 2 <= len(shape) <= 3:
             raise DataError(f"{name} declares {shape} values of type {dtype}; refused")
+        _check_size(name, shape[1], shape[0], max_pixels)
+        _check_channels(name, shape[2:])
         values: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
     except DataError:
         raise
     except Exception as error:  # a damaged header is evaluated by numpy and fails in many ways
         raise DataError(f"{name} is no NumPy file that can be read: {_short(error)}") from None
-    return _to_known_type(values, name)
+    return values
 
 
-def _to_known_type(values: NDArray[Any], name: str) -> NDArray[Any]:
+def known_type(values: NDArray[Any], name: str, no_reading: Sequence[float] = ()) -> NDArray[Any]:
+    """Whole numbers as uint8 or uint16, others as float32, in one of the shapes of images.
+
+    Args:
+        values: Decoded, or a user's own.
+        name: How messages call them.
+        no_reading: Values that become 0.
+
+    Raises:
+        DataError: Shape or type is none of an image, or whole numbers are not in 0..65535.
+    """
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
     if values.ndim not in (2, 3) or 0 in values.shape or (values.ndim == 3 and values.shape[2] > 4):
         raise DataError(f"{name} has shape {values.shape}, expected (H, W) or (H, W, 1..4)")
-    if values.dtype == np.uint8:
-        return values
+    if values.dtype.kind not in "iuf":
+        raise DataError(
+            f"{name} has values of type {values.dtype}, expected 8-bit, 16-bit or float"
+        )
     if values.dtype.kind == "f":
-        return values.astype(np.float32)
-    if values.dtype.kind in "iu":
-        if values.min() < 0 or values.max() > 65535:
-            raise DataError(
-                f"{name} has values from {values.min()} to {values.max()}, expected 0..65535"
-            )
-        return values.astype(np.uint16)
-    raise DataError(f"{name} has values of type {values.dtype}, expected 8-bit, 16-bit or float")
+        with np.errstate(over="ignore"):
+            values = values.astype(np.float32)
+            marks = np.asarray(no_reading, np.float32)
+    else:
+        marks = np.asarray(no_reading)
+    if marks.size:
+        values = np.where(np.isin(values, marks), values.dtype.type(0), values)
+    if values.dtype.kind == "f" or values.dtype in (np.uint8, np.uint16):
+        return values
+    if values.min() < 0 or values.max() > 65535:
+        raise DataError(
+            f"{name} has values from {values.min()} to {values.max()}, expected 0..65535"
+        )
+    return values.astype(np.uint16)
+
+
+def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+    if not width or not height:
+        raise DataError(f"{name} has {width} x {height} pixels")
+    if width * height > max_pixels:
+        raise DataError(
+            f"{name} has {width} x {height} pixels, more than prepare.max_pixels = {max_pixels:,}"
+        )
+
+
+def _check_channels(name: str, channels: Sequence[int]) -> None:
+    if channels and not 1 <= channels[0] <= 4:
+        raise DataError(f"{name} has {channels[0]} channels, expected 1 to 4")
 
 
 def _short(error: BaseException) -> str:

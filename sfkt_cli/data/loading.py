@@ -18,6 +18,8 @@ from sfkt_cli.data.records import Record
 from sfkt_cli.data.resample import Fit, fit_rgb, fit_target
 from sfkt_cli.errors import DataError
 
+MAX_ID_BYTES = 96
+"""Ids become file names, which may have 255 bytes with all that is added."""
 Convert = Callable[[NDArray[Any], str], NDArray[Any]]
 """Decoded values and the file's name to values in the store's unit; raises DataError."""
 
@@ -32,6 +34,7 @@ class FileLoader:
         missing: Whether 0 in target images means "no reading".
         fit: ``crop`` or ``squash``.
         max_pixels: Larger images are refused.
+        no_reading: Values of target files that become 0.
     """
 
     container: Container
@@ -39,6 +42,7 @@ class FileLoader:
     missing: bool
     fit: Fit
     max_pixels: int
+    no_reading: tuple[float, ...] = ()
 
     def rgb(self, record: Record, size: int) -> NDArray[np.uint8]:
         """See :class:`~sfkt_cli.data.records.Loader`."""
@@ -58,9 +62,17 @@ class FileLoader:
         Raises:
             DataError: The image is missing, damaged, or not what it should be.
         """
+        return self.convert(self.decode(name), self.container.describe(name))
+
+    def decode(self, name: str) -> NDArray[Any]:
+        """A target image as it is stored, but for what stands for no reading.
+
+        Raises:
+            DataError: The image is missing or damaged.
+        """
         shown = self.container.describe(name)
-        decoded = decode_target(self.container.read(name), shown, self.max_pixels)
-        return self.convert(decoded, shown)
+        content = self.container.read(name)
+        return decode_target(content, shown, self.max_pixels, self.no_reading)
 
 
 def plane_of_bytes(values: NDArray[Any], name: str) -> NDArray[Any]:
@@ -113,4 +125,5 @@ def with_safe_ids(records: Iterable[Record]) -> list[Record]:
 
 
 def _safe(path: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", path.replace("/", "-")).strip(".")[:96]
+    safe = re.sub(r"[^\w.-]+", "_", path.replace("/", "-")).strip(".")
+    return safe.encode()[:MAX_ID_BYTES].decode("utf-8", "ignore")

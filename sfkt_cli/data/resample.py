@@ -110,9 +110,10 @@ def to_millimetres(metres: NDArray[np.floating[Any]], name: str) -> NDArray[np.u
     found = metres[valid]
     if found.size and float(np.median(found)) > 65.535:
         raise DataError(
-            f"{name} has a median depth of {float(np.median(found)):,.0f}: these are no metres; "
-            "set folders.unit=mm"
+            f"{name} has a median depth of {float(np.median(found)):,.0f} m: say what the values "
+            "are with folders.unit or folders.scale, and what stands for no reading with "
+            "folders.missing"
         )
-    millimetres = np.where(valid, metres, 0) * 1000.0
+    millimetres = np.where(valid, np.minimum(metres, 100.0), 0) * 1000.0
     millimetres = np.where(millimetres > 65535, 0, millimetres)
     return np.rint(millimetres).astype(np.uint16)

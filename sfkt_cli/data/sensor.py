@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from sfkt_cli.data.decode import decode_target
+from sfkt_cli.data.decode import MAX_PIXELS, decode_target, known_type
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.readers.sun_rgbd import undo_rotation
 from sfkt_cli.data.resample import Fit, fit_target
@@ -23,11 +23,14 @@ class Sensor:
     Attributes:
         modality: depth, nir, thermal or other.
         unit: How integers and floats are meant: auto, mm, m or raw.
-        dtype: Of stored values; empty: any.
-        channels: Of an image.
+        dtype: Type of stored values; empty: any.
+        channels: Number of channels of an image.
         image_size: Side of the square model input, in pixels.
         fit: crop or squash.
         rotated: Depth values have their bits rotated, as in SUN RGB-D's files.
+        max_pixels: Larger image files are refused.
+        scale: Millimetres that 1 stands for; None: as the unit says.
+        no_reading: Values that become 0.
     """
 
     modality: str
@@ -37,6 +40,9 @@ class Sensor:
     image_size: int
     fit: Fit
     rotated: bool = False
+    max_pixels: int = MAX_PIXELS
+    scale: float | None = None
+    no_reading: tuple[float, ...] = ()
 
     @property
     def missing(self) -> bool:
@@ -45,7 +51,7 @@ class Sensor:
 
     @property
     def meaning(self) -> str:
-        """Of its values: ``mm`` or ``raw``, and what 0 is."""
+        """Unit of its values: ``mm`` or ``raw``, and what 0 is."""
         unit = "mm" if self.missing and self.unit != "raw" else "raw"
         return f"{unit}, 0 = no reading" if self.missing else unit
 
@@ -55,7 +61,7 @@ class Sensor:
         Raises:
             DataError: The file is damaged, or its values are not what the model expects.
         """
-        return self.fit_values(decode_target(content, name), name)
+        return self.fit_values(decode_target(content, name, self.max_pixels, self.no_reading), name)
 
     def fit_values(self, values: NDArray[Any], name: str = "the image") -> NDArray[Any]:
         """A raw image (H, W) or (H, W, C) of the sensor to the model's size and unit.
@@ -63,10 +69,11 @@ class Sensor:
         Raises:
             DataError: The values are not what the model expects.
         """
+        values = known_type(values, name, self.no_reading)
         if self.rotated:
             stored = undo_rotation(values, name)
         else:
-            expected = TargetValues(self.modality, self.unit, self.dtype, self.channels)
+            expected = TargetValues(self.modality, self.unit, self.dtype, self.channels, self.scale)
             stored = expected.convert(values, name)
         return fit_target(stored, self.image_size, self.fit, missing=self.missing)
 
@@ -80,24 +87,34 @@ def sensor_of_store(store: Store, config: Config) -> Sensor:
     images = store.columns["target/target"]
     return Sensor(
         modality=store.modality,
-        unit=config.folders.unit if store.dataset == "folders" else "auto",
         dtype=images.dtype.name,
         channels=images.shape[3] if len(images.shape) == 4 else 1,
         image_size=images.shape[1],
         fit=store.attrs.get("fit", config.prepare.fit),
-        rotated=store.dataset == "sun-rgbd",
+        **_meaning(config, store.dataset),
     )
 
 
 def sensor_of_settings(config: Config, encoding: Encoding) -> Sensor:
     """The same from what a model was trained with, where the prepared files are gone."""
-    own = config.dataset == "folders"
+    usual = "depth" if encoding.missing else "other"
     return Sensor(
-        modality=config.folders.modality if own else ("depth" if encoding.missing else "other"),
-        unit=config.folders.unit if own else "auto",
+        modality=config.folders.modality if config.dataset == "folders" else usual,
         dtype="",
         channels=encoding.channels,
         image_size=config.image_size,
         fit=config.prepare.fit,
-        rotated=config.dataset == "sun-rgbd",
+        **_meaning(config, config.dataset),
     )
+
+
+def _meaning(config: Config, dataset: str) -> dict[str, Any]:
+    """What the values of a data set's files mean, and how large the files may be."""
+    own = dataset == "folders"
+    return {
+        "unit": config.folders.unit if own else "auto",
+        "scale": config.folders.scale if own else None,
+        "no_reading": config.folders.missing if own else (),
+        "rotated": dataset == "sun-rgbd",
+        "max_pixels": config.prepare.max_pixels,
+    }

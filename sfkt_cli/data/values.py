@@ -25,12 +25,14 @@ class TargetValues:
         unit: auto, mm, m or raw, as in ``folders.unit``.
         dtype: What the result must be; empty: anything.
         channels: How many channels it must have; 0: any number.
+        scale: Millimetres that 1 stands for; None: as the unit says.
     """
 
     modality: str
     unit: str
     dtype: str = ""
     channels: int = 0
+    scale: float | None = None
 
     @property
     def stored_unit(self) -> str:
@@ -59,6 +61,8 @@ class TargetValues:
         return stored
 
     def _depth(self, values: NDArray[Any], name: str) -> NDArray[Any]:
+        if self.scale is not None:
+            return to_millimetres(values * (self.scale / 1000.0), name)
         metres = self.unit == "m" or (self.unit == "auto" and values.dtype.kind == "f")
         if metres:
             return to_millimetres(values.astype(np.float32), name)

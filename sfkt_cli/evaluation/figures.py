@@ -151,8 +151,8 @@ def draw_curves(
     """
     figure, axes = _figure(2, len(stages), (3.4 * len(stages) + 0.5, 6.0))
     for number, (title, rows) in enumerate(stages.items()):
-        known = dict.fromkeys(k for row in rows for k in row)  # some terms begin late
-        names = [k for k in known if k not in ("epoch", "seconds", "learning_rate")]
+        columns = dict.fromkeys(k for row in rows for k in row)  # some terms begin late
+        names = [k for k in columns if k not in ("epoch", "seconds", "learning_rate")]
         epochs = [row["epoch"] for row in rows]
         kinds = (
             [n for n in names if not n.startswith(tuple(scores))],
@@ -177,9 +177,9 @@ def draw_curves(
             axis.xaxis.get_major_locator().set_params(integer=True)
         axes[0][number].set_title(title, fontsize=10, pad=8 + 13 * _legend_lines(axes[0][number]))
     for line, what in enumerate(("loss terms, unweighted", "label-free scores")):
-        shown = [axis for axis in axes[line] if axis.get_visible()]
-        if shown:
-            shown[0].set_ylabel(what)
+        visible = [axis for axis in axes[line] if axis.get_visible()]
+        if visible:
+            visible[0].set_ylabel(what)
     _save(figure, path)
 
 

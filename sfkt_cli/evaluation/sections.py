@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,13 +11,15 @@ from sfkt_cli import scores
 from sfkt_cli.evaluation import figures, galleries
 from sfkt_cli.evaluation.epoch_choice import epoch_choice
 from sfkt_cli.evaluation.models import finished_methods, translate
-from sfkt_cli.evaluation.predictions import Evidence
+from sfkt_cli.evaluation.predictions import Evaluation
 from sfkt_cli.evaluation.report import BOUNDS, Row, Section, amount, interval, percent
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.selection import spread
+from sfkt_cli.training.pairs import spread
 
 LABEL_FREE = {
     "ti_agreement": "TI agreement %",
+    "ti_kappa": "TI kappa",
+    "ti_rank": "TI partner rank",
     "ti_distance": "TI feature distance",
     "tr_information": "information (nats)",
     "density": "neighbourhood density (nats)",
@@ -30,7 +31,7 @@ PICTURE_PAIRS = 256
 """TI pairs that PSNR and SSIM look at, at most."""
 
 
-def facts(evidence: Evidence, rows: Sequence[Row]) -> tuple[str, ...]:
+def facts(evaluation: Evaluation, rows: Sequence[Row]) -> tuple[str, ...]:
     """What a reader should know first."""
     found = []
     rgb = [row for row in rows if row.method == "source-rgb"]
@@ -45,22 +46,22 @@ def facts(evidence: Evidence, rows: Sequence[Row]) -> tuple[str, ...]:
         )
     if not rows:
         found.append("test.h5 holds no labels: there is no accuracy, only label-free scores")
-    found += _gap_closed(evidence, rows)
-    resamplings = evidence.config.evaluate.bootstrap
+    found += _gap_closed(evaluation, rows)
+    resamplings = evaluation.config.evaluate.bootstrap
     how = f"{resamplings:,} bootstrap resamplings" if resamplings else "normal approximation"
     found.append(f"Intervals: 95 %, {how}; images of one group (scene, subject) are drawn together")
     found.append(
         "Training: seconds and memory beyond the source model (the bridge counts for methods that "
-        f"use it); speed on {evidence.runtime.device.type}; seed {evidence.config.seed}"
+        f"use it); speed on {evaluation.runtime.device.type}; seed {evaluation.config.seed}"
     )
     return tuple(found)
 
 
-def _gap_closed(evidence: Evidence, rows: Sequence[Row]) -> list[str]:
+def _gap_closed(evaluation: Evaluation, rows: Sequence[Row]) -> list[str]:
     """How much of the way from source-only to the better bound the method shown goes."""
-    main, found = evidence.main_method, []
+    main, found = evaluation.main_method, []
     bounds = {row.method: row.accuracy for row in rows if row.method in BOUNDS and not row.note}
-    for split in evidence.splits:
+    for split in evaluation.splits:
         accuracy = {row.method: row.accuracy for row in rows if row.split == split}
         if not bounds or main not in accuracy or main == "source-only":
             continue
@@ -75,33 +76,33 @@ def _gap_closed(evidence: Evidence, rows: Sequence[Row]) -> list[str]:
 
 
 def sections(
-    evidence: Evidence, run: Run, rows: Sequence[Row], folder: Path
+    evaluation: Evaluation, run: Run, rows: Sequence[Row], folder: Path
 ) -> tuple[Section, ...]:
     """All sections; pictures, where they are wanted, are written into the folder."""
-    found = [differences(evidence), label_free(evidence), epochs_kept(evidence, run)]
-    if not evidence.config.evaluate.pictures:
-        found.append(classes(rows, evidence))
+    found = [differences(evaluation), label_free(evaluation), epochs_kept(evaluation, run)]
+    if not evaluation.config.evaluate.pictures:
+        found.append(classes(rows, evaluation))
         return tuple(section for section in found if section is not None)
-    found += [bridge_quality(evidence, run, folder), *galleries.tr_gallery(evidence, folder)]
-    found += [classes(rows, evidence, folder), *confusion(evidence, folder)]
-    found += [*reliability(evidence, folder), *galleries.worst_errors(evidence, folder)]
-    found += [*feature_map(evidence, folder), *curves(run, folder)]
+    found += [bridge_quality(evaluation, run, folder), *galleries.tr_gallery(evaluation, folder)]
+    found += [classes(rows, evaluation, folder), *confusion(evaluation, folder)]
+    found += [*reliability(evaluation, folder), *galleries.worst_errors(evaluation, folder)]
+    found += [*feature_map(evaluation, folder), *curves(run, folder)]
     return tuple(section for section in found if section is not None)
 
 
-def differences(evidence: Evidence) -> Section | None:
+def differences(evaluation: Evaluation) -> Section | None:
     """The method shown against every other, image by image."""
-    main, cells = evidence.main_method, []
-    for split in evidence.splits.values():
-        for other in evidence.outcomes:
-            said = evidence.outcomes[other].probabilities
+    main, cells = evaluation.main_method, []
+    for split in evaluation.splits.values():
+        for other in evaluation.outcomes:
+            said = evaluation.outcomes[other].probabilities
             if not len(split.rows) or other == main or other in BOUNDS or split.name not in said:
                 continue
             mean, low, high = scores.paired_difference(
-                evidence.right(main, split),
-                evidence.right(other, split),
-                resamplings=evidence.config.evaluate.bootstrap,
-                seed=evidence.config.seed,
+                evaluation.right(main, split),
+                evaluation.right(other, split),
+                resamplings=evaluation.config.evaluate.bootstrap,
+                seed=evaluation.config.seed,
                 groups=split.groups,
             )
             shown = (f"{100 * mean:+.1f}", f"{100 * low:+.1f} .. {100 * high:+.1f}")
@@ -121,12 +122,12 @@ def differences(evidence: Evidence) -> Section | None:
     )
 
 
-def label_free(evidence: Evidence) -> Section:
+def label_free(evaluation: Evaluation) -> Section:
     """Scores that need no labels, beside the accuracy that they stand for."""
-    split = evidence.main_split
-    methods = {m: o for m, o in evidence.outcomes.items() if o.label_free and m not in BOUNDS}
+    split = evaluation.main_split
+    methods = {m: o for m, o in evaluation.outcomes.items() if o.label_free and m not in BOUNDS}
     names = [n for n in LABEL_FREE if any(n in o.label_free for o in methods.values())]
-    accuracy = {m: float(evidence.right(m, split).mean()) for m in methods} if split else {}
+    accuracy = {m: float(evaluation.right(m, split).mean()) for m in methods} if split else {}
     cells = []
     for method, outcome in methods.items():
         shown = [
@@ -136,9 +137,10 @@ def label_free(evidence: Evidence) -> Section:
         known = [percent(accuracy[method])] if accuracy else []
         cells.append((method, *shown, *known))
     text = [
-        "TI agreement: share of TI pairs of which the method says of the target image what the "
-        "source model says of its RGB partner. Nothing here saw a label"
-        + (f", but for the last column ({split.name} split)." if split else ".")
+        "TI agreement: the share of TI pairs for which the method names the same class on the "
+        "target image as the source model on the RGB image. Kappa: the agreement beyond chance, "
+        "which is 0. No score here uses a label"
+        + (f"; the last column does ({split.name} split)." if split else ".")
     ]
     if len(methods) >= 4 and accuracy:
         row = ["rank correlation"]
@@ -156,25 +158,25 @@ def label_free(evidence: Evidence) -> Section:
     return Section("Label-free scores", tuple(text), header, tuple(cells))
 
 
-def epochs_kept(evidence: Evidence, run: Run) -> Section | None:
+def epochs_kept(evaluation: Evaluation, run: Run) -> Section | None:
     """The epochs that label-free scores chose."""
-    target = evidence.splits.get("target")
+    target = evaluation.splits.get("target")
     if target is None:
         return None
-    stages = ["bridge"] if evidence.models.translator else []
-    stages += [f"transfer/{name}" for name in evidence.models.students]
-    return epoch_choice(run, evidence.store, target, stages)
+    stages = ["bridge"] if evaluation.models.translator else []
+    stages += [f"transfer/{name}" for name in evaluation.models.students]
+    return epoch_choice(run, evaluation.store, target, stages)
 
 
-def bridge_quality(evidence: Evidence, run: Run, folder: Path) -> Section | None:
+def bridge_quality(evaluation: Evaluation, run: Run, folder: Path) -> Section | None:
     """How good the translations of TI images are, in pictures and figures."""
-    models, pairs = evidence.models, evidence.pairs
+    models, pairs = evaluation.models, evaluation.pairs
     if models.translator is None or pairs is None:
         return None
     few = spread(len(pairs.rgb), PICTURE_PAIRS)
     rgb = pairs.rgb[few] / 255.0
-    translated = translate(models, pairs.target[few], evidence.runtime)
-    found = galleries.translated_features(evidence, pairs.target)
+    translated = translate(models, pairs.target[few], evaluation.runtime)
+    found = galleries.translated_features(evaluation, pairs.target)
     enough = len(found) > 1
     distance = scores.frechet_distance(found, pairs.features.numpy()) if enough else None
     record = run.record("bridge")
@@ -185,6 +187,7 @@ def bridge_quality(evidence: Evidence, run: Run, folder: Path) -> Section | None
     )
     cells = (
         ("TI agreement of the kept epoch", f"{percent(record.get('ti_agreement'))} %"),
+        ("the same beyond chance (kappa)", amount(record.get("ti_kappa"))),
         ("epoch kept", str(record.get("best_epoch", "-"))),
         ("PSNR", f"{scores.psnr(translated, rgb).mean():.1f} dB"),
         ("SSIM", f"{scores.ssim(translated, rgb).mean():.3f}"),
@@ -195,56 +198,58 @@ def bridge_quality(evidence: Evidence, run: Run, folder: Path) -> Section | None
         (f"{len(pairs.rgb):,} translated TI target images against their RGB partners. {known}",),
         ("quantity", "value"),
         cells,
-        *galleries.ti_gallery(evidence, pairs, folder),
+        *galleries.ti_gallery(evaluation, pairs, folder),
     )
 
 
-def classes(rows: Sequence[Row], evidence: Evidence, folder: Path | None = None) -> Section | None:
+def classes(
+    rows: Sequence[Row], evaluation: Evaluation, folder: Path | None = None
+) -> Section | None:
     """Accuracy of each class; with a folder for pictures also as bars."""
-    split = evidence.main_split
+    split = evaluation.main_split
     if split is None:
         return None
     here = [row for row in rows if row.split == split.name]
-    counts = np.bincount(split.labels, minlength=len(evidence.classes))
+    counts = np.bincount(split.labels, minlength=len(evaluation.classes))
     cells = [
         (name, f"{counts[k]:,}", *(percent(row.class_accuracy[k]) for row in here))
-        for k, name in enumerate(evidence.classes)
+        for k, name in enumerate(evaluation.classes)
     ]
     header = ("class", "n", *(row.method for row in here))
     title = f"Accuracy by class, {split.name} split (%)"
     if folder is None:
         return Section(title, (), header, tuple(cells))
-    shown = shown_methods(evidence)
+    shown = shown_methods(evaluation)
     bars = {row.method: row.class_accuracy for row in here if row.method in shown}
-    figures.draw_class_bars(folder / "classes.png", bars, evidence.classes)
+    figures.draw_class_bars(folder / "classes.png", bars, evaluation.classes)
     caption = "The same as bars: " + ", ".join(bars) + ", from left to right in each class."
     return Section(title, (), header, tuple(cells), "classes.png", caption)
 
 
-def confusion(evidence: Evidence, folder: Path) -> list[Section]:
+def confusion(evaluation: Evaluation, folder: Path) -> list[Section]:
     """Confusion matrices of the methods shown."""
-    split = evidence.main_split
+    split = evaluation.main_split
     if split is None:
         return []
     panels = {}
-    for method in shown_methods(evidence):
-        said = evidence.outcomes[method].probabilities[split.name][split.rows].argmax(axis=1)
-        panels[method] = scores.confusion_matrix(said, split.labels, len(evidence.classes))
-    figures.draw_confusion(folder / "confusion.png", panels, evidence.classes)
+    for method in shown_methods(evaluation):
+        said = evaluation.outcomes[method].probabilities[split.name][split.rows].argmax(axis=1)
+        panels[method] = scores.confusion_matrix(said, split.labels, len(evaluation.classes))
+    figures.draw_confusion(folder / "confusion.png", panels, evaluation.classes)
     caption = f"Confusion on the {split.name} split: per cent of each true class (a row)."
     return [Section("Confusion", picture="confusion.png", caption=caption)]
 
 
-def reliability(evidence: Evidence, folder: Path) -> list[Section]:
+def reliability(evaluation: Evaluation, folder: Path) -> list[Section]:
     """How far a prediction's confidence can be trusted."""
-    split = evidence.main_split
+    split = evaluation.main_split
     if split is None:
         return []
     panels = {
         method: scores.reliability(
-            evidence.outcomes[method].probabilities[split.name][split.rows], split.labels
+            evaluation.outcomes[method].probabilities[split.name][split.rows], split.labels
         )
-        for method in shown_methods(evidence)
+        for method in shown_methods(evaluation)
     }
     figures.draw_reliability(folder / "reliability.png", panels)
     caption = (
@@ -254,9 +259,9 @@ def reliability(evidence: Evidence, folder: Path) -> list[Section]:
     return [Section("Reliability", picture="reliability.png", caption=caption)]
 
 
-def feature_map(evidence: Evidence, folder: Path) -> list[Section]:
+def feature_map(evaluation: Evaluation, folder: Path) -> list[Section]:
     """Where source, bridged and target features lie."""
-    panels = galleries.feature_sets(evidence)
+    panels = galleries.feature_sets(evaluation)
     if not panels:
         return []
     projected, explained = {}, {}
@@ -271,10 +276,7 @@ def curves(run: Run, folder: Path) -> list[Section]:
     """Training curves of all stages that trained something."""
     stages, chosen = {}, {}
     for stage in ("source", "bridge", *(f"transfer/{name}" for name in finished_methods(run))):
-        path = run.path(stage, "metrics.jsonl")
-        if not run.finished(stage) or not path.is_file():
-            continue
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = run.metrics(stage) if run.finished(stage) else []
         if rows:
             stages[stage] = rows
             best = run.record(stage).get("best_epoch")
@@ -290,7 +292,7 @@ def curves(run: Run, folder: Path) -> list[Section]:
     return [Section("Training curves", picture="curves.png", caption=caption)]
 
 
-def shown_methods(evidence: Evidence) -> list[str]:
+def shown_methods(evaluation: Evaluation) -> list[str]:
     """The methods in pictures of several panels."""
-    wanted = ("source-only", "bridge-only", evidence.main_method, "oracle")
-    return [name for name in dict.fromkeys(wanted) if name in evidence.outcomes]
+    wanted = ("source-only", "bridge-only", evaluation.main_method, "oracle")
+    return [name for name in dict.fromkeys(wanted) if name in evaluation.outcomes]

@@ -1,29 +1,77 @@
 """One module a transfer method: a batch in, named loss terms out.
 
-A method is an ``nn.Module`` around the student with ``needs_bridge``, ``needs_ti``, ``weights`` (by
-term), ``begin_epoch(epoch)`` and ``forward(batch) -> {term: scalar}``; where ``translated`` is
-true, its student sees translated images, the frozen translator in front of it. To add one: a
-module here, a row in METHODS, a section in ``config.py``, a paragraph in ``docs/methods.md``.
+A method is an ``nn.Module`` around the student. Every method has:
+
+    needs_bridge                        whether it takes the outputs of a bridge
+    needs_ti                            whether it looks at TI pairs
+    weights                             the weight of each loss term, by name
+    begin_epoch(epoch)                  called before each epoch
+    forward(batch) -> {term: scalar}    the loss terms of a batch
+
+and may have:
+
+    after_step()                        called after each step of the optimiser
+    needs_second_view = True            batches hold ``tr_target_2``: the images of ``tr_target``,
+                                        shifted and mirrored anew
+    skips_parameters = True             some steps leave trained parameters out
+    translated = True                   the student sees translated images: the frozen translator
+                                        stands in front of it
+
+CONTRIBUTING.md says how to add one.
 """
 
 from __future__ import annotations
 
 import difflib
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 from sfkt_cli.errors import ConfigError
 
+
+class Method(NamedTuple):
+    """A row of the table of methods.
+
+    Attributes:
+        objective: Module and class, imported when the method is used.
+        meaning: What reports say of it.
+    """
+
+    objective: str
+    meaning: str
+
+
 METHODS = {
-    "tgkt": "sfkt_cli.methods.tgkt:Tgkt",
-    "distill": "sfkt_cli.methods.distill:Distill",
-    "shot": "sfkt_cli.methods.shot:Shot",
-    "socket": "sfkt_cli.methods.socket_match:Socket",
-    "socket+bridge": "sfkt_cli.methods.socket_match:SocketBridge",
-    "aad": "sfkt_cli.methods.aad:Aad",
-    "nrc": "sfkt_cli.methods.nrc:Nrc",
+    "tgkt": Method(
+        "sfkt_cli.methods.tgkt:Tgkt",
+        "student distilled from the bridge, then from bridge and itself (TGKT)",
+    ),
+    "distill": Method(
+        "sfkt_cli.methods.distill:Distill",
+        "student distilled from the bridge alone",
+    ),
+    "shot": Method(
+        "sfkt_cli.methods.shot:Shot",
+        "student that adapts to the target images alone (SHOT)",
+    ),
+    "socket": Method(
+        "sfkt_cli.methods.socket_match:Socket",
+        "as shot, with features of TI pairs and BatchNorm statistics matched (SOCKET)",
+    ),
+    "socket+bridge": Method(
+        "sfkt_cli.methods.socket_match:SocketBridge",
+        "socket behind the translator",
+    ),
+    "aad": Method(
+        "sfkt_cli.methods.aad:Aad",
+        "student whose neighbouring target images agree (AaD)",
+    ),
+    "nrc": Method(
+        "sfkt_cli.methods.nrc:Nrc",
+        "student whose reciprocal neighbours agree (NRC)",
+    ),
 }
-"""Name on the command line to where the objective lives; imported when it is used."""
+"""Transfer methods by their names on the command line."""
 
 
 def unknown_method(name: str) -> str:
@@ -41,5 +89,5 @@ def find_method(name: str) -> Any:
     """
     if name not in METHODS:
         raise ConfigError(unknown_method(name))
-    module, _, attribute = METHODS[name].partition(":")
+    module, _, attribute = METHODS[name].objective.partition(":")
     return getattr(import_module(module), attribute)

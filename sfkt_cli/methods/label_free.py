@@ -35,26 +35,65 @@ def kappa(logits: Tensor, partner_logits: Tensor) -> float:
     return (agreed - chance) / max(1.0 - chance, 1e-6)
 
 
-def bridge_trust(bridged: Tensor, untouched: Tensor, partners: Tensor) -> float:
-    """How far the source model behind the bridge can be trusted, in [0, 1] (ours).
-
-        trust = (kappa(bridge) - kappa(untouched)) / (2 standard errors), clipped to [0, 1]
-
-    0: behind the bridge the source model agrees no better with the RGB partners than on the encoded
-    images themselves. 1: it agrees better by two standard errors. The share of information in the
-    bridge's predictions says less: it does not measure whether they are right.
+def kappa_gain(logits: Tensor, before: Tensor, partner_logits: Tensor) -> tuple[float, float]:
+    """How much kappa rises from one model to another, and the standard error of that (paired).
 
     Args:
-        bridged: (N, K) logits on translated images of TI pairs that T was not trained on.
-        untouched: (N, K) logits of the source model on their encoded images.
-        partners: (N, K) logits of the source model on their RGB partners.
+        logits: (N, K) of the one model, on target images of TI pairs.
+        before: (N, K) of the other, on the same images.
+        partner_logits: (N, K) of the source model on their RGB partners.
     """
-    named = partners.argmax(dim=1)
-    gains = (bridged.argmax(dim=1) == named).float() - (untouched.argmax(dim=1) == named).float()
+    named = partner_logits.argmax(dim=1)
+    gains = (logits.argmax(dim=1) == named).float() - (before.argmax(dim=1) == named).float()
     spread = max(float(gains.std(correction=0)), 1.0 / len(gains))
-    error = spread / math.sqrt(len(gains)) / max(1.0 - _chance(bridged, partners), 1e-6)
-    gain = kappa(bridged, partners) - kappa(untouched, partners)
-    return min(max(gain / (2.0 * error), 0.0), 1.0)
+    error = spread / math.sqrt(len(gains)) / max(1.0 - _chance(logits, partner_logits), 1e-6)
+    return kappa(logits, partner_logits) - kappa(before, partner_logits), error
+
+
+def partner_rank(features: Tensor, partner_features: Tensor) -> Tensor:
+    """How well each target image finds its RGB partner among all of them, in [0, 1] (ours).
+
+        rank_i = share of the j != i with cos(f_i, g_j) < cos(f_i, g_i), features less their mean
+
+    0.5 is chance; 1: the partner is the nearest of all. Kappa looks at the named class alone, which
+    for task-irrelevant pairs is mostly the same few; this looks at all that the source model sees,
+    so a few dozen pairs tell two models apart. Two or more pairs.
+
+    Args:
+        features: (N, D) on (translated) target images of TI pairs.
+        partner_features: (N, D) of the source model on their RGB partners.
+
+    Returns:
+        (N,) ranks.
+    """
+    first, second = (
+        torch.nn.functional.normalize(part.float() - part.float().mean(dim=0), dim=1)
+        for part in (features, partner_features)
+    )
+    likeness = first @ second.T
+    return (likeness < likeness.diagonal()[:, None]).float().sum(dim=1) / (len(likeness) - 1)
+
+
+def bridge_trust(bridged: Tensor, untouched: Tensor, partner_features: Tensor) -> float:
+    """How far the source model behind the bridge can be trusted, in [0, 1] (ours).
+
+        trust = mean_i (rank_i(bridge) - rank_i(untouched)) / (2 standard errors), clipped to [0, 1]
+
+    0: behind the bridge target images find their RGB partners no better than as they are
+    (:func:`partner_rank`). 1: they find them better by two standard errors. The share of
+    information in the bridge's predictions says less: it does not measure whether they are right.
+
+    Args:
+        bridged: (N, D) features of translated images of TI pairs that T was not trained on.
+        untouched: (N, D) features of their encoded images.
+        partner_features: (N, D) features of their RGB partners.
+    """
+    if len(bridged) < 2:
+        return 0.0
+    before = partner_rank(untouched, partner_features)
+    gains = partner_rank(bridged, partner_features) - before
+    error = max(float(gains.std()), 1.0 / len(gains)) / math.sqrt(len(gains))
+    return min(max(float(gains.mean()) / (2.0 * error), 0.0), 1.0)
 
 
 def _chance(logits: Tensor, partner_logits: Tensor) -> float:

@@ -1,16 +1,18 @@
 """TGKT: make the source model a student for the sensor, with the bridge as its first teacher.
 
-    L_TGKT = beta_kl c(t) L_KL + beta_f L_f + beta_self L_self + beta_im L_IM
+    L_TGKT = beta_kl c f(t) L_KL + beta_f c L_f + beta_self L_self + beta_im L_IM
 
     L_KL    student on x_target^TR follows the source model on T(x_target^TR)  arXiv:2401.05014
     L_f     student on x_target^TI follows F_s(x_rgb^TI)                       arXiv:2401.05014
     L_self  cross-entropy with pseudo-labels, anew each epoch                  arXiv:2401.05014
     L_IM    certain and diverse predictions on x_target^TR                     ours, from SHOT
-    c(t)    trust in the bridge, fading to 0                                   ours
+    c       trust in what the pairs teach, from 0 to 1                         ours
+    f(t)    fades from 1 to 0                                                  ours
 
-In the paper c = 1. Ours starts at how much better the source model agrees with itself behind the
-bridge than without it, on TI pairs (``label_free.bridge_trust``), and falls linearly: a bridge is a
-start, and no ceiling. The head stays as the source model has it, as in SHOT (ours): a free head
+In the paper c = f = 1. Our c is how much better target images of TI pairs find their RGB partners
+behind the bridge than without it (``label_free.bridge_trust``): where pairs did not help the
+bridge, they do not help the student. f falls linearly: a bridge is a start, and no ceiling. The
+head stays as the source model has it, as in SHOT (ours): a free head
 follows the student's clusters wherever they go.
 """
 
@@ -101,7 +103,8 @@ class Tgkt(nn.Module):
             terms["self"] = losses.pseudo_label_cross_entropy(logits, labels)
         if weights["im"]:
             terms["im"] = losses.information_maximisation(logits)
-        if weights["f"]:
+        if weights["f"] and self._trust:
             features = self.student.features(as_rgb(encode(batch["ti_target"], encoding)))
-            terms["f"] = losses.feature_matching(features, self._ti_features[batch["ti_rows"]])
+            followed = losses.feature_matching(features, self._ti_features[batch["ti_rows"]])
+            terms["f"] = self._trust * followed
         return terms

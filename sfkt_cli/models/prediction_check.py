@@ -1,4 +1,4 @@
-"""Do predictions look like those of a model whose images are prepared as it expects them?"""
+"""Do predictions look like those of a model that works, on images prepared as it expects them?"""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sfkt_cli.console import warn
+
 COLLAPSED_SHARE = 0.9
 """So many images in one class are a sign of wrong preprocessing."""
 NEARLY_UNIFORM = 0.97
 """So is a mean entropy above this share of its maximum."""
+FEWEST = 20
+"""Of fewer images nothing can be said."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +43,52 @@ def describe_predictions(logits: Tensor) -> Predictions:
     return Predictions(float(entropy), math.log(logits.shape[1]), histogram)
 
 
-def collapse_warning(predictions: Predictions, classes: Sequence[str]) -> str | None:
-    """What is suspicious about a source model's predictions on TI RGB images, if anything is."""
+def collapse_warning(
+    predictions: Predictions,
+    classes: Sequence[str],
+    model: str = "the source model",
+    images: str = "TI RGB images",
+    advice: str = "are source.mean and source.std those that the model was trained with?",
+) -> str | None:
+    """What is suspicious about a model's predictions, if anything is.
+
+    Args:
+        predictions: Predictions of the model.
+        classes: Their names.
+        model: What the message calls the model.
+        images: What it calls the images.
+        advice: What to do.
+    """
     top = max(predictions.histogram)
-    advice = "are source.mean and source.std those that the model was trained with?"
     if len(classes) > 1 and top > COLLAPSED_SHARE:
         name = classes[predictions.histogram.index(top)]
-        return f"the source model calls {100 * top:.0f} % of the TI RGB images {name!r}: {advice}"
+        return f"{model} calls {100 * top:.0f} % of the {images} {name!r}: {advice}"
     if predictions.entropy > NEARLY_UNIFORM * predictions.largest_entropy:
         return (
-            f"the source model is unsure of the TI RGB images (mean entropy "
+            f"{model} is unsure of the {images} (mean entropy "
             f"{predictions.entropy:.2f} nats of {predictions.largest_entropy:.2f}): {advice}"
         )
     return None
+
+
+COLLAPSED = {
+    "bridge": "if your images are more varied, no student can learn from it: record more TI pairs, "
+    "or such that look more like your target images, or train longer (bridge.epochs)",
+    "transfer": "if your images are more varied, it has collapsed: do not ship it; record more TI "
+    "pairs, train the bridge longer or try another --method",
+    "evaluate": "if your images are more varied, it has collapsed: do not ship it",
+    "predict": "if they are more varied, the student has collapsed, or these images are unlike "
+    "those that it was trained on: look at the report of `sfkt evaluate`",
+}
+"""What to do, by stage, where one class takes nearly all."""
+
+
+def warn_of_collapse(
+    logits: Tensor, classes: Sequence[str], model: str, images: str, stage: str
+) -> None:
+    """Warn where logits (N, K) of enough images say nearly always the same, or nothing at all."""
+    if len(logits) >= FEWEST:
+        said = describe_predictions(logits)
+        message = collapse_warning(said, classes, model, images, COLLAPSED[stage])
+        if message:
+            warn(message)

@@ -21,17 +21,32 @@ from sfkt_cli.files import replacing
 from sfkt_cli.methods import label_free
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.feature_maps import Levels
+from sfkt_cli.models.feature_maps import FeatureMaps
 from sfkt_cli.models.fold_batchnorm import fold_batch_norms
-from sfkt_cli.models.saving import check_classes, classifier_of, load_model, save_model
+from sfkt_cli.models.saving import (
+    Saved,
+    check_classes,
+    classifier_of,
+    load_model,
+    save_model,
+    warm_start,
+)
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.loop import cosine, fit
 from sfkt_cli.training.optimizers import translator_optimizer
-from sfkt_cli.training.pairs import held_out_pairs, passes_of_epoch, plan_of, settle_streams
+from sfkt_cli.training.pairs import (
+    held_out_pairs,
+    passes_of_epoch,
+    plan_of,
+    remember,
+    settle_streams,
+    spread,
+)
 from sfkt_cli.training.predicting import (
     FEW,
+    look_for_collapse,
     predict_rows,
     rgb_loader,
     student_loader,
@@ -39,7 +54,6 @@ from sfkt_cli.training.predicting import (
     through,
 )
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
-from sfkt_cli.training.selection import remember, spread
 
 LEVEL_ROWS = 64
 """RGB images on which the variance of the source model's activations is measured."""
@@ -65,6 +79,11 @@ def bridge(config: Config, run: Run) -> None:
     saved = load_model(source_folder)
     check_classes(saved.classes, store)
     inputs = {"transfer.h5": store.digest, "source": saved.digest}
+    earlier: Saved | None = None
+    if config.training.warm_start is not None:
+        before = Run(config.training.warm_start)
+        earlier = load_model(before.require("bridge", f"sfkt bridge --run {before.folder}"))
+        inputs["warm start"] = earlier.digest
     with run.open("bridge", config, inputs) as stage:
         if stage is None:
             say(f"bridge: already done in {run.path('bridge')}")
@@ -84,6 +103,8 @@ def bridge(config: Config, run: Run) -> None:
             architecture["codes"] = config.vqgan.codes
         seed_all(config.seed, "bridge")
         translator = make_translator(**architecture)
+        if earlier is not None and earlier.card["architecture"]["name"] != "identity":
+            warm_start(earlier, translator, architecture, saved)
         objective = Tgmb(
             translator,
             source,
@@ -92,7 +113,7 @@ def bridge(config: Config, run: Run) -> None:
             features=source.feature_size,
             rec_loss=settings.rec_loss,
             d_on=settings.d_on,
-            levels=levels_of(source, weights, rgb, runtime),
+            feature_maps=feature_maps_of(source, weights, rgb, runtime),
         )
         runtime.place(runtime.synchronised(objective))
         runtime.cast_frozen(source, objective)
@@ -103,7 +124,7 @@ def bridge(config: Config, run: Run) -> None:
         weights["im"] /= passes_of_epoch(config, streams)
         plan = plan_of(
             config, streams, title="bridge", epochs=settings.epochs, weights=weights,
-            folder=stage.folder, kinds=1 + needs_tr, ti=True, auto="ti_closeness",
+            stage=stage, kinds=1 + needs_tr, ti=True, auto="ti_closeness",
         )  # fmt: skip
         fitted = fit(
             plan,
@@ -118,11 +139,13 @@ def bridge(config: Config, run: Run) -> None:
             ),
         )
         row = fitted.history[fitted.best_epoch]
-        untouched = untouched_kappa(store, source, encoding, runtime, config.seed)
-        trained = row["ti_kappa"] > untouched or not settings.keep_untouched
+        untouched = untouched_rank(store, source, encoding, runtime, config.seed)
+        trained = row["ti_rank"] > untouched or not settings.keep_untouched
         if not trained:
             architecture = {"name": "identity", "channels": encoding.encoded_channels, "width": 0}
             translator = make_translator(**architecture)
+        load, model = target_loader(runtime, encoding), through(translator.eval(), source)
+        look_for_collapse(store, load, model, runtime, "bridge")
         if not runtime.main:
             return
         save_model(
@@ -135,20 +158,22 @@ def bridge(config: Config, run: Run) -> None:
             best_epoch=fitted.best_epoch + 1,
             ti_agreement=row["ti_agreement"],
             ti_kappa=row["ti_kappa"],
-            untouched_kappa=untouched,
+            ti_rank=row["ti_rank"],
+            untouched_rank=untouched,
             trained=trained,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
         say(
             f"bridge: epoch {fitted.best_epoch + 1}; the source model names the same class for "
             f"both images of {row['ti_agreement']:.0%} of the TI pairs, kappa "
-            f"{row['ti_kappa']:.2f}; without the translator {untouched:.2f}"
+            f"{row['ti_kappa']:.2f}. A target image is closer to its RGB partner than to "
+            f"{row['ti_rank']:.0%} of the others, without the translator to {untouched:.0%}"
         )
         if not trained:
             warn(
-                "the translator makes the source model agree less with itself, so the encoded "
-                "images are kept in its place; more TI pairs or more epochs may help "
-                "(bridge.keep_untouched=false keeps the translator)"
+                "behind the translator the source model sees no more in target images than without "
+                "it, so the encoded images are kept in its place; more TI pairs or more epochs may "
+                "help (bridge.keep_untouched=false keeps the translator)"
             )
 
 
@@ -184,10 +209,10 @@ def loss_weights(config: Config, registered: bool) -> dict[str, float]:
     return weights
 
 
-def levels_of(
+def feature_maps_of(
     source: Classifier, weights: Mapping[str, float], rgb: NDArray[Any], runtime: Runtime
-) -> Levels | None:
-    """The levels of the source model for L_p; None where that is off, or where there are none.
+) -> FeatureMaps | None:
+    """The feature maps of the source model for L_p; None where L_p is off or there are none.
 
     Args:
         source: Frozen.
@@ -204,9 +229,9 @@ def levels_of(
     backbones = list(backbone) if isinstance(backbone, nn.ModuleList) else [backbone]  # a mixture
     count = LEVEL_ROWS if runtime.trial is None else FEW
     images = rgb_loader(runtime)(rgb[spread(len(rgb), count)])
-    levels = Levels(backbones, source.features, images)
-    if levels.names:
-        return levels
+    feature_maps = FeatureMaps(backbones, source.features, images)
+    if feature_maps.names:
+        return feature_maps
     if not weights["rec"] and not weights["f"]:
         raise ConfigError(
             "bridge.alpha_p: this source model shows no maps between pixels and features, and "
@@ -243,6 +268,7 @@ def bridge_scores(
         return {
             "ti_agreement": label_free.agreement(logits, partner_logits),
             "ti_kappa": label_free.kappa(logits, partner_logits),
+            "ti_rank": float(label_free.partner_rank(features, partner_features).mean()),
             "ti_closeness": -label_free.feature_distance(features, partner_features),
             "tr_information": label_free.information(tr_logits),
             "tr_density": label_free.density(tr_logits),
@@ -251,15 +277,15 @@ def bridge_scores(
     return scores
 
 
-def untouched_kappa(
+def untouched_rank(
     store: Store, source: Classifier, encoding: Encoding, runtime: Runtime, seed: int
 ) -> float:
-    """Cohen's kappa of the source model on encoded images and their RGB partners, without T."""
-    _, held = held_out_pairs(store, seed)
+    """How well encoded images of held-out TI pairs find their RGB partners without T."""
+    _, held_out = held_out_pairs(store, seed)
     load = student_loader(runtime, encoding)
-    _, logits = predict_rows(store["ti/target"][held], load, source, runtime)
-    _, partners = predict_rows(store["ti/rgb"][held], rgb_loader(runtime), source, runtime)
-    return label_free.kappa(logits, partners)
+    features, _ = predict_rows(store["ti/target"][held_out], load, source, runtime)
+    partners, _ = predict_rows(store["ti/rgb"][held_out], rgb_loader(runtime), source, runtime)
+    return float(label_free.partner_rank(features, partners).mean())
 
 
 def write_bridged(

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import re
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 
-from sfkt_cli.console import event, say, speaks_json, track, write_output
-from sfkt_cli.data.decode import SUFFIXES
-from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.console import event, say, speaks_json, track, warn, write_output
+from sfkt_cli.data.archive import is_system, list_files
+from sfkt_cli.data.contact_sheet import captioned
+from sfkt_cli.data.decode import SUFFIXES, tell_unread
+from sfkt_cli.data.video import frames, is_live, is_video
+from sfkt_cli.errors import ConfigError, DataError, Interrupted
 from sfkt_cli.evaluation.report import to_csv as harmless_csv
-from sfkt_cli.files import write_text
+from sfkt_cli.files import replacing, write_text
+from sfkt_cli.models.prediction_check import warn_of_collapse
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.student import Prediction, Student, load_student
@@ -22,6 +33,13 @@ from sfkt_cli.training.runtime import make_runtime
 
 BATCH = 64
 STDIN = "-"
+UNKNOWN = "unknown"
+LAST = 1000
+"""So many of the latest rows of a stream are looked at when it ends."""
+LOOK_EVERY_S = 0.5
+Batch = list[tuple[str | Path, NDArray[Any]]]
+"""Names and stored images."""
+Row = tuple[str | Path, Prediction]
 
 
 def predict(
@@ -33,21 +51,29 @@ def predict(
     top_k: int = 1,
     method: str | None = None,
     model: Path | None = None,
+    threshold: float = 0.0,
+    save_images: Path | None = None,
+    follow: bool = False,
 ) -> dict[str, Any]:
     """Classify images and write one row for each; broken files are left out and named at the end.
 
-    Where all of them are broken nothing is written.
+    Where all of them are broken nothing is written. The rows of videos and watched folders are
+    written as they come; a signal ends what has no end of its own.
 
     Under ``--json`` each row is an event, too, and takes the place of CSV on standard output.
 
     Args:
         config: ``runtime.gpus`` chooses the device.
         run: Where the student is.
-        images: Files, folders, patterns, or ``-`` for a list of files on standard input.
+        images: Files, folders, patterns, or ``-`` for a list of files on standard input; or one
+            video, camera or address.
         output: .csv or .jsonl; ``-`` writes CSV to standard output.
         top_k: Classes listed for each image.
         method: Which student of the run; None: the only one, or that of ``transfer.method``.
         model: Folder with another student, such as an exported one.
+        threshold: Less probable classes, and those of doubted images, are ``unknown``; 0: none.
+        save_images: Folder for a picture of each image with its class below.
+        follow: Watch the folders ``images`` for new files.
 
     Returns:
         The number of images, and where the rows are.
@@ -57,32 +83,137 @@ def predict(
         DataError: Some files could not be read; the rows of the others are written.
     """
     check_output(output)
+    video = next((entry for entry in images if is_video(entry)), None)
+    if video and (follow or len(images) > 1):
+        raise ConfigError(f"{video} is a video: give it alone, without other images or --follow")
     device = make_runtime(config.runtime).device
     student = load_student(
         model or run.folder, method=method, usual=config.transfer.method, device=device
     )
-    paths = list(expand(images))
     broken: list[str] = []
-    rows = []
-    with track("predict", len(paths)) as tracker:
-        for batch in read_batches(student, paths, broken):
-            found = student.predict_stored([image for _, image in batch])
-            rows += [(path, each) for (path, _), each in zip(batch, found, strict=True)]
-            tracker.advance(len(batch), len(batch))
+    total = None
+    if follow:
+        batches = watch(student, images, broken)
+    elif video:
+        batches = batched(frames(video, student.sensor), 1 if is_live(video) else BATCH)
+    else:
+        paths = list(expand(images))
+        batches, total = read_batches(student, paths, broken), len(paths)
+    top_k = min(top_k, len(student.classes))
+    at_once, endless = total is None, follow or bool(video and is_live(video))
+    rows: deque[Row] = deque(maxlen=LAST if at_once else None)
+    count = 0
+    if endless:
+        say(f"predict: rows go to {output} as they come; Ctrl-C ends")
+    try:
+        with track("predict", total) as tracker:
+            for batch in batches:
+                found = student.predict_stored([image for _, image in batch])
+                told = [
+                    (path, judged(each, threshold))
+                    for (path, _), each in zip(batch, found, strict=True)
+                ]
+                for path, prediction in told:
+                    event("prediction", **as_row(path, prediction, top_k))
+                if save_images:
+                    save(save_images, count, student, [image for _, image in batch], told)
+                if at_once:
+                    write_rows(told, output, top_k, append=count > 0)
+                rows += told
+                count += len(told)
+                note = f"{told[-1][1].label} {told[-1][1].probability:.0%}" if at_once else ""
+                tracker.advance(len(batch), len(batch), note)
+    except Interrupted:
+        if not endless:
+            raise
     if broken and not rows:
-        raise DataError(_told(broken, len(paths)))
-    for path, prediction in rows:
-        event("prediction", **as_row(path, prediction, top_k))
+        raise DataError(_told(broken, total or len(broken)))
+    warn_of_doubts(list(rows))
+    if not at_once:
+        write_rows(list(rows), output, top_k)
     if str(output) != STDIN:
-        jsonl = output.suffix == ".jsonl"
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_text(output, to_jsonl(rows, top_k) if jsonl else to_csv(rows, top_k))
-        say(f"predict: {len(rows)} images in {output}")
-    elif not speaks_json():
-        write_output(to_csv(rows, top_k))
+        say(f"predict: {count} images in {output}")
     if broken:
-        raise DataError(_told(broken, len(paths)))
-    return {"images": len(rows), "output": output}
+        raise DataError(_told(broken, total or len(broken)))
+    return {"images": count, "output": output}
+
+
+def judged(prediction: Prediction, threshold: float) -> Prediction:
+    """The prediction, or ``unknown`` where it is too unsure or its image is doubted."""
+    if threshold and (prediction.probability < threshold or prediction.warning):
+        return replace(prediction, label=UNKNOWN)
+    return prediction
+
+
+def write_rows(rows: Sequence[Row], output: Path, top_k: int, *, append: bool = False) -> None:
+    """Write rows as the output's suffix says, behind those that are there or in their place."""
+    jsonl = output.suffix.lower() == ".jsonl"
+    text = to_jsonl(rows, top_k) if jsonl else to_csv(rows, top_k)
+    if append and not jsonl:
+        text = text.partition("\n")[2]
+    if str(output) == STDIN:
+        if not speaks_json():
+            write_output(text)
+    elif append:
+        with output.open("a", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.write(text)
+    else:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, text)
+
+
+def save(
+    folder: Path, first: int, student: Student, images: Sequence[NDArray[Any]], rows: Sequence[Row]
+) -> None:
+    """Write a PNG for each image: its place in the output, its name, and its class drawn below."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (image, (path, said)) in enumerate(zip(images, rows, strict=True), first):
+        text = f"{said.label}  {said.probability:.0%}" + ("  doubted" if said.warning else "")
+        name = re.sub(r"[^\w.#-]+", "_", Path(path).name.removesuffix(".png"))
+        with replacing(folder / f"{number:06d}-{name}.png") as partial:
+            captioned(image, student.sensor.missing, text).save(partial, format="PNG")
+
+
+def watch(student: Student, folders: Sequence[str], broken: list[str]) -> Iterator[Batch]:
+    """Batches of the images of folders, and of those that come or change, without an end.
+
+    A file is read once it has stayed the same between two looks; a broken one is warned of.
+
+    Raises:
+        ConfigError: One is no folder.
+    """
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"--follow watches folders, and {folder} is none")
+    before: set[tuple[str, int, int]] = set()
+    done: set[tuple[str, int, int]] = set()
+    while True:
+        now = set()
+        for path in (path for folder in folders for path in _images_below(folder)):
+            with contextlib.suppress(OSError):  # gone again
+                now.add((str(path), path.stat().st_size, path.stat().st_mtime_ns))
+        ready = sorted((now & before) - done)
+        yield from read_batches(student, [Path(path) for path, _, _ in ready], broken)
+        while broken:
+            warn(broken.pop(0))
+        before, done = now, (done | set(ready)) & now
+        time.sleep(LOOK_EVERY_S)
+
+
+def warn_of_doubts(rows: Sequence[Row]) -> None:
+    """Warn of images that may be none of the sensor's, and of one class for nearly all."""
+    doubted = [(name, prediction) for name, prediction in rows if prediction.warning]
+    if doubted:
+        name, prediction = doubted[0]
+        warn(
+            f"{len(doubted)} of {len(rows)} images do not look like those that the student was "
+            f"trained on, such as {name}: {prediction.warning}; see the column `warning`"
+        )
+    if rows and not doubted:
+        classes = sorted(name for name, _ in rows[0][1].ranked)
+        shares = [[dict(said.ranked)[name] for name in classes] for _, said in rows]
+        logits = torch.tensor(shares).clamp_min(1e-12).log()
+        warn_of_collapse(logits, classes, "the student", "images", "predict")
 
 
 def _told(broken: Sequence[str], count: int) -> str:
@@ -97,7 +228,7 @@ def check_output(output: Path) -> None:
     Raises:
         ConfigError: It is none of them.
     """
-    if output.suffix not in (".csv", ".jsonl") and str(output) != STDIN:
+    if output.suffix.lower() not in (".csv", ".jsonl") and str(output) != STDIN:
         raise ConfigError(f"--output {output}: the suffix must be .csv or .jsonl")
 
 
@@ -120,54 +251,76 @@ def expand(images: Sequence[str]) -> Iterator[Path]:
 
 def _matches(entry: str) -> list[Path]:
     if entry == STDIN:
-        return [Path(line) for line in sys.stdin.read().splitlines() if line.strip()]
+        lines = sys.stdin.read().removeprefix("\ufeff").splitlines()
+        return [Path(line) for line in lines if line.strip()]
     path = Path(entry)
     if path.is_dir():
-        inside = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        return sorted(file for file in inside if file.is_file())
+        unread = tell_unread(list_files(path))
+        if unread:
+            warn(f"{path}: {unread}")
+        return _images_below(entry)
     if path.exists() or not any(sign in entry for sign in "*?["):
         return [path]
-    base = Path(path.anchor) if path.is_absolute() else Path()
-    return sorted(file for file in base.glob(str(path.relative_to(base))) if file.is_file())
+    fixed = next(place for place, part in enumerate(path.parts) if set(part) & set("*?["))
+    base = Path(*path.parts[:fixed])
+    found = base.glob(str(Path(*path.parts[fixed:])))
+    return sorted(f for f in found if f.is_file() and not is_system(str(f.relative_to(base))))
 
 
-def read_batches(
-    student: Student, paths: Sequence[Path], broken: list[str]
-) -> Iterator[list[tuple[Path, NDArray[Any]]]]:
+def _images_below(folder: str) -> list[Path]:
+    names = (name for name in list_files(Path(folder)) if name.lower().endswith(SUFFIXES))
+    return sorted(Path(folder, name) for name in names)
+
+
+def read_batches(student: Student, paths: Sequence[Path], broken: list[str]) -> Iterator[Batch]:
     """Batches of paths and images; messages about unreadable ones are added to ``broken``."""
-    batch: list[tuple[Path, NDArray[Any]]] = []
-    for path in paths:
-        try:
-            batch.append((path, student.read(path)))
-        except DataError as error:
-            broken.append(str(error))
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
+
+    def read() -> Iterator[tuple[Path, NDArray[Any]]]:
+        for path in paths:
+            try:
+                yield path, student.read(path)
+            except DataError as error:
+                broken.append(str(error))
+
+    return batched(read(), BATCH)
+
+
+def batched(images: Iterable[tuple[str | Path, NDArray[Any]]], size: int) -> Iterator[Batch]:
+    """Batches of named images."""
+    images = iter(images)
+    while batch := list(itertools.islice(images, size)):
         yield batch
 
 
-def to_csv(rows: Sequence[tuple[Path, Prediction]], top_k: int) -> str:
-    """Columns path, class, probability, and class_2, probability_2 ... for ``top_k`` > 1."""
+def to_csv(rows: Sequence[Row], top_k: int) -> str:
+    """Columns path, class, probability, class_2, probability_2 ... for ``top_k`` > 1, warning.
+
+    Cells that a spreadsheet would run begin with ', but for paths, which stay as they are.
+    """
     header = ["path", "class", "probability"]
-    count = min(top_k, len(rows[0][1].ranked)) if rows else top_k
-    for place in range(2, count + 1):
+    for place in range(2, top_k + 1):
         header += [f"class_{place}", f"probability_{place}"]
     lines = [
-        [str(path), *(cell for c, p in prediction.ranked[:count] for cell in (c, f"{p:.6f}"))]
+        [
+            str(path),
+            prediction.label,
+            f"{prediction.probability:.6f}",
+            *(cell for c, p in prediction.ranked[1:top_k] for cell in (c, f"{p:.6f}")),
+            prediction.warning,
+        ]
         for path, prediction in rows
     ]
-    return harmless_csv(header, lines)
+    return harmless_csv([*header, "warning"], lines, exact="path")
 
 
-def to_jsonl(rows: Sequence[tuple[Path, Prediction]], top_k: int) -> str:
+def to_jsonl(rows: Sequence[Row], top_k: int) -> str:
     """One object a line, as :func:`as_row` makes it."""
     lines = [json.dumps(as_row(*row, top_k), ensure_ascii=False) for row in rows]
     return "".join(f"{line}\n" for line in lines)
 
 
-def as_row(path: Path, prediction: Prediction, top_k: int) -> dict[str, Any]:
-    """Path, class, probability, and top with the first ``top_k`` classes."""
+def as_row(path: str | Path, prediction: Prediction, top_k: int) -> dict[str, Any]:
+    """Path, class, probability, warning, and top with the first ``top_k`` classes."""
     top = [{"class": c, "probability": round(p, 6)} for c, p in prediction.ranked[:top_k]]
-    return {"path": str(path), **top[0], "top": top}
+    first = {"class": prediction.label, "probability": round(prediction.probability, 6)}
+    return {"path": str(path), **first, "warning": prediction.warning, "top": top}

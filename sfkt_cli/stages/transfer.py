@@ -10,20 +10,30 @@ from torch import Tensor, nn
 
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
+from sfkt_cli.data.plausible import describe_images
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import DataError
 from sfkt_cli.methods import find_method, label_free
 from sfkt_cli.methods.teacher_outputs import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.fold_batchnorm import fold_batch_norms
-from sfkt_cli.models.saving import Saved, check_classes, classifier_of, load_model, save_model
+from sfkt_cli.models.saving import (
+    Saved,
+    check_classes,
+    classifier_of,
+    load_model,
+    save_model,
+    warm_start,
+)
 from sfkt_cli.models.translators import Front
-from sfkt_cli.settings.config import Config, OptimiserConfig, section_of
+from sfkt_cli.scores import fit_temperature
+from sfkt_cli.settings.config import Config, method_settings
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.loop import SCHEDULES, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
-from sfkt_cli.training.pairs import held_out_pairs, plan_of, settle_streams
+from sfkt_cli.training.pairs import held_out_pairs, plan_of, remember, settle_streams, spread
 from sfkt_cli.training.predicting import (
+    look_for_collapse,
     predict_rows,
     rgb_loader,
     student_loader,
@@ -31,19 +41,19 @@ from sfkt_cli.training.predicting import (
     through,
 )
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
-from sfkt_cli.training.selection import remember, spread
 
 
 def transfer(config: Config, run: Run) -> None:
     """Train the student; writes ``transfer/<method>/model.*``.
 
     Raises:
-        ConfigError: The method is unknown.
+        ConfigError: The method is unknown, or has no section of settings.
         RunError: A stage before it has not been run.
         DataError: The method needs TI pairs and there are none.
     """
     method = config.transfer.method
     objective_class = find_method(method)
+    own = method_settings(config, method)
     run.require("prepare", "sfkt prepare NAME")
     source_folder = run.require("source", "sfkt source")
     store = open_store(run.transfer_store)
@@ -60,6 +70,12 @@ def transfer(config: Config, run: Run) -> None:
     if objective_class.needs_bridge:
         translator = load_model(run.require("bridge", "sfkt bridge"), runtime.device)
         inputs["bridge"] = translator.digest
+    earlier: Saved | None = None
+    if config.training.warm_start is not None:
+        before, command = Run(config.training.warm_start), f"sfkt transfer --method {method}"
+        folder = before.require(f"transfer/{method}", f"{command} --run {before.folder}")
+        earlier = load_model(folder, runtime.device)
+        inputs["warm start"] = earlier.digest
     with run.open(f"transfer/{method}", config, inputs) as stage:
         if stage is None:
             say(f"transfer: {method} is already done in {run.path('transfer', method)}")
@@ -76,11 +92,12 @@ def transfer(config: Config, run: Run) -> None:
         student = start_student(source)
         if front is not None:
             student.front = Front(front.module, architecture["front"]["channels"])
+        if earlier is not None:
+            warm_start(earlier, student, architecture, saved)
         runtime.synchronised(student)
         objective = objective_class(student, outputs, config)
         runtime.place(objective)
         settings = config.transfer
-        own: OptimiserConfig = getattr(config, section_of(method))
         rates = own.rates(pretrained=saved.pretrained)
         needs_ti = bool(objective_class.needs_ti)
         streams, batches = settle_streams(
@@ -88,7 +105,7 @@ def transfer(config: Config, run: Run) -> None:
         )
         plan = plan_of(
             config, streams, title=method, epochs=settings.epochs, weights=objective.weights,
-            folder=stage.folder, kinds=1 + needs_ti, ti=needs_ti,
+            stage=stage, kinds=1 + needs_ti, ti=needs_ti,
         )  # fmt: skip
         fitted = fit(
             plan,
@@ -101,6 +118,7 @@ def transfer(config: Config, run: Run) -> None:
             schedule=SCHEDULES[own.schedule],
             keep=student,
             begin_epoch=objective.begin_epoch,
+            after_step=getattr(objective, "after_step", lambda: None),
             scores=student_scores(store, student, outputs, runtime, config.seed, stage.folder),
         )
         untouched = start_student(source).eval()
@@ -110,16 +128,20 @@ def transfer(config: Config, run: Run) -> None:
         if not kept:
             student = untouched
             warn(
-                f"{method}: nothing gained: on TI pairs the student agrees clearly less with the "
-                "source model than the untouched source model does, whose weights are kept; keep "
-                f"your RGB model with the encoding {encoding.kind}"
+                f"{method}: nothing gained. On TI pairs the student agrees clearly less with the "
+                "source model than the untouched source model does. The weights of the source "
+                f"model are kept: use your RGB model with the encoding {encoding.kind}"
             )
+        load, model = student_loader(runtime, encoding), student.eval()
+        look_for_collapse(store, load, model, runtime, "transfer")
+        temperature = calibrated(store, student, outputs, runtime, config.seed)
         if not runtime.main:
             return
         save_model(
             stage.folder, student, kind="classifier", architecture=architecture,
             classes=saved.classes, encoding=encoding, inputs=inputs, seed=config.seed,
-            method=method,
+            method=method, temperature=temperature,
+            images=describe_images(sample_rows(store), encoding.missing),
         )  # fmt: skip
         stage.finish(
             seconds=fitted.seconds,
@@ -169,12 +191,12 @@ def look_through_frozen(
         bridge_load = target_loader(runtime, translator.encoding)
         _, bridged = predict_rows(targets, bridge_load, model, runtime, flips=True)
         bridged = bridged.to(runtime.device)
-        if ti_logits is not None:
-            _, held = held_out_pairs(store, seed)
-            ti = store["ti/target"][held]
-            _, behind = predict_rows(ti, bridge_load, model, runtime, flips=True)
-            _, untouched = predict_rows(ti, load, quick, runtime, flips=True)
-            trust = label_free.bridge_trust(behind, untouched, ti_logits.cpu()[held])
+        if ti_features is not None:
+            _, held_out = held_out_pairs(store, seed)
+            ti = store["ti/target"][held_out]
+            behind, _ = predict_rows(ti, bridge_load, model, runtime, flips=True)
+            untouched, _ = predict_rows(ti, load, quick, runtime, flips=True)
+            trust = label_free.bridge_trust(behind, untouched, ti_features.cpu()[held_out])
     return TeacherOutputs(
         source=source,
         encoding=encoding,
@@ -201,12 +223,30 @@ def is_better(
     """
     if outputs.ti_logits is None:
         return True
-    _, held = held_out_pairs(store, seed)
-    load, ti = student_loader(runtime, outputs.encoding), store["ti/target"][held]
+    _, held_out = held_out_pairs(store, seed)
+    load, ti = student_loader(runtime, outputs.encoding), store["ti/target"][held_out]
     before, after = (
         predict_rows(ti, load, model, runtime, flips=True)[1] for model in (untouched, student)
     )
-    return label_free.bridge_trust(before, after, outputs.ti_logits.cpu()[held]) < 1.0
+    gain, error = label_free.kappa_gain(after, before, outputs.ti_logits.cpu()[held_out])
+    return gain > -2.0 * error
+
+
+def calibrated(
+    store: Store, student: Classifier, outputs: TeacherOutputs, runtime: Runtime, seed: int
+) -> float:
+    """The student's temperature; 1 without TI pairs.
+
+    What the source model says of the RGB image of a held-out TI pair stands for the truth, and
+    counts as much as it is sure.
+    """
+    if outputs.ti_logits is None:
+        return 1.0
+    _, held = held_out_pairs(store, seed)
+    load = student_loader(runtime, outputs.encoding)
+    _, logits = predict_rows(store["ti/target"][held], load, student, runtime)
+    sure, partners = outputs.ti_logits.cpu()[held].softmax(dim=1).max(dim=1)
+    return fit_temperature(logits.numpy(), partners.numpy(), sure.numpy())
 
 
 def student_scores(
@@ -238,6 +278,7 @@ def student_scores(
             features, logits = predict_rows(ti_target, load, student, runtime)
             found["ti_agreement"] = label_free.agreement(logits, partners[1])
             found["ti_kappa"] = label_free.kappa(logits, partners[1])
+            found["ti_rank"] = float(label_free.partner_rank(features, partners[0]).mean())
             found["ti_closeness"] = -label_free.feature_distance(features, partners[0])
         return found
 

@@ -10,17 +10,141 @@ processes, and a resumed run draws what an uninterrupted one would have drawn.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfkt_cli.training.gather import Gatherer, geometry, shift_and_mirror
+from sfkt_cli.data.store import Pixels
 from sfkt_cli.training.runtime import Runtime
 
 Images = NDArray[Any]
+_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Types that torch can mirror and look up, by bytes of an element; values are only moved."""
+
+
+class RowReader:
+    """Rows of one array of images.
+
+    Args:
+        images: (N, H, W) or (N, H, W, C), contiguous, such as a memory map; never copied whole.
+    """
+
+    def __init__(self, images: Images) -> None:
+        if not images.flags.c_contiguous:
+            raise ValueError("images must lie in memory one after the other")
+        self._images = images
+        count, height, width = images.shape[:3]
+        self._pixels = height * width
+        flat = images.reshape(count * self._pixels, *images.shape[3:])
+        runs = (max(len(flat) - self._pixels + 1, 0), self._pixels, *flat.shape[1:])
+        self._runs = as_strided(flat, runs, (flat.strides[0], *flat.strides), writeable=False)
+
+    def plain(self, rows: NDArray[np.int64]) -> Images:
+        """The images of these rows as they are stored."""
+        return np.asarray(self._images[rows])
+
+    def shifted(
+        self,
+        rows: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        mirrored: NDArray[np.bool_],
+    ) -> Images:
+        """Images of these rows, shifted, then mirrored.
+
+        Args:
+            rows: (B,).
+            offsets: (B, 2) pixels down and right at which the first pixel is taken; what lies
+                outside repeats the edge. Smaller than the image.
+            mirrored: (B,), left to right.
+        """
+        if isinstance(self._images, Pixels):
+            self._images.compare(rows)
+        height, width = self._images.shape[1:3]
+        starts = rows * self._pixels + offsets[:, 0] * width + offsets[:, 1]
+        within = np.clip(starts, 0, len(self._runs) - 1)
+        taken: Images = self._runs[within].reshape(-1, *self._images.shape[1:])
+        # The first and the last image of the array, where a run would begin or end outside.
+        ends = np.flatnonzero(starts != within)
+        down, right = offsets[ends, :1, None], offsets[ends, None, 1:]
+        lines = np.clip(np.arange(height)[:, None] + down, 0, height - 1)
+        columns = np.clip(np.arange(width) + right, 0, width - 1)
+        taken[ends] = self._images[rows[ends, None, None], lines, columns]
+        _repeat_columns(taken, offsets[:, 1])
+        _repeat_lines(taken, offsets[:, 0])
+        _mirror(taken, np.flatnonzero(mirrored))
+        return taken
+
+
+def geometry(
+    noise: NDArray[np.float32], shape: tuple[int, ...], *, shift: float, flip: bool
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Offsets (B, 2) in pixels and whether to mirror (B,), from random numbers.
+
+    Args:
+        noise: (B, 3) in [0, 1): shift down, shift right, mirror.
+        shape: H, W.
+        shift: Largest shift as a share of the image side.
+        flip: Whether to mirror half of the images.
+    """
+    reach = np.array([shift * shape[0], shift * shape[1]])
+    offsets = np.rint((2.0 * noise[:, :2] - 1.0) * reach).astype(np.int64)
+    return offsets, (noise[:, 2] < 0.5) & flip
+
+
+def shift_and_mirror(images: Tensor, offsets: Tensor, mirrored: Tensor) -> Tensor:
+    """What :meth:`RowReader.shifted` makes, of a batch that a GPU already holds.
+
+    One look-up a pixel: next to nothing on a GPU, three to five times as long on a CPU.
+
+    Args:
+        images: (B, H, W) or (B, H, W, C) as stored.
+        offsets: (B, 2) pixels down and right; what lies outside repeats the edge.
+        mirrored: (B,) bool, left to right.
+    """
+    batch, height, width = images.shape[:3]
+    lines = torch.arange(height, device=images.device) + offsets[:, :1]
+    columns = torch.arange(width, device=images.device).expand(batch, -1)
+    columns = torch.where(mirrored[:, None], width - 1 - columns, columns) + offsets[:, 1:]
+    lines, columns = lines.clamp(0, height - 1), columns.clamp(0, width - 1)
+    which = torch.arange(batch, device=images.device)[:, None, None]
+    moved = images.view(_OF_SIZE[images.itemsize])
+    return moved[which, lines[:, :, None], columns[:, None, :]].view(images.dtype)
+
+
+def _repeat_columns(images: Images, right: NDArray[np.int64]) -> None:
+    width = images.shape[2]
+    if images.ndim == 4:  # a pixel is moved as one
+        images = images.view(f"V{images.shape[3] * images.itemsize}")[..., 0]
+    for offset in np.unique(right).tolist():
+        which = np.flatnonzero(right == offset)
+        if offset > 0:
+            images[which, :, width - offset :] = images[which, :, width - offset - 1, None]
+        elif offset < 0:
+            images[which, :, :-offset] = images[which, :, -offset, None]
+
+
+def _repeat_lines(images: Images, down: NDArray[np.int64]) -> None:
+    line = np.arange(images.shape[1])
+    first, last = np.maximum(-down, 0), line[-1] - np.maximum(down, 0)
+    kept = np.clip(line, first[:, None], last[:, None])
+    batch, lines = np.nonzero(kept != line)
+    images[batch, lines] = images[batch, kept[batch, lines]]
+
+
+def _mirror(images: Images, which: NDArray[np.int64]) -> None:
+    part = torch.from_numpy(images[which]).view(_OF_SIZE[images.itemsize])
+    # torch mirrors fast along the last axis, or along W before channels of bytes.
+    turned = part.flip(2) if part.ndim == 3 else _flip_pixels(part)
+    images[which] = turned.numpy().view(images.dtype)
+
+
+def _flip_pixels(images: Tensor) -> Tensor:
+    return images.permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)
 
 
 class Stream:
@@ -30,12 +154,14 @@ class Stream:
         arrays: Images by name, each (N, H, W) or (N, H, W, C), with the same N, H and W; memory
             maps are read a batch at a time. All views of a sample get the same geometry.
         name: Tells streams of one seed apart.
-        seed: Of order and augmentation.
+        seed: Seed of order and augmentation.
         batch_size: Rows in a batch, over all processes.
         shift: Largest shift as a share of the image side; edges are repeated.
         flip: Mirror half of the samples.
         runtime: Device and processes; each process takes every ``world``-th row of a batch.
         rows: The rows that are drawn from; None: all.
+        views: Views of each image, with a geometry of its own each; the second one of ``target`` is
+            called ``target_2``.
     """
 
     def __init__(
@@ -49,22 +175,24 @@ class Stream:
         flip: bool,
         runtime: Runtime,
         rows: NDArray[np.int64] | None = None,
+        views: int = 1,
     ) -> None:
         self._rows = np.arange(len(next(iter(arrays.values())))) if rows is None else rows
         self.count = len(self._rows)
         self._shape = next(iter(arrays.values())).shape[1:3]
         self.arrays = list(arrays.values())
-        self._gatherers = {name: Gatherer(array) for name, array in arrays.items()}
+        self._readers = {name: RowReader(array) for name, array in arrays.items()}
         self._key = (seed, zlib.crc32(name.encode()))
         self._batch_size = batch_size
         self._shift = shift
         self._flip = flip
+        self._views = views
         self._runtime = runtime
         self._share = slice(runtime.rank, None, runtime.world)
         self._pass: tuple[int, int] | None = None
 
     def rows(self, epoch: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Row numbers (b,) of this process's share of a batch, and their random numbers (b, 3)."""
+        """Row numbers (b,) of this process's share of a batch, and random numbers (views, b, 3)."""
         first, end = step * self._batch_size, (step + 1) * self._batch_size
         rows, noise = [], []
         while first < end:
@@ -72,33 +200,37 @@ class Stream:
             self._shuffle(epoch, number)
             part = self._order[place : place + end - first]
             rows.append(part)
-            noise.append(self._noise[part])
+            noise.append(self._noise[:, part])
             first += len(part)
-        return self._rows[np.concatenate(rows)[self._share]], np.concatenate(noise)[self._share]
+        drawn = np.concatenate(noise, axis=1)[:, self._share]
+        return self._rows[np.concatenate(rows)[self._share]], drawn
 
     def batch(self, epoch: int, step: int) -> tuple[dict[str, Tensor], NDArray[np.int64]]:
         """Augmented images by name, as stored but on the device, and the row of each sample."""
         rows, noise = self.rows(epoch, step)
-        place = self._runtime.tensor
-        if not self._flip and not self._shift:
-            return {name: place(each.plain(rows)) for name, each in self._gatherers.items()}, rows
-        offsets, mirrored = geometry(noise, self._shape, shift=self._shift, flip=self._flip)
-        if self._runtime.device.type == "cpu":
-            images = {
-                name: place(each.shifted(rows, offsets, mirrored))
-                for name, each in self._gatherers.items()
-            }
-        else:
-            moved = place(offsets), place(mirrored)
-            images = {
-                name: shift_and_mirror(place(each.plain(rows)), *moved)
-                for name, each in self._gatherers.items()
-            }
+        images: dict[str, Tensor] = {}
+        for view, numbers in enumerate(noise, start=1):
+            suffix = "" if view == 1 else f"_{view}"
+            images |= {name + suffix: image for name, image in self._view(rows, numbers)}
         return images, rows
+
+    def _view(
+        self, rows: NDArray[np.int64], noise: NDArray[np.float32]
+    ) -> Iterator[tuple[str, Tensor]]:
+        place = self._runtime.tensor
+        offsets, mirrored = geometry(noise, self._shape, shift=self._shift, flip=self._flip)
+        for name, reader in self._readers.items():
+            if not self._flip and not self._shift:
+                yield name, place(reader.plain(rows))
+            elif self._runtime.device.type == "cpu":
+                yield name, place(reader.shifted(rows, offsets, mirrored))
+            else:
+                stored = place(reader.plain(rows))
+                yield name, shift_and_mirror(stored, place(offsets), place(mirrored))
 
     def _shuffle(self, epoch: int, number: int) -> None:
         if self._pass != (epoch, number):
             generator = np.random.default_rng([*self._key, epoch, number])
             self._order = generator.permutation(self.count)
-            self._noise = generator.random((self.count, 3), np.float32)
+            self._noise = generator.random((self._views, self.count, 3), np.float32)
             self._pass = (epoch, number)

@@ -1,4 +1,8 @@
-"""Batches of transfer.h5 for bridge and transfer: TI pairs beside TR target images."""
+"""What bridge and transfer share: batches of transfer.h5, held-out pairs, and the epoch to keep.
+
+A label-free score may choose the epoch. Both stages write the classes predicted after each epoch to
+``epochs.npy``; only ``evaluate`` compares them with labels, afterwards.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,28 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
+from sfkt_cli.files import replacing
 from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.runs import Stage
 from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.cpu import prefer_large_pages
 from sfkt_cli.training.loop import Batch, Plan
 from sfkt_cli.training.runtime import Runtime
-from sfkt_cli.training.selection import selector
 
 HELD_OUT = 2000
 MIN_HELD_OUT = 50
+SCORE_ROWS = 1000
+"""Target images that label-free scores look at, at most."""
+SELECTORS = (
+    "ti_closeness", "ti_rank", "ti_agreement", "ti_kappa", "tr_information", "tr_density",
+)  # fmt: skip
+"""Label-free scores that may choose, larger is better."""
+FILE = "epochs.npy"
 
 
 @dataclass(frozen=True)
@@ -43,9 +55,15 @@ class Streams:
 
 
 def open_streams(
-    config: Config, store: Store, runtime: Runtime, batch_size: int, *, ti_rgb: bool = True
+    config: Config,
+    store: Store,
+    runtime: Runtime,
+    batch_size: int,
+    *,
+    ti_rgb: bool = True,
+    tr_views: int = 1,
 ) -> Streams:
-    """Open the streams; both views of a pair get one geometry.
+    """Open the streams; both images of a pair get one geometry.
 
     Args:
         config: Seed, augmentation.
@@ -53,6 +71,7 @@ def open_streams(
         runtime: Rank and number of processes.
         batch_size: Rows of each stream in a step, over all processes.
         ti_rgb: Read the RGB partners, too; without, only the target images of the pairs.
+        tr_views: Augmented views of each TR target image.
 
     Raises:
         DataError: There are fewer than two target images.
@@ -62,7 +81,9 @@ def open_streams(
             f"{store.path} holds {store.count('target')} TR target images: at least 2 are needed"
         )
 
-    def stream(name: str, names: dict[str, str], rows: NDArray[np.int64] | None) -> Stream:
+    def stream(
+        name: str, names: dict[str, str], rows: NDArray[np.int64] | None, views: int = 1
+    ) -> Stream:
         return Stream(
             {short: store[column] for short, column in names.items()},
             name=name,
@@ -72,6 +93,7 @@ def open_streams(
             shift=config.training.shift,
             flip=config.training.flip,
             runtime=runtime,
+            views=views,
         )
 
     ti_columns = {"target": "ti/target"} | ({"rgb": "ti/rgb"} if ti_rgb else {})
@@ -81,7 +103,7 @@ def open_streams(
         kept = max(round(config.training.ti_fraction * len(trained)), 1)
         trained = np.sort(trained[order[:kept]])
     ti = stream("ti", ti_columns, trained) if len(trained) else None
-    tr = stream("tr", {"target": "target/target"}, None)
+    tr = stream("tr", {"target": "target/target"}, None, tr_views)
     return Streams(ti, tr, batch_size, config.training.shuffle_pairs)
 
 
@@ -101,24 +123,26 @@ def settle_streams(
     Args:
         config: Batch size, seed, augmentation.
         store: transfer.h5.
-        folder: Of the stage.
+        folder: Folder of the stage.
         runtime: Device and processes.
-        objective: What is trained; tried out where the batch size is ``auto``.
+        objective: What is trained; tried out where the batch size is ``auto``. One with
+            ``needs_second_view`` gets a second view of each TR target image, ``tr_target_2``.
         ti_rgb: As in :func:`open_streams`.
         tr: As in :func:`transfer_batches`.
-        ti: Likewise.
+        ti: As in :func:`transfer_batches`.
     """
 
     def opened(size: int) -> Streams:
-        streams = open_streams(config, store, runtime, size, ti_rgb=ti_rgb)
+        views = 2 if getattr(objective, "needs_second_view", False) else 1
+        streams = open_streams(config, store, runtime, size, ti_rgb=ti_rgb, tr_views=views)
         return streams if ti else replace(streams, ti=None)
 
     def batch_of(size: int) -> Batch:
         return transfer_batches(opened(size * runtime.world), runtime, tr=tr, ti=ti)(0, 0)
 
     count = max(store.count("ti") * ti, store.count("target"))
-    asked = config.runtime.batch_size
-    size = settle_batch_size(asked, count, folder, runtime, objective, batch_of)
+    wanted = config.runtime.batch_size
+    size = settle_batch_size(wanted, count, folder, runtime, objective, batch_of)
     streams = opened(size)
     drawn = [streams.ti] * ti + [streams.tr] * tr
     prefer_large_pages([array for stream in drawn if stream is not None for array in stream.arrays])
@@ -170,7 +194,7 @@ def plan_of(
     title: str,
     epochs: int,
     weights: Mapping[str, float],
-    folder: Path,
+    stage: Stage,
     kinds: int,
     ti: bool,
     auto: str | None = None,
@@ -182,17 +206,18 @@ def plan_of(
         streams: Their batches.
         title: Shown in front of messages.
         epochs: Number of epochs.
-        weights: Of the loss terms.
-        folder: Of the stage.
+        weights: Weights of the loss terms.
+        stage: Whose folder it is.
         kinds: Kinds of images in a step, of TI pairs and TR target images: 1 or 2.
         ti: Whether label-free scores on TI pairs may choose the epoch.
         auto: The score that ``training.select=auto`` stands for; None: the last epoch is kept.
     """
     return Plan(
         title=title, seed=config.seed, epochs=epochs, steps=steps_of_epoch(config, streams),
-        weights=weights, folder=folder, select=selector(config, ti=ti, auto=auto),
+        weights=weights, folder=stage.folder, select=selector(config, ti=ti, auto=auto),
         images=kinds * streams.batch_size, clip_norm=config.training.clip_norm,
         checkpoint_seconds=config.runtime.checkpoint_seconds, patience=config.training.patience,
+        made_for=stage.digest,
     )  # fmt: skip
 
 
@@ -204,8 +229,8 @@ def transfer_batches(
     Args:
         streams: Where from.
         runtime: The device.
-        tr: Give ``tr_target`` and ``tr_rows``.
-        ti: Give their like of the pairs.
+        tr: Give ``tr_target`` and ``tr_rows`` (with two views also ``tr_target_2``).
+        ti: Give ``ti_target`` and ``ti_rows``, and ``ti_rgb`` where the partners are read.
     """
 
     def batches(epoch: int, step: int) -> Batch:
@@ -220,9 +245,54 @@ def transfer_batches(
                     batch[name] = batch[name].roll(1, dims=0)
         if tr:
             targets, tr_rows = streams.tr.batch(epoch, step)
-            batch["tr_target"] = targets["target"]
+            batch |= {f"tr_{name}": images for name, images in targets.items()}
             batch["tr_rows"] = runtime.tensor(tr_rows)
             batch["rows"] = torch.from_numpy(tr_rows)
         return batch
 
     return batches
+
+
+def spread(count: int, most: int = SCORE_ROWS) -> NDArray[np.int64]:
+    """At most so many row numbers, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+
+
+def selector(config: Config, *, ti: bool, auto: str | None = None) -> str | None:
+    """The score that chooses the epoch: that of the settings; None: the last epoch is kept.
+
+    Args:
+        config: ``training.select``.
+        ti: Whether the scores on TI pairs are known.
+        auto: What ``auto`` stands for in this stage.
+    """
+    chosen = auto if config.training.select == "auto" else config.training.select
+    return None if chosen == "last" or (not ti and chosen and chosen[:3] == "ti_") else chosen
+
+
+def remember(folder: Path, epoch: int, logits: Tensor) -> None:
+    """Write the classes said after an epoch as row ``epoch`` of epochs.npy; later rows go.
+
+    Args:
+        folder: Folder of the stage.
+        epoch: From 0.
+        logits: (R, K) on the rows ``spread(N)`` of the target images.
+    """
+    predicted = logits.argmax(dim=1).numpy().astype(np.int16)[None]
+    before = load_epochs(folder)[:epoch]
+    rows = (
+        np.concatenate([before, predicted])
+        if before.shape[1:] == predicted.shape[1:]
+        else predicted
+    )
+    with replacing(folder / FILE) as partial, partial.open("wb") as file:
+        np.save(file, rows)
+
+
+def load_epochs(folder: Path) -> NDArray[np.int16]:
+    """Classes said (E, R) after each epoch of a stage; (0, 0) where nothing can be read."""
+    try:
+        said = np.asarray(np.load(folder / FILE, allow_pickle=False), np.int16)
+    except Exception:  # damaged headers raise almost anything, such as tokenize.TokenError
+        said = np.zeros((0, 0), np.int16)
+    return said if said.ndim == 2 else np.zeros((0, 0), np.int16)

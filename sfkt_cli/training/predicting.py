@@ -13,9 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode, rgb_to_float
+from sfkt_cli.data.store import Store
+from sfkt_cli.models.prediction_check import warn_of_collapse
+from sfkt_cli.training.pairs import spread
 from sfkt_cli.training.runtime import Runtime
 
 Loader = Callable[[NDArray[Any]], Tensor]
+Model = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Model input to features (B, D) and logits (B, K)."""
 FEW = 4
 """Images that a dry run looks at on a CPU; on a GPU it looks at one batch."""
 
@@ -38,7 +43,7 @@ def student_loader(runtime: Runtime, encoding: Encoding) -> Loader:
 def predict_rows(
     images: NDArray[Any],
     load: Loader,
-    model: Callable[[Tensor], tuple[Tensor, Tensor]],
+    model: Model,
     runtime: Runtime,
     *,
     flips: bool = False,
@@ -82,11 +87,31 @@ def predict_rows(
     return seen_features.whole(runtime), seen_logits.whole(runtime)
 
 
+def look_for_collapse(
+    store: Store, load: Loader, model: Model, runtime: Runtime, stage: str
+) -> None:
+    """Warn where a finished model names one class for nearly all TR target images, or none.
+
+    Args:
+        store: transfer.h5.
+        load: Stored to model input.
+        model: Model input to features and logits.
+        runtime: Device and precision.
+        stage: ``bridge`` or ``transfer``, whose log names no class of a target image.
+    """
+    _, logits = predict_rows(
+        store["target/target"][spread(store.count("target"))], load, model, runtime
+    )
+    name = "the student" if stage == "transfer" else "the source model behind the bridge"
+    classes = [f"class {number}" for number in range(logits.shape[1])]
+    warn_of_collapse(logits, classes, name, "TR target images", stage)
+
+
 class _Rows:
     """The rows that all processes see, each by exactly one of them.
 
     Args:
-        count: Of all of them together.
+        count: Number of rows of all processes together.
     """
 
     def __init__(self, count: int) -> None:
@@ -106,7 +131,7 @@ class _Rows:
         return runtime.sum(rows)
 
 
-def through(translator: nn.Module, source: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def through(translator: nn.Module, source: nn.Module) -> Model:
     """The source model on translated images."""
 
     def model(encoded: Tensor) -> tuple[Tensor, Tensor]:

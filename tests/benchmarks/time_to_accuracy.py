@@ -23,7 +23,7 @@ from sfkt_cli.stages.bridge import bridge
 from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import transfer
-from sfkt_cli.training.selection import load_epochs, spread
+from sfkt_cli.training.pairs import load_epochs, spread
 from tests.benchmarks.measuring import Row, seconds
 
 SHORT: dict[str, Any] = {

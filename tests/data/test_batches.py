@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sfkt_cli.training.batches import Stream
-from sfkt_cli.training.gather import Gatherer, geometry, shift_and_mirror
+from sfkt_cli.training.batches import RowReader, Stream, geometry, shift_and_mirror
 from sfkt_cli.training.runtime import Runtime
 
 Images = NDArray[Any]
@@ -111,6 +110,17 @@ def test_both_views_of_a_pair_get_one_geometry() -> None:
         np.testing.assert_array_equal(rgb[..., 2], target % 7)
 
 
+def test_a_second_view_has_a_geometry_of_its_own_and_leaves_the_first_alone() -> None:
+    one, _ = stream(40, batch_size=40).batch(1, 2)
+    two, _ = stream(40, batch_size=40, views=2).batch(1, 2)
+    assert set(two) == {"rgb", "target", "rgb_2", "target_2"}
+    for name, images in one.items():
+        assert torch.equal(images, two[name])
+        assert not torch.equal(images, two[f"{name}_2"])
+    second = two["target_2"].numpy().astype(int)
+    np.testing.assert_array_equal(two["rgb_2"].numpy()[..., 1], second % 256)
+
+
 def test_without_augmentation_the_stored_images_come_out() -> None:
     arrays = pictures(9)
     images, rows = stream(9, batch_size=9, shift=0.0, flip=False).batch(0, 0)
@@ -144,7 +154,7 @@ def test_gathering_equals_a_loop_over_pixels(
     images = random.integers(200, size=(count, height, width, *channels)).astype(kind)
     rows = np.arange(count)
     offsets, mirrored = geometry(noise, (height, width), shift=shift, flip=flip)
-    found = Gatherer(images).shifted(rows, offsets, mirrored)
+    found = RowReader(images).shifted(rows, offsets, mirrored)
     assert found.dtype == images.dtype
     for b in range(count):
         shift_down = round((2 * float(noise[b, 0]) - 1) * shift * height)
@@ -173,7 +183,7 @@ def test_a_gpu_makes_the_batches_of_the_cpu() -> None:
 
 def test_images_that_lie_scattered_in_memory_are_refused() -> None:
     with pytest.raises(ValueError, match="one after the other"):
-        Gatherer(np.zeros((4, 5, 6, 3))[:, ::2])
+        RowReader(np.zeros((4, 5, 6, 3))[:, ::2])
 
 
 def test_shifts_and_mirrors_are_spread_evenly() -> None:

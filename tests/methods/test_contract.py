@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
+from sfkt_cli.errors import ConfigError
 from sfkt_cli.methods import METHODS, find_method
 from sfkt_cli.methods.teacher_outputs import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.translators import Front, PointwiseTranslator
-from sfkt_cli.settings.config import Config, OptimiserConfig, build, section_of
+from sfkt_cli.settings.config import Config, OptimiserConfig, build, method_settings
 from sfkt_cli.stages.transfer import start_student
 from sfkt_cli.training.loop import Batch, Plan, cosine, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
@@ -93,14 +94,14 @@ def batches(epoch: int, step: int) -> Batch:
     rows, ti_rows = (torch.randperm(COUNT, generator=generator)[:BATCH] for _ in range(2))
     images = stored_images()
     return {
-        "tr_target": images[rows], "tr_rows": rows,
+        "tr_target": images[rows], "tr_target_2": images[rows].flip(2), "tr_rows": rows,
         "ti_target": images[ti_rows], "ti_rows": ti_rows,
     }  # fmt: skip
 
 
 def train(method: str, objective: Any, folder: Path, batches: Callable[[int, int], Batch]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    own: OptimiserConfig = getattr(settings(), section_of(method))
+    own = method_settings(settings(), method)
     plan = Plan(
         title=method, seed=0, epochs=EPOCHS, steps=STEPS, weights=objective.weights, folder=folder,
         checkpoint_seconds=0.0,
@@ -109,6 +110,7 @@ def train(method: str, objective: Any, folder: Path, batches: Callable[[int, int
         plan, objective, batches,
         classifier_optimizer(objective.student, *own.rates(pretrained=False), 1e-3),
         RUNTIME, schedule=cosine, keep=objective.student, begin_epoch=objective.begin_epoch,
+        after_step=getattr(objective, "after_step", lambda: None),
     )  # fmt: skip
 
 
@@ -122,7 +124,7 @@ def differing(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_a_section_of_settings(method: str) -> None:
-    assert isinstance(getattr(Config(), section_of(method)), OptimiserConfig)
+    assert isinstance(method_settings(Config(), method), OptimiserConfig)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -173,3 +175,8 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     resumed = make_objective(method, make_source(kind))
     train(method, resumed, tmp_path / "parts", batches)
     assert not differing(whole.state_dict(), resumed.state_dict())
+
+
+def test_a_method_without_a_section_says_what_is_missing() -> None:
+    with pytest.raises(ConfigError, match="field 'no_such' of Config"):
+        method_settings(Config(), "no-such")

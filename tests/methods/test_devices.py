@@ -73,7 +73,10 @@ def test_a_step_of_transfer_stays_on_its_device_and_asks_it_nothing(method: str,
     for epoch in range(EPOCHS):
         objective.begin_epoch(epoch)
     stored, rows = blank(BATCH, SIDE, SIDE, dtype=torch.int32), blank(BATCH, dtype=torch.int64)
-    batch = {"tr_target": stored, "tr_rows": rows, "ti_target": stored, "ti_rows": rows}
+    batch = {
+        "tr_target": stored, "tr_target_2": stored, "tr_rows": rows,
+        "ti_target": stored, "ti_rows": rows,
+    }  # fmt: skip
     check(objective.train()(batch), objective.weights)
 
 

@@ -21,7 +21,7 @@ from sfkt_cli.methods.teacher_outputs import TeacherOutputs, cluster_labels
 from sfkt_cli.methods.tgkt import Tgkt
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.feature_maps import Levels
+from sfkt_cli.models.feature_maps import FeatureMaps
 from sfkt_cli.models.translators import Front, UNetTranslator
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.stages.bridge import loss_weights
@@ -53,6 +53,7 @@ def make_batch() -> Batch:
     images = torch.randint(1, 1000, (2, COUNT, SIDE, SIDE), generator=generator)
     return {
         "tr_target": images[0],
+        "tr_target_2": images[0].flip(2),
         "tr_rows": torch.arange(COUNT),
         "ti_target": images[1],
         "ti_rows": torch.arange(COUNT),
@@ -137,8 +138,8 @@ def test_the_head_stays_the_sources(method: str) -> None:
     assert all(p.requires_grad for p in objective.student.backbone.parameters())
 
 
-def levels_of(source: Classifier) -> Levels:
-    return Levels([source.backbone], source.features, torch.rand(1, 3, SIDE, SIDE))
+def feature_maps_of(source: Classifier) -> FeatureMaps:
+    return FeatureMaps([source.backbone], source.features, torch.rand(1, 3, SIDE, SIDE))
 
 
 @pytest.mark.parametrize("term", ["rec", "d", "im", "f", "p"])
@@ -146,9 +147,14 @@ def test_every_term_of_the_bridge_reaches_the_translator_alone(term: str) -> Non
     source = make_source()
     before = whole_state(source)
     weights = {name: float(name == term) for name in ("rec", "d", "im", "f")}
-    levels = levels_of(source) if term == "p" else None
+    feature_maps = feature_maps_of(source) if term == "p" else None
     objective = Tgmb(
-        UNetTranslator(1, 4), source, ENCODING, weights=weights, features=FEATURES, levels=levels
+        UNetTranslator(1, 4),
+        source,
+        ENCODING,
+        weights=weights,
+        features=FEATURES,
+        feature_maps=feature_maps,
     )
     objective.train()
     terms = objective(make_batch())
@@ -179,7 +185,7 @@ def test_the_bridge_asks_the_source_model_no_more_than_its_terms_need(
     weights = {name: float(name in terms.split()) for name in ("rec", "d", "im", "f")}
     objective = Tgmb(
         UNetTranslator(1, 4), source, ENCODING, weights=weights, features=FEATURES,
-        d_on=d_on, levels=levels_of(source) if "p" in terms.split() else None,
+        d_on=d_on, feature_maps=feature_maps_of(source) if "p" in terms.split() else None,
     )  # fmt: skip
     passes.clear()
     assert set(objective.train()(make_batch())) == set(terms.split())
@@ -351,19 +357,36 @@ def test_kappa_of_a_hand_computed_example() -> None:
     assert label_free.kappa(partners, partners) == pytest.approx(1.0)
 
 
+def test_partner_rank_is_the_share_of_images_that_are_less_alike() -> None:
+    random = np.random.default_rng(0)
+    features, partners = random.normal(size=(2, 7, 5))
+    first, second = (
+        (part - part.mean(0)) / np.linalg.norm(part - part.mean(0), axis=1, keepdims=True)
+        for part in (features, partners)
+    )
+    expected = [
+        np.mean([first[i] @ second[j] < first[i] @ second[i] for j in range(7) if j != i])
+        for i in range(7)
+    ]
+    rank = label_free.partner_rank(torch.tensor(features), torch.tensor(partners))
+    assert rank.tolist() == pytest.approx(expected)
+    own = label_free.partner_rank(torch.tensor(partners) * 3 + 1, torch.tensor(partners))
+    assert own.tolist() == [1.0] * 7
+
+
 def test_a_bridge_is_trusted_by_what_it_gains() -> None:
-    partners = one_hot([0, 1] * 20)
-    wrong_twice = one_hot([1, 0] + [0, 1] * 19)
-    guess = one_hot([0] * 40)
-    assert label_free.bridge_trust(partners, guess, partners) == 1.0
-    assert label_free.bridge_trust(guess, partners, partners) == 0.0
-    assert label_free.bridge_trust(guess, guess, partners) == 0.0
-    # Gains 2 of 40: 0.05 with deviation sqrt(0.05 * 0.95), kappa is twice that.
-    error = (0.05 * 0.95 / 40) ** 0.5
-    expected = 0.05 / (2 * error)
-    assert label_free.bridge_trust(partners, wrong_twice, partners) == pytest.approx(expected)
-    few = one_hot([0, 1])
-    assert label_free.bridge_trust(few, one_hot([0, 0]), few) < 1.0
+    generator = torch.Generator().manual_seed(0)
+    partners, noise, others = torch.randn(3, 40, 8, generator=generator)
+    near, far = partners + 0.3 * noise, partners + 3 * noise
+    assert label_free.bridge_trust(near, far, partners) == 1.0
+    assert label_free.bridge_trust(far, near, partners) == 0.0
+    assert label_free.bridge_trust(near, near, partners) == 0.0
+    slightly = torch.where(torch.arange(40)[:, None] < 2, near, far)
+    gains = label_free.partner_rank(slightly, partners) - label_free.partner_rank(far, partners)
+    expected = float(gains.mean() / (2 * gains.std() / 40**0.5))
+    assert 0.0 < expected < 1.0
+    assert label_free.bridge_trust(slightly, far, partners) == pytest.approx(expected)
+    assert label_free.bridge_trust(near[:1], others[:1], partners[:1]) == 0.0
 
 
 def test_socket_matches_the_statistics_of_the_target_images_alone() -> None:

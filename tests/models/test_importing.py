@@ -14,7 +14,11 @@ from torchvision import models
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.importing import import_source
-from sfkt_cli.models.prediction_check import collapse_warning, describe_predictions
+from sfkt_cli.models.prediction_check import (
+    collapse_warning,
+    describe_predictions,
+    warn_of_collapse,
+)
 from sfkt_cli.models.saving import save_model
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.stages.source import check_image_size
@@ -201,3 +205,13 @@ def test_collapsed_predictions_are_noticed() -> None:
     assert "'cone'" in (collapse_warning(one_class, CLASSES) or "")
     unsure = describe_predictions(0.01 * varied)
     assert "unsure" in (collapse_warning(unsure, CLASSES) or "")
+
+
+@pytest.mark.parametrize(("images", "warned"), [(300, True), (10, False)])
+def test_a_model_that_says_one_class_is_warned_of(
+    images: int, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logits = torch.randn(images, 3) + torch.tensor([0.0, 60.0, 0.0])
+    warn_of_collapse(logits, CLASSES, "the student", "target images", "transfer")
+    said = capsys.readouterr().err
+    assert ("the student calls 100 % of the target images 'cone'" in said) is warned

@@ -101,6 +101,17 @@ def test_a_method_without_pairs_shows_no_image_twice_in_a_batch(untrained_run: R
         assert (streams.ti is not None) == ti
 
 
+def test_a_method_may_ask_for_a_second_view(untrained_run: Run) -> None:
+    store, config = open_store(untrained_run.transfer_store), settings(shift=0.2)
+    objective = nn.Identity()
+    objective.needs_second_view = True  # type: ignore[assignment]
+    _, batches = settle_streams(config, store, untrained_run.folder, CPU, objective, ti_rgb=False)
+    batch = batches(0, 0)
+    assert batch["tr_target"].shape == batch["tr_target_2"].shape
+    assert not torch.equal(batch["tr_target"], batch["tr_target_2"])
+    assert "ti_target_2" not in batch
+
+
 def test_an_epoch_passes_few_target_images_several_times(untrained_run: Run) -> None:
     store = open_store(untrained_run.transfer_store)
     count = store.count("target")

@@ -27,10 +27,11 @@ from PIL import Image
 
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store import open_store
-from sfkt_cli.errors import DataError, Interrupted, RunError
-from sfkt_cli.models.saving import Saved, classifier_of, load_model
+from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
+from sfkt_cli.models.saving import Saved, classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, build, parse_assignments
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.sealed import write_record
 from sfkt_cli.stages.bridge import bridge
 from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.stages.source import source
@@ -285,7 +286,8 @@ def test_a_model_that_was_trained_elsewhere_is_changed_gently(
         card = run.path("source", "model.json")
         told = json.loads(card.read_text(encoding="utf-8"))
         assert told["pretrained"] is False
-        card.write_text(json.dumps({**told, "pretrained": pretrained}), encoding="utf-8")
+        write_record(card, {**told, "pretrained": pretrained})
+        write_record(run.path("source", "done.json"), run.record("source") | {"outputs": {}})
         bridge(config, run)
         transfer(config, run)
         lines = run.path("transfer", "tgkt", "metrics.jsonl").read_text(encoding="utf-8")
@@ -295,6 +297,34 @@ def test_a_model_that_was_trained_elsewhere_is_changed_gently(
     assert backbone_rate("elsewhere", pretrained=True) == pytest.approx(from_here / 30)
     gentler = ("tgkt.learning_rate=0.003", "tgkt.backbone_rate=0.5")
     assert backbone_rate("asked", *gentler, pretrained=True) == pytest.approx(from_here / 20)
+
+
+def test_with_more_images_later_the_models_go_on_from_those_that_are_there(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    before = prepared.copy(tmp_path / "before")
+    config = settings(prepared.archive, *QUICK)
+    bridge(config, before)
+    transfer(config, before)
+    larger = tmp_path / "larger"
+    write_archive(larger, tr_each=110, ti_each=60)
+    no_step = ("bridge.learning_rate=1e-9", "tgkt.learning_rate=1e-9")
+    warm = settings(larger, *QUICK, *no_step, f"training.warm_start={before.folder}")
+    run = Run(tmp_path / "after")
+    for stage in (prepare, source, bridge, transfer):
+        stage(warm, run)
+    for name in ("source", "bridge", "transfer/tgkt"):
+        old, new = (load_model(each.path(name)).module.state_dict() for each in (before, run))
+        weights = [key for key in old if key.endswith("weight")]
+        assert weights
+        assert all(torch.allclose(old[key], new[key], atol=1e-4) for key in weights)
+    with pytest.raises(ConfigError, match="the run itself"):
+        source(settings(larger, f"training.warm_start={run.folder}"), Run(run.folder, force=True))
+    other = prepared.copy(tmp_path / "other")
+    retrained = settings(prepared.archive, *QUICK, "seed=1", "source.epochs=1")
+    source(retrained, Run(other.folder, force=True))
+    with pytest.raises(DataError, match="another source model"):
+        bridge(settings(prepared.archive, *QUICK, f"training.warm_start={before.folder}"), other)
 
 
 def test_a_rerun_does_nothing_and_other_settings_are_refused(
@@ -369,14 +399,18 @@ def test_stages_out_of_order_name_the_one_that_is_missing(
         source(config, run)
     run.transfer_store.unlink()
     shutil.copytree(prepared.run.path("source"), run.path("source"))
-    with pytest.raises(DataError, match=r"transfer\.h5"):
+    with pytest.raises(RunError, match=r"transfer\.h5 is missing: first run `sfkt prepare"):
         bridge(config, run)
 
 
 def test_a_source_model_of_other_classes_is_refused(prepared: Prepared, tmp_path: Path) -> None:
     run, config = prepared.copy(tmp_path / "run"), settings(prepared.archive, *QUICK)
-    card = run.path("source", "model.json")
-    card.write_text(card.read_text().replace('"cross"', '"crosses"'))
+    saved = load_model(run.path("source"))
+    save_model(
+        run.path("source"), saved.module, kind="classifier", encoding=None, inputs={}, seed=0,
+        architecture=saved.card["architecture"], classes=["crosses", *saved.classes[1:]],
+    )  # fmt: skip
+    write_record(run.path("source", "done.json"), run.record("source") | {"outputs": {}})
     for stage in (bridge, transfer):
         with pytest.raises(DataError, match="crosses"):
             stage(config, run)

@@ -5,20 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
 import sfkt_cli
+from sfkt_cli.data.plausible import describe_images, doubt
 from sfkt_cli.data.store import open_store
+from sfkt_cli.data.video import frames
 from sfkt_cli.errors import ConfigError, DataError, RunError
+from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.stages.predict import BATCH, expand, predict, to_csv
+from sfkt_cli.stages.predict import BATCH, expand, predict, to_csv, watch
 from sfkt_cli.student import Prediction
 
 
@@ -118,5 +125,122 @@ def test_what_cannot_be_done_is_said_first(
 
 
 def test_cells_that_spreadsheets_would_run_are_quoted() -> None:
-    rows = [(Path("=1+1.png"), Prediction("-x", 1.0, (("-x", 1.0),)))]
-    assert to_csv(rows, 3).splitlines() == ["path,class,probability", "'=1+1.png,'-x,1.000000"]
+    rows = [(Path("@new/u.png"), Prediction("-x", 1.0, (("-x", 1.0),)))]
+    expected = ["path,class,probability,warning", "@new/u.png,'-x,1.000000,"]
+    assert to_csv(rows, 1).splitlines() == expected
+
+
+FLAT = np.full((16, 16), 1500, np.uint16)
+SLOPE = FLAT + np.arange(0, 800, 50, dtype=np.uint16)
+NOISE = np.random.default_rng(0).integers(0, 300, (16, 16), dtype=np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("image", "why"),
+    [
+        (SLOPE, ""),
+        (SLOPE * (np.arange(16) > 0).astype(np.uint16), ""),
+        (0 * FLAT, "no reading in 100% of the pixels"),
+        (FLAT, "values differ by only 0"),
+        (30_000 + NOISE, "values around 30,"),
+        (NOISE, "values around 1"),
+        (NOISE.astype(np.uint8), "values of type uint8"),
+    ],
+)
+def test_images_that_cannot_be_of_this_sensor_are_doubted(
+    image: NDArray[Any], why: str, untrained_run: Run
+) -> None:
+    usual = describe_images(open_store(untrained_run.transfer_store)["target/target"], True)
+    found = doubt(image, usual, True)
+    assert found.startswith(why)
+    assert bool(found) is bool(why)
+
+
+def test_a_doubted_image_has_a_warning_in_its_row(
+    untrained_run: Run, untrained_config: Config, depth_files: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    model = tmp_path / "student"
+    shutil.copytree(untrained_run.path("transfer/tgkt"), model)
+    images = open_store(untrained_run.transfer_store)["target/target"]
+    saved = load_model(model)
+    save_model(
+        model, saved.module, kind="classifier", architecture=saved.card["architecture"],
+        classes=saved.classes, encoding=saved.encoding, inputs={}, seed=0,
+        images=describe_images(images, True),
+    )  # fmt: skip
+    Image.fromarray(0 * FLAT).save(tmp_path / "black.png")
+    output = tmp_path / "out.csv"
+    paths = [str(tmp_path / "black.png"), str(depth_files / "000.png")]
+    shots = tmp_path / "shots"
+    predict(
+        untrained_config, untrained_run, paths, output=output, model=model, threshold=0.01,
+        save_images=shots,
+    )  # fmt: skip
+    black, good = csv.DictReader(io.StringIO(output.read_text()))
+    assert black["warning"].startswith("no reading in 100%")
+    assert black["class"] == "unknown"
+    assert not good["warning"]
+    assert good["class"] != "unknown"
+    assert "1 of 2 images do not look like" in capsys.readouterr().err
+    assert sorted(path.name for path in shots.iterdir()) == ["000000-black.png", "000001-000.png"]
+    predict(untrained_config, untrained_run, paths[1:], output=output, threshold=0.999)
+    (unsure,) = csv.DictReader(io.StringIO(output.read_text()))
+    assert (unsure["class"], unsure["probability"]) == ("unknown", good["probability"])
+
+
+def write_video(path: Path, images: Sequence[NDArray[np.uint16]]) -> None:
+    cv2 = pytest.importorskip("cv2")
+    writer = cv2.VideoWriter(
+        str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"FFV1"), 10, images[0].shape[::-1],
+        [cv2.VIDEOWRITER_PROP_DEPTH, cv2.CV_16U, cv2.VIDEOWRITER_PROP_IS_COLOR, 0],
+    )  # fmt: skip
+    for image in images:
+        writer.write(image)
+    writer.release()
+
+
+def test_frames_of_a_video_are_classified_like_images(
+    untrained_run: Run, untrained_config: Config, tmp_path: Path
+) -> None:
+    images = list(open_store(untrained_run.transfer_store)["target/target"])
+    video, output = tmp_path / "depth.mkv", tmp_path / "rows.csv"
+    write_video(video, [image.repeat(2, axis=0).repeat(2, axis=1) for image in images])
+    predict(untrained_config, untrained_run, [str(video)], output=output)
+    rows = list(csv.DictReader(io.StringIO(output.read_text())))
+    student = sfkt_cli.load_student(untrained_run.folder)
+    assert [row["path"] for row in rows] == [f"{video}#{number}" for number in range(len(images))]
+    assert [row["class"] for row in rows] == [student.predict(image).label for image in images]
+
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"ends after .* of \d+ frames"):
+        predict(untrained_config, untrained_run, [str(video)], output=output)
+    with pytest.raises(DataError, match=r"rtsp://127\.0\.0\.1:9/1 cannot be opened"):
+        next(frames("rtsp://me:secret@127.0.0.1:9/1", student.sensor))
+    with pytest.raises(ConfigError, match="give it alone"):
+        predict(untrained_config, untrained_run, [str(video), "x.png"], output=output)
+
+
+def test_a_watched_folder_gives_each_file_once_it_is_whole(
+    untrained_run: Run, depth_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    whole = (depth_files / "000.png").read_bytes()
+    looks: list[Callable[[], object]] = [
+        lambda: (tmp_path / "a.png").write_bytes(whole),
+        lambda: (tmp_path / "b.png").write_bytes(whole[:90]),
+        lambda: None,
+        lambda: (tmp_path / "b.png").write_bytes(whole),
+        lambda: None,
+        lambda: (tmp_path / "a.png").unlink(),
+    ]
+    monkeypatch.setattr("time.sleep", lambda seconds: looks.pop(0)())
+    student = sfkt_cli.load_student(untrained_run.folder)
+    seen: list[str] = []
+    batches = (row for batch in watch(student, [str(tmp_path)], []) for row in batch)
+    with pytest.raises(IndexError):  # nothing left to do: it would watch for ever
+        seen.extend(Path(path).name for path, _ in batches)
+    assert seen == ["a.png", "b.png"]
+    assert "b.png is damaged" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="watches folders"):
+        next(watch(student, [str(depth_files / "000.png")], []))

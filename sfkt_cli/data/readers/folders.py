@@ -24,16 +24,20 @@ Target images are 8- or 16-bit PNG or TIFF, float TIFF or NPY, with 1 to 4 chann
 from __future__ import annotations
 
 import hashlib
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from sfkt_cli.data.archive import Container, open_container
-from sfkt_cli.data.decode import SUFFIXES
+from sfkt_cli.data.decode import SUFFIXES, tell_unread
 from sfkt_cli.data.loading import FileLoader, with_safe_ids
 from sfkt_cli.data.readers.manifest import find_manifest, read_manifest
 from sfkt_cli.data.records import Archive, Record, check_unique, image_names
 from sfkt_cli.data.values import TargetValues
 from sfkt_cli.errors import DataError
-from sfkt_cli.files import sha256_file
 from sfkt_cli.settings.config import Config
 
 _ADVICE = "docs/datasets.md draws the folders"
@@ -42,6 +46,9 @@ _OTHER_NAMES = {
     "infrared": "target", "thermal": "target",
 }  # fmt: skip
 """What people call the two folders of a class; taken for groups, pairs would fall apart."""
+SAMPLES = 8
+"""So many target images are looked at for values that may stand for no reading."""
+NOTABLE_SHARE = 0.001
 
 
 def read(config: Config, root: Path) -> Archive:
@@ -51,58 +58,77 @@ def read(config: Config, root: Path) -> Archive:
         DataError: The folders are not as drawn, a TI image has no partner, or target images are
             of a kind that the settings do not allow.
     """
+    notes: tuple[str, ...] = ()
     manifest = find_manifest(root, config.folders.manifest)
     if manifest is not None:
-        container = open_container(manifest.parent if root == manifest else root, (), ())
-        records = read_manifest(manifest, container)
+        container, records = manifest.images, read_manifest(manifest)
     else:
         container = open_container(
             root, ("tr", "ti"), (), f"give one's own images with --root; {_ADVICE}"
         )
-        records = _read_tree(container)
+        records, notes = _read_tree(container)
     targets = [record.target for record in records if record.target is not None]
     if not targets:
         raise DataError(f"{root} holds no target images: docs/datasets.md draws the folders")
-    values = TargetValues(config.folders.modality, config.folders.unit)
+    own = config.folders
+    values = TargetValues(own.modality, own.unit, scale=own.scale)
     loader = FileLoader(
         container,
         values.convert,
-        missing=config.folders.modality == "depth",
+        missing=own.modality == "depth",
         fit=config.prepare.fit,
         max_pixels=config.prepare.max_pixels,
+        no_reading=own.missing,
     )
-    first = loader.target_values(sorted(targets)[0])
+    first = loader.target_values(min(targets))
     channels = first.shape[2] if first.ndim == 3 else 1
-    expecting = TargetValues(
-        config.folders.modality, config.folders.unit, first.dtype.name, channels
-    )
+    expecting = replace(values, dtype=first.dtype.name, channels=channels)
+    if loader.missing:
+        notes += _largest_values(loader, sorted(targets))
     digest = container.digest(image_names(records))
     if manifest is not None:
-        digest = hashlib.sha256(f"{digest} {sha256_file(manifest)}".encode()).hexdigest()
+        listed = hashlib.sha256(manifest.place.read(manifest.name)).hexdigest()
+        digest = hashlib.sha256(f"{digest} {listed}".encode()).hexdigest()
     return Archive(
         records=check_unique(records, container.path),
-        loader=FileLoader(
-            container, expecting.convert, loader.missing, loader.fit, loader.max_pixels
-        ),
+        loader=replace(loader, convert=expecting.convert),
         digest=digest,
-        modality=config.folders.modality,
+        modality=own.modality,
         unit=values.stored_unit,
         dtype=first.dtype.name,
         channels=channels,
-        registered=config.folders.registered,
+        registered=own.registered,
+        notes=notes,
         facts=()
-        if config.folders.registered
+        if own.registered
         else ("folders.registered is false: pixel losses are switched off",),
     )
 
 
-def _read_tree(container: Container) -> list[Record]:
+def _largest_values(loader: FileLoader, names: Sequence[str]) -> tuple[str, ...]:
+    """A warning where pixels of some images hold the largest value there is: often no reading."""
+    some = [loader.decode(name) for name in names[:: -(-len(names) // SAMPLES)]]
+    largest = {np.iinfo(image.dtype).max for image in some if image.dtype.kind == "u"}
+    top = max(largest, default=-1)
+    share = float(np.mean([(image == top).mean() for image in some]))
+    if share < NOTABLE_SHARE:
+        return ()
+    return (
+        f"{100 * share:.1f} % of the pixels of {len(some)} depth images are {top}, the largest "
+        f"value there is: if it stands for no reading, set folders.missing=[{top}]",
+    )
+
+
+def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...]]:
+    """Records, and what is left out; names are compared as NFC, whatever system wrote them."""
     views: dict[tuple[str, str | None], dict[str, dict[str, str]]] = {}
-    for name in container.names():
+    names = container.names()
+    inside = [name for name in names if name.startswith(("tr/", "ti/"))]
+    for name in inside:
         misplaced = _misplaced(name)
         if misplaced:
             raise DataError(f"{container.describe(name)} {misplaced}; {_ADVICE}")
-        place = _place(name)
+        place = _place(unicodedata.normalize("NFC", name))
         if place is None:
             continue
         role, label, view, stem = place
@@ -115,22 +141,29 @@ def _read_tree(container: Container) -> list[Record]:
         stems[stem] = name
     records: list[Record] = []
     for (role, label), held in views.items():
-        _check_partners(container, role, held)
+        _check_partners(container, role, held, inside)
         for stem in sorted(set(held["rgb"]) | set(held["target"])):
             rgb, target = held["rgb"].get(stem), held["target"].get(stem)
             folder = stem.rpartition("/")[0]
             group = f"{role}/{folder}" if folder else ""
             parts = ("ti",) if role == "ti" else ()
             records.append(Record(f"{label or role}/{stem}", group, label, rgb, target, parts))
-    return with_safe_ids(records)
+    notes = [note for note in (tell_unread(inside),) if note]
+    elsewhere = [name for name in set(names) - set(inside) if _suffix(name) in SUFFIXES]
+    if elsewhere:
+        notes.append(f"not read, neither in tr nor in ti: {len(elsewhere)}, as {min(elsewhere)}")
+    return with_safe_ids(records), tuple(f"{container.describe('')}: {note}" for note in notes)
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
 
 
 def _place(name: str) -> tuple[str, str | None, str, str] | None:
     """Role, label, view and path without suffix of an image; None for other files."""
-    path = PurePosixPath(name)
-    if path.suffix.lower() not in SUFFIXES:
+    if _suffix(name) not in SUFFIXES:
         return None
-    role, *inner = path.with_suffix("").parts
+    role, *inner = PurePosixPath(name).with_suffix("").parts
     if role == "ti" and len(inner) >= 2 and inner[0] in ("rgb", "target"):
         return "ti", None, inner[0], "/".join(inner[1:])
     if role == "tr" and len(inner) >= 3 and inner[1] in ("rgb", "target"):
@@ -145,10 +178,9 @@ def _place(name: str) -> tuple[str, str | None, str, str] | None:
 
 def _misplaced(name: str) -> str:
     """What is wrong with where an image lies; "" for nothing."""
-    path = PurePosixPath(name)
-    if path.suffix.lower() not in SUFFIXES or len(path.parts) < 2:
+    if _suffix(name) not in SUFFIXES:
         return ""
-    role, *inner = path.parts[:-1]
+    role, *inner = name.split("/")[:-1]
     if role == "ti" and inner[:1] not in (["rgb"], ["target"]):
         return "lies neither in ti/rgb nor in ti/target"
     if role == "tr" and inner[:1] == ["rgb"]:
@@ -161,7 +193,9 @@ def _misplaced(name: str) -> str:
     return ""
 
 
-def _check_partners(container: Container, role: str, held: dict[str, dict[str, str]]) -> None:
+def _check_partners(
+    container: Container, role: str, held: dict[str, dict[str, str]], names: Sequence[str]
+) -> None:
     """TI are pairs; TR images may be of one kind, or all pairs, or two separate collections."""
     alone = {
         view: sorted(set(held[view]) - set(held[other]))
@@ -170,9 +204,13 @@ def _check_partners(container: Container, role: str, held: dict[str, dict[str, s
     pairs = set(held["rgb"]) & set(held["target"])
     for view, stems in alone.items():
         if stems and (role == "ti" or pairs):
-            name = container.describe(held[view][stems[0]])
+            name = held[view][stems[0]]
             other = "target" if view == "rgb" else "rgb"
+            top = "/".join(name.split("/")[: 1 if role == "ti" else 2])
+            partner = f"{top}/{other}/{stems[0]}."
+            unread = [name for name in names if name.startswith(partner)]
+            advice = "restore it" if not unread else f"convert {unread[0]}, which is not read"
             raise DataError(
-                f"{name} has no partner {stems[0]}.* in the folder {other}: "
-                f"restore it, or remove this one ({len(stems)} such files)"
+                f"{container.describe(name)} has no partner {stems[0]}.* in the folder {other}: "
+                f"{advice}, or remove this one ({len(stems)} such files)"
             )

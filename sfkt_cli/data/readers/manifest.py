@@ -1,24 +1,27 @@
 """A list of one's own images, line by line.
 
-``manifest.csv`` (or .jsonl) in the archive's folder, or wherever ``folders.manifest`` says:
+``manifest.csv`` (or .jsonl) in the archive's folder or zip file, or ``folders.manifest``:
 
     rgb,target,label,role,group
     img/0001.jpg,depth/0001.png,mug,tr,kitchen-a
     ,depth/0002.png,,target,kitchen-b
     img/0003.jpg,depth/0003.png,,ti,hall
 
-Paths are relative to ``--root``. role: ``tr`` (default: dealt out by group), ``ti``, or a fixed
-part ``source``, ``target``, ``test``. label and group may be empty.
+Paths are relative to ``--root``, or to the folder in it that all files lie in. role: ``tr``
+(default: dealt out by group), ``ti``, or a fixed part ``source``, ``target``, ``test``. label and
+group may be empty.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from sfkt_cli.data.archive import Container
+from sfkt_cli.data.archive import Container, open_container
 from sfkt_cli.data.loading import with_safe_ids
 from sfkt_cli.data.records import Record
 from sfkt_cli.errors import DataError
@@ -31,38 +34,63 @@ NEEDED = {
     "target": ("target",),
     "test": ("target", "label"),
 }
-MAX_BYTES = 1 << 29
+NAMES = ("manifest.csv", "manifest.jsonl")
 
 
-def find_manifest(root: Path, chosen: Path | None) -> Path | None:
-    """The manifest: the one chosen, ``root`` itself, or manifest.csv / manifest.jsonl in it.
+@dataclass(frozen=True)
+class Manifest:
+    """Where a manifest is, and the images that it lists.
+
+    Attributes:
+        place: Folder or zip file that it lies in.
+        name: Its name there.
+        images: What its paths are relative to.
+    """
+
+    place: Container
+    name: str
+    images: Container
+
+    def __str__(self) -> str:
+        return self.place.describe(self.name)
+
+
+def find_manifest(root: Path, chosen: Path | None) -> Manifest | None:
+    """The manifest: the one chosen, ``root`` itself, or one of the usual names in it.
 
     Raises:
-        DataError: The one chosen does not exist.
+        DataError: The one chosen does not exist, or nothing is there.
     """
+    if chosen is None and root.is_file() and root.suffix.lower() in (".csv", ".jsonl"):
+        place = Container(root.parent)
+        return Manifest(place, root.name, place)
+    images = open_container(root, (), (), "give one's own images with --root")
+    if chosen is not None and chosen.is_file():
+        return Manifest(Container(chosen.parent), chosen.name, images)
+    names = images.names()
+    for name in sorted(names, key=lambda name: name.count("/")):
+        for end in NAMES if chosen is None else (chosen.as_posix(),):
+            top = name[: -len(end)]
+            at_top = not top or (top[-1] == "/" and all(each.startswith(top) for each in names))
+            if at_top and name[len(top) :].casefold() == end.casefold():
+                inside = images.below(top.rstrip("/"))
+                return Manifest(inside, name[len(top) :], inside)
     if chosen is not None:
-        path = chosen if chosen.is_file() else root / chosen
-        if not path.is_file():
-            raise DataError(f"folders.manifest = {chosen} does not exist, nor does {path}")
-        return path
-    if root.is_file() and root.suffix.lower() in (".csv", ".jsonl"):
-        return root
-    for name in ("manifest.csv", "manifest.jsonl"):
-        if (root / name).is_file():
-            return root / name
+        raise DataError(f"folders.manifest = {chosen} does not exist, nor does {root / chosen}")
     return None
 
 
-def read_manifest(path: Path, container: Container) -> list[Record]:
+def read_manifest(manifest: Manifest) -> list[Record]:
     """The records of a manifest.
 
     Raises:
         DataError: A line is malformed or names a file that does not exist.
     """
-    files = set(container.names())
+    container = manifest.images
+    files = {unicodedata.normalize("NFC", name): name for name in container.names()}
     records: list[Record] = []
-    for number, row in _rows(path):
-        where = f"{path}, line {number}"
+    for number, row in _rows(manifest):
+        where = f"{manifest}, line {number}"
         role = row["role"].casefold() or "tr"
         if role not in ROLES:
             raise DataError(f"{where}: role {row['role']!r}, expected one of {', '.join(ROLES)}")
@@ -71,28 +99,37 @@ def read_manifest(path: Path, container: Container) -> list[Record]:
                 raise DataError(f"{where}: role {role} needs a {column}")
         names = {}
         for view in ("rgb", "target"):
-            name = row[view].replace("\\", "/").removeprefix("./")
+            name = _inside(row[view], container)
             if name and name not in files:
-                raise DataError(f"{where}: {view} {row[view]!r} is not in {container.path}")
-            names[view] = name or None
+                raise DataError(
+                    f"{where}: {view} {row[view]!r} is not in {container.describe('')}: paths are "
+                    "relative to it"
+                )
+            names[view] = files[name] if name else None
         image = names["target"] or names["rgb"]
         if image is None:
             raise DataError(f"{where} names neither an RGB nor a target image")
         stem = str(PurePosixPath(image).with_suffix(""))
         parts = () if role == "tr" else (role,)
-        label = None if role == "ti" else row["label"] or None
+        label = None if role == "ti" else unicodedata.normalize("NFC", row["label"]) or None
         records.append(Record(stem, row["group"], label, names["rgb"], names["target"], parts))
     return with_safe_ids(records)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
+def _inside(path: str, container: Container) -> str:
+    """A path as the container's names are written: relative, ``/`` once, NFC."""
+    top = f"{Path(container.describe('')).absolute()}/"
+    plain = PurePosixPath(path.replace("\\", "/").removeprefix(top)).as_posix()
+    return unicodedata.normalize("NFC", plain) if path else ""
+
+
+def _rows(manifest: Manifest) -> Iterator[tuple[int, Mapping[str, str]]]:
+    path = str(manifest)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path} has more than {MAX_BYTES:,} bytes")
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-    rows = _json_rows if path.suffix.lower() == ".jsonl" else _csv_rows
+        text = manifest.place.read(manifest.name).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} cannot be read: {error}; save it as UTF-8") from None
+    rows = _json_rows if path.lower().endswith(".jsonl") else _csv_rows
     for number, row in rows(path, text):
         unknown = sorted(set(row) - set(COLUMNS))
         if unknown:
@@ -102,7 +139,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
         yield number, {column: row.get(column, "") for column in COLUMNS}
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+def _csv_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     reader = csv.DictReader(text.splitlines(), strict=True)
     try:
         for row in reader:
@@ -113,7 +150,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
         raise DataError(f"{path}, line {reader.line_num}: {error}") from None
 
 
-def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+def _json_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
