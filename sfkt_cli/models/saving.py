@@ -24,8 +24,7 @@ from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
 from sfkt_cli.files import replacing, sha256_file, write_json
-from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.mixture import Mixture
+from sfkt_cli.models.classifier import Classifier, Mixture
 from sfkt_cli.models.translators import Front, make_translator
 from sfkt_cli.settings.runs import versions
 
