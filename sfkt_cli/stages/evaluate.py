@@ -12,13 +12,14 @@ from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.evaluation import predictions as gathering
+from sfkt_cli.evaluation.galleries import shots
 from sfkt_cli.evaluation.html import to_html
 from sfkt_cli.evaluation.labelled import Split, read_splits
 from sfkt_cli.evaluation.models import contenders, load_models, model_digests, student_encoding
 from sfkt_cli.evaluation.oracle import oracle, recipe
 from sfkt_cli.evaluation.predictions import Evidence, Outcome
 from sfkt_cli.evaluation.report import Report, results, rows_of, show, to_csv, to_latex, to_markdown
-from sfkt_cli.evaluation.sections import facts, sections
+from sfkt_cli.evaluation.sections import facts, headline, made, sections
 from sfkt_cli.files import write_json, write_text
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run, Stage
@@ -121,6 +122,9 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
         classes=tuple(evidence.classes),
         rows=rows,
         facts=facts(evidence, rows),
+        headline=headline(evidence, rows),
+        made=made(evidence, run),
+        shots=shots(evidence),
         sections=sections(evidence, run, rows, stage.folder),
     )
     shown = {section.picture for section in report.sections}
