@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import re
 import signal
 import sys
@@ -269,19 +270,24 @@ def export(
         str | None,
         typer.Option(
             metavar="HEIGHTxWIDTH",
-            help="Of the sensor's images, to put cropping and resizing into the graph, too.",
+            help="Size of the sensor's images; cropping and resizing go into the graph, too.",
         ),
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(help="Of ONNX files: fp32 (the default), fp16 or int8; several are possible."),
+        typer.Option(
+            help="Precision of ONNX files: fp32 (the default), fp16 or int8; several are possible."
+        ),
     ] = None,
     input_type: Annotated[
         str | None,
-        typer.Option(help="float32, for runtimes that take no uint16; default: the sensor's type."),
+        typer.Option(
+            help="Type of the input: float32 for runtimes without uint16; default: the sensor's."
+        ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Images that a file takes at once; default: any.")
+        int | None,
+        typer.Option(min=1, help="Number of images that the file takes at once; default: any."),
     ] = None,
     benchmark: Annotated[
         bool,
@@ -423,6 +429,9 @@ def _archive(name: str | None, root: Path | None) -> dict[str, str | None]:
 
 def main() -> None:
     """Run the program; an error that the user can mend is one message, without a traceback."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):  # file names are bytes, terminals may be ASCII
+            stream.reconfigure(errors=errors)
     with on_stop(_stop):
         try:
             app()

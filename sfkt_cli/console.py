@@ -107,15 +107,15 @@ def mute() -> None:
 
 def say(message: str) -> None:
     """Print one message, as it is, without markup; on a terminal broken between words."""
-    shown = _broken(message, console.width) if console.is_terminal else message
-    console.print(shown, markup=False)
+    wrapped = _broken(message, console.width) if console.is_terminal else message
+    console.print(wrapped, markup=False)
     log(message)
 
 
 def warn(message: str) -> None:
     """Print one warning."""
-    shown = _broken(message, console.width - 9) if _warnings.is_terminal else message
-    _warnings.print(f"warning: {shown}", style="yellow", markup=False)
+    wrapped = _broken(message, console.width - 9) if _warnings.is_terminal else message
+    _warnings.print(f"warning: {wrapped}", style="yellow", markup=False)
     log(f"warning: {message}")
     event("warning", message=message)
 
@@ -169,7 +169,7 @@ def event(kind: str, **fields: Any) -> None:
     """Tell scripts something: one JSON object on a line; NaN becomes null, a path its text."""
     if _spoken.json:
         stage = {} if _spoken.stage is None else {"stage": _spoken.stage}
-        line = json.dumps(_plain({"event": kind, **stage, **fields}), ensure_ascii=False)
+        line = json.dumps(_plain({"event": kind, **stage, **fields}))  # ASCII, for any terminal
         try:
             write_output(f"{line}\n")
         except OSError as error:  # the work goes on, and is judged at its end
@@ -187,7 +187,7 @@ def stage_log(stage: str, path: Path) -> Iterator[None]:
         path: The file; it grows line by line.
     """
     before = (_spoken.stage, _spoken.log)
-    with path.open("a", encoding="utf-8", buffering=1) as file:
+    with path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as file:
         _spoken.stage, _spoken.log = stage, file
         try:
             yield
@@ -275,9 +275,9 @@ class Tracker:
         self._counted += count
         if self._bar is not None:
             rate = self._counted / max(time.monotonic() - self._started, 1e-9)
-            shown = f"{rate:,.0f} {self._unit}/s"
+            speed = f"{rate:,.0f} {self._unit}/s"
             both = "  ".join(filter(None, (note, self.note)))
-            self._bar.update(self._task, advance=steps, rate=shown, note=both)
+            self._bar.update(self._task, advance=steps, rate=speed, note=both)
 
     def report(self, message: str) -> None:
         """Print a line that stays."""

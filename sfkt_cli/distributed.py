@@ -243,21 +243,21 @@ _numbers = itertools.count()
 def find_world(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables by which torch's processes meet, from torchrun or ``srun``; empty: alone."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    known = {name: environment[name] for name in names if name in environment}
+    variables = {name: environment[name] for name in names if name in environment}
     # A batch script itself, too, has SLURM_PROCID; only a step of srun has these.
     if {"SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST", "SLURM_PROCID"} <= set(environment):
         # The first host of a list such as gpu[03-05,9],cpu1: gpu03.
         host = re.match(r"([^,\[]+)(?:\[([^\],-]+))?", environment["SLURM_STEP_NODELIST"])
-        known = {
+        variables = {
             "RANK": environment["SLURM_PROCID"],
             "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
             "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
             "MASTER_ADDR": "".join(filter(None, host.groups())) if host else "localhost",
             "MASTER_PORT": str(20_000 + int(environment.get("SLURM_JOB_ID", "0")) % 20_000),
-        } | known
-    known = {"LOCAL_RANK": "0"} | known
-    alone = known.get("WORLD_SIZE", "1") == "1"
-    return {} if alone or len(known) < len(names) else known
+        } | variables
+    variables = {"LOCAL_RANK": "0"} | variables
+    alone = variables.get("WORLD_SIZE", "1") == "1"
+    return {} if alone or len(variables) < len(names) else variables
 
 
 def together(command: Callable[[], Result]) -> Result | None:
@@ -299,9 +299,9 @@ def _meet() -> Store:
     try:
         store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=5)))
     except (distributed.DistError, ValueError) as error:
-        shown = " ".join(f"{name}={value}" for name, value in world.items())
+        variables = " ".join(f"{name}={value}" for name, value in world.items())
         raise RunError(
-            f"the other processes did not come ({shown}): start all of them with torchrun or srun; "
+            f"the other processes did not come ({variables}): start all with torchrun or srun; "
             "if you want one process only, unset these variables"
         ) from error
     return PrefixStore("sfkt", store)
@@ -392,7 +392,7 @@ def _start(job: Job, count: int) -> None:
 
     Raises:
         RunError: As in :func:`launch`.
-        Interrupted: Likewise.
+        Interrupted: As in :func:`launch`.
     """
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with tempfile.TemporaryDirectory(prefix="sfkt-") as logs, _quiet_agent():

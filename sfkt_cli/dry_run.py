@@ -220,9 +220,9 @@ def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
     """Ask every model of the run about a few images."""
     from sfkt_cli.data.store import open_store
     from sfkt_cli.evaluation.models import (
-        contenders,
         load_models,
         model_digests,
+        predictors_of,
         student_encoding,
     )
     from sfkt_cli.training.predicting import predict_rows
@@ -234,9 +234,9 @@ def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
     models = load_models(run, store, runtime)
     began, names = time.monotonic(), []
     encoding = student_encoding(config.encoding, store, models)
-    for contender in contenders(run, store, models, runtime, model_digests(run), encoding):
-        names.append(contender.method)
-        predict_rows(store["target/target"], contender.load, contender.model, runtime)
+    for predictor in predictors_of(run, store, models, runtime, model_digests(run), encoding):
+        names.append(predictor.method)
+        predict_rows(store["target/target"], predictor.load, predictor.model, runtime)
     trial = runtime.trial or Trial()
     target = store.count("target")
     count = target + run.record("prepare").get("samples", {}).get("test", 0) + store.count("ti")

@@ -218,7 +218,7 @@ def perceptual(
         seen: For each level l the maps (B' >= B, C, H, W), of which the first B are a_l and receive
             a gradient; the others, of TR images that went along, receive none.
         partners: (B, C, H, W) of the RGB partners, g_l; constants.
-        variances: Of the activations of RGB images at each level, v_l.
+        variances: Variances of the activations of RGB images at each level, v_l.
 
     Returns:
         A scalar without unit.
@@ -330,8 +330,8 @@ def attraction(logits: Tensor, neighbours: Tensor, affinity: Tensor | None = Non
     Returns:
         A scalar without unit.
     """
-    said = F.softmax(logits.float(), dim=1)
-    agreement = (said.unsqueeze(1) * neighbours.detach().float()).sum(dim=2)
+    probabilities = F.softmax(logits.float(), dim=1)
+    agreement = (probabilities.unsqueeze(1) * neighbours.detach().float()).sum(dim=2)
     if affinity is not None:
         agreement = agreement * affinity
     return -agreement.sum(dim=1).mean()
@@ -351,10 +351,10 @@ def dispersion(logits: Tensor) -> Tensor:
     Returns:
         A scalar without unit.
     """
-    said = F.softmax(logits.float(), dim=1)
-    mean = mean_over_processes(said.mean(dim=0))
-    everybody = len(said) * sharing_processes(said) * mean.square().sum()
-    return everybody - said.square().sum(dim=1).mean()
+    probabilities = F.softmax(logits.float(), dim=1)
+    mean = mean_over_processes(probabilities.mean(dim=0))
+    everybody = len(probabilities) * sharing_processes(probabilities) * mean.square().sum()
+    return everybody - probabilities.square().sum(dim=1).mean()
 
 
 def batch_norm_matching(layers: Sequence[tuple[Tensor, nn.BatchNorm2d]]) -> Tensor:

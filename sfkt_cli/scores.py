@@ -117,7 +117,7 @@ def bootstrap_interval(
     Args:
         values: (N,), such as 1 for right and 0 for wrong, or a paired difference of two such.
         resamplings: How often the samples are drawn anew; 0: the normal approximation instead.
-        seed: Of the draws.
+        seed: Seed of the draws.
         groups: (N,) integers; samples of one group (a scene) are drawn together, because they are
             not independent. None, or a single group: each on its own.
 
@@ -159,7 +159,7 @@ def paired_difference(
         first: (N,) right (1) or wrong (0) of one method.
         second: (N,) of the other, for the same samples in the same order.
         resamplings: See :func:`bootstrap_interval`.
-        seed: Of the draws.
+        seed: Seed of the draws.
         groups: See :func:`bootstrap_interval`.
     """
     difference = first.astype(np.float64) - second.astype(np.float64)
@@ -180,7 +180,7 @@ def difference_over_seeds(
     freedom of its part, are ours.
 
     Args:
-        differences: Of each of S seeds, (N_s,): right (1) or wrong (0) of one method minus that of
+        differences: One array (N_s,) a seed: right (1) or wrong (0) of one method minus that of
             the other, image by image.
         groups: (N_s,) integers, the same number for images of one scene in whatever seed.
 

@@ -55,14 +55,14 @@ def check(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: All that is wrong with it, in one message.
     """
-    asked, problems = read_yaml(path), list[str]()
-    method = pick(asked, "transfer.method")
+    written, problems = read_yaml(path), list[str]()
+    method = pick(written, "transfer.method")
     if isinstance(method, str) and method not in METHODS:
         problems.append(unknown_method(method))
-    problems += problems_of(asked)
+    problems += problems_of(written)
     if problems:
         raise ConfigError(f"{path}: {listed(problems)}")
-    values, defaults = as_dict(build(asked)), as_dict(Config())
+    values, defaults = as_dict(build(written)), as_dict(Config())
     names = [name for name in section_fields() if pick(values, name) != pick(defaults, name)]
     return {name: pick(values, name) for name in names}
 

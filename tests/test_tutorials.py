@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from torchvision import models
 from typer.testing import CliRunner
 
 from sfkt_cli.cli import app
+from sfkt_cli.settings.config import Config
+from sfkt_cli.stages.transfer import start_student
+from tests.methods.test_methods import make_batch, make_outputs, make_source
 
 DOCS = Path(__file__).parent.parent / "docs"
 SMALLER = {"image_size=224": "image_size=32", "480x640": "48x64"}
@@ -109,6 +113,18 @@ def test_the_tutorial_for_researchers_runs(tmp_path: Path, monkeypatch: pytest.M
     run_commands("tutorial-researcher.md")
     assert "tgkt" in (tmp_path / "runs/compare/benchmark.md").read_text(encoding="utf-8")
     assert "shot" in (tmp_path / "table.md").read_text(encoding="utf-8")
+
+
+def test_the_method_of_the_tutorial_learns() -> None:
+    names: dict[str, Any] = {"__name__": "tutorial"}
+    (example,) = blocks("tutorial-researcher.md", "python")
+    exec(example, names)
+    source = make_source()
+    method = names["Entropy"](start_student(source), make_outputs(source), Config())
+    terms = method(make_batch())
+    assert set(terms) == set(method.weights)
+    torch.autograd.backward(terms["entropy"])
+    assert any(p.grad is not None for p in method.student.backbone.parameters())
 
 
 def test_the_python_page_runs(

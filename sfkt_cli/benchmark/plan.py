@@ -85,7 +85,7 @@ class SweepPlan(_Strict):
     Attributes:
         setting: Dotted name.
         values: What it takes.
-        name: Of the line; sweeps of one setting share a picture.
+        name: Name of the line; sweeps of one setting share a picture.
         settings: What else differs.
         methods: Rows that are shown.
     """
@@ -115,13 +115,13 @@ class BenchmarkPlan(_Strict):
     """A benchmark file.
 
     Attributes:
-        title: Of the report.
+        title: Title of the report.
         output: Folder for all of it, unless ``--output`` says another.
         main: The method that the others are held against.
         methods: Rows that are shown; those that are methods are trained. ``{name: socket, tune:
             true}`` is the row ``socket-tuned``: a label-free score chooses its rates and schedule.
-        seeds: Of the runs.
-        settings: Of all cells.
+        seeds: Seeds of the runs.
+        settings: Settings of all cells.
         datasets: None: that of the settings, under its own name.
         variants: The first is what the others are held against.
         sweeps: Further variants, drawn as curves.
@@ -171,11 +171,11 @@ class Cell:
     Attributes:
         dataset: Name of the data set, with the sensor pair.
         variant: Name of the variant.
-        seed: Of the run.
+        seed: Seed of the run.
         rows: Methods and bounds that are shown; without any nothing is evaluated.
         config: All settings.
         students: What is trained: by row the method, and what differs in its section.
-        value: Of the swept setting; None: no sweep.
+        value: Value of the swept setting; None: no sweep.
         sweep: The swept setting and the name of the line.
     """
 
@@ -262,7 +262,7 @@ def students_of(rows: Iterable[str]) -> dict[str, tuple[str, Settings]]:
     trained = {row: (row.removesuffix(TUNED), Settings()) for row in rows}
     if "tgkt+bridge" in trained:
         trained.setdefault("tgkt", ("tgkt", {}))
-    return {row: found for row, found in trained.items() if found[0] in METHODS}
+    return {row: student for row, student in trained.items() if student[0] in METHODS}
 
 
 def trial_cells(cells: Sequence[Cell]) -> list[Cell]:
@@ -289,35 +289,37 @@ def slug(name: str) -> str:
 
 def _decided(settings: Mapping[str, Any]) -> list[str]:
     """Settings that the plan decides, and how."""
-    found = []
+    problems = []
     if "seed" in settings:
-        found.append(f"seed = {settings['seed']}: a benchmark runs the seeds of `seeds: [...]`")
+        problems.append(f"seed = {settings['seed']}: a benchmark runs the seeds of `seeds: [...]`")
     evaluate = settings.get("evaluate")
     if isinstance(evaluate, dict) and "oracle" in evaluate:
-        found.append("evaluate.oracle: a benchmark trains it where `oracle` is among the methods")
-    return found
+        problems.append(
+            "evaluate.oracle: a benchmark trains it where `oracle` is among the methods"
+        )
+    return problems
 
 
 def _datasets(plan: BenchmarkPlan) -> list[DatasetPlan]:
-    found = []
+    datasets = []
     for dataset in plan.datasets or (DatasetPlan(name="data"),):
         every = tuple(product(SENSORS, SENSORS))
         pairs = every if dataset.sensor_pairs == "all" else dataset.sensor_pairs
         for source, target in pairs:
             sensors = {"sun_rgbd.source_sensor": source, "sun_rgbd.target_sensor": target}
             name = f"{dataset.name} {source} to {target}"
-            found.append(DatasetPlan(name=name, settings={**dataset.settings, **sensors}))
+            datasets.append(DatasetPlan(name=name, settings={**dataset.settings, **sensors}))
         if not pairs:
-            found.append(dataset)
-    return found
+            datasets.append(dataset)
+    return datasets
 
 
 def _unknown(variant: str, rows: tuple[str, ...]) -> list[str]:
-    known = (*METHODS, *ROWS, *(name + TUNED for name in METHODS))
+    names = (*METHODS, *ROWS, *(name + TUNED for name in METHODS))
     return [
-        f"{variant}: method {row!r} is unknown: choose of {', '.join(known)}"
+        f"{variant}: method {row!r} is unknown: choose of {', '.join(names)}"
         for row in rows
-        if row not in known
+        if row not in names
     ]
 
 
@@ -326,10 +328,10 @@ def _explain(problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "the file"
     if problem["type"] == "extra_forbidden":
         models = (BenchmarkPlan, DatasetPlan, VariantPlan, SweepPlan)
-        known = sorted({name for model in models for name in model.model_fields})
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
+        keys = sorted({name for model in models for name in model.model_fields})
+        near = difflib.get_close_matches(str(problem["loc"][-1]), keys, n=1, cutoff=0.5)
         return f"unknown key {where}: " + (
-            f"did you mean {near[0]}?" if near else f"choose of {', '.join(known)}"
+            f"did you mean {near[0]}?" if near else f"choose of {', '.join(keys)}"
         )
     message = problem["msg"].removeprefix("Value error, ")
     return f"{where} = {problem['input']!r}: {message[:1].lower()}{message[1:]}"

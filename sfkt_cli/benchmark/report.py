@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import platform
 import statistics
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from sfkt_cli import scores
 from sfkt_cli.benchmark.plan import GRID, SENSORS, TUNE_BY, TUNED, BenchmarkPlan, Cell
@@ -29,11 +29,12 @@ from sfkt_cli.evaluation.report import (
     markdown_table,
     percent,
     plain,
-    rows_of,
+    read_results,
     to_csv,
 )
 from sfkt_cli.files import write_json, write_text
-from sfkt_cli.settings.runs import versions
+from sfkt_cli.settings.runs import Run, versions
+from sfkt_cli.settings.sealed import read_record
 
 METRICS = (
     "n", "accuracy", "balanced_accuracy", "macro_f1", "ece", "train_seconds",
@@ -45,11 +46,11 @@ OWN = ("tgkt+bridge",)
 
 
 @dataclass(frozen=True)
-class Said:
+class Measured:
     """What one method got right on the labelled images of one split of one cell.
 
     Attributes:
-        row: Of results.json.
+        row: Its row of results.json.
         right: By sample id: 1 or 0.
         groups: By sample id: its scene.
     """
@@ -65,13 +66,13 @@ class Result:
 
     Attributes:
         dataset: Its name.
-        variant: Of the settings.
+        variant: Variant of the settings.
         method: Its name.
         split: ``target`` or ``test``.
         n: Images over all seeds.
         seeds: Those that are there.
         accuracies: Fraction of each seed.
-        mean: Of them.
+        mean: Mean of the accuracies.
         deviation: Standard deviation over the seeds; None for one seed.
         balanced_accuracy: Mean over the seeds.
         versus: What it is held against; None: nothing.
@@ -79,10 +80,10 @@ class Result:
         difference_ci95: Its 95 % interval over seeds and scenes; None: one seed.
         p_value: That there is no difference; holds for all comparisons of its table together.
         train_seconds: Mean.
-        images_per_second: Of inference, mean.
+        images_per_second: Speed of inference, mean over the seeds.
         peak_memory_mb: Largest.
-        parameters: Of all networks that a prediction passes.
-        tuning_seconds: Of all trials that chose its settings; None: it was not tuned.
+        parameters: Number of parameters of all networks that a prediction passes.
+        tuning_seconds: Seconds of all trials that chose its settings; None: it was not tuned.
     """
 
     dataset: str
@@ -106,7 +107,13 @@ class Result:
     tuning_seconds: float | None = None
 
 
-Found = dict[tuple[str, str, str, str], dict[int, Said]]
+class Tuning(BaseModel):
+    """The content of tuning.json: every trial, and whether it was chosen."""
+
+    trials: list[dict[str, Any]]
+
+
+Measurements = dict[tuple[str, str, str, str], dict[int, Measured]]
 """(data set, variant, split, method) to seed to what it said."""
 
 
@@ -127,9 +134,11 @@ def write_report(
         command: As typed.
     """
     sound = [cell for cell in cells if str(cell.folder) not in failed]
-    found = collect(sound, output)
-    tuning = [t for t in _tuning(output) if _tuned_row(t) in {key[:2] + key[3:] for key in found}]
-    results = results_of(plan, cells, found, tuning)
+    measurements = collect(sound, output)
+    tuning = [
+        t for t in _tuning(output) if _tuned_row(t) in {key[:2] + key[3:] for key in measurements}
+    ]
+    results = results_of(plan, cells, measurements, tuning)
     pictures = draw_sweeps(plan, cells, results, output)
     write_json(
         output / "benchmark.json",
@@ -145,7 +154,7 @@ def write_report(
         },
     )
     write_text(output / "benchmark.csv", csv_text(results))
-    write_text(output / "benchmark-long.csv", long_csv(found))
+    write_text(output / "benchmark-long.csv", long_csv(measurements))
     write_text(output / "benchmark.tex", latex(results))
     problems = list(failed.values())
     text = markdown(plan, results, pictures, problems, command, tuning)
@@ -154,30 +163,30 @@ def write_report(
         say(f"{dataset}: {SPLITS[split]}\n{_table(list(table))}")
 
 
-def collect(cells: Iterable[Cell], output: Path) -> Found:
+def collect(cells: Iterable[Cell], output: Path) -> Measurements:
     """What every finished cell says."""
-    found: Found = {}
+    measurements: Measurements = {}
     for cell in cells:
-        folder = output / cell.folder / "evaluate"
-        if not (folder / "done.json").is_file():
+        run = Run(output / cell.folder)
+        if not run.finished("evaluate"):
             continue
-        with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        with run.output("evaluate", "predictions.csv").open(encoding="utf-8", newline="") as file:
             lines = [line for line in csv.DictReader(file) if line["label"]]
-        for row in rows_of(json.loads((folder / "results.json").read_text(encoding="utf-8"))):
+        for row in read_results(run).rows:
             if row.method not in cell.rows:
                 continue
             here = [line for line in lines if line["split"] == row.split]
             right = {line["id"]: int(line[row.method] == line["label"]) for line in here}
             groups = {line["id"]: line["group"] for line in here}
             key = (cell.dataset, cell.variant, row.split, row.method)
-            found.setdefault(key, {})[cell.seed] = Said(row, right, groups)
-    return found
+            measurements.setdefault(key, {})[cell.seed] = Measured(row, right, groups)
+    return measurements
 
 
 def results_of(
     plan: BenchmarkPlan,
     cells: Sequence[Cell],
-    found: Found,
+    measurements: Measurements,
     tuning: Sequence[Mapping[str, Any]] = (),
 ) -> list[Result]:
     """Rows in the order of the plan: data sets, splits, variants, methods."""
@@ -187,10 +196,12 @@ def results_of(
     for split in SPLITS:
         for dataset, variant, rows in places:
             for method in rows:
-                said = found.get((dataset, variant, split, method))
-                if said:
-                    versus = reference(plan, found, (dataset, variant, split, method), first)
-                    row = result_of((dataset, variant, split, method), said, versus, found)
+                of_seeds = measurements.get((dataset, variant, split, method))
+                if of_seeds:
+                    versus = reference(plan, measurements, (dataset, variant, split, method), first)
+                    row = result_of(
+                        (dataset, variant, split, method), of_seeds, versus, measurements
+                    )
                     cost = tuning_seconds(tuning, dataset, variant, method)
                     results.append(replace(row, tuning_seconds=cost))
     order = {dataset: number for number, (dataset, _, _) in enumerate(reversed(places))}
@@ -213,7 +224,7 @@ def _corrected(table: list[Result]) -> list[Result]:
 
 
 def reference(
-    plan: BenchmarkPlan, found: Found, key: tuple[str, str, str, str], first: str
+    plan: BenchmarkPlan, measurements: Measurements, key: tuple[str, str, str, str], first: str
 ) -> tuple[str, str, str, str] | None:
     """What a row is held against: a variant against the first one, a peer against the main method.
 
@@ -225,33 +236,33 @@ def reference(
     if method in BOUNDS:
         return None
     main = plan.main
-    if method.endswith(TUNED) and (dataset, variant, split, main + TUNED) in found:
+    if method.endswith(TUNED) and (dataset, variant, split, main + TUNED) in measurements:
         main += TUNED
     if method != main:
         return (dataset, variant, split, main)
     own = (plan.main, plan.main + TUNED, *OWN, *BOUNDS)
-    peers = [other for other in found if other[:3] == key[:3] and other[3] not in own]
-    return max(peers, key=lambda other: _mean(found[other]), default=None)
+    peers = [other for other in measurements if other[:3] == key[:3] and other[3] not in own]
+    return max(peers, key=lambda other: _mean(measurements[other]), default=None)
 
 
 def result_of(
     key: tuple[str, str, str, str],
-    said: Mapping[int, Said],
+    of_seeds: Mapping[int, Measured],
     versus: tuple[str, str, str, str] | None,
-    found: Found,
+    measurements: Measurements,
 ) -> Result:
     """One row of the tables."""
     dataset, variant, split, method = key
-    rows = [each.row for each in said.values()]
+    rows = [each.row for each in of_seeds.values()]
     accuracies = tuple(row.accuracy for row in rows)
-    difference = paired(said, found.get(versus, {})) if versus is not None else None
+    difference = paired(of_seeds, measurements.get(versus, {})) if versus is not None else None
     return Result(
         dataset=dataset,
         variant=variant,
         method=method,
         split=split,
         n=sum(row.n for row in rows),
-        seeds=tuple(said),
+        seeds=tuple(of_seeds),
         accuracies=accuracies,
         mean=statistics.fmean(accuracies),
         deviation=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
@@ -270,7 +281,7 @@ def result_of(
 
 
 def paired(
-    first: Mapping[int, Said], second: Mapping[int, Said]
+    first: Mapping[int, Measured], second: Mapping[int, Measured]
 ) -> tuple[float, tuple[float, float] | None, float | None] | None:
     """Mean difference over the seeds on the images that both saw, its interval and p-value."""
     differences, groups = [], []
@@ -415,11 +426,11 @@ def csv_text(results: Sequence[Result]) -> str:
     return to_csv(header, [["" if v is None else v for v in line.values()] for line in lines])
 
 
-def long_csv(found: Found) -> str:
+def long_csv(measurements: Measurements) -> str:
     """One number a line: data set, variant, method, seed, split, metric, value."""
     lines: list[list[str | float]] = []
-    for (dataset, variant, split, method), said in found.items():
-        for seed, each in said.items():
+    for (dataset, variant, split, method), of_seeds in measurements.items():
+        for seed, each in of_seeds.items():
             for metric in METRICS:
                 value = getattr(each.row, metric)
                 if value is not None:
@@ -430,10 +441,7 @@ def long_csv(found: Found) -> str:
 
 def _tuning(output: Path) -> list[dict[str, Any]]:
     path = output / "tuning.json"
-    found: list[dict[str, Any]] = (
-        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    )
-    return found
+    return read_record(path, Tuning).trials if path.is_file() else []
 
 
 def tuning_seconds(
@@ -482,10 +490,10 @@ def _name(key: tuple[str, str, str, str], versus: tuple[str, str, str, str]) -> 
     return versus[3] if key[1] == versus[1] else versus[1]
 
 
-def _mean(said: Mapping[int, Said]) -> float:
-    return statistics.fmean(each.row.accuracy for each in said.values())
+def _mean(of_seeds: Mapping[int, Measured]) -> float:
+    return statistics.fmean(each.row.accuracy for each in of_seeds.values())
 
 
 def _average(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
+    numbers = [value for value in values if value is not None]
+    return statistics.fmean(numbers) if numbers else None

@@ -12,7 +12,6 @@ commands, on one machine or on several that share the folder, divide the stages 
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -32,9 +31,9 @@ from sfkt_cli.benchmark.plan import TUNE_BY, BenchmarkPlan, Cell, cells_of, tria
 from sfkt_cli.console import console, duration, event, quieten, say, warn
 from sfkt_cli.data.readers import archive_root
 from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError
-from sfkt_cli.files import write_json
 from sfkt_cli.settings.config import Config, as_dict, build, merge, nest, section_of
-from sfkt_cli.settings.runs import Run, digest_settings, stage_settings
+from sfkt_cli.settings.runs import Done, Run, digest_settings, stage_settings
+from sfkt_cli.settings.sealed import read_record, write_record
 from sfkt_cli.signals import follow_parent
 
 LEVELS = ("prepare", "source", "bridge", "transfer", "evaluate")
@@ -146,12 +145,12 @@ def check_inputs(cells: Iterable[Cell], output: Path) -> None:
         brought = (config.source.checkpoint, *config.source.mixture)
         for path in brought if not _finished(first[1], output) else ():
             if path is not None and not path.exists():
-                told = f"the source model {path} does not exist"
-                missing.setdefault(told, []).append(cell.dataset)
+                problem = f"the source model {path} does not exist"
+                missing.setdefault(problem, []).append(cell.dataset)
     if missing:
         lines = [f"  {what}, for {', '.join(dict.fromkeys(of))}" for what, of in missing.items()]
         raise DataError(
-            "nothing was run, some of what the cells need is missing:\n"
+            "nothing was run, because some inputs are missing:\n"
             + "\n".join(lines)
             + "\nset prepare.root below the data set's `settings`, or take it out of `datasets`"
         )
@@ -162,28 +161,28 @@ def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[C
 
     A method of which no trial ended is left out.
     """
-    told: list[dict[str, Any]] = []
+    trial_records: list[dict[str, Any]] = []
     chosen: dict[tuple[str, str, str], dict[str, Any]] = {}
     for trial in trials:
         for row, (method, changes) in trial.students.items():
-            folder = output / trial.folder / "transfer" / row
-            if not (folder / "done.json").is_file():
+            run, stage = Run(output / trial.folder), f"transfer/{row}"
+            rows = run.metrics(stage) if run.finished(stage) else []
+            if not rows:
                 continue
-            record = json.loads((folder / "done.json").read_text(encoding="utf-8"))
-            lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            score = json.loads(lines[int(record["best_epoch"]) - 1])[TUNE_BY]
+            record = run.record(stage)
+            score = rows[record["best_epoch"] - 1][TUNE_BY]
             line = {"dataset": trial.dataset, "variant": trial.variant, "method": method,
                     "settings": dict(changes), TUNE_BY: score, "seconds": record["seconds"],
                     "chosen": False}  # fmt: skip
-            told.append(line)
+            trial_records.append(line)
             key = (trial.dataset, trial.variant, method)
             if key not in chosen or score > chosen[key][TUNE_BY]:
                 chosen[key] = line
     for line in chosen.values():
         line["chosen"] = True
-    if told:
-        write_json(output / "tuning.json", told)
-    found = []
+    if trial_records:
+        write_record(output / "tuning.json", {"trials": trial_records})
+    tuned_cells = []
     for cell in cells:
         students = {}
         for row, (method, changes) in cell.students.items():
@@ -192,8 +191,8 @@ def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[C
                 students[row] = (method, changes)
             elif best is not None:
                 students[row] = (method, best["settings"])
-        found.append(replace(cell, students=students))
-    return found
+        tuned_cells.append(replace(cell, students=students))
+    return tuned_cells
 
 
 def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,12 +219,12 @@ def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> 
         own = [task for task in tasks.values() if task.stage == kind]
         todo = [task for task in own if task in left]
         shared = sum(task.stage == kind for task in wanted) - len(own)
-        known = [_cost(path) for path in _done_of(kind, output)]
+        costs = [_cost(path) for path in _done_of(kind, output)]
         text = f"  {kind:24}{len(own):5} stages, {shared} shared, {len(own) - len(todo)} done"
-        if known and todo:
-            each, size = (sum(values) / len(known) for values in zip(*known, strict=True))
-            seconds, room = seconds + each * len(todo), room + int(size) * len(todo)
-            text += f"; {duration(each * len(todo))}, {size * len(todo) / 1e6:,.0f} MB"
+        if costs and todo:
+            mean_seconds, size = (sum(values) / len(costs) for values in zip(*costs, strict=True))
+            seconds, room = seconds + mean_seconds * len(todo), room + int(size) * len(todo)
+            text += f"; {duration(mean_seconds * len(todo))}, {size * len(todo) / 1e6:,.0f} MB"
         elif todo:
             unknown.add(kind)
         lines.append(text)
@@ -267,8 +266,8 @@ def run_cells(cells: Iterable[Cell], output: Path, processes: int, progress: Pro
                 elif task.level in _READ_OUTSIDE:
                     changed = run_task(task, output, console.quiet).problem
                     if changed is not None:
-                        told = f"{task.cell}: {task.stage}: {changed}"
-                        progress.failed[task.key] = f"{told}\nfor a benchmark: another --output"
+                        problem = f"{task.cell}: {task.stage}: {changed}"
+                        progress.failed[task.key] = f"{problem}\nfor a benchmark: another --output"
                         warn(progress.failed[task.key])
                 del waiting[task.key]
             for task, end in workers.ended(idle=len(waiting) == before):
@@ -558,6 +557,6 @@ def _done_of(stage: str, output: Path) -> list[Path]:
 
 def _cost(folder: Path) -> tuple[float, int]:
     """Seconds and bytes of a finished stage."""
-    record = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+    record = read_record(folder / "done.json", Done)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return float(record.get("seconds", 0.0)), size
+    return record.seconds, size

@@ -70,18 +70,18 @@ class Alignment:
         """What the user should look at; empty for registered pairs."""
         if self.turn:
             return [f"target images look {self.turn}: see the contact sheet"]
-        found = [f"pairs {a} and {b} look swapped" for a, b in self.swapped[:8]]
+        messages = [f"pairs {a} and {b} look swapped" for a, b in self.swapped[:8]]
         if self.shift != (0, 0):
             right, down = self.shift
-            found.append(
+            messages.append(
                 f"target images look shifted by {right} pixels to the right and {down} down"
             )
         elif self.standard_errors < CLEAR:
-            found.append(
+            messages.append(
                 "the images of a pair do not look registered: see the contact sheet; "
                 "folders.registered=false declares it"
             )
-        return found
+        return messages
 
 
 def check_alignment(store: Store, names: Mapping[str, str] | None = None) -> Alignment | None:
@@ -110,8 +110,8 @@ def compare_edges(rgb: Floats, target: Floats, ids: list[str], scale: float) -> 
     """Compare standardised edge maps (N, SIDE, SIDE) of pairs.
 
     Args:
-        rgb: Of the RGB images; mean 0, norm 1 each.
-        target: Of the target images.
+        rgb: Edge maps of the RGB images; mean 0, norm 1 each.
+        target: Edge maps of the target images.
         ids: Names of the pairs.
         scale: Stored pixels in a pixel of the maps.
     """
@@ -147,13 +147,13 @@ def _correlations(rgb: Floats, target: Floats) -> Floats:
 
 
 def _better_turn(rgb: Floats, target: Floats, own: Floats) -> str:
-    best, found = CLEAR, ""
+    best, best_turn = CLEAR, ""
     for name, turn in TURNS.items():
         gain = (rgb * turn(target)).sum(axis=(1, 2)) - own
         errors = float(gain.mean() / (gain.std(ddof=1) / np.sqrt(len(gain)) + 1e-9))
         if errors > best:
-            best, found = errors, name
-    return found
+            best, best_turn = errors, name
+    return best_turn
 
 
 def _swapped(rgb: Floats, target: Floats, ids: list[str]) -> tuple[tuple[str, str], ...]:
@@ -163,14 +163,14 @@ def _swapped(rgb: Floats, target: Floats, ids: list[str]) -> tuple[tuple[str, st
     own = np.diag(table)
     typical = max(float(np.median(own)), 0.0)
     spread = float(np.std(table - np.diag(own))) + 1e-9
-    found = []
+    pairs = []
     for first in range(count):
         second = int(table[first].argmax())
         both = min(table[first, second], table[second, first])
         alone = max(own[first], own[second])
         if second > first and both > max(typical / 2, alone + CLEAR * spread):
-            found.append((ids[first], ids[second]))
-    return tuple(found)
+            pairs.append((ids[first], ids[second]))
+    return tuple(pairs)
 
 
 def _edges(stored: NDArray[Any], depth: bool, channel: int | None = None) -> Floats:
@@ -206,7 +206,7 @@ def fill_holes(depth: NDArray[Any]) -> Floats:
         around = np.stack(
             [padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]]
         )
-        known = (around > 0).sum(axis=0)
-        rim = hole & (known > 0)
-        filled[rim] = around.sum(axis=0)[rim] / known[rim]
+        neighbours = (around > 0).sum(axis=0)
+        rim = hole & (neighbours > 0)
+        filled[rim] = around.sum(axis=0)[rim] / neighbours[rim]
     return filled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -20,6 +21,7 @@ MAX_RATIO = 400
 BOMB_BYTES = 1 << 24
 """Entries below 16 MB are harmless whatever their ratio."""
 MAX_FILES = 2_000_000
+_UTF8_NAME = 0x800
 _SYSTEM = (
     *("__macosx", "@eadir", "thumbs.db", "desktop.ini", "#recycle", "$recycle.bin", "lost+found"),
     "system volume information",
@@ -186,8 +188,9 @@ def _list_folder(
             if entry.is_dir():
                 _list_folder(Path(entry.path), f"{prefix}{entry.name}/", index, above | {here})
             elif entry.is_file():
-                size = entry.stat()
-                index[prefix + entry.name] = f"{size.st_size} {size.st_mtime_ns}"
+                with contextlib.suppress(FileNotFoundError):  # gone since, as a camera's files are
+                    size = entry.stat()
+                    index[prefix + entry.name] = f"{size.st_size} {size.st_mtime_ns}"
             elif entry.is_symlink():
                 raise DataError(f"{entry.path} is a symbolic link that leads nowhere: remove it")
             if len(index) > MAX_FILES:
@@ -238,9 +241,15 @@ def _read_entry(path: Path, name: str) -> bytes:
 def _zip(path: Path, process: int) -> zipfile.ZipFile:
     """An open zip file; ``process`` keeps forked processes from sharing one file position."""
     try:
-        return zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
         raise DataError(f"{path} is no intact zip file: {_reason(error)}") from None
+    for info in archive.infolist():
+        if not info.flag_bits & _UTF8_NAME and not info.filename.isascii():
+            with contextlib.suppress(UnicodeError):  # macOS writes UTF-8 without saying so
+                info.filename = info.filename.encode("cp437").decode()
+                archive.NameToInfo[info.filename] = info
+    return archive
 
 
 def _reason(error: BaseException) -> str:

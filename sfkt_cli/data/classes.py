@@ -59,7 +59,7 @@ def expand(
     """Class names that match patterns such as ``*room``, in the patterns' order, each once.
 
     Args:
-        patterns: Names; wildcards do.
+        patterns: Names; wildcards do, where no class is called just so.
         known: Class names of the archive.
         setting: For messages.
         new: A name that is unlike all known ones is taken as it is.
@@ -68,18 +68,20 @@ def expand(
         ConfigError: A pattern matches no class; the message has the nearest names.
     """
     known = list(known)
-    found: list[str] = []
+    expanded: list[str] = []
     for pattern in patterns:
-        matches = [n for n in known if fnmatch.fnmatchcase(n.casefold(), pattern.casefold())]
+        plain = pattern.casefold()
+        matches = [name for name in known if name.casefold() == plain]
+        matches = matches or [n for n in known if fnmatch.fnmatchcase(n.casefold(), plain)]
         if not matches:
             near = difflib.get_close_matches(pattern, known, n=1, cutoff=NEAR if new else 0.6)
             if new and not near and not any(sign in pattern for sign in "*?["):
-                found.append(pattern)
+                expanded.append(pattern)
                 continue
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known[:40])}"
             raise ConfigError(f"{setting} has {pattern!r}, which matches no class: {hint}")
-        found += [name for name in matches if name not in found]
-    return found
+        expanded += [name for name in matches if name not in expanded]
+    return expanded
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class ClassRow:
         name: As ``classes.tr`` and ``classes.ti`` take it.
         role: TR, TI, or "" where it is not used.
         images: RGB images, target images or pairs.
-        pairs: Of them, those with both images.
+        pairs: Number of those with both images.
         groups: Scenes, places, captures or subjects among them.
     """
 
@@ -108,18 +110,18 @@ def list_class_rows(chosen: ClassesConfig, archive: Archive) -> list[ClassRow]:
         ConfigError: A pattern matches nothing, or a class would be both.
     """
     tr, ti = choose_classes(chosen, archive)
-    held: dict[str, list[Record]] = defaultdict(list)
+    of_class: dict[str, list[Record]] = defaultdict(list)
     for record in archive.records:
-        held[record.label or ""].append(record)
-    others = sorted(set(held) - set(tr) - set(ti))
+        of_class[record.label or ""].append(record)
+    others = sorted(set(of_class) - set(tr) - set(ti))
     roles = [(n, "TR") for n in tr] + [(n, "TI") for n in ti] + [(n, "") for n in others]
     return [
         ClassRow(
             name=name or "(no label)",
             role=role,
-            images=len(held[name]),
-            pairs=sum(r.rgb is not None and r.target is not None for r in held[name]),
-            groups=len({r.group for r in held[name]}),
+            images=len(of_class[name]),
+            pairs=sum(r.rgb is not None and r.target is not None for r in of_class[name]),
+            groups=len({r.group for r in of_class[name]}),
         )
         for name, role in roles
     ]

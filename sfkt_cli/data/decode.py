@@ -8,11 +8,13 @@ here, and tifffile reads TIFF. Images are turned as their EXIF orientation says,
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -214,23 +216,23 @@ def _decode_tiff(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
     """One page, or two to four equal ones, which are channels."""
     import tifffile
 
+    complaints: list[str] = []
     try:
-        with tifffile.TiffFile(io.BytesIO(content)) as file:
+        with _listening("tifffile", complaints), tifffile.TiffFile(io.BytesIO(content)) as file:
             page, series = file.pages.first, file.series[0]
             sides = dict(zip(series.axes, series.shape, strict=True))
             channels = [axis for axis in series.axes if axis not in "YX"]
             pages = sum(1 + len(each.subifds or ()) for each in file.pages)
-            if len(file.series) > 1 or pages > 4 or len(channels) > 1:
+            alike = len(file.series) == 1 and pages == len(file.pages) <= 4
+            if not alike or len(channels) > 1:
                 raise DataError(
                     f"{name} holds {max(pages, len(series))} pages, shape {series.shape}: expected "
                     "one, or 2 to 4 equal ones of one channel each; save the one that counts alone"
                 )
             _check_size(name, sides["X"], sides["Y"], max_pixels)
             _check_channels(name, [sides[axis] for axis in channels])
-            if (
-                page.photometric,
-                page.compression,
-            ) != _YCBCR_JPEG and page.photometric not in _PLAIN:
+            stored = (page.photometric, page.compression)
+            if page.photometric not in _PLAIN and stored != _YCBCR_JPEG:
                 kind = getattr(page.photometric, "name", page.photometric)
                 raise DataError(
                     f"{name} has photometric {kind}, expected RGB or grey values with 0 = black: "
@@ -244,7 +246,25 @@ def _decode_tiff(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
         raise
     except Exception as error:  # tifffile, like Pillow, raises almost anything
         raise DataError(f"{name} is damaged or cut off: {_short(error)}") from None
+    if complaints:
+        raise DataError(f"{name} is damaged or cut off: {complaints[0][:160]}; write it anew")
     return values if turn is None else turn(values)
+
+
+@contextlib.contextmanager
+def _listening(logger: str, complaints: list[str]) -> Iterator[None]:
+    """Keep what a library logs as an error and goes on after; its other messages are dropped."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            complaints.append(record.getMessage())
+        return False
+
+    logging.getLogger(logger).addFilter(keep)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).removeFilter(keep)
 
 
 def _decode_pnm(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
@@ -261,28 +281,25 @@ def _decode_pnm(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
         raise DataError(
             f"{name} has maxval {maxval}, expected 8-bit colour, maxval 255: convert it"
         )
-    count = width * height * (3 if colour else 1)
+    shape = (height, width, 3) if colour else (height, width)
     dtype = np.dtype(np.uint8 if maxval < 256 else ">u2")
-    body = content[header.end() :]
-    if kind in (5, 6):
-        rest = body[count * dtype.itemsize :]
-        samples = np.frombuffer(body[: len(body) - len(rest)], dtype)
-    else:
-        words = re.sub(rb"#[^\n\r]*", b"", body).split()
-        rest = b" ".join(words[count:])
-        try:
+    count, body = int(np.prod(shape)), content[header.end() :]
+    try:
+        if kind in (5, 6):
+            rest = body[count * dtype.itemsize :]
+            samples = np.frombuffer(body, dtype, count)
+        else:
+            words = re.sub(rb"#[^\n\r]*", b"", body).split()
+            rest = b" ".join(words[count:])
             samples = np.array([int(word) for word in words[:count]], np.int64)
-        except ValueError as error:
-            raise DataError(f"{name} is damaged: {_short(error)}") from None
-    if samples.size < count:
-        raise DataError(f"{name} is cut off: {samples.size:,} of {count:,} samples are there")
+        values = samples.reshape(shape)
+    except ValueError as error:
+        raise DataError(f"{name} is damaged or cut off: {_short(error)}") from None
     if rest.strip():
         raise DataError(f"{name} holds more than one picture: save the one that counts alone")
     if not 0 <= samples.min() <= samples.max() <= maxval:
         raise DataError(f"{name} is damaged: samples up to {samples.max()}, maxval is {maxval}")
-    return samples.reshape((height, width, 3) if colour else (height, width)).astype(
-        np.uint8 if maxval < 256 else np.uint16
-    )
+    return values.astype(dtype.newbyteorder("="))
 
 
 def _decode_npy(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:

@@ -96,7 +96,7 @@ def download(dataset: str, folder: Path, accepted: Callable[[], bool]) -> None:
         return
     say(
         f"{dataset}: no licence is stated; its page asks users to cite the paper of "
-        f"{CITE[dataset]}. Take it for research only."
+        f"{CITE[dataset]}. Use it for research only."
     )
     if not accepted():
         raise ConfigError(f"{dataset}: to accept this notice, add --accept-licence")

@@ -53,7 +53,7 @@ class Encoding:
         kind: See the table above.
         low: Stored value shown as 0 (window, colormap, linear).
         high: Stored value shown as 1.
-        channels: Of the stored images.
+        channels: Number of channels of the stored images.
         missing: Whether 0 means "no reading" (depth).
         focal: Focal length as a share of the image side (normals, hha). Measured, not calibrated:
             crops of objects would look flat through the camera's own.
@@ -164,6 +164,8 @@ def encode(stored: Tensor, encoding: Encoding) -> Tensor:
         return _jet(shown) * valid if encoding.kind == "colormap" else shown * valid
     if encoding.kind in ("relative", "percentile"):
         return _relative(values, valid) * valid
+    if encoding.kind not in ("normals", "hha"):
+        raise ConfigError(f"encoding = {encoding.kind!r} is unknown")
     smooth = _fill_noise(values, valid)
     normals, scale = _normals(smooth, encoding.focal)
     if encoding.kind == "normals":
@@ -182,9 +184,9 @@ def _relative(values: Tensor, valid: Tensor) -> Tensor:
     return (0.5 + 0.25 * centred / deviation.clamp_min(1e-3)).clamp(0, 1)
 
 
-def _jet(shown: Tensor) -> Tensor:
-    centres = torch.arange(3.0, 0.0, -1.0, device=shown.device).view(1, 3, 1, 1)
-    return (1.5 - (4 * shown - centres).abs()).clamp(0, 1)
+def _jet(shares: Tensor) -> Tensor:
+    centres = torch.arange(3.0, 0.0, -1.0, device=shares.device).view(1, 3, 1, 1)
+    return (1.5 - (4 * shares - centres).abs()).clamp(0, 1)
 
 
 def _fill_noise(depth: Tensor, valid: Tensor) -> Tensor:

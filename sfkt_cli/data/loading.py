@@ -18,6 +18,8 @@ from sfkt_cli.data.records import Record
 from sfkt_cli.data.resample import Fit, fit_rgb, fit_target
 from sfkt_cli.errors import DataError
 
+MAX_ID_BYTES = 96
+"""Ids become file names, which may have 255 bytes with all that is added."""
 Convert = Callable[[NDArray[Any], str], NDArray[Any]]
 """Decoded values and the file's name to values in the store's unit; raises DataError."""
 
@@ -123,4 +125,5 @@ def with_safe_ids(records: Iterable[Record]) -> list[Record]:
 
 
 def _safe(path: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", path.replace("/", "-")).strip(".")[:96]
+    safe = re.sub(r"[^\w.-]+", "_", path.replace("/", "-")).strip(".")
+    return safe.encode()[:MAX_ID_BYTES].decode("utf-8", "ignore")

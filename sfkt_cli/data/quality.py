@@ -130,11 +130,11 @@ def duplicates(samples: Iterable[Sample]) -> list[str]:
         for view, digest in sample.seen.hashes.items():
             owners[view, digest].setdefault(sample.part, sample.id)
     pairs: dict[tuple[str, str, str], list[tuple[str, str]]] = defaultdict(list)
-    for (view, _), found in owners.items():
-        held = [part for part in PARTS if part in found]
-        for index, first in enumerate(held):
-            for second in held[index + 1 :]:
-                pairs[view, first, second].append((found[first], found[second]))
+    for (view, _), ids_by_part in owners.items():
+        parts = [part for part in PARTS if part in ids_by_part]
+        for index, first in enumerate(parts):
+            for second in parts[index + 1 :]:
+                pairs[view, first, second].append((ids_by_part[first], ids_by_part[second]))
     return [
         f"{len(ids)} {view} image{'s'[: len(ids) > 1]} in {first} and in {second} alike, "
         f"such as {ids[0][0]} and {ids[0][1]}"

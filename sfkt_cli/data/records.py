@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from sfkt_cli.errors import DataError
 
 PARTS = ("source", "target", "test", "ti")
 """Where a sample may go: RGB for the source model, unlabelled target images, held out, pairs."""
+_NO_TEXT = re.compile("[\udc80-\udcff]")
+"""What Python puts in the place of bytes that are not UTF-8."""
 TR_PARTS = ("source", "target", "test")
 
 
@@ -66,9 +69,9 @@ class Archive:
         loader: Loads their images.
         digest: Names the archive's content, from names, sizes, and times or checksums of files.
         modality: depth, nir, thermal or other.
-        unit: Of target values: ``mm`` (0 = no reading) or ``raw``.
-        dtype: Of target values: uint8 or uint16.
-        channels: Of a target image; 1 is stored without a channel axis.
+        unit: Unit of target values: ``mm`` (0 = no reading) or ``raw``.
+        dtype: Type of target values: uint8 or uint16.
+        channels: Number of channels of a target image; 1 is stored without a channel axis.
         usual_tr: Classes recognised by default; empty: all that are not ``usual_ti``.
         usual_ti: Task-irrelevant classes by default; empty: all that are not TR.
         registered: Whether the images of a pair are aligned.
@@ -105,12 +108,20 @@ def image_names(records: Iterable[Record]) -> list[str]:
 
 
 def check_unique(records: Iterable[Record], where: object) -> tuple[Record, ...]:
-    """Sort records by id and refuse ids that occur twice.
+    """Sort records by id and refuse ids that occur twice, and names that are no text.
 
     Raises:
-        DataError: Two records have the same id; the message names both files.
+        DataError: Two records have the same id, or a file's name is not UTF-8; the message names
+            the files.
     """
     ordered = sorted(records, key=lambda record: record.id)
+    for record in ordered:
+        for name in (record.rgb, record.target):
+            if name is not None and _NO_TEXT.search(name):
+                raise DataError(
+                    f"{where}: the file name {name!r} is not UTF-8: rename it; "
+                    "`convmv -r -f latin1 -t utf-8 --notest DIR` renames all"
+                )
     for before, record in itertools.pairwise(ordered):
         if before.id == record.id:
             raise DataError(
@@ -124,10 +135,10 @@ def compare_counts(
     records: Iterable[Record], published: dict[str, int], what: str
 ) -> tuple[str, ...]:
     """One warning for each class whose number of samples is not the published one."""
-    found = Counter(record.label or "" for record in records)
-    names = sorted(set(found) | set(published))
+    counts = Counter(record.label or "" for record in records)
+    names = sorted(set(counts) | set(published))
     return tuple(
-        f"{what}: class {name} has {found[name]} samples, published are {published.get(name, 0)}"
+        f"{what}: class {name} has {counts[name]} samples, published are {published.get(name, 0)}"
         for name in names
-        if found[name] != published.get(name, 0)
+        if counts[name] != published.get(name, 0)
     )

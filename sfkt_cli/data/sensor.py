@@ -23,8 +23,8 @@ class Sensor:
     Attributes:
         modality: depth, nir, thermal or other.
         unit: How integers and floats are meant: auto, mm, m or raw.
-        dtype: Of stored values; empty: any.
-        channels: Of an image.
+        dtype: Type of stored values; empty: any.
+        channels: Number of channels of an image.
         image_size: Side of the square model input, in pixels.
         fit: crop or squash.
         rotated: Depth values have their bits rotated, as in SUN RGB-D's files.
@@ -51,7 +51,7 @@ class Sensor:
 
     @property
     def meaning(self) -> str:
-        """Of its values: ``mm`` or ``raw``, and what 0 is."""
+        """Unit of its values: ``mm`` or ``raw``, and what 0 is."""
         unit = "mm" if self.missing and self.unit != "raw" else "raw"
         return f"{unit}, 0 = no reading" if self.missing else unit
 

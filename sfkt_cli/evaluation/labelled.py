@@ -12,6 +12,8 @@ from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
 
 Numbers = NDArray[Any]
+SAME = ("archive_sha256", "parts_sha256")
+"""Attributes that the files of one run have in common."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,22 @@ def read_splits(transfer: Store, test: Store) -> list[Split]:
             f"{test.path} has the classes {', '.join(test.classes)}, but {transfer.path} has "
             f"{', '.join(transfer.classes)}: run `sfkt prepare` again with --force"
         )
+    origins = [[store.attrs.get(key) for key in SAME] for store in (transfer, test)]
+    if origins[0] != origins[1]:
+        raise DataError(
+            f"{test.path} does not belong to {transfer.path}: they were prepared from other data "
+            "or with other settings; put the right file there, or run `sfkt prepare` again with "
+            "--force"
+        )
     splits = []
     if transfer.count("target"):
         ids = transfer.strings("target/id")
         rows, labels = _match(transfer, test, ids)
-        told, scenes = test.names(), transfer.strings("target/group")
-        names = [told.get(sample, (sample,))[0] for sample in ids]
+        archive_names, scenes = test.names(), transfer.strings("target/group")
+        names = [archive_names.get(sample, (sample,))[0] for sample in ids]
         scenes = [
-            told.get(sample, ("", scene))[1] for sample, scene in zip(ids, scenes, strict=True)
+            archive_names.get(sample, ("", scene))[1]
+            for sample, scene in zip(ids, scenes, strict=True)
         ]
         splits.append(
             Split(

@@ -33,14 +33,14 @@ Numbers = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Contender:
+class Predictor:
     """A model, from stored images to logits.
 
     Attributes:
         method: Its name in the report.
         model: Model input to features (B, D) and logits (B, K).
         load: Stored images to model input.
-        parameters: Of all networks that a prediction passes.
+        parameters: Number of parameters of all networks that a prediction passes.
         train_seconds: All that it cost beyond the source model; None: unknown.
         peak_memory_mb: Largest of the stages that made it; None: nothing was trained.
         note: What a reader must know of it.
@@ -72,7 +72,7 @@ class Models:
 
     @property
     def encoding(self) -> Encoding | None:
-        """Of the first student, or of the bridge."""
+        """The encoding of the first student, or of the bridge."""
         for _, encoding in self.students.values():
             return encoding
         return self.translator[1] if self.translator else None
@@ -81,6 +81,7 @@ class Models:
 def finished_methods(run: Run) -> list[str]:
     """Names of the finished transfer methods, ``tgkt`` last."""
     names = [path.parent.name for path in run.path("transfer").glob("*/done.json")]
+    names = [name for name in names if run.finished(f"transfer/{name}")]
     return sorted(names, key=lambda name: (name == "tgkt", name))
 
 
@@ -92,7 +93,7 @@ def model_digests(run: Run) -> dict[str, str]:
     """
     stages = ["source", *(["bridge"] if run.finished("bridge") else [])]
     stages += [f"transfer/{name}" for name in finished_methods(run)]
-    return {stage: str(read_card(run.path(stage, "model.json")).get("sha256")) for stage in stages}
+    return {stage: str(read_card(run.path(stage, "model.json"))["sha256"]) for stage in stages}
 
 
 def load_models(run: Run, store: Store, runtime: Runtime) -> Models:
@@ -132,14 +133,14 @@ def student_encoding(name: str, store: Store, models: Models) -> Encoding:
     return models.encoding or choose_encoding(name, store.modality, sample_rows(store))
 
 
-def contenders(
+def predictors_of(
     run: Run,
     store: Store,
     models: Models,
     runtime: Runtime,
     inputs: Mapping[str, str],
     encoding: Encoding,
-) -> list[Contender]:
+) -> list[Predictor]:
     """Everything that predicts from a target image, the oracle apart.
 
     Args:
@@ -148,20 +149,20 @@ def contenders(
         models: Read back.
         runtime: Device and precision.
         inputs: Digests of the stores and of every model as they are now.
-        encoding: Of the students.
+        encoding: Encoding that the students see.
     """
     source = models.source
     raw = student_loader(runtime, raw_encoding(store))
     encoded = student_loader(runtime, encoding)
-    found = [
-        Contender("source-only", source, raw, parameters(source), 0.0, None),
-        Contender("source-encoded", source, encoded, parameters(source), 0.0, None),
+    predictors = [
+        Predictor("source-only", source, raw, parameters(source), 0.0, None),
+        Predictor("source-encoded", source, encoded, parameters(source), 0.0, None),
     ]
     bridge = run.record("bridge") if models.translator else {}
     if models.translator:
         translator, its_own = models.translator
-        found.append(
-            Contender(
+        predictors.append(
+            Predictor(
                 "bridge-only",
                 through(translator, source),
                 target_loader(runtime, its_own),
@@ -174,8 +175,8 @@ def contenders(
     for name, (student, its_own) in models.students.items():
         record = run.record(f"transfer/{name}")
         records = [record, bridge] if "bridge" in record.get("inputs", {}) else [record]
-        found.append(
-            Contender(
+        predictors.append(
+            Predictor(
                 name,
                 student,
                 student_loader(runtime, its_own),
@@ -185,18 +186,18 @@ def contenders(
                 _outdated(f"transfer --method {name}", record, inputs),
             )
         )
-    return found
+    return predictors
 
 
-def source_on_rgb(models: Models, runtime: Runtime) -> Contender:
+def source_on_rgb(models: Models, runtime: Runtime) -> Predictor:
     """The source model on RGB images: the bound of all that imitates it."""
     source = models.source
-    return Contender("source-rgb", source, rgb_loader(runtime), parameters(source), 0.0, None)
+    return Predictor("source-rgb", source, rgb_loader(runtime), parameters(source), 0.0, None)
 
 
-def predictions(contender: Contender, images: Numbers, runtime: Runtime) -> Numbers:
+def predictions(predictor: Predictor, images: Numbers, runtime: Runtime) -> Numbers:
     """Probabilities (N, K) of stored images."""
-    _, logits = predict_rows(images, contender.load, contender.model, runtime)
+    _, logits = predict_rows(images, predictor.load, predictor.model, runtime)
     return softmax(logits.numpy())
 
 
@@ -244,5 +245,5 @@ def _number(record: Mapping[str, Any], name: str) -> float | None:
 
 
 def _sum(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) if len(numbers) == len(values) else None

@@ -9,7 +9,6 @@ the only stage that may see target labels, and keeps it in evaluate/oracle for t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +17,12 @@ from torch.nn import functional as F
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.evaluation.labelled import Split
-from sfkt_cli.evaluation.models import Contender, parameters
+from sfkt_cli.evaluation.models import Predictor, parameters
 from sfkt_cli.files import sha256_json
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import Saved, classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, as_dict, fixed_batch_size
-from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.runs import Run, Stage
 from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.loop import Batch, Plan, cosine, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
@@ -36,7 +35,7 @@ class OracleObjective(nn.Module):
 
     Args:
         model: The classifier in training.
-        encoding: Of the target images.
+        encoding: Encoding of the target images.
         label_smoothing: Share of the label that is spread over all classes.
     """
 
@@ -76,7 +75,7 @@ def oracle(
     encoding: Encoding,
     inputs: Mapping[str, str],
     runtime: Runtime,
-) -> Contender:
+) -> Predictor:
     """The trained oracle: from the cache where nothing changed, else trained now.
 
     Args:
@@ -85,19 +84,19 @@ def oracle(
         run: The run.
         source: The source model, whose weights it starts from.
         split: The target images with their labels.
-        encoding: Of the target images, the student's.
+        encoding: Encoding of the target images, the student's.
         inputs: Digests of transfer.h5, test.h5 and the source model.
         runtime: Device and precision.
     """
     nested = Run(run.path("evaluate"))
-    known = {**inputs, "recipe": recipe(config), "encoding": sha256_json(encoding.as_dict())}
-    with nested.open("oracle", config, known, renew=True) as stage:
+    made_from = {**inputs, "recipe": recipe(config), "encoding": sha256_json(encoding.as_dict())}
+    with nested.open("oracle", config, made_from, renew=True) as stage:
         if stage is not None:
             model = classifier_of(load_model(run.path("source"), runtime.device).module)
             model.requires_grad_(True)
             rates = config.source.rates(pretrained=source.pretrained)
             fitted = fit(
-                plan(config, split, stage.folder),
+                plan(config, split, stage),
                 OracleObjective(model, encoding, label_smoothing=config.source.label_smoothing),
                 batches(config, split, runtime),
                 classifier_optimizer(model, *rates, config.source.weight_decay),
@@ -107,13 +106,13 @@ def oracle(
             )
             save_model(
                 stage.folder, model, kind="classifier", architecture=source.card["architecture"],
-                classes=source.classes, encoding=encoding, inputs=known, seed=config.seed,
+                classes=source.classes, encoding=encoding, inputs=made_from, seed=config.seed,
             )  # fmt: skip
             stage.finish(seconds=fitted.seconds, peak_memory_mb=round(runtime.peak_memory_mb(), 1))
     saved = load_model(nested.path("oracle"), runtime.device)
     student: Classifier = freeze(classifier_of(saved.module))
     record = nested.record("oracle")
-    return Contender(
+    return Predictor(
         "oracle",
         student,
         student_loader(runtime, encoding),
@@ -123,14 +122,14 @@ def oracle(
     )
 
 
-def plan(config: Config, split: Split, folder: Path) -> Plan:
+def plan(config: Config, split: Split, stage: Stage) -> Plan:
     """As many epochs as the students get."""
     batch_size = min(fixed_batch_size(config.runtime), len(split.rows))
     return Plan(
         title="oracle", seed=config.seed, epochs=config.transfer.epochs,
         steps=max(len(split.rows) // batch_size, config.training.min_steps), weights={},
-        folder=folder, images=batch_size, clip_norm=config.training.clip_norm,
-        checkpoint_seconds=config.runtime.checkpoint_seconds,
+        folder=stage.folder, images=batch_size, clip_norm=config.training.clip_norm,
+        checkpoint_seconds=config.runtime.checkpoint_seconds, made_for=stage.digest,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What every contender says of every image, and the scores of it."""
+"""What every model predicts for every image, and the scores of these predictions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sfkt_cli import scores
 from sfkt_cli.data.store import Store
 from sfkt_cli.evaluation.labelled import Split
 from sfkt_cli.evaluation.models import (
-    Contender,
     Models,
+    Predictor,
     predictions,
     source_on_rgb,
 )
@@ -39,16 +39,16 @@ SPEED_ROUNDS = 3
 
 @dataclass
 class Outcome:
-    """What one contender says.
+    """What one model predicts.
 
     Attributes:
-        contender: Who.
+        predictor: The model.
         probabilities: (N, K) of each split, by name.
         label_free: Scores that need no labels, by name.
-        images_per_second: Of inference.
+        images_per_second: Speed of inference.
     """
 
-    contender: Contender
+    predictor: Predictor
     probabilities: dict[str, Numbers] = field(default_factory=dict)
     label_free: dict[str, float] = field(default_factory=dict)
     images_per_second: float | None = None
@@ -74,7 +74,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Evaluation:
     """All that the report is made from.
 
     Attributes:
@@ -123,8 +123,8 @@ class Evidence:
 
     def right(self, method: str, split: Split) -> NDArray[np.bool_]:
         """Whether a method names the true class of each labelled image (L,)."""
-        said = self.outcomes[method].probabilities[split.name][split.rows].argmax(axis=1)
-        right: NDArray[np.bool_] = said == split.labels
+        predicted = self.outcomes[method].probabilities[split.name][split.rows].argmax(axis=1)
+        right: NDArray[np.bool_] = predicted == split.labels
         return right
 
 
@@ -135,24 +135,24 @@ def ti_pairs(store: Store, models: Models, runtime: Runtime, seed: int) -> Pairs
     trained, held_out = held_out_pairs(store, seed)
     rows = held_out[spread(len(held_out))]
     rgb = store["ti/rgb"][rows]
-    asked = source_on_rgb(models, runtime)
-    features, logits = predict_rows(rgb, asked.load, asked.model, runtime)
+    rgb_model = source_on_rgb(models, runtime)
+    features, logits = predict_rows(rgb, rgb_model.load, rgb_model.model, runtime)
     unseen = not np.isin(held_out, trained).any()
     return Pairs(store["ti/target"][rows], rgb, features, logits, unseen)
 
 
 def ask(
-    contender: Contender, splits: dict[str, Split], pairs: Pairs | None, runtime: Runtime
+    predictor: Predictor, splits: dict[str, Split], pairs: Pairs | None, runtime: Runtime
 ) -> Outcome:
-    """Let a contender predict every split, and score it without labels."""
-    outcome = Outcome(contender)
+    """Let a model predict every split, and score it without labels."""
+    outcome = Outcome(predictor)
     for name, split in splits.items():
-        outcome.probabilities[name] = predictions(contender, split.target, runtime)
+        outcome.probabilities[name] = predictions(predictor, split.target, runtime)
     if "target" in outcome.probabilities:
-        said = outcome.probabilities["target"]
-        outcome.label_free = without_labels(said)
+        probabilities = outcome.probabilities["target"]
+        outcome.label_free = without_labels(probabilities)
     if pairs is not None:
-        features, logits = predict_rows(pairs.target, contender.load, contender.model, runtime)
+        features, logits = predict_rows(pairs.target, predictor.load, predictor.model, runtime)
         outcome.label_free |= {
             "ti_agreement": label_free.agreement(logits, pairs.logits),
             "ti_kappa": label_free.kappa(logits, pairs.logits),
@@ -161,40 +161,40 @@ def ask(
     return outcome
 
 
-def look_for_collapse(evidence: Evidence) -> None:
+def look_for_collapse(evaluation: Evaluation) -> None:
     """Warn of each student, and of the bridge, that names one class for nearly all images."""
-    for method, outcome in evidence.outcomes.items():
+    for method, outcome in evaluation.outcomes.items():
         said = outcome.probabilities.get("target")
         if said is not None and not method.startswith("source-"):
             logits = torch.from_numpy(said).clamp_min(1e-12).log()
-            warn_of_collapse(logits, evidence.classes, method, "TR target images", "evaluate")
+            warn_of_collapse(logits, evaluation.classes, method, "TR target images", "evaluate")
 
 
-def without_labels(said: Numbers) -> dict[str, float]:
+def without_labels(probabilities: Numbers) -> dict[str, float]:
     """Scores of predictions (N, K) on TR target images that need no labels."""
-    sample = said[spread(len(said))]
-    found = {
-        "tr_information": scores.mutual_information(said),
-        "confidence": float(said.max(axis=1).mean()),
-        "classes_said": float(len(np.unique(said.argmax(axis=1)))),
+    sample = probabilities[spread(len(probabilities))]
+    label_free_scores = {
+        "tr_information": scores.mutual_information(probabilities),
+        "confidence": float(probabilities.max(axis=1).mean()),
+        "classes_said": float(len(np.unique(probabilities.argmax(axis=1)))),
     }
     if len(sample) > 1:
-        found["density"] = scores.soft_neighbourhood_density(sample)
-    return found
+        label_free_scores["density"] = scores.soft_neighbourhood_density(sample)
+    return label_free_scores
 
 
 def ensemble(student: Outcome, bridge: Outcome) -> Outcome:
     """Both views of a target image: the student on it, the source model on its translation."""
     views = (student, bridge)
-    costs = [view.contender for view in views]
+    costs = [view.predictor for view in views]
     memory = [cost.peak_memory_mb for cost in costs if cost.peak_memory_mb]
     joint = Outcome(
-        Contender(
+        Predictor(
             ENSEMBLE,
-            student.contender.model,
-            student.contender.load,
+            student.predictor.model,
+            student.predictor.load,
             sum(cost.parameters for cost in costs),
-            student.contender.train_seconds,
+            student.predictor.train_seconds,
             max(memory, default=None),
             next((cost.note for cost in costs if cost.note), None),
         )
@@ -213,78 +213,80 @@ def ask_rgb(split: Split, models: Models, runtime: Runtime) -> Outcome | None:
     if split.rgb is None:
         return None
     outcome = Outcome(source_on_rgb(models, runtime))
-    outcome.probabilities[split.name] = predictions(outcome.contender, split.rgb, runtime)
+    outcome.probabilities[split.name] = predictions(outcome.predictor, split.rgb, runtime)
     return outcome
 
 
-def measure_speeds(evidence: Evidence) -> None:
+def measure_speeds(evaluation: Evaluation) -> None:
     """Time all models on the same images, in turns: what slows the machine slows all of them.
 
     The median of SPEED_ROUNDS rounds counts, after one for warming up.
     """
-    split = next(iter(evidence.splits.values()), None)
+    split = next(iter(evaluation.splits.values()), None)
     if split is None or not len(split.target):
         return
     seconds: dict[str, list[float]] = {}
-    images = dict.fromkeys(evidence.outcomes, np.asarray(split.target[:SPEED_IMAGES]))
-    rgb = evidence.splits["test"].rgb if "test" in evidence.splits else None
+    images = dict.fromkeys(evaluation.outcomes, np.asarray(split.target[:SPEED_IMAGES]))
+    rgb = evaluation.splits["test"].rgb if "test" in evaluation.splits else None
     if "source-rgb" in images and rgb is not None:
         images["source-rgb"] = np.asarray(rgb[:SPEED_IMAGES])
     for turn in range(1 + SPEED_ROUNDS):
-        for method, outcome in evidence.outcomes.items():
+        for method, outcome in evaluation.outcomes.items():
             if method == ENSEMBLE:
                 continue
-            evidence.runtime.wait()
+            evaluation.runtime.wait()
             began = time.perf_counter()
-            predictions(outcome.contender, images[method], evidence.runtime)
+            predictions(outcome.predictor, images[method], evaluation.runtime)
             if turn:
                 seconds.setdefault(method, []).append(time.perf_counter() - began)
     for method, took in seconds.items():
         speed = len(images[method]) / max(float(np.median(took)), 1e-9)
-        evidence.outcomes[method].images_per_second = speed
-    if ENSEMBLE in evidence.outcomes:
-        both = [evidence.outcomes[name].images_per_second or np.inf for name in VIEWS]
-        evidence.outcomes[ENSEMBLE].images_per_second = 1 / sum(1 / speed for speed in both)
+        evaluation.outcomes[method].images_per_second = speed
+    if ENSEMBLE in evaluation.outcomes:
+        both = [evaluation.outcomes[name].images_per_second or np.inf for name in VIEWS]
+        evaluation.outcomes[ENSEMBLE].images_per_second = 1 / sum(1 / speed for speed in both)
 
 
-def rows_of(evidence: Evidence) -> tuple[Row, ...]:
+def rows_of(evaluation: Evaluation) -> tuple[Row, ...]:
     """The rows of the report: all methods on all labelled splits."""
     return tuple(
-        row_of(evidence, outcome, split)
-        for outcome in evidence.outcomes.values()
-        for split in evidence.splits.values()
+        row_of(evaluation, outcome, split)
+        for outcome in evaluation.outcomes.values()
+        for split in evaluation.splits.values()
         if len(split.rows) and split.name in outcome.probabilities
     )
 
 
-def row_of(evidence: Evidence, outcome: Outcome, split: Split) -> Row:
+def row_of(evaluation: Evaluation, outcome: Outcome, split: Split) -> Row:
     """One method on one labelled split."""
-    config, contender = evidence.config, outcome.contender
-    said = outcome.probabilities[split.name][split.rows]
-    confusion = scores.confusion_matrix(said.argmax(axis=1), split.labels, len(evidence.classes))
+    config, predictor = evaluation.config, outcome.predictor
+    probabilities = outcome.probabilities[split.name][split.rows]
+    confusion = scores.confusion_matrix(
+        probabilities.argmax(axis=1), split.labels, len(evaluation.classes)
+    )
     recall = scores.class_recall(confusion)
-    seen_with_labels = contender.method == "oracle" and split.name == "target"
+    seen_with_labels = predictor.method == "oracle" and split.name == "target"
     return Row(
-        method=contender.method,
+        method=predictor.method,
         seed=config.seed,
         split=split.name,
         n=len(split.rows),
         accuracy=scores.accuracy(confusion),
         accuracy_ci95=scores.bootstrap_interval(
-            said.argmax(axis=1) == split.labels,
+            probabilities.argmax(axis=1) == split.labels,
             resamplings=config.evaluate.bootstrap,
             seed=config.seed,
             groups=split.groups,
         ),
         balanced_accuracy=scores.balanced_accuracy(confusion),
         macro_f1=scores.macro_f1(confusion),
-        ece=scores.calibration_error(said, split.labels),
-        train_seconds=_rounded(contender.train_seconds),
-        peak_memory_mb=_rounded(contender.peak_memory_mb),
+        ece=scores.calibration_error(probabilities, split.labels),
+        train_seconds=_rounded(predictor.train_seconds),
+        peak_memory_mb=_rounded(predictor.peak_memory_mb),
         images_per_second=_rounded(outcome.images_per_second),
-        parameters=contender.parameters,
+        parameters=predictor.parameters,
         class_accuracy=tuple(None if np.isnan(r) else float(r) for r in recall),
-        note=TRAINING_ACCURACY if seen_with_labels else contender.note,
+        note=TRAINING_ACCURACY if seen_with_labels else predictor.note,
     )
 
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
 from rich import box
 from rich.table import Table
 
 from sfkt_cli.console import console, say
 from sfkt_cli.methods import METHODS
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.sealed import read_record
 
 BOUNDS = ("oracle", "source-rgb")
 """Methods that see labels or RGB images of the target task: no method can be held to them."""
@@ -84,6 +87,16 @@ class Row:
     parameters: int | None = None
     class_accuracy: tuple[float | None, ...] = ()
     note: str | None = None
+
+
+class Results(BaseModel):
+    """The content of results.json."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    dataset: str
+    classes: tuple[str, ...]
+    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -198,21 +211,13 @@ def results(report: Report) -> dict[str, Any]:
     return {"dataset": report.dataset, "classes": list(report.classes), "rows": rows}
 
 
-def rows_of(results: Mapping[str, Any]) -> tuple[Row, ...]:
-    """The rows of a results.json; unknown keys are passed over.
+def read_results(run: Run) -> Results:
+    """The results.json of an evaluated run.
 
     Raises:
-        KeyError: It has no rows.
-        TypeError: A row lacks a key.
+        DataError: It is missing or damaged.
     """
-    known = {field.name for field in fields(Row)}
-    rows = []
-    for row in results["rows"]:
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in known
-        }
-        rows.append(Row(**values))
-    return tuple(rows)
+    return read_record(run.output("evaluate", "results.json"), Results, sealed=False)
 
 
 def split_tables(rows: Iterable[Row], name: Callable[[str], str] = str) -> list[SplitTable]:
@@ -364,12 +369,20 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def to_csv(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
-    """CSV that a spreadsheet does not take for formulas: texts that look so begin with '."""
+def to_csv(header: Sequence[str], rows: Iterable[Sequence[str | float]], exact: str = "") -> str:
+    """CSV that a spreadsheet does not take for formulas: texts that look so begin with '.
+
+    Args:
+        header: Names of the columns.
+        rows: Their cells.
+        exact: A column that programs go by, such as paths: it stays as it is.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([_harmless(cell) for cell in header])
-    writer.writerows([_harmless(cell) for cell in row] for row in rows)
+    for row in rows:
+        named = zip(header, row, strict=True)
+        writer.writerow([cell if name == exact else _harmless(cell) for name, cell in named])
     return file.getvalue()
 
 

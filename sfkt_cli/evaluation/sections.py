@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from sfkt_cli import __version__, scores
 from sfkt_cli.evaluation import figures, galleries
 from sfkt_cli.evaluation.epoch_choice import epoch_choice
 from sfkt_cli.evaluation.models import finished_methods, translate
-from sfkt_cli.evaluation.predictions import Evidence
+from sfkt_cli.evaluation.predictions import Evaluation
 from sfkt_cli.evaluation.report import (
     BOUNDS,
     NAMES,
@@ -46,15 +45,15 @@ PICTURE_PAIRS = 256
 """TI pairs that PSNR and SSIM look at, at most."""
 
 
-def headline(evidence: Evidence, rows: Sequence[Row]) -> Headline:
+def headline(evaluation: Evaluation, rows: Sequence[Row]) -> Headline:
     """The first line: with labels how often the student is right, without them what pairs say."""
-    main, split = evidence.main_method, evidence.headline_split
-    images = f"{SENSORS[evidence.store.modality]} images"
+    main, split = evaluation.main_method, evaluation.headline_split
+    images = f"{SENSORS[evaluation.store.modality]} images"
     who = NAMES.get(main, "student")
     if split is None:
         return Headline(
             f"How many {images} the {who} recognises is not known: none has a label.",
-            _on_pairs(evidence),
+            _on_pairs(evaluation),
         )
     here = {row.method: row for row in rows if row.split == split.name}
     text = f"The {who} recognises {percent(here[main].accuracy)} % of the {images}"
@@ -65,10 +64,10 @@ def headline(evidence: Evidence, rows: Sequence[Row]) -> Headline:
 
     def gain(method: str, over: str) -> tuple[float, float]:
         _, low, high = scores.paired_difference(
-            evidence.right(method, split),
-            evidence.right(over, split),
-            resamplings=evidence.config.evaluate.bootstrap,
-            seed=evidence.config.seed,
+            evaluation.right(method, split),
+            evaluation.right(over, split),
+            resamplings=evaluation.config.evaluate.bootstrap,
+            seed=evaluation.config.seed,
             groups=split.groups,
         )
         return low, high
@@ -87,32 +86,32 @@ def headline(evidence: Evidence, rows: Sequence[Row]) -> Headline:
     )
 
 
-def _on_pairs(evidence: Evidence) -> str:
+def _on_pairs(evaluation: Evaluation) -> str:
     """How far the main method and the RGB model alone agree with the RGB model on TI pairs."""
     found = [
         f"{NAMES.get(method, 'student')} {percent(score['ti_agreement'])} % "
         f"(kappa {score['ti_kappa']:.2f})"
-        for method in dict.fromkeys((evidence.main_method, "source-only"))
-        if "ti_kappa" in (score := evidence.outcomes[method].label_free)
+        for method in dict.fromkeys((evaluation.main_method, "source-only"))
+        if "ti_kappa" in (score := evaluation.outcomes[method].label_free)
     ]
     if not found:
         return ""
     return (
-        f"The same class on a {SENSORS[evidence.store.modality]} image as your RGB model on its "
+        f"The same class on a {SENSORS[evaluation.store.modality]} image as your RGB model on its "
         f"RGB partner: {', '.join(found)} of the pairs. Kappa 0 is chance, 1 is always."
     )
 
 
-def made(evidence: Evidence, run: Run) -> str:
+def made(evaluation: Evaluation, run: Run) -> str:
     """When, by which version, of which model."""
-    main = evidence.main_method
+    main = evaluation.main_method
     model = {"source-only": "source", "bridge-only": "bridge"}.get(main, f"transfer/{main}")
     file = Path(run.folder.name) / model / WEIGHTS
     digest = str(read_card(run.path(model, CARD)).get("sha256"))[:12]
     return f"{time.strftime('%Y-%m-%d')}, sfkt {__version__}, model {file.as_posix()} ({digest})"
 
 
-def facts(evidence: Evidence, rows: Sequence[Row]) -> tuple[str, ...]:
+def facts(evaluation: Evaluation, rows: Sequence[Row]) -> tuple[str, ...]:
     """What a reader should know first."""
     found = []
     rgb = [row for row in rows if row.method == "source-rgb"]
@@ -127,22 +126,22 @@ def facts(evidence: Evidence, rows: Sequence[Row]) -> tuple[str, ...]:
         )
     if not rows:
         found.append("test.h5 holds no labels: there is no accuracy, only label-free scores")
-    found += _gap_closed(evidence, rows)
-    resamplings = evidence.config.evaluate.bootstrap
+    found += _gap_closed(evaluation, rows)
+    resamplings = evaluation.config.evaluate.bootstrap
     how = f"{resamplings:,} bootstrap resamplings" if resamplings else "normal approximation"
     found.append(f"Intervals: 95 %, {how}; images of one group (scene, subject) are drawn together")
     found.append(
         "Training: seconds and memory beyond the source model (the bridge counts for methods that "
-        f"use it); speed on {evidence.runtime.device.type}; seed {evidence.config.seed}"
+        f"use it); speed on {evaluation.runtime.device.type}; seed {evaluation.config.seed}"
     )
     return tuple(found)
 
 
-def _gap_closed(evidence: Evidence, rows: Sequence[Row]) -> list[str]:
+def _gap_closed(evaluation: Evaluation, rows: Sequence[Row]) -> list[str]:
     """How much of the way from source-only to the better bound the method shown goes."""
-    main, found = evidence.main_method, []
+    main, found = evaluation.main_method, []
     bounds = {row.method: row.accuracy for row in rows if row.method in BOUNDS and not row.note}
-    for split in evidence.splits:
+    for split in evaluation.splits:
         accuracy = {row.method: row.accuracy for row in rows if row.split == split}
         if not bounds or main not in accuracy or main == "source-only":
             continue
@@ -157,34 +156,34 @@ def _gap_closed(evidence: Evidence, rows: Sequence[Row]) -> list[str]:
 
 
 def sections(
-    evidence: Evidence, run: Run, rows: Sequence[Row], folder: Path
+    evaluation: Evaluation, run: Run, rows: Sequence[Row], folder: Path
 ) -> tuple[Section, ...]:
     """All sections; pictures, where they are wanted, are written into the folder."""
-    found = [differences(evidence), thresholds(evidence, run), label_free(evidence)]
-    found.append(epochs_kept(evidence, run))
-    if not evidence.config.evaluate.pictures:
-        found.append(classes(rows, evidence))
+    found = [differences(evaluation), thresholds(evaluation, run), label_free(evaluation)]
+    found.append(epochs_kept(evaluation, run))
+    if not evaluation.config.evaluate.pictures:
+        found.append(classes(rows, evaluation))
         return tuple(section for section in found if section is not None)
-    found += [bridge_quality(evidence, run, folder), *galleries.tr_gallery(evidence, folder)]
-    found += [classes(rows, evidence), *confusion(evidence, folder)]
-    found += [*reliability(evidence, folder), *galleries.worst_errors(evidence, folder)]
-    found += [*feature_map(evidence, folder), *curves(run, folder)]
+    found += [bridge_quality(evaluation, run, folder), *galleries.tr_gallery(evaluation, folder)]
+    found += [classes(rows, evaluation), *confusion(evaluation, folder)]
+    found += [*reliability(evaluation, folder), *galleries.worst_errors(evaluation, folder)]
+    found += [*feature_map(evaluation, folder), *curves(run, folder)]
     return tuple(section for section in found if section is not None)
 
 
-def differences(evidence: Evidence) -> Section | None:
+def differences(evaluation: Evaluation) -> Section | None:
     """The method shown against every other, image by image."""
-    main, cells = evidence.main_method, []
-    for split in evidence.splits.values():
-        for other in evidence.outcomes:
-            said = evidence.outcomes[other].probabilities
+    main, cells = evaluation.main_method, []
+    for split in evaluation.splits.values():
+        for other in evaluation.outcomes:
+            said = evaluation.outcomes[other].probabilities
             if not len(split.rows) or other == main or other in BOUNDS or split.name not in said:
                 continue
             mean, low, high = scores.paired_difference(
-                evidence.right(main, split),
-                evidence.right(other, split),
-                resamplings=evidence.config.evaluate.bootstrap,
-                seed=evidence.config.seed,
+                evaluation.right(main, split),
+                evaluation.right(other, split),
+                resamplings=evaluation.config.evaluate.bootstrap,
+                seed=evaluation.config.seed,
                 groups=split.groups,
             )
             shown = (f"{100 * mean:+.1f}", f"{100 * low:+.1f} .. {100 * high:+.1f}")
@@ -204,15 +203,15 @@ def differences(evidence: Evidence) -> Section | None:
     )
 
 
-def thresholds(evidence: Evidence, run: Run) -> Section | None:
+def thresholds(evaluation: Evaluation, run: Run) -> Section | None:
     """What `sfkt predict --threshold` rejects, of wrong answers and of right ones."""
-    main, split = evidence.main_method, evidence.headline_split
-    if split is None or main not in evidence.models.students:
+    main, split = evaluation.main_method, evaluation.headline_split
+    if split is None or main not in evaluation.models.students:
         return None
     temperature = float(read_card(run.path("transfer", main, CARD)).get("temperature", 1.0))
-    said = evidence.outcomes[main].probabilities[split.name][split.rows]
+    said = evaluation.outcomes[main].probabilities[split.name][split.rows]
     confidence = scores.softmax(np.log(said + 1e-12) / temperature).max(axis=1)
-    right = evidence.right(main, split)
+    right = evaluation.right(main, split)
     cells = []
     for threshold in THRESHOLDS:
         unsure = confidence < threshold
@@ -233,12 +232,12 @@ def thresholds(evidence: Evidence, run: Run) -> Section | None:
     )  # fmt: skip
 
 
-def label_free(evidence: Evidence) -> Section:
+def label_free(evaluation: Evaluation) -> Section:
     """Scores that need no labels, beside the accuracy that they stand for."""
-    split = evidence.main_split
-    methods = {m: o for m, o in evidence.outcomes.items() if o.label_free and m not in BOUNDS}
+    split = evaluation.main_split
+    methods = {m: o for m, o in evaluation.outcomes.items() if o.label_free and m not in BOUNDS}
     names = [n for n in LABEL_FREE if any(n in o.label_free for o in methods.values())]
-    accuracy = {m: float(evidence.right(m, split).mean()) for m in methods} if split else {}
+    accuracy = {m: float(evaluation.right(m, split).mean()) for m in methods} if split else {}
     cells = []
     for method, outcome in methods.items():
         shown = [
@@ -248,10 +247,10 @@ def label_free(evidence: Evidence) -> Section:
         known = [percent(accuracy[method])] if accuracy else []
         cells.append((named(method), *shown, *known))
     text = [
-        "TI agreement: share of TI pairs of which the method says of the target image what the "
-        "source model says of its RGB partner; kappa: how far that is beyond chance, which is 0. "
-        "Nothing here saw a label"
-        + (f", but for the last column ({split.name} split)." if split else ".")
+        "TI agreement: the share of TI pairs for which the method names the same class on the "
+        "target image as the source model on the RGB image. Kappa: the agreement beyond chance, "
+        "which is 0. No score here uses a label"
+        + (f"; the last column does ({split.name} split)." if split else ".")
     ]
     if len(methods) >= 4 and accuracy:
         row = ["rank correlation"]
@@ -269,25 +268,25 @@ def label_free(evidence: Evidence) -> Section:
     return Section("Label-free scores", tuple(text), header, tuple(cells))
 
 
-def epochs_kept(evidence: Evidence, run: Run) -> Section | None:
+def epochs_kept(evaluation: Evaluation, run: Run) -> Section | None:
     """The epochs that label-free scores chose."""
-    target = evidence.splits.get("target")
+    target = evaluation.splits.get("target")
     if target is None:
         return None
-    stages = ["bridge"] if evidence.models.translator else []
-    stages += [f"transfer/{name}" for name in evidence.models.students]
-    return epoch_choice(run, evidence.store, target, stages)
+    stages = ["bridge"] if evaluation.models.translator else []
+    stages += [f"transfer/{name}" for name in evaluation.models.students]
+    return epoch_choice(run, evaluation.store, target, stages)
 
 
-def bridge_quality(evidence: Evidence, run: Run, folder: Path) -> Section | None:
+def bridge_quality(evaluation: Evaluation, run: Run, folder: Path) -> Section | None:
     """How good the translations of TI images are, in pictures and figures."""
-    models, pairs = evidence.models, evidence.pairs
+    models, pairs = evaluation.models, evaluation.pairs
     if models.translator is None or pairs is None:
         return None
     few = spread(len(pairs.rgb), PICTURE_PAIRS)
     rgb = pairs.rgb[few] / 255.0
-    translated = translate(models, pairs.target[few], evidence.runtime)
-    found = galleries.translated_features(evidence, pairs.target)
+    translated = translate(models, pairs.target[few], evaluation.runtime)
+    found = galleries.translated_features(evaluation, pairs.target)
     enough = len(found) > 1
     distance = scores.frechet_distance(found, pairs.features.numpy()) if enough else None
     record = run.record("bridge")
@@ -309,50 +308,50 @@ def bridge_quality(evidence: Evidence, run: Run, folder: Path) -> Section | None
         (f"{len(pairs.rgb):,} translated TI target images against their RGB partners. {known}",),
         ("quantity", "value"),
         cells,
-        *galleries.ti_gallery(evidence, pairs, folder),
+        *galleries.ti_gallery(evaluation, pairs, folder),
     )
 
 
-def classes(rows: Sequence[Row], evidence: Evidence) -> Section | None:
+def classes(rows: Sequence[Row], evaluation: Evaluation) -> Section | None:
     """Accuracy of each class."""
-    split = evidence.main_split
+    split = evaluation.main_split
     if split is None:
         return None
     here = [row for row in rows if row.split == split.name]
-    counts = np.bincount(split.labels, minlength=len(evidence.classes))
+    counts = np.bincount(split.labels, minlength=len(evaluation.classes))
     cells = [
         (name, f"{counts[k]:,}", *(percent(row.class_accuracy[k]) for row in here))
-        for k, name in enumerate(evidence.classes)
+        for k, name in enumerate(evaluation.classes)
     ]
     header = ("class", "n", *(named(row.method) for row in here))
     title = f"Accuracy by class, {split.name} split (%)"
     return Section(title, (), header, tuple(cells))
 
 
-def confusion(evidence: Evidence, folder: Path) -> list[Section]:
+def confusion(evaluation: Evaluation, folder: Path) -> list[Section]:
     """Confusion matrices of the methods shown."""
-    split = evidence.main_split
+    split = evaluation.main_split
     if split is None:
         return []
     panels = {}
-    for method in shown_methods(evidence):
-        said = evidence.outcomes[method].probabilities[split.name][split.rows].argmax(axis=1)
-        panels[named(method)] = scores.confusion_matrix(said, split.labels, len(evidence.classes))
-    figures.draw_confusion(folder / "confusion.png", panels, evidence.classes)
+    for method in shown_methods(evaluation):
+        said = evaluation.outcomes[method].probabilities[split.name][split.rows].argmax(axis=1)
+        panels[named(method)] = scores.confusion_matrix(said, split.labels, len(evaluation.classes))
+    figures.draw_confusion(folder / "confusion.png", panels, evaluation.classes)
     caption = f"Confusion on the {split.name} split: per cent of each true class (a row)."
     return [Section("Confusion", picture="confusion.png", caption=caption)]
 
 
-def reliability(evidence: Evidence, folder: Path) -> list[Section]:
+def reliability(evaluation: Evaluation, folder: Path) -> list[Section]:
     """How far a prediction's confidence can be trusted."""
-    split = evidence.main_split
+    split = evaluation.main_split
     if split is None:
         return []
     panels = {
         named(method): scores.reliability(
-            evidence.outcomes[method].probabilities[split.name][split.rows], split.labels
+            evaluation.outcomes[method].probabilities[split.name][split.rows], split.labels
         )
-        for method in shown_methods(evidence)
+        for method in shown_methods(evaluation)
     }
     figures.draw_reliability(folder / "reliability.png", panels)
     caption = (
@@ -363,9 +362,9 @@ def reliability(evidence: Evidence, folder: Path) -> list[Section]:
     return [Section("Reliability", picture="reliability.png", caption=caption)]
 
 
-def feature_map(evidence: Evidence, folder: Path) -> list[Section]:
+def feature_map(evaluation: Evaluation, folder: Path) -> list[Section]:
     """Where source, bridged and target features lie."""
-    panels = galleries.feature_sets(evidence)
+    panels = galleries.feature_sets(evaluation)
     if not panels:
         return []
     projected, explained = {}, {}
@@ -380,10 +379,7 @@ def curves(run: Run, folder: Path) -> list[Section]:
     """Training curves of all stages that trained something."""
     stages, chosen = {}, {}
     for stage in ("source", "bridge", *(f"transfer/{name}" for name in finished_methods(run))):
-        path = run.path(stage, "metrics.jsonl")
-        if not run.finished(stage) or not path.is_file():
-            continue
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = run.metrics(stage) if run.finished(stage) else []
         if rows:
             stages[stage] = rows
             best = run.record(stage).get("best_epoch")
@@ -399,7 +395,7 @@ def curves(run: Run, folder: Path) -> list[Section]:
     return [Section("Training curves", picture="curves.png", caption=caption)]
 
 
-def shown_methods(evidence: Evidence) -> list[str]:
+def shown_methods(evaluation: Evaluation) -> list[str]:
     """The methods in pictures of several panels."""
-    wanted = ("source-only", "bridge-only", evidence.main_method, "oracle")
-    return [name for name in dict.fromkeys(wanted) if name in evidence.outcomes]
+    wanted = ("source-only", "bridge-only", evaluation.main_method, "oracle")
+    return [name for name in dict.fromkeys(wanted) if name in evaluation.outcomes]

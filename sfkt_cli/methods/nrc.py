@@ -50,11 +50,11 @@ class Nrc(nn.Module):
         near = self.bank.neighbours(rows, settings.neighbours)
         wider = self.bank.neighbours(near, settings.wider)
         affinity, wider_affinity = affinities(rows, wider, settings.affinity)
-        known = self.bank.probabilities
+        stored = self.bank.probabilities
         return {
-            "near": losses.attraction(logits, known[near], affinity),
-            "wider": losses.attraction(logits, known[wider.flatten(1)], wider_affinity),
-            "self": losses.attraction(logits, known[rows].unsqueeze(1)),
+            "near": losses.attraction(logits, stored[near], affinity),
+            "wider": losses.attraction(logits, stored[wider.flatten(1)], wider_affinity),
+            "self": losses.attraction(logits, stored[rows].unsqueeze(1)),
             "diversity": losses.diversity(logits),
         }
 

@@ -21,7 +21,7 @@ class TeacherOutputs:
 
     Attributes:
         source: The frozen source model.
-        encoding: Of target images for the student.
+        encoding: Encoding of target images for the student.
         targets: N.
         bridged_logits: (N, K), source model on translated TR images; None without a bridge.
         bridge_trust: How far the bridge can be trusted, in [0, 1]; see

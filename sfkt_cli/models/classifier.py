@@ -28,8 +28,8 @@ class Classifier(nn.Module):
         width: Channels of the built-in backbone's first stage.
         bottleneck: Size D of the features; 0: no bottleneck, features are the backbone's output and
             the head is a plain linear layer (models brought along).
-        mean: Of RGB in [0, 1], taken off.
-        std: Of RGB in [0, 1], divided by.
+        mean: Mean of RGB in [0, 1], taken off.
+        std: Standard deviation of RGB in [0, 1], divided by.
         channel_order: ``bgr``: the backbone wants the normalised channels the other way round.
         graph: Keyword arguments of an :class:`OnnxNetwork` that is the backbone.
         layer: Name of the linear layer at whose input features are taken; empty: the last one.

@@ -79,10 +79,10 @@ def _norms_behind_convolutions(
     try:
         outputs: tuple[Tensor, ...] = model(images)
     finally:
-        for each in hooks:
-            each.remove()
+        for handle in hooks:
+            handle.remove()
     # The version tells whether something, such as an activation, changed the output in between.
     maker = {(id(output), version): name for output, version, name in made}
-    found = [(maker.get((id(given), version), ""), name) for given, version, name in taken]
-    norms = Counter(convolution for convolution, _ in found)
-    return [(c, n) for c, n in found if calls[c] == calls[n] == norms[c] == 1], outputs
+    candidates = [(maker.get((id(given), version), ""), name) for given, version, name in taken]
+    norms = Counter(convolution for convolution, _ in candidates)
+    return [(c, n) for c, n in candidates if calls[c] == calls[n] == norms[c] == 1], outputs

@@ -64,7 +64,7 @@ def import_source(config: Config, classes: Sequence[str], *, size: int = 224) ->
 
     Args:
         config: ``source.backbone`` names the architecture, ``source.classes`` the outputs.
-        classes: Of the data, in the order of its labels; empty where the data has none.
+        classes: Classes of the data, in the order of its labels; empty where the data has none.
         size: Side of the images in pixels; the graph of an ONNX file is settled for it.
 
     Raises:

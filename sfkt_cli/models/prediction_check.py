@@ -53,7 +53,7 @@ def collapse_warning(
     """What is suspicious about a model's predictions, if anything is.
 
     Args:
-        predictions: Of the model.
+        predictions: Predictions of the model.
         classes: Their names.
         model: What the message calls the model.
         images: What it calls the images.

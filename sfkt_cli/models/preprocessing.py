@@ -25,10 +25,10 @@ class Normalisation:
 
 def normalisation_of(settings: SourceConfig) -> Normalisation:
     """The settings' own, else that of the weights: a config.json beside them, timm, torchvision."""
-    found = None
+    published = None
     if settings.mean is None or settings.std is None:
-        found = _beside(settings.checkpoint) or _published(settings.backbone)
-    mean, std, origin = found or (*IMAGENET, "the usual one, of ImageNet")
+        published = _beside(settings.checkpoint) or _published(settings.backbone)
+    mean, std, origin = published or (*IMAGENET, "the usual one, of ImageNet")
     if settings.mean is not None or settings.std is not None:
         origin = "source.mean and source.std"
     return Normalisation(settings.mean or mean, settings.std or std, origin)
@@ -40,10 +40,10 @@ def _beside(checkpoint: Path | None) -> tuple[Three, Three, str] | None:
     if path is None or not path.is_file():
         return None
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        card = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    inner = held.get("pretrained_cfg", held) if isinstance(held, dict) else None
+    inner = card.get("pretrained_cfg", card) if isinstance(card, dict) else None
     return _three(inner, str(path))
 
 
@@ -59,8 +59,8 @@ def _published(backbone: str) -> tuple[Three, Three, str] | None:
             import timm
         except ImportError:
             return None
-        known: Any = timm.get_pretrained_cfg(backbone.removeprefix("timm:"))
-        return _three(known.to_dict() if known else None, f"timm's weights of {backbone}")
+        card: Any = timm.get_pretrained_cfg(backbone.removeprefix("timm:"))
+        return _three(card.to_dict() if card else None, f"timm's weights of {backbone}")
     from torchvision import models
 
     try:
@@ -70,11 +70,11 @@ def _published(backbone: str) -> tuple[Three, Three, str] | None:
     return _three(vars(transforms), f"torchvision's weights of {backbone}")
 
 
-def _three(held: Any, origin: str) -> tuple[Three, Three, str] | None:
-    if not isinstance(held, dict):
+def _three(values: Any, origin: str) -> tuple[Three, Three, str] | None:
+    if not isinstance(values, dict):
         return None
     try:
-        (r, g, b), (x, y, z) = held["mean"], held["std"]
+        (r, g, b), (x, y, z) = values["mean"], values["std"]
         return (float(r), float(g), float(b)), (float(x), float(y), float(z)), origin
     except (KeyError, TypeError, ValueError):
         return None

@@ -23,7 +23,7 @@ class PointwiseTranslator(nn.Module):
     Source: arXiv:2401.05014, TGMB. The sizes are ours.
 
     Args:
-        channels: Of the encoded target image.
+        channels: Number of channels of the encoded target image.
         width: Channels between the two layers.
     """
 
@@ -42,7 +42,7 @@ class IdentityTranslator(nn.Module):
     """The encoded image as it is: what is kept where a trained T makes things worse (ours).
 
     Args:
-        channels: Of the encoded target image.
+        channels: Number of channels of the encoded target image.
         width: Not used.
     """
 
@@ -64,7 +64,7 @@ class UNetTranslator(nn.Module):
     Ronneberger et al., 2015, for the shape of the rest, with added skips (ours).
 
     Args:
-        channels: Of the encoded target image.
+        channels: Number of channels of the encoded target image.
         width: Channels w at full and half resolution; 2w and 4w below.
     """
 
@@ -100,7 +100,7 @@ class Front(nn.Module):
 
     Args:
         translator: T; stays in inference mode, whatever becomes of the classifier behind it.
-        channels: Of the encoded target image: 1 or 3, what ``as_rgb`` keeps whole.
+        channels: Number of channels of the encoded image: 1 or 3, what ``as_rgb`` keeps whole.
     """
 
     def __init__(self, translator: nn.Module, channels: int) -> None:
@@ -139,8 +139,8 @@ def make_translator(name: str, *, channels: int, width: int, **more: int) -> nn.
 
     Args:
         name: Key of TRANSLATORS.
-        channels: Of the encoded target image.
-        width: Of its first layer.
+        channels: Number of channels of the encoded target image.
+        width: Width of its first layer.
         more: Sizes that this translator alone has.
 
     Raises:

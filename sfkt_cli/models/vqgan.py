@@ -23,8 +23,8 @@ class Quantiser(nn.Module):
 
     Args:
         codes: Entries.
-        size: Of each.
-        decay: Of the moving means, a step.
+        size: Size of each code.
+        decay: Decay of the moving means in a step.
     """
 
     codebook: Tensor
@@ -75,7 +75,7 @@ class VqganTranslator(nn.Module):
     """Encoder to a quarter of the resolution, quantiser, decoder without skips.
 
     Args:
-        channels: Of the encoded target image.
+        channels: Number of channels of the encoded target image.
         width: Channels w at half resolution; 2w below.
         codes: Entries of the codebook.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 import types
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -42,6 +43,12 @@ def _at_home(path: Path) -> Path:
         raise ValueError(f"{path}: {error}") from None
 
 
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+ClassName = Annotated[str, AfterValidator(_composed)]
+"""An umlaut is one letter, as in the names of readers; some systems write two."""
 UserPath = Annotated[Path, AfterValidator(_at_home)]
 """``~`` is the home folder, as in a shell."""
 Positive = Annotated[float, Field(gt=0)]
@@ -62,11 +69,11 @@ class Section(BaseModel):
 
 
 class ClassesConfig(Section):
-    """Which classes are task-relevant (TR) and which only lend pairs (TI); wildcards do."""
+    """Which classes are task-relevant (TR) and which only give pairs (TI); wildcards work."""
 
-    tr: tuple[str, ...] = ()
+    tr: tuple[ClassName, ...] = ()
     """Classes to recognise, in this order; empty: the data set's usual ones."""
-    ti: tuple[str, ...] = ()
+    ti: tuple[ClassName, ...] = ()
     """Classes whose pairs are task-irrelevant; empty: all others if classes.tr is given, else the
     data set's usual ones."""
 
@@ -150,16 +157,16 @@ class WashingtonRgbdConfig(Section):
 
 
 class FoldersConfig(Section):
-    """One's own data: folders or a manifest (docs/datasets.md draws both)."""
+    """Your own data: folders or a manifest (docs/datasets.md shows both)."""
 
     manifest: UserPath | None = None
     """CSV or JSONL with columns rgb, target, label, role, group; relative to the root."""
     modality: Modality = "depth"
     """What the target sensor measures: selects unit, valid range and default encoding."""
     unit: Literal["auto", "mm", "m", "raw"] = "auto"
-    """Of stored depth values: integers are millimetres and floats metres under auto."""
+    """Unit of stored depth values; auto: integers are millimetres and floats are metres."""
     scale: Positive | None = None
-    """Of other depth values: millimetres that 1 stands for, such as 0.2 for TUM's 1/5000 m."""
+    """Millimetres that 1 stands for in other depth values, such as 0.2 for TUM's 1/5000 m."""
     missing: tuple[int | float, ...] = ()
     """Depth values that stand for no reading besides 0, such as [65535]."""
     registered: bool = True
@@ -178,15 +185,15 @@ class TrainingConfig(Section):
     """Settings that source, bridge and transfer share."""
 
     min_steps: int = Field(40, ge=1, le=100_000)
-    """Steps an epoch has at least: small data sets are passed several times."""
+    """Smallest number of steps in an epoch; small data sets are passed several times."""
     shift: float = Field(0.08, ge=0, le=0.5)
-    """Random shift of the crop, as a share of the image side; both views of a pair alike."""
+    """Random shift of the crop, as a share of the image side; both images of a pair together."""
     flip: bool = True
-    """Mirror images at random; both views of a pair alike."""
+    """Mirror images at random; both images of a pair together."""
     ti_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the TI pairs that are trained on; the steps stay as many."""
+    """Share of the TI pairs that are trained on; the number of steps stays the same."""
     shuffle_pairs: bool = False
-    """A sceptic's check: in training, each TI image gets another pair's partner."""
+    """A check for sceptics: in training, each TI image gets the partner of another pair."""
     select: Literal[
         "auto",
         "last",
@@ -197,11 +204,11 @@ class TrainingConfig(Section):
         "tr_information",
         "tr_density",
     ] = "auto"
-    """Label-free score whose best epoch of bridge and transfer is kept; auto: ti_closeness for the
-    bridge, the last epoch for the student."""
+    """Label-free score that chooses the epoch that bridge and transfer keep; auto: ti_closeness for
+    the bridge, the last epoch for the student."""
     patience: int = Field(0, ge=0, le=100_000)
-    """Bridge and transfer stop when the label-free score (training.select) was not better for so
-    many epochs; 0: never."""
+    """Epochs without a better label-free score (training.select) after which bridge and transfer
+    stop; 0: never."""
     clip_norm: Positive | None = None
     """Largest norm of the gradient; null: no clipping."""
     warm_start: UserPath | None = None
@@ -222,33 +229,33 @@ class SourceConfig(Section):
     """imagenet: start from published weights (downloaded by torchvision or timm; from an installed
     package for efficientnet_lite0)."""
     checkpoint: UserPath | None = None
-    """A classifier of one's own instead of training: .safetensors, a .pth state dict, .onnx, a
+    """Your own classifier, instead of training one: .safetensors, a .pth state dict, .onnx, a
     folder written by sfkt. Other networks: `sfkt_cli.import_model` in Python."""
     mixture: tuple[UserPath, ...] = ()
     """Several source models instead of one: finished runs, or their source folders, all with the
     classes of the data. Students learn how far to trust each (SOCKET, DECISION)."""
-    classes: tuple[str, ...] = ()
+    classes: tuple[ClassName, ...] = ()
     """Class names of the checkpoint in the order of its outputs; empty: those of the data."""
     features: str = ""
     """Name of the checkpoint's linear layer at whose input features are taken, such as fc; empty:
     the last one."""
     mean: tuple[float, float, float] | None = None
-    """Mean of RGB in [0, 1] that the source model expects to be taken off; null: that of the
-    published weights of the backbone. A model that takes 0..255: mean / 255, and std likewise."""
+    """Mean of RGB in [0, 1] that the source model expects to be subtracted; null: that of the
+    published weights of the backbone. For a model that takes 0..255, divide mean and std by 255."""
     std: tuple[Positive, Positive, Positive] | None = None
-    """Standard deviation of RGB in [0, 1] that the source model expects; null: likewise."""
+    """Standard deviation of RGB in [0, 1] that the source model expects; null: as for mean."""
     channel_order: Literal["rgb", "bgr"] = "rgb"
     """bgr: the checkpoint was trained on BGR images, as OpenCV reads them."""
     epochs: int = Field(25, ge=0, le=100_000)
-    """Passes over the source images; 0 leaves random weights (a sceptic's check)."""
+    """Passes over the source images; 0 leaves random weights (a check for sceptics)."""
     learning_rate: Positive | None = None
-    """Of bottleneck and head at the start; null: 0.01 from published weights, else 0.05."""
+    """Rate of bottleneck and head at the start; null: 0.01 from published weights, else 0.05."""
     backbone_rate: Positive | None = None
     """Backbone's share of the learning rate; null: 0.1 from published weights, else 1."""
     weight_decay: Weight = 1e-3
     """L2 penalty of SGD."""
     label_smoothing: Fraction = 0.1
-    """Of the cross-entropy."""
+    """Share of each label that the cross-entropy spreads over all classes."""
     color_jitter: Fraction = 0.3
     """Random brightness, contrast and saturation of the source images."""
 
@@ -288,7 +295,7 @@ class BridgeConfig(Section):
     epochs: Epochs = 8
     """Passes over the larger of TI pairs and target images."""
     learning_rate: Positive = 2e-3
-    """Of Adam at the start."""
+    """Learning rate of Adam at the start."""
     keep_untouched: bool = True
     """Keep the encoded images in place of the translated ones where target images of held-out TI
     pairs find their RGB partners better without T, in the source model's features (ours)."""
@@ -301,13 +308,13 @@ class BridgeConfig(Section):
     d_on: Literal["feature", "image"] = "feature"
     """What the discriminator of L_D sees: the source model's features, or translated images."""
     alpha_im: Weight = 0.15
-    """Weight of L_IM, information maximisation on TR (ours); divided by the passes of an epoch over
-    the target images, where there are several: few images would be dealt out to the classes."""
+    """Weight of L_IM, information maximisation on TR (ours). It is divided by the number of times
+    that an epoch passes the target images, or a few images would be spread over all classes."""
     alpha_f: Weight = 0.3
     """Weight of the source-feature term on TI pairs (ours)."""
     alpha_p: Weight = 0.3
-    """Weight of the perceptual term on TI pairs: what the source model sees before its features, at
-    each resolution from a quarter of the side down (ours)."""
+    """Weight of the perceptual term on TI pairs: the source model's feature maps at each resolution
+    from a quarter of the side down (ours)."""
 
     def channels(self, *, pretrained: bool) -> int:
         """Width, where null leaves it open.
@@ -344,7 +351,7 @@ class OptimiserConfig(Section):
     """How a method trains its student; each method has its own published values."""
 
     learning_rate: Positive | None = 0.01
-    """Of the bottleneck at the start (SHOT, SOCKET: 0.01)."""
+    """Rate of the bottleneck at the start (SHOT, SOCKET: 0.01)."""
     backbone_rate: Positive | None = 0.1
     """Backbone's share of the learning rate (SHOT, SOCKET: 0.1)."""
     schedule: Literal["cosine", "inverse"] = "inverse"
@@ -369,7 +376,7 @@ class DistillConfig(OptimiserConfig):
     """Distillation from the bridge alone."""
 
     learning_rate: Positive | None = None
-    """Of the bottleneck at its highest; null: 0.01 where the source model was trained elsewhere or
+    """Highest rate of the bottleneck; null: 0.01 where the source model was trained elsewhere or
     began with published weights (SHOT, SOCKET), else 0.03 (ours)."""
     backbone_rate: Positive | None = None
     """Backbone's share of the learning rate; null: 0.1 likewise, else 1."""
@@ -459,10 +466,10 @@ def _batch_size(value: Any, validate: Callable[[Any], Any]) -> Any:
 
 
 class RuntimeConfig(Section):
-    """The machine; of this, ``batch_size`` and the number of processes change what is computed.
+    """The machine; only ``batch_size`` and the number of processes change what is computed.
 
-    Each process has batch statistics of its own, unless ``sync_batchnorm`` is set. What the rest
-    changes is rounding.
+    Each process has batch statistics of its own, unless ``sync_batchnorm`` is set. The other
+    settings change rounding at most.
     """
 
     gpus: int | None = Field(None, ge=0)
@@ -470,17 +477,17 @@ class RuntimeConfig(Section):
     processes: int = Field(1, ge=1, le=256)
     """Processes on the CPU, where no GPU is used; with GPUs there is one for each."""
     timeout_seconds: float = Field(60.0, ge=5, le=86_400)
-    """So long a process waits for the others before it gives up."""
+    """Seconds that a process waits for the others before it gives up."""
     batch_size: Annotated[
         Literal["auto"] | Annotated[int, Field(ge=2, le=65_536)], WrapValidator(_batch_size)
     ] = USUAL_BATCH_SIZE
     """Images of each kind in a step, over all processes; auto: the largest power of two that fits
-    into memory, found once a stage and remembered (the oracle of evaluate takes 64 then)."""
+    into memory, found once a stage and remembered (the oracle of evaluate then uses 64)."""
     sync_batchnorm: bool = False
     """Batch statistics over all processes instead of over each one's share; GPUs only."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 on GPUs that have it and on CPUs with matrix units (AMX), there but for training
-    networks with depthwise convolutions; else fp32."""
+    """auto: bf16 on GPUs that have it and on CPUs with matrix units (AMX), else fp32; on CPUs,
+    networks with depthwise convolutions are trained in fp32."""
     threads: int = Field(0, ge=0)
     """CPU threads; 0: torch's choice."""
     deterministic: bool = False
@@ -499,21 +506,21 @@ class EvaluateConfig(Section):
     bootstrap: int = Field(2000, ge=0, le=1_000_000)
     """Resamplings for the 95 % intervals."""
     pictures: bool = True
-    """Draw galleries, confusion, reliability, features and curves; `sfkt benchmark` leaves them."""
+    """Draw galleries, confusion, reliability, features and curves; `sfkt benchmark` does not."""
 
 
 class Config(Section):
     """All settings of a run."""
 
     seed: int = Field(0, ge=0, le=2**31 - 1)
-    """Fixes the division of the data, their order, augmentation and initialisation; of synthetic
-    data, the scenes too."""
+    """Fixes the division of the data, their order, augmentation and initialisation; with synthetic
+    data also the scenes."""
     dataset: DatasetName = "synthetic"
     """Set by `sfkt prepare NAME`."""
     image_size: int = Field(48, ge=16, le=1024)
-    """Side of the square stored images, in pixels; photographs want 128 to 224."""
+    """Side of the square stored images, in pixels; use 128 to 224 for photographs."""
     encoding: EncodingName = "auto"
-    """How target images become model input; auto: the modality's default."""
+    """How target images become model input; auto: the default of the modality."""
     classes: ClassesConfig = ClassesConfig()
     split: SplitConfig = SplitConfig()
     prepare: PrepareConfig = PrepareConfig()
@@ -631,10 +638,10 @@ def nest(dotted: str, value: Any) -> dict[str, Any]:
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by section, of which some may be named with a dot: ``bridge.epochs: 3``."""
-    found: dict[str, Any] = {}
+    by_section: dict[str, Any] = {}
     for name, value in settings.items():
-        found = merge(found, nest(str(name), value))
-    return found
+        by_section = merge(by_section, nest(str(name), value))
+    return by_section
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -712,10 +719,10 @@ def _explain(problem: Any) -> str:
     """One line a user can act on, from one of pydantic's problems."""
     where = ".".join(str(part) for part in problem["loc"]) or "settings"
     if problem["type"] == "extra_forbidden":
-        known = list(section_fields()) + list(Config.model_fields)
-        near = difflib.get_close_matches(where, known, n=1, cutoff=0.5)
+        names = list(section_fields()) + list(Config.model_fields)
+        near = difflib.get_close_matches(where, names, n=1, cutoff=0.5)
         if not near:
-            tails = {name.rpartition(".")[2]: name for name in known}
+            tails = {name.rpartition(".")[2]: name for name in names}
             close = difflib.get_close_matches(where.rpartition(".")[2], tails, n=1, cutoff=0.6)
             near = [tails[name] for name in close]
         hint = f"did you mean {near[0]}?" if near else "`sfkt config show` lists all settings"
@@ -725,5 +732,8 @@ def _explain(problem: Any) -> str:
         near = difflib.get_close_matches(str(problem["input"]), choices, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"setting {where} = {problem['input']!r}: {hint}choose one of {', '.join(choices)}"
+    if problem["type"] == "string_type":
+        read = f"YAML reads it as {type(problem['input']).__name__}"
+        return f"setting {where} = {problem['input']!r}: {read}: put it into quotes, as in ['001']"
     message = problem["msg"].removeprefix("Value error, ")
     return f"setting {where} = {problem['input']!r}: {message[:1].lower()}{message[1:]}"

@@ -41,11 +41,13 @@ class Settings:
 
     def origin(self, dotted: str) -> str:
         """Where a setting such as ``bridge.epochs`` came from; a run only where it differs."""
-        said = [place for place, values in self.layers.items() if pick(values, dotted) is not None]
-        if said[-1:] == [str(self.run.folder)]:
+        places = [
+            place for place, values in self.layers.items() if pick(values, dotted) is not None
+        ]
+        if places[-1:] == [str(self.run.folder)]:
             usual = pick(as_dict(Config()), dotted)
-            return DEFAULT if pick(as_dict(self.config), dotted) == usual else said[-1]
-        return said[-1] if said else DEFAULT
+            return DEFAULT if pick(as_dict(self.config), dotted) == usual else places[-1]
+        return places[-1] if places else DEFAULT
 
 
 def typed_settings(options: Options) -> dict[str, dict[str, Any]]:
@@ -83,17 +85,17 @@ def resolve(options: Options, stage: str, *, new_run: bool = False) -> Settings:
         RunError: There is no run yet and the command cannot begin one.
     """
     typed = typed_settings(options)
-    asked: dict[str, Any] = {}
+    wanted: dict[str, Any] = {}
     for values in typed.values():
-        asked = merge(asked, values)
+        wanted = merge(wanted, values)
     try:
-        run = find_run(options, asked.get("dataset"), new_run=new_run)
+        run = find_run(options, wanted.get("dataset"), new_run=new_run)
     except RunError:
-        build(asked)  # what is misspelled is said first: it does not depend on the run
+        build(wanted)  # what is misspelled is said first: it does not depend on the run
         raise
     if stage == "transfer":
         before = run.remembered("transfer")
-        stage = f"transfer/{build(before, asked).transfer.method}"
+        stage = f"transfer/{build(before, wanted).transfer.method}"
     layers = {str(run.folder): run.remembered(stage), **typed}
     return Settings(build(*layers.values()), run, layers)
 

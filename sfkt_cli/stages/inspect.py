@@ -68,11 +68,11 @@ def report_alignment(store: Store, names: Mapping[str, str] | None = None) -> No
     """
     if not store.registered:
         return
-    found = check_alignment(store, names)
-    if found is None:
+    alignment = check_alignment(store, names)
+    if alignment is None:
         return
-    say(found.summary())
-    for warning in found.warnings():
+    say(alignment.summary())
+    for warning in alignment.warnings():
         warn(warning)
 
 

@@ -147,7 +147,7 @@ def judged(prediction: Prediction, threshold: float) -> Prediction:
 
 def write_rows(rows: Sequence[Row], output: Path, top_k: int, *, append: bool = False) -> None:
     """Write rows as the output's suffix says, behind those that are there or in their place."""
-    jsonl = output.suffix == ".jsonl"
+    jsonl = output.suffix.lower() == ".jsonl"
     text = to_jsonl(rows, top_k) if jsonl else to_csv(rows, top_k)
     if append and not jsonl:
         text = text.partition("\n")[2]
@@ -155,7 +155,7 @@ def write_rows(rows: Sequence[Row], output: Path, top_k: int, *, append: bool = 
         if not speaks_json():
             write_output(text)
     elif append:
-        with output.open("a", encoding="utf-8", newline="") as file:
+        with output.open("a", encoding="utf-8", errors="backslashreplace", newline="") as file:
             file.write(text)
     else:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,7 @@ def watch(student: Student, folders: Sequence[str], broken: list[str]) -> Iterat
     done: set[tuple[str, int, int]] = set()
     while True:
         now = set()
-        for path in (path for folder in folders for path in _matches(folder)):
+        for path in (path for folder in folders for path in _images_below(folder)):
             with contextlib.suppress(OSError):  # gone again
                 now.add((str(path), path.stat().st_size, path.stat().st_mtime_ns))
         ready = sorted((now & before) - done)
@@ -228,7 +228,7 @@ def check_output(output: Path) -> None:
     Raises:
         ConfigError: It is none of them.
     """
-    if output.suffix not in (".csv", ".jsonl") and str(output) != STDIN:
+    if output.suffix.lower() not in (".csv", ".jsonl") and str(output) != STDIN:
         raise ConfigError(f"--output {output}: the suffix must be .csv or .jsonl")
 
 
@@ -251,20 +251,25 @@ def expand(images: Sequence[str]) -> Iterator[Path]:
 
 def _matches(entry: str) -> list[Path]:
     if entry == STDIN:
-        return [Path(line) for line in sys.stdin.read().splitlines() if line.strip()]
+        lines = sys.stdin.read().removeprefix("\ufeff").splitlines()
+        return [Path(line) for line in lines if line.strip()]
     path = Path(entry)
     if path.is_dir():
-        names = list_files(path)
-        unread = tell_unread(names)
+        unread = tell_unread(list_files(path))
         if unread:
             warn(f"{path}: {unread}")
-        return sorted(path / name for name in names if name.lower().endswith(SUFFIXES))
+        return _images_below(entry)
     if path.exists() or not any(sign in entry for sign in "*?["):
         return [path]
     fixed = next(place for place, part in enumerate(path.parts) if set(part) & set("*?["))
     base = Path(*path.parts[:fixed])
     found = base.glob(str(Path(*path.parts[fixed:])))
     return sorted(f for f in found if f.is_file() and not is_system(str(f.relative_to(base))))
+
+
+def _images_below(folder: str) -> list[Path]:
+    names = (name for name in list_files(Path(folder)) if name.lower().endswith(SUFFIXES))
+    return sorted(Path(folder, name) for name in names)
 
 
 def read_batches(student: Student, paths: Sequence[Path], broken: list[str]) -> Iterator[Batch]:
@@ -288,7 +293,10 @@ def batched(images: Iterable[tuple[str | Path, NDArray[Any]]], size: int) -> Ite
 
 
 def to_csv(rows: Sequence[Row], top_k: int) -> str:
-    """Columns path, class, probability, class_2, probability_2 ... for ``top_k`` > 1, warning."""
+    """Columns path, class, probability, class_2, probability_2 ... for ``top_k`` > 1, warning.
+
+    Cells that a spreadsheet would run begin with ', but for paths, which stay as they are.
+    """
     header = ["path", "class", "probability"]
     for place in range(2, top_k + 1):
         header += [f"class_{place}", f"probability_{place}"]
@@ -302,7 +310,7 @@ def to_csv(rows: Sequence[Row], top_k: int) -> str:
         ]
         for path, prediction in rows
     ]
-    return harmless_csv([*header, "warning"], lines)
+    return harmless_csv([*header, "warning"], lines, exact="path")
 
 
 def to_jsonl(rows: Sequence[Row], top_k: int) -> str:

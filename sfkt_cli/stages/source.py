@@ -206,8 +206,8 @@ def import_model(
         run: The folder of a prepared run.
         classes: Names of its outputs, in order; empty: those of the data.
         image_size: S in pixels; None: that of the data, which it must agree with.
-        mean: Of RGB in [0, 1], taken off before the module; None: that of ImageNet.
-        std: Of RGB in [0, 1], divided by before the module; None: that of ImageNet.
+        mean: Mean of RGB in [0, 1], taken off before the module; None: that of ImageNet.
+        std: Deviation of RGB in [0, 1], divided by before the module; None: that of ImageNet.
         force: Replace a source model that is there.
 
     Raises:
@@ -313,10 +313,10 @@ def _look(model: nn.Module, store: Store, runtime: Runtime, classes: list[str]) 
         )
     predictions = describe_predictions(logits)
     shares = sorted(zip(predictions.histogram, classes, strict=True), reverse=True)
-    shown = ", ".join(f"{name} {share:.0%}" for share, name in shares[:6])
+    most_frequent = ", ".join(f"{name} {share:.0%}" for share, name in shares[:6])
     say(
         f"source: on {len(rgb)} TI RGB images: mean entropy {predictions.entropy:.2f} of "
-        f"{predictions.largest_entropy:.2f} nats; {shown}"
+        f"{predictions.largest_entropy:.2f} nats; {most_frequent}"
     )
     warning = collapse_warning(predictions, classes)
     if warning:
@@ -330,8 +330,8 @@ def _mix(config: Config, run: Run) -> None:
     folders = [
         path if (path / CARD).is_file() else path / "source" for path in config.source.mixture
     ]
-    found = [load_model(folder) for folder in folders]
-    for folder, saved in zip(folders, found, strict=True):
+    members = [load_model(folder) for folder in folders]
+    for folder, saved in zip(folders, members, strict=True):
         if not isinstance(saved.module, Classifier) or saved.encoding is not None:
             raise ConfigError(f"source.mixture: {folder} holds no RGB classifier")
         if saved.classes != store.classes:
@@ -339,19 +339,19 @@ def _mix(config: Config, run: Run) -> None:
                 f"source.mixture: {folder} has the classes {', '.join(saved.classes)}, the data "
                 f"{', '.join(store.classes)}: all models of a mixture name the same ones"
             )
-    inputs = {f"source {number}": saved.digest for number, saved in enumerate(found, 1)}
+    inputs = {f"source {number}": saved.digest for number, saved in enumerate(members, 1)}
     with run.open("source", config, inputs) as stage:
         if stage is None:
             say(f"source: already done in {run.path('source')}")
             return
         if not run.main:
             return
-        architecture = {"members": [dict(saved.card["architecture"]) for saved in found]}
+        architecture = {"members": [dict(saved.card["architecture"]) for saved in members]}
         model = Mixture(**architecture).eval()
-        for member, saved in zip(model.members, found, strict=True):
+        for member, saved in zip(model.members, members, strict=True):
             member.load_state_dict(saved.module.state_dict())
         check_image_size(model, "mixture", store["target/target"].shape[1])
-        pretrained = any(saved.pretrained for saved in found)
+        pretrained = any(saved.pretrained for saved in members)
         _write(stage, model, architecture, store.classes, pretrained)
         stage.finish(seconds=0.0)
 
@@ -396,7 +396,7 @@ def _train(
         title="source", seed=config.seed, epochs=settings.epochs,
         steps=max(len(rgb) // batch_size, training.min_steps), weights={}, folder=stage.folder,
         images=batch_size, clip_norm=training.clip_norm,
-        checkpoint_seconds=config.runtime.checkpoint_seconds,
+        checkpoint_seconds=config.runtime.checkpoint_seconds, made_for=stage.digest,
     )  # fmt: skip
     prefer_large_pages([rgb])
     return fit(

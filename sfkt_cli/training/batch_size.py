@@ -5,18 +5,18 @@ What was found is kept in the stage's folder: an interrupted training goes on wi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, PositiveInt
 from torch import Tensor, nn
 
 from sfkt_cli.console import say
 from sfkt_cli.distributed import by_itself
 from sfkt_cli.errors import RunError
-from sfkt_cli.files import write_json
+from sfkt_cli.settings.sealed import read_record, write_record
 from sfkt_cli.training.cpu import TRANSIENT, free_memory, kept_bytes
 from sfkt_cli.training.runtime import Runtime
 
@@ -27,7 +27,7 @@ SHARE = 0.5
 
 
 def settle_batch_size(
-    asked: int | Literal["auto"],
+    wanted: int | Literal["auto"],
     count: int,
     folder: Path,
     runtime: Runtime,
@@ -37,9 +37,9 @@ def settle_batch_size(
     """Rows of a batch over all processes; every process must ask.
 
     Args:
-        asked: ``runtime.batch_size``.
+        wanted: ``runtime.batch_size``.
         count: Samples that there are.
-        folder: Of the stage; remembers what was found.
+        folder: Folder of the stage, where the size is remembered.
         runtime: Device and processes.
         objective: What is trained, called with a batch; left as it was.
         batch_of: Rows of one process to a batch of them.
@@ -47,11 +47,11 @@ def settle_batch_size(
     Raises:
         RunError: Not even two rows fit into the memory of the GPU.
     """
-    if asked != "auto":
-        return runtime.batch_size(asked, count)
+    if wanted != "auto":
+        return runtime.batch_size(wanted, count)
     path = folder / FILE
-    known = runtime.gather(_remembered(path) if runtime.main else None)[0]
-    if known is None:
+    remembered = runtime.gather(_remembered(path) if runtime.main else None)[0]
+    if remembered is None:
         state = {name: value.detach().clone() for name, value in objective.state_dict().items()}
         training = objective.training
         find = _try_on_gpu if runtime.device.type == "cuda" else _reckon
@@ -59,20 +59,21 @@ def settle_batch_size(
         size = find(objective.train(), batch_of, 1 << (share.bit_length() - 1), runtime)
         objective.load_state_dict(state)
         objective.train(training)
-        known = min(runtime.gather(size)) * runtime.world
+        remembered = min(runtime.gather(size)) * runtime.world
         if runtime.main:
-            write_json(path, {"batch_size": known})
-            say(f"runtime.batch_size=auto: batches of {known}")
-    return runtime.batch_size(known, count)
+            write_record(path, {"batch_size": remembered})
+            say(f"runtime.batch_size=auto: batches of {remembered}")
+    return runtime.batch_size(remembered, count)
+
+
+class Found(BaseModel):
+    """The content of batch_size.json."""
+
+    batch_size: PositiveInt
 
 
 def _remembered(path: Path) -> int | None:
-    if not path.is_file():
-        return None
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["batch_size"])
-    except (ValueError, KeyError, TypeError):
-        return None
+    return read_record(path, Found).batch_size if path.is_file() else None
 
 
 def _step(objective: nn.Module, batch: Any, runtime: Runtime) -> None:

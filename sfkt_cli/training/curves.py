@@ -20,7 +20,7 @@ def tensorboard_curves(
     """A function that adds an epoch's loss terms and scores to TensorBoard's files, or nothing.
 
     Args:
-        folder: Of the stage.
+        folder: Folder of the stage.
         epoch: Epochs done already; what an interrupted run wrote of later ones is hidden.
         wanted: Whether to write at all.
 

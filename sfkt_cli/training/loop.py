@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import threading
@@ -19,7 +20,7 @@ from sfkt_cli.console import Tracker, duration, event, say, terms_text, track, w
 from sfkt_cli.errors import Interrupted, RunError
 from sfkt_cli.files import write_text
 from sfkt_cli.signals import on_stop
-from sfkt_cli.training.checkpoint import load_state, save_state
+from sfkt_cli.training.checkpoint import load_states, save_state
 from sfkt_cli.training.cpu import TRANSIENT, kept_bytes
 from sfkt_cli.training.curves import tensorboard_curves
 from sfkt_cli.training.runtime import Runtime, Trial, seed_all
@@ -37,7 +38,7 @@ class Plan:
 
     Attributes:
         title: Shown in front of messages; also part of the random seeds.
-        seed: Of everything random within a step.
+        seed: Seed of everything random within a step.
         epochs: Number of epochs.
         steps: Steps of each epoch.
         weights: Weight of each loss term, by name; a missing one counts 1.
@@ -48,6 +49,7 @@ class Plan:
         clip_norm: Largest gradient norm, or None.
         checkpoint_seconds: A state is written at most this often.
         patience: Stop when so many epochs brought no better score; 0: never.
+        made_for: Digest of settings and inputs; a state of others is not gone on from.
     """
 
     title: str
@@ -61,6 +63,7 @@ class Plan:
     clip_norm: float | None = None
     checkpoint_seconds: float = 60.0
     patience: int = 0
+    made_for: str = ""
 
 
 @dataclass
@@ -142,19 +145,15 @@ def fit(
     checkpoint = plan.folder / "checkpoint"
     progress = _Progress()
     best = _snapshot(keep)
-    state = load_state(checkpoint, runtime.device)
+    scaler = torch.amp.GradScaler(enabled=runtime.precision == torch.float16)
+    state = _resume(plan, checkpoint, runtime.device, objective, optimizer, scaler, best)
     if state is not None:
-        objective.load_state_dict(state["objective"])
-        optimizer.load_state_dict(state["optimizer"])
         best, progress = state["best"], _Progress(**state["progress"])
         say(f"{plan.title}: goes on at epoch {progress.epoch + 1}, step {progress.step + 1}")
         _compare_environments(plan, state.get("environment", {}), runtime.environment(objective))
     parallel = runtime.parallel(objective)
     mixed = runtime.autocast(objective)
     rates = [group.setdefault("full_rate", group["lr"]) for group in optimizer.param_groups]
-    scaler = torch.amp.GradScaler(enabled=runtime.precision == torch.float16)
-    if state is not None and state.get("scaler"):
-        scaler.load_state_dict(state["scaler"])
 
     def save() -> None:
         if runtime.main:
@@ -167,6 +166,7 @@ def fit(
                     "best": best,
                     "progress": vars(progress),
                     "environment": runtime.environment(objective),
+                    "made_for": plan.made_for,
                 },
             )
 
@@ -203,7 +203,7 @@ def fit(
                 progress.step = step + 1
                 tracker.advance(1, plan.images, terms_text(checked.latest))
                 late = time.monotonic() - last_saved >= plan.checkpoint_seconds
-                stopping, due = runtime.noted(stopped.is_set(), late and runtime.main)
+                stopping, due = runtime.any_of(stopped.is_set(), late and runtime.main)
                 if stopping or (due and progress.step < plan.steps):
                     checked.flush(progress)
                     progress.seconds += time.monotonic() - began
@@ -217,20 +217,20 @@ def fit(
             progress.seconds += time.monotonic() - began
             objective.eval()
             with torch.inference_mode():
-                found = scores(epoch)
-            row = _row(plan, progress, epoch, found, optimizer)
+                epoch_scores = scores(epoch)
+            row = _row(plan, progress, epoch, epoch_scores, optimizer)
             progress.history.append(row)
-            score = found[plan.select] if plan.select else float(epoch)
+            score = epoch_scores[plan.select] if plan.select else float(epoch)
             if score > progress.best_score or progress.best_epoch < 0:
                 progress.best_score = max(progress.best_score, score)  # the first may be NaN
                 progress.best_epoch = epoch
                 best = _snapshot(keep)
             progress.epoch, progress.step, progress.totals = epoch + 1, 0, {}
             if runtime.main:
-                draw(epoch + 1, _terms(row, found), found)
-                tracker.note = terms_text({plan.select: score} if plan.select else found)
+                draw(epoch + 1, _terms(row, epoch_scores), epoch_scores)
+                tracker.note = terms_text({plan.select: score} if plan.select else epoch_scores)
                 left = (time.monotonic() - started) / (epoch + 1 - first)
-                _report(plan, row, found, left * (plan.epochs - epoch - 1), tracker)
+                _report(plan, row, epoch_scores, left * (plan.epochs - epoch - 1), tracker)
                 lines = "".join(json.dumps(row) + "\n" for row in progress.history)
                 write_text(plan.folder / "metrics.jsonl", lines)
             if time.monotonic() - last_saved >= plan.checkpoint_seconds:
@@ -241,6 +241,43 @@ def fit(
             raise Interrupted(f"{plan.title} stopped; the same command goes on from here")
     keep.load_state_dict(best)
     return Fitted(progress.best_epoch, progress.seconds, progress.history)
+
+
+def _resume(
+    plan: Plan,
+    checkpoint: Path,
+    device: torch.device,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    best: Mapping[str, Tensor],
+) -> dict[str, Any] | None:
+    """Load the newest state that fits; None: there is none, and all is as it was."""
+    if not any(checkpoint.glob("*.pt")):
+        return None
+    fresh, momenta = _snapshot(objective), copy.deepcopy(optimizer.state_dict())
+    for state in load_states(checkpoint, device, plan.made_for):
+        try:
+            _Progress(**state["progress"])
+            if _shapes(state["best"]) != _shapes(best):
+                raise ValueError("its best weights are those of another network")
+            objective.load_state_dict(state["objective"])
+            optimizer.load_state_dict(state["optimizer"])
+            if state["scaler"]:
+                scaler.load_state_dict(state["scaler"])
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            objective.load_state_dict(fresh)
+            optimizer.load_state_dict(momenta)
+            first = str(error).partition("\n")[0]
+            warn(f"{plan.title}: a state of another version is passed over ({first})")
+        else:
+            return state
+    warn(f"{plan.title}: no state in {checkpoint} can be used, the training starts anew")
+    return None
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in weights.items()}
 
 
 def _try(
@@ -395,8 +432,8 @@ def _row(
 
 def _terms(row: Mapping[str, float], scores: Mapping[str, float]) -> dict[str, float]:
     """The loss terms of a row of metrics."""
-    known = ("epoch", "seconds", "learning_rate", *scores)
-    return {name: value for name, value in row.items() if name not in known}
+    others = ("epoch", "seconds", "learning_rate", *scores)
+    return {name: value for name, value in row.items() if name not in others}
 
 
 def _report(

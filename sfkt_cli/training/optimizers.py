@@ -27,8 +27,8 @@ def classifier_optimizer(
     the objective, at the full rate.
     """
     backbone = list(model.backbone.parameters())
-    known = {id(parameter) for parameter in backbone}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    in_backbone = {id(parameter) for parameter in backbone}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in in_backbone]
     rest += more
     groups = [
         {"params": _trained(backbone), "lr": learning_rate * backbone_rate},

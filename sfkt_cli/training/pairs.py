@@ -19,6 +19,7 @@ from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
 from sfkt_cli.files import replacing
 from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.runs import Stage
 from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.cpu import prefer_large_pages
@@ -122,13 +123,13 @@ def settle_streams(
     Args:
         config: Batch size, seed, augmentation.
         store: transfer.h5.
-        folder: Of the stage.
+        folder: Folder of the stage.
         runtime: Device and processes.
         objective: What is trained; tried out where the batch size is ``auto``. One with
             ``needs_second_view`` gets a second view of each TR target image, ``tr_target_2``.
         ti_rgb: As in :func:`open_streams`.
         tr: As in :func:`transfer_batches`.
-        ti: Likewise.
+        ti: As in :func:`transfer_batches`.
     """
 
     def opened(size: int) -> Streams:
@@ -140,8 +141,8 @@ def settle_streams(
         return transfer_batches(opened(size * runtime.world), runtime, tr=tr, ti=ti)(0, 0)
 
     count = max(store.count("ti") * ti, store.count("target"))
-    asked = config.runtime.batch_size
-    size = settle_batch_size(asked, count, folder, runtime, objective, batch_of)
+    wanted = config.runtime.batch_size
+    size = settle_batch_size(wanted, count, folder, runtime, objective, batch_of)
     streams = opened(size)
     drawn = [streams.ti] * ti + [streams.tr] * tr
     prefer_large_pages([array for stream in drawn if stream is not None for array in stream.arrays])
@@ -193,7 +194,7 @@ def plan_of(
     title: str,
     epochs: int,
     weights: Mapping[str, float],
-    folder: Path,
+    stage: Stage,
     kinds: int,
     ti: bool,
     auto: str | None = None,
@@ -205,17 +206,18 @@ def plan_of(
         streams: Their batches.
         title: Shown in front of messages.
         epochs: Number of epochs.
-        weights: Of the loss terms.
-        folder: Of the stage.
+        weights: Weights of the loss terms.
+        stage: Whose folder it is.
         kinds: Kinds of images in a step, of TI pairs and TR target images: 1 or 2.
         ti: Whether label-free scores on TI pairs may choose the epoch.
         auto: The score that ``training.select=auto`` stands for; None: the last epoch is kept.
     """
     return Plan(
         title=title, seed=config.seed, epochs=epochs, steps=steps_of_epoch(config, streams),
-        weights=weights, folder=folder, select=selector(config, ti=ti, auto=auto),
+        weights=weights, folder=stage.folder, select=selector(config, ti=ti, auto=auto),
         images=kinds * streams.batch_size, clip_norm=config.training.clip_norm,
         checkpoint_seconds=config.runtime.checkpoint_seconds, patience=config.training.patience,
+        made_for=stage.digest,
     )  # fmt: skip
 
 
@@ -272,20 +274,25 @@ def remember(folder: Path, epoch: int, logits: Tensor) -> None:
     """Write the classes said after an epoch as row ``epoch`` of epochs.npy; later rows go.
 
     Args:
-        folder: Of the stage.
+        folder: Folder of the stage.
         epoch: From 0.
         logits: (R, K) on the rows ``spread(N)`` of the target images.
     """
-    said = logits.argmax(dim=1).numpy().astype(np.int16)[None]
+    predicted = logits.argmax(dim=1).numpy().astype(np.int16)[None]
     before = load_epochs(folder)[:epoch]
-    rows = np.concatenate([before, said]) if before.shape[1:] == said.shape[1:] else said
+    rows = (
+        np.concatenate([before, predicted])
+        if before.shape[1:] == predicted.shape[1:]
+        else predicted
+    )
     with replacing(folder / FILE) as partial, partial.open("wb") as file:
         np.save(file, rows)
 
 
 def load_epochs(folder: Path) -> NDArray[np.int16]:
-    """Classes said (E, R) after each epoch of a stage; (0, 0) where nothing was written."""
+    """Classes said (E, R) after each epoch of a stage; (0, 0) where nothing can be read."""
     try:
-        return np.asarray(np.load(folder / FILE, allow_pickle=False), np.int16)
-    except (OSError, ValueError):
-        return np.zeros((0, 0), np.int16)
+        said = np.asarray(np.load(folder / FILE, allow_pickle=False), np.int16)
+    except Exception:  # damaged headers raise almost anything, such as tokenize.TokenError
+        said = np.zeros((0, 0), np.int16)
+    return said if said.ndim == 2 else np.zeros((0, 0), np.int16)

@@ -111,7 +111,7 @@ class _Rows:
     """The rows that all processes see, each by exactly one of them.
 
     Args:
-        count: Of all of them together.
+        count: Number of rows of all processes together.
     """
 
     def __init__(self, count: int) -> None:

@@ -73,7 +73,7 @@ class Runtime:
     """Where a stage runs.
 
     Attributes:
-        device: Of this process.
+        device: Device of this process.
         precision: float32, bfloat16 or float16: the type of autocast regions.
         rank: Number of this process.
         world: Number of processes.
@@ -169,14 +169,14 @@ class Runtime:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def batch_size(self, asked: int, count: int) -> int:
+    def batch_size(self, wanted: int, count: int) -> int:
         """Rows of a batch over all processes, with the same share of at least 2 for each.
 
         Args:
-            asked: ``runtime.batch_size``; rounded down to a multiple of the processes.
+            wanted: ``runtime.batch_size``; rounded down to a multiple of the processes.
             count: Samples that there are.
         """
-        return max(min(asked, count) // self.world, 2) * self.world
+        return max(min(wanted, count) // self.world, 2) * self.world
 
     def synchronised(self, module: nn.Module) -> nn.Module:
         """The module with batch norms over all processes, if that is wanted and possible.
@@ -226,22 +226,22 @@ class Runtime:
             distributed.all_reduce(values)
         return values
 
-    def any(self, noted: bool) -> bool:
-        """Whether any process noted something."""
-        return self.noted(noted)[0]
+    def any(self, fact: bool) -> bool:
+        """Whether it is so in any process."""
+        return self.any_of(fact)[0]
 
-    def noted(self, *noted: bool) -> list[bool]:
-        """For each of some facts whether any process noted it; one exchange for all."""
+    def any_of(self, *facts: bool) -> list[bool]:
+        """For each of some facts whether it is so in any process; one exchange for all."""
         if self.world == 1:
-            return list(noted)
-        return [count > 0 for count in self.sum(torch.tensor(noted, dtype=torch.int32)).tolist()]
+            return list(facts)
+        return [count > 0 for count in self.sum(torch.tensor(facts, dtype=torch.int32)).tolist()]
 
     def gather(self, value: Any) -> list[Any]:
         """A small value of each process, by its number."""
-        found = [value] * self.world
+        values = [value] * self.world
         if self.world > 1:
-            distributed.all_gather_object(found, value)
-        return found
+            distributed.all_gather_object(values, value)
+        return values
 
     def environment(self, trained: nn.Module) -> dict[str, str | int]:
         """What decides the last bits of results; a state of training remembers it."""

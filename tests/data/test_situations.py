@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +21,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from sfkt_cli.console import event, speak_json, stage_log, warn
+from sfkt_cli.data.classes import choose_classes
 from sfkt_cli.data.decode import decode_rgb, decode_target
 from sfkt_cli.data.readers import read_archive
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.files import write_text
 from sfkt_cli.settings.config import Config, build
-from sfkt_cli.stages.predict import expand
-from tests.data.make_archives import depth, folders, manifest, save
+from sfkt_cli.stages.predict import expand, to_csv, to_jsonl
+from sfkt_cli.student import Prediction
+from tests.data.make_archives import depth, folders, manifest, save, scene
 
 Pixels = NDArray[Any]
 COMPRESSIONS = (None, "lzw", "zlib", "packbits", "lzma", "zstd", "png", "jpeg2000", "jpegxl")
@@ -141,7 +149,9 @@ def test_grey_pnm_samples_are_not_stretched(maxval: int) -> None:
     [
         (pnm(np.zeros((2, 2, 3), int), 31, raw=True), "maxval 31, expected 8-bit colour"),
         (pnm(np.zeros((2, 2), int), 255, raw=True) + b"P5 1 1 255 x", "more than one picture"),
-        (pnm(np.zeros((2, 2), int), 255, raw=True)[:-1], "cut off: 3 of 4 samples"),
+        (pnm(np.zeros((2, 2), int), 255, raw=True)[:-1], "cut off"),
+        (pnm(np.zeros((2, 2), int), 4095, raw=True)[:-1], "cut off"),
+        (pnm(np.zeros((2, 2), int), 255, raw=False)[:-1], "cut off"),
         (pnm(np.full((2, 2), 9), 8, raw=False), "samples up to 9, maxval is 8"),
         (pnm(np.full((2, 2), -1), 8, raw=False), "damaged"),
         (b"P5 2 2", "cut off"),
@@ -160,12 +170,17 @@ def test_tiff_files_of_several_pages() -> None:
     with tifffile.TiffWriter(thumbnail) as writer:
         writer.write(bands[0, :2, :2], photometric="minisblack", metadata=None)
         writer.write(bands[0], photometric="minisblack", metadata=None)
+    behind = io.BytesIO()
+    with tifffile.TiffWriter(behind) as writer:
+        writer.write(bands[0, :2, :2], photometric="minisblack", metadata=None, subifds=1)
+        writer.write(bands[0], photometric="minisblack", metadata=None)
     stack = io.BytesIO()
     tifffile.imwrite(stack, pixels_of(0, (9, 5, 6), "uint16"), imagej=True)
     channels_last = io.BytesIO()
     tifffile.imwrite(channels_last, bands.reshape(6, 10, 2), photometric="minisblack")
     for content, told in (
         (thumbnail.getvalue(), "2 pages"),
+        (behind.getvalue(), "2 pages"),
         (tiff(pixels_of(0, (7, 5, 6), "uint16")), "7 pages"),
         (stack.getvalue(), "9"),
         (channels_last.getvalue(), "6 pages"),
@@ -360,3 +375,129 @@ def test_depth_in_units_of_its_own_with_values_that_mean_no_reading(tmp_path: Pa
 def test_scales_and_missing_values_that_mean_nothing_are_refused(own: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="folders"):
         settings_of(Path("mine"), folders=own)
+
+
+LATIN = os.fsdecode(b"caf\xe9.png")
+
+
+def test_file_names_that_are_not_utf_8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = folders(tmp_path / "mine")
+    save(root / "tr/mug/target" / LATIN, depth(0))
+    save(root / "tr/mug/rgb" / LATIN, scene(0))
+    with pytest.raises(DataError, match=r"caf\\udce9\.png' is not UTF-8: rename it"):
+        read_archive(settings_of(root))
+    prediction = Prediction("mug", 1.0, (("mug", 1.0),))
+    for text in (to_csv([(Path(LATIN), prediction)], 1), to_jsonl([(Path(LATIN), prediction)], 1)):
+        write_text(tmp_path / "predictions", text)
+    assert json.loads((tmp_path / "predictions").read_text())["path"] == LATIN
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"\ufeff{LATIN}\n"))
+    assert list(expand(["-"])) == [Path(LATIN)]
+    with stage_log("prepare", tmp_path / "log.txt"):
+        warn(f"{LATIN} is left out")
+    assert r"caf\udce9.png" in (tmp_path / "log.txt").read_text()
+    speak_json(True)
+    event("prediction", path=LATIN, classes=["Schüssel"])
+    speak_json(False)
+    line = capsys.readouterr().out
+    assert line.isascii()
+    assert json.loads(line)["path"] == LATIN
+
+
+def test_a_terminal_that_knows_ascii_alone(tmp_path: Path) -> None:
+    root = folders(tmp_path / "mine", ["Schüssel"])
+    command = [sys.executable, "-m", "sfkt_cli", "config", "show", "--set"]
+    done = subprocess.run(
+        [*command, f"prepare.root={root}", "--set", "classes.tr=[Schüssel]"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"}, cwd=tmp_path, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert rb"Sch\xfcssel" in done.stdout
+
+
+def test_ids_of_long_names_fit_into_file_names(tmp_path: Path) -> None:
+    for letter in ("急", "é", "x"):
+        for number in range(2):
+            place = "/".join([letter * (120 // len(letter.encode()))] * 2)
+            save(tmp_path / f"mine/tr/{place}{number}.png", depth(0))
+    ids = [record.id for record in read_archive(settings_of(tmp_path / "mine")).records]
+    assert len(set(ids)) == 6
+    assert max(len(name.encode()) for name in ids) <= 103
+
+
+def test_class_names_with_signs_of_patterns_and_two_spellings_of_an_umlaut(tmp_path: Path) -> None:
+    root = folders(tmp_path / "mine", ["mug [red]", "mug r", "Schu\u0308ssel"])
+    (root / "tr/Schüssel").mkdir()
+    (root / "tr/Schu\u0308ssel/rgb").rename(root / "tr/Schüssel/rgb")
+    (root / "tr/mug r/rgb/0.jpg").rename(root / "tr/mug r/rgb/o\u0308.jpg")
+    (root / "tr/mug r/target/0.png").rename(root / "tr/mug r/target/ö.png")
+    archive = read_archive(settings_of(root))
+    assert len(archive.records) == 24
+    for names, classes in (
+        (["mug [red]"], ["mug [red]"]),
+        (["MUG [red]", "mug [a-z]"], ["mug [red]", "mug r"]),
+        (["Schu\u0308ssel"], ["Schüssel"]),
+        (["Schüssel"], ["Schüssel"]),
+    ):
+        config = settings_of(root, classes={"tr": names})
+        assert choose_classes(config.classes, archive)[0] == classes
+
+
+def test_names_that_yaml_takes_for_something_else() -> None:
+    for value, kind in ((1, "int"), (True, "bool")):
+        with pytest.raises(ConfigError, match=f"{value}: YAML reads it as {kind}: put it into quo"):
+            settings_of(Path("mine"), classes={"tr": [value]})
+
+
+def test_paths_in_a_manifest_that_are_absolute_or_untidy(tmp_path: Path) -> None:
+    root = manifest(tmp_path / "mine")
+    text = (root / "manifest.csv").read_text(encoding="utf-8")
+    expected = read_archive(settings_of(root)).records
+    for there in (f"{root}/depth/", ".//depth/./", ".\\depth\\"):
+        (root / "manifest.csv").write_text(text.replace("depth/", there), encoding="utf-8-sig")
+        assert read_archive(settings_of(root)).records == expected
+    (root / "manifest.csv").write_text(text.replace("depth/", "/elsewhere/"), encoding="utf-8")
+    with pytest.raises(DataError, match=r"is not in .*mine.*: paths are relative to it"):
+        read_archive(settings_of(root))
+
+
+def test_a_zip_file_with_backslashes(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "own.zip", "w") as archive:
+        archive.writestr("tr\\mug\\0.png", b"")
+    with pytest.raises(DataError, match="has backslashes between its folders: unpack it"):
+        read_archive(settings_of(tmp_path / "own.zip"))
+
+
+def test_a_zip_file_of_macos_with_names_that_it_does_not_call_utf_8(tmp_path: Path) -> None:
+    path = zipped(folders(tmp_path / "mine", ["Sch__ssel"]))
+    path.write_bytes(path.read_bytes().replace(b"Sch__ssel", "Schüssel".encode()))
+    archive = read_archive(settings_of(path))
+    assert {record.label for record in archive.records} == {"Schüssel", None}
+    assert all(archive.loader.target(record, 30).any() for record in archive.records)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "CMYK"])
+def test_rgb_images_of_other_colours(mode: str) -> None:
+    kind = "JPEG" if mode == "CMYK" else "PNG"
+    file = io.BytesIO()
+    Image.new(mode, (9, 9)).save(file, kind)
+    with pytest.raises(DataError, match=f"mode {mode}, .*convert it to RGB") as caught:
+        decode_rgb(file.getvalue(), "a")
+    assert ("swapped" in str(caught.value)) == (mode != "CMYK")
+
+
+def test_damaged_tiff_files_that_a_tolerant_reader_would_fill_or_misread(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = tiff(pixels_of(0, (24, 32), "uint16"), compression="lzw", rowsperstrip=4)
+    with tifffile.TiffFile(io.BytesIO(whole)) as file:
+        tags = {
+            name: file.pages.first.tags[name].offset for name in ("Compression", "StripOffsets")
+        }
+    for place in tags.values():
+        damaged = bytearray(whole)
+        damaged[place + 3] ^= 32  # the tag's type
+        with pytest.raises(DataError, match=r"a\.tif is damaged or cut off"):
+            decode_target(bytes(damaged), "a.tif")
+    assert not capsys.readouterr().err

@@ -25,7 +25,7 @@ from sfkt_cli.benchmark.plan import (
     cells_of,
     read_plan,
 )
-from sfkt_cli.benchmark.report import Said, paired, results_of
+from sfkt_cli.benchmark.report import Measured, paired, results_of
 from sfkt_cli.benchmark.run import Progress, benchmark, dry_run, gpus_of, run_cells
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
 from sfkt_cli.evaluation.report import Row
@@ -247,7 +247,7 @@ def test_every_tuned_method_tries_the_same_and_no_label_chooses(tmp_path: Path) 
     plan = BenchmarkPlan.model_validate(TUNED_PLAN)
     assert plan.methods == ("source-encoded", "shot", "shot-tuned")
     benchmark(plan, tmp_path, processes=0)
-    tried = json.loads((tmp_path / "tuning.json").read_text(encoding="utf-8"))
+    tried = json.loads((tmp_path / "tuning.json").read_text(encoding="utf-8"))["trials"]
     assert len(tried) == np.prod([len(values) for values in GRID.values()])
     (chosen,) = (line for line in tried if line["chosen"])
     assert chosen[TUNE_BY] == max(line[TUNE_BY] for line in tried)
@@ -387,10 +387,10 @@ def test_workers_do_not_outlive_a_killed_benchmark(tmp_path: Path) -> None:
     assert metrics.read_bytes() == before, "the worker goes on"
 
 
-def said(accuracy: float, right: list[int], scene: str = "") -> Said:
+def said(accuracy: float, right: list[int], scene: str = "") -> Measured:
     row = Row("m", 0, "test", len(right), accuracy, (0, 1), accuracy, accuracy, 0, 10.0, 100.0)
     names = [str(number) for number in range(len(right))]
-    return Said(row, dict(zip(names, right, strict=True)), {n: scene or n for n in names})
+    return Measured(row, dict(zip(names, right, strict=True)), {n: scene or n for n in names})
 
 
 def test_differences_are_taken_image_by_image_over_the_seeds() -> None:

@@ -25,6 +25,7 @@ from sfkt_cli.models.graphs import FitTarget, for_export
 from sfkt_cli.models.onnx_files import open_session, write_onnx
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.sealed import write_record
 from sfkt_cli.stages import export as stage
 from sfkt_cli.stages.evaluate import evaluate
 from sfkt_cli.stages.export import export
@@ -273,7 +274,7 @@ def test_a_second_export_does_nothing_until_something_changed(
     assert (tmp_path / "notes.txt").is_file()
     again("safetensors", "pt2")
     done = json.loads((tmp_path / "done.json").read_text())
-    (tmp_path / "done.json").write_text(json.dumps({**done, "inputs": {"student": "another"}}))
+    write_record(tmp_path / "done.json", {**done, "inputs": {"student": "another"}})
     assert "already done" not in again("safetensors", "pt2")
 
 

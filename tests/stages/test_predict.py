@@ -22,8 +22,7 @@ from sfkt_cli.data.plausible import describe_images, doubt
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.video import frames
 from sfkt_cli.errors import ConfigError, DataError, RunError
-from sfkt_cli.files import write_json
-from sfkt_cli.models.saving import CARD, read_card
+from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.predict import BATCH, expand, predict, to_csv, watch
@@ -126,8 +125,8 @@ def test_what_cannot_be_done_is_said_first(
 
 
 def test_cells_that_spreadsheets_would_run_are_quoted() -> None:
-    rows = [(Path("=1+1.png"), Prediction("-x", 1.0, (("-x", 1.0),)))]
-    expected = ["path,class,probability,warning", "'=1+1.png,'-x,1.000000,"]
+    rows = [(Path("@new/u.png"), Prediction("-x", 1.0, (("-x", 1.0),)))]
+    expected = ["path,class,probability,warning", "@new/u.png,'-x,1.000000,"]
     assert to_csv(rows, 1).splitlines() == expected
 
 
@@ -164,8 +163,12 @@ def test_a_doubted_image_has_a_warning_in_its_row(
     model = tmp_path / "student"
     shutil.copytree(untrained_run.path("transfer/tgkt"), model)
     images = open_store(untrained_run.transfer_store)["target/target"]
-    card = read_card(model / CARD) | {"images": describe_images(images, True)}
-    write_json(model / CARD, card)
+    saved = load_model(model)
+    save_model(
+        model, saved.module, kind="classifier", architecture=saved.card["architecture"],
+        classes=saved.classes, encoding=saved.encoding, inputs={}, seed=0,
+        images=describe_images(images, True),
+    )  # fmt: skip
     Image.fromarray(0 * FLAT).save(tmp_path / "black.png")
     output = tmp_path / "out.csv"
     paths = [str(tmp_path / "black.png"), str(depth_files / "000.png")]

@@ -111,7 +111,7 @@ def read_manifest(manifest: Manifest) -> list[Record]:
             raise DataError(f"{where} names neither an RGB nor a target image")
         stem = str(PurePosixPath(image).with_suffix(""))
         parts = () if role == "tr" else (role,)
-        label = None if role == "ti" else row["label"] or None
+        label = None if role == "ti" else unicodedata.normalize("NFC", row["label"]) or None
         records.append(Record(stem, row["group"], label, names["rgb"], names["target"], parts))
     return with_safe_ids(records)
 
