@@ -31,6 +31,7 @@ from sfkt_cli.files import locking, sha256_json, sweep_partials, write_json, wri
 from sfkt_cli.settings.config import (
     Config,
     as_dict,
+    current_name,
     merge,
     nest,
     section_fields,
@@ -403,6 +404,8 @@ def _refuse_changes(
         old, new = before.get(part, {}), now[part]
         if part == "settings":
             old = {name: usual[name] for name in new if name in usual} | old
+            if "encoding" in old:
+                old["encoding"] = current_name(old["encoding"])
         for name in sorted(set(old) | set(new)):
             if old.get(name) == new.get(name):
                 continue
