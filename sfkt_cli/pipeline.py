@@ -103,8 +103,9 @@ def run_evaluate(options: Options, report: Path | None = None) -> Run:
 
 def evaluation(run: Run) -> dict[str, Any]:
     """The rows of an evaluated run, and where the rest lies."""
-    results = json.loads(run.path("evaluate", "results.json").read_text(encoding="utf-8"))
-    return {**run.outcome("evaluate"), **results}
+    from sfkt_cli.evaluation.report import read_results
+
+    return {**run.outcome("evaluate"), **read_results(run).model_dump(mode="json")}
 
 
 def run_benchmark(

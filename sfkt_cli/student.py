@@ -19,7 +19,8 @@ from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.saving import CARD, Saved, load_model
-from sfkt_cli.settings.config import build, read_yaml
+from sfkt_cli.settings.config import build
+from sfkt_cli.settings.sealed import read_settings
 
 
 @dataclass(frozen=True)
@@ -186,13 +187,10 @@ def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> 
 
 def _sensor(folder: Path, saved: Saved, encoding: Encoding) -> Sensor:
     """From the card of an exported model, from the run's data, or from its settings."""
-    held = saved.card.get("sensor")
-    try:
-        if held is not None:
-            return Sensor(**held)
-    except TypeError as error:
-        raise DataError(f"{folder / CARD} is damaged: sensor: {error}") from None
-    config = build(read_yaml(folder / "config.yaml"))
+    sensor = saved.card.get("sensor")
+    if sensor is not None:
+        return Sensor(**sensor)
+    config = build(read_settings(folder / "config.yaml"))
     store = folder.parent.parent / "prepare" / "transfer.h5"
     if store.is_file():
         return sensor_of_store(open_store(store), config)

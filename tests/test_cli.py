@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 from sfkt_cli.cli import app, explain, main
 from sfkt_cli.config_commands import config_app
 from sfkt_cli.errors import Interrupted
-from sfkt_cli.files import write_json
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import resolve
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.sealed import write_record, write_settings
 
 ROOT = Path(__file__).parents[1]
 TINY = """
@@ -227,8 +227,8 @@ def test_flag_beats_set_beats_file_beats_run_beats_default() -> None:
     run = Run(Path("runs/synthetic"))
     before = {"seed": 1, "bridge": {"epochs": 1}, "source": {"epochs": 1}, "image_size": 64}
     run.path("prepare").mkdir(parents=True)
-    write_json(run.path("prepare", "done.json"), {})
-    run.path("prepare", "config.yaml").write_text(yaml.safe_dump(before))
+    write_record(run.path("prepare", "done.json"), {"stage": "prepare"})
+    write_settings(run.path("prepare", "config.yaml"), yaml.safe_dump(before))
     settings = resolve(
         Options(
             run=run.folder,
@@ -261,8 +261,9 @@ def test_the_run_used_last_is_left_for_another_data_set() -> None:
     for name in ("mine", "nyu-depth"):
         dataset = "synthetic" if name == "mine" else name
         Path(f"runs/{name}/prepare").mkdir(parents=True)
-        write_json(Path(f"runs/{name}/prepare/done.json"), {})
-        Path(f"runs/{name}/prepare/config.yaml").write_text(f"dataset: {dataset}\n")
+        prepared = Path(f"runs/{name}/prepare")
+        write_record(prepared / "done.json", {"stage": "prepare"})
+        write_settings(prepared / "config.yaml", f"dataset: {dataset}\n")
     Path("runs/current").write_text("runs/mine\n")
     assert resolve(Options(), "bridge").run.folder == Path("runs/mine")
     for dataset, folder in (("synthetic", "runs/mine"), ("nyu-depth", "runs/nyu-depth")):

@@ -2,6 +2,7 @@ import csv
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfkt_cli.console import console
+from sfkt_cli.console import console, printable
 from sfkt_cli.evaluation import figures, report
 from sfkt_cli.evaluation.html import interval_chart, to_html
 from sfkt_cli.evaluation.report import Report, Row, Section
+from sfkt_cli.files import write_json
 from sfkt_cli.methods import METHODS
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.sealed import write_record
 
 NASTY = '<script>alert("1")</script> | $x_1$ *b*'
 TGKT = Row("tgkt", 3, "target", 200, 0.6125, (0.55, 0.66), 0.6, 0.59, 0.1, 12.5, 900.0)
@@ -26,13 +30,14 @@ def _report(picture: str | None = None) -> Report:
     return Report(NASTY, ("a",), (TGKT, ORACLE), (NASTY,), (section,))
 
 
-def test_results_survive_json() -> None:
+def test_results_survive_json(tmp_path: Path) -> None:
     written = json.loads(json.dumps(report.results(_report())))
     assert written["rows"][0]["accuracy_ci95"] == [0.55, 0.66]
-    back = report.rows_of(written)
-    assert back[0] == TGKT
     written["rows"][0]["something_new"] = 1
-    assert report.rows_of(written)[0].method == "tgkt"
+    run = Run(tmp_path)
+    write_json(run.path("evaluate", "results.json"), written)
+    write_record(run.path("evaluate", "done.json"), {"stage": "evaluate"})
+    assert report.read_results(run).rows[0] == TGKT
 
 
 def test_markdown_tables_are_straight_and_bounds_lie_below_a_rule() -> None:
@@ -190,3 +195,16 @@ def test_latex_shows_texts_as_they_are_and_the_best_method_in_bold() -> None:
     assert r"z & 99 & 1 \\" in lines
     assert r"\caption{50 \% of \{x\}}" in lines
     assert r"\begin{tabular}{lrr}" in lines
+
+
+@pytest.mark.parametrize(
+    "write",
+    [report.to_markdown, report.to_latex, lambda told: to_html(told, Path())],
+    ids=["markdown", "latex", "html"],
+)
+def test_no_control_character_reaches_a_report(write: Callable[[Report], str]) -> None:
+    nasty = "cup\x1b[2J\u202e"
+    section = Section(nasty, (nasty,), ("class", "n"), ((nasty, "1"),))
+    text = write(Report(nasty, (nasty,), (replace(TGKT, note=nasty),), (nasty,), (section,)))
+    assert "x1b" in text
+    assert printable(text) == text

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from sfkt_cli.errors import RunError
+from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.files import replacing, sync_folder, write_json
 from sfkt_cli.settings.config import Config, build, parse_assignments
 from sfkt_cli.settings.runs import Run, Stage, choose_run, remember_run, stage_settings
+from sfkt_cli.settings.sealed import write_record
 from sfkt_cli.training.checkpoint import save_state
 
 INPUTS = {"transfer.h5": "abc"}
@@ -72,10 +73,10 @@ def test_a_setting_that_a_run_did_not_know_counts_as_what_the_run_did(tmp_path: 
     run = Run(tmp_path)
     work(run, "bridge", settings("bridge.alpha_p=0"))
     done = run.path("bridge", "done.json")
-    record = json.loads(done.read_text())
+    record = run.record("bridge")
     for name in ("bridge.alpha_p", "bridge.d_on"):
         del record["settings"][name]
-    done.write_text(json.dumps(record))
+    write_record(done, record)
     assert not work(run, "bridge", settings("bridge.alpha_p=0"))
     with pytest.raises(RunError, match=r"bridge.alpha_p: was 0.0, now 0.3"):
         work(run, "bridge", settings())
@@ -115,7 +116,7 @@ def test_a_setting_that_did_not_exist_then_counts_as_its_default(tmp_path: Path)
     work(run, "bridge", settings())
     record = run.record("bridge")
     del record["settings"]["bridge.rec_loss"]
-    write_json(run.path("bridge", "done.json"), record)
+    write_record(run.path("bridge", "done.json"), record)
     assert not work(run, "bridge", settings())
     with pytest.raises(RunError, match=r"bridge\.rec_loss: was 'mse', now 'l1'"):
         work(run, "bridge", settings("bridge.rec_loss=l1"))
@@ -266,11 +267,100 @@ def test_damaged_records_are_named(tmp_path: Path, content: str) -> None:
     run = Run(tmp_path)
     work(run, "bridge", settings())
     (tmp_path / "bridge" / "done.json").write_text(content)
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(DataError) as caught:
         work(run, "bridge", settings())
     assert "done.json" in str(caught.value)
     assert "--force" in str(caught.value)
     assert work(Run(tmp_path, force=True), "bridge", settings())
+
+
+@pytest.mark.parametrize("content", [None, "7"])
+def test_a_stage_that_lacks_an_output_is_done_anew(
+    tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, result = Run(tmp_path), tmp_path / "bridge" / "result"
+    work(run, "bridge", settings("seed=12"))
+    result.unlink() if content is None else result.write_text(content)
+    assert not run.finished("bridge")
+    with pytest.raises(RunError, match=r"bridge/result .*: first run `sfkt bridge`"):
+        run.require("bridge", "sfkt bridge")
+    assert work(run, "bridge", settings("seed=34"))
+    assert "bridge is done anew" in capsys.readouterr().err
+    assert run.finished("bridge")
+    assert result.read_text() == "34"
+
+
+def test_an_output_that_was_changed_is_named_by_its_reader(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    work(run, "bridge", settings("seed=12"))
+    assert run.output("bridge", "result").read_text() == "12"
+    run.path("bridge", "result").write_text("21")
+    with pytest.raises(DataError, match=r"bridge/result is not what its stage wrote"):
+        run.output("bridge", "result")
+
+
+def test_settings_that_were_changed_are_refused_but_for_force(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path)
+    work(run, "bridge", settings("seed=12"))
+    path = run.path("bridge", "config.yaml")
+    path.write_text(path.read_text().replace("seed: 12", "seed: 13"))
+    for stage in ("bridge", "transfer/tgkt"):
+        with pytest.raises(DataError, match=r"bridge/config.yaml is damaged or was edited"):
+            run.remembered(stage)
+    assert Run(tmp_path, force=True).remembered("bridge") == {}
+    assert "starts anew without these settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["forced", "renewed", "finished"])
+def test_killed_at_any_change_of_a_file_a_stage_starts_as_if_it_had_not_been(
+    tmp_path: Path, kind: str
+) -> None:
+    """Before each call that deletes, renames or makes something, the process dies."""
+    calls = 0
+    while True:
+        run = Run(tmp_path / str(calls), force=kind == "forced")
+        begin(run, "bridge") if kind == "finished" else work(run, "bridge", settings("seed=1"))
+        run.path("bridge", "checkpoint").mkdir(exist_ok=True)
+        child = os.fork()
+        if not child:
+            _die_before(calls)
+            with contextlib.suppress(BaseException):
+                _work_on(run, kind)
+            os._exit(0)
+        died = os.waitpid(child, 0)[1] != 0
+        _work_on(run if run.finished("bridge") else Run(run.folder), kind)
+        assert set(snapshot(run.folder)) == {f"bridge/{name}" for name in (*FILES, "result")}
+        assert not run.path("bridge", "checkpoint").exists()
+        assert run.finished("bridge")
+        assert run.path("bridge", "result").read_text() == "2"
+        if not died:
+            break
+        calls += 1
+    assert calls > 10
+
+
+def _work_on(run: Run, kind: str) -> None:
+    config = settings() if kind == "finished" else settings("seed=2")
+    with run.open("bridge", config, INPUTS, renew=kind == "renewed") as stage:
+        if stage is not None:
+            (stage.folder / "result").write_text("2")
+            stage.finish()
+
+
+def _die_before(count: int) -> None:
+    """End this process at a call that changes the file system, after so many of them."""
+    left = [count]
+
+    def note(event: str, arguments: tuple[object, ...]) -> None:
+        changes = event in ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "shutil.rmtree")
+        if changes or (event == "open" and isinstance(arguments[1], str) and "w" in arguments[1]):
+            if not left[0]:
+                os._exit(9)
+            left[0] -= 1
+
+    sys.addaudithook(note)
 
 
 def test_a_run_remembers_the_settings_it_used(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import platform
 import statistics
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from sfkt_cli import scores
 from sfkt_cli.benchmark.plan import GRID, SENSORS, TUNE_BY, TUNED, BenchmarkPlan, Cell
@@ -29,11 +29,12 @@ from sfkt_cli.evaluation.report import (
     markdown_table,
     percent,
     plain,
-    rows_of,
+    read_results,
     to_csv,
 )
 from sfkt_cli.files import write_json, write_text
-from sfkt_cli.settings.runs import versions
+from sfkt_cli.settings.runs import Run, versions
+from sfkt_cli.settings.sealed import read_record
 
 METRICS = (
     "n", "accuracy", "balanced_accuracy", "macro_f1", "ece", "train_seconds",
@@ -106,6 +107,12 @@ class Result:
     tuning_seconds: float | None = None
 
 
+class Tuning(BaseModel):
+    """The content of tuning.json: every trial, and whether it was chosen."""
+
+    trials: list[dict[str, Any]]
+
+
 Measurements = dict[tuple[str, str, str, str], dict[int, Measured]]
 """(data set, variant, split, method) to seed to what it said."""
 
@@ -160,12 +167,12 @@ def collect(cells: Iterable[Cell], output: Path) -> Measurements:
     """What every finished cell says."""
     measurements: Measurements = {}
     for cell in cells:
-        folder = output / cell.folder / "evaluate"
-        if not (folder / "done.json").is_file():
+        run = Run(output / cell.folder)
+        if not run.finished("evaluate"):
             continue
-        with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        with run.output("evaluate", "predictions.csv").open(encoding="utf-8", newline="") as file:
             lines = [line for line in csv.DictReader(file) if line["label"]]
-        for row in rows_of(json.loads((folder / "results.json").read_text(encoding="utf-8"))):
+        for row in read_results(run).rows:
             if row.method not in cell.rows:
                 continue
             here = [line for line in lines if line["split"] == row.split]
@@ -434,10 +441,7 @@ def long_csv(measurements: Measurements) -> str:
 
 def _tuning(output: Path) -> list[dict[str, Any]]:
     path = output / "tuning.json"
-    trials: list[dict[str, Any]] = (
-        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    )
-    return trials
+    return read_record(path, Tuning).trials if path.is_file() else []
 
 
 def tuning_seconds(

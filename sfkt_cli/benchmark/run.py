@@ -12,7 +12,6 @@ commands, on one machine or on several that share the folder, divide the stages 
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -32,9 +31,9 @@ from sfkt_cli.benchmark.plan import TUNE_BY, BenchmarkPlan, Cell, cells_of, tria
 from sfkt_cli.console import console, duration, event, quieten, say, warn
 from sfkt_cli.data.readers import archive_root
 from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError
-from sfkt_cli.files import write_json
 from sfkt_cli.settings.config import Config, as_dict, build, merge, nest, section_of
-from sfkt_cli.settings.runs import Run, digest_settings, stage_settings
+from sfkt_cli.settings.runs import Done, Run, digest_settings, stage_settings
+from sfkt_cli.settings.sealed import read_record, write_record
 from sfkt_cli.signals import follow_parent
 
 LEVELS = ("prepare", "source", "bridge", "transfer", "evaluate")
@@ -166,12 +165,12 @@ def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[C
     chosen: dict[tuple[str, str, str], dict[str, Any]] = {}
     for trial in trials:
         for row, (method, changes) in trial.students.items():
-            folder = output / trial.folder / "transfer" / row
-            if not (folder / "done.json").is_file():
+            run, stage = Run(output / trial.folder), f"transfer/{row}"
+            rows = run.metrics(stage) if run.finished(stage) else []
+            if not rows:
                 continue
-            record = json.loads((folder / "done.json").read_text(encoding="utf-8"))
-            lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            score = json.loads(lines[int(record["best_epoch"]) - 1])[TUNE_BY]
+            record = run.record(stage)
+            score = rows[record["best_epoch"] - 1][TUNE_BY]
             line = {"dataset": trial.dataset, "variant": trial.variant, "method": method,
                     "settings": dict(changes), TUNE_BY: score, "seconds": record["seconds"],
                     "chosen": False}  # fmt: skip
@@ -182,7 +181,7 @@ def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[C
     for line in chosen.values():
         line["chosen"] = True
     if trial_records:
-        write_json(output / "tuning.json", trial_records)
+        write_record(output / "tuning.json", {"trials": trial_records})
     tuned_cells = []
     for cell in cells:
         students = {}
@@ -558,6 +557,6 @@ def _done_of(stage: str, output: Path) -> list[Path]:
 
 def _cost(folder: Path) -> tuple[float, int]:
     """Seconds and bytes of a finished stage."""
-    record = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+    record = read_record(folder / "done.json", Done)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return float(record.get("seconds", 0.0)), size
+    return record.seconds, size

@@ -169,6 +169,8 @@ def encode(stored: Tensor, encoding: Encoding) -> Tensor:
         return _jet(shown) * valid if encoding.kind == "colormap" else shown * valid
     if encoding.kind in ("relative", "standardised"):
         return _relative(values, valid) * valid
+    if encoding.kind not in ("normals", "hha"):
+        raise ConfigError(f"encoding = {encoding.kind!r} is unknown")
     smooth = _fill_noise(values, valid)
     normals, scale = _normals(smooth, encoding.focal)
     if encoding.kind == "normals":

@@ -17,6 +17,7 @@ from sfkt_cli.data.ingest import Task, View
 from sfkt_cli.data.records import Archive, Record
 from sfkt_cli.data.splits import Parts
 from sfkt_cli.data.store_writer import StoreWriter, text_column
+from sfkt_cli.files import sha256_json
 from sfkt_cli.settings.config import Config
 
 FILES: dict[str, tuple[str, ...]] = {
@@ -73,6 +74,9 @@ class Plan:
             "fit": self.config.prepare.fit,
             "protocol": self.config.split.protocol,
             "seed": self.config.seed,
+            "parts_sha256": sha256_json(
+                {part: [record.id for record in records] for part, records in self.parts.items()}
+            ),
         }
 
     def small_columns(self, parts: Sequence[str]) -> dict[str, NDArray[Any]]:

@@ -8,11 +8,12 @@
 
 Ids, groups and paths in transfer.h5 are numbers; ``names`` tells what they stand for.
 
-Root attributes: ``schema``, ``dataset``, ``modality``, ``unit``, ``classes`` (a JSON list),
-``complete``, ``digest`` and where the data came from. Each data set carries ``block_rows`` and
-``sha256``, one checksum for each block of rows (over the SHA-256 of each row). HDF5 is only the
-description of the file: h5py reads it once, the pixels go through :class:`numpy.memmap` (14 times
-h5py's rate at 64 pixels).
+Root attributes: ``schema``, ``role`` (source, transfer or test), ``dataset``, ``modality``,
+``unit``, ``classes`` (a JSON list), ``complete``, ``digest`` and where the data came from. Each
+data set carries ``block_rows`` and ``sha256``, one checksum for each block of rows (over the
+SHA-256 of each row): images are compared with it block by block as they are first read, all other
+columns as a whole. HDF5 is only the description of the file: h5py reads it once, the pixels go
+through :class:`numpy.memmap` (14 times h5py's rate at 64 pixels).
 
 Behind the HDF5 data lies a trailer, which HDF5 ignores: the byte ranges of the description and
 their checksum. It is looked at first, because one flipped bit in a description can make the HDF5
@@ -21,20 +22,25 @@ library hang or crash.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from sfkt_cli.errors import DataError
+from sfkt_cli.settings.config import Modality
 
-SCHEMA = "sfkt-1"
+SCHEMA = "sfkt-2"
+ROLES = ("source", "transfer", "test")
+IMAGES = ("rgb", "target")
+"""Columns of pixels."""
 MAX_COLUMNS = 64
 TRAILER = b"\nsfkt-trailer "
 TRAILER_BYTES = 16_384
@@ -72,6 +78,21 @@ class Column:
         return self.offset + self.shape[0] * self.row_bytes
 
 
+class Pixels(np.memmap[Any, Any]):
+    """Images of a store as a read-only memory map that compares them when they are first read.
+
+    Attributes:
+        compare: Called with an index of rows before they are read; raises DataError.
+    """
+
+    compare: Callable[[Any], None] = staticmethod(lambda index: None)
+
+    def __getitem__(self, index: Any) -> Any:
+        rows = index[0] if isinstance(index, tuple) else index
+        self.compare(slice(None) if getattr(rows, "dtype", None) == np.bool_ else rows)
+        return np.asarray(super().__getitem__(index))
+
+
 @dataclass(frozen=True)
 class Store:
     """A prepared file; make it with :func:`open_store`.
@@ -81,12 +102,14 @@ class Store:
         attrs: Root attributes as plain values.
         columns: Data sets by name, such as ``ti/rgb``.
         digest: Hex SHA-256 of the description and of all block checksums: names the content.
+        left: For each column that was read, its blocks that are still to be compared.
     """
 
     path: Path
     attrs: Mapping[str, Any]
     columns: Mapping[str, Column]
     digest: str
+    left: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     @property
     def dataset(self) -> str:
@@ -120,17 +143,18 @@ class Store:
         """The rows of a data set as a read-only memory map.
 
         Raises:
-            DataError: The file has no such data set, or cannot be mapped any more.
+            DataError: The file has no such data set, or cannot be mapped any more; other columns
+                than images do not match their checksum. Images are compared as they are read.
         """
         column = self._column(name)
         if not column.shape[0]:
             return np.zeros(column.shape, column.dtype)
-        try:
-            return np.memmap(
-                self.path, column.dtype, mode="r", offset=column.offset, shape=column.shape
-            )
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.path}: {name} cannot be mapped: {error}") from None
+        rows = self._map(name)
+        if name.rpartition("/")[2] in IMAGES:
+            rows.compare = functools.partial(self._compare, name)
+        else:
+            self._compare(name, slice(None))
+        return rows
 
     def count(self, group: str) -> int:
         """Samples of a group such as ``ti``; 0 where the group is absent."""
@@ -165,19 +189,45 @@ class Store:
         Raises:
             DataError: The first block of rows that differs.
         """
+        self.left.clear()
         for name, column in self.columns.items():
-            rows = self[name]
-            for block, expected in enumerate(column.sha256):
-                first = block * column.block_rows
-                digest = hashlib.sha256()
-                for row in range(first, min(first + column.block_rows, column.shape[0])):
-                    digest.update(hashlib.sha256(rows[row : row + 1].tobytes()).digest())
-                if digest.digest() != expected.tobytes():
-                    last = min(first + column.block_rows, column.shape[0]) - 1
-                    raise DataError(
-                        f"{self.path}: rows {first}..{last} of {name} do not match their "
-                        "checksum: the file is damaged, run `sfkt prepare` again with --force"
-                    )
+            if column.shape[0]:
+                self._compare(name, slice(None))
+
+    def _map(self, name: str) -> Pixels:
+        column = self._column(name)
+        try:
+            return Pixels(
+                self.path, column.dtype, mode="r", offset=column.offset, shape=column.shape
+            )
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path}: {name} cannot be mapped: {error}") from None
+
+    def _compare(self, name: str, index: Any) -> None:
+        """Compare the blocks that some rows of a column lie in, each only once.
+
+        Raises:
+            DataError: The first block that differs.
+        """
+        column = self.columns[name]
+        left = self.left.setdefault(name, np.ones(len(column.sha256), np.bool_))
+        if not left.any():
+            return
+        blocks = np.unique(np.arange(column.shape[0])[index] // column.block_rows)
+        for block in blocks[left[blocks]].tolist():
+            first = block * column.block_rows
+            rows = self._map(name)[first : first + column.block_rows]
+            content = memoryview(rows.tobytes())
+            digest = hashlib.sha256()
+            for start in range(0, len(content), column.row_bytes):
+                row = content[start : start + column.row_bytes]
+                digest.update(hashlib.sha256(row).digest())
+            if digest.digest() != column.sha256[block].tobytes():
+                raise DataError(
+                    f"{self.path}: rows {first}..{first + len(rows) - 1} of {name} do not match "
+                    "their checksum: the file is damaged, run `sfkt prepare` again with --force"
+                )
+            left[block] = False
 
     def _column(self, name: str) -> Column:
         if name not in self.columns:
@@ -200,12 +250,12 @@ class Store:
 
 
 def open_store(path: Path) -> Store:
-    """Open a prepared file and check all of it but the pixels (see :meth:`Store.verify`).
+    """Open a prepared file; its rows are compared with their checksums when they are first read.
 
     Raises:
-        DataError: The file is missing, unfinished, damaged, of another schema, or uses features
-            of HDF5 that a prepared file never has (links, external or virtual data, filters); a
-            sample id occurs twice or cannot be the name of a file.
+        DataError: The file is missing, unfinished, damaged, of another schema or role, or uses
+            features of HDF5 that a prepared file never has (links, external or virtual data,
+            filters); a sample id occurs twice or cannot be the name of a file.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist: first run `sfkt prepare NAME`")
@@ -219,12 +269,17 @@ def open_store(path: Path) -> Store:
                 for group, members in _plain_members(path, file, h5py.Group)
                 for name, dataset in _plain_members(path, members, h5py.Dataset)
             }
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, OverflowError) as error:
         raise _damaged(path, str(error)) from None
     digest = describe(attrs, columns)
     if digest != attrs["digest"]:
         raise _damaged(path, "its header does not match its checksum")
     store = Store(path, attrs, columns, digest)
+    if path.stem in ROLES and attrs["role"] != path.stem:
+        raise DataError(
+            f"{path} was written under another name (role {attrs['role']!r}): put the right file "
+            "there, or run `sfkt prepare` again with --force"
+        )
     store._check_ids()
     return store
 
@@ -268,7 +323,7 @@ def check_trailer(path: Path) -> None:
     try:
         trailer = json.loads(tail[start + len(TRAILER) :])
         intact = hash_ranges(path, trailer["ranges"]) == trailer["sha256"]
-    except (ValueError, KeyError, TypeError):
+    except (OSError, RecursionError, LookupError, ValueError, TypeError):
         intact = False
     if not intact:
         raise _damaged(path, "its header does not match its checksum")
@@ -295,10 +350,14 @@ def _read_attrs(path: Path, file: h5py.File) -> dict[str, Any]:
     attrs = {name: _plain(value) for name, value in file.attrs.items()}
     if not attrs.get("complete"):
         raise DataError(f"{path} is incomplete: run `sfkt prepare` again")
-    missing = {"dataset", "modality", "unit", "classes", "digest"} - set(attrs)
+    missing = {"role", "dataset", "modality", "unit", "classes", "digest"} - set(attrs)
     if missing:
         raise _damaged(path, f"no attribute {sorted(missing)[0]}")
     attrs["classes"] = json.loads(attrs["classes"])
+    if not all(isinstance(name, str) for name in attrs["classes"]):
+        raise _damaged(path, "a class has no name")
+    if attrs["modality"] not in get_args(Modality):
+        raise _damaged(path, f"modality {attrs['modality']!r} is unknown")
     return attrs
 
 

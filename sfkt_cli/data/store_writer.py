@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from sfkt_cli import __version__
-from sfkt_cli.data.store import SCHEMA, TRAILER, Column, describe, hash_ranges
+from sfkt_cli.data.store import ROLES, SCHEMA, TRAILER, Column, describe, hash_ranges
 from sfkt_cli.files import replacing
 
 DESCRIPTION_BYTES = 1 << 20
@@ -130,7 +130,8 @@ def writing(
     Raises:
         OSError: From the file system, such as a full disk; ``path`` is then what it was.
     """
-    attrs = {"schema": SCHEMA, "sfkt_version": __version__, **attrs}
+    role = path.stem if path.stem in ROLES else "none"
+    attrs = {"schema": SCHEMA, "role": role, "sfkt_version": __version__, **attrs}
     with replacing(path) as partial:
         _check_room(partial, columns)
         writer = StoreWriter(partial, attrs, _lay_out(partial, attrs, columns))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 
 from sfkt_cli.data.store import Store
@@ -11,7 +9,7 @@ from sfkt_cli.evaluation.labelled import Split
 from sfkt_cli.evaluation.report import Section, percent
 from sfkt_cli.scores import rank_correlation
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.pairs import SELECTORS, load_epochs, spread
+from sfkt_cli.training.pairs import FILE, SELECTORS, load_epochs, spread
 
 
 def epoch_choice(run: Run, store: Store, target: Split, stages: list[str]) -> Section | None:
@@ -22,26 +20,21 @@ def epoch_choice(run: Run, store: Store, target: Split, stages: list[str]) -> Se
     labelled = len(target.rows) > 0 and target.rows[places] == rows
     cells = []
     for stage in stages:
-        predicted = load_epochs(run.path(stage))
-        path = run.path(stage, "metrics.jsonl")
-        kept = run.record(stage).get("best_epoch")
-        if (
-            not np.any(labelled)
-            or len(predicted) < 2
-            or predicted.shape[1] != len(rows)
-            or not kept
-        ):
+        predicted = load_epochs(run.output(stage, FILE).parent)
+        kept = run.record(stage).get("best_epoch") or len(predicted) + 1
+        whole = len(predicted) >= max(kept, 2) and predicted.shape[1] == len(rows)
+        if not np.any(labelled) or not whole:
             continue
         right = predicted[:, labelled] == target.labels[places[labelled]]
         accuracy = right.mean(axis=1)
-        metrics = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        metrics = run.metrics(stage)
         correlations = []
         for name in SELECTORS:
             values = [row[name] for row in metrics if name in row]
             comparable = len(values) == len(accuracy) >= 4
             value = rank_correlation(np.array(values), accuracy) if comparable else float("nan")
             correlations.append("-" if np.isnan(value) else f"{value:+.2f}")
-        of_kept, best = accuracy[int(kept) - 1], accuracy.max()
+        of_kept, best = accuracy[kept - 1], accuracy.max()
         cells.append((stage, f"{kept} of {len(predicted)}", percent(of_kept), percent(best),
                       f"{100 * (best - of_kept):.1f}", *correlations))  # fmt: skip
     if not cells:

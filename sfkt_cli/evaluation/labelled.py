@@ -12,6 +12,8 @@ from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
 
 Numbers = NDArray[Any]
+SAME = ("archive_sha256", "parts_sha256")
+"""Attributes that the files of one run have in common."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,13 @@ def read_splits(transfer: Store, test: Store) -> list[Split]:
         raise DataError(
             f"{test.path} has the classes {', '.join(test.classes)}, but {transfer.path} has "
             f"{', '.join(transfer.classes)}: run `sfkt prepare` again with --force"
+        )
+    origins = [[store.attrs.get(key) for key in SAME] for store in (transfer, test)]
+    if origins[0] != origins[1]:
+        raise DataError(
+            f"{test.path} does not belong to {transfer.path}: they were prepared from other data "
+            "or with other settings; put the right file there, or run `sfkt prepare` again with "
+            "--force"
         )
     splits = []
     if transfer.count("target"):

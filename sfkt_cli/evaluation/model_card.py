@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.evaluation.models import model_digests
-from sfkt_cli.evaluation.report import interval, percent, plain
+from sfkt_cli.evaluation.report import Results, Row, interval, percent, plain, read_results
 from sfkt_cli.models.saving import Saved
 from sfkt_cli.settings.runs import Run
 
@@ -48,8 +47,8 @@ def model_card(
         tables: What was measured on the files, by heading.
     """
     results = _results(run, method)
-    dataset = str(results.get("dataset") or run.record("prepare")["settings"].get("dataset", ""))
-    rows = [row for row in results.get("rows", []) if row["method"] in (method, "bridge-only")]
+    rows = [row for row in results.rows if row.method in (method, "bridge-only")] if results else []
+    dataset = results.dataset if results else run.record("prepare")["settings"].get("dataset", "")
     front = {
         "library_name": "sfkt",
         "pipeline_tag": "image-classification",
@@ -64,7 +63,8 @@ def model_card(
         "---",
         f"# {sensor.modality} classifier ({method})",
         "",
-        f"Recognises {', '.join(student.classes)} in images of a {sensor.modality} sensor.",
+        f"Recognises {', '.join(map(plain, student.classes))}",
+        f"in images of a {sensor.modality} sensor.",
         "Made by source-free cross-modal knowledge transfer (arXiv:2401.05014) from an RGB",
         "classifier, unlabelled images of the sensor, and unlabelled pairs of other things.",
         "",
@@ -87,7 +87,7 @@ def model_card(
         "",
         "## Data",
         "",
-        f"Data set {dataset}; {len(student.classes)} classes; seed {student.card.get('seed')}.",
+        f"Data set {plain(dataset)}; {len(student.classes)} classes; seed {student.card['seed']}.",
         "",
         "## Results",
         "",
@@ -101,19 +101,17 @@ def model_card(
     return "\n".join(lines) + "\n"
 
 
-def _results(run: Run, method: str) -> dict[str, Any]:
+def _results(run: Run, method: str) -> Results | None:
     """What evaluate said of these very models; nothing where they are newer."""
-    path = run.path("evaluate", "results.json")
-    if not (run.finished("evaluate") and path.is_file()):
-        return {}
+    if not run.finished("evaluate"):
+        return None
     seen, now = run.record("evaluate").get("inputs", {}), model_digests(run)
     if any(seen.get(name) != now.get(name) for name in ("source", "bridge", f"transfer/{method}")):
-        return {}
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+        return None
+    return read_results(run)
 
 
-def _table(rows: list[dict[str, Any]]) -> list[str]:
+def _table(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return ["Not evaluated: `sfkt evaluate` does it where some target images have labels."]
     lines = [
@@ -121,22 +119,22 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
         "| --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        cells = [plain(row["method"]), row["split"], row["n"], percent(row["accuracy"])]
-        lines.append(f"| {' | '.join(map(str, cells))} | {interval(row['accuracy_ci95'])} |")
+        cells = [plain(row.method), row.split, row.n, percent(row.accuracy)]
+        lines.append(f"| {' | '.join(map(str, cells))} | {interval(row.accuracy_ci95)} |")
     return lines
 
 
-def _index(method: str, dataset: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _index(method: str, dataset: str, rows: Sequence[Row]) -> dict[str, Any]:
     """Results in the form that Hugging Face shows beside the model."""
     return {
         "name": f"{dataset}-{method}",
         "results": [
             {
                 "task": {"type": "image-classification"},
-                "dataset": {"name": dataset, "type": dataset, "split": row["split"]},
-                "metrics": [{"type": "accuracy", "value": row["accuracy"]}],
+                "dataset": {"name": dataset, "type": dataset, "split": row.split},
+                "metrics": [{"type": "accuracy", "value": row.accuracy}],
             }
             for row in rows
-            if row["method"] == method
+            if row.method == method
         ],
     }

@@ -81,6 +81,7 @@ class Models:
 def finished_methods(run: Run) -> list[str]:
     """Names of the finished transfer methods, ``tgkt`` last."""
     names = [path.parent.name for path in run.path("transfer").glob("*/done.json")]
+    names = [name for name in names if run.finished(f"transfer/{name}")]
     return sorted(names, key=lambda name: (name == "tgkt", name))
 
 
@@ -92,7 +93,7 @@ def model_digests(run: Run) -> dict[str, str]:
     """
     stages = ["source", *(["bridge"] if run.finished("bridge") else [])]
     stages += [f"transfer/{name}" for name in finished_methods(run)]
-    return {stage: str(read_card(run.path(stage, "model.json")).get("sha256")) for stage in stages}
+    return {stage: str(read_card(run.path(stage, "model.json"))["sha256"]) for stage in stages}
 
 
 def load_models(run: Run, store: Store, runtime: Runtime) -> Models:

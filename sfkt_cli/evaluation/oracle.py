@@ -9,7 +9,6 @@ the only stage that may see target labels, and keeps it in evaluate/oracle for t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from sfkt_cli.files import sha256_json
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import Saved, classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, as_dict, fixed_batch_size
-from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.runs import Run, Stage
 from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.loop import Batch, Plan, cosine, fit
 from sfkt_cli.training.optimizers import classifier_optimizer
@@ -97,7 +96,7 @@ def oracle(
             model.requires_grad_(True)
             rates = config.source.rates(pretrained=source.pretrained)
             fitted = fit(
-                plan(config, split, stage.folder),
+                plan(config, split, stage),
                 OracleObjective(model, encoding, label_smoothing=config.source.label_smoothing),
                 batches(config, split, runtime),
                 classifier_optimizer(model, *rates, config.source.weight_decay),
@@ -123,14 +122,14 @@ def oracle(
     )
 
 
-def plan(config: Config, split: Split, folder: Path) -> Plan:
+def plan(config: Config, split: Split, stage: Stage) -> Plan:
     """As many epochs as the students get."""
     batch_size = min(fixed_batch_size(config.runtime), len(split.rows))
     return Plan(
         title="oracle", seed=config.seed, epochs=config.transfer.epochs,
         steps=max(len(split.rows) // batch_size, config.training.min_steps), weights={},
-        folder=folder, images=batch_size, clip_norm=config.training.clip_norm,
-        checkpoint_seconds=config.runtime.checkpoint_seconds,
+        folder=stage.folder, images=batch_size, clip_norm=config.training.clip_norm,
+        checkpoint_seconds=config.runtime.checkpoint_seconds, made_for=stage.digest,
     )  # fmt: skip
 
 

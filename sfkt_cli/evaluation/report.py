@@ -8,15 +8,18 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
 from rich import box
 from rich.table import Table
 
-from sfkt_cli.console import console, say
+from sfkt_cli.console import console, printable, say
 from sfkt_cli.methods import METHODS
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.sealed import read_record
 
 BOUNDS = ("oracle", "source-rgb")
 """Methods that see labels or RGB images of the target task: no method can be held to them."""
@@ -75,6 +78,16 @@ class Row:
     parameters: int | None = None
     class_accuracy: tuple[float | None, ...] = ()
     note: str | None = None
+
+
+class Results(BaseModel):
+    """The content of results.json."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    dataset: str
+    classes: tuple[str, ...]
+    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -150,21 +163,13 @@ def results(report: Report) -> dict[str, Any]:
     return {"dataset": report.dataset, "classes": list(report.classes), "rows": rows}
 
 
-def rows_of(results: Mapping[str, Any]) -> tuple[Row, ...]:
-    """The rows of a results.json; unknown keys are passed over.
+def read_results(run: Run) -> Results:
+    """The results.json of an evaluated run.
 
     Raises:
-        KeyError: It has no rows.
-        TypeError: A row lacks a key.
+        DataError: It is missing or damaged.
     """
-    known = {field.name for field in fields(Row)}
-    rows = []
-    for row in results["rows"]:
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in known
-        }
-        rows.append(Row(**values))
-    return tuple(rows)
+    return read_record(run.output("evaluate", "results.json"), Results, sealed=False)
 
 
 def split_tables(rows: Iterable[Row]) -> list[SplitTable]:
@@ -210,7 +215,7 @@ def to_markdown(report: Report) -> str:
         if section.picture:
             parts.append(f"![{plain(section.title)}]({section.picture})")
             parts.append(plain(section.caption))
-    return "\n\n".join(parts) + "\n"
+    return printable("\n\n".join(parts)) + "\n"
 
 
 def markdown_table(
@@ -293,6 +298,7 @@ def latex_table(
 
 def _latex(text: str) -> str:
     """Text that LaTeX shows as it is."""
+    text = printable(text)
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {mark: rf"\{mark}" for mark in "&%$#_{}"} | {"±": r"$\pm$"}
     return "".join(special.get(letter, letter) for letter in " ".join(text.split()))
@@ -307,6 +313,7 @@ def _leading(text: str) -> float | None:
 
 def plain(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
+    text = printable(text)
     for mark in ("\\", "|", "<", "`", "*", "_", "["):
         text = text.replace(mark, f"\\{mark}")
     return " ".join(text.split())

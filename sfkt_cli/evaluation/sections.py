@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -277,10 +276,7 @@ def curves(run: Run, folder: Path) -> list[Section]:
     """Training curves of all stages that trained something."""
     stages, chosen = {}, {}
     for stage in ("source", "bridge", *(f"transfer/{name}" for name in finished_methods(run))):
-        path = run.path(stage, "metrics.jsonl")
-        if not run.finished(stage) or not path.is_file():
-            continue
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = run.metrics(stage) if run.finished(stage) else []
         if rows:
             stages[stage] = rows
             best = run.record(stage).get("best_epoch")

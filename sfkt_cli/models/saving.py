@@ -3,7 +3,9 @@
 model.json: ``kind`` (classifier, translator), ``architecture`` (arguments of the class),
 ``classes``, ``normalisation``, ``encoding``, ``inputs`` (digests), ``seed``, ``versions``,
 ``sha256`` of the weights. A student's has ``images`` (what is usual in its training images) and
-``temperature`` (by which its logits are divided), too. Nothing here runs code from a file.
+``temperature`` (by which its logits are divided), too. It carries its own checksum, and the weights
+that of what says how they are used, so that neither file can change alone. Nothing here runs code
+from a file.
 """
 
 from __future__ import annotations
@@ -12,24 +14,57 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import nn
 
 from sfkt_cli.data.images import Encoding
+from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import Store
-from sfkt_cli.errors import DataError
-from sfkt_cli.files import replacing, sha256_file, write_json
+from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.files import replacing, sha256_file, sha256_json
 from sfkt_cli.models.classifier import Classifier, Mixture
 from sfkt_cli.models.translators import Front, make_translator
 from sfkt_cli.settings.runs import versions
+from sfkt_cli.settings.sealed import read_record, write_record
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
+USE = ("kind", "architecture", "classes", "encoding", "temperature", "images")
+"""What decides predictions; its digest is kept with the weights."""
+
+
+class Card(BaseModel):
+    """The content of model.json."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    kind: Literal["classifier", "translator"]
+    architecture: dict[str, Any]
+    classes: list[str]
+    normalisation: dict[Literal["mean", "std"], tuple[float, float, float]]
+    encoding: Encoding | None
+    inputs: dict[str, str]
+    seed: int
+    versions: dict[str, str]
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    pretrained: bool = False
+    method: str | None = None
+    sensor: Sensor | None = None
+    temperature: float = Field(1.0, gt=0)
+    images: dict[str, str | tuple[float, float]] | None = None
+
+    @field_validator("encoding")
+    @classmethod
+    def _has_a_window(cls, encoding: Encoding | None) -> Encoding | None:
+        if encoding is not None and not (encoding.low < encoding.high and encoding.channels > 0):
+            raise ValueError("low must be smaller than high, and channels at least 1")
+        return encoding
 
 
 @dataclass(frozen=True)
@@ -85,9 +120,6 @@ def save_model(
         more: Further entries of model.json.
     """
     weights = folder / WEIGHTS
-    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-    with replacing(weights) as partial:
-        partial.write_bytes(to_bytes(state))
     card = {
         "kind": kind,
         "architecture": dict(architecture),
@@ -97,10 +129,14 @@ def save_model(
         "inputs": dict(inputs),
         "seed": seed,
         "versions": versions(),
-        "sha256": sha256_file(weights),
+        "sha256": "0" * 64,
         **more,
     }
-    write_json(folder / CARD, card)
+    card = _as_read(Card.model_validate(card))
+    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    with replacing(weights) as partial:
+        partial.write_bytes(to_bytes(state, {"used_as": _use_of(card)}))
+    write_record(folder / CARD, {**card, "sha256": sha256_file(weights)})
 
 
 def load_model(folder: Path, device: torch.device | None = None) -> Saved:
@@ -120,12 +156,15 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
             f"{str(card.get('sha256'))[:12]}...; run its stage again with --force"
         )
     try:
-        architecture = dict(card["architecture"])
-        module = _build(card["kind"], architecture)
+        with safetensors.safe_open(weights, "pt") as file:
+            if (file.metadata() or {}).get("used_as") != _use_of(card):
+                raise ValueError("the weights were saved for another use")
+        module = _build(card["kind"], dict(card["architecture"]))
         module.load_state_dict(load_file(weights))
         encoding = Encoding(**card["encoding"]) if card["encoding"] else None
-        classes = [str(name) for name in card["classes"]]
     except (
+        AttributeError,
+        ConfigError,
         KeyError,
         TypeError,
         ValueError,
@@ -136,7 +175,7 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
         raise DataError(f"{folder / CARD} does not describe {weights}: {error}") from None
     module.eval()
     module.to(device or torch.device("cpu"), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Saved(module, classes, encoding, card)
+    return Saved(module, card["classes"], encoding, card)
 
 
 def warm_start(
@@ -180,15 +219,18 @@ def read_card(path: Path) -> dict[str, Any]:
     """Read a model.json.
 
     Raises:
-        DataError: It is missing or no JSON object.
+        DataError: It is missing or damaged, or a field is not what it should be.
     """
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"model card {path} cannot be read: {error}") from None
-    if not isinstance(card, dict):
-        raise DataError(f"model card {path} is no JSON object")
-    return card
+    return _as_read(read_record(path, Card))
+
+
+def _as_read(card: Card) -> dict[str, Any]:
+    return card.model_dump(mode="json", exclude_unset=True)
+
+
+def _use_of(card: Mapping[str, Any]) -> str:
+    """Digest of what decides predictions."""
+    return sha256_json({name: card.get(name) for name in USE})
 
 
 def check_classes(classes: list[str], store: Store) -> None:

@@ -3,7 +3,7 @@
     runs/current                        the name of the run used last
     runs/<name>/<stage>/config.yaml     resolved settings, written when the stage starts
     runs/<name>/<stage>/log.txt         all that was said, with the time; grows line by line
-    runs/<name>/<stage>/done.json       written last: settings, inputs, versions, seconds
+    runs/<name>/<stage>/done.json       written last: settings, inputs, versions, seconds, outputs
 
 ``transfer`` has one such folder a method: ``runs/<name>/transfer/<method>``.
 """
@@ -23,11 +23,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from sfkt_cli import __version__, console
-from sfkt_cli.errors import RunError
-from sfkt_cli.files import locking, sha256_json, sweep_partials, write_json, write_text
+from sfkt_cli.errors import DataError, RunError
+from sfkt_cli.files import locking, sha256_file, sha256_json, sweep_partials, write_text
 from sfkt_cli.settings.config import (
     Config,
     as_dict,
@@ -38,12 +38,18 @@ from sfkt_cli.settings.config import (
     section_of,
     to_yaml,
 )
+from sfkt_cli.settings.sealed import read_record, read_settings, write_record, write_settings
 
 RUNS = Path("runs")
 LOG = "log.txt"
 _OPEN, _FINISHED = "open", "finished"
 _IN_PASSING = ("begun.json", "checkpoint")
-_HOW = ("stage", "settings", "inputs", "versions")
+_HOW = ("stage", "settings", "inputs", "versions", "outputs")
+_OWN_CHECKSUM = (".h5", ".safetensors")
+_DISPENSABLE = (
+    "source.h5", "test.h5", "epochs.npy", "metrics.jsonl", "batch_size.json", ".png",
+)  # fmt: skip
+"""Ends of the names of outputs that may be deleted."""
 DATA_FIELDS = ("seed", "dataset", "image_size", "classes", "split")
 DATA_SECTIONS = {
     "synthetic": "synthetic",
@@ -79,6 +85,42 @@ READS: dict[str, tuple[str, ...]] = {
 """What a stage reads, below the run folder."""
 
 
+class Output(BaseModel):
+    """A file that a stage wrote.
+
+    Attributes:
+        bytes: Its size.
+        sha256: Of its content; None where it carries a checksum of its own.
+    """
+
+    bytes: NonNegativeInt
+    sha256: str | None
+
+
+class Begun(BaseModel):
+    """The content of begun.json: what an unfinished stage is made from."""
+
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+
+class Done(BaseModel):
+    """The content of done.json; figures of a stage's own may come on top."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    stage: str
+    settings: dict[str, Any] = {}
+    inputs: dict[str, str] = {}
+    outputs: dict[str, Output] = {}
+    versions: dict[str, str] = {}
+    seconds: float = 0.0
+    best_epoch: PositiveInt | None = None
+    peak_memory_mb: float | None = None
+    ti_agreement: float | None = None
+    samples: dict[str, NonNegativeInt] = {}
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage's folder while it runs; in a dry run a temporary one."""
@@ -96,6 +138,11 @@ class Stage:
         """Folder of the resumable state; gone once the stage is done."""
         return self.folder / "checkpoint"
 
+    @property
+    def digest(self) -> str:
+        """Of settings and inputs: what a resumable state belongs to."""
+        return sha256_json({"settings": self.settings, "inputs": dict(self.inputs)})
+
     def finish(self, **summary: Any) -> None:
         """Write done.json, last of all, and drop the resumable state."""
         if self.dry:
@@ -106,9 +153,10 @@ class Stage:
             "inputs": dict(self.inputs),
             "seconds": round(time.monotonic() - self.started, 3),
             "versions": versions(),
+            "outputs": _outputs(self.folder),
             **summary,
         }
-        write_json(self.folder / "done.json", record)
+        write_record(self.folder / "done.json", record)
         shutil.rmtree(self.checkpoint, ignore_errors=True)
         console.log(f"done after {console.duration(record['seconds'])}")
         console.event("finished", **_outcome(self.folder, record))
@@ -152,16 +200,39 @@ class Run:
         return self.path("prepare", "test.h5")
 
     def finished(self, stage: str) -> bool:
-        """Whether a stage such as ``bridge`` or ``transfer/tgkt`` is done."""
-        return self.path(stage, "done.json").is_file()
+        """Whether a stage such as ``bridge`` or ``transfer/tgkt`` is done, its outputs in place.
+
+        One with a damaged done.json counts; whoever reads that file says so.
+        """
+        try:
+            return not _lacks(self.path(stage))
+        except DataError:
+            return True
 
     def record(self, stage: str) -> dict[str, Any]:
         """The done.json of a finished stage.
 
         Raises:
-            RunError: The file is damaged.
+            DataError: The file is damaged.
         """
-        return _read_mapping(self.path(stage, "done.json"))
+        record = read_record(self.path(stage, "done.json"), Done)
+        return record.model_dump(mode="json", exclude_unset=True)
+
+    def output(self, stage: str, name: str) -> Path:
+        """A file of a finished stage, which need not be there.
+
+        Raises:
+            DataError: It is not what the stage wrote.
+        """
+        path = self.path(stage, name)
+        wrote = read_record(self.path(stage, "done.json"), Done).outputs.get(name)
+        expected = wrote.sha256 if wrote is not None and path.is_file() else None
+        if expected is not None and sha256_file(path) != expected:
+            raise DataError(
+                f"{path} is not what its stage wrote (the checksum in done.json differs): "
+                "restore it, or run the stage again with --force"
+            )
+        return path
 
     def outcome(self, stage: str) -> dict[str, Any]:
         """What a finished stage found and wrote, for scripts."""
@@ -173,23 +244,45 @@ class Run:
         patterns = READS.get(stage.partition("/")[0], ())
         return [path for pattern in patterns for path in sorted(self.folder.glob(pattern))]
 
+    def metrics(self, stage: str) -> list[dict[str, float]]:
+        """The rows of a finished stage's metrics.jsonl; none where the file was deleted.
+
+        Raises:
+            DataError: It is damaged.
+        """
+        path = self.output(stage, "metrics.jsonl")
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [json.loads(line) for line in lines]
+
     def require(self, stage: str, command: str) -> Path:
         """The folder of a finished stage.
 
         Raises:
             RunError: It is not finished; the message names the command that makes it.
+            DataError: Its done.json is damaged.
         """
-        if not self.finished(stage):
-            raise RunError(f"{self.path(stage)} is missing or unfinished: first run `{command}`")
+        lacking = _lacks(self.path(stage))
+        if lacking:
+            raise RunError(f"{lacking}: first run `{command}`")
         return self.path(stage)
 
     def remembered(self, stage: str) -> dict[str, Any]:
-        """Settings this run used before: the stage's own, else those of the stages above it."""
+        """Settings this run used before: the stage's own, else those of the stages above it.
+
+        Raises:
+            DataError: They are damaged, and the stage is not started anew.
+        """
         settings: dict[str, Any] = {}
         for above in ("prepare", "source", "bridge", stage):
             path = self.path(above, "config.yaml")
             if path.is_file():
-                used = _known(_read_mapping(path))
+                try:
+                    used = _known(read_settings(path))
+                except DataError as error:
+                    if not (self.force and above == stage):
+                        raise
+                    console.warn(f"{error}; {stage} starts anew without these settings")
+                    break
                 kind, _, method = above.partition("/")
                 fields = STAGE_FIELDS.get(kind, ())
                 fields += (section_of(method),) if section_of(method) in used else ()
@@ -223,6 +316,7 @@ class Run:
         Raises:
             RunError: Another process works on the folder, or the stage was done or begun with
                 other settings or inputs and ``force`` is not set.
+            DataError: done.json or begun.json is damaged.
         """
         folder = self.path(stage)
         settings = stage_settings(stage, config)
@@ -255,8 +349,11 @@ class Run:
                 yield None
                 return
             resumed = _has_begun(folder)
-            write_json(begun, state)
-            write_text(folder / "config.yaml", to_yaml(config))
+            (folder / "done.json").unlink(missing_ok=True)  # of a stage that lacks outputs
+            if not resumed:  # left by a start that was killed while it emptied the folder
+                (folder / "batch_size.json").unlink(missing_ok=True)
+            write_record(begun, state)
+            write_settings(folder / "config.yaml", to_yaml(config))
             self.agree(_OPEN)
             with console.stage_log(stage, folder / LOG):
                 _begin(folder, resumed)
@@ -317,7 +414,10 @@ def choose_run(folder: Path | None, dataset: str | None = None, force: bool = Fa
     if folder is None:
         if not pointer.is_file():
             raise RunError("no run here yet: start with `sfkt prepare NAME`, or give --run DIR")
-        folder = Path(pointer.read_text(encoding="utf-8").strip())
+        try:
+            folder = Path(pointer.read_text(encoding="utf-8").strip())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{pointer} cannot be read ({error}): give --run DIR") from None
     return Run(folder, force)
 
 
@@ -374,17 +474,52 @@ def digest_settings(values: Mapping[str, Any]) -> str:
     return sha256_json(values)[:16]
 
 
+def _outputs(folder: Path) -> dict[str, Any]:
+    """Size and digest of the files that a stage wrote, its pictures below left out."""
+    written = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name not in (*_IN_PASSING, LOG) and path.name[0] != ".":
+            digest = None if path.suffix in _OWN_CHECKSUM else sha256_file(path)
+            written[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+    return written
+
+
+def _lacks(folder: Path) -> str:
+    """Why a stage does not count as finished; empty: it does.
+
+    Raises:
+        DataError: Its done.json is damaged.
+    """
+    done = folder / "done.json"
+    if not done.is_file():
+        return f"{folder} is missing or unfinished"
+    for name, output in read_record(done, Done).outputs.items():
+        path = folder / name
+        if name.endswith(_DISPENSABLE):
+            continue
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != output.bytes:
+            return f"{path} has {path.stat().st_size} bytes, {output.bytes} were written"
+    return ""
+
+
 def _is_finished(stage: str, folder: Path, now: Mapping[str, Any]) -> bool:
     """Whether a stage is done.
 
     Raises:
         RunError: It was done or begun with other settings or inputs.
+        DataError: Its record is damaged.
     """
-    done, begun = folder / "done.json", folder / "begun.json"
-    finished = done.is_file()
-    if finished or _has_begun(folder):
-        _refuse_changes(stage, folder, _read_mapping(done if finished else begun), now, finished)
-    return finished
+    done = folder / "done.json"
+    lacking = _lacks(folder)
+    if not lacking:
+        _refuse_changes(stage, folder, read_record(done, Done), now, True)
+    elif done.is_file():
+        console.warn(f"{stage} is done anew: {lacking}")
+    elif _has_begun(folder):
+        _refuse_changes(stage, folder, read_record(folder / "begun.json", Begun), now, False)
+    return not lacking
 
 
 def _has_begun(folder: Path) -> bool:
@@ -395,13 +530,13 @@ def _has_begun(folder: Path) -> bool:
 
 
 def _refuse_changes(
-    stage: str, folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], finished: bool
+    stage: str, folder: Path, before: Begun | Done, now: Mapping[str, Any], finished: bool
 ) -> None:
     changes = []
     # A setting that did not exist then counts as its default, which mostly changes nothing.
-    usual = json.loads(json.dumps(stage_settings(stage, Config()))) | WHAT_RUNS_DID_BEFORE
+    usual = _as_json(stage_settings(stage, Config())) | WHAT_RUNS_DID_BEFORE
     for part in ("settings", "inputs"):
-        old, new = before.get(part, {}), now[part]
+        old, new = getattr(before, part), now[part]
         if part == "settings":
             old = {name: usual[name] for name in new if name in usual} | old
             if "encoding" in old:
@@ -424,21 +559,24 @@ def _refuse_changes(
 
 def _forget_stale(folder: Path, now: Mapping[str, Any]) -> None:
     """Unmark a stage that was done or begun with other settings or inputs; its files stay."""
-    for name in ("done.json", "begun.json"):
+    for name, kind in (("done.json", Done), ("begun.json", Begun)):
         path = folder / name
         if not path.is_file():
             continue
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            same = all(before[part] == json.loads(json.dumps(now[part])) for part in now)
-        except (OSError, ValueError, KeyError, TypeError):
+            before = read_record(path, kind)
+            same = all(getattr(before, part) == _as_json(now[part]) for part in now)
+        except DataError:
             same = False
         if not same:
-            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
             path.unlink()
+            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
 
 def _empty(folder: Path) -> None:
+    """Delete all that a stage left; what says that there is something goes first."""
+    for name in ("done.json", "begun.json"):
+        (folder / name).unlink(missing_ok=True)
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -446,14 +584,6 @@ def _empty(folder: Path) -> None:
             entry.unlink()
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing: run the stage that writes it again") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(f"{path} is damaged ({error}): run its stage again with --force") from None
-    if not isinstance(values, dict):
-        raise RunError(f"{path} is damaged (no mapping): run its stage again with --force")
-    return values
+def _as_json(value: Any) -> Any:
+    """A value as it comes back from a record."""
+    return json.loads(json.dumps(value))

@@ -124,7 +124,7 @@ def bridge(config: Config, run: Run) -> None:
         weights["im"] /= passes_of_epoch(config, streams)
         plan = plan_of(
             config, streams, title="bridge", epochs=settings.epochs, weights=weights,
-            folder=stage.folder, kinds=1 + needs_tr, ti=True, auto="ti_closeness",
+            stage=stage, kinds=1 + needs_tr, ti=True, auto="ti_closeness",
         )  # fmt: skip
         fitted = fit(
             plan,

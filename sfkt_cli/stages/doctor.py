@@ -20,7 +20,7 @@ from sfkt_cli.data.readers import DATA_FOLDER, READERS
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import DataError, RunError, SfktError
 from sfkt_cli.models.saving import CARD, WEIGHTS, load_model
-from sfkt_cli.settings.runs import RUNS
+from sfkt_cli.settings.runs import RUNS, Run
 
 EXTRAS = {
     "timm": "sfkt[timm]: source models of timm",
@@ -85,7 +85,11 @@ def examine() -> Iterator[Finding]:
 
 
 def check_run(folder: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """Every store and model of a run, with a function that raises DataError if it is damaged."""
+    """What can be damaged in a run, each with a function that raises an SfktError if it is."""
+    run = Run(folder)
+    for done in sorted(folder.rglob("done.json")):
+        stage = str(done.parent.relative_to(folder))
+        yield done, lambda stage=stage: _check_outputs(run, stage)  # type: ignore[misc]
     for store in sorted(folder.glob("prepare/*.h5")):
         yield store, lambda path=store: open_store(path).verify()  # type: ignore[misc]
     for card in sorted(folder.rglob(CARD)):
@@ -109,6 +113,13 @@ def _verify(folder: Path) -> list[str]:
     if damaged:
         raise RunError(f"{damaged} of {len(checks)} files of {folder} are damaged (named above)")
     return [str(path) for path, _ in checks]
+
+
+def _check_outputs(run: Run, stage: str) -> None:
+    """Compare what a finished stage wrote with its done.json."""
+    run.require(stage, f"sfkt {stage.partition('/')[0]}")
+    for name in run.record(stage).get("outputs", {}):
+        run.output(stage, name)
 
 
 def _load(card: Path) -> None:

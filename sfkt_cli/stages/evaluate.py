@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -17,7 +16,15 @@ from sfkt_cli.evaluation.labelled import Split, read_splits
 from sfkt_cli.evaluation.models import load_models, model_digests, predictors_of, student_encoding
 from sfkt_cli.evaluation.oracle import oracle, recipe
 from sfkt_cli.evaluation.predictions import Evaluation, Outcome
-from sfkt_cli.evaluation.report import Report, results, rows_of, show, to_csv, to_latex, to_markdown
+from sfkt_cli.evaluation.report import (
+    Report,
+    read_results,
+    results,
+    show,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
 from sfkt_cli.evaluation.sections import facts, sections
 from sfkt_cli.files import write_json, write_text
 from sfkt_cli.settings.config import Config
@@ -59,10 +66,10 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
         else:
             _measure(config, run, stage, transfer, read_splits(transfer, test))
     folder = run.path("evaluate")
-    show(rows_of(json.loads((folder / "results.json").read_text(encoding="utf-8"))))
+    show(read_results(run).rows)
     say(f"evaluate: report and pictures are in {folder}")
     if report is not None:
-        copy_report(folder, report)
+        copy_report(run.output("evaluate", COPIES[report.suffix.lower()]), report)
 
 
 def check_suffix(report: Path) -> None:
@@ -79,15 +86,15 @@ def check_suffix(report: Path) -> None:
         raise ConfigError(f"--report {report} is a folder: give the name of a file")
 
 
-def copy_report(folder: Path, report: Path) -> None:
+def copy_report(written: Path, report: Path) -> None:
     """Write the finished report at a path of the user's; links to pictures still lead there.
 
     Raises:
         RunError: The file cannot be written.
     """
-    text = (folder / COPIES[report.suffix.lower()]).read_text(encoding="utf-8")
+    text = written.read_text(encoding="utf-8")
     if report.suffix.lower() == ".md":
-        here = Path(os.path.relpath(folder.resolve(), report.parent.resolve())).as_posix()
+        here = Path(os.path.relpath(written.parent.resolve(), report.parent.resolve())).as_posix()
         text = re.sub(r"\]\(([\w-]+\.png)\)", rf"](<{here}/\1>)", text)
     try:
         report.parent.mkdir(parents=True, exist_ok=True)

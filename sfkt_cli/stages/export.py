@@ -9,6 +9,7 @@ README.md                                model card
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from sfkt_cli.console import say, warn
@@ -27,7 +29,7 @@ from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.evaluation import exported, latency
 from sfkt_cli.evaluation.model_card import model_card
-from sfkt_cli.files import replacing, sha256_file, write_json, write_text
+from sfkt_cli.files import replacing, sha256_file, write_text
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.graph_files import (
     open_graph,
@@ -41,6 +43,7 @@ from sfkt_cli.models.graphs import BridgedSourceGraph, FitTarget, Half, StudentG
 from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
 from sfkt_cli.settings.config import Config, to_yaml
 from sfkt_cli.settings.runs import Run, versions
+from sfkt_cli.settings.sealed import read_record, write_record, write_settings
 from sfkt_cli.student import find_student
 
 FORMATS = ("onnx", "pt2", "safetensors")
@@ -172,7 +175,7 @@ def export(
     example = images.read(compared[: batch or 1])
     card = model_card(run, method, saved["student"], sensor, example, first, batch, tables)
     write_text(target / "README.md", card)
-    write_text(target / "config.yaml", to_yaml(config))
+    write_settings(target / "config.yaml", to_yaml(config))
     written = ["README.md", "config.yaml", *(each.file for each in comparisons)]
     if "safetensors" in formats:
         written += [f"{name}/{file}" for name in saved for file in (WEIGHTS, CARD)]
@@ -183,7 +186,7 @@ def export(
         "latencies": [asdict(each) for each in latencies],
         "written": written,
     }
-    write_json(target / "done.json", record)
+    write_record(target / "done.json", record)
 
 
 def _contents(
@@ -205,7 +208,7 @@ def _contents(
         if halved is not None:
             yield "-fp16.onnx", "fp16", to_onnx(halved, some, facts, any_batch=any_batch)
         if "int8" in precisions:
-            yield "-int8.onnx", "int8", to_int8(content, images.batches(measured))
+            yield "-int8.onnx", "int8", to_int8(content, lambda: images.batches(measured))
     if "pt2" in formats:
         yield ".pt2", "fp32", to_pt2(graph, some, facts, any_batch=any_batch)
 
@@ -231,23 +234,29 @@ def _told_by_card(run: Run) -> dict[str, str]:
     return {"results.json": sha256_file(path)} if path.is_file() else {}
 
 
+class Exported(BaseModel):
+    """The content of an export's done.json."""
+
+    model_config = ConfigDict(extra="allow")
+
+    written: list[str]
+
+
 def _is_done(folder: Path, made_of: Mapping[str, object]) -> bool:
     """Whether a folder holds what would be written."""
-    try:
-        record = json.loads((folder / "done.json").read_text(encoding="utf-8"))
-        same = {name: record[name] for name in made_of} == made_of
-        return same and all((folder / name).is_file() for name in record["written"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return False
+    with contextlib.suppress(DataError):
+        record = read_record(folder / "done.json", Exported)
+        same = made_of.items() <= (record.model_extra or {}).items()
+        return same and all((folder / name).is_file() for name in record.written)
+    return False
 
 
 def _written(folder: Path) -> list[str]:
     """Files of an earlier export, done.json the first; of a folder nothing else is touched."""
-    try:
-        written = json.loads((folder / "done.json").read_text(encoding="utf-8"))["written"]
+    with contextlib.suppress(DataError):
+        written = read_record(folder / "done.json", Exported).written
         return ["done.json", *(name for name in written if _INSIDE.fullmatch(name))]
-    except (OSError, ValueError, TypeError, KeyError):
-        return ["done.json"]
+    return ["done.json"]
 
 
 def load_parts(
@@ -348,4 +357,4 @@ def _copy(folder: Path, target: Path, saved: Saved, sensor: Sensor) -> None:
     with replacing(target / WEIGHTS) as partial:
         shutil.copyfile(folder / WEIGHTS, partial)
     more = {"sensor": sensor.as_dict()} if saved.encoding is not None else {}
-    write_json(target / CARD, {**saved.card, **more})
+    write_record(target / CARD, {**saved.card, **more})

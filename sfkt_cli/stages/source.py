@@ -395,7 +395,7 @@ def _train(
         title="source", seed=config.seed, epochs=settings.epochs,
         steps=max(len(rgb) // batch_size, training.min_steps), weights={}, folder=stage.folder,
         images=batch_size, clip_norm=training.clip_norm,
-        checkpoint_seconds=config.runtime.checkpoint_seconds,
+        checkpoint_seconds=config.runtime.checkpoint_seconds, made_for=stage.digest,
     )  # fmt: skip
     prefer_large_pages([rgb])
     return fit(

@@ -105,7 +105,7 @@ def transfer(config: Config, run: Run) -> None:
         )
         plan = plan_of(
             config, streams, title=method, epochs=settings.epochs, weights=objective.weights,
-            folder=stage.folder, kinds=1 + needs_ti, ti=needs_ti,
+            stage=stage, kinds=1 + needs_ti, ti=needs_ti,
         )  # fmt: skip
         fitted = fit(
             plan,

@@ -5,18 +5,18 @@ What was found is kept in the stage's folder: an interrupted training goes on wi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, PositiveInt
 from torch import Tensor, nn
 
 from sfkt_cli.console import say
 from sfkt_cli.distributed import by_itself
 from sfkt_cli.errors import RunError
-from sfkt_cli.files import write_json
+from sfkt_cli.settings.sealed import read_record, write_record
 from sfkt_cli.training.cpu import TRANSIENT, free_memory, kept_bytes
 from sfkt_cli.training.runtime import Runtime
 
@@ -61,18 +61,19 @@ def settle_batch_size(
         objective.train(training)
         remembered = min(runtime.gather(size)) * runtime.world
         if runtime.main:
-            write_json(path, {"batch_size": remembered})
+            write_record(path, {"batch_size": remembered})
             say(f"runtime.batch_size=auto: batches of {remembered}")
     return runtime.batch_size(remembered, count)
 
 
+class Found(BaseModel):
+    """The content of batch_size.json."""
+
+    batch_size: PositiveInt
+
+
 def _remembered(path: Path) -> int | None:
-    if not path.is_file():
-        return None
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["batch_size"])
-    except (ValueError, KeyError, TypeError):
-        return None
+    return read_record(path, Found).batch_size if path.is_file() else None
 
 
 def _step(objective: nn.Module, batch: Any, runtime: Runtime) -> None:

@@ -19,6 +19,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfkt_cli.data.store import Pixels
 from sfkt_cli.training.runtime import Runtime
 
 Images = NDArray[Any]
@@ -61,6 +62,8 @@ class RowReader:
                 outside repeats the edge. Smaller than the image.
             mirrored: (B,), left to right.
         """
+        if isinstance(self._images, Pixels):
+            self._images.compare(rows)
         height, width = self._images.shape[1:3]
         starts = rows * self._pixels + offsets[:, 0] * width + offsets[:, 1]
         within = np.clip(starts, 0, len(self._runs) - 1)

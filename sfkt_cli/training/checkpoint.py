@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,15 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
             current.replace(folder / PREVIOUS)
 
 
-def load_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """The newest state that can be read, or None where there is none.
+def load_states(folder: Path, device: torch.device, made_for: str) -> Iterator[dict[str, Any]]:
+    """The states that can be gone on from, the newest first.
 
-    A damaged one is named in a warning and the one before is taken.
+    One that is damaged or belongs to other settings or inputs is named in a warning.
+
+    Args:
+        folder: As in :func:`save_state`.
+        device: Where to.
+        made_for: Entry of that name that a state must have.
     """
     for name in (STATE, PREVIOUS):
         path = folder / name
@@ -41,11 +47,13 @@ def load_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
         try:
             _check_sums(path)
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-            return state
+            if state.get("made_for") != made_for:
+                raise ValueError("it belongs to other settings or inputs")
         except Exception as error:  # damaged archives raise almost anything, such as zlib.error
             first = str(error).partition("\n")[0]
-            warn(f"checkpoint {path} cannot be read ({first}): trying the one before")
-    return None
+            warn(f"checkpoint {path} cannot be used ({first}): it is passed over")
+        else:
+            yield state
 
 
 def _check_sums(path: Path) -> None:

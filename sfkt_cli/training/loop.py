@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import threading
@@ -19,7 +20,7 @@ from sfkt_cli.console import Tracker, duration, event, say, terms_text, track, w
 from sfkt_cli.errors import Interrupted, RunError
 from sfkt_cli.files import write_text
 from sfkt_cli.signals import on_stop
-from sfkt_cli.training.checkpoint import load_state, save_state
+from sfkt_cli.training.checkpoint import load_states, save_state
 from sfkt_cli.training.cpu import TRANSIENT, kept_bytes
 from sfkt_cli.training.curves import tensorboard_curves
 from sfkt_cli.training.runtime import Runtime, Trial, seed_all
@@ -48,6 +49,7 @@ class Plan:
         clip_norm: Largest gradient norm, or None.
         checkpoint_seconds: A state is written at most this often.
         patience: Stop when so many epochs brought no better score; 0: never.
+        made_for: Digest of settings and inputs; a state of others is not gone on from.
     """
 
     title: str
@@ -61,6 +63,7 @@ class Plan:
     clip_norm: float | None = None
     checkpoint_seconds: float = 60.0
     patience: int = 0
+    made_for: str = ""
 
 
 @dataclass
@@ -142,19 +145,15 @@ def fit(
     checkpoint = plan.folder / "checkpoint"
     progress = _Progress()
     best = _snapshot(keep)
-    state = load_state(checkpoint, runtime.device)
+    scaler = torch.amp.GradScaler(enabled=runtime.precision == torch.float16)
+    state = _resume(plan, checkpoint, runtime.device, objective, optimizer, scaler, best)
     if state is not None:
-        objective.load_state_dict(state["objective"])
-        optimizer.load_state_dict(state["optimizer"])
         best, progress = state["best"], _Progress(**state["progress"])
         say(f"{plan.title}: goes on at epoch {progress.epoch + 1}, step {progress.step + 1}")
         _compare_environments(plan, state.get("environment", {}), runtime.environment(objective))
     parallel = runtime.parallel(objective)
     mixed = runtime.autocast(objective)
     rates = [group.setdefault("full_rate", group["lr"]) for group in optimizer.param_groups]
-    scaler = torch.amp.GradScaler(enabled=runtime.precision == torch.float16)
-    if state is not None and state.get("scaler"):
-        scaler.load_state_dict(state["scaler"])
 
     def save() -> None:
         if runtime.main:
@@ -167,6 +166,7 @@ def fit(
                     "best": best,
                     "progress": vars(progress),
                     "environment": runtime.environment(objective),
+                    "made_for": plan.made_for,
                 },
             )
 
@@ -241,6 +241,43 @@ def fit(
             raise Interrupted(f"{plan.title} stopped; the same command goes on from here")
     keep.load_state_dict(best)
     return Fitted(progress.best_epoch, progress.seconds, progress.history)
+
+
+def _resume(
+    plan: Plan,
+    checkpoint: Path,
+    device: torch.device,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    best: Mapping[str, Tensor],
+) -> dict[str, Any] | None:
+    """Load the newest state that fits; None: there is none, and all is as it was."""
+    if not any(checkpoint.glob("*.pt")):
+        return None
+    fresh, momenta = _snapshot(objective), copy.deepcopy(optimizer.state_dict())
+    for state in load_states(checkpoint, device, plan.made_for):
+        try:
+            _Progress(**state["progress"])
+            if _shapes(state["best"]) != _shapes(best):
+                raise ValueError("its best weights are those of another network")
+            objective.load_state_dict(state["objective"])
+            optimizer.load_state_dict(state["optimizer"])
+            if state["scaler"]:
+                scaler.load_state_dict(state["scaler"])
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            objective.load_state_dict(fresh)
+            optimizer.load_state_dict(momenta)
+            first = str(error).partition("\n")[0]
+            warn(f"{plan.title}: a state of another version is passed over ({first})")
+        else:
+            return state
+    warn(f"{plan.title}: no state in {checkpoint} can be used, the training starts anew")
+    return None
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in weights.items()}
 
 
 def _try(

@@ -19,6 +19,7 @@ from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
 from sfkt_cli.files import replacing
 from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.runs import Stage
 from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.cpu import prefer_large_pages
@@ -193,7 +194,7 @@ def plan_of(
     title: str,
     epochs: int,
     weights: Mapping[str, float],
-    folder: Path,
+    stage: Stage,
     kinds: int,
     ti: bool,
     auto: str | None = None,
@@ -206,16 +207,17 @@ def plan_of(
         title: Shown in front of messages.
         epochs: Number of epochs.
         weights: Weights of the loss terms.
-        folder: Folder of the stage.
+        stage: Stage that trains; its folder is written to.
         kinds: Kinds of images in a step, of TI pairs and TR target images: 1 or 2.
         ti: Whether label-free scores on TI pairs may choose the epoch.
         auto: The score that ``training.select=auto`` stands for; None: the last epoch is kept.
     """
     return Plan(
         title=title, seed=config.seed, epochs=epochs, steps=steps_of_epoch(config, streams),
-        weights=weights, folder=folder, select=selector(config, ti=ti, auto=auto),
+        weights=weights, folder=stage.folder, select=selector(config, ti=ti, auto=auto),
         images=kinds * streams.batch_size, clip_norm=config.training.clip_norm,
         checkpoint_seconds=config.runtime.checkpoint_seconds, patience=config.training.patience,
+        made_for=stage.digest,
     )  # fmt: skip
 
 
@@ -288,8 +290,9 @@ def remember(folder: Path, epoch: int, logits: Tensor) -> None:
 
 
 def load_epochs(folder: Path) -> NDArray[np.int16]:
-    """Classes said (E, R) after each epoch of a stage; (0, 0) where nothing was written."""
+    """Classes said (E, R) after each epoch of a stage; (0, 0) where nothing can be read."""
     try:
-        return np.asarray(np.load(folder / FILE, allow_pickle=False), np.int16)
-    except (OSError, ValueError):
-        return np.zeros((0, 0), np.int16)
+        said = np.asarray(np.load(folder / FILE, allow_pickle=False), np.int16)
+    except Exception:  # damaged headers raise almost anything, such as tokenize.TokenError
+        said = np.zeros((0, 0), np.int16)
+    return said if said.ndim == 2 else np.zeros((0, 0), np.int16)

@@ -11,12 +11,12 @@ import torch
 from sfkt_cli.data.images import choose_encoding
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import StoreWriter, text_column, writing
-from sfkt_cli.files import write_json, write_text
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.saving import save_model
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config, build, to_yaml
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.sealed import write_record, write_settings
 
 CLASSES = [f"class {number}" for number in range(10)]
 BLOCK = 1000
@@ -71,7 +71,7 @@ def make_run(folder: Path, config: Config, *, pairs: int, targets: int) -> Run:
     """A run as ``prepare``, ``source`` and ``bridge`` leave it, but that nothing was learned."""
     run = Run(folder)
     make_store(run.transfer_store, config.image_size, pairs, targets)
-    write_json(run.path("prepare", "done.json"), {"settings": {}, "inputs": {}})
+    write_record(run.path("prepare", "done.json"), {"stage": "prepare"})
     store = open_store(run.transfer_store)
     encoding = choose_encoding(config.encoding, store.modality, store["target/target"][:256])
     torch.manual_seed(0)
@@ -92,6 +92,6 @@ def make_run(folder: Path, config: Config, *, pairs: int, targets: int) -> Run:
         classes=[], encoding=encoding, inputs={}, seed=0,
     )  # fmt: skip
     for stage in ("source", "bridge"):
-        write_text(run.path(stage, "config.yaml"), to_yaml(config))
-        write_json(run.path(stage, "done.json"), {"settings": {}, "inputs": {}})
+        write_settings(run.path(stage, "config.yaml"), to_yaml(config))
+        write_record(run.path(stage, "done.json"), {"stage": stage, "settings": {}, "inputs": {}})
     return run

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sfkt_cli.data import store_writer
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.errors import DataError
+from sfkt_cli.training.batches import RowReader
 
 ROWS = 70
 ATTRS = {"dataset": "made", "modality": "depth", "unit": "mm", "classes": ["cup", "jüg"]}
@@ -81,6 +83,63 @@ def test_one_flipped_bit_is_found_wherever_it_is(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=r"a\.h5"):
             open_store(path).verify()
+
+
+def flip(path: Path, name: str, row: int) -> None:
+    column = open_store(path).columns[name]
+    content = bytearray(path.read_bytes())
+    content[column.offset + row * column.row_bytes] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_in_a_small_column_is_found_when_it_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    write(path)
+    flip(path, "test/label", 69)
+    with pytest.raises(DataError, match=r"rows 64\.\.69 of test/label do not match"):
+        open_store(path).labels("test")
+    flip(path, "ti/id", 3)
+    with pytest.raises(DataError, match=r"rows 0\.\.31 of ti/id"):
+        open_store(path)
+
+
+def test_images_are_compared_block_by_block_as_they_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    write(path)
+    flip(path, "ti/rgb", 40)
+    images = open_store(path)["ti/rgb"]
+    assert images[:32].shape == (32, 4, 4, 3)
+    rows = np.array([0, 40])
+    none = np.zeros((2, 2), np.int64)
+    for read in (
+        lambda: images[63],
+        lambda: images[rows],
+        lambda: images[30:40, 1],
+        lambda: RowReader(images).plain(rows),
+        lambda: RowReader(images).shifted(rows, none, none[:, 0] > 0),
+    ):
+        with pytest.raises(DataError, match=r"rows 32\.\.63 of ti/rgb do not match"):
+            read()
+    flip(path, "ti/rgb", 40)
+    assert images[40].shape == (4, 4, 3)
+    flip(path, "ti/rgb", 40)
+    assert images[40].shape == (4, 4, 3)  # each block once
+
+
+def test_a_file_is_the_one_that_its_name_says(tmp_path: Path) -> None:
+    write(tmp_path / "source.h5")
+    shutil.copy(tmp_path / "source.h5", tmp_path / "test.h5")
+    with pytest.raises(DataError, match=r"test\.h5 was written under another name"):
+        open_store(tmp_path / "test.h5")
+
+
+def test_a_file_of_an_earlier_version_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as then:
+        then.setattr(store_writer, "SCHEMA", "sfkt-1")
+        with pytest.raises(DataError, match="schema 'sfkt-1', this version reads 'sfkt-2'"):
+            write(tmp_path / "a.h5")
 
 
 @pytest.mark.parametrize("kept", [0, 10, 500, 5000, -1])

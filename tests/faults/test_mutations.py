@@ -23,14 +23,15 @@ from sfkt_cli.console import mute
 from sfkt_cli.data.decode import decode_rgb, decode_target
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import text_column, writing
-from sfkt_cli.errors import ConfigError, DataError, RunError, SfktError
-from sfkt_cli.files import sha256_file, write_json
+from sfkt_cli.errors import ConfigError, DataError, SfktError
+from sfkt_cli.files import sha256_file
 from sfkt_cli.models.checkpoint_files import read_weights
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.saving import load_model, read_card, save_model
 from sfkt_cli.settings.config import Config, build, read_yaml, to_yaml
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.checkpoint import STATE, load_state, save_state
+from sfkt_cli.settings.sealed import write_record
+from sfkt_cli.training.checkpoint import STATE, load_states, save_state
 
 CPU = torch.device("cpu")
 LONGEST_S = 10.0
@@ -137,7 +138,7 @@ def test_mutated_weights_whose_digest_was_adapted(model: Path, count: int) -> No
 
     def read() -> None:
         card = read_card(model / "model.json")
-        write_json(model / "model.json", {**card, "sha256": sha256_file(weights)})
+        write_record(model / "model.json", {**card, "sha256": sha256_file(weights)})
         load_model(model, CPU)
 
     torture(weights, read, count, DataError)
@@ -148,8 +149,8 @@ def test_mutated_stage_records(tmp_path: Path, count: int) -> None:
     run = Run(tmp_path)
     path = run.path("source", "done.json")
     path.parent.mkdir()
-    write_json(path, {"stage": "source", "settings": {"seed": 0}, "inputs": {}})
-    torture(path, lambda: run.record("source"), count, RunError)
+    write_record(path, {"stage": "source", "settings": {"seed": 0}, "inputs": {}})
+    torture(path, lambda: run.record("source"), count, DataError)
 
 
 @pytest.mark.parametrize("count", trials(15))
@@ -201,14 +202,13 @@ def test_mutated_images(tmp_path: Path, name: str, count: int) -> None:
 @pytest.mark.parametrize("count", trials(20))
 def test_a_mutated_state_is_never_taken_for_whole(tmp_path: Path, count: int) -> None:
     mute()
-    right = {"objective": {"w": torch.arange(300.0)}, "progress": {"epoch": 1}}
+    right = {"objective": {"w": torch.arange(300.0)}, "made_for": "this"}
     save_state(tmp_path, right)
     path, taken = tmp_path / STATE, 0
     content = path.read_bytes()
     for number in range(count):
         path.write_bytes(mutate(content, random.Random(number)))
-        state = load_state(tmp_path, CPU)
-        if state is not None:
+        for state in load_states(tmp_path, CPU, "this"):
             taken += 1
             assert torch.equal(state["objective"]["w"], right["objective"]["w"])  # type: ignore[index]
     print(f"{count - taken} of {count} damaged states refused, the others were whole")
@@ -219,7 +219,7 @@ def test_a_planted_pickle_is_not_executed(tmp_path: Path) -> None:
     trap = tmp_path / "executed"
     state = tmp_path / STATE
     torch.save({"objective": Planted(trap)}, state)
-    assert load_state(tmp_path, CPU) is None
+    assert not list(load_states(tmp_path, CPU, ""))
     brought = tmp_path / "brought.pth"
     torch.save({"state_dict": Planted(trap)}, brought)
     with pytest.raises(SfktError):
@@ -230,7 +230,7 @@ def test_a_planted_pickle_is_not_executed(tmp_path: Path) -> None:
     ):
         for path in (state, brought):
             path.write_bytes(content)
-        assert load_state(tmp_path, CPU) is None
+        assert not list(load_states(tmp_path, CPU, ""))
         with pytest.raises(SfktError):
             read_weights(brought)
     settings = tmp_path / "settings.yaml"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model, read_card, save_model
 from sfkt_cli.models.translators import TRANSLATORS, make_translator
 from sfkt_cli.settings.config import SourceConfig
+from sfkt_cli.settings.sealed import write_record
 from sfkt_cli.stages.source import check_image_size
 
 BACKBONES = ("small", "resnet18")
@@ -188,7 +188,7 @@ def test_a_card_that_does_not_fit_the_weights_is_named(
 ) -> None:
     save(tmp_path, classifier("small"))
     path = tmp_path / "model.json"
-    path.write_text(json.dumps(read_card(path) | change))
+    write_record(path, read_card(path) | change)
     with pytest.raises(DataError) as caught:
         load_model(tmp_path)
     assert str(path) in str(caught.value)

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store_writer import text_column, writing
-from sfkt_cli.files import write_json, write_text
+from sfkt_cli.files import write_text
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.saving import read_card, save_model
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.sealed import write_record
 
 CLASSES = ["disc", "<b>bar</b>", "=cross"]
 SIZE = 16
@@ -95,10 +96,10 @@ def finish(run: Run, stage: str, inputs: dict[str, str], epochs: list[dict[str, 
     lines = "".join(json.dumps(row) + "\n" for row in epochs)
     run.path(stage).mkdir(parents=True, exist_ok=True)
     write_text(run.path(stage, "metrics.jsonl"), lines)
-    write_json(
+    write_record(
         run.path(stage, "done.json"),
-        {"inputs": inputs, "seconds": 10.0, "peak_memory_mb": 100.0, "best_epoch": 1,
-         "ti_agreement": 0.5},
+        {"stage": stage, "inputs": inputs, "seconds": 10.0, "peak_memory_mb": 100.0,
+         "best_epoch": 1, "ti_agreement": 0.5},
     )  # fmt: skip
 
 
@@ -128,7 +129,7 @@ def make_run(folder: Path, *methods: str, bridge: bool = True, labelled: bool = 
     """A run with stores, source model, bridge and some methods."""
     run = Run(folder)
     make_stores(run.path("prepare"), labelled=labelled)
-    write_json(run.path("prepare", "done.json"), {"settings": {}})
+    write_record(run.path("prepare", "done.json"), {"stage": "prepare", "settings": {}})
     save_classifier(run, "source", 0, None)
     epochs = [{"epoch": e, "seconds": 1.0, "learning_rate": 0.1, "f": 1.0 / e} for e in (1, 2)]
     finish(run, "source", {}, epochs)

@@ -247,7 +247,7 @@ def test_every_tuned_method_tries_the_same_and_no_label_chooses(tmp_path: Path) 
     plan = BenchmarkPlan.model_validate(TUNED_PLAN)
     assert plan.methods == ("source-encoded", "shot", "shot-tuned")
     benchmark(plan, tmp_path, processes=0)
-    tried = json.loads((tmp_path / "tuning.json").read_text(encoding="utf-8"))
+    tried = json.loads((tmp_path / "tuning.json").read_text(encoding="utf-8"))["trials"]
     assert len(tried) == np.prod([len(values) for values in GRID.values()])
     (chosen,) = (line for line in tried if line["chosen"])
     assert chosen[TUNE_BY] == max(line[TUNE_BY] for line in tried)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sfkt_cli.errors import RunError
+from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.doctor import doctor, examine
 
@@ -32,6 +33,21 @@ def test_one_flipped_bit_is_found(
     with pytest.raises(RunError, match=r"1 of \d+ files"):
         doctor(copy)
     assert f"{copy / name}" in capsys.readouterr().err
+
+
+def test_a_file_that_its_stage_did_not_write_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path)
+    with run.open("bridge", Config(), {}) as stage:
+        assert stage is not None
+        (stage.folder / "epochs.npy").write_bytes(b"written")
+        stage.finish()
+    doctor(tmp_path)
+    run.path("bridge", "epochs.npy").write_bytes(b"changed")
+    with pytest.raises(RunError, match="1 of 1 files"):
+        doctor(tmp_path)
+    assert "bridge/epochs.npy is not what its stage wrote" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.evaluation.labelled import read_splits
-from sfkt_cli.files import write_json
 from sfkt_cli.models.saving import load_model
 from sfkt_cli.settings.config import build
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.sealed import write_record
 from sfkt_cli.stages.evaluate import evaluate, measuring_runtime
 from tests.stages.evaluation_runs import (
     CLASSES,
@@ -303,7 +304,7 @@ def test_stages_that_are_missing_are_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="sfkt prepare"):
         evaluate(settings(), run)
     make_stores(run.path("prepare"))
-    write_json(run.path("prepare", "done.json"), {})
+    write_record(run.path("prepare", "done.json"), {"stage": "prepare"})
     with pytest.raises(RunError, match="sfkt source"):
         evaluate(settings(), run)
 
@@ -316,6 +317,10 @@ def test_stores_of_two_runs_are_refused(tmp_path: Path) -> None:
     assert both[0].labels.tolist() == [row % 3 for row in range(30)]
     with pytest.raises(DataError, match="does not belong"):
         read_splits(_renamed(tmp_path), open_store(tmp_path / "test.h5"))
+    transfer = open_store(tmp_path / "transfer.h5")
+    other = replace(transfer, attrs={**transfer.attrs, "parts_sha256": "of another split"})
+    with pytest.raises(DataError, match="prepared from other data or with other settings"):
+        read_splits(other, open_store(tmp_path / "test.h5"))
 
 
 def _renamed(folder: Path) -> Any:

@@ -28,9 +28,10 @@ from PIL import Image
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
-from sfkt_cli.models.saving import Saved, classifier_of, load_model
+from sfkt_cli.models.saving import Saved, classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, build, parse_assignments
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.sealed import write_record
 from sfkt_cli.stages.bridge import bridge
 from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.stages.source import source
@@ -285,7 +286,8 @@ def test_a_model_that_was_trained_elsewhere_is_changed_gently(
         card = run.path("source", "model.json")
         told = json.loads(card.read_text(encoding="utf-8"))
         assert told["pretrained"] is False
-        card.write_text(json.dumps({**told, "pretrained": pretrained}), encoding="utf-8")
+        write_record(card, {**told, "pretrained": pretrained})
+        write_record(run.path("source", "done.json"), run.record("source") | {"outputs": {}})
         bridge(config, run)
         transfer(config, run)
         lines = run.path("transfer", "tgkt", "metrics.jsonl").read_text(encoding="utf-8")
@@ -397,14 +399,18 @@ def test_stages_out_of_order_name_the_one_that_is_missing(
         source(config, run)
     run.transfer_store.unlink()
     shutil.copytree(prepared.run.path("source"), run.path("source"))
-    with pytest.raises(DataError, match=r"transfer\.h5"):
+    with pytest.raises(RunError, match=r"transfer\.h5 is missing: first run `sfkt prepare"):
         bridge(config, run)
 
 
 def test_a_source_model_of_other_classes_is_refused(prepared: Prepared, tmp_path: Path) -> None:
     run, config = prepared.copy(tmp_path / "run"), settings(prepared.archive, *QUICK)
-    card = run.path("source", "model.json")
-    card.write_text(card.read_text().replace('"cross"', '"crosses"'))
+    saved = load_model(run.path("source"))
+    save_model(
+        run.path("source"), saved.module, kind="classifier", encoding=None, inputs={}, seed=0,
+        architecture=saved.card["architecture"], classes=["crosses", *saved.classes[1:]],
+    )  # fmt: skip
+    write_record(run.path("source", "done.json"), run.record("source") | {"outputs": {}})
     for stage in (bridge, transfer):
         with pytest.raises(DataError, match="crosses"):
             stage(config, run)

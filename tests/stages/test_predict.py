@@ -22,8 +22,7 @@ from sfkt_cli.data.plausible import describe_images, doubt
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.video import frames
 from sfkt_cli.errors import ConfigError, DataError, RunError
-from sfkt_cli.files import write_json
-from sfkt_cli.models.saving import CARD, read_card
+from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.predict import BATCH, expand, predict, to_csv, watch
@@ -164,8 +163,12 @@ def test_a_doubted_image_has_a_warning_in_its_row(
     model = tmp_path / "student"
     shutil.copytree(untrained_run.path("transfer/tgkt"), model)
     images = open_store(untrained_run.transfer_store)["target/target"]
-    card = read_card(model / CARD) | {"images": describe_images(images, True)}
-    write_json(model / CARD, card)
+    saved = load_model(model)
+    save_model(
+        model, saved.module, kind="classifier", architecture=saved.card["architecture"],
+        classes=saved.classes, encoding=saved.encoding, inputs={}, seed=0,
+        images=describe_images(images, True),
+    )  # fmt: skip
     Image.fromarray(0 * FLAT).save(tmp_path / "black.png")
     output = tmp_path / "out.csv"
     paths = [str(tmp_path / "black.png"), str(depth_files / "000.png")]

@@ -7,8 +7,9 @@ import torch
 from sfkt_cli.data.store import open_store
 from sfkt_cli.evaluation.epoch_choice import epoch_choice
 from sfkt_cli.evaluation.labelled import read_splits
-from sfkt_cli.files import write_json, write_text
+from sfkt_cli.files import write_text
 from sfkt_cli.settings.config import build, parse_assignments
+from sfkt_cli.settings.sealed import write_record
 from sfkt_cli.training.pairs import load_epochs, remember, selector, spread
 from tests.stages.evaluation_runs import make_run
 
@@ -62,14 +63,14 @@ def test_the_kept_epoch_is_held_against_the_best(tmp_path: Path) -> None:
         remember(folder, epoch, torch.nn.functional.one_hot(torch.from_numpy(said)).float())
         lines += f'{{"epoch": {epoch + 1}, "ti_closeness": {right}, "tr_density": {-right}}}\n'
     write_text(folder / "metrics.jsonl", lines)
-    write_json(folder / "done.json", {"best_epoch": 4})
+    write_record(folder / "done.json", {"stage": "transfer/tgkt", "best_epoch": 4})
     section = epoch_choice(run, store, target, ["transfer/tgkt"])
     assert section is not None
     ((stage, kept, accuracy, best, lost, *correlations),) = section.cells
     assert (stage, kept) == ("transfer/tgkt", "4 of 4")
     assert float(best) == 100.0
     assert float(lost) == pytest.approx(100 - float(accuracy), abs=0.11)
-    assert correlations == ["+1.00", "-", "-", "-", "-1.00"]
+    assert correlations == ["+1.00", "-", "-", "-", "-", "-1.00"]
 
 
 def test_without_labels_nothing_is_said(tmp_path: Path) -> None:
@@ -77,6 +78,8 @@ def test_without_labels_nothing_is_said(tmp_path: Path) -> None:
     store = open_store(run.transfer_store)
     target = read_splits(store, open_store(run.test_store))[0]
     run.path("transfer", "tgkt").mkdir(parents=True)
-    write_json(run.path("transfer", "tgkt", "done.json"), {"best_epoch": 1})
+    write_record(
+        run.path("transfer", "tgkt", "done.json"), {"stage": "transfer/tgkt", "best_epoch": 1}
+    )
     remember(run.path("transfer", "tgkt"), 0, torch.zeros(store.count("target"), 3))
     assert epoch_choice(run, store, target, ["transfer/tgkt"]) is None

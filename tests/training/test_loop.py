@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkt_cli.errors import Interrupted, RunError
-from sfkt_cli.training.checkpoint import PREVIOUS, STATE, load_state, save_state
+from sfkt_cli.training.checkpoint import PREVIOUS, STATE, load_states, save_state
 from sfkt_cli.training.loop import Batch, Fitted, Plan, Tried, cosine, fit, inverse_decay
 from sfkt_cli.training.predicting import FEW, predict_rows
 from sfkt_cli.training.runtime import Runtime, Trial, seed_all
@@ -390,18 +390,22 @@ def test_the_gradient_norm_is_clipped(tmp_path: Path) -> None:
 def test_a_damaged_state_gives_way_to_the_one_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    device = torch.device("cpu")
-    assert load_state(tmp_path, device) is None
-    save_state(tmp_path, {"step": 1})
-    save_state(tmp_path, {"step": 2, "weights": torch.arange(1000.0)})
+    def load() -> list[dict[str, Any]]:
+        return list(load_states(tmp_path, torch.device("cpu"), "this"))
+
+    first = {"step": 1, "made_for": "this"}
+    assert load() == []
+    save_state(tmp_path, first)
+    save_state(tmp_path, {"step": 2, "weights": torch.arange(1000.0), "made_for": "this"})
+    assert [state["step"] for state in load()] == [2, 1]
     assert sorted(path.name for path in tmp_path.iterdir()) == [PREVIOUS, STATE]
     content = (tmp_path / STATE).read_bytes()
     for damaged in (content[: len(content) // 2], b"", b"not a state" * 100):
         (tmp_path / STATE).write_bytes(damaged)
-        assert load_state(tmp_path, device) == {"step": 1}
+        assert load() == [first]
         assert STATE in capsys.readouterr().err
     (tmp_path / PREVIOUS).write_bytes(b"neither")
-    assert load_state(tmp_path, device) is None
+    assert load() == []
 
 
 def test_a_run_whose_state_is_damaged_goes_on_from_the_one_before(tmp_path: Path) -> None:
@@ -411,6 +415,42 @@ def test_a_run_whose_state_is_damaged_goes_on_from_the_one_before(tmp_path: Path
     state = tmp_path / "parts" / "checkpoint" / STATE
     state.write_bytes(state.read_bytes()[:-200])
     resumed, _ = train(tmp_path / "parts")
+    assert same(whole.state_dict(), resumed.state_dict())
+
+
+def stopped(folder: Path, **plan: Any) -> Path:
+    """A training that was stopped in its second epoch, after two states; the newest of them."""
+    with pytest.raises(Interrupted):
+        train(folder, Killed((1, 2), signal.SIGTERM), checkpoint_seconds=0.0, **plan)
+    return folder / "checkpoint" / STATE
+
+
+@pytest.mark.parametrize("change", ["objective", "optimizer", "best", "progress"])
+def test_a_state_of_another_structure_gives_way_to_the_one_before(
+    tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, _ = train(tmp_path / "whole")
+    state = stopped(tmp_path / "parts")
+    held = torch.load(state, weights_only=True)
+    held[change] = {"added": torch.zeros(3)} | dict(list(held[change].items())[:-1])
+    torch.save(held, state)
+    resumed, _ = train(tmp_path / "parts")
+    said = capsys.readouterr().err
+    assert "another version is passed over" in said
+    assert "goes on at epoch 2" in said
+    assert same(whole.state_dict(), resumed.state_dict())
+
+
+def test_states_of_other_settings_are_not_gone_on_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, _ = train(tmp_path / "whole")
+    stopped(tmp_path / "parts", made_for="others")
+    resumed, fitted = train(tmp_path / "parts")
+    said = capsys.readouterr().err
+    assert "belongs to other settings" in said
+    assert "starts anew" in said
+    assert len(fitted.history) == EPOCHS
     assert same(whole.state_dict(), resumed.state_dict())
 
 
