@@ -33,10 +33,9 @@ import numpy as np
 
 from sfkt_cli.data.archive import Container, open_container
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
-from sfkt_cli.data.loading import FileLoader, with_safe_ids
+from sfkt_cli.data.loading import FileLoader, TargetValues, with_safe_ids
 from sfkt_cli.data.readers.manifest import find_manifest, read_manifest
 from sfkt_cli.data.records import Archive, Record, check_unique, image_names
-from sfkt_cli.data.values import TargetValues
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
 
