@@ -12,6 +12,7 @@ import errno
 import json
 import math
 import os
+import re
 import sys
 import time
 import traceback
@@ -82,6 +83,17 @@ class _Spoken:
 
 
 _spoken = _Spoken()
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""C0 and C1, separators and directions of Unicode, and bytes of names that are no UTF-8."""
+
+
+def printable(text: str) -> str:
+    """Text that can be shown: control characters are written as their numbers.
+
+    Names of classes and files come from elsewhere. Their control characters could move the cursor,
+    recolour the terminal or turn the direction of writing. Line feeds and tabs stay.
+    """
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def quieten(quiet: bool) -> None:
@@ -106,7 +118,8 @@ def mute() -> None:
 
 
 def say(message: str) -> None:
-    """Print one message, as it is, without markup; on a terminal broken between words."""
+    """Print one message, without markup; on a terminal broken between words."""
+    message = printable(message)
     wrapped = _broken(message, console.width) if console.is_terminal else message
     console.print(wrapped, markup=False)
     log(message)
@@ -114,6 +127,7 @@ def say(message: str) -> None:
 
 def warn(message: str) -> None:
     """Print one warning."""
+    message = printable(message)
     wrapped = _broken(message, console.width - 9) if _warnings.is_terminal else message
     _warnings.print(f"warning: {wrapped}", style="yellow", markup=False)
     log(f"warning: {message}")
@@ -122,7 +136,7 @@ def warn(message: str) -> None:
 
 def tell(message: str) -> None:
     """Print why the program ends, whatever else is quiet."""
-    _errors.write(f"{message}\n")
+    _errors.write(f"{printable(message)}\n")
     _errors.flush()
 
 
@@ -137,6 +151,7 @@ def confirmed(question: str) -> bool:
 
 def output(text: str) -> None:
     """Print what was asked for: on standard output, which under ``--json`` is for events only."""
+    text = printable(text)
     if _spoken.json:
         console.print(text, markup=False)
     else:
@@ -154,7 +169,7 @@ def write_output(text: str) -> None:
     try:
         if sys.stdout is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        sys.stdout.write(text)
+        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
     except OSError as error:
         if sys.stdout is not None:  # what is held back would fail once more at the very end
@@ -205,7 +220,7 @@ def log(message: str) -> None:
     """Write one message into the log of the stage that runs, and nowhere else."""
     if _spoken.log is not None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        text = message.replace("\n", f"\n{' ' * (len(stamp) + 2)}")
+        text = printable(message).replace("\n", f"\n{' ' * (len(stamp) + 2)}")
         with contextlib.suppress(OSError):  # a full disk: the stage's own files will tell
             _spoken.log.write(f"{stamp}  {text}\n")
 

@@ -120,3 +120,22 @@ def test_messages_that_nobody_can_read_stop_no_training(tmp_path: Path) -> None:
             assert run_program(*arguments, stdout=file.fileno(), stderr=errors, world={}) == 0
         assert run.finished("source")
         os.close(errors)
+
+
+NASTY = "cup\x1b[31m\x07\x9b2J\u202egnp.\udcff"
+
+
+def test_control_characters_of_names_reach_no_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with console_module.stage_log("prepare", tmp_path / "log.txt"):
+        say(f"class {NASTY}\nof two lines")
+        console_module.warn(NASTY)
+        console_module.log(NASTY)
+    console_module.tell(NASTY)
+    console_module.output(NASTY)
+    said = capfd.readouterr()
+    for text in (said.out, said.err, (tmp_path / "log.txt").read_text()):
+        assert r"cup\x1b[31m\x07\x9b2J\u202egnp.\udcff" in text
+        assert console_module.printable(text) == text
+    assert "\nof two lines" in said.err

@@ -2,6 +2,7 @@ import csv
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfkt_cli.console import console
+from sfkt_cli.console import console, printable
 from sfkt_cli.evaluation import figures, report
 from sfkt_cli.evaluation.html import interval_chart, to_html
 from sfkt_cli.evaluation.report import Headline, Report, Row, Section, Shot
@@ -99,9 +100,9 @@ def test_bounds_differ_from_methods_by_shape() -> None:
 
 def test_csv_holds_no_formulas() -> None:
     cells: list[str | float] = ["=1+1", "+1", "-x", "@a", "\t=1", 'a "b", c', "", -0.5]
-    text = report.to_csv(["=h"], [cells])
+    text = report.to_csv(["=h"] * len(cells), [cells])
     header, row = csv.reader(text.splitlines())
-    assert header == ["'=h"]
+    assert header == ["'=h"] * len(cells)
     assert row == ["'=1+1", "'+1", "'-x", "'@a", "'\t=1", 'a "b", c', "", "-0.5"]
 
 
@@ -209,3 +210,16 @@ def test_latex_shows_texts_as_they_are_and_the_best_method_in_bold() -> None:
     assert r"z & 99 & 1 \\" in lines
     assert r"\caption{50 \% of \{x\}}" in lines
     assert r"\begin{tabular}{lrr}" in lines
+
+
+@pytest.mark.parametrize(
+    "write",
+    [report.to_markdown, report.to_latex, lambda told: to_html(told, Path())],
+    ids=["markdown", "latex", "html"],
+)
+def test_no_control_character_reaches_a_report(write: Callable[[Report], str]) -> None:
+    nasty = "cup\x1b[2J\u202e"
+    section = Section(nasty, (nasty,), ("class", "n"), ((nasty, "1"),))
+    text = write(Report(nasty, (nasty,), (replace(TGKT, note=nasty),), (nasty,), (section,)))
+    assert "x1b" in text
+    assert printable(text) == text

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfkt_cli.console import printable
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import RunError
 from sfkt_cli.evaluation.report import amount, markdown_table, percent
@@ -153,11 +154,12 @@ def labels_told(run: Run, store: Store) -> dict[str, int]:
 
     They are for the figures of what is finished: nothing is chosen by them.
     """
-    path = run.path("evaluate", "predictions.csv")
     inputs = run.record("evaluate").get("inputs", {}) if run.finished("evaluate") else {}
-    if inputs.get("transfer.h5") != store.digest or not path.is_file():
+    if inputs.get("transfer.h5") != store.digest:
         return {}
-    numbers = {text: row for row, name in enumerate(store.classes) for text in (name, f"'{name}")}
+    path = run.output("evaluate", "predictions.csv")
+    names = [printable(name) for name in store.classes]
+    numbers = {text: row for row, name in enumerate(names) for text in (name, f"'{name}")}
     with path.open(encoding="utf-8", newline="") as file:
         return {
             line["id"]: numbers[line["label"]]

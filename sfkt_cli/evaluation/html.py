@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from sfkt_cli.console import printable
 from sfkt_cli.evaluation.report import (
     BOUNDS,
     SPLITS,
@@ -121,7 +122,7 @@ def to_html(report: Report, folder: Path) -> str:
         for number, (name, content) in enumerate(details)
     ]
     body = "\n".join(parts)
-    return (
+    return printable(
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfkt_cli import scores
+from sfkt_cli.console import printable
 from sfkt_cli.data.store import Store
 from sfkt_cli.evaluation.labelled import Split
 from sfkt_cli.evaluation.models import (
@@ -97,8 +98,8 @@ class Evaluation:
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes; those of the source model where the data have none."""
-        return self.store.classes or self.models.card.classes
+        """Names of the classes as they are shown; of the source model where the data have none."""
+        return [printable(name) for name in self.store.classes or self.models.card.classes]
 
     @property
     def main_method(self) -> str:

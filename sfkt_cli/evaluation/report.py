@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from rich import box
 from rich.table import Table
 
-from sfkt_cli.console import console, say
+from sfkt_cli.console import console, printable, say
 from sfkt_cli.methods import METHODS
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.sealed import read_record
@@ -266,7 +266,7 @@ def to_markdown(report: Report) -> str:
         if section.picture:
             parts.append(f"![{plain(section.title)}]({section.picture})")
             parts.append(plain(section.caption))
-    return "\n\n".join(filter(None, parts)) + "\n"
+    return printable("\n\n".join(filter(None, parts))) + "\n"
 
 
 def markdown_table(
@@ -349,6 +349,7 @@ def latex_table(
 
 def _latex(text: str) -> str:
     """Text that LaTeX shows as it is."""
+    text = printable(text)
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {mark: rf"\{mark}" for mark in "&%$#_{}"}
     special |= {"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
@@ -364,6 +365,7 @@ def _leading(text: str) -> float | None:
 
 def plain(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
+    text = printable(text)
     for mark in ("\\", "|", "<", "`", "*", "_", "["):
         text = text.replace(mark, f"\\{mark}")
     return " ".join(text.split())

@@ -19,6 +19,7 @@ from sfkt_cli.data.resample import Fit, fit_target
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, RunError
+from sfkt_cli.evaluation import latency
 from sfkt_cli.evaluation.exported import spread
 from sfkt_cli.models import graph_files
 from sfkt_cli.models.graphs import FitTarget, for_export
@@ -187,10 +188,11 @@ def test_a_file_that_differs_from_pytorch_is_refused(
 
 
 def test_other_precisions_types_and_batches(
-    untrained_run: Run, untrained_config: Config, tmp_path: Path, images: Any, expected: Any
+    untrained_run: Run, untrained_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """fp16 and int8 files of two float32 images each, timed and compared with PyTorch."""
     onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(latency, "LONGEST_S", 0)
     export(
         untrained_config, untrained_run, formats=["onnx"], precisions=["fp16", "int8"],
         input_type="float32", input_size="20x24", batch=2, benchmark=True, output=tmp_path,
@@ -201,7 +203,7 @@ def test_other_precisions_types_and_batches(
     assert set(compared) == names
     assert {path.name for path in tmp_path.glob("*.onnx")} == names
     assert compared["student-fp16.onnx"]["agreement"] > 0.95
-    assert compared["student-int8.onnx"]["agreement"] > 0.7
+    assert compared["student-int8.onnx"]["agreement"] > 0.8
     assert compared["student-int8.onnx"]["accuracy"] is None
     session = onnxruntime.InferenceSession(str(tmp_path / "student-int8.onnx"))
     (taken,) = session.get_inputs()
