@@ -100,9 +100,9 @@ def test_bounds_differ_from_methods_by_shape() -> None:
 
 def test_csv_holds_no_formulas() -> None:
     cells: list[str | float] = ["=1+1", "+1", "-x", "@a", "\t=1", 'a "b", c', "", -0.5]
-    text = report.to_csv(["=h"], [cells])
+    text = report.to_csv(["=h"] * len(cells), [cells])
     header, row = csv.reader(text.splitlines())
-    assert header == ["'=h"]
+    assert header == ["'=h"] * len(cells)
     assert row == ["'=1+1", "'+1", "'-x", "'@a", "'\t=1", 'a "b", c', "", "-0.5"]
 
 
