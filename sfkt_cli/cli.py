@@ -230,7 +230,7 @@ def run(
     return dry_run_all(options) if options.dry_run else evaluation(run_all(options))
 
 
-@app.command(epilog="Example: sfkt benchmark sample_configs/benchmark-demo.yaml --processes 2")
+@app.command(epilog="Example: sfkt benchmark compare.yaml --processes 2")
 @shared_options("assignments", "gpus", "dry_run")
 def benchmark(
     options: Options,
@@ -270,19 +270,24 @@ def export(
         str | None,
         typer.Option(
             metavar="HEIGHTxWIDTH",
-            help="Of the sensor's images, to put cropping and resizing into the graph, too.",
+            help="Size of the sensor's images; cropping and resizing go into the graph, too.",
         ),
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(help="Of ONNX files: fp32 (the default), fp16 or int8; several are possible."),
+        typer.Option(
+            help="Precision of ONNX files: fp32 (the default), fp16 or int8; several are possible."
+        ),
     ] = None,
     input_type: Annotated[
         str | None,
-        typer.Option(help="float32, for runtimes that take no uint16; default: the sensor's type."),
+        typer.Option(
+            help="Type of the input: float32 for runtimes without uint16; default: the sensor's."
+        ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Images that a file takes at once; default: any.")
+        int | None,
+        typer.Option(min=1, help="Number of images that the file takes at once; default: any."),
     ] = None,
     benchmark: Annotated[
         bool,

@@ -150,7 +150,7 @@ def check_inputs(cells: Iterable[Cell], output: Path) -> None:
     if missing:
         lines = [f"  {what}, for {', '.join(dict.fromkeys(of))}" for what, of in missing.items()]
         raise DataError(
-            "nothing was run, some of what the cells need is missing:\n"
+            "nothing was run, because some inputs are missing:\n"
             + "\n".join(lines)
             + "\nset prepare.root below the data set's `settings`, or take it out of `datasets`"
         )

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from sfkt_cli import scores
+from sfkt_cli.data.contact_sheet import picture_of
 from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.evaluation import figures
 from sfkt_cli.evaluation.figures import Strip
 from sfkt_cli.evaluation.labelled import Split
 from sfkt_cli.evaluation.models import raw_encoding, source_on_rgb, translate
-from sfkt_cli.evaluation.predictions import Evidence, Pairs
-from sfkt_cli.evaluation.report import Section
+from sfkt_cli.evaluation.predictions import Evaluation, Pairs
+from sfkt_cli.evaluation.report import Section, Shot
 from sfkt_cli.training.pairs import spread
 from sfkt_cli.training.predicting import predict_rows, student_loader, target_loader, through
 
@@ -26,30 +29,30 @@ POINTS = 500
 """Samples of each set in a feature map, at most."""
 
 
-def ti_gallery(evidence: Evidence, pairs: Pairs, folder: Path) -> tuple[str, str]:
+def ti_gallery(evaluation: Evaluation, pairs: Pairs, folder: Path) -> tuple[str, str]:
     """TI target, translated, true RGB, with what the source model says; name and caption."""
-    models, runtime = evidence.models, evidence.runtime
-    rows = _some(len(pairs.rgb), evidence.config.seed)
+    models, runtime = evaluation.models, evaluation.runtime
+    rows = _some(len(pairs.rgb), evaluation.config.seed)
     stored, rgb = pairs.target[rows], pairs.rgb[rows]
     translated = translate(models, stored, runtime)
     truth = source_on_rgb(models, runtime)
     _, on_rgb = predict_rows(rgb, truth.load, truth.model, runtime)
-    bridge = evidence.outcomes["bridge-only"].contender
+    bridge = evaluation.outcomes["bridge-only"].predictor
     _, on_translated = predict_rows(stored, bridge.load, bridge.model, runtime)
     partner, own = scores.softmax(on_rgb.numpy()), scores.softmax(on_translated.numpy())
     same = partner.argmax(axis=1) == own.argmax(axis=1)
     strips = [
-        target_strip(evidence, stored),
+        target_strip(evaluation, stored),
         Strip(
             "translated",
             translated,
             tuple(
-                f"{'✓ same' if agrees else '✗ differs'}\n{_says(evidence, row)}"
+                f"{'✓ same' if agrees else '✗ differs'}\n{_says(evaluation, row)}"
                 for agrees, row in zip(same, own, strict=True)
             ),
             tuple(map(bool, same)),
         ),
-        Strip("true RGB", rgb / 255.0, tuple(_says(evidence, row) for row in partner)),
+        Strip("true RGB", rgb / 255.0, tuple(_says(evaluation, row) for row in partner)),
     ]
     figures.draw_gallery(folder / "gallery-ti.png", strips)
     return (
@@ -59,75 +62,97 @@ def ti_gallery(evidence: Evidence, pairs: Pairs, folder: Path) -> tuple[str, str
     )
 
 
-def tr_gallery(evidence: Evidence, folder: Path) -> list[Section]:
+def tr_gallery(evaluation: Evaluation, folder: Path) -> list[Section]:
     """TR target images and their translations, with predictions and the truth."""
-    split = evidence.main_split or next(iter(evidence.splits.values()), None)
+    split = evaluation.main_split or next(iter(evaluation.splits.values()), None)
     if split is None or not len(split.target):
         return []
-    rows = _spread_over_classes(split, evidence.config.seed)
-    _draw_tr(evidence, split, rows, folder / "gallery-tr.png")
+    rows = _spread_over_classes(split, evaluation.config.seed)
+    _draw_tr(evaluation, split, rows, folder / "gallery-tr.png")
     caption = f"Images of the {split.name} split, drawn at random over the classes: " + _legend(
-        evidence, split
+        evaluation, split
     )
     return [Section("Target images", picture="gallery-tr.png", caption=caption)]
 
 
-def worst_errors(evidence: Evidence, folder: Path) -> list[Section]:
+def shots(evaluation: Evaluation) -> tuple[Shot, ...]:
+    """Real images of the sensor, with what the main method says of them."""
+    split = evaluation.headline_split or next(iter(evaluation.splits.values()), None)
+    if split is None or not len(split.target) or not evaluation.config.evaluate.pictures:
+        return ()
+    truth = dict(zip(split.rows.tolist(), split.labels.tolist(), strict=True))
+    said = evaluation.outcomes[evaluation.main_method].probabilities[split.name]
+    found = []
+    for row in _spread_over_classes(split, evaluation.config.seed).tolist():
+        best, label = int(said[row].argmax()), truth.get(row)
+        caption = evaluation.classes[best]
+        if label is not None and label != best:
+            caption = f"✗ {caption}, not {evaluation.classes[label]}"
+        elif label is not None:
+            caption = f"✓ {caption}"
+        picture = picture_of(np.asarray(split.target[row]), evaluation.store.modality == "depth")
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, format="PNG")
+        found.append(Shot(file.getvalue(), caption))
+    return tuple(found)
+
+
+def worst_errors(evaluation: Evaluation, folder: Path) -> list[Section]:
     """The wrong predictions that were made with most confidence."""
-    split, main = evidence.main_split, evidence.main_method
-    if split is None or evidence.right(main, split).all():
+    split, main = evaluation.main_split, evaluation.main_method
+    if split is None or evaluation.right(main, split).all():
         return []
-    confidence = evidence.outcomes[main].probabilities[split.name][split.rows].max(axis=1)
-    wrong = np.flatnonzero(~evidence.right(main, split))
+    confidence = evaluation.outcomes[main].probabilities[split.name][split.rows].max(axis=1)
+    wrong = np.flatnonzero(~evaluation.right(main, split))
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:COLUMNS]
-    _draw_tr(evidence, split, split.rows[worst], folder / "errors.png")
+    _draw_tr(evaluation, split, split.rows[worst], folder / "errors.png")
     caption = f"The surest wrong predictions of {main} on the {split.name} split: " + _legend(
-        evidence, split
+        evaluation, split
     )
     return [Section("Worst errors", picture="errors.png", caption=caption)]
 
 
-def feature_sets(evidence: Evidence) -> dict[str, dict[str, Numbers]]:
+def feature_sets(evaluation: Evaluation) -> dict[str, dict[str, Numbers]]:
     """Features to be drawn: panels of sets (N, D) by name."""
-    runtime, models = evidence.runtime, evidence.models
-    split = next(iter(evidence.splits.values()), None)
+    runtime, models = evaluation.runtime, evaluation.models
+    split = next(iter(evaluation.splits.values()), None)
     if split is None or len(split.target) < 3:
         return {}
     rows = spread(len(split.target), POINTS)
     stored = np.asarray(split.target[rows])
     rgb = source_on_rgb(models, runtime)
-    raw = student_loader(runtime, raw_encoding(evidence.store))
+    raw = student_loader(runtime, raw_encoding(evaluation.store))
     source_sets: dict[str, Numbers] = {}
-    test = evidence.splits.get("test")
+    test = evaluation.splits.get("test")
     if test is not None and test.rgb is not None:
         some = np.asarray(test.rgb[spread(len(test.rgb), POINTS)])
         source_sets["RGB (test)"] = predict_rows(some, rgb.load, rgb.model, runtime)[0].numpy()
     if models.translator:
-        source_sets["translated target"] = translated_features(evidence, stored)
+        source_sets["translated target"] = translated_features(evaluation, stored)
     source_sets["raw target"] = predict_rows(stored, raw, models.source, runtime)[0].numpy()
     panels = {"source model": source_sets}
-    main = evidence.main_method
-    labelled = evidence.main_split
+    main = evaluation.main_method
+    labelled = evaluation.main_split
     if main in models.students and labelled is not None and len(labelled.rows) >= 3:
         rows = labelled.rows[spread(len(labelled.rows), 2 * POINTS)]
-        contender = evidence.outcomes[main].contender
+        predictor = evaluation.outcomes[main].predictor
         images = np.asarray(labelled.target[rows])
-        features = predict_rows(images, contender.load, contender.model, runtime)[0].numpy()
+        features = predict_rows(images, predictor.load, predictor.model, runtime)[0].numpy()
         labels = labelled.labels[np.searchsorted(labelled.rows, rows)]
         common = np.argsort(-np.bincount(labelled.labels), kind="stable")[: len(figures.POINTS)]
         panels[f"{main}, by true class"] = {
-            evidence.classes[k]: features[labels == k] for k in common if (labels == k).any()
+            evaluation.classes[k]: features[labels == k] for k in common if (labels == k).any()
         }
     return panels
 
 
-def translated_features(evidence: Evidence, stored: Numbers) -> Numbers:
+def translated_features(evaluation: Evaluation, stored: Numbers) -> Numbers:
     """Source model's features (N, D) of translated target images.
 
     Raises:
         ValueError: There is no translator.
     """
-    models, runtime = evidence.models, evidence.runtime
+    models, runtime = evaluation.models, evaluation.runtime
     if models.translator is None:
         raise ValueError("a run without a bridge translates nothing")
     translator, encoding = models.translator
@@ -138,53 +163,53 @@ def translated_features(evidence: Evidence, stored: Numbers) -> Numbers:
 
 
 def target_strip(
-    evidence: Evidence,
+    evaluation: Evaluation,
     stored: Numbers,
     captions: tuple[str, ...] = (),
     right: tuple[bool | None, ...] = (),
 ) -> Strip:
     """Target images in the student's encoding."""
-    encoding = evidence.models.encoding or raw_encoding(evidence.store)
+    encoding = evaluation.models.encoding or raw_encoding(evaluation.store)
     encoded = as_rgb(encode(torch.from_numpy(np.ascontiguousarray(stored)), encoding))
     pictures = encoded.permute(0, 2, 3, 1).numpy()
     return Strip(f"target ({encoding.kind})", pictures, captions, right)
 
 
-def _draw_tr(evidence: Evidence, split: Split, rows: Numbers, path: Path) -> None:
+def _draw_tr(evaluation: Evaluation, split: Split, rows: Numbers, path: Path) -> None:
     stored = np.asarray(split.target[rows])
     truth = dict(zip(split.rows.tolist(), split.labels.tolist(), strict=True))
 
     def captions(method: str, with_truth: bool) -> tuple[tuple[str, ...], tuple[bool | None, ...]]:
         texts, right = [], []
         for row in rows.tolist():
-            row_probabilities = evidence.outcomes[method].probabilities[split.name][row]
+            row_probabilities = evaluation.outcomes[method].probabilities[split.name][row]
             label = truth.get(row)
             hit = None if label is None else bool(row_probabilities.argmax() == label)
             mark = "" if hit is None else "✓ " if hit else "✗ "
-            head = f"is {evidence.classes[label]}\n" if label is not None and with_truth else ""
-            texts.append(f"{head}{mark}{_says(evidence, row_probabilities)}")
+            head = f"is {evaluation.classes[label]}\n" if label is not None and with_truth else ""
+            texts.append(f"{head}{mark}{_says(evaluation, row_probabilities)}")
             right.append(hit)
         return tuple(texts), tuple(right)
 
-    main = evidence.main_method
-    strips = [target_strip(evidence, stored, *captions(main, True))]
-    if evidence.models.translator:
-        translated = translate(evidence.models, stored, evidence.runtime)
+    main = evaluation.main_method
+    strips = [target_strip(evaluation, stored, *captions(main, True))]
+    if evaluation.models.translator:
+        translated = translate(evaluation.models, stored, evaluation.runtime)
         strips.append(Strip("translated", translated, *captions("bridge-only", False)))
     figures.draw_gallery(path, strips)
 
 
-def _legend(evidence: Evidence, split: Split) -> str:
+def _legend(evaluation: Evaluation, split: Split) -> str:
     truth = "the true class and " if len(split.rows) else ""
-    text = f"below each target image {truth}what {evidence.main_method} says"
-    if evidence.models.translator:
+    text = f"below each target image {truth}what {evaluation.main_method} says"
+    if evaluation.models.translator:
         text += ", below its translation what the source model says of it"
     return text + (" (✓ right, ✗ wrong)." if len(split.rows) else ".")
 
 
-def _says(evidence: Evidence, probabilities: Numbers) -> str:
+def _says(evaluation: Evaluation, probabilities: Numbers) -> str:
     best = int(probabilities.argmax())
-    name = evidence.classes[best]
+    name = evaluation.classes[best]
     name = name if len(name) <= 12 else name[:11] + "…"
     return f"{name} {100 * probabilities[best]:.0f} %"
 

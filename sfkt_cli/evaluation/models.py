@@ -33,7 +33,7 @@ Numbers = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Contender:
+class Predictor:
     """A model, from stored images to logits.
 
     Attributes:
@@ -133,14 +133,14 @@ def student_encoding(name: str, store: Store, models: Models) -> Encoding:
     return models.encoding or choose_encoding(name, store.modality, sample_rows(store))
 
 
-def contenders(
+def predictors_of(
     run: Run,
     store: Store,
     models: Models,
     runtime: Runtime,
     inputs: Mapping[str, str],
     encoding: Encoding,
-) -> list[Contender]:
+) -> list[Predictor]:
     """Everything that predicts from a target image, the oracle apart.
 
     Args:
@@ -155,14 +155,14 @@ def contenders(
     raw = student_loader(runtime, raw_encoding(store))
     encoded = student_loader(runtime, encoding)
     predictors = [
-        Contender("source-only", source, raw, parameters(source), 0.0, None),
-        Contender("source-encoded", source, encoded, parameters(source), 0.0, None),
+        Predictor("source-only", source, raw, parameters(source), 0.0, None),
+        Predictor("source-encoded", source, encoded, parameters(source), 0.0, None),
     ]
     bridge = run.record("bridge") if models.translator else {}
     if models.translator:
         translator, its_own = models.translator
         predictors.append(
-            Contender(
+            Predictor(
                 "bridge-only",
                 through(translator, source),
                 target_loader(runtime, its_own),
@@ -176,7 +176,7 @@ def contenders(
         record = run.record(f"transfer/{name}")
         records = [record, bridge] if "bridge" in record.get("inputs", {}) else [record]
         predictors.append(
-            Contender(
+            Predictor(
                 name,
                 student,
                 student_loader(runtime, its_own),
@@ -189,15 +189,15 @@ def contenders(
     return predictors
 
 
-def source_on_rgb(models: Models, runtime: Runtime) -> Contender:
+def source_on_rgb(models: Models, runtime: Runtime) -> Predictor:
     """The source model on RGB images: the bound of all that imitates it."""
     source = models.source
-    return Contender("source-rgb", source, rgb_loader(runtime), parameters(source), 0.0, None)
+    return Predictor("source-rgb", source, rgb_loader(runtime), parameters(source), 0.0, None)
 
 
-def predictions(contender: Contender, images: Numbers, runtime: Runtime) -> Numbers:
+def predictions(predictor: Predictor, images: Numbers, runtime: Runtime) -> Numbers:
     """Probabilities (N, K) of stored images."""
-    _, logits = predict_rows(images, contender.load, contender.model, runtime)
+    _, logits = predict_rows(images, predictor.load, predictor.model, runtime)
     return softmax(logits.numpy())
 
 

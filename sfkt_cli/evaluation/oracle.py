@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.evaluation.labelled import Split
-from sfkt_cli.evaluation.models import Contender, parameters
+from sfkt_cli.evaluation.models import Predictor, parameters
 from sfkt_cli.files import sha256_json
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import Saved, classifier_of, load_model, save_model
@@ -75,7 +75,7 @@ def oracle(
     encoding: Encoding,
     inputs: Mapping[str, str],
     runtime: Runtime,
-) -> Contender:
+) -> Predictor:
     """The trained oracle: from the cache where nothing changed, else trained now.
 
     Args:
@@ -112,7 +112,7 @@ def oracle(
     saved = load_model(nested.path("oracle"), runtime.device)
     student: Classifier = freeze(classifier_of(saved.module))
     record = nested.record("oracle")
-    return Contender(
+    return Predictor(
         "oracle",
         student,
         student_loader(runtime, encoding),

@@ -1,4 +1,4 @@
-"""What every contender says of every image, and the scores of it."""
+"""What every model predicts for every image, and the scores of these predictions."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sfkt_cli.console import printable
 from sfkt_cli.data.store import Store
 from sfkt_cli.evaluation.labelled import Split
 from sfkt_cli.evaluation.models import (
-    Contender,
     Models,
+    Predictor,
     predictions,
     source_on_rgb,
 )
@@ -40,16 +40,16 @@ SPEED_ROUNDS = 3
 
 @dataclass
 class Outcome:
-    """What one contender says.
+    """What one model predicts.
 
     Attributes:
-        contender: The model.
+        predictor: The model.
         probabilities: (N, K) of each split, by name.
         label_free: Scores that need no labels, by name.
         images_per_second: Speed of inference.
     """
 
-    contender: Contender
+    predictor: Predictor
     probabilities: dict[str, Numbers] = field(default_factory=dict)
     label_free: dict[str, float] = field(default_factory=dict)
     images_per_second: float | None = None
@@ -75,7 +75,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Evaluation:
     """All that the report is made from.
 
     Attributes:
@@ -116,6 +116,12 @@ class Evidence:
         labelled = [split for split in self.splits.values() if len(split.rows)]
         return labelled[0] if labelled else None
 
+    @property
+    def headline_split(self) -> Split | None:
+        """The labelled split that the first line speaks of: held-out images if any."""
+        labelled = [split for split in self.splits.values() if len(split.rows)]
+        return labelled[-1] if labelled else None
+
     def right(self, method: str, split: Split) -> NDArray[np.bool_]:
         """Whether a method names the true class of each labelled image (L,)."""
         predicted = self.outcomes[method].probabilities[split.name][split.rows].argmax(axis=1)
@@ -137,17 +143,17 @@ def ti_pairs(store: Store, models: Models, runtime: Runtime, seed: int) -> Pairs
 
 
 def ask(
-    contender: Contender, splits: dict[str, Split], pairs: Pairs | None, runtime: Runtime
+    predictor: Predictor, splits: dict[str, Split], pairs: Pairs | None, runtime: Runtime
 ) -> Outcome:
-    """Let a contender predict every split, and score it without labels."""
-    outcome = Outcome(contender)
+    """Let a model predict every split, and score it without labels."""
+    outcome = Outcome(predictor)
     for name, split in splits.items():
-        outcome.probabilities[name] = predictions(contender, split.target, runtime)
+        outcome.probabilities[name] = predictions(predictor, split.target, runtime)
     if "target" in outcome.probabilities:
         probabilities = outcome.probabilities["target"]
         outcome.label_free = without_labels(probabilities)
     if pairs is not None:
-        features, logits = predict_rows(pairs.target, contender.load, contender.model, runtime)
+        features, logits = predict_rows(pairs.target, predictor.load, predictor.model, runtime)
         outcome.label_free |= {
             "ti_agreement": label_free.agreement(logits, pairs.logits),
             "ti_kappa": label_free.kappa(logits, pairs.logits),
@@ -156,13 +162,13 @@ def ask(
     return outcome
 
 
-def look_for_collapse(evidence: Evidence) -> None:
+def look_for_collapse(evaluation: Evaluation) -> None:
     """Warn of each student, and of the bridge, that names one class for nearly all images."""
-    for method, outcome in evidence.outcomes.items():
+    for method, outcome in evaluation.outcomes.items():
         said = outcome.probabilities.get("target")
         if said is not None and not method.startswith("source-"):
             logits = torch.from_numpy(said).clamp_min(1e-12).log()
-            warn_of_collapse(logits, evidence.classes, method, "TR target images", "evaluate")
+            warn_of_collapse(logits, evaluation.classes, method, "TR target images", "evaluate")
 
 
 def without_labels(probabilities: Numbers) -> dict[str, float]:
@@ -181,15 +187,15 @@ def without_labels(probabilities: Numbers) -> dict[str, float]:
 def ensemble(student: Outcome, bridge: Outcome) -> Outcome:
     """Both views of a target image: the student on it, the source model on its translation."""
     views = (student, bridge)
-    costs = [view.contender for view in views]
+    costs = [view.predictor for view in views]
     memory = [cost.peak_memory_mb for cost in costs if cost.peak_memory_mb]
     joint = Outcome(
-        Contender(
+        Predictor(
             ENSEMBLE,
-            student.contender.model,
-            student.contender.load,
+            student.predictor.model,
+            student.predictor.load,
             sum(cost.parameters for cost in costs),
-            student.contender.train_seconds,
+            student.predictor.train_seconds,
             max(memory, default=None),
             next((cost.note for cost in costs if cost.note), None),
         )
@@ -208,61 +214,61 @@ def ask_rgb(split: Split, models: Models, runtime: Runtime) -> Outcome | None:
     if split.rgb is None:
         return None
     outcome = Outcome(source_on_rgb(models, runtime))
-    outcome.probabilities[split.name] = predictions(outcome.contender, split.rgb, runtime)
+    outcome.probabilities[split.name] = predictions(outcome.predictor, split.rgb, runtime)
     return outcome
 
 
-def measure_speeds(evidence: Evidence) -> None:
+def measure_speeds(evaluation: Evaluation) -> None:
     """Time all models on the same images, in turns: what slows the machine slows all of them.
 
     The median of SPEED_ROUNDS rounds counts, after one for warming up.
     """
-    split = next(iter(evidence.splits.values()), None)
+    split = next(iter(evaluation.splits.values()), None)
     if split is None or not len(split.target):
         return
     seconds: dict[str, list[float]] = {}
-    images = dict.fromkeys(evidence.outcomes, np.asarray(split.target[:SPEED_IMAGES]))
-    rgb = evidence.splits["test"].rgb if "test" in evidence.splits else None
+    images = dict.fromkeys(evaluation.outcomes, np.asarray(split.target[:SPEED_IMAGES]))
+    rgb = evaluation.splits["test"].rgb if "test" in evaluation.splits else None
     if "source-rgb" in images and rgb is not None:
         images["source-rgb"] = np.asarray(rgb[:SPEED_IMAGES])
     for turn in range(1 + SPEED_ROUNDS):
-        for method, outcome in evidence.outcomes.items():
+        for method, outcome in evaluation.outcomes.items():
             if method == ENSEMBLE:
                 continue
-            evidence.runtime.wait()
+            evaluation.runtime.wait()
             began = time.perf_counter()
-            predictions(outcome.contender, images[method], evidence.runtime)
+            predictions(outcome.predictor, images[method], evaluation.runtime)
             if turn:
                 seconds.setdefault(method, []).append(time.perf_counter() - began)
     for method, took in seconds.items():
         speed = len(images[method]) / max(float(np.median(took)), 1e-9)
-        evidence.outcomes[method].images_per_second = speed
-    if ENSEMBLE in evidence.outcomes:
-        both = [evidence.outcomes[name].images_per_second or np.inf for name in VIEWS]
-        evidence.outcomes[ENSEMBLE].images_per_second = 1 / sum(1 / speed for speed in both)
+        evaluation.outcomes[method].images_per_second = speed
+    if ENSEMBLE in evaluation.outcomes:
+        both = [evaluation.outcomes[name].images_per_second or np.inf for name in VIEWS]
+        evaluation.outcomes[ENSEMBLE].images_per_second = 1 / sum(1 / speed for speed in both)
 
 
-def rows_of(evidence: Evidence) -> tuple[Row, ...]:
+def rows_of(evaluation: Evaluation) -> tuple[Row, ...]:
     """The rows of the report: all methods on all labelled splits."""
     return tuple(
-        row_of(evidence, outcome, split)
-        for outcome in evidence.outcomes.values()
-        for split in evidence.splits.values()
+        row_of(evaluation, outcome, split)
+        for outcome in evaluation.outcomes.values()
+        for split in evaluation.splits.values()
         if len(split.rows) and split.name in outcome.probabilities
     )
 
 
-def row_of(evidence: Evidence, outcome: Outcome, split: Split) -> Row:
+def row_of(evaluation: Evaluation, outcome: Outcome, split: Split) -> Row:
     """One method on one labelled split."""
-    config, contender = evidence.config, outcome.contender
+    config, predictor = evaluation.config, outcome.predictor
     probabilities = outcome.probabilities[split.name][split.rows]
     confusion = scores.confusion_matrix(
-        probabilities.argmax(axis=1), split.labels, len(evidence.classes)
+        probabilities.argmax(axis=1), split.labels, len(evaluation.classes)
     )
     recall = scores.class_recall(confusion)
-    seen_with_labels = contender.method == "oracle" and split.name == "target"
+    seen_with_labels = predictor.method == "oracle" and split.name == "target"
     return Row(
-        method=contender.method,
+        method=predictor.method,
         seed=config.seed,
         split=split.name,
         n=len(split.rows),
@@ -276,12 +282,12 @@ def row_of(evidence: Evidence, outcome: Outcome, split: Split) -> Row:
         balanced_accuracy=scores.balanced_accuracy(confusion),
         macro_f1=scores.macro_f1(confusion),
         ece=scores.calibration_error(probabilities, split.labels),
-        train_seconds=_rounded(contender.train_seconds),
-        peak_memory_mb=_rounded(contender.peak_memory_mb),
+        train_seconds=_rounded(predictor.train_seconds),
+        peak_memory_mb=_rounded(predictor.peak_memory_mb),
         images_per_second=_rounded(outcome.images_per_second),
-        parameters=contender.parameters,
+        parameters=predictor.parameters,
         class_accuracy=tuple(None if np.isnan(r) else float(r) for r in recall),
-        note=TRAINING_ACCURACY if seen_with_labels else contender.note,
+        note=TRAINING_ACCURACY if seen_with_labels else predictor.note,
     )
 
 

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from sfkt_cli import scores
+from sfkt_cli import __version__, scores
 from sfkt_cli.evaluation import figures, galleries
 from sfkt_cli.evaluation.epoch_choice import epoch_choice
 from sfkt_cli.evaluation.models import finished_methods, translate
-from sfkt_cli.evaluation.predictions import Evidence
-from sfkt_cli.evaluation.report import BOUNDS, Row, Section, amount, interval, percent
+from sfkt_cli.evaluation.predictions import Evaluation
+from sfkt_cli.evaluation.report import (
+    BOUNDS,
+    NAMES,
+    Headline,
+    Row,
+    Section,
+    amount,
+    interval,
+    named,
+    percent,
+)
+from sfkt_cli.models.saving import CARD, WEIGHTS, read_card
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.pairs import spread
 
+SENSORS = {"depth": "depth", "nir": "near-infrared", "thermal": "thermal", "other": "target"}
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 LABEL_FREE = {
-    "ti_agreement": "TI agreement %",
-    "ti_kappa": "TI kappa",
-    "ti_rank": "TI partner rank",
-    "ti_distance": "TI feature distance",
-    "tr_information": "information (nats)",
-    "density": "neighbourhood density (nats)",
+    "ti_agreement": "TI agreement % ↑",
+    "ti_kappa": "TI kappa ↑",
+    "ti_rank": "TI partner rank ↑",
+    "ti_distance": "TI feature distance ↓",
+    "tr_information": "information (nats) ↑",
+    "density": "neighbourhood density (nats) ↑",
     "confidence": "confidence %",
     "classes_said": "classes named",
 }
@@ -31,7 +45,73 @@ PICTURE_PAIRS = 256
 """TI pairs that PSNR and SSIM look at, at most."""
 
 
-def facts(evidence: Evidence, rows: Sequence[Row]) -> tuple[str, ...]:
+def headline(evaluation: Evaluation, rows: Sequence[Row]) -> Headline:
+    """The first line: with labels how often the student is right, without them what pairs say."""
+    main, split = evaluation.main_method, evaluation.headline_split
+    images = f"{SENSORS[evaluation.store.modality]} images"
+    who = NAMES.get(main, "student")
+    if split is None:
+        return Headline(
+            f"How many {images} the {who} recognises is not known: none has a label.",
+            _on_pairs(evaluation),
+        )
+    here = {row.method: row for row in rows if row.split == split.name}
+    text = f"The {who} recognises {percent(here[main].accuracy)} % of the {images}"
+    kind = "held-out" if split.name == "test" else "training"
+    detail = f"{here[main].n:,} {kind} images, 95 % interval {interval(here[main].accuracy_ci95)} %"
+    if main == "source-only":
+        return Headline(f"{text}; there is no student yet.", detail)
+
+    def gain(method: str, over: str) -> tuple[float, float]:
+        _, low, high = scores.paired_difference(
+            evaluation.right(method, split),
+            evaluation.right(over, split),
+            resamplings=evaluation.config.evaluate.bootstrap,
+            seed=evaluation.config.seed,
+            groups=split.groups,
+        )
+        return low, high
+
+    low, high = gain(main, "source-only")
+    tone = "better" if low > 0 else "worse" if high < 0 else "open"
+    if tone == "open":
+        detail += "; the difference may be chance"
+    rivals = [name for name in here if name not in (*BOUNDS, main, "source-only")]
+    better = [name for name in rivals if gain(name, main)[0] > 0]
+    if better:
+        best = max(better, key=lambda name: here[name].accuracy)
+        detail += f"; better still: {named(best)}, {percent(here[best].accuracy)} %"
+    return Headline(
+        f"{text}; your RGB model alone {percent(here['source-only'].accuracy)} %.", detail, tone
+    )
+
+
+def _on_pairs(evaluation: Evaluation) -> str:
+    """How far the main method and the RGB model alone agree with the RGB model on TI pairs."""
+    found = [
+        f"{NAMES.get(method, 'student')} {percent(score['ti_agreement'])} % "
+        f"(kappa {score['ti_kappa']:.2f})"
+        for method in dict.fromkeys((evaluation.main_method, "source-only"))
+        if "ti_kappa" in (score := evaluation.outcomes[method].label_free)
+    ]
+    if not found:
+        return ""
+    return (
+        f"The same class on a {SENSORS[evaluation.store.modality]} image as your RGB model on its "
+        f"RGB partner: {', '.join(found)} of the pairs. Kappa 0 is chance, 1 is always."
+    )
+
+
+def made(evaluation: Evaluation, run: Run) -> str:
+    """When, by which version, of which model."""
+    main = evaluation.main_method
+    model = {"source-only": "source", "bridge-only": "bridge"}.get(main, f"transfer/{main}")
+    file = Path(run.folder.name) / model / WEIGHTS
+    digest = str(read_card(run.path(model, CARD)).get("sha256"))[:12]
+    return f"{time.strftime('%Y-%m-%d')}, sfkt {__version__}, model {file.as_posix()} ({digest})"
+
+
+def facts(evaluation: Evaluation, rows: Sequence[Row]) -> tuple[str, ...]:
     """What a reader should know first."""
     found = []
     rgb = [row for row in rows if row.method == "source-rgb"]
@@ -46,22 +126,22 @@ def facts(evidence: Evidence, rows: Sequence[Row]) -> tuple[str, ...]:
         )
     if not rows:
         found.append("test.h5 holds no labels: there is no accuracy, only label-free scores")
-    found += _gap_closed(evidence, rows)
-    resamplings = evidence.config.evaluate.bootstrap
+    found += _gap_closed(evaluation, rows)
+    resamplings = evaluation.config.evaluate.bootstrap
     how = f"{resamplings:,} bootstrap resamplings" if resamplings else "normal approximation"
     found.append(f"Intervals: 95 %, {how}; images of one group (scene, subject) are drawn together")
     found.append(
         "Training: seconds and memory beyond the source model (the bridge counts for methods that "
-        f"use it); speed on {evidence.runtime.device.type}; seed {evidence.config.seed}"
+        f"use it); speed on {evaluation.runtime.device.type}; seed {evaluation.config.seed}"
     )
     return tuple(found)
 
 
-def _gap_closed(evidence: Evidence, rows: Sequence[Row]) -> list[str]:
+def _gap_closed(evaluation: Evaluation, rows: Sequence[Row]) -> list[str]:
     """How much of the way from source-only to the better bound the method shown goes."""
-    main, found = evidence.main_method, []
+    main, found = evaluation.main_method, []
     bounds = {row.method: row.accuracy for row in rows if row.method in BOUNDS and not row.note}
-    for split in evidence.splits:
+    for split in evaluation.splits:
         accuracy = {row.method: row.accuracy for row in rows if row.split == split}
         if not bounds or main not in accuracy or main == "source-only":
             continue
@@ -76,58 +156,88 @@ def _gap_closed(evidence: Evidence, rows: Sequence[Row]) -> list[str]:
 
 
 def sections(
-    evidence: Evidence, run: Run, rows: Sequence[Row], folder: Path
+    evaluation: Evaluation, run: Run, rows: Sequence[Row], folder: Path
 ) -> tuple[Section, ...]:
     """All sections; pictures, where they are wanted, are written into the folder."""
-    found = [differences(evidence), label_free(evidence), epochs_kept(evidence, run)]
-    if not evidence.config.evaluate.pictures:
-        found.append(classes(rows, evidence))
+    found = [differences(evaluation), thresholds(evaluation, run), label_free(evaluation)]
+    found.append(epochs_kept(evaluation, run))
+    if not evaluation.config.evaluate.pictures:
+        found.append(classes(rows, evaluation))
         return tuple(section for section in found if section is not None)
-    found += [bridge_quality(evidence, run, folder), *galleries.tr_gallery(evidence, folder)]
-    found += [classes(rows, evidence, folder), *confusion(evidence, folder)]
-    found += [*reliability(evidence, folder), *galleries.worst_errors(evidence, folder)]
-    found += [*feature_map(evidence, folder), *curves(run, folder)]
+    found += [bridge_quality(evaluation, run, folder), *galleries.tr_gallery(evaluation, folder)]
+    found += [classes(rows, evaluation), *confusion(evaluation, folder)]
+    found += [*reliability(evaluation, folder), *galleries.worst_errors(evaluation, folder)]
+    found += [*feature_map(evaluation, folder), *curves(run, folder)]
     return tuple(section for section in found if section is not None)
 
 
-def differences(evidence: Evidence) -> Section | None:
+def differences(evaluation: Evaluation) -> Section | None:
     """The method shown against every other, image by image."""
-    main, cells = evidence.main_method, []
-    for split in evidence.splits.values():
-        for other in evidence.outcomes:
-            said = evidence.outcomes[other].probabilities
+    main, cells = evaluation.main_method, []
+    for split in evaluation.splits.values():
+        for other in evaluation.outcomes:
+            said = evaluation.outcomes[other].probabilities
             if not len(split.rows) or other == main or other in BOUNDS or split.name not in said:
                 continue
             mean, low, high = scores.paired_difference(
-                evidence.right(main, split),
-                evidence.right(other, split),
-                resamplings=evidence.config.evaluate.bootstrap,
-                seed=evidence.config.seed,
+                evaluation.right(main, split),
+                evaluation.right(other, split),
+                resamplings=evaluation.config.evaluate.bootstrap,
+                seed=evaluation.config.seed,
                 groups=split.groups,
             )
             shown = (f"{100 * mean:+.1f}", f"{100 * low:+.1f} .. {100 * high:+.1f}")
-            cells.append((f"{main} - {other}", split.name, *shown))
+            cells.append((named(other), split.name, *shown))
     if not cells:
         return None
     return Section(
-        f"{main} against the others",
+        f"{named(main)} against the others",
         (
             "Difference of accuracies on the same images, in points; paired bootstrap over the "
             "images. These are models of one seed: how far training scatters is not in the "
-            "interval, `sfkt benchmark` measures it.",
+            "interval, sfkt benchmark measures it.",
         ),
-        ("difference", "split", "points", "95 % interval"),
+        ("against", "split", "points ↑", "95 % interval"),
         tuple(cells),
         left=2,
     )
 
 
-def label_free(evidence: Evidence) -> Section:
+def thresholds(evaluation: Evaluation, run: Run) -> Section | None:
+    """What `sfkt predict --threshold` rejects, of wrong answers and of right ones."""
+    main, split = evaluation.main_method, evaluation.headline_split
+    if split is None or main not in evaluation.models.students:
+        return None
+    temperature = float(read_card(run.path("transfer", main, CARD)).get("temperature", 1.0))
+    said = evaluation.outcomes[main].probabilities[split.name][split.rows]
+    confidence = scores.softmax(np.log(said + 1e-12) / temperature).max(axis=1)
+    right = evaluation.right(main, split)
+    cells = []
+    for threshold in THRESHOLDS:
+        unsure = confidence < threshold
+        shares = (unsure, unsure[~right], unsure[right], right[~unsure])
+        shown = (percent(float(share.mean()) if len(share) else None) for share in shares)
+        cells.append((f"{threshold:.1f}", *shown))
+    return Section(
+        "Thresholds",
+        (
+            f"What sfkt predict --threshold rejects with {named(main)}, on the {split.name} split. "
+            f"Its logits are divided by the temperature {temperature:g}, fitted without labels.",
+        ),
+        (
+            "threshold", "unknown %", "wrong answers rejected % ↑", "right answers rejected % ↓",
+            "accuracy of the rest % ↑",
+        ),
+        tuple(cells),
+    )  # fmt: skip
+
+
+def label_free(evaluation: Evaluation) -> Section:
     """Scores that need no labels, beside the accuracy that they stand for."""
-    split = evidence.main_split
-    methods = {m: o for m, o in evidence.outcomes.items() if o.label_free and m not in BOUNDS}
+    split = evaluation.main_split
+    methods = {m: o for m, o in evaluation.outcomes.items() if o.label_free and m not in BOUNDS}
     names = [n for n in LABEL_FREE if any(n in o.label_free for o in methods.values())]
-    accuracy = {m: float(evidence.right(m, split).mean()) for m in methods} if split else {}
+    accuracy = {m: float(evaluation.right(m, split).mean()) for m in methods} if split else {}
     cells = []
     for method, outcome in methods.items():
         shown = [
@@ -135,12 +245,12 @@ def label_free(evidence: Evidence) -> Section:
             for name, value in ((name, outcome.label_free.get(name)) for name in names)
         ]
         known = [percent(accuracy[method])] if accuracy else []
-        cells.append((method, *shown, *known))
+        cells.append((named(method), *shown, *known))
     text = [
-        "TI agreement: share of TI pairs of which the method says of the target image what the "
-        "source model says of its RGB partner; kappa: how far that is beyond chance, which is 0. "
-        "Nothing here saw a label"
-        + (f", but for the last column ({split.name} split)." if split else ".")
+        "TI agreement: the share of TI pairs for which the method names the same class on the "
+        "target image as the source model on the RGB image. Kappa: the agreement beyond chance, "
+        "which is 0. No score here uses a label"
+        + (f"; the last column does ({split.name} split)." if split else ".")
     ]
     if len(methods) >= 4 and accuracy:
         row = ["rank correlation"]
@@ -154,29 +264,29 @@ def label_free(evidence: Evidence) -> Section:
             row.append("-" if np.isnan(value) else f"{value:+.2f}")
         cells.append((*row, ""))
         text.append("Last row: Spearman's correlation with accuracy over the methods, afterwards.")
-    header = ("method", *(LABEL_FREE[n] for n in names), *(["accuracy %"] if accuracy else []))
+    header = ("method", *(LABEL_FREE[n] for n in names), *(["accuracy % ↑"] if accuracy else []))
     return Section("Label-free scores", tuple(text), header, tuple(cells))
 
 
-def epochs_kept(evidence: Evidence, run: Run) -> Section | None:
+def epochs_kept(evaluation: Evaluation, run: Run) -> Section | None:
     """The epochs that label-free scores chose."""
-    target = evidence.splits.get("target")
+    target = evaluation.splits.get("target")
     if target is None:
         return None
-    stages = ["bridge"] if evidence.models.translator else []
-    stages += [f"transfer/{name}" for name in evidence.models.students]
-    return epoch_choice(run, evidence.store, target, stages)
+    stages = ["bridge"] if evaluation.models.translator else []
+    stages += [f"transfer/{name}" for name in evaluation.models.students]
+    return epoch_choice(run, evaluation.store, target, stages)
 
 
-def bridge_quality(evidence: Evidence, run: Run, folder: Path) -> Section | None:
+def bridge_quality(evaluation: Evaluation, run: Run, folder: Path) -> Section | None:
     """How good the translations of TI images are, in pictures and figures."""
-    models, pairs = evidence.models, evidence.pairs
+    models, pairs = evaluation.models, evaluation.pairs
     if models.translator is None or pairs is None:
         return None
     few = spread(len(pairs.rgb), PICTURE_PAIRS)
     rgb = pairs.rgb[few] / 255.0
-    translated = translate(models, pairs.target[few], evidence.runtime)
-    found = galleries.translated_features(evidence, pairs.target)
+    translated = translate(models, pairs.target[few], evaluation.runtime)
+    found = galleries.translated_features(evaluation, pairs.target)
     enough = len(found) > 1
     distance = scores.frechet_distance(found, pairs.features.numpy()) if enough else None
     record = run.record("bridge")
@@ -198,68 +308,63 @@ def bridge_quality(evidence: Evidence, run: Run, folder: Path) -> Section | None
         (f"{len(pairs.rgb):,} translated TI target images against their RGB partners. {known}",),
         ("quantity", "value"),
         cells,
-        *galleries.ti_gallery(evidence, pairs, folder),
+        *galleries.ti_gallery(evaluation, pairs, folder),
     )
 
 
-def classes(rows: Sequence[Row], evidence: Evidence, folder: Path | None = None) -> Section | None:
-    """Accuracy of each class; with a folder for pictures also as bars."""
-    split = evidence.main_split
+def classes(rows: Sequence[Row], evaluation: Evaluation) -> Section | None:
+    """Accuracy of each class."""
+    split = evaluation.main_split
     if split is None:
         return None
     here = [row for row in rows if row.split == split.name]
-    counts = np.bincount(split.labels, minlength=len(evidence.classes))
+    counts = np.bincount(split.labels, minlength=len(evaluation.classes))
     cells = [
         (name, f"{counts[k]:,}", *(percent(row.class_accuracy[k]) for row in here))
-        for k, name in enumerate(evidence.classes)
+        for k, name in enumerate(evaluation.classes)
     ]
-    header = ("class", "n", *(row.method for row in here))
+    header = ("class", "n", *(named(row.method) for row in here))
     title = f"Accuracy by class, {split.name} split (%)"
-    if folder is None:
-        return Section(title, (), header, tuple(cells))
-    shown = shown_methods(evidence)
-    bars = {row.method: row.class_accuracy for row in here if row.method in shown}
-    figures.draw_class_bars(folder / "classes.png", bars, evidence.classes)
-    caption = "The same as bars: " + ", ".join(bars) + ", from left to right in each class."
-    return Section(title, (), header, tuple(cells), "classes.png", caption)
+    return Section(title, (), header, tuple(cells))
 
 
-def confusion(evidence: Evidence, folder: Path) -> list[Section]:
+def confusion(evaluation: Evaluation, folder: Path) -> list[Section]:
     """Confusion matrices of the methods shown."""
-    split = evidence.main_split
+    split = evaluation.main_split
     if split is None:
         return []
     panels = {}
-    for method in shown_methods(evidence):
-        said = evidence.outcomes[method].probabilities[split.name][split.rows].argmax(axis=1)
-        panels[method] = scores.confusion_matrix(said, split.labels, len(evidence.classes))
-    figures.draw_confusion(folder / "confusion.png", panels, evidence.classes)
+    for method in shown_methods(evaluation):
+        said = evaluation.outcomes[method].probabilities[split.name][split.rows].argmax(axis=1)
+        panels[named(method)] = scores.confusion_matrix(said, split.labels, len(evaluation.classes))
+    figures.draw_confusion(folder / "confusion.png", panels, evaluation.classes)
     caption = f"Confusion on the {split.name} split: per cent of each true class (a row)."
     return [Section("Confusion", picture="confusion.png", caption=caption)]
 
 
-def reliability(evidence: Evidence, folder: Path) -> list[Section]:
+def reliability(evaluation: Evaluation, folder: Path) -> list[Section]:
     """How far a prediction's confidence can be trusted."""
-    split = evidence.main_split
+    split = evaluation.main_split
     if split is None:
         return []
     panels = {
-        method: scores.reliability(
-            evidence.outcomes[method].probabilities[split.name][split.rows], split.labels
+        named(method): scores.reliability(
+            evaluation.outcomes[method].probabilities[split.name][split.rows], split.labels
         )
-        for method in shown_methods(evidence)
+        for method in shown_methods(evaluation)
     }
     figures.draw_reliability(folder / "reliability.png", panels)
     caption = (
         f"Accuracy over confidence on the {split.name} split, 15 bins, and the images in each; "
-        "below the dotted line: surer than right."
+        f"bins of fewer than {figures.FEWEST} images are left out above; below the dotted line: "
+        "surer than right."
     )
     return [Section("Reliability", picture="reliability.png", caption=caption)]
 
 
-def feature_map(evidence: Evidence, folder: Path) -> list[Section]:
+def feature_map(evaluation: Evaluation, folder: Path) -> list[Section]:
     """Where source, bridged and target features lie."""
-    panels = galleries.feature_sets(evidence)
+    panels = galleries.feature_sets(evaluation)
     if not panels:
         return []
     projected, explained = {}, {}
@@ -282,15 +387,15 @@ def curves(run: Run, folder: Path) -> list[Section]:
                 chosen[stage] = int(best)
     if not stages:
         return []
-    figures.draw_curves(folder / "curves.png", stages, ("ti_", "tr_"), chosen)
+    figures.draw_curves(folder / "curves.png", stages, chosen)
     caption = (
-        "Loss terms (above) and label-free scores (below) of each epoch; vertical line: the epoch "
+        "Loss terms, unweighted, and label-free scores of each epoch; vertical line: the epoch "
         "whose weights were kept."
     )
     return [Section("Training curves", picture="curves.png", caption=caption)]
 
 
-def shown_methods(evidence: Evidence) -> list[str]:
+def shown_methods(evaluation: Evaluation) -> list[str]:
     """The methods in pictures of several panels."""
-    wanted = ("source-only", "bridge-only", evidence.main_method, "oracle")
-    return [name for name in dict.fromkeys(wanted) if name in evidence.outcomes]
+    wanted = ("source-only", "bridge-only", evaluation.main_method, "oracle")
+    return [name for name in dict.fromkeys(wanted) if name in evaluation.outcomes]

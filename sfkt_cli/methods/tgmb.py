@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from sfkt_cli import losses
 from sfkt_cli.data.images import Encoding, encode, rgb_to_float
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.feature_maps import Levels
+from sfkt_cli.models.feature_maps import FeatureMaps
 from sfkt_cli.models.vqgan import VqganTranslator, patch_discriminator
 from sfkt_cli.training.loop import Batch
 
@@ -50,7 +50,7 @@ class Tgmb(nn.Module):
         features: Size D of the source model's features.
         rec_loss: Key of REC_LOSSES.
         d_on: ``feature`` or ``image``: what the discriminator of L_D sees.
-        levels: Feature maps of the source model's backbone; None: without L_p.
+        feature_maps: Feature maps of the source model's backbone; None: without L_p.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Tgmb(nn.Module):
         features: int,
         rec_loss: str = "mse",
         d_on: str = "feature",
-        levels: Levels | None = None,
+        feature_maps: FeatureMaps | None = None,
     ) -> None:
         super().__init__()
         self.translator = translator
@@ -77,7 +77,7 @@ class Tgmb(nn.Module):
         self._on_image = d_on == "image"
         self._rec_loss = REC_LOSSES[rec_loss]
         self._frozen = (source,)
-        self._levels = levels
+        self._feature_maps = feature_maps
         self._encoding = encoding
         self._weights = weights
         self.skips_parameters = not weights["d"]
@@ -105,17 +105,17 @@ class Tgmb(nn.Module):
             )
         if weights["rec"]:
             terms["rec"] = self._rec_loss(ti_bridged, rgb)
-        matched = weights["f"] or self._levels is not None
+        matched = weights["f"] or self._feature_maps is not None
         if matched or weights["im"] or (weights["d"] and not self._on_image):
-            with self._noted() as levels:
+            with self._recording() as feature_maps:
                 features, logits = source(bridged)
         if matched:
-            with torch.no_grad(), self._noted() as partner_levels:
+            with torch.no_grad(), self._recording() as partner_maps:
                 partners = source.features(rgb)
         if weights["f"]:
             terms["f"] = losses.feature_matching(features[:pairs], partners)
-        if self._levels is not None:
-            terms["p"] = losses.perceptual(levels, partner_levels, self._levels.variances)
+        if self._feature_maps is not None:
+            terms["p"] = losses.perceptual(feature_maps, partner_maps, self._feature_maps.variances)
         if weights["im"]:
             terms["im"] = losses.information_maximisation(logits[pairs:])
         if weights["d"]:
@@ -124,5 +124,9 @@ class Tgmb(nn.Module):
             terms["d"] = losses.domain_adversarial(domains[:pairs], domains[pairs:])
         return terms
 
-    def _noted(self) -> contextlib.AbstractContextManager[list[Tensor]]:
-        return contextlib.nullcontext([]) if self._levels is None else self._levels.noted()
+    def _recording(self) -> contextlib.AbstractContextManager[list[Tensor]]:
+        return (
+            contextlib.nullcontext([])
+            if self._feature_maps is None
+            else self._feature_maps.recording()
+        )

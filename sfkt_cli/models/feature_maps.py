@@ -18,13 +18,13 @@ Call = tuple[str, int]
 """The n-th call of a module in a pass: some, such as activations, are used at several places."""
 
 
-class Levels:
-    """The activations of networks at the end of each of their resolutions, noted as they work.
+class FeatureMaps:
+    """The activations of networks at the end of each resolution, recorded as they work.
 
-    The end of a resolution is the outermost module, and of several the last, that gives maps
-    (B, C, S, S) of that size: a stage of a ResNet. Of an ONNX network it is the last node.
-    Maps of more than a quarter of the images' side are left out: they are little more than the
-    picture, and cost the most.
+    The end of a resolution is the outermost module that returns maps (B, C, S, S) of that size,
+    such as a stage of a ResNet; where there are several, the last one. In an ONNX network it is the
+    last node. Maps larger than a quarter of the image's side are left out: they are little more
+    than the picture, and cost the most.
 
     Args:
         networks: In inference mode; one, or the backbones of a mixture.
@@ -43,7 +43,7 @@ class Levels:
         for network in networks:
             two, three = (_ends_of_resolutions(network, look, images[:count]) for count in (2, 3))
             self._ends.append((network, [call for call in three if call in two]))
-        with torch.inference_mode(), self.noted() as seen:
+        with torch.inference_mode(), self.recording() as seen:
             look(images)
         self.variances = [max(float(level.float().var()), 1e-6) for level in seen]
         """Variance of the activations of these images at each level."""
@@ -54,7 +54,7 @@ class Levels:
         return [name for _, ends in self._ends for name, _ in ends]
 
     @contextlib.contextmanager
-    def noted(self) -> Iterator[list[Tensor]]:
+    def recording(self) -> Iterator[list[Tensor]]:
         """A list that one pass of the networks inside the block adds its activations to."""
         seen: list[Tensor] = []
         with contextlib.ExitStack() as watched:

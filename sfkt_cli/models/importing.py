@@ -16,10 +16,10 @@ from torch import Tensor
 
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import sha256_file
+from sfkt_cli.models.backbones import normalisation_of
 from sfkt_cli.models.checkpoint_files import read_weights
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.onnx_files import read_onnx
-from sfkt_cli.models.preprocessing import normalisation_of
 from sfkt_cli.models.saving import CARD, WEIGHTS, load_model
 from sfkt_cli.settings.config import Config
 

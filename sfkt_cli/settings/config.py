@@ -17,6 +17,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -31,9 +32,14 @@ DatasetName = Literal[
 ]
 Modality = Literal["depth", "nir", "thermal", "other"]
 EncodingName = Literal[
-    "auto", "window", "relative", "colormap", "normals", "hha", "linear", "percentile"
+    "auto", "window", "relative", "colormap", "normals", "hha", "linear", "standardised"
 ]
 Sensor = Literal["kv1", "kv2", "realsense", "xtion"]
+
+
+def current_name(value: Any) -> Any:
+    """The name that a value of a setting has now; others are left as they are."""
+    return "standardised" if value == "percentile" else value
 
 
 def _at_home(path: Path) -> Path:
@@ -519,7 +525,7 @@ class Config(Section):
     """Set by `sfkt prepare NAME`."""
     image_size: int = Field(48, ge=16, le=1024)
     """Side of the square stored images, in pixels; use 128 to 224 for photographs."""
-    encoding: EncodingName = "auto"
+    encoding: Annotated[EncodingName, BeforeValidator(current_name)] = "auto"
     """How target images become model input; auto: the default of the modality."""
     classes: ClassesConfig = ClassesConfig()
     split: SplitConfig = SplitConfig()

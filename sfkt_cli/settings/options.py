@@ -127,7 +127,7 @@ def shared_options(
         @functools.wraps(command)
         def called(**given: Any) -> None:
             common = {name: given.pop(name) for name in chosen}
-            result = command(_gather(common), **given)
+            result = command(_options_of(common), **given)
             event("result", **(result or {}))
 
         own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
@@ -139,7 +139,7 @@ def shared_options(
     return add
 
 
-def _gather(common: dict[str, Any]) -> Options:
+def _options_of(common: dict[str, Any]) -> Options:
     quieten(common.get("quiet", False))
     speak_json(common.get("as_json", False))
     Verbosity.tracebacks = common.get("verbose", False)

@@ -21,7 +21,7 @@ from sfkt_cli.files import replacing
 from sfkt_cli.methods import label_free
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.feature_maps import Levels
+from sfkt_cli.models.feature_maps import FeatureMaps
 from sfkt_cli.models.fold_batchnorm import fold_batch_norms
 from sfkt_cli.models.saving import (
     Saved,
@@ -113,7 +113,7 @@ def bridge(config: Config, run: Run) -> None:
             features=source.feature_size,
             rec_loss=settings.rec_loss,
             d_on=settings.d_on,
-            levels=levels_of(source, weights, rgb, runtime),
+            feature_maps=feature_maps_of(source, weights, rgb, runtime),
         )
         runtime.place(runtime.synchronised(objective))
         runtime.cast_frozen(source, objective)
@@ -209,10 +209,10 @@ def loss_weights(config: Config, registered: bool) -> dict[str, float]:
     return weights
 
 
-def levels_of(
+def feature_maps_of(
     source: Classifier, weights: Mapping[str, float], rgb: NDArray[Any], runtime: Runtime
-) -> Levels | None:
-    """The levels of the source model for L_p; None where that is off, or where there are none.
+) -> FeatureMaps | None:
+    """The feature maps of the source model for L_p; None where L_p is off or there are none.
 
     Args:
         source: Frozen.
@@ -229,9 +229,9 @@ def levels_of(
     backbones = list(backbone) if isinstance(backbone, nn.ModuleList) else [backbone]  # a mixture
     count = LEVEL_ROWS if runtime.trial is None else FEW
     images = rgb_loader(runtime)(rgb[spread(len(rgb), count)])
-    levels = Levels(backbones, source.features, images)
-    if levels.names:
-        return levels
+    feature_maps = FeatureMaps(backbones, source.features, images)
+    if feature_maps.names:
+        return feature_maps
     if not weights["rec"] and not weights["f"]:
         raise ConfigError(
             "bridge.alpha_p: this source model shows no maps between pixels and features, and "

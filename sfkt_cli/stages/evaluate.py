@@ -10,12 +10,13 @@ from sfkt_cli.console import say, track, warn
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, RunError
-from sfkt_cli.evaluation import predictions as gathering
+from sfkt_cli.evaluation import predictions
+from sfkt_cli.evaluation.galleries import shots
 from sfkt_cli.evaluation.html import to_html
 from sfkt_cli.evaluation.labelled import Split, read_splits
-from sfkt_cli.evaluation.models import contenders, load_models, model_digests, student_encoding
+from sfkt_cli.evaluation.models import load_models, model_digests, predictors_of, student_encoding
 from sfkt_cli.evaluation.oracle import oracle, recipe
-from sfkt_cli.evaluation.predictions import Evidence, Outcome
+from sfkt_cli.evaluation.predictions import Evaluation, Outcome
 from sfkt_cli.evaluation.report import (
     Report,
     read_results,
@@ -25,7 +26,7 @@ from sfkt_cli.evaluation.report import (
     to_latex,
     to_markdown,
 )
-from sfkt_cli.evaluation.sections import facts, sections
+from sfkt_cli.evaluation.sections import facts, headline, made, sections
 from sfkt_cli.files import write_json, write_text
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run, Stage
@@ -107,35 +108,38 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
     runtime = measuring_runtime(config)
     models = load_models(run, store, runtime)
     splits = {split.name: split for split in found}
-    pairs = gathering.ti_pairs(store, models, runtime, config.seed)
+    pairs = predictions.ti_pairs(store, models, runtime, config.seed)
     outcomes: dict[str, Outcome] = {}
     encoding = student_encoding(config.encoding, store, models)
-    competing = contenders(run, store, models, runtime, stage.inputs, encoding)
+    competing = predictors_of(run, store, models, runtime, stage.inputs, encoding)
     with track("evaluate", len(competing), "models") as tracker:
-        for contender in competing:
-            outcomes[contender.method] = gathering.ask(contender, splits, pairs, runtime)
-            tracker.advance(1, 1, contender.method)
+        for predictor in competing:
+            outcomes[predictor.method] = predictions.ask(predictor, splits, pairs, runtime)
+            tracker.advance(1, 1, predictor.method)
     if "tgkt" in outcomes and "bridge-only" in outcomes:
-        joint = gathering.ensemble(outcomes["tgkt"], outcomes["bridge-only"])
-        outcomes[joint.contender.method] = joint
-    evidence = Evidence(config, store, models, splits, outcomes, pairs, runtime)
-    gathering.look_for_collapse(evidence)
-    _add_bounds(evidence, run, stage, encoding)
-    gathering.measure_speeds(evidence)
-    rows = gathering.rows_of(evidence)
+        joint = predictions.ensemble(outcomes["tgkt"], outcomes["bridge-only"])
+        outcomes[joint.predictor.method] = joint
+    evaluation = Evaluation(config, store, models, splits, outcomes, pairs, runtime)
+    predictions.look_for_collapse(evaluation)
+    _add_bounds(evaluation, run, stage, encoding)
+    predictions.measure_speeds(evaluation)
+    rows = predictions.rows_of(evaluation)
     report = Report(
         dataset=store.dataset,
-        classes=tuple(evidence.classes),
+        classes=tuple(evaluation.classes),
         rows=rows,
-        facts=facts(evidence, rows),
-        sections=sections(evidence, run, rows, stage.folder),
+        facts=facts(evaluation, rows),
+        headline=headline(evaluation, rows),
+        made=made(evaluation, run),
+        shots=shots(evaluation),
+        sections=sections(evaluation, run, rows, stage.folder),
     )
     shown = {section.picture for section in report.sections}
     for stray in stage.folder.glob("*.png"):
         if stray.name not in shown:
             stray.unlink()
     write_json(stage.folder / "results.json", results(report))
-    write_text(stage.folder / "predictions.csv", predictions(evidence))
+    write_text(stage.folder / "predictions.csv", predictions_csv(evaluation))
     write_text(stage.folder / "report.md", to_markdown(report))
     write_text(stage.folder / "report.html", to_html(report, stage.folder))
     write_text(stage.folder / "report.tex", to_latex(report))
@@ -149,37 +153,37 @@ def measuring_runtime(config: Config) -> Runtime:
     return make_runtime(config.runtime.model_copy(update={"precision": "fp32"}))
 
 
-def _add_bounds(evidence: Evidence, run: Run, stage: Stage, encoding: Encoding) -> None:
+def _add_bounds(evaluation: Evaluation, run: Run, stage: Stage, encoding: Encoding) -> None:
     """The models that saw what no method may see: target labels, or RGB of the test images."""
-    models, splits = evidence.models, evidence.splits
+    models, splits = evaluation.models, evaluation.splits
     target, test = splits.get("target"), splits.get("test")
-    if evidence.config.evaluate.oracle and target is not None and len(target.rows) > 1:
+    if evaluation.config.evaluate.oracle and target is not None and len(target.rows) > 1:
         inputs = {name: stage.inputs[name] for name in ("transfer.h5", "test.h5", "source")}
-        training = make_runtime(evidence.config.runtime)
+        training = make_runtime(evaluation.config.runtime)
         try:
-            bound = oracle(evidence.config, run, models.card, target, encoding, inputs, training)
+            bound = oracle(evaluation.config, run, models.card, target, encoding, inputs, training)
         except RunError as error:  # only a bound: the rest of the report does not wait for it
             warn(f"the oracle is left out: {error}")
         else:
-            asked = gathering.ask(bound, splits, evidence.pairs, evidence.runtime)
-            evidence.outcomes["oracle"] = asked
+            asked = predictions.ask(bound, splits, evaluation.pairs, evaluation.runtime)
+            evaluation.outcomes["oracle"] = asked
     if test is not None:
-        on_rgb = gathering.ask_rgb(test, models, evidence.runtime)
+        on_rgb = predictions.ask_rgb(test, models, evaluation.runtime)
         if on_rgb is not None:
-            evidence.outcomes[on_rgb.contender.method] = on_rgb
+            evaluation.outcomes[on_rgb.predictor.method] = on_rgb
 
 
-def predictions(evidence: Evidence) -> str:
+def predictions_csv(evaluation: Evaluation) -> str:
     """CSV of all that was said: one line an image, two columns a method (class, probability)."""
-    classes, methods = evidence.classes, list(evidence.outcomes)
+    classes, methods = evaluation.classes, list(evaluation.outcomes)
     header = ["split", "id", "name", "label", "group"]
     for method in methods:
         header += [method, f"{method} probability"]
     lines: list[list[str | float]] = []
-    for name, split in evidence.splits.items():
+    for name, split in evaluation.splits.items():
         truth = dict(zip(split.rows.tolist(), split.labels.tolist(), strict=True))
         group = dict(zip(split.rows.tolist(), split.group_names, strict=True))
-        said = [evidence.outcomes[method].probabilities.get(name) for method in methods]
+        said = [evaluation.outcomes[method].probabilities.get(name) for method in methods]
         for row, (sample, known_as) in enumerate(zip(split.ids, split.names, strict=True)):
             label = classes[truth[row]] if row in truth else ""
             line: list[str | float] = [name, sample, known_as, label, group.get(row, "")]

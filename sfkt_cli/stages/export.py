@@ -208,7 +208,7 @@ def _contents(
         if halved is not None:
             yield "-fp16.onnx", "fp16", to_onnx(halved, some, facts, any_batch=any_batch)
         if "int8" in precisions:
-            yield "-int8.onnx", "int8", to_int8(content, images.batches(measured))
+            yield "-int8.onnx", "int8", to_int8(content, lambda: images.batches(measured))
     if "pt2" in formats:
         yield ".pt2", "fp32", to_pt2(graph, some, facts, any_batch=any_batch)
 

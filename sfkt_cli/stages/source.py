@@ -16,12 +16,11 @@ from sfkt_cli.data.images import rgb_to_float
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.files import replacing
-from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.models.backbones import normalisation_of
+from sfkt_cli.models.classifier import Classifier, Mixture
 from sfkt_cli.models.importing import digest_of, import_source
-from sfkt_cli.models.mixture import Mixture
 from sfkt_cli.models.onnx_files import need_onnx, write_onnx
 from sfkt_cli.models.prediction_check import collapse_warning, describe_predictions
-from sfkt_cli.models.preprocessing import normalisation_of
 from sfkt_cli.models.saving import CARD, load_model, save_model
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.options import Options

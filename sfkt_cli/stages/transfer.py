@@ -128,9 +128,9 @@ def transfer(config: Config, run: Run) -> None:
         if not kept:
             student = untouched
             warn(
-                f"{method}: nothing gained: on TI pairs the student agrees clearly less with the "
-                "source model than the untouched source model does, whose weights are kept; keep "
-                f"your RGB model with the encoding {encoding.kind}"
+                f"{method}: nothing gained. On TI pairs the student agrees clearly less with the "
+                "source model than the untouched source model does. The weights of the source "
+                f"model are kept: use your RGB model with the encoding {encoding.kind}"
             )
         load, model = student_loader(runtime, encoding), student.eval()
         look_for_collapse(store, load, model, runtime, "transfer")

@@ -27,7 +27,7 @@ _OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Types that torch can mirror and look up, by bytes of an element; values are only moved."""
 
 
-class Gatherer:
+class RowReader:
     """Rows of one array of images.
 
     Args:
@@ -97,7 +97,7 @@ def geometry(
 
 
 def shift_and_mirror(images: Tensor, offsets: Tensor, mirrored: Tensor) -> Tensor:
-    """What :meth:`Gatherer.shifted` makes, of a batch that a GPU already holds.
+    """What :meth:`RowReader.shifted` makes, of a batch that a GPU already holds.
 
     One look-up a pixel: next to nothing on a GPU, three to five times as long on a CPU.
 
@@ -181,7 +181,7 @@ class Stream:
         self.count = len(self._rows)
         self._shape = next(iter(arrays.values())).shape[1:3]
         self.arrays = list(arrays.values())
-        self._gatherers = {name: Gatherer(array) for name, array in arrays.items()}
+        self._readers = {name: RowReader(array) for name, array in arrays.items()}
         self._key = (seed, zlib.crc32(name.encode()))
         self._batch_size = batch_size
         self._shift = shift
@@ -219,13 +219,13 @@ class Stream:
     ) -> Iterator[tuple[str, Tensor]]:
         place = self._runtime.tensor
         offsets, mirrored = geometry(noise, self._shape, shift=self._shift, flip=self._flip)
-        for name, gatherer in self._gatherers.items():
+        for name, reader in self._readers.items():
             if not self._flip and not self._shift:
-                yield name, place(gatherer.plain(rows))
+                yield name, place(reader.plain(rows))
             elif self._runtime.device.type == "cpu":
-                yield name, place(gatherer.shifted(rows, offsets, mirrored))
+                yield name, place(reader.shifted(rows, offsets, mirrored))
             else:
-                stored = place(gatherer.plain(rows))
+                stored = place(reader.plain(rows))
                 yield name, shift_and_mirror(stored, place(offsets), place(mirrored))
 
     def _shuffle(self, epoch: int, number: int) -> None:

@@ -205,7 +205,7 @@ def fit(
                 progress.step = step + 1
                 tracker.advance(1, plan.images, terms_text(checked.latest))
                 late = time.monotonic() - last_saved >= plan.checkpoint_seconds
-                stopping, due = runtime.noted(stopped.is_set(), late and runtime.main)
+                stopping, due = runtime.any_of(stopped.is_set(), late and runtime.main)
                 if stopping or (due and progress.step < plan.steps):
                     checked.flush(progress)
                     progress.seconds += time.monotonic() - began

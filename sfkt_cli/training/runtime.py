@@ -226,15 +226,15 @@ class Runtime:
             distributed.all_reduce(values)
         return values
 
-    def any(self, noted: bool) -> bool:
-        """Whether any process noted something."""
-        return self.noted(noted)[0]
+    def any(self, fact: bool) -> bool:
+        """Whether it is so in any process."""
+        return self.any_of(fact)[0]
 
-    def noted(self, *noted: bool) -> list[bool]:
-        """For each of some facts whether any process noted it; one exchange for all."""
+    def any_of(self, *facts: bool) -> list[bool]:
+        """For each of some facts whether it is so in any process; one exchange for all."""
         if self.world == 1:
-            return list(noted)
-        return [count > 0 for count in self.sum(torch.tensor(noted, dtype=torch.int32)).tolist()]
+            return list(facts)
+        return [count > 0 for count in self.sum(torch.tensor(facts, dtype=torch.int32)).tolist()]
 
     def gather(self, value: Any) -> list[Any]:
         """A small value of each process, by its number."""

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sfkt_cli.training.batches import Gatherer, Stream, geometry, shift_and_mirror
+from sfkt_cli.training.batches import RowReader, Stream, geometry, shift_and_mirror
 from sfkt_cli.training.runtime import Runtime
 
 Images = NDArray[Any]
@@ -154,7 +154,7 @@ def test_gathering_equals_a_loop_over_pixels(
     images = random.integers(200, size=(count, height, width, *channels)).astype(kind)
     rows = np.arange(count)
     offsets, mirrored = geometry(noise, (height, width), shift=shift, flip=flip)
-    found = Gatherer(images).shifted(rows, offsets, mirrored)
+    found = RowReader(images).shifted(rows, offsets, mirrored)
     assert found.dtype == images.dtype
     for b in range(count):
         shift_down = round((2 * float(noise[b, 0]) - 1) * shift * height)
@@ -183,7 +183,7 @@ def test_a_gpu_makes_the_batches_of_the_cpu() -> None:
 
 def test_images_that_lie_scattered_in_memory_are_refused() -> None:
     with pytest.raises(ValueError, match="one after the other"):
-        Gatherer(np.zeros((4, 5, 6, 3))[:, ::2])
+        RowReader(np.zeros((4, 5, 6, 3))[:, ::2])
 
 
 def test_shifts_and_mirrors_are_spread_evenly() -> None:

@@ -21,7 +21,7 @@ from sfkt_cli.methods.teacher_outputs import TeacherOutputs, cluster_labels
 from sfkt_cli.methods.tgkt import Tgkt
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.feature_maps import Levels
+from sfkt_cli.models.feature_maps import FeatureMaps
 from sfkt_cli.models.translators import Front, UNetTranslator
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.stages.bridge import loss_weights
@@ -138,8 +138,8 @@ def test_the_head_stays_the_sources(method: str) -> None:
     assert all(p.requires_grad for p in objective.student.backbone.parameters())
 
 
-def levels_of(source: Classifier) -> Levels:
-    return Levels([source.backbone], source.features, torch.rand(1, 3, SIDE, SIDE))
+def feature_maps_of(source: Classifier) -> FeatureMaps:
+    return FeatureMaps([source.backbone], source.features, torch.rand(1, 3, SIDE, SIDE))
 
 
 @pytest.mark.parametrize("term", ["rec", "d", "im", "f", "p"])
@@ -147,9 +147,14 @@ def test_every_term_of_the_bridge_reaches_the_translator_alone(term: str) -> Non
     source = make_source()
     before = whole_state(source)
     weights = {name: float(name == term) for name in ("rec", "d", "im", "f")}
-    levels = levels_of(source) if term == "p" else None
+    feature_maps = feature_maps_of(source) if term == "p" else None
     objective = Tgmb(
-        UNetTranslator(1, 4), source, ENCODING, weights=weights, features=FEATURES, levels=levels
+        UNetTranslator(1, 4),
+        source,
+        ENCODING,
+        weights=weights,
+        features=FEATURES,
+        feature_maps=feature_maps,
     )
     objective.train()
     terms = objective(make_batch())
@@ -180,7 +185,7 @@ def test_the_bridge_asks_the_source_model_no_more_than_its_terms_need(
     weights = {name: float(name in terms.split()) for name in ("rec", "d", "im", "f")}
     objective = Tgmb(
         UNetTranslator(1, 4), source, ENCODING, weights=weights, features=FEATURES,
-        d_on=d_on, levels=levels_of(source) if "p" in terms.split() else None,
+        d_on=d_on, feature_maps=feature_maps_of(source) if "p" in terms.split() else None,
     )  # fmt: skip
     passes.clear()
     assert set(objective.train()(make_batch())) == set(terms.split())

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.models import graph_files
 from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.models.graph_files import open_onnx, to_int8, to_onnx
 from sfkt_cli.models.importing import import_source
 from sfkt_cli.models.onnx_files import open_session, quietly, read_onnx, write_onnx
 from sfkt_cli.models.onnx_network import OnnxNetwork
@@ -388,3 +390,31 @@ def test_damaged_files_are_refused_and_nothing_else_is_read(count: int, tmp_path
             opened, _opened = _opened, None
         assert set(opened) <= {str(path)}
     assert refused > count // 4
+
+
+def test_corrected_biases_keep_the_mean_of_every_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Sequential(
+                nn.Conv2d(1, 16, 3), nn.ReLU6(), nn.Conv2d(16, 16, 3, groups=16), nn.ReLU6(),
+                nn.Conv2d(16, 8, 1, groups=2), nn.Flatten(), nn.Linear(8 * 4 * 4, 5),
+            )  # fmt: skip
+
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.model(images.float().unsqueeze(1) / 255)
+            return logits, logits
+
+    images = torch.randint(0, 256, (64, 8, 8), dtype=torch.uint8)
+    content = to_onnx(Graph().eval(), images, {}, any_batch=True)
+    expected = open_onnx(content)(images).mean(0)
+
+    def error() -> float:
+        found = open_onnx(to_int8(content, lambda: [images]))(images).mean(0)
+        return float((found - expected).abs().mean())
+
+    corrected = error()
+    monkeypatch.setattr(graph_files, "_correct_biases", lambda *_: None)
+    assert corrected < 0.7 * error()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ from sfkt_cli.data.resample import Fit, fit_target
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, RunError
+from sfkt_cli.evaluation import latency
 from sfkt_cli.evaluation.exported import spread
 from sfkt_cli.models import graph_files
 from sfkt_cli.models.graphs import FitTarget, for_export
@@ -133,6 +135,28 @@ def test_the_model_card_has_front_matter_and_code_that_runs(
     assert "uint16, (batch, 16, 16)" in text
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_the_recipes_of_the_export_page_run(
+    runtime: str,
+    exported: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip(runtime)
+    page = (Path(__file__).parents[2] / "docs/export.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (recipe,) = [block for block in blocks if f"import {runtime}\n" in block]
+    monkeypatch.chdir(exported)
+    exec(recipe, {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_openvino_gives_the_student(exported: Path, images: Any, expected: Any) -> None:
+    pytest.importorskip("openvino")
+    predict = latency.open_openvino((exported / "student.onnx").read_bytes())
+    np.testing.assert_allclose(predict(torch.from_numpy(images)), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("height", "width", "size"),
     [(37, 53, 16), (20, 30, 48)]
@@ -187,10 +211,11 @@ def test_a_file_that_differs_from_pytorch_is_refused(
 
 
 def test_other_precisions_types_and_batches(
-    untrained_run: Run, untrained_config: Config, tmp_path: Path, images: Any, expected: Any
+    untrained_run: Run, untrained_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """fp16 and int8 files of two float32 images each, timed and compared with PyTorch."""
     onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(latency, "LONGEST_S", 0)
     export(
         untrained_config, untrained_run, formats=["onnx"], precisions=["fp16", "int8"],
         input_type="float32", input_size="20x24", batch=2, benchmark=True, output=tmp_path,
@@ -201,7 +226,7 @@ def test_other_precisions_types_and_batches(
     assert set(compared) == names
     assert {path.name for path in tmp_path.glob("*.onnx")} == names
     assert compared["student-fp16.onnx"]["agreement"] > 0.95
-    assert compared["student-int8.onnx"]["agreement"] > 0.7
+    assert compared["student-int8.onnx"]["agreement"] > 0.8
     assert compared["student-int8.onnx"]["accuracy"] is None
     session = onnxruntime.InferenceSession(str(tmp_path / "student-int8.onnx"))
     (taken,) = session.get_inputs()

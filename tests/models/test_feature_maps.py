@@ -1,4 +1,4 @@
-"""Levels: the right modules, noted only where that is asked for."""
+"""Feature maps: the right modules, recorded only where that is asked for."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from torch import nn
 from torch.nn import functional as F
 
 from sfkt_cli.models.backbones import SmallResNet, make_backbone
-from sfkt_cli.models.feature_maps import Levels
+from sfkt_cli.models.feature_maps import FeatureMaps
 from sfkt_cli.models.onnx_network import OnnxNetwork
 
 
-def levels_of(network: nn.Module, images: torch.Tensor) -> Levels:
-    return Levels([network], network, images)
+def feature_maps_of(network: nn.Module, images: torch.Tensor) -> FeatureMaps:
+    return FeatureMaps([network], network, images)
 
 
 def test_a_level_is_the_last_module_of_a_resolution_of_a_quarter_and_below() -> None:
     network = SmallResNet(4).eval()
-    levels = levels_of(network, images := torch.rand(2, 3, 32, 32))
-    assert levels.names == ["stages.1", "stages"]
-    with levels.noted() as seen:
+    feature_maps = feature_maps_of(network, images := torch.rand(2, 3, 32, 32))
+    assert feature_maps.names == ["stages.1", "stages"]
+    with feature_maps.recording() as seen:
         network(images)
     assert [tuple(level.shape) for level in seen] == [(2, 8, 8, 8), (2, 16, 4, 4)]
-    assert levels.variances == pytest.approx([level.var().item() for level in seen])
+    assert feature_maps.variances == pytest.approx([level.var().item() for level in seen])
 
 
 @pytest.mark.parametrize(
@@ -39,12 +39,12 @@ def test_the_levels_of_networks_of_torchvision_are_the_ends_of_their_stages(
     name: str, ends: list[str]
 ) -> None:
     network, _ = make_backbone(name, width=0, pretrained=False)
-    levels = levels_of(network.eval(), images := torch.rand(2, 3, 64, 64))
-    assert levels.names == ends
-    with levels.noted() as seen, torch.no_grad():
+    feature_maps = feature_maps_of(network.eval(), images := torch.rand(2, 3, 64, 64))
+    assert feature_maps.names == ends
+    with feature_maps.recording() as seen, torch.no_grad():
         network(images)
     assert [level.shape[-1] for level in seen] == [16, 8, 4, 2]
-    assert len(levels.variances) == 4
+    assert len(feature_maps.variances) == 4
 
 
 class Padded(nn.Module):
@@ -62,10 +62,10 @@ class Padded(nn.Module):
 
 def test_a_module_is_a_level_at_one_of_its_calls_and_padding_at_none() -> None:
     network, images = Padded().eval(), torch.rand(2, 3, 32, 32)
-    levels = levels_of(network, images)
-    with levels.noted() as seen:
+    feature_maps = feature_maps_of(network, images)
+    with feature_maps.recording() as seen:
         network(images)
-    assert levels.names == ["activation", "activation"]
+    assert feature_maps.names == ["activation", "activation"]
     assert [tuple(level.shape) for level in seen] == [(2, 4, 8, 8), (2, 6, 4, 4)]
 
 
@@ -81,10 +81,10 @@ def test_an_onnx_network_has_levels_of_whole_batches() -> None:
         tensors={"w": [[4, 3, 3, 3], "float32", True], "v": [[4, 4, 3, 3], "float32", True]},
     ).eval()  # fmt: skip
     images = torch.rand(3, 3, 32, 32)
-    levels = levels_of(network, images)
-    with levels.noted() as seen, torch.no_grad():
+    feature_maps = feature_maps_of(network, images)
+    with feature_maps.recording() as seen, torch.no_grad():
         network(images)
-    assert levels.names == ["c Relu", "d Conv"]
+    assert feature_maps.names == ["c Relu", "d Conv"]
     assert [tuple(level.shape) for level in seen] == [(3, 4, 8, 8), (3, 4, 4, 4)]
     assert network.watch is None
 
@@ -93,12 +93,12 @@ def test_only_passes_inside_the_block_are_noted_and_the_output_stays() -> None:
     network = SmallResNet(4).eval()
     images = torch.rand(2, 3, 16, 16)
     before = network(images)
-    levels = levels_of(network, images)
+    feature_maps = feature_maps_of(network, images)
     assert torch.equal(network(images), before)
-    with levels.noted() as first:
+    with feature_maps.recording() as first:
         assert torch.equal(network(images), before)
     network(images)
-    with levels.noted() as second:
+    with feature_maps.recording() as second:
         pass
     assert len(first) == 2
     assert second == []
@@ -106,9 +106,9 @@ def test_only_passes_inside_the_block_are_noted_and_the_output_stays() -> None:
 
 def test_a_gradient_flows_from_a_level_to_the_images() -> None:
     network = SmallResNet(4).eval()
-    levels = levels_of(network, torch.rand(1, 3, 16, 16))
+    feature_maps = feature_maps_of(network, torch.rand(1, 3, 16, 16))
     images = torch.rand(2, 3, 16, 16, requires_grad=True)
-    with levels.noted() as seen:
+    with feature_maps.recording() as seen:
         network(images)
     torch.autograd.backward(seen[0].square().sum())
     assert images.grad is not None
@@ -122,11 +122,11 @@ def test_networks_side_by_side_have_the_levels_of_each() -> None:
         for network in networks:
             network(images)
 
-    levels = Levels(networks, look, images)
-    with levels.noted() as seen:
+    feature_maps = FeatureMaps(networks, look, images)
+    with feature_maps.recording() as seen:
         look(images)
     assert [level.shape[1] for level in seen] == [8, 16, 12, 24]
-    assert len(levels.names) == 4
+    assert len(feature_maps.names) == 4
 
 
 def test_a_network_without_maps_has_no_levels() -> None:
@@ -135,4 +135,4 @@ def test_a_network_without_maps_has_no_levels() -> None:
             return F.adaptive_avg_pool2d(images, 1).flatten(1)
 
     flat = nn.Sequential(Flat(), nn.Linear(3, 4))
-    assert levels_of(flat, torch.rand(1, 3, 8, 8)).names == []
+    assert feature_maps_of(flat, torch.rand(1, 3, 8, 8)).names == []

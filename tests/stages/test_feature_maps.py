@@ -1,4 +1,4 @@
-"""Which levels of a source model the bridge matches, and what it says where there are none."""
+"""Which feature maps of a source model the bridge matches, and what it says if there are none."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from sfkt_cli.errors import ConfigError
-from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.mixture import Mixture
+from sfkt_cli.models.classifier import Classifier, Mixture, freeze
 from sfkt_cli.settings.config import build
-from sfkt_cli.stages.bridge import levels_of, loss_weights
+from sfkt_cli.stages.bridge import feature_maps_of, loss_weights
 from sfkt_cli.training.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -32,8 +31,8 @@ def without_maps() -> Classifier:
 
 
 def test_a_classifier_and_each_member_of_a_mixture_have_levels() -> None:
-    alone = levels_of(freeze(Classifier(**SIZES)), ON, RGB, CPU)
-    both = levels_of(freeze(Mixture([SIZES, {**SIZES, "width": 6}])), ON, RGB, CPU)
+    alone = feature_maps_of(freeze(Classifier(**SIZES)), ON, RGB, CPU)
+    both = feature_maps_of(freeze(Mixture([SIZES, {**SIZES, "width": 6}])), ON, RGB, CPU)
     assert alone is not None
     assert both is not None
     assert alone.names == ["stages.1", "stages"]
@@ -42,16 +41,16 @@ def test_a_classifier_and_each_member_of_a_mixture_have_levels() -> None:
 
 
 def test_no_levels_are_sought_where_the_term_is_off() -> None:
-    assert levels_of(freeze(Classifier(**SIZES)), ON | {"p": 0.0}, RGB, CPU) is None
+    assert feature_maps_of(freeze(Classifier(**SIZES)), ON | {"p": 0.0}, RGB, CPU) is None
 
 
 def test_a_model_without_maps_trains_by_the_other_terms_or_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert levels_of(without_maps(), ON, RGB, CPU) is None
+    assert feature_maps_of(without_maps(), ON, RGB, CPU) is None
     assert "L_p is switched off" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"alpha_rec and bridge\.alpha_f are 0"):
-        levels_of(without_maps(), {"rec": 0.0, "f": 0.0, "p": 0.3}, RGB, CPU)
+        feature_maps_of(without_maps(), {"rec": 0.0, "f": 0.0, "p": 0.3}, RGB, CPU)
 
 
 def test_pairs_that_are_not_registered_need_the_feature_term() -> None:
