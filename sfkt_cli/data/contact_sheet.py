@@ -73,10 +73,10 @@ def captioned(image: NDArray[Any], missing: bool, text: str) -> Image.Image:
     """
     plane = image if image.ndim == 2 else image[:, :, 0]
     rgb = image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
-    shown = Image.fromarray(image if rgb else _grey(plane, missing))
-    side = max(2 * TILE, shown.width)
+    picture = Image.fromarray(image if rgb else _grey(plane, missing))
+    side = max(2 * TILE, picture.width)
     sheet = Image.new("RGB", (side, side + 2 * CAPTION), "white")
-    sheet.paste(shown.resize((side, side), Image.Resampling.NEAREST))
+    sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST))
     ImageDraw.Draw(sheet).text(
         (6, side + 5), text, fill="black", font=ImageFont.load_default(CAPTION)
     )
