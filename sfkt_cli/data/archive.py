@@ -111,6 +111,12 @@ def list_files(folder: Path) -> dict[str, str]:
     return index
 
 
+def tree_drawn_in(documentation: str | None) -> str:
+    """The folders that the documentation of a reader draws, for messages."""
+    lines = [line for line in (documentation or "").splitlines() if line.startswith("    ")]
+    return "\n".join(["the folders are", *lines])
+
+
 def open_container(
     root: Path,
     markers: tuple[str, ...],

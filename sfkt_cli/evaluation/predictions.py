@@ -116,6 +116,12 @@ class Evaluation:
         labelled = [split for split in self.splits.values() if len(split.rows)]
         return labelled[0] if labelled else None
 
+    @property
+    def headline_split(self) -> Split | None:
+        """The labelled split that the first line speaks of: held-out images if any."""
+        labelled = [split for split in self.splits.values() if len(split.rows)]
+        return labelled[-1] if labelled else None
+
     def right(self, method: str, split: Split) -> NDArray[np.bool_]:
         """Whether a method names the true class of each labelled image (L,)."""
         predicted = self.outcomes[method].probabilities[split.name][split.rows].argmax(axis=1)

@@ -11,6 +11,7 @@ from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.evaluation import predictions
+from sfkt_cli.evaluation.galleries import shots
 from sfkt_cli.evaluation.html import to_html
 from sfkt_cli.evaluation.labelled import Split, read_splits
 from sfkt_cli.evaluation.models import load_models, model_digests, predictors_of, student_encoding
@@ -25,7 +26,7 @@ from sfkt_cli.evaluation.report import (
     to_latex,
     to_markdown,
 )
-from sfkt_cli.evaluation.sections import facts, sections
+from sfkt_cli.evaluation.sections import facts, headline, made, sections
 from sfkt_cli.files import write_json, write_text
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run, Stage
@@ -128,6 +129,9 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
         classes=tuple(evaluation.classes),
         rows=rows,
         facts=facts(evaluation, rows),
+        headline=headline(evaluation, rows),
+        made=made(evaluation, run),
+        shots=shots(evaluation),
         sections=sections(evaluation, run, rows, stage.folder),
     )
     shown = {section.picture for section in report.sections}

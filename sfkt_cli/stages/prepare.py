@@ -146,8 +146,8 @@ def _why_no_source(plan: Plan) -> str:
     what = "are all one group" if len(groups) == 1 else f"are only {len(groups)} groups"
     return (
         f"the labelled RGB images {what} ({names}), and groups stay whole, so none is left to "
-        f"train a source model on; {_FEW_GROUPS}: divide them (docs/datasets.md tells what a group "
-        "is), or"
+        f"train a source model on; {_FEW_GROUPS}: divide them (a group is a folder below rgb, or "
+        "the column group of a manifest), or"
     )
 
 

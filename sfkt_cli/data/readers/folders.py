@@ -31,7 +31,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from sfkt_cli.data.archive import Container, open_container
+from sfkt_cli.data.archive import Container, open_container, tree_drawn_in
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
 from sfkt_cli.data.loading import FileLoader, TargetValues, with_safe_ids
 from sfkt_cli.data.readers.manifest import find_manifest, read_manifest
@@ -39,7 +39,7 @@ from sfkt_cli.data.records import Archive, Record, check_unique, image_names
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
 
-_ADVICE = "docs/datasets.md draws the folders"
+_ADVICE = tree_drawn_in(__doc__)
 _OTHER_NAMES = {
     "color": "rgb", "colour": "rgb", "depth": "target", "nir": "target", "ir": "target",
     "infrared": "target", "thermal": "target",
@@ -68,7 +68,7 @@ def read(config: Config, root: Path) -> Archive:
         records, notes = _read_tree(container)
     targets = [record.target for record in records if record.target is not None]
     if not targets:
-        raise DataError(f"{root} holds no target images: docs/datasets.md draws the folders")
+        raise DataError(f"{root} holds no target images: {_ADVICE}")
     own = config.folders
     values = TargetValues(own.modality, own.unit, scale=own.scale)
     loader = FileLoader(
