@@ -30,8 +30,8 @@ from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
 
-EQUAL_SHARE = 0.2
-"""Share of equal frequencies in the estimated ones, so that no class vanishes."""
+EQUAL_SHARE = 0.5
+"""Share of equal frequencies in the measured ones: a student may be wrong about them."""
 
 
 class Tgkt(nn.Module):

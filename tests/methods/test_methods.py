@@ -365,8 +365,8 @@ def test_class_frequencies_are_the_students_own_once_it_has_learnt() -> None:
     assert torch.allclose(objective.prior, torch.full((CLASSES,), 1 / CLASSES))
     objective.begin_epoch(3)
     predicted = outputs.predict_all(student)[1].softmax(dim=1).mean(dim=0)
-    assert torch.allclose(objective.prior, 0.8 * predicted + 0.2 / CLASSES)
-    assert float(objective.prior.std()) > 0.01
+    assert torch.allclose(objective.prior, 0.5 * predicted + 0.5 / CLASSES)
+    assert float(objective.prior.std()) > 0.005
     equal = Tgkt(student, outputs, build({"tgkt": {"prior": "equal", "self_from": 0}}))
     equal.begin_epoch(0)
     assert torch.allclose(equal.prior, torch.full((CLASSES,), 1 / CLASSES))
