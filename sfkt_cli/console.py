@@ -12,6 +12,7 @@ import errno
 import json
 import math
 import os
+import re
 import sys
 import time
 import traceback
@@ -82,6 +83,18 @@ class _Spoken:
 
 
 _spoken = _Spoken()
+LINE_S = 30.0
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""C0 and C1, separators and directions of Unicode, and bytes of names that are no UTF-8."""
+
+
+def printable(text: str) -> str:
+    """Text that can be shown: control characters are written as their numbers.
+
+    Names of classes and files come from elsewhere. Their control characters could move the cursor,
+    recolour the terminal or turn the direction of writing. Line feeds and tabs stay.
+    """
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def quieten(quiet: bool) -> None:
@@ -106,7 +119,8 @@ def mute() -> None:
 
 
 def say(message: str) -> None:
-    """Print one message, as it is, without markup; on a terminal broken between words."""
+    """Print one message, without markup; on a terminal broken between words."""
+    message = printable(message)
     wrapped = _broken(message, console.width) if console.is_terminal else message
     console.print(wrapped, markup=False)
     log(message)
@@ -114,6 +128,7 @@ def say(message: str) -> None:
 
 def warn(message: str) -> None:
     """Print one warning."""
+    message = printable(message)
     wrapped = _broken(message, console.width - 9) if _warnings.is_terminal else message
     _warnings.print(f"warning: {wrapped}", style="yellow", markup=False)
     log(f"warning: {message}")
@@ -122,7 +137,7 @@ def warn(message: str) -> None:
 
 def tell(message: str) -> None:
     """Print why the program ends, whatever else is quiet."""
-    _errors.write(f"{message}\n")
+    _errors.write(f"{printable(message)}\n")
     _errors.flush()
 
 
@@ -137,6 +152,7 @@ def confirmed(question: str) -> bool:
 
 def output(text: str) -> None:
     """Print what was asked for: on standard output, which under ``--json`` is for events only."""
+    text = printable(text)
     if _spoken.json:
         console.print(text, markup=False)
     else:
@@ -154,7 +170,7 @@ def write_output(text: str) -> None:
     try:
         if sys.stdout is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        sys.stdout.write(text)
+        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
     except OSError as error:
         if sys.stdout is not None:  # what is held back would fail once more at the very end
@@ -205,7 +221,7 @@ def log(message: str) -> None:
     """Write one message into the log of the stage that runs, and nowhere else."""
     if _spoken.log is not None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        text = message.replace("\n", f"\n{' ' * (len(stamp) + 2)}")
+        text = printable(message).replace("\n", f"\n{' ' * (len(stamp) + 2)}")
         with contextlib.suppress(OSError):  # a full disk: the stage's own files will tell
             _spoken.log.write(f"{stamp}  {text}\n")
 
@@ -238,6 +254,10 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+WIDE = 100
+"""Columns from which a bar tells images a second; each epoch's line tells them anyway."""
+
+
 class Tracker:
     """Progress of one long task; make it with :func:`track`.
 
@@ -246,21 +266,23 @@ class Tracker:
             terminal is narrow it is cut off first.
     """
 
-    def __init__(self, title: str, total: int | None, unit: str, done: int = 0) -> None:
+    def __init__(self, title: str, total: int | None, unit: str, done: int, line_s: float) -> None:
         self.note = ""
+        self._total, self._steps, self._line_s = total, 0, line_s
         self._unit = unit
         self._title = title
-        self._started = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         self._counted = 0
         self._bar: Progress | None = None
         if console.is_terminal and not console.quiet:
-            # Only the note gives way where the terminal is narrow, from its end.
+            # Where the terminal is narrow the rate gives way, and the note from its end.
+            rate = [] if console.width < WIDE else [TextColumn("{task.fields[rate]}")]
             fixed, rest = Column(no_wrap=True), Column(no_wrap=True, ratio=1, overflow="ellipsis")
             self._bar = Progress(
                 TextColumn("{task.description}", table_column=fixed),
                 BarColumn(bar_width=min(max((console.width - 72) // 2, 6), 40)),
                 MofNCompleteColumn(table_column=fixed),
-                TextColumn("{task.fields[rate]}", table_column=fixed),
+                *rate,
                 TimeRemainingColumn(compact=True, table_column=fixed),
                 TextColumn("{task.fields[note]}", style="dim", table_column=rest),
                 console=console,
@@ -273,6 +295,15 @@ class Tracker:
     def advance(self, steps: int = 1, count: int = 0, note: str = "") -> None:
         """Go on by some steps; ``count`` images passed in them; ``note`` is shown beside."""
         self._counted += count
+        self._steps += steps
+        now = time.monotonic()
+        if self._bar is None and now - self._last_line >= self._line_s:
+            self._last_line = now
+            text = f"{self._steps:,} {self._unit}"
+            if self._total is not None:
+                left_s = (now - self._started) / self._steps * (self._total - self._steps)
+                text = f"{self._steps:,} of {self._total:,} {self._unit}  {duration(left_s)} left"
+            self.report(text)
         if self._bar is not None:
             rate = self._counted / max(time.monotonic() - self._started, 1e-9)
             speed = f"{rate:,.0f} {self._unit}/s"
@@ -290,12 +321,19 @@ class Tracker:
 
 
 @contextlib.contextmanager
-def track(title: str, total: int | None, unit: str = "images", done: int = 0) -> Iterator[Tracker]:
-    """Show the progress of a task of ``total`` steps, some of which may be done already.
+def track(
+    title: str, total: int | None, unit: str = "images", done: int = 0, line_s: float = LINE_S
+) -> Iterator[Tracker]:
+    """Show the progress of a task.
 
-    None: nobody knows how many there will be.
+    Args:
+        title: What is shown in front.
+        total: Number of its steps; None: nobody knows how many there will be.
+        unit: What the rate counts.
+        done: Steps that are done already.
+        line_s: Seconds between the lines that are printed where there is no terminal.
     """
-    tracker = Tracker(title, total, unit, done)
+    tracker = Tracker(title, total, unit, done, line_s)
     try:
         yield tracker
     finally:

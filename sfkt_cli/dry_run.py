@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,8 @@ def _try(stage: str, settings: Settings) -> dict[str, Any]:
         return _try_prepare(config, run)
     if stage == "evaluate":
         return _try_evaluate(config, run)
-    from sfkt_cli.stages import bridge, source, transfer
-
-    functions: dict[str, Callable[..., None]] = {
-        "source": source.source,
-        "bridge": bridge.bridge,
-        "transfer": transfer.transfer,
-    }
-    return _try_training(_folder(stage, settings), functions[stage], config, run)
+    function = getattr(import_module(f"sfkt_cli.stages.{stage}"), stage)
+    return _try_training(_folder(stage, settings), function, config, run)
 
 
 def _folder(stage: str, settings: Settings) -> str:
@@ -104,10 +99,6 @@ def _try_training(
     gpus = use_gpus(config.runtime)
     count = gpus or config.runtime.processes
     alone = config.runtime.model_copy(update={"gpus": min(gpus, 1), "processes": 1})
-    notes = []
-    if count > 1:
-        where = "GPUs" if gpus else "processes"
-        notes.append(f"tried in one process; {count} {where} share each batch")
     began = time.monotonic()
     try:
         stage(config.model_copy(update={"runtime": alone}), run)
@@ -125,10 +116,11 @@ def _try_training(
         store = open_store(run.transfer_store)
         pictures, side = store.count("target"), store["target/target"].shape[1]
         writes[f"{pictures:,} images"] = 2 * pictures * side**2
-    if trial.scaled:
-        notes.append("a step with all images would take long here: time and memory are scaled up")
-    if run.path(name, "begun.json").is_file() and not run.force:
-        notes.append("an unfinished training is there: it goes on, and takes less")
+    shared = f"tried in one process; {count} {'GPUs' if gpus else 'processes'} share each batch"
+    scaled = "a step with all images would take long here: time and memory are scaled up"
+    begun = "an unfinished training is there: it continues, and takes less"
+    unfinished = run.path(name, "begun.json").is_file() and not run.force
+    notes = [shared] * (count > 1) + [scaled] * trial.scaled + [begun] * unfinished
     does = (
         f"trains {trial.trained:,} of {trial.parameters:,} parameters in {trial.epochs} epochs of "
         f"{trial.steps} steps of {trial.images} images"
@@ -164,17 +156,15 @@ def _try_download(config: Config) -> dict[str, Any] | None:
     missing = missing_files(config.dataset, folder)
     if not missing:
         return None
-    lines = ["download: dry run; nothing is fetched"]
-    for file in missing:
-        lines.append(f"  fetches   {file.url} ({size_text(file.size) if file.size else '?'})")
-    lines.append(f"  writes    to {folder}, where {size_text(free_bytes(folder))} are free")
-    say("\n".join(lines))
+    fetches, free = {file.url: file.size for file in missing}, free_bytes(folder)
+    lines = [
+        f"  fetches   {url} ({size_text(size) if size else '?'})" for url, size in fetches.items()
+    ]
+    lines.append(f"  writes    to {folder}, where {size_text(free)} are free")
+    say("\n".join(["download: dry run; nothing is fetched", *lines]))
     plan: dict[str, Any] = {
-        "stage": "download",
-        "fetches": {file.url: file.size for file in missing},
-        "folder": folder,
-        "free_bytes": free_bytes(folder),
-    }
+        "stage": "download", "fetches": fetches, "folder": folder, "free_bytes": free,
+    }  # fmt: skip
     event("plan", **plan)
     return plan
 

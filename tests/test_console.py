@@ -120,3 +120,34 @@ def test_messages_that_nobody_can_read_stop_no_training(tmp_path: Path) -> None:
             assert run_program(*arguments, stdout=file.fileno(), stderr=errors, world={}) == 0
         assert run.finished("source")
         os.close(errors)
+
+
+def test_without_a_terminal_a_line_tells_of_a_long_task(capfd: pytest.CaptureFixture[str]) -> None:
+    with track("prepare", 40, line_s=0.0) as tracker:
+        tracker.advance(10, 10)
+    with track("predict", None, line_s=0.0) as tracker:
+        tracker.advance(7, 7)
+    with track("bridge", 40) as tracker:
+        tracker.advance(10, 10)
+    first, second = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(r"prepare  10 of 40 images  \d+ s left", first)
+    assert second == "predict  7 images"
+
+
+NASTY = "cup\x1b[31m\x07\x9b2J\u202egnp.\udcff"
+
+
+def test_control_characters_of_names_reach_no_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with console_module.stage_log("prepare", tmp_path / "log.txt"):
+        say(f"class {NASTY}\nof two lines")
+        console_module.warn(NASTY)
+        console_module.log(NASTY)
+    console_module.tell(NASTY)
+    console_module.output(NASTY)
+    said = capfd.readouterr()
+    for text in (said.out, said.err, (tmp_path / "log.txt").read_text()):
+        assert r"cup\x1b[31m\x07\x9b2J\u202egnp.\udcff" in text
+        assert console_module.printable(text) == text
+    assert "\nof two lines" in said.err

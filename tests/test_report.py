@@ -2,6 +2,7 @@ import csv
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfkt_cli.console import console
+from sfkt_cli.console import console, printable
 from sfkt_cli.evaluation import figures, report
 from sfkt_cli.evaluation.html import interval_chart, to_html
-from sfkt_cli.evaluation.report import Report, Row, Section
+from sfkt_cli.evaluation.report import Headline, Report, Row, Section, Shot
 from sfkt_cli.files import write_json
 from sfkt_cli.methods import METHODS
 from sfkt_cli.settings.runs import Run
@@ -66,7 +67,22 @@ def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
     assert "http" not in page
     assert "prefers-color-scheme: dark" in page
     assert "@media print" in page
-    assert page.count("<svg") == page.count("</svg>") == 1
+    assert page.count("<svg") == page.count("</svg>") == 2  # the chart, and its diamond inside
+
+
+@pytest.mark.parametrize("tone", ["better", "worse", "open"])
+def test_the_verdict_comes_first_and_all_else_is_folded(tmp_path: Path, tone: str) -> None:
+    line = Headline("The student recognises 95.6 % of the images.", NASTY, tone)
+    shots = (Shot(b"png", "\u2713 cup"),)
+    page = to_html(replace(_report(), headline=line, made="2030-01-01", shots=shots), tmp_path)
+    body = page.split("<main>")[1]
+    first = body.index("recognises 95.6&nbsp;%")
+    assert f'class="box {tone}"' in body[:first]
+    assert first < body.index("2030-01-01") < body.index("cup") < body.index("<svg")
+    assert body.index("<svg") < body.index("Contents") < body.index("<details>")
+    assert body.count('href="#part') == body.count("<details>") == body.count("</details>")
+    text = report.to_markdown(replace(_report(), headline=line))
+    assert text.splitlines()[2] == "**The student recognises 95.6 % of the images.**"
 
 
 def test_every_row_of_a_report_is_explained(tmp_path: Path) -> None:
@@ -84,9 +100,9 @@ def test_bounds_differ_from_methods_by_shape() -> None:
 
 def test_csv_holds_no_formulas() -> None:
     cells: list[str | float] = ["=1+1", "+1", "-x", "@a", "\t=1", 'a "b", c', "", -0.5]
-    text = report.to_csv(["=h"], [cells])
+    text = report.to_csv(["=h"] * len(cells), [cells])
     header, row = csv.reader(text.splitlines())
-    assert header == ["'=h"]
+    assert header == ["'=h"] * len(cells)
     assert row == ["'=1+1", "'+1", "'-x", "'@a", "'\t=1", 'a "b", c', "", "-0.5"]
 
 
@@ -131,7 +147,7 @@ def test_pictures_take_names_with_dollars_and_foreign_letters(tmp_path: Path) ->
     bins = (np.arange(15), np.linspace(0, 1, 15), np.linspace(0, 1, 15))
     figures.draw_reliability(tmp_path / "r.png", {"m": bins})
     rows = [{"epoch": 1, "seconds": 1.0, "learning_rate": 0.1, "kl": 1.0, "ti_agreement": 0.5}]
-    figures.draw_curves(tmp_path / "k.png", {"s": rows}, ("ti_",), {"s": 1})
+    figures.draw_curves(tmp_path / "k.png", {"s": rows}, {"s": 1})
     for name in "cgrk":
         with Image.open(tmp_path / f"{name}.png") as picture:
             picture.load()
@@ -146,10 +162,10 @@ def test_a_term_that_begins_late_has_a_curve(
     monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
     usual = {"seconds": 1.0, "learning_rate": 0.1, "kl": 0.5}
     rows = [{"epoch": 1, **usual}, {"epoch": 2, **usual, "im": -1.0}]
-    figures.draw_curves(tmp_path / "k.png", {"tgkt": rows}, ("ti_",), {})
+    figures.draw_curves(tmp_path / "k.png", {"tgkt": rows}, {})
     (figure,) = drawn
-    labels = [label for axis in figure.axes for label in axis.get_legend_handles_labels()[1]]
-    assert labels == ["kl", "im"]
+    titles = [axis.get_title() for axis in figure.axes if axis.get_visible()]
+    assert titles == ["information maximisation (im)", "distillation (kl)"]
 
 
 def test_two_axes_are_those_of_largest_variance() -> None:
@@ -194,3 +210,16 @@ def test_latex_shows_texts_as_they_are_and_the_best_method_in_bold() -> None:
     assert r"z & 99 & 1 \\" in lines
     assert r"\caption{50 \% of \{x\}}" in lines
     assert r"\begin{tabular}{lrr}" in lines
+
+
+@pytest.mark.parametrize(
+    "write",
+    [report.to_markdown, report.to_latex, lambda told: to_html(told, Path())],
+    ids=["markdown", "latex", "html"],
+)
+def test_no_control_character_reaches_a_report(write: Callable[[Report], str]) -> None:
+    nasty = "cup\x1b[2J\u202e"
+    section = Section(nasty, (nasty,), ("class", "n"), ((nasty, "1"),))
+    text = write(Report(nasty, (nasty,), (replace(TGKT, note=nasty),), (nasty,), (section,)))
+    assert "x1b" in text
+    assert printable(text) == text

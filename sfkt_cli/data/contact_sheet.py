@@ -71,12 +71,10 @@ def captioned(image: NDArray[Any], missing: bool, text: str) -> Image.Image:
         missing: Whether 0 means "no reading".
         text: Such as ``cup  93 %``.
     """
-    plane = image if image.ndim == 2 else image[:, :, 0]
-    rgb = image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
-    shown = Image.fromarray(image if rgb else _grey(plane, missing))
-    side = max(2 * TILE, shown.width)
+    picture = Image.fromarray(picture_of(image, missing))
+    side = max(2 * TILE, picture.width)
     sheet = Image.new("RGB", (side, side + 2 * CAPTION), "white")
-    sheet.paste(shown.resize((side, side), Image.Resampling.NEAREST))
+    sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST))
     ImageDraw.Draw(sheet).text(
         (6, side + 5), text, fill="black", font=ImageFont.load_default(CAPTION)
     )
@@ -95,6 +93,13 @@ def _strip(store: Store, part: str, row: int) -> Picture:
         if rgb is not None:
             tiles.append(_enlarge(_overlay(np.asarray(rgb), plane, store.modality == "depth")))
     return np.concatenate(tiles, axis=1)
+
+
+def picture_of(image: NDArray[Any], missing: bool) -> Picture:
+    """A stored target image as people see it: (H, W, 3), grey or in its colours."""
+    if image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:
+        return image
+    return _grey(image if image.ndim == 2 else image[:, :, 0], missing)
 
 
 def _enlarge(picture: Picture) -> Picture:

@@ -6,6 +6,7 @@ styles, points have shapes, right and wrong are written out. Colours: Okabe and 
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +20,33 @@ from sfkt_cli.files import replacing
 
 Numbers = NDArray[Any]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-HATCHES = ("", "//", "..", "xx")
 LINES = ("-", "--", "-.", ":")
 POINTS = ("o", "^", "s", "D", "v", "P", "X")
 INK = "#1b1f24"
 WRONG = "#B32D00"
 RIGHT = "#005A8C"
 DPI = 130
+COLUMNS = 4
+"""Charts of training curves beside each other."""
+FEWEST = 10
+"""A bin of fewer images says nothing about reliability."""
+TERMS = {
+    "cross_entropy": "cross-entropy",
+    "rec": "reconstruction",
+    "d": "discriminator",
+    "f": "features of pairs",
+    "p": "maps of pairs",
+    "im": "information maximisation",
+    "kl": "distillation",
+    "self": "self-distillation",
+    "ti_agreement": "agreement on pairs",
+    "ti_kappa": "the same beyond chance",
+    "ti_closeness": "closeness of features",
+    "ti_rank": "rank of the partner",
+    "tr_information": "information",
+    "tr_density": "neighbourhood density",
+}
+"""Full names of loss terms and scores; others are shown as they are."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +78,7 @@ def draw_confusion(path: Path, panels: Mapping[str, Numbers], classes: Sequence[
     for axis, (title, matrix) in zip(axes.flat, panels.items(), strict=False):
         share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
         axis.imshow(share, cmap="cividis", vmin=0, vmax=100)
-        axis.set_title(title, fontsize=10)
+        axis.set_title(textwrap.fill(title, 26), fontsize=10)
         axis.set_xlabel("predicted")
         names = [_short(name, 14) for name in classes]
         places = range(0, count, max(1, -(-count // 40)))
@@ -76,38 +97,6 @@ def draw_confusion(path: Path, panels: Mapping[str, Numbers], classes: Sequence[
     _save(figure, path)
 
 
-def draw_class_bars(
-    path: Path, methods: Mapping[str, Sequence[float | None]], classes: Sequence[str]
-) -> None:
-    """Accuracy of each class as bars, one a method, told apart by hatching, too.
-
-    Args:
-        path: The PNG.
-        methods: Name to the fraction of each class; None where a class has no images.
-        classes: Their names.
-    """
-    wide = min(max(5.5, 0.9 * len(classes) + 1.5), 20.0)
-    figure, axes = _figure(1, 1, (wide, 3.2))
-    axis, width = axes[0][0], 0.8 / max(len(methods), 1)
-    for number, (name, shares) in enumerate(methods.items()):
-        places = [place - 0.4 + (number + 0.5) * width for place in range(len(classes))]
-        heights = [np.nan if share is None else 100 * share for share in shares]
-        axis.bar(
-            places, heights, 0.9 * width, label=name, color=COLOURS[number % len(COLOURS)],
-            hatch=HATCHES[number % len(HATCHES)], edgecolor="white", linewidth=0,
-        )  # fmt: skip
-    few = len(classes) <= 8
-    axis.set_xticks(
-        range(len(classes)), [_short(name, 14) for name in classes], fontsize=8,
-        rotation=0 if few else 60, ha="center" if few else "right",
-    )  # fmt: skip
-    axis.set(ylim=(0, 100), ylabel="accuracy %")
-    axis.grid(axis="y", linewidth=0.4, alpha=0.6)
-    axis.set_axisbelow(True)
-    figure.legend(frameon=False, fontsize=8, ncols=len(methods), loc="outside upper left")
-    _save(figure, path)
-
-
 def draw_reliability(path: Path, panels: Mapping[str, tuple[Numbers, Numbers, Numbers]]) -> None:
     """Reliability diagrams: accuracy over confidence, with the samples of each bin below.
 
@@ -118,13 +107,13 @@ def draw_reliability(path: Path, panels: Mapping[str, tuple[Numbers, Numbers, Nu
     figure, axes = _figure(2, len(panels), (3.1 * len(panels) + 0.5, 4.2), ratios=(3, 1))
     for number, (title, (count, confidence, right)) in enumerate(panels.items()):
         upper, lower = axes[0][number], axes[1][number]
-        full = count > 0
+        full = count >= FEWEST
         upper.plot([0, 100], [0, 100], color="grey", linestyle=":", label="as sure as right")
         upper.plot(
             100 * confidence[full], 100 * right[full], color=COLOURS[0], marker="o", markersize=4,
             label="measured",
         )  # fmt: skip
-        upper.set(title=title, xlim=(0, 100), ylim=(0, 100))
+        upper.set(title=textwrap.fill(title, 26), xlim=(0, 100), ylim=(0, 100))
         edges = np.arange(len(count)) / len(count)
         lower.bar(100 * edges, count, width=100 / len(count), align="edge", color="grey")
         lower.set(xlim=(0, 100), xlabel="confidence %")
@@ -136,50 +125,41 @@ def draw_reliability(path: Path, panels: Mapping[str, tuple[Numbers, Numbers, Nu
 
 
 def draw_curves(
-    path: Path,
-    stages: Mapping[str, Sequence[Mapping[str, float]]],
-    scores: Sequence[str],
-    chosen: Mapping[str, int],
+    path: Path, stages: Mapping[str, Sequence[Mapping[str, float]]], chosen: Mapping[str, int]
 ) -> None:
-    """Training curves: loss terms above, label-free scores below, one column a stage.
+    """Training curves: a small chart for each loss term and score, four in a row.
 
     Args:
         path: The PNG.
-        stages: Title to the rows of metrics.jsonl.
-        scores: How names of scores begin; what is neither time nor rate is a loss term.
+        stages: Title to the rows of metrics.jsonl; what is neither time nor rate is drawn.
         chosen: Epoch, from 1, that each stage kept.
     """
-    figure, axes = _figure(2, len(stages), (3.4 * len(stages) + 0.5, 6.0))
-    for number, (title, rows) in enumerate(stages.items()):
-        columns = dict.fromkeys(k for row in rows for k in row)  # some terms begin late
-        names = [k for k in columns if k not in ("epoch", "seconds", "learning_rate")]
-        epochs = [row["epoch"] for row in rows]
-        kinds = (
-            [n for n in names if not n.startswith(tuple(scores))],
-            sorted(n for n in names if n.startswith(tuple(scores))),
+    from matplotlib.figure import Figure
+
+    names = {
+        title: sorted(
+            {name for row in rows for name in row} - {"epoch", "seconds", "learning_rate"},
+            key=lambda name: (name.startswith(("ti_", "tr_")), name),
         )
-        for line, kind in enumerate(kinds):
-            axis = axes[line][number]
-            if not kind:
-                axis.set_visible(False)
-                continue
-            for i, name in enumerate(kind):
-                values = [row.get(name, np.nan) for row in rows]
-                axis.plot(
-                    epochs, values, label=name, color=COLOURS[i % len(COLOURS)], markersize=4,
-                    linestyle=LINES[i % len(LINES)], marker=POINTS[i % len(POINTS)],
-                    markevery=max(1, len(rows) // 8),
-                )  # fmt: skip
+        for title, rows in stages.items()
+    }
+    lines = [-(-len(found) // COLUMNS) for found in names.values()]
+    height = 1.6 * sum(lines) + 0.35 * len(lines)
+    figure = Figure((2.6 * COLUMNS, height), DPI, layout="constrained")
+    parts = figure.subfigures(len(stages), 1, squeeze=False, height_ratios=lines)[:, 0]
+    for part, count, (title, rows) in zip(parts, lines, stages.items(), strict=True):
+        part.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+        axes = part.subplots(count, COLUMNS, squeeze=False).flat
+        for axis in axes[len(names[title]) :]:
+            axis.set_visible(False)
+        for axis, name in zip(axes, names[title], strict=False):
+            values = [row.get(name, np.nan) for row in rows]  # some terms begin late
+            axis.plot([row["epoch"] for row in rows], values, color=COLOURS[0], marker=".")
             if title in chosen:
-                axis.axvline(chosen[title], color="grey", linewidth=1, label="kept")
-            axis.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-            axis.set_xlabel("epoch")
+                axis.axvline(chosen[title], color="grey", linewidth=1)
+            axis.set_title(f"{TERMS[name]} ({name})" if name in TERMS else name, fontsize=8)
+            axis.tick_params(labelsize=7)
             axis.xaxis.get_major_locator().set_params(integer=True)
-        axes[0][number].set_title(title, fontsize=10, pad=8 + 13 * _legend_lines(axes[0][number]))
-    for line, what in enumerate(("loss terms, unweighted", "label-free scores")):
-        visible = [axis for axis in axes[line] if axis.get_visible()]
-        if visible:
-            visible[0].set_ylabel(what)
     _save(figure, path)
 
 
@@ -280,11 +260,6 @@ def two_axes(sets: Mapping[str, Numbers]) -> tuple[dict[str, Numbers], float]:
     return {name: (features - mean) @ axes[:2].T for name, features in sets.items()}, share
 
 
-def _legend_lines(axis: Any) -> int:
-    """Lines that a legend of two columns takes above the axis."""
-    return -(-len(axis.get_legend_handles_labels()[1]) // 2)
-
-
 def _short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
@@ -308,4 +283,6 @@ def _save(figure: Any, path: Path) -> None:
         text.set_parse_math(False)  # class names may hold dollar signs
     with replacing(path) as partial, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # shown as a box
-        figure.savefig(partial, format="png", metadata={"Software": None})
+        figure.savefig(
+            partial, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.08
+        )

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from sfkt_cli import scores
+from sfkt_cli.data.contact_sheet import picture_of
 from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.evaluation import figures
 from sfkt_cli.evaluation.figures import Strip
 from sfkt_cli.evaluation.labelled import Split
 from sfkt_cli.evaluation.models import raw_encoding, source_on_rgb, translate
 from sfkt_cli.evaluation.predictions import Evaluation, Pairs
-from sfkt_cli.evaluation.report import Section
+from sfkt_cli.evaluation.report import Section, Shot
 from sfkt_cli.training.pairs import spread
 from sfkt_cli.training.predicting import predict_rows, student_loader, target_loader, through
 
@@ -70,6 +73,28 @@ def tr_gallery(evaluation: Evaluation, folder: Path) -> list[Section]:
         evaluation, split
     )
     return [Section("Target images", picture="gallery-tr.png", caption=caption)]
+
+
+def shots(evaluation: Evaluation) -> tuple[Shot, ...]:
+    """Real images of the sensor, with what the main method says of them."""
+    split = evaluation.headline_split or next(iter(evaluation.splits.values()), None)
+    if split is None or not len(split.target) or not evaluation.config.evaluate.pictures:
+        return ()
+    truth = dict(zip(split.rows.tolist(), split.labels.tolist(), strict=True))
+    said = evaluation.outcomes[evaluation.main_method].probabilities[split.name]
+    found = []
+    for row in _spread_over_classes(split, evaluation.config.seed).tolist():
+        best, label = int(said[row].argmax()), truth.get(row)
+        caption = evaluation.classes[best]
+        if label is not None and label != best:
+            caption = f"✗ {caption}, not {evaluation.classes[label]}"
+        elif label is not None:
+            caption = f"✓ {caption}"
+        picture = picture_of(np.asarray(split.target[row]), evaluation.store.modality == "depth")
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, format="PNG")
+        found.append(Shot(file.getvalue(), caption))
+    return tuple(found)
 
 
 def worst_errors(evaluation: Evaluation, folder: Path) -> list[Section]:

@@ -11,30 +11,51 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from sfkt_cli.console import printable
 from sfkt_cli.evaluation.report import (
     BOUNDS,
     SPLITS,
     Cells,
     Report,
     Row,
+    Section,
+    Shot,
     meanings,
+    named,
     percent,
     split_tables,
 )
 
 WIDE = 900
 """Pixels from which a picture is not shrunk to a telephone's width, but scrolled."""
+MARKS = (
+    '<p class="note">Accuracy in per cent, and its 95 % interval. A disc is a method; a hollow '
+    "diamond, and italics in tables, a bound: it saw labels or RGB images of the task.</p>"
+)
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --paper: #ffffff;
-  --line: #d0d7de; --method: #0072b2; --bound: #b35900; }
+  --line: #d0d7de; --method: #0072b2; --bound: #b35900;
+  --better: #1a7f37; --worse: #b42318; --open: #8a6100; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9da7b1;
-  --paper: #0d1117; --line: #3d444d; --method: #56b4e9; --bound: #e69f00; } }
+  --paper: #0d1117; --line: #3d444d; --method: #56b4e9; --bound: #e69f00;
+  --better: #3fb950; --worse: #ff7b72; --open: #e3b341; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+  max-width: 74rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1rem; font-weight: 400; color: var(--soft); }
+h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+.box { border: 2px solid var(--tone); border-left-width: 10px; border-radius: 6px;
+  padding: .8rem 1.1rem; background: color-mix(in srgb, var(--tone) 10%, var(--paper)); }
+.box p { margin: 0; } .box .first { font-size: 1.45rem; font-weight: 600; line-height: 1.3; }
+.better { --tone: var(--better); } .worse { --tone: var(--worse); } .open { --tone: var(--open); }
+.shots { display: grid; grid-template-columns: repeat(auto-fit, minmax(5rem, 1fr)); gap: .6rem;
+  padding: 0; margin: 1.2rem 0 .3rem; list-style: none; font-size: .85rem; line-height: 1.3; }
+.shots img { width: 100%; border-radius: 4px; image-rendering: pixelated; }
+details { border-top: 1px solid var(--line); } summary { font-size: 1.1rem; font-weight: 600;
+  padding: .6rem 0; cursor: pointer; } details > div { padding-bottom: 1.5rem; }
+nav { margin: 2rem 0 1rem; line-height: 1.8; } a { color: var(--method); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; }
+th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 .words2 :is(th, td):nth-child(2) { text-align: left; }
 thead th { border-bottom: 2px solid var(--ink); white-space: normal; vertical-align: bottom; }
@@ -44,8 +65,8 @@ tbody.bounds { border-top: 2px solid var(--ink); font-style: italic; }
 dl.note { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; }
 dl.note dt { font-weight: 600; } dl.note dd { margin: 0; }
 figure { margin: 1rem 0; }
-svg { width: 100%; max-width: 46rem; }
-@media screen { .scroll > svg { min-width: 34rem; } .scroll > .wide { min-width: 44rem; } }
+.chart { padding: 0 8px; max-width: 46rem; } svg { width: 100%; overflow: visible; }
+@media screen { .scroll > .wide { min-width: 44rem; } }
 figure img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
 svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
 svg .axis { stroke: var(--line); } svg .soft { fill: var(--soft); }
@@ -53,9 +74,11 @@ svg .method { stroke: var(--method); fill: var(--method); }
 svg .bound { stroke: var(--bound); fill: var(--paper); }
 svg line.bound { stroke-dasharray: 4 3; }
 @media print { :root { --ink: #000; --soft: #333; --paper: #fff; --line: #999; --method: #0072b2;
-  --bound: #b35900; color-scheme: light; } body { max-width: none; margin: 0; font-size: 11pt; }
+  --bound: #b35900; --better: #1a7f37; --worse: #b42318; --open: #8a6100; color-scheme: light; }
+  nav { display: none; } details::details-content { content-visibility: visible; height: auto; }
+  body { max-width: none; margin: 0; font-size: 11pt; }
   table { font-size: 8pt; } th, td { padding: .15rem .35rem; }
-  figure, table, svg { break-inside: avoid; } h2, p.lead, .scroll:has(> svg) { break-after: avoid; }
+  figure, table, svg { break-inside: avoid; } h2, p.lead, summary { break-after: avoid; }
   .scroll { overflow: visible; } }
 """
 
@@ -69,24 +92,37 @@ def to_html(report: Report, folder: Path) -> str:
     """
     title = escape(f"{report.dataset}: evaluation")
     parts = [f"<h1>{title}</h1>"]
+    if report.headline:
+        line = report.headline
+        parts.append(
+            f'<div class="box {line.tone}"><p class="first">{_unbroken(line.text)}</p>'
+            f"<p>{_unbroken(line.detail)}</p></div>"
+        )
+    parts.append(f'<p class="note">{escape(report.made)}</p>')
+    parts += [_shots(report.shots)] if report.shots else []
+    details: list[tuple[str, str]] = []
+    for split, table in zip(_splits(report.rows), split_tables(report.rows, named), strict=True):
+        chart = interval_chart([row for row in report.rows if row.split == split])
+        if split == _splits(report.rows)[-1]:
+            parts += [f"<h2>{escape(table.title)}</h2>", chart, MARKS]
+            chart = ""
+        notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.footnotes)
+        figures = _table(table.header, table.methods, table.bounds)
+        details.append((table.title, chart + figures + notes))
+    if report.rows:
+        details.append(("What the names mean", _legend(report.rows)))
     if report.facts:
         facts = "".join(f"<li>{escape(fact)}</li>" for fact in report.facts)
-        parts.append(f"<ul>{facts}</ul>")
-    for split, table in zip(_splits(report.rows), split_tables(report.rows), strict=True):
-        parts.append(f"<h2>{escape(table.title)}</h2>")
-        parts.append(interval_chart([row for row in report.rows if row.split == split]))
-        parts.append(_table(table.header, table.methods, table.bounds))
-        parts += [f'<p class="note">{escape(note)}</p>' for note in table.footnotes]
-    parts.append(_legend(report.rows))
-    for section in report.sections:
-        parts.append(f"<h2>{escape(section.title)}</h2>")
-        parts += [f'<p class="lead">{escape(text)}</p>' for text in section.text]
-        if section.cells:
-            parts.append(_table(section.header, section.cells, left=section.left))
-        if section.picture:
-            parts.append(_picture(folder / section.picture, section.caption))
+        details.append(("How it was measured", f"<ul>{facts}</ul>"))
+    details += [(section.title, _section(section, folder)) for section in report.sections]
+    parts.append(_contents([name for name, _ in details]))
+    parts += [
+        f"<details><summary>{escape(name)}</summary>"
+        f'<div id="part{number}">{content}</div></details>'
+        for number, (name, content) in enumerate(details)
+    ]
     body = "\n".join(parts)
-    return (
+    return printable(
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n"
@@ -95,51 +131,72 @@ def to_html(report: Report, folder: Path) -> str:
 
 
 def interval_chart(rows: Sequence[Row]) -> str:
-    """Accuracies and their intervals as SVG: methods are discs, bounds hollow diamonds."""
-    left, width, step = 150, 520, 26
-    height = step * len(rows) + 34
-    label = "; ".join(f"{row.method} {percent(row.accuracy)} %" for row in rows)
+    """Accuracies and their intervals as SVG: methods are discs, bounds hollow diamonds.
+
+    Places across are shares of the width, so that letters keep their size on a telephone.
+    """
+    step = 44
+    height = step * len(rows) + 26
+    label = "; ".join(f"{named(row.method)} {percent(row.accuracy)} %" for row in rows)
     parts = [
-        f'<div class="scroll"><svg viewBox="0 0 {left + width + 70} {height}" role="img" '
+        f'<div class="chart"><svg height="{height}" role="img" '
         f'aria-label="{escape(label, quote=True)}">'
     ]
-    for tick in range(0, 101, 20):
-        x = left + width * tick / 100
-        parts.append(f'<line class="axis" x1="{x}" y1="4" x2="{x}" y2="{height - 26}"/>')
-        parts.append(f'<text x="{x}" y="{height - 8}" text-anchor="middle">{tick} %</text>')
+    for tick in range(0, 101, 25):
+        parts.append(f'<line class="axis" x1="{tick}%" y1="4" x2="{tick}%" y2="{height - 22}"/>')
+        parts.append(f'<text x="{tick}%" y="{height - 6}" text-anchor="middle">{tick}</text>')
     for number, row in enumerate(rows):
         kind = "bound" if row.method in BOUNDS else "method"
-        y = step * number + 18
+        y = step * number + 32
         low, x, high = (
-            left + width * min(max(value, 0.0), 1.0)
+            100 * min(max(value, 0.0), 1.0)
             for value in (row.accuracy_ci95[0], row.accuracy, row.accuracy_ci95[1])
         )
         shape = (
-            f'<path class="bound" stroke-width="2" d="M{x - 6:.1f} {y}l6 -6l6 6l-6 6z"/>'
+            f'<svg x="{x:.1f}%" y="{y}" height="1" width="1">'
+            '<path class="bound" stroke-width="2" d="M-6 0l6-6l6 6l-6 6z"/></svg>'
             if kind == "bound"
-            else f'<circle class="method" cx="{x:.1f}" cy="{y}" r="5"/>'
+            else f'<circle class="method" cx="{x:.1f}%" cy="{y}" r="5"/>'
         )
         parts.append(
-            f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">{escape(row.method)}</text>'
-            f'<line class="{kind}" stroke-width="2" x1="{low:.1f}" y1="{y}" '
-            f'x2="{high:.1f}" y2="{y}"/>{shape}'
-            f'<text class="soft" x="{left + width + 12}" y="{y + 4}">{percent(row.accuracy)}</text>'
+            f'<text x="0" y="{y - 12}">{escape(named(row.method))}</text>'
+            f'<text x="100%" y="{y - 12}" text-anchor="end">{percent(row.accuracy)} %</text>'
+            f'<line class="{kind}" stroke-width="2" x1="{low:.1f}%" y1="{y}" '
+            f'x2="{high:.1f}%" y2="{y}"/>{shape}'
         )
     return "\n".join([*parts, "</svg></div>"])
 
 
+def _shots(shots: Sequence[Shot]) -> str:
+    items = "".join(
+        f'<li><img alt="" src="{_inline(shot.png)}"><br>{escape(shot.caption)}</li>'
+        for shot in shots
+    )
+    note = '<p class="note">Images of the sensor, and what the model above says of them.</p>'
+    return f'<ul class="shots">{items}</ul>{note}'
+
+
+def _section(section: Section, folder: Path) -> str:
+    parts = [f'<p class="lead">{escape(text)}</p>' for text in section.text]
+    if section.cells:
+        parts.append(_table(section.header, section.cells, left=section.left))
+    if section.picture:
+        parts.append(_picture(folder / section.picture, section.caption))
+    return "".join(parts)
+
+
+def _contents(names: Sequence[str]) -> str:
+    """Links to the parts; following one opens it."""
+    links = (f'<a href="#part{number}">{escape(name)}</a>' for number, name in enumerate(names))
+    return f"<nav><b>Contents:</b> {' · '.join(links)}</nav>"
+
+
 def _legend(rows: Sequence[Row]) -> str:
-    """What the rows are, and how the chart tells methods from bounds."""
-    if not rows:
-        return ""
+    """What the rows are."""
     names = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in meanings(rows)
     )
-    marks = (
-        "Chart: accuracy and its 95 % interval. A disc is a method; a hollow diamond, and italics "
-        "in the table, a bound: it saw labels or RGB images of the task."
-    )
-    return f'<p class="note">{marks}</p>\n<dl class="note">{names}</dl>'
+    return f'<dl class="note">{names}</dl>'
 
 
 def _splits(rows: Sequence[Row]) -> list[str]:
@@ -166,11 +223,19 @@ def _rows(cells: Sequence[Cells]) -> str:
 
 def _picture(path: Path, caption: str) -> str:
     picture = path.read_bytes()
-    data = base64.b64encode(picture).decode("ascii")
     text = escape(caption, quote=True)
     wide = ' class="wide"' if _width(picture) >= WIDE else ""
-    image = f'<img{wide} alt="{text}" src="data:image/png;base64,{data}">'
+    image = f'<img{wide} alt="{text}" src="{_inline(picture)}">'
     return f'<figure><div class="scroll">{image}</div><figcaption>{text}</figcaption></figure>'
+
+
+def _unbroken(text: str) -> str:
+    """Text whose numbers keep their per cent sign on the same line."""
+    return escape(text).replace(" %", "&nbsp;%")
+
+
+def _inline(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 
 
 def _width(picture: bytes) -> int:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfkt_cli import scores
+from sfkt_cli.console import printable
 from sfkt_cli.data.store import Store
 from sfkt_cli.evaluation.labelled import Split
 from sfkt_cli.evaluation.models import (
@@ -97,8 +98,8 @@ class Evaluation:
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes; those of the source model where the data have none."""
-        return self.store.classes or self.models.card.classes
+        """Names of the classes as they are shown; of the source model where the data have none."""
+        return [printable(name) for name in self.store.classes or self.models.card.classes]
 
     @property
     def main_method(self) -> str:
@@ -114,6 +115,12 @@ class Evaluation:
         """The labelled split that pictures show: ``target`` where it has labels."""
         labelled = [split for split in self.splits.values() if len(split.rows)]
         return labelled[0] if labelled else None
+
+    @property
+    def headline_split(self) -> Split | None:
+        """The labelled split that the first line speaks of: held-out images if any."""
+        labelled = [split for split in self.splits.values() if len(split.rows)]
+        return labelled[-1] if labelled else None
 
     def right(self, method: str, split: Split) -> NDArray[np.bool_]:
         """Whether a method names the true class of each labelled image (L,)."""

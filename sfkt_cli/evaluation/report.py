@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from rich import box
 from rich.table import Table
 
-from sfkt_cli.console import console, say
+from sfkt_cli.console import console, printable, say
 from sfkt_cli.methods import METHODS
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.sealed import read_record
@@ -38,6 +38,15 @@ MEANINGS = {
     "source-rgb": "bound: the source model on the RGB partners of the test images",
 }
 """What each row of a report is, for a reader who sees it for the first time."""
+NAMES = {
+    "source-only": "RGB model",
+    "source-encoded": "RGB model, encoded",
+    "bridge-only": "RGB model behind the translator",
+    "tgkt+bridge": "student and translator together",
+    "oracle": "trained with labels",
+    "source-rgb": "RGB model on RGB images",
+}
+"""What people call them; all others are students."""
 Cells = tuple[str, ...]
 
 
@@ -114,6 +123,34 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Headline:
+    """The first line of the report: is the student better?
+
+    Attributes:
+        text: One sentence in plain words.
+        detail: What it rests on.
+        tone: ``better``, ``worse`` or ``open``: the colour of its box.
+    """
+
+    text: str
+    detail: str = ""
+    tone: str = "open"
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A small picture at the top of the page.
+
+    Attributes:
+        png: The file's bytes.
+        caption: What the main method says of it, and what it is.
+    """
+
+    png: bytes
+    caption: str
+
+
+@dataclass(frozen=True)
 class Report:
     """All that is known of a run.
 
@@ -121,8 +158,11 @@ class Report:
         dataset: Its name.
         classes: Names in the order of the labels.
         rows: Methods first, bounds last.
-        facts: Lines at the top.
+        facts: How it was measured.
         sections: What follows the accuracies.
+        headline: The first line.
+        made: When, by which version, of which model.
+        shots: Images of the sensor, for the top of the page.
     """
 
     dataset: str
@@ -130,6 +170,9 @@ class Report:
     rows: tuple[Row, ...]
     facts: tuple[str, ...] = ()
     sections: tuple[Section, ...] = ()
+    headline: Headline | None = None
+    made: str = ""
+    shots: tuple[Shot, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,6 +192,11 @@ class SplitTable:
     methods: tuple[Cells, ...]
     bounds: tuple[Cells, ...]
     footnotes: tuple[str, ...]
+
+
+def named(method: str) -> str:
+    """The plain name, and in brackets the technical one: ``student (tgkt)``."""
+    return f"{NAMES.get(method, 'student')} ({method})"
 
 
 def meanings(rows: Iterable[Row]) -> tuple[tuple[str, str], ...]:
@@ -172,21 +220,21 @@ def read_results(run: Run) -> Results:
     return read_record(run.output("evaluate", "results.json"), Results, sealed=False)
 
 
-def split_tables(rows: Iterable[Row]) -> list[SplitTable]:
-    """A table for each split that has rows."""
+def split_tables(rows: Iterable[Row], name: Callable[[str], str] = str) -> list[SplitTable]:
+    """A table for each split that has rows; ``name`` says what a method is called in it."""
     rows = list(rows)
     tables = []
     for split, title in SPLITS.items():
         here = [row for row in rows if row.split == split]
         if here:
             notes = list(dict.fromkeys(row.note for row in here if row.note))
-            cells = {row.method: _row_cells(row, notes) for row in here}
+            cells = {row.method: _row_cells(row, notes, name) for row in here}
             tables.append(
                 SplitTable(
                     title=f"{title}, {_counts(here)}",
                     header=(
-                        "method", "accuracy %", "95 % interval", "balanced %", "macro F1 %",
-                        "ECE %", "training s", "memory MB", "images/s", "parameters",
+                        "method", "accuracy % ↑", "95 % interval", "balanced % ↑", "macro F1 % ↑",
+                        "ECE % ↓", "training s ↓", "memory MB ↓", "images/s ↑", "parameters ↓",
                     ),
                     methods=tuple(c for name, c in cells.items() if name not in BOUNDS),
                     bounds=tuple(c for name, c in cells.items() if name in BOUNDS),
@@ -199,6 +247,9 @@ def split_tables(rows: Iterable[Row]) -> list[SplitTable]:
 def to_markdown(report: Report) -> str:
     """The report as Markdown that is readable as it is; pictures lie beside it."""
     parts = [f"# {plain(report.dataset)}: evaluation"]
+    if report.headline:
+        parts += [f"**{plain(report.headline.text)}**", plain(report.headline.detail)]
+    parts.append(plain(report.made))
     if report.facts:
         parts.append("\n".join(f"- {plain(fact)}" for fact in report.facts))
     for table in split_tables(report.rows):
@@ -215,7 +266,7 @@ def to_markdown(report: Report) -> str:
         if section.picture:
             parts.append(f"![{plain(section.title)}]({section.picture})")
             parts.append(plain(section.caption))
-    return "\n\n".join(parts) + "\n"
+    return printable("\n\n".join(filter(None, parts))) + "\n"
 
 
 def markdown_table(
@@ -298,8 +349,10 @@ def latex_table(
 
 def _latex(text: str) -> str:
     """Text that LaTeX shows as it is."""
+    text = printable(text)
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    special |= {mark: rf"\{mark}" for mark in "&%$#_{}"} | {"±": r"$\pm$"}
+    special |= {mark: rf"\{mark}" for mark in "&%$#_{}"}
+    special |= {"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
     return "".join(special.get(letter, letter) for letter in " ".join(text.split()))
 
 
@@ -312,6 +365,7 @@ def _leading(text: str) -> float | None:
 
 def plain(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
+    text = printable(text)
     for mark in ("\\", "|", "<", "`", "*", "_", "["):
         text = text.replace(mark, f"\\{mark}")
     return " ".join(text.split())
@@ -381,10 +435,10 @@ def amount(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 or value == 0 else f"{value:.3g}"
 
 
-def _row_cells(row: Row, notes: Sequence[str]) -> Cells:
+def _row_cells(row: Row, notes: Sequence[str], name: Callable[[str], str]) -> Cells:
     mark = f" ({notes.index(row.note) + 1})" if row.note else ""
     return (
-        row.method + mark,
+        name(row.method) + mark,
         percent(row.accuracy),
         interval(row.accuracy_ci95),
         percent(row.balanced_accuracy),

@@ -2,33 +2,113 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from sfkt_cli import scores
+from sfkt_cli import __version__, scores
 from sfkt_cli.evaluation import figures, galleries
 from sfkt_cli.evaluation.epoch_choice import epoch_choice
 from sfkt_cli.evaluation.models import finished_methods, translate
 from sfkt_cli.evaluation.predictions import Evaluation
-from sfkt_cli.evaluation.report import BOUNDS, Row, Section, amount, interval, percent
+from sfkt_cli.evaluation.report import (
+    BOUNDS,
+    NAMES,
+    Headline,
+    Row,
+    Section,
+    amount,
+    interval,
+    named,
+    percent,
+)
+from sfkt_cli.models.saving import CARD, WEIGHTS, read_card
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.pairs import spread
 
+SENSORS = {"depth": "depth", "nir": "near-infrared", "thermal": "thermal", "other": "target"}
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 LABEL_FREE = {
-    "ti_agreement": "TI agreement %",
-    "ti_kappa": "TI kappa",
-    "ti_rank": "TI partner rank",
-    "ti_distance": "TI feature distance",
-    "tr_information": "information (nats)",
-    "density": "neighbourhood density (nats)",
+    "ti_agreement": "TI agreement % ↑",
+    "ti_kappa": "TI kappa ↑",
+    "ti_rank": "TI partner rank ↑",
+    "ti_distance": "TI feature distance ↓",
+    "tr_information": "information (nats) ↑",
+    "density": "neighbourhood density (nats) ↑",
     "confidence": "confidence %",
     "classes_said": "classes named",
 }
 IN_PERCENT = ("ti_agreement", "confidence")
 PICTURE_PAIRS = 256
 """TI pairs that PSNR and SSIM look at, at most."""
+
+
+def headline(evaluation: Evaluation, rows: Sequence[Row]) -> Headline:
+    """The first line: with labels how often the student is right, without them what pairs say."""
+    main, split = evaluation.main_method, evaluation.headline_split
+    images = f"{SENSORS[evaluation.store.modality]} images"
+    who = NAMES.get(main, "student")
+    if split is None:
+        return Headline(
+            f"How many {images} the {who} recognises is not known: none has a label.",
+            _on_pairs(evaluation),
+        )
+    here = {row.method: row for row in rows if row.split == split.name}
+    text = f"The {who} recognises {percent(here[main].accuracy)} % of the {images}"
+    kind = "held-out" if split.name == "test" else "training"
+    detail = f"{here[main].n:,} {kind} images, 95 % interval {interval(here[main].accuracy_ci95)} %"
+    if main == "source-only":
+        return Headline(f"{text}; there is no student yet.", detail)
+
+    def gain(method: str, over: str) -> tuple[float, float]:
+        _, low, high = scores.paired_difference(
+            evaluation.right(method, split),
+            evaluation.right(over, split),
+            resamplings=evaluation.config.evaluate.bootstrap,
+            seed=evaluation.config.seed,
+            groups=split.groups,
+        )
+        return low, high
+
+    low, high = gain(main, "source-only")
+    tone = "better" if low > 0 else "worse" if high < 0 else "open"
+    if tone == "open":
+        detail += "; the difference may be chance"
+    rivals = [name for name in here if name not in (*BOUNDS, main, "source-only")]
+    better = [name for name in rivals if gain(name, main)[0] > 0]
+    if better:
+        best = max(better, key=lambda name: here[name].accuracy)
+        detail += f"; better still: {named(best)}, {percent(here[best].accuracy)} %"
+    return Headline(
+        f"{text}; your RGB model alone {percent(here['source-only'].accuracy)} %.", detail, tone
+    )
+
+
+def _on_pairs(evaluation: Evaluation) -> str:
+    """How far the main method and the RGB model alone agree with the RGB model on TI pairs."""
+    found = [
+        f"{NAMES.get(method, 'student')} {percent(score['ti_agreement'])} % "
+        f"(kappa {score['ti_kappa']:.2f})"
+        for method in dict.fromkeys((evaluation.main_method, "source-only"))
+        if "ti_kappa" in (score := evaluation.outcomes[method].label_free)
+    ]
+    if not found:
+        return ""
+    return (
+        f"The same class on a {SENSORS[evaluation.store.modality]} image as your RGB model on its "
+        f"RGB partner: {', '.join(found)} of the pairs. Kappa 0 is chance, 1 is always."
+    )
+
+
+def made(evaluation: Evaluation, run: Run) -> str:
+    """When, by which version, of which model."""
+    main = evaluation.main_method
+    model = {"source-only": "source", "bridge-only": "bridge"}.get(main, f"transfer/{main}")
+    file = Path(run.folder.name) / model / WEIGHTS
+    digest = str(read_card(run.path(model, CARD)).get("sha256"))[:12]
+    return f"{time.strftime('%Y-%m-%d')}, sfkt {__version__}, model {file.as_posix()} ({digest})"
 
 
 def facts(evaluation: Evaluation, rows: Sequence[Row]) -> tuple[str, ...]:
@@ -79,12 +159,13 @@ def sections(
     evaluation: Evaluation, run: Run, rows: Sequence[Row], folder: Path
 ) -> tuple[Section, ...]:
     """All sections; pictures, where they are wanted, are written into the folder."""
-    found = [differences(evaluation), label_free(evaluation), epochs_kept(evaluation, run)]
+    found = [differences(evaluation), thresholds(evaluation, run), label_free(evaluation)]
+    found.append(epochs_kept(evaluation, run))
     if not evaluation.config.evaluate.pictures:
         found.append(classes(rows, evaluation))
         return tuple(section for section in found if section is not None)
     found += [bridge_quality(evaluation, run, folder), *galleries.tr_gallery(evaluation, folder)]
-    found += [classes(rows, evaluation, folder), *confusion(evaluation, folder)]
+    found += [classes(rows, evaluation), *confusion(evaluation, folder)]
     found += [*reliability(evaluation, folder), *galleries.worst_errors(evaluation, folder)]
     found += [*feature_map(evaluation, folder), *curves(run, folder)]
     return tuple(section for section in found if section is not None)
@@ -106,20 +187,49 @@ def differences(evaluation: Evaluation) -> Section | None:
                 groups=split.groups,
             )
             shown = (f"{100 * mean:+.1f}", f"{100 * low:+.1f} .. {100 * high:+.1f}")
-            cells.append((f"{main} - {other}", split.name, *shown))
+            cells.append((named(other), split.name, *shown))
     if not cells:
         return None
     return Section(
-        f"{main} against the others",
+        f"{named(main)} against the others",
         (
             "Difference of accuracies on the same images, in points; paired bootstrap over the "
             "images. These are models of one seed: how far training scatters is not in the "
-            "interval, `sfkt benchmark` measures it.",
+            "interval, sfkt benchmark measures it.",
         ),
-        ("difference", "split", "points", "95 % interval"),
+        ("against", "split", "points ↑", "95 % interval"),
         tuple(cells),
         left=2,
     )
+
+
+def thresholds(evaluation: Evaluation, run: Run) -> Section | None:
+    """What `sfkt predict --threshold` rejects, of wrong answers and of right ones."""
+    main, split = evaluation.main_method, evaluation.headline_split
+    if split is None or main not in evaluation.models.students:
+        return None
+    temperature = float(read_card(run.path("transfer", main, CARD)).get("temperature", 1.0))
+    said = evaluation.outcomes[main].probabilities[split.name][split.rows]
+    confidence = scores.softmax(np.log(said + 1e-12) / temperature).max(axis=1)
+    right = evaluation.right(main, split)
+    cells = []
+    for threshold in THRESHOLDS:
+        unsure = confidence < threshold
+        shares = (unsure, unsure[~right], unsure[right], right[~unsure])
+        shown = (percent(float(share.mean()) if len(share) else None) for share in shares)
+        cells.append((f"{threshold:.1f}", *shown))
+    return Section(
+        "Thresholds",
+        (
+            f"What sfkt predict --threshold rejects with {named(main)}, on the {split.name} split. "
+            f"Its logits are divided by the temperature {temperature:g}, fitted without labels.",
+        ),
+        (
+            "threshold", "unknown %", "wrong answers rejected % ↑", "right answers rejected % ↓",
+            "accuracy of the rest % ↑",
+        ),
+        tuple(cells),
+    )  # fmt: skip
 
 
 def label_free(evaluation: Evaluation) -> Section:
@@ -135,7 +245,7 @@ def label_free(evaluation: Evaluation) -> Section:
             for name, value in ((name, outcome.label_free.get(name)) for name in names)
         ]
         known = [percent(accuracy[method])] if accuracy else []
-        cells.append((method, *shown, *known))
+        cells.append((named(method), *shown, *known))
     text = [
         "TI agreement: the share of TI pairs for which the method names the same class on the "
         "target image as the source model on the RGB image. Kappa: the agreement beyond chance, "
@@ -154,7 +264,7 @@ def label_free(evaluation: Evaluation) -> Section:
             row.append("-" if np.isnan(value) else f"{value:+.2f}")
         cells.append((*row, ""))
         text.append("Last row: Spearman's correlation with accuracy over the methods, afterwards.")
-    header = ("method", *(LABEL_FREE[n] for n in names), *(["accuracy %"] if accuracy else []))
+    header = ("method", *(LABEL_FREE[n] for n in names), *(["accuracy % ↑"] if accuracy else []))
     return Section("Label-free scores", tuple(text), header, tuple(cells))
 
 
@@ -202,10 +312,8 @@ def bridge_quality(evaluation: Evaluation, run: Run, folder: Path) -> Section | 
     )
 
 
-def classes(
-    rows: Sequence[Row], evaluation: Evaluation, folder: Path | None = None
-) -> Section | None:
-    """Accuracy of each class; with a folder for pictures also as bars."""
+def classes(rows: Sequence[Row], evaluation: Evaluation) -> Section | None:
+    """Accuracy of each class."""
     split = evaluation.main_split
     if split is None:
         return None
@@ -215,15 +323,9 @@ def classes(
         (name, f"{counts[k]:,}", *(percent(row.class_accuracy[k]) for row in here))
         for k, name in enumerate(evaluation.classes)
     ]
-    header = ("class", "n", *(row.method for row in here))
+    header = ("class", "n", *(named(row.method) for row in here))
     title = f"Accuracy by class, {split.name} split (%)"
-    if folder is None:
-        return Section(title, (), header, tuple(cells))
-    shown = shown_methods(evaluation)
-    bars = {row.method: row.class_accuracy for row in here if row.method in shown}
-    figures.draw_class_bars(folder / "classes.png", bars, evaluation.classes)
-    caption = "The same as bars: " + ", ".join(bars) + ", from left to right in each class."
-    return Section(title, (), header, tuple(cells), "classes.png", caption)
+    return Section(title, (), header, tuple(cells))
 
 
 def confusion(evaluation: Evaluation, folder: Path) -> list[Section]:
@@ -234,7 +336,7 @@ def confusion(evaluation: Evaluation, folder: Path) -> list[Section]:
     panels = {}
     for method in shown_methods(evaluation):
         said = evaluation.outcomes[method].probabilities[split.name][split.rows].argmax(axis=1)
-        panels[method] = scores.confusion_matrix(said, split.labels, len(evaluation.classes))
+        panels[named(method)] = scores.confusion_matrix(said, split.labels, len(evaluation.classes))
     figures.draw_confusion(folder / "confusion.png", panels, evaluation.classes)
     caption = f"Confusion on the {split.name} split: per cent of each true class (a row)."
     return [Section("Confusion", picture="confusion.png", caption=caption)]
@@ -246,7 +348,7 @@ def reliability(evaluation: Evaluation, folder: Path) -> list[Section]:
     if split is None:
         return []
     panels = {
-        method: scores.reliability(
+        named(method): scores.reliability(
             evaluation.outcomes[method].probabilities[split.name][split.rows], split.labels
         )
         for method in shown_methods(evaluation)
@@ -254,7 +356,8 @@ def reliability(evaluation: Evaluation, folder: Path) -> list[Section]:
     figures.draw_reliability(folder / "reliability.png", panels)
     caption = (
         f"Accuracy over confidence on the {split.name} split, 15 bins, and the images in each; "
-        "below the dotted line: surer than right."
+        f"bins of fewer than {figures.FEWEST} images are left out above; below the dotted line: "
+        "surer than right."
     )
     return [Section("Reliability", picture="reliability.png", caption=caption)]
 
@@ -284,9 +387,9 @@ def curves(run: Run, folder: Path) -> list[Section]:
                 chosen[stage] = int(best)
     if not stages:
         return []
-    figures.draw_curves(folder / "curves.png", stages, ("ti_", "tr_"), chosen)
+    figures.draw_curves(folder / "curves.png", stages, chosen)
     caption = (
-        "Loss terms (above) and label-free scores (below) of each epoch; vertical line: the epoch "
+        "Loss terms, unweighted, and label-free scores of each epoch; vertical line: the epoch "
         "whose weights were kept."
     )
     return [Section("Training curves", picture="curves.png", caption=caption)]

@@ -28,8 +28,7 @@ from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import replacing, sha256_file, sha256_json
-from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.mixture import Mixture
+from sfkt_cli.models.classifier import Classifier, Mixture
 from sfkt_cli.models.translators import Front, make_translator
 from sfkt_cli.settings.runs import versions
 from sfkt_cli.settings.sealed import read_record, write_record

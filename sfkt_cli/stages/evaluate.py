@@ -11,6 +11,7 @@ from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.evaluation import predictions
+from sfkt_cli.evaluation.galleries import shots
 from sfkt_cli.evaluation.html import to_html
 from sfkt_cli.evaluation.labelled import Split, read_splits
 from sfkt_cli.evaluation.models import load_models, model_digests, predictors_of, student_encoding
@@ -25,7 +26,7 @@ from sfkt_cli.evaluation.report import (
     to_latex,
     to_markdown,
 )
-from sfkt_cli.evaluation.sections import facts, sections
+from sfkt_cli.evaluation.sections import facts, headline, made, sections
 from sfkt_cli.files import write_json, write_text
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run, Stage
@@ -128,6 +129,9 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
         classes=tuple(evaluation.classes),
         rows=rows,
         facts=facts(evaluation, rows),
+        headline=headline(evaluation, rows),
+        made=made(evaluation, run),
+        shots=shots(evaluation),
         sections=sections(evaluation, run, rows, stage.folder),
     )
     shown = {section.picture for section in report.sections}
@@ -161,8 +165,8 @@ def _add_bounds(evaluation: Evaluation, run: Run, stage: Stage, encoding: Encodi
         except RunError as error:  # only a bound: the rest of the report does not wait for it
             warn(f"the oracle is left out: {error}")
         else:
-            asked = predictions.ask(bound, splits, evaluation.pairs, evaluation.runtime)
-            evaluation.outcomes["oracle"] = asked
+            outcome = predictions.ask(bound, splits, evaluation.pairs, evaluation.runtime)
+            evaluation.outcomes["oracle"] = outcome
     if test is not None:
         on_rgb = predictions.ask_rgb(test, models, evaluation.runtime)
         if on_rgb is not None:
@@ -179,11 +183,11 @@ def predictions_csv(evaluation: Evaluation) -> str:
     for name, split in evaluation.splits.items():
         truth = dict(zip(split.rows.tolist(), split.labels.tolist(), strict=True))
         group = dict(zip(split.rows.tolist(), split.group_names, strict=True))
-        said = [evaluation.outcomes[method].probabilities.get(name) for method in methods]
+        predicted = [evaluation.outcomes[method].probabilities.get(name) for method in methods]
         for row, (sample, known_as) in enumerate(zip(split.ids, split.names, strict=True)):
             label = classes[truth[row]] if row in truth else ""
             line: list[str | float] = [name, sample, known_as, label, group.get(row, "")]
-            for probabilities in said:
+            for probabilities in predicted:
                 if probabilities is None:
                     line += ["", ""]
                 else:

@@ -16,12 +16,11 @@ from sfkt_cli.data.images import rgb_to_float
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.files import replacing
-from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.models.backbones import normalisation_of
+from sfkt_cli.models.classifier import Classifier, Mixture
 from sfkt_cli.models.importing import digest_of, import_source
-from sfkt_cli.models.mixture import Mixture
 from sfkt_cli.models.onnx_files import need_onnx, write_onnx
 from sfkt_cli.models.prediction_check import collapse_warning, describe_predictions
-from sfkt_cli.models.preprocessing import normalisation_of
 from sfkt_cli.models.saving import CARD, load_model, save_model
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.options import Options
@@ -35,6 +34,8 @@ from sfkt_cli.training.optimizers import classifier_optimizer
 from sfkt_cli.training.predicting import predict_rows, rgb_loader
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 
+USUAL_SIZE = 96
+"""Pixels; few networks but the built-in one are trained on smaller images."""
 LOOKED_AT = 512
 """TI RGB images that an imported model is tried on."""
 
@@ -269,6 +270,12 @@ def _bring(config: Config, run: Run) -> None:
         runtime = replace(make_runtime(config.runtime), world=1)
         model = runtime.place(brought.model)
         check_image_size(brought.model, config.source.backbone, size)
+        if size < USUAL_SIZE and brought.architecture.get("backbone") != "small":
+            warn(
+                f"the model gets images of {size} x {size} pixels: if it was trained on larger "
+                "ones it sees much less in these; prepare them anew with --set image_size=N "
+                f"--force, N such as {USUAL_SIZE} or what it was trained with"
+            )
         for remark in brought.remarks:
             say(f"source: {remark}")
         seen = {} if stage.dry else _look(model, store, runtime, brought.classes)

@@ -207,7 +207,7 @@ def plan_of(
         title: Shown in front of messages.
         epochs: Number of epochs.
         weights: Weights of the loss terms.
-        stage: Whose folder it is.
+        stage: Stage that trains; its folder is written to.
         kinds: Kinds of images in a step, of TI pairs and TR target images: 1 or 2.
         ti: Whether label-free scores on TI pairs may choose the epoch.
         auto: The score that ``training.select=auto`` stands for; None: the last epoch is kept.

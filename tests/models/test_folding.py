@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.models.classifier import Classifier, Mixture, freeze
 from sfkt_cli.models.fold_batchnorm import fold_batch_norms
-from sfkt_cli.models.mixture import Mixture
 
 SIZES: dict[str, Any] = {
     "classes": 3, "width": 4, "bottleneck": 8, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.2),

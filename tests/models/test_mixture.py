@@ -6,7 +6,7 @@ import torch
 
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.methods.teacher_outputs import cluster_labels
-from sfkt_cli.models.mixture import Mixture
+from sfkt_cli.models.classifier import Mixture
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import build
 from sfkt_cli.settings.runs import Run

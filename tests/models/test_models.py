@@ -12,9 +12,8 @@ from torchvision import models
 
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.errors import ConfigError, DataError
-from sfkt_cli.models.backbones import make_backbone
+from sfkt_cli.models.backbones import make_backbone, normalisation_of
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.preprocessing import normalisation_of
 from sfkt_cli.models.saving import load_model, read_card, save_model
 from sfkt_cli.models.translators import TRANSLATORS, make_translator
 from sfkt_cli.settings.config import SourceConfig
@@ -276,3 +275,9 @@ def test_a_backbone_of_one_size_only_refuses_others_with_a_way_out() -> None:
     )
     with pytest.raises(ConfigError, match=r"vit_b_16.*32 x 32.*image_size=224"):
         check_image_size(model, "vit_b_16", 32)
+
+
+def test_a_name_of_timm_without_its_prefix_is_told() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(ConfigError, match=r"timm has it: write timm:resnet26d; near: "):
+        make_backbone("resnet26d", width=4, pretrained=False)

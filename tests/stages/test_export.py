@@ -259,6 +259,7 @@ def test_the_model_card_tells_no_results_of_earlier_weights(tmp_path: Path) -> N
         return run.path("export", "README.md").read_text(encoding="utf-8")
 
     assert "Not evaluated" in card()
+    assert r"Recognises disc, \<b>bar\</b>, =cross" in card()
     evaluate(config, run)
     assert "| shot | target | 30 |" in card()
     save_classifier(run, "transfer/shot", 9, ENCODING)

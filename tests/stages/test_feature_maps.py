@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from sfkt_cli.errors import ConfigError
-from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.mixture import Mixture
+from sfkt_cli.models.classifier import Classifier, Mixture, freeze
 from sfkt_cli.settings.config import build
 from sfkt_cli.stages.bridge import feature_maps_of, loss_weights
 from sfkt_cli.training.runtime import Runtime
