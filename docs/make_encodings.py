@@ -25,7 +25,7 @@ def main(picture: Path) -> None:
     strips = [Strip("RGB", rgb / 255.0)]
     for modality, stored in (("depth", depth), ("nir", grey)):
         kinds = ("window", "relative", "colormap", "normals", "hha")
-        for kind in kinds if modality == "depth" else ("linear", "percentile"):
+        for kind in kinds if modality == "depth" else ("linear", "standardised"):
             encoding = choose_encoding(kind, modality, stored)
             shown = as_rgb(encode(torch.from_numpy(stored.astype(np.float32)), encoding))
             strips.append(Strip(f"{modality}: {kind}", shown.permute(0, 2, 3, 1).numpy()))

@@ -230,7 +230,7 @@ def run(
     return dry_run_all(options) if options.dry_run else evaluation(run_all(options))
 
 
-@app.command(epilog="Example: sfkt benchmark sample_configs/benchmark-demo.yaml --processes 2")
+@app.command(epilog="Example: sfkt benchmark compare.yaml --processes 2")
 @shared_options("assignments", "gpus", "dry_run")
 def benchmark(
     options: Options,

@@ -83,6 +83,7 @@ class _Spoken:
 
 
 _spoken = _Spoken()
+LINE_S = 30.0
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """C0 and C1, separators and directions of Unicode, and bytes of names that are no UTF-8."""
 
@@ -265,11 +266,12 @@ class Tracker:
             terminal is narrow it is cut off first.
     """
 
-    def __init__(self, title: str, total: int | None, unit: str, done: int = 0) -> None:
+    def __init__(self, title: str, total: int | None, unit: str, done: int, line_s: float) -> None:
         self.note = ""
+        self._total, self._steps, self._line_s = total, 0, line_s
         self._unit = unit
         self._title = title
-        self._started = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         self._counted = 0
         self._bar: Progress | None = None
         if console.is_terminal and not console.quiet:
@@ -293,6 +295,15 @@ class Tracker:
     def advance(self, steps: int = 1, count: int = 0, note: str = "") -> None:
         """Go on by some steps; ``count`` images passed in them; ``note`` is shown beside."""
         self._counted += count
+        self._steps += steps
+        now = time.monotonic()
+        if self._bar is None and now - self._last_line >= self._line_s:
+            self._last_line = now
+            text = f"{self._steps:,} {self._unit}"
+            if self._total is not None:
+                left_s = (now - self._started) / self._steps * (self._total - self._steps)
+                text = f"{self._steps:,} of {self._total:,} {self._unit}  {duration(left_s)} left"
+            self.report(text)
         if self._bar is not None:
             rate = self._counted / max(time.monotonic() - self._started, 1e-9)
             speed = f"{rate:,.0f} {self._unit}/s"
@@ -310,12 +321,19 @@ class Tracker:
 
 
 @contextlib.contextmanager
-def track(title: str, total: int | None, unit: str = "images", done: int = 0) -> Iterator[Tracker]:
-    """Show the progress of a task of ``total`` steps, some of which may be done already.
+def track(
+    title: str, total: int | None, unit: str = "images", done: int = 0, line_s: float = LINE_S
+) -> Iterator[Tracker]:
+    """Show the progress of a task.
 
-    None: nobody knows how many there will be.
+    Args:
+        title: What is shown in front.
+        total: Number of its steps; None: nobody knows how many there will be.
+        unit: What the rate counts.
+        done: Steps that are done already.
+        line_s: Seconds between the lines that are printed where there is no terminal.
     """
-    tracker = Tracker(title, total, unit, done)
+    tracker = Tracker(title, total, unit, done, line_s)
     try:
         yield tracker
     finally:

@@ -276,8 +276,8 @@ def mutual_information(probabilities: Numbers) -> float:
     log K: every prediction certain, all classes alike often; 0: every prediction the same.
     """
     mean = probabilities.mean(axis=0)
-    each = -(probabilities * np.log(np.maximum(probabilities, TINY))).sum(axis=1).mean()
-    return float(-(mean * np.log(np.maximum(mean, TINY))).sum() - each)
+    entropy_of_each = -(probabilities * np.log(np.maximum(probabilities, TINY))).sum(axis=1).mean()
+    return float(-(mean * np.log(np.maximum(mean, TINY))).sum() - entropy_of_each)
 
 
 def geometric_mean(views: list[Numbers]) -> Floats:

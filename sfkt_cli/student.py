@@ -110,12 +110,12 @@ class Student(nn.Module):
     def predict_stored(self, images: Sequence[NDArray[Any]]) -> list[Prediction]:
         """Classify images that :meth:`read` gave, as one batch."""
         probabilities = self.probabilities(torch.from_numpy(np.stack(images)))
-        found = []
+        predictions = []
         for image, row in zip(images, probabilities.tolist(), strict=True):
             ranked = sorted(zip(self.classes, row, strict=True), key=lambda pair: -pair[1])
             warning = doubt(image, self.usual, self.sensor.missing)
-            found.append(Prediction(*ranked[0], tuple(ranked), warning))
-        return found
+            predictions.append(Prediction(*ranked[0], tuple(ranked), warning))
+        return predictions
 
     def probabilities(self, stored: Tensor) -> Tensor:
         """(B, K) float32 on the CPU of stored images (B, H, W) or (B, H, W, C)."""

@@ -122,6 +122,18 @@ def test_messages_that_nobody_can_read_stop_no_training(tmp_path: Path) -> None:
         os.close(errors)
 
 
+def test_without_a_terminal_a_line_tells_of_a_long_task(capfd: pytest.CaptureFixture[str]) -> None:
+    with track("prepare", 40, line_s=0.0) as tracker:
+        tracker.advance(10, 10)
+    with track("predict", None, line_s=0.0) as tracker:
+        tracker.advance(7, 7)
+    with track("bridge", 40) as tracker:
+        tracker.advance(10, 10)
+    first, second = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(r"prepare  10 of 40 images  \d+ s left", first)
+    assert second == "predict  7 images"
+
+
 NASTY = "cup\x1b[31m\x07\x9b2J\u202egnp.\udcff"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -209,6 +210,16 @@ def reachable(start: str) -> set[str]:
             found.add(name)
             todo.append(name)
     return found
+
+
+def test_messages_name_no_file_that_an_installation_lacks() -> None:
+    lacking = [
+        f"{name}: {text}"
+        for name, tree in trees()
+        for text in strings(tree)
+        if re.search(r"\b(docs|sample_configs|tests)/", text)
+    ]
+    assert not lacking
 
 
 def test_every_module_and_public_function_has_a_docstring() -> None:

@@ -69,6 +69,11 @@ SOURCES = {
     ),
 }  # fmt: skip
 """Files of each data set that has a public address."""
+PAGES = {
+    "diml-rgbd": "https://dimlrgbd.github.io/",
+    "washington-rgbd": "https://rgbd-dataset.cs.washington.edu/",
+}
+"""Where people get the other archives."""
 CITE = {
     "nyu-depth": "NYU Depth v2 (Silberman, Hoiem, Kohli, Fergus, ECCV 2012)",
     "sun-rgbd": "SUN RGB-D (Song, Lichtenberg, Xiao, CVPR 2015) and those of NYU Depth v2, B3DO "
@@ -112,8 +117,8 @@ def missing_files(dataset: str, folder: Path) -> list[RemoteFile]:
     """
     if dataset not in SOURCES:
         raise ConfigError(
-            f"{dataset} cannot be fetched: only {', '.join(SOURCES)} have a public address; "
-            "docs/datasets.md says where to get it"
+            f"{dataset} cannot be fetched: only {', '.join(SOURCES)} have a public address"
+            + (f"; {PAGES[dataset]} says how to get it" if dataset in PAGES else "")
         )
     return [file for file in SOURCES[dataset] if not (folder / file.name).is_file()]
 

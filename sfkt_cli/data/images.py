@@ -4,15 +4,15 @@ Stored RGB is (B, H, W, 3) uint8; stored target images are (B, H, W) or (B, H, W
 uint16 millimetres with 0 = no reading, NIR and thermal as uint8 or uint16. Model input is
 (B, C, H, W) float32 in [0, 1].
 
-| encoding   | for      | channels | what it shows                                              |
-| ---------- | -------- | -------- | ---------------------------------------------------------- |
-| window     | depth    | 1 or C   | low .. high millimetres                                    |
-| relative   | depth    | 1 or C   | mean -+ 2 sd of each image's valid pixels                  |
-| colormap   | depth    | 3        | the window through the colours of "jet"                    |
-| normals    | depth    | 3        | surface normals; x right, y down, z to the camera          |
-| hha        | depth    | 3        | disparity, height above the lowest point, angle to gravity |
-| linear     | nir, ... | 1 or C   | low .. high raw values                                     |
-| percentile | nir, ... | 1 or C   | mean -+ 2 sd of each image                                 |
+| encoding     | for      | channels | what it shows                                              |
+| ------------ | -------- | -------- | ---------------------------------------------------------- |
+| window       | depth    | 1 or C   | low .. high millimetres                                    |
+| relative     | depth    | 1 or C   | mean -+ 2 sd of each image's valid pixels                  |
+| colormap     | depth    | 3        | the window through the colours of "jet"                    |
+| normals      | depth    | 3        | surface normals; x right, y down, z to the camera          |
+| hha          | depth    | 3        | disparity, height above the lowest point, angle to gravity |
+| linear       | nir, ... | 1 or C   | low .. high raw values                                     |
+| standardised | nir, ... | 1 or C   | mean -+ 2 sd of each image (earlier name: percentile)      |
 
 Where depth is missing, every channel is 0.
 """
@@ -30,13 +30,14 @@ from torch.nn import functional as F
 
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import ConfigError
+from sfkt_cli.settings.config import current_name
 
-EncodingKind = Literal["window", "relative", "colormap", "normals", "hha", "linear", "percentile"]
+EncodingKind = Literal["window", "relative", "colormap", "normals", "hha", "linear", "standardised"]
 DEFAULTS: dict[str, EncodingKind] = {
     "depth": "normals",
     "nir": "linear",
-    "thermal": "percentile",
-    "other": "percentile",
+    "thermal": "standardised",
+    "other": "standardised",
 }
 DEPTH_ONLY = ("window", "relative", "colormap", "normals", "hha")
 KINECT_FOCAL = 0.92
@@ -65,6 +66,10 @@ class Encoding:
     channels: int
     missing: bool
     focal: float = KINECT_FOCAL
+
+    def __post_init__(self) -> None:
+        """Models of earlier versions have earlier names."""
+        object.__setattr__(self, "kind", current_name(self.kind))
 
     @property
     def encoded_channels(self) -> int:
@@ -160,9 +165,9 @@ def encode(stored: Tensor, encoding: Encoding) -> Tensor:
     values = values.unsqueeze(1) if values.ndim == 3 else values.permute(0, 3, 1, 2)
     valid = (values > 0).to(torch.float32) if encoding.missing else torch.ones_like(values)
     if encoding.kind in ("window", "linear", "colormap"):
-        shown = ((values - encoding.low) / (encoding.high - encoding.low)).clamp(0, 1)
-        return _jet(shown) * valid if encoding.kind == "colormap" else shown * valid
-    if encoding.kind in ("relative", "percentile"):
+        encoded = ((values - encoding.low) / (encoding.high - encoding.low)).clamp(0, 1)
+        return _jet(encoded) * valid if encoding.kind == "colormap" else encoded * valid
+    if encoding.kind in ("relative", "standardised"):
         return _relative(values, valid) * valid
     if encoding.kind not in ("normals", "hha"):
         raise ConfigError(f"encoding = {encoding.kind!r} is unknown")
@@ -171,8 +176,9 @@ def encode(stored: Tensor, encoding: Encoding) -> Tensor:
     if encoding.kind == "normals":
         middle = 0.5 * valid
         scale = middle * scale
-        shown = torch.stack([torch.addcmul(middle, each, scale) for each in normals], dim=-1)
-        return shown.squeeze(1).permute(0, 3, 1, 2)  # channels last in memory, as networks want it
+        encoded = torch.stack([torch.addcmul(middle, part, scale) for part in normals], dim=-1)
+        # Channels last in memory, as networks want it.
+        return encoded.squeeze(1).permute(0, 3, 1, 2)
     return _hha(values, valid, smooth, scale * normals[1], encoding)
 
 

@@ -6,6 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from sfkt_cli.data.ingest import Seen, summarise_target
 from sfkt_cli.data.records import PARTS, Record
 from sfkt_cli.data.store import Store
 
+SHOWN = 20
+"""Classes of a part in the table, where there are more."""
 HEADER = ("part", "class", "images", "groups", "target range", "missing")
 HASH_LENGTH = 16
 
@@ -105,14 +108,20 @@ def tabulate(samples: Iterable[Sample]) -> list[Line]:
 
 
 def table_text(lines: Sequence[Line], unit: str) -> str:
-    """The lines as aligned text."""
+    """The lines as aligned text; of a part of many classes those that have the fewest images."""
     rows: list[Sequence[str]] = [HEADER]
-    for line in lines:
-        reach = "-" if line.low is None else f"{line.low}..{line.high}"
-        reach += " mm" if unit == "mm" and line.low is not None else ""
-        share = "-" if line.low is None else f"{100 * line.missing:.1f} %"
-        cells = (line.part, line.label or "-", str(line.images), str(line.groups), reach, share)
-        rows.append(cells)
+    for part, group in groupby(lines, lambda line: line.part):
+        own = list(group)
+        rare = sorted(own, key=lambda line: line.images)[:SHOWN]
+        for line in own:
+            if line in rare or line is own[-1] or len(own) <= SHOWN + 2:
+                reach = "-" if line.low is None else f"{line.low}..{line.high}"
+                reach += " mm" if unit == "mm" and line.low is not None else ""
+                share = "-" if line.low is None else f"{100 * line.missing:.1f} %"
+                counts = str(line.images), str(line.groups)
+                rows.append((part, line.label or "-", *counts, reach, share))
+        if len(own) > SHOWN + 2:
+            rows.insert(-1, (part, f"({len(own) - 1 - SHOWN} with more)", "", "", "", ""))
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     return "\n".join(
         "  ".join(

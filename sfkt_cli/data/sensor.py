@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from sfkt_cli.data.decode import MAX_PIXELS, decode_target, known_type
 from sfkt_cli.data.images import Encoding
+from sfkt_cli.data.loading import TargetValues
 from sfkt_cli.data.readers.sun_rgbd import undo_rotation
 from sfkt_cli.data.resample import Fit, fit_target
 from sfkt_cli.data.store import Store
-from sfkt_cli.data.values import TargetValues
 from sfkt_cli.settings.config import Config
 
 

@@ -98,11 +98,11 @@ def make_backbone(
 def _torchvision(name: str, pretrained: bool, layer: str) -> tuple[nn.Module, int]:
     from torchvision import models
 
-    known = models.list_models(module=models)
-    if name not in known:
+    names = models.list_models(module=models)
+    if name not in names:
         import difflib
 
-        near = ", ".join(difflib.get_close_matches(name, known, n=3)) or "resnet18"
+        near = ", ".join(difflib.get_close_matches(name, names, n=3)) or "resnet18"
         raise ConfigError(
             f"source.backbone = {name!r} is neither 'small', a torchvision classifier nor "
             f"'timm:NAME'; {_timm_hint(name)}near: {near}"

@@ -88,7 +88,7 @@ def warn_of_collapse(
 ) -> None:
     """Warn where logits (N, K) of enough images say nearly always the same, or nothing at all."""
     if len(logits) >= FEWEST:
-        said = describe_predictions(logits)
-        message = collapse_warning(said, classes, model, images, COLLAPSED[stage])
+        predictions = describe_predictions(logits)
+        message = collapse_warning(predictions, classes, model, images, COLLAPSED[stage])
         if message:
             warn(message)

@@ -17,6 +17,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -31,9 +32,14 @@ DatasetName = Literal[
 ]
 Modality = Literal["depth", "nir", "thermal", "other"]
 EncodingName = Literal[
-    "auto", "window", "relative", "colormap", "normals", "hha", "linear", "percentile"
+    "auto", "window", "relative", "colormap", "normals", "hha", "linear", "standardised"
 ]
 Sensor = Literal["kv1", "kv2", "realsense", "xtion"]
+
+
+def current_name(value: Any) -> Any:
+    """The name that a value of a setting has now; others are left as they are."""
+    return "standardised" if value == "percentile" else value
 
 
 def _at_home(path: Path) -> Path:
@@ -403,6 +409,10 @@ class TgktConfig(DistillConfig):
     """Share of the training after which there are pseudo-labels (ours)."""
     beta_im: Weight = 1.0
     """Weight of L_IM on the student (ours; SHOT: 1)."""
+    prior: Literal["measured", "equal"] = "measured"
+    """How frequent L_IM takes the classes for. measured: all alike until self_from, then as
+    frequent as the student predicted them in the epoch before (ours). equal: all alike, as in
+    SHOT."""
     train_head: bool = False
     """Train the head, too. Off: it stays as the source model has it, as in SHOT (ours)."""
     keep_untouched: bool = True
@@ -519,7 +529,7 @@ class Config(Section):
     """Set by `sfkt prepare NAME`."""
     image_size: int = Field(48, ge=16, le=1024)
     """Side of the square stored images, in pixels; use 128 to 224 for photographs."""
-    encoding: EncodingName = "auto"
+    encoding: Annotated[EncodingName, BeforeValidator(current_name)] = "auto"
     """How target images become model input; auto: the default of the modality."""
     classes: ClassesConfig = ClassesConfig()
     split: SplitConfig = SplitConfig()

@@ -31,6 +31,7 @@ from sfkt_cli.files import locking, sha256_file, sha256_json, sweep_partials, wr
 from sfkt_cli.settings.config import (
     Config,
     as_dict,
+    current_name,
     merge,
     nest,
     section_fields,
@@ -538,6 +539,8 @@ def _refuse_changes(
         old, new = getattr(before, part), now[part]
         if part == "settings":
             old = {name: usual[name] for name in new if name in usual} | old
+            if "encoding" in old:
+                old["encoding"] = current_name(old["encoding"])
         for name in sorted(set(old) | set(new)):
             if old.get(name) == new.get(name):
                 continue

@@ -128,21 +128,21 @@ def cropped(plan: Plan) -> str:
 
 def gaps(plan: Plan) -> list[str]:
     """What is wrong with the parts, for warnings: what they lack, and what is of no use in them."""
-    found = []
+    problems = []
     if not plan.parts["source"] and not plan.config.source.brought:
-        found.append(
+        problems.append(
             f"{_why_no_source(plan)} bring a source model with "
             "`sfkt source --set source.checkpoint=FILE --set source.backbone=NAME`"
         )
     idle = _idle_pairs(plan)
     if idle:
-        found.append(
+        problems.append(
             f"{idle} labelled pairs in part source will not be used: the source model is brought "
             "along; --set split.source=0 gives their target images to the target part"
         )
     paper = plan.config.split.protocol == "paper" or not plan.config.split.test
     if not plan.parts["test"] and not paper and any(r.label for r in plan.parts["target"]):
-        found.append(f"no target image is held out for the test: {_FEW_GROUPS}")
+        problems.append(f"no target image is held out for the test: {_FEW_GROUPS}")
     effects = {
         "source": "a source model trained on it cannot tell them",
         "target": "students do not see them",
@@ -151,12 +151,12 @@ def gaps(plan: Plan) -> list[str]:
     if plan.config.source.brought:
         del effects["source"]
     for part, effect in effects.items():
-        held = {record.label for record in plan.parts[part]}
-        lacking = [name for name in plan.classes if name not in held]
-        if lacking and held and None not in held:
-            shown = ", ".join(lacking[:20]) + (", ..." if len(lacking) > 20 else "")
-            found.append(f"part {part} has no image of {shown}: {effect}; {_FEW_GROUPS}")
-    return found
+        labels = {record.label for record in plan.parts[part]}
+        lacking = [name for name in plan.classes if name not in labels]
+        if lacking and labels and None not in labels:
+            names = ", ".join(lacking[:20]) + (", ..." if len(lacking) > 20 else "")
+            problems.append(f"part {part} has no image of {names}: {effect}; {_FEW_GROUPS}")
+    return problems
 
 
 def _why_no_source(plan: Plan) -> str:
@@ -172,12 +172,12 @@ def _why_no_source(plan: Plan) -> str:
         return "there are no labelled RGB images to train a source model on:"
     if not plan.config.split.source:
         return "split.source = 0 leaves no labelled RGB images to train a source model on:"
-    shown = ", ".join(sorted(groups)[:3]) + (", ..." if len(groups) > 3 else "")
-    held = "are all one group" if len(groups) == 1 else f"are only {len(groups)} groups"
+    names = ", ".join(sorted(groups)[:3]) + (", ..." if len(groups) > 3 else "")
+    what = "are all one group" if len(groups) == 1 else f"are only {len(groups)} groups"
     return (
-        f"the labelled RGB images {held} ({shown}), and groups stay whole, so none is left to "
-        f"train a source model on; {_FEW_GROUPS}: divide them (docs/datasets.md tells what a group "
-        "is), or"
+        f"the labelled RGB images {what} ({names}), and groups stay whole, so none is left to "
+        f"train a source model on; {_FEW_GROUPS}: divide them (a group is a folder below rgb, or "
+        "the column group of a manifest), or"
     )
 
 

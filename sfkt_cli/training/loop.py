@@ -176,7 +176,9 @@ def fit(
     first = progress.epoch
     with (
         on_stop(lambda number: stopped.set()),
-        track(plan.title, total, done=first * plan.steps + progress.step) as tracker,
+        track(
+            plan.title, total, done=first * plan.steps + progress.step, line_s=math.inf
+        ) as tracker,
         tensorboard_curves(plan.folder, first, runtime.tensorboard and runtime.main) as draw,
     ):
         for epoch in range(progress.epoch, plan.epochs):

@@ -23,6 +23,7 @@ from sfkt_cli.data.images import (
     rgb_to_float,
 )
 from sfkt_cli.errors import ConfigError
+from sfkt_cli.settings.config import build
 
 KINDS = get_args(EncodingKind)
 
@@ -90,12 +91,12 @@ def test_colormap_goes_from_blue_to_red_and_shows_no_reading_as_black() -> None:
     torch.testing.assert_close(seen, torch.tensor(expected))
 
 
-@pytest.mark.parametrize("kind", ["relative", "percentile"])
+@pytest.mark.parametrize("kind", ["relative", "standardised"])
 def test_relative_equals_a_loop_over_each_image(kind: str) -> None:
     stored = depth_images(5)
     seen = encode(torch.from_numpy(stored), encoding(kind))
     for b in range(len(stored)):
-        values = [int(v) for v in stored[b].ravel() if v > 0 or kind == "percentile"]
+        values = [int(v) for v in stored[b].ravel() if v > 0 or kind == "standardised"]
         mean = sum(values) / len(values)
         deviation = (sum((v - mean) ** 2 for v in values) / len(values)) ** 0.5
         for y, x in np.ndindex(stored.shape[1:]):
@@ -106,7 +107,7 @@ def test_relative_equals_a_loop_over_each_image(kind: str) -> None:
             assert float(seen[b, 0, y, x]) == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["relative", "percentile"])
+@pytest.mark.parametrize("kind", ["relative", "standardised"])
 @pytest.mark.parametrize(("offset", "scale"), [(700, 1), (0, 3), (250, 2)])
 def test_relative_does_not_see_offset_and_scale(kind: str, offset: int, scale: int) -> None:
     random = np.random.default_rng(0)
@@ -180,7 +181,7 @@ def test_hha_of_a_slope_and_of_a_wall() -> None:
     assert (heights[:-1] > heights[1:]).all()  # rows go down
 
 
-@pytest.mark.parametrize("kind", ["window", "relative", "linear", "percentile"])
+@pytest.mark.parametrize("kind", ["window", "relative", "linear", "standardised"])
 def test_stored_channels_stay_apart(kind: str) -> None:
     random = np.random.default_rng(2)
     stored = torch.from_numpy(random.integers(600, 3000, (2, 6, 7, 4)))
@@ -253,3 +254,10 @@ def test_unfit_encodings_are_refused() -> None:
 def test_an_encoding_travels_as_plain_values() -> None:
     chosen = choose_encoding("window", "depth", depth_images(0))
     assert Encoding(**chosen.as_dict()) == chosen
+
+
+def test_the_earlier_name_of_an_encoding_is_taken() -> None:
+    assert Encoding("percentile", 0.0, 1.0, 1, False).kind == "standardised"  # type: ignore[arg-type]
+    assert build({"encoding": "percentile"}).encoding == "standardised"
+    with pytest.raises(ConfigError, match="encoding = \\['percentile'\\]"):
+        build({"encoding": ["percentile"]})

@@ -13,6 +13,7 @@ from PIL import Image
 from sfkt_cli.data.alignment import Alignment, check_alignment, compare_edges, fill_holes
 from sfkt_cli.data.ingest import Seen, summarise_target
 from sfkt_cli.data.quality import (
+    Line,
     Sample,
     duplicates,
     samples_of_store,
@@ -110,6 +111,20 @@ def test_duplicates_are_told_across_parts_only() -> None:
         "1 rgb image in source and in test alike, such as a and c",
         "1 target image in test and in ti alike, such as c and d",
     ]
+
+
+def test_of_many_classes_the_rarest_are_shown() -> None:
+    many = [Line("ti", f"c{i}", 1 + i * 7 % 1000, 1, 5, 9, 0.0) for i in range(1000)]
+    lines = [
+        Line("source", "a", 3, 3, None, None, 0.0),
+        *many,
+        Line("ti", "all", 9999, 9, 5, 9, 0.0),
+    ]
+    shown = table_text(lines, "mm").splitlines()
+    assert len(shown) == 24
+    assert sorted(int(row.split()[2]) for row in shown[2:22]) == list(range(1, 21))
+    assert shown[22].split() == ["ti", "(980", "with", "more)"]
+    assert shown[23].split()[:2] == ["ti", "all"]
 
 
 def test_inspect_tells_the_same_as_prepare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -134,6 +135,28 @@ def test_the_model_card_has_front_matter_and_code_that_runs(
     assert "uint16, (batch, 16, 16)" in text
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_the_recipes_of_the_export_page_run(
+    runtime: str,
+    exported: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip(runtime)
+    page = (Path(__file__).parents[2] / "docs/export.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (recipe,) = [block for block in blocks if f"import {runtime}\n" in block]
+    monkeypatch.chdir(exported)
+    exec(recipe, {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_openvino_gives_the_student(exported: Path, images: Any, expected: Any) -> None:
+    pytest.importorskip("openvino")
+    predict = latency.open_openvino((exported / "student.onnx").read_bytes())
+    np.testing.assert_allclose(predict(torch.from_numpy(images)), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("height", "width", "size"),
     [(37, 53, 16), (20, 30, 48)]
@@ -236,6 +259,7 @@ def test_the_model_card_tells_no_results_of_earlier_weights(tmp_path: Path) -> N
         return run.path("export", "README.md").read_text(encoding="utf-8")
 
     assert "Not evaluated" in card()
+    assert r"Recognises disc, \<b>bar\</b>, =cross" in card()
     evaluate(config, run)
     assert "| shot | target | 30 |" in card()
     save_classifier(run, "transfer/shot", 9, ENCODING)

@@ -26,7 +26,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from sfkt_cli.data.archive import Container, open_container
+from sfkt_cli.data.archive import Container, open_container, tree_drawn_in
 from sfkt_cli.data.loading import FileLoader, plane_of_millimetres, with_safe_ids
 from sfkt_cli.data.records import Archive, Record, check_unique, image_names
 from sfkt_cli.errors import DataError
@@ -165,7 +165,7 @@ def _captures(
     if not captures:
         raise DataError(
             f"{container.path} holds no DIML indoor images with diml_rgbd.resolution="
-            f"{config.diml_rgbd.resolution}: docs/datasets.md draws the folders"
+            f"{config.diml_rgbd.resolution}: {tree_drawn_in(__doc__)}"
         )
     return captures
 

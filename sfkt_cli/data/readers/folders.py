@@ -31,16 +31,15 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from sfkt_cli.data.archive import Container, open_container
+from sfkt_cli.data.archive import Container, open_container, tree_drawn_in
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
-from sfkt_cli.data.loading import FileLoader, with_safe_ids
+from sfkt_cli.data.loading import FileLoader, TargetValues, with_safe_ids
 from sfkt_cli.data.readers.manifest import find_manifest, read_manifest
 from sfkt_cli.data.records import Archive, Record, check_unique, image_names
-from sfkt_cli.data.values import TargetValues
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
 
-_ADVICE = "docs/datasets.md draws the folders"
+_ADVICE = tree_drawn_in(__doc__)
 _OTHER_NAMES = {
     "color": "rgb", "colour": "rgb", "depth": "target", "nir": "target", "ir": "target",
     "infrared": "target", "thermal": "target",
@@ -69,7 +68,7 @@ def read(config: Config, root: Path) -> Archive:
         records, notes = _read_tree(container)
     targets = [record.target for record in records if record.target is not None]
     if not targets:
-        raise DataError(f"{root} holds no target images: docs/datasets.md draws the folders")
+        raise DataError(f"{root} holds no target images: {_ADVICE}")
     own = config.folders
     values = TargetValues(own.modality, own.unit, scale=own.scale)
     loader = FileLoader(
@@ -140,10 +139,10 @@ def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...]]:
             )
         stems[stem] = name
     records: list[Record] = []
-    for (role, label), held in views.items():
-        _check_partners(container, role, held, inside)
-        for stem in sorted(set(held["rgb"]) | set(held["target"])):
-            rgb, target = held["rgb"].get(stem), held["target"].get(stem)
+    for (role, label), paths in views.items():
+        _check_partners(container, role, paths, inside)
+        for stem in sorted(set(paths["rgb"]) | set(paths["target"])):
+            rgb, target = paths["rgb"].get(stem), paths["target"].get(stem)
             folder = stem.rpartition("/")[0]
             group = f"{role}/{folder}" if folder else ""
             parts = ("ti",) if role == "ti" else ()
@@ -196,17 +195,17 @@ def _misplaced(name: str) -> str:
 
 
 def _check_partners(
-    container: Container, role: str, held: dict[str, dict[str, str]], names: Sequence[str]
+    container: Container, role: str, paths: dict[str, dict[str, str]], names: Sequence[str]
 ) -> None:
     """TI are pairs; TR images may be of one kind, or all pairs, or two separate collections."""
     alone = {
-        view: sorted(set(held[view]) - set(held[other]))
+        view: sorted(set(paths[view]) - set(paths[other]))
         for view, other in (("rgb", "target"), ("target", "rgb"))
     }
-    pairs = set(held["rgb"]) & set(held["target"])
+    pairs = set(paths["rgb"]) & set(paths["target"])
     for view, stems in alone.items():
         if stems and (role == "ti" or pairs):
-            name = held[view][stems[0]]
+            name = paths[view][stems[0]]
             other = "target" if view == "rgb" else "rgb"
             top = "/".join(name.split("/")[: 1 if role == "ti" else 2])
             partner = f"{top}/{other}/{stems[0]}."
