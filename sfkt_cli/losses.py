@@ -160,7 +160,7 @@ def entropy(logits: Tensor) -> Tensor:
 def diversity(logits: Tensor) -> Tensor:
     """Entropy of the mean prediction: -sum_k q_k log q_k with q = mean_b p_b.
 
-    log K: all classes are predicted alike often; 0: one class takes all.
+    log K: all classes are predicted equally often; 0: one class takes all.
 
     Args:
         logits: (B, K); receives a gradient.
@@ -175,7 +175,7 @@ def information_maximisation(logits: Tensor) -> Tensor:
     L_IM = entropy - diversity = mean_b H(p_b) - H(mean_b p_b)
 
     Source: arXiv:2401.05014, L_IM; SHOT (Liang et al., ICML 2020), Eq. 3 and 4. -log K: every
-    prediction certain, all classes alike often; 0: every prediction the same.
+    prediction certain, all classes equally often; 0: every prediction the same.
 
     Args:
         logits: (B, K); receives a gradient.
@@ -210,7 +210,7 @@ def perceptual(
     L_p = mean_l mean (a_l - g_l)^2 / v_l
 
     Source: Johnson et al., ECCV 2016, Eq. 2, with the frozen source model in place of a VGG and
-    each level over the variance of its activations (ours), so that all weigh alike.
+    each level over the variance of its activations (ours), so that all have equal weight.
     0: the source model sees the same on all levels; 1: no more is known than the mean of a level;
     2: unrelated.
 
