@@ -87,8 +87,8 @@ class Container:
             Of names, sizes and times of these files; of a zip file's names, sizes and checksums.
         """
         index = _index(self.path)
-        held = index if self.path.is_file() else {f"{self.prefix}{name}" for name in names}
-        lines = (f"{name}\t{index[name]}" for name in sorted(held))
+        listed = index if self.path.is_file() else {f"{self.prefix}{name}" for name in names}
+        lines = (f"{name}\t{index[name]}" for name in sorted(listed))
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -146,10 +146,10 @@ def open_container(
         top = _find_top(_index(candidate), markers)
         if top is not None:
             return Container(candidate, top)
-    held = sorted({name.partition("/")[0] for name in _index(root)})[:6]
+    top_names = sorted({name.partition("/")[0] for name in _index(root)})[:6]
     raise DataError(
         f"{root} holds no {' or '.join(markers) or 'files'} "
-        f"(it holds {', '.join(held) or 'nothing'}): {advice}"
+        f"(it holds {', '.join(top_names) or 'nothing'}): {advice}"
     )
 
 

@@ -13,7 +13,7 @@ from sfkt_cli.errors import ConfigError
 from sfkt_cli.settings.config import ClassesConfig
 
 NEAR = 0.8
-"""So much alike (0 to 1) a new name and a known one are taken for a slip: bx, box; not cup, cap."""
+"""Likeness (0 to 1) from which a new name counts as misspelled: bx for box, but not cup for cap."""
 
 
 def choose_classes(chosen: ClassesConfig, archive: Archive) -> tuple[list[str], list[str]]:
@@ -21,25 +21,25 @@ def choose_classes(chosen: ClassesConfig, archive: Archive) -> tuple[list[str], 
 
     Without a choice they are the data set's usual ones. Where only TR classes are given, all
     others are TI; where only TI classes are, TR are the usual ones, or all, without them.
-    Where some target images have no label, ``classes.tr`` may name classes of which none has one.
+    Where some target images have no label, ``classes.tr`` may name classes that no label names.
 
     Raises:
         ConfigError: A pattern matches nothing, or a class would be both.
     """
-    known = class_names(archive)
-    tr = expand(chosen.tr, known, "classes.tr", new=has_unlabelled(archive))
-    ti = expand(chosen.ti, known, "classes.ti")
+    names = class_names(archive)
+    tr = expand(chosen.tr, names, "classes.tr", new=has_unlabelled(archive))
+    ti = expand(chosen.ti, names, "classes.ti")
     both = [name for name in tr if name in ti]
     if both:
         raise ConfigError(f"class {both[0]!r} is in classes.tr and in classes.ti: take one out")
-    usual_tr = [name for name in archive.usual_tr if name in known]
-    usual_ti = [name for name in archive.usual_ti if name in known]
+    usual_tr = [name for name in archive.usual_tr if name in names]
+    usual_ti = [name for name in archive.usual_ti if name in names]
     if not chosen.tr:
-        tr = [name for name in usual_tr or known if name not in ti]
+        tr = [name for name in usual_tr or names if name not in ti]
         if not usual_tr and not chosen.ti:
             tr = [name for name in tr if name not in usual_ti]
     if not chosen.ti:
-        ti = [name for name in (known if chosen.tr else usual_ti or known) if name not in tr]
+        ti = [name for name in (names if chosen.tr else usual_ti or names) if name not in tr]
     return tr, ti
 
 

@@ -32,7 +32,7 @@ def draw_contact_sheet(store: Store, path: Path, names: Mapping[str, str] | None
     Args:
         store: A prepared file.
         path: The picture.
-        names: What ids stand for; those without a name are shown themselves.
+        names: Names for ids; an id without a name is shown itself.
 
     Returns:
         False where the store has no images to show.
@@ -71,10 +71,10 @@ def captioned(image: NDArray[Any], missing: bool, text: str) -> Image.Image:
         missing: Whether 0 means "no reading".
         text: Such as ``cup  93 %``.
     """
-    shown = Image.fromarray(picture_of(image, missing))
-    side = max(2 * TILE, shown.width)
+    picture = Image.fromarray(picture_of(image, missing))
+    side = max(2 * TILE, picture.width)
     sheet = Image.new("RGB", (side, side + 2 * CAPTION), "white")
-    sheet.paste(shown.resize((side, side), Image.Resampling.NEAREST))
+    sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST))
     ImageDraw.Draw(sheet).text(
         (6, side + 5), text, fill="black", font=ImageFont.load_default(CAPTION)
     )

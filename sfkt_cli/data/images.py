@@ -165,8 +165,8 @@ def encode(stored: Tensor, encoding: Encoding) -> Tensor:
     values = values.unsqueeze(1) if values.ndim == 3 else values.permute(0, 3, 1, 2)
     valid = (values > 0).to(torch.float32) if encoding.missing else torch.ones_like(values)
     if encoding.kind in ("window", "linear", "colormap"):
-        shown = ((values - encoding.low) / (encoding.high - encoding.low)).clamp(0, 1)
-        return _jet(shown) * valid if encoding.kind == "colormap" else shown * valid
+        encoded = ((values - encoding.low) / (encoding.high - encoding.low)).clamp(0, 1)
+        return _jet(encoded) * valid if encoding.kind == "colormap" else encoded * valid
     if encoding.kind in ("relative", "standardised"):
         return _relative(values, valid) * valid
     if encoding.kind not in ("normals", "hha"):
@@ -176,8 +176,9 @@ def encode(stored: Tensor, encoding: Encoding) -> Tensor:
     if encoding.kind == "normals":
         middle = 0.5 * valid
         scale = middle * scale
-        shown = torch.stack([torch.addcmul(middle, each, scale) for each in normals], dim=-1)
-        return shown.squeeze(1).permute(0, 3, 1, 2)  # channels last in memory, as networks want it
+        encoded = torch.stack([torch.addcmul(middle, part, scale) for part in normals], dim=-1)
+        # Channels last in memory, as networks want it.
+        return encoded.squeeze(1).permute(0, 3, 1, 2)
     return _hha(values, valid, smooth, scale * normals[1], encoding)
 
 

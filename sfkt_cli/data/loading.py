@@ -50,8 +50,8 @@ class FileLoader:
     def rgb(self, record: Record, size: int) -> NDArray[np.uint8]:
         """See :class:`~sfkt_cli.data.records.Loader`."""
         name = record.rgb or ""
-        content, shown = self.container.read(name), self.container.describe(name)
-        return fit_rgb(decode_rgb(content, shown, size, self.max_pixels), size, self.fit)
+        content, place = self.container.read(name), self.container.describe(name)
+        return fit_rgb(decode_rgb(content, place, size, self.max_pixels), size, self.fit)
 
     def target(self, record: Record, size: int) -> NDArray[Any]:
         """See :class:`~sfkt_cli.data.records.Loader`."""
@@ -73,9 +73,9 @@ class FileLoader:
         Raises:
             DataError: The image is missing or damaged.
         """
-        shown = self.container.describe(name)
+        place = self.container.describe(name)
         content = self.container.read(name)
-        return decode_target(content, shown, self.max_pixels, self.no_reading)
+        return decode_target(content, place, self.max_pixels, self.no_reading)
 
 
 def plane_of_bytes(values: NDArray[Any], name: str) -> NDArray[Any]:

@@ -107,11 +107,11 @@ def to_millimetres(metres: NDArray[np.floating[Any]], name: str) -> NDArray[np.u
         DataError: The values are no metres: the median lies beyond 65.5 m.
     """
     valid = np.isfinite(metres) & (metres > 0)
-    found = metres[valid]
-    if found.size and float(np.median(found)) > 65.535:
+    readings = metres[valid]
+    if readings.size and float(np.median(readings)) > 65.535:
         raise DataError(
-            f"{name} has a median depth of {float(np.median(found)):,.0f} m: say what the values "
-            "are with folders.unit or folders.scale, and what stands for no reading with "
+            f"{name} has a median depth of {float(np.median(readings)):,.0f} m: say what the "
+            "values are with folders.unit or folders.scale, and what stands for no reading with "
             "folders.missing"
         )
     millimetres = np.where(valid, np.minimum(metres, 100.0), 0) * 1000.0

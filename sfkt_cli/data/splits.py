@@ -90,29 +90,29 @@ def left_out(
     Returns:
         Number of records by kind and reason, without those that the archive itself keeps out.
     """
-    used = {record.id for held in parts.values() for record in held}
+    used = {record.id for records_of_part in parts.values() for record in records_of_part}
     unused = (
         "images for the test alone, which split.protocol=paper has not"
         if split.protocol == "paper"
         else "images of groups that went whole to a part which cannot use them"
     )
-    found: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
     for record in records:
         chosen = record.label is None or record.label in tr or record.label in ti
         if record.id in used or not chosen:
             continue
         if not any(_fits(record, tr, ti).values()):
-            found[_misfit(record)] += 1
+            reasons[_misfit(record)] += 1
         elif _open_parts(record, tr, ti):
-            found[unused] += 1
-    return dict(found)
+            reasons[unused] += 1
+    return dict(reasons)
 
 
 def _open_parts(record: Record, tr: Collection[str], ti: Collection[str]) -> tuple[str, ...]:
     """Parts that a record's class, images and archive allow."""
-    asked = record.parts or (PARTS if record.label is not None else ("target", "ti"))
+    allowed = record.parts or (PARTS if record.label is not None else ("target", "ti"))
     fits = _fits(record, tr, ti)
-    return tuple(part for part in PARTS if part in asked and fits[part])
+    return tuple(part for part in PARTS if part in allowed and fits[part])
 
 
 def _misfit(record: Record) -> str:
@@ -146,9 +146,9 @@ def _deal(
         if any(part in TR_PARTS for part in open_to[record.id]):
             members[record.group].append(record)
     strata: dict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
-    for group, held in members.items():
-        label = Counter(record.label or "" for record in held).most_common(1)[0][0]
-        parts = tuple(p for p in TR_PARTS if any(p in open_to[r.id] for r in held))
+    for group, group_records in members.items():
+        label = Counter(record.label or "" for record in group_records).most_common(1)[0][0]
+        parts = tuple(p for p in TR_PARTS if any(p in open_to[r.id] for r in group_records))
         strata[label, parts].append(group)
     dealt: dict[str, str] = {}
     for (label, parts), groups in sorted(strata.items()):

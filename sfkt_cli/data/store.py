@@ -176,8 +176,8 @@ class Store:
         """Name and scene of the samples of transfer.h5, by id; only test.h5 tells them."""
         if "names/id" not in self:
             return {}
-        told = (self.strings(f"names/{column}") for column in ("id", "name", "group"))
-        return {sample: (name, group) for sample, name, group in zip(*told, strict=True)}
+        columns = (self.strings(f"names/{column}") for column in ("id", "name", "group"))
+        return {sample: (name, group) for sample, name, group in zip(*columns, strict=True)}
 
     def labels(self, group: str) -> NDArray[np.int64]:
         """Class indices (N,) of a group such as ``source``, ``labels`` or ``test``."""
@@ -231,8 +231,8 @@ class Store:
 
     def _column(self, name: str) -> Column:
         if name not in self.columns:
-            held = ", ".join(self.columns) or "nothing"
-            raise DataError(f"{self.path} has no {name}: it holds {held}")
+            names = ", ".join(self.columns) or "nothing"
+            raise DataError(f"{self.path} has no {name}: it holds {names}")
         return self.columns[name]
 
     def _check_ids(self) -> None:

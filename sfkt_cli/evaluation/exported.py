@@ -108,7 +108,7 @@ def compare(
     file: str,
     precision: str,
     content: bytes,
-    found: Tensor,
+    probabilities: Tensor,
     expected: Tensor,
     ids: Sequence[str],
     labels: Mapping[str, int],
@@ -118,8 +118,8 @@ def compare(
     Raises:
         RunError: An fp32 file gives some images other probabilities; they are named.
     """
-    gaps = (found - expected).abs().amax(1)
-    said, wanted = found.argmax(1), expected.argmax(1)
+    gaps = (probabilities - expected).abs().amax(1)
+    predicted, wanted = probabilities.argmax(1), expected.argmax(1)
     # Two classes that are equally probable but for rounding may change places.
     wrong = ~(gaps <= LARGEST_DIFFERENCE)
     if precision == "fp32" and wrong.any():
@@ -127,24 +127,24 @@ def compare(
         raise RunError(
             f"{file} was not written: {int(wrong.sum())} of {len(ids)} images get other "
             f"probabilities than in PyTorch, by {float(gaps.max()):.2g} (more than "
-            f"{LARGEST_DIFFERENCE:g}), and {int((said != wanted).sum())} another class: "
+            f"{LARGEST_DIFFERENCE:g}), and {int((predicted != wanted).sum())} another class: "
             f"{named[:300]}"
         )
-    known = [row for row, name in enumerate(ids) if name in labels]
-    truth = torch.tensor([labels[ids[row]] for row in known])
+    labelled = [row for row, name in enumerate(ids) if name in labels]
+    truth = torch.tensor([labels[ids[row]] for row in labelled])
 
     def accuracy(classes: Tensor) -> float | None:
-        return float((classes[known] == truth).double().mean()) if known else None
+        return float((classes[labelled] == truth).double().mean()) if labelled else None
 
     return Comparison(
         file=file,
         precision=precision,
         megabytes=len(content) / 1e6,
         images=len(ids),
-        agreement=float((said == wanted).double().mean()),
+        agreement=float((predicted == wanted).double().mean()),
         largest_difference=float(gaps.max()),
-        labelled=len(known),
-        accuracy=accuracy(said),
+        labelled=len(labelled),
+        accuracy=accuracy(predicted),
         pytorch_accuracy=accuracy(wanted),
     )
 

@@ -83,8 +83,8 @@ def open_openvino(content: bytes) -> Predict:
 def machine() -> str:
     """Processor and threads that times belong to."""
     info = Path("/proc/cpuinfo")
-    told = info.read_text(encoding="utf-8") if info.is_file() else ""
-    named = re.search(r"model name\s*: (.+)", told)
+    text = info.read_text(encoding="utf-8") if info.is_file() else ""
+    named = re.search(r"model name\s*: (.+)", text)
     name = named[1] if named else platform.processor()
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'s' * (threads > 1)}."

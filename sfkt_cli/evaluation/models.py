@@ -181,7 +181,7 @@ def predictors_of(
                 student,
                 student_loader(runtime, its_own),
                 parameters(student),
-                _sum([_number(each, "seconds") for each in records]),
+                _sum([_number(part, "seconds") for part in records]),
                 max((m for r in records if (m := _number(r, "peak_memory_mb"))), default=None),
                 _outdated(f"transfer --method {name}", record, inputs),
             )

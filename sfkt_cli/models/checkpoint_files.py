@@ -126,9 +126,9 @@ def _unwrap(path: Path, loaded: Any) -> dict[str, Tensor]:
         if not inner:
             break
         loaded = loaded[inner[0]]
-    held = ", ".join(map(str, list(loaded)[:5])) if isinstance(loaded, Mapping) else ""
+    keys = ", ".join(map(str, list(loaded)[:5])) if isinstance(loaded, Mapping) else ""
     raise DataError(
-        f"{path} holds no state dict, but a {type(loaded).__name__}{held and ' with '}{held}: "
+        f"{path} holds no state dict, but a {type(loaded).__name__}{keys and ' with '}{keys}: "
         f"save one with {SAVE_WEIGHTS}"
     )
 

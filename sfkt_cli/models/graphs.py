@@ -99,10 +99,10 @@ class Half(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """What the network gives, in float32."""
-        found = self.network(images.half())
-        if isinstance(found, Tensor):
-            return found.float()
-        return tuple(each.float() for each in found)
+        outputs = self.network(images.half())
+        if isinstance(outputs, Tensor):
+            return outputs.float()
+        return tuple(each.float() for each in outputs)
 
 
 def for_export(graph: nn.Module) -> nn.Module:

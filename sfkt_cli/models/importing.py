@@ -120,9 +120,11 @@ def _architecture(config: Config, backbone: str) -> dict[str, Any]:
 
 
 def _remarks(config: Config) -> tuple[str, ...]:
-    found = normalisation_of(config.source)
-    mean, std = (", ".join(f"{v:.3g}" for v in each) for each in (found.mean, found.std))
-    return (f"images are normalised with mean ({mean}), std ({std}): {found.origin}",)
+    normalisation = normalisation_of(config.source)
+    mean, std = (
+        ", ".join(f"{v:.3g}" for v in each) for each in (normalisation.mean, normalisation.std)
+    )
+    return (f"images are normalised with mean ({mean}), std ({std}): {normalisation.origin}",)
 
 
 def _from_onnx(config: Config, path: Path, classes: Sequence[str], size: int) -> Imported:
@@ -155,11 +157,11 @@ def _own_model(config: Config, folder: Path, classes: Sequence[str]) -> Imported
 
 
 def _named_as(
-    known: Mapping[str, Tensor], state: dict[str, Tensor]
+    expected: Mapping[str, Tensor], state: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Take off what a wrapper, such as a Lightning module, put in front of the backbone's names."""
-    key = max(known, key=len, default="")
-    wanted = [name for name in known if not name.endswith("num_batches_tracked")]
+    key = max(expected, key=len, default="")
+    wanted = [name for name in expected if not name.endswith("num_batches_tracked")]
     if any(name in state for name in wanted):
         return state, ()
     for name in state:
@@ -183,9 +185,9 @@ def _without_the_rest(
     Raises:
         ConfigError: Linear layers follow the one that would become the head.
     """
-    known = model.backbone.state_dict()
-    wanted = {name for name in known if not name.endswith("num_batches_tracked")}
-    own = {name for name in state if name in known or name.rpartition(".")[0] == head}
+    expected = model.backbone.state_dict()
+    wanted = {name for name in expected if not name.endswith("num_batches_tracked")}
+    own = {name for name in state if name in expected or name.rpartition(".")[0] == head}
     rest = [name for name in state if name not in own]
     outputs, parent = len(state[f"{head}.weight"]), head.rpartition(".")[0]
     behind = [
@@ -214,26 +216,26 @@ def _without_auxiliary(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _find_head(path: Path, state: Mapping[str, Tensor], model: Classifier, backbone: str) -> str:
     """Name of the checkpoint's linear layer that takes the backbone's output."""
     features = int(model.head.weight.shape[1])  # type: ignore[index]
-    known = model.backbone.state_dict()
-    found = [
+    expected = model.backbone.state_dict()
+    heads = [
         name.removesuffix(".weight")
         for name, value in state.items()
-        if name not in known and name.endswith(".weight") and value.shape[1:] == (features,)
+        if name not in expected and name.endswith(".weight") and value.shape[1:] == (features,)
     ]
-    if len(found) > 1:  # a loss may keep a vector for each class, but seldom a bias
-        found = [name for name in found if f"{name}.bias" in state] or found
-    if len(found) != 1:
+    if len(heads) > 1:  # a loss may keep a vector for each class, but seldom a bias
+        heads = [name for name in heads if f"{name}.bias" in state] or heads
+    if len(heads) != 1:
         linear = [
             f"{name.removesuffix('.weight')} with {value.shape[1]}"
             for name, value in state.items()
             if name.endswith(".weight") and value.ndim == 2
         ]
-        hint = "say which with source.features" if found else "which architecture is it?"
+        hint = "say which with source.features" if heads else "which architecture is it?"
         raise ConfigError(
             f"{path} does not fit source.backbone = {backbone!r}: its last layer should be linear "
-            f"with {features} inputs, found {', '.join(found or linear[-1:]) or 'none'}; {hint}"
+            f"with {features} inputs, found {', '.join(heads or linear[-1:]) or 'none'}; {hint}"
         )
-    return found[0]
+    return heads[0]
 
 
 def _outputs(

@@ -409,6 +409,10 @@ class TgktConfig(DistillConfig):
     """Share of the training after which there are pseudo-labels (ours)."""
     beta_im: Weight = 1.0
     """Weight of L_IM on the student (ours; SHOT: 1)."""
+    prior: Literal["measured", "equal"] = "measured"
+    """How frequent L_IM takes the classes for. measured: all alike until self_from, then as
+    frequent as the student predicted them in the epoch before (ours). equal: all alike, as in
+    SHOT."""
     train_head: bool = False
     """Train the head, too. Off: it stays as the source model has it, as in SHOT (ours)."""
     keep_untouched: bool = True
@@ -643,7 +647,7 @@ def nest(dotted: str, value: Any) -> dict[str, Any]:
 
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by section, of which some may be named with a dot: ``bridge.epochs: 3``."""
+    """Settings by section; some may be named with a dot: ``bridge.epochs: 3``."""
     by_section: dict[str, Any] = {}
     for name, value in settings.items():
         by_section = merge(by_section, nest(str(name), value))

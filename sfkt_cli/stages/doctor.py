@@ -79,8 +79,8 @@ def examine() -> Iterator[Finding]:
     yield from _devices()
     yield from _resources()
     for module, purpose in EXTRAS.items():
-        found = importlib.util.find_spec(module) is not None
-        yield Finding(f"  {module}", "installed" if found else f"not installed ({purpose})")
+        installed = importlib.util.find_spec(module) is not None
+        yield Finding(f"  {module}", "installed" if installed else f"not installed ({purpose})")
     yield from _data()
 
 
@@ -171,9 +171,9 @@ def _resources() -> Iterator[Finding]:
 
 
 def _data() -> Iterator[Finding]:
-    found = [name for name in READERS if (DATA_FOLDER / name).exists()]
+    archives = [name for name in READERS if (DATA_FOLDER / name).exists()]
     yield Finding(
-        "archives", ", ".join(f"{DATA_FOLDER / name}" for name in found) or "none in data/"
+        "archives", ", ".join(f"{DATA_FOLDER / name}" for name in archives) or "none in data/"
     )
     runs = sorted(path.parent.parent.name for path in RUNS.glob("*/prepare/done.json"))
     advice = "" if runs else "start with `sfkt run`, the built-in demo"

@@ -165,8 +165,8 @@ def _add_bounds(evaluation: Evaluation, run: Run, stage: Stage, encoding: Encodi
         except RunError as error:  # only a bound: the rest of the report does not wait for it
             warn(f"the oracle is left out: {error}")
         else:
-            asked = predictions.ask(bound, splits, evaluation.pairs, evaluation.runtime)
-            evaluation.outcomes["oracle"] = asked
+            outcome = predictions.ask(bound, splits, evaluation.pairs, evaluation.runtime)
+            evaluation.outcomes["oracle"] = outcome
     if test is not None:
         on_rgb = predictions.ask_rgb(test, models, evaluation.runtime)
         if on_rgb is not None:
@@ -183,11 +183,11 @@ def predictions_csv(evaluation: Evaluation) -> str:
     for name, split in evaluation.splits.items():
         truth = dict(zip(split.rows.tolist(), split.labels.tolist(), strict=True))
         group = dict(zip(split.rows.tolist(), split.group_names, strict=True))
-        said = [evaluation.outcomes[method].probabilities.get(name) for method in methods]
+        predicted = [evaluation.outcomes[method].probabilities.get(name) for method in methods]
         for row, (sample, known_as) in enumerate(zip(split.ids, split.names, strict=True)):
             label = classes[truth[row]] if row in truth else ""
             line: list[str | float] = [name, sample, known_as, label, group.get(row, "")]
-            for probabilities in said:
+            for probabilities in predicted:
                 if probabilities is None:
                     line += ["", ""]
                 else:

@@ -150,8 +150,10 @@ def export(
         ):
             file = name + suffix
             predict = open_pt2(content) if suffix == ".pt2" else open_onnx(content)
-            found = images.ask(predict, compared)
-            comparison = exported.compare(file, precision, content, found, expected, ids, labels)
+            probabilities = images.ask(predict, compared)
+            comparison = exported.compare(
+                file, precision, content, probabilities, expected, ids, labels
+            )
             with replacing(target / file) as partial:
                 partial.write_bytes(content)
             _tell(target, comparison)

@@ -35,8 +35,10 @@ BATCH = 64
 STDIN = "-"
 UNKNOWN = "unknown"
 LAST = 1000
-"""So many of the latest rows of a stream are looked at when it ends."""
+"""Number of the latest rows of a stream that are checked when it ends."""
 LOOK_EVERY_S = 0.5
+SHOWN = 10
+"""So many broken files are named."""
 Batch = list[tuple[str | Path, NDArray[Any]]]
 """Names and stored images."""
 Row = tuple[str | Path, Prediction]
@@ -108,20 +110,20 @@ def predict(
     try:
         with track("predict", total) as tracker:
             for batch in batches:
-                found = student.predict_stored([image for _, image in batch])
-                told = [
+                predictions = student.predict_stored([image for _, image in batch])
+                lines = [
                     (path, judged(each, threshold))
-                    for (path, _), each in zip(batch, found, strict=True)
+                    for (path, _), each in zip(batch, predictions, strict=True)
                 ]
-                for path, prediction in told:
+                for path, prediction in lines:
                     event("prediction", **as_row(path, prediction, top_k))
                 if save_images:
-                    save(save_images, count, student, [image for _, image in batch], told)
+                    save(save_images, count, student, [image for _, image in batch], lines)
                 if at_once:
-                    write_rows(told, output, top_k, append=count > 0)
-                rows += told
-                count += len(told)
-                note = f"{told[-1][1].label} {told[-1][1].probability:.0%}" if at_once else ""
+                    write_rows(lines, output, top_k, append=count > 0)
+                rows += lines
+                count += len(lines)
+                note = f"{lines[-1][1].label} {lines[-1][1].probability:.0%}" if at_once else ""
                 tracker.advance(len(batch), len(batch), note)
     except Interrupted:
         if not endless:
@@ -218,7 +220,9 @@ def warn_of_doubts(rows: Sequence[Row]) -> None:
 
 def _told(broken: Sequence[str], count: int) -> str:
     """One message for all broken files."""
-    lines = "".join(f"\n  {message}" for message in broken)
+    lines = "".join(f"\n  {message}" for message in broken[:SHOWN])
+    if len(broken) > SHOWN:
+        lines += f"\n  and {len(broken) - SHOWN} more, all without a row in the output"
     return f"{len(broken)} of {count} images could not be read; mend them or leave them out:{lines}"
 
 

@@ -14,6 +14,7 @@ from sfkt_cli.data.classes import choose_classes
 from sfkt_cli.data.contact_sheet import draw_contact_sheet
 from sfkt_cli.data.ingest import Seen, Task, ingest
 from sfkt_cli.data.layout import Plan
+from sfkt_cli.data.loading import FileLoader
 from sfkt_cli.data.quality import (
     Line,
     Sample,
@@ -33,6 +34,9 @@ from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run, Stage
 from sfkt_cli.stages.inspect import report_alignment
 
+FEW_PAIRS = 50
+"""With fewer pairs the bridge, and what is judged by held-out pairs, are left to chance."""
+NOTABLE_CROP = 0.1
 _FEW_GROUPS = "a class needs a group (scene, place, object; or image) for each part"
 
 
@@ -55,6 +59,8 @@ def prepare(config: Config, run: Run) -> None:
         for note in archive.notes:
             warn(note)
         plan = make_plan(config, archive)
+        if crop := cropped(plan):
+            say(f"prepare: {crop}")
         for gap in gaps(plan):
             warn(gap)
         seen = _write_stores(plan, stage)
@@ -89,6 +95,12 @@ def make_plan(config: Config, archive: Archive) -> Plan:
             f"{archive_root(config)} leaves no TI pairs of RGB and target ({chosen}): there will "
             "be no bridge, and `sfkt transfer` falls back to shot, which needs none"
         )
+    elif len(parts["ti"]) < FEW_PAIRS:
+        warn(
+            f"{archive_root(config)} has only {len(parts['ti'])} TI pairs: the bridge learns "
+            "little from so few, and the student may be no better than your RGB model; record "
+            f"{FEW_PAIRS} or more, of anything"
+        )
     lost = left_out(archive.records, tr, ti, config.split, parts)
     if lost:
         counts = ", ".join(f"{count} {what}" for what, count in lost.items())
@@ -96,23 +108,41 @@ def make_plan(config: Config, archive: Archive) -> Plan:
     return Plan(config, archive, parts, tuple(tr))
 
 
+def cropped(plan: Plan) -> str:
+    """What the middle square loses of the images; empty: next to nothing, or not known."""
+    loader, config = plan.archive.loader, plan.config.prepare
+    name = next((record.target for record in plan.archive.records if record.target), None)
+    if not isinstance(loader, FileLoader) or config.fit != "crop" or name is None:
+        return ""
+    height, width = loader.target_values(name).shape[:2]
+    lost = 1 - min(height, width) / max(height, width)
+    if lost < NOTABLE_CROP:
+        return ""
+    return (
+        f"of {width} x {height} pixels the middle square is kept: {lost:.0%} of the "
+        f"{'width' if width > height else 'height'} is cut off; prepare.fit=squash keeps it all, "
+        f"with other proportions. `sfkt export --input-size {height}x{width}` does the same inside "
+        "the exported file"
+    )
+
+
 def gaps(plan: Plan) -> list[str]:
     """What is wrong with the parts, for warnings: what they lack, and what is of no use in them."""
-    found = []
+    problems = []
     if not plan.parts["source"] and not plan.config.source.brought:
-        found.append(
+        problems.append(
             f"{_why_no_source(plan)} bring a source model with "
             "`sfkt source --set source.checkpoint=FILE --set source.backbone=NAME`"
         )
     idle = _idle_pairs(plan)
     if idle:
-        found.append(
+        problems.append(
             f"{idle} labelled pairs in part source will not be used: the source model is brought "
             "along; --set split.source=0 gives their target images to the target part"
         )
     paper = plan.config.split.protocol == "paper" or not plan.config.split.test
     if not plan.parts["test"] and not paper and any(r.label for r in plan.parts["target"]):
-        found.append(f"no target image is held out for the test: {_FEW_GROUPS}")
+        problems.append(f"no target image is held out for the test: {_FEW_GROUPS}")
     effects = {
         "source": "a source model trained on it cannot tell them",
         "target": "students do not see them",
@@ -121,12 +151,12 @@ def gaps(plan: Plan) -> list[str]:
     if plan.config.source.brought:
         del effects["source"]
     for part, effect in effects.items():
-        held = {record.label for record in plan.parts[part]}
-        lacking = [name for name in plan.classes if name not in held]
-        if lacking and held and None not in held:
-            shown = ", ".join(lacking[:20]) + (", ..." if len(lacking) > 20 else "")
-            found.append(f"part {part} has no image of {shown}: {effect}; {_FEW_GROUPS}")
-    return found
+        labels = {record.label for record in plan.parts[part]}
+        lacking = [name for name in plan.classes if name not in labels]
+        if lacking and labels and None not in labels:
+            names = ", ".join(lacking[:20]) + (", ..." if len(lacking) > 20 else "")
+            problems.append(f"part {part} has no image of {names}: {effect}; {_FEW_GROUPS}")
+    return problems
 
 
 def _why_no_source(plan: Plan) -> str:
@@ -142,10 +172,10 @@ def _why_no_source(plan: Plan) -> str:
         return "there are no labelled RGB images to train a source model on:"
     if not plan.config.split.source:
         return "split.source = 0 leaves no labelled RGB images to train a source model on:"
-    shown = ", ".join(sorted(groups)[:3]) + (", ..." if len(groups) > 3 else "")
-    held = "are all one group" if len(groups) == 1 else f"are only {len(groups)} groups"
+    names = ", ".join(sorted(groups)[:3]) + (", ..." if len(groups) > 3 else "")
+    what = "are all one group" if len(groups) == 1 else f"are only {len(groups)} groups"
     return (
-        f"the labelled RGB images {held} ({shown}), and groups stay whole, so none is left to "
+        f"the labelled RGB images {what} ({names}), and groups stay whole, so none is left to "
         f"train a source model on; {_FEW_GROUPS}: divide them (a group is a folder below rgb, or "
         "the column group of a manifest), or"
     )

@@ -270,16 +270,16 @@ def student_scores(
         _, tr_logits = predict_rows(tr_target, load, student, runtime)
         if runtime.main:
             remember(folder, epoch, tr_logits)
-        found = {
+        values = {
             "tr_information": label_free.information(tr_logits),
             "tr_density": label_free.density(tr_logits),
         }
         if ti_target is not None and partners is not None:
             features, logits = predict_rows(ti_target, load, student, runtime)
-            found["ti_agreement"] = label_free.agreement(logits, partners[1])
-            found["ti_kappa"] = label_free.kappa(logits, partners[1])
-            found["ti_rank"] = float(label_free.partner_rank(features, partners[0]).mean())
-            found["ti_closeness"] = -label_free.feature_distance(features, partners[0])
-        return found
+            values["ti_agreement"] = label_free.agreement(logits, partners[1])
+            values["ti_kappa"] = label_free.kappa(logits, partners[1])
+            values["ti_rank"] = float(label_free.partner_rank(features, partners[0]).mean())
+            values["ti_closeness"] = -label_free.feature_distance(features, partners[0])
+        return values
 
     return scores

@@ -46,7 +46,7 @@ _OTHER_NAMES = {
 }  # fmt: skip
 """What people call the two folders of a class; taken for groups, pairs would fall apart."""
 SAMPLES = 8
-"""So many target images are looked at for values that may stand for no reading."""
+"""Target images that are searched for values that may stand for no reading."""
 NOTABLE_SHARE = 0.001
 
 
@@ -63,7 +63,7 @@ def read(config: Config, root: Path) -> Archive:
         container, records = manifest.images, read_manifest(manifest)
     else:
         container = open_container(
-            root, ("tr", "ti"), (), f"give one's own images with --root; {_ADVICE}"
+            root, ("tr", "ti", "TR", "TI"), (), f"give your own images with --root; {_ADVICE}"
         )
         records, notes = _read_tree(container)
     targets = [record.target for record in records if record.target is not None]
@@ -122,7 +122,7 @@ def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...]]:
     """Records, and what is left out; names are compared as NFC, whatever system wrote them."""
     views: dict[tuple[str, str | None], dict[str, dict[str, str]]] = {}
     names = container.names()
-    inside = [name for name in names if name.startswith(("tr/", "ti/"))]
+    inside = [name for name in names if name[:3].lower() in ("tr/", "ti/")]
     for name in inside:
         misplaced = _misplaced(name)
         if misplaced:
@@ -139,10 +139,10 @@ def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...]]:
             )
         stems[stem] = name
     records: list[Record] = []
-    for (role, label), held in views.items():
-        _check_partners(container, role, held, inside)
-        for stem in sorted(set(held["rgb"]) | set(held["target"])):
-            rgb, target = held["rgb"].get(stem), held["target"].get(stem)
+    for (role, label), paths in views.items():
+        _check_partners(container, role, paths, inside)
+        for stem in sorted(set(paths["rgb"]) | set(paths["target"])):
+            rgb, target = paths["rgb"].get(stem), paths["target"].get(stem)
             folder = stem.rpartition("/")[0]
             group = f"{role}/{folder}" if folder else ""
             parts = ("ti",) if role == "ti" else ()
@@ -163,6 +163,7 @@ def _place(name: str) -> tuple[str, str | None, str, str] | None:
     if _suffix(name) not in SUFFIXES:
         return None
     role, *inner = PurePosixPath(name).with_suffix("").parts
+    role = role.lower()
     if role == "ti" and len(inner) >= 2 and inner[0] in ("rgb", "target"):
         return "ti", None, inner[0], "/".join(inner[1:])
     if role == "tr" and len(inner) >= 3 and inner[1] in ("rgb", "target"):
@@ -180,6 +181,7 @@ def _misplaced(name: str) -> str:
     if _suffix(name) not in SUFFIXES:
         return ""
     role, *inner = name.split("/")[:-1]
+    role = role.lower()
     if role == "ti" and inner[:1] not in (["rgb"], ["target"]):
         return "lies neither in ti/rgb nor in ti/target"
     if role == "tr" and inner[:1] == ["rgb"]:
@@ -193,17 +195,17 @@ def _misplaced(name: str) -> str:
 
 
 def _check_partners(
-    container: Container, role: str, held: dict[str, dict[str, str]], names: Sequence[str]
+    container: Container, role: str, paths: dict[str, dict[str, str]], names: Sequence[str]
 ) -> None:
     """TI are pairs; TR images may be of one kind, or all pairs, or two separate collections."""
     alone = {
-        view: sorted(set(held[view]) - set(held[other]))
+        view: sorted(set(paths[view]) - set(paths[other]))
         for view, other in (("rgb", "target"), ("target", "rgb"))
     }
-    pairs = set(held["rgb"]) & set(held["target"])
+    pairs = set(paths["rgb"]) & set(paths["target"])
     for view, stems in alone.items():
         if stems and (role == "ti" or pairs):
-            name = held[view][stems[0]]
+            name = paths[view][stems[0]]
             other = "target" if view == "rgb" else "rgb"
             top = "/".join(name.split("/")[: 1 if role == "ti" else 2])
             partner = f"{top}/{other}/{stems[0]}."

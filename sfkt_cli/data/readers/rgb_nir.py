@@ -46,11 +46,11 @@ def read(config: Config, root: Path) -> Archive:
         DataError: The folder is not there, or an image has no partner.
     """
     container = open_container(root, tuple(PUBLISHED), ("nirscene1.zip",))
-    found: dict[tuple[str, str], dict[str, str]] = {}
+    captures: dict[tuple[str, str], dict[str, str]] = {}
     for name in container.names():
         match = _IMAGE.fullmatch(name)
         if match and match[1] in PUBLISHED:
-            views = found.setdefault((match[1], match[2]), {})
+            views = captures.setdefault((match[1], match[2]), {})
             view = match[3].lower()
             if view in views:
                 raise DataError(
@@ -58,7 +58,7 @@ def read(config: Config, root: Path) -> Archive:
                     "remove one of them"
                 )
             views[view] = name
-    for (label, number), views in found.items():
+    for (label, number), views in captures.items():
         if len(views) == 1:
             (name,) = views.values()
             lost = "nir" if "rgb" in views else "rgb"
@@ -68,7 +68,7 @@ def read(config: Config, root: Path) -> Archive:
             )
     records = [
         Record(f"{label}-{number}", f"{label}-{number}", label, views["rgb"], views["nir"])
-        for (label, number), views in found.items()
+        for (label, number), views in captures.items()
     ]
     return Archive(
         records=check_unique(records, container.path),

@@ -149,10 +149,10 @@ def _scene_word(container: Container, name: str) -> str:
 
 
 def _common_words(captures: list[str], words: dict[str, str]) -> list[str]:
-    held: dict[str, set[str]] = defaultdict(set)
+    words_of: dict[str, set[str]] = defaultdict(set)
     for capture in captures:
-        held[capture.partition("/")[0]].add(words[capture])
-    return sorted(set.intersection(*held.values())) if held else []
+        words_of[capture.partition("/")[0]].add(words[capture])
+    return sorted(set.intersection(*words_of.values())) if words_of else []
 
 
 def _parts(capture: str, chosen: SunRgbdConfig) -> tuple[str, ...]:

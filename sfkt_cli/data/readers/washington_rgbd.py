@@ -44,8 +44,8 @@ class ObjectLoader(FileLoader):
     def rgb(self, record: Record, size: int) -> NDArray[np.uint8]:
         """See :class:`~sfkt_cli.data.records.Loader`."""
         name = record.rgb or ""
-        content, shown = self.container.read(name), self.container.describe(name)
-        pixels = np.array(decode_rgb(content, shown, 0, self.max_pixels))
+        content, place = self.container.read(name), self.container.describe(name)
+        pixels = np.array(decode_rgb(content, place, 0, self.max_pixels))
         pixels[~self._mask(name.replace("_crop.", "_maskcrop."), pixels.shape[:2])] = 0
         return fit_rgb(Image.fromarray(pixels), size, self.fit)
 
@@ -57,10 +57,10 @@ class ObjectLoader(FileLoader):
         return fit_target(depth_mm, size, self.fit, missing=True)
 
     def _mask(self, name: str, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-        shown = self.container.describe(name)
-        mask = decode_mask(self.container.read(name), shown, self.max_pixels)
+        place = self.container.describe(name)
+        mask = decode_mask(self.container.read(name), place, self.max_pixels)
         if mask.shape != shape:
-            raise DataError(f"{shown} has shape {mask.shape}, its image has {shape}")
+            raise DataError(f"{place} has shape {mask.shape}, its image has {shape}")
         return mask
 
 
@@ -72,12 +72,12 @@ def read(config: Config, root: Path) -> Archive:
     """
     container = open_container(root, (), ("rgbd-dataset.zip",))
     remove = config.washington_rgbd.background == "remove"
-    found: dict[str, dict[str, str]] = {}
+    frames: dict[str, dict[str, str]] = {}
     owners: dict[str, tuple[str, str]] = {}
     for name in container.names():
         match = _IMAGE.fullmatch(name)
         if match:
-            views = found.setdefault(match["stem"], {})
+            views = frames.setdefault(match["stem"], {})
             if match["view"] in views:
                 raise DataError(
                     f"{container.describe(name)} and {views[match['view']]} have the same name: "
@@ -86,7 +86,7 @@ def read(config: Config, root: Path) -> Archive:
             views[match["view"]] = name
             owners[match["stem"]] = (match["label"], match["group"])
     needed = ("crop", "depthcrop", "maskcrop") if remove else ("crop", "depthcrop")
-    for stem, views in found.items():
+    for stem, views in frames.items():
         lost = [view for view in needed if view not in views]
         if lost:
             some = next(iter(views.values()))
@@ -96,7 +96,7 @@ def read(config: Config, root: Path) -> Archive:
             )
     records = [
         Record(stem, owners[stem][1], owners[stem][0], views["crop"], views["depthcrop"])
-        for stem, views in found.items()
+        for stem, views in frames.items()
     ]
     loader = (ObjectLoader if remove else FileLoader)(
         container,
@@ -108,7 +108,7 @@ def read(config: Config, root: Path) -> Archive:
     return Archive(
         records=check_unique(records, container.path),
         loader=loader,
-        digest=container.digest(views[view] for views in found.values() for view in needed),
+        digest=container.digest(views[view] for views in frames.values() for view in needed),
         modality="depth",
         unit="mm",
         dtype="uint16",
