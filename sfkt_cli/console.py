@@ -254,6 +254,10 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+WIDE = 100
+"""Columns from which a bar tells images a second; each epoch's line tells them anyway."""
+
+
 class Tracker:
     """Progress of one long task; make it with :func:`track`.
 
@@ -271,13 +275,14 @@ class Tracker:
         self._counted = 0
         self._bar: Progress | None = None
         if console.is_terminal and not console.quiet:
-            # Only the note gives way where the terminal is narrow, from its end.
+            # Where the terminal is narrow the rate gives way, and the note from its end.
+            rate = [] if console.width < WIDE else [TextColumn("{task.fields[rate]}")]
             fixed, rest = Column(no_wrap=True), Column(no_wrap=True, ratio=1, overflow="ellipsis")
             self._bar = Progress(
                 TextColumn("{task.description}", table_column=fixed),
                 BarColumn(bar_width=min(max((console.width - 72) // 2, 6), 40)),
                 MofNCompleteColumn(table_column=fixed),
-                TextColumn("{task.fields[rate]}", table_column=fixed),
+                *rate,
                 TimeRemainingColumn(compact=True, table_column=fixed),
                 TextColumn("{task.fields[note]}", style="dim", table_column=rest),
                 console=console,

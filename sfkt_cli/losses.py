@@ -7,6 +7,7 @@ type: they are taken to float32 first, and logarithms go through ``log_softmax``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -165,22 +166,33 @@ def diversity(logits: Tensor) -> Tensor:
     Args:
         logits: (B, K); receives a gradient.
     """
-    mean = mean_over_processes(F.log_softmax(logits.float(), dim=1).exp().mean(dim=0))
+    mean = _mean_prediction(logits)
     return -torch.xlogy(mean, mean.clamp_min(1e-30)).sum()
 
 
-def information_maximisation(logits: Tensor) -> Tensor:
-    """Minus the mutual information of image and prediction.
+def information_maximisation(logits: Tensor, prior: Tensor | None = None) -> Tensor:
+    """Minus the mutual information of image and prediction, towards given class frequencies.
 
-    L_IM = entropy - diversity = mean_b H(p_b) - H(mean_b p_b)
+    L_IM = mean_b H(p_b) + KL(mean_b p_b to prior) - log K
 
-    Source: arXiv:2401.05014, L_IM; SHOT (Liang et al., ICML 2020), Eq. 3 and 4. -log K: every
-    prediction certain, all classes equally often; 0: every prediction the same.
+    Without a prior all classes count as equally frequent, and this is entropy - diversity =
+    mean_b H(p_b) - H(mean_b p_b). Source: arXiv:2401.05014, L_IM; SHOT (Liang et al., ICML 2020),
+    Eq. 3 and 4; the prior is ours. -log K: every prediction certain, classes as frequent as in the
+    prior; 0 without a prior: every prediction the same.
 
     Args:
         logits: (B, K); receives a gradient.
+        prior: (K,), positive, sums to 1; a constant.
     """
-    return entropy(logits) - diversity(logits)
+    loss = entropy(logits) - diversity(logits)
+    if prior is None:
+        return loss
+    return loss - (_mean_prediction(logits) * prior.log()).sum() - math.log(logits.shape[1])
+
+
+def _mean_prediction(logits: Tensor) -> Tensor:
+    """Mean (K,) of the predictions over the batches of all processes."""
+    return mean_over_processes(F.log_softmax(logits.float(), dim=1).exp().mean(dim=0))
 
 
 def feature_matching(features: Tensor, partners: Tensor) -> Tensor:

@@ -167,8 +167,14 @@ def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> 
     Raises:
         RunError: There is no finished student, or not the one asked for.
     """
-    if (path / CARD).is_file():
-        return path
+    if path.suffix in (".onnx", ".pt2") and path.is_file():
+        raise RunError(
+            f"{path} is for other programs: give its folder {path.parent}, which holds the same "
+            "model for this one; README.md there shows how to run the file"
+        )
+    for folder in (path, path / "student"):  # the model's own folder, or that of an export
+        if (folder / CARD).is_file():
+            return folder
     if not path.exists():
         raise RunError(
             f"{path} does not exist: give a run such as runs/synthetic, or `sfkt prepare`"

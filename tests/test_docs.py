@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,20 @@ def test_links_lead_to_files(page: Path) -> None:
     targets = re.findall(r"\]\(<?([^)#>]+)[^)]*\)", text)
     missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
     assert not missing
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="pip install '.[docs]'")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    written = {str(page.relative_to(tmp_path).parent) for page in tmp_path.rglob("index.html")}
+    assert written == {"." if page.stem == "index" else page.stem for page in PAGES[2:]}
 
 
 def test_readme_is_short_enough_to_read() -> None:

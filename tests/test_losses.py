@@ -232,6 +232,24 @@ def test_other_float_types_are_taken_to_float32_first(name: str, kind: torch.dty
     torch.testing.assert_close(result, loss(*[value.float() for value in low]))
 
 
+def test_information_maximisation_is_least_at_the_frequencies_of_the_prior() -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(6, 3))
+    prior = np.array([0.6, 0.3, 0.1])
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    mean = p.mean(axis=0)
+    expected = slow_entropy(logits) + float((mean * np.log(mean / prior)).sum()) - math.log(3)
+    given, equal = torch.tensor(logits), torch.full((3,), 1 / 3)
+    loss = losses.information_maximisation(given, torch.tensor(prior).float())
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    plain = losses.information_maximisation(given)
+    assert float(losses.information_maximisation(given, equal)) == pytest.approx(float(plain))
+    certain = 50 * torch.eye(3)[[0] * 6 + [1] * 3 + [2]]
+    here = losses.information_maximisation(certain, torch.tensor(prior).float())
+    assert float(here) == pytest.approx(-math.log(3), abs=1e-5)
+    assert float(here) < float(losses.information_maximisation(certain, equal)) - 0.1
+
+
 @pytest.mark.parametrize("size", [1e4, 1e30])
 @pytest.mark.parametrize(
     "name", ["entropy", "diversity", "information_maximisation", "distillation"]

@@ -17,7 +17,9 @@ from PIL import Image
 from torchvision import models
 from typer.testing import CliRunner
 
+from sfkt_cli import load_student
 from sfkt_cli.cli import app
+from sfkt_cli.evaluation import latency
 from sfkt_cli.settings.config import Config
 from sfkt_cli.stages.transfer import start_student
 from tests.methods.test_methods import make_batch, make_outputs, make_source
@@ -42,9 +44,9 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def run_commands(page: str) -> None:
-    """Every command of a page but pip, with smaller numbers."""
-    for command in "".join(blocks(page, "console")).strip().splitlines():
+def run_commands(text: str) -> None:
+    """Every command of a text but pip, with smaller numbers."""
+    for command in text.strip().splitlines():
         for large, small in SMALLER.items():
             command = command.replace(large, small)
         program, *words = shlex.split(command, comments=True)
@@ -91,7 +93,7 @@ def test_the_tutorial_for_engineers_runs(tmp_path: Path, monkeypatch: pytest.Mon
     torch.manual_seed(0)
     torch.save(models.resnet18(num_classes=3).state_dict(), tmp_path / "rgb_model.pth")
     monkeypatch.chdir(tmp_path)
-    run_commands("tutorial-engineer.md")
+    run_commands("".join(blocks("tutorial-engineer.md", "console")))
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 4
     inputs = json.loads((tmp_path / "runs/larger/transfer/tgkt/done.json").read_text())["inputs"]
     assert "warm start" in inputs
@@ -106,11 +108,32 @@ def test_the_tutorial_for_engineers_runs(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_the_notebook_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setattr(latency, "LONGEST_S", 0)
+    names: dict[str, object] = {}
+    notebook = json.loads((DOCS / "notebook.ipynb").read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        assert not cell.get("outputs"), "the notebook is kept without outputs"
+        if text.startswith("!"):
+            run_commands(text.replace("!", ""))
+        elif cell["cell_type"] == "code":
+            exec(text.replace("480, 640", "48, 64"), names)
+    last = capsys.readouterr().out.strip().splitlines()[-1].split()[0]
+    assert last in load_student("runs/notebook").classes
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_the_tutorial_for_researchers_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (plan,) = blocks("tutorial-researcher.md", "yaml")
     (tmp_path / "compare.yaml").write_text(plan, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    run_commands("tutorial-researcher.md")
+    run_commands("".join(blocks("tutorial-researcher.md", "console")))
     assert "tgkt" in (tmp_path / "runs/compare/benchmark.md").read_text(encoding="utf-8")
     assert "shot" in (tmp_path / "table.md").read_text(encoding="utf-8")
 

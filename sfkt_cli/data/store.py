@@ -269,9 +269,9 @@ def open_store(path: Path) -> Store:
                 for group, members in _plain_members(path, file, h5py.Group)
                 for name, dataset in _plain_members(path, members, h5py.Dataset)
             }
+        digest = describe(attrs, columns)
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, OverflowError) as error:
         raise _damaged(path, str(error)) from None
-    digest = describe(attrs, columns)
     if digest != attrs["digest"]:
         raise _damaged(path, "its header does not match its checksum")
     store = Store(path, attrs, columns, digest)

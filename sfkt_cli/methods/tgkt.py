@@ -6,6 +6,7 @@
     L_f     student on x_target^TI follows F_s(x_rgb^TI)                       arXiv:2401.05014
     L_self  cross-entropy with pseudo-labels, anew each epoch                  arXiv:2401.05014
     L_IM    certain and diverse predictions on x_target^TR                     ours, from SHOT
+            (as diverse as the student's own class frequencies, once it has learnt)
     c       trust in what the pairs teach, from 0 to 1                         ours
     f(t)    fades from 1 to 0                                                  ours
 
@@ -29,6 +30,9 @@ from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
 
+EQUAL_SHARE = 0.5
+"""Share of equal frequencies in the measured ones: a student may be wrong about them."""
+
 
 class Tgkt(nn.Module):
     """The objective of ``sfkt transfer --method tgkt``.
@@ -41,6 +45,7 @@ class Tgkt(nn.Module):
     needs_ti = True
     bridge_weight: Tensor
     pseudo_labels: Tensor
+    prior: Tensor
 
     def __init__(self, student: Classifier, outputs: TeacherOutputs, config: Config) -> None:
         super().__init__()
@@ -63,6 +68,8 @@ class Tgkt(nn.Module):
         self._ti_features = outputs.ti_features
         self._trust = 1.0 if settings.trust == "full" else outputs.bridge_trust
         self.register_buffer("bridge_weight", torch.tensor(self._trust))
+        classes = self._teacher.shape[1]
+        self.register_buffer("prior", self._teacher.new_full((classes,), 1.0 / classes))
         self.register_buffer("pseudo_labels", torch.full((outputs.targets,), -1))
         self._labelled = False
         self.weights = {
@@ -74,14 +81,19 @@ class Tgkt(nn.Module):
         self.skips_parameters = not settings.beta_im
 
     def begin_epoch(self, epoch: int) -> None:
-        """Lower the weight of the bridge, and refresh the pseudo-labels."""
+        """Lower the weight of the bridge; renew pseudo-labels and class frequencies."""
         progress, fade = epoch / self._epochs, self._settings.fade
         faded = 0.0 if fade is None else progress / max(fade, 1e-6)
         self.bridge_weight.fill_(self._trust * max(1.0 - faded, 0.0))
-        if self.weights["self"] and progress >= self._settings.self_from:
-            features, logits = self._outputs.predict_all(self.student)
+        if progress < self._settings.self_from:
+            return
+        features, logits = self._outputs.predict_all(self.student)
+        if self.weights["self"]:
             self.pseudo_labels.copy_(cluster_labels(features, logits, rounds=1)[0])
             self._labelled = True
+        if self._settings.prior == "measured":
+            predicted = logits.float().softmax(dim=1).mean(dim=0)
+            self.prior.copy_((1.0 - EQUAL_SHARE) * predicted + EQUAL_SHARE / len(predicted))
 
     def get_extra_state(self) -> Tensor:
         """Whether there are pseudo-labels, for a resumed run; a buffer would be on the GPU."""
@@ -102,7 +114,7 @@ class Tgkt(nn.Module):
             labels = self.pseudo_labels[rows]
             terms["self"] = losses.pseudo_label_cross_entropy(logits, labels)
         if weights["im"]:
-            terms["im"] = losses.information_maximisation(logits)
+            terms["im"] = losses.information_maximisation(logits, self.prior)
         if weights["f"] and self._trust:
             features = self.student.features(as_rgb(encode(batch["ti_target"], encoding)))
             followed = losses.feature_matching(features, self._ti_features[batch["ti_rows"]])

@@ -6,6 +6,7 @@ import contextlib
 import json
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def _torchvision(name: str, pretrained: bool, layer: str) -> tuple[nn.Module, in
         near = ", ".join(difflib.get_close_matches(name, names, n=3)) or "resnet18"
         raise ConfigError(
             f"source.backbone = {name!r} is neither 'small', a torchvision classifier nor "
-            f"'timm:NAME'; near: {near}"
+            f"'timm:NAME'; {_timm_hint(name)}near: {near}"
         )
     options: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None}
     if name in INCEPTIONS:
@@ -118,6 +119,15 @@ def _torchvision(name: str, pretrained: bool, layer: str) -> tuple[nn.Module, in
         for side in ("AuxLogits", "aux1", "aux2"):
             setattr(network, side, None)
     return network, replace_last_linear(network, layer)
+
+
+def _timm_hint(name: str) -> str:
+    """What to write where it is timm's name."""
+    if find_spec("timm") is None:
+        return ""
+    import timm
+
+    return f"timm has it: write timm:{name}; " if timm.is_model(name) else ""
 
 
 def replace_last_linear(network: nn.Module, layer: str = "") -> int:

@@ -409,6 +409,10 @@ class TgktConfig(DistillConfig):
     """Share of the training after which there are pseudo-labels (ours)."""
     beta_im: Weight = 1.0
     """Weight of L_IM on the student (ours; SHOT: 1)."""
+    prior: Literal["measured", "equal"] = "measured"
+    """How frequent L_IM takes the classes for. measured: all alike until self_from, then as
+    frequent as the student predicted them in the epoch before (ours). equal: all alike, as in
+    SHOT."""
     train_head: bool = False
     """Train the head, too. Off: it stays as the source model has it, as in SHOT (ours)."""
     keep_untouched: bool = True

@@ -37,6 +37,8 @@ UNKNOWN = "unknown"
 LAST = 1000
 """Number of the latest rows of a stream that are checked when it ends."""
 LOOK_EVERY_S = 0.5
+SHOWN = 10
+"""So many broken files are named."""
 Batch = list[tuple[str | Path, NDArray[Any]]]
 """Names and stored images."""
 Row = tuple[str | Path, Prediction]
@@ -218,7 +220,9 @@ def warn_of_doubts(rows: Sequence[Row]) -> None:
 
 def _told(broken: Sequence[str], count: int) -> str:
     """One message for all broken files."""
-    lines = "".join(f"\n  {message}" for message in broken)
+    lines = "".join(f"\n  {message}" for message in broken[:SHOWN])
+    if len(broken) > SHOWN:
+        lines += f"\n  and {len(broken) - SHOWN} more, all without a row in the output"
     return f"{len(broken)} of {count} images could not be read; mend them or leave them out:{lines}"
 
 

@@ -14,6 +14,7 @@ from sfkt_cli.data.classes import choose_classes
 from sfkt_cli.data.contact_sheet import draw_contact_sheet
 from sfkt_cli.data.ingest import Seen, Task, ingest
 from sfkt_cli.data.layout import Plan
+from sfkt_cli.data.loading import FileLoader
 from sfkt_cli.data.quality import (
     Line,
     Sample,
@@ -33,6 +34,9 @@ from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run, Stage
 from sfkt_cli.stages.inspect import report_alignment
 
+FEW_PAIRS = 50
+"""With fewer pairs the bridge, and what is judged by held-out pairs, are left to chance."""
+NOTABLE_CROP = 0.1
 _FEW_GROUPS = "a class needs a group (scene, place, object; or image) for each part"
 
 
@@ -55,6 +59,8 @@ def prepare(config: Config, run: Run) -> None:
         for note in archive.notes:
             warn(note)
         plan = make_plan(config, archive)
+        if crop := cropped(plan):
+            say(f"prepare: {crop}")
         for gap in gaps(plan):
             warn(gap)
         seen = _write_stores(plan, stage)
@@ -89,11 +95,35 @@ def make_plan(config: Config, archive: Archive) -> Plan:
             f"{archive_root(config)} leaves no TI pairs of RGB and target ({chosen}): there will "
             "be no bridge, and `sfkt transfer` falls back to shot, which needs none"
         )
+    elif len(parts["ti"]) < FEW_PAIRS:
+        warn(
+            f"{archive_root(config)} has only {len(parts['ti'])} TI pairs: the bridge learns "
+            "little from so few, and the student may be no better than your RGB model; record "
+            f"{FEW_PAIRS} or more, of anything"
+        )
     lost = left_out(archive.records, tr, ti, config.split, parts)
     if lost:
         counts = ", ".join(f"{count} {what}" for what, count in lost.items())
         warn(f"{archive_root(config)}: left out, in no part: {counts}")
     return Plan(config, archive, parts, tuple(tr))
+
+
+def cropped(plan: Plan) -> str:
+    """What the middle square loses of the images; empty: next to nothing, or not known."""
+    loader, config = plan.archive.loader, plan.config.prepare
+    name = next((record.target for record in plan.archive.records if record.target), None)
+    if not isinstance(loader, FileLoader) or config.fit != "crop" or name is None:
+        return ""
+    height, width = loader.target_values(name).shape[:2]
+    lost = 1 - min(height, width) / max(height, width)
+    if lost < NOTABLE_CROP:
+        return ""
+    return (
+        f"of {width} x {height} pixels the middle square is kept: {lost:.0%} of the "
+        f"{'width' if width > height else 'height'} is cut off; prepare.fit=squash keeps it all, "
+        f"with other proportions. `sfkt export --input-size {height}x{width}` does the same inside "
+        "the exported file"
+    )
 
 
 def gaps(plan: Plan) -> list[str]:

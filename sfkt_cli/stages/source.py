@@ -34,6 +34,8 @@ from sfkt_cli.training.optimizers import classifier_optimizer
 from sfkt_cli.training.predicting import predict_rows, rgb_loader
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 
+USUAL_SIZE = 96
+"""Pixels; few networks but the built-in one are trained on smaller images."""
 LOOKED_AT = 512
 """TI RGB images that an imported model is tried on."""
 
@@ -268,6 +270,12 @@ def _bring(config: Config, run: Run) -> None:
         runtime = replace(make_runtime(config.runtime), world=1)
         model = runtime.place(brought.model)
         check_image_size(brought.model, config.source.backbone, size)
+        if size < USUAL_SIZE and brought.architecture.get("backbone") != "small":
+            warn(
+                f"the model gets images of {size} x {size} pixels: if it was trained on larger "
+                "ones it sees much less in these; prepare them anew with --set image_size=N "
+                f"--force, N such as {USUAL_SIZE} or what it was trained with"
+            )
         for remark in brought.remarks:
             say(f"source: {remark}")
         seen = {} if stage.dry else _look(model, store, runtime, brought.classes)

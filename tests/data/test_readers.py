@@ -283,6 +283,24 @@ def test_own_images_in_folders_of_other_names_are_told(
     assert read_archive(settings("folders", root)).records
 
 
+def test_folders_in_capitals_few_pairs_and_a_wide_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(6):
+        save(tmp_path / f"TI/rgb/{number}.png", scene(number, 30, 40))
+        for place in ("TI/target", "TR/cup", "TR/mug"):
+            save(tmp_path / place / f"{number}.png", np.full((30, 40), 700 + number, np.uint16))
+    run = Run(tmp_path / "run")
+    prepare(settings("folders", tmp_path), run)
+    assert open_store(run.transfer_store).count("ti") == 6
+    assert open_store(run.transfer_store).classes == ["cup", "mug"]
+    told = capsys.readouterr().err
+    assert "has only 6 TI pairs" in told
+    assert "of 40 x 30 pixels the middle square is kept: 25% of the width is cut off" in told
+    prepare(settings("folders", tmp_path, prepare={"fit": "squash"}), Run(tmp_path / "whole"))
+    assert "cut off" not in capsys.readouterr().err
+
+
 def test_classes_that_a_part_lacks_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

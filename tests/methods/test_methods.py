@@ -357,6 +357,21 @@ def test_kappa_of_a_hand_computed_example() -> None:
     assert label_free.kappa(partners, partners) == pytest.approx(1.0)
 
 
+def test_class_frequencies_are_the_students_own_once_it_has_learnt() -> None:
+    source = make_source()
+    student, outputs = start_student(source), make_outputs(source)
+    objective = Tgkt(student, outputs, build({"transfer": {"epochs": 10}}))
+    objective.begin_epoch(2)
+    assert torch.allclose(objective.prior, torch.full((CLASSES,), 1 / CLASSES))
+    objective.begin_epoch(3)
+    predicted = outputs.predict_all(student)[1].softmax(dim=1).mean(dim=0)
+    assert torch.allclose(objective.prior, 0.5 * predicted + 0.5 / CLASSES)
+    assert float(objective.prior.std()) > 0.005
+    equal = Tgkt(student, outputs, build({"tgkt": {"prior": "equal", "self_from": 0}}))
+    equal.begin_epoch(0)
+    assert torch.allclose(equal.prior, torch.full((CLASSES,), 1 / CLASSES))
+
+
 def test_partner_rank_is_the_share_of_images_that_are_less_alike() -> None:
     random = np.random.default_rng(0)
     features, partners = random.normal(size=(2, 7, 5))

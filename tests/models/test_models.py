@@ -275,3 +275,9 @@ def test_a_backbone_of_one_size_only_refuses_others_with_a_way_out() -> None:
     )
     with pytest.raises(ConfigError, match=r"vit_b_16.*32 x 32.*image_size=224"):
         check_image_size(model, "vit_b_16", 32)
+
+
+def test_a_name_of_timm_without_its_prefix_is_told() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(ConfigError, match=r"timm has it: write timm:resnet26d; near: "):
+        make_backbone("resnet26d", width=4, pretrained=False)

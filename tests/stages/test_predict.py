@@ -120,6 +120,15 @@ def test_what_cannot_be_done_is_said_first(
         sfkt_cli.load_student(tmp_path)
     with pytest.raises(RunError, match="sfkt transfer --method shot"):
         sfkt_cli.load_student(untrained_run.folder, method="shot")
+    shutil.copytree(untrained_run.path("transfer/tgkt"), tmp_path / "export" / "student")
+    assert sfkt_cli.load_student(tmp_path / "export").classes
+    (tmp_path / "export" / "student.onnx").write_bytes(b"")
+    with pytest.raises(RunError, match=r"student\.onnx is for other programs: give its folder"):
+        sfkt_cli.load_student(tmp_path / "export" / "student.onnx")
+    many = [str(tmp_path / f"{number}.png") for number in range(13)]
+    with pytest.raises(DataError, match=r"(?s)13 of 13 images.*9\.png.*\n  and 3 more") as caught:
+        predict(untrained_config, untrained_run, many, output=tmp_path / "out.csv")
+    assert "10.png" not in str(caught.value)
     with pytest.raises(DataError, match="no classifier for a target sensor"):
         sfkt_cli.load_student(untrained_run.path("source"))
 

@@ -63,7 +63,7 @@ def read(config: Config, root: Path) -> Archive:
         container, records = manifest.images, read_manifest(manifest)
     else:
         container = open_container(
-            root, ("tr", "ti"), (), f"give your own images with --root; {_ADVICE}"
+            root, ("tr", "ti", "TR", "TI"), (), f"give your own images with --root; {_ADVICE}"
         )
         records, notes = _read_tree(container)
     targets = [record.target for record in records if record.target is not None]
@@ -122,7 +122,7 @@ def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...]]:
     """Records, and what is left out; names are compared as NFC, whatever system wrote them."""
     views: dict[tuple[str, str | None], dict[str, dict[str, str]]] = {}
     names = container.names()
-    inside = [name for name in names if name.startswith(("tr/", "ti/"))]
+    inside = [name for name in names if name[:3].lower() in ("tr/", "ti/")]
     for name in inside:
         misplaced = _misplaced(name)
         if misplaced:
@@ -163,6 +163,7 @@ def _place(name: str) -> tuple[str, str | None, str, str] | None:
     if _suffix(name) not in SUFFIXES:
         return None
     role, *inner = PurePosixPath(name).with_suffix("").parts
+    role = role.lower()
     if role == "ti" and len(inner) >= 2 and inner[0] in ("rgb", "target"):
         return "ti", None, inner[0], "/".join(inner[1:])
     if role == "tr" and len(inner) >= 3 and inner[1] in ("rgb", "target"):
@@ -180,6 +181,7 @@ def _misplaced(name: str) -> str:
     if _suffix(name) not in SUFFIXES:
         return ""
     role, *inner = name.split("/")[:-1]
+    role = role.lower()
     if role == "ti" and inner[:1] not in (["rgb"], ["target"]):
         return "lies neither in ti/rgb nor in ti/target"
     if role == "tr" and inner[:1] == ["rgb"]:
