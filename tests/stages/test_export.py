@@ -21,7 +21,7 @@ from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.evaluation import latency
-from sfkt_cli.evaluation.exported import spread
+from sfkt_cli.evaluation.exported import labels_told, spread
 from sfkt_cli.models import graph_files
 from sfkt_cli.models.graphs import FitTarget, for_export
 from sfkt_cli.models.onnx_files import open_session, write_onnx
@@ -262,6 +262,10 @@ def test_the_model_card_tells_no_results_of_earlier_weights(tmp_path: Path) -> N
     assert r"Recognises disc, \<b>bar\</b>, =cross" in card()
     evaluate(config, run)
     assert "| shot | target | 30 |" in card()
+    store = open_store(run.transfer_store)
+    labels = labels_told(run, store)
+    assert sorted(labels) == sorted(store.strings("target/id"))
+    assert set(labels.values()) == {0, 1, 2}
     save_classifier(run, "transfer/shot", 9, ENCODING)
     assert "Not evaluated" in card()
 
