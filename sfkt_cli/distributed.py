@@ -41,12 +41,12 @@ from sfkt_cli.settings.runs import Run
 from sfkt_cli.signals import on_stop, stop_signals
 
 SHUTDOWN_SECONDS = 45
-"""So long processes have to save their state before they are killed."""
+"""Seconds that processes have to save their state before they are killed."""
 MENDABLE: dict[str, type[SfktError]] = {
     kind.__name__: kind for kind in (ConfigError, DataError, RunError)
 }
 LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out")
-"""In the text of an error that comes from an exchange whose other side went away."""
+"""Parts of the messages of exchanges whose other side went away."""
 _END = "end"
 Result = TypeVar("Result")
 

@@ -161,7 +161,7 @@ def entropy(logits: Tensor) -> Tensor:
 def diversity(logits: Tensor) -> Tensor:
     """Entropy of the mean prediction: -sum_k q_k log q_k with q = mean_b p_b.
 
-    log K: all classes are predicted alike often; 0: one class takes all.
+    log K: all classes are predicted equally often; 0: one class takes all.
 
     Args:
         logits: (B, K); receives a gradient.
@@ -222,7 +222,7 @@ def perceptual(
     L_p = mean_l mean (a_l - g_l)^2 / v_l
 
     Source: Johnson et al., ECCV 2016, Eq. 2, with the frozen source model in place of a VGG and
-    each level over the variance of its activations (ours), so that all weigh alike.
+    each level over the variance of its activations (ours), so that all have equal weight.
     0: the source model sees the same on all levels; 1: no more is known than the mean of a level;
     2: unrelated.
 

@@ -273,7 +273,7 @@ def soft_neighbourhood_density(probabilities: Numbers, temperature: float = 0.05
 def mutual_information(probabilities: Numbers) -> float:
     """Entropy of the mean prediction minus mean entropy, in nats: minus L_IM.
 
-    log K: every prediction certain, all classes alike often; 0: every prediction the same.
+    log K: every prediction certain, all classes equally often; 0: every prediction the same.
     """
     mean = probabilities.mean(axis=0)
     entropy_of_each = -(probabilities * np.log(np.maximum(probabilities, TINY))).sum(axis=1).mean()

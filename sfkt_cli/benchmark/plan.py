@@ -34,7 +34,7 @@ GRID: Mapping[str, tuple[Any, ...]] = {
 TUNE_BY = "tr_density"
 """The label-free score that chooses (Saito et al., ICCV 2021); no method trains on it."""
 PLAIN: Settings = {"evaluate": {"pictures": False}}
-"""Below the settings of every plan: cells are many."""
+"""Settings under those of every plan: pictures of many cells would take long."""
 
 
 def _named(row: Any) -> Any:
@@ -195,7 +195,7 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Below the output folder."""
+        """Its folder below the output folder."""
         last = f"seed-{self.seed}" if self.rows else "trials"
         return Path("cells", slug(self.dataset), slug(self.variant), last)
 

@@ -42,7 +42,7 @@ METRICS = (
 )  # fmt: skip
 """Of a row of results.json, in benchmark-long.csv."""
 OWN = ("tgkt+bridge",)
-"""Not a peer of the main method: made from it."""
+"""Methods that are made from the main one, so that it is not compared with them."""
 
 
 @dataclass(frozen=True)

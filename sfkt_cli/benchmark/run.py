@@ -159,7 +159,7 @@ def check_inputs(cells: Iterable[Cell], output: Path) -> None:
 def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[Cell]:
     """The cells with the settings that the label-free score chose; tells them in tuning.json.
 
-    A method of which no trial ended is left out.
+    A method without a finished trial is left out.
     """
     trial_records: list[dict[str, Any]] = []
     chosen: dict[tuple[str, str, str], dict[str, Any]] = {}

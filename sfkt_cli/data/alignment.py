@@ -89,7 +89,7 @@ def check_alignment(store: Store, names: Mapping[str, str] | None = None) -> Ali
 
     Args:
         store: A prepared file.
-        names: What ids stand for; those without a name are told themselves.
+        names: Names for ids; an id without a name is shown itself.
 
     Returns:
         None where there are too few pairs to tell, or none.

@@ -13,7 +13,7 @@ from sfkt_cli.errors import ConfigError
 from sfkt_cli.settings.config import ClassesConfig
 
 NEAR = 0.8
-"""So much alike (0 to 1) a new name and a known one are taken for a slip: bx, box; not cup, cap."""
+"""Likeness (0 to 1) from which a new name counts as misspelled: bx for box, but not cup for cap."""
 
 
 def choose_classes(chosen: ClassesConfig, archive: Archive) -> tuple[list[str], list[str]]:
@@ -21,7 +21,7 @@ def choose_classes(chosen: ClassesConfig, archive: Archive) -> tuple[list[str], 
 
     Without a choice they are the data set's usual ones. Where only TR classes are given, all
     others are TI; where only TI classes are, TR are the usual ones, or all, without them.
-    Where some target images have no label, ``classes.tr`` may name classes of which none has one.
+    Where some target images have no label, ``classes.tr`` may name classes that no label names.
 
     Raises:
         ConfigError: A pattern matches nothing, or a class would be both.

@@ -32,7 +32,7 @@ def draw_contact_sheet(store: Store, path: Path, names: Mapping[str, str] | None
     Args:
         store: A prepared file.
         path: The picture.
-        names: What ids stand for; those without a name are shown themselves.
+        names: Names for ids; an id without a name is shown itself.
 
     Returns:
         False where the store has no images to show.

@@ -27,7 +27,7 @@ from sfkt_cli.errors import DataError
 from sfkt_cli.signals import follow_parent
 
 FEW_IMAGES = 256
-"""So few images are read in this process: starting others takes longer."""
+"""Up to this number, images are read in this process: starting others takes longer."""
 View = Literal["rgb", "target"]
 
 

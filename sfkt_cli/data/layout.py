@@ -112,7 +112,7 @@ class Plan:
         }
 
     def _known_of_unnamed(self) -> dict[str, NDArray[Any]]:
-        """What test.h5 tells of the samples of transfer.h5: labels and names, by id."""
+        """What test.h5 says about the samples of transfer.h5: labels and names, by id."""
         ids = {part: numbered_ids(part, len(self.parts[part])) for part in UNNAMED}
         target = zip(ids["target"], self.parts["target"], strict=True)
         labelled = [(number, record) for number, record in target if record.label is not None]

@@ -145,7 +145,7 @@ def duplicates(samples: Iterable[Sample]) -> list[str]:
             for second in parts[index + 1 :]:
                 pairs[view, first, second].append((ids_by_part[first], ids_by_part[second]))
     return [
-        f"{len(ids)} {view} image{'s'[: len(ids) > 1]} in {first} and in {second} alike, "
+        f"{len(ids)} {view} image{'s'[: len(ids) > 1]} both in {first} and in {second}, "
         f"such as {ids[0][0]} and {ids[0][1]}"
         for (view, first, second), ids in sorted(pairs.items())
     ]

@@ -29,7 +29,8 @@ from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.pairs import spread
 
 SENSORS = {"depth": "depth", "nir": "near-infrared", "thermal": "thermal", "other": "target"}
-THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+REJECTED = (0.05, 0.1, 0.2, 0.3, 0.5)
+"""Shares of images that the thresholds in the report make unknown."""
 LABEL_FREE = {
     "ti_agreement": "TI agreement % ↑",
     "ti_kappa": "TI kappa ↑",
@@ -213,11 +214,12 @@ def thresholds(evaluation: Evaluation, run: Run) -> Section | None:
     confidence = scores.softmax(np.log(said + 1e-12) / temperature).max(axis=1)
     right = evaluation.right(main, split)
     cells = []
-    for threshold in THRESHOLDS:
+    for share in REJECTED:
+        threshold = round(float(np.quantile(confidence, share)), 3)
         unsure = confidence < threshold
-        shares = (unsure, unsure[~right], unsure[right], right[~unsure])
-        shown = (percent(float(share.mean()) if len(share) else None) for share in shares)
-        cells.append((f"{threshold:.1f}", *shown))
+        parts = (unsure, unsure[~right], unsure[right], right[~unsure])
+        shown = (percent(float(part.mean()) if len(part) else None) for part in parts)
+        cells.append((f"{threshold:.3f}", *shown))
     return Section(
         "Thresholds",
         (

@@ -12,7 +12,7 @@ from sfkt_cli.scores import soft_neighbourhood_density
 
 
 def agreement(logits: Tensor, partner_logits: Tensor) -> float:
-    """TI agreement: share of pairs of which the model names the same class on both images.
+    """TI agreement: share of pairs on whose two images the models name the same class.
 
     Args:
         logits: (N, K) on (translated) target images of TI pairs.

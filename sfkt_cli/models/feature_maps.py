@@ -104,7 +104,7 @@ def _is_map(output: Tensor, images: Tensor) -> bool:
 def _watching(
     network: nn.Module, watch: Watch, only: Container[str] | None = None
 ) -> Iterator[None]:
-    """Have modules, or nodes of an ONNX network, tell of their outputs: all, or those named."""
+    """Watch the outputs of modules, or of nodes of an ONNX network: all, or those named."""
     if isinstance(network, OnnxNetwork):
         network.watch = lambda name, output: (
             watch(name, output) if only is None or name in only else None

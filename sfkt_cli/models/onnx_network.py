@@ -102,7 +102,7 @@ class OnnxNetwork(nn.Module):
 
 
 def as_tuple(results: Any) -> tuple[Any, ...]:
-    """The results of an operation, of which most have one."""
+    """The results of an operation; most have one."""
     return results if isinstance(results, tuple) else (results,)
 
 

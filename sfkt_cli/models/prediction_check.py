@@ -12,9 +12,9 @@ from torch import Tensor
 from sfkt_cli.console import warn
 
 COLLAPSED_SHARE = 0.9
-"""So many images in one class are a sign of wrong preprocessing."""
+"""A larger share of images in one class is a sign of wrong preprocessing."""
 NEARLY_UNIFORM = 0.97
-"""So is a mean entropy above this share of its maximum."""
+"""A mean entropy above this share of its maximum is one, too."""
 FEWEST = 20
 """Of fewer images nothing can be said."""
 

@@ -647,7 +647,7 @@ def nest(dotted: str, value: Any) -> dict[str, Any]:
 
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by section, of which some may be named with a dot: ``bridge.epochs: 3``."""
+    """Settings by section; some may be named with a dot: ``bridge.epochs: 3``."""
     by_section: dict[str, Any] = {}
     for name, value in settings.items():
         by_section = merge(by_section, nest(str(name), value))

@@ -40,7 +40,7 @@ class Settings:
     layers: Mapping[str, Mapping[str, Any]]
 
     def origin(self, dotted: str) -> str:
-        """Where a setting such as ``bridge.epochs`` came from; a run only where it differs."""
+        """Where a setting such as ``bridge.epochs`` came from; a run only if it differs."""
         places = [
             place for place, values in self.layers.items() if pick(values, dotted) is not None
         ]

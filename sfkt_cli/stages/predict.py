@@ -35,7 +35,7 @@ BATCH = 64
 STDIN = "-"
 UNKNOWN = "unknown"
 LAST = 1000
-"""So many of the latest rows of a stream are looked at when it ends."""
+"""Number of the latest rows of a stream that are checked when it ends."""
 LOOK_EVERY_S = 0.5
 SHOWN = 10
 """So many broken files are named."""

@@ -108,8 +108,8 @@ def test_duplicates_are_told_across_parts_only() -> None:
         Sample("ti", "d", "i", "", Seen({"rgb": "3", "target": "2"})),
     ]
     assert duplicates(samples) == [
-        "1 rgb image in source and in test alike, such as a and c",
-        "1 target image in test and in ti alike, such as c and d",
+        "1 rgb image both in source and in test, such as a and c",
+        "1 target image both in test and in ti, such as c and d",
     ]
 
 

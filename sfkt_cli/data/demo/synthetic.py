@@ -180,7 +180,7 @@ def _render_chunk(
 
 
 def _scene(name: str, draws: _Draws) -> _Scene:
-    """Draw solids, cameras, walls and lights; every camera frames its solid alike."""
+    """Draw solids, cameras, walls and lights; every camera frames its solid in the same way."""
     solid = SHAPES[name](draws(0, 1, 4))
     poses = np.stack(_POSES.get(name, (_UPRIGHT,)), axis=-1)
     pose = poses[:, :, (draws(0, poses.shape[2] - 1e-9)).astype(int)]

@@ -46,7 +46,7 @@ _OTHER_NAMES = {
 }  # fmt: skip
 """What people call the two folders of a class; taken for groups, pairs would fall apart."""
 SAMPLES = 8
-"""So many target images are looked at for values that may stand for no reading."""
+"""Target images that are searched for values that may stand for no reading."""
 NOTABLE_SHARE = 0.001
 
 
@@ -63,7 +63,7 @@ def read(config: Config, root: Path) -> Archive:
         container, records = manifest.images, read_manifest(manifest)
     else:
         container = open_container(
-            root, ("tr", "ti", "TR", "TI"), (), f"give one's own images with --root; {_ADVICE}"
+            root, ("tr", "ti", "TR", "TI"), (), f"give your own images with --root; {_ADVICE}"
         )
         records, notes = _read_tree(container)
     targets = [record.target for record in records if record.target is not None]

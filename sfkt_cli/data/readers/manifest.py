@@ -1,4 +1,4 @@
-"""A list of one's own images, line by line.
+"""A list of your own images, line by line.
 
 ``manifest.csv`` (or .jsonl) in the archive's folder or zip file, or ``folders.manifest``:
 
@@ -64,7 +64,7 @@ def find_manifest(root: Path, chosen: Path | None) -> Manifest | None:
     if chosen is None and root.is_file() and root.suffix.lower() in (".csv", ".jsonl"):
         place = Container(root.parent)
         return Manifest(place, root.name, place)
-    images = open_container(root, (), (), "give one's own images with --root")
+    images = open_container(root, (), (), "give your own images with --root")
     if chosen is not None and chosen.is_file():
         return Manifest(Container(chosen.parent), chosen.name, images)
     names = images.names()
