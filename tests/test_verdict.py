@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sfkt_cli.evaluation.verdict import Verdict, verdict
+from sfkt_cli.evaluation.verdict import advice, verdict
 
 CLASSES = 5
 
@@ -22,20 +22,11 @@ def view(
 @pytest.mark.parametrize(
     ("student", "untouched", "word"), [(0.9, 0.6, "better"), (0.5, 0.8, "worse")]
 )
-def test_independent_views_tell_who_is_better_and_how_good(
-    student: float, untouched: float, word: str
-) -> None:
+def test_independent_views_tell_who_is_better(student: float, untouched: float, word: str) -> None:
     random = np.random.default_rng(0)
-    labels = random.integers(0, CLASSES, 4000)
-    views = [view(labels, accuracy, random) for accuracy in (student, untouched, 0.7)]
-    judged = verdict(*views, classes=CLASSES)
-    assert judged.word == word
-    assert judged.student == pytest.approx(student, abs=0.03)
-    assert judged.untouched == pytest.approx(untouched, abs=0.03)
-    assert judged.student_ci95 is not None
-    low, high = judged.student_ci95
-    assert low < student < high
-    assert high - low < 0.1
+    labels = random.integers(0, CLASSES, 400)
+    views = [view(labels, accuracy, random) for accuracy in (student, untouched, 0.6)]
+    assert verdict(*views, classes=CLASSES) == word
 
 
 def test_equally_good_views_are_rarely_told_apart() -> None:
@@ -44,7 +35,7 @@ def test_equally_good_views_are_rarely_told_apart() -> None:
     for _ in range(100):
         labels = random.integers(0, CLASSES, 300)
         views = [view(labels, 0.7, random) for _ in range(3)]
-        words.append(verdict(*views, classes=CLASSES).word)
+        words.append(verdict(*views, classes=CLASSES))
     assert words.count("cannot tell") >= 88
 
 
@@ -53,8 +44,9 @@ def test_without_a_third_view_nothing_is_said() -> None:
     labels = random.integers(0, CLASSES, 500)
     student, untouched = (view(labels, accuracy, random) for accuracy in (0.9, 0.6))
     chance = random.integers(0, CLASSES, 500)
-    assert verdict(student, untouched, untouched, classes=CLASSES) == Verdict("cannot tell")
-    assert verdict(student, untouched, chance, classes=CLASSES) == Verdict("cannot tell")
+    assert verdict(student, untouched, untouched, classes=CLASSES) == "cannot tell"
+    assert verdict(student, untouched, chance, classes=CLASSES) == "cannot tell"
     few = verdict(student[:20], untouched[:20], labels[:20], classes=CLASSES)
-    assert few == Verdict("cannot tell")
-    assert "cannot be told" in few.sentence("normals")
+    assert few == "cannot tell"
+    assert "cannot be told" in advice(few, "normals")
+    assert "keep your RGB model with the encoding normals" in advice("worse", "normals")

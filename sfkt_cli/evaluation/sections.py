@@ -24,7 +24,7 @@ from sfkt_cli.evaluation.report import (
     named,
     percent,
 )
-from sfkt_cli.evaluation.verdict import Verdict, verdict
+from sfkt_cli.evaluation.verdict import Verdict, advice, verdict
 from sfkt_cli.models.saving import CARD, WEIGHTS, read_card
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.pairs import spread
@@ -56,8 +56,8 @@ def headline(evaluation: Evaluation, rows: Sequence[Row]) -> Headline:
     if split is None:
         if judged is None:
             return Headline("There is no student yet, and no image has a label.")
-        tone = {"better": "better", "worse": "worse"}.get(judged.word, "open")
-        return Headline(judged.sentence(encoding_of(evaluation)), _on_pairs(evaluation), tone)
+        tone = "open" if judged == "cannot tell" else judged
+        return Headline(advice(judged, encoding_of(evaluation)), _on_pairs(evaluation), tone)
     here = {row.method: row for row in rows if row.split == split.name}
     text = f"The {who} recognises {percent(here[main].accuracy)} % of the {images}"
     kind = "held-out" if split.name == "test" else "training"
@@ -81,8 +81,8 @@ def headline(evaluation: Evaluation, rows: Sequence[Row]) -> Headline:
         detail += "; the difference may be chance"
     rivals = [name for name in here if name not in (*BOUNDS, main, "source-only")]
     better = [name for name in rivals if gain(name, main)[0] > 0]
-    if judged is not None and judged.student is not None:
-        detail += f"; judged without labels: {judged.word}, about {percent(judged.student)} %"
+    if judged not in (None, "cannot tell"):
+        detail += f"; without labels it would have been judged {judged} than your RGB model"
     if better:
         best = max(better, key=lambda name: here[name].accuracy)
         detail += f"; better still: {named(best)}, {percent(here[best].accuracy)} %"
@@ -99,7 +99,7 @@ def judge(evaluation: Evaluation) -> Verdict | None:
     outcomes = [evaluation.outcomes[name] for name in names if name in evaluation.outcomes]
     views = [o.probabilities["target"].argmax(axis=1) for o in outcomes if o.probabilities]
     if len(views) < len(names):
-        return Verdict("cannot tell")
+        return "cannot tell"
     return verdict(*views, classes=len(evaluation.classes), seed=evaluation.config.seed)
 
 

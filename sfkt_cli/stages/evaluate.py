@@ -27,6 +27,7 @@ from sfkt_cli.evaluation.report import (
     to_markdown,
 )
 from sfkt_cli.evaluation.sections import encoding_of, facts, headline, judge, made, sections
+from sfkt_cli.evaluation.verdict import advice
 from sfkt_cli.files import write_json, write_text
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run, Stage
@@ -146,9 +147,7 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
     write_text(stage.folder / "report.html", to_html(report, stage.folder))
     write_text(stage.folder / "report.tex", to_latex(report))
     judged = judge(evaluation)
-    stage.finish(
-        verdict=judged and judged.sentence(encoding_of(evaluation)), methods=list(outcomes)
-    )
+    stage.finish(verdict=judged and advice(judged, encoding_of(evaluation)), methods=list(outcomes))
 
 
 def measuring_runtime(config: Config) -> Runtime:

@@ -13,7 +13,7 @@ from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.plausible import describe_images
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import DataError
-from sfkt_cli.evaluation.verdict import Verdict, verdict
+from sfkt_cli.evaluation.verdict import Verdict, advice, verdict
 from sfkt_cli.methods import find_method, label_free
 from sfkt_cli.methods.teacher_outputs import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier, freeze
@@ -124,7 +124,7 @@ def transfer(config: Config, run: Run) -> None:
         )
         untouched = start_student(source).eval()
         judged = judge(student.eval(), untouched, outputs, config.seed)
-        kept = judged.word != "worse" or not getattr(own, "keep_untouched", False)
+        kept = judged != "worse" or not getattr(own, "keep_untouched", False)
         if not kept:
             student = untouched
             warn(f"{method}: nothing gained, the weights of the source model are kept")
@@ -144,11 +144,10 @@ def transfer(config: Config, run: Run) -> None:
             best_epoch=fitted.best_epoch + 1,
             bridge_trust=round(outputs.bridge_trust, 3),
             untouched_kept=not kept,
-            verdict=judged.word,
-            estimated_accuracy=judged.student,
+            verdict=judged,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
-        say(f"{method}: {judged.sentence(encoding.kind)}")
+        say(f"{method}: {advice(judged, encoding.kind)}")
 
 
 def start_student(source: Classifier) -> Classifier:
@@ -213,7 +212,7 @@ def judge(
 ) -> Verdict:
     """Whether the student is better than the untouched source model, by all target images."""
     if outputs.bridged_logits is None:
-        return Verdict("cannot tell")
+        return "cannot tell"
     views = (outputs.predict_all(student)[1], outputs.predict_all(untouched)[1])
     predicted = (logits.argmax(dim=1).cpu().numpy() for logits in (*views, outputs.bridged_logits))
     return verdict(*predicted, classes=outputs.bridged_logits.shape[1], seed=seed)
