@@ -89,6 +89,7 @@ def record(folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_the_tutorial_for_engineers_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(latency, "LONGEST_S", 0)
     record(tmp_path)
     torch.manual_seed(0)
     torch.save(models.resnet18(num_classes=3).state_dict(), tmp_path / "rgb_model.pth")

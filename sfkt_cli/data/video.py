@@ -6,8 +6,8 @@ import contextlib
 import queue
 import re
 import threading
-import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,11 @@ def frames(entry: str, sensor: Sensor) -> Iterator[tuple[str, NDArray[Any]]]:
         capture.set(cv2.CAP_PROP_CONVERT_RGB, 0)
     coloured, count = False, 0
     for count, frame in enumerate(_newest(capture) if live else _all(capture), 1):
-        name = f"{shown}#{time.strftime('%Y-%m-%dT%H:%M:%S')}" if live else f"{shown}#{count - 1}"
+        name = (
+            f"{shown}#{datetime.now().isoformat(timespec='milliseconds')}"
+            if live
+            else f"{shown}#{count - 1}"
+        )
         planes = frame.shape[2] if frame.ndim == 3 else 1
         if planes == 3 and sensor.channels == 1:
             spread = float(np.ptp(frame, axis=2).mean())

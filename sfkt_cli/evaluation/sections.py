@@ -24,6 +24,7 @@ from sfkt_cli.evaluation.report import (
     named,
     percent,
 )
+from sfkt_cli.evaluation.verdict import Verdict, advice, verdict
 from sfkt_cli.models.saving import CARD, WEIGHTS, read_card
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.pairs import spread
@@ -47,15 +48,16 @@ PICTURE_PAIRS = 256
 
 
 def headline(evaluation: Evaluation, rows: Sequence[Row]) -> Headline:
-    """The first line: with labels how often the student is right, without them what pairs say."""
+    """The first line: with labels how often the student is right, without them the verdict."""
     main, split = evaluation.main_method, evaluation.headline_split
     images = f"{SENSORS[evaluation.store.modality]} images"
     who = NAMES.get(main, "student")
+    judged = judge(evaluation)
     if split is None:
-        return Headline(
-            f"How many {images} the {who} recognises is not known: none has a label.",
-            _on_pairs(evaluation),
-        )
+        if judged is None:
+            return Headline("There is no student yet, and no image has a label.")
+        tone = "open" if judged == "cannot tell" else judged
+        return Headline(advice(judged, encoding_of(evaluation)), _on_pairs(evaluation), tone)
     here = {row.method: row for row in rows if row.split == split.name}
     text = f"The {who} recognises {percent(here[main].accuracy)} % of the {images}"
     kind = "held-out" if split.name == "test" else "training"
@@ -79,12 +81,31 @@ def headline(evaluation: Evaluation, rows: Sequence[Row]) -> Headline:
         detail += "; the difference may be chance"
     rivals = [name for name in here if name not in (*BOUNDS, main, "source-only")]
     better = [name for name in rivals if gain(name, main)[0] > 0]
+    if judged not in (None, "cannot tell"):
+        detail += f"; without labels it would have been judged {judged} than your RGB model"
     if better:
         best = max(better, key=lambda name: here[name].accuracy)
         detail += f"; better still: {named(best)}, {percent(here[best].accuracy)} %"
     return Headline(
         f"{text}; your RGB model alone {percent(here['source-only'].accuracy)} %.", detail, tone
     )
+
+
+def judge(evaluation: Evaluation) -> Verdict | None:
+    """The verdict without labels on the main method; None where it is no student."""
+    names = (evaluation.main_method, "source-encoded", "bridge-only")
+    if names[0] not in evaluation.models.students:
+        return None
+    outcomes = [evaluation.outcomes[name] for name in names if name in evaluation.outcomes]
+    views = [o.probabilities["target"].argmax(axis=1) for o in outcomes if o.probabilities]
+    if len(views) < len(names):
+        return "cannot tell"
+    return verdict(*views, classes=len(evaluation.classes), seed=evaluation.config.seed)
+
+
+def encoding_of(evaluation: Evaluation) -> str:
+    """Name of the encoding that the main method's student sees."""
+    return evaluation.models.students[evaluation.main_method][1].kind
 
 
 def _on_pairs(evaluation: Evaluation) -> str:

@@ -31,23 +31,12 @@ def kappa(logits: Tensor, partner_logits: Tensor) -> float:
         logits: (N, K) on (translated) target images of TI pairs.
         partner_logits: (N, K) of the source model on their RGB partners.
     """
-    agreed, chance = agreement(logits, partner_logits), _chance(logits, partner_logits)
-    return (agreed - chance) / max(1.0 - chance, 1e-6)
-
-
-def kappa_gain(logits: Tensor, before: Tensor, partner_logits: Tensor) -> tuple[float, float]:
-    """How much kappa rises from one model to another, and the standard error of that (paired).
-
-    Args:
-        logits: (N, K) of the one model, on target images of TI pairs.
-        before: (N, K) of the other, on the same images.
-        partner_logits: (N, K) of the source model on their RGB partners.
-    """
-    named = partner_logits.argmax(dim=1)
-    gains = (logits.argmax(dim=1) == named).float() - (before.argmax(dim=1) == named).float()
-    spread = max(float(gains.std(correction=0)), 1.0 / len(gains))
-    error = spread / math.sqrt(len(gains)) / max(1.0 - _chance(logits, partner_logits), 1e-6)
-    return kappa(logits, partner_logits) - kappa(before, partner_logits), error
+    first, second = (
+        torch.bincount(part.argmax(dim=1), minlength=part.shape[1]).float() / len(part)
+        for part in (logits, partner_logits)
+    )
+    chance = float(first @ second)
+    return (agreement(logits, partner_logits) - chance) / max(1.0 - chance, 1e-6)
 
 
 def partner_rank(features: Tensor, partner_features: Tensor) -> Tensor:
@@ -57,7 +46,7 @@ def partner_rank(features: Tensor, partner_features: Tensor) -> Tensor:
 
     0.5 is chance; 1: the partner is the nearest of all. Kappa looks at the named class alone, which
     for task-irrelevant pairs is mostly the same few; this looks at all that the source model sees,
-    so a few dozen pairs tell two models apart. Two or more pairs.
+    so a few dozen pairs tell two models apart. A single pair is given 0.5.
 
     Args:
         features: (N, D) on (translated) target images of TI pairs.
@@ -71,6 +60,8 @@ def partner_rank(features: Tensor, partner_features: Tensor) -> Tensor:
         for part in (features, partner_features)
     )
     likeness = first @ second.T
+    if len(likeness) < 2:
+        return torch.full((len(likeness),), 0.5)
     return (likeness < likeness.diagonal()[:, None]).float().sum(dim=1) / (len(likeness) - 1)
 
 
@@ -94,16 +85,6 @@ def bridge_trust(bridged: Tensor, untouched: Tensor, partner_features: Tensor) -
     gains = partner_rank(bridged, partner_features) - before
     error = max(float(gains.std()), 1.0 / len(gains)) / math.sqrt(len(gains))
     return min(max(float(gains.mean()) / (2.0 * error), 0.0), 1.0)
-
-
-def _chance(logits: Tensor, partner_logits: Tensor) -> float:
-    """How often two models agree by chance, from how often each names each class."""
-    classes = logits.shape[1]
-    first, second = (
-        torch.bincount(part.argmax(dim=1), minlength=classes).float() / len(part)
-        for part in (logits, partner_logits)
-    )
-    return float(first @ second)
 
 
 def feature_distance(features: Tensor, partner_features: Tensor) -> float:

@@ -165,7 +165,10 @@ def _timm(name: str, pretrained: bool) -> tuple[nn.Module, int]:
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name}*")[:3]) or "see timm.list_models()"
         raise ConfigError(f"source.backbone = 'timm:{name}' is no timm model; near: {near}")
-    network = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    try:
+        network = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    except (RuntimeError, ValueError) as error:  # such as a tag of weights that nobody published
+        raise ConfigError(f"source.backbone = 'timm:{name}': {error}") from None
     made_for: Any = network.pretrained_cfg
     with torch.no_grad():
         size = network.eval()(torch.zeros(1, *made_for["input_size"])).shape[1]

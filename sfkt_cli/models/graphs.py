@@ -58,18 +58,28 @@ class FitTarget(nn.Module):
 
 
 class StudentGraph(nn.Module):
-    """Raw target images to logits and probabilities of the student."""
+    """Raw target images to logits and probabilities of the student.
 
-    def __init__(self, model: nn.Module, encoding: Encoding, fit: nn.Module | None) -> None:
+    Logits are divided by the temperature in the probabilities only, as `sfkt predict` does it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        encoding: Encoding,
+        fit: nn.Module | None,
+        temperature: float = 1.0,
+    ) -> None:
         super().__init__()
         self.fit = fit or nn.Identity()
         self.model = model
         self._encoding = encoding
+        self._temperature = temperature
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, H, W) or (B, H, W, C) as the sensor gives them to twice (B, K)."""
         _, logits = self.model(as_rgb(encode(self.fit(images), self._encoding)))
-        return logits, torch.softmax(logits, dim=1)
+        return logits, torch.softmax(logits / self._temperature, dim=1)
 
 
 class BridgedSourceGraph(nn.Module):

@@ -416,8 +416,8 @@ class TgktConfig(DistillConfig):
     train_head: bool = False
     """Train the head, too. Off: it stays as the source model has it, as in SHOT (ours)."""
     keep_untouched: bool = True
-    """Keep the source model's weights where the student agrees clearly less with the source model
-    on TI pairs than the untouched source model does (ours)."""
+    """Keep the source model's weights where the verdict without labels is that the student is worse
+    (ours)."""
 
 
 class ShotConfig(OptimiserConfig):

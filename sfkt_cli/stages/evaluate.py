@@ -26,7 +26,8 @@ from sfkt_cli.evaluation.report import (
     to_latex,
     to_markdown,
 )
-from sfkt_cli.evaluation.sections import facts, headline, made, sections
+from sfkt_cli.evaluation.sections import encoding_of, facts, headline, judge, made, sections
+from sfkt_cli.evaluation.verdict import advice
 from sfkt_cli.files import write_json, write_text
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run, Stage
@@ -69,6 +70,8 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
     folder = run.path("evaluate")
     show(read_results(run).rows)
     say(f"evaluate: report and pictures are in {folder}")
+    if told := run.record("evaluate").get("verdict"):
+        say(f"evaluate: {told}")
     if report is not None:
         copy_report(run.output("evaluate", COPIES[report.suffix.lower()]), report)
 
@@ -143,7 +146,8 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
     write_text(stage.folder / "report.md", to_markdown(report))
     write_text(stage.folder / "report.html", to_html(report, stage.folder))
     write_text(stage.folder / "report.tex", to_latex(report))
-    stage.finish(methods=list(outcomes))
+    judged = judge(evaluation)
+    stage.finish(verdict=judged and advice(judged, encoding_of(evaluation)), methods=list(outcomes))
 
 
 def measuring_runtime(config: Config) -> Runtime:

@@ -332,7 +332,9 @@ def _graphs(
     student = saved["student"]
     graphs: dict[str, nn.Module] = {}
     if isinstance(student.module, Classifier) and student.encoding is not None:
-        graphs["student"] = StudentGraph(wrap(student.module), student.encoding, fit)
+        graphs["student"] = StudentGraph(
+            wrap(student.module), student.encoding, fit, student.card.get("temperature", 1.0)
+        )
     if "translator" in saved:
         translator, source = saved["translator"], saved["source"]
         if isinstance(source.module, Classifier) and translator.encoding is not None:

@@ -13,6 +13,7 @@ from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.plausible import describe_images
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import DataError
+from sfkt_cli.evaluation.verdict import Verdict, advice, verdict
 from sfkt_cli.methods import find_method, label_free
 from sfkt_cli.methods.teacher_outputs import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier, freeze
@@ -122,16 +123,11 @@ def transfer(config: Config, run: Run) -> None:
             scores=student_scores(store, student, outputs, runtime, config.seed, stage.folder),
         )
         untouched = start_student(source).eval()
-        kept = not getattr(own, "keep_untouched", False) or is_better(
-            store, student.eval(), untouched, outputs, runtime, config.seed
-        )
+        judged = judge(student.eval(), untouched, outputs, config.seed)
+        kept = judged != "worse" or not getattr(own, "keep_untouched", False)
         if not kept:
             student = untouched
-            warn(
-                f"{method}: nothing gained. On TI pairs the student agrees clearly less with the "
-                "source model than the untouched source model does. The weights of the source "
-                f"model are kept: use your RGB model with the encoding {encoding.kind}"
-            )
+            warn(f"{method}: nothing gained, the weights of the source model are kept")
         load, model = student_loader(runtime, encoding), student.eval()
         look_for_collapse(store, load, model, runtime, "transfer")
         temperature = calibrated(store, student, outputs, runtime, config.seed)
@@ -148,8 +144,10 @@ def transfer(config: Config, run: Run) -> None:
             best_epoch=fitted.best_epoch + 1,
             bridge_trust=round(outputs.bridge_trust, 3),
             untouched_kept=not kept,
+            verdict=judged,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
+        say(f"{method}: {advice(judged, encoding.kind)}")
 
 
 def start_student(source: Classifier) -> Classifier:
@@ -209,27 +207,15 @@ def look_through_frozen(
     )
 
 
-def is_better(
-    store: Store,
-    student: Classifier,
-    untouched: Classifier,
-    outputs: TeacherOutputs,
-    runtime: Runtime,
-    seed: int,
-) -> bool:
-    """Whether the student does not agree clearly less with the source model on TI pairs.
-
-    Clearly: by two standard errors, on pairs that were held out.
-    """
-    if outputs.ti_logits is None:
-        return True
-    _, held_out = held_out_pairs(store, seed)
-    load, ti = student_loader(runtime, outputs.encoding), store["ti/target"][held_out]
-    before, after = (
-        predict_rows(ti, load, model, runtime, flips=True)[1] for model in (untouched, student)
-    )
-    gain, error = label_free.kappa_gain(after, before, outputs.ti_logits.cpu()[held_out])
-    return gain > -2.0 * error
+def judge(
+    student: Classifier, untouched: Classifier, outputs: TeacherOutputs, seed: int
+) -> Verdict:
+    """Whether the student is better than the untouched source model, by all target images."""
+    if outputs.bridged_logits is None:
+        return "cannot tell"
+    views = (outputs.predict_all(student)[1], outputs.predict_all(untouched)[1])
+    predicted = (logits.argmax(dim=1).cpu().numpy() for logits in (*views, outputs.bridged_logits))
+    return verdict(*predicted, classes=outputs.bridged_logits.shape[1], seed=seed)
 
 
 def calibrated(

@@ -25,7 +25,7 @@ from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.sealed import read_settings
 from sfkt_cli.training.pairs import load_epochs
 
-SECONDS = 240
+SECONDS = 150
 """For which random damages are tried."""
 
 

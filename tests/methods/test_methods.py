@@ -387,6 +387,7 @@ def test_partner_rank_is_the_share_of_images_that_are_less_alike() -> None:
     assert rank.tolist() == pytest.approx(expected)
     own = label_free.partner_rank(torch.tensor(partners) * 3 + 1, torch.tensor(partners))
     assert own.tolist() == [1.0] * 7
+    assert label_free.partner_rank(torch.ones(1, 5), torch.ones(1, 5)).tolist() == [0.5]
 
 
 def test_a_bridge_is_trusted_by_what_it_gains() -> None:

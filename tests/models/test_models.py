@@ -223,7 +223,12 @@ def test_a_frozen_model_stays_as_it_is_and_passes_gradients(backbone: str) -> No
 
 @pytest.mark.parametrize(
     ("backbone", "told"),
-    [("resnet81", "resnet18"), ("timm:resnet18x", "timm"), ("Small", "resnet18")],
+    [
+        ("resnet81", "resnet18"),
+        ("timm:resnet18x", "timm"),
+        ("timm:resnet18.none", "tag"),
+        ("Small", "resnet18"),
+    ],
 )
 def test_an_unknown_backbone_is_named_with_the_nearest(backbone: str, told: str) -> None:
     with pytest.raises(ConfigError) as caught:

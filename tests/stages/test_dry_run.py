@@ -40,7 +40,7 @@ def plans(command: str, capsys: pytest.CaptureFixture[str], *more: str) -> list[
     words = [*command.split(), "--config", "tiny.yaml", "--dry-run", "--json", *more]
     assert called(*words) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {each["event"] for each in events} <= {"plan", "result"}
+    assert {each["event"] for each in events} <= {"plan", "result", "warning"}
     return [each for each in events if each["event"] == "plan"]
 
 

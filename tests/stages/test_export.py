@@ -21,9 +21,9 @@ from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.evaluation import latency
-from sfkt_cli.evaluation.exported import spread
+from sfkt_cli.evaluation.exported import labels_told, spread
 from sfkt_cli.models import graph_files
-from sfkt_cli.models.graphs import FitTarget, for_export
+from sfkt_cli.models.graphs import FitTarget, StudentGraph, for_export
 from sfkt_cli.models.onnx_files import open_session, write_onnx
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
@@ -262,8 +262,22 @@ def test_the_model_card_tells_no_results_of_earlier_weights(tmp_path: Path) -> N
     assert r"Recognises disc, \<b>bar\</b>, =cross" in card()
     evaluate(config, run)
     assert "| shot | target | 30 |" in card()
+    store = open_store(run.transfer_store)
+    labels = labels_told(run, store)
+    assert sorted(labels) == sorted(store.strings("target/id"))
+    assert set(labels.values()) == {0, 1, 2}
     save_classifier(run, "transfer/shot", 9, ENCODING)
     assert "Not evaluated" in card()
+
+
+def test_the_graph_divides_logits_by_the_temperature() -> None:
+    class Network(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return images, images.mean((2, 3)) * torch.tensor([1.0, 2.0, 3.0])
+
+    graph = StudentGraph(Network(), ENCODING, None, 4.0)
+    logits, probabilities = graph(torch.full((1, 8, 8), 2800))
+    assert torch.allclose(probabilities, torch.softmax(logits / 4, dim=1))
 
 
 def test_depth_in_units_of_the_sensor_is_not_called_millimetres() -> None:

@@ -1,0 +1,52 @@
+"""The verdict without labels: right where errors are independent, silent where it cannot know."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sfkt_cli.evaluation.verdict import advice, verdict
+
+CLASSES = 5
+
+
+def view(
+    labels: NDArray[np.int64], accuracy: float, random: np.random.Generator
+) -> NDArray[np.int64]:
+    """Predictions that are right so often, and else any other class."""
+    others = (labels + random.integers(1, CLASSES, len(labels))) % CLASSES
+    return np.where(random.random(len(labels)) < accuracy, labels, others)
+
+
+@pytest.mark.parametrize(
+    ("student", "untouched", "word"), [(0.9, 0.6, "better"), (0.5, 0.8, "worse")]
+)
+def test_independent_views_tell_who_is_better(student: float, untouched: float, word: str) -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, CLASSES, 400)
+    views = [view(labels, accuracy, random) for accuracy in (student, untouched, 0.6)]
+    assert verdict(*views, classes=CLASSES) == word
+
+
+def test_equally_good_views_are_rarely_told_apart() -> None:
+    random = np.random.default_rng(1)
+    words = []
+    for _ in range(100):
+        labels = random.integers(0, CLASSES, 300)
+        views = [view(labels, 0.7, random) for _ in range(3)]
+        words.append(verdict(*views, classes=CLASSES))
+    assert words.count("cannot tell") >= 88
+
+
+def test_without_a_third_view_nothing_is_said() -> None:
+    random = np.random.default_rng(2)
+    labels = random.integers(0, CLASSES, 500)
+    student, untouched = (view(labels, accuracy, random) for accuracy in (0.9, 0.6))
+    chance = random.integers(0, CLASSES, 500)
+    assert verdict(student, untouched, untouched, classes=CLASSES) == "cannot tell"
+    assert verdict(student, untouched, chance, classes=CLASSES) == "cannot tell"
+    few = verdict(student[:20], untouched[:20], labels[:20], classes=CLASSES)
+    assert few == "cannot tell"
+    assert "cannot be told" in advice(few, "normals")
+    assert "keep your RGB model with the encoding normals" in advice("worse", "normals")
