@@ -187,7 +187,7 @@ def test_torchrun_is_joined(started: Run) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("kept; the source model") == 1, "only process 0 speaks"
+    assert done.stderr.count("bridge  3/3  ") == 1, "only process 0 speaks"
     check_finished(started)
 
 
