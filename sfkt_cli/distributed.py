@@ -2,7 +2,7 @@
 
 A stage runs in this process where one is enough. For more on this machine torch's elastic agent
 starts them, notices a dead one and ends the others. Under torchrun or ``srun`` the processes exist
-already: process 0 runs the command, and the others ``follow`` it.
+already: process 0 runs the command, and the others join it for the training stages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import re
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -30,7 +29,11 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.elastic.multiprocessing.errors import (
+    ChildFailedError,
+    ProcessFailure,
+    record,
+)
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.rendezvous import rendezvous
 
@@ -86,10 +89,7 @@ def mean_over_processes(value: Tensor) -> Tensor:
         value: Tensor of the same shape in each process, from equal shares of the batch.
     """
     count = sharing_processes(value)
-    if count == 1:
-        return value
-    summed: Tensor = _Sum.apply(value)
-    return summed / count
+    return value if count == 1 else _Sum.apply(value) / count
 
 
 class _Sum(torch.autograd.Function):
@@ -155,7 +155,7 @@ def choose_device(config: RuntimeConfig) -> torch.device:
         return torch.device("cpu")
     local, there = int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0, count_gpus()
     if there == 1:  # SLURM may show each process its own GPU only
-        return torch.device("cuda", 0)
+        local = 0
     if local >= there:
         raise ConfigError(
             f"process {local} of this machine has no GPU of its own, there are {there}: "
@@ -176,37 +176,22 @@ def count_processes(config: RuntimeConfig) -> int:
 class Job:
     """A stage and what it works with, as plain values that travel between processes."""
 
-    stage: str
+    name: str
     config: dict[str, Any]
     folder: str
     force: bool
     quiet: bool
     json: bool
 
-    def run(self, rank: int) -> None:
-        """Call the stage as one of several processes."""
-        if rank:
-            mute()
-        console.quiet = self.quiet or rank > 0
-        speak_json(self.json and rank == 0)
-        run = Run(Path(self.folder), self.force, main=rank == 0, agree=_agree)
-        _call(self.stage, build(self.config), run)
 
-
-def launch(name: str, stage: str, config: Config, run: Run) -> None:
-    """Run a training stage in as many processes as the settings ask for.
-
-    Args:
-        name: Name of its folder, such as ``transfer/tgkt``.
-        stage: Module and function, such as ``sfkt_cli.stages.bridge:bridge``.
-        config: Settings.
-        run: The run.
+def launch(name: str, config: Config, run: Run) -> None:
+    """Run a training stage, such as ``transfer/tgkt``, in as many processes as are asked for.
 
     Raises:
         RunError: A process failed or was killed; one message for all of them.
         Interrupted: A signal asked any of them to stop; the state is saved.
     """
-    job = Job(stage, as_dict(config), str(run.folder), run.force, console.quiet, speaks_json())
+    job = Job(name, as_dict(config), str(run.folder), run.force, console.quiet, speaks_json())
     if find_world():
         number = next(_numbers)
         _meet().set(f"job{number}", json.dumps(vars(job)))
@@ -214,7 +199,7 @@ def launch(name: str, stage: str, config: Config, run: Run) -> None:
         return
     count = count_processes(config.runtime)
     if count == 1 or (run.finished(name) and not run.force):
-        _call(stage, config, run)
+        _call(name, config, run)
         return
     where = "GPUs" if use_gpus(config.runtime) else "CPU processes"
     wanted = config.runtime.batch_size
@@ -223,9 +208,9 @@ def launch(name: str, stage: str, config: Config, run: Run) -> None:
     _start(job, count)
 
 
-def _call(stage: str, config: Config, run: Run) -> None:
-    module, _, function = stage.partition(":")
-    getattr(import_module(module), function)(config, run)
+def _call(name: str, config: Config, run: Run) -> None:
+    stage = name.partition("/")[0]
+    getattr(import_module(f"sfkt_cli.stages.{stage}"), stage)(config, run)
 
 
 def _agree(verdict: str) -> str:
@@ -233,6 +218,54 @@ def _agree(verdict: str) -> str:
     verdicts = [verdict]
     distributed.broadcast_object_list(verdicts, src=0)
     return verdicts[0]
+
+
+def _take_part(job: Job, number: int) -> None:
+    """Do a job together with the other processes.
+
+    Raises:
+        RunError: Another process went away.
+        Interrupted: A signal came, to any of the processes.
+    """
+    rank, config = int(os.environ["RANK"]), build(job.config)
+    console.quiet = job.quiet
+    speak_json(job.json)
+    if rank:
+        mute()
+    gpu = use_gpus(config.runtime) > 0
+    stop: Interrupted | None = None
+    try:
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpu else "gloo",
+            store=PrefixStore(f"group{number}", _meet()),
+            rank=rank,
+            world_size=int(os.environ["WORLD_SIZE"]),
+            timeout=timedelta(seconds=config.runtime.timeout_seconds),
+        )
+        if gpu:
+            torch.cuda.set_device(choose_device(config.runtime))
+        try:
+            run = Run(Path(job.folder), job.force, main=rank == 0, agree=_agree)
+            _call(job.name, config, run)
+        except Interrupted as stopped:
+            stop = stopped
+        # Process 0 writes models and pictures alone, for longer than a collective may last.
+        if rank == 0:
+            _meet().set(f"done{number}", "")
+        _hear(f"done{number}")
+        distributed.destroy_process_group()
+    except RuntimeError as error:
+        lost = isinstance(error, distributed.DistError) or any(mark in str(error) for mark in LOST)
+        if isinstance(error, torch.OutOfMemoryError) or not lost:
+            raise
+        why = str(error).strip().partition("\n")[0][:200]
+        raise RunError(
+            f"process {rank} lost the others ({why}): see their messages; the same command goes on "
+            "from the last saved state"
+        ) from error
+    if stop is not None:
+        _leave()
+        raise stop
 
 
 # ------------------------------------------------------------------ torchrun and SLURM
@@ -271,11 +304,12 @@ def together(command: Callable[[], Result]) -> Result | None:
         Interrupted: The processes were stopped by a signal; the state is saved.
     """
     world = find_world()
-    if world.get("RANK", "0") == "0":
+    if not world:
+        return command()
+    if world["RANK"] == "0":
         result = command()
-        if world:
-            _meet().set(f"job{next(_numbers)}", _END)
-            _await_count("followed", 30)
+        _meet().set(f"job{next(_numbers)}", _END)
+        _leave()
         return result
     mute()
     for number in _numbers:
@@ -283,7 +317,7 @@ def together(command: Callable[[], Result]) -> Result | None:
         if text == _END:
             break
         _take_part(Job(**json.loads(text)), number)
-    _meet().add("followed", 1)
+    _leave()
     return None
 
 
@@ -318,58 +352,13 @@ def _hear(key: str) -> str:
         raise RunError("process 0 ended without a word: see its message") from None
 
 
-def _await_count(key: str, seconds: float) -> None:
-    """Process 0 holds the store and must not end before the others have counted up ``key``."""
-    store = _meet()
-    deadline, others = time.monotonic() + seconds, int(os.environ["WORLD_SIZE"]) - 1
-    while store.add(key, 0) < others and time.monotonic() < deadline:
+def _leave() -> None:
+    """Process 0 holds the store: it ends once the others have left, or after half a minute."""
+    store, rank = _meet(), int(os.environ["RANK"])
+    left, deadline = store.add("left", min(rank, 1)), time.monotonic() + 30
+    while rank == 0 and left < int(os.environ["WORLD_SIZE"]) - 1 and time.monotonic() < deadline:
         time.sleep(0.05)
-
-
-def _take_part(job: Job, number: int) -> None:
-    """Do a job together with the other processes.
-
-    Raises:
-        RunError: Another process went away.
-        Interrupted: A signal came, to any of the processes.
-    """
-    config, store, rank = build(job.config).runtime, _meet(), int(os.environ["RANK"])
-    gpu = use_gpus(config) > 0
-    try:
-        distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpu else "gloo",
-            store=PrefixStore(f"group{number}", store),
-            rank=rank,
-            world_size=int(os.environ["WORLD_SIZE"]),
-            timeout=timedelta(seconds=config.timeout_seconds),
-        )
-        if gpu:
-            torch.cuda.set_device(choose_device(config))
-        stop: Interrupted | None = None
-        try:
-            job.run(rank)
-        except Interrupted as stopped:
-            stop = stopped
-        # Process 0 writes models and pictures alone, for longer than a collective may last.
-        if rank == 0:
-            store.set(f"done{number}", "")
-        _hear(f"done{number}")
-        distributed.destroy_process_group()
-        if rank:
-            store.add(f"left{number}", 1)
-        else:
-            _await_count(f"left{number}", config.timeout_seconds)
-    except RuntimeError as error:
-        lost = isinstance(error, distributed.DistError) or any(mark in str(error) for mark in LOST)
-        if isinstance(error, torch.OutOfMemoryError) or not lost:
-            raise
-        why = str(error).strip().partition("\n")[0][:200]
-        raise RunError(
-            f"process {rank} lost the others ({why}): see their messages; the same command goes on "
-            "from the last saved state"
-        ) from error
-    if stop is not None:
-        raise stop
+        left = store.add("left", 0)
 
 
 # ------------------------------------------------------------------ processes of this machine
@@ -378,60 +367,36 @@ def _take_part(job: Job, number: int) -> None:
 @record
 def _work(job: Job) -> None:
     """One process that was started here; it exits with STOPPED after a signal."""
-    if os.environ["RANK"] != "0":
-        mute()
     try:
         _take_part(job, 0)
+        _leave()
     except Interrupted:
         # Returning would wait for the agent to take the result: after a signal it does not.
         sys.exit(STOPPED)
 
 
 def _start(job: Job, count: int) -> None:
-    """Start processes on this machine and wait for them.
-
-    Raises:
-        RunError: As in :func:`launch`.
-        Interrupted: As in :func:`launch`.
-    """
+    """Start processes on this machine and wait for them; raises what :func:`launch` does."""
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    with tempfile.TemporaryDirectory(prefix="sfkt-") as logs, _quiet_agent():
+    with contextlib.ExitStack() as stack:
+        logs = stack.enter_context(tempfile.TemporaryDirectory(prefix="sfkt-"))
+        stack.enter_context(on_stop(lambda number: None))  # the agent replaces it by its own
+        stack.callback(logging.disable, logging.root.manager.disable)
+        logging.disable(logging.CRITICAL)  # the agent's log
         config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=count,
-            run_id=uuid.uuid4().hex,
-            role="sfkt",
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
-            max_restarts=0,
-            monitor_interval=0.2,
-            shutdown_timeout=SHUTDOWN_SECONDS,
+            min_nodes=1, max_nodes=1, nproc_per_node=count, max_restarts=0,
+            rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost",
+            shutdown_timeout=SHUTDOWN_SECONDS, logs_specs=DefaultLogsSpecs(log_dir=logs),
             signals_to_handle=",".join(number.name for number in stop_signals()),
-            logs_specs=DefaultLogsSpecs(log_dir=logs),
-        )
-        stopped = f"{job.stage.partition(':')[2]} stopped; the same command goes on from here"
+        )  # fmt: skip
         try:
             elastic_launch(config, _work)(job)
-        except ChildFailedError as error:
-            if any(failure.exitcode == STOPPED for failure in error.failures.values()):
-                raise Interrupted(stopped) from None
-            raise explain_failure(error, count) from None
-        except SignalException:
-            raise Interrupted(stopped) from None
-
-
-@contextlib.contextmanager
-def _quiet_agent() -> Iterator[None]:
-    """Keep the agent's log to itself, and take its signal handlers away afterwards."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with on_stop(lambda number: None):  # the agent replaces it by its own
-            yield
-    finally:
-        logging.disable(level)
+        except (ChildFailedError, SignalException) as error:
+            codes = [f.exitcode for f in getattr(error, "failures", {}).values()]
+            if isinstance(error, ChildFailedError) and STOPPED not in codes:
+                raise explain_failure(error, count) from None
+            stage = job.name.partition("/")[0]
+            raise Interrupted(f"{stage} stopped; the same command goes on from here") from None
 
 
 def explain_failure(error: ChildFailedError, count: int) -> SfktError:
@@ -439,15 +404,12 @@ def explain_failure(error: ChildFailedError, count: int) -> SfktError:
 
     A process that was killed takes the others with it, and they fail at their next exchange:
     killed ones are named first, then what the user can mend, then what came first.
-
-    Args:
-        error: What the agent raised.
-        count: Number of processes.
     """
-    (*_, rank), failure, kind, text = min(
-        (_weigh(rank, failure) for rank, failure in error.failures.items()), key=lambda row: row[0]
+    rank, failure = min(
+        error.failures.items(), key=lambda item: (_order(item[1]), item[1].timestamp, item[0])
     )
-    if not kind:
+    kind, text = _raised(failure)
+    if failure.exitcode < 0:
         name = failure.signal_name()
         why = f"was killed ({name}; out of memory?)" if name == "SIGKILL" else f"crashed ({name})"
         return RunError(
@@ -465,16 +427,19 @@ def explain_failure(error: ChildFailedError, count: int) -> SfktError:
     return explained
 
 
-def _weigh(rank: int, failure: Any) -> tuple[tuple[int, float, int], Any, str, str]:
-    """Order, failure, and class and text of what was raised; no class where it was killed."""
-    if failure.exitcode < 0:  # SIGTERM and SIGINT come from the agent, which ends the rest
-        late = failure.signal_name() in ("SIGTERM", "SIGINT")
-        return (4 if late else 0, failure.timestamp, rank), failure, "", ""
+def _raised(failure: ProcessFailure) -> tuple[str, str]:
+    """Class and text of what a process raised."""
     message = failure.message
     raised = message["message"] if isinstance(message, dict) else str(message)
     name, colon, text = raised.partition(": ")
-    kind, text = (name.rpartition(".")[2], text) if colon else ("Error", raised)
-    order = 3 if kind.startswith("Dist") or any(mark in text for mark in LOST) else 2
-    if kind in MENDABLE or kind == "OutOfMemoryError":
-        order = 1
-    return (order, failure.timestamp, rank), failure, kind, text
+    return (name.rpartition(".")[2], text) if colon else ("Error", raised)
+
+
+def _order(failure: ProcessFailure) -> int:
+    """How far a failure is from the cause."""
+    if failure.exitcode < 0:  # SIGTERM and SIGINT come from the agent, which ends the rest
+        return 4 if failure.signal_name() in ("SIGTERM", "SIGINT") else 0
+    kind, text = _raised(failure)
+    if kind.startswith("Dist") or any(mark in text for mark in LOST):
+        return 3
+    return 1 if kind in MENDABLE or kind == "OutOfMemoryError" else 2

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
@@ -73,8 +73,7 @@ def _try(stage: str, settings: Settings) -> dict[str, Any]:
         return _try_prepare(config, run)
     if stage == "evaluate":
         return _try_evaluate(config, run)
-    function = getattr(import_module(f"sfkt_cli.stages.{stage}"), stage)
-    return _try_training(_folder(stage, settings), function, config, run)
+    return _try_training(stage, _folder(stage, settings), config, run)
 
 
 def _folder(stage: str, settings: Settings) -> str:
@@ -89,9 +88,7 @@ def _later(stage: str, before: str = "") -> dict[str, Any]:
     return {"stage": stage, "after": before}
 
 
-def _try_training(
-    name: str, stage: Callable[[Config, Run], None], config: Config, run: Run
-) -> dict[str, Any]:
+def _try_training(stage: str, name: str, config: Config, run: Run) -> dict[str, Any]:
     from sfkt_cli.data.store import open_store
     from sfkt_cli.distributed import use_gpus
     from sfkt_cli.training.loop import Tried
@@ -101,17 +98,23 @@ def _try_training(
     alone = config.runtime.model_copy(update={"gpus": min(gpus, 1), "processes": 1})
     began = time.monotonic()
     try:
-        stage(config.model_copy(update={"runtime": alone}), run)
+        function = getattr(import_module(f"sfkt_cli.stages.{stage}"), stage)
+        function(config.model_copy(update={"runtime": alone}), run)
     except Tried as tried:
         trial = tried.trial
     else:
         if run.finished(name) and not run.force:
             return {"stage": name, "done": True}
-        return _tell_brought(config, run, time.monotonic() - began)
-    writes = {
-        "model.safetensors": trial.model_bytes,
-        "checkpoint, while it runs": trial.state_bytes,
-    }
+        # A source model that is brought along was read, and is not trained.
+        brought, mixture = config.source.checkpoint, config.source.mixture
+        does = f"takes the model of {brought} and looks at what it says"
+        if mixture:
+            does = f"puts the models of {', '.join(map(str, mixture))} side by side"
+        sizes = {str(brought): brought.stat().st_size} if brought and brought.is_file() else {}
+        writes = {"model.safetensors": sum(sizes.values())}
+        return _tell(name, config, run, does, time.monotonic() - began, writes, reads=sizes)
+    writes = {"model.safetensors": trial.model_bytes,
+              "checkpoint, while it runs": trial.state_bytes}  # fmt: skip
     if name == "bridge":
         store = open_store(run.transfer_store)
         pictures, side = store.count("target"), store["target/target"].shape[1]
@@ -135,18 +138,6 @@ def _try_training(
     )  # fmt: skip
 
 
-def _tell_brought(config: Config, run: Run, seconds: float) -> dict[str, Any]:
-    """Tell of a source model that is brought along: it was read, and not trained."""
-    brought = config.source.checkpoint
-    if config.source.mixture:
-        does = f"puts the models of {', '.join(map(str, config.source.mixture))} side by side"
-    else:
-        does = f"takes the model of {brought} and looks at what it says"
-    sizes = {str(brought): brought.stat().st_size} if brought and brought.is_file() else {}
-    writes = {"model.safetensors": sum(sizes.values())}
-    return _tell("source", config, run, does, seconds, writes, reads=sizes)
-
-
 def _try_download(config: Config) -> dict[str, Any] | None:
     """Say what ``prepare --download`` would fetch; None where everything is there."""
     from sfkt_cli.data.download import missing_files
@@ -157,14 +148,11 @@ def _try_download(config: Config) -> dict[str, Any] | None:
     if not missing:
         return None
     fetches, free = {file.url: file.size for file in missing}, free_bytes(folder)
-    lines = [
-        f"  fetches   {url} ({size_text(size) if size else '?'})" for url, size in fetches.items()
-    ]
-    lines.append(f"  writes    to {folder}, where {size_text(free)} are free")
-    say("\n".join(["download: dry run; nothing is fetched", *lines]))
-    plan: dict[str, Any] = {
-        "stage": "download", "fetches": fetches, "folder": folder, "free_bytes": free,
-    }  # fmt: skip
+    say("download: dry run; nothing is fetched")
+    for url, size in fetches.items():
+        say(f"  fetches   {url} ({size_text(size) if size else '?'})")
+    say(f"  writes    to {folder}, where {size_text(free)} are free")
+    plan = {"stage": "download", "fetches": fetches, "folder": folder, "free_bytes": free}
     event("plan", **plan)
     return plan
 
@@ -209,22 +197,18 @@ def _try_prepare(config: Config, run: Run) -> dict[str, Any]:
 def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
     """Ask every model of the run about a few images."""
     from sfkt_cli.data.store import open_store
-    from sfkt_cli.evaluation.models import (
-        load_models,
-        model_digests,
-        predictors_of,
-        student_encoding,
-    )
+    from sfkt_cli.evaluation import models as of_run
     from sfkt_cli.training.predicting import predict_rows
     from sfkt_cli.training.runtime import Trial, make_runtime
 
     run.require("prepare", "sfkt prepare NAME")
     run.require("source", "sfkt source")
     store, runtime = open_store(run.transfer_store), make_runtime(config.runtime, dry=True)
-    models = load_models(run, store, runtime)
+    models = of_run.load_models(run, store, runtime)
     began, names = time.monotonic(), []
-    encoding = student_encoding(config.encoding, store, models)
-    for predictor in predictors_of(run, store, models, runtime, model_digests(run), encoding):
+    encoding = of_run.student_encoding(config.encoding, store, models)
+    digests = of_run.model_digests(run)
+    for predictor in of_run.predictors_of(run, store, models, runtime, digests, encoding):
         names.append(predictor.method)
         predict_rows(store["target/target"], predictor.load, predictor.model, runtime)
     trial = runtime.trial or Trial()
@@ -266,16 +250,14 @@ def _tell(
         "notes": list(notes),
     }  # fmt: skip
     settings = ", ".join(f"{name}={value}" for name, value in changed.items())
-    lines = [
-        f"  reads     {_sizes(plan['reads']) or 'nothing'}",
-        f"  does      {does}",
-        f"  settings  {settings or 'defaults'}",
-        f"  takes     about {duration(seconds)}" + (f": {takes}" if takes else ""),
-        f"  writes    {_sizes(writes)} in {folder}",
-        f"  disk      {size_text(plan['free_bytes'])} are free",
-        *(f"  note      {note}" for note in notes),
-    ]
-    say("\n".join(lines))
+    say(f"  reads     {_sizes(plan['reads']) or 'nothing'}")
+    say(f"  does      {does}")
+    say(f"  settings  {settings or 'defaults'}")
+    say(f"  takes     about {duration(seconds)}" + (f": {takes}" if takes else ""))
+    say(f"  writes    {_sizes(writes)} in {folder}")
+    say(f"  disk      {size_text(plan['free_bytes'])} are free")
+    for note in notes:
+        say(f"  note      {note}")
     event("plan", **plan)
     return plan
 

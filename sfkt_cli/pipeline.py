@@ -61,7 +61,7 @@ def run_source(options: Options) -> Run:
     from sfkt_cli.distributed import launch
 
     settings = settings_of("source", options)
-    launch("source", "sfkt_cli.stages.source:source", settings.config, settings.run)
+    launch("source", settings.config, settings.run)
     return settings.run
 
 
@@ -75,7 +75,7 @@ def run_bridge(options: Options) -> Run:
         say("bridge: there is no source model yet; `sfkt source` runs first")
         run_source(replace(options, force=False))
         settings = resolve(options, "bridge")
-    launch("bridge", "sfkt_cli.stages.bridge:bridge", settings.config, settings.run)
+    launch("bridge", settings.config, settings.run)
     return settings.run
 
 
@@ -88,7 +88,7 @@ def run_transfer(options: Options) -> dict[str, Any]:
         warn("there are no TI pairs, and tgkt needs them: shot is used instead")
         settings = settings_of("transfer", options.with_flags({"transfer.method": "shot"}))
     name = f"transfer/{settings.config.transfer.method}"
-    launch(name, "sfkt_cli.stages.transfer:transfer", settings.config, settings.run)
+    launch(name, settings.config, settings.run)
     return settings.run.outcome(name)
 
 

@@ -52,10 +52,9 @@ class _Strict(BaseModel):
 
 
 class DatasetPlan(_Strict):
-    """A data set.
+    """A data set, and its name in the tables.
 
     Attributes:
-        name: In the tables.
         settings: Such as ``{dataset: nyu-depth}``; dotted names are allowed.
         sensor_pairs: SUN RGB-D alone: ``all`` 16, or a list of [source, target].
     """
@@ -66,12 +65,9 @@ class DatasetPlan(_Strict):
 
 
 class VariantPlan(_Strict):
-    """A named change of the settings.
+    """A change of the settings, its name in the tables, and the rows that are shown for it.
 
-    Attributes:
-        name: In the tables.
-        settings: What differs.
-        methods: Rows that are shown; None: those of the benchmark.
+    Without ``methods`` these are the rows of the benchmark.
     """
 
     name: str = Field(min_length=1)
@@ -84,7 +80,6 @@ class SweepPlan(_Strict):
 
     Attributes:
         setting: Dotted name.
-        values: What it takes.
         name: Name of the line; sweeps of one setting share a picture.
         settings: What else differs.
         methods: Rows that are shown.
@@ -96,31 +91,23 @@ class SweepPlan(_Strict):
     settings: Settings = {}
     methods: tuple[RowName, ...] = ("tgkt",)
 
-    def variants(self) -> list[tuple[float, VariantPlan]]:
-        """Each value and its variant."""
-        return [
-            (
-                value,
-                VariantPlan(
-                    name=f"{self.setting} = {value:g}, {self.name}",
-                    settings={**self.settings, self.setting: value},
-                    methods=self.methods,
-                ),
-            )
-            for value in self.values
-        ]
+    def variant(self, value: float) -> VariantPlan:
+        """The variant for one value."""
+        return VariantPlan(
+            name=f"{self.setting} = {value:g}, {self.name}",
+            settings={**self.settings, self.setting: value},
+            methods=self.methods,
+        )
 
 
 class BenchmarkPlan(_Strict):
     """A benchmark file.
 
     Attributes:
-        title: Title of the report.
         output: Folder for all of it, unless ``--output`` says another.
         main: The method that the others are held against.
         methods: Rows that are shown; those that are methods are trained. ``{name: socket, tune:
             true}`` is the row ``socket-tuned``: a label-free score chooses its rates and schedule.
-        seeds: Seeds of the runs.
         settings: Settings of all cells.
         datasets: None: that of the settings, under its own name.
         variants: The first is what the others are held against.
@@ -149,16 +136,7 @@ class BenchmarkPlan(_Strict):
 
 DEMO = BenchmarkPlan(
     title="Built-in demo",
-    methods=(
-        "source-only",
-        "source-encoded",
-        "bridge-only",
-        "shot",
-        "socket",
-        "distill",
-        "tgkt",
-        "oracle",
-    ),
+    methods=(*ROWS[:3], "shot", "socket", "distill", "tgkt", "oracle"),
     settings={"dataset": "synthetic", "synthetic.pairs": 2400},
 )
 """Without a file: few methods on a small rendered data set."""
@@ -170,8 +148,6 @@ class Cell:
 
     Attributes:
         dataset: Name of the data set, with the sensor pair.
-        variant: Name of the variant.
-        seed: Seed of the run.
         rows: Methods and bounds that are shown; without any nothing is evaluated.
         config: All settings.
         students: What is trained: by row the method, and what differs in its section.
@@ -226,20 +202,27 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
         ConfigError: All settings and method names that are wrong, in one message.
     """
     variants: list[tuple[VariantPlan, float | None, tuple[str, str] | None]] = [
-        (variant, None, None) for variant in plan.variants
+        *((variant, None, None) for variant in plan.variants),
+        *(
+            (s.variant(value), value, (s.setting, s.name))
+            for s in plan.sweeps
+            for value in s.values
+        ),
     ]
-    for sweep in plan.sweeps:
-        curve = (sweep.setting, sweep.name)
-        variants += [(variant, value, curve) for value, variant in sweep.variants()]
     datasets = _datasets(plan)
     problems: dict[str, None] = {}
+    of_datasets = [dataset.settings for dataset in datasets]
     of_variants = [variant.settings for variant, _, _ in variants]
-    for layer in (plan.settings, *(each.settings for each in datasets), *of_variants, overrides):
+    for layer in (plan.settings, *of_datasets, *of_variants, overrides):
         problems |= dict.fromkeys(_decided(nested(layer)))
+    known = (*METHODS, *ROWS, *(name + TUNED for name in METHODS))
     cells = []
     for seed, dataset, (variant, value, line) in product(plan.seeds, datasets, variants):
         rows = variant.methods or plan.methods
-        problems |= dict.fromkeys(_unknown(variant.name, rows))
+        for row in rows:
+            if row not in known:
+                problem = f"{variant.name}: method {row!r} is unknown: choose of {', '.join(known)}"
+                problems[problem] = None
         extra = {"seed": seed, "evaluate": {"oracle": "oracle" in rows}}
         layers = (plan.settings, dataset.settings, variant.settings)
         try:
@@ -275,10 +258,9 @@ def trial_cells(cells: Sequence[Cell]) -> list[Cell]:
             if row.endswith(TUNED)
             for number, values in enumerate(product(*GRID.values()))
         }
+        trial = replace(cell, rows=(), students=students)
         if students:
-            trials.setdefault(
-                (cell.dataset, cell.variant), replace(cell, rows=(), students=students)
-            )
+            trials.setdefault((cell.dataset, cell.variant), trial)
     return list(trials.values())
 
 
@@ -312,15 +294,6 @@ def _datasets(plan: BenchmarkPlan) -> list[DatasetPlan]:
         if not pairs:
             datasets.append(dataset)
     return datasets
-
-
-def _unknown(variant: str, rows: tuple[str, ...]) -> list[str]:
-    names = (*METHODS, *ROWS, *(name + TUNED for name in METHODS))
-    return [
-        f"{variant}: method {row!r} is unknown: choose of {', '.join(names)}"
-        for row in rows
-        if row not in names
-    ]
 
 
 def _explain(problem: Any) -> str:

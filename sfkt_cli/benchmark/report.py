@@ -8,9 +8,9 @@ import platform
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel
@@ -45,6 +45,15 @@ OWN = ("tgkt+bridge",)
 """Methods that are made from the main one, so that it is not compared with them."""
 
 
+class Key(NamedTuple):
+    """What a row of the tables is about; ``split`` is ``target`` or ``test``."""
+
+    dataset: str
+    variant: str
+    split: str
+    method: str
+
+
 @dataclass(frozen=True)
 class Measured:
     """What one method got right on the labelled images of one split of one cell.
@@ -60,27 +69,24 @@ class Measured:
     groups: dict[str, str]
 
 
+Measurements = Mapping[Key, Mapping[int, Measured]]
+"""By key and seed."""
+
+
 @dataclass(frozen=True)
 class Result:
-    """One row of the tables.
+    """One row of the tables: means over the seeds, unless something else is said.
 
     Attributes:
-        dataset: Its name.
-        variant: Variant of the settings.
-        method: Its name.
-        split: ``target`` or ``test``.
         n: Images over all seeds.
         seeds: Those that are there.
         accuracies: Fraction of each seed.
-        mean: Mean of the accuracies.
         deviation: Standard deviation over the seeds; None for one seed.
-        balanced_accuracy: Mean over the seeds.
         versus: What it is held against; None: nothing.
-        difference: Mean difference of accuracy to that over the seeds, on the same images.
+        difference: Difference of accuracy to that, on the same images.
         difference_ci95: Its 95 % interval over seeds and scenes; None: one seed.
         p_value: That there is no difference; holds for all comparisons of its table together.
-        train_seconds: Mean.
-        images_per_second: Speed of inference, mean over the seeds.
+        images_per_second: Speed of inference.
         peak_memory_mb: Largest.
         parameters: Number of parameters of all networks that a prediction passes.
         tuning_seconds: Seconds of all trials that chose its settings; None: it was not tuned.
@@ -113,10 +119,6 @@ class Tuning(BaseModel):
     trials: list[dict[str, Any]]
 
 
-Measurements = dict[tuple[str, str, str, str], dict[int, Measured]]
-"""(data set, variant, split, method) to seed to what it said."""
-
-
 def write_report(
     plan: BenchmarkPlan,
     cells: Sequence[Cell],
@@ -133,11 +135,11 @@ def write_report(
         failed: Message of each stage that failed, by key.
         command: As typed.
     """
-    sound = [cell for cell in cells if str(cell.folder) not in failed]
-    measurements = collect(sound, output)
-    tuning = [
-        t for t in _tuning(output) if _tuned_row(t) in {key[:2] + key[3:] for key in measurements}
-    ]
+    measurements = collect([c for c in cells if str(c.folder) not in failed], output)
+    path = output / "tuning.json"
+    trials = read_record(path, Tuning).trials if path.is_file() else []
+    shown = {(key.dataset, key.variant, key.method) for key in measurements}
+    tuning = [trial for trial in trials if _tuned_row(trial) in shown]
     results = results_of(plan, cells, measurements, tuning)
     pictures = draw_sweeps(plan, cells, results, output)
     write_json(
@@ -156,8 +158,7 @@ def write_report(
     write_text(output / "benchmark.csv", csv_text(results))
     write_text(output / "benchmark-long.csv", long_csv(measurements))
     write_text(output / "benchmark.tex", latex(results))
-    problems = list(failed.values())
-    text = markdown(plan, results, pictures, problems, command, tuning)
+    text = markdown(plan, results, pictures, list(failed.values()), command, tuning)
     write_text(output / "benchmark.md", text)
     for (dataset, split), table in groupby(results, table_of):
         say(f"{dataset}: {SPLITS[split]}\n{_table(list(table))}")
@@ -165,7 +166,7 @@ def write_report(
 
 def collect(cells: Iterable[Cell], output: Path) -> Measurements:
     """What every finished cell says."""
-    measurements: Measurements = {}
+    measurements: dict[Key, dict[int, Measured]] = {}
     for cell in cells:
         run = Run(output / cell.folder)
         if not run.finished("evaluate"):
@@ -178,7 +179,7 @@ def collect(cells: Iterable[Cell], output: Path) -> Measurements:
             here = [line for line in lines if line["split"] == row.split]
             right = {line["id"]: int(line[row.method] == line["label"]) for line in here}
             groups = {line["id"]: line["group"] for line in here}
-            key = (cell.dataset, cell.variant, row.split, row.method)
+            key = Key(cell.dataset, cell.variant, row.split, row.method)
             measurements.setdefault(key, {})[cell.seed] = Measured(row, right, groups)
     return measurements
 
@@ -191,22 +192,23 @@ def results_of(
 ) -> list[Result]:
     """Rows in the order of the plan: data sets, splits, variants, methods."""
     results = []
-    first = plan.variants[0].name
     places = dict.fromkeys((cell.dataset, cell.variant, cell.rows) for cell in cells)
-    for split in SPLITS:
-        for dataset, variant, rows in places:
-            for method in rows:
-                of_seeds = measurements.get((dataset, variant, split, method))
-                if of_seeds:
-                    versus = reference(plan, measurements, (dataset, variant, split, method), first)
-                    row = result_of(
-                        (dataset, variant, split, method), of_seeds, versus, measurements
-                    )
-                    cost = tuning_seconds(tuning, dataset, variant, method)
-                    results.append(replace(row, tuning_seconds=cost))
-    order = {dataset: number for number, (dataset, _, _) in enumerate(reversed(places))}
-    results.sort(key=lambda result: (-order[result.dataset], result.split == "test"))
-    return [row for _, table in groupby(results, table_of) for row in _corrected(list(table))]
+    for dataset, split in product(dict.fromkeys(place[0] for place in places), SPLITS):
+        keys = [
+            Key(dataset, variant, split, method)
+            for of, variant, rows in places if of == dataset for method in rows
+        ]  # fmt: skip
+        table = [
+            result_of(key, measurements, reference(plan, measurements, key), tuning)
+            for key in keys if key in measurements
+        ]  # fmt: skip
+        # The p-values shall hold for all comparisons of a table together.
+        compared = [place for place, row in enumerate(table) if row.p_value is not None]
+        corrected = scores.holm([table[place].p_value or 0.0 for place in compared])
+        for place, p_value in zip(compared, corrected, strict=True):
+            table[place] = replace(table[place], p_value=p_value)
+        results += table
+    return results
 
 
 def table_of(result: Result) -> tuple[str, str]:
@@ -214,69 +216,62 @@ def table_of(result: Result) -> tuple[str, str]:
     return result.dataset, result.split
 
 
-def _corrected(table: list[Result]) -> list[Result]:
-    """A table whose p-values hold for all of its comparisons together."""
-    compared = [place for place, row in enumerate(table) if row.p_value is not None]
-    corrected = scores.holm([table[place].p_value or 0.0 for place in compared])
-    for place, p_value in zip(compared, corrected, strict=True):
-        table[place] = replace(table[place], p_value=p_value)
-    return table
-
-
-def reference(
-    plan: BenchmarkPlan, measurements: Measurements, key: tuple[str, str, str, str], first: str
-) -> tuple[str, str, str, str] | None:
+def reference(plan: BenchmarkPlan, measurements: Measurements, key: Key) -> Key | None:
     """What a row is held against: a variant against the first one, a peer against the main method.
 
     The main method of the first variant is held against the best of its peers.
     """
-    dataset, variant, split, method = key
-    if variant != first:
-        return (dataset, first, split, method)
-    if method in BOUNDS:
+    first = plan.variants[0].name
+    if key.variant != first:
+        return key._replace(variant=first)
+    if key.method in BOUNDS:
         return None
-    main = plan.main
-    if method.endswith(TUNED) and (dataset, variant, split, main + TUNED) in measurements:
-        main += TUNED
-    if method != main:
-        return (dataset, variant, split, main)
+    main = key._replace(method=plan.main)
+    if key.method.endswith(TUNED) and main._replace(method=plan.main + TUNED) in measurements:
+        main = main._replace(method=plan.main + TUNED)
+    if key != main:
+        return main
     own = (plan.main, plan.main + TUNED, *OWN, *BOUNDS)
-    peers = [other for other in measurements if other[:3] == key[:3] and other[3] not in own]
-    return max(peers, key=lambda other: _mean(measurements[other]), default=None)
+    peers = [other for other in measurements if other[:3] == key[:3] and other.method not in own]
+    return max(peers, key=lambda other: _mean_accuracy(measurements[other]), default=None)
 
 
 def result_of(
-    key: tuple[str, str, str, str],
-    of_seeds: Mapping[int, Measured],
-    versus: tuple[str, str, str, str] | None,
-    measurements: Measurements,
+    key: Key, measurements: Measurements, versus: Key | None, tuning: Sequence[Mapping[str, Any]]
 ) -> Result:
     """One row of the tables."""
-    dataset, variant, split, method = key
-    rows = [each.row for each in of_seeds.values()]
+    rows = [each.row for each in measurements[key].values()]
     accuracies = tuple(row.accuracy for row in rows)
-    difference = paired(of_seeds, measurements.get(versus, {})) if versus is not None else None
+    compared = paired(measurements[key], measurements.get(versus, {})) if versus else None
+    difference, interval_ends, p_value = compared or (None, None, None)
+    if compared is None or versus is None:
+        against = None
+    else:
+        against = versus.method if key.variant == versus.variant else versus.variant
+    place = (key.dataset, key.variant, key.method)
+    tried = [trial["seconds"] for trial in tuning if _tuned_row(trial) == place]
     return Result(
-        dataset=dataset,
-        variant=variant,
-        method=method,
-        split=split,
+        dataset=key.dataset,
+        variant=key.variant,
+        method=key.method,
+        split=key.split,
         n=sum(row.n for row in rows),
-        seeds=tuple(of_seeds),
+        seeds=tuple(measurements[key]),
         accuracies=accuracies,
         mean=statistics.fmean(accuracies),
         deviation=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         balanced_accuracy=statistics.fmean(row.balanced_accuracy for row in rows),
-        versus=None if difference is None or versus is None else _name(key, versus),
-        difference=difference[0] if difference else None,
-        difference_ci95=difference[1] if difference else None,
-        p_value=difference[2] if difference else None,
+        versus=against,
+        difference=difference,
+        difference_ci95=interval_ends,
+        p_value=p_value,
         train_seconds=_average(row.train_seconds for row in rows),
         images_per_second=_average(row.images_per_second for row in rows),
         peak_memory_mb=max(
             (row.peak_memory_mb for row in rows if row.peak_memory_mb), default=None
         ),
         parameters=rows[0].parameters,
+        tuning_seconds=sum(tried) if tried else None,
     )
 
 
@@ -428,28 +423,15 @@ def csv_text(results: Sequence[Result]) -> str:
 
 def long_csv(measurements: Measurements) -> str:
     """One number a line: data set, variant, method, seed, split, metric, value."""
-    lines: list[list[str | float]] = []
-    for (dataset, variant, split, method), of_seeds in measurements.items():
-        for seed, each in of_seeds.items():
-            for metric in METRICS:
-                value = getattr(each.row, metric)
-                if value is not None:
-                    lines.append([dataset, variant, method, seed, split, metric, value])
+    lines = [
+        [key.dataset, key.variant, key.method, seed, key.split, metric, value]
+        for key, of_seeds in measurements.items()
+        for seed, each in of_seeds.items()
+        for metric in METRICS
+        if (value := getattr(each.row, metric)) is not None
+    ]
     header = ["dataset", "variant", "method", "seed", "split", "metric", "value"]
     return to_csv(header, lines)
-
-
-def _tuning(output: Path) -> list[dict[str, Any]]:
-    path = output / "tuning.json"
-    return read_record(path, Tuning).trials if path.is_file() else []
-
-
-def tuning_seconds(
-    tuning: Sequence[Mapping[str, Any]], dataset: str, variant: str, row: str
-) -> float | None:
-    """What the trials of a tuned row took; None: it is not tuned."""
-    tried = [t["seconds"] for t in tuning if _tuned_row(t) == (dataset, variant, row)]
-    return sum(tried) if tried else None
 
 
 def _tuned_row(trial: Mapping[str, Any]) -> tuple[str, ...]:
@@ -486,11 +468,7 @@ def _cells(result: Result) -> tuple[str, ...]:
     )
 
 
-def _name(key: tuple[str, str, str, str], versus: tuple[str, str, str, str]) -> str:
-    return versus[3] if key[1] == versus[1] else versus[1]
-
-
-def _mean(of_seeds: Mapping[int, Measured]) -> float:
+def _mean_accuracy(of_seeds: Mapping[int, Measured]) -> float:
     return statistics.fmean(each.row.accuracy for each in of_seeds.values())
 
 

@@ -23,11 +23,11 @@ from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from filelock import FileLock, Timeout
 
-from sfkt_cli.benchmark.plan import TUNE_BY, BenchmarkPlan, Cell, cells_of, trial_cells
+from sfkt_cli.benchmark.plan import TUNE_BY, TUNED, BenchmarkPlan, Cell, cells_of, trial_cells
 from sfkt_cli.console import console, duration, event, quieten, say, warn
 from sfkt_cli.data.readers import archive_root
 from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError
@@ -72,12 +72,7 @@ class Task:
 
 @dataclass
 class Progress:
-    """What has happened.
-
-    Attributes:
-        failed: Message by key.
-        ran: Keys of the tasks that were run now.
-    """
+    """What has happened: messages of the failed tasks by key, and keys of those run now."""
 
     failed: dict[str, str] = field(default_factory=dict)
     ran: list[str] = field(default_factory=list)
@@ -162,34 +157,34 @@ def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[C
     A method without a finished trial is left out.
     """
     trial_records: list[dict[str, Any]] = []
-    chosen: dict[tuple[str, str, str], dict[str, Any]] = {}
     for trial in trials:
+        run = Run(output / trial.folder)
         for row, (method, changes) in trial.students.items():
-            run, stage = Run(output / trial.folder), f"transfer/{row}"
+            stage = f"transfer/{row}"
             rows = run.metrics(stage) if run.finished(stage) else []
-            if not rows:
-                continue
-            record = run.record(stage)
-            score = rows[record["best_epoch"] - 1][TUNE_BY]
-            line = {"dataset": trial.dataset, "variant": trial.variant, "method": method,
-                    "settings": dict(changes), TUNE_BY: score, "seconds": record["seconds"],
-                    "chosen": False}  # fmt: skip
-            trial_records.append(line)
-            key = (trial.dataset, trial.variant, method)
-            if key not in chosen or score > chosen[key][TUNE_BY]:
-                chosen[key] = line
+            if rows:
+                record = run.record(stage)
+                score = rows[record["best_epoch"] - 1][TUNE_BY]
+                trial_records.append(
+                    {"dataset": trial.dataset, "variant": trial.variant, "method": method,
+                     "settings": dict(changes), TUNE_BY: score, "seconds": record["seconds"],
+                     "chosen": False}
+                )  # fmt: skip
+    chosen: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for line in sorted(trial_records, key=lambda line: -line[TUNE_BY]):
+        chosen.setdefault((line["dataset"], line["variant"], line["method"]), line)
     for line in chosen.values():
         line["chosen"] = True
     if trial_records:
         write_record(output / "tuning.json", {"trials": trial_records})
     tuned_cells = []
     for cell in cells:
-        students = {}
-        for row, (method, changes) in cell.students.items():
+        students = dict(cell.students)
+        for row, (method, _) in cell.students.items():
             best = chosen.get((cell.dataset, cell.variant, method))
-            if row == method:
-                students[row] = (method, changes)
-            elif best is not None:
+            if row.endswith(TUNED) and best is None:
+                del students[row]
+            elif row.endswith(TUNED) and best is not None:
                 students[row] = (method, best["settings"])
         tuned_cells.append(replace(cell, students=students))
     return tuned_cells
@@ -249,6 +244,11 @@ def run_cells(cells: Iterable[Cell], output: Path, processes: int, progress: Pro
     left = (task for task in tasks.values() if task.key not in progress.failed)
     waiting = {task.key: task for task in sorted(left, key=_level)}
     workers = Workers(output, processes)
+
+    def fail(task: Task, problem: str) -> None:
+        progress.failed[task.key] = f"{task.cell}: {task.stage}: {problem}"
+        warn(progress.failed[task.key])
+
     try:
         while waiting or workers.running:
             before = len(waiting)
@@ -266,31 +266,22 @@ def run_cells(cells: Iterable[Cell], output: Path, processes: int, progress: Pro
                 elif task.level in _READ_OUTSIDE:
                     changed = run_task(task, output, console.quiet).problem
                     if changed is not None:
-                        problem = f"{task.cell}: {task.stage}: {changed}"
-                        progress.failed[task.key] = f"{problem}\nfor a benchmark: another --output"
-                        warn(progress.failed[task.key])
+                        fail(task, f"{changed}\nfor a benchmark: another --output")
                 del waiting[task.key]
             for task, end in workers.ended(idle=len(waiting) == before):
                 if end.taken:
                     waiting[task.key] = task
                     continue
-                count = f"{len(tasks) - len(waiting) - len(workers.running)}/{len(tasks)}"
-                _note(task, end, progress, count)
+                if end.ran:
+                    progress.ran.append(task.key)
+                    number, total = len(tasks) - len(waiting) - len(workers.running), len(tasks)
+                    say(f"benchmark: {number}/{total}  {task.cell}  {task.stage}")
+                    event("cell", level=task.level, number=number, total=total,
+                          name=str(task.cell), part=task.stage, problem=end.problem)  # fmt: skip
+                if end.problem is not None:
+                    fail(task, end.problem)
     finally:
         workers.stop()
-
-
-def _note(task: Task, end: End, progress: Progress, count: str) -> None:
-    """Tell how a stage ended."""
-    if end.ran:
-        progress.ran.append(task.key)
-        say(f"benchmark: {count}  {task.cell}  {task.stage}")
-        number, _, total = count.partition("/")
-        event("cell", level=task.level, number=int(number), total=int(total), name=str(task.cell),
-              part=task.stage, problem=end.problem)  # fmt: skip
-    if end.problem is not None:
-        progress.failed[task.key] = f"{task.cell}: {task.stage}: {end.problem}"
-        warn(progress.failed[task.key])
 
 
 def tasks_of(cell: Cell, output: Path, *, link: bool = True) -> list[Task]:
@@ -302,21 +293,17 @@ def tasks_of(cell: Cell, output: Path, *, link: bool = True) -> list[Task]:
     keys: dict[str, str] = {}
     links: dict[Path, Path] = {}
 
-    def add(stage: str, *needs: str, row: str = "", **more: Any) -> None:
-        own = merge(settings, more["settings"]) if more else settings
-        before = tuple(keys[name] for name in needs)
-        identity = {"settings": stage_settings(stage, build(own)), "needs": before}
-        key = f"{stage.replace('/', '-')}-{digest_settings(identity)}"
-        run = folder
-        if row not in ("", stage.partition("/")[2]):  # two students of one method: a run for each
-            run = folder / "tuned" / row
-            for name in needs:
-                links[run / name] = output / "stages" / keys[name]
-            links[run / stage] = output / "stages" / key
-            keys[f"transfer/{row}"] = key
-        else:
-            keys[stage] = key
-        links[folder / (f"transfer/{row}" if row else stage)] = output / "stages" / key
+    def add(stage: str, *needs: str, name: str = "", own: Mapping[str, Any] = settings) -> None:
+        name = name or stage
+        before = tuple(keys[need] for need in needs)
+        identity = {"settings": stage_settings(stage, build(dict(own))), "needs": before}
+        key = keys[name] = f"{stage.replace('/', '-')}-{digest_settings(identity)}"
+        run, place = folder, output / "stages"
+        links[folder / name] = place / key
+        if name != stage:  # two students of one method: a run for each
+            run = folder / "tuned" / name.partition("/")[2]
+            links.update({run / need: place / keys[need] for need in needs})
+            links[run / stage] = place / key
         tasks.append(Task(key, stage, run, own, before))
 
     add("prepare")
@@ -328,7 +315,7 @@ def tasks_of(cell: Cell, output: Path, *, link: bool = True) -> list[Task]:
     for row, (name, changes) in students.items():
         needs = ("prepare", "source", "bridge") if row in bridged else ("prepare", "source")
         own = merge(nest("transfer.method", name), nest(section_of(name), changes))
-        add(f"transfer/{name}", *needs, row=row, settings=own)
+        add(f"transfer/{name}", *needs, name=f"transfer/{row}", own=merge(settings, own))
     if link:
         there = {path for path in folder.rglob("*") if path.is_symlink() and path.name[0] != "."}
         for path in there - links.keys():
@@ -375,15 +362,8 @@ def _claim(task: Task, output: Path) -> FileLock:
     return FileLock(folder / f"{task.key.replace('/', '-')}.lock", timeout=0)
 
 
-@dataclass(frozen=True)
-class End:
-    """How a stage ended.
-
-    Attributes:
-        problem: What went wrong, if anything did.
-        ran: Whether it was run here.
-        taken: Another process has it.
-    """
+class End(NamedTuple):
+    """How a stage ended: a problem if any, whether it was run here, whether another has it."""
 
     problem: str | None = None
     ran: bool = True
@@ -391,12 +371,7 @@ class End:
 
 
 class Workers:
-    """The stages that run now, each in a process of its own, or in this one.
-
-    Args:
-        output: Folder of the benchmark.
-        processes: At a time; 0: in this process.
-    """
+    """The stages that run now: at most ``processes`` in one each, or with 0 in this process."""
 
     def __init__(self, output: Path, processes: int) -> None:
         self._output, self._processes = output, processes
@@ -431,11 +406,7 @@ class Workers:
         self.running[ours] = (task, process, gpu)
 
     def ended(self, *, idle: bool) -> list[tuple[Task, End]]:
-        """The tasks that have ended.
-
-        Args:
-            idle: Wait a moment for one.
-        """
+        """The tasks that have ended; where idle, wait a moment for one."""
         ends, self._ended = self._ended, []
         if self.running:
             for place in wait(list(self.running), timeout=POLL_S if idle else 0):
@@ -479,13 +450,7 @@ def _work(
 
 
 def run_task(task: Task, output: Path, quiet: bool = False) -> End:
-    """Run one stage here, unless another process does.
-
-    Args:
-        task: What to run.
-        output: Folder of the benchmark.
-        quiet: Print only warnings.
-    """
+    """Run one stage here, unless another process does."""
     config = build(dict(task.settings))
     name = task.level
     quieten(quiet or name == "evaluate")  # one table at the end, not one a cell

@@ -115,45 +115,37 @@ def compare_edges(rgb: Floats, target: Floats, ids: list[str], scale: float) -> 
         ids: Names of the pairs.
         scale: Stored pixels in a pixel of the maps.
     """
-    everywhere = _correlations(rgb, target)
+    # (N, SIDE, SIDE): each pair at each cyclic shift (down, right) of the target.
+    product = np.conj(np.fft.rfft2(rgb)) * np.fft.rfft2(target)
+    everywhere = np.fft.irfft2(product, s=rgb.shape[1:]).astype(np.float32)
     own = everywhere[:, 0, 0]
     step = SIDE // 6
     controls = everywhere[:, [step, -step, 0, 0], [0, 0, step, -step]].mean(axis=1)
-    gain = own - controls
-    error = float(gain.std(ddof=1) / np.sqrt(len(gain))) + 1e-9
     mean = everywhere.mean(axis=0)
     down, right = np.unravel_index(int(mean.argmax()), mean.shape)
     shift = [int(v) if v <= SIDE // 2 else int(v) - SIDE for v in (right, down)]
-    peak = everywhere[:, down, right] - controls
-    peak_errors = float(peak.mean() / (peak.std(ddof=1) / np.sqrt(len(peak)) + 1e-9))
     # One pixel of the maps or of the store says nothing: light from above does that.
-    least = max(1.0, 1.0 / scale)
-    here = max(map(abs, shift)) <= least or peak_errors < CLEAR_PEAK
+    near = max(map(abs, shift)) <= max(1.0, 1.0 / scale)
+    here = near or _standard_errors(everywhere[:, down, right] - controls) < CLEAR_PEAK
+    gains = {
+        name: _standard_errors((rgb * turn(target)).sum(axis=(1, 2)) - own)
+        for name, turn in TURNS.items()
+    }
+    best_turn = max(gains, key=lambda name: gains[name])
     return Alignment(
         pairs=len(own),
         own=float(own.mean()),
         shifted=float(controls.mean()),
-        standard_errors=float(gain.mean()) / error,
+        standard_errors=_standard_errors(own - controls),
         shift=(0, 0) if here else (round(shift[0] * scale), round(shift[1] * scale)),
-        turn=_better_turn(rgb, target, own),
+        turn=best_turn if gains[best_turn] > CLEAR else "",
         swapped=_swapped(rgb, target, ids),
     )
 
 
-def _correlations(rgb: Floats, target: Floats) -> Floats:
-    """Correlation (N, SIDE, SIDE) of each pair at each cyclic shift (down, right) of the target."""
-    product = np.conj(np.fft.rfft2(rgb)) * np.fft.rfft2(target)
-    return np.fft.irfft2(product, s=rgb.shape[1:]).astype(np.float32)
-
-
-def _better_turn(rgb: Floats, target: Floats, own: Floats) -> str:
-    best, best_turn = CLEAR, ""
-    for name, turn in TURNS.items():
-        gain = (rgb * turn(target)).sum(axis=(1, 2)) - own
-        errors = float(gain.mean() / (gain.std(ddof=1) / np.sqrt(len(gain)) + 1e-9))
-        if errors > best:
-            best, best_turn = errors, name
-    return best_turn
+def _standard_errors(gain: Floats) -> float:
+    """A mean gain over the pairs, in standard errors of it."""
+    return float(gain.mean() / (gain.std(ddof=1) / np.sqrt(len(gain)) + 1e-9))
 
 
 def _swapped(rgb: Floats, target: Floats, ids: list[str]) -> tuple[tuple[str, str], ...]:

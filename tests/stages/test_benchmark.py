@@ -25,7 +25,7 @@ from sfkt_cli.benchmark.plan import (
     cells_of,
     read_plan,
 )
-from sfkt_cli.benchmark.report import Measured, paired, results_of
+from sfkt_cli.benchmark.report import Key, Measured, paired, results_of
 from sfkt_cli.benchmark.run import Progress, benchmark, dry_run, gpus_of, run_cells
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
 from sfkt_cli.evaluation.report import Row
@@ -414,7 +414,7 @@ def test_mean_deviation_and_the_best_peer() -> None:
     cells = cells_of(plan, {})
     right = {"source-only": [0, 0, 1], "shot": [0, 1, 1], "tgkt": [1, 1, 1], "oracle": [1, 1, 1]}
     found = {
-        ("synthetic", "default", "test", method): {
+        Key("synthetic", "default", "test", method): {
             seed: said(float(np.mean(hits)) - 0.1 * seed, hits) for seed in (0, 1)
         }
         for method, hits in right.items()

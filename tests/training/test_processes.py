@@ -187,7 +187,7 @@ def test_torchrun_is_joined(started: Run) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("kept; the source model") == 1, "only process 0 speaks"
+    assert done.stderr.count("bridge  3/3  ") == 1, "only process 0 speaks"
     check_finished(started)
 
 
@@ -243,8 +243,10 @@ def test_the_cause_is_told_not_the_consequence() -> None:
             self.failures = dict(enumerate(failures))
 
     lost = Failure(1, "RuntimeError: gloo: Connection closed by peer")
+    told = Failure(1, "RunError: process 0 lost the others (Connection closed by peer): see theirs")
     cases = [
         ([lost, Failure(1, "RunError: bridge: the loss is nan")], "bridge: the loss is nan"),
+        ([told, Failure(1, "KeyError: 'x'")], "process 1 of 2 failed: KeyError: 'x'"),
         ([lost, Failure(-9, "")], "process 1 of 2 was killed (SIGKILL"),
         ([lost, Failure(1, "OutOfMemoryError: CUDA")], "set runtime.batch_size lower"),
         ([lost, Failure(1, "OSError: [Errno 28] No space left on device: 'm'")], "disk is full"),

@@ -8,6 +8,7 @@ axis is z.
 """
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,9 +35,8 @@ class Part(NamedTuple):
 
     def cast(self, kind: type[np.floating[Any]]) -> "Part":
         """The same part in another precision."""
-        quadric = None if self.quadric is None else self.quadric.astype(kind)
-        bore = None if self.bore is None else self.bore.astype(kind)
-        return Part(self.planes.astype(kind), quadric, bore)
+        there = {name: rows for name, rows in self._asdict().items() if rows is not None}
+        return Part(**{name: rows.astype(kind) for name, rows in there.items()})
 
 
 class Torus(NamedTuple):
@@ -83,21 +83,17 @@ def first_hit(
     unit = direction * inverse_length
     start = dot(origin, unit)
     foot = origin - start * unit
-    best, normal = _part_hit(solid.parts[0], owner, foot, unit, start)
-    for part in solid.parts[1:]:
-        distance, part_normal = _part_hit(part, owner, foot, unit, start)
+    best, normal = np.full_like(start, np.inf), np.zeros_like(foot)
+    for part in solid.parts:
+        hit: Callable[..., tuple[Floats, Floats]] = (
+            _torus_hit if isinstance(part, Torus) else _convex_hit
+        )
+        distance, part_normal = hit(part, owner, foot, unit, start)
         nearer = distance < best
         best = np.where(nearer, distance, best)
         normal = np.where(nearer, part_normal, normal)
     normal = normal / np.sqrt(np.maximum(dot(normal, normal), _TINY))
     return (best - start) * inverse_length, normal
-
-
-def _part_hit(
-    part: Part | Torus, owner: Ints, foot: Floats, unit: Floats, start: Floats
-) -> tuple[Floats, Floats]:
-    hit = _torus_hit if isinstance(part, Torus) else _convex_hit
-    return hit(part, owner, foot, unit, start)  # type: ignore[arg-type]
 
 
 def _convex_hit(
@@ -250,10 +246,22 @@ def _cuboid(
 ) -> Solid:
     axes = np.eye(3)
     rows = [(*axes[i], high[i]) for i in range(3)] + [(*-axes[i], -low[i]) for i in range(3)]
-    corners = [
-        (x, y, z) for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])
-    ]
+    corners = product(*zip(low, high, strict=True))
     return Solid((Part(_rows(like, *rows)),), _rows(like, *corners))
+
+
+def _spheroid(radius: Floats, z: float | Floats = 0.0, squeeze: float | Floats = 1.0) -> Solid:
+    """A ball around a point of the axis; `squeeze` times as high as wide, for those around 0."""
+    quadric = _quadric(radius, 1, 1, squeeze**-2, -2 * z, z * z - radius * radius)
+    return Solid((Part(_rows(radius), quadric),), _ball(radius, z, squeeze))
+
+
+def _column(
+    radius: Floats, low: float | Floats, high: float | Floats, bore: Floats | None = None
+) -> Solid:
+    """A cylinder around the axis."""
+    part = Part(_caps(radius, low, high), _quadric(radius, 1, 1, 0, 0, -radius * radius), bore)
+    return Solid((part,), np.concatenate([_ring(radius, low), _ring(radius, high)]))
 
 
 def _union(*solids: Solid) -> Solid:
@@ -263,8 +271,7 @@ def _union(*solids: Solid) -> Solid:
 
 def sphere(u: Floats) -> Solid:
     """A ball of radius 1."""
-    one = np.ones_like(u[0])
-    return Solid((Part(_rows(one), _quadric(one, 1, 1, 1, 0, -1)),), _ball(one))
+    return _spheroid(np.ones_like(u[0]))
 
 
 def box(u: Floats) -> Solid:
@@ -275,9 +282,8 @@ def box(u: Floats) -> Solid:
 
 def cylinder(u: Floats) -> Solid:
     """Radius 1, half height 1.2..1.8."""
-    one, h = np.ones_like(u[0]), 1.2 + 0.6 * u[0]
-    part = Part(_caps(one, -h, h), _quadric(one, 1, 1, 0, 0, -1))
-    return Solid((part,), np.concatenate([_ring(one, -h), _ring(one, h)]))
+    h = 1.2 + 0.6 * u[0]
+    return _column(np.ones_like(h), -h, h)
 
 
 def _cone(radius: Floats, low: Floats, high: Floats, apex: Floats) -> Solid:
@@ -305,9 +311,8 @@ def torus(u: Floats) -> Solid:
 def octahedron(u: Floats) -> Solid:
     """Regular but for its height."""
     h = 1.1 + 0.3 * u[0]
-    signs = [(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]
     tips = [(-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -h), (0, 0, h)]
-    planes = _rows(h, *((x, y, z / h, 1) for x, y, z in signs))
+    planes = _rows(h, *((x, y, z / h, 1) for x, y, z in product((-1, 1), repeat=3)))
     return Solid((Part(planes),), _rows(h, *tips))
 
 
@@ -323,12 +328,7 @@ def pyramid(u: Floats) -> Solid:
 def capsule(u: Floats) -> Solid:
     """A cylinder with round ends."""
     h, r = 0.6 + 0.6 * u[0], np.full_like(u[0], 0.8)
-    ends = [
-        Solid((Part(_rows(h), _quadric(h, 1, 1, 1, -2 * z, z * z - r * r)),), _ball(r, z))
-        for z in (-h, h)
-    ]
-    middle = Part(_caps(h, -h, h), _quadric(h, 1, 1, 0, 0, -r * r))
-    return _union(Solid((middle,), _ring(r, h)), *ends)
+    return _union(_column(r, -h, h), _spheroid(r, -h), _spheroid(r, h))
 
 
 def prism(u: Floats) -> Solid:
@@ -371,16 +371,14 @@ def frustum(u: Floats) -> Solid:
 
 def tube(u: Floats) -> Solid:
     """A cylinder with a bore."""
-    one, h, r = np.ones_like(u[0]), 0.35 + 0.7 * u[0], 0.55 + 0.25 * u[1]
-    part = Part(_caps(one, -h, h), _quadric(one, 1, 1, 0, 0, -1), _quadric(one, 1, 1, 0, 0, -r * r))
-    return Solid((part,), np.concatenate([_ring(one, -h), _ring(one, h)]))
+    h, r = 0.35 + 0.7 * u[0], 0.55 + 0.25 * u[1]
+    return _column(np.ones_like(h), -h, h, bore=_quadric(h, 1, 1, 0, 0, -r * r))
 
 
 def ellipsoid(u: Floats) -> Solid:
     """Flat or long, round about the axis."""
-    one, squeeze = np.ones_like(u[0]), np.where(u[1] < 0.5, 0.45 + 0.2 * u[0], 1.5 + 0.4 * u[0])
-    part = Part(_rows(one), _quadric(one, 1, 1, squeeze**-2, 0, -1))
-    return Solid((part,), _ball(one, squeeze=squeeze))
+    squeeze = np.where(u[1] < 0.5, 0.45 + 0.2 * u[0], 1.5 + 0.4 * u[0])
+    return _spheroid(np.ones_like(squeeze), squeeze=squeeze)
 
 
 def tetrahedron(u: Floats) -> Solid:
@@ -402,29 +400,14 @@ def stairs(u: Floats) -> Solid:
 
 def mushroom(u: Floats) -> Solid:
     """Half a ball on a stem."""
-    one, r, low = np.ones_like(u[0]), 0.3 + 0.2 * u[0], -0.7 - 0.5 * u[1]
-    stem = Part(_caps(one, low, 0.1), _quadric(one, 1, 1, 0, 0, -r * r))
-    cap = dome(np.full_like(u, 2 / 3))
-    return _union(cap, Solid((stem,), _ring(r, low)))
+    stem = _column(0.3 + 0.2 * u[0], -0.7 - 0.5 * u[1], 0.1)
+    return _union(dome(np.full_like(u, 2 / 3)), stem)
 
 
 SHAPES: dict[str, Callable[[Floats], Solid]] = {
     shape.__name__: shape
     for shape in (
-        *(sphere, box, cylinder, cone, torus, octahedron),
-        *(
-            pyramid,
-            capsule,
-            prism,
-            wedge,
-            dome,
-            cross,
-            frustum,
-            tube,
-            ellipsoid,
-            tetrahedron,
-            stairs,
-            mushroom,
-        ),
+        sphere, box, cylinder, cone, torus, octahedron, pyramid, capsule, prism, wedge, dome,
+        cross, frustum, tube, ellipsoid, tetrahedron, stairs, mushroom,
     )
-}
+}  # fmt: skip

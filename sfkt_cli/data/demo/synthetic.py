@@ -42,17 +42,11 @@ def _mul(a: Floats, b: Floats) -> Floats:
 _UPRIGHT, _LYING, _LEANING = _turn(0, 0.0), _turn(0, np.pi / 2), _turn(0, np.pi / 4)
 _FACE_DOWN = _turn(0, np.arctan(np.sqrt(2.0))) @ _turn(2, np.pi / 4)  # (1, 1, 1) becomes upright
 _POSES = {
-    "cylinder": (_UPRIGHT, _LYING),
+    **dict.fromkeys(("cylinder", "capsule", "prism", "frustum", "mushroom"), (_UPRIGHT, _LYING)),
+    **dict.fromkeys(("torus", "dome", "tube"), (_UPRIGHT, _LYING, _LEANING)),
     "cone": (_UPRIGHT, _UPRIGHT, _LYING),
-    "torus": (_UPRIGHT, _LYING, _LEANING),
     "octahedron": (_UPRIGHT, _FACE_DOWN),
-    "capsule": (_UPRIGHT, _LYING),
-    "prism": (_UPRIGHT, _LYING),
-    "dome": (_UPRIGHT, _LYING, _LEANING),
-    "tube": (_UPRIGHT, _LYING, _LEANING),
     "tetrahedron": (_FACE_DOWN,),
-    "frustum": (_UPRIGHT, _LYING),
-    "mushroom": (_UPRIGHT, _LYING),
 }
 
 
@@ -68,6 +62,10 @@ class _Draws:
         columns = self._table[:, self._used : self._used + count].T
         self._used += count
         return low + (high - low) * columns.reshape(*shape, len(self._table))
+
+    def column(self, low: float, high: float, *shape: int) -> Floats:
+        """The same as float32, one column `(*shape, B, 1)`."""
+        return self(low, high, *shape).astype(np.float32)[..., None]
 
 
 class _Scene(NamedTuple):
@@ -203,14 +201,9 @@ def _scene(name: str, draws: _Draws) -> _Scene:
     forward = np.stack([none, np.cos(elevation), -np.sin(elevation)])
     down = np.stack([none, -np.sin(elevation), -np.cos(elevation)])
     right = np.stack([np.ones_like(none), none, none])
-    axes = np.stack(
-        [
-            np.cos(roll) * right + np.sin(roll) * down,
-            np.cos(roll) * down - np.sin(roll) * right,
-            forward,
-        ],
-        axis=1,
-    )
+    across = np.cos(roll) * right + np.sin(roll) * down
+    along = np.cos(roll) * down - np.sin(roll) * right
+    axes = np.stack([across, along, forward], axis=1)
     camera = centre - distance_m * forward
     seen = (axes[None] * (points - camera)[:, :, None]).sum(axis=1)
     flat = seen[:, :2] / seen[:, 2:]
@@ -322,19 +315,11 @@ def _colour(hue: Floats, saturation: Floats, value: Floats) -> Floats:
 
 
 def _expose(
-    draws: _Draws,
-    albedo: Floats,
-    normal: Floats,
-    light: Floats,
-    lit: Floats,
-    noise: Floats,
+    draws: _Draws, albedo: Floats, normal: Floats, light: Floats, lit: Floats, noise: Floats,
     size: int,
-) -> NDArray[np.uint8]:
+) -> NDArray[np.uint8]:  # fmt: skip
     """Light the surfaces and take the pictures `(B, size, size, 3)`, exposed automatically."""
-
-    def column(low: float, high: float, *shape: int) -> Floats:
-        return draws(low, high, *shape).astype(np.float32)[..., None]
-
+    column = draws.column
     ambient = column(0.3, 0.5) * (0.8 + 0.2 * normal[2])
     brightness = ambient + column(0.6, 1.0) * lit * np.maximum(dot(normal, light), 0)
     picture = albedo * column(0.85, 1.15, 3) * brightness
@@ -358,10 +343,7 @@ def _measure(
     It measures 1 / depth with an even noise and in even steps, so errors in depth grow with its
     square. Readings go missing at jumps in depth, at grazing incidence, singly and in round spots.
     """
-
-    def column(low: float, high: float) -> Floats:
-        return draws(low, high).astype(np.float32)[:, None]
-
+    column = draws.column
     step = np.float32(0.0028)  # 1 / m
     inverse = 1 / depth_m + column(0.001, 0.0025) * noise
     measured = 1000 / (np.maximum(np.round(inverse / step), 40) * step)
