@@ -44,13 +44,14 @@ def normalised(images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "wrapping", ["plain", "ddp", "compiled", "trainer", "lightning", "safetensors"]
+    "wrapping", ["plain", "capitals", "ddp", "compiled", "trainer", "lightning", "safetensors"]
 )
 def test_a_state_dict_gives_the_logits_of_the_network_it_came_from(
     tmp_path: Path, network: nn.Module, wrapping: str
 ) -> None:
     state = network.state_dict()
-    path = tmp_path / ("model.safetensors" if wrapping == "safetensors" else "model.pth")
+    names = {"safetensors": "model.safetensors", "capitals": "MODEL.PTH"}
+    path = tmp_path / names.get(wrapping, "model.pth")
     if wrapping == "safetensors":
         save_file(state, path)
     elif wrapping == "trainer":
@@ -59,7 +60,9 @@ def test_a_state_dict_gives_the_logits_of_the_network_it_came_from(
         inside = {f"net.model.{name}": value for name, value in state.items()}
         torch.save({"state_dict": inside, "hyper_parameters": {"lr": 0.1}}, path)
     else:
-        prefix = {"plain": "", "ddp": "module.", "compiled": "_orig_mod.module."}[wrapping]
+        prefix = {"plain": "", "capitals": "", "ddp": "module.", "compiled": "_orig_mod.module."}[
+            wrapping
+        ]
         torch.save({prefix + name: value for name, value in state.items()}, path)
     brought = import_source(settings(path), CLASSES)
     assert ("net.model." in brought.remarks[0]) == (wrapping == "lightning")

@@ -70,7 +70,7 @@ def test_a_network_written_to_onnx_comes_back_and_can_be_trained_and_exported(
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("onnxscript")
-    path = tmp_path / "model.onnx"
+    path = tmp_path / "MODEL.ONNX"
     content = write_onnx(small(), torch.rand(2, 3, SIDE, SIDE), ["logits"], {}, keep_norms=True)
     path.write_bytes(content)
     brought = import_source(settings(path), CLASSES, size=SIDE)
