@@ -58,10 +58,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             + ", ".join(STATE_DICT_SUFFIXES)
         )
     for name, value in tensors.items():
-        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+        odd = value.is_quantized or value.is_meta or value.is_complex()
+        if odd or value.layout != torch.strided:
             raise DataError(
-                f"{path}: {name} is sparse, quantised or without values: save plain float32 "
-                f"weights with {SAVE_WEIGHTS}"
+                f"{path}: {name} is sparse, quantised, complex or without values: save plain "
+                f"float32 weights with {SAVE_WEIGHTS}"
             )
     plain = {_plain_name(name): value.float() for name, value in tensors.items()}
     for name, value in plain.items():

@@ -277,7 +277,7 @@ def test_own_images_in_folders_of_other_names_are_told(
     root = make_folders(tmp_path / "mine")
     assert read_archive(settings("folders", root)).records
     save(root / name, depth(0))
-    with pytest.raises(DataError, match=rf"{name}.*{told}.*docs/datasets\.md"):
+    with pytest.raises(DataError, match=rf"{name}.*{told}.*the folders are"):
         read_archive(settings("folders", root))
     (root / name).rename(root / name.replace(".png", ".txt"))  # notes lie where they like
     assert read_archive(settings("folders", root)).records
