@@ -128,6 +128,16 @@ class Evaluation:
         right: NDArray[np.bool_] = predicted == split.labels
         return right
 
+    def difference(self, first: str, second: str, split: Split) -> tuple[float, float, float]:
+        """How much more often one method is right than another: mean, and 95 % interval."""
+        return scores.paired_difference(
+            self.right(first, split),
+            self.right(second, split),
+            resamplings=self.config.evaluate.bootstrap,
+            seed=self.config.seed,
+            groups=split.groups,
+        )
+
 
 def ti_pairs(store: Store, models: Models, runtime: Runtime, seed: int) -> Pairs | None:
     """The TI pairs that score the epochs of bridge and transfer; None where there are no pairs."""
@@ -157,6 +167,7 @@ def ask(
         outcome.label_free |= {
             "ti_agreement": label_free.agreement(logits, pairs.logits),
             "ti_kappa": label_free.kappa(logits, pairs.logits),
+            "ti_rank": float(label_free.partner_rank(features, pairs.features).mean()),
             "ti_distance": label_free.feature_distance(features, pairs.features),
         }
     return outcome

@@ -47,12 +47,17 @@ PICTURE_PAIRS = 256
 """TI pairs that PSNR and SSIM look at, at most."""
 
 
-def headline(evaluation: Evaluation, rows: Sequence[Row]) -> Headline:
-    """The first line: with labels how often the student is right, without them the verdict."""
+def headline(evaluation: Evaluation, rows: Sequence[Row], judged: Verdict | None) -> Headline:
+    """The first line: with labels how often the student is right, without them the verdict.
+
+    Args:
+        evaluation: Predictions of all methods.
+        rows: Rows of the report.
+        judged: What :func:`judge` says.
+    """
     main, split = evaluation.main_method, evaluation.headline_split
     images = f"{SENSORS[evaluation.store.modality]} images"
     who = NAMES.get(main, "student")
-    judged = judge(evaluation)
     if split is None:
         if judged is None:
             return Headline("There is no student yet, and no image has a label.")
@@ -65,22 +70,12 @@ def headline(evaluation: Evaluation, rows: Sequence[Row]) -> Headline:
     if main == "source-only":
         return Headline(f"{text}; there is no student yet.", detail)
 
-    def gain(method: str, over: str) -> tuple[float, float]:
-        _, low, high = scores.paired_difference(
-            evaluation.right(method, split),
-            evaluation.right(over, split),
-            resamplings=evaluation.config.evaluate.bootstrap,
-            seed=evaluation.config.seed,
-            groups=split.groups,
-        )
-        return low, high
-
-    low, high = gain(main, "source-only")
+    _, low, high = evaluation.difference(main, "source-only", split)
     tone = "better" if low > 0 else "worse" if high < 0 else "open"
     if tone == "open":
         detail += "; the difference may be chance"
     rivals = [name for name in here if name not in (*BOUNDS, main, "source-only")]
-    better = [name for name in rivals if gain(name, main)[0] > 0]
+    better = [name for name in rivals if evaluation.difference(name, main, split)[1] > 0]
     if judged not in (None, "cannot tell"):
         detail += f"; without labels it would have been judged {judged} than your RGB model"
     if better:
@@ -201,13 +196,7 @@ def differences(evaluation: Evaluation) -> Section | None:
             said = evaluation.outcomes[other].probabilities
             if not len(split.rows) or other == main or other in BOUNDS or split.name not in said:
                 continue
-            mean, low, high = scores.paired_difference(
-                evaluation.right(main, split),
-                evaluation.right(other, split),
-                resamplings=evaluation.config.evaluate.bootstrap,
-                seed=evaluation.config.seed,
-                groups=split.groups,
-            )
+            mean, low, high = evaluation.difference(main, other, split)
             shown = (f"{100 * mean:+.1f}", f"{100 * low:+.1f} .. {100 * high:+.1f}")
             cells.append((named(other), split.name, *shown))
     if not cells:

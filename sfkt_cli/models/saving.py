@@ -30,7 +30,7 @@ from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import replacing, sha256_file, sha256_json
 from sfkt_cli.models.classifier import Classifier, Mixture
 from sfkt_cli.models.translators import Front, make_translator
-from sfkt_cli.settings.runs import versions
+from sfkt_cli.settings.runs import Run, versions
 from sfkt_cli.settings.sealed import read_record, write_record
 
 WEIGHTS = "model.safetensors"
@@ -176,6 +176,25 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
     module.eval()
     module.to(device or torch.device("cpu"), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Saved(module, card["classes"], encoding, card)
+
+
+def load_earlier(
+    run: Path | None, stage: str, command: str, device: torch.device | None = None
+) -> Saved | None:
+    """The model of a stage of the run that ``training.warm_start`` names; None where it is not set.
+
+    Args:
+        run: Folder of that run.
+        stage: Such as ``bridge``.
+        command: Command that makes the stage.
+        device: Where the model goes.
+
+    Raises:
+        RunError: That run has not finished the stage.
+    """
+    if run is None:
+        return None
+    return load_model(Run(run).require(stage, f"{command} --run {run}"), device)
 
 
 def warm_start(

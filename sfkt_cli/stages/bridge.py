@@ -24,9 +24,9 @@ from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.feature_maps import FeatureMaps
 from sfkt_cli.models.fold_batchnorm import fold_batch_norms
 from sfkt_cli.models.saving import (
-    Saved,
     check_classes,
     classifier_of,
+    load_earlier,
     load_model,
     save_model,
     warm_start,
@@ -79,10 +79,8 @@ def bridge(config: Config, run: Run) -> None:
     saved = load_model(source_folder)
     check_classes(saved.classes, store)
     inputs = {"transfer.h5": store.digest, "source": saved.digest}
-    earlier: Saved | None = None
-    if config.training.warm_start is not None:
-        before = Run(config.training.warm_start)
-        earlier = load_model(before.require("bridge", f"sfkt bridge --run {before.folder}"))
+    earlier = load_earlier(config.training.warm_start, "bridge", "sfkt bridge")
+    if earlier is not None:
         inputs["warm start"] = earlier.digest
     with run.open("bridge", config, inputs) as stage:
         if stage is None:

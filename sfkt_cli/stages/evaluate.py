@@ -127,12 +127,13 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
     _add_bounds(evaluation, run, stage, encoding)
     predictions.measure_speeds(evaluation)
     rows = predictions.rows_of(evaluation)
+    judged = judge(evaluation)
     report = Report(
         dataset=store.dataset,
         classes=tuple(evaluation.classes),
         rows=rows,
         facts=facts(evaluation, rows),
-        headline=headline(evaluation, rows),
+        headline=headline(evaluation, rows, judged),
         made=made(evaluation, run),
         shots=shots(evaluation),
         sections=sections(evaluation, run, rows, stage.folder),
@@ -146,7 +147,6 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
     write_text(stage.folder / "report.md", to_markdown(report))
     write_text(stage.folder / "report.html", to_html(report, stage.folder))
     write_text(stage.folder / "report.tex", to_latex(report))
-    judged = judge(evaluation)
     stage.finish(verdict=judged and advice(judged, encoding_of(evaluation)), methods=list(outcomes))
 
 

@@ -22,6 +22,7 @@ from sfkt_cli.models.saving import (
     Saved,
     check_classes,
     classifier_of,
+    load_earlier,
     load_model,
     save_model,
     warm_start,
@@ -71,11 +72,11 @@ def transfer(config: Config, run: Run) -> None:
     if objective_class.needs_bridge:
         translator = load_model(run.require("bridge", "sfkt bridge"), runtime.device)
         inputs["bridge"] = translator.digest
-    earlier: Saved | None = None
-    if config.training.warm_start is not None:
-        before, command = Run(config.training.warm_start), f"sfkt transfer --method {method}"
-        folder = before.require(f"transfer/{method}", f"{command} --run {before.folder}")
-        earlier = load_model(folder, runtime.device)
+    earlier = load_earlier(
+        config.training.warm_start, f"transfer/{method}", f"sfkt transfer --method {method}",
+        runtime.device,
+    )  # fmt: skip
+    if earlier is not None:
         inputs["warm start"] = earlier.digest
     with run.open(f"transfer/{method}", config, inputs) as stage:
         if stage is None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ ROOM = ["unshare", "--map-root-user", "--mount"]
 """A process that may mount file systems that nobody else sees."""
 
 
-def campaign(folder: Path, kind: str, trials: int, last: str) -> dict[str, Any]:
+def in_its_own_process(
+    folder: Path, kind: str, trials: float, last: str, before: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What ``campaign.py`` found; ``before`` is put in front of the command."""
     program = Path(__file__).with_name("campaign.py")
-    command = [sys.executable, str(program), str(folder), kind, str(trials), "0", last]
     done = subprocess.run(
-        [*(ROOM if kind == "full" else []), *command],
+        [*before, sys.executable, str(program), str(folder), kind, str(trials), "0", last],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
@@ -28,6 +31,11 @@ def campaign(folder: Path, kind: str, trials: int, last: str) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def campaign(folder: Path, kind: str, trials: int, last: str) -> dict[str, Any]:
+    found = in_its_own_process(folder, kind, trials, last, ROOM if kind == "full" else ())
     counted = " ".join(f"{found[name]} {name}," for name in ("hit", "begun", "resumed"))
     print(f"{kind}: {found['identical']} of {trials} identical; {counted} ", end="")
     print(f"{found['repeated_steps']} steps repeated at most; seconds of a stage: ", end="")

@@ -6,10 +6,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from sfkt_cli.models.saving import CARD, load_model
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.sealed import read_settings
 from sfkt_cli.training.pairs import load_epochs
+from tests.faults.test_campaigns import in_its_own_process
 
 SECONDS = 150
 """For which random damages are tried."""
@@ -31,16 +29,7 @@ SECONDS = 150
 
 def damage(folder: Path, seconds: float) -> dict[str, Any]:
     """Damage inputs of commands in a process of its own; what ended how."""
-    program = Path(__file__).with_name("campaign.py")
-    done = subprocess.run(
-        [sys.executable, str(program), str(folder), "damage", str(seconds), "0", "evaluate"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found = in_its_own_process(folder, "damage", seconds, "evaluate")
     print(f"{found['trials']} random damages: {found['hit']} refused, {found['identical']} "
           f"without effect on any result; by command: {found['commands']}")  # fmt: skip
     return found
