@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
-from sfkt_cli.data.plausible import doubt
-from sfkt_cli.data.sensor import Sensor, sensor_of_settings, sensor_of_store
+from sfkt_cli.data.sensor import Sensor, doubt, sensor_of_settings, sensor_of_store
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.models.classifier import Classifier

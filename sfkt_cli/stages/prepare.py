@@ -10,10 +10,8 @@ import contextlib
 from collections.abc import Sequence
 
 from sfkt_cli.console import say, track, warn
-from sfkt_cli.data.classes import choose_classes
 from sfkt_cli.data.contact_sheet import draw_contact_sheet
-from sfkt_cli.data.ingest import Seen, Task, ingest
-from sfkt_cli.data.layout import Plan
+from sfkt_cli.data.ingest import Plan, Seen, Task, ingest
 from sfkt_cli.data.loading import FileLoader
 from sfkt_cli.data.quality import (
     Line,
@@ -26,7 +24,7 @@ from sfkt_cli.data.quality import (
 )
 from sfkt_cli.data.readers import archive_root, read_archive
 from sfkt_cli.data.records import Archive
-from sfkt_cli.data.splits import left_out, split_records
+from sfkt_cli.data.splits import choose_classes, left_out, split_records
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import StoreWriter, writing
 from sfkt_cli.errors import DataError, RunError

@@ -1,9 +1,11 @@
 """One module an archive format; READERS is the table of them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from sfkt_cli.data.archive import forget_indexes
+from sfkt_cli.data.demo import synthetic
 from sfkt_cli.data.download import SOURCES
 from sfkt_cli.data.readers import (
     diml_rgbd,
@@ -11,10 +13,9 @@ from sfkt_cli.data.readers import (
     nyu_depth,
     rgb_nir,
     sun_rgbd,
-    synthetic,
     washington_rgbd,
 )
-from sfkt_cli.data.records import Archive
+from sfkt_cli.data.records import Archive, settle_ids
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
 
@@ -49,4 +50,4 @@ def read_archive(config: Config) -> Archive:
     archive = READERS[config.dataset](config, root)
     if not archive.records:
         raise DataError(f"{root} holds no samples of {config.dataset}")
-    return archive
+    return replace(archive, records=settle_ids(archive.records, root))
