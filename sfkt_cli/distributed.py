@@ -85,8 +85,7 @@ def mean_over_processes(value: Tensor) -> Tensor:
     Each process goes on with the same value. With gradients averaged over the processes, as
     DistributedDataParallel does, the result is the gradient of the whole batch.
 
-    Args:
-        value: Tensor of the same shape in each process, from equal shares of the batch.
+    ``value`` has the same shape in each process, and comes from equal shares of the batch.
     """
     count = sharing_processes(value)
     return value if count == 1 else _Sum.apply(value) / count
@@ -109,8 +108,7 @@ class _Sum(torch.autograd.Function):
 def from_all_processes(values: Tensor) -> Tensor:
     """The rows of every process, in the order of their ranks; without gradient.
 
-    Args:
-        values: (B, ...), as many rows in each process.
+    ``values`` are (B, ...), as many rows in each process.
 
     Returns:
         (world B, ...); ``values`` itself where there is one process.

@@ -158,10 +158,7 @@ def load_student(
 def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> Path:
     """The folder of a student's model.json.
 
-    Args:
-        path: A run, or the folder itself.
-        method: The one to take; None: the only one, or ``usual``.
-        usual: Taken where there are several.
+    ``method`` and ``usual`` are those of :func:`load_student`.
 
     Raises:
         RunError: There is no finished student, or not the one asked for.

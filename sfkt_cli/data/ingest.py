@@ -224,12 +224,8 @@ def ingest(
 ) -> Iterator[Done]:
     """Run tasks in parallel processes and yield them as they are done.
 
-    Args:
-        tasks: Blocks of rows; no two write the same row.
-        loader: Loads the images.
-        size: Side of the stored images in pixels.
-        missing: Whether 0 in target images means "no reading".
-        workers: Processes; 0: one a core.
+    No two tasks write the same row. ``missing``: whether 0 means "no reading"; ``workers``:
+    processes, 0: one a core.
 
     Raises:
         DataError: An image is damaged; the message names it.

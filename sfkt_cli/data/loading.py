@@ -83,14 +83,7 @@ def archive_of_files(
 ) -> Archive:
     """The archive of samples that are image files.
 
-    Args:
-        config: How they are fitted, and how large they may be.
-        container: Where they are.
-        records: The samples.
-        convert: What target values mean.
-        loader: The class that loads them.
-        more: Other files that the archive's digest is to name.
-        about: Fields of :class:`~sfkt_cli.data.records.Archive`.
+    ``more`` are other files that its digest is to name, ``about`` further fields of the archive.
     """
     missing = about.get("modality", "depth") == "depth"
     fit, max_pixels = config.prepare.fit, config.prepare.max_pixels
@@ -212,11 +205,6 @@ def kept_box(width: int, height: int, fit: Fit) -> tuple[int, int, int, int]:
 
 def fit_rgb(image: Image.Image, size: int, fit: Fit) -> NDArray[np.uint8]:
     """Resample an RGB image with antialiasing.
-
-    Args:
-        image: Mode RGB.
-        size: Side of the result in pixels.
-        fit: ``crop`` or ``squash``.
 
     Returns:
         (size, size, 3); the very pixels where nothing needs resampling.

@@ -138,9 +138,7 @@ def _meaning(config: Config, dataset: str) -> dict[str, Any]:
 def describe_images(images: NDArray[Any], missing: bool) -> dict[str, Any]:
     """What is usual, for model.json: the middle 98 % of the training images.
 
-    Args:
-        images: (N, H, W) or (N, H, W, C), as stored.
-        missing: Whether 0 means "no reading".
+    ``missing``: whether 0 means "no reading".
 
     Returns:
         dtype, and lowest and highest of: missing (share of pixels without a reading), middle (the
@@ -160,10 +158,7 @@ def describe_images(images: NDArray[Any], missing: bool) -> dict[str, Any]:
 def doubt(image: NDArray[Any], usual: Mapping[str, Any], missing: bool) -> str:
     """Why an image may be none of the sensor's; empty: nothing speaks against it.
 
-    Args:
-        image: (H, W) or (H, W, C), as stored.
-        usual: As :func:`describe_images` gave it; empty: nothing is known.
-        missing: Whether 0 means "no reading".
+    ``usual`` is what :func:`describe_images` gave; empty: nothing is known.
     """
     if not usual:
         return ""

@@ -60,11 +60,8 @@ def expand(
 ) -> list[str]:
     """Class names that match patterns such as ``*room``, in the patterns' order, each once.
 
-    Args:
-        patterns: Names; wildcards do, where no class is called just so.
-        known: Class names of the archive.
-        setting: For messages.
-        new: A name that is unlike all known ones is taken as it is.
+    Wildcards do where no class is called just so. With ``new`` a name that is unlike all known ones
+    is taken as it is.
 
     Raises:
         ConfigError: A pattern matches no class; the message has the nearest names.
@@ -137,12 +134,7 @@ def split_records(
 ) -> Parts:
     """Deal out the records of an archive.
 
-    Args:
-        records: All records of the archive.
-        tr: Task-relevant class names.
-        ti: Task-irrelevant class names.
-        split: Protocol and shares.
-        seed: The same seed gives the same parts, whatever the order of the records.
+    The same seed gives the same parts, whatever the order of the records.
 
     Returns:
         Records of each part: target and TI in an order drawn from the seed, the others in the

@@ -182,9 +182,7 @@ def to_onnx(
 def to_int8(content: bytes, batches: Callable[[], Iterable[Tensor]]) -> bytes:
     """The same ONNX file in int8.
 
-    Args:
-        content: Of the file in float32.
-        batches: Gives real images, to measure activations on; it is called twice.
+    ``batches`` gives real images, to measure activations on; it is called twice.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static

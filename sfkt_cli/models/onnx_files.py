@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfkt_cli.errors import ConfigError, DataError, SfktError
-from sfkt_cli.models.checkpoint_files import SAVE_WEIGHTS
 from sfkt_cli.models.onnx_network import (
     BATCH_NORM,
     NUMBERS,
@@ -35,6 +34,7 @@ SCALES = (0.3, 1.0, 1.0, 2.0, 5.0)
 LARGEST_DIFFERENCE = 1e-4
 """Of outputs, relative to the largest of them."""
 OLDEST_OPSET = 7
+SAVE_WEIGHTS = "torch.save(model.state_dict(), 'weights.pth')"
 ENDS = {"Softmax": F.softmax, "LogSoftmax": F.log_softmax}
 Node = list[Any]
 
@@ -59,10 +59,8 @@ class OnnxModel:
 def read_onnx(path: Path, size: int, head: str = "") -> OnnxModel:
     """Read a classifier for RGB images; nothing is read but the file itself.
 
-    Args:
-        path: The file.
-        size: Side S of the images in pixels; the graph is settled for it.
-        head: Name of its last linear layer; empty: whatever comes last.
+    The graph is settled for images of ``size`` pixels. ``head`` names its last linear layer; empty:
+    whatever comes last.
 
     Raises:
         ConfigError: The extra ``onnx`` is not installed, or ``head`` is not what comes last.

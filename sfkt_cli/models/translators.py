@@ -254,11 +254,7 @@ TRANSLATORS: dict[str, Callable[..., nn.Module]] = {
 def make_translator(name: str, *, channels: int, width: int, **more: int) -> nn.Module:
     """The translator of that name.
 
-    Args:
-        name: Key of TRANSLATORS.
-        channels: Number of channels of the encoded target image.
-        width: Width of its first layer.
-        more: Sizes that this translator alone has.
+    ``more`` are sizes that this translator alone has.
 
     Raises:
         ConfigError: The name is not in TRANSLATORS.

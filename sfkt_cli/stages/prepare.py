@@ -219,14 +219,10 @@ def _write_stores(plan: Plan, stage: Stage) -> dict[str, list[Seen]]:
     try:
         with contextlib.ExitStack() as stack:
             for name, parts in plan.files().items():
-                small = plan.small_columns(parts)
-                columns = plan.image_columns(parts)
-                columns |= {key: (v.shape, v.dtype.str) for key, v in small.items()}
+                columns, images = plan.small_columns(parts), plan.image_columns(parts)
                 writer = stack.enter_context(
-                    writing(stage.folder / name, plan.attributes(), columns)
+                    writing(stage.folder / name, plan.attributes(), columns, images)
                 )
-                for key, values in small.items():
-                    writer.put(key, values)
                 for part in parts:
                     writers[part] = writer
                     tasks += plan.tasks(part, writer)

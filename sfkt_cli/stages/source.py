@@ -124,10 +124,6 @@ def check_image_size(model: nn.Module, backbone: str, size: int) -> None:
 def source(config: Config, run: Run) -> None:
     """Train or import the source model; writes ``source/model.*``.
 
-    Args:
-        config: Settings.
-        run: A prepared run.
-
     Raises:
         RunError: There is neither source.h5 nor a checkpoint.
         ConfigError: The checkpoint does not fit the settings or the classes of the data.

@@ -451,10 +451,7 @@ def tensorboard_curves(
 ) -> Iterator[Callable[[int, Numbers, Numbers], None]]:
     """A function that adds an epoch's loss terms and scores to TensorBoard's files, if ``wanted``.
 
-    Args:
-        folder: Folder of the stage.
-        epoch: Epochs done already; what an interrupted run wrote of later ones is hidden.
-        wanted: Whether to write at all.
+    ``epoch`` are those done already; what an interrupted run wrote of later ones is hidden.
 
     Raises:
         ConfigError: It is wanted and tensorboard is not installed.

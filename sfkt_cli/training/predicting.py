@@ -102,12 +102,7 @@ def look_for_collapse(
 ) -> None:
     """Warn where a finished model names one class for nearly all TR target images, or none.
 
-    Args:
-        store: transfer.h5.
-        load: Stored to model input.
-        model: Model input to features and logits.
-        runtime: Device and precision.
-        stage: ``bridge`` or ``transfer``, whose log names no class of a target image.
+    ``stage`` is ``bridge`` or ``transfer``, whose log names no class of a target image.
     """
     _, logits = predict_rows(
         store["target/target"][spread(store.count("target"))], load, model, runtime
@@ -182,15 +177,7 @@ def collapse_warning(
     images: str = "TI RGB images",
     advice: str = "are source.mean and source.std those that the model was trained with?",
 ) -> str | None:
-    """What is suspicious about a model's predictions, if anything is.
-
-    Args:
-        predictions: Predictions of the model.
-        classes: Their names.
-        model: What the message calls the model.
-        images: What it calls the images.
-        advice: What to do.
-    """
+    """What is suspicious about a model's predictions, if anything is."""
     top = max(predictions.histogram)
     if len(classes) > 1 and top > COLLAPSED_SHARE:
         name = classes[predictions.histogram.index(top)]

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from sfkt_cli.data.archive import forget_indexes
-from sfkt_cli.data.demo import synthetic
 from sfkt_cli.data.download import SOURCES
 from sfkt_cli.data.readers import (
     diml_rgbd,
@@ -13,6 +12,7 @@ from sfkt_cli.data.readers import (
     nyu_depth,
     rgb_nir,
     sun_rgbd,
+    synthetic,
     washington_rgbd,
 )
 from sfkt_cli.data.records import Archive, settle_ids

@@ -32,7 +32,6 @@ from PIL import Image
 
 from sfkt_cli.data.loading import Fit, fit_rgb, fit_target, to_millimetres
 from sfkt_cli.data.records import TR_PARTS, Archive, Record
-from sfkt_cli.data.store import check_plain
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
 
@@ -126,7 +125,8 @@ def _check_shapes(path: Path, file: h5py.File, depth: str) -> None:
     for name, kind in (("images", "u1"), (depth, "f4")):
         if not isinstance(file.get(name, getlink=True), h5py.HardLink):
             raise DataError(f"{path}: {name} is a link; links are refused")
-        check_plain(path, name, file[name])
+        if file[name].external or file[name].is_virtual:
+            raise DataError(f"{path}: {name} keeps its values in other files; this is refused")
         shape, dtype = file[name].shape, file[name].dtype
         expected = (count, 3, *shape[-2:]) if name == "images" else (count, *shape[-2:])
         if shape != expected or dtype != np.dtype(kind) or max(shape) > 20_000:

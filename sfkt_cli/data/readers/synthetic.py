@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sfkt_cli.data.demo.solids import SHAPES, Floats, Ints, Solid, dot, first_hit
 from sfkt_cli.data.records import Archive, Record
+from sfkt_cli.data.solids import SHAPES, Floats, Ints, Solid, cast, dot, first_hit
 from sfkt_cli.settings.config import Config
 
 TR_CLASSES = ("sphere", "box", "cylinder", "cone", "torus", "octahedron")
@@ -194,8 +194,7 @@ def _render_chunk(
     depth_m, surface, normal = _background(scene, rays)
 
     # The solid, for the rays that pass near it.
-    parts = tuple(part.cast(np.float32) for part in scene.solid.parts)
-    solid = scene.solid._replace(parts=parts)
+    solid = cast(scene.solid, np.float32)
     local_origin = _apply(world_to_solid, camera - centre[:, :, None])
     local_rays, every = _apply(world_to_solid, rays), np.ones(surface.shape, bool)
     hit, distance, hit_normal = _cast(solid, radius, local_origin, local_rays, every)
