@@ -676,7 +676,7 @@ def build(*layers: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(listed(_explained(error))) from None
+        raise ConfigError(listed(explained(error))) from None
 
 
 def problems_of(values: Mapping[str, Any]) -> list[str]:
@@ -684,7 +684,7 @@ def problems_of(values: Mapping[str, Any]) -> list[str]:
     try:
         Config.model_validate(nested(values))
     except ValidationError as error:
-        return _explained(error)
+        return explained(error)
     return []
 
 
@@ -721,21 +721,31 @@ def describe_type(annotation: Any) -> str:
     return "path" if annotation is Path else str(getattr(annotation, "__name__", annotation))
 
 
-def _explained(error: ValidationError) -> list[str]:
-    return [_explain(problem) for problem in error.errors(include_url=False)]
+def explained(
+    error: ValidationError,
+    names: Sequence[str] = (),
+    otherwise: str = "`sfkt config show` lists all settings",
+) -> list[str]:
+    """A line a user can act on for each of pydantic's problems.
+
+    Args:
+        error: What pydantic found.
+        names: What an unknown setting may have been meant to be; empty: those of Config.
+        otherwise: The hint where none of them is near.
+    """
+    names = names or [*section_fields(), *Config.model_fields]
+    return [_explain(problem, names, otherwise) for problem in error.errors(include_url=False)]
 
 
-def _explain(problem: Any) -> str:
-    """One line a user can act on, from one of pydantic's problems."""
+def _explain(problem: Any, names: Sequence[str], otherwise: str) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "settings"
     if problem["type"] == "extra_forbidden":
-        names = list(section_fields()) + list(Config.model_fields)
         near = difflib.get_close_matches(where, names, n=1, cutoff=0.5)
         if not near:
             tails = {name.rpartition(".")[2]: name for name in names}
             close = difflib.get_close_matches(where.rpartition(".")[2], tails, n=1, cutoff=0.6)
             near = [tails[name] for name in close]
-        hint = f"did you mean {near[0]}?" if near else "`sfkt config show` lists all settings"
+        hint = f"did you mean {near[0]}?" if near else otherwise
         return f"unknown setting {where} = {problem['input']!r}: {hint}"
     if problem["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
