@@ -25,6 +25,7 @@ from sfkt_cli.evaluation.report import (
     Cells,
     Row,
     amount,
+    bullets,
     interval,
     latex_table,
     markdown_table,
@@ -331,14 +332,14 @@ def markdown(
         "Training: seconds beyond the source model, for a method that uses the bridge with the "
         "bridge; images/s: inference. Bounds saw labels or RGB images of the target task",
     )
-    parts = [f"# {plain(plan.title)}", _bullets(facts)]
+    parts = [f"# {plain(plan.title)}", bullets(facts)]
     fewer = [
         f"{r.dataset}, {r.variant}, {r.method}, {r.split}: {', '.join(map(str, r.seeds))} alone"
         for r in results if set(r.seeds) != set(plan.seeds)
     ]  # fmt: skip
     for title, lines in (("Not all seeds", fewer), ("Not finished", failed)):
         if lines:
-            parts.append(f"## {title}\n\n{_bullets(lines)}")
+            parts.append(f"## {title}\n\n{bullets(lines)}")
     parts += sensor_tables(plan, results)
     for (dataset, split), table in groupby(results, table_of):
         parts += [f"## {plain(dataset)}: {SPLITS[split]}", _table(list(table))]
@@ -372,10 +373,6 @@ def sensor_tables(plan: BenchmarkPlan, results: Sequence[Result]) -> list[str]:
             title = f"### {plain(dataset.name)}: {plain(method)}, {split} split, accuracy %"
             parts.append(f"{title}\n\n{markdown_table(('RGB, then depth', *SENSORS), cells)}")
     return ["## Sensor pairs", *parts] if parts else []
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {plain(line)}" for line in lines)
 
 
 def _table(rows: Sequence[Result]) -> str:
