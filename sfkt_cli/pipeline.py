@@ -10,8 +10,8 @@ from typing import Any
 from sfkt_cli.console import confirmed, say, warn
 from sfkt_cli.settings.config import merge
 from sfkt_cli.settings.options import Options
-from sfkt_cli.settings.resolve import Settings, has_run, resolve, typed_settings
-from sfkt_cli.settings.runs import Run, remember_run
+from sfkt_cli.settings.resolve import Settings, has_run, remember_run, resolve, typed_settings
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings_text import changed
 
 
@@ -116,9 +116,7 @@ def run_benchmark(
     from sfkt_cli.benchmark.run import benchmark, dry_run
 
     plan = read_plan(file)
-    overrides: dict[str, Any] = {}
-    for values in typed_settings(options).values():
-        overrides = merge(overrides, values)
+    overrides = merge(*typed_settings(options).values())
     folder = output or plan.output
     if options.dry_run:
         return dry_run(plan, folder, overrides)

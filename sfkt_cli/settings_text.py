@@ -19,12 +19,13 @@ from sfkt_cli.settings.config import (
     build,
     describe_type,
     listed,
+    pick,
     problems_of,
     read_yaml,
     section_fields,
 )
 from sfkt_cli.settings.resolve import DEFAULT, Settings
-from sfkt_cli.settings.runs import DATA_SECTIONS, pick
+from sfkt_cli.settings.runs import DATA_SECTIONS
 
 WIDTH = 96
 

@@ -16,8 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.methods import METHODS
-from sfkt_cli.settings.config import Config, Sensor, build, explained, nested, read_yaml
-from sfkt_cli.settings.runs import Run, pick
+from sfkt_cli.settings.config import Config, Sensor, build, explained, nested, pick, read_yaml
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.sealed import write_record
 
 ROWS = ("source-only", "source-encoded", "bridge-only", "tgkt+bridge", "source-rgb", "oracle")

@@ -31,8 +31,9 @@ from sfkt_cli.benchmark.plan import BenchmarkPlan, Cell, cells_of, trial_cells, 
 from sfkt_cli.console import console, duration, event, quieten, say, warn
 from sfkt_cli.data.readers import archive_root
 from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError
+from sfkt_cli.files import sha256_json
 from sfkt_cli.settings.config import Config, as_dict, build, merge, nest, section_of
-from sfkt_cli.settings.runs import Done, Run, digest_settings, stage_settings
+from sfkt_cli.settings.runs import Done, Run, stage_settings
 from sfkt_cli.settings.sealed import read_record
 from sfkt_cli.signals import follow_parent
 
@@ -259,7 +260,7 @@ def tasks_of(cell: Cell, output: Path, *, link: bool = True) -> list[Task]:
         name = name or stage
         before = tuple(keys[need] for need in needs)
         identity = {"settings": stage_settings(stage, build(dict(own))), "needs": before}
-        key = keys[name] = f"{stage.replace('/', '-')}-{digest_settings(identity)}"
+        key = keys[name] = f"{stage.replace('/', '-')}-{sha256_json(identity)[:16]}"
         run, place = folder, output / "stages"
         links[folder / name] = place / key
         if name != stage:  # two students of one method: a run for each

@@ -625,7 +625,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     Raises:
         ConfigError: A text has no ``=`` or its value is no YAML.
     """
-    values: dict[str, Any] = {}
+    values: list[dict[str, Any]] = []
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or not name.strip():
@@ -634,8 +634,8 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             value = yaml.safe_load(text) if text.strip() else text.strip()
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"--set {assignment!r}: the value is no YAML: {error}") from None
-        values = merge(values, nest(name.strip(), value))
-    return values
+        values.append(nest(name.strip(), value))
+    return merge(*values)
 
 
 def nest(dotted: str, value: Any) -> dict[str, Any]:
@@ -648,19 +648,25 @@ def nest(dotted: str, value: Any) -> dict[str, Any]:
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by section; some may be named with a dot: ``bridge.epochs: 3``."""
-    by_section: dict[str, Any] = {}
-    for name, value in settings.items():
-        by_section = merge(by_section, nest(str(name), value))
-    return by_section
+    return merge(*(nest(str(name), value) for name, value in settings.items()))
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested settings; values of ``over`` win, lists are replaced."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        both = isinstance(value, Mapping) and isinstance(below, Mapping)
-        merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
+def pick(values: Mapping[str, Any], dotted: str) -> Any:
+    """The value of a dotted name in nested settings; None where there is none."""
+    value: Any = values
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested settings; later layers win, lists are replaced."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = merged.get(key)
+            both = isinstance(value, Mapping) and isinstance(below, Mapping)
+            merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
     return merged
 
 
@@ -670,11 +676,8 @@ def build(*layers: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: All that is wrong, in one message, with the nearest right names.
     """
-    values: dict[str, Any] = {}
-    for layer in layers:
-        values = merge(values, nested(layer))
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(merge(*map(nested, layers)))
     except ValidationError as error:
         raise ConfigError(listed(explained(error))) from None
 
@@ -692,7 +695,7 @@ def listed(problems: Sequence[str]) -> str:
     """One problem as it is; several as a list under their number."""
     if len(problems) == 1:
         return problems[0]
-    return "\n".join([f"{len(problems)} settings are wrong:", *(f"  {each}" for each in problems)])
+    return "\n  ".join([f"{len(problems)} settings are wrong:", *problems])
 
 
 def as_dict(config: BaseModel) -> dict[str, Any]:
