@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sfkt_cli"
 LAYERS = {
-    8: ("__main__", "cli", "config_commands", "dry_run", "pipeline", "settings_text"),
+    8: ("__main__", "cli", "dry_run", "pipeline", "settings_text"),
     7: ("benchmark",),
     6: ("stages", "student"),
     5: ("evaluation",),
@@ -29,7 +29,6 @@ LAYERS = {
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 WITHOUT_TORCH = (
     "cli",
-    "config_commands",
     "console",
     "dry_run",
     "errors",
