@@ -22,7 +22,7 @@ from sfkt_cli.methods.teacher_outputs import TeacherOutputs, cluster_labels
 from sfkt_cli.methods.tgkt import Tgkt
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.feature_maps import FeatureMaps
+from sfkt_cli.models.frozen import FeatureMaps
 from sfkt_cli.models.translators import Front, UNetTranslator
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.stages.bridge import loss_weights
