@@ -378,11 +378,12 @@ def inspect(
 @shared_options("config", "assignments")
 def classes(options: Options, name: DatasetName = None, root: Root = None) -> Result:
     """List the classes of an archive and what they are used for."""
+    from sfkt_cli.data.classes import list_class_rows
+    from sfkt_cli.data.readers import read_archive
     from sfkt_cli.settings.resolve import resolve
-    from sfkt_cli.stages.inspect import list_classes
 
-    settings = resolve(options.with_flags(_archive(name, root)), "prepare", new_run=True)
-    rows = list_classes(settings.config)
+    config = resolve(options.with_flags(_archive(name, root)), "prepare", new_run=True).config
+    rows = list_class_rows(config.classes, read_archive(config))
     output("role\timages\tpairs\tgroups\tclass")
     for row in rows:
         output(f"{row.role}\t{row.images}\t{row.pairs}\t{row.groups}\t{row.name}")

@@ -13,7 +13,7 @@ from sfkt_cli.settings.config import merge
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import Settings, has_run, remember_run, resolve, typed_settings
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings_text import changed
+from sfkt_cli.settings_text import show
 
 
 def settings_of(stage: str, options: Options, *, new_run: bool = False) -> Settings:
@@ -162,4 +162,4 @@ def has_pairs(run: Run) -> bool:
 
 def _tell(stage: str, options: Options, settings: Settings) -> None:
     if options.verbose:
-        say(f"{stage}: run {settings.run.folder}\n{changed(settings)}")
+        say(f"{stage}: run {settings.run.folder}\n{show(settings, defaults=False)}")

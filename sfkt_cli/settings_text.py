@@ -30,17 +30,6 @@ from sfkt_cli.settings.runs import DATA_SECTIONS
 WIDTH = 96
 
 
-def show(settings: Settings) -> str:
-    """Every setting on a line, with its value and where that came from."""
-    return "\n".join(_lines(settings, list(section_fields())))
-
-
-def changed(settings: Settings) -> str:
-    """The settings that are no defaults, as :func:`show` prints them."""
-    names = [name for name in section_fields() if settings.origin(name) != DEFAULT]
-    return "\n".join(_lines(settings, names)) or "  all settings have their defaults"
-
-
 def origins(settings: Settings) -> list[dict[str, Any]]:
     """Name, value and origin of every setting."""
     values = as_dict(settings.config)
@@ -48,6 +37,18 @@ def origins(settings: Settings) -> list[dict[str, Any]]:
         {"name": name, "value": pick(values, name), "origin": settings.origin(name)}
         for name in section_fields()
     ]
+
+
+def show(settings: Settings, *, defaults: bool = True) -> str:
+    """Each setting on a line, with its value and where that came from."""
+    lines = [
+        (f"{setting['name']} = {_text(setting['value'])}", setting["origin"])
+        for setting in origins(settings)
+        if defaults or setting["origin"] != DEFAULT
+    ]
+    width = max((len(text) for text, _ in lines if len(text) <= 60), default=0)
+    shown = "\n".join(f"  {text:<{width}}  # {origin}" for text, origin in lines)
+    return shown or "  all settings have their defaults"
 
 
 def check(path: Path) -> dict[str, Any]:
@@ -83,19 +84,11 @@ def commented_yaml(dataset: str) -> str:
         ConfigError: There is no such data set.
     """
     config = build({"dataset": dataset})
-    others = set(DATA_SECTIONS.values()) - {DATA_SECTIONS.get(dataset)}
+    others = {section for name, section in DATA_SECTIONS.items() if name != dataset}
     lines = [f"# Settings for {dataset}; use them with: sfkt run FILE.yaml"]
     lines += ["# Lines that you leave out keep their defaults.", ""]
-    lines += _section(config, {name for name in others if name}, "")
+    lines += _section(config, others, "")
     return "\n".join(lines) + "\n"
-
-
-def _lines(settings: Settings, names: list[str]) -> Iterator[str]:
-    values = as_dict(settings.config)
-    texts = {name: f"{name} = {_text(pick(values, name))}" for name in names}
-    width = max((len(text) for text in texts.values() if len(text) <= 60), default=0)
-    for name, text in texts.items():
-        yield f"  {text:<{width}}  # {settings.origin(name)}"
 
 
 def _section(values: BaseModel, left_out: set[str], indent: str) -> Iterator[str]:

@@ -185,11 +185,10 @@ def predictions_csv(evaluation: Evaluation) -> str:
     lines: list[list[str | float]] = []
     for name, split in evaluation.splits.items():
         truth = dict(zip(split.rows.tolist(), split.labels.tolist(), strict=True))
-        group = dict(zip(split.rows.tolist(), split.group_names, strict=True))
         predicted = [evaluation.outcomes[method].probabilities.get(name) for method in methods]
         for row, (sample, known_as) in enumerate(zip(split.ids, split.names, strict=True)):
-            label = classes[truth[row]] if row in truth else ""
-            line: list[str | float] = [name, sample, known_as, label, group.get(row, "")]
+            label, scene = (classes[truth[row]], split.scenes[row]) if row in truth else ("", "")
+            line: list[str | float] = [name, sample, known_as, label, scene]
             for probabilities in predicted:
                 if probabilities is None:
                     line += ["", ""]
