@@ -71,13 +71,19 @@ def run_bridge(options: Options) -> Run:
     from sfkt_cli.distributed import launch
 
     settings = settings_of("bridge", options)
-    possible = settings.run.source_store.is_file() or settings.config.source.brought
-    if possible and settings.run.finished("prepare") and not settings.run.finished("source"):
+    if source_comes_first(settings):
         say("bridge: there is no source model yet; `sfkt source` runs first")
         run_source(replace(options, force=False))
         settings = resolve(options, "bridge")
     launch("bridge", settings.config, settings.run)
     return settings.run
+
+
+def source_comes_first(settings: Settings) -> bool:
+    """Whether ``bridge`` lacks a source model that ``source`` can make."""
+    run = settings.run
+    possible = run.source_store.is_file() or settings.config.source.brought
+    return possible and run.finished("prepare") and not run.finished("source")
 
 
 def run_transfer(options: Options) -> dict[str, Any]:
