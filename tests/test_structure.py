@@ -143,7 +143,7 @@ def test_the_command_line_starts_without_torch() -> None:
             {"stages.source"},
             {
                 "settings.runs",
-                "data.layout",
+                "data.ingest",
                 "dry_run",
                 "pipeline",
             },  # name, write it, look whether it exists
@@ -152,7 +152,7 @@ def test_the_command_line_starts_without_torch() -> None:
             "test.h5",
             "test_store",
             {"stages.evaluate"},
-            {"settings.runs", "data.layout", "evaluation.oracle", "evaluation.sections"},
+            {"settings.runs", "data.ingest", "evaluation.oracle", "evaluation.sections"},
         ),
     ],
 )

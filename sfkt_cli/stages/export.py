@@ -30,8 +30,18 @@ from sfkt_cli.evaluation import exported
 from sfkt_cli.evaluation.model_card import model_card
 from sfkt_cli.files import replacing, sha256_file, write_text
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.graph_files import open_graph, open_onnx, open_pt2, to_int8, to_onnx, to_pt2
-from sfkt_cli.models.graphs import BridgedSourceGraph, FitTarget, Half, StudentGraph, for_export
+from sfkt_cli.models.graph_files import (
+    FitTarget,
+    Half,
+    SensorGraph,
+    for_export,
+    open_graph,
+    open_onnx,
+    open_pt2,
+    to_int8,
+    to_onnx,
+    to_pt2,
+)
 from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
 from sfkt_cli.settings.config import Config, to_yaml
 from sfkt_cli.settings.runs import Run, versions
@@ -302,14 +312,15 @@ def _graphs(
     student = saved["student"]
     graphs: dict[str, nn.Module] = {}
     if isinstance(student.module, Classifier) and student.encoding is not None:
-        graphs["student"] = StudentGraph(
-            wrap(student.module), student.encoding, fit, student.card.get("temperature", 1.0)
+        temperature = student.card.get("temperature", 1.0)
+        graphs["student"] = SensorGraph(
+            wrap(student.module), student.encoding, fit, temperature=temperature
         )
     if "translator" in saved:
         translator, source = saved["translator"], saved["source"]
         if isinstance(source.module, Classifier) and translator.encoding is not None:
-            graphs["bridged-source"] = BridgedSourceGraph(
-                wrap(translator.module), wrap(source.module), translator.encoding, fit
+            graphs["bridged-source"] = SensorGraph(
+                wrap(source.module), translator.encoding, fit, translator=wrap(translator.module)
             )
     if "student" not in graphs:
         raise DataError("the student's model.json describes no classifier for a target sensor")

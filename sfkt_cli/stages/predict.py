@@ -25,10 +25,10 @@ from sfkt_cli.data.video import frames, is_live, is_video
 from sfkt_cli.errors import ConfigError, DataError, Interrupted
 from sfkt_cli.evaluation.report import to_csv as harmless_csv
 from sfkt_cli.files import replacing, write_text
-from sfkt_cli.models.prediction_check import warn_of_collapse
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.student import Prediction, Student, load_student
+from sfkt_cli.training.predicting import warn_of_collapse
 from sfkt_cli.training.runtime import make_runtime
 
 BATCH = 64

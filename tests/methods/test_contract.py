@@ -19,8 +19,8 @@ from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.translators import Front, PointwiseTranslator
 from sfkt_cli.settings.config import Config, OptimiserConfig, build, method_settings
 from sfkt_cli.stages.transfer import start_student
-from sfkt_cli.training.loop import Batch, Plan, cosine, fit
-from sfkt_cli.training.optimizers import classifier_optimizer
+from sfkt_cli.training.loop import Batch, Plan, fit
+from sfkt_cli.training.optimizers import classifier_optimizer, cosine
 from sfkt_cli.training.runtime import Runtime
 
 COUNT, CLASSES, SIDE = 12, 3, 16
@@ -74,7 +74,7 @@ def make_objective(method: str, source: Classifier) -> Any:
         _, bridged_logits = source(translator(encode(targets, ENCODING)))
     outputs = TeacherOutputs(
         source=source, encoding=ENCODING, bridged_logits=bridged_logits, targets=COUNT,
-        bridge_trust=1.0,
+        bridge_trust=lambda student: 1.0,
         ti_features=ti_features, ti_logits=ti_logits, predict_all=predict_all,
     )  # fmt: skip
     return kind(student, outputs, settings())

@@ -16,15 +16,15 @@ import torch
 import yaml
 
 import sfkt_cli
-from sfkt_cli.data.resample import Fit, fit_target
+from sfkt_cli.data.loading import Fit, fit_target
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.evaluation import exported as files
 from sfkt_cli.evaluation.exported import labels_told, open_openvino, spread
 from sfkt_cli.models import graph_files
-from sfkt_cli.models.graphs import FitTarget, StudentGraph, for_export
-from sfkt_cli.models.onnx_files import open_session, write_onnx
+from sfkt_cli.models.graph_files import FitTarget, SensorGraph, for_export, to_onnx
+from sfkt_cli.models.onnx_files import open_session
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.sealed import write_record
@@ -182,7 +182,7 @@ def test_resampling_in_onnxruntime_is_that_of_prepare(height: int, width: int, s
     generator = np.random.default_rng(0)
     images = generator.integers(0, 65536, (2, height, width), dtype=np.uint16)
     module = for_export(FitTarget(height, width, size, "crop", missing=True))
-    session = open_session(write_onnx(module, torch.from_numpy(images), ["fitted"], {}))
+    session = open_session(to_onnx(module, torch.from_numpy(images), {}, outputs=["fitted"]))
     (found,) = session.run(None, {"images": images})
     expected = np.stack([fit_target(image, size, "crop", missing=True) for image in images])
     np.testing.assert_array_equal(found, expected)
@@ -275,7 +275,7 @@ def test_the_graph_divides_logits_by_the_temperature() -> None:
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return images, images.mean((2, 3)) * torch.tensor([1.0, 2.0, 3.0])
 
-    graph = StudentGraph(Network(), ENCODING, None, 4.0)
+    graph = SensorGraph(Network(), ENCODING, temperature=4.0)
     logits, probabilities = graph(torch.full((1, 8, 8), 2800))
     assert torch.allclose(probabilities, torch.softmax(logits / 4, dim=1))
 
