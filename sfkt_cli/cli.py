@@ -378,8 +378,8 @@ def inspect(
 @shared_options("config", "assignments")
 def classes(options: Options, name: DatasetName = None, root: Root = None) -> Result:
     """List the classes of an archive and what they are used for."""
-    from sfkt_cli.data.splits import list_class_rows
     from sfkt_cli.data.readers import read_archive
+    from sfkt_cli.data.splits import list_class_rows
     from sfkt_cli.settings.resolve import resolve
 
     config = resolve(options.with_flags(_archive(name, root)), "prepare", new_run=True).config

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfkt_cli.data.alignment import Alignment, check_alignment, compare_edges, fill_holes
-from sfkt_cli.data.splits import list_class_rows
 from sfkt_cli.data.ingest import Seen, summarise_target
 from sfkt_cli.data.quality import (
     Line,
@@ -22,6 +21,7 @@ from sfkt_cli.data.quality import (
     tabulate,
 )
 from sfkt_cli.data.readers import read_archive
+from sfkt_cli.data.splits import list_class_rows
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import writing
 from sfkt_cli.errors import DataError
