@@ -394,8 +394,7 @@ def classes(options: Options, name: DatasetName = None, root: Root = None) -> Re
 @shared_options(*SETTINGS)
 def config_show(options: Options) -> Result:
     """Print every setting, and where its value came from."""
-    from sfkt_cli.settings.resolve import has_run, resolve
-    from sfkt_cli.settings_text import origins, show
+    from sfkt_cli.settings.resolve import has_run, origins, resolve, show
 
     settings = resolve(options, "transfer", new_run=not has_run(options))
     output(show(settings))
@@ -409,12 +408,13 @@ def config_check(
     file: Annotated[Path, typer.Argument(help="YAML file with settings.")],
 ) -> Result:
     """Check a configuration file, and name all its problems at once."""
-    from sfkt_cli.settings_text import check, settings_text
+    from sfkt_cli.pipeline import check_file
+    from sfkt_cli.settings.resolve import one_line
 
-    changes = check(file)
+    changes = check_file(file)
     output(f"{file} is right; it changes {len(changes)} settings")
-    if changes:
-        output(settings_text(changes))
+    for name, value in changes.items():
+        output(f"  {name} = {one_line(value)}")
     return {"file": file, "changes": changes}
 
 
@@ -425,7 +425,7 @@ def config_init(
     name: Annotated[str, typer.Argument(help="Data set.")] = "synthetic",
 ) -> Result:
     """Print a commented configuration file for a data set."""
-    from sfkt_cli.settings_text import commented_yaml
+    from sfkt_cli.settings.resolve import commented_yaml
 
     text = commented_yaml(name)
     output(text.removesuffix("\n"))
