@@ -33,7 +33,6 @@ from sfkt_cli.settings.config import (
     as_dict,
     current_name,
     merge,
-    nest,
     nested,
     pick,
     section_fields,
@@ -421,13 +420,8 @@ def _outcome(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that this version has; an older run may name others."""
-    known: dict[str, Any] = {}
-    for name in section_fields():
-        section, _, field_name = name.rpartition(".")
-        holder = pick(values, section) if section else values
-        if isinstance(holder, Mapping) and field_name in holder:
-            known = merge(known, nest(name, holder[field_name]))
-    return known
+    used = {name: pick(values, name, ...) for name in section_fields()}
+    return nested({name: value for name, value in used.items() if value is not ...})
 
 
 def _outputs(folder: Path) -> dict[str, Any]:
