@@ -24,7 +24,7 @@ import typer
 from sfkt_cli import __version__
 from sfkt_cli.console import event, output, speak_json, tell
 from sfkt_cli.errors import STOPPED, Interrupted, SfktError
-from sfkt_cli.settings.options import SETTINGS, STAGE, Options, Verbosity, shared_options
+from sfkt_cli.settings.options import SETTINGS, STAGE, TRAINING, Options, Verbosity, shared_options
 from sfkt_cli.signals import on_stop
 
 app = typer.Typer(
@@ -81,10 +81,6 @@ Root = Annotated[
 Method = Annotated[
     str | None,
     typer.Option(help="Transfer method, such as tgkt, shot or distill.", autocompletion=_methods),
-]
-WarmStart = Annotated[
-    Path | None,
-    typer.Option(metavar="RUN", help="Finished run whose models this one goes on from."),
 ]
 Sensor = Annotated[str | None, typer.Option(help="SUN RGB-D: kv1, kv2, realsense or xtion.")]
 
@@ -155,28 +151,27 @@ def prepare(
 
 
 @app.command(epilog="Example: sfkt source --set source.epochs=30")
-@shared_options(*STAGE)
+@shared_options(*TRAINING)
 @_shared_by_processes
-def source(options: Options, warm_start: WarmStart = None) -> Result:
+def source(options: Options) -> Result:
     """Train the RGB source model, or import yours."""
-    return _stage("source", options.with_flags({"training.warm_start": warm_start}))
+    return _stage("source", options)
 
 
 @app.command(epilog="Example: sfkt bridge --gpus 2")
-@shared_options(*STAGE)
+@shared_options(*TRAINING)
 @_shared_by_processes
-def bridge(options: Options, warm_start: WarmStart = None) -> Result:
+def bridge(options: Options) -> Result:
     """Train the translator, and write its source-like RGB images."""
-    return _stage("bridge", options.with_flags({"training.warm_start": warm_start}))
+    return _stage("bridge", options)
 
 
 @app.command(epilog="Example: sfkt transfer --method shot")
-@shared_options(*STAGE)
+@shared_options(*TRAINING)
 @_shared_by_processes
-def transfer(options: Options, method: Method = None, warm_start: WarmStart = None) -> Result:
+def transfer(options: Options, method: Method = None) -> Result:
     """Train the classifier for the target sensor, the student."""
-    flags = {"transfer.method": method, "training.warm_start": warm_start}
-    return _stage("transfer", options.with_flags(flags))
+    return _stage("transfer", options.with_flags({"transfer.method": method}))
 
 
 @app.command(epilog="Example: sfkt evaluate --report table.md")
@@ -192,7 +187,7 @@ def evaluate(
 
 
 @app.command(epilog="Example: sfkt run my.yaml --set seed=1")
-@shared_options(*STAGE)
+@shared_options(*TRAINING)
 @_shared_by_processes
 def run(
     options: Options,
@@ -200,7 +195,6 @@ def run(
         Path | None,
         typer.Argument(metavar="[CONFIG.yaml]", help="Settings; without: the built-in demo."),
     ] = None,
-    warm_start: WarmStart = None,
 ) -> Result:
     """Run every stage that is not finished, and print the table."""
     from sfkt_cli.dry_run import dry_run_all
@@ -209,7 +203,6 @@ def run(
     if file is not None and options.config is not None:
         raise typer.BadParameter("give the settings once: sfkt run CONFIG.yaml")
     options = replace(options, config=file or options.config)
-    options = options.with_flags({"training.warm_start": warm_start})
     return dry_run_all(options) if options.dry_run else outcome("evaluate", run_all(options))
 
 
