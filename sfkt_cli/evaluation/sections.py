@@ -186,10 +186,8 @@ def sections(
 def differences(evaluation: Evaluation) -> Section | None:
     """The method shown against every other, image by image."""
     main, cells = evaluation.main_method, []
-    for split in evaluation.splits.values():
-        for other in evaluation.outcomes:
-            if not len(split.rows) or other == main or other in BOUNDS:
-                continue
+    for split in evaluation.labelled_splits:
+        for other in (name for name in evaluation.outcomes if name not in (main, *BOUNDS)):
             mean, low, high = evaluation.difference(main, other, split)
             interval_text = f"{100 * low:+.1f} .. {100 * high:+.1f}"
             cells.append((named(other), split.name, f"{100 * mean:+.1f}", interval_text))
@@ -415,14 +413,10 @@ def feature_map(evaluation: Evaluation, folder: Path) -> Section | None:
 
 def curves(run: Run, folder: Path) -> Section | None:
     """Training curves of all stages that trained something."""
-    stages, chosen = {}, {}
-    for stage in ("source", "bridge", *(f"transfer/{name}" for name in finished_methods(run))):
-        rows = run.metrics(stage) if run.finished(stage) else []
-        if rows:
-            stages[stage] = rows
-            best = run.record(stage).get("best_epoch")
-            if best is not None:
-                chosen[stage] = int(best)
+    names = ("source", "bridge", *(f"transfer/{name}" for name in finished_methods(run)))
+    metrics = {stage: run.metrics(stage) for stage in names if run.finished(stage)}
+    stages = {stage: rows for stage, rows in metrics.items() if rows}
+    chosen = {stage: best for stage in stages if (best := run.record(stage).get("best_epoch"))}
     if not stages:
         return None
     figures.draw_curves(folder / "curves.png", stages, chosen)
