@@ -321,7 +321,8 @@ def test_without_trust_pairs_and_bridge_are_left_out() -> None:
     objective = Tgkt(start_student(source), outputs, build({}))
     objective.begin_epoch(0)
     terms = objective(make_batch())
-    assert set(terms) == {"kl", "im"} and terms["kl"].item() == 0.0
+    assert set(terms) == {"kl", "im"}
+    assert terms["kl"].item() == 0.0
     with pytest.raises(ConfigError, match=r"beta_im is 0.*trust in the pairs is 0\.00"):
         Tgkt(start_student(source), outputs, build({"tgkt": {"beta_im": 0}}))
 
