@@ -181,9 +181,7 @@ def _draw_tr(evaluation: Evaluation, split: Split, rows: Numbers, path: Path) ->
 
 def _says(evaluation: Evaluation, probabilities: Numbers) -> str:
     best = int(probabilities.argmax())
-    name = evaluation.classes[best]
-    name = name if len(name) <= 12 else name[:11] + "…"
-    return f"{name} {100 * probabilities[best]:.0f} %"
+    return f"{figures.short(evaluation.classes[best], 12)} {100 * probabilities[best]:.0f} %"
 
 
 def _some(count: int, seed: int) -> NDArray[np.int64]:
