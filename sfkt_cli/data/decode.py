@@ -111,6 +111,8 @@ def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Exception as error:  # Pillow raises almost anything on damaged bytes
+        if content.startswith(b"\x89PNG"):
+            raise DataError(f"{name} is damaged or cut off: {_short(error)}") from None
         raise DataError(
             f"{name} is no image that can be read: {_short(error)}; convert it: {READABLE} are read"
         ) from None
