@@ -290,9 +290,9 @@ def remember(folder: Path, epoch: int, logits: Tensor) -> None:
 
 
 def load_epochs(folder: Path) -> NDArray[np.int16]:
-    """Classes said (E, R) after each epoch of a stage; (0, 0) where nothing can be read."""
+    """Classes predicted (E, R) after each epoch of a stage; (0, 0) where nothing can be read."""
     try:
-        said = np.asarray(np.load(folder / FILE, allow_pickle=False), np.int16)
+        predicted = np.asarray(np.load(folder / FILE, allow_pickle=False), np.int16)
     except Exception:  # damaged headers raise almost anything, such as tokenize.TokenError
-        said = np.zeros((0, 0), np.int16)
-    return said if said.ndim == 2 else np.zeros((0, 0), np.int16)
+        predicted = np.zeros((0, 0), np.int16)
+    return predicted if predicted.ndim == 2 else np.zeros((0, 0), np.int16)
