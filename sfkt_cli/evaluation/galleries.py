@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfkt_cli.data.contact_sheet import picture_of
 from sfkt_cli.data.images import as_rgb, encode
+from sfkt_cli.data.pictures import picture_of
 from sfkt_cli.evaluation import figures
 from sfkt_cli.evaluation.figures import Strip
 from sfkt_cli.evaluation.labelled import Split

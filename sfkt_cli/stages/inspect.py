@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sfkt_cli.console import say, warn
-from sfkt_cli.data.alignment import check_alignment
-from sfkt_cli.data.contact_sheet import draw_contact_sheet
+from sfkt_cli.data.pictures import check_alignment, draw_contact_sheet
 from sfkt_cli.data.quality import as_plain, duplicates, samples_of_store, table_text, tabulate
 from sfkt_cli.data.store import Store, open_store
 

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfkt_cli.data.alignment import Alignment, check_alignment, compare_edges, fill_holes
 from sfkt_cli.data.ingest import Seen, summarise_target
+from sfkt_cli.data.pictures import Alignment, check_alignment, compare_edges, fill_holes
 from sfkt_cli.data.quality import (
     Line,
     Sample,
