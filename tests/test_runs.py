@@ -283,7 +283,7 @@ def test_a_stage_that_lacks_an_output_is_done_anew(
     result.unlink() if content is None else result.write_text(content)
     assert not run.finished("bridge")
     with pytest.raises(RunError, match=r"bridge/result .*: first run `sfkt bridge`"):
-        run.require("bridge", "sfkt bridge")
+        run.has("bridge")
     assert work(run, "bridge", settings("seed=34"))
     assert "bridge is done anew" in capsys.readouterr().err
     assert run.finished("bridge")

@@ -154,7 +154,7 @@ def labels_told(run: Run, store: Store) -> dict[str, int]:
 
     They are for the figures of what is finished: nothing is chosen by them.
     """
-    inputs = run.record("evaluate").get("inputs", {}) if run.finished("evaluate") else {}
+    inputs = run.record("evaluate").get("inputs", {}) if run.has("evaluate") else {}
     if inputs.get("transfer.h5") != store.digest:
         return {}
     path = run.output("evaluate", "predictions.csv")

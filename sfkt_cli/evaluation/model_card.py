@@ -103,7 +103,7 @@ def model_card(
 
 def _results(run: Run, method: str) -> Results | None:
     """What evaluate said of these very models; nothing where they are newer."""
-    if not run.finished("evaluate"):
+    if not run.has("evaluate"):
         return None
     seen, now = run.record("evaluate").get("inputs", {}), model_digests(run)
     if any(seen.get(name) != now.get(name) for name in ("source", "bridge", f"transfer/{method}")):

@@ -391,7 +391,7 @@ def curves(run: Run, folder: Path) -> list[Section]:
     """Training curves of all stages that trained something."""
     stages, chosen = {}, {}
     for stage in ("source", "bridge", *(f"transfer/{name}" for name in finished_methods(run))):
-        rows = run.metrics(stage) if run.finished(stage) else []
+        rows = run.metrics(stage) if run.has(stage) else []
         if rows:
             stages[stage] = rows
             best = run.record(stage).get("best_epoch")

@@ -209,6 +209,19 @@ class Run:
         except DataError:
             return True
 
+    def has(self, stage: str) -> bool:
+        """Whether a stage is finished that a command can do without.
+
+        Raises:
+            RunError: It was finished, and lacks an output now: it must not be left out in silence.
+            DataError: Its done.json is damaged.
+        """
+        if not self.path(stage, "done.json").is_file():
+            return False
+        kind, _, method = stage.partition("/")
+        self.require(stage, f"sfkt {kind} --method {method}" if method else f"sfkt {kind}")
+        return True
+
     def record(self, stage: str) -> dict[str, Any]:
         """The done.json of a finished stage.
 

@@ -271,7 +271,7 @@ def load_parts(
         DataError: A model is damaged.
     """
     folders = {"student": find_student(run.folder, method, config.transfer.method)}
-    if run.finished("bridge") and run.finished("source"):
+    if run.has("bridge") and run.has("source"):
         folders |= {"translator": run.path("bridge"), "source": run.path("source")}
     return folders, {name: load_model(folder) for name, folder in folders.items()}
 
