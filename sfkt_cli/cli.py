@@ -448,7 +448,8 @@ def main() -> None:
                 raise
             if Verbosity.tracebacks:
                 tell(traceback.format_exc().rstrip())
-            tell(f"sfkt: {message}")
+            if message:
+                tell(f"sfkt: {message}")
             sys.exit(code)
 
 

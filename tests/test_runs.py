@@ -386,6 +386,20 @@ def test_a_run_remembers_the_settings_it_used(tmp_path: Path) -> None:
         assert stage_settings(stage, again) == run.record(stage)["settings"], stage
 
 
+def test_settings_of_a_start_that_failed_are_forgotten_by_force_and_later_stages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path)
+    config = settings("bridge.epochs=5", "training.shift=0.2")
+    with contextlib.suppress(ValueError), run.open("bridge", config, INPUTS):
+        run.path("bridge", "checkpoint").mkdir()
+        raise ValueError("the loss is nan")
+    assert build(run.remembered("bridge")).bridge.epochs == 5, "the same command goes on"
+    assert run.remembered("transfer/shot") == {}
+    assert Run(tmp_path, force=True).remembered("bridge") == {}
+    assert "starts anew without its unfinished start's settings" in capsys.readouterr().err
+
+
 def test_every_setting_of_a_stage_exists() -> None:
     for stage in ("prepare", "source", "bridge", "transfer/tgkt", "transfer/socket", "evaluate"):
         names = stage_settings(stage, Config())

@@ -282,17 +282,25 @@ class Run:
     def remembered(self, stage: str) -> dict[str, Any]:
         """Settings this run used before: the stage's own, else those of the stages above it.
 
+        A stage that did not finish tells none, but for the stage itself, which goes on with them
+        unless it is started anew.
+
         Raises:
             DataError: They are damaged, and the stage is not started anew.
         """
         settings: dict[str, Any] = {}
         for above in ("prepare", "source", "bridge", stage):
-            path = self.path(above, "config.yaml")
+            path, anew = self.path(above, "config.yaml"), self.force and above == stage
+            if path.is_file() and not self.path(above, "done.json").is_file():
+                if anew:
+                    console.warn(f"{stage} starts anew without its unfinished start's settings")
+                if anew or above != stage:
+                    continue
             if path.is_file():
                 try:
                     used = _known(read_settings(path))
                 except DataError as error:
-                    if not (self.force and above == stage):
+                    if not anew:
                         raise
                     console.warn(f"{error}; {stage} starts anew without these settings")
                     break

@@ -18,6 +18,7 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from sfkt_cli.console import mute
 from sfkt_cli.data.decode import decode_rgb, decode_target
@@ -165,7 +166,8 @@ def test_mutated_weights_that_are_brought_along(tmp_path: Path, count: int) -> N
     state = {"w": torch.arange(60.0), "b": torch.zeros(3)}
     torch.save({"state_dict": state}, tmp_path / "new.pth")
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    for name in ("new.pth", "old.pth"):
+    save_file(state, tmp_path / "brought.safetensors")
+    for name in ("new.pth", "old.pth", "brought.safetensors"):
         torture(tmp_path / name, lambda: read_weights(tmp_path / name), count, DataError)  # noqa: B023
 
 
