@@ -353,6 +353,8 @@ def _facts(student: Saved, sensor: Sensor, images: Tensor) -> dict[str, str]:
         "input": f"{str(images.dtype).removeprefix('torch.')} {list(images.shape[1:])}",
         "unit": sensor.meaning,
         "modality": sensor.modality,
+        "sensor": json.dumps(sensor.as_dict()),
+        "usual": json.dumps(student.card.get("images") or {}),
     }
 
 
