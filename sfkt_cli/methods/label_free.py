@@ -65,23 +65,24 @@ def partner_rank(features: Tensor, partner_features: Tensor) -> Tensor:
     return (likeness < likeness.diagonal()[:, None]).float().sum(dim=1) / (len(likeness) - 1)
 
 
-def bridge_trust(bridged: Tensor, untouched: Tensor, partner_features: Tensor) -> float:
-    """How far the source model behind the bridge can be trusted, in [0, 1] (ours).
+def bridge_trust(bridged: Tensor, other: Tensor, partner_features: Tensor) -> float:
+    """How far the bridge can be trusted beside another model of target images, in [0, 1] (ours).
 
-        trust = mean_i (rank_i(bridge) - rank_i(untouched)) / (2 standard errors), clipped to [0, 1]
+        trust = mean_i (rank_i(bridge) - rank_i(other)) / (2 standard errors), clipped to [0, 1]
 
-    0: behind the bridge target images find their RGB partners no better than as they are
-    (:func:`partner_rank`). 1: they find them better by two standard errors. The share of
-    information in the bridge's predictions says less: it does not measure whether they are right.
+    The other model is the untouched source model, or the student. 0: behind the bridge target
+    images find their RGB partners no better than in the other model (:func:`partner_rank`). 1:
+    they find them better by two standard errors. The share of information in the bridge's
+    predictions says less: it does not measure whether they are right.
 
     Args:
         bridged: (N, D) features of translated images of TI pairs that T was not trained on.
-        untouched: (N, D) features of their encoded images.
-        partner_features: (N, D) features of their RGB partners.
+        other: (N, D) the other model's features of the same target images.
+        partner_features: (N, D) the source model's features of their RGB partners.
     """
     if len(bridged) < 2:
         return 0.0
-    before = partner_rank(untouched, partner_features)
+    before = partner_rank(other, partner_features)
     gains = partner_rank(bridged, partner_features) - before
     error = max(float(gains.std()), 1.0 / len(gains)) / math.sqrt(len(gains))
     return min(max(float(gains.mean()) / (2.0 * error), 0.0), 1.0)

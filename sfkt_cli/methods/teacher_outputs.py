@@ -24,8 +24,8 @@ class TeacherOutputs:
         encoding: Encoding of target images for the student.
         targets: N.
         bridged_logits: (N, K), source model on translated TR images; None without a bridge.
-        bridge_trust: How far the bridge can be trusted, in [0, 1]; see
-            :func:`sfkt_cli.methods.label_free.bridge_trust`.
+        bridge_trust: How far the bridge can be trusted beside a classifier of target images, in
+            [0, 1]; see :func:`sfkt_cli.methods.label_free.bridge_trust`.
         ti_features: (M, D), source model on the RGB partners; None without TI pairs.
         ti_logits: (M, K), likewise.
         predict_all: The student on all TR target images: features (N, D) and logits (N, K).
@@ -35,7 +35,7 @@ class TeacherOutputs:
     encoding: Encoding
     targets: int
     bridged_logits: Tensor | None
-    bridge_trust: float
+    bridge_trust: Callable[[Classifier], float]
     ti_features: Tensor | None
     ti_logits: Tensor | None
     predict_all: Callable[[Classifier], tuple[Tensor, Tensor]]

@@ -1,6 +1,6 @@
 """TGKT: make the source model a student for the sensor, with the bridge as its first teacher.
 
-    L_TGKT = beta_kl c f(t) L_KL + beta_f c L_f + beta_self L_self + beta_im L_IM
+    L_TGKT = beta_kl c(t) L_KL + beta_f c L_f + beta_self L_self + beta_im L_IM
 
     L_KL    student on x_target^TR follows the source model on T(x_target^TR)  arXiv:2401.05014
     L_f     student on x_target^TI follows F_s(x_rgb^TI)                       arXiv:2401.05014
@@ -8,13 +8,14 @@
     L_IM    certain and diverse predictions on x_target^TR                     ours, from SHOT
             (as diverse as the student's own class frequencies, once it has learnt)
     c       trust in what the pairs teach, from 0 to 1                         ours
-    f(t)    fades from 1 to 0                                                  ours
+    c(t)    trust in the bridge beside the student, at most c, anew each epoch ours
 
-In the paper c = f = 1. Our c is how much better target images of TI pairs find their RGB partners
-behind the bridge than without it (``label_free.bridge_trust``): where pairs did not help the
-bridge, they do not help the student. f falls linearly: a bridge is a start, and no ceiling. The
-head stays as the source model has it, as in SHOT (ours): a free head
-follows the student's clusters wherever they go.
+In the paper c = c(t) = 1. Our c is how much better target images of held-out TI pairs find their
+RGB partners behind the bridge than without it (``label_free.bridge_trust``): where pairs did not
+help the bridge, they do not help the student. For c(t) the student takes the place of the untouched
+source model: once it sees as well as the bridge, it learns on by itself. A bridge is a start, and
+no ceiling. The head stays as the source model has it, as in SHOT (ours): a free head follows the
+student's clusters wherever they go.
 """
 
 from __future__ import annotations
@@ -52,12 +53,11 @@ class Tgkt(nn.Module):
         if outputs.bridged_logits is None or outputs.ti_features is None:
             raise ValueError("tgkt needs a bridge and TI pairs")
         settings = config.tgkt
-        if not (
-            settings.beta_f or settings.beta_im or (settings.beta_kl and settings.fade is None)
-        ):
+        measured = settings.trust == "measured"
+        if not (settings.beta_f or settings.beta_im or (settings.beta_kl and not measured)):
             raise ConfigError(
                 "tgkt.beta_f and tgkt.beta_im are both 0, and L_KL fades: nothing trains the "
-                "student to the end; set one of them, or tgkt.fade=null"
+                "student to the end; set one of them, or tgkt.trust=full"
             )
         self.student = student
         self.student.head.requires_grad_(settings.train_head)
@@ -66,8 +66,9 @@ class Tgkt(nn.Module):
         self._epochs = config.transfer.epochs
         self._teacher = outputs.bridged_logits.softmax(dim=1)
         self._ti_features = outputs.ti_features
-        self._trust = 1.0 if settings.trust == "full" else outputs.bridge_trust
-        self.register_buffer("bridge_weight", torch.tensor(self._trust))
+        self.trust = outputs.bridge_trust(outputs.source) if measured else 1.0
+        self._measures = measured and bool(settings.beta_kl) and self.trust > 0
+        self.register_buffer("bridge_weight", torch.tensor(self.trust))
         classes = self._teacher.shape[1]
         self.register_buffer("prior", self._teacher.new_full((classes,), 1.0 / classes))
         self.register_buffer("pseudo_labels", torch.full((outputs.targets,), -1))
@@ -81,11 +82,10 @@ class Tgkt(nn.Module):
         self.skips_parameters = not settings.beta_im
 
     def begin_epoch(self, epoch: int) -> None:
-        """Lower the weight of the bridge; renew pseudo-labels and class frequencies."""
-        progress, fade = epoch / self._epochs, self._settings.fade
-        faded = 0.0 if fade is None else progress / max(fade, 1e-6)
-        self.bridge_weight.fill_(self._trust * max(1.0 - faded, 0.0))
-        if progress < self._settings.self_from:
+        """Compare the bridge with the student; renew pseudo-labels and class frequencies."""
+        if self._measures:
+            self.bridge_weight.fill_(min(self.trust, self._outputs.bridge_trust(self.student)))
+        if epoch / self._epochs < self._settings.self_from:
             return
         features, logits = self._outputs.predict_all(self.student)
         if self.weights["self"]:
@@ -108,15 +108,15 @@ class Tgkt(nn.Module):
         weights, encoding, rows = self.weights, self._outputs.encoding, batch["tr_rows"]
         _, logits = self.student(as_rgb(encode(batch["tr_target"], encoding)))
         terms = {}
-        if weights["kl"]:
+        if weights["kl"] and self.trust:
             terms["kl"] = self.bridge_weight * losses.distillation(logits, self._teacher[rows])
         if weights["self"] and self._labelled:
             labels = self.pseudo_labels[rows]
             terms["self"] = losses.pseudo_label_cross_entropy(logits, labels)
         if weights["im"]:
             terms["im"] = losses.information_maximisation(logits, self.prior)
-        if weights["f"] and self._trust:
+        if weights["f"] and self.trust:
             features = self.student.features(as_rgb(encode(batch["ti_target"], encoding)))
             followed = losses.feature_matching(features, self._ti_features[batch["ti_rows"]])
-            terms["f"] = self._trust * followed
+            terms["f"] = self.trust * followed
         return terms

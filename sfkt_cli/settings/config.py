@@ -397,10 +397,8 @@ class TgktConfig(DistillConfig):
     """Weight of L_KL (paper: 1)."""
     trust: Literal["measured", "full"] = "measured"
     """measured: L_KL and L_f are multiplied by how much better target images of TI pairs find their
-    RGB partners behind the bridge than without it (ours). full: by 1, as in the paper."""
-    fade: Annotated[float, Field(gt=0, le=1)] | None = 0.5
-    """Share of the training after which the bridge no longer teaches; its weight falls linearly
-    until then (ours). null: it keeps its weight, as in the paper."""
+    RGB partners behind the bridge than without it; for L_KL, than in the student, too (ours). full:
+    by 1, as in the paper."""
     beta_f: Weight = 0.3
     """Weight of L_f, feature matching on TI pairs (ours)."""
     beta_self: Weight = 0.3

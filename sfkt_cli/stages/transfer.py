@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sfkt_cli.console import say, warn
@@ -125,6 +127,7 @@ def transfer(config: Config, run: Run) -> None:
         )
         untouched = start_student(source).eval()
         judged = judge(student.eval(), untouched, outputs, config.seed)
+        trust, trust_left = outputs.bridge_trust(untouched), outputs.bridge_trust(student)
         kept = judged != "worse" or not getattr(own, "keep_untouched", False)
         if not kept:
             student = untouched
@@ -143,7 +146,8 @@ def transfer(config: Config, run: Run) -> None:
         stage.finish(
             seconds=fitted.seconds,
             best_epoch=fitted.best_epoch + 1,
-            bridge_trust=round(outputs.bridge_trust, 3),
+            bridge_trust=round(trust, 3),
+            bridge_trust_left=round(trust_left, 3),
             untouched_kept=not kept,
             verdict=judged,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
@@ -171,37 +175,47 @@ def look_through_frozen(
     quick = fold_batch_norms(source, targets.shape[1])
     load = student_loader(runtime, encoding)
 
-    def predict_all(student: Classifier) -> tuple[Tensor, Tensor]:
+    def look(images: NDArray[Any], student: Classifier) -> tuple[Tensor, Tensor]:
         training = student.training
-        student.eval()
-        features, logits = predict_rows(targets, load, student, runtime, flips=True)
+        features, logits = predict_rows(images, load, student.eval(), runtime, flips=True)
         student.train(training)
+        return features, logits
+
+    def predict_all(student: Classifier) -> tuple[Tensor, Tensor]:
+        features, logits = look(targets, student)
         return features.to(runtime.device), logits.to(runtime.device)
 
-    ti_features = ti_logits = bridged = None
+    ti_features = ti_logits = bridged_logits = None
     if store.count("ti"):
         seen = predict_rows(store["ti/rgb"], rgb_loader(runtime), quick, runtime, flips=True)
         ti_features, ti_logits = (part.to(runtime.device) for part in seen)
-    trust = 0.0
+    held_out_features = None
+    _, held_out = held_out_pairs(store, seed)
     if translator is not None:
         if translator.encoding is None:
             raise DataError("the model in bridge/ has no encoding: run `sfkt bridge --force`")
         model = through(freeze(translator.module), quick)
         bridge_load = target_loader(runtime, translator.encoding)
         _, bridged = predict_rows(targets, bridge_load, model, runtime, flips=True)
-        bridged = bridged.to(runtime.device)
+        bridged_logits = bridged.to(runtime.device)
         if ti_features is not None:
-            _, held_out = held_out_pairs(store, seed)
-            ti = store["ti/target"][held_out]
-            behind, _ = predict_rows(ti, bridge_load, model, runtime, flips=True)
-            untouched, _ = predict_rows(ti, load, quick, runtime, flips=True)
-            trust = label_free.bridge_trust(behind, untouched, ti_features.cpu()[held_out])
+            held_out_features, _ = predict_rows(
+                store["ti/target"][held_out], bridge_load, model, runtime, flips=True
+            )
+
+    def bridge_trust(student: Classifier) -> float:
+        if held_out_features is None or ti_features is None:
+            return 0.0
+        features, _ = look(store["ti/target"][held_out], student)
+        partners = ti_features.cpu()[held_out]
+        return label_free.bridge_trust(held_out_features, features, partners)
+
     return TeacherOutputs(
         source=source,
         encoding=encoding,
         targets=len(targets),
-        bridged_logits=bridged,
-        bridge_trust=trust,
+        bridged_logits=bridged_logits,
+        bridge_trust=bridge_trust,
         ti_features=ti_features,
         ti_logits=ti_logits,
         predict_all=predict_all,

@@ -74,7 +74,7 @@ def make_objective(method: str, source: Classifier) -> Any:
         _, bridged_logits = source(translator(encode(targets, ENCODING)))
     outputs = TeacherOutputs(
         source=source, encoding=ENCODING, bridged_logits=bridged_logits, targets=COUNT,
-        bridge_trust=1.0,
+        bridge_trust=lambda student: 1.0,
         ti_features=ti_features, ti_logits=ti_logits, predict_all=predict_all,
     )  # fmt: skip
     return kind(student, outputs, settings())

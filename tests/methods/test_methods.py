@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,9 @@ def make_batch() -> Batch:
     }
 
 
-def make_outputs(source: Classifier, trust: float = 1.0) -> TeacherOutputs:
+def make_outputs(
+    source: Classifier, trust: Callable[[Classifier], float] = lambda student: 1.0
+) -> TeacherOutputs:
     generator = torch.Generator().manual_seed(2)
     batch = make_batch()
 
@@ -288,24 +291,36 @@ def test_pseudo_labels_equal_a_slow_loop(seed: int, rounds: int) -> None:
     assert cluster_labels(features, logits, rounds=rounds)[0].tolist() == expected
 
 
-def test_the_bridge_teaches_as_far_as_it_is_trusted_and_fades() -> None:
+def test_the_bridge_teaches_as_far_as_it_is_trusted_beside_the_student() -> None:
     source = make_source()
-    outputs = make_outputs(source, trust=0.6)
+    beside_student = iter([0.6, 0.3, 0.9, 0.0])
+    outputs = make_outputs(source, lambda m: 0.6 if m is source else next(beside_student))
     assert outputs.bridged_logits is not None
-    config = build({"transfer": {"epochs": 4}, "tgkt": {"fade": 0.5}})
-    objective = Tgkt(start_student(source), outputs, config).eval()
+    objective = Tgkt(start_student(source), outputs, build({"transfer": {"epochs": 4}})).eval()
     batch = make_batch()
     teacher = outputs.bridged_logits.softmax(dim=1)[batch["tr_rows"]]
-    for epoch, weight in enumerate([0.6, 0.3, 0.0, 0.0]):
+    for epoch, weight in enumerate([0.6, 0.3, 0.6, 0.0]):
         objective.begin_epoch(epoch)
         _, logits = objective.student(as_rgb(encode(batch["tr_target"], ENCODING)))
         whole = losses.distillation(logits, teacher)
         torch.testing.assert_close(objective(batch)["kl"], weight * whole)
-    paper = build({"transfer": {"epochs": 4}, "tgkt": {"fade": None, "trust": "full"}})
-    objective = Tgkt(start_student(source), outputs, paper)
+
+
+def test_the_paper_trusts_its_bridge_to_the_end() -> None:
+    source = make_source()
+    paper = build({"transfer": {"epochs": 4}, "tgkt": {"trust": "full"}})
+    objective = Tgkt(start_student(source), make_outputs(source, lambda student: 0.0), paper)
     for epoch in range(4):
         objective.begin_epoch(epoch)
         assert float(objective.bridge_weight) == 1.0
+
+
+def test_without_trust_pairs_and_bridge_are_left_out() -> None:
+    source = make_source()
+    outputs = make_outputs(source, lambda student: 0.0 if student is source else 1.0)
+    objective = Tgkt(start_student(source), outputs, build({}))
+    objective.begin_epoch(0)
+    assert set(objective(make_batch())) == {"im"}
 
 
 def test_pseudo_labels_come_when_they_are_due() -> None:
