@@ -17,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -153,7 +153,7 @@ class Stage:
             "inputs": dict(self.inputs),
             "seconds": round(time.monotonic() - self.started, 3),
             "versions": versions(),
-            "outputs": _outputs(self.folder),
+            "outputs": digest_outputs(self.folder, _written(self.folder)),
             **summary,
         }
         write_record(self.folder / "done.json", record)
@@ -495,14 +495,21 @@ def digest_settings(values: Mapping[str, Any]) -> str:
     return sha256_json(values)[:16]
 
 
-def _outputs(folder: Path) -> dict[str, Any]:
-    """Size and digest of the files that a stage wrote, its pictures below left out."""
-    written = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name not in (*_IN_PASSING, LOG) and path.name[0] != ".":
-            digest = None if path.suffix in _OWN_CHECKSUM else sha256_file(path)
-            written[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
-    return written
+def digest_outputs(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Size and digest of files that a stage wrote, for ``outputs`` of its done.json."""
+    return {
+        name: {
+            "bytes": (folder / name).stat().st_size,
+            "sha256": None if name.endswith(_OWN_CHECKSUM) else sha256_file(folder / name),
+        }
+        for name in names
+    }
+
+
+def _written(folder: Path) -> list[str]:
+    """Names of the files that a stage wrote, its pictures below left out."""
+    files = sorted(path.name for path in folder.iterdir() if path.is_file())
+    return [name for name in files if name not in (*_IN_PASSING, LOG) and name[0] != "."]
 
 
 def _lacks(folder: Path) -> str:

@@ -42,7 +42,7 @@ from sfkt_cli.models.graph_files import (
 from sfkt_cli.models.graphs import BridgedSourceGraph, FitTarget, Half, StudentGraph, for_export
 from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
 from sfkt_cli.settings.config import Config, to_yaml
-from sfkt_cli.settings.runs import Run, versions
+from sfkt_cli.settings.runs import Run, digest_outputs, versions
 from sfkt_cli.settings.sealed import read_record, write_record, write_settings
 from sfkt_cli.student import find_student
 
@@ -187,6 +187,7 @@ def export(
         "files": [asdict(each) for each in comparisons],
         "latencies": [asdict(each) for each in latencies],
         "written": written,
+        "outputs": digest_outputs(target, [name for name in written if "/" not in name]),
     }
     write_record(target / "done.json", record)
 

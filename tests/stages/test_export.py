@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -31,6 +32,7 @@ from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.sealed import write_record
 from sfkt_cli.stages import export as stage
+from sfkt_cli.stages.doctor import doctor
 from sfkt_cli.stages.evaluate import evaluate
 from sfkt_cli.stages.export import export
 from sfkt_cli.stages.predict import predict
@@ -81,6 +83,15 @@ def test_everything_is_written(exported: Path) -> None:
     differences = json.loads((exported / "done.json").read_text())["largest_difference"]
     assert set(differences) == graphs
     assert max(differences.values()) < 1e-4
+
+
+def test_a_changed_file_is_found(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "export")
+    doctor(tmp_path)
+    with (tmp_path / "export" / "bridged-source.onnx").open("r+b") as file:
+        file.write(b"x")
+    with pytest.raises(RunError, match=r"1 of \d files"):
+        doctor(tmp_path)
 
 
 def test_onnx_gives_the_student_for_any_batch(exported: Path, images: Any, expected: Any) -> None:
