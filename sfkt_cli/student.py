@@ -20,6 +20,7 @@ from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.saving import CARD, Saved, load_model
 from sfkt_cli.settings.config import build
+from sfkt_cli.settings.runs import known_settings
 from sfkt_cli.settings.sealed import read_settings
 
 
@@ -223,7 +224,7 @@ def _sensor(folder: Path, saved: Saved, encoding: Encoding) -> Sensor:
     sensor = saved.card.get("sensor")
     if sensor is not None:
         return Sensor(**sensor)
-    config = build(read_settings(folder / "config.yaml"))
+    config = build(known_settings(read_settings(folder / "config.yaml")))
     store = folder.parent.parent / "prepare" / "transfer.h5"
     if store.is_file():
         return sensor_of_store(open_store(store), config)

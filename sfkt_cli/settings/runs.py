@@ -298,7 +298,7 @@ class Run:
                     continue
             if path.is_file():
                 try:
-                    used = _known(read_settings(path))
+                    used = known_settings(read_settings(path))
                 except DataError as error:
                     if not anew:
                         raise
@@ -479,7 +479,7 @@ def _outcome(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     return {"folder": str(folder), "figures": figures, "files": files}
 
 
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+def known_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that this version has; an older run may name others."""
     known: dict[str, Any] = {}
     for name in section_fields():
