@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sfkt_cli.data.demo.synthetic import CLASSES, render
 from sfkt_cli.data.images import as_rgb, choose_encoding, encode
+from sfkt_cli.data.readers.synthetic import CLASSES, render
 from sfkt_cli.evaluation.figures import Strip, draw_gallery
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import io
+import json
 import re
 import signal
 import sys
@@ -16,12 +17,11 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from sfkt_cli import __version__
-from sfkt_cli.config_commands import config_app
 from sfkt_cli.console import event, output, speak_json, tell
 from sfkt_cli.errors import STOPPED, Interrupted, SfktError
 from sfkt_cli.settings.options import SETTINGS, STAGE, Options, Verbosity, shared_options
@@ -35,20 +35,31 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+config_app = typer.Typer(
+    help="Show, check and write the settings.",
+    epilog="Example: sfkt config init nyu-depth > my.yaml",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 Result = Mapping[str, Any]
 """What a command found: the last line of ``--json``."""
 
 
-def _dry_run(stage: str, options: Options, **allowed: bool) -> Result:
-    from sfkt_cli.dry_run import dry_run
+def _stage(stage: str, options: Options, **given: Any) -> Result:
+    """Run a stage, or with ``--dry-run`` say what it would do."""
+    if options.dry_run:
+        from sfkt_cli.dry_run import dry_run
 
-    return dry_run(stage, options, **allowed)
+        return dry_run(stage, options, download=given.get("download", False))
+    from sfkt_cli.pipeline import run_stage
+
+    return run_stage(stage, options, **given)
 
 
 def _datasets(begun: str) -> list[str]:
-    from sfkt_cli.settings_text import dataset_names
+    from sfkt_cli.settings.config import DatasetName
 
-    return [name for name in dataset_names() if name.startswith(begun)]
+    return [name for name in get_args(DatasetName) if name.startswith(begun)]
 
 
 def _methods(begun: str) -> list[str]:
@@ -133,22 +144,14 @@ def prepare(
 
     source.h5 is for source, transfer.h5 for bridge and transfer, test.h5 for evaluate alone.
     """
-    from sfkt_cli.pipeline import run_prepare
     from sfkt_cli.settings.resolve import is_typed
 
     if name is None and not is_typed(options, "dataset"):
         raise typer.BadParameter("which data set? For example: sfkt prepare synthetic")
-    options = options.with_flags(
-        {
-            **_archive(name, root),
-            "sun_rgbd.source_sensor": source_sensor,
-            "sun_rgbd.target_sensor": target_sensor,
-        }
-    )
-    if options.dry_run:
-        return _dry_run("prepare", options, download=download)
-    run = run_prepare(options, download=download, accept_licence=accept_licence)
-    return run.outcome("prepare")
+    sensors = {"source_sensor": source_sensor, "target_sensor": target_sensor}
+    options = options.with_flags({f"sun_rgbd.{field}": value for field, value in sensors.items()})
+    options = options.with_flags(_archive(name, root))
+    return _stage("prepare", options, download=download, accept_licence=accept_licence)
 
 
 @app.command(epilog="Example: sfkt source --set source.epochs=30")
@@ -156,12 +159,7 @@ def prepare(
 @_shared_by_processes
 def source(options: Options, warm_start: WarmStart = None) -> Result:
     """Train the RGB source model, or import yours."""
-    from sfkt_cli.pipeline import run_source
-
-    options = options.with_flags({"training.warm_start": warm_start})
-    if options.dry_run:
-        return _dry_run("source", options)
-    return run_source(options).outcome("source")
+    return _stage("source", options.with_flags({"training.warm_start": warm_start}))
 
 
 @app.command(epilog="Example: sfkt bridge --gpus 2")
@@ -169,12 +167,7 @@ def source(options: Options, warm_start: WarmStart = None) -> Result:
 @_shared_by_processes
 def bridge(options: Options, warm_start: WarmStart = None) -> Result:
     """Train the translator, and write its source-like RGB images."""
-    from sfkt_cli.pipeline import run_bridge
-
-    options = options.with_flags({"training.warm_start": warm_start})
-    if options.dry_run:
-        return _dry_run("bridge", options)
-    return run_bridge(options).outcome("bridge")
+    return _stage("bridge", options.with_flags({"training.warm_start": warm_start}))
 
 
 @app.command(epilog="Example: sfkt transfer --method shot")
@@ -182,13 +175,8 @@ def bridge(options: Options, warm_start: WarmStart = None) -> Result:
 @_shared_by_processes
 def transfer(options: Options, method: Method = None, warm_start: WarmStart = None) -> Result:
     """Train the classifier for the target sensor, the student."""
-    from sfkt_cli.pipeline import run_transfer
-
     flags = {"transfer.method": method, "training.warm_start": warm_start}
-    options = options.with_flags(flags)
-    if options.dry_run:
-        return _dry_run("transfer", options)
-    return run_transfer(options)
+    return _stage("transfer", options.with_flags(flags))
 
 
 @app.command(epilog="Example: sfkt evaluate --report table.md")
@@ -200,11 +188,7 @@ def evaluate(
     ] = None,
 ) -> Result:
     """Measure every model of the run; write tables and pictures."""
-    from sfkt_cli.pipeline import evaluation, run_evaluate
-
-    if options.dry_run:
-        return _dry_run("evaluate", options)
-    return evaluation(run_evaluate(options, report))
+    return _stage("evaluate", options, report=report)
 
 
 @app.command(epilog="Example: sfkt run my.yaml --set seed=1")
@@ -219,15 +203,14 @@ def run(
     warm_start: WarmStart = None,
 ) -> Result:
     """Run every stage that is not finished, and print the table."""
-    from sfkt_cli.pipeline import evaluation, run_all
+    from sfkt_cli.dry_run import dry_run_all
+    from sfkt_cli.pipeline import outcome, run_all
 
     if file is not None and options.config is not None:
         raise typer.BadParameter("give the settings once: sfkt run CONFIG.yaml")
     options = replace(options, config=file or options.config)
     options = options.with_flags({"training.warm_start": warm_start})
-    from sfkt_cli.dry_run import dry_run_all
-
-    return dry_run_all(options) if options.dry_run else evaluation(run_all(options))
+    return dry_run_all(options) if options.dry_run else outcome("evaluate", run_all(options))
 
 
 @app.command(epilog="Example: sfkt benchmark compare.yaml --processes 2")
@@ -405,6 +388,59 @@ def classes(options: Options, name: DatasetName = None, root: Root = None) -> Re
     for row in rows:
         output(f"{row.role}\t{row.images}\t{row.pairs}\t{row.groups}\t{row.name}")
     return {"classes": [asdict(row) for row in rows]}
+
+
+@config_app.command("show", epilog="Example: sfkt config show --set bridge.epochs=30")
+@shared_options(*SETTINGS)
+def config_show(options: Options) -> Result:
+    """Print every setting, and where its value came from."""
+    from sfkt_cli.settings.resolve import has_run, resolve
+    from sfkt_cli.settings_text import origins, show
+
+    settings = resolve(options, "transfer", new_run=not has_run(options))
+    output(show(settings))
+    return {"settings": origins(settings)}
+
+
+@config_app.command("check", epilog="Example: sfkt config check my.yaml")
+@shared_options()
+def config_check(
+    options: Options,
+    file: Annotated[Path, typer.Argument(help="YAML file with settings.")],
+) -> Result:
+    """Check a configuration file, and name all its problems at once."""
+    from sfkt_cli.settings_text import check, settings_text
+
+    changes = check(file)
+    output(f"{file} is right; it changes {len(changes)} settings")
+    if changes:
+        output(settings_text(changes))
+    return {"file": file, "changes": changes}
+
+
+@config_app.command("init", epilog="Example: sfkt config init nyu-depth > my.yaml")
+@shared_options()
+def config_init(
+    options: Options,
+    name: Annotated[str, typer.Argument(help="Data set.")] = "synthetic",
+) -> Result:
+    """Print a commented configuration file for a data set."""
+    from sfkt_cli.settings_text import commented_yaml
+
+    text = commented_yaml(name)
+    output(text.removesuffix("\n"))
+    return {"dataset": name, "yaml": text}
+
+
+@config_app.command("schema", epilog="Example: sfkt config schema > sfkt.schema.json")
+@shared_options()
+def config_schema(options: Options) -> Result:
+    """Print a JSON Schema of the settings, for editors."""
+    from sfkt_cli.settings.config import Config
+
+    schema = Config.model_json_schema()
+    output(json.dumps(schema, indent=2))
+    return {"schema": schema}
 
 
 app.add_typer(config_app, name="config")

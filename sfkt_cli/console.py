@@ -22,13 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from sfkt_cli.errors import Interrupted, SfktError
@@ -94,7 +88,7 @@ def printable(text: str) -> str:
     Names of classes and files come from elsewhere. Their control characters could move the cursor,
     recolour the terminal or turn the direction of writing. Line feeds and tabs stay.
     """
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def quieten(quiet: bool) -> None:
@@ -246,9 +240,9 @@ def _broken(message: str, width: int) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
@@ -266,31 +260,14 @@ class Tracker:
             terminal is narrow it is cut off first.
     """
 
-    def __init__(self, title: str, total: int | None, unit: str, done: int, line_s: float) -> None:
+    def __init__(
+        self, title: str, total: int | None, unit: str, line_s: float, bar: Progress | None
+    ) -> None:
         self.note = ""
-        self._total, self._steps, self._line_s = total, 0, line_s
-        self._unit = unit
-        self._title = title
+        self._title, self._total, self._unit, self._line_s = title, total, unit, line_s
+        self._bar = bar
+        self._steps = self._counted = 0
         self._started = self._last_line = time.monotonic()
-        self._counted = 0
-        self._bar: Progress | None = None
-        if console.is_terminal and not console.quiet:
-            # Where the terminal is narrow the rate gives way, and the note from its end.
-            rate = [] if console.width < WIDE else [TextColumn("{task.fields[rate]}")]
-            fixed, rest = Column(no_wrap=True), Column(no_wrap=True, ratio=1, overflow="ellipsis")
-            self._bar = Progress(
-                TextColumn("{task.description}", table_column=fixed),
-                BarColumn(bar_width=min(max((console.width - 72) // 2, 6), 40)),
-                MofNCompleteColumn(table_column=fixed),
-                *rate,
-                TimeRemainingColumn(compact=True, table_column=fixed),
-                TextColumn("{task.fields[note]}", style="dim", table_column=rest),
-                console=console,
-                transient=True,
-                expand=True,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task(title, total=total, completed=done, rate="", note="")
 
     def advance(self, steps: int = 1, count: int = 0, note: str = "") -> None:
         """Go on by some steps; ``count`` images passed in them; ``note`` is shown beside."""
@@ -305,19 +282,14 @@ class Tracker:
                 text = f"{self._steps:,} of {self._total:,} {self._unit}  {duration(left_s)} left"
             self.report(text)
         if self._bar is not None:
-            rate = self._counted / max(time.monotonic() - self._started, 1e-9)
-            speed = f"{rate:,.0f} {self._unit}/s"
+            rate = self._counted / max(now - self._started, 1e-9)
             both = "  ".join(filter(None, (note, self.note)))
-            self._bar.update(self._task, advance=steps, rate=speed, note=both)
+            speed = f"{rate:,.0f} {self._unit}/s"
+            self._bar.update(self._bar.task_ids[0], advance=steps, rate=speed, note=both)
 
     def report(self, message: str) -> None:
         """Print a line that stays."""
         say(f"{self._title}  {message}")
-
-    def stop(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
 
 
 @contextlib.contextmanager
@@ -333,11 +305,23 @@ def track(
         done: Steps that are done already.
         line_s: Seconds between the lines that are printed where there is no terminal.
     """
-    tracker = Tracker(title, total, unit, done, line_s)
-    try:
-        yield tracker
-    finally:
-        tracker.stop()
+    if not console.is_terminal or console.quiet:
+        yield Tracker(title, total, unit, line_s, None)
+        return
+    # Where the terminal is narrow the rate gives way, and the note from its end.
+    rate = [] if console.width < WIDE else [TextColumn("{task.fields[rate]}")]
+    fixed, rest = Column(no_wrap=True), Column(no_wrap=True, ratio=1, overflow="ellipsis")
+    columns = (
+        TextColumn("{task.description}", table_column=fixed),
+        BarColumn(bar_width=min(max((console.width - 72) // 2, 6), 40)),
+        MofNCompleteColumn(table_column=fixed),
+        *rate,
+        TimeRemainingColumn(compact=True, table_column=fixed),
+        TextColumn("{task.fields[note]}", style="dim", table_column=rest),
+    )
+    with Progress(*columns, console=console, transient=True, expand=True) as bar:
+        bar.add_task(title, total=total, completed=done, rate="", note="")
+        yield Tracker(title, total, unit, line_s, bar)
 
 
 def terms_text(terms: Mapping[str, float]) -> str:

@@ -70,8 +70,8 @@ def by_itself() -> Iterator[None]:
 
 def world_size() -> int:
     """Processes that take part in exchanges; 1 within :func:`by_itself`."""
-    together = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if together and not _by_itself.get() else 1
+    together = distributed.is_initialized() and not _by_itself.get()
+    return distributed.get_world_size() if together else 1
 
 
 def sharing_processes(value: Tensor) -> int:
@@ -85,8 +85,7 @@ def mean_over_processes(value: Tensor) -> Tensor:
     Each process goes on with the same value. With gradients averaged over the processes, as
     DistributedDataParallel does, the result is the gradient of the whole batch.
 
-    Args:
-        value: Tensor of the same shape in each process, from equal shares of the batch.
+    ``value`` has the same shape in each process, and comes from equal shares of the batch.
     """
     count = sharing_processes(value)
     return value if count == 1 else _Sum.apply(value) / count
@@ -109,26 +108,19 @@ class _Sum(torch.autograd.Function):
 def from_all_processes(values: Tensor) -> Tensor:
     """The rows of every process, in the order of their ranks; without gradient.
 
-    Args:
-        values: (B, ...), as many rows in each process.
+    ``values`` are (B, ...), as many rows in each process.
 
     Returns:
         (world B, ...); ``values`` itself where there is one process.
     """
-    count = world_size()
-    if count == 1:
+    if world_size() == 1:
         return values
-    parts = [torch.empty_like(values) for _ in range(count)]
+    parts = [torch.empty_like(values) for _ in range(world_size())]
     distributed.all_gather(parts, values.detach().contiguous())
     return torch.cat(parts)
 
 
 # ------------------------------------------------------------------ devices
-
-
-def count_gpus() -> int:
-    """GPUs of this machine that torch can use."""
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def use_gpus(config: RuntimeConfig) -> int:
@@ -137,7 +129,7 @@ def use_gpus(config: RuntimeConfig) -> int:
     Raises:
         ConfigError: More are asked for than there are.
     """
-    there = count_gpus()
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus = there if config.gpus is None else config.gpus
     if gpus > there:
         cpu = " (the CPU)" if there == 0 else ""
@@ -153,20 +145,15 @@ def choose_device(config: RuntimeConfig) -> torch.device:
     """
     if not use_gpus(config):
         return torch.device("cpu")
-    local, there = int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0, count_gpus()
-    if there == 1:  # SLURM may show each process its own GPU only
-        local = 0
+    local, there = 0, torch.cuda.device_count()
+    if world_size() > 1 and there > 1:  # SLURM may show each process its own GPU only
+        local = int(os.environ.get("LOCAL_RANK", "0"))
     if local >= there:
         raise ConfigError(
             f"process {local} of this machine has no GPU of its own, there are {there}: "
             "start as many processes as GPUs, or use --gpus 0"
         )
     return torch.device("cuda", local)
-
-
-def count_processes(config: RuntimeConfig) -> int:
-    """Processes that a training stage starts: one a GPU, or ``runtime.processes`` on the CPU."""
-    return use_gpus(config) or config.processes
 
 
 # ------------------------------------------------------------------ jobs
@@ -197,11 +184,12 @@ def launch(name: str, config: Config, run: Run) -> None:
         _meet().set(f"job{number}", json.dumps(vars(job)))
         _take_part(job, number)
         return
-    count = count_processes(config.runtime)
+    gpus = use_gpus(config.runtime)
+    count = gpus or config.runtime.processes
     if count == 1 or (run.finished(name) and not run.force):
         _call(name, config, run)
         return
-    where = "GPUs" if use_gpus(config.runtime) else "CPU processes"
+    where = "GPUs" if gpus else "CPU processes"
     wanted = config.runtime.batch_size
     batch = "the size that fits" if wanted == "auto" else str(wanted // count * count)
     say(f"{name}: {count} {where} share batches of {batch}")
@@ -408,41 +396,32 @@ def explain_failure(error: ChildFailedError, count: int) -> SfktError:
     A process that was killed takes the others with it, and they fail at their next exchange:
     killed ones are named first, then what the user can mend, then what came first.
     """
-    rank, failure = min(
-        error.failures.items(), key=lambda item: (_order(item[1]), item[1].timestamp, item[0])
-    )
-    kind, text = _raised(failure)
+    causes = [
+        (*_explain(failure, f"process {rank} of {count}"), failure.timestamp, rank)
+        for rank, failure in error.failures.items()
+    ]
+    return min(causes, key=lambda cause: (cause[0], *cause[2:]))[1]
+
+
+def _explain(failure: ProcessFailure, process: str) -> tuple[int, SfktError]:
+    """How far a failure is from the cause, and the error that tells of it."""
     if failure.exitcode < 0:
         name = failure.signal_name()
         why = f"was killed ({name}; out of memory?)" if name == "SIGKILL" else f"crashed ({name})"
-        return RunError(
-            f"process {rank} of {count} {why}: the same command goes on from the last saved state"
-        )
-    if kind in MENDABLE:
-        return MENDABLE[kind](text)
-    if kind == "OutOfMemoryError":
-        return RunError("the memory of the GPU is full: set runtime.batch_size lower")
-    if "No space left on device" in text:
-        return RunError(f"the disk is full: make room, and the same command goes on ({text})")
-    explained = RunError(f"process {rank} of {count} failed: {kind}: {text}")
-    if isinstance(failure.message, dict):
-        explained.add_note(str(failure.message["extraInfo"]["py_callstack"]))
-    return explained
-
-
-def _raised(failure: ProcessFailure) -> tuple[str, str]:
-    """Class and text of what a process raised."""
+        told = f"{process} {why}: the same command goes on from the last saved state"
+        # These two come from the agent, which ends the rest.
+        return 4 if name in ("SIGTERM", "SIGINT") else 0, RunError(told)
     message = failure.message
     raised = message["message"] if isinstance(message, dict) else str(message)
-    name, colon, text = raised.partition(": ")
-    return (name.rpartition(".")[2], text) if colon else ("Error", raised)
-
-
-def _order(failure: ProcessFailure) -> int:
-    """How far a failure is from the cause."""
-    if failure.exitcode < 0:  # SIGTERM and SIGINT come from the agent, which ends the rest
-        return 4 if failure.signal_name() in ("SIGTERM", "SIGINT") else 0
-    kind, text = _raised(failure)
-    if kind.startswith("Dist") or any(mark in text for mark in LOST):
-        return 3
-    return 1 if kind in MENDABLE or kind == "OutOfMemoryError" else 2
+    kind, text = re.match(r"(?:(?:\w+\.)*(\w+): )?(.*)", raised, re.DOTALL).groups("Error")  # type: ignore[union-attr]
+    lost = kind.startswith("Dist") or any(mark in text for mark in LOST)
+    if kind in MENDABLE:
+        return 3 if lost else 1, MENDABLE[kind](text)
+    if kind == "OutOfMemoryError":
+        return 1, RunError("the memory of the GPU is full: set runtime.batch_size lower")
+    explained = RunError(f"{process} failed: {kind}: {text}")
+    if "No space left on device" in text:
+        explained = RunError(f"the disk is full: make room, and the same command goes on ({text})")
+    elif isinstance(message, dict):
+        explained.add_note(str(message["extraInfo"]["py_callstack"]))
+    return 3 if lost else 2, explained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 from sfkt_cli.console import confirmed, say, warn
 from sfkt_cli.settings.config import merge
 from sfkt_cli.settings.options import Options
-from sfkt_cli.settings.resolve import Settings, has_run, resolve, typed_settings
-from sfkt_cli.settings.runs import Run, remember_run
+from sfkt_cli.settings.resolve import Settings, has_run, remember_run, resolve, typed_settings
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings_text import changed
 
 
@@ -101,11 +102,23 @@ def run_evaluate(options: Options, report: Path | None = None) -> Run:
     return settings.run
 
 
-def evaluation(run: Run) -> dict[str, Any]:
-    """The rows of an evaluated run, and where the rest lies."""
+def run_stage(stage: str, options: Options, **given: Any) -> dict[str, Any]:
+    """Run one stage and tell what came of it; ``given`` goes to its function above."""
+    if stage == "transfer":
+        return run_transfer(options)
+    functions: dict[str, Callable[..., Run]] = {
+        "prepare": run_prepare, "source": run_source, "bridge": run_bridge,
+        "evaluate": run_evaluate,
+    }  # fmt: skip
+    return outcome(stage, functions[stage](options, **given))
+
+
+def outcome(stage: str, run: Run) -> dict[str, Any]:
+    """What a finished stage found and wrote; of ``evaluate`` also the rows."""
     from sfkt_cli.evaluation.report import read_results
 
-    return {**run.outcome("evaluate"), **read_results(run).model_dump(mode="json")}
+    results = read_results(run).model_dump(mode="json") if stage == "evaluate" else {}
+    return {**run.outcome(stage), **results}
 
 
 def run_benchmark(
@@ -116,9 +129,7 @@ def run_benchmark(
     from sfkt_cli.benchmark.run import benchmark, dry_run
 
     plan = read_plan(file)
-    overrides: dict[str, Any] = {}
-    for values in typed_settings(options).values():
-        overrides = merge(overrides, values)
+    overrides = merge(*typed_settings(options).values())
     folder = output or plan.output
     if options.dry_run:
         return dry_run(plan, folder, overrides)

@@ -1,11 +1,11 @@
-"""Settings as text: where each came from, a commented YAML file, a JSON Schema."""
+"""Settings as text: where each came from, and a commented YAML file."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel
@@ -19,12 +19,13 @@ from sfkt_cli.settings.config import (
     build,
     describe_type,
     listed,
+    pick,
     problems_of,
     read_yaml,
     section_fields,
 )
 from sfkt_cli.settings.resolve import DEFAULT, Settings
-from sfkt_cli.settings.runs import DATA_SECTIONS, pick
+from sfkt_cli.settings.runs import DATA_SECTIONS
 
 WIDTH = 96
 
@@ -89,11 +90,6 @@ def commented_yaml(dataset: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of a configuration file."""
-    return Config.model_json_schema()
-
-
 def _lines(settings: Settings, names: list[str]) -> Iterator[str]:
     values = as_dict(settings.config)
     texts = {name: f"{name} = {_text(pick(values, name))}" for name in names}
@@ -130,8 +126,3 @@ def _text(value: Any) -> str:
     """A value as YAML on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...").strip()
-
-
-def dataset_names() -> tuple[str, ...]:
-    """Names that ``sfkt prepare`` takes."""
-    return tuple(get_args(Config.model_fields["dataset"].annotation))

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
-from sfkt_cli.data.plausible import doubt
-from sfkt_cli.data.sensor import Sensor, sensor_of_settings, sensor_of_store
+from sfkt_cli.data.sensor import Sensor, doubt, sensor_of_settings, sensor_of_store
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.models.classifier import Classifier
@@ -187,10 +186,7 @@ def load_student(
 def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> Path:
     """The folder of a student's model.json.
 
-    Args:
-        path: A run, or the folder itself.
-        method: The one to take; None: the only one, or ``usual``.
-        usual: Taken where there are several.
+    ``method`` and ``usual`` are those of :func:`load_student`.
 
     Raises:
         RunError: There is no finished student, or not the one asked for.

@@ -15,8 +15,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from sfkt_cli.cli import app, explain, main
-from sfkt_cli.config_commands import config_app
+from sfkt_cli.cli import app, config_app, explain, main
 from sfkt_cli.errors import Interrupted
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.options import Options

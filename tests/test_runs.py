@@ -18,7 +18,9 @@ import pytest
 from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.files import replacing, sync_folder, write_json
 from sfkt_cli.settings.config import Config, build, parse_assignments
-from sfkt_cli.settings.runs import Run, Stage, choose_run, remember_run, stage_settings
+from sfkt_cli.settings.options import Options
+from sfkt_cli.settings.resolve import find_run, remember_run
+from sfkt_cli.settings.runs import Run, Stage, stage_settings
 from sfkt_cli.settings.sealed import write_record
 from sfkt_cli.training.checkpoint import save_state
 
@@ -412,14 +414,17 @@ def test_every_setting_of_a_stage_exists() -> None:
 
 def test_the_run_used_last_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    usual = Options()
     with pytest.raises(RunError, match="sfkt prepare"):
-        choose_run(None)
-    first = choose_run(None, "rgb-nir")
+        find_run(usual, None, new_run=False)
+    first = find_run(usual, "rgb-nir", new_run=True)
     assert first.folder == Path("runs/rgb-nir")
     remember_run(first)
-    assert choose_run(None).folder == Path("runs/rgb-nir")
-    assert choose_run(tmp_path / "other", "rgb-nir").folder == tmp_path / "other"
-    assert choose_run(None, "synthetic", force=True) == Run(Path("runs/synthetic"), True)
+    assert find_run(usual, None, new_run=False).folder == Path("runs/rgb-nir")
+    assert find_run(usual, None, new_run=True).folder == Path("runs/synthetic")
+    other = Options(run=tmp_path / "other", force=True)
+    assert find_run(other, "rgb-nir", new_run=False) == Run(tmp_path / "other", True)
+    assert find_run(usual, "synthetic", new_run=False) == Run(Path("runs/synthetic"))
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:

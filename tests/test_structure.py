@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sfkt_cli"
 LAYERS = {
-    8: ("__main__", "cli", "config_commands", "dry_run", "pipeline", "settings_text"),
+    8: ("__main__", "cli", "dry_run", "pipeline", "settings_text"),
     7: ("benchmark",),
     6: ("exported_student", "stages", "student"),
     5: ("evaluation",),
@@ -29,7 +29,6 @@ LAYERS = {
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 WITHOUT_TORCH = (
     "cli",
-    "config_commands",
     "console",
     "dry_run",
     "errors",
@@ -144,7 +143,7 @@ def test_the_command_line_starts_without_torch() -> None:
             {"stages.source"},
             {
                 "settings.runs",
-                "data.layout",
+                "data.ingest",
                 "dry_run",
                 "pipeline",
             },  # name, write it, look whether it exists
@@ -153,7 +152,7 @@ def test_the_command_line_starts_without_torch() -> None:
             "test.h5",
             "test_store",
             {"stages.evaluate"},
-            {"settings.runs", "data.layout", "evaluation.oracle", "evaluation.sections"},
+            {"settings.runs", "data.ingest", "evaluation.oracle", "evaluation.sections"},
         ),
     ],
 )

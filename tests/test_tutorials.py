@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from sfkt_cli import load_student
 from sfkt_cli.cli import app
-from sfkt_cli.evaluation import latency
+from sfkt_cli.evaluation import exported
 from sfkt_cli.settings.config import Config
 from sfkt_cli.stages.transfer import start_student
 from tests.methods.test_methods import make_batch, make_outputs, make_source
@@ -89,7 +89,7 @@ def record(folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_the_tutorial_for_engineers_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(latency, "LONGEST_S", 0)
+    monkeypatch.setattr(exported, "LONGEST_S", 0)
     record(tmp_path)
     torch.manual_seed(0)
     torch.save(models.resnet18(num_classes=3).state_dict(), tmp_path / "rgb_model.pth")
@@ -115,7 +115,7 @@ def test_the_notebook_runs(
     pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    monkeypatch.setattr(latency, "LONGEST_S", 0)
+    monkeypatch.setattr(exported, "LONGEST_S", 0)
     names: dict[str, object] = {}
     notebook = json.loads((DOCS / "notebook.ipynb").read_text(encoding="utf-8"))
     for cell in notebook["cells"]:

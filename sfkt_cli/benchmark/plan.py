@@ -5,7 +5,6 @@ A cell is one run folder: a data set, a variant of the settings, a seed, and the
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.methods import METHODS
-from sfkt_cli.settings.config import Config, Sensor, build, nested, read_yaml
+from sfkt_cli.settings.config import Config, Sensor, build, explained, nested, pick, read_yaml
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.sealed import write_record
 
 ROWS = ("source-only", "source-encoded", "bridge-only", "tgkt+bridge", "source-rgb", "oracle")
 """Rows that ``evaluate`` adds to those of the methods."""
@@ -47,48 +48,47 @@ def _named(row: Any) -> Any:
 RowName = Annotated[str, BeforeValidator(_named)]
 
 
-class _Strict(BaseModel):
+class _Part(BaseModel):
+    """A part of a benchmark file, with the settings that it changes; dotted names are allowed."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    settings: Settings = {}
 
-class DatasetPlan(_Strict):
+
+class DatasetPlan(_Part):
     """A data set, and its name in the tables.
 
     Attributes:
-        settings: Such as ``{dataset: nyu-depth}``; dotted names are allowed.
         sensor_pairs: SUN RGB-D alone: ``all`` 16, or a list of [source, target].
     """
 
     name: str = Field(min_length=1)
-    settings: Settings = {}
     sensor_pairs: Literal["all"] | tuple[tuple[Sensor, Sensor], ...] = ()
 
 
-class VariantPlan(_Strict):
+class VariantPlan(_Part):
     """A change of the settings, its name in the tables, and the rows that are shown for it.
 
     Without ``methods`` these are the rows of the benchmark.
     """
 
     name: str = Field(min_length=1)
-    settings: Settings = {}
     methods: tuple[RowName, ...] | None = None
 
 
-class SweepPlan(_Strict):
+class SweepPlan(_Part):
     """One setting over several values, drawn as a curve; each value is a variant.
 
     Attributes:
         setting: Dotted name.
         name: Name of the line; sweeps of one setting share a picture.
-        settings: What else differs.
         methods: Rows that are shown.
     """
 
     setting: str
     values: tuple[float, ...] = Field(min_length=1)
     name: str = "others at their default"
-    settings: Settings = {}
     methods: tuple[RowName, ...] = ("tgkt",)
 
     def variant(self, value: float) -> VariantPlan:
@@ -100,7 +100,7 @@ class SweepPlan(_Strict):
         )
 
 
-class BenchmarkPlan(_Strict):
+class BenchmarkPlan(_Part):
     """A benchmark file.
 
     Attributes:
@@ -108,7 +108,6 @@ class BenchmarkPlan(_Strict):
         main: The method that the others are held against.
         methods: Rows that are shown; those that are methods are trained. ``{name: socket, tune:
             true}`` is the row ``socket-tuned``: a label-free score chooses its rates and schedule.
-        settings: Settings of all cells.
         datasets: None: that of the settings, under its own name.
         variants: The first is what the others are held against.
         sweeps: Further variants, drawn as curves.
@@ -119,7 +118,6 @@ class BenchmarkPlan(_Strict):
     main: str = "tgkt"
     methods: tuple[RowName, ...] = (*ROWS[:3], *METHODS, *ROWS[3:])
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    settings: Settings = {}
     datasets: tuple[DatasetPlan, ...] = ()
     variants: tuple[VariantPlan, ...] = Field((VariantPlan(name="default"),), min_length=1)
     sweeps: tuple[SweepPlan, ...] = ()
@@ -151,8 +149,6 @@ class Cell:
         rows: Methods and bounds that are shown; without any nothing is evaluated.
         config: All settings.
         students: What is trained: by row the method, and what differs in its section.
-        value: Value of the swept setting; None: no sweep.
-        sweep: The swept setting and the name of the line.
     """
 
     dataset: str
@@ -161,8 +157,6 @@ class Cell:
     rows: tuple[str, ...]
     config: Config
     students: Mapping[str, tuple[str, Settings]]
-    value: float | None = None
-    sweep: tuple[str, str] | None = None
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -187,7 +181,9 @@ def read_plan(path: Path | None) -> BenchmarkPlan:
     try:
         return BenchmarkPlan.model_validate(read_yaml(path))
     except ValidationError as error:
-        problems = [_explain(problem) for problem in error.errors(include_url=False)]
+        models = (BenchmarkPlan, DatasetPlan, VariantPlan, SweepPlan)
+        keys = sorted({name for model in models for name in model.model_fields})
+        problems = explained(error, keys, f"choose of {', '.join(keys)}")
         raise ConfigError(f"benchmark file {path}:\n" + "\n".join(problems)) from None
 
 
@@ -201,28 +197,22 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
     Raises:
         ConfigError: All settings and method names that are wrong, in one message.
     """
-    variants: list[tuple[VariantPlan, float | None, tuple[str, str] | None]] = [
-        *((variant, None, None) for variant in plan.variants),
-        *(
-            (s.variant(value), value, (s.setting, s.name))
-            for s in plan.sweeps
-            for value in s.values
-        ),
-    ]
     datasets = _datasets(plan)
+    variants = [
+        *plan.variants,
+        *(sweep.variant(value) for sweep in plan.sweeps for value in sweep.values),
+    ]
     problems: dict[str, None] = {}
-    of_datasets = [dataset.settings for dataset in datasets]
-    of_variants = [variant.settings for variant, _, _ in variants]
-    for layer in (plan.settings, *of_datasets, *of_variants, overrides):
-        problems |= dict.fromkeys(_decided(nested(layer)))
-    known = (*METHODS, *ROWS, *(name + TUNED for name in METHODS))
+    for layer in (plan, *datasets, *variants):
+        problems |= dict.fromkeys(_decided(nested(layer.settings)))
+    problems |= dict.fromkeys(_decided(overrides))
+    possible = (*METHODS, *ROWS, *(name + TUNED for name in METHODS))
     cells = []
-    for seed, dataset, (variant, value, line) in product(plan.seeds, datasets, variants):
+    for seed, dataset, variant in product(plan.seeds, datasets, variants):
         rows = variant.methods or plan.methods
-        for row in rows:
-            if row not in known:
-                problem = f"{variant.name}: method {row!r} is unknown: choose of {', '.join(known)}"
-                problems[problem] = None
+        for row in [row for row in rows if row not in possible]:
+            problem = f"{variant.name}: method {row!r} is unknown: choose of {', '.join(possible)}"
+            problems[problem] = None
         extra = {"seed": seed, "evaluate": {"oracle": "oracle" in rows}}
         layers = (plan.settings, dataset.settings, variant.settings)
         try:
@@ -231,7 +221,7 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
             problems[f"{dataset.name}, {variant.name}: {error}"] = None
             continue
         name = dataset.name if plan.datasets else config.dataset
-        cells.append(Cell(name, variant.name, seed, rows, config, students_of(rows), value, line))
+        cells.append(Cell(name, variant.name, seed, rows, config, students_of(rows)))
     folders = [cell.folder for cell in cells]
     for folder in sorted({folder for folder in folders if folders.count(folder) > 1}):
         problems[f"two variants or data sets share the folder {folder}: name them apart"] = None
@@ -264,6 +254,43 @@ def trial_cells(cells: Sequence[Cell]) -> list[Cell]:
     return list(trials.values())
 
 
+def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[Cell]:
+    """The cells with the settings that the label-free score chose; tells them in tuning.json.
+
+    A method without a finished trial is left out.
+    """
+    records: list[dict[str, Any]] = []
+    for trial in trials:
+        run = Run(output / trial.folder)
+        for row, (method, changes) in trial.students.items():
+            stage = f"transfer/{row}"
+            epochs = run.metrics(stage) if run.finished(stage) else []
+            if epochs:
+                done = run.record(stage)
+                records.append(
+                    {"dataset": trial.dataset, "variant": trial.variant, "method": method,
+                     "settings": dict(changes), TUNE_BY: epochs[done["best_epoch"] - 1][TUNE_BY],
+                     "seconds": done["seconds"], "chosen": False}
+                )  # fmt: skip
+    chosen: dict[tuple[str, str, str], Settings] = {}
+    for record in sorted(records, key=lambda record: -record[TUNE_BY]):
+        place = record["dataset"], record["variant"], record["method"]
+        record["chosen"] = place not in chosen
+        chosen.setdefault(place, record["settings"])
+    if records:
+        write_record(output / "tuning.json", {"trials": records})
+
+    def settled(cell: Cell) -> Cell:
+        students = dict(cell.students)
+        for row in [row for row in students if row.endswith(TUNED)]:
+            method, _ = students.pop(row)
+            if (cell.dataset, cell.variant, method) in chosen:
+                students[row] = method, chosen[cell.dataset, cell.variant, method]
+        return replace(cell, students=students)
+
+    return [settled(cell) for cell in cells]
+
+
 def slug(name: str) -> str:
     """A name as a folder: letters, digits, dots, dashes."""
     return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "unnamed"
@@ -274,8 +301,7 @@ def _decided(settings: Mapping[str, Any]) -> list[str]:
     problems = []
     if "seed" in settings:
         problems.append(f"seed = {settings['seed']}: a benchmark runs the seeds of `seeds: [...]`")
-    evaluate = settings.get("evaluate")
-    if isinstance(evaluate, dict) and "oracle" in evaluate:
+    if pick(settings, "evaluate.oracle") is not None:
         problems.append(
             "evaluate.oracle: a benchmark trains it where `oracle` is among the methods"
         )
@@ -294,17 +320,3 @@ def _datasets(plan: BenchmarkPlan) -> list[DatasetPlan]:
         if not pairs:
             datasets.append(dataset)
     return datasets
-
-
-def _explain(problem: Any) -> str:
-    """One line a user can act on, from one of pydantic's problems."""
-    where = ".".join(str(part) for part in problem["loc"]) or "the file"
-    if problem["type"] == "extra_forbidden":
-        models = (BenchmarkPlan, DatasetPlan, VariantPlan, SweepPlan)
-        keys = sorted({name for model in models for name in model.model_fields})
-        near = difflib.get_close_matches(str(problem["loc"][-1]), keys, n=1, cutoff=0.5)
-        return f"unknown key {where}: " + (
-            f"did you mean {near[0]}?" if near else f"choose of {', '.join(keys)}"
-        )
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{where} = {problem['input']!r}: {message[:1].lower()}{message[1:]}"

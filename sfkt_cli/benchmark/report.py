@@ -22,8 +22,10 @@ from sfkt_cli.evaluation import figures
 from sfkt_cli.evaluation.report import (
     BOUNDS,
     SPLITS,
+    Cells,
     Row,
     amount,
+    bullets,
     interval,
     latex_table,
     markdown_table,
@@ -141,7 +143,7 @@ def write_report(
     shown = {(key.dataset, key.variant, key.method) for key in measurements}
     tuning = [trial for trial in trials if _tuned_row(trial) in shown]
     results = results_of(plan, cells, measurements, tuning)
-    pictures = draw_sweeps(plan, cells, results, output)
+    pictures = draw_sweeps(plan, results, output)
     write_json(
         output / "benchmark.json",
         {
@@ -233,43 +235,41 @@ def reference(plan: BenchmarkPlan, measurements: Measurements, key: Key) -> Key 
         return main
     own = (plan.main, plan.main + TUNED, *OWN, *BOUNDS)
     peers = [other for other in measurements if other[:3] == key[:3] and other.method not in own]
-    return max(peers, key=lambda other: _mean_accuracy(measurements[other]), default=None)
+
+    def mean_accuracy(other: Key) -> float:
+        return statistics.fmean(seed.row.accuracy for seed in measurements[other].values())
+
+    return max(peers, key=mean_accuracy, default=None)
 
 
 def result_of(
     key: Key, measurements: Measurements, versus: Key | None, tuning: Sequence[Mapping[str, Any]]
 ) -> Result:
     """One row of the tables."""
-    rows = [each.row for each in measurements[key].values()]
+    rows = [measured.row for measured in measurements[key].values()]
     accuracies = tuple(row.accuracy for row in rows)
-    compared = paired(measurements[key], measurements.get(versus, {})) if versus else None
-    difference, interval_ends, p_value = compared or (None, None, None)
-    if compared is None or versus is None:
-        against = None
-    else:
+    against, compared = None, None
+    if versus:
+        compared = paired(measurements[key], measurements.get(versus, {}))
         against = versus.method if key.variant == versus.variant else versus.variant
+    difference, interval_ends, p_value = compared or (None, None, None)
     place = (key.dataset, key.variant, key.method)
     tried = [trial["seconds"] for trial in tuning if _tuned_row(trial) == place]
     return Result(
-        dataset=key.dataset,
-        variant=key.variant,
-        method=key.method,
-        split=key.split,
+        **key._asdict(),
         n=sum(row.n for row in rows),
         seeds=tuple(measurements[key]),
         accuracies=accuracies,
         mean=statistics.fmean(accuracies),
         deviation=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         balanced_accuracy=statistics.fmean(row.balanced_accuracy for row in rows),
-        versus=against,
+        versus=against if compared else None,
         difference=difference,
         difference_ci95=interval_ends,
         p_value=p_value,
         train_seconds=_average(row.train_seconds for row in rows),
         images_per_second=_average(row.images_per_second for row in rows),
-        peak_memory_mb=max(
-            (row.peak_memory_mb for row in rows if row.peak_memory_mb), default=None
-        ),
+        peak_memory_mb=max(filter(None, (row.peak_memory_mb for row in rows)), default=None),
         parameters=rows[0].parameters,
         tuning_seconds=sum(tried) if tried else None,
     )
@@ -292,19 +292,17 @@ def paired(
 
 
 def draw_sweeps(
-    plan: BenchmarkPlan, cells: Sequence[Cell], results: Sequence[Result], output: Path
+    plan: BenchmarkPlan, results: Sequence[Result], output: Path
 ) -> list[tuple[str, str]]:
     """A picture for each swept setting and data set; names and captions."""
-    places = {(c.dataset, c.variant): c for c in cells if c.sweep is not None}
     lines: dict[tuple[str, str, str], dict[str, list[tuple[float, float, float]]]] = {}
-    for result in results:
-        cell = places.get((result.dataset, result.variant))
-        if cell is None or cell.sweep is None or cell.value is None:
-            continue
-        setting, name = cell.sweep
-        label = name if len(cell.rows) == 1 else f"{result.method}, {name}"
-        picture = lines.setdefault((result.dataset, setting, result.split), {})
-        picture.setdefault(label, []).append((cell.value, result.mean, result.deviation or 0.0))
+    for sweep in plan.sweeps:
+        values = {sweep.variant(value).name: value for value in sweep.values}
+        for row in (row for row in results if row.variant in values):
+            label = sweep.name if len(sweep.methods) == 1 else f"{row.method}, {sweep.name}"
+            picture = lines.setdefault((row.dataset, sweep.setting, row.split), {})
+            point = (values[row.variant], row.mean, row.deviation or 0.0)
+            picture.setdefault(label, []).append(point)
     drawn = []
     for (dataset, setting, split), curves in lines.items():
         name = f"sweep-{setting}-{split}" + (f"-{dataset}" if len(plan.datasets) > 1 else "")
@@ -334,15 +332,14 @@ def markdown(
         "Training: seconds beyond the source model, for a method that uses the bridge with the "
         "bridge; images/s: inference. Bounds saw labels or RGB images of the target task",
     )
-    parts = [f"# {plain(plan.title)}", "\n".join(f"- {plain(fact)}" for fact in facts)]
+    parts = [f"# {plain(plan.title)}", bullets(facts)]
     fewer = [
         f"{r.dataset}, {r.variant}, {r.method}, {r.split}: {', '.join(map(str, r.seeds))} alone"
         for r in results if set(r.seeds) != set(plan.seeds)
     ]  # fmt: skip
-    if fewer:
-        parts.append("## Not all seeds\n\n" + "\n".join(f"- {plain(each)}" for each in fewer))
-    if failed:
-        parts.append("## Not finished\n\n" + "\n".join(f"- {plain(each)}" for each in failed))
+    for title, lines in (("Not all seeds", fewer), ("Not finished", failed)):
+        if lines:
+            parts.append(f"## {title}\n\n{bullets(lines)}")
     parts += sensor_tables(plan, results)
     for (dataset, split), table in groupby(results, table_of):
         parts += [f"## {plain(dataset)}: {SPLITS[split]}", _table(list(table))]
@@ -363,7 +360,7 @@ def markdown(
 def sensor_tables(plan: BenchmarkPlan, results: Sequence[Result]) -> list[str]:
     """SUN RGB-D: mean accuracy of each method, source sensor down, target sensor across."""
     first, parts = plan.variants[0].name, []
-    for dataset in (each for each in plan.datasets if each.sensor_pairs):
+    for dataset in (dataset for dataset in plan.datasets if dataset.sensor_pairs):
         for split, method in dict.fromkeys((r.split, r.method) for r in results):
             mean = {
                 r.dataset: percent(r.mean) for r in results
@@ -378,24 +375,21 @@ def sensor_tables(plan: BenchmarkPlan, results: Sequence[Result]) -> list[str]:
     return ["## Sensor pairs", *parts] if parts else []
 
 
-def _table(here: Sequence[Result]) -> str:
-    """One table of Markdown."""
-    header, above, below = _columns(here)
+def _table(rows: Sequence[Result]) -> str:
+    header, above, below = _columns(rows)
     return markdown_table(header, above, below, left=2 if header[0] == "variant" else 1)
 
 
-def _columns(here: Sequence[Result]) -> tuple[tuple[str, ...], list[Any], list[Any]]:
+def _columns(rows: Sequence[Result]) -> tuple[Cells, list[Cells], list[Cells]]:
     """Header, methods and bounds of one table; the variant first where there are several."""
-    several = len({r.variant for r in here}) > 1
-    header = (
-        *(["variant"] if several else []), "method", "accuracy %", "balanced %", "difference",
-        "95 % interval", "p", "to", "seeds", "n", "training s", "tuning s", "images/s",
-        "memory MB", "parameters",
+    first = slice(0 if len({row.variant for row in rows}) > 1 else 1, None)
+    header: Cells = (
+        "variant", "method", "accuracy %", "balanced %", "difference", "95 % interval", "p", "to",
+        "seeds", "n", "training s", "tuning s", "images/s", "memory MB", "parameters",
     )  # fmt: skip
-    cells = [(*([r.variant] if several else []), *_cells(r)) for r in here]
-    above = [c for c, r in zip(cells, here, strict=True) if r.method not in BOUNDS]
-    below = [c for c, r in zip(cells, here, strict=True) if r.method in BOUNDS]
-    return header, above, below
+    above = [_cells(row)[first] for row in rows if row.method not in BOUNDS]
+    below = [_cells(row)[first] for row in rows if row.method in BOUNDS]
+    return header[first], above, below
 
 
 def latex(results: Sequence[Result]) -> str:
@@ -416,9 +410,9 @@ def csv_text(results: Sequence[Result]) -> str:
         low, high = values.pop("difference_ci95") or (None, None)
         del values["accuracies"]
         values |= {"seeds": len(result.seeds), "difference_low": low, "difference_high": high}
-        lines.append(values)
-    header = list(lines[0]) if lines else ["dataset", "variant", "method", "split"]
-    return to_csv(header, [["" if v is None else v for v in line.values()] for line in lines])
+        lines.append(["" if value is None else value for value in values.values()])
+    header = list(values) if lines else Key._fields
+    return to_csv(header, lines)
 
 
 def long_csv(measurements: Measurements) -> str:
@@ -426,9 +420,9 @@ def long_csv(measurements: Measurements) -> str:
     lines = [
         [key.dataset, key.variant, key.method, seed, key.split, metric, value]
         for key, of_seeds in measurements.items()
-        for seed, each in of_seeds.items()
+        for seed, measured in of_seeds.items()
         for metric in METRICS
-        if (value := getattr(each.row, metric)) is not None
+        if (value := getattr(measured.row, metric)) is not None
     ]
     header = ["dataset", "variant", "method", "seed", "split", "metric", "value"]
     return to_csv(header, lines)
@@ -451,6 +445,7 @@ def _cells(result: Result) -> tuple[str, ...]:
     deviation = f" ± {percent(result.deviation)}" if result.deviation is not None else ""
     points = "-" if result.difference is None else f"{100 * result.difference:+.1f}"
     return (
+        result.variant,
         result.method,
         percent(result.mean) + deviation,
         percent(result.balanced_accuracy),
@@ -466,10 +461,6 @@ def _cells(result: Result) -> tuple[str, ...]:
         amount(result.peak_memory_mb),
         amount(result.parameters),
     )
-
-
-def _mean_accuracy(of_seeds: Mapping[int, Measured]) -> float:
-    return statistics.fmean(each.row.accuracy for each in of_seeds.values())
 
 
 def _average(values: Iterable[float | None]) -> float | None:

@@ -18,7 +18,7 @@ import signal
 import time
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -27,16 +27,18 @@ from typing import Any, NamedTuple, cast
 
 from filelock import FileLock, Timeout
 
-from sfkt_cli.benchmark.plan import TUNE_BY, TUNED, BenchmarkPlan, Cell, cells_of, trial_cells
+from sfkt_cli.benchmark.plan import BenchmarkPlan, Cell, cells_of, trial_cells, tuned
 from sfkt_cli.console import console, duration, event, quieten, say, warn
 from sfkt_cli.data.readers import archive_root
 from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError
+from sfkt_cli.files import sha256_json
 from sfkt_cli.settings.config import Config, as_dict, build, merge, nest, section_of
-from sfkt_cli.settings.runs import Done, Run, digest_settings, stage_settings
-from sfkt_cli.settings.sealed import read_record, write_record
+from sfkt_cli.settings.runs import Done, Run, stage_settings
+from sfkt_cli.settings.sealed import read_record
 from sfkt_cli.signals import follow_parent
 
 LEVELS = ("prepare", "source", "bridge", "transfer", "evaluate")
+"""The stages in their order, without the method."""
 _READ_OUTSIDE = ("prepare", "source")
 """Stages that read what may change while the settings stay: an archive, a model brought along."""
 _KILLED = "its process was killed, perhaps for want of memory: fewer --processes need less"
@@ -151,45 +153,6 @@ def check_inputs(cells: Iterable[Cell], output: Path) -> None:
         )
 
 
-def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[Cell]:
-    """The cells with the settings that the label-free score chose; tells them in tuning.json.
-
-    A method without a finished trial is left out.
-    """
-    trial_records: list[dict[str, Any]] = []
-    for trial in trials:
-        run = Run(output / trial.folder)
-        for row, (method, changes) in trial.students.items():
-            stage = f"transfer/{row}"
-            rows = run.metrics(stage) if run.finished(stage) else []
-            if rows:
-                record = run.record(stage)
-                score = rows[record["best_epoch"] - 1][TUNE_BY]
-                trial_records.append(
-                    {"dataset": trial.dataset, "variant": trial.variant, "method": method,
-                     "settings": dict(changes), TUNE_BY: score, "seconds": record["seconds"],
-                     "chosen": False}
-                )  # fmt: skip
-    chosen: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for line in sorted(trial_records, key=lambda line: -line[TUNE_BY]):
-        chosen.setdefault((line["dataset"], line["variant"], line["method"]), line)
-    for line in chosen.values():
-        line["chosen"] = True
-    if trial_records:
-        write_record(output / "tuning.json", {"trials": trial_records})
-    tuned_cells = []
-    for cell in cells:
-        students = dict(cell.students)
-        for row, (method, _) in cell.students.items():
-            best = chosen.get((cell.dataset, cell.variant, method))
-            if row.endswith(TUNED) and best is None:
-                del students[row]
-            elif row.endswith(TUNED) and best is not None:
-                students[row] = (method, best["settings"])
-        tuned_cells.append(replace(cell, students=students))
-    return tuned_cells
-
-
 def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Say what a benchmark would run, what is shared, and how long and large it is; runs nothing.
 
@@ -207,20 +170,20 @@ def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> 
         for task in tasks_of(cell, output, link=False)
     ]
     tasks = {task.key: task for task in wanted}
-    left = [task for task in tasks.values() if not _finished(task, output)]
+    to_run = [task for task in tasks.values() if not _finished(task, output)]
     lines = [f"benchmark: dry run, nothing is written; {len(cells)} cells in {output}"]
     seconds, room, unknown = 0.0, 0, set[str]()
     for kind in dict.fromkeys(task.stage for task in sorted(tasks.values(), key=_level)):
-        own = [task for task in tasks.values() if task.stage == kind]
-        todo = [task for task in own if task in left]
-        shared = sum(task.stage == kind for task in wanted) - len(own)
+        count = sum(task.stage == kind for task in tasks.values())
+        left = sum(task.stage == kind for task in to_run)
+        shared = sum(task.stage == kind for task in wanted) - count
         costs = [_cost(path) for path in _done_of(kind, output)]
-        text = f"  {kind:24}{len(own):5} stages, {shared} shared, {len(own) - len(todo)} done"
-        if costs and todo:
+        text = f"  {kind:24}{count:5} stages, {shared} shared, {count - left} done"
+        if costs and left:
             mean_seconds, size = (sum(values) / len(costs) for values in zip(*costs, strict=True))
-            seconds, room = seconds + mean_seconds * len(todo), room + int(size) * len(todo)
-            text += f"; {duration(mean_seconds * len(todo))}, {size * len(todo) / 1e6:,.0f} MB"
-        elif todo:
+            seconds, room = seconds + mean_seconds * left, room + int(size) * left
+            text += f"; {duration(mean_seconds * left)}, {size * left / 1e6:,.0f} MB"
+        elif left:
             unknown.add(kind)
         lines.append(text)
     if seconds or room:
@@ -230,7 +193,7 @@ def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> 
     say("\n".join(lines))
     check_inputs(cells, output)
     return {
-        "folder": output, "cells": len(cells), "stages": len(tasks), "to_run": len(left),
+        "folder": output, "cells": len(cells), "stages": len(tasks), "to_run": len(to_run),
         "seconds": seconds, "bytes": room, "unknown": sorted(unknown),
     }  # fmt: skip
 
@@ -297,7 +260,7 @@ def tasks_of(cell: Cell, output: Path, *, link: bool = True) -> list[Task]:
         name = name or stage
         before = tuple(keys[need] for need in needs)
         identity = {"settings": stage_settings(stage, build(dict(own))), "needs": before}
-        key = keys[name] = f"{stage.replace('/', '-')}-{digest_settings(identity)}"
+        key = keys[name] = f"{stage.replace('/', '-')}-{sha256_json(identity)[:16]}"
         run, place = folder, output / "stages"
         links[folder / name] = place / key
         if name != stage:  # two students of one method: a run for each
@@ -332,10 +295,8 @@ def tasks_of(cell: Cell, output: Path, *, link: bool = True) -> list[Task]:
 def done(task: Task) -> bool:
     """Whether a task's folder is finished; ``evaluate`` with all models as they are now."""
     run = Run(task.cell)
-    if not run.finished(task.stage):
-        return False
-    if task.stage != "evaluate":
-        return True
+    if task.stage != "evaluate" or not run.finished(task.stage):
+        return run.finished(task.stage)
     from sfkt_cli.evaluation.models import model_digests
 
     record = run.record("evaluate")
@@ -478,7 +439,7 @@ def gpus_of(processes: int) -> list[str]:
     """A GPU for each of several processes, as CUDA_VISIBLE_DEVICES names it; "" for none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     there = sum(1 for path in Path("/proc/driver/nvidia/gpus").glob("*"))
-    gpus = (visible.split(",") if visible else [str(each) for each in range(there)]) or [""]
+    gpus = (visible.split(",") if visible else [str(number) for number in range(there)]) or [""]
     return [gpus[number % len(gpus)] for number in range(processes)]
 
 

@@ -87,9 +87,7 @@ class Alignment:
 def check_alignment(store: Store, names: Mapping[str, str] | None = None) -> Alignment | None:
     """Compare the TI pairs of a store with shifted, turned and exchanged controls.
 
-    Args:
-        store: A prepared file.
-        names: Names for ids; an id without a name is shown itself.
+    ``names`` stand for ids; an id without a name is shown itself.
 
     Returns:
         None where there are too few pairs to tell, or none.
@@ -168,10 +166,7 @@ def _swapped(rgb: Floats, target: Floats, ids: list[str]) -> tuple[tuple[str, st
 def _edges(stored: NDArray[Any], depth: bool, channel: int | None = None) -> Floats:
     """Gradient magnitude (SIDE, SIDE), logarithmic, mean 0 and norm 1.
 
-    Args:
-        stored: (H, W[, C]).
-        depth: Whether 0 is a hole.
-        channel: The one that is looked at; None: the mean of all.
+    ``depth``: whether 0 is a hole; ``channel``: the one that is looked at, None: the mean of all.
     """
     step = max(1, stored.shape[0] // (2 * SIDE))
     plane = np.asarray(stored[::step, ::step], np.float32)

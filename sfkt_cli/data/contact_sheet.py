@@ -29,10 +29,7 @@ Picture = NDArray[np.uint8]
 def draw_contact_sheet(store: Store, path: Path, names: Mapping[str, str] | None = None) -> bool:
     """Write a PNG with pairs of a store, or with target images where it has no pairs.
 
-    Args:
-        store: A prepared file.
-        path: The picture.
-        names: Names for ids; an id without a name is shown itself.
+    ``names`` stand for ids; an id without a name is shown itself.
 
     Returns:
         False where the store has no images to show.
@@ -66,10 +63,7 @@ def draw_contact_sheet(store: Store, path: Path, names: Mapping[str, str] | None
 def captioned(image: NDArray[Any], missing: bool, text: str) -> Image.Image:
     """A stored target image, enlarged, with a line of text below.
 
-    Args:
-        image: (H, W) or (H, W, C), as stored.
-        missing: Whether 0 means "no reading".
-        text: Such as ``cup  93 %``.
+    ``missing``: whether 0 means "no reading".
     """
     picture = Image.fromarray(picture_of(image, missing))
     side = max(2 * TILE, picture.width)

@@ -60,12 +60,8 @@ def decode_rgb(
 ) -> Image.Image:
     """Decode an 8-bit colour image.
 
-    Args:
-        content: The file's bytes.
-        name: How messages call the file.
-        size: A JPEG may be decoded at a fraction of its size if both sides keep twice this many
-            pixels; 0: full size.
-        max_pixels: Larger images are refused.
+    A JPEG may be decoded at a fraction of its size if both sides keep twice ``size`` pixels; 0:
+    full size.
 
     Raises:
         DataError: Damaged, of one channel, of 16 bit, or too large.
@@ -88,11 +84,7 @@ def decode_target(
 ) -> NDArray[Any]:
     """Decode a target image as it is stored.
 
-    Args:
-        content: The file's bytes.
-        name: How messages call the file.
-        max_pixels: Larger images are refused.
-        no_reading: Values that become 0.
+    Values in ``no_reading`` become 0.
 
     Returns:
         (H, W) or (H, W, C), uint8, uint16 or float32.
@@ -327,10 +319,7 @@ def _decode_npy(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
 def known_type(values: NDArray[Any], name: str, no_reading: Sequence[float] = ()) -> NDArray[Any]:
     """Whole numbers as uint8 or uint16, others as float32, in one of the shapes of images.
 
-    Args:
-        values: Decoded, or a user's own.
-        name: How messages call them.
-        no_reading: Values that become 0.
+    Values in ``no_reading`` become 0.
 
     Raises:
         DataError: Shape or type is none of an image, or whole numbers are not in 0..65535.

@@ -86,10 +86,7 @@ CITE = {
 def download(dataset: str, folder: Path, accepted: Callable[[], bool]) -> None:
     """Fetch the archive of a data set.
 
-    Args:
-        dataset: Name as in ``sfkt prepare NAME``.
-        folder: Where the files go.
-        accepted: Whether the user accepts the notice, which has been shown when this is asked.
+    ``accepted`` is asked once the notice has been shown.
 
     Raises:
         ConfigError: The data set has no public address, or the notice is not accepted.

@@ -154,9 +154,7 @@ def as_rgb(encoded: Tensor) -> Tensor:
 def encode(stored: Tensor, encoding: Encoding) -> Tensor:
     """Turn stored target images into model input.
 
-    Args:
-        stored: (B, H, W) or (B, H, W, C) of any number type, in stored units.
-        encoding: How.
+    Stored images are (B, H, W) or (B, H, W, C) of any number type, in stored units.
 
     Returns:
         (B, C', H, W) float32 in [0, 1] with C' = ``encoding.encoded_channels``.

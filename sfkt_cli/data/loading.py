@@ -1,28 +1,30 @@
-"""The loader for archives of image files; readers say what their target values mean.
+"""From image files to stored images: what their values mean, and the square grid of the store.
 
-For your own images the modality says it: unit, valid range and default encoding, nothing else.
+Readers say what their target values mean; for your own images the modality says it: unit, valid
+range and default encoding, nothing else.
+
+The shorter side decides on the grid: the middle square is kept, so that shapes keep their
+proportions (a squashed 1920 x 1080 image is 44 % off, and source models were trained on unsquashed
+ones). ``squash`` keeps everything instead.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from sfkt_cli.data.archive import Container
 from sfkt_cli.data.decode import decode_rgb, decode_target
-from sfkt_cli.data.records import Record
-from sfkt_cli.data.resample import Fit, fit_rgb, fit_target, to_millimetres
+from sfkt_cli.data.records import Archive, Record, image_names
 from sfkt_cli.errors import DataError
+from sfkt_cli.settings.config import Config
 
-MAX_ID_BYTES = 96
-"""Ids become file names, which may have 255 bytes with all that is added."""
+Fit = Literal["crop", "squash"]
 Convert = Callable[[NDArray[Any], str], NDArray[Any]]
 """Decoded values and the file's name to values in the store's unit; raises DataError."""
 
@@ -60,45 +62,50 @@ class FileLoader:
         )
 
     def target_values(self, name: str) -> NDArray[Any]:
-        """A target image in the store's unit, at its own resolution.
-
-        Raises:
-            DataError: The image is missing, damaged, or not what it should be.
-        """
+        """A target image in the store's unit, at its own resolution."""
         return self.convert(self.decode(name), self.container.describe(name))
 
     def decode(self, name: str) -> NDArray[Any]:
-        """A target image as it is stored, but for what stands for no reading.
-
-        Raises:
-            DataError: The image is missing or damaged.
-        """
-        place = self.container.describe(name)
-        content = self.container.read(name)
+        """A target image as it is stored, but for what stands for no reading."""
+        content, place = self.container.read(name), self.container.describe(name)
         return decode_target(content, place, self.max_pixels, self.no_reading)
 
 
-def plane_of_bytes(values: NDArray[Any], name: str) -> NDArray[Any]:
-    """One channel of 8 bit, as it is.
+def archive_of_files(
+    config: Config,
+    container: Container,
+    records: Sequence[Record],
+    convert: Convert,
+    *,
+    loader: type[FileLoader] = FileLoader,
+    more: Iterable[str] = (),
+    **about: Any,
+) -> Archive:
+    """The archive of samples that are image files.
 
-    Raises:
-        DataError: It is anything else.
+    ``more`` are other files that its digest is to name, ``about`` further fields of the archive.
     """
-    if values.ndim != 2 or values.dtype != np.uint8:
-        raise DataError(f"{name} holds {describe_values(values)}, expected one channel of 8 bit")
-    return values
+    missing = about.get("modality", "depth") == "depth"
+    fit, max_pixels = config.prepare.fit, config.prepare.max_pixels
+    digest = container.digest([*image_names(records), *more])
+    return Archive(
+        tuple(records), loader(container, convert, missing, fit, max_pixels), digest, **about
+    )
+
+
+def plane_of_bytes(values: NDArray[Any], name: str) -> NDArray[Any]:
+    """One channel of 8 bit, as it is; anything else is a DataError."""
+    return _plane(values, name, np.uint8, "of 8 bit")
 
 
 def plane_of_millimetres(values: NDArray[Any], name: str) -> NDArray[Any]:
-    """One channel of 16-bit millimetres, as it is.
+    """One channel of 16-bit millimetres, as it is; anything else is a DataError."""
+    return _plane(values, name, np.uint16, "of 16-bit depth")
 
-    Raises:
-        DataError: It is anything else.
-    """
-    if values.ndim != 2 or values.dtype != np.uint16:
-        raise DataError(
-            f"{name} holds {describe_values(values)}, expected one channel of 16-bit depth"
-        )
+
+def _plane(values: NDArray[Any], name: str, kind: type, meant: str) -> NDArray[Any]:
+    if values.ndim != 2 or values.dtype != kind:
+        raise DataError(f"{name} holds {describe_values(values)}, expected one channel {meant}")
     return values
 
 
@@ -106,30 +113,6 @@ def describe_values(values: NDArray[Any]) -> str:
     """Such as ``3 channels of uint8``."""
     channels = values.shape[2] if values.ndim == 3 else 1
     return f"{channels} channel{'s'[: channels > 1]} of {values.dtype}"
-
-
-def with_safe_ids(records: Iterable[Record]) -> list[Record]:
-    """Turn ids that are paths into file names; a record without a group becomes its own.
-
-    ``/`` becomes ``-``, and what else is unsafe ``_``. A short hash follows where that loses
-    something: after other changes, and where two paths would have one id: ``a/b-c``, ``a-b/c``.
-    """
-    listed = list(records)
-    ids = {record.id: _safe(record.id) for record in listed}
-    counts = Counter(ids.values())
-    for path, safe in ids.items():
-        if safe != path.replace("/", "-") or counts[safe] > 1:
-            digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
-            ids[path] = f"{safe}-{digest[:6]}"
-    return [
-        replace(record, id=ids[record.id], group=record.group or ids[record.id])
-        for record in listed
-    ]
-
-
-def _safe(path: str) -> str:
-    safe = re.sub(r"[^\w.-]+", "_", path.replace("/", "-")).strip(".")
-    return safe.encode()[:MAX_ID_BYTES].decode("utf-8", "ignore")
 
 
 @dataclass(frozen=True)
@@ -209,3 +192,99 @@ class TargetValues:
             )
         scaled: NDArray[Any] = np.rint(finite * (65535.0 / largest)).astype(np.uint16)
         return scaled
+
+
+def kept_box(width: int, height: int, fit: Fit) -> tuple[int, int, int, int]:
+    """Left, upper, right and lower edge of what is kept of an image."""
+    if fit == "squash":
+        return 0, 0, width, height
+    side = min(width, height)
+    left, upper = (width - side) // 2, (height - side) // 2
+    return left, upper, left + side, upper + side
+
+
+def fit_rgb(image: Image.Image, size: int, fit: Fit) -> NDArray[np.uint8]:
+    """Resample an RGB image with antialiasing.
+
+    Returns:
+        (size, size, 3); the very pixels where nothing needs resampling.
+    """
+    box = kept_box(*image.size, fit)
+    if (box[2] - box[0], box[3] - box[1]) == (size, size):
+        return np.asarray(image.crop(box))
+    return np.asarray(
+        image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+    )
+
+
+def fit_target(values: NDArray[Any], size: int, fit: Fit, *, missing: bool) -> NDArray[Any]:
+    """Resample a target image by area; pixels without a reading take no part.
+
+    Args:
+        values: (H, W) or (H, W, C), uint8 or uint16.
+        size: Side of the result in pixels.
+        fit: ``crop`` or ``squash``.
+        missing: Whether 0 means "no reading". Such pixels never blend into others: a stored pixel
+            is the mean of the readings in its area, or 0 where less than half of it has one.
+
+    All is whole numbers, halves are rounded up: exported models come to the very same values.
+
+    Returns:
+        (size, size) or (size, size, C) of the same type; bit-exact where nothing needs resampling.
+    """
+    height, width = values.shape[:2]
+    left, upper, right, lower = kept_box(width, height, fit)
+    kept = values[upper:lower, left:right]
+    if kept.shape[:2] == (size, size):
+        return np.ascontiguousarray(kept)
+    if kept.ndim == 3:
+        planes = [_by_area(kept[:, :, c], size, missing) for c in range(kept.shape[2])]
+        return np.stack(planes, axis=2)
+    return _by_area(kept, size, missing)
+
+
+def areas(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First pixel and number of pixels of each of ``size`` areas along a side of ``length`` pixels.
+
+    A pixel belongs to the area that its centre lies in, as in Pillow's box filter; where there are
+    more areas than pixels, each takes the nearest one.
+    """
+    number = np.arange(size + 1)
+    if size >= length:
+        return (2 * number[:-1] + 1) * length // (2 * size), np.ones(size, np.int64)
+    edges = (2 * number * length + size) // (2 * size)
+    return edges[:-1], np.diff(edges)
+
+
+def _by_area(plane: NDArray[Any], size: int, missing: bool) -> NDArray[Any]:
+    (top, heights), (left, widths) = (areas(length, size) for length in plane.shape)
+
+    def total(values: NDArray[Any]) -> NDArray[np.int64]:
+        rows = np.add.reduceat(values, top, axis=0, dtype=np.int64)
+        sums: NDArray[np.int64] = np.add.reduceat(rows, left, axis=1)
+        return sums
+
+    count = np.outer(heights, widths)
+    readings = total(plane > 0) if missing else count
+    whole = np.maximum(readings, 1)
+    mean = (2 * total(plane) + whole) // (2 * whole)
+    return np.where(2 * readings >= count, mean, 0).astype(plane.dtype)
+
+
+def to_millimetres(metres: NDArray[np.floating[Any]], name: str) -> NDArray[np.uint16]:
+    """Depth in metres as uint16 millimetres; NaN, infinities and negative values are no reading.
+
+    Raises:
+        DataError: The values are no metres: the median lies beyond 65.5 m.
+    """
+    valid = np.isfinite(metres) & (metres > 0)
+    readings = metres[valid]
+    if readings.size and float(np.median(readings)) > 65.535:
+        raise DataError(
+            f"{name} has a median depth of {float(np.median(readings)):,.0f} m: say what the "
+            "values are with folders.unit or folders.scale, and what stands for no reading with "
+            "folders.missing"
+        )
+    millimetres = np.where(valid, np.minimum(metres, 100.0), 0) * 1000.0
+    millimetres = np.where(millimetres > 65535, 0, millimetres)
+    return np.rint(millimetres).astype(np.uint16)

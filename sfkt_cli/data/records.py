@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sfkt_cli.data.archive import Container
 from sfkt_cli.errors import DataError
 
-PARTS = ("source", "target", "test", "ti")
+TR_PARTS = ("source", "target", "test")
+PARTS = (*TR_PARTS, "ti")
 """Where a sample may go: RGB for the source model, unlabelled target images, held out, pairs."""
+MAX_ID_BYTES = 96
+"""Ids become file names, which may have 255 bytes with all that is added."""
 _NO_TEXT = re.compile("[\udc80-\udcff]")
 """What Python puts in the place of bytes that are not UTF-8."""
-TR_PARTS = ("source", "target", "test")
+Capture = TypeVar("Capture", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,8 @@ class Record:
     """One sample: an RGB image, a target image, or a pair of both; nothing is decoded yet.
 
     Attributes:
-        id: Unique in the archive, short, usable as a file name.
-        group: Scene, place, capture or subject; a group never lies in two parts.
+        id: Unique in the archive; :func:`settle_ids` makes a file name of it.
+        group: Scene, place, capture or subject, which never lies in two parts; "": its own.
         label: Class name; None where nobody knows it.
         rgb: Name of the RGB image in the archive; None where there is none.
         target: Name of the target image in the archive.
@@ -65,7 +70,7 @@ class Archive:
     """An archive as a reader sees it.
 
     Attributes:
-        records: Sorted by id.
+        records: Of all samples.
         loader: Loads their images.
         digest: Names the archive's content, from names, sizes, and times or checksums of files.
         modality: depth, nir, thermal or other.
@@ -82,9 +87,9 @@ class Archive:
     records: tuple[Record, ...]
     loader: Loader
     digest: str
-    modality: str
-    unit: str
-    dtype: str
+    modality: str = "depth"
+    unit: str = "mm"
+    dtype: str = "uint16"
     channels: int = 1
     usual_tr: tuple[str, ...] = ()
     usual_ti: tuple[str, ...] = ()
@@ -107,38 +112,87 @@ def image_names(records: Iterable[Record]) -> list[str]:
     return [name for record in records for name in (record.rgb, record.target) if name is not None]
 
 
-def check_unique(records: Iterable[Record], where: object) -> tuple[Record, ...]:
-    """Sort records by id and refuse ids that occur twice, and names that are no text.
+def settle_ids(records: Iterable[Record], where: object) -> tuple[Record, ...]:
+    """Sort records by id, which becomes a file name; a record without a group becomes its own.
+
+    ``/`` becomes ``-``, and what else is unsafe ``_``. A short hash follows where that loses
+    something: after other changes, and where two paths would have one id: ``a/b-c``, ``a-b/c``.
 
     Raises:
         DataError: Two records have the same id, or a file's name is not UTF-8; the message names
             the files.
     """
     ordered = sorted(records, key=lambda record: record.id)
-    for record in ordered:
-        for name in (record.rgb, record.target):
-            if name is not None and _NO_TEXT.search(name):
-                raise DataError(
-                    f"{where}: the file name {name!r} is not UTF-8: rename it; "
-                    "`convmv -r -f latin1 -t utf-8 --notest DIR` renames all"
-                )
+    for name in image_names(ordered):
+        if _NO_TEXT.search(name):
+            raise DataError(
+                f"{where}: the file name {name!r} is not UTF-8: rename it; "
+                "`convmv -r -f latin1 -t utf-8 --notest DIR` renames all"
+            )
     for before, record in itertools.pairwise(ordered):
         if before.id == record.id:
             raise DataError(
                 f"{where}: {before.target or before.rgb} and {record.target or record.rgb} have "
                 f"the same name {record.id!r}: rename one of them"
             )
-    return tuple(ordered)
+    ids = {record.id: _safe(record.id) for record in ordered}
+    counts = Counter(ids.values())
+    for path, safe in ids.items():
+        if safe != path.replace("/", "-") or counts[safe] > 1:
+            digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
+            ids[path] = f"{safe}-{digest[:6]}"
+    settled = (replace(r, id=ids[r.id], group=r.group or ids[r.id]) for r in ordered)
+    return tuple(sorted(settled, key=lambda record: record.id))
 
 
-def compare_counts(
-    records: Iterable[Record], published: dict[str, int], what: str
-) -> tuple[str, ...]:
-    """One warning for each class whose number of samples is not the published one."""
-    counts = Counter(record.label or "" for record in records)
-    names = sorted(set(counts) | set(published))
+def _safe(path: str) -> str:
+    safe = re.sub(r"[^\w.-]+", "_", path.replace("/", "-")).strip(".")
+    return safe.encode()[:MAX_ID_BYTES].decode("utf-8", "ignore")
+
+
+def collect(
+    container: Container,
+    place: Callable[[str], tuple[Capture, str] | None],
+    needed: Sequence[str],
+) -> dict[Capture, dict[str, str]]:
+    """The files of each capture, by view.
+
+    Args:
+        container: The archive.
+        place: A file's name to its capture and view; None: it is not read.
+        needed: Views that every capture must have.
+
+    Raises:
+        DataError: Two files are the same view of a capture, or a view is missing.
+    """
+    captures: dict[Capture, dict[str, str]] = {}
+    for name in container.names():
+        placed = place(name)
+        if placed is None:
+            continue
+        capture, view = placed
+        files = captures.setdefault(capture, {})
+        if view in files:
+            raise DataError(
+                f"{container.describe(name)} and {files[view]} have the same name: "
+                "remove one of them"
+            )
+        files[view] = name
+    for files in captures.values():
+        for view in needed:
+            if view not in files:
+                raise DataError(
+                    f"{container.describe(next(iter(files.values())))} has no partner ({view}): "
+                    "restore it, or remove this one"
+                )
+    return captures
+
+
+def compare_counts(seen: Iterable[str], published: Mapping[str, int], what: str) -> tuple[str, ...]:
+    """One warning for each class, sensor or fold whose number of samples is not the published."""
+    counts = Counter(seen)
     return tuple(
-        f"{what}: class {name} has {counts[name]} samples, published are {published.get(name, 0)}"
-        for name in names
+        f"{what} {name} has {counts[name]} samples, published are {published.get(name, 0)}"
+        for name in sorted(set(counts) | set(published))
         if counts[name] != published.get(name, 0)
     )

@@ -1,4 +1,4 @@
-"""Who gets which sample: source, target, test and TI, by group.
+"""Who gets which sample: which classes are task-relevant, and source, target, test and TI by group.
 
 ``disjoint``: groups (scenes, places, captures, subjects) are dealt out class by class, so that
 source, target and test share none and each class is in all three when it has enough groups.
@@ -11,14 +11,118 @@ place of a sample tells nothing of its class.
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from sfkt_cli.data.records import PARTS, TR_PARTS, Record
-from sfkt_cli.settings.config import SplitConfig
+from sfkt_cli.data.records import PARTS, TR_PARTS, Archive, Record
+from sfkt_cli.errors import ConfigError
+from sfkt_cli.settings.config import ClassesConfig, SplitConfig
 
+NEAR = 0.8
+"""Likeness (0 to 1) from which a new name counts as misspelled: bx for box, but not cup for cap."""
 Parts = dict[str, list[Record]]
+
+
+def choose_classes(chosen: ClassesConfig, archive: Archive) -> tuple[list[str], list[str]]:
+    """The TR classes in the order of their labels, and the TI classes.
+
+    Without a choice they are the data set's usual ones. Where only TR classes are given, all
+    others are TI; where only TI classes are, TR are the usual ones, or all, without them.
+    Where some target images have no label, ``classes.tr`` may name classes that no label names.
+
+    Raises:
+        ConfigError: A pattern matches nothing, or a class would be both.
+    """
+    names = sorted({record.label for record in archive.records if record.label is not None})
+    unlabelled = any(r.label is None and "ti" not in r.parts for r in archive.records)
+    tr = expand(chosen.tr, names, "classes.tr", new=unlabelled)
+    ti = expand(chosen.ti, names, "classes.ti")
+    both = [name for name in tr if name in ti]
+    if both:
+        raise ConfigError(f"class {both[0]!r} is in classes.tr and in classes.ti: take one out")
+    usual_tr = [name for name in archive.usual_tr if name in names]
+    usual_ti = [name for name in archive.usual_ti if name in names]
+    if not chosen.tr:
+        tr = [name for name in usual_tr or names if name not in ti]
+        if not usual_tr and not chosen.ti:
+            tr = [name for name in tr if name not in usual_ti]
+    if not chosen.ti:
+        ti = [name for name in (names if chosen.tr else usual_ti or names) if name not in tr]
+    return tr, ti
+
+
+def expand(
+    patterns: Sequence[str], known: Sequence[str], setting: str, *, new: bool = False
+) -> list[str]:
+    """Class names that match patterns such as ``*room``, in the patterns' order, each once.
+
+    Wildcards do where no class is called just so. With ``new`` a name that is unlike all known ones
+    is taken as it is.
+
+    Raises:
+        ConfigError: A pattern matches no class; the message has the nearest names.
+    """
+    expanded: list[str] = []
+    for pattern in patterns:
+        plain = pattern.casefold()
+        matches = [name for name in known if name.casefold() == plain]
+        matches = matches or [n for n in known if fnmatch.fnmatchcase(n.casefold(), plain)]
+        if not matches:
+            near = difflib.get_close_matches(pattern, known, n=1, cutoff=NEAR if new else 0.6)
+            if new and not near and not any(sign in pattern for sign in "*?["):
+                expanded.append(pattern)
+                continue
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known[:40])}"
+            raise ConfigError(f"{setting} has {pattern!r}, which matches no class: {hint}")
+        expanded += [name for name in matches if name not in expanded]
+    return expanded
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A class of an archive.
+
+    Attributes:
+        name: As ``classes.tr`` and ``classes.ti`` take it.
+        role: TR, TI, or "" where it is not used.
+        images: RGB images, target images or pairs.
+        pairs: Number of those with both images.
+        groups: Scenes, places, captures or subjects among them.
+    """
+
+    name: str
+    role: str
+    images: int
+    pairs: int
+    groups: int
+
+
+def list_class_rows(chosen: ClassesConfig, archive: Archive) -> list[ClassRow]:
+    """All classes: TR in the order of their labels, then TI, then the others.
+
+    Raises:
+        ConfigError: A pattern matches nothing, or a class would be both.
+    """
+    tr, ti = choose_classes(chosen, archive)
+    of_class: dict[str, list[Record]] = defaultdict(list)
+    for record in archive.records:
+        of_class[record.label or ""].append(record)
+    others = sorted(set(of_class) - set(tr) - set(ti))
+    roles = [(n, "TR") for n in tr] + [(n, "TI") for n in ti] + [(n, "") for n in others]
+    return [
+        ClassRow(
+            name=name or "(no label)",
+            role=role,
+            images=len(of_class[name]),
+            pairs=sum(r.rgb is not None and r.target is not None for r in of_class[name]),
+            groups=len({r.group for r in of_class[name]}),
+        )
+        for name, role in roles
+    ]
 
 
 def split_records(
@@ -30,41 +134,22 @@ def split_records(
 ) -> Parts:
     """Deal out the records of an archive.
 
-    Args:
-        records: All records of the archive.
-        tr: Task-relevant class names.
-        ti: Task-irrelevant class names.
-        split: Protocol and shares.
-        seed: The same seed gives the same parts, whatever the order of the records.
+    The same seed gives the same parts, whatever the order of the records.
 
     Returns:
         Records of each part: target and TI in an order drawn from the seed, the others in the
         order given. A record may be in several parts only under the ``paper`` protocol.
     """
     open_to = {record.id: _open_parts(record, tr, ti) for record in records}
+    parts = {part: [r for r in records if part in open_to[r.id]] for part in PARTS}
     if split.protocol == "paper":
-        kept = {"source", "target", "ti"}
-        parts = {p: [r for r in records if p in open_to[r.id] and p in kept] for p in PARTS}
-        return _shuffled(parts, seed)
-    shares = {
-        "source": split.source,
-        "target": round(1 - split.source - split.test, 9),
-        "test": split.test,
-    }
-    dealt = _deal(records, open_to, shares, seed)
-    parts = {
-        part: [
-            r
-            for r in records
-            if part in open_to[r.id] and (part == "ti" or dealt.get(r.group, part) == part)
-        ]
-        for part in PARTS
-    }
-    return _shuffled(parts, seed)
-
-
-def _shuffled(parts: Parts, seed: int) -> Parts:
-    """The parts of transfer.h5 in an order that depends on the seed and the ids alone."""
+        parts["test"] = []
+    else:
+        target = round(1 - split.source - split.test, 9)
+        shares = {"source": split.source, "target": target, "test": split.test}
+        dealt = _deal(records, open_to, shares, seed)
+        for part in TR_PARTS:
+            parts[part] = [r for r in parts[part] if dealt[r.group] == part]
     for part in ("ti", "target"):
         parts[part].sort(key=lambda record: record.id)
         random.Random(f"{seed}/rows/{part}").shuffle(parts[part])
@@ -78,14 +163,7 @@ def left_out(
     split: SplitConfig,
     parts: Parts,
 ) -> dict[str, int]:
-    """Records that are in no part although their class was chosen or is unknown.
-
-    Args:
-        records: All records of the archive.
-        tr: Task-relevant class names.
-        ti: Task-irrelevant class names.
-        split: Protocol and shares.
-        parts: How :func:`split_records` dealt them out.
+    """Records in no part of :func:`split_records` although their class was chosen or is unknown.
 
     Returns:
         Number of records by kind and reason, without those that the archive itself keeps out.
@@ -102,7 +180,11 @@ def left_out(
         if record.id in used or not chosen:
             continue
         if not any(_fits(record, tr, ti).values()):
-            reasons[_misfit(record)] += 1
+            kind = "RGB" if record.target is None else "target"
+            misfit = (
+                "without a label" if record.label is None else "of a TI class without a partner"
+            )
+            reasons[f"{kind} images {misfit}"] += 1
         elif _open_parts(record, tr, ti):
             reasons[unused] += 1
     return dict(reasons)
@@ -113,13 +195,6 @@ def _open_parts(record: Record, tr: Collection[str], ti: Collection[str]) -> tup
     allowed = record.parts or (PARTS if record.label is not None else ("target", "ti"))
     fits = _fits(record, tr, ti)
     return tuple(part for part in PARTS if part in allowed and fits[part])
-
-
-def _misfit(record: Record) -> str:
-    kind = "RGB" if record.target is None else "target"
-    if record.label is not None:
-        return f"{kind} images of a TI class without a partner"
-    return f"{kind} images without a label"
 
 
 def _fits(record: Record, tr: Collection[str], ti: Collection[str]) -> dict[str, bool]:

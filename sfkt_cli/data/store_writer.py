@@ -32,6 +32,8 @@ DESCRIPTION_BYTES = 1 << 20
 """More than the HDF5 description and its checksums take."""
 MAX_BLOCKS = 1024
 """Checksums of a data set at most: HDF5 keeps attributes of up to 64 kB in its header."""
+Shapes = Mapping[str, tuple[tuple[int, ...], DTypeLike]]
+"""Shape (rows first) and type of data sets, by name."""
 
 
 @dataclass(frozen=True)
@@ -118,25 +120,32 @@ class StoreWriter:
 
 @contextlib.contextmanager
 def writing(
-    path: Path, attrs: Mapping[str, Any], columns: Mapping[str, tuple[tuple[int, ...], DTypeLike]]
+    path: Path,
+    attrs: Mapping[str, Any],
+    columns: Mapping[str, NDArray[Any]],
+    images: Shapes | None = None,
 ) -> Iterator[StoreWriter]:
     """Lay out ``path`` under a temporary name; it appears, sealed, when the block ends well.
 
     Args:
         path: The file to be.
         attrs: Root attributes: dataset, modality, unit, classes (a list) and provenance.
-        columns: Shape (rows first) and type of each data set.
+        columns: Small data sets, such as labels, by name.
+        images: Data sets whose rows are written inside the block, by :class:`Slot`.
 
     Raises:
         OSError: From the file system, such as a full disk; ``path`` is then what it was.
     """
     role = path.stem if path.stem in ROLES else "none"
     attrs = {"schema": SCHEMA, "role": role, "sfkt_version": __version__, **attrs}
+    shapes: Shapes = {**(images or {}), **{n: (c.shape, c.dtype) for n, c in columns.items()}}
     with replacing(path) as partial:
-        _check_room(partial, columns)
-        writer = StoreWriter(partial, attrs, _lay_out(partial, attrs, columns))
+        _check_room(partial, shapes)
+        writer = StoreWriter(partial, attrs, _lay_out(partial, attrs, shapes))
         try:
             _claim_space(partial, partial.stat().st_size)
+            for name, values in columns.items():
+                writer.put(name, values)
             yield writer
             writer.seal()
         finally:
@@ -167,7 +176,7 @@ def close_descriptor(path: Path) -> None:
             os.close(descriptor)
 
 
-def _check_room(path: Path, columns: Mapping[str, tuple[tuple[int, ...], DTypeLike]]) -> None:
+def _check_room(path: Path, columns: Shapes) -> None:
     """Take all the room once, and give it back: h5py crashes on a full disk, this does not.
 
     Some file systems (ext4) hand out all they have before they say that it is not enough, and
@@ -184,9 +193,7 @@ def _check_room(path: Path, columns: Mapping[str, tuple[tuple[int, ...], DTypeLi
     _claim_space(path, images + DESCRIPTION_BYTES)
 
 
-def _lay_out(
-    path: Path, attrs: Mapping[str, Any], columns: Mapping[str, tuple[tuple[int, ...], DTypeLike]]
-) -> dict[str, Column]:
+def _lay_out(path: Path, attrs: Mapping[str, Any], columns: Shapes) -> dict[str, Column]:
     laid: dict[str, Column] = {}
     with h5py.File(
         path, "w", libver="latest", alignment_threshold=1024, alignment_interval=64, locking=False
@@ -198,12 +205,9 @@ def _lay_out(
         for name, (shape, dtype) in columns.items():
             kind = np.dtype(dtype)
             stored: Any = h5py.string_dtype("utf-8", kind.itemsize) if kind.kind == "S" else kind
-            dataset = file.require_group(name.rpartition("/")[0]).create_dataset(
-                name.rpartition("/")[2],
-                shape,
-                stored,
-                dcpl=_early_plist(),
-            )
+            group, _, own = name.rpartition("/")
+            plist = _early_plist()
+            dataset = file.require_group(group).create_dataset(own, shape, stored, dcpl=plist)
             block_rows = max(32, -(-shape[0] // MAX_BLOCKS))
             blocks = -(-shape[0] // block_rows)
             checksums = np.zeros((blocks, 32), np.uint8)

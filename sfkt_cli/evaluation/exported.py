@@ -1,22 +1,27 @@
-"""Exported files on real images: how often they give PyTorch's class, and how accurate they are."""
+"""Exported files on real images: how often they give PyTorch's class, how accurate, how fast."""
 
 from __future__ import annotations
 
 import csv
+import platform
+import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfkt_cli.console import printable
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import RunError
 from sfkt_cli.evaluation.report import amount, markdown_table, percent
-from sfkt_cli.models.graph_files import Predict
+from sfkt_cli.models.graph_files import Predict, open_graph, open_onnx
 from sfkt_cli.settings.runs import Run
 
 LARGEST_DIFFERENCE = 1e-3
@@ -28,6 +33,10 @@ COMPARED = 1000
 CALIBRATION = 256
 """Images that ranges of activations are measured on; those that files are compared on are others,
 where there are enough."""
+ROUNDS = 50
+LEAST_ROUNDS = 10
+LONGEST_S = 3.0
+"""No more rounds than LEAST_ROUNDS after that."""
 Rows = NDArray[np.int64]
 
 
@@ -123,7 +132,7 @@ def compare(
     # Two classes that are equally probable but for rounding may change places.
     wrong = ~(gaps <= LARGEST_DIFFERENCE)
     if precision == "fp32" and wrong.any():
-        named = ", ".join(each for each, bad in zip(ids, wrong.tolist(), strict=True) if bad)
+        named = ", ".join(name for name, bad in zip(ids, wrong.tolist(), strict=True) if bad)
         raise RunError(
             f"{file} was not written: {int(wrong.sum())} of {len(ids)} images get other "
             f"probabilities than in PyTorch, by {float(gaps.max()):.2g} (more than "
@@ -168,7 +177,7 @@ def labels_told(run: Run, store: Store) -> dict[str, int]:
         }
 
 
-def table(comparisons: Iterable[Comparison]) -> str:
+def comparison_table(comparisons: Iterable[Comparison]) -> str:
     """What was written, as Markdown."""
     header = (
         "file", "precision", "MB", "PyTorch's class %", "of images",
@@ -176,11 +185,11 @@ def table(comparisons: Iterable[Comparison]) -> str:
     )  # fmt: skip
     cells = [
         (
-            each.file, each.precision, amount(each.megabytes), percent(each.agreement),
-            str(each.images), percent(each.accuracy), percent(each.pytorch_accuracy),
-            str(each.labelled or "-"),
+            one.file, one.precision, amount(one.megabytes), percent(one.agreement),
+            str(one.images), percent(one.accuracy), percent(one.pytorch_accuracy),
+            str(one.labelled or "-"),
         )
-        for each in comparisons
+        for one in comparisons
     ]  # fmt: skip
     return markdown_table(header, cells, left=2)
 
@@ -188,3 +197,97 @@ def table(comparisons: Iterable[Comparison]) -> str:
 def spread(rows: Rows, count: int) -> Rows:
     """At most ``count`` of the rows, evenly apart."""
     return rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))] if len(rows) else rows
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Of one model in one runtime.
+
+    Attributes:
+        runtime: PyTorch, onnxruntime or OpenVINO.
+        file: What it runs.
+        batch: Images at a time.
+        median_ms: Half of the batches take longer.
+        p95_ms: One batch of twenty takes longer.
+    """
+
+    runtime: str
+    file: str
+    batch: int
+    median_ms: float
+    p95_ms: float
+
+
+def time_all(
+    name: str, graph: nn.Module, files: Mapping[str, bytes], batches: Sequence[Tensor]
+) -> list[Latency]:
+    """Time a graph in PyTorch and its ONNX files in every runtime that is installed.
+
+    Args:
+        name: Of the graph.
+        graph: In inference mode.
+        files: Content of its ONNX files, by name.
+        batches: Real images.
+    """
+    runners: dict[tuple[str, str], Predict] = {("PyTorch", name): open_graph(graph)}
+    for file, content in files.items():
+        runners["onnxruntime", file] = open_onnx(content)
+        if find_spec("openvino") is not None:
+            runners["OpenVINO", file] = open_openvino(content)
+    return [
+        Latency(*runner, len(images), *_measure(predict, images))
+        for runner, predict in runners.items()
+        for images in batches
+    ]
+
+
+def open_openvino(content: bytes) -> Predict:
+    """An ONNX file in OpenVINO, on the CPU, in the precision that the file has."""
+    import openvino
+
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    core = openvino.Core()
+    compiled: Any = core.compile_model(core.read_model(content), "CPU", settings)
+    return lambda images: torch.from_numpy(compiled(images.numpy())["probabilities"])
+
+
+def machine() -> str:
+    """Processor and threads that times belong to."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8") if info.is_file() else ""
+    named = re.search(r"model name\s*: (.+)", text)
+    name = named[1] if named else platform.processor()
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' * (threads > 1)}."
+
+
+def latency_table(latencies: Iterable[Latency]) -> str:
+    """The latencies as Markdown."""
+    header = ("runtime", "file", "batch", "median ms", "p95 ms", "images/s")
+    cells = [
+        (one.runtime, one.file, str(one.batch), amount(one.median_ms), amount(one.p95_ms),
+         amount(1000 * one.batch / one.median_ms))
+        for one in latencies
+    ]  # fmt: skip
+    return markdown_table(header, cells, left=2)
+
+
+def _measure(predict: Predict, images: Tensor) -> tuple[float, float]:
+    """Median and 95th percentile in milliseconds, after three rounds that do not count."""
+    took: list[float] = []
+    with torch.inference_mode():
+        for _ in range(3):
+            predict(images)
+        began = time.perf_counter()
+        while len(took) < LEAST_ROUNDS or (
+            len(took) < ROUNDS and time.perf_counter() - began < LONGEST_S
+        ):
+            start = time.perf_counter()
+            predict(images)
+            took.append(1000 * (time.perf_counter() - start))
+    median, late = np.percentile(took, (50, 95))
+    return float(median), float(late)

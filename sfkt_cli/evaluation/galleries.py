@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfkt_cli import scores
 from sfkt_cli.data.contact_sheet import picture_of
 from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.evaluation import figures
@@ -21,7 +20,6 @@ from sfkt_cli.evaluation.models import raw_encoding, source_on_rgb, translate
 from sfkt_cli.evaluation.predictions import Evaluation, Pairs
 from sfkt_cli.evaluation.report import Section, Shot
 from sfkt_cli.training.pairs import spread
-from sfkt_cli.training.predicting import predict_rows, student_loader, target_loader, through
 
 Numbers = NDArray[Any]
 COLUMNS = 8
@@ -34,18 +32,14 @@ def ti_gallery(evaluation: Evaluation, pairs: Pairs, folder: Path) -> tuple[str,
     models, runtime = evaluation.models, evaluation.runtime
     rows = _some(len(pairs.rgb), evaluation.config.seed)
     stored, rgb = pairs.target[rows], pairs.rgb[rows]
-    translated = translate(models, stored, runtime)
-    truth = source_on_rgb(models, runtime)
-    _, on_rgb = predict_rows(rgb, truth.load, truth.model, runtime)
-    bridge = evaluation.outcomes["bridge-only"].predictor
-    _, on_translated = predict_rows(stored, bridge.load, bridge.model, runtime)
-    partner, own = scores.softmax(on_rgb.numpy()), scores.softmax(on_translated.numpy())
+    partner = source_on_rgb(models, runtime).probabilities(rgb, runtime)
+    own = evaluation.outcomes["bridge-only"].predictor.probabilities(stored, runtime)
     same = partner.argmax(axis=1) == own.argmax(axis=1)
     strips = [
-        target_strip(evaluation, stored),
+        _target_strip(evaluation, stored),
         Strip(
             "translated",
-            translated,
+            translate(models, stored, runtime),
             tuple(
                 f"{'✓ same' if agrees else '✗ differs'}\n{_says(evaluation, row)}"
                 for agrees, row in zip(same, own, strict=True)
@@ -62,17 +56,15 @@ def ti_gallery(evaluation: Evaluation, pairs: Pairs, folder: Path) -> tuple[str,
     )
 
 
-def tr_gallery(evaluation: Evaluation, folder: Path) -> list[Section]:
+def tr_gallery(evaluation: Evaluation, folder: Path) -> Section | None:
     """TR target images and their translations, with predictions and the truth."""
     split = evaluation.main_split or next(iter(evaluation.splits.values()), None)
     if split is None or not len(split.target):
-        return []
+        return None
     rows = _spread_over_classes(split, evaluation.config.seed)
-    _draw_tr(evaluation, split, rows, folder / "gallery-tr.png")
-    caption = f"Images of the {split.name} split, drawn at random over the classes: " + _legend(
-        evaluation, split
-    )
-    return [Section("Target images", picture="gallery-tr.png", caption=caption)]
+    legend = _draw_tr(evaluation, split, rows, folder / "gallery-tr.png")
+    caption = f"Images of the {split.name} split, drawn at random over the classes: {legend}"
+    return Section("Target images", picture="gallery-tr.png", caption=caption)
 
 
 def shots(evaluation: Evaluation) -> tuple[Shot, ...]:
@@ -81,10 +73,10 @@ def shots(evaluation: Evaluation) -> tuple[Shot, ...]:
     if split is None or not len(split.target) or not evaluation.config.evaluate.pictures:
         return ()
     truth = dict(zip(split.rows.tolist(), split.labels.tolist(), strict=True))
-    said = evaluation.outcomes[evaluation.main_method].probabilities[split.name]
-    found = []
+    probabilities = evaluation.outcomes[evaluation.main_method].probabilities[split.name]
+    pictures = []
     for row in _spread_over_classes(split, evaluation.config.seed).tolist():
-        best, label = int(said[row].argmax()), truth.get(row)
+        best, label = int(probabilities[row].argmax()), truth.get(row)
         caption = evaluation.classes[best]
         if label is not None and label != best:
             caption = f"✗ {caption}, not {evaluation.classes[label]}"
@@ -93,51 +85,44 @@ def shots(evaluation: Evaluation) -> tuple[Shot, ...]:
         picture = picture_of(np.asarray(split.target[row]), evaluation.store.modality == "depth")
         file = io.BytesIO()
         Image.fromarray(picture).save(file, format="PNG")
-        found.append(Shot(file.getvalue(), caption))
-    return tuple(found)
+        pictures.append(Shot(file.getvalue(), caption))
+    return tuple(pictures)
 
 
-def worst_errors(evaluation: Evaluation, folder: Path) -> list[Section]:
+def worst_errors(evaluation: Evaluation, folder: Path) -> Section | None:
     """The wrong predictions that were made with most confidence."""
     split, main = evaluation.main_split, evaluation.main_method
     if split is None or evaluation.right(main, split).all():
-        return []
-    confidence = evaluation.outcomes[main].probabilities[split.name][split.rows].max(axis=1)
+        return None
+    confidence = evaluation.labelled(main, split).max(axis=1)
     wrong = np.flatnonzero(~evaluation.right(main, split))
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:COLUMNS]
-    _draw_tr(evaluation, split, split.rows[worst], folder / "errors.png")
-    caption = f"The surest wrong predictions of {main} on the {split.name} split: " + _legend(
-        evaluation, split
-    )
-    return [Section("Worst errors", picture="errors.png", caption=caption)]
+    legend = _draw_tr(evaluation, split, split.rows[worst], folder / "errors.png")
+    caption = f"The surest wrong predictions of {main} on the {split.name} split: {legend}"
+    return Section("Worst errors", picture="errors.png", caption=caption)
 
 
 def feature_sets(evaluation: Evaluation) -> dict[str, dict[str, Numbers]]:
     """Features to be drawn: panels of sets (N, D) by name."""
-    runtime, models = evaluation.runtime, evaluation.models
     split = next(iter(evaluation.splits.values()), None)
     if split is None or len(split.target) < 3:
         return {}
-    rows = spread(len(split.target), POINTS)
-    stored = np.asarray(split.target[rows])
-    rgb = source_on_rgb(models, runtime)
-    raw = student_loader(runtime, raw_encoding(evaluation.store))
+    stored = np.asarray(split.target[spread(len(split.target), POINTS)])
     source_sets: dict[str, Numbers] = {}
     test = evaluation.splits.get("test")
     if test is not None and test.rgb is not None:
-        some = np.asarray(test.rgb[spread(len(test.rgb), POINTS)])
-        source_sets["RGB (test)"] = predict_rows(some, rgb.load, rgb.model, runtime)[0].numpy()
-    if models.translator:
-        source_sets["translated target"] = translated_features(evaluation, stored)
-    source_sets["raw target"] = predict_rows(stored, raw, models.source, runtime)[0].numpy()
+        rgb = np.asarray(test.rgb[spread(len(test.rgb), POINTS)])
+        on_rgb = source_on_rgb(evaluation.models, evaluation.runtime)
+        source_sets["RGB (test)"] = on_rgb.ask(rgb, evaluation.runtime)[0].numpy()
+    if evaluation.models.translator:
+        source_sets["translated target"] = features_of(evaluation, "bridge-only", stored)
+    source_sets["raw target"] = features_of(evaluation, "source-only", stored)
     panels = {"source model": source_sets}
     main = evaluation.main_method
     labelled = evaluation.main_split
-    if main in models.students and labelled is not None and len(labelled.rows) >= 3:
+    if main in evaluation.models.students and labelled is not None and len(labelled.rows) >= 3:
         rows = labelled.rows[spread(len(labelled.rows), 2 * POINTS)]
-        predictor = evaluation.outcomes[main].predictor
-        images = np.asarray(labelled.target[rows])
-        features = predict_rows(images, predictor.load, predictor.model, runtime)[0].numpy()
+        features = features_of(evaluation, main, np.asarray(labelled.target[rows]))
         labels = labelled.labels[np.searchsorted(labelled.rows, rows)]
         common = np.argsort(-np.bincount(labelled.labels), kind="stable")[: len(figures.POINTS)]
         panels[f"{main}, by true class"] = {
@@ -146,23 +131,14 @@ def feature_sets(evaluation: Evaluation) -> dict[str, dict[str, Numbers]]:
     return panels
 
 
-def translated_features(evaluation: Evaluation, stored: Numbers) -> Numbers:
-    """Source model's features (N, D) of translated target images.
-
-    Raises:
-        ValueError: There is no translator.
-    """
-    models, runtime = evaluation.models, evaluation.runtime
-    if models.translator is None:
-        raise ValueError("a run without a bridge translates nothing")
-    translator, encoding = models.translator
-    load = target_loader(runtime, encoding)
-    features, _ = predict_rows(stored, load, through(translator, models.source), runtime)
+def features_of(evaluation: Evaluation, method: str, stored: Numbers) -> Numbers:
+    """A method's features (N, D) of stored target images."""
+    features, _ = evaluation.outcomes[method].predictor.ask(stored, evaluation.runtime)
     on_cpu: Numbers = features.numpy()
     return on_cpu
 
 
-def target_strip(
+def _target_strip(
     evaluation: Evaluation,
     stored: Numbers,
     captions: tuple[str, ...] = (),
@@ -175,7 +151,8 @@ def target_strip(
     return Strip(f"target ({encoding.kind})", pictures, captions, right)
 
 
-def _draw_tr(evaluation: Evaluation, split: Split, rows: Numbers, path: Path) -> None:
+def _draw_tr(evaluation: Evaluation, split: Split, rows: Numbers, path: Path) -> str:
+    """Draw target images and their translations; says what stands below them."""
     stored = np.asarray(split.target[rows])
     truth = dict(zip(split.rows.tolist(), split.labels.tolist(), strict=True))
 
@@ -192,19 +169,14 @@ def _draw_tr(evaluation: Evaluation, split: Split, rows: Numbers, path: Path) ->
         return tuple(texts), tuple(right)
 
     main = evaluation.main_method
-    strips = [target_strip(evaluation, stored, *captions(main, True))]
+    legend = f"below each target image {'the true class and ' if truth else ''}what {main} says"
+    strips = [_target_strip(evaluation, stored, *captions(main, True))]
     if evaluation.models.translator:
         translated = translate(evaluation.models, stored, evaluation.runtime)
         strips.append(Strip("translated", translated, *captions("bridge-only", False)))
+        legend += ", below its translation what the source model says of it"
     figures.draw_gallery(path, strips)
-
-
-def _legend(evaluation: Evaluation, split: Split) -> str:
-    truth = "the true class and " if len(split.rows) else ""
-    text = f"below each target image {truth}what {evaluation.main_method} says"
-    if evaluation.models.translator:
-        text += ", below its translation what the source model says of it"
-    return text + (" (✓ right, ✗ wrong)." if len(split.rows) else ".")
+    return legend + (" (✓ right, ✗ wrong)." if truth else ".")
 
 
 def _says(evaluation: Evaluation, probabilities: Numbers) -> str:

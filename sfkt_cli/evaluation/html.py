@@ -14,7 +14,6 @@ from pathlib import Path
 from sfkt_cli.console import printable
 from sfkt_cli.evaluation.report import (
     BOUNDS,
-    SPLITS,
     Cells,
     Report,
     Row,
@@ -103,21 +102,27 @@ def to_html(report: Report, folder: Path) -> str:
     parts.append(f'<p class="note">{escape(report.made)}</p>')
     parts += [_shots(report.shots)] if report.shots else []
     details: list[tuple[str, str]] = []
-    for split, table in zip(_splits(report.rows), split_tables(report.rows, named), strict=True):
-        chart = interval_chart([row for row in report.rows if row.split == split])
-        if split == _splits(report.rows)[-1]:
+    tables = split_tables(report.rows, named)
+    for split, (rows, table) in tables.items():
+        chart = interval_chart(rows)
+        if split == list(tables)[-1]:
             parts += [f"<h2>{escape(table.title)}</h2>", chart, MARKS]
             chart = ""
-        notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.footnotes)
-        figures = _table(table.header, table.methods, table.bounds)
-        details.append((table.title, chart + figures + notes))
+        details.append((table.title, chart + _section(table, folder)))
     if report.rows:
-        details.append(("What the names mean", _legend(report.rows)))
+        names = "".join(
+            f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>"
+            for name, text in meanings(report.rows)
+        )
+        details.append(("What the names mean", f'<dl class="note">{names}</dl>'))
     if report.facts:
         facts = "".join(f"<li>{escape(fact)}</li>" for fact in report.facts)
         details.append(("How it was measured", f"<ul>{facts}</ul>"))
     details += [(section.title, _section(section, folder)) for section in report.sections]
-    parts.append(_contents([name for name, _ in details]))
+    links = (
+        f'<a href="#part{number}">{escape(name)}</a>' for number, (name, _) in enumerate(details)
+    )
+    parts.append(f"<nav><b>Contents:</b> {' · '.join(links)}</nav>")
     parts += [
         f"<details><summary>{escape(name)}</summary>"
         f'<div id="part{number}">{content}</div></details>'
@@ -180,41 +185,17 @@ def _shots(shots: Sequence[Shot]) -> str:
 
 def _section(section: Section, folder: Path) -> str:
     parts = [f'<p class="lead">{escape(text)}</p>' for text in section.text]
-    if section.cells:
-        parts.append(_table(section.header, section.cells, left=section.left))
+    if section.cells or section.bounds:
+        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in section.header)
+        bodies = f"<tbody>{_rows(section.cells)}</tbody>"
+        if section.bounds:
+            bodies += f'<tbody class="bounds">{_rows(section.bounds)}</tbody>'
+        table = f'<table class="words{section.left}"><thead><tr>{head}</tr></thead>{bodies}</table>'
+        parts.append(f'<div class="scroll">{table}</div>')
+    parts += [f'<p class="note">{escape(note)}</p>' for note in section.footnotes]
     if section.picture:
         parts.append(_picture(folder / section.picture, section.caption))
     return "".join(parts)
-
-
-def _contents(names: Sequence[str]) -> str:
-    """Links to the parts; following one opens it."""
-    links = (f'<a href="#part{number}">{escape(name)}</a>' for number, name in enumerate(names))
-    return f"<nav><b>Contents:</b> {' · '.join(links)}</nav>"
-
-
-def _legend(rows: Sequence[Row]) -> str:
-    """What the rows are."""
-    names = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in meanings(rows)
-    )
-    return f'<dl class="note">{names}</dl>'
-
-
-def _splits(rows: Sequence[Row]) -> list[str]:
-    present = {row.split for row in rows}
-    return [split for split in SPLITS if split in present]
-
-
-def _table(
-    header: Cells, cells: Sequence[Cells], bounds: Sequence[Cells] = (), left: int = 1
-) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    bodies = f"<tbody>{_rows(cells)}</tbody>"
-    if bounds:
-        bodies += f'<tbody class="bounds">{_rows(bounds)}</tbody>'
-    table = f'<table class="words{left}"><thead><tr>{head}</tr></thead>{bodies}</table>'
-    return f'<div class="scroll">{table}</div>'
 
 
 def _rows(cells: Sequence[Cells]) -> str:
@@ -226,7 +207,8 @@ def _rows(cells: Sequence[Cells]) -> str:
 def _picture(path: Path, caption: str) -> str:
     picture = path.read_bytes()
     text = escape(caption, quote=True)
-    wide = ' class="wide"' if _width(picture) >= WIDE else ""
+    width = int.from_bytes(picture[16:20], "big")  # of the header of a PNG
+    wide = ' class="wide"' if width >= WIDE else ""
     image = f'<img{wide} alt="{text}" src="{_inline(picture)}">'
     return f'<figure><div class="scroll">{image}</div><figcaption>{text}</figcaption></figure>'
 
@@ -238,8 +220,3 @@ def _unbroken(text: str) -> str:
 
 def _inline(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
-
-
-def _width(picture: bytes) -> int:
-    """Pixels across, from the header of a PNG."""
-    return int.from_bytes(picture[16:20], "big")

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.evaluation.models import model_digests
-from sfkt_cli.evaluation.report import Results, Row, interval, percent, plain, read_results
+from sfkt_cli.evaluation.report import (
+    Results,
+    Row,
+    interval,
+    markdown_table,
+    percent,
+    plain,
+    read_results,
+)
 from sfkt_cli.models.saving import Saved
 from sfkt_cli.settings.runs import Run
 
@@ -55,6 +63,14 @@ def model_card(
         "tags": ["source-free", "cross-modal", sensor.modality, method],
         "model-index": [_index(method, dataset, rows)] if rows else [],
     }
+    accuracies = "Not evaluated: `sfkt evaluate` does it where some target images have labels."
+    if rows:
+        header = ("method", "split", "n", "accuracy %", "95 % interval")
+        cells = [
+            (row.method, row.split, str(row.n), percent(row.accuracy), interval(row.accuracy_ci95))
+            for row in rows
+        ]
+        accuracies = markdown_table(header, cells, left=2)
     dtype = str(images.dtype).removeprefix("torch.")
     shape = ", ".join(str(side) for side in images.shape[1:])
     lines = [
@@ -91,7 +107,7 @@ def model_card(
         "",
         "## Results",
         "",
-        *_table(rows),
+        accuracies,
         "",
         *(line for title, text in tables.items() for line in (f"## {title}", "", text, "")),
         "## Limits",
@@ -109,19 +125,6 @@ def _results(run: Run, method: str) -> Results | None:
     if any(seen.get(name) != now.get(name) for name in ("source", "bridge", f"transfer/{method}")):
         return None
     return read_results(run)
-
-
-def _table(rows: Sequence[Row]) -> list[str]:
-    if not rows:
-        return ["Not evaluated: `sfkt evaluate` does it where some target images have labels."]
-    lines = [
-        "| method | split | n | accuracy % | 95 % interval |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        cells = [plain(row.method), row.split, row.n, percent(row.accuracy)]
-        lines.append(f"| {' | '.join(map(str, cells))} | {interval(row.accuracy_ci95)} |")
-    return lines
 
 
 def _index(method: str, dataset: str, rows: Sequence[Row]) -> dict[str, Any]:

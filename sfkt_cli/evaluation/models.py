@@ -54,6 +54,14 @@ class Predictor:
     peak_memory_mb: float | None
     note: str | None = None
 
+    def ask(self, images: Numbers, runtime: Runtime) -> tuple[Tensor, Tensor]:
+        """Features (N, D) and logits (N, K) of stored images."""
+        return predict_rows(images, self.load, self.model, runtime)
+
+    def probabilities(self, images: Numbers, runtime: Runtime) -> Numbers:
+        """Probabilities (N, K) of stored images."""
+        return softmax(self.ask(images, runtime)[1].numpy())
+
 
 @dataclass(frozen=True)
 class Models:
@@ -163,29 +171,20 @@ def predictors_of(
         translator, its_own = models.translator
         predictors.append(
             Predictor(
-                "bridge-only",
-                through(translator, source),
-                target_loader(runtime, its_own),
-                parameters(translator, source),
-                _number(bridge, "seconds"),
-                _number(bridge, "peak_memory_mb"),
+                "bridge-only", through(translator, source), target_loader(runtime, its_own),
+                parameters(translator, source), *_costs(bridge),
                 _outdated("bridge", bridge, inputs),
             )
-        )
+        )  # fmt: skip
     for name, (student, its_own) in models.students.items():
         record = run.record(f"transfer/{name}")
         records = [record, bridge] if "bridge" in record.get("inputs", {}) else [record]
         predictors.append(
             Predictor(
-                name,
-                student,
-                student_loader(runtime, its_own),
-                parameters(student),
-                _sum([_number(part, "seconds") for part in records]),
-                max((m for r in records if (m := _number(r, "peak_memory_mb"))), default=None),
-                _outdated(f"transfer --method {name}", record, inputs),
+                name, student, student_loader(runtime, its_own), parameters(student),
+                *_costs(*records), _outdated(f"transfer --method {name}", record, inputs),
             )
-        )
+        )  # fmt: skip
     return predictors
 
 
@@ -193,12 +192,6 @@ def source_on_rgb(models: Models, runtime: Runtime) -> Predictor:
     """The source model on RGB images: the bound of all that imitates it."""
     source = models.source
     return Predictor("source-rgb", source, rgb_loader(runtime), parameters(source), 0.0, None)
-
-
-def predictions(predictor: Predictor, images: Numbers, runtime: Runtime) -> Numbers:
-    """Probabilities (N, K) of stored images."""
-    _, logits = predict_rows(images, predictor.load, predictor.model, runtime)
-    return softmax(logits.numpy())
 
 
 def parameters(*modules: nn.Module) -> int:
@@ -239,11 +232,8 @@ def _outdated(command: str, record: Mapping[str, Any], inputs: Mapping[str, str]
     return f"made from an earlier {' and '.join(changed)}: run `sfkt {command} --force` to renew it"
 
 
-def _number(record: Mapping[str, Any], name: str) -> float | None:
-    value = record.get(name)
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _sum(values: list[float | None]) -> float | None:
-    numbers = [value for value in values if value is not None]
-    return sum(numbers) if len(numbers) == len(values) else None
+def _costs(*records: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Seconds of some stages together, where all of them tell, and their largest memory."""
+    known = all("seconds" in record for record in records)
+    memory = filter(None, (record.get("peak_memory_mb") for record in records))
+    return sum(r["seconds"] for r in records) if known else None, max(memory, default=None)

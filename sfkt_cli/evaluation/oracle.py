@@ -24,8 +24,8 @@ from sfkt_cli.models.saving import Saved, classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, as_dict, fixed_batch_size
 from sfkt_cli.settings.runs import Run, Stage
 from sfkt_cli.training.batches import Stream
-from sfkt_cli.training.loop import Batch, Plan, cosine, fit
-from sfkt_cli.training.optimizers import classifier_optimizer
+from sfkt_cli.training.loop import Batch, Plan, fit
+from sfkt_cli.training.optimizers import classifier_optimizer, cosine
 from sfkt_cli.training.predicting import student_loader
 from sfkt_cli.training.runtime import Runtime
 

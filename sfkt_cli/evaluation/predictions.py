@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,18 +15,12 @@ from sfkt_cli import scores
 from sfkt_cli.console import printable
 from sfkt_cli.data.store import Store
 from sfkt_cli.evaluation.labelled import Split
-from sfkt_cli.evaluation.models import (
-    Models,
-    Predictor,
-    predictions,
-    source_on_rgb,
-)
+from sfkt_cli.evaluation.models import Models, Predictor, source_on_rgb
 from sfkt_cli.evaluation.report import Row
 from sfkt_cli.methods import label_free
-from sfkt_cli.models.prediction_check import warn_of_collapse
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.pairs import held_out_pairs, spread
-from sfkt_cli.training.predicting import predict_rows
+from sfkt_cli.training.predicting import warn_of_collapse
 from sfkt_cli.training.runtime import Runtime
 
 Numbers = NDArray[Any]
@@ -122,10 +116,13 @@ class Evaluation:
         labelled = [split for split in self.splits.values() if len(split.rows)]
         return labelled[-1] if labelled else None
 
+    def labelled(self, method: str, split: Split) -> Numbers:
+        """A method's probabilities (L, K) of the labelled images."""
+        return self.outcomes[method].probabilities[split.name][split.rows]
+
     def right(self, method: str, split: Split) -> NDArray[np.bool_]:
         """Whether a method names the true class of each labelled image (L,)."""
-        predicted = self.outcomes[method].probabilities[split.name][split.rows].argmax(axis=1)
-        right: NDArray[np.bool_] = predicted == split.labels
+        right: NDArray[np.bool_] = self.labelled(method, split).argmax(axis=1) == split.labels
         return right
 
     def difference(self, first: str, second: str, split: Split) -> tuple[float, float, float]:
@@ -146,8 +143,7 @@ def ti_pairs(store: Store, models: Models, runtime: Runtime, seed: int) -> Pairs
     trained, held_out = held_out_pairs(store, seed)
     rows = held_out[spread(len(held_out))]
     rgb = store["ti/rgb"][rows]
-    rgb_model = source_on_rgb(models, runtime)
-    features, logits = predict_rows(rgb, rgb_model.load, rgb_model.model, runtime)
+    features, logits = source_on_rgb(models, runtime).ask(rgb, runtime)
     unseen = not np.isin(held_out, trained).any()
     return Pairs(store["ti/target"][rows], rgb, features, logits, unseen)
 
@@ -158,12 +154,11 @@ def ask(
     """Let a model predict every split, and score it without labels."""
     outcome = Outcome(predictor)
     for name, split in splits.items():
-        outcome.probabilities[name] = predictions(predictor, split.target, runtime)
+        outcome.probabilities[name] = predictor.probabilities(split.target, runtime)
     if "target" in outcome.probabilities:
-        probabilities = outcome.probabilities["target"]
-        outcome.label_free = without_labels(probabilities)
+        outcome.label_free = without_labels(outcome.probabilities["target"])
     if pairs is not None:
-        features, logits = predict_rows(pairs.target, predictor.load, predictor.model, runtime)
+        features, logits = predictor.ask(pairs.target, runtime)
         outcome.label_free |= {
             "ti_agreement": label_free.agreement(logits, pairs.logits),
             "ti_kappa": label_free.kappa(logits, pairs.logits),
@@ -176,9 +171,9 @@ def ask(
 def look_for_collapse(evaluation: Evaluation) -> None:
     """Warn of each student, and of the bridge, that names one class for nearly all images."""
     for method, outcome in evaluation.outcomes.items():
-        said = outcome.probabilities.get("target")
-        if said is not None and not method.startswith("source-"):
-            logits = torch.from_numpy(said).clamp_min(1e-12).log()
+        probabilities = outcome.probabilities.get("target")
+        if probabilities is not None and not method.startswith("source-"):
+            logits = torch.from_numpy(probabilities).clamp_min(1e-12).log()
             warn_of_collapse(logits, evaluation.classes, method, "TR target images", "evaluate")
 
 
@@ -197,24 +192,17 @@ def without_labels(probabilities: Numbers) -> dict[str, float]:
 
 def ensemble(student: Outcome, bridge: Outcome) -> Outcome:
     """Both views of a target image: the student on it, the source model on its translation."""
-    views = (student, bridge)
-    costs = [view.predictor for view in views]
-    memory = [cost.peak_memory_mb for cost in costs if cost.peak_memory_mb]
+    first, second = student.predictor, bridge.predictor
+    memory = max(first.peak_memory_mb or 0, second.peak_memory_mb or 0) or None
     joint = Outcome(
-        Predictor(
-            ENSEMBLE,
-            student.predictor.model,
-            student.predictor.load,
-            sum(cost.parameters for cost in costs),
-            student.predictor.train_seconds,
-            max(memory, default=None),
-            next((cost.note for cost in costs if cost.note), None),
+        replace(
+            first, method=ENSEMBLE, parameters=first.parameters + second.parameters,
+            peak_memory_mb=memory, note=first.note or second.note,
         )
-    )
-    for name in student.probabilities:
-        joint.probabilities[name] = scores.geometric_mean(
-            [view.probabilities[name] for view in views]
-        )
+    )  # fmt: skip
+    for name, probabilities in student.probabilities.items():
+        views = [probabilities, bridge.probabilities[name]]
+        joint.probabilities[name] = scores.geometric_mean(views)
     if "target" in joint.probabilities:
         joint.label_free = without_labels(joint.probabilities["target"])
     return joint
@@ -225,7 +213,7 @@ def ask_rgb(split: Split, models: Models, runtime: Runtime) -> Outcome | None:
     if split.rgb is None:
         return None
     outcome = Outcome(source_on_rgb(models, runtime))
-    outcome.probabilities[split.name] = predictions(outcome.predictor, split.rgb, runtime)
+    outcome.probabilities[split.name] = outcome.predictor.probabilities(split.rgb, runtime)
     return outcome
 
 
@@ -248,7 +236,7 @@ def measure_speeds(evaluation: Evaluation) -> None:
                 continue
             evaluation.runtime.wait()
             began = time.perf_counter()
-            predictions(outcome.predictor, images[method], evaluation.runtime)
+            outcome.predictor.ask(images[method], evaluation.runtime)
             if turn:
                 seconds.setdefault(method, []).append(time.perf_counter() - began)
     for method, took in seconds.items():

@@ -1,4 +1,4 @@
-"""The report: rows and sections to JSON, Markdown, CSV and the terminal (HTML: report_html).
+"""The report: rows and sections to JSON, Markdown, CSV and the terminal (HTML: html.py).
 
 Accuracies are fractions in files and per cent in what people read.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -101,7 +102,7 @@ class Results(BaseModel):
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report behind the accuracies.
+    """A part of the report: text, a table, a picture, or some of these.
 
     Attributes:
         title: Heading.
@@ -111,6 +112,8 @@ class Section:
         picture: Name of a PNG beside the report.
         caption: What the picture shows, for those who do not see it, too.
         left: Columns of the table, from the left, that hold words.
+        bounds: Rows below a rule.
+        footnotes: Lines below the table.
     """
 
     title: str
@@ -120,6 +123,8 @@ class Section:
     picture: str | None = None
     caption: str = ""
     left: int = 1
+    bounds: tuple[Cells, ...] = ()
+    footnotes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,25 +180,6 @@ class Report:
     shots: tuple[Shot, ...] = ()
 
 
-@dataclass(frozen=True)
-class SplitTable:
-    """The rows of one split as text.
-
-    Attributes:
-        title: Heading, with the number of images.
-        header: Column names.
-        methods: Rows above the rule.
-        bounds: Rows below it.
-        footnotes: Lines below the table.
-    """
-
-    title: str
-    header: Cells
-    methods: tuple[Cells, ...]
-    bounds: tuple[Cells, ...]
-    footnotes: tuple[str, ...]
-
-
 def named(method: str) -> str:
     """The plain name, and in brackets the technical one: ``student (tgkt)``."""
     return f"{NAMES.get(method, 'student')} ({method})"
@@ -220,27 +206,28 @@ def read_results(run: Run) -> Results:
     return read_record(run.output("evaluate", "results.json"), Results, sealed=False)
 
 
-def split_tables(rows: Iterable[Row], name: Callable[[str], str] = str) -> list[SplitTable]:
-    """A table for each split that has rows; ``name`` says what a method is called in it."""
-    rows = list(rows)
-    tables = []
+def split_tables(
+    rows: Sequence[Row], name: Callable[[str], str] = str
+) -> dict[str, tuple[list[Row], Section]]:
+    """Each split's rows and their table; ``name`` says what a method is called in it."""
+    tables = {}
     for split, title in SPLITS.items():
         here = [row for row in rows if row.split == split]
         if here:
             notes = list(dict.fromkeys(row.note for row in here if row.note))
+            counts = sorted({row.n for row in here})
             cells = {row.method: _row_cells(row, notes, name) for row in here}
-            tables.append(
-                SplitTable(
-                    title=f"{title}, {_counts(here)}",
-                    header=(
-                        "method", "accuracy % ↑", "95 % interval", "balanced % ↑", "macro F1 % ↑",
-                        "ECE % ↓", "training s ↓", "memory MB ↓", "images/s ↑", "parameters ↓",
-                    ),
-                    methods=tuple(c for name, c in cells.items() if name not in BOUNDS),
-                    bounds=tuple(c for name, c in cells.items() if name in BOUNDS),
-                    footnotes=tuple(f"({i}) {note}" for i, note in enumerate(notes, 1)),
-                )
+            table = Section(
+                title=f"{title}, n = {' or '.join(f'{count:,}' for count in counts)}",
+                header=(
+                    "method", "accuracy % ↑", "95 % interval", "balanced % ↑", "macro F1 % ↑",
+                    "ECE % ↓", "training s ↓", "memory MB ↓", "images/s ↑", "parameters ↓",
+                ),
+                cells=tuple(c for method, c in cells.items() if method not in BOUNDS),
+                bounds=tuple(c for method, c in cells.items() if method in BOUNDS),
+                footnotes=tuple(f"({i}) {note}" for i, note in enumerate(notes, 1)),
             )  # fmt: skip
+            tables[split] = here, table
     return tables
 
 
@@ -249,24 +236,28 @@ def to_markdown(report: Report) -> str:
     parts = [f"# {plain(report.dataset)}: evaluation"]
     if report.headline:
         parts += [f"**{plain(report.headline.text)}**", plain(report.headline.detail)]
-    parts.append(plain(report.made))
-    if report.facts:
-        parts.append("\n".join(f"- {plain(fact)}" for fact in report.facts))
-    for table in split_tables(report.rows):
-        parts.append(f"## {table.title}")
-        parts.append(markdown_table(table.header, table.methods, table.bounds))
-        parts += table.footnotes
-    if known := meanings(report.rows):
-        parts.append("\n".join(f"- {plain(name)}: {plain(text)}" for name, text in known))
+    parts += [plain(report.made), bullets(report.facts)]
+    for _, table in split_tables(report.rows).values():
+        parts += _markdown_section(table)
+    parts.append(bullets(f"{name}: {text}" for name, text in meanings(report.rows)))
     for section in report.sections:
-        parts.append(f"## {plain(section.title)}")
-        parts += [plain(text) for text in section.text]
-        if section.cells:
-            parts.append(markdown_table(section.header, section.cells, left=section.left))
-        if section.picture:
-            parts.append(f"![{plain(section.title)}]({section.picture})")
-            parts.append(plain(section.caption))
+        parts += _markdown_section(section)
     return printable("\n\n".join(filter(None, parts))) + "\n"
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """Texts as a list of Markdown."""
+    return "\n".join(f"- {plain(line)}" for line in lines)
+
+
+def _markdown_section(section: Section) -> list[str]:
+    parts = [f"## {plain(section.title)}", *map(plain, section.text)]
+    if section.cells or section.bounds:
+        table = markdown_table(section.header, section.cells, section.bounds, section.left)
+        parts += [table, *map(plain, section.footnotes)]
+    if section.picture:
+        parts += [f"![{plain(section.title)}]({section.picture})", plain(section.caption)]
+    return parts
 
 
 def markdown_table(
@@ -301,8 +292,8 @@ def markdown_table(
 def to_latex(report: Report) -> str:
     """The accuracies as LaTeX tables, one a split; they need the package booktabs."""
     tables = [
-        latex_table(f"{report.dataset}: {t.title}", t.header, t.methods, t.bounds, best=1)
-        for t in split_tables(report.rows)
+        latex_table(f"{report.dataset}: {t.title}", t.header, t.cells, t.bounds, best=1)
+        for _, t in split_tables(report.rows).values()
     ]
     return "\n\n".join(tables) + "\n"
 
@@ -328,9 +319,7 @@ def latex_table(
             texts[best] = rf"\textbf{{{texts[best]}}}"
         return " & ".join(texts) + r" \\"
 
-    lines = [line(row, number) for row, number in zip(cells, numbers, strict=True)]
-    if below:
-        lines += [r"\midrule", *(line(row, None) for row in below)]
+    rule = [r"\midrule"] if below else []
     return "\n".join(
         [
             r"\begin{table}",
@@ -339,7 +328,9 @@ def latex_table(
             r"\toprule",
             line(header, None),
             r"\midrule",
-            *lines,
+            *map(line, cells, numbers),
+            *rule,
+            *(line(row, None) for row in below),
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table}",
@@ -349,11 +340,10 @@ def latex_table(
 
 def _latex(text: str) -> str:
     """Text that LaTeX shows as it is."""
-    text = printable(text)
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {mark: rf"\{mark}" for mark in "&%$#_{}"}
     special |= {"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
-    return "".join(special.get(letter, letter) for letter in " ".join(text.split()))
+    return "".join(special.get(letter, letter) for letter in " ".join(printable(text).split()))
 
 
 def _leading(text: str) -> float | None:
@@ -365,10 +355,7 @@ def _leading(text: str) -> float | None:
 
 def plain(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
-    text = printable(text)
-    for mark in ("\\", "|", "<", "`", "*", "_", "["):
-        text = text.replace(mark, f"\\{mark}")
-    return " ".join(text.split())
+    return " ".join(re.sub(r"[\\|<`*_\[]", r"\\\g<0>", printable(text)).split())
 
 
 def to_csv(header: Sequence[str], rows: Iterable[Sequence[str | float]], exact: str = "") -> str:
@@ -383,8 +370,8 @@ def to_csv(header: Sequence[str], rows: Iterable[Sequence[str | float]], exact: 
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([_harmless(cell) for cell in header])
     for row in rows:
-        named = zip(header, row, strict=True)
-        writer.writerow([cell if name == exact else _harmless(cell) for name, cell in named])
+        named_cells = zip(header, row, strict=True)
+        writer.writerow([cell if name == exact else _harmless(cell) for name, cell in named_cells])
     return file.getvalue()
 
 
@@ -394,12 +381,18 @@ def show(rows: Sequence[Row]) -> None:
         return
     splits = [split for split in SPLITS if any(row.split == split for row in rows)]
     header = ("method", *(f"{split} %" for split in splits), "training s", "memory MB")
-    methods: dict[str, list[Row]] = {}
-    for row in rows:
-        methods.setdefault(row.method, []).append(row)
-    cells = {name: _short_cells(found, splits) for name, found in methods.items()}
-    above = [cell for name, cell in cells.items() if name not in BOUNDS]
-    below = [cell for name, cell in cells.items() if name in BOUNDS]
+    by_place = {(row.method, row.split): row for row in rows}
+    cells = {
+        row.method: (
+            row.method,
+            *(_with_interval(by_place.get((row.method, split))) for split in splits),
+            amount(row.train_seconds),
+            amount(row.peak_memory_mb),
+        )
+        for row in rows
+    }
+    above = [texts for method, texts in cells.items() if method not in BOUNDS]
+    below = [texts for method, texts in cells.items() if method in BOUNDS]
     if not console.is_terminal:
         say(markdown_table(header, above, below))
         return
@@ -451,19 +444,9 @@ def _row_cells(row: Row, notes: Sequence[str], name: Callable[[str], str]) -> Ce
     )
 
 
-def _short_cells(rows: Sequence[Row], splits: Sequence[str]) -> Cells:
-    by_split = {row.split: row for row in rows}
-    shown = [
-        f"{percent(row.accuracy)} ({interval(row.accuracy_ci95)})" if row else "-"
-        for row in map(by_split.get, splits)
-    ]
-    return (rows[0].method, *shown, amount(rows[0].train_seconds), amount(rows[0].peak_memory_mb))
-
-
-def _counts(rows: Sequence[Row]) -> str:
-    counts = sorted({row.n for row in rows})
-    return "n = " + " or ".join(f"{count:,}" for count in counts)
+def _with_interval(row: Row | None) -> str:
+    return f"{percent(row.accuracy)} ({interval(row.accuracy_ci95)})" if row else "-"
 
 
 def _harmless(cell: str | float) -> str | float:
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" and cell else cell
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(tuple("=+-@\t\r")) else cell

@@ -10,7 +10,7 @@ import numpy as np
 
 from sfkt_cli import __version__, scores
 from sfkt_cli.evaluation import figures, galleries
-from sfkt_cli.evaluation.epoch_choice import epoch_choice
+from sfkt_cli.evaluation.labelled import Split
 from sfkt_cli.evaluation.models import finished_methods, translate
 from sfkt_cli.evaluation.predictions import Evaluation
 from sfkt_cli.evaluation.report import (
@@ -27,7 +27,7 @@ from sfkt_cli.evaluation.report import (
 from sfkt_cli.evaluation.verdict import Verdict, advice, verdict
 from sfkt_cli.models.saving import CARD, WEIGHTS, read_card
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.pairs import spread
+from sfkt_cli.training.pairs import FILE, SELECTORS, load_epochs, spread
 
 SENSORS = {"depth": "depth", "nir": "near-infrared", "thermal": "thermal", "other": "target"}
 REJECTED = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -105,17 +105,17 @@ def encoding_of(evaluation: Evaluation) -> str:
 
 def _on_pairs(evaluation: Evaluation) -> str:
     """How far the main method and the RGB model alone agree with the RGB model on TI pairs."""
-    found = [
+    if evaluation.pairs is None:
+        return ""
+    agreements = [
         f"{NAMES.get(method, 'student')} {percent(score['ti_agreement'])} % "
         f"(kappa {score['ti_kappa']:.2f})"
         for method in dict.fromkeys((evaluation.main_method, "source-only"))
         if "ti_kappa" in (score := evaluation.outcomes[method].label_free)
     ]
-    if not found:
-        return ""
     return (
         f"The same class on a {SENSORS[evaluation.store.modality]} image as your RGB model on its "
-        f"RGB partner: {', '.join(found)} of the pairs. Kappa 0 is chance, 1 is always."
+        f"RGB partner: {', '.join(agreements)} of the pairs. Kappa 0 is chance, 1 is always."
     )
 
 
@@ -130,33 +130,26 @@ def made(evaluation: Evaluation, run: Run) -> str:
 
 def facts(evaluation: Evaluation, rows: Sequence[Row]) -> tuple[str, ...]:
     """What a reader should know first."""
-    found = []
-    rgb = [row for row in rows if row.method == "source-rgb"]
-    if rgb:
-        found.append(
-            f"Source model on RGB: {percent(rgb[0].accuracy)} % "
-            f"({interval(rgb[0].accuracy_ci95)}) of n = {rgb[0].n:,} held-out images"
-        )
-    else:
-        found.append(
-            "Source model on RGB: not known, there are no labelled RGB partners of test images"
-        )
-    if not rows:
-        found.append("test.h5 holds no labels: there is no accuracy, only label-free scores")
-    found += _gap_closed(evaluation, rows)
+    on_rgb = "not known, there are no labelled RGB partners of test images"
+    for row in (row for row in rows if row.method == "source-rgb"):
+        share = f"{percent(row.accuracy)} % ({interval(row.accuracy_ci95)})"
+        on_rgb = f"{share} of n = {row.n:,} held-out images"
     resamplings = evaluation.config.evaluate.bootstrap
     how = f"{resamplings:,} bootstrap resamplings" if resamplings else "normal approximation"
-    found.append(f"Intervals: 95 %, {how}; images of one group (scene, subject) are drawn together")
-    found.append(
+    unlabelled = ["test.h5 holds no labels: there is no accuracy, only label-free scores"]
+    return (
+        f"Source model on RGB: {on_rgb}",
+        *([] if rows else unlabelled),
+        *_gap_closed(evaluation, rows),
+        f"Intervals: 95 %, {how}; images of one group (scene, subject) are drawn together",
         "Training: seconds and memory beyond the source model (the bridge counts for methods that "
-        f"use it); speed on {evaluation.runtime.device.type}; seed {evaluation.config.seed}"
+        f"use it); speed on {evaluation.runtime.device.type}; seed {evaluation.config.seed}",
     )
-    return tuple(found)
 
 
 def _gap_closed(evaluation: Evaluation, rows: Sequence[Row]) -> list[str]:
     """How much of the way from source-only to the better bound the method shown goes."""
-    main, found = evaluation.main_method, []
+    main, lines = evaluation.main_method, []
     bounds = {row.method: row.accuracy for row in rows if row.method in BOUNDS and not row.note}
     for split in evaluation.splits:
         accuracy = {row.method: row.accuracy for row in rows if row.split == split}
@@ -165,27 +158,30 @@ def _gap_closed(evaluation: Evaluation, rows: Sequence[Row]) -> list[str]:
         best = max(bounds, key=lambda name: bounds[name])
         start, gap = accuracy["source-only"], bounds[best] - accuracy["source-only"]
         if gap > 0:
-            found.append(
+            lines.append(
                 f"{main} on the {split} split: {percent((accuracy[main] - start) / gap)} % of the "
                 f"way from source-only to the better bound ({best} on held-out images)"
             )
-    return found
+    return lines
 
 
 def sections(
     evaluation: Evaluation, run: Run, rows: Sequence[Row], folder: Path
 ) -> tuple[Section, ...]:
     """All sections; pictures, where they are wanted, are written into the folder."""
-    found = [differences(evaluation), thresholds(evaluation, run), label_free(evaluation)]
-    found.append(epochs_kept(evaluation, run))
-    if not evaluation.config.evaluate.pictures:
-        found.append(classes(rows, evaluation))
-        return tuple(section for section in found if section is not None)
-    found += [bridge_quality(evaluation, run, folder), *galleries.tr_gallery(evaluation, folder)]
-    found += [classes(rows, evaluation), *confusion(evaluation, folder)]
-    found += [*reliability(evaluation, folder), *galleries.worst_errors(evaluation, folder)]
-    found += [*feature_map(evaluation, folder), *curves(run, folder)]
-    return tuple(section for section in found if section is not None)
+    parts = [differences(evaluation), thresholds(evaluation, run), label_free(evaluation)]
+    stages = ["bridge"] if evaluation.models.translator else []
+    stages += [f"transfer/{name}" for name in evaluation.models.students]
+    parts.append(epoch_choice(run, evaluation.splits.get("target"), stages))
+    pictures = evaluation.config.evaluate.pictures
+    if pictures:
+        parts += [bridge_quality(evaluation, run, folder), galleries.tr_gallery(evaluation, folder)]
+    parts.append(classes(rows, evaluation))
+    if pictures:
+        parts += [confusion(evaluation, folder), reliability(evaluation, folder)]
+        parts += [galleries.worst_errors(evaluation, folder), feature_map(evaluation, folder)]
+        parts.append(curves(run, folder))
+    return tuple(section for section in parts if section is not None)
 
 
 def differences(evaluation: Evaluation) -> Section | None:
@@ -193,8 +189,7 @@ def differences(evaluation: Evaluation) -> Section | None:
     main, cells = evaluation.main_method, []
     for split in evaluation.splits.values():
         for other in evaluation.outcomes:
-            said = evaluation.outcomes[other].probabilities
-            if not len(split.rows) or other == main or other in BOUNDS or split.name not in said:
+            if not len(split.rows) or other == main or other in BOUNDS:
                 continue
             mean, low, high = evaluation.difference(main, other, split)
             shown = (f"{100 * mean:+.1f}", f"{100 * low:+.1f} .. {100 * high:+.1f}")
@@ -220,8 +215,8 @@ def thresholds(evaluation: Evaluation, run: Run) -> Section | None:
     if split is None or main not in evaluation.models.students:
         return None
     temperature = float(read_card(run.path("transfer", main, CARD)).get("temperature", 1.0))
-    said = evaluation.outcomes[main].probabilities[split.name][split.rows]
-    confidence = scores.softmax(np.log(said + 1e-12) / temperature).max(axis=1)
+    logits = np.log(evaluation.labelled(main, split) + 1e-12)
+    confidence = scores.softmax(logits / temperature).max(axis=1)
     right = evaluation.right(main, split)
     cells = []
     for share in REJECTED:
@@ -280,14 +275,47 @@ def label_free(evaluation: Evaluation) -> Section:
     return Section("Label-free scores", tuple(text), header, tuple(cells))
 
 
-def epochs_kept(evaluation: Evaluation, run: Run) -> Section | None:
-    """The epochs that label-free scores chose."""
-    target = evaluation.splits.get("target")
-    if target is None:
+def epoch_choice(run: Run, target: Split | None, stages: Sequence[str]) -> Section | None:
+    """How well label-free scores chose the epochs, held against labels after the fact.
+
+    It tells how the kept epoch compares with the best one, and each score with accuracy.
+    """
+    if target is None or not len(target.rows):
         return None
-    stages = ["bridge"] if evaluation.models.translator else []
-    stages += [f"transfer/{name}" for name in evaluation.models.students]
-    return epoch_choice(run, evaluation.store, target, stages)
+    rows = spread(len(target.ids))
+    places = np.minimum(np.searchsorted(target.rows, rows), len(target.rows) - 1)
+    labelled = target.rows[places] == rows
+    cells = []
+    for stage in stages:
+        predicted = load_epochs(run.output(stage, FILE).parent)
+        kept = run.record(stage).get("best_epoch") or len(predicted) + 1
+        whole = len(predicted) >= max(kept, 2) and predicted.shape[1] == len(rows)
+        if not np.any(labelled) or not whole:
+            continue
+        right = predicted[:, labelled] == target.labels[places[labelled]]
+        accuracy = right.mean(axis=1)
+        metrics = run.metrics(stage)
+        correlations = []
+        for name in SELECTORS:
+            values = [row[name] for row in metrics if name in row]
+            comparable = len(values) == len(accuracy) >= 4
+            value = scores.rank_correlation(np.array(values), accuracy) if comparable else np.nan
+            correlations.append("-" if np.isnan(value) else f"{value:+.2f}")
+        of_kept, best = accuracy[kept - 1], accuracy.max()
+        cells.append((stage, f"{kept} of {len(predicted)}", percent(of_kept), percent(best),
+                      f"{100 * (best - of_kept):.1f}", *correlations))  # fmt: skip
+    if not cells:
+        return None
+    return Section(
+        "Choosing the epoch without labels",
+        (
+            "Accuracy on the unlabelled target images after the epoch that was kept and after the "
+            "best one, and Spearman's correlation of each label-free score with it over the "
+            "epochs. Looked at afterwards; nothing was chosen by it.",
+        ),
+        ("stage", "kept", "its accuracy %", "best %", "lost", *SELECTORS),
+        tuple(cells),
+    )
 
 
 def bridge_quality(evaluation: Evaluation, run: Run, folder: Path) -> Section | None:
@@ -298,9 +326,9 @@ def bridge_quality(evaluation: Evaluation, run: Run, folder: Path) -> Section | 
     few = spread(len(pairs.rgb), PICTURE_PAIRS)
     rgb = pairs.rgb[few] / 255.0
     translated = translate(models, pairs.target[few], evaluation.runtime)
-    found = galleries.translated_features(evaluation, pairs.target)
-    enough = len(found) > 1
-    distance = scores.frechet_distance(found, pairs.features.numpy()) if enough else None
+    features = galleries.features_of(evaluation, "bridge-only", pairs.target)
+    enough = len(features) > 1
+    distance = scores.frechet_distance(features, pairs.features.numpy()) if enough else None
     record = run.record("bridge")
     known = (
         "Nothing was trained on these pairs."
@@ -340,29 +368,29 @@ def classes(rows: Sequence[Row], evaluation: Evaluation) -> Section | None:
     return Section(title, (), header, tuple(cells))
 
 
-def confusion(evaluation: Evaluation, folder: Path) -> list[Section]:
+def confusion(evaluation: Evaluation, folder: Path) -> Section | None:
     """Confusion matrices of the methods shown."""
     split = evaluation.main_split
     if split is None:
-        return []
-    panels = {}
-    for method in shown_methods(evaluation):
-        said = evaluation.outcomes[method].probabilities[split.name][split.rows].argmax(axis=1)
-        panels[named(method)] = scores.confusion_matrix(said, split.labels, len(evaluation.classes))
+        return None
+    panels = {
+        named(method): scores.confusion_matrix(
+            evaluation.labelled(method, split).argmax(axis=1), split.labels, len(evaluation.classes)
+        )
+        for method in shown_methods(evaluation)
+    }
     figures.draw_confusion(folder / "confusion.png", panels, evaluation.classes)
     caption = f"Confusion on the {split.name} split: per cent of each true class (a row)."
-    return [Section("Confusion", picture="confusion.png", caption=caption)]
+    return Section("Confusion", picture="confusion.png", caption=caption)
 
 
-def reliability(evaluation: Evaluation, folder: Path) -> list[Section]:
+def reliability(evaluation: Evaluation, folder: Path) -> Section | None:
     """How far a prediction's confidence can be trusted."""
     split = evaluation.main_split
     if split is None:
-        return []
+        return None
     panels = {
-        named(method): scores.reliability(
-            evaluation.outcomes[method].probabilities[split.name][split.rows], split.labels
-        )
+        named(method): scores.reliability(evaluation.labelled(method, split), split.labels)
         for method in shown_methods(evaluation)
     }
     figures.draw_reliability(folder / "reliability.png", panels)
@@ -371,23 +399,23 @@ def reliability(evaluation: Evaluation, folder: Path) -> list[Section]:
         f"bins of fewer than {figures.FEWEST} images are left out above; below the dotted line: "
         "surer than right."
     )
-    return [Section("Reliability", picture="reliability.png", caption=caption)]
+    return Section("Reliability", picture="reliability.png", caption=caption)
 
 
-def feature_map(evaluation: Evaluation, folder: Path) -> list[Section]:
+def feature_map(evaluation: Evaluation, folder: Path) -> Section | None:
     """Where source, bridged and target features lie."""
     panels = galleries.feature_sets(evaluation)
     if not panels:
-        return []
+        return None
     projected, explained = {}, {}
     for title, sets in panels.items():
         projected[title], explained[title] = figures.two_axes(sets)
     figures.draw_embedding(folder / "features.png", projected, explained)
     caption = "Features on their two main axes (PCA), each panel by itself."
-    return [Section("Features", picture="features.png", caption=caption)]
+    return Section("Features", picture="features.png", caption=caption)
 
 
-def curves(run: Run, folder: Path) -> list[Section]:
+def curves(run: Run, folder: Path) -> Section | None:
     """Training curves of all stages that trained something."""
     stages, chosen = {}, {}
     for stage in ("source", "bridge", *(f"transfer/{name}" for name in finished_methods(run))):
@@ -398,13 +426,13 @@ def curves(run: Run, folder: Path) -> list[Section]:
             if best is not None:
                 chosen[stage] = int(best)
     if not stages:
-        return []
+        return None
     figures.draw_curves(folder / "curves.png", stages, chosen)
     caption = (
         "Loss terms, unweighted, and label-free scores of each epoch; vertical line: the epoch "
         "whose weights were kept."
     )
-    return [Section("Training curves", picture="curves.png", caption=caption)]
+    return Section("Training curves", picture="curves.png", caption=caption)
 
 
 def shown_methods(evaluation: Evaluation) -> list[str]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -194,8 +193,7 @@ def _efficientnet_lite0(pretrained: bool) -> tuple[nn.Module, int]:
     return network, replace_last_linear(network)
 
 
-@dataclass(frozen=True)
-class Normalisation:
+class Normalisation(NamedTuple):
     """What is taken off RGB in [0, 1] and what it is divided by, and who says so."""
 
     mean: Three
@@ -205,16 +203,16 @@ class Normalisation:
 
 def normalisation_of(settings: SourceConfig) -> Normalisation:
     """The settings' own, else that of the weights: a config.json beside them, timm, torchvision."""
-    published = None
-    if settings.mean is None or settings.std is None:
-        published = _beside(settings.checkpoint) or _published(settings.backbone)
+    if settings.mean and settings.std:
+        return Normalisation(settings.mean, settings.std, "source.mean and source.std")
+    published = _beside(settings.checkpoint) or _published(settings.backbone)
     mean, std, origin = published or (*IMAGENET, "the usual one, of ImageNet")
-    if settings.mean is not None or settings.std is not None:
+    if settings.mean or settings.std:
         origin = "source.mean and source.std"
     return Normalisation(settings.mean or mean, settings.std or std, origin)
 
 
-def _beside(checkpoint: Path | None) -> tuple[Three, Three, str] | None:
+def _beside(checkpoint: Path | None) -> Normalisation | None:
     """From the config.json that timm and the Hugging Face hub put beside weights."""
     path = checkpoint.parent / "config.json" if checkpoint else None
     if path is None or not path.is_file():
@@ -227,13 +225,13 @@ def _beside(checkpoint: Path | None) -> tuple[Three, Three, str] | None:
     return _three(inner, str(path))
 
 
-def _published(backbone: str) -> tuple[Three, Three, str] | None:
+def _published(backbone: str) -> Normalisation | None:
     if backbone == "small":
         return None
     if backbone == "efficientnet_lite0":  # (x - 127) / 128 for x in 0..255
-        return (127 / 255,) * 3, (128 / 255,) * 3, f"the weights of {backbone}"
+        return Normalisation((127 / 255,) * 3, (128 / 255,) * 3, f"the weights of {backbone}")
     if backbone in INCEPTIONS:  # what torchvision turns ImageNet's into, inside of the network
-        return (0.5,) * 3, (0.5,) * 3, f"the weights of {backbone}"
+        return Normalisation((0.5,) * 3, (0.5,) * 3, f"the weights of {backbone}")
     if backbone.startswith("timm:"):
         try:
             import timm
@@ -250,11 +248,10 @@ def _published(backbone: str) -> tuple[Three, Three, str] | None:
     return _three(vars(transforms), f"torchvision's weights of {backbone}")
 
 
-def _three(values: Any, origin: str) -> tuple[Three, Three, str] | None:
-    if not isinstance(values, dict):
-        return None
+def _three(values: Any, origin: str) -> Normalisation | None:
     try:
         (r, g, b), (x, y, z) = values["mean"], values["std"]
-        return (float(r), float(g), float(b)), (float(x), float(y), float(z)), origin
+        mean, std = (float(r), float(g), float(b)), (float(x), float(y), float(z))
+        return Normalisation(mean, std, origin)
     except (KeyError, TypeError, ValueError):
         return None

@@ -1,16 +1,20 @@
-"""Graphs as files, ONNX in three precisions and exported programs of PyTorch; and asking them.
+"""Models as one graph, from the raw images of the sensor to class probabilities, and as files.
 
-int8 is onnxruntime's static quantisation (QDQ) of the networks; resizing and encoding stay in
-float32, for they reckon in millimetres. Depthwise networks, EfficientNet-Lite and MobileNet, need
-three things (docs/export.md has the figures): a scale for each output channel of the weights;
-activation functions that are quantised with the layer before them; and corrected biases.
+Files are ONNX in three precisions and exported programs of PyTorch. int8 is onnxruntime's static
+quantisation (QDQ) of the networks; resizing and encoding stay in float32, for they reckon in
+millimetres. Depthwise networks, EfficientNet-Lite and MobileNet, need three things (docs/export.md
+has the figures): a scale for each output channel of the weights; activation functions that are
+quantised with the layer before them; and corrected biases.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import io
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +23,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from sfkt_cli.models.onnx_files import open_session, quietly, write_onnx
+from sfkt_cli.data.images import Encoding, as_rgb, encode
+from sfkt_cli.data.loading import Fit, areas, kept_box
+from sfkt_cli.models.onnx_files import open_session
 
-OUTPUTS = ["logits", "probabilities"]
-NETWORKS = ("model", "translator", "source")
-"""Attributes of the graphs that hold them."""
+NETWORKS = ("model", "translator")
+"""Attributes of a :class:`SensorGraph` that hold them."""
 QUANTISED = ["Conv", "Gemm", "MatMul", "Add", "Relu", "Clip"]
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Where the exporter notes which module a node comes from."""
@@ -32,26 +38,151 @@ Predict = Callable[[Tensor], Tensor]
 """Images as the sensor gives them to probabilities (B, K)."""
 
 
+class FitTarget(nn.Module):
+    """Crop and area resampling as matrix products: :func:`sfkt_cli.data.loading.fit_target`.
+
+    Its results are those of that function, to the last digit: float32 holds the sums of bytes
+    exactly, in any order, and the division is one of whole numbers.
+
+    Args:
+        height: Of the sensor's images.
+        width: Of the sensor's images.
+        size: Side of the result in pixels.
+        fit: crop or squash.
+        missing: Whether 0 means "no reading".
+    """
+
+    down: Tensor
+    across: Tensor
+    count: Tensor
+
+    def __init__(self, height: int, width: int, size: int, fit: Fit, *, missing: bool) -> None:
+        super().__init__()
+        left, upper, right, lower = kept_box(width, height, fit)
+        self._box = (left, upper, right, lower)
+        self._missing = missing
+        self.register_buffer("down", _area_matrix(lower - upper, size))
+        self.register_buffer("across", _area_matrix(right - left, size))
+        self.register_buffer("count", torch.outer(self.down.sum(1), self.across.sum(1)).long())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, H, W) or (B, H, W, C) to float32 (B, S, S) or (B, S, S, C), whole numbers."""
+        left, upper, right, lower = self._box
+        kept = images.to(torch.float32)[:, upper:lower, left:right]
+        planes = kept.unsqueeze(1) if kept.ndim == 3 else kept.permute(0, 3, 1, 2)
+        high = torch.floor(planes / 256)
+        sums = 256 * self._sums(high) + self._sums(planes - 256 * high)
+        readings = self._sums((planes > 0).to(torch.float32)) if self._missing else self.count
+        whole = readings.clamp_min(1)
+        mean = torch.div(2 * sums + whole, 2 * whole, rounding_mode="floor")
+        mean = (mean * (2 * readings >= self.count)).to(torch.float32)
+        return mean.squeeze(1) if kept.ndim == 3 else mean.permute(0, 2, 3, 1)
+
+    def _sums(self, planes: Tensor) -> Tensor:
+        across = F.linear(planes, self.across).transpose(2, 3)
+        return F.linear(across, self.down).transpose(2, 3).to(torch.int64)
+
+
+def _area_matrix(length: int, size: int) -> Tensor:
+    """(size, length): 1 where a pixel belongs to an area."""
+    first, count = (torch.from_numpy(each).unsqueeze(1) for each in areas(length, size))
+    pixels = torch.arange(length)
+    return ((pixels >= first) & (pixels < first + count)).to(torch.float32)
+
+
+class SensorGraph(nn.Module):
+    """Raw target images to logits and probabilities, of a student or of the untouched RGB model.
+
+    Args:
+        model: The student, or the RGB model behind ``translator``.
+        encoding: Of the target images.
+        fit: Makes the sensor's images as large as stored ones; None: they come so.
+        translator: Of the RGB model; None: the model takes encoded images.
+        temperature: Logits are divided by it in the probabilities only, as in `sfkt predict`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        encoding: Encoding,
+        fit: nn.Module | None = None,
+        *,
+        translator: nn.Module | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.fit = fit or nn.Identity()
+        self.translator = translator
+        self.model = model
+        self._encoding = encoding
+        self._temperature = temperature
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, H, W) or (B, H, W, C) as the sensor gives them to twice (B, K)."""
+        encoded = encode(self.fit(images), self._encoding)
+        rgb = as_rgb(encoded) if self.translator is None else self.translator(encoded)
+        _, logits = self.model(rgb)
+        return logits, torch.softmax(logits / self._temperature, dim=1)
+
+
+class Half(nn.Module):
+    """A copy of a network that reckons in float16, between float32 images and results."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).half()
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """What the network gives, in float32."""
+        outputs = self.network(images.half())
+        if isinstance(outputs, Tensor):
+            return outputs.float()
+        return tuple(each.float() for each in outputs)
+
+
+def for_export(graph: nn.Module) -> nn.Module:
+    """On the CPU, in inference mode, plain memory order, without gradients."""
+    graph.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return graph.eval().requires_grad_(False)
+
+
 def to_onnx(
-    graph: nn.Module, images: Tensor, facts: Mapping[str, str], *, any_batch: bool
+    graph: nn.Module,
+    images: Tensor,
+    facts: Mapping[str, str],
+    *,
+    any_batch: bool = True,
+    outputs: Sequence[str] = ("logits", "probabilities"),
+    keep_norms: bool = False,
 ) -> bytes:
     """The content of an ONNX file.
 
     Args:
-        graph: One of :mod:`sfkt_cli.models.graphs`.
-        images: A batch of real images, at least two for ``any_batch``.
+        graph: In inference mode, such as a :class:`SensorGraph`.
+        images: A batch of such as it will get; at least two for ``any_batch``.
         facts: Goes into the file's metadata.
         any_batch: The file takes any number of images, otherwise as many as are given here.
+        outputs: Names of what the graph returns.
+        keep_norms: Leave batch norms as they are, for a file that is to be trained on.
+
+    Raises:
+        Exception: Whatever torch.onnx says of a network that it cannot export.
     """
-    return write_onnx(graph, images, OUTPUTS, facts, any_batch=any_batch)
+    shapes = ({0: torch.export.Dim("batch")},) if any_batch else None
+    with quietly():
+        program: Any = torch.onnx.export(
+            graph, (images,), dynamo=True, external_data=False, input_names=["images"],
+            output_names=outputs, dynamic_shapes=shapes, verbose=False, optimize=not keep_norms,
+        )  # fmt: skip
+    program.model.metadata_props.update(facts)
+    content: bytes = program.model_proto.SerializeToString()
+    return content
 
 
 def to_int8(content: bytes, batches: Callable[[], Iterable[Tensor]]) -> bytes:
     """The same ONNX file in int8.
 
-    Args:
-        content: Of the file in float32.
-        batches: Gives real images, to measure activations on; it is called twice.
+    ``batches`` gives real images, to measure activations on; it is called twice.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -157,3 +288,11 @@ def open_pt2(content: bytes) -> Predict:
 def open_graph(graph: nn.Module) -> Predict:
     """A graph itself."""
     return lambda images: graph(images)[1]
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """The exporters print and warn about their own insides."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

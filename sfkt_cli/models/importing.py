@@ -6,25 +6,47 @@ could run code.
 
 from __future__ import annotations
 
+import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import sha256_file
 from sfkt_cli.models.backbones import normalisation_of
-from sfkt_cli.models.checkpoint_files import read_weights
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.onnx_files import read_onnx
+from sfkt_cli.models.onnx_files import SAVE_WEIGHTS, read_onnx
 from sfkt_cli.models.saving import CARD, WEIGHTS, load_model
-from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.config import Config, SourceConfig
 
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 """Classifiers on the side of googlenet and inception_v3, which only their training uses."""
+
+STATE_DICT_SUFFIXES = (".pth", ".pt", ".pts", ".pt2", ".bin", ".ckpt", ".tar", ".pkl")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
+"""Keys under which training scripts put the state dict."""
+PREFIXES = ("module.", "_orig_mod.")
+"""What data parallelism and torch.compile put in front of every name."""
+PICKLE = b"\x80"
+"""First byte of every pickle since Python 2.3."""
+_DYNAMIC = "dynamo=True, external_data=False, dynamic_shapes=({0: 'batch'},)"
+LOADERS = {
+    "a TorchScript program": (
+        "torch.jit.load({0!r}).eval()",
+        "input_names=['images'], dynamic_axes={'images': {0: 'batch'}}, dynamo=False",
+    ),
+    "an exported program": ("torch.export.load({0!r}).module()", _DYNAMIC),
+    "a pickle with more than tensors in it": (
+        "torch.load({0!r}, weights_only=False).eval()", _DYNAMIC,
+    ),
+}  # fmt: skip
+"""How each kind of file that holds a whole network is loaded, and exported to ONNX."""
 
 
 @dataclass(frozen=True)
@@ -72,32 +94,17 @@ def import_source(config: Config, classes: Sequence[str], *, size: int = 224) ->
         DataError: The file is missing, damaged, or could run code.
     """
     path = _checkpoint(config)
-    own = path if path.is_dir() else path.parent
-    if path.is_dir() or (path.name == WEIGHTS and (own / CARD).is_file()):
-        return _own_model(config, own, classes)
-    if path.suffix.lower() == ".onnx":
-        return _from_onnx(config, path, classes, size)
-    state = read_weights(path)
-    if {"mean", "std", "head.bias"} <= set(state) and any(n.startswith("backbone.") for n in state):
-        raise DataError(f"{path} was written by sfkt, but its {CARD} is not beside it: copy it too")
-    settings = config.source
-    architecture = _architecture(config, settings.backbone)
-    if settings.features:
-        architecture["layer"] = settings.features
-    model = Classifier(**architecture | {"classes": 1})
-    state, remark = _named_as(model.backbone.state_dict(), state)
-    state = _without_auxiliary(state)
-    head = settings.features or _find_head(path, state, model, settings.backbone)
-    if f"{head}.weight" not in state:
-        raise ConfigError(f"source.features = {head!r}: {path} holds no {head}.weight")
-    state, left_out = _without_the_rest(path, model, state, head, settings.backbone)
-    names = _outputs(config, path, len(state[f"{head}.weight"]), classes)
-    architecture["classes"] = len(names)
-    _fill(path, model, state, head, settings.backbone)
-    kept = list(classes) or names
-    _reorder(model, [names.index(name) for name in kept])
-    remarks = (*remark, *left_out, *_remarks(config))
-    return Imported(model.eval(), architecture, kept, remarks)
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir() or (path.name == WEIGHTS and (folder / CARD).is_file()):
+        brought = _own_model(folder)
+    elif path.suffix.lower() == ".onnx":
+        brought = _from_onnx(config, path, size)
+    else:
+        brought = _from_weights(config, path)
+    outputs = _outputs(config, path, brought, classes)
+    order = list(classes) or outputs
+    _reorder(brought.model, [outputs.index(name) for name in order])
+    return replace(brought, model=brought.model.eval(), classes=order)
 
 
 def _checkpoint(config: Config) -> Path:
@@ -106,81 +113,86 @@ def _checkpoint(config: Config) -> Path:
     return config.source.checkpoint
 
 
-def _architecture(config: Config, backbone: str) -> dict[str, Any]:
-    normalisation = normalisation_of(config.source)
-    return {
-        "backbone": backbone,
-        "classes": 0,
-        "width": config.source.width,
-        "bottleneck": 0,
-        "mean": normalisation.mean,
-        "std": normalisation.std,
-        "channel_order": config.source.channel_order,
-    }
-
-
-def _remarks(config: Config) -> tuple[str, ...]:
-    normalisation = normalisation_of(config.source)
-    mean, std = (
-        ", ".join(f"{v:.3g}" for v in each) for each in (normalisation.mean, normalisation.std)
-    )
-    return (f"images are normalised with mean ({mean}), std ({std}): {normalisation.origin}",)
-
-
-def _from_onnx(config: Config, path: Path, classes: Sequence[str], size: int) -> Imported:
-    """A network without a name: its operations are kept, and the file is not needed again."""
-    onnx_model = read_onnx(path, size, config.source.features)
-    names = _outputs(config, path, len(onnx_model.weight), classes)
-    architecture = _architecture(config, "onnx")
-    architecture |= {"classes": len(names), "graph": onnx_model.graph}
-    model = Classifier(**architecture)
-    model.backbone.load_state_dict(onnx_model.network.state_dict())
-    model.head.load_state_dict({"weight": onnx_model.weight, "bias": onnx_model.bias})
-    kept = list(classes) or names
-    _reorder(model, [names.index(name) for name in kept])
-    remark = (
-        f"{path} gives what it gives in onnxruntime; {len(onnx_model.graph['nodes'])} operations"
-    )
-    return Imported(model.eval(), architecture, kept, (remark, *_remarks(config)))
-
-
-def _own_model(config: Config, folder: Path, classes: Sequence[str]) -> Imported:
+def _own_model(folder: Path) -> Imported:
     """A model of ``sfkt source``; its card says all."""
     saved = load_model(folder)
     if not isinstance(saved.module, Classifier) or saved.encoding is not None:
         raise ConfigError(f"source.checkpoint: {folder} holds no RGB classifier")
-    names = _outputs(config, folder, len(saved.classes), classes, saved.classes)
-    kept = list(classes) or names
-    _reorder(saved.module, [names.index(name) for name in kept])
     architecture = dict(saved.card["architecture"])
-    return Imported(saved.module, architecture, kept, pretrained=saved.pretrained)
+    return Imported(saved.module, architecture, saved.classes, (), saved.pretrained)
+
+
+def _from_onnx(config: Config, path: Path, size: int) -> Imported:
+    """A network without a name: its operations are kept, and the file is not needed again."""
+    read = read_onnx(path, size, config.source.features)
+    architecture, remark = architecture_of(config.source, "onnx", len(read.weight))
+    architecture["graph"] = read.graph
+    model = Classifier(**architecture)
+    model.backbone.load_state_dict(read.network.state_dict())
+    model.head.load_state_dict({"weight": read.weight, "bias": read.bias})
+    operations = f"{path} gives what it gives in onnxruntime; {len(read.graph['nodes'])} operations"
+    return Imported(model, architecture, [], (operations, remark))
+
+
+def _from_weights(config: Config, path: Path) -> Imported:
+    """Weights of the network that ``source.backbone`` names."""
+    state = read_weights(path)
+    if {"mean", "std", "head.bias"} <= set(state) and any(n.startswith("backbone.") for n in state):
+        raise DataError(f"{path} was written by sfkt, but its {CARD} is not beside it: copy it too")
+    settings, remarks = config.source, list[str]()
+    architecture, remark = architecture_of(settings, settings.backbone, 1)
+    if settings.features:
+        architecture["layer"] = settings.features
+    model = Classifier(**architecture)
+    state = _named_as(model.backbone.state_dict(), state, remarks)
+    state = {name: value for name, value in state.items() if not name.startswith(AUXILIARY)}
+    head = settings.features or _find_head(path, state, model, settings.backbone)
+    if f"{head}.weight" not in state:
+        raise ConfigError(f"source.features = {head!r}: {path} holds no {head}.weight")
+    state = _without_the_rest(path, model, state, head, settings.backbone, remarks)
+    architecture["classes"] = len(state[f"{head}.weight"])
+    _fill(path, model, state, head, settings.backbone)
+    return Imported(model, architecture, [], (*remarks, remark))
+
+
+def architecture_of(
+    settings: SourceConfig, backbone: str, classes: int, bottleneck: int = 0
+) -> tuple[dict[str, Any], str]:
+    """Arguments of a :class:`Classifier`, and a remark on its normalisation."""
+    mean, std, origin = normalisation_of(settings)
+    numbers = (", ".join(f"{value:.3g}" for value in values) for values in (mean, std))
+    remark = "images are normalised with mean ({}), std ({}): {}".format(*numbers, origin)
+    return {
+        "backbone": backbone,
+        "classes": classes,
+        "width": settings.width,
+        "bottleneck": bottleneck,
+        "mean": mean,
+        "std": std,
+        "channel_order": settings.channel_order,
+    }, remark
 
 
 def _named_as(
-    expected: Mapping[str, Tensor], state: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    expected: Mapping[str, Tensor], state: dict[str, Tensor], remarks: list[str]
+) -> dict[str, Tensor]:
     """Take off what a wrapper, such as a Lightning module, put in front of the backbone's names."""
     key = max(expected, key=len, default="")
     wanted = [name for name in expected if not name.endswith("num_batches_tracked")]
     if any(name in state for name in wanted):
-        return state, ()
-    for name in state:
-        prefix = name.removesuffix(key)
-        if prefix == name or not prefix.endswith("."):
-            continue
-        if all(f"{prefix}{each}" in state for each in wanted):
-            plain = {name.removeprefix(prefix): value for name, value in state.items()}
-            return plain, (f"names of the weights begin with {prefix!r}, which is taken off",)
-    return state, ()
+        return state
+    for prefix in (name.removesuffix(key) for name in state if name.endswith(f".{key}")):
+        if all(f"{prefix}{name}" in state for name in wanted):
+            remarks.append(f"names of the weights begin with {prefix!r}, which is taken off")
+            return {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
 
 
 def _without_the_rest(
-    path: Path, model: Classifier, state: dict[str, Tensor], head: str, backbone: str
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    path: Path, model: Classifier, state: dict[str, Tensor], head: str, backbone: str,
+    remarks: list[str],
+) -> dict[str, Tensor]:  # fmt: skip
     """Leave out what a checkpoint holds besides a whole network, such as a loss's own weights.
-
-    Returns:
-        The tensors of the network, and a remark that names the others.
 
     Raises:
         ConfigError: Linear layers follow the one that would become the head.
@@ -203,14 +215,10 @@ def _without_the_rest(
             "torch.onnx.export(..., external_data=False), or sfkt_cli.import_model in Python"
         )
     if not rest or not wanted <= own:
-        return state, ()
+        return state
     more = f" and {len(rest) - 6} more" if len(rest) > 6 else ""
-    remark = f"left out of {path}, not of {backbone}: {', '.join(rest[:6])}{more}"
-    return {name: state[name] for name in own}, (remark,)
-
-
-def _without_auxiliary(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if not name.startswith(AUXILIARY)}
+    remarks.append(f"left out of {path}, not of {backbone}: {', '.join(rest[:6])}{more}")
+    return {name: state[name] for name in own}
 
 
 def _find_head(path: Path, state: Mapping[str, Tensor], model: Classifier, backbone: str) -> str:
@@ -238,15 +246,10 @@ def _find_head(path: Path, state: Mapping[str, Tensor], model: Classifier, backb
     return heads[0]
 
 
-def _outputs(
-    config: Config,
-    path: Path,
-    count: int,
-    classes: Sequence[str],
-    own: Sequence[str] = (),
-) -> list[str]:
+def _outputs(config: Config, path: Path, brought: Imported, classes: Sequence[str]) -> list[str]:
     """Class names in the order of the checkpoint's outputs."""
-    named = list(config.source.classes or own)
+    count = len(brought.classes) or int(brought.architecture["classes"])
+    named = list(config.source.classes or brought.classes)
     if named and len(named) != count:
         raise ConfigError(
             f"{path} has {count} outputs, source.classes names {len(named)} classes: name all"
@@ -306,3 +309,104 @@ def _reorder(model: Classifier, order: list[int]) -> None:
             value.copy_(value[order].clone())
         elif value.numel() > 1:
             raise DataError(f"head.{name} of shape {tuple(value.shape)} cannot be reordered")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or of a state dict, float32, by their plain names.
+
+    Raises:
+        DataError: The file is missing or damaged, holds a whole network instead of tensors, or has
+            values that are not finite.
+    """
+    if not path.is_file():
+        raise DataError(f"source.checkpoint: {path} does not exist")
+    if path.suffix.lower() == ".safetensors":
+        tensors = _read_safetensors(path)
+    elif path.suffix.lower() in STATE_DICT_SUFFIXES:
+        tensors = _unwrap(path, _read_torch(path))
+    else:
+        raise DataError(
+            f"{path} is no file of weights: expected .safetensors, or a state dict in "
+            + ", ".join(STATE_DICT_SUFFIXES)
+        )
+    for name, value in tensors.items():
+        odd = value.is_quantized or value.is_meta or value.is_complex()
+        if odd or value.layout != torch.strided:
+            raise DataError(
+                f"{path}: {name} is sparse, quantised, complex or without values: save plain "
+                f"float32 weights with {SAVE_WEIGHTS}"
+            )
+    plain = {_plain_name(name): value.float() for name, value in tensors.items()}
+    for name, value in plain.items():
+        if not torch.isfinite(value).all():
+            raise DataError(f"{path}: {name} has values that are not finite: the model is broken")
+    return plain
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:  # damaged files raise almost anything, such as KeyError for a type
+        raise DataError(f"{path} is no intact .safetensors file: {error}") from None
+
+
+def _refuse_network(path: Path, kind: str) -> NoReturn:
+    """Refuse a file that holds a whole network, with the three lines that make ONNX of it."""
+    load, shape = LOADERS[kind]
+    raise DataError(
+        f"{path} is {kind}, and loading one can run any code. Turn it into ONNX where you trust it "
+        "(S is the side of its images in pixels), then give that file:\n"
+        "  import torch\n"
+        f"  model = {load.format(path.name)}\n"
+        f"  torch.onnx.export(model, (torch.rand(2, 3, S, S),), {path.stem + '.onnx'!r}, {shape})\n"
+        f"Or take its weights alone, {SAVE_WEIGHTS}, and name the network with source.backbone"
+    )
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip:
+            with zipfile.ZipFile(path) as file:
+                inside = [name.partition("/")[2] for name in file.namelist()]
+            if any(name.startswith("code/") or name == "constants.pkl" for name in inside):
+                _refuse_network(path, "a TorchScript program")
+            if any(name.startswith(("models/", "archive_format")) for name in inside):
+                _refuse_network(path, "an exported program")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except DataError:
+        raise
+    except pickle.UnpicklingError:
+        if is_zip or path.read_bytes()[:1] == PICKLE:
+            _refuse_network(path, "a pickle with more than tensors in it")
+        raise DataError(
+            f"{path} cannot be read: it is no file of weights; write one with {SAVE_WEIGHTS}"
+        ) from None
+    except Exception as error:  # damaged archives raise almost anything, such as zlib.error
+        first = str(error).partition("\n")[0]
+        raise DataError(f"{path} cannot be read as a state dict: {first}") from None
+
+
+def _unwrap(path: Path, loaded: Any) -> dict[str, Tensor]:
+    """Find the state dict in what a training script saved."""
+    for _ in range(3):
+        if not isinstance(loaded, Mapping):
+            break
+        tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+        inner = [key for key in WRAPPERS if isinstance(loaded.get(key), Mapping)]
+        if tensors and not inner:
+            return tensors
+        if not inner:
+            break
+        loaded = loaded[inner[0]]
+    keys = ", ".join(map(str, list(loaded)[:5])) if isinstance(loaded, Mapping) else ""
+    raise DataError(
+        f"{path} holds no state dict, but a {type(loaded).__name__}{keys and ' with '}{keys}: "
+        f"save one with {SAVE_WEIGHTS}"
+    )
+
+
+def _plain_name(name: str) -> str:
+    while name.startswith(PREFIXES):
+        name = name.partition(".")[2]
+    return name

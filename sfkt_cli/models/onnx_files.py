@@ -1,4 +1,4 @@
-"""ONNX files: read into a list of operations that is checked against onnxruntime; and written.
+"""ONNX files, read into a list of operations that is checked against onnxruntime.
 
 One boundary, :func:`read_onnx`, turns whatever is wrong with a file into one message.
 """
@@ -6,7 +6,6 @@ One boundary, :func:`read_onnx`, turns whatever is wrong with a file into one me
 from __future__ import annotations
 
 import contextlib
-import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from sfkt_cli.errors import ConfigError, DataError, SfktError
-from sfkt_cli.models.checkpoint_files import SAVE_WEIGHTS
-from sfkt_cli.models.onnx_network import BATCH_NORM, OnnxNetwork, as_tuple, names_in
-from sfkt_cli.models.onnx_operations import NUMBERS, OPERATIONS
+from sfkt_cli.models.onnx_network import (
+    BATCH_NORM,
+    NUMBERS,
+    OPERATIONS,
+    OnnxNetwork,
+    as_tuple,
+    names_in,
+)
 
 BATCHES = (2, 3)
 """Two numbers of images tell which numbers of a graph stand for the batch."""
@@ -30,6 +34,7 @@ SCALES = (0.3, 1.0, 1.0, 2.0, 5.0)
 LARGEST_DIFFERENCE = 1e-4
 """Of outputs, relative to the largest of them."""
 OLDEST_OPSET = 7
+SAVE_WEIGHTS = "torch.save(model.state_dict(), 'weights.pth')"
 ENDS = {"Softmax": F.softmax, "LogSoftmax": F.log_softmax}
 Node = list[Any]
 
@@ -54,10 +59,8 @@ class OnnxModel:
 def read_onnx(path: Path, size: int, head: str = "") -> OnnxModel:
     """Read a classifier for RGB images; nothing is read but the file itself.
 
-    Args:
-        path: The file.
-        size: Side S of the images in pixels; the graph is settled for it.
-        head: Name of its last linear layer; empty: whatever comes last.
+    The graph is settled for images of ``size`` pixels. ``head`` names its last linear layer; empty:
+    whatever comes last.
 
     Raises:
         ConfigError: The extra ``onnx`` is not installed, or ``head`` is not what comes last.
@@ -107,26 +110,22 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
             f"{path} holds operations that are not known here: {', '.join(unknown)}. Bring "
             f"the weights of the network that it was exported from instead: {SAVE_WEIGHTS}"
         )
-    tensors = {each.name: _tensor(each) for each in graph.initializer}
+    tensors = {stored.name: _tensor(stored) for stored in graph.initializer}
     nodes: list[Node] = []
-    for each in graph.node:
-        with _at(each.name or (each.output[0] if each.output else ""), each.op_type):
-            attributes = {a.name: _attribute(a) for a in each.attribute}
-            if each.op_type == "Constant":
+    for stored in graph.node:
+        with _at(stored.name or (stored.output[0] if stored.output else ""), stored.op_type):
+            attributes = {a.name: _attribute(a) for a in stored.attribute}
+            if stored.op_type == "Constant":
                 (value,) = attributes.values()
-                value = value if isinstance(value, Tensor) else torch.tensor(value)
-                tensors[each.output[0]] = value
+                tensors[stored.output[0]] = torch.as_tensor(value)
             else:
-                inputs = [name or None for name in each.input]
-                nodes.append([each.op_type, inputs, list(each.output), attributes])
+                inputs = [name or None for name in stored.input]
+                nodes.append([stored.op_type, inputs, list(stored.output), attributes])
                 _adapt(nodes[-1], opset)
-    channels_last = _check_input(path, graph, tensors, size)
-    images_name = next(each.name for each in graph.input if each.name not in tensors)
-    seen = []
-    for count in BATCHES:
-        images = _images(size)[:count]
-        images = images.permute(0, 2, 3, 1) if channels_last else images
-        seen.append(_run(nodes, {**tensors, images_name: images}))
+    images_name, channels_last = _check_input(path, graph, tensors, size)
+    images = _images(size)
+    as_given = images.permute(0, 2, 3, 1).contiguous() if channels_last else images
+    seen = [_run(nodes, {**tensors, images_name: as_given[:count]}) for count in BATCHES]
     logits = seen[1][graph.output[0].name]
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != BATCHES[1]:
         raise DataError(
@@ -134,7 +133,7 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
         )
     nodes = _settle(nodes, tensors, seen, path)
     output, ends, weight, bias = _split_head(path, nodes, tensors, graph.output[0].name, head)
-    if weight is None or bias is None:
+    if not len(bias):
         weight, bias = torch.eye(logits.shape[1]), torch.zeros(logits.shape[1])
     nodes = _needed(nodes, output)
     norms = _name_norms(nodes, tensors, seen[0])
@@ -158,12 +157,11 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
         own.copy_(tensors[name])
     for layer, (_, values) in zip(network.norms, norms, strict=True):
         layer.load_state_dict(values, strict=False)
-    ours = network(_images(size)) @ weight.T + bias
+    ours = network(images) @ weight.T + bias
     for end in ends:
         ours = ENDS[end](ours, 1)
-    images = _images(size).permute(0, 2, 3, 1) if channels_last else _images(size)
-    given = {images_name: images.contiguous().numpy()}
-    theirs = torch.from_numpy(open_session(content).run([graph.output[0].name], given)[0])
+    given, name = {images_name: as_given.numpy()}, graph.output[0].name
+    theirs = torch.from_numpy(open_session(content).run([name], given)[0])
     gap = float((ours - theirs).abs().max())
     if not gap <= LARGEST_DIFFERENCE * max(1.0, float(theirs.abs().max())):
         raise DataError(
@@ -252,17 +250,19 @@ def _adapt(node: Node, opset: int) -> None:
         raise DataError("batch norm in training mode, or for each pixel, is not supported")
 
 
-def _check_input(path: Path, graph: Any, tensors: Mapping[str, Tensor], size: int) -> bool:
-    """Whether the file takes its images as (B, H, W, 3)."""
-    inputs = [each for each in graph.input if each.name not in tensors]
+def _check_input(
+    path: Path, graph: Any, tensors: Mapping[str, Tensor], size: int
+) -> tuple[str, bool]:
+    """What the file calls its images, and whether it takes them as (B, H, W, 3)."""
+    inputs = [given for given in graph.input if given.name not in tensors]
     if len(inputs) != 1:
         raise DataError(f"{path} has {len(inputs)} inputs: an image classifier has one")
     kind = inputs[0].type.tensor_type
     if kind.elem_type != 1:
         raise DataError(f"{path} takes no float32 images: export it with a float32 input")
     sides = [dimension.dim_value for dimension in kind.shape.dim]
+    channels_last = len(sides) == 4 and sides[3] == 3 and sides[1] != 3
     if len(sides) == 4:
-        channels_last = bool(sides[3] == 3 and sides[1] != 3)
         batch, *sides = sides
         if batch:
             raise DataError(
@@ -275,8 +275,7 @@ def _check_input(path: Path, graph: Any, tensors: Mapping[str, Tensor], size: in
                 f"{path} takes images of {height} x {width} pixels, the data have {size} x {size}: "
                 f"prepare them anew with --set image_size={height}, or export it for {size}"
             )
-        return channels_last
-    return False
+    return inputs[0].name, channels_last
 
 
 def _images(size: int) -> Tensor:
@@ -347,8 +346,11 @@ def is_trained(value: Tensor) -> bool:
 
 def _split_head(
     path: Path, nodes: Sequence[Node], tensors: Mapping[str, Tensor], output: str, head: str
-) -> tuple[str, list[str], Tensor | None, Tensor | None]:
-    """Name of what enters the last linear layer, what comes behind it, its weight and bias."""
+) -> tuple[str, list[str], Tensor, Tensor]:
+    """Name of what enters the last linear layer, what comes behind it, its weight and bias.
+
+    Both are empty where there is no such layer.
+    """
     made = {name: node for node in nodes for name in node[2][:1]}
     ends: list[str] = []
     while output in made and (made[output][0] in ENDS or made[output][0] == "Identity"):
@@ -369,19 +371,18 @@ def _split_head(
     plain = all(attributes.get(k, v) == v for k, v in {"alpha": 1, "beta": 1, "transA": 0}.items())
     name, matrix = "", torch.empty(0)
     if kind in ("Gemm", "MatMul") and plain and (shift is None or shift in tensors):
-        matrix = tensors.get(inputs[1], matrix)
-        if matrix.ndim == 2:
+        weight = tensors.get(inputs[1], matrix)
+        if weight.ndim == 2:
             name = str(inputs[1]).removesuffix(".weight")
-            matrix = matrix if attributes.get("transB") else matrix.T
+            matrix = weight if attributes.get("transB") else weight.T
     if head and head != name:
         raise ConfigError(
             f"source.features = {head!r}: {path} ends in "
             + (f"the linear layer {name!r}" if name else "no linear layer")
         )
-    if not name:
-        return output, ends, None, None
-    bias = tensors[shift] if shift else torch.zeros(1)
-    return inputs[0], ends, matrix.contiguous(), bias.expand(len(matrix)).clone()
+    bias = tensors[shift] if name and shift else torch.zeros(1)
+    features = inputs[0] if name else output
+    return features, ends, matrix.contiguous(), bias.expand(len(matrix)).clone()
 
 
 def _needed(nodes: Sequence[Node], output: str) -> list[Node]:
@@ -419,46 +420,3 @@ def open_session(content: bytes) -> Any:
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
-def write_onnx(
-    network: nn.Module,
-    images: Tensor,
-    outputs: Sequence[str],
-    facts: Mapping[str, str],
-    *,
-    any_batch: bool = True,
-    keep_norms: bool = False,
-) -> bytes:
-    """A network in inference mode as the content of an ONNX file.
-
-    Args:
-        network: Takes the images.
-        images: Such as it will get; at least two for ``any_batch``.
-        outputs: Names of what it returns.
-        facts: Goes into the file's metadata.
-        any_batch: The file takes any number of images, otherwise as many as are given here.
-        keep_norms: Leave batch norms as they are, for a file that is to be trained on.
-
-    Raises:
-        Exception: Whatever torch.onnx says of a network that it cannot export.
-    """
-    shapes = ({0: torch.export.Dim("batch")},) if any_batch else None
-    with quietly():
-        program = torch.onnx.export(
-            network, (images,), dynamo=True, external_data=False, input_names=["images"],
-            output_names=outputs, dynamic_shapes=shapes, verbose=False, optimize=not keep_norms,
-        )  # fmt: skip
-        if program is None:
-            raise DataError("torch.onnx gave no model")
-    program.model.metadata_props.update(facts)
-    content: bytes = program.model_proto.SerializeToString()
-    return content
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """The exporters print and warn about their own insides."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield

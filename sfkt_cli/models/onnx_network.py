@@ -1,19 +1,22 @@
 """A network as a list of ONNX operations: how models that are brought as ONNX are kept.
 
 The list stands in model.json, the tensors in model.safetensors. A file is data, not a program:
-nothing is ever called but the operations of :mod:`sfkt_cli.models.onnx_operations`.
+nothing is ever called but OPERATIONS, each with the meaning of the newest opset; where it changed,
+:mod:`sfkt_cli.models.onnx_files` says it as attributes.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sfkt_cli.errors import DataError
-from sfkt_cli.models.onnx_operations import OPERATIONS
 
 BATCH_NORM = "BatchNormalization"
 
@@ -33,7 +36,7 @@ class OnnxNetwork(nn.Module):
         features: Size F of the result.
 
     Raises:
-        DataError: An operation or a dtype is unknown.
+        DataError: An operation is unknown.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class OnnxNetwork(nn.Module):
         self._channels_last = channels_last
         self._names = {name: f"tensor{number}" for number, name in enumerate(tensors)}
         for name, (shape, dtype, trained) in tensors.items():
-            blank = torch.zeros(shape, dtype=_dtype(dtype))
+            blank = torch.zeros(shape, dtype=getattr(torch, dtype))
             if trained:
                 self.register_parameter(self._names[name], nn.Parameter(blank))
             else:
@@ -119,8 +122,315 @@ def _value(written: Any, values: Mapping[str, Any], batch: Any) -> Any:
     return written["batch"] * batch if isinstance(written, Mapping) else written
 
 
-def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise DataError(f"model.json: {name!r} is no dtype")
-    return dtype
+# ------------------------------------------------------------------ operations
+
+Operation = Callable[..., Any]
+
+MOST_ELEMENTS = 2**28
+"""Of a tensor that an operation makes from a shape: a damaged file may ask for any size."""
+FLOATS = (1, 10, 11, 16)
+"""Numbers of ONNX's float types; all of them are float32 here."""
+WHOLE = {2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64,
+         9: torch.bool}  # fmt: skip
+
+
+def _numbers(value: Any) -> list[Any]:
+    """A literal, or a tensor while the graph is settled."""
+    return value.flatten().tolist() if isinstance(value, Tensor) else list(value)
+
+
+def _number(value: Any) -> Any:
+    return _numbers(value)[0] if isinstance(value, Tensor | list) else value
+
+
+def _bounded(sizes: list[Any]) -> list[Any]:
+    if math.prod(sizes) > MOST_ELEMENTS:
+        raise DataError(f"a tensor of shape {sizes} is too large")
+    return sizes
+
+
+def _padded(
+    x: Tensor, kernel: Any, strides: Any, dilations: Any, pads: Any, auto_pad: str,
+    fill: float | None,
+) -> Any:  # fmt: skip
+    """Images and the padding that torch is to give them; what is not symmetric they have already.
+
+    ``fill``: what they are padded with; None: they cannot be.
+    """
+    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        begins, ends = [], []
+        for side, k, s, d in zip(x.shape[2:], kernel, strides, dilations, strict=True):
+            whole = max((-(-side // s) - 1) * s + (k - 1) * d + 1 - side, 0)
+            small = whole // 2
+            begins.append(small if auto_pad == "SAME_UPPER" else whole - small)
+            ends.append(whole - begins[-1])
+    else:
+        pads = pads or [0] * 2 * len(kernel)
+        begins, ends = pads[: len(kernel)], pads[len(kernel) :]
+    if begins == ends:
+        return x, begins
+    if fill is None:
+        raise DataError("average pooling with padding on one side only is not supported")
+    both = [n for b, e in zip(reversed(begins), reversed(ends), strict=True) for n in (b, e)]
+    return F.pad(x, both, value=fill), [0] * len(kernel)
+
+
+def _conv(
+    x: Tensor, w: Tensor, b: Tensor | None = None, *, strides: Any = None, pads: Any = None,
+    dilations: Any = None, group: int = 1, auto_pad: str = "NOTSET", kernel_shape: Any = None,
+) -> Tensor:  # fmt: skip
+    kernel = list(w.shape[2:])
+    strides, dilations = strides or [1] * len(kernel), dilations or [1] * len(kernel)
+    x, padding = _padded(x, kernel, strides, dilations, pads, auto_pad, 0.0)
+    return F.conv2d(x, w, b, strides, padding, dilations, group)
+
+
+def _max_pool(
+    x: Tensor, *, kernel_shape: Any, strides: Any = None, pads: Any = None, dilations: Any = None,
+    ceil_mode: int = 0, auto_pad: str = "NOTSET", storage_order: int = 0,
+) -> Tensor:  # fmt: skip
+    strides, dilations = strides or [1] * len(kernel_shape), dilations or [1] * len(kernel_shape)
+    lowest = float(torch.finfo(x.dtype).min)
+    x, padding = _padded(x, kernel_shape, strides, dilations, pads, auto_pad, lowest)
+    pooled: Tensor = F.max_pool2d(x, kernel_shape, strides, padding, dilations, bool(ceil_mode))
+    return pooled
+
+
+def _average_pool(
+    x: Tensor, *, kernel_shape: Any, strides: Any = None, pads: Any = None, ceil_mode: int = 0,
+    count_include_pad: int = 0, auto_pad: str = "NOTSET", dilations: Any = (),
+) -> Tensor:  # fmt: skip
+    if set(dilations) - {1}:
+        raise DataError("average pooling with dilations is not supported")
+    strides = strides or [1] * len(kernel_shape)
+    x, padding = _padded(x, kernel_shape, strides, [1, 1], pads, auto_pad, None)
+    return F.avg_pool2d(x, kernel_shape, strides, padding, bool(ceil_mode), bool(count_include_pad))
+
+
+def _gemm(
+    a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float = 1.0, beta: float = 1.0,
+    transA: int = 0, transB: int = 0,  # noqa: N803
+) -> Tensor:  # fmt: skip
+    a = a.T if transA else a
+    if transB and alpha == beta == 1.0 and (c is None or c.ndim == 1):
+        return F.linear(a, b, c)
+    product = alpha * (a @ (b.T if transB else b)) if alpha != 1.0 else a @ (b.T if transB else b)
+    return product if c is None else product + (beta * c if beta != 1.0 else c)
+
+
+def _reshape(x: Tensor, shape: Tensor, *, allowzero: int = 0) -> Tensor:
+    sizes = _numbers(shape)
+    return x.reshape([x.shape[i] if n == 0 and not allowzero else n for i, n in enumerate(sizes)])
+
+
+def _axes(x: Tensor, axes: Any, given: Any) -> list[int]:
+    chosen = axes if given is None else _numbers(given)
+    return list(range(x.ndim)) if chosen is None else list(chosen)
+
+
+def _reduce(how: Callable[..., Tensor]) -> Operation:
+    def reduce(
+        x: Tensor, given: Any = None, *, axes: Any = None, keepdims: int = 1,
+        noop_with_empty_axes: int = 0,
+    ) -> Tensor:  # fmt: skip
+        chosen = _axes(x, axes, given) if axes or given is not None else []
+        if not chosen and noop_with_empty_axes:
+            return x
+        return how(x, dim=chosen or list(range(x.ndim)), keepdim=bool(keepdims))
+
+    return reduce
+
+
+def _softmax(how: Callable[..., Tensor]) -> Operation:
+    def softmax(x: Tensor, *, axis: int = -1, flatten: int = 0) -> Tensor:
+        """With ``flatten`` over all axes from ``axis`` on, as up to opset 12."""
+        if not flatten:
+            return how(x, axis)
+        return how(x.flatten(axis % x.ndim), -1).reshape(x.shape)
+
+    return softmax
+
+
+def _squeeze(x: Tensor, given: Any = None, *, axes: Any = None) -> Tensor:
+    chosen = [i for i, n in enumerate(x.shape) if n == 1] if given is axes is None else None
+    return x.squeeze(tuple(chosen or _axes(x, axes, given)))
+
+
+def _unsqueeze(x: Tensor, given: Any = None, *, axes: Any = None) -> Tensor:
+    chosen = _axes(x, axes, given)
+    rank = x.ndim + len(chosen)
+    for axis in sorted(each % rank for each in chosen):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _slice(
+    x: Tensor, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None,
+    **old: Any,
+) -> Tensor:  # fmt: skip
+    first, last = _numbers(old.get("starts", starts)), _numbers(old.get("ends", ends))
+    along = old.get("axes", axes)
+    chosen = range(len(first)) if along is None else _numbers(along)
+    strides = [1] * len(first) if steps is None else _numbers(steps)
+    for axis, begin, end, step in zip(chosen, first, last, strides, strict=True):
+        if step < 1:
+            raise DataError("slices that run backwards are not supported")
+        x = x[(slice(None),) * (axis % x.ndim) + (slice(begin, end, step),)]
+    return x
+
+
+def _split(
+    x: Tensor, given: Any = None, *, axis: int = 0, split: Any = None, num_outputs: Any = 0
+) -> Any:
+    sizes = split if given is None else _numbers(given)
+    return tuple(torch.split(x, sizes, axis) if sizes else x.chunk(num_outputs, axis))
+
+
+def _split_to_sequence(
+    x: Tensor, sizes: Any = None, *, axis: int = 0, keepdims: int = 1
+) -> list[Tensor]:
+    if sizes is None:
+        parts = x.unbind(axis)
+        return [part.unsqueeze(axis) for part in parts] if keepdims else list(parts)
+    plain = sizes.ndim == 0 if isinstance(sizes, Tensor) else not isinstance(sizes, list)
+    return list(torch.split(x, int(sizes) if plain else _numbers(sizes), axis))
+
+
+def _gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
+    axis = axis % x.ndim
+    rows = torch.where(indices < 0, indices + x.shape[axis], indices).flatten()
+    picked = x.index_select(axis, rows)
+    return picked.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
+
+
+def _pad(x: Tensor, pads: Any = None, value: Any = None, axes: Any = None, **old: Any) -> Tensor:
+    sizes = _numbers(old.get("pads", pads))
+    half = len(sizes) // 2
+    sides = {axis: (sizes[axis], sizes[half + axis]) for axis in range(half)}
+    if axes is not None:
+        along = [axis % x.ndim for axis in _numbers(axes)]
+        sides = {axis: (sizes[i], sizes[half + i]) for i, axis in enumerate(along)}
+    pairs = [n for axis in reversed(range(x.ndim)) for n in sides.get(axis, (0, 0))]
+    mode = {"edge": "replicate"}.get(old.get("mode", ""), old.get("mode", "constant"))
+    _bounded([n + sum(sides.get(axis, (0, 0))) for axis, n in enumerate(x.shape)])
+    if mode == "constant":
+        fill = old.get("value", 0) if value is None else _number(value)
+        return F.pad(x, pairs, value=float(fill))
+    if x.ndim != 4 or any(pairs[4:]):
+        raise DataError(
+            f"padding of mode {mode} on other axes than height and width is not supported"
+        )
+    return F.pad(x, pairs[:4], mode=mode)
+
+
+def _clip(x: Tensor, low: Any = None, high: Any = None, **old: Any) -> Tensor:
+    low, high = old.get("min", low), old.get("max", high)
+    if low is high is None:
+        return x
+    return x.clamp(None if low is None else _number(low), None if high is None else _number(high))
+
+
+def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
+    axis = axis if axis >= 0 else axis + x.ndim
+    return x.flatten(1) if axis == 1 else x.reshape(math.prod(x.shape[:axis]), -1)
+
+
+def _expand(x: Tensor, shape: Any) -> Tensor:
+    sizes = torch.broadcast_shapes(x.shape, tuple(_numbers(shape)))  # type: ignore[no-untyped-call]
+    return x.expand(_bounded(list(sizes)))
+
+
+def _tile(x: Tensor, repeats: Any) -> Tensor:
+    times = _numbers(repeats)
+    _bounded([n * count for n, count in zip(x.shape, times, strict=True)])
+    return x.repeat(*times)
+
+
+def _range(start: Any, end: Any, step: Any) -> Tensor:
+    first, last, by = _number(start), _number(end), _number(step)
+    _bounded([abs(last - first) / abs(by)])
+    return torch.arange(first, last, by)
+
+
+def _each(how: Callable[[Tensor, Tensor], Tensor]) -> Operation:
+    return lambda *tensors: functools.reduce(how, tensors)
+
+
+_PLAIN = """
+Abs:abs Add:add And:logical_and Ceil:ceil Equal:eq Erf:erf Exp:exp Floor:floor Greater:gt
+GreaterOrEqual:ge IsNaN:isnan Less:lt LessOrEqual:le Log:log MatMul:matmul Mul:mul Neg:neg
+Not:logical_not Or:logical_or Reciprocal:reciprocal Relu:relu Sigmoid:sigmoid Sqrt:sqrt Sub:sub
+Tanh:tanh Where:where
+"""
+"""Operations that are functions of torch."""
+OPERATIONS: dict[str, Operation] = {
+    **{name: getattr(torch, word) for name, word in (pair.split(":") for pair in _PLAIN.split())},
+    "AveragePool": _average_pool,
+    BATCH_NORM: lambda x, scale, shift, mean, variance, epsilon=1e-5, **_: F.batch_norm(
+        x, mean, variance, scale, shift, eps=epsilon
+    ),
+    "Cast": lambda x, to, **_: x.to(torch.float32 if to in FLOATS else WHOLE[to]),
+    "CastLike": lambda x, other, **_: x.to(other.dtype),
+    "Clip": _clip,
+    "Concat": lambda *parts, axis: torch.cat(parts, axis),
+    "ConstantOfShape": lambda shape, value=0.0: torch.full(_bounded(_numbers(shape)), value),
+    "Conv": _conv,
+    "Div": lambda a, b: torch.div(a, b, rounding_mode=None if a.is_floating_point() else "trunc"),
+    "Dropout": lambda x, *_, **__: x,
+    "Elu": lambda x, alpha=1.0: F.elu(x, alpha),
+    "Expand": _expand,
+    "Flatten": _flatten,
+    "Gather": _gather,
+    "Gelu": lambda x, approximate="none": F.gelu(x, approximate=approximate),
+    "Gemm": _gemm,
+    "GlobalAveragePool": lambda x: x.mean((2, 3), keepdim=True),
+    "GlobalMaxPool": lambda x: x.amax((2, 3), keepdim=True),
+    "HardSigmoid": lambda x, alpha=0.2, beta=0.5: (alpha * x + beta).clamp(0, 1),
+    "HardSwish": F.hardswish,
+    "Identity": lambda x: x,
+    "InstanceNormalization": lambda x, scale, shift, epsilon=1e-5: F.instance_norm(
+        x, weight=scale, bias=shift, eps=epsilon
+    ),
+    "LayerNormalization": lambda x, scale, shift=None, axis=-1, epsilon=1e-5, **_: F.layer_norm(
+        x, x.shape[axis % x.ndim :], scale, shift, epsilon
+    ),
+    "LeakyRelu": lambda x, alpha=0.01: F.leaky_relu(x, alpha),
+    "LogSoftmax": _softmax(F.log_softmax),
+    "Max": _each(torch.maximum),
+    "MaxPool": _max_pool,
+    "Min": _each(torch.minimum),
+    "Mish": F.mish,
+    "Mod": lambda a, b, fmod=0: torch.fmod(a, b) if fmod else torch.remainder(a, b),
+    "Pad": _pad,
+    "Pow": lambda x, y: torch.pow(x, y).to(x.dtype),
+    "PRelu": lambda x, slope: torch.where(x > 0, x, x * slope),
+    "Range": _range,
+    "ReduceL2": _reduce(torch.linalg.vector_norm),
+    "ReduceMax": _reduce(torch.amax),
+    "ReduceMean": _reduce(torch.mean),
+    "ReduceMin": _reduce(torch.amin),
+    "ReduceSum": _reduce(torch.sum),
+    "Reshape": _reshape,
+    "ScatterND": lambda x, at, new, **_: x.index_put(tuple(at.unbind(-1)), new),
+    "SequenceAt": lambda parts, place: parts[_number(place)],
+    "Shape": lambda x, start=0, end=None: torch.tensor(list(x.shape)[start:end]),
+    "Slice": _slice,
+    "Softmax": _softmax(F.softmax),
+    "Softplus": F.softplus,
+    "Split": _split,
+    "SplitToSequence": _split_to_sequence,
+    "Squeeze": _squeeze,
+    "Sum": _each(torch.add),
+    "Tile": _tile,
+    "Transpose": lambda x, perm=None: x.permute(perm or list(range(x.ndim))[::-1]),
+    "Unsqueeze": _unsqueeze,
+}
+"""ONNX operation to the function that computes it, for float images and whole-number shapes."""
+NUMBERS: dict[str, tuple[int, ...]] = {
+    "Clip": (1, 2), "ConstantOfShape": (0,), "Pad": (1, 2, 3), "Range": (0, 1, 2),
+    "Slice": (1, 2, 3, 4),
+    **dict.fromkeys(("Expand", "Reshape", "SequenceAt", "Split", "SplitToSequence"), (1,)),
+    **dict.fromkeys(("Squeeze", "Tile", "Unsqueeze", "ReduceL2", "ReduceMax"), (1,)),
+    **dict.fromkeys(("ReduceMean", "ReduceMin", "ReduceSum"), (1,)),
+}  # fmt: skip
+"""Inputs that are numbers, by their place; they stand in the settled graph as literals."""

@@ -37,6 +37,11 @@ WEIGHTS = "model.safetensors"
 CARD = "model.json"
 USE = ("kind", "architecture", "classes", "encoding", "temperature", "images")
 """What decides predictions; its digest is kept with the weights."""
+_MALFORMED = (
+    AttributeError, ConfigError, KeyError, TypeError, ValueError, RuntimeError, OSError,
+    safetensors.SafetensorError,
+)  # fmt: skip
+"""What a card that does not describe its weights may end in."""
 
 
 class Card(BaseModel):
@@ -108,16 +113,7 @@ def save_model(
 ) -> None:
     """Write the weights, then the card that names their digest; each appears whole.
 
-    Args:
-        folder: Where model.safetensors and model.json go.
-        module: Its state is written.
-        kind: ``classifier`` or ``translator``.
-        architecture: Keyword arguments that build the module again.
-        classes: Class names in the order of the outputs.
-        encoding: Encoding of its target images, if it takes such.
-        inputs: Digests of what it was made from.
-        seed: Seed of its training.
-        more: Further entries of model.json.
+    The arguments are entries of model.json, which :class:`Card` lists.
     """
     weights = folder / WEIGHTS
     card = {
@@ -150,10 +146,10 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
     if not weights.is_file():
         raise DataError(f"{weights} is missing: run the stage that writes it again")
     seen = sha256_file(weights)
-    if seen != card.get("sha256"):
+    if seen != card["sha256"]:
         raise DataError(
-            f"{weights} is damaged: sha256 {seen[:12]}..., {CARD} says "
-            f"{str(card.get('sha256'))[:12]}...; run its stage again with --force"
+            f"{weights} is damaged: sha256 {seen[:12]}..., {CARD} says {card['sha256'][:12]}...; "
+            "run its stage again with --force"
         )
     try:
         with safetensors.safe_open(weights, "pt") as file:
@@ -162,16 +158,7 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
         module = _build(card["kind"], dict(card["architecture"]))
         module.load_state_dict(load_file(weights))
         encoding = Encoding(**card["encoding"]) if card["encoding"] else None
-    except (
-        AttributeError,
-        ConfigError,
-        KeyError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-        OSError,
-        safetensors.SafetensorError,
-    ) as error:
+    except _MALFORMED as error:
         raise DataError(f"{folder / CARD} does not describe {weights}: {error}") from None
     module.eval()
     module.to(device or torch.device("cpu"), memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -183,11 +170,7 @@ def load_earlier(
 ) -> Saved | None:
     """The model of a stage of the run that ``training.warm_start`` names; None where it is not set.
 
-    Args:
-        run: Folder of that run.
-        stage: Such as ``bridge``.
-        command: Command that makes the stage.
-        device: Where the model goes.
+    ``command`` is the one that makes the stage, for the message.
 
     Raises:
         RunError: That run has not finished the stage.
@@ -200,13 +183,7 @@ def load_earlier(
 def warm_start(
     earlier: Saved, module: nn.Module, architecture: Mapping[str, Any], source: Saved
 ) -> None:
-    """Give a new module the weights of one of an earlier run.
-
-    Args:
-        earlier: Model of the earlier run.
-        module: Network of this run; it is changed.
-        architecture: Architecture of the module.
-        source: The source model of this run.
+    """Give a new module, of this architecture, the weights of one of an earlier run.
 
     Raises:
         DataError: The earlier model is another network, or was made from another source model.

@@ -623,7 +623,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     Raises:
         ConfigError: A text has no ``=`` or its value is no YAML.
     """
-    values: dict[str, Any] = {}
+    values: list[dict[str, Any]] = []
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or not name.strip():
@@ -632,8 +632,8 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             value = yaml.safe_load(text) if text.strip() else text.strip()
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"--set {assignment!r}: the value is no YAML: {error}") from None
-        values = merge(values, nest(name.strip(), value))
-    return values
+        values.append(nest(name.strip(), value))
+    return merge(*values)
 
 
 def nest(dotted: str, value: Any) -> dict[str, Any]:
@@ -646,19 +646,25 @@ def nest(dotted: str, value: Any) -> dict[str, Any]:
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by section; some may be named with a dot: ``bridge.epochs: 3``."""
-    by_section: dict[str, Any] = {}
-    for name, value in settings.items():
-        by_section = merge(by_section, nest(str(name), value))
-    return by_section
+    return merge(*(nest(str(name), value) for name, value in settings.items()))
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested settings; values of ``over`` win, lists are replaced."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        both = isinstance(value, Mapping) and isinstance(below, Mapping)
-        merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
+def pick(values: Mapping[str, Any], dotted: str) -> Any:
+    """The value of a dotted name in nested settings; None where there is none."""
+    value: Any = values
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested settings; later layers win, lists are replaced."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = merged.get(key)
+            both = isinstance(value, Mapping) and isinstance(below, Mapping)
+            merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
     return merged
 
 
@@ -668,13 +674,10 @@ def build(*layers: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: All that is wrong, in one message, with the nearest right names.
     """
-    values: dict[str, Any] = {}
-    for layer in layers:
-        values = merge(values, nested(layer))
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(merge(*map(nested, layers)))
     except ValidationError as error:
-        raise ConfigError(listed(_explained(error))) from None
+        raise ConfigError(listed(explained(error))) from None
 
 
 def problems_of(values: Mapping[str, Any]) -> list[str]:
@@ -682,7 +685,7 @@ def problems_of(values: Mapping[str, Any]) -> list[str]:
     try:
         Config.model_validate(nested(values))
     except ValidationError as error:
-        return _explained(error)
+        return explained(error)
     return []
 
 
@@ -690,7 +693,7 @@ def listed(problems: Sequence[str]) -> str:
     """One problem as it is; several as a list under their number."""
     if len(problems) == 1:
         return problems[0]
-    return "\n".join([f"{len(problems)} settings are wrong:", *(f"  {each}" for each in problems)])
+    return "\n  ".join([f"{len(problems)} settings are wrong:", *problems])
 
 
 def as_dict(config: BaseModel) -> dict[str, Any]:
@@ -719,21 +722,31 @@ def describe_type(annotation: Any) -> str:
     return "path" if annotation is Path else str(getattr(annotation, "__name__", annotation))
 
 
-def _explained(error: ValidationError) -> list[str]:
-    return [_explain(problem) for problem in error.errors(include_url=False)]
+def explained(
+    error: ValidationError,
+    names: Sequence[str] = (),
+    otherwise: str = "`sfkt config show` lists all settings",
+) -> list[str]:
+    """A line a user can act on for each of pydantic's problems.
+
+    Args:
+        error: What pydantic found.
+        names: What an unknown setting may have been meant to be; empty: those of Config.
+        otherwise: The hint where none of them is near.
+    """
+    names = names or [*section_fields(), *Config.model_fields]
+    return [_explain(problem, names, otherwise) for problem in error.errors(include_url=False)]
 
 
-def _explain(problem: Any) -> str:
-    """One line a user can act on, from one of pydantic's problems."""
+def _explain(problem: Any, names: Sequence[str], otherwise: str) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "settings"
     if problem["type"] == "extra_forbidden":
-        names = list(section_fields()) + list(Config.model_fields)
         near = difflib.get_close_matches(where, names, n=1, cutoff=0.5)
         if not near:
             tails = {name.rpartition(".")[2]: name for name in names}
             close = difflib.get_close_matches(where.rpartition(".")[2], tails, n=1, cutoff=0.6)
             near = [tails[name] for name in close]
-        hint = f"did you mean {near[0]}?" if near else "`sfkt config show` lists all settings"
+        hint = f"did you mean {near[0]}?" if near else otherwise
         return f"unknown setting {where} = {problem['input']!r}: {hint}"
     if problem["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -91,7 +91,6 @@ EVERYWHERE = ("as_json", "quiet", "verbose")
 SETTINGS = ("run", "config", "assignments", "gpus", "seed")
 """Of commands that work with the settings of a run."""
 STAGE = (*SETTINGS, "force", "dry_run")
-SWITCHES = ("force", "dry_run", "as_json", "quiet", "verbose")
 
 
 class Verbosity:
@@ -118,7 +117,7 @@ def shared_options(
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=False if name in SWITCHES else None,
+                default=False if get_args(annotation)[0] is bool else None,
                 annotation=annotation,
             )
             for name, annotation in chosen.items()

@@ -7,22 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from sfkt_cli.console import warn
 from sfkt_cli.errors import RunError
+from sfkt_cli.files import write_text
 from sfkt_cli.settings.config import (
     Config,
     as_dict,
     build,
     merge,
-    nest,
+    nested,
     parse_assignments,
+    pick,
     read_yaml,
 )
 from sfkt_cli.settings.options import Options
-from sfkt_cli.settings.runs import RUNS, Run, choose_run, pick
+from sfkt_cli.settings.runs import RUNS, Run
 
 DEFAULT = "default"
+CURRENT = RUNS / "current"
+"""Holds the name of the run used last."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +62,10 @@ def typed_settings(options: Options) -> dict[str, dict[str, Any]]:
     Raises:
         ConfigError: The file or an assignment cannot be read.
     """
-    flags: dict[str, Any] = {}
-    for name, value in options.flags.items():
-        if value is not None:
-            flags = merge(flags, nest(name, value))
     return {
         str(options.config): read_yaml(options.config) if options.config else {},
         "--set": parse_assignments(options.assignments),
-        "flag": flags,
+        "flag": nested({name: v for name, v in options.flags.items() if v is not None}),
     }
 
 
@@ -85,9 +87,7 @@ def resolve(options: Options, stage: str, *, new_run: bool = False) -> Settings:
         RunError: There is no run yet and the command cannot begin one.
     """
     typed = typed_settings(options)
-    wanted: dict[str, Any] = {}
-    for values in typed.values():
-        wanted = merge(wanted, values)
+    wanted = merge(*typed.values())
     try:
         run = find_run(options, wanted.get("dataset"), new_run=new_run)
     except RunError:
@@ -110,17 +110,29 @@ def find_run(options: Options, dataset: str | None, *, new_run: bool) -> Run:
     """
     if options.run is not None:
         return Run(options.run, options.force)
-    if new_run:
-        return choose_run(None, dataset or Config().dataset, options.force)
-    if dataset is not None:
-        if (RUNS / "current").is_file():
-            last = choose_run(None, None, options.force)
-            if last.remembered("prepare").get("dataset") == dataset:
-                return last
-        return choose_run(None, dataset, options.force)
-    return choose_run(None, None, options.force)
+    if CURRENT.is_file() and not new_run:
+        try:
+            last = Run(Path(CURRENT.read_text(encoding="utf-8").strip()), options.force)
+        except (OSError, ValueError) as error:
+            raise RunError(f"{CURRENT} cannot be read ({error}): give --run DIR") from None
+        if dataset is None or last.remembered("prepare").get("dataset") == dataset:
+            return last
+    if dataset is None and not new_run:
+        raise RunError("no run here yet: start with `sfkt prepare NAME`, or give --run DIR")
+    return Run(RUNS / (dataset or Config().dataset), options.force)
 
 
 def has_run(options: Options) -> bool:
     """Whether a run is named or was used before."""
-    return options.run is not None or (RUNS / "current").is_file()
+    return options.run is not None or CURRENT.is_file()
+
+
+def remember_run(run: Run) -> None:
+    """Note this run as the one used last, where the working folder can be written to."""
+    try:
+        write_text(CURRENT, f"{run.folder}\n")
+    except OSError as error:
+        warn(
+            f"{CURRENT} was not written ({error.strerror}): give --run {run.folder} with the next "
+            "commands"
+        )

@@ -27,13 +27,15 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from sfkt_cli import __version__, console
 from sfkt_cli.errors import DataError, RunError
-from sfkt_cli.files import locking, sha256_file, sha256_json, sweep_partials, write_text
+from sfkt_cli.files import locking, sha256_file, sha256_json, sweep_partials
 from sfkt_cli.settings.config import (
     Config,
     as_dict,
     current_name,
     merge,
     nest,
+    nested,
+    pick,
     section_fields,
     section_of,
     to_yaml,
@@ -104,7 +106,7 @@ class Begun(BaseModel):
     inputs: dict[str, str]
 
 
-class Done(BaseModel):
+class Done(Begun):
     """The content of done.json; figures of a stage's own may come on top."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
@@ -249,8 +251,8 @@ class Run:
 
     def outcome(self, stage: str) -> dict[str, Any]:
         """What a finished stage found and wrote, for scripts."""
-        found = _outcome(self.path(stage), self.record(stage))
-        return {"run": str(self.folder), "stage": stage, **found}
+        outcome = _outcome(self.path(stage), self.record(stage))
+        return {"run": str(self.folder), "stage": stage, **outcome}
 
     def reads(self, stage: str) -> list[Path]:
         """The files that a stage reads, those that are there."""
@@ -296,22 +298,20 @@ class Run:
                     console.warn(f"{stage} starts anew without its unfinished start's settings")
                 if anew or above != stage:
                     continue
-            if path.is_file():
-                try:
-                    used = known_settings(read_settings(path))
-                except DataError as error:
-                    if not anew:
-                        raise
-                    console.warn(f"{error}; {stage} starts anew without these settings")
-                    break
-                kind, _, method = above.partition("/")
-                fields = STAGE_FIELDS.get(kind, ())
-                fields += (section_of(method),) if section_of(method) in used else ()
-                if above == "prepare":
-                    settings = merge(settings, used)
-                for name in fields:
-                    if pick(used, name) is not None:
-                        settings = merge(settings, nest(name, pick(used, name)))
+            try:
+                used = known_settings(read_settings(path)) if path.is_file() else {}
+            except DataError as error:
+                if not anew:
+                    raise
+                console.warn(f"{error}; {stage} starts anew without these settings")
+                break
+            kind, _, method = above.partition("/")
+            fields = {
+                name: value
+                for name in (*STAGE_FIELDS.get(kind, ()), section_of(method))
+                if (value := pick(used, name)) is not None
+            }
+            settings = merge(settings, used if above == "prepare" else {}, nested(fields))
             if above == stage:
                 break
         return settings
@@ -359,7 +359,7 @@ class Run:
             if self.force:
                 _empty(folder)
             if renew:
-                _forget_stale(folder, state)
+                _forget_stale(stage, folder, state)
             sweep_partials(folder)
             begun = folder / "begun.json"
             if _is_finished(stage, folder, state):
@@ -409,62 +409,23 @@ def stage_settings(stage: str, config: Config) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name in names:
         value = pick(values, name)
-        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {}
-        if not isinstance(value, dict):
-            flat[name] = value
+        section = isinstance(value, dict)
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if section else {name: value}
     return flat
-
-
-def pick(values: Mapping[str, Any], dotted: str) -> Any:
-    """The value of a dotted name in nested settings."""
-    found: Any = values
-    for key in dotted.split("."):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
-
-
-def choose_run(folder: Path | None, dataset: str | None = None, force: bool = False) -> Run:
-    """The run to use: the one asked for, ``runs/<dataset>``, or the one used last.
-
-    Raises:
-        RunError: None was asked for and none was used before.
-    """
-    pointer = RUNS / "current"
-    if folder is None and dataset is not None:
-        folder = RUNS / dataset
-    if folder is None:
-        if not pointer.is_file():
-            raise RunError("no run here yet: start with `sfkt prepare NAME`, or give --run DIR")
-        try:
-            folder = Path(pointer.read_text(encoding="utf-8").strip())
-        except (OSError, ValueError) as error:
-            raise RunError(f"{pointer} cannot be read ({error}): give --run DIR") from None
-    return Run(folder, force)
-
-
-def remember_run(run: Run) -> None:
-    """Note this run as the one used last, where the working folder can be written to."""
-    try:
-        write_text(RUNS / "current", f"{run.folder}\n")
-    except OSError as error:
-        console.warn(
-            f"{RUNS / 'current'} was not written ({error.strerror}): give --run {run.folder} with "
-            "the next commands"
-        )
 
 
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
     packages = ("torch", "torchvision", "numpy", "h5py", "pillow")
-    found = {name: metadata.version(name) for name in packages}
-    return {"sfkt": __version__, "python": platform.python_version(), **found}
+    installed = {name: metadata.version(name) for name in packages}
+    return {"sfkt": __version__, "python": platform.python_version(), **installed}
 
 
 def _begin(folder: Path, resumed: bool) -> None:
     """Head the log with what runs, where, in which versions."""
-    known = " ".join(f"{name} {version}" for name, version in versions().items())
+    installed = " ".join(f"{name} {version}" for name, version in versions().items())
     console.log(f"{'goes on' if resumed else 'begins'}: {' '.join(sys.argv)}")
-    console.log(f"{known} on {platform.node()}, {platform.platform()}")
+    console.log(f"{installed} on {platform.node()}, {platform.platform()}")
     console.event("started", folder=folder, resumed=resumed)
 
 
@@ -488,11 +449,6 @@ def known_settings(values: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(holder, Mapping) and field_name in holder:
             known = merge(known, nest(name, holder[field_name]))
     return known
-
-
-def digest_settings(values: Mapping[str, Any]) -> str:
-    """Short digest of settings, for names and comparisons."""
-    return sha256_json(values)[:16]
 
 
 def digest_outputs(folder: Path, names: Iterable[str]) -> dict[str, Any]:
@@ -541,12 +497,20 @@ def _is_finished(stage: str, folder: Path, now: Mapping[str, Any]) -> bool:
     """
     done = folder / "done.json"
     lacking = _lacks(folder)
+    changes: list[str] = []
     if not lacking:
-        _refuse_changes(stage, folder, read_record(done, Done), now, True)
+        changes = _changes(stage, read_record(done, Done), now)
     elif done.is_file():
         console.warn(f"{stage} is done anew: {lacking}")
     elif _has_begun(folder):
-        _refuse_changes(stage, folder, read_record(folder / "begun.json", Begun), now, False)
+        changes = _changes(stage, read_record(folder / "begun.json", Begun), now)
+    if changes:
+        state = "begun" if lacking else "finished"
+        raise RunError(
+            f"{stage} in {folder} was {state} with other settings or inputs:\n"
+            + "\n".join(changes)
+            + "\nuse --force to start it anew, or --run DIR for another run"
+        )
     return not lacking
 
 
@@ -557,46 +521,33 @@ def _has_begun(folder: Path) -> bool:
     return any(entry.name not in ("begun.json", "config.yaml", LOG) for entry in folder.iterdir())
 
 
-def _refuse_changes(
-    stage: str, folder: Path, before: Begun | Done, now: Mapping[str, Any], finished: bool
-) -> None:
-    changes = []
+def _changes(stage: str, before: Begun, now: Mapping[str, Any]) -> list[str]:
+    """Lines that name each setting and input that was another one before."""
     # A setting that did not exist then counts as its default, which mostly changes nothing.
-    usual = _as_json(stage_settings(stage, Config())) | WHAT_RUNS_DID_BEFORE
-    for part in ("settings", "inputs"):
-        old, new = getattr(before, part), now[part]
-        if part == "settings":
-            old = {name: usual[name] for name in new if name in usual} | old
-            if "encoding" in old:
-                old["encoding"] = current_name(old["encoding"])
-        for name in sorted(set(old) | set(new)):
-            if old.get(name) == new.get(name):
-                continue
-            if part == "inputs" and old.get(name) and new.get(name):
-                changes.append(f"  {name}: has changed since")
-            else:
-                changes.append(f"  {name}: was {old.get(name)!r}, now {new.get(name)!r}")
-    if changes:
-        state = "finished" if finished else "begun"
-        raise RunError(
-            f"{stage} in {folder} was {state} with other settings or inputs:\n"
-            + "\n".join(changes)
-            + "\nuse --force to start it anew, or --run DIR for another run"
-        )
+    usual = stage_settings(stage, Config()) | WHAT_RUNS_DID_BEFORE
+    settings = {name: usual[name] for name in now["settings"] if name in usual} | before.settings
+    if "encoding" in settings:
+        settings["encoding"] = current_name(settings["encoding"])
+    changes = []
+    for old, new in ((settings, now["settings"]), (before.inputs, now["inputs"])):
+        for name in sorted(name for name in {*old, *new} if old.get(name) != new.get(name)):
+            change = f"was {old.get(name)!r}, now {new.get(name)!r}"
+            if old is before.inputs and old.get(name) and new.get(name):
+                change = "has changed since"
+            changes.append(f"  {name}: {change}")
+    return changes
 
 
-def _forget_stale(folder: Path, now: Mapping[str, Any]) -> None:
+def _forget_stale(stage: str, folder: Path, now: Mapping[str, Any]) -> None:
     """Unmark a stage that was done or begun with other settings or inputs; its files stay."""
-    for name, kind in (("done.json", Done), ("begun.json", Begun)):
+    kinds: dict[str, type[Begun]] = {"done.json": Done, "begun.json": Begun}
+    for name, kind in kinds.items():
         path = folder / name
-        if not path.is_file():
-            continue
         try:
-            before = read_record(path, kind)
-            same = all(getattr(before, part) == _as_json(now[part]) for part in now)
+            stale = path.is_file() and bool(_changes(stage, read_record(path, kind), now))
         except DataError:
-            same = False
-        if not same:
+            stale = True
+        if stale:
             path.unlink()
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
@@ -610,8 +561,3 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
-
-
-def _as_json(value: Any) -> Any:
-    """A value as it comes back from a record."""
-    return json.loads(json.dumps(value))

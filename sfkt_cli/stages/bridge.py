@@ -34,8 +34,8 @@ from sfkt_cli.models.saving import (
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.loop import cosine, fit
-from sfkt_cli.training.optimizers import translator_optimizer
+from sfkt_cli.training.loop import fit
+from sfkt_cli.training.optimizers import cosine, translator_optimizer
 from sfkt_cli.training.pairs import (
     held_out_pairs,
     passes_of_epoch,

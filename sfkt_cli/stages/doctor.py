@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import platform
@@ -18,7 +19,7 @@ import torch
 from sfkt_cli.console import output, say, warn
 from sfkt_cli.data.readers import DATA_FOLDER, READERS
 from sfkt_cli.data.store import open_store
-from sfkt_cli.errors import DataError, RunError, SfktError
+from sfkt_cli.errors import RunError, SfktError
 from sfkt_cli.models.saving import CARD, WEIGHTS, load_model
 from sfkt_cli.settings.runs import RUNS, Run
 
@@ -68,13 +69,14 @@ def doctor(verify: Path | None = None) -> dict[str, Any]:
     for finding in findings:
         if finding.advice:
             output(f"advice: {finding.advice}")
-    return {"findings": [{**vars(each), "name": each.name.strip()} for each in findings]}
+    return {"findings": [{**vars(one), "name": one.name.strip()} for one in findings]}
 
 
 def examine() -> Iterator[Finding]:
     """Look at everything, the machine first."""
     yield Finding("Python", f"{platform.python_version()} in {sys.prefix}")
-    yield Finding("sfkt", metadata.version("sfkt") if _installed("sfkt") else "from its folder")
+    installed = any(metadata.distributions(name="sfkt"))
+    yield Finding("sfkt", metadata.version("sfkt") if installed else "from its folder")
     yield Finding("torch", _torch())
     yield from _devices()
     yield from _resources()
@@ -84,16 +86,16 @@ def examine() -> Iterator[Finding]:
     yield from _data()
 
 
-def check_run(folder: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+def check_run(folder: Path) -> Iterator[tuple[Path, Callable[[], object]]]:
     """What can be damaged in a run, each with a function that raises an SfktError if it is."""
     run = Run(folder)
     for done in sorted(folder.rglob("done.json")):
         stage = str(done.parent.relative_to(folder))
-        yield done, lambda stage=stage: _check_outputs(run, stage)  # type: ignore[misc]
+        yield done, functools.partial(_check_outputs, run, stage)
     for store in sorted(folder.glob("prepare/*.h5")):
         yield store, lambda path=store: open_store(path).verify()  # type: ignore[misc]
     for card in sorted(folder.rglob(CARD)):
-        yield card.with_name(WEIGHTS), lambda path=card: _load(path)  # type: ignore[misc]
+        yield card.with_name(WEIGHTS), functools.partial(load_model, card.parent)
 
 
 def _verify(folder: Path) -> list[str]:
@@ -122,24 +124,9 @@ def _check_outputs(run: Run, stage: str) -> None:
         run.output(stage, name)
 
 
-def _load(card: Path) -> None:
-    try:
-        load_model(card.parent)
-    except SfktError as error:
-        raise DataError(str(error)) from None
-
-
-def _installed(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
 def _torch() -> str:
-    built = torch.version.cuda or getattr(torch.version, "hip", None)
-    kind = "ROCm" if getattr(torch.version, "hip", None) else "CUDA"
+    built = torch.version.cuda or torch.version.hip
+    kind = "ROCm" if torch.version.hip else "CUDA"
     return f"{torch.__version__}, {f'built for {kind} {built}' if built else 'CPU only'}"
 
 

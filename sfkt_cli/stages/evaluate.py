@@ -107,10 +107,10 @@ def copy_report(written: Path, report: Path) -> None:
         raise RunError(f"--report {report} cannot be written: {error.strerror or error}") from None
 
 
-def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[Split]) -> None:
+def _measure(config: Config, run: Run, stage: Stage, store: Store, readable: list[Split]) -> None:
     runtime = measuring_runtime(config)
     models = load_models(run, store, runtime)
-    splits = {split.name: split for split in found}
+    splits = {split.name: split for split in readable}
     pairs = predictions.ti_pairs(store, models, runtime, config.seed)
     outcomes: dict[str, Outcome] = {}
     encoding = student_encoding(config.encoding, store, models)
@@ -119,9 +119,9 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
         for predictor in competing:
             outcomes[predictor.method] = predictions.ask(predictor, splits, pairs, runtime)
             tracker.advance(1, 1, predictor.method)
-    if "tgkt" in outcomes and "bridge-only" in outcomes:
-        joint = predictions.ensemble(outcomes["tgkt"], outcomes["bridge-only"])
-        outcomes[joint.predictor.method] = joint
+    if outcomes.keys() >= set(predictions.VIEWS):
+        views = [outcomes[name] for name in predictions.VIEWS]
+        outcomes[predictions.ENSEMBLE] = predictions.ensemble(*views)
     evaluation = Evaluation(config, store, models, splits, outcomes, pairs, runtime)
     predictions.look_for_collapse(evaluation)
     _add_bounds(evaluation, run, stage, encoding)
@@ -139,9 +139,9 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
         sections=sections(evaluation, run, rows, stage.folder),
     )
     shown = {section.picture for section in report.sections}
-    for stray in stage.folder.glob("*.png"):
-        if stray.name not in shown:
-            stray.unlink()
+    for picture in stage.folder.glob("*.png"):  # an earlier report may have had more
+        if picture.name not in shown:
+            picture.unlink()
     write_json(stage.folder / "results.json", results(report))
     write_text(stage.folder / "predictions.csv", predictions_csv(evaluation))
     write_text(stage.folder / "report.md", to_markdown(report))
@@ -152,9 +152,8 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, found: list[S
 
 def measuring_runtime(config: Config) -> Runtime:
     """The runtime of `sfkt predict`: fp32, unless the settings name another precision."""
-    if config.runtime.precision != "auto":
-        return make_runtime(config.runtime)
-    return make_runtime(config.runtime.model_copy(update={"precision": "fp32"}))
+    changes = {"precision": "fp32"} if config.runtime.precision == "auto" else {}
+    return make_runtime(config.runtime.model_copy(update=changes))
 
 
 def _add_bounds(evaluation: Evaluation, run: Run, stage: Stage, encoding: Encoding) -> None:

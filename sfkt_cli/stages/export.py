@@ -9,7 +9,6 @@ README.md                                model card
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shutil
@@ -27,11 +26,15 @@ from sfkt_cli.console import say, warn
 from sfkt_cli.data.sensor import Sensor, sensor_of_store
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError
-from sfkt_cli.evaluation import exported, latency
+from sfkt_cli.evaluation import exported
 from sfkt_cli.evaluation.model_card import model_card
 from sfkt_cli.files import replacing, sha256_file, write_text
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.graph_files import (
+    FitTarget,
+    Half,
+    SensorGraph,
+    for_export,
     open_graph,
     open_onnx,
     open_pt2,
@@ -39,7 +42,6 @@ from sfkt_cli.models.graph_files import (
     to_onnx,
     to_pt2,
 )
-from sfkt_cli.models.graphs import BridgedSourceGraph, FitTarget, Half, StudentGraph, for_export
 from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
 from sfkt_cli.settings.config import Config, to_yaml
 from sfkt_cli.settings.runs import Run, digest_outputs, versions
@@ -97,7 +99,10 @@ def export(
     precisions = precisions or (("fp32", "int8") if benchmark else ("fp32",))
     _choose("precision", precisions, PRECISIONS)
     formats = check_formats(formats, precisions)
-    folders, saved = load_parts(config, run, method)
+    folders = {"student": find_student(run.folder, method, config.transfer.method)}
+    if run.has("bridge") and run.has("source"):
+        folders |= {"translator": run.path("bridge"), "source": run.path("source")}
+    saved = {name: load_model(folder) for name, folder in folders.items()}
     store = open_store(run.transfer_store)
     sensor = sensor_of_store(store, config)
     _choose("input-type", [input_type or sensor.dtype], (sensor.dtype, "float32"))
@@ -113,6 +118,10 @@ def export(
     target = output or run.path("export")
     if target.is_file():
         raise ConfigError(f"--output {target} is a file: name a folder")
+    inputs = {name: model.digest for name, model in saved.items()}
+    results = run.path("evaluate", "results.json")  # the model card tells them
+    if results.is_file():
+        inputs[results.name] = sha256_file(results)
     made_of = {
         "stage": "export",
         "method": method,
@@ -122,16 +131,18 @@ def export(
         "input_type": str(images.dtype).removeprefix("torch."),
         "batch": batch,
         "benchmark": benchmark,
-        "inputs": {name: each.digest for name, each in saved.items()} | _told_by_card(run),
+        "inputs": inputs,
         "versions": versions(),
     }
-    if _is_done(target, made_of) and not run.force:
+    earlier = _earlier(target)
+    same = made_of.items() <= (earlier.model_extra or {}).items()
+    if same and all((target / name).is_file() for name in earlier.written) and not run.force:
         say(f"export: already done in {target}")
         return
     target.mkdir(parents=True, exist_ok=True)
-    for name in _written(target):
+    for name in ["done.json", *filter(_INSIDE.fullmatch, earlier.written)]:
         (target / name).unlink(missing_ok=True)
-    measured, compared = images.choose(lowered=any(each != "fp32" for each in precisions))
+    measured, compared = images.choose(lowered=set(precisions) != {"fp32"})
     ids = [images.ids[row] for row in compared.tolist()]
     labels = exported.labels_told(run, store)
     example = images.read(compared[:1])
@@ -141,7 +152,7 @@ def export(
         fit = FitTarget(*images.size, side[0], sensor.fit, missing=sensor.missing)
     halved = _graphs(saved, fit, Half) if "fp16" in precisions else {}
     comparisons: list[exported.Comparison] = []
-    latencies: list[latency.Latency] = []
+    latencies: list[exported.Latency] = []
     for name, graph in _graphs(saved, fit).items():
         expected = images.ask(open_graph(graph), compared)
         onnx_files = {}
@@ -163,29 +174,28 @@ def export(
         if benchmark:
             sizes = TIMED if batch is None else (batch,)
             batches = [images.read(np.resize(compared, size)) for size in sizes]
-            latencies += latency.time_all(name, graph, onnx_files, batches)
+            latencies += exported.time_all(name, graph, onnx_files, batches)
+    written = ["README.md", "config.yaml", *(comparison.file for comparison in comparisons)]
     if "safetensors" in formats:
-        for name, each in saved.items():
-            _copy(folders[name], target / name, each, sensor)
+        for name, model in saved.items():
+            _copy(folders[name], target / name, model, sensor)
             say(f"export: {target / name / WEIGHTS}")
-    tables = {"Files": exported.table(comparisons)} if comparisons else {}
+            written += [f"{name}/{WEIGHTS}", f"{name}/{CARD}"]
+    tables = {"Files": exported.comparison_table(comparisons)} if comparisons else {}
     if latencies:
-        tables["Speed"] = f"{latency.machine()}\n\n{latency.table(latencies)}"
+        tables["Speed"] = f"{exported.machine()}\n\n{exported.latency_table(latencies)}"
     for title, text in tables.items():
         say(f"{title}\n\n{text}")
-    first = next((each.file for each in comparisons if each.file.endswith(".onnx")), "student.onnx")
+    first = next((file for file in written if file.endswith(".onnx")), "student.onnx")
     example = images.read(compared[: batch or 1])
     card = model_card(run, method, saved["student"], sensor, example, first, batch, tables)
     write_text(target / "README.md", card)
     write_settings(target / "config.yaml", to_yaml(config))
-    written = ["README.md", "config.yaml", *(each.file for each in comparisons)]
-    if "safetensors" in formats:
-        written += [f"{name}/{file}" for name in saved for file in (WEIGHTS, CARD)]
     record = {
         **made_of,
-        "largest_difference": {each.file: each.largest_difference for each in comparisons},
-        "files": [asdict(each) for each in comparisons],
-        "latencies": [asdict(each) for each in latencies],
+        "largest_difference": {one.file: one.largest_difference for one in comparisons},
+        "files": [asdict(comparison) for comparison in comparisons],
+        "latencies": [asdict(latency) for latency in latencies],
         "written": written,
         "outputs": digest_outputs(target, [name for name in written if "/" not in name]),
     }
@@ -231,12 +241,6 @@ def _tell(target: Path, comparison: exported.Comparison) -> None:
         )
 
 
-def _told_by_card(run: Run) -> dict[str, str]:
-    """Digest of the results that the model card tells, where there are some."""
-    path = run.path("evaluate", "results.json")
-    return {"results.json": sha256_file(path)} if path.is_file() else {}
-
-
 class Exported(BaseModel):
     """The content of an export's done.json."""
 
@@ -245,39 +249,15 @@ class Exported(BaseModel):
     written: list[str]
 
 
-def _is_done(folder: Path, made_of: Mapping[str, object]) -> bool:
-    """Whether a folder holds what would be written."""
-    with contextlib.suppress(DataError):
-        record = read_record(folder / "done.json", Exported)
-        same = made_of.items() <= (record.model_extra or {}).items()
-        return same and all((folder / name).is_file() for name in record.written)
-    return False
+def _earlier(folder: Path) -> Exported:
+    """What an earlier export left in a folder; of the folder nothing else is touched."""
+    try:
+        return read_record(folder / "done.json", Exported)
+    except DataError:
+        return Exported(written=[])
 
 
-def _written(folder: Path) -> list[str]:
-    """Files of an earlier export, done.json the first; of a folder nothing else is touched."""
-    with contextlib.suppress(DataError):
-        written = read_record(folder / "done.json", Exported).written
-        return ["done.json", *(name for name in written if _INSIDE.fullmatch(name))]
-    return ["done.json"]
-
-
-def load_parts(
-    config: Config, run: Run, method: str | None
-) -> tuple[dict[str, Path], dict[str, Saved]]:
-    """Student, and where they are finished translator and source: their folders and what they hold.
-
-    Raises:
-        RunError: There is no student.
-        DataError: A model is damaged.
-    """
-    folders = {"student": find_student(run.folder, method, config.transfer.method)}
-    if run.has("bridge") and run.has("source"):
-        folders |= {"translator": run.path("bridge"), "source": run.path("source")}
-    return folders, {name: load_model(folder) for name, folder in folders.items()}
-
-
-def check_formats(formats: Sequence[str], precisions: Sequence[str] = ("fp32",)) -> list[str]:
+def check_formats(formats: Sequence[str], precisions: Sequence[str]) -> list[str]:
     """The formats that were asked for, or all that this installation can write.
 
     Raises:
@@ -285,7 +265,7 @@ def check_formats(formats: Sequence[str], precisions: Sequence[str] = ("fp32",))
     """
     lacking = [name for name in ONNX_PACKAGES if util.find_spec(name) is None]
     _choose("format", formats, FORMATS)
-    lowered = [each for each in precisions if each != "fp32"]
+    lowered = [precision for precision in precisions if precision != "fp32"]
     if formats and lowered and "onnx" not in formats:
         raise ConfigError(
             f"--precision {lowered[0]} is for ONNX files: add --format onnx to "
@@ -333,14 +313,15 @@ def _graphs(
     student = saved["student"]
     graphs: dict[str, nn.Module] = {}
     if isinstance(student.module, Classifier) and student.encoding is not None:
-        graphs["student"] = StudentGraph(
-            wrap(student.module), student.encoding, fit, student.card.get("temperature", 1.0)
+        temperature = student.card.get("temperature", 1.0)
+        graphs["student"] = SensorGraph(
+            wrap(student.module), student.encoding, fit, temperature=temperature
         )
     if "translator" in saved:
         translator, source = saved["translator"], saved["source"]
         if isinstance(source.module, Classifier) and translator.encoding is not None:
-            graphs["bridged-source"] = BridgedSourceGraph(
-                wrap(translator.module), wrap(source.module), translator.encoding, fit
+            graphs["bridged-source"] = SensorGraph(
+                wrap(source.module), translator.encoding, fit, translator=wrap(translator.module)
             )
     if "student" not in graphs:
         raise DataError("the student's model.json describes no classifier for a target sensor")

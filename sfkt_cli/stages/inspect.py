@@ -8,10 +8,10 @@ from typing import Any
 
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.alignment import check_alignment
-from sfkt_cli.data.classes import ClassRow, list_class_rows
 from sfkt_cli.data.contact_sheet import draw_contact_sheet
 from sfkt_cli.data.quality import as_plain, duplicates, samples_of_store, table_text, tabulate
 from sfkt_cli.data.readers import read_archive
+from sfkt_cli.data.splits import ClassRow, list_class_rows
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.settings.config import Config
 

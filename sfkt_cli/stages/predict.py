@@ -26,11 +26,11 @@ from sfkt_cli.errors import ConfigError, DataError, Interrupted
 from sfkt_cli.evaluation.report import to_csv as harmless_csv
 from sfkt_cli.exported_student import ExportedStudent
 from sfkt_cli.files import replacing, write_text
-from sfkt_cli.models.prediction_check import warn_of_collapse
 from sfkt_cli.models.saving import CARD
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.student import Prediction, Student, load_student
+from sfkt_cli.training.predicting import warn_of_collapse
 from sfkt_cli.training.runtime import make_runtime
 
 BATCH = 64
@@ -87,7 +87,8 @@ def predict(
         ConfigError: The output's suffix is neither, or nothing matches ``images``.
         DataError: Some files could not be read; the rows of the others are written.
     """
-    check_output(output)
+    if output.suffix.lower() not in (".csv", ".jsonl") and str(output) != STDIN:
+        raise ConfigError(f"--output {output}: the suffix must be .csv or .jsonl")
     video = next((entry for entry in images if is_video(entry)), None)
     if video and (follow or len(images) > 1):
         raise ConfigError(f"{video} is a video: give it alone, without other images or --follow")
@@ -112,8 +113,8 @@ def predict(
             for batch in batches:
                 predictions = student.predict_stored([image for _, image in batch])
                 lines = [
-                    (path, judged(each, threshold))
-                    for (path, _), each in zip(batch, predictions, strict=True)
+                    (path, judged(prediction, threshold))
+                    for (path, _), prediction in zip(batch, predictions, strict=True)
                 ]
                 for path, prediction in lines:
                     event("prediction", **as_row(path, prediction, top_k))
@@ -128,15 +129,14 @@ def predict(
     except Interrupted:
         if not endless:
             raise
-    if broken and not rows:
-        raise DataError(_told(broken, total or len(broken)))
-    warn_of_doubts(list(rows))
-    if not at_once:
-        write_rows(list(rows), output, top_k)
-    if str(output) != STDIN:
-        say(f"predict: {count} images in {output}")
+    if rows or not broken:
+        warn_of_doubts(list(rows))
+        if not at_once:
+            write_rows(list(rows), output, top_k)
+        if str(output) != STDIN:
+            say(f"predict: {count} images in {output}")
     if broken:
-        raise DataError(_told(broken, total or len(broken)))
+        raise DataError(_broken_files(broken, total or len(broken)))
     return {"images": count, "output": output}
 
 
@@ -189,8 +189,8 @@ def save(
 ) -> None:
     """Write a PNG for each image: its place in the output, its name, and its class drawn below."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (image, (path, said)) in enumerate(zip(images, rows, strict=True), first):
-        text = f"{said.label}  {said.probability:.0%}" + ("  doubted" if said.warning else "")
+    for number, (image, (path, answer)) in enumerate(zip(images, rows, strict=True), first):
+        text = f"{answer.label}  {answer.probability:.0%}" + ("  doubted" if answer.warning else "")
         name = re.sub(r"[^\w.#-]+", "_", Path(path).name.removesuffix(".png"))
         with replacing(folder / f"{number:06d}-{name}.png") as partial:
             captioned(image, student.sensor.missing, text).save(partial, format="PNG")
@@ -233,27 +233,17 @@ def warn_of_doubts(rows: Sequence[Row]) -> None:
         )
     if rows and not doubted:
         classes = sorted(name for name, _ in rows[0][1].ranked)
-        shares = [[dict(said.ranked)[name] for name in classes] for _, said in rows]
+        shares = [[dict(answer.ranked)[name] for name in classes] for _, answer in rows]
         logits = torch.tensor(shares).clamp_min(1e-12).log()
         warn_of_collapse(logits, classes, "the student", "images", "predict")
 
 
-def _told(broken: Sequence[str], count: int) -> str:
-    """One message for all broken files."""
+def _broken_files(broken: Sequence[str], count: int) -> str:
+    """One message for all of them."""
     lines = "".join(f"\n  {message}" for message in broken[:SHOWN])
     if len(broken) > SHOWN:
         lines += f"\n  and {len(broken) - SHOWN} more, all without a row in the output"
     return f"{len(broken)} of {count} images could not be read; mend them or leave them out:{lines}"
-
-
-def check_output(output: Path) -> None:
-    """Refuse what is neither .csv nor .jsonl nor standard output.
-
-    Raises:
-        ConfigError: It is none of them.
-    """
-    if output.suffix.lower() not in (".csv", ".jsonl") and str(output) != STDIN:
-        raise ConfigError(f"--output {output}: the suffix must be .csv or .jsonl")
 
 
 def expand(images: Sequence[str]) -> Iterator[Path]:
@@ -264,13 +254,11 @@ def expand(images: Sequence[str]) -> Iterator[Path]:
     """
     seen: set[Path] = set()
     for entry in images:
-        found = _matches(entry)
-        if not found:
+        paths = _matches(entry)
+        if not paths:
             raise ConfigError(f"{entry} matches no image: give files, folders, patterns or -")
-        for path in found:
-            if path not in seen:
-                seen.add(path)
-                yield path
+        yield from (path for path in dict.fromkeys(paths) if path not in seen)
+        seen.update(paths)
 
 
 def _matches(entry: str) -> list[Path]:
@@ -287,8 +275,8 @@ def _matches(entry: str) -> list[Path]:
         return [path]
     fixed = next(place for place, part in enumerate(path.parts) if set(part) & set("*?["))
     base = Path(*path.parts[:fixed])
-    found = base.glob(str(Path(*path.parts[fixed:])))
-    return sorted(f for f in found if f.is_file() and not is_system(str(f.relative_to(base))))
+    paths = base.glob(str(Path(*path.parts[fixed:])))
+    return sorted(p for p in paths if p.is_file() and not is_system(str(p.relative_to(base))))
 
 
 def _images_below(folder: str) -> list[Path]:

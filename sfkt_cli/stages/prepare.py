@@ -10,10 +10,8 @@ import contextlib
 from collections.abc import Sequence
 
 from sfkt_cli.console import say, track, warn
-from sfkt_cli.data.classes import choose_classes
 from sfkt_cli.data.contact_sheet import draw_contact_sheet
-from sfkt_cli.data.ingest import Seen, Task, ingest
-from sfkt_cli.data.layout import Plan
+from sfkt_cli.data.ingest import Plan, Seen, Task, ingest
 from sfkt_cli.data.loading import FileLoader
 from sfkt_cli.data.quality import (
     Line,
@@ -26,7 +24,7 @@ from sfkt_cli.data.quality import (
 )
 from sfkt_cli.data.readers import archive_root, read_archive
 from sfkt_cli.data.records import Archive
-from sfkt_cli.data.splits import left_out, split_records
+from sfkt_cli.data.splits import choose_classes, left_out, split_records
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import StoreWriter, writing
 from sfkt_cli.errors import DataError, RunError
@@ -221,14 +219,10 @@ def _write_stores(plan: Plan, stage: Stage) -> dict[str, list[Seen]]:
     try:
         with contextlib.ExitStack() as stack:
             for name, parts in plan.files().items():
-                small = plan.small_columns(parts)
-                columns = plan.image_columns(parts)
-                columns |= {key: (v.shape, v.dtype.str) for key, v in small.items()}
+                columns, images = plan.small_columns(parts), plan.image_columns(parts)
                 writer = stack.enter_context(
-                    writing(stage.folder / name, plan.attributes(), columns)
+                    writing(stage.folder / name, plan.attributes(), columns, images)
                 )
-                for key, values in small.items():
-                    writer.put(key, values)
                 for part in parts:
                     writers[part] = writer
                     tasks += plan.tasks(part, writer)

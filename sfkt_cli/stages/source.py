@@ -16,11 +16,10 @@ from sfkt_cli.data.images import rgb_to_float
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.files import replacing
-from sfkt_cli.models.backbones import normalisation_of
 from sfkt_cli.models.classifier import Classifier, Mixture
-from sfkt_cli.models.importing import digest_of, import_source
-from sfkt_cli.models.onnx_files import need_onnx, write_onnx
-from sfkt_cli.models.prediction_check import collapse_warning, describe_predictions
+from sfkt_cli.models.graph_files import to_onnx
+from sfkt_cli.models.importing import Imported, architecture_of, digest_of, import_source
+from sfkt_cli.models.onnx_files import need_onnx
 from sfkt_cli.models.saving import CARD, load_model, save_model
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.options import Options
@@ -29,9 +28,14 @@ from sfkt_cli.settings.runs import Run, Stage
 from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.cpu import prefer_large_pages
-from sfkt_cli.training.loop import Batch, Plan, cosine, fit
-from sfkt_cli.training.optimizers import classifier_optimizer
-from sfkt_cli.training.predicting import predict_rows, rgb_loader
+from sfkt_cli.training.loop import Batch, Plan, fit
+from sfkt_cli.training.optimizers import classifier_optimizer, cosine
+from sfkt_cli.training.predicting import (
+    collapse_warning,
+    describe_predictions,
+    predict_rows,
+    rgb_loader,
+)
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 
 USUAL_SIZE = 96
@@ -120,21 +124,14 @@ def check_image_size(model: nn.Module, backbone: str, size: int) -> None:
 def source(config: Config, run: Run) -> None:
     """Train or import the source model; writes ``source/model.*``.
 
-    Args:
-        config: Settings.
-        run: A prepared run.
-
     Raises:
         RunError: There is neither source.h5 nor a checkpoint.
         ConfigError: The checkpoint does not fit the settings or the classes of the data.
     """
     run.require("prepare", "sfkt prepare NAME")
-    config = taken_over(config, run)
+    config = _taken_over(config, run)
     settings = config.source
-    if settings.mixture:
-        _mix(config, run)
-        return
-    if settings.checkpoint is not None:
+    if settings.brought:
         _bring(config, run)
         return
     inputs = _inputs(run, run.source_store, lambda: {"source.h5": _open_images(run).digest})
@@ -144,16 +141,9 @@ def source(config: Config, run: Run) -> None:
             return
         store = open_store(run.source_store)
         runtime = make_runtime(config.runtime, dry=run.dry)
-        normalisation = normalisation_of(settings)
-        architecture: dict[str, Any] = {
-            "backbone": settings.backbone,
-            "classes": len(store.classes),
-            "width": settings.width,
-            "bottleneck": settings.bottleneck,
-            "mean": normalisation.mean,
-            "std": normalisation.std,
-            "channel_order": settings.channel_order,
-        }
+        architecture, _ = architecture_of(
+            settings, settings.backbone, len(store.classes), settings.bottleneck
+        )
         seed_all(config.seed, "source")
         model = Classifier(**architecture, pretrained=settings.published)
         check_image_size(model, settings.backbone, store["source/rgb"].shape[1])
@@ -169,13 +159,8 @@ def source(config: Config, run: Run) -> None:
             )
 
 
-def taken_over(config: Config, run: Run) -> Config:
-    """The settings, with the source model of ``training.warm_start`` as the one that is brought.
-
-    Raises:
-        ConfigError: A run cannot go on from itself.
-        RunError: That run has no source model.
-    """
+def _taken_over(config: Config, run: Run) -> Config:
+    """The settings, with the source model of ``training.warm_start`` as the one that is brought."""
     earlier = config.training.warm_start
     if earlier is None or config.source.brought:
         return config
@@ -229,7 +214,7 @@ def import_model(
     training = {part: part.training for part in module.modules()}
     try:
         images = torch.rand(2, 3, size, size, device=weights.device)
-        content = write_onnx(module.eval(), images, ["logits"], {}, keep_norms=True)
+        content = to_onnx(module.eval(), images, {}, outputs=["logits"], keep_norms=True)
     except Exception as error:  # torch.onnx raises what it likes
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"import_model: the module cannot be exported to ONNX: {first}") from error
@@ -255,12 +240,17 @@ def import_model(
 
 
 def _bring(config: Config, run: Run) -> None:
-    """Take the model of ``source.checkpoint``, and look at what it says of the TI RGB images."""
+    """Take the model of ``source.checkpoint``, or those of ``source.mixture`` side by side."""
     store = open_store(run.transfer_store)
     size = int(store["target/target"].shape[1])
-    done = _is_made(run)
-    inputs = _inputs(run, config.source.checkpoint, lambda: {"checkpoint": digest_of(config)})
-    brought = None if done else import_source(config, store.classes, size=size)
+    brought: Imported | None = None
+    inputs: Mapping[str, str]
+    if config.source.mixture:
+        inputs, brought = _mix(config, store)
+    else:
+        made = _is_made(run)
+        inputs = _inputs(run, config.source.checkpoint, lambda: {"checkpoint": digest_of(config)})
+        brought = None if made else import_source(config, store.classes, size=size)
     with run.open("source", config, inputs) as stage:
         if stage is None or brought is None:
             say(f"source: already done in {run.path('source')}")
@@ -269,8 +259,9 @@ def _bring(config: Config, run: Run) -> None:
             return
         runtime = replace(make_runtime(config.runtime), world=1)
         model = runtime.place(brought.model)
-        check_image_size(brought.model, config.source.backbone, size)
-        if size < USUAL_SIZE and brought.architecture.get("backbone") != "small":
+        backbone = "mixture" if config.source.mixture else config.source.backbone
+        check_image_size(brought.model, backbone, size)
+        if size < USUAL_SIZE and brought.architecture.get("backbone", "small") != "small":
             warn(
                 f"the model gets images of {size} x {size} pixels: if it was trained on larger "
                 "ones it sees much less in these; prepare them anew with --set image_size=N "
@@ -281,6 +272,29 @@ def _bring(config: Config, run: Run) -> None:
         seen = {} if stage.dry else _look(model, store, runtime, brought.classes)
         _write(stage, model, brought.architecture, brought.classes, brought.pretrained)
         stage.finish(seconds=0.0, **seen)
+
+
+def _mix(config: Config, store: Store) -> tuple[dict[str, str], Imported]:
+    """The source models of ``source.mixture`` side by side, and their digests."""
+    folders = [
+        path if (path / CARD).is_file() else path / "source" for path in config.source.mixture
+    ]
+    members = [load_model(folder) for folder in folders]
+    for folder, saved in zip(folders, members, strict=True):
+        if not isinstance(saved.module, Classifier) or saved.encoding is not None:
+            raise ConfigError(f"source.mixture: {folder} holds no RGB classifier")
+        if saved.classes != store.classes:
+            raise ConfigError(
+                f"source.mixture: {folder} has the classes {', '.join(saved.classes)}, the data "
+                f"{', '.join(store.classes)}: all models of a mixture name the same ones"
+            )
+    architecture = {"members": [dict(saved.card["architecture"]) for saved in members]}
+    model = Mixture(**architecture).eval()
+    for member, saved in zip(model.members, members, strict=True):
+        member.load_state_dict(saved.module.state_dict())
+    inputs = {f"source {number}": saved.digest for number, saved in enumerate(members, 1)}
+    pretrained = any(saved.pretrained for saved in members)
+    return inputs, Imported(model, architecture, store.classes, pretrained=pretrained)
 
 
 def _is_made(run: Run) -> bool:
@@ -331,38 +345,6 @@ def _look(model: nn.Module, store: Store, runtime: Runtime, classes: list[str]) 
     return {"ti_rgb_entropy": predictions.entropy, "ti_rgb_histogram": predictions.histogram}
 
 
-def _mix(config: Config, run: Run) -> None:
-    """Put the source models of ``source.mixture`` side by side."""
-    store = open_store(run.transfer_store)
-    folders = [
-        path if (path / CARD).is_file() else path / "source" for path in config.source.mixture
-    ]
-    members = [load_model(folder) for folder in folders]
-    for folder, saved in zip(folders, members, strict=True):
-        if not isinstance(saved.module, Classifier) or saved.encoding is not None:
-            raise ConfigError(f"source.mixture: {folder} holds no RGB classifier")
-        if saved.classes != store.classes:
-            raise ConfigError(
-                f"source.mixture: {folder} has the classes {', '.join(saved.classes)}, the data "
-                f"{', '.join(store.classes)}: all models of a mixture name the same ones"
-            )
-    inputs = {f"source {number}": saved.digest for number, saved in enumerate(members, 1)}
-    with run.open("source", config, inputs) as stage:
-        if stage is None:
-            say(f"source: already done in {run.path('source')}")
-            return
-        if not run.main:
-            return
-        architecture = {"members": [dict(saved.card["architecture"]) for saved in members]}
-        model = Mixture(**architecture).eval()
-        for member, saved in zip(model.members, members, strict=True):
-            member.load_state_dict(saved.module.state_dict())
-        check_image_size(model, "mixture", store["target/target"].shape[1])
-        pretrained = any(saved.pretrained for saved in members)
-        _write(stage, model, architecture, store.classes, pretrained)
-        stage.finish(seconds=0.0)
-
-
 def _train(
     config: Config, stage: Stage, model: Classifier, rgb: Any, labels: Any, runtime: Runtime
 ) -> Any:
@@ -406,15 +388,8 @@ def _train(
         checkpoint_seconds=config.runtime.checkpoint_seconds, made_for=stage.digest,
     )  # fmt: skip
     prefer_large_pages([rgb])
-    return fit(
-        plan,
-        objective,
-        batches_of(batch_size),
-        optimizer,
-        runtime,
-        schedule=cosine,
-        keep=model,
-    )
+    batches = batches_of(batch_size)
+    return fit(plan, objective, batches, optimizer, runtime, schedule=cosine, keep=model)
 
 
 def _write(
@@ -422,6 +397,5 @@ def _write(
 ) -> None:
     save_model(
         stage.folder, model, kind="classifier", architecture=architecture, classes=classes,
-        encoding=None, inputs=stage.inputs, seed=stage.config.seed,
-        pretrained=pretrained,
+        encoding=None, inputs=stage.inputs, seed=stage.config.seed, pretrained=pretrained,
     )  # fmt: skip

@@ -101,10 +101,7 @@ def shift_and_mirror(images: Tensor, offsets: Tensor, mirrored: Tensor) -> Tenso
 
     One look-up a pixel: next to nothing on a GPU, three to five times as long on a CPU.
 
-    Args:
-        images: (B, H, W) or (B, H, W, C) as stored.
-        offsets: (B, 2) pixels down and right; what lies outside repeats the edge.
-        mirrored: (B,) bool, left to right.
+    Images are (B, H, W) or (B, H, W, C) as stored; the rest is that of the method.
     """
     batch, height, width = images.shape[:3]
     lines = torch.arange(height, device=images.device) + offsets[:, :1]

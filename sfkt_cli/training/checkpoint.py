@@ -34,11 +34,6 @@ def load_states(folder: Path, device: torch.device, made_for: str) -> Iterator[d
     """The states that can be gone on from, the newest first.
 
     One that is damaged or belongs to other settings or inputs is named in a warning.
-
-    Args:
-        folder: As in :func:`save_state`.
-        device: Where to.
-        made_for: Entry of that name that a state must have.
     """
     for name in (STATE, PREVIOUS):
         path = folder / name

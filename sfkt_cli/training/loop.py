@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -17,17 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from sfkt_cli.console import Tracker, duration, event, say, terms_text, track, warn
-from sfkt_cli.errors import Interrupted, RunError
+from sfkt_cli.errors import ConfigError, Interrupted, RunError
 from sfkt_cli.files import write_text
 from sfkt_cli.signals import on_stop
 from sfkt_cli.training.checkpoint import load_states, save_state
 from sfkt_cli.training.cpu import TRANSIENT, kept_bytes
-from sfkt_cli.training.curves import tensorboard_curves
 from sfkt_cli.training.runtime import Runtime, Trial, seed_all
 
 Batch = dict[str, Tensor]
 TRIED_IMAGES = 4
 """Rows of the batch with which a dry run warms up."""
+TENSORBOARD = "tensorboard"
+"""Folder below a stage's; ``tensorboard --logdir runs`` finds them all."""
+Numbers = Mapping[str, float]
 PATIENCE_S = 4.0
 """A dry run times a step with all rows where it would take no longer than this on a CPU."""
 
@@ -67,8 +70,18 @@ class Plan:
 
 
 @dataclass
-class _Progress:
-    """What a resumed run must know beside the state of the networks."""
+class Fitted:
+    """How far a training is; what a resumed one must know beside the state of the networks.
+
+    Attributes:
+        epoch: The one to train, from 0.
+        step: Its steps that are done.
+        best_score: The largest one that the epochs were chosen by.
+        best_epoch: Epoch whose weights are kept, from 0.
+        seconds: Time spent, over all interruptions.
+        totals: Sum of each loss term over the steps of this epoch.
+        history: One row of metrics an epoch, as in metrics.jsonl.
+    """
 
     epoch: int = 0
     step: int = 0
@@ -85,21 +98,6 @@ class Tried(Exception):
     def __init__(self, trial: Trial) -> None:
         super().__init__(f"{trial.epochs} epochs of {trial.steps} steps")
         self.trial = trial
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What :func:`fit` did.
-
-    Attributes:
-        best_epoch: Epoch whose weights were kept, from 0.
-        seconds: Time spent, over all interruptions.
-        history: One row of metrics an epoch, as in metrics.jsonl.
-    """
-
-    best_epoch: int
-    seconds: float
-    history: list[dict[str, float]]
 
 
 def fit(
@@ -143,12 +141,12 @@ def fit(
         _try(runtime.trial, plan, objective, batches, optimizer, runtime, keep, begin_epoch, scores)
         raise Tried(runtime.trial)
     checkpoint = plan.folder / "checkpoint"
-    progress = _Progress()
+    progress = Fitted()
     best = _snapshot(keep)
     scaler = torch.amp.GradScaler(enabled=runtime.precision == torch.float16)
     state = _resume(plan, checkpoint, runtime.device, objective, optimizer, scaler, best)
     if state is not None:
-        best, progress = state["best"], _Progress(**state["progress"])
+        best, progress = state["best"], Fitted(**state["progress"])
         say(f"{plan.title}: goes on at epoch {progress.epoch + 1}, step {progress.step + 1}")
         _compare_environments(plan, state.get("environment", {}), runtime.environment(objective))
     parallel = runtime.parallel(objective)
@@ -198,10 +196,10 @@ def fit(
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
                 with mixed:
-                    terms = parallel(batch)
-                loss = _descend(plan, objective, terms, optimizer, scaler)
+                    losses = parallel(batch)
+                loss = _descend(plan, objective, losses, optimizer, scaler)
                 after_step()
-                checked.add(loss, terms, batch, progress)
+                checked.add(loss, losses, batch, progress)
                 progress.step = step + 1
                 tracker.advance(1, plan.images, terms_text(checked.latest))
                 late = time.monotonic() - last_saved >= plan.checkpoint_seconds
@@ -220,7 +218,14 @@ def fit(
             objective.eval()
             with torch.inference_mode():
                 epoch_scores = scores(epoch)
-            row = _row(plan, progress, epoch, epoch_scores, optimizer)
+            terms = {name: total / plan.steps for name, total in progress.totals.items()}
+            row = {
+                "epoch": epoch + 1,
+                "seconds": round(progress.seconds, 3),
+                "learning_rate": optimizer.param_groups[0]["lr"],
+                **terms,
+                **epoch_scores,
+            }
             progress.history.append(row)
             score = epoch_scores[plan.select] if plan.select else float(epoch)
             if score > progress.best_score or progress.best_epoch < 0:
@@ -229,10 +234,11 @@ def fit(
                 best = _snapshot(keep)
             progress.epoch, progress.step, progress.totals = epoch + 1, 0, {}
             if runtime.main:
-                draw(epoch + 1, _terms(row, epoch_scores), epoch_scores)
+                draw(epoch + 1, terms, epoch_scores)
                 tracker.note = terms_text({plan.select: score} if plan.select else epoch_scores)
                 left = (time.monotonic() - started) / (epoch + 1 - first)
-                _report(plan, row, epoch_scores, left * (plan.epochs - epoch - 1), tracker)
+                left *= plan.epochs - epoch - 1
+                _report(plan, row, terms, epoch_scores, left, tracker)
                 lines = "".join(json.dumps(row) + "\n" for row in progress.history)
                 write_text(plan.folder / "metrics.jsonl", lines)
             if time.monotonic() - last_saved >= plan.checkpoint_seconds:
@@ -242,7 +248,7 @@ def fit(
             save()
             raise Interrupted(f"{plan.title} stopped; the same command goes on from here")
     keep.load_state_dict(best)
-    return Fitted(progress.best_epoch, progress.seconds, progress.history)
+    return progress
 
 
 def _resume(
@@ -260,7 +266,7 @@ def _resume(
     fresh, momenta = _snapshot(objective), copy.deepcopy(optimizer.state_dict())
     for state in load_states(checkpoint, device, plan.made_for):
         try:
-            _Progress(**state["progress"])
+            Fitted(**state["progress"])
             if _shapes(state["best"]) != _shapes(best):
                 raise ValueError("its best weights are those of another network")
             objective.load_state_dict(state["objective"])
@@ -377,13 +383,13 @@ class _Checked:
         self._pending: tuple[list[str], Callable[[], list[float]], Tensor | None] | None = None
         self.latest: dict[str, float] = {}
 
-    def add(self, loss: Tensor, terms: dict[str, Tensor], batch: Batch, at: _Progress) -> None:
+    def add(self, loss: Tensor, terms: dict[str, Tensor], batch: Batch, at: Fitted) -> None:
         values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())])
         fetched = self._runtime.fetch(self._runtime.mean(values))
         self.flush(at)
         self._pending = (list(terms), fetched, batch.get("rows"))
 
-    def flush(self, at: _Progress) -> None:
+    def flush(self, at: Fitted) -> None:
         if self._pending is None:
             return
         names, fetched, rows = self._pending
@@ -406,8 +412,11 @@ def _compare_environments(
     plan: Plan, before: Mapping[str, str | int], now: Mapping[str, str | int]
 ) -> None:
     """Warn where a state goes on in an environment that rounds differently."""
-    changes = [f"{name} {before[name]} -> {now[name]}" for name in now if name in before
-               and before[name] != now[name]]  # fmt: skip
+    changes = [
+        f"{name} {before[name]} -> {value}"
+        for name, value in now.items()
+        if before.get(name, value) != value
+    ]
     if changes:
         warn(
             f"{plan.title}: the state was saved elsewhere ({', '.join(changes)}): results agree "
@@ -415,38 +424,15 @@ def _compare_environments(
         )
 
 
-def _row(
-    plan: Plan,
-    progress: _Progress,
-    epoch: int,
-    scores: Mapping[str, float],
-    optimizer: torch.optim.Optimizer,
-) -> dict[str, float]:
-    means = {name: total / plan.steps for name, total in progress.totals.items()}
-    return {
-        "epoch": epoch + 1,
-        "seconds": round(progress.seconds, 3),
-        "learning_rate": optimizer.param_groups[0]["lr"],
-        **means,
-        **scores,
-    }
-
-
-def _terms(row: Mapping[str, float], scores: Mapping[str, float]) -> dict[str, float]:
-    """The loss terms of a row of metrics."""
-    others = ("epoch", "seconds", "learning_rate", *scores)
-    return {name: value for name, value in row.items() if name not in others}
-
-
 def _report(
     plan: Plan,
     row: Mapping[str, float],
-    scores: Mapping[str, float],
+    terms: Numbers,
+    scores: Numbers,
     remaining_s: float,
     tracker: Tracker,
 ) -> None:
     """Tell people and scripts of an epoch: terms, scores, rate, and how long the rest will take."""
-    terms = _terms(row, scores)
     rate = row["epoch"] * plan.steps * plan.images / max(row["seconds"], 1e-9)
     tracker.report(
         f"{int(row['epoch'])}/{plan.epochs}  {terms_text({**terms, **scores})}  "
@@ -457,6 +443,38 @@ def _report(
         learning_rate=row["learning_rate"], terms=terms, scores=scores,
         images_per_second=round(rate, 1), remaining_seconds=round(remaining_s, 1),
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def tensorboard_curves(
+    folder: Path, epoch: int, wanted: bool
+) -> Iterator[Callable[[int, Numbers, Numbers], None]]:
+    """A function that adds an epoch's loss terms and scores to TensorBoard's files, if ``wanted``.
+
+    ``epoch`` are those done already; what an interrupted run wrote of later ones is hidden.
+
+    Raises:
+        ConfigError: It is wanted and tensorboard is not installed.
+    """
+    if not wanted:
+        yield lambda epoch, terms, scores: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError(
+            "runtime.tensorboard = true needs tensorboard, which is not installed: "
+            "pip install 'sfkt[tensorboard]', or leave the setting out"
+        ) from None
+    with SummaryWriter(folder / TENSORBOARD, purge_step=epoch + 1) as writer:
+
+        def add(epoch: int, terms: Numbers, scores: Numbers) -> None:
+            for group, values in (("terms", terms), ("scores", scores)):
+                for name, value in values.items():
+                    writer.add_scalar(f"{group}/{name}", value, epoch)
+            writer.flush()
+
+        yield add
 
 
 def _snapshot(module: nn.Module) -> dict[str, Any]:
@@ -477,19 +495,3 @@ def _ahead(
             if step + 1 < steps:
                 coming = pool.submit(batches, epoch, step + 1)
             yield step, batch
-
-
-def cosine(progress: float) -> float:
-    """Linear warm-up over the first 10 %, then half a cosine down to 0."""
-    if progress < 0.1:
-        return progress / 0.1 * 0.95 + 0.05
-    return 0.5 * (1.0 + math.cos(math.pi * (progress - 0.1) / 0.9))
-
-
-def inverse_decay(progress: float) -> float:
-    """(1 + 10 p)^-0.75, the schedule of SHOT and SOCKET."""
-    return float((1.0 + 10.0 * progress) ** -0.75)
-
-
-SCHEDULES = {"cosine": cosine, "inverse": inverse_decay}
-"""Progress in [0, 1) to the factor of the learning rate, by name."""

@@ -1,10 +1,14 @@
-"""Run a model over the rows of a store, in batches, in inference mode."""
+"""Run a model over the rows of a store, in batches, in inference mode.
+
+And do its predictions look like those of a model that works, on images prepared as it expects them?
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sfkt_cli.console import warn
 from sfkt_cli.data.images import Encoding, as_rgb, encode, rgb_to_float
 from sfkt_cli.data.store import Store
-from sfkt_cli.models.prediction_check import warn_of_collapse
 from sfkt_cli.training.pairs import spread
 from sfkt_cli.training.runtime import Runtime
 
@@ -23,6 +27,12 @@ Model = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Model input to features (B, D) and logits (B, K)."""
 FEW = 4
 """Images that a dry run looks at on a CPU; on a GPU it looks at one batch."""
+COLLAPSED_SHARE = 0.9
+"""A larger share of images in one class is a sign of wrong preprocessing."""
+NEARLY_UNIFORM = 0.97
+"""A mean entropy above this share of its maximum is one, too."""
+FEWEST = 20
+"""Of fewer images nothing can be said."""
 
 
 def rgb_loader(runtime: Runtime) -> Loader:
@@ -92,12 +102,7 @@ def look_for_collapse(
 ) -> None:
     """Warn where a finished model names one class for nearly all TR target images, or none.
 
-    Args:
-        store: transfer.h5.
-        load: Stored to model input.
-        model: Model input to features and logits.
-        runtime: Device and precision.
-        stage: ``bridge`` or ``transfer``, whose log names no class of a target image.
+    ``stage`` is ``bridge`` or ``transfer``, whose log names no class of a target image.
     """
     _, logits = predict_rows(
         store["target/target"][spread(store.count("target"))], load, model, runtime
@@ -139,3 +144,70 @@ def through(translator: nn.Module, source: nn.Module) -> Model:
         return features, logits
 
     return model
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """How sure and how varied predictions are.
+
+    Attributes:
+        entropy: Mean over the images, in nats.
+        largest_entropy: log K, that of a uniform prediction.
+        histogram: Share of the images in each class, (K,).
+    """
+
+    entropy: float
+    largest_entropy: float
+    histogram: list[float]
+
+
+def describe_predictions(logits: Tensor) -> Predictions:
+    """Mean entropy and class histogram of logits (N, K)."""
+    log_shares = torch.log_softmax(logits.float(), 1)
+    entropy = -(log_shares.exp() * log_shares).sum(1).mean()
+    counts = torch.bincount(logits.argmax(1), minlength=logits.shape[1])
+    histogram = (counts / max(len(logits), 1)).tolist()
+    return Predictions(float(entropy), math.log(logits.shape[1]), histogram)
+
+
+def collapse_warning(
+    predictions: Predictions,
+    classes: Sequence[str],
+    model: str = "the source model",
+    images: str = "TI RGB images",
+    advice: str = "are source.mean and source.std those that the model was trained with?",
+) -> str | None:
+    """What is suspicious about a model's predictions, if anything is."""
+    top = max(predictions.histogram)
+    if len(classes) > 1 and top > COLLAPSED_SHARE:
+        name = classes[predictions.histogram.index(top)]
+        return f"{model} calls {100 * top:.0f} % of the {images} {name!r}: {advice}"
+    if predictions.entropy > NEARLY_UNIFORM * predictions.largest_entropy:
+        return (
+            f"{model} is unsure of the {images} (mean entropy "
+            f"{predictions.entropy:.2f} nats of {predictions.largest_entropy:.2f}): {advice}"
+        )
+    return None
+
+
+COLLAPSED = {
+    "bridge": "if your images are more varied, no student can learn from it: record more TI pairs, "
+    "or such that look more like your target images, or train longer (bridge.epochs)",
+    "transfer": "if your images are more varied, it has collapsed: do not ship it; record more TI "
+    "pairs, train the bridge longer or try another --method",
+    "evaluate": "if your images are more varied, it has collapsed: do not ship it",
+    "predict": "if they are more varied, the student has collapsed, or these images are unlike "
+    "those that it was trained on: look at the report of `sfkt evaluate`",
+}
+"""What to do, by stage, where one class takes nearly all."""
+
+
+def warn_of_collapse(
+    logits: Tensor, classes: Sequence[str], model: str, images: str, stage: str
+) -> None:
+    """Warn where logits (N, K) of enough images say nearly always the same, or nothing at all."""
+    if len(logits) >= FEWEST:
+        predictions = describe_predictions(logits)
+        message = collapse_warning(predictions, classes, model, images, COLLAPSED[stage])
+        if message:
+            warn(message)

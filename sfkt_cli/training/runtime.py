@@ -170,12 +170,7 @@ class Runtime:
             torch.cuda.synchronize(self.device)
 
     def batch_size(self, wanted: int, count: int) -> int:
-        """Rows of a batch over all processes, with the same share of at least 2 for each.
-
-        Args:
-            wanted: ``runtime.batch_size``; rounded down to a multiple of the processes.
-            count: Samples that there are.
-        """
+        """Rows of a batch over all processes, with the same share of at least 2 for each."""
         return max(min(wanted, count) // self.world, 2) * self.world
 
     def synchronised(self, module: nn.Module) -> nn.Module:
@@ -282,9 +277,7 @@ def check_batch_norms(module: nn.Module) -> None:
 def make_runtime(config: RuntimeConfig, *, dry: bool = False) -> Runtime:
     """The runtime of this process, from the settings and the processes that joined.
 
-    Args:
-        config: Settings.
-        dry: Whether this is a dry run, which measures and does not train.
+    A ``dry`` run measures and does not train.
 
     Raises:
         ConfigError: More GPUs are asked for than there are, or the precision does not exist here.

@@ -38,7 +38,7 @@ def make_store(path: Path, size: int, pairs: int, targets: int) -> None:
         targets: TR target images.
     """
     texts = {"ti": pairs, "target": targets}
-    columns: dict[str, Any] = {
+    images: dict[str, Any] = {
         "ti/rgb": ((pairs, size, size, 3), np.uint8),
         "ti/target": ((pairs, size, size), np.uint16),
         "target/target": ((targets, size, size), np.uint16),
@@ -48,12 +48,9 @@ def make_store(path: Path, size: int, pairs: int, targets: int) -> None:
         for group, count in texts.items()
         for name in ("id", "group")
     }
-    columns |= {name: (values.shape, values.dtype) for name, values in names.items()}
     attrs = {"dataset": "synthetic", "modality": "depth", "unit": "mm", "classes": CLASSES}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path, attrs, columns) as writer:
-        for name, values in names.items():
-            writer.put(name, values)
+    with writing(path, attrs, names, images) as writer:
         _fill(writer, "ti/rgb", (pairs, size, size, 3), np.uint8, 256)
         _fill(writer, "ti/target", (pairs, size, size), np.uint16, 4000)
         _fill(writer, "target/target", (targets, size, size), np.uint16, 4000)

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfkt_cli.data.decode import decode_rgb, decode_target
-from sfkt_cli.data.loading import TargetValues
-from sfkt_cli.data.resample import fit_rgb, fit_target, to_millimetres
+from sfkt_cli.data.loading import TargetValues, fit_rgb, fit_target, to_millimetres
 from sfkt_cli.errors import DataError
 
 

@@ -49,10 +49,8 @@ def check(tmp_path: Path, target: NDArray[Any]) -> Alignment:
     ids = np.array([f"p{n}".encode() for n in range(len(rgb))])
     columns = {"ti/rgb": rgb, "ti/target": target, "ti/id": ids}
     attrs = {"dataset": "made", "modality": "nir", "unit": "raw", "classes": ["a"]}
-    shapes: dict[str, Any] = {name: (v.shape, v.dtype) for name, v in columns.items()}
-    with writing(tmp_path / "t.h5", attrs, shapes) as writer:
-        for name, values in columns.items():
-            writer.put(name, np.ascontiguousarray(values))
+    with writing(tmp_path / "t.h5", attrs, columns):
+        pass
     found = check_alignment(open_store(tmp_path / "t.h5"))
     assert found is not None
     return found

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sfkt_cli.data.layout import FILES, Plan
+from sfkt_cli.data.ingest import FILES, Plan
 from sfkt_cli.data.readers import READERS, read_archive
 from sfkt_cli.data.readers.diml_rgbd import clean_scene
 from sfkt_cli.data.records import Archive

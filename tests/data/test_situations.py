@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfkt_cli.console import event, speak_json, stage_log, warn
-from sfkt_cli.data.classes import choose_classes
 from sfkt_cli.data.decode import decode_rgb, decode_target
 from sfkt_cli.data.readers import read_archive
 from sfkt_cli.data.sensor import Sensor
+from sfkt_cli.data.splits import choose_classes
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import write_text
 from sfkt_cli.settings.config import Config, build

@@ -12,9 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sfkt_cli.data.classes import choose_classes, expand, list_class_rows
 from sfkt_cli.data.records import TR_PARTS, Archive, Record
-from sfkt_cli.data.splits import Parts, left_out, split_records
+from sfkt_cli.data.splits import (
+    Parts,
+    choose_classes,
+    expand,
+    left_out,
+    list_class_rows,
+    split_records,
+)
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.settings.config import ClassesConfig, SplitConfig
 

@@ -33,13 +33,8 @@ def write(path: Path, first: int = 0) -> Store:
         "ti/id": ids,
         "test/label": labels,
     }
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        name: (values.shape, values.dtype) for name, values in columns.items()
-    }
-    shapes["test/rgb"] = ((0, 4, 4, 3), np.dtype("u1"))
-    with writing(path, ATTRS, shapes) as writer:
-        for name, values in columns.items():
-            writer.put(name, values)
+    with writing(path, ATTRS, columns, {"test/rgb": ((0, 4, 4, 3), "u1")}):
+        pass
     return open_store(path)
 
 
@@ -164,9 +159,8 @@ def test_file_that_is_no_store_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", ["../../../up", "", "..", "a/b", ".hidden", "bild-ä-1"])
 def test_ids_that_name_no_file_or_two_samples_are_refused(tmp_path: Path, wrong: str) -> None:
     column = text_column(["bild-ä-0", "bild-ä-1", wrong])
-    shapes = {"target/id": (column.shape, column.dtype)}
-    with writing(tmp_path / "a.h5", ATTRS, shapes) as writer:
-        writer.put("target/id", column)
+    with writing(tmp_path / "a.h5", ATTRS, {"target/id": column}):
+        pass
     with pytest.raises(DataError, match="target/id has"):
         open_store(tmp_path / "a.h5")
 
@@ -179,7 +173,7 @@ def test_unknown_column_names_what_there_is(tmp_path: Path) -> None:
 def test_failure_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     before = write(path).digest
-    with pytest.raises(RuntimeError), writing(path, ATTRS, {"ti/rgb": ((5, 2), "u1")}):
+    with pytest.raises(RuntimeError), writing(path, ATTRS, {}, {"ti/rgb": ((5, 2), "u1")}):
         raise RuntimeError
     assert open_store(path).digest == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.h5"]
@@ -195,7 +189,7 @@ def test_full_disk_is_an_error_of_the_file_system(
     free = shutil.disk_usage(tmp_path).free
     with (
         pytest.raises(OSError, match="space"),
-        writing(tmp_path / "a.h5", ATTRS, {"ti/rgb": ((free + (1 << 30), 1), "u1")}),
+        writing(tmp_path / "a.h5", ATTRS, {}, {"ti/rgb": ((free + (1 << 30), 1), "u1")}),
     ):
         pass
     assert not list(tmp_path.iterdir())

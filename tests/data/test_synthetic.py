@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sfkt_cli.data.demo.solids import SHAPES, first_hit
-from sfkt_cli.data.demo.synthetic import CLASSES, TI_CLASSES, TR_CLASSES, render
+from sfkt_cli.data.readers.synthetic import CLASSES, TI_CLASSES, TR_CLASSES, render
+from sfkt_cli.data.solids import SHAPES, cast, first_hit
 
 Numbers = NDArray[np.floating[Any]]
 
@@ -49,8 +49,7 @@ def test_rays_meet_solids_where_small_steps_along_them_do(
     direction[:, :4] = np.array([[-1, 0, 0], [0, -1, 0], [0, 0, -1], [0, 1, 0]]).T
     direction *= 1.5 / np.linalg.norm(direction, axis=0)
 
-    solid = SHAPES[name](u)
-    solid = solid._replace(parts=tuple(part.cast(kind) for part in solid.parts))
+    solid = cast(SHAPES[name](u), kind)
     t, normal = first_hit(solid, owner, origin.astype(kind), direction.astype(kind))
 
     steps = np.arange(0, 5, step)

@@ -17,7 +17,7 @@ import torch
 
 from sfkt_cli.errors import DataError, SfktError
 from sfkt_cli.evaluation.report import read_results
-from sfkt_cli.models.checkpoint_files import read_weights
+from sfkt_cli.models.importing import read_weights
 from sfkt_cli.models.saving import CARD, load_model
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.sealed import read_settings

@@ -19,8 +19,8 @@ from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.translators import Front, PointwiseTranslator
 from sfkt_cli.settings.config import Config, OptimiserConfig, build, method_settings
 from sfkt_cli.stages.transfer import start_student
-from sfkt_cli.training.loop import Batch, Plan, cosine, fit
-from sfkt_cli.training.optimizers import classifier_optimizer
+from sfkt_cli.training.loop import Batch, Plan, fit
+from sfkt_cli.training.optimizers import classifier_optimizer, cosine
 from sfkt_cli.training.runtime import Runtime
 
 COUNT, CLASSES, SIDE = 12, 3, 16

@@ -14,14 +14,14 @@ from torchvision import models
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.importing import import_source
-from sfkt_cli.models.prediction_check import (
+from sfkt_cli.models.saving import save_model
+from sfkt_cli.settings.config import Config, build
+from sfkt_cli.stages.source import check_image_size
+from sfkt_cli.training.predicting import (
     collapse_warning,
     describe_predictions,
     warn_of_collapse,
 )
-from sfkt_cli.models.saving import save_model
-from sfkt_cli.settings.config import Config, build
-from sfkt_cli.stages.source import check_image_size
 
 CLASSES = ["box", "cone", "sphere"]
 

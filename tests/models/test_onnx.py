@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfkt_cli.errors import ConfigError, DataError
-from sfkt_cli.models import graph_files
+from sfkt_cli.models import graph_files, onnx_network
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.graph_files import open_onnx, to_int8, to_onnx
+from sfkt_cli.models.graph_files import open_onnx, quietly, to_int8, to_onnx
 from sfkt_cli.models.importing import import_source
-from sfkt_cli.models.onnx_files import open_session, quietly, read_onnx, write_onnx
+from sfkt_cli.models.onnx_files import open_session, read_onnx
 from sfkt_cli.models.onnx_network import OnnxNetwork
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import Config, build
@@ -71,7 +71,8 @@ def test_a_network_written_to_onnx_comes_back_and_can_be_trained_and_exported(
 ) -> None:
     pytest.importorskip("onnxscript")
     path = tmp_path / "MODEL.ONNX"
-    content = write_onnx(small(), torch.rand(2, 3, SIDE, SIDE), ["logits"], {}, keep_norms=True)
+    images = torch.rand(2, 3, SIDE, SIDE)
+    content = to_onnx(small(), images, {}, outputs=["logits"], keep_norms=True)
     path.write_bytes(content)
     brought = import_source(settings(path), CLASSES, size=SIDE)
     save_model(
@@ -261,9 +262,7 @@ def test_every_operation_means_what_it_means_at_the_opset_of_the_file(
 def test_what_comes_out_otherwise_than_in_onnxruntime_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sfkt_cli.models import onnx_operations
-
-    monkeypatch.setitem(onnx_operations.OPERATIONS, "Relu", torch.sigmoid)
+    monkeypatch.setitem(onnx_network.OPERATIONS, "Relu", torch.sigmoid)
     path = tmp_path / "model.onnx"
     path.write_bytes(model_of(*between(("Relu", ["c"], ["d"], {}))).SerializeToString())
     with pytest.raises(DataError, match=r"differ by .* from those in onnxruntime"):

@@ -15,8 +15,7 @@ from sfkt_cli.data.images import Encoding
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model, save_model
-from sfkt_cli.models.translators import TRANSLATORS, Front, make_translator
-from sfkt_cli.models.vqgan import Quantiser
+from sfkt_cli.models.translators import TRANSLATORS, Front, Quantiser, make_translator
 
 ENCODING = Encoding("window", 0.0, 1000.0, 1, True)
 CLASSIFIER: dict[str, Any] = {

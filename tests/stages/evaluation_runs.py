@@ -85,10 +85,8 @@ def make_stores(folder: Path, *, labelled: bool = True, shuffle: bool = True) ->
         }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in columns.items():
-        shapes = {key: (value.shape, value.dtype) for key, value in content.items()}
-        with writing(folder / name, attrs, shapes) as writer:
-            for key, value in content.items():
-                writer.put(key, value)
+        with writing(folder / name, attrs, content):
+            pass
 
 
 def finish(run: Run, stage: str, inputs: dict[str, str], epochs: list[dict[str, float]]) -> None:

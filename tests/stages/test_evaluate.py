@@ -244,10 +244,8 @@ def test_a_single_label_is_enough_for_a_report(tmp_path: Path) -> None:
     run = make_run(tmp_path, "tgkt")
     attrs = {"dataset": "made", "modality": "depth", "unit": "mm", "classes": CLASSES}
     label = {"labels/id": text_column(["target-0"]), "labels/label": np.array([0])}
-    shapes = {name: (value.shape, value.dtype) for name, value in label.items()}
-    with writing(run.test_store, attrs, shapes) as writer:
-        for name, value in label.items():
-            writer.put(name, value)
+    with writing(run.test_store, attrs, label):
+        pass
     evaluate(settings(), run)
     assert _rows(run)["tgkt", "target"]["n"] == 1
 
@@ -335,8 +333,6 @@ def _renamed(folder: Path) -> Any:
         "target/group": text_column(["a", "b"]),
     }
     attrs = {k: store.attrs[k] for k in ("dataset", "modality", "unit", "classes")}
-    shapes = {name: (values.shape, values.dtype) for name, values in columns.items()}
-    with writing(folder / "renamed.h5", attrs, shapes) as writer:
-        for name, values in columns.items():
-            writer.put(name, values)
+    with writing(folder / "renamed.h5", attrs, columns):
+        pass
     return open_store(folder / "renamed.h5")

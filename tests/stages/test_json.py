@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sfkt_cli.cli import app, main
-from sfkt_cli.config_commands import config_app
+from sfkt_cli.cli import app, config_app, main
 from sfkt_cli.console import event, speak_json, stage_log, warn
 from sfkt_cli.settings.runs import Run
 from tests.stages.conftest import SETTINGS

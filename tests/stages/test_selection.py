@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from sfkt_cli.data.store import open_store
-from sfkt_cli.evaluation.epoch_choice import epoch_choice
 from sfkt_cli.evaluation.labelled import read_splits
+from sfkt_cli.evaluation.sections import epoch_choice
 from sfkt_cli.files import write_text
 from sfkt_cli.settings.config import build, parse_assignments
 from sfkt_cli.settings.sealed import write_record
@@ -64,7 +64,7 @@ def test_the_kept_epoch_is_held_against_the_best(tmp_path: Path) -> None:
         lines += f'{{"epoch": {epoch + 1}, "ti_closeness": {right}, "tr_density": {-right}}}\n'
     write_text(folder / "metrics.jsonl", lines)
     write_record(folder / "done.json", {"stage": "transfer/tgkt", "best_epoch": 4})
-    section = epoch_choice(run, store, target, ["transfer/tgkt"])
+    section = epoch_choice(run, target, ["transfer/tgkt"])
     assert section is not None
     ((stage, kept, accuracy, best, lost, *correlations),) = section.cells
     assert (stage, kept) == ("transfer/tgkt", "4 of 4")
@@ -82,4 +82,4 @@ def test_without_labels_nothing_is_said(tmp_path: Path) -> None:
         run.path("transfer", "tgkt", "done.json"), {"stage": "transfer/tgkt", "best_epoch": 1}
     )
     remember(run.path("transfer", "tgkt"), 0, torch.zeros(store.count("target"), 3))
-    assert epoch_choice(run, store, target, ["transfer/tgkt"]) is None
+    assert epoch_choice(run, target, ["transfer/tgkt"]) is None

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sfkt_cli.data.classes import choose_classes
 from sfkt_cli.data.readers import read_archive
+from sfkt_cli.data.splits import choose_classes
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.pipeline import run_all, run_bridge

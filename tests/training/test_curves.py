@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sfkt_cli.errors import ConfigError
-from sfkt_cli.training.curves import FOLDER, tensorboard_curves
+from sfkt_cli.training.loop import TENSORBOARD, tensorboard_curves
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +34,7 @@ def test_epochs_that_are_repeated_count_once(tmp_path: Path) -> None:
         with tensorboard_curves(tmp_path, first, wanted=True) as draw:
             for epoch in epochs:
                 draw(epoch, {"rec": 1.0 / epoch}, {"ti_agreement": 0.1 * epoch + first})
-    read: Any = EventAccumulator(str(tmp_path / FOLDER))
+    read: Any = EventAccumulator(str(tmp_path / TENSORBOARD))
     read.Reload()
     assert set(read.Tags()["scalars"]) == {"terms/rec", "scores/ti_agreement"}
     found = {each.step: each.value for each in read.Scalars("scores/ti_agreement")}

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from sfkt_cli.distributed import count_processes, explain_failure, find_world
+from sfkt_cli.distributed import explain_failure, find_world
 from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.files import sha256_file
 from sfkt_cli.settings.config import build, to_yaml
@@ -221,11 +221,6 @@ def test_torchrun_and_slurm_are_found() -> None:
     assert find_world({**step, "MASTER_PORT": "5"}) == {**world, "MASTER_PORT": "5"}
     assert find_world({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == {}, "a batch script"
     assert find_world({}) == {}
-
-
-def test_processes_are_counted_on_the_cpu() -> None:
-    assert count_processes(build({"runtime": {"gpus": 0, "processes": 3}}).runtime) == 3
-    assert count_processes(build({"runtime": {"gpus": 0}}).runtime) == 1
 
 
 @pytest.mark.parametrize(("asked", "count", "expected"), [(64, 1000, 63), (64, 10, 9), (8, 2, 6)])

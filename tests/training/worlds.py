@@ -19,7 +19,8 @@ from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.training.batch_size import _try_on_gpu
 from sfkt_cli.training.batches import Stream
-from sfkt_cli.training.loop import Batch, Plan, cosine, fit
+from sfkt_cli.training.loop import Batch, Plan, fit
+from sfkt_cli.training.optimizers import cosine
 from sfkt_cli.training.predicting import predict_rows
 from sfkt_cli.training.runtime import Runtime, seed_all
 

@@ -1,6 +1,7 @@
 """One module an archive format; READERS is the table of them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from sfkt_cli.data.archive import forget_indexes
@@ -14,7 +15,7 @@ from sfkt_cli.data.readers import (
     synthetic,
     washington_rgbd,
 )
-from sfkt_cli.data.records import Archive
+from sfkt_cli.data.records import Archive, settle_ids
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
 
@@ -49,4 +50,4 @@ def read_archive(config: Config) -> Archive:
     archive = READERS[config.dataset](config, root)
     if not archive.records:
         raise DataError(f"{root} holds no samples of {config.dataset}")
-    return archive
+    return replace(archive, records=settle_ids(archive.records, root))

@@ -22,41 +22,24 @@ folder is held out.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
-from sfkt_cli.data.archive import Container, open_container, tree_drawn_in
-from sfkt_cli.data.loading import FileLoader, plane_of_millimetres, with_safe_ids
-from sfkt_cli.data.records import Archive, Record, check_unique, image_names
+from sfkt_cli.data.archive import open_container, tree_drawn_in
+from sfkt_cli.data.loading import archive_of_files, plane_of_millimetres
+from sfkt_cli.data.records import Archive, Record, collect, compare_counts
 from sfkt_cli.errors import DataError
-from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.config import Config, DimlRgbdConfig
 
 PUBLISHED = {"train": 1609, "test": 503}
 SCENES = (
-    "bathroom",
-    "bedroom",
-    "bookstore",
-    "cafe",
-    "church",
-    "classroom",
-    "computer_room",
-    "corridor",
-    "hospital",
-    "kitchen",
-    "laboratory",
-    "library",
-    "living_room",
-    "lobby",
-    "lounge",
-    "meeting_room",
-    "office",
-    "restaurant",
-    "stairs",
-    "store",
-    "study_room",
-    "warehouse",
-)
+    "bathroom", "bedroom", "bookstore", "cafe", "church", "classroom", "computer_room", "corridor",
+    "hospital", "kitchen", "laboratory", "library", "living_room", "lobby", "lounge",
+    "meeting_room", "office", "restaurant", "stairs", "store", "study_room", "warehouse",
+)  # fmt: skip
 """Names that messy folder names are compared with; other names are kept as they are."""
 _SAMPLE = re.compile(
     r"(?:.*/)?(?P<fold>train|test)/(?P<size>HR|LR)/(?P<scene>[^/]+)/"
@@ -78,10 +61,15 @@ def read(config: Config, root: Path) -> Archive:
         DataError: There are none, or an image has no partner.
     """
     container = open_container(root, (), ())
+    captures = collect(container, functools.partial(_place, config.diml_rgbd), ("rgb", "target"))
+    if not captures:
+        raise DataError(
+            f"{container.path} holds no DIML indoor images with diml_rgbd.resolution="
+            f"{config.diml_rgbd.resolution}: {tree_drawn_in(__doc__)}"
+        )
     nameless: set[str] = set()
     records = []
-    for capture, files in _captures(container, config).items():
-        scene, fold, group, stem = capture
+    for (scene, fold, group, stem), files in captures.items():
         label = clean_scene(scene)
         if label is None:
             nameless.add(scene)
@@ -91,28 +79,15 @@ def read(config: Config, root: Path) -> Archive:
         records.append(
             Record(f"{place}-{stem}", group, label, files["rgb"], files["target"], parts)
         )
-    records = _regroup(with_safe_ids(records))
+    records = _regroup(records)
     notes = [f"diml-rgbd: folder {name!r} names no scene: left out" for name in sorted(nameless)]
-    for fold, published in PUBLISHED.items():
-        count = sum(f"-{fold}-" in record.id for record in records)
-        if count and count != published:
-            notes.append(f"diml-rgbd: {count} pairs in {fold}, published are {published}")
-    return Archive(
-        records=check_unique(records, container.path),
-        loader=FileLoader(
-            container,
-            plane_of_millimetres,
-            missing=True,
-            fit=config.prepare.fit,
-            max_pixels=config.prepare.max_pixels,
-        ),
-        digest=container.digest(image_names(records)),
-        modality="depth",
-        unit="mm",
-        dtype="uint16",
+    folds = [fold for record in records for fold in PUBLISHED if f"-{fold}-" in record.id]
+    published = {fold: PUBLISHED[fold] for fold in set(folds)}
+    return archive_of_files(
+        config, container, records, plane_of_millimetres,
         usual_ti=tuple(sorted({record.label or "" for record in records})[2::3]),
-        notes=tuple(notes),
-    )
+        notes=(*notes, *compare_counts(folds, published, "diml-rgbd: fold")),
+    )  # fmt: skip
 
 
 def clean_scene(folder: str) -> str | None:
@@ -129,45 +104,23 @@ def clean_scene(folder: str) -> str | None:
     return plain[near[0]] if near else joined
 
 
-def _captures(
-    container: Container, config: Config
-) -> dict[tuple[str, str, str, str], dict[str, str]]:
-    """RGB and target of each capture, by scene folder, fold, group and stem."""
-    captures: dict[tuple[str, str, str, str], dict[str, str]] = defaultdict(dict)
-    for name in container.names():
-        sample, full = _SAMPLE.fullmatch(name), _FULL.fullmatch(name)
-        if sample and sample["size"].upper() == config.diml_rgbd.resolution:
-            stem, scene = sample["stem"], sample["scene"]
-            group = f"{scene}/{re.sub('[^0-9]*[0-9]+$', '', stem)}"
-            key, kind = (scene, sample["fold"].lower(), group, stem), sample["kind"].lower()
-        elif full:
-            group = f"{full['scene']}/{full['date']}/{full['take']}"
-            key, kind = (full["scene"], "", group, full["stem"]), full["kind"].lower()
-        else:
-            continue
-        view = _KINDS.get(kind, "warped")
-        if view in ("rgb", config.diml_rgbd.depth) or (sample and view == "filled"):
-            role, files = "rgb" if view == "rgb" else "target", captures[key]
-            if role in files:
-                raise DataError(
-                    f"{container.describe(name)} and {files[role]} have the same name: "
-                    "remove one of them"
-                )
-            files[role] = name
-    for files in captures.values():
-        if len(files) == 1:
-            ((view, name),) = files.items()
-            lost = "depth" if view == "rgb" else "colour"
-            raise DataError(
-                f"{container.describe(name)} has no {lost} image of the same name: "
-                "restore it, or remove this one"
-            )
-    if not captures:
-        raise DataError(
-            f"{container.path} holds no DIML indoor images with diml_rgbd.resolution="
-            f"{config.diml_rgbd.resolution}: {tree_drawn_in(__doc__)}"
-        )
-    return captures
+def _place(settings: DimlRgbdConfig, name: str) -> tuple[tuple[str, str, str, str], str] | None:
+    """Scene folder, fold, group and stem of a file, and whether it is the RGB or target image."""
+    sample, full = _SAMPLE.fullmatch(name), _FULL.fullmatch(name)
+    if sample and sample["size"].upper() == settings.resolution:
+        stem, scene = sample["stem"], sample["scene"]
+        group = f"{scene}/{re.sub('[^0-9]*[0-9]+$', '', stem)}"
+        capture, kind = (scene, sample["fold"].lower(), group, stem), sample["kind"].lower()
+    elif full:
+        group = f"{full['scene']}/{full['date']}/{full['take']}"
+        capture, kind = (full["scene"], "", group, full["stem"]), full["kind"].lower()
+    else:
+        return None
+    view = _KINDS.get(kind, "warped")
+    if view == "rgb":
+        return capture, "rgb"
+    wanted = view == settings.depth or (sample and view == "filled")
+    return (capture, "target") if wanted else None
 
 
 def _regroup(records: list[Record]) -> list[Record]:
@@ -176,8 +129,6 @@ def _regroup(records: list[Record]) -> list[Record]:
     for record in records:
         groups[record.label].add(record.group)
     return [
-        record
-        if len(groups[record.label]) >= 3
-        else Record(record.id, record.id, record.label, record.rgb, record.target, record.parts)
+        record if len(groups[record.label]) >= 3 else replace(record, group="")
         for record in records
     ]

@@ -33,9 +33,9 @@ import numpy as np
 
 from sfkt_cli.data.archive import Container, open_container, tree_drawn_in
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
-from sfkt_cli.data.loading import FileLoader, TargetValues, with_safe_ids
+from sfkt_cli.data.loading import FileLoader, TargetValues
 from sfkt_cli.data.readers.manifest import find_manifest, read_manifest
-from sfkt_cli.data.records import Archive, Record, check_unique, image_names
+from sfkt_cli.data.records import Archive, Record, image_names
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
 
@@ -89,7 +89,7 @@ def read(config: Config, root: Path) -> Archive:
         listed = hashlib.sha256(manifest.place.read(manifest.name)).hexdigest()
         digest = hashlib.sha256(f"{digest} {listed}".encode()).hexdigest()
     return Archive(
-        records=check_unique(records, container.path),
+        records=tuple(records),
         loader=replace(loader, convert=expecting.convert),
         digest=digest,
         modality=own.modality,
@@ -151,7 +151,7 @@ def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...]]:
     elsewhere = [name for name in set(names) - set(inside) if _suffix(name) in SUFFIXES]
     if elsewhere:
         notes.append(f"not read, neither in tr nor in ti: {len(elsewhere)}, as {min(elsewhere)}")
-    return with_safe_ids(records), tuple(f"{container.describe('')}: {note}" for note in notes)
+    return records, tuple(f"{container.describe('')}: {note}" for note in notes)
 
 
 def _suffix(name: str) -> str:

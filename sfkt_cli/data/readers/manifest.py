@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from sfkt_cli.data.archive import Container, open_container
-from sfkt_cli.data.loading import with_safe_ids
 from sfkt_cli.data.records import Record
 from sfkt_cli.errors import DataError
 
@@ -113,7 +112,7 @@ def read_manifest(manifest: Manifest) -> list[Record]:
         parts = () if role == "tr" else (role,)
         label = None if role == "ti" else unicodedata.normalize("NFC", row["label"]) or None
         records.append(Record(stem, row["group"], label, names["rgb"], names["target"], parts))
-    return with_safe_ids(records)
+    return records
 
 
 def _inside(path: str, container: Container) -> str:

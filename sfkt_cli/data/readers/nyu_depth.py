@@ -30,25 +30,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfkt_cli.data.records import TR_PARTS, Archive, Record, check_unique
-from sfkt_cli.data.resample import Fit, fit_rgb, fit_target, to_millimetres
-from sfkt_cli.data.store import check_plain
+from sfkt_cli.data.loading import Fit, fit_rgb, fit_target, to_millimetres
+from sfkt_cli.data.records import TR_PARTS, Archive, Record
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
 
 FILE = "nyu_depth_v2_labeled.mat"
 PUBLISHED = 1449
 TR_CLASSES = (
-    "bathroom",
-    "bedroom",
-    "bookstore",
-    "classroom",
-    "dining_room",
-    "home_office",
-    "kitchen",
-    "living_room",
-    "office",
-)
+    "bathroom", "bedroom", "bookstore", "classroom", "dining_room", "home_office", "kitchen",
+    "living_room", "office",
+)  # fmt: skip
 DEPTHS = {"raw": "rawDepths", "filled": "depths"}
 _TEXT_LENGTH = 200
 _ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError)
@@ -120,12 +112,9 @@ def read(config: Config, root: Path) -> Archive:
     if len(records) != PUBLISHED:
         notes = (f"nyu-depth: {len(records)} images, published are {PUBLISHED}",)
     return Archive(
-        records=check_unique(records, path),
+        records=tuple(records),
         loader=MatLoader(path, depth, config.prepare.fit),
         digest=hashlib.sha256(f"{status.st_size} {types} {scenes}".encode()).hexdigest(),
-        modality="depth",
-        unit="mm",
-        dtype="uint16",
         usual_tr=TR_CLASSES,
         notes=notes,
     )
@@ -149,7 +138,12 @@ def _check_inside(path: Path, file: h5py.File, name: str) -> None:
     """Refuse data whose values lie in other files."""
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise DataError(f"{path}: {name} is a link; links are refused")
-    check_plain(path, name, file[name])
+    _check_plain(path, name, file[name])
+
+
+def _check_plain(path: Path, name: str, dataset: h5py.Dataset) -> None:
+    if dataset.external or dataset.is_virtual:
+        raise DataError(f"{path}: {name} keeps its values in other files; this is refused")
 
 
 def _texts(path: Path, file: h5py.File, name: str) -> list[str]:
@@ -161,7 +155,7 @@ def _texts(path: Path, file: h5py.File, name: str) -> list[str]:
     texts: list[str] = []
     for reference in references:
         codes = file[reference]
-        check_plain(path, name, codes)
+        _check_plain(path, name, codes)
         if codes.ndim != 2 or codes.shape[0] > _TEXT_LENGTH:
             raise DataError(f"{path}: {name} holds shape {codes.shape}, expected a short text")
         texts.append("".join(map(chr, codes[:, 0])))

@@ -19,22 +19,14 @@ import re
 from pathlib import Path
 
 from sfkt_cli.data.archive import open_container
-from sfkt_cli.data.loading import FileLoader, plane_of_bytes
-from sfkt_cli.data.records import Archive, Record, check_unique, compare_counts, image_names
-from sfkt_cli.errors import DataError
+from sfkt_cli.data.loading import archive_of_files, plane_of_bytes
+from sfkt_cli.data.records import Archive, Record, collect, compare_counts
 from sfkt_cli.settings.config import Config
 
 PUBLISHED = {
-    "country": 52,
-    "field": 51,
-    "forest": 53,
-    "indoor": 56,
-    "mountain": 55,
-    "oldbuilding": 51,
-    "street": 50,
-    "urban": 58,
-    "water": 51,
-}
+    "country": 52, "field": 51, "forest": 53, "indoor": 56, "mountain": 55, "oldbuilding": 51,
+    "street": 50, "urban": 58, "water": 51,
+}  # fmt: skip
 TI_CLASSES = ("forest", "indoor", "water")
 _IMAGE = re.compile(r"([^/]+)/([^/]+)_(rgb|nir)\.(tiff?|png|jpe?g)", re.IGNORECASE)
 
@@ -46,44 +38,20 @@ def read(config: Config, root: Path) -> Archive:
         DataError: The folder is not there, or an image has no partner.
     """
     container = open_container(root, tuple(PUBLISHED), ("nirscene1.zip",))
-    captures: dict[tuple[str, str], dict[str, str]] = {}
-    for name in container.names():
-        match = _IMAGE.fullmatch(name)
-        if match and match[1] in PUBLISHED:
-            views = captures.setdefault((match[1], match[2]), {})
-            view = match[3].lower()
-            if view in views:
-                raise DataError(
-                    f"{container.describe(name)} and {views[view]} are the same image twice: "
-                    "remove one of them"
-                )
-            views[view] = name
-    for (label, number), views in captures.items():
-        if len(views) == 1:
-            (name,) = views.values()
-            lost = "nir" if "rgb" in views else "rgb"
-            raise DataError(
-                f"{container.describe(name)} has no partner {label}/{number}_{lost}.*: "
-                "restore it, or remove this one"
-            )
+    captures = collect(container, _place, ("rgb", "nir"))
     records = [
-        Record(f"{label}-{number}", f"{label}-{number}", label, views["rgb"], views["nir"])
+        Record(f"{label}-{number}", "", label, views["rgb"], views["nir"])
         for (label, number), views in captures.items()
     ]
-    return Archive(
-        records=check_unique(records, container.path),
-        loader=FileLoader(
-            container,
-            plane_of_bytes,
-            missing=False,
-            fit=config.prepare.fit,
-            max_pixels=config.prepare.max_pixels,
-        ),
-        digest=container.digest(image_names(records)),
-        modality="nir",
-        unit="raw",
-        dtype="uint8",
+    return archive_of_files(
+        config, container, records, plane_of_bytes, modality="nir", unit="raw", dtype="uint8",
         usual_tr=tuple(name for name in PUBLISHED if name not in TI_CLASSES),
         usual_ti=TI_CLASSES,
-        notes=compare_counts(records, PUBLISHED, "rgb-nir"),
-    )
+        notes=compare_counts((label for label, _ in captures), PUBLISHED, "rgb-nir: class"),
+    )  # fmt: skip
+
+
+def _place(name: str) -> tuple[tuple[str, str], str] | None:
+    match = _IMAGE.fullmatch(name)
+    known = match and match[1] in PUBLISHED
+    return ((match[1], match[2]), match[3].lower()) if match and known else None

@@ -32,14 +32,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfkt_cli.data.archive import Container, open_container
-from sfkt_cli.data.loading import FileLoader, plane_of_millimetres, with_safe_ids
-from sfkt_cli.data.records import Archive, Record, check_unique, image_names
+from sfkt_cli.data.loading import archive_of_files, plane_of_millimetres
+from sfkt_cli.data.records import Archive, Record, collect, compare_counts
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config, SunRgbdConfig
 
 PUBLISHED = {"kv1": 2003, "kv2": 3784, "realsense": 1159, "xtion": 3389}
 """Pairs of each sensor, ``idk`` included."""
-SENSORS = tuple(PUBLISHED)
 NO_CLASS = "idk"
 FARTHEST_MM = 8000
 _FILE = re.compile(
@@ -55,15 +54,17 @@ def read(config: Config, root: Path) -> Archive:
     Raises:
         DataError: The folder is not there, or a capture lacks an image or its scene word.
     """
-    container = open_container(root, SENSORS, ("SUNRGBD.zip",))
-    captures = _captures(container, config.sun_rgbd.depth)
+    container = open_container(root, tuple(PUBLISHED), ("SUNRGBD.zip",))
+    depth = config.sun_rgbd.depth
+
+    def place(name: str) -> tuple[str, str] | None:
+        match = _FILE.fullmatch(name)
+        kind = match and (match["view"] or "scene")
+        return (match["capture"], kind) if match and kind in ("image", depth, "scene") else None
+
+    captures = collect(container, place, ("image", depth, "scene"))
     words = {capture: _scene_word(container, files["scene"]) for capture, files in captures.items()}
     counts = Counter(capture.partition("/")[0] for capture in captures)
-    notes = [
-        f"sun-rgbd: sensor {sensor} has {counts[sensor]} pairs, published are {PUBLISHED[sensor]}"
-        for sensor in SENSORS
-        if counts[sensor] != PUBLISHED[sensor]
-    ]
     kept = [
         capture
         for capture in captures
@@ -73,39 +74,25 @@ def read(config: Config, root: Path) -> Archive:
     common = _common_words(kept, words)
     facts = (
         f"sun-rgbd: {len(common)} scene words are common to the sensors "
-        f"{', '.join(s for s in SENSORS if counts[s])}: {', '.join(common)}",
+        f"{', '.join(s for s in PUBLISHED if counts[s])}: {', '.join(common)}",
     )
     groups = _groups(kept, words)
-    records = with_safe_ids(
+    records = [
         Record(
             id=capture,
             group=groups[capture],
             label=words[capture],
             rgb=captures[capture]["image"],
-            target=captures[capture][config.sun_rgbd.depth],
+            target=captures[capture][depth],
             parts=_parts(capture, config.sun_rgbd),
         )
         for capture in kept
-    )
-    return Archive(
-        records=check_unique(records, container.path),
-        loader=FileLoader(
-            container,
-            undo_rotation,
-            missing=True,
-            fit=config.prepare.fit,
-            max_pixels=config.prepare.max_pixels,
-        ),
-        digest=container.digest(
-            [*image_names(records), *(captures[capture]["scene"] for capture in captures)]
-        ),
-        modality="depth",
-        unit="mm",
-        dtype="uint16",
-        usual_tr=tuple(common),
-        notes=tuple(notes),
-        facts=facts,
-    )
+    ]
+    return archive_of_files(
+        config, container, records, undo_rotation,
+        more=(files["scene"] for files in captures.values()), usual_tr=tuple(common),
+        notes=compare_counts(counts.elements(), PUBLISHED, "sun-rgbd: sensor"), facts=facts,
+    )  # fmt: skip
 
 
 def undo_rotation(values: NDArray[Any], name: str) -> NDArray[Any]:
@@ -117,28 +104,6 @@ def undo_rotation(values: NDArray[Any], name: str) -> NDArray[Any]:
     stored = plane_of_millimetres(values, name)
     depth_mm: NDArray[Any] = np.minimum((stored >> 3) | (stored << 13), FARTHEST_MM)
     return depth_mm.astype(np.uint16)
-
-
-def _captures(container: Container, depth: str) -> dict[str, dict[str, str]]:
-    """The files of each capture folder: image, depth and scene."""
-    captures: dict[str, dict[str, str]] = defaultdict(dict)
-    for name in container.names():
-        match = _FILE.fullmatch(name)
-        if not match:
-            continue
-        kind = "scene" if match["scene"] else match["view"]
-        files = captures[match["capture"]]
-        if kind in files and kind in ("image", depth):
-            raise DataError(
-                f"{container.describe(name)}: a second file beside {files[kind]}; remove one"
-            )
-        files[kind] = name
-    for capture, files in captures.items():
-        for kind in ("image", depth, "scene"):
-            if kind not in files:
-                lost = "scene.txt" if kind == "scene" else f"file in {kind}/"
-                raise DataError(f"{container.describe(capture)} has no {lost}: unpack it again")
-    return captures
 
 
 def _scene_word(container: Container, name: str) -> str:

@@ -25,9 +25,14 @@ from PIL import Image
 
 from sfkt_cli.data.archive import open_container
 from sfkt_cli.data.decode import decode_mask, decode_rgb
-from sfkt_cli.data.loading import FileLoader, plane_of_millimetres
-from sfkt_cli.data.records import Archive, Record, check_unique
-from sfkt_cli.data.resample import fit_rgb, fit_target
+from sfkt_cli.data.loading import (
+    FileLoader,
+    archive_of_files,
+    fit_rgb,
+    fit_target,
+    plane_of_millimetres,
+)
+from sfkt_cli.data.records import Archive, Record, collect
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
 
@@ -72,45 +77,20 @@ def read(config: Config, root: Path) -> Archive:
     """
     container = open_container(root, (), ("rgbd-dataset.zip",))
     remove = config.washington_rgbd.background == "remove"
-    frames: dict[str, dict[str, str]] = {}
-    owners: dict[str, tuple[str, str]] = {}
-    for name in container.names():
-        match = _IMAGE.fullmatch(name)
-        if match:
-            views = frames.setdefault(match["stem"], {})
-            if match["view"] in views:
-                raise DataError(
-                    f"{container.describe(name)} and {views[match['view']]} have the same name: "
-                    "remove one of them"
-                )
-            views[match["view"]] = name
-            owners[match["stem"]] = (match["label"], match["group"])
     needed = ("crop", "depthcrop", "maskcrop") if remove else ("crop", "depthcrop")
-    for stem, views in frames.items():
-        lost = [view for view in needed if view not in views]
-        if lost:
-            some = next(iter(views.values()))
-            raise DataError(
-                f"{container.describe(some)} has no partner {stem}_{lost[0]}.png: "
-                "restore it, or remove this one"
-            )
+    frames = collect(container, _place, needed)
     records = [
-        Record(stem, owners[stem][1], owners[stem][0], views["crop"], views["depthcrop"])
-        for stem, views in frames.items()
+        Record(stem, group, label, views["crop"], views["depthcrop"])
+        for (label, group, stem), views in frames.items()
     ]
-    loader = (ObjectLoader if remove else FileLoader)(
-        container,
-        plane_of_millimetres,
-        missing=True,
-        fit=config.prepare.fit,
-        max_pixels=config.prepare.max_pixels,
-    )
-    return Archive(
-        records=check_unique(records, container.path),
-        loader=loader,
-        digest=container.digest(views[view] for views in frames.values() for view in needed),
-        modality="depth",
-        unit="mm",
-        dtype="uint16",
-        usual_ti=tuple(sorted({record.label or "" for record in records})[2::3]),
-    )
+    return archive_of_files(
+        config, container, records, plane_of_millimetres,
+        loader=ObjectLoader if remove else FileLoader,
+        more=(views["maskcrop"] for views in frames.values() if remove),
+        usual_ti=tuple(sorted({label for label, _, _ in frames})[2::3]),
+    )  # fmt: skip
+
+
+def _place(name: str) -> tuple[tuple[str, str, str], str] | None:
+    match = _IMAGE.fullmatch(name)
+    return ((match["label"], match["group"], match["stem"]), match["view"]) if match else None

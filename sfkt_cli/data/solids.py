@@ -33,11 +33,6 @@ class Part(NamedTuple):
     quadric: Floats | None = None
     bore: Floats | None = None
 
-    def cast(self, kind: type[np.floating[Any]]) -> "Part":
-        """The same part in another precision."""
-        there = {name: rows for name, rows in self._asdict().items() if rows is not None}
-        return Part(**{name: rows.astype(kind) for name, rows in there.items()})
-
 
 class Torus(NamedTuple):
     """A ring around z: the radius to the tube's middle and the tube's own radius, each `(B,)`."""
@@ -45,16 +40,21 @@ class Torus(NamedTuple):
     major: Floats
     minor: Floats
 
-    def cast(self, kind: type[np.floating[Any]]) -> "Torus":
-        """The same torus in another precision."""
-        return Torus(self.major.astype(kind), self.minor.astype(kind))
-
 
 class Solid(NamedTuple):
     """A union of parts, and points `(K, 3, B)` whose convex hull is (nearly) that of the solid."""
 
     parts: tuple[Part | Torus, ...]
     points: Floats
+
+
+def cast(solid: Solid, kind: type[np.floating[Any]]) -> Solid:
+    """The same solid with parts in another precision."""
+
+    def converted(part: Any) -> Any:
+        return type(part)(*(None if rows is None else rows.astype(kind) for rows in part))
+
+    return solid._replace(parts=tuple(converted(part) for part in solid.parts))
 
 
 def dot(a: Floats, b: Floats) -> Floats:

@@ -1,1 +1,0 @@
-"""The rendered data set of simple solids."""
