@@ -15,7 +15,7 @@ from typer.main import get_command
 
 from sfkt_cli.cli import app
 from sfkt_cli.settings.config import Config, describe_type
-from sfkt_cli.settings_text import commented_yaml
+from sfkt_cli.settings.resolve import commented_yaml
 
 HERE = Path(__file__).parent
 DEMO = "# The built-in demo, with every default: sfkt run sample_configs/demo.yaml\n"

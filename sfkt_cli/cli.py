@@ -24,7 +24,7 @@ import typer
 from sfkt_cli import __version__
 from sfkt_cli.console import event, output, speak_json, tell
 from sfkt_cli.errors import STOPPED, Interrupted, SfktError
-from sfkt_cli.settings.options import SETTINGS, STAGE, Options, Verbosity, shared_options
+from sfkt_cli.settings.options import SETTINGS, STAGE, TRAINING, Options, Verbosity, shared_options
 from sfkt_cli.signals import on_stop
 
 app = typer.Typer(
@@ -81,10 +81,6 @@ Root = Annotated[
 Method = Annotated[
     str | None,
     typer.Option(help="Transfer method, such as tgkt, shot or distill.", autocompletion=_methods),
-]
-WarmStart = Annotated[
-    Path | None,
-    typer.Option(metavar="RUN", help="Finished run whose models this one goes on from."),
 ]
 Sensor = Annotated[str | None, typer.Option(help="SUN RGB-D: kv1, kv2, realsense or xtion.")]
 
@@ -155,28 +151,27 @@ def prepare(
 
 
 @app.command(epilog="Example: sfkt source --set source.epochs=30")
-@shared_options(*STAGE)
+@shared_options(*TRAINING)
 @_shared_by_processes
-def source(options: Options, warm_start: WarmStart = None) -> Result:
+def source(options: Options) -> Result:
     """Train the RGB source model, or import yours."""
-    return _stage("source", options.with_flags({"training.warm_start": warm_start}))
+    return _stage("source", options)
 
 
 @app.command(epilog="Example: sfkt bridge --gpus 2")
-@shared_options(*STAGE)
+@shared_options(*TRAINING)
 @_shared_by_processes
-def bridge(options: Options, warm_start: WarmStart = None) -> Result:
+def bridge(options: Options) -> Result:
     """Train the translator, and write its source-like RGB images."""
-    return _stage("bridge", options.with_flags({"training.warm_start": warm_start}))
+    return _stage("bridge", options)
 
 
 @app.command(epilog="Example: sfkt transfer --method shot")
-@shared_options(*STAGE)
+@shared_options(*TRAINING)
 @_shared_by_processes
-def transfer(options: Options, method: Method = None, warm_start: WarmStart = None) -> Result:
+def transfer(options: Options, method: Method = None) -> Result:
     """Train the classifier for the target sensor, the student."""
-    flags = {"transfer.method": method, "training.warm_start": warm_start}
-    return _stage("transfer", options.with_flags(flags))
+    return _stage("transfer", options.with_flags({"transfer.method": method}))
 
 
 @app.command(epilog="Example: sfkt evaluate --report table.md")
@@ -192,7 +187,7 @@ def evaluate(
 
 
 @app.command(epilog="Example: sfkt run my.yaml --set seed=1")
-@shared_options(*STAGE)
+@shared_options(*TRAINING)
 @_shared_by_processes
 def run(
     options: Options,
@@ -200,7 +195,6 @@ def run(
         Path | None,
         typer.Argument(metavar="[CONFIG.yaml]", help="Settings; without: the built-in demo."),
     ] = None,
-    warm_start: WarmStart = None,
 ) -> Result:
     """Run every stage that is not finished, and print the table."""
     from sfkt_cli.dry_run import dry_run_all
@@ -209,7 +203,6 @@ def run(
     if file is not None and options.config is not None:
         raise typer.BadParameter("give the settings once: sfkt run CONFIG.yaml")
     options = replace(options, config=file or options.config)
-    options = options.with_flags({"training.warm_start": warm_start})
     return dry_run_all(options) if options.dry_run else outcome("evaluate", run_all(options))
 
 
@@ -379,11 +372,12 @@ def inspect(
 @shared_options("config", "assignments")
 def classes(options: Options, name: DatasetName = None, root: Root = None) -> Result:
     """List the classes of an archive and what they are used for."""
+    from sfkt_cli.data.readers import read_archive
+    from sfkt_cli.data.splits import list_class_rows
     from sfkt_cli.settings.resolve import resolve
-    from sfkt_cli.stages.inspect import list_classes
 
-    settings = resolve(options.with_flags(_archive(name, root)), "prepare", new_run=True)
-    rows = list_classes(settings.config)
+    config = resolve(options.with_flags(_archive(name, root)), "prepare", new_run=True).config
+    rows = list_class_rows(config.classes, read_archive(config))
     output("role\timages\tpairs\tgroups\tclass")
     for row in rows:
         output(f"{row.role}\t{row.images}\t{row.pairs}\t{row.groups}\t{row.name}")
@@ -394,8 +388,7 @@ def classes(options: Options, name: DatasetName = None, root: Root = None) -> Re
 @shared_options(*SETTINGS)
 def config_show(options: Options) -> Result:
     """Print every setting, and where its value came from."""
-    from sfkt_cli.settings.resolve import has_run, resolve
-    from sfkt_cli.settings_text import origins, show
+    from sfkt_cli.settings.resolve import has_run, origins, resolve, show
 
     settings = resolve(options, "transfer", new_run=not has_run(options))
     output(show(settings))
@@ -409,12 +402,13 @@ def config_check(
     file: Annotated[Path, typer.Argument(help="YAML file with settings.")],
 ) -> Result:
     """Check a configuration file, and name all its problems at once."""
-    from sfkt_cli.settings_text import check, settings_text
+    from sfkt_cli.pipeline import check_file
+    from sfkt_cli.settings.resolve import one_line
 
-    changes = check(file)
+    changes = check_file(file)
     output(f"{file} is right; it changes {len(changes)} settings")
-    if changes:
-        output(settings_text(changes))
+    for name, value in changes.items():
+        output(f"  {name} = {one_line(value)}")
     return {"file": file, "changes": changes}
 
 
@@ -425,7 +419,7 @@ def config_init(
     name: Annotated[str, typer.Argument(help="Data set.")] = "synthetic",
 ) -> Result:
     """Print a commented configuration file for a data set."""
-    from sfkt_cli.settings_text import commented_yaml
+    from sfkt_cli.settings.resolve import commented_yaml
 
     text = commented_yaml(name)
     output(text.removesuffix("\n"))

@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -159,16 +158,8 @@ def choose_device(config: RuntimeConfig) -> torch.device:
 # ------------------------------------------------------------------ jobs
 
 
-@dataclass(frozen=True)
-class Job:
-    """A stage and what it works with, as plain values that travel between processes."""
-
-    name: str
-    config: dict[str, Any]
-    folder: str
-    force: bool
-    quiet: bool
-    json: bool
+Job = Mapping[str, Any]
+"""A stage and what it works with, as plain values that travel between processes."""
 
 
 def launch(name: str, config: Config, run: Run) -> None:
@@ -178,10 +169,13 @@ def launch(name: str, config: Config, run: Run) -> None:
         RunError: A process failed or was killed; one message for all of them.
         Interrupted: A signal asked any of them to stop; the state is saved.
     """
-    job = Job(name, as_dict(config), str(run.folder), run.force, console.quiet, speaks_json())
+    job = {
+        "name": name, "config": as_dict(config), "folder": str(run.folder), "force": run.force,
+        "quiet": console.quiet, "json": speaks_json(),
+    }  # fmt: skip
     if find_world():
         number = next(_numbers)
-        _meet().set(f"job{number}", json.dumps(vars(job)))
+        _meet().set(f"job{number}", json.dumps(job))
         _take_part(job, number)
         return
     gpus = use_gpus(config.runtime)
@@ -215,9 +209,9 @@ def _take_part(job: Job, number: int) -> None:
         RunError: Another process went away.
         Interrupted: A signal came, to any of the processes.
     """
-    rank, config = int(os.environ["RANK"]), build(job.config)
-    console.quiet = job.quiet
-    speak_json(job.json)
+    rank, config = int(os.environ["RANK"]), build(job["config"])
+    console.quiet = job["quiet"]
+    speak_json(job["json"])
     if rank:
         mute()
     gpu = use_gpus(config.runtime) > 0
@@ -233,8 +227,8 @@ def _take_part(job: Job, number: int) -> None:
         if gpu:
             torch.cuda.set_device(choose_device(config.runtime))
         try:
-            run = Run(Path(job.folder), job.force, main=rank == 0, agree=_agree)
-            _call(job.name, config, run)
+            run = Run(Path(job["folder"]), job["force"], main=rank == 0, agree=_agree)
+            _call(job["name"], config, run)
         except Interrupted as stopped:
             stop = stopped
         # Process 0 writes models and pictures alone, for longer than a collective may last.
@@ -305,7 +299,7 @@ def together(command: Callable[[], Result]) -> Result | None:
             text = _hear(f"job{number}")
             if text == _END:
                 break
-            _take_part(Job(**json.loads(text)), number)
+            _take_part(json.loads(text), number)
         _leave()
     except Interrupted:
         raise Interrupted("") from None  # process 0 tells
@@ -386,7 +380,7 @@ def _start(job: Job, count: int) -> None:
             codes = [f.exitcode for f in getattr(error, "failures", {}).values()]
             if isinstance(error, ChildFailedError) and STOPPED not in codes:
                 raise explain_failure(error, count) from None
-            stage = job.name.partition("/")[0]
+            stage = job["name"].partition("/")[0]
             raise Interrupted(f"{stage} stopped; the same command goes on from here") from None
 
 
@@ -413,7 +407,8 @@ def _explain(failure: ProcessFailure, process: str) -> tuple[int, SfktError]:
         return 4 if name in ("SIGTERM", "SIGINT") else 0, RunError(told)
     message = failure.message
     raised = message["message"] if isinstance(message, dict) else str(message)
-    kind, text = re.match(r"(?:(?:\w+\.)*(\w+): )?(.*)", raised, re.DOTALL).groups("Error")  # type: ignore[union-attr]
+    name, colon, text = raised.partition(": ")
+    kind, text = (name.rpartition(".")[2], text) if colon else ("Error", raised)
     lost = kind.startswith("Dist") or any(mark in text for mark in LOST)
     if kind in MENDABLE:
         return 3 if lost else 1, MENDABLE[kind](text)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sfkt_cli.console import duration, event, say, warn
+from sfkt_cli.pipeline import source_comes_first
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import Settings, resolve
@@ -42,13 +43,11 @@ def dry_run(stage: str, options: Options, *, download: bool = False) -> dict[str
         SfktError: What the stage itself would refuse.
     """
     settings = resolve(options, stage, new_run=stage == "prepare")
-    run = settings.run
     if download:
         planned = _try_download(settings.config)
         if planned is not None:
             return {"plans": [planned, _later("prepare", "the download")]}
-    source_first = stage == "bridge" and run.finished("prepare") and not run.finished("source")
-    if source_first and (run.source_store.is_file() or settings.config.source.brought):
+    if stage == "bridge" and source_comes_first(settings):
         say("bridge: there is no source model yet; `sfkt source` would run first")
         return {"plans": [dry_run("source", replace(options, force=False)), _later("bridge")]}
     return _try(stage, settings)

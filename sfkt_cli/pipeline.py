@@ -9,11 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from sfkt_cli.console import confirmed, say, warn
-from sfkt_cli.settings.config import merge
+from sfkt_cli.errors import ConfigError
+from sfkt_cli.methods import METHODS, unknown_method
+from sfkt_cli.settings.config import (
+    Config,
+    as_dict,
+    build,
+    listed,
+    merge,
+    pick,
+    problems_of,
+    read_yaml,
+    section_fields,
+)
 from sfkt_cli.settings.options import Options
-from sfkt_cli.settings.resolve import Settings, has_run, remember_run, resolve, typed_settings
+from sfkt_cli.settings.resolve import Settings, has_run, remember_run, resolve, show, typed_settings
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings_text import changed
 
 
 def settings_of(stage: str, options: Options, *, new_run: bool = False) -> Settings:
@@ -71,13 +82,19 @@ def run_bridge(options: Options) -> Run:
     from sfkt_cli.distributed import launch
 
     settings = settings_of("bridge", options)
-    possible = settings.run.source_store.is_file() or settings.config.source.brought
-    if possible and settings.run.finished("prepare") and not settings.run.finished("source"):
+    if source_comes_first(settings):
         say("bridge: there is no source model yet; `sfkt source` runs first")
         run_source(replace(options, force=False))
         settings = resolve(options, "bridge")
     launch("bridge", settings.config, settings.run)
     return settings.run
+
+
+def source_comes_first(settings: Settings) -> bool:
+    """Whether ``bridge`` lacks a source model that ``source`` can make."""
+    run = settings.run
+    possible = run.source_store.is_file() or settings.config.source.brought
+    return possible and run.finished("prepare") and not run.finished("source")
 
 
 def run_transfer(options: Options) -> dict[str, Any]:
@@ -160,6 +177,24 @@ def has_pairs(run: Run) -> bool:
     return not run.transfer_store.is_file() or open_store(run.transfer_store).count("ti") > 0
 
 
+def check_file(path: Path) -> dict[str, Any]:
+    """What a configuration file changes, by dotted name.
+
+    Raises:
+        ConfigError: All that is wrong with it, in one message.
+    """
+    written, problems = read_yaml(path), list[str]()
+    method = pick(written, "transfer.method")
+    if isinstance(method, str) and method not in METHODS:
+        problems.append(unknown_method(method))
+    problems += problems_of(written)
+    if problems:
+        raise ConfigError(f"{path}: {listed(problems)}")
+    values, defaults = as_dict(build(written)), as_dict(Config())
+    names = [name for name in section_fields() if pick(values, name) != pick(defaults, name)]
+    return {name: pick(values, name) for name in names}
+
+
 def _tell(stage: str, options: Options, settings: Settings) -> None:
     if options.verbose:
-        say(f"{stage}: run {settings.run.folder}\n{changed(settings)}")
+        say(f"{stage}: run {settings.run.folder}\n{show(settings, defaults=False)}")

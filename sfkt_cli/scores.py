@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Numbers = NDArray[Any]
 TINY = 1e-12
+BINS = 15
+"""Of confidence, in reliability diagrams and the calibration error."""
 MANY = 60
 """Degrees of freedom from which on Student's t is taken for the same."""
 _DRAWS = 2_000_000
@@ -61,20 +63,20 @@ def macro_f1(confusion: Numbers) -> float:
 
 
 def reliability(
-    probabilities: Numbers, labels: Numbers, bins: int = 15
+    probabilities: Numbers, labels: Numbers
 ) -> tuple[NDArray[np.int64], Floats, Floats]:
     """Confidence against accuracy in bins of equal width over (0, 1].
 
     Returns:
-        Samples, mean confidence and accuracy of each bin (bins,); empty bins hold 0.
+        Samples, mean confidence and accuracy of each bin (BINS,); empty bins hold 0.
     """
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
-    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
+    place = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    count = np.bincount(place, minlength=BINS)
     divisor = np.maximum(count, 1)
-    mean_confidence: Floats = np.bincount(place, confidence, bins) / divisor
-    share_right: Floats = np.bincount(place, right.astype(np.float64), bins) / divisor
+    mean_confidence: Floats = np.bincount(place, confidence, BINS) / divisor
+    share_right: Floats = np.bincount(place, right.astype(np.float64), BINS) / divisor
     return count, mean_confidence, share_right
 
 
@@ -99,13 +101,13 @@ def fit_temperature(logits: Numbers, labels: Numbers, weights: Numbers) -> float
     return round(float(temperatures[int(np.argmin(losses))]), 3)
 
 
-def calibration_error(probabilities: Numbers, labels: Numbers, bins: int = 15) -> float:
+def calibration_error(probabilities: Numbers, labels: Numbers) -> float:
     """Expected calibration error (ECE): mean gap of confidence and accuracy, weighted by bin.
 
     Source: Naeini et al., AAAI 2015; Guo et al., ICML 2017. 0: of predictions made with 80 %
     confidence 80 % are right; 1 - 1/K and more: certain and wrong.
     """
-    count, confidence, right = reliability(probabilities, labels, bins)
+    count, confidence, right = reliability(probabilities, labels)
     return float((count * np.abs(confidence - right)).sum() / max(int(count.sum()), 1))
 
 
@@ -229,13 +231,13 @@ def student_t_within(t: float, degrees: int) -> float:
     return 2 / math.pi * (angle + (math.sin(angle) * total if degrees > 1 else 0.0))
 
 
-def student_t_quantile(degrees: int, within: float = 0.95) -> float:
-    """The t at which :func:`student_t_within` is ``within``, by bisection."""
+def student_t_quantile(degrees: int) -> float:
+    """The t at which :func:`student_t_within` is 0.95, by bisection."""
     low, high = 0.0, 1e6
     for _ in range(60):
         middle = (low + high) / 2
-        low_enough = student_t_within(middle, degrees) < within
-        low, high = (middle, high) if low_enough else (low, middle)
+        too_low = student_t_within(middle, degrees) < 0.95
+        low, high = (middle, high) if too_low else (low, middle)
     return high
 
 
@@ -252,19 +254,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def soft_neighbourhood_density(probabilities: Numbers, temperature: float = 0.05) -> float:
+def soft_neighbourhood_density(probabilities: Numbers) -> float:
     """Mean entropy of each sample's soft neighbourhood among the others, in nats.
 
-    Predictions are put on the unit sphere, S = softmax_{j != i}(x_i . x_j / temperature), and the
-    score is mean_i H(S_i). Source: Saito et al., ICCV 2021. Large: predictions form dense
+    Predictions (N, K), N > 1, are put on the unit sphere, S = softmax_{j != i}(x_i . x_j / 0.05),
+    and the score is mean_i H(S_i). Source: Saito et al., ICCV 2021. Large: predictions form dense
     clusters; small: scattered. Time and memory grow with N^2: pass at most some thousand rows.
-
-    Args:
-        probabilities: (N, K), N > 1.
-        temperature: Small values look at the nearest neighbours only.
     """
     unit = probabilities / np.linalg.norm(probabilities, axis=1, keepdims=True)
-    similarity = (unit @ unit.T).astype(np.float64) / temperature
+    similarity = (unit @ unit.T).astype(np.float64) / 0.05
     np.fill_diagonal(similarity, -np.inf)
     share = softmax(similarity)
     return float(-(share * np.log(np.maximum(share, TINY))).sum(axis=1).mean())

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sfkt_cli"
 LAYERS = {
-    8: ("__main__", "cli", "dry_run", "pipeline", "settings_text"),
+    8: ("__main__", "cli", "dry_run", "pipeline"),
     7: ("benchmark",),
     6: ("exported_student", "stages", "student"),
     5: ("evaluation",),
@@ -42,7 +42,6 @@ WITHOUT_TORCH = (
     "settings.options",
     "settings.resolve",
     "settings.runs",
-    "settings_text",
     "signals",
 )
 MODULES = sorted(PACKAGE.rglob("*.py"))

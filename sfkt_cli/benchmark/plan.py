@@ -159,11 +159,6 @@ class Cell:
     students: Mapping[str, tuple[str, Settings]]
 
     @property
-    def methods(self) -> tuple[str, ...]:
-        """The methods that are trained."""
-        return tuple(dict.fromkeys(method for method, _ in self.students.values()))
-
-    @property
     def folder(self) -> Path:
         """Its folder below the output folder."""
         last = f"seed-{self.seed}" if self.rows else "trials"

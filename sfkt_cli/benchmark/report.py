@@ -140,8 +140,8 @@ def write_report(
     measurements = collect([c for c in cells if str(c.folder) not in failed], output)
     path = output / "tuning.json"
     trials = read_record(path, Tuning).trials if path.is_file() else []
-    shown = {(key.dataset, key.variant, key.method) for key in measurements}
-    tuning = [trial for trial in trials if _tuned_row(trial) in shown]
+    measured = {(key.dataset, key.variant, key.method) for key in measurements}
+    tuning = [trial for trial in trials if _tuned_row(trial) in measured]
     results = results_of(plan, cells, measurements, tuning)
     pictures = draw_sweeps(plan, results, output)
     write_json(

@@ -47,14 +47,7 @@ View = Literal["rgb", "target"]
 
 @dataclass(frozen=True)
 class Task:
-    """A block of rows of one part.
-
-    Attributes:
-        part: source, target, test or ti.
-        first: Row of the first record.
-        records: What goes into the rows.
-        slots: Where each view goes.
-    """
+    """A block of rows of one part, from row ``first`` on: its records, and where each view goes."""
 
     part: str
     first: int
@@ -62,21 +55,9 @@ class Task:
     slots: tuple[tuple[View, Slot], ...]
 
 
-def numbered_ids(part: str, count: int) -> list[str]:
-    """Ids of the samples of ``ti`` or ``target``, in the order of the rows."""
-    return [f"{part}-{row:06d}" for row in range(count)]
-
-
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides what is written.
-
-    Attributes:
-        config: The resolved settings.
-        archive: Samples and how to load them.
-        parts: Who gets which sample.
-        classes: TR class names; labels are indices into it.
-    """
+    """Everything that decides what is written; labels are indices into ``classes``."""
 
     config: Config
     archive: Archive
@@ -121,7 +102,7 @@ class Plan:
             ids = [record.id for record in records]
             scenes = [record.group for record in records]
             if part in UNNAMED:
-                ids = numbered_ids(part, len(records))
+                ids = self._numbers(part)
                 scenes = [groups[scene] for scene in scenes]
             columns[f"{part}/id"] = text_column(ids)
             columns[f"{part}/group"] = text_column(scenes)
@@ -139,14 +120,12 @@ class Plan:
         return {
             number: record.id
             for part in UNNAMED
-            for number, record in zip(
-                numbered_ids(part, len(self.parts[part])), self.parts[part], strict=True
-            )
+            for number, record in zip(self._numbers(part), self.parts[part], strict=True)
         }
 
     def _known_of_unnamed(self) -> dict[str, NDArray[Any]]:
         """What test.h5 says about the samples of transfer.h5: labels and names, by id."""
-        ids = {part: numbered_ids(part, len(self.parts[part])) for part in UNNAMED}
+        ids = {part: self._numbers(part) for part in UNNAMED}
         target = zip(ids["target"], self.parts["target"], strict=True)
         labelled = [(number, record) for number, record in target if record.label is not None]
         records = [record for part in UNNAMED for record in self.parts[part]]
@@ -159,6 +138,10 @@ class Plan:
             "names/path_rgb": text_column([record.rgb or "" for record in records]),
             "names/path_target": text_column([record.target or "" for record in records]),
         }
+
+    def _numbers(self, part: str) -> list[str]:
+        """Ids of the samples of ``ti`` or ``target``, in the order of the rows."""
+        return [f"{part}-{row:06d}" for row in range(len(self.parts[part]))]
 
     def _group_numbers(self) -> dict[str, str]:
         """What the groups of transfer.h5 are called there: numbers in the order of the rows."""

@@ -33,13 +33,8 @@ Convert = Callable[[NDArray[Any], str], NDArray[Any]]
 class FileLoader:
     """Decodes, converts and resamples image files of a folder or zip file.
 
-    Attributes:
-        container: Where the files are.
-        convert: What target values mean; a function of a module, so that it can be pickled.
-        missing: Whether 0 in target images means "no reading".
-        fit: ``crop`` or ``squash``.
-        max_pixels: Larger images are refused.
-        no_reading: Values of target files that become 0.
+    ``convert`` is a function of a module, so that it can be pickled. ``missing``: whether 0 in
+    target images means "no reading"; values in ``no_reading`` become 0.
     """
 
     container: Container
@@ -220,14 +215,10 @@ def fit_rgb(image: Image.Image, size: int, fit: Fit) -> NDArray[np.uint8]:
 def fit_target(values: NDArray[Any], size: int, fit: Fit, *, missing: bool) -> NDArray[Any]:
     """Resample a target image by area; pixels without a reading take no part.
 
-    Args:
-        values: (H, W) or (H, W, C), uint8 or uint16.
-        size: Side of the result in pixels.
-        fit: ``crop`` or ``squash``.
-        missing: Whether 0 means "no reading". Such pixels never blend into others: a stored pixel
-            is the mean of the readings in its area, or 0 where less than half of it has one.
-
-    All is whole numbers, halves are rounded up: exported models come to the very same values.
+    Values are (H, W) or (H, W, C), uint8 or uint16. With ``missing``, 0 means "no reading". Such
+    pixels never blend into others: a stored pixel is the mean of the readings in its area, or 0
+    where less than half of it has one. All is whole numbers, halves are rounded up: exported models
+    come to the very same values.
 
     Returns:
         (size, size) or (size, size, C) of the same type; bit-exact where nothing needs resampling.

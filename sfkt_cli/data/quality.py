@@ -18,7 +18,6 @@ from sfkt_cli.data.store import Store
 SHOWN = 20
 """Classes of a part in the table, where there are more."""
 HEADER = ("part", "class", "images", "groups", "target range", "missing")
-HASH_LENGTH = 16
 
 
 @dataclass(frozen=True)
@@ -79,17 +78,15 @@ def samples_of_store(store: Store) -> list[Sample]:
             names = [store.classes[label] for label in store.labels(part)]
         views = {v: store[f"{part}/{v}"] for v in ("rgb", "target") if f"{part}/{v}" in store}
         for row in range(count):
-            hashes = {view: hash_pixels(rows[row].tobytes()) for view, rows in views.items()}
+            hashes = {
+                view: hashlib.sha256(rows[row].tobytes()).hexdigest()[:16]
+                for view, rows in views.items()
+            }
             summary: tuple[int, int, float] = (0, 0, 0.0)
             if "target" in views:
                 summary = summarise_target(views["target"][row], store.modality == "depth")
             samples.append(Sample(part, ids[row], groups[row], names[row], Seen(hashes, *summary)))
     return samples
-
-
-def hash_pixels(raw: bytes) -> str:
-    """Short hash of an image's pixels."""
-    return hashlib.sha256(raw).hexdigest()[:HASH_LENGTH]
 
 
 def tabulate(samples: Iterable[Sample]) -> list[Line]:

@@ -56,7 +56,7 @@ def choose_classes(chosen: ClassesConfig, archive: Archive) -> tuple[list[str], 
 
 
 def expand(
-    patterns: Sequence[str], known: Sequence[str], setting: str, *, new: bool = False
+    patterns: Sequence[str], names: Sequence[str], setting: str, *, new: bool = False
 ) -> list[str]:
     """Class names that match patterns such as ``*room``, in the patterns' order, each once.
 
@@ -69,14 +69,14 @@ def expand(
     expanded: list[str] = []
     for pattern in patterns:
         plain = pattern.casefold()
-        matches = [name for name in known if name.casefold() == plain]
-        matches = matches or [n for n in known if fnmatch.fnmatchcase(n.casefold(), plain)]
+        matches = [name for name in names if name.casefold() == plain]
+        matches = matches or [n for n in names if fnmatch.fnmatchcase(n.casefold(), plain)]
         if not matches:
-            near = difflib.get_close_matches(pattern, known, n=1, cutoff=NEAR if new else 0.6)
+            near = difflib.get_close_matches(pattern, names, n=1, cutoff=NEAR if new else 0.6)
             if new and not near and not any(sign in pattern for sign in "*?["):
                 expanded.append(pattern)
                 continue
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known[:40])}"
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names[:40])}"
             raise ConfigError(f"{setting} has {pattern!r}, which matches no class: {hint}")
         expanded += [name for name in matches if name not in expanded]
     return expanded

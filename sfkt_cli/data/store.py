@@ -100,6 +100,11 @@ class Store:
         attrs: Root attributes as plain values.
         columns: Data sets by name, such as ``ti/rgb``.
         digest: Hex SHA-256 of the description and of all block checksums: names the content.
+        dataset: Name of the data set it was prepared from.
+        modality: What the target images measure: depth, nir, thermal or other.
+        unit: Unit of target values: ``mm`` with 0 = no reading, or ``raw``.
+        classes: Names of the TR classes; labels are indices into it.
+        registered: Whether the two images of a pair show the same scene pixel by pixel.
         left: For each column that was read, its blocks that are still to be compared.
     """
 
@@ -107,32 +112,12 @@ class Store:
     attrs: Mapping[str, Any]
     columns: Mapping[str, Column]
     digest: str
+    dataset: str
+    modality: str
+    unit: str
+    classes: list[str]
+    registered: bool
     left: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
-
-    @property
-    def dataset(self) -> str:
-        """Name of the data set it was prepared from."""
-        return str(self.attrs["dataset"])
-
-    @property
-    def modality(self) -> str:
-        """What the target images measure: depth, nir, thermal or other."""
-        return str(self.attrs["modality"])
-
-    @property
-    def unit(self) -> str:
-        """Unit of target values: ``mm`` with 0 = no reading, or ``raw``."""
-        return str(self.attrs["unit"])
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the TR classes; labels are indices into it."""
-        return list(self.attrs["classes"])
-
-    @property
-    def registered(self) -> bool:
-        """Whether the two images of a pair show the same scene pixel by pixel."""
-        return bool(self.attrs.get("registered", True))
 
     def __contains__(self, name: object) -> bool:
         return name in self.columns
@@ -277,7 +262,9 @@ def open_store(path: Path) -> Store:
             f"{path} was written under another name (role {attrs['role']!r}): put the right file "
             "there, or run `sfkt prepare` again with --force"
         )
-    store = Store(path, attrs, columns, attrs["digest"])
+    names = ("digest", "dataset", "modality", "unit", "classes")
+    told: dict[str, Any] = {name: attrs[name] for name in names}
+    store = Store(path, attrs, columns, registered=bool(attrs.get("registered", True)), **told)
     store._check_ids()
     return store
 

@@ -38,14 +38,7 @@ Shapes = Mapping[str, tuple[tuple[int, ...], DTypeLike]]
 
 @dataclass(frozen=True)
 class Slot:
-    """Where rows go; it can be sent to another process.
-
-    Attributes:
-        path: The unfinished file.
-        offset: Of row 0, in bytes.
-        shape: Of one row.
-        dtype: Of one element.
-    """
+    """Where the rows of a column go in an unfinished file; it can be sent to another process."""
 
     path: Path
     offset: int

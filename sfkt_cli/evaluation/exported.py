@@ -128,7 +128,7 @@ def compare(
         RunError: An fp32 file gives some images other probabilities; they are named.
     """
     gaps = (probabilities - expected).abs().amax(1)
-    predicted, wanted = probabilities.argmax(1), expected.argmax(1)
+    predicted, of_pytorch = probabilities.argmax(1), expected.argmax(1)
     # Two classes that are equally probable but for rounding may change places.
     wrong = ~(gaps <= LARGEST_DIFFERENCE)
     if precision == "fp32" and wrong.any():
@@ -136,7 +136,7 @@ def compare(
         raise RunError(
             f"{file} was not written: {int(wrong.sum())} of {len(ids)} images get other "
             f"probabilities than in PyTorch, by {float(gaps.max()):.2g} (more than "
-            f"{LARGEST_DIFFERENCE:g}), and {int((predicted != wanted).sum())} another class: "
+            f"{LARGEST_DIFFERENCE:g}), and {int((predicted != of_pytorch).sum())} another class: "
             f"{named[:300]}"
         )
     labelled = [row for row, name in enumerate(ids) if name in labels]
@@ -150,11 +150,11 @@ def compare(
         precision=precision,
         megabytes=len(content) / 1e6,
         images=len(ids),
-        agreement=float((predicted == wanted).double().mean()),
+        agreement=float((predicted == of_pytorch).double().mean()),
         largest_difference=float(gaps.max()),
         labelled=len(labelled),
         accuracy=accuracy(predicted),
-        pytorch_accuracy=accuracy(wanted),
+        pytorch_accuracy=accuracy(of_pytorch),
     )
 
 
@@ -278,16 +278,16 @@ def latency_table(latencies: Iterable[Latency]) -> str:
 
 def _measure(predict: Predict, images: Tensor) -> tuple[float, float]:
     """Median and 95th percentile in milliseconds, after three rounds that do not count."""
-    took: list[float] = []
+    times_ms: list[float] = []
     with torch.inference_mode():
         for _ in range(3):
             predict(images)
         began = time.perf_counter()
-        while len(took) < LEAST_ROUNDS or (
-            len(took) < ROUNDS and time.perf_counter() - began < LONGEST_S
+        while len(times_ms) < LEAST_ROUNDS or (
+            len(times_ms) < ROUNDS and time.perf_counter() - began < LONGEST_S
         ):
             start = time.perf_counter()
             predict(images)
-            took.append(1000 * (time.perf_counter() - start))
-    median, late = np.percentile(took, (50, 95))
+            times_ms.append(1000 * (time.perf_counter() - start))
+    median, late = np.percentile(times_ms, (50, 95))
     return float(median), float(late)

@@ -80,7 +80,7 @@ def draw_confusion(path: Path, panels: Mapping[str, Numbers], classes: Sequence[
         axis.imshow(share, cmap="cividis", vmin=0, vmax=100)
         axis.set_title(textwrap.fill(title, 26), fontsize=10)
         axis.set_xlabel("predicted")
-        names = [_short(name, 14) for name in classes]
+        names = [short(name, 14) for name in classes]
         places = range(0, count, max(1, -(-count // 40)))
         axis.set_xticks(places, [names[i] for i in places], rotation=60, ha="right", fontsize=8)
         first = axis in axes[:, 0]
@@ -143,7 +143,7 @@ def draw_curves(
         )
         for title, rows in stages.items()
     }
-    lines = [-(-len(found) // COLUMNS) for found in names.values()]
+    lines = [-(-len(terms) // COLUMNS) for terms in names.values()]
     height = 1.6 * sum(lines) + 0.35 * len(lines)
     figure = Figure((2.6 * COLUMNS, height), DPI, layout="constrained")
     parts = figure.subfigures(len(stages), 1, squeeze=False, height_ratios=lines)[:, 0]
@@ -261,7 +261,8 @@ def two_axes(sets: Mapping[str, Numbers]) -> tuple[dict[str, Numbers], float]:
     return {name: (features - mean) @ axes[:2].T for name, features in sets.items()}, share
 
 
-def _short(text: str, most: int) -> str:
+def short(text: str, most: int) -> str:
+    """A text cut to a number of letters."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfkt_cli.data.contact_sheet import picture_of
 from sfkt_cli.data.images import as_rgb, encode
+from sfkt_cli.data.pictures import picture_of
 from sfkt_cli.evaluation import figures
 from sfkt_cli.evaluation.figures import Strip
 from sfkt_cli.evaluation.labelled import Split
@@ -181,9 +181,7 @@ def _draw_tr(evaluation: Evaluation, split: Split, rows: Numbers, path: Path) ->
 
 def _says(evaluation: Evaluation, probabilities: Numbers) -> str:
     best = int(probabilities.argmax())
-    name = evaluation.classes[best]
-    name = name if len(name) <= 12 else name[:11] + "…"
-    return f"{name} {100 * probabilities[best]:.0f} %"
+    return f"{figures.short(evaluation.classes[best], 12)} {100 * probabilities[best]:.0f} %"
 
 
 def _some(count: int, seed: int) -> NDArray[np.int64]:

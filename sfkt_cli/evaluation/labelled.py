@@ -28,8 +28,7 @@ class Split:
         rgb: (N, H, W, 3) RGB partners; None where there are none.
         rows: (L,) rows that have a label.
         labels: (L,) their class indices.
-        groups: (L,) integers, the same for samples of one scene.
-        group_names: (L,) names of these scenes.
+        scenes: Names of the scenes (N,).
     """
 
     name: str
@@ -39,8 +38,13 @@ class Split:
     rgb: Numbers | None
     rows: NDArray[np.int64]
     labels: NDArray[np.int64]
-    groups: NDArray[np.int64]
-    group_names: tuple[str, ...] = ()
+    scenes: list[str]
+
+    @property
+    def groups(self) -> NDArray[np.int64]:
+        """Integers (L,), the same for samples of one scene."""
+        _, numbers = np.unique(np.array(self.scenes), return_inverse=True)
+        return numbers[self.rows].astype(np.int64)
 
 
 def read_splits(transfer: Store, test: Store) -> list[Split]:
@@ -66,34 +70,27 @@ def read_splits(transfer: Store, test: Store) -> list[Split]:
         ids = transfer.strings("target/id")
         rows, labels = _match(transfer, test, ids)
         archive_names, scenes = test.names(), transfer.strings("target/group")
-        names = [archive_names.get(sample, (sample,))[0] for sample in ids]
+        names = [archive_names.get(sample, (sample, ""))[0] for sample in ids]
         scenes = [
             archive_names.get(sample, ("", scene))[1]
             for sample, scene in zip(ids, scenes, strict=True)
         ]
-        splits.append(
-            Split(
-                "target", ids, names, transfer["target/target"], None, rows, labels,
-                _numbers(scenes)[rows], tuple(scenes[row] for row in rows.tolist()),
-            )
-        )  # fmt: skip
+        images = transfer["target/target"]
+        splits.append(Split("target", ids, names, images, None, rows, labels, scenes))
     if test.count("test"):
-        labelled = "test/label" in test
-        count = test.count("test")
-        rows = np.arange(count if labelled else 0)
-        labels = test.labels("test") if labelled else np.zeros(0, np.int64)
-        rgb = None
+        labels = test.labels("test") if "test/label" in test else np.zeros(0, np.int64)
+        rows, rgb = np.arange(len(labels)), None
         if "test/rgb" in test:
             rgb = test["test/rgb"]
-        scenes, ids = test.strings("test/group"), test.strings("test/id")
-        splits.append(
-            Split(
-                "test", ids, ids, test["test/target"], rgb, rows, labels,
-                _numbers(scenes)[rows], tuple(scenes[row] for row in rows.tolist()),
-            )
-        )  # fmt: skip
+        ids, scenes = test.strings("test/id"), test.strings("test/group")
+        splits.append(Split("test", ids, ids, test["test/target"], rgb, rows, labels, scenes))
     for split in splits:
-        _check_labels(split, test)
+        outside = (split.labels < 0) | (split.labels >= len(test.classes))
+        if outside.any():
+            raise DataError(
+                f"{test.path}: label {split.labels[outside][0]} of split {split.name} is none of "
+                f"the {len(test.classes)} classes: run `sfkt prepare` again with --force"
+            )
     return splits
 
 
@@ -112,17 +109,3 @@ def _match(
         )
     rows = np.array([row for row, name in enumerate(ids) if name in label_of], np.int64)
     return rows, np.array([label_of[ids[row]] for row in rows], np.int64)
-
-
-def _check_labels(split: Split, test: Store) -> None:
-    outside = (split.labels < 0) | (split.labels >= len(test.classes))
-    if outside.any():
-        raise DataError(
-            f"{test.path}: label {split.labels[outside][0]} of split {split.name} is none of the "
-            f"{len(test.classes)} classes: run `sfkt prepare` again with --force"
-        )
-
-
-def _numbers(scenes: list[str]) -> NDArray[np.int64]:
-    _, numbers = np.unique(np.array(scenes), return_inverse=True)
-    return numbers.astype(np.int64)

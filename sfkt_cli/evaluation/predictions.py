@@ -105,16 +105,19 @@ class Evaluation:
         return "source-only"
 
     @property
+    def labelled_splits(self) -> list[Split]:
+        """The splits that have labels, ``target`` first."""
+        return [split for split in self.splits.values() if len(split.rows)]
+
+    @property
     def main_split(self) -> Split | None:
         """The labelled split that pictures show: ``target`` where it has labels."""
-        labelled = [split for split in self.splits.values() if len(split.rows)]
-        return labelled[0] if labelled else None
+        return next(iter(self.labelled_splits), None)
 
     @property
     def headline_split(self) -> Split | None:
         """The labelled split that the first line speaks of: held-out images if any."""
-        labelled = [split for split in self.splits.values() if len(split.rows)]
-        return labelled[-1] if labelled else None
+        return next(reversed(self.labelled_splits), None)
 
     def labelled(self, method: str, split: Split) -> Numbers:
         """A method's probabilities (L, K) of the labelled images."""
@@ -252,8 +255,8 @@ def rows_of(evaluation: Evaluation) -> tuple[Row, ...]:
     return tuple(
         row_of(evaluation, outcome, split)
         for outcome in evaluation.outcomes.values()
-        for split in evaluation.splits.values()
-        if len(split.rows) and split.name in outcome.probabilities
+        for split in evaluation.labelled_splits
+        if split.name in outcome.probabilities
     )
 
 

@@ -271,8 +271,8 @@ def markdown_table(
         below: Rows under a rule of dashes.
         left: Columns from the left that are set flush left; the others are numbers.
     """
-    shown = [[plain(cell) for cell in row] for row in (header, *cells, *below)]
-    widths = [max(3, *(len(row[i]) for row in shown)) for i in range(len(header))]
+    texts = [[plain(cell) for cell in row] for row in (header, *cells, *below)]
+    widths = [max(3, *map(len, column)) for column in zip(*texts, strict=True)]
 
     def line(row: Sequence[str]) -> str:
         padded = (
@@ -282,11 +282,9 @@ def markdown_table(
         return f"| {' | '.join(padded)} |"
 
     marks = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    lines = [line(shown[0]), line(marks), *(line(row) for row in shown[1 : 1 + len(cells)])]
-    if below:
-        rule = ["bounds", *["—" * 3] * (len(header) - 1)]
-        lines += [line(rule), *(line(row) for row in shown[1 + len(cells) :])]
-    return "\n".join(lines)
+    rule = [["bounds", *["—" * 3] * (len(header) - 1)]] if below else []
+    split = 1 + len(cells)
+    return "\n".join(map(line, [texts[0], marks, *texts[1:split], *rule, *texts[split:]]))
 
 
 def to_latex(report: Report) -> str:

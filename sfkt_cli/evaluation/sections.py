@@ -42,7 +42,6 @@ LABEL_FREE = {
     "confidence": "confidence %",
     "classes_said": "classes named",
 }
-IN_PERCENT = ("ti_agreement", "confidence")
 PICTURE_PAIRS = 256
 """TI pairs that PSNR and SSIM look at, at most."""
 
@@ -187,13 +186,11 @@ def sections(
 def differences(evaluation: Evaluation) -> Section | None:
     """The method shown against every other, image by image."""
     main, cells = evaluation.main_method, []
-    for split in evaluation.splits.values():
-        for other in evaluation.outcomes:
-            if not len(split.rows) or other == main or other in BOUNDS:
-                continue
+    for split in evaluation.labelled_splits:
+        for other in (name for name in evaluation.outcomes if name not in (main, *BOUNDS)):
             mean, low, high = evaluation.difference(main, other, split)
-            shown = (f"{100 * mean:+.1f}", f"{100 * low:+.1f} .. {100 * high:+.1f}")
-            cells.append((named(other), split.name, *shown))
+            interval_text = f"{100 * low:+.1f} .. {100 * high:+.1f}"
+            cells.append((named(other), split.name, f"{100 * mean:+.1f}", interval_text))
     if not cells:
         return None
     return Section(
@@ -223,8 +220,8 @@ def thresholds(evaluation: Evaluation, run: Run) -> Section | None:
         threshold = round(float(np.quantile(confidence, share)), 3)
         unsure = confidence < threshold
         parts = (unsure, unsure[~right], unsure[right], right[~unsure])
-        shown = (percent(float(part.mean()) if len(part) else None) for part in parts)
-        cells.append((f"{threshold:.3f}", *shown))
+        shares = (percent(float(part.mean()) if len(part) else None) for part in parts)
+        cells.append((f"{threshold:.3f}", *shares))
     return Section(
         "Thresholds",
         (
@@ -247,12 +244,11 @@ def label_free(evaluation: Evaluation) -> Section:
     accuracy = {m: float(evaluation.right(m, split).mean()) for m in methods} if split else {}
     cells = []
     for method, outcome in methods.items():
-        shown = [
-            percent(value) if name in IN_PERCENT else amount(value)
-            for name, value in ((name, outcome.label_free.get(name)) for name in names)
+        texts = [
+            (percent if "%" in LABEL_FREE[name] else amount)(outcome.label_free.get(name))
+            for name in names
         ]
-        known = [percent(accuracy[method])] if accuracy else []
-        cells.append((named(method), *shown, *known))
+        cells.append((named(method), *texts, *([percent(accuracy[method])] if accuracy else [])))
     text = [
         "TI agreement: the share of TI pairs for which the method names the same class on the "
         "target image as the source model on the RGB image. Kappa: the agreement beyond chance, "
@@ -330,7 +326,7 @@ def bridge_quality(evaluation: Evaluation, run: Run, folder: Path) -> Section | 
     enough = len(features) > 1
     distance = scores.frechet_distance(features, pairs.features.numpy()) if enough else None
     record = run.record("bridge")
-    known = (
+    trained = (
         "Nothing was trained on these pairs."
         if pairs.unseen
         else "The bridge was trained on them, too: there were too few pairs to keep some back."
@@ -345,7 +341,7 @@ def bridge_quality(evaluation: Evaluation, run: Run, folder: Path) -> Section | 
     )
     return Section(
         "The bridge on TI pairs",
-        (f"{len(pairs.rgb):,} translated TI target images against their RGB partners. {known}",),
+        (f"{len(pairs.rgb):,} translated TI target images against their RGB partners. {trained}",),
         ("quantity", "value"),
         cells,
         *galleries.ti_gallery(evaluation, pairs, folder),
@@ -417,14 +413,10 @@ def feature_map(evaluation: Evaluation, folder: Path) -> Section | None:
 
 def curves(run: Run, folder: Path) -> Section | None:
     """Training curves of all stages that trained something."""
-    stages, chosen = {}, {}
-    for stage in ("source", "bridge", *(f"transfer/{name}" for name in finished_methods(run))):
-        rows = run.metrics(stage) if run.has(stage) else []
-        if rows:
-            stages[stage] = rows
-            best = run.record(stage).get("best_epoch")
-            if best is not None:
-                chosen[stage] = int(best)
+    names = ("source", "bridge", *(f"transfer/{name}" for name in finished_methods(run)))
+    metrics = {stage: run.metrics(stage) for stage in names if run.has(stage)}
+    stages = {stage: rows for stage, rows in metrics.items() if rows}
+    chosen = {stage: best for stage in stages if (best := run.record(stage).get("best_epoch"))}
     if not stages:
         return None
     figures.draw_curves(folder / "curves.png", stages, chosen)

@@ -39,7 +39,7 @@ class Tgkt(nn.Module):
     """The objective of ``sfkt transfer --method tgkt``.
 
     Raises:
-        ConfigError: No term is left in some epoch.
+        ConfigError: No term trains the student in every epoch.
     """
 
     needs_bridge = True
@@ -54,10 +54,16 @@ class Tgkt(nn.Module):
             raise ValueError("tgkt needs a bridge and TI pairs")
         settings = config.tgkt
         measured = settings.trust == "measured"
-        if not (settings.beta_f or settings.beta_im or (settings.beta_kl and not measured)):
+        self.trust = outputs.bridge_trust(outputs.source) if measured else 1.0
+        if not (
+            settings.beta_im
+            or (settings.beta_f and self.trust)
+            or (settings.beta_kl and not measured)
+        ):
             raise ConfigError(
-                "tgkt.beta_f and tgkt.beta_im are both 0, and L_KL fades: nothing trains the "
-                "student to the end; set one of them, or tgkt.trust=full"
+                f"nothing trains the student to the end: tgkt.beta_im is 0, tgkt.beta_f is "
+                f"{settings.beta_f:g}, and the trust in the pairs is {self.trust:.2f}; set "
+                "tgkt.beta_im, or tgkt.trust=full"
             )
         self.student = student
         self.student.head.requires_grad_(settings.train_head)
@@ -66,7 +72,6 @@ class Tgkt(nn.Module):
         self._epochs = config.transfer.epochs
         self._teacher = outputs.bridged_logits.softmax(dim=1)
         self._ti_features = outputs.ti_features
-        self.trust = outputs.bridge_trust(outputs.source) if measured else 1.0
         self._measures = measured and bool(settings.beta_kl) and self.trust > 0
         self.register_buffer("bridge_weight", torch.tensor(self.trust))
         classes = self._teacher.shape[1]
@@ -108,7 +113,7 @@ class Tgkt(nn.Module):
         weights, encoding, rows = self.weights, self._outputs.encoding, batch["tr_rows"]
         _, logits = self.student(as_rgb(encode(batch["tr_target"], encoding)))
         terms = {}
-        if weights["kl"] and self.trust:
+        if weights["kl"]:
             terms["kl"] = self.bridge_weight * losses.distillation(logits, self._teacher[rows])
         if weights["self"] and self._labelled:
             labels = self.pseudo_labels[rows]

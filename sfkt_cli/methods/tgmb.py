@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from sfkt_cli import losses
 from sfkt_cli.data.images import Encoding, encode, rgb_to_float
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.feature_maps import FeatureMaps
+from sfkt_cli.models.frozen import FeatureMaps
 from sfkt_cli.models.translators import VqganTranslator, patch_discriminator
 from sfkt_cli.training.loop import Batch
 

@@ -85,7 +85,7 @@ class FitTarget(nn.Module):
 
 def _area_matrix(length: int, size: int) -> Tensor:
     """(size, length): 1 where a pixel belongs to an area."""
-    first, count = (torch.from_numpy(each).unsqueeze(1) for each in areas(length, size))
+    first, count = (torch.from_numpy(edges).unsqueeze(1) for edges in areas(length, size))
     pixels = torch.arange(length)
     return ((pixels >= first) & (pixels < first + count)).to(torch.float32)
 
@@ -137,7 +137,7 @@ class Half(nn.Module):
         outputs = self.network(images.half())
         if isinstance(outputs, Tensor):
             return outputs.float()
-        return tuple(each.float() for each in outputs)
+        return tuple(output.float() for output in outputs)
 
 
 def for_export(graph: nn.Module) -> nn.Module:
@@ -207,7 +207,7 @@ def to_int8(content: bytes, batches: Callable[[], Iterable[Tensor]]) -> bytes:
 
 def _is_network(node: Any) -> bool:
     """Whether a node is part of a network, not of the resizing and encoding before it."""
-    scopes = next((each.value for each in node.metadata_props if each.key == SCOPES), "")
+    scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "")
     return any(f"'{name}'" in scopes for name in NETWORKS)
 
 
@@ -222,7 +222,7 @@ def _correct_biases(model: Any, feeds: Iterable[dict[str, NDArray[Any]]]) -> Non
     from onnx import numpy_helper
 
     graph = model.graph
-    stored = {each.name: each for each in graph.initializer}
+    stored = {tensor.name: tensor for tensor in graph.initializer}
     layers = [
         node
         for node in graph.node
@@ -232,7 +232,7 @@ def _correct_biases(model: Any, feeds: Iterable[dict[str, NDArray[Any]]]) -> Non
     means = _channel_means(model, sorted({node.input[0] for node in layers}), feeds)
     for node in layers:
         weight, bias = (numpy_helper.to_array(stored[name]) for name in node.input[1:])
-        if node.op_type == "Gemm" and not any(each.name == "transB" for each in node.attribute):
+        if node.op_type == "Gemm" and not any(a.name == "transB" for a in node.attribute):
             weight = weight.T
         flat = weight.reshape(*weight.shape[:2], -1)
         scale = np.abs(flat).max(axis=(1, 2), keepdims=True) / 127
@@ -249,10 +249,10 @@ def _channel_means(
     """Mean of values of a graph over images and places, by channel."""
     from onnx import ModelProto, ValueInfoProto
 
-    shown = ModelProto()
-    shown.CopyFrom(model)
-    shown.graph.output.extend(ValueInfoProto(name=name) for name in names)
-    session = open_session(shown.SerializeToString())
+    watched = ModelProto()
+    watched.CopyFrom(model)
+    watched.graph.output.extend(ValueInfoProto(name=name) for name in names)
+    session = open_session(watched.SerializeToString())
     batches = [
         [value.mean(axis=(0, *range(2, value.ndim)), dtype=float) for value in values]
         for values in (session.run(names, feed) for feed in feeds)

@@ -292,9 +292,9 @@ def _fill(
               if not name.endswith("num_batches_tracked")]  # fmt: skip
     wrong += [f"{name} is unknown" for name in renamed.keys() - wanted.keys()]
     if wrong:
-        shown = "; ".join(sorted(name.removeprefix("backbone.") for name in wrong)[:4])
+        first = "; ".join(sorted(name.removeprefix("backbone.") for name in wrong)[:4])
         raise ConfigError(
-            f"{path} does not fit source.backbone = {backbone!r} in {len(wrong)} tensors: {shown}. "
+            f"{path} does not fit source.backbone = {backbone!r} in {len(wrong)} tensors: {first}. "
             "Which architecture is it?"
         )
     model.load_state_dict(renamed)

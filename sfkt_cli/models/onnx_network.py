@@ -53,7 +53,7 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         self.features = features
         self.watch: Callable[[str, Any], None] | None = None
-        """Called with the name and result of each node; see :mod:`sfkt_cli.models.feature_maps`."""
+        """Called with the name and result of each node; see :mod:`sfkt_cli.models.frozen`."""
         unknown = sorted({str(node[0]) for node in nodes} - set(OPERATIONS))
         if unknown:
             raise DataError(f"model.json holds unknown operations: {', '.join(unknown)}")
@@ -90,7 +90,7 @@ class OnnxNetwork(nn.Module):
         values: dict[str, Any] = dict(self.named_tensors())
         values[self._input] = images.permute(0, 2, 3, 1) if self._channels_last else images
         for number, (kind, inputs, outputs, attributes) in enumerate(self._nodes):
-            given = [_value(each, values, images.shape[0]) for each in inputs]
+            given = [_value(written, values, images.shape[0]) for written in inputs]
             if "layer" in attributes:
                 results: Any = self.norms[attributes["layer"]](given[0])
             else:
@@ -111,14 +111,14 @@ def as_tuple(results: Any) -> tuple[Any, ...]:
 
 def names_in(inputs: Sequence[Any]) -> list[str]:
     """The inputs of a node that are names."""
-    return [each for each in inputs if isinstance(each, str)]
+    return [name for name in inputs if isinstance(name, str)]
 
 
 def _value(written: Any, values: Mapping[str, Any], batch: Any) -> Any:
     if isinstance(written, str):
         return values[written]
     if isinstance(written, list):
-        return [_value(each, values, batch) for each in written]
+        return [_value(part, values, batch) for part in written]
     return written["batch"] * batch if isinstance(written, Mapping) else written
 
 
@@ -259,7 +259,7 @@ def _squeeze(x: Tensor, given: Any = None, *, axes: Any = None) -> Tensor:
 def _unsqueeze(x: Tensor, given: Any = None, *, axes: Any = None) -> Tensor:
     chosen = _axes(x, axes, given)
     rank = x.ndim + len(chosen)
-    for axis in sorted(each % rank for each in chosen):
+    for axis in sorted(axis % rank for axis in chosen):
         x = x.unsqueeze(axis)
     return x
 

@@ -1,6 +1,7 @@
 """Translators T: encoded target images to source-like RGB images in [0, 1].
 
-TRANSLATORS maps the names of the configuration to the classes.
+TRANSLATORS maps the names of the configuration to the classes. Each takes the number of channels of
+the encoded target image, and the width w of its first layer.
 """
 
 from __future__ import annotations
@@ -22,10 +23,6 @@ class PointwiseTranslator(nn.Module):
     """The paper's T: a pointwise (fully connected) layer, batch norm and a convolution.
 
     Source: arXiv:2401.05014, TGMB. The sizes are ours.
-
-    Args:
-        channels: Number of channels of the encoded target image.
-        width: Channels between the two layers.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -40,12 +37,7 @@ class PointwiseTranslator(nn.Module):
 
 
 class IdentityTranslator(nn.Module):
-    """The encoded image as it is: what is kept where a trained T makes things worse (ours).
-
-    Args:
-        channels: Number of channels of the encoded target image.
-        width: Not used.
-    """
+    """The encoded image as it is: what is kept where a trained T makes things worse (ours)."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -59,14 +51,11 @@ class IdentityTranslator(nn.Module):
 class UNetTranslator(nn.Module):
     """The paper's pointwise T for detail, and a U-Net from half resolution down for context.
 
-    Pixels are folded two by two into channels, three scales below add context, and the result is
-    interpolated, which leaves no checkerboard, and added to a pointwise layer at full resolution.
+    It has w channels at full and half resolution, 2w and 4w below. Pixels are folded two by two
+    into channels, three scales below add context, and the result is interpolated, which leaves no
+    checkerboard, and added to a pointwise layer at full resolution.
     Source: arXiv:2401.05014, TGMB, for the pointwise layer and the convolution behind it;
     Ronneberger et al., 2015, for the shape of the rest, with added skips (ours).
-
-    Args:
-        channels: Number of channels of the encoded target image.
-        width: Channels w at full and half resolution; 2w and 4w below.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -102,11 +91,6 @@ class Quantiser(nn.Module):
     The codebook follows the vectors by moving means (VQ-VAE, van den Oord et al., NeurIPS 2017,
     Appendix A); entries that nothing uses start anew at vectors of the batch. It is written out
     because that of vector-quantize-pytorch cannot be exported (its start depends on data).
-
-    Args:
-        codes: Entries.
-        size: Size of each code.
-        decay: Decay of the moving means in a step.
     """
 
     codebook: Tensor
@@ -157,12 +141,8 @@ class VqganTranslator(nn.Module):
     """A small vector-quantised autoencoder: to a quarter of the resolution and back, without skips.
 
     Source: VQGAN (Esser et al., CVPR 2021), whose reconstructions the paper shows beside its own;
-    the sizes, without attention and perceptual loss, are ours.
-
-    Args:
-        channels: Number of channels of the encoded target image.
-        width: Channels w at half resolution; 2w below.
-        codes: Entries of the codebook.
+    the sizes, w channels at half resolution and 2w below, without attention and perceptual loss,
+    are ours.
     """
 
     def __init__(self, channels: int, width: int, codes: int) -> None:

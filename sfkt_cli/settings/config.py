@@ -649,11 +649,11 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     return merge(*(nest(str(name), value) for name, value in settings.items()))
 
 
-def pick(values: Mapping[str, Any], dotted: str) -> Any:
-    """The value of a dotted name in nested settings; None where there is none."""
+def pick(values: Mapping[str, Any], dotted: str, otherwise: Any = None) -> Any:
+    """The value of a dotted name in nested settings, or something else where there is none."""
     value: Any = values
     for key in dotted.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
+        value = value.get(key, otherwise) if isinstance(value, Mapping) else otherwise
     return value
 
 

@@ -70,6 +70,10 @@ SHARED = {
     "seed": Annotated[
         int | None, typer.Option(min=0, help="Fixes order, augmentation, initialisation.")
     ],
+    "warm_start": Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Finished run whose models this one goes on from."),
+    ],
     "force": Annotated[
         bool, typer.Option("--force", help="Delete what this stage wrote and start it anew.")
     ],
@@ -91,6 +95,7 @@ EVERYWHERE = ("as_json", "quiet", "verbose")
 SETTINGS = ("run", "config", "assignments", "gpus", "seed")
 """Of commands that work with the settings of a run."""
 STAGE = (*SETTINGS, "force", "dry_run")
+TRAINING = (*STAGE, "warm_start")
 
 
 class Verbosity:
@@ -146,7 +151,11 @@ def _options_of(common: dict[str, Any]) -> Options:
         run=common.get("run"),
         config=common.get("config"),
         assignments=tuple(common.get("assignments") or ()),
-        flags={"seed": common.get("seed"), "runtime.gpus": common.get("gpus")},
+        flags={
+            "seed": common.get("seed"),
+            "runtime.gpus": common.get("gpus"),
+            "training.warm_start": common.get("warm_start"),
+        },
         force=common.get("force", False),
         dry_run=common.get("dry_run", False),
         verbose=common.get("verbose", False),

@@ -1,14 +1,19 @@
-"""Which settings and which run a command works with: the one place where they come together.
+"""Which settings and which run a command works with, and these settings as text.
 
 Precedence: command-line flag > ``--set`` > YAML file > what this run used before > default.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from sfkt_cli.console import warn
 from sfkt_cli.errors import RunError
@@ -17,18 +22,22 @@ from sfkt_cli.settings.config import (
     Config,
     as_dict,
     build,
+    describe_type,
     merge,
     nested,
     parse_assignments,
     pick,
     read_yaml,
+    section_fields,
 )
 from sfkt_cli.settings.options import Options
-from sfkt_cli.settings.runs import RUNS, Run
+from sfkt_cli.settings.runs import DATA_SECTIONS, RUNS, Run
 
 DEFAULT = "default"
 CURRENT = RUNS / "current"
 """Holds the name of the run used last."""
+WIDTH = 96
+"""Columns of a commented configuration file."""
 
 
 @dataclass(frozen=True)
@@ -136,3 +145,71 @@ def remember_run(run: Run) -> None:
             f"{CURRENT} was not written ({error.strerror}): give --run {run.folder} with the next "
             "commands"
         )
+
+
+def origins(settings: Settings) -> list[dict[str, Any]]:
+    """Name, value and origin of every setting."""
+    values = as_dict(settings.config)
+    return [
+        {"name": name, "value": pick(values, name), "origin": settings.origin(name)}
+        for name in section_fields()
+    ]
+
+
+def show(settings: Settings, *, defaults: bool = True) -> str:
+    """Each setting on a line, with its value and where that came from."""
+    lines = [
+        (f"{setting['name']} = {one_line(setting['value'])}", setting["origin"])
+        for setting in origins(settings)
+        if defaults or setting["origin"] != DEFAULT
+    ]
+    width = max((len(text) for text, _ in lines if len(text) <= 60), default=0)
+    shown = "\n".join(f"  {text:<{width}}  # {origin}" for text, origin in lines)
+    return shown or "  all settings have their defaults"
+
+
+def commented_yaml(dataset: str) -> str:
+    """A configuration file with every default and what it means.
+
+    Args:
+        dataset: Sections of other data sets are left out.
+
+    Raises:
+        ConfigError: There is no such data set.
+    """
+    config = build({"dataset": dataset})
+    others = {section for name, section in DATA_SECTIONS.items() if name != dataset}
+    lines = [f"# Settings for {dataset}; use them with: sfkt run FILE.yaml"]
+    lines += ["# Lines that you leave out keep their defaults.", ""]
+    lines += _section(config, others, "")
+    return "\n".join(lines) + "\n"
+
+
+def _section(values: BaseModel, left_out: set[str], indent: str) -> Iterator[str]:
+    for name, field in type(values).model_fields.items():
+        value = getattr(values, name)
+        if not isinstance(value, BaseModel):
+            yield from _setting(name, field, as_dict(values)[name], indent)
+        elif name not in left_out:
+            yield ""
+            yield from _comment((type(value).__doc__ or "").strip(), indent)
+            yield f"{indent}{name}:"
+            yield from _section(value, left_out, indent + "  ")
+
+
+def _setting(name: str, field: FieldInfo, value: Any, indent: str) -> Iterator[str]:
+    described = " ".join((field.description or "").split())
+    kind = describe_type(field.annotation)
+    yield from _comment(f"{described} ({kind})" if described else kind, indent)
+    yield f"{indent}{name}: {one_line(value)}"
+
+
+def _comment(text: str, indent: str) -> list[str]:
+    start = f"{indent}# "
+    return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=start)
+
+
+def one_line(value: Any) -> str:
+    """A value as YAML on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...").strip()

@@ -33,7 +33,6 @@ from sfkt_cli.settings.config import (
     as_dict,
     current_name,
     merge,
-    nest,
     nested,
     pick,
     section_fields,
@@ -230,8 +229,8 @@ class Run:
         Raises:
             DataError: The file is damaged.
         """
-        record = read_record(self.path(stage, "done.json"), Done)
-        return record.model_dump(mode="json", exclude_unset=True)
+        done = read_record(self.path(stage, "done.json"), Done)
+        return done.model_dump(mode="json", exclude_unset=True)
 
     def output(self, stage: str, name: str) -> Path:
         """A file of a finished stage, which need not be there.
@@ -240,9 +239,8 @@ class Run:
             DataError: It is not what the stage wrote.
         """
         path = self.path(stage, name)
-        wrote = read_record(self.path(stage, "done.json"), Done).outputs.get(name)
-        expected = wrote.sha256 if wrote is not None and path.is_file() else None
-        if expected is not None and sha256_file(path) != expected:
+        written = read_record(self.path(stage, "done.json"), Done).outputs.get(name)
+        if written and written.sha256 and path.is_file() and sha256_file(path) != written.sha256:
             raise DataError(
                 f"{path} is not what its stage wrote (the checksum in done.json differs): "
                 "restore it, or run the stage again with --force"
@@ -442,13 +440,8 @@ def _outcome(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
 
 def known_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that this version has; an older run may name others."""
-    known: dict[str, Any] = {}
-    for name in section_fields():
-        section, _, field_name = name.rpartition(".")
-        holder = pick(values, section) if section else values
-        if isinstance(holder, Mapping) and field_name in holder:
-            known = merge(known, nest(name, holder[field_name]))
-    return known
+    used = {name: pick(values, name, ...) for name in section_fields()}
+    return nested({name: value for name, value in used.items() if value is not ...})
 
 
 def digest_outputs(folder: Path, names: Iterable[str]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -20,7 +19,7 @@ from sfkt_cli.errors import DataError
 from sfkt_cli.files import sha256_json, write_json, write_text
 
 SEAL = "record_sha256"
-_SEALED_SETTINGS = re.compile(r"# sha256 of what follows: ([0-9a-f]{64})\n")
+_HEAD = "# sha256 of what follows: {}"
 AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
 
 
@@ -43,31 +42,28 @@ def read_record(path: Path, kind: type[AnyRecord], *, sealed: bool = True) -> An
     """
     try:
         values = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, error) from None
-    if not isinstance(values, dict):
-        raise _damaged(path, "it holds no JSON object")
-    seal = values.pop(SEAL, None)
-    if sealed and seal is None:
-        raise DataError(
-            f"{path} has no {SEAL}: another version wrote it, or it was edited: make it again with "
-            "--force"
-        )
-    try:
+        if not isinstance(values, dict):
+            raise ValueError("it holds no JSON object")
+        seal = values.pop(SEAL, None)
+        if sealed and seal is None:
+            raise DataError(
+                f"{path} has no {SEAL}: another version wrote it, or it was edited: make it again "
+                "with --force"
+            )
         if sealed and seal != sha256_json(values):
             raise ValueError("it does not match its checksum")
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         raise _damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
 
 
 def write_settings(path: Path, text: str) -> None:
     """Write YAML with its checksum in the first line; it appears whole."""
     digest = hashlib.sha256(text.encode()).hexdigest()
-    write_text(path, f"# sha256 of what follows: {digest}\n{text}")
+    write_text(path, f"{_HEAD.format(digest)}\n{text}")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -77,17 +73,15 @@ def read_settings(path: Path) -> dict[str, Any]:
         DataError: The file is missing, damaged, or was edited.
     """
     try:
-        content = path.read_bytes()
-        head = _SEALED_SETTINGS.match(content[:100].decode("utf-8", "replace"))
-        body = content[head.end() :] if head else content
-        if head is None or head[1] != hashlib.sha256(body).hexdigest():
+        head, _, body = path.read_bytes().partition(b"\n")
+        if head.decode() != _HEAD.format(hashlib.sha256(body).hexdigest()):
             raise ValueError("it does not match its checksum")
         values = yaml.safe_load(body.decode())
+        if not isinstance(values, dict):
+            raise ValueError("it holds no settings")
+        return values
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise _damaged(path, error) from None
-    if not isinstance(values, dict):
-        raise _damaged(path, "it holds no settings")
-    return values
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -21,8 +21,7 @@ from sfkt_cli.files import replacing
 from sfkt_cli.methods import label_free
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.feature_maps import FeatureMaps
-from sfkt_cli.models.fold_batchnorm import fold_batch_norms
+from sfkt_cli.models.frozen import FeatureMaps, fold_batch_norms
 from sfkt_cli.models.saving import (
     check_classes,
     classifier_of,

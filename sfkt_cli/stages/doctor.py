@@ -132,8 +132,8 @@ def _torch() -> str:
 
 def _devices() -> Iterator[Finding]:
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        has = torch.cuda.get_device_properties(index)
-        yield Finding(f"GPU {index}", f"{has.name}, {has.total_memory / 2**30:.0f} GB")
+        gpu = torch.cuda.get_device_properties(index)
+        yield Finding(f"GPU {index}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GB")
     if torch.backends.mps.is_available():
         yield Finding("GPU", "Apple (MPS)", "Apple GPUs are not used yet: runs go to the CPU")
     if not torch.cuda.is_available():

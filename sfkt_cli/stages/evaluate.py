@@ -70,8 +70,8 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
     folder = run.path("evaluate")
     show(read_results(run).rows)
     say(f"evaluate: report and pictures are in {folder}")
-    if told := run.record("evaluate").get("verdict"):
-        say(f"evaluate: {told}")
+    if sentence := run.record("evaluate").get("verdict"):
+        say(f"evaluate: {sentence}")
     if report is not None:
         copy_report(run.output("evaluate", COPIES[report.suffix.lower()]), report)
 
@@ -138,9 +138,9 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, readable: lis
         shots=shots(evaluation),
         sections=sections(evaluation, run, rows, stage.folder),
     )
-    shown = {section.picture for section in report.sections}
+    pictures = {section.picture for section in report.sections}
     for picture in stage.folder.glob("*.png"):  # an earlier report may have had more
-        if picture.name not in shown:
+        if picture.name not in pictures:
             picture.unlink()
     write_json(stage.folder / "results.json", results(report))
     write_text(stage.folder / "predictions.csv", predictions_csv(evaluation))
@@ -185,11 +185,10 @@ def predictions_csv(evaluation: Evaluation) -> str:
     lines: list[list[str | float]] = []
     for name, split in evaluation.splits.items():
         truth = dict(zip(split.rows.tolist(), split.labels.tolist(), strict=True))
-        group = dict(zip(split.rows.tolist(), split.group_names, strict=True))
         predicted = [evaluation.outcomes[method].probabilities.get(name) for method in methods]
         for row, (sample, known_as) in enumerate(zip(split.ids, split.names, strict=True)):
-            label = classes[truth[row]] if row in truth else ""
-            line: list[str | float] = [name, sample, known_as, label, group.get(row, "")]
+            label, scene = (classes[truth[row]], split.scenes[row]) if row in truth else ("", "")
+            line: list[str | float] = [name, sample, known_as, label, scene]
             for probabilities in predicted:
                 if probabilities is None:
                     line += ["", ""]

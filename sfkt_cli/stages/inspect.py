@@ -7,13 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sfkt_cli.console import say, warn
-from sfkt_cli.data.alignment import check_alignment
-from sfkt_cli.data.contact_sheet import draw_contact_sheet
+from sfkt_cli.data.pictures import check_alignment, draw_contact_sheet
 from sfkt_cli.data.quality import as_plain, duplicates, samples_of_store, table_text, tabulate
-from sfkt_cli.data.readers import read_archive
-from sfkt_cli.data.splits import ClassRow, list_class_rows
 from sfkt_cli.data.store import Store, open_store
-from sfkt_cli.settings.config import Config
 
 
 def inspect(path: Path, out: Path | None = None, verify: bool = False) -> dict[str, Any]:
@@ -74,13 +70,3 @@ def report_alignment(store: Store, names: Mapping[str, str] | None = None) -> No
     say(alignment.summary())
     for warning in alignment.warnings():
         warn(warning)
-
-
-def list_classes(config: Config) -> list[ClassRow]:
-    """The classes of the configured archive, with their numbers and what they are used for.
-
-    Raises:
-        DataError: The archive is missing, incomplete, or not what it should be.
-        ConfigError: The chosen classes are not in the archive.
-    """
-    return list_class_rows(config.classes, read_archive(config))

@@ -10,9 +10,9 @@ import contextlib
 from collections.abc import Sequence
 
 from sfkt_cli.console import say, track, warn
-from sfkt_cli.data.contact_sheet import draw_contact_sheet
 from sfkt_cli.data.ingest import Plan, Seen, Task, ingest
 from sfkt_cli.data.loading import FileLoader
+from sfkt_cli.data.pictures import draw_contact_sheet
 from sfkt_cli.data.quality import (
     Line,
     Sample,

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sfkt_cli.models.classifier import freeze
-from sfkt_cli.models.fold_batchnorm import fold_batch_norms
+from sfkt_cli.models.frozen import fold_batch_norms
 from sfkt_cli.models.saving import load_model
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config

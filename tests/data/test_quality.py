@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfkt_cli.data.alignment import Alignment, check_alignment, compare_edges, fill_holes
 from sfkt_cli.data.ingest import Seen, summarise_target
+from sfkt_cli.data.pictures import Alignment, check_alignment, compare_edges, fill_holes
 from sfkt_cli.data.quality import (
     Line,
     Sample,
@@ -20,12 +20,14 @@ from sfkt_cli.data.quality import (
     table_text,
     tabulate,
 )
+from sfkt_cli.data.readers import read_archive
+from sfkt_cli.data.splits import list_class_rows
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import writing
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import build
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.stages.inspect import inspect, list_classes
+from sfkt_cli.stages.inspect import inspect
 from sfkt_cli.stages.prepare import prepare
 from tests.data.make_archives import save, scene
 
@@ -145,7 +147,9 @@ def test_inspect_tells_the_same_as_prepare(
     run.test_store.write_bytes(damaged)
     with pytest.raises(DataError, match=r"rows 0\.\.\d+ of test/target"):
         inspect(run.test_store, verify=True)
-    assert [row.role for row in list_classes(config)].count("TR") == 6
+    assert [row.role for row in list_class_rows(config.classes, read_archive(config))].count(
+        "TR"
+    ) == 6
 
 
 def test_table_has_depth_range_and_missing_share(tmp_path: Path) -> None:

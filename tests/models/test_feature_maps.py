@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sfkt_cli.models.backbones import SmallResNet, make_backbone
-from sfkt_cli.models.feature_maps import FeatureMaps
+from sfkt_cli.models.frozen import FeatureMaps
 from sfkt_cli.models.onnx_network import OnnxNetwork
 
 

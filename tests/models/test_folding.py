@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkt_cli.models.classifier import Classifier, Mixture, freeze
-from sfkt_cli.models.fold_batchnorm import fold_batch_norms
+from sfkt_cli.models.frozen import fold_batch_norms
 
 SIZES: dict[str, Any] = {
     "classes": 3, "width": 4, "bottleneck": 8, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.2),

@@ -470,7 +470,8 @@ def test_wrong_settings_and_methods_are_named_before_anything_runs(tmp_path: Pat
 
 def test_the_demo_and_the_usual_methods_unfold() -> None:
     assert cells_of(DEMO, {"runtime": {"gpus": 0}})[0].config.runtime.gpus == 0
-    assert set(cells_of(BenchmarkPlan(), {})[0].methods) == set(METHODS)
+    students = cells_of(BenchmarkPlan(), {})[0].students
+    assert {method for method, _ in students.values()} == set(METHODS)
 
 
 @pytest.mark.parametrize("name", ["benchmark-demo", "ablation", "paper-tables"])

@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -35,7 +36,7 @@ from sfkt_cli.data.archive import Container, open_container, tree_drawn_in
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
 from sfkt_cli.data.loading import FileLoader, TargetValues
 from sfkt_cli.data.readers.manifest import find_manifest, read_manifest
-from sfkt_cli.data.records import Archive, Record, image_names
+from sfkt_cli.data.records import Archive, Record, collect, image_names
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
 
@@ -45,6 +46,8 @@ _OTHER_NAMES = {
     "infrared": "target", "thermal": "target",
 }  # fmt: skip
 """What people call the two folders of a class; taken for groups, pairs would fall apart."""
+Capture = tuple[str, str | None, str]
+"""Role, label and path without suffix."""
 SAMPLES = 8
 """Target images that are searched for values that may stand for no reading."""
 NOTABLE_SHARE = 0.001
@@ -120,33 +123,23 @@ def _largest_values(loader: FileLoader, names: Sequence[str]) -> tuple[str, ...]
 
 def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...]]:
     """Records, and what is left out; names are compared as NFC, whatever system wrote them."""
-    views: dict[tuple[str, str | None], dict[str, dict[str, str]]] = {}
+
+    def place(name: str) -> tuple[Capture, str] | None:
+        if misplaced := _misplaced(name):
+            raise DataError(f"{container.describe(name)} {misplaced}; {_ADVICE}")
+        return _place(unicodedata.normalize("NFC", name))
+
     names = container.names()
     inside = [name for name in names if name[:3].lower() in ("tr/", "ti/")]
-    for name in inside:
-        misplaced = _misplaced(name)
-        if misplaced:
-            raise DataError(f"{container.describe(name)} {misplaced}; {_ADVICE}")
-        place = _place(unicodedata.normalize("NFC", name))
-        if place is None:
-            continue
-        role, label, view, stem = place
-        stems = views.setdefault((role, label), {"rgb": {}, "target": {}})[view]
-        if stem in stems:
-            raise DataError(
-                f"{container.describe(name)} and {stems[stem]} have the same name: "
-                "names without suffix must differ"
-            )
-        stems[stem] = name
+    captures = collect(container, place, ())
+    _check_partners(container, captures, inside)
     records: list[Record] = []
-    for (role, label), paths in views.items():
-        _check_partners(container, role, paths, inside)
-        for stem in sorted(set(paths["rgb"]) | set(paths["target"])):
-            rgb, target = paths["rgb"].get(stem), paths["target"].get(stem)
-            folder = stem.rpartition("/")[0]
-            group = f"{role}/{folder}" if folder else ""
-            parts = ("ti",) if role == "ti" else ()
-            records.append(Record(f"{label or role}/{stem}", group, label, rgb, target, parts))
+    for (role, label, stem), views in captures.items():
+        folder = stem.rpartition("/")[0]
+        group = f"{role}/{folder}" if folder else ""
+        parts = ("ti",) if role == "ti" else ()
+        rgb, target = views.get("rgb"), views.get("target")
+        records.append(Record(f"{label or role}/{stem}", group, label, rgb, target, parts))
     notes = [note for note in (tell_unread(inside),) if note]
     elsewhere = [name for name in set(names) - set(inside) if _suffix(name) in SUFFIXES]
     if elsewhere:
@@ -158,21 +151,21 @@ def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def _place(name: str) -> tuple[str, str | None, str, str] | None:
-    """Role, label, view and path without suffix of an image; None for other files."""
+def _place(name: str) -> tuple[Capture, str] | None:
+    """Capture and view of an image; None for other files."""
     if _suffix(name) not in SUFFIXES:
         return None
     role, *inner = PurePosixPath(name).with_suffix("").parts
     role = role.lower()
     if role == "ti" and len(inner) >= 2 and inner[0] in ("rgb", "target"):
-        return "ti", None, inner[0], "/".join(inner[1:])
+        return ("ti", None, "/".join(inner[1:])), inner[0]
     if role == "tr" and len(inner) >= 3 and inner[1] in ("rgb", "target"):
-        return "tr", inner[0], inner[1], "/".join(inner[2:])
+        return ("tr", inner[0], "/".join(inner[2:])), inner[1]
     if role == "tr" and len(inner) >= 2:
         label = None if inner[0] == "target" else inner[0]
-        return "tr", label, "target", "/".join(inner[1:])
+        return ("tr", label, "/".join(inner[1:])), "target"
     if role == "tr" and len(inner) == 1:
-        return "tr", None, "target", inner[0]
+        return ("tr", None, inner[0]), "target"
     return None
 
 
@@ -195,23 +188,22 @@ def _misplaced(name: str) -> str:
 
 
 def _check_partners(
-    container: Container, role: str, paths: dict[str, dict[str, str]], names: Sequence[str]
+    container: Container, captures: Mapping[Capture, dict[str, str]], names: Sequence[str]
 ) -> None:
     """TI are pairs; TR images may be of one kind, or all pairs, or two separate collections."""
-    alone = {
-        view: sorted(set(paths[view]) - set(paths[other]))
-        for view, other in (("rgb", "target"), ("target", "rgb"))
-    }
-    pairs = set(paths["rgb"]) & set(paths["target"])
-    for view, stems in alone.items():
-        if stems and (role == "ti" or pairs):
-            name = paths[view][stems[0]]
-            other = "target" if view == "rgb" else "rgb"
-            top = "/".join(name.split("/")[: 1 if role == "ti" else 2])
-            partner = f"{top}/{other}/{stems[0]}."
-            unread = [name for name in names if name.startswith(partner)]
-            advice = "restore it" if not unread else f"convert {unread[0]}, which is not read"
-            raise DataError(
-                f"{container.describe(name)} has no partner {stems[0]}.* in the folder {other}: "
-                f"{advice}, or remove this one ({len(stems)} such files)"
-            )
+    paired = {capture[:2] for capture, views in captures.items() if len(views) == 2}
+    alone: dict[tuple[str, str | None, str], list[str]] = defaultdict(list)
+    for (role, label, stem), views in captures.items():
+        if len(views) == 1 and (role == "ti" or (role, label) in paired):
+            alone[role, label, next(iter(views))].append(stem)
+    for (role, label, view), stems in alone.items():
+        stem = min(stems)
+        name = captures[role, label, stem][view]
+        other = "target" if view == "rgb" else "rgb"
+        top = "/".join(name.split("/")[: 1 if role == "ti" else 2])
+        unread = [name for name in names if name.startswith(f"{top}/{other}/{stem}.")]
+        advice = "restore it" if not unread else f"convert {unread[0]}, which is not read"
+        raise DataError(
+            f"{container.describe(name)} has no partner {stem}.* in the folder {other}: "
+            f"{advice}, or remove this one ({len(stems)} such files)"
+        )

@@ -70,7 +70,7 @@ def find_manifest(root: Path, chosen: Path | None) -> Manifest | None:
     for name in sorted(names, key=lambda name: name.count("/")):
         for end in NAMES if chosen is None else (chosen.as_posix(),):
             top = name[: -len(end)]
-            at_top = not top or (top[-1] == "/" and all(each.startswith(top) for each in names))
+            at_top = not top or (top[-1] == "/" and all(n.startswith(top) for n in names))
             if at_top and name[len(top) :].casefold() == end.casefold():
                 inside = images.below(top.rstrip("/"))
                 return Manifest(inside, name[len(top) :], inside)
