@@ -187,7 +187,7 @@ def labels_told(run: Run, store: Store) -> dict[str, int]:
 
     They are for the figures of what is finished: nothing is chosen by them.
     """
-    inputs = run.record("evaluate").get("inputs", {}) if run.finished("evaluate") else {}
+    inputs = run.record("evaluate").get("inputs", {}) if run.has("evaluate") else {}
     if inputs.get("transfer.h5") != store.digest:
         return {}
     path = run.output("evaluate", "predictions.csv")
@@ -404,7 +404,7 @@ def model_card(
 
 def _results(run: Run, method: str) -> Results | None:
     """What evaluate said of these very models; nothing where they are newer."""
-    if not run.finished("evaluate"):
+    if not run.has("evaluate"):
         return None
     used, now = run.record("evaluate").get("inputs", {}), model_digests(run)
     if any(used.get(name) != now.get(name) for name in ("source", "bridge", f"transfer/{method}")):

@@ -163,7 +163,7 @@ class WashingtonRgbdConfig(Section):
 
 
 class FoldersConfig(Section):
-    """Your own data: folders or a manifest (docs/datasets.md shows both)."""
+    """Your own data, in folders or listed in a manifest (CSV)."""
 
     manifest: UserPath | None = None
     """CSV or JSONL with columns rgb, target, label, role, group; relative to the root."""
@@ -346,7 +346,7 @@ class TransferConfig(Section):
     """TGKT or one of its peers: the student for the target sensor."""
 
     method: str = "tgkt"
-    """A name from the table of methods (docs/methods.md)."""
+    """tgkt, distill, shot, socket, socket+bridge, aad or nrc."""
     epochs: Epochs = 12
     """Passes over the larger of TI pairs and target images."""
     weight_decay: Weight = 1e-3
