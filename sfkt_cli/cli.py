@@ -310,7 +310,8 @@ def predict(
     ] = Path("predictions.csv"),
     method: Method = None,
     model: Annotated[
-        Path | None, typer.Option(help="Folder of an exported student, in place of a run's.")
+        Path | None,
+        typer.Option(help="Exported student, a folder or ONNX file, in place of a run's."),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes to list for each image.")] = 1,
     threshold: Annotated[
@@ -478,7 +479,8 @@ def main() -> None:
                 raise
             if Verbosity.tracebacks:
                 tell(traceback.format_exc().rstrip())
-            tell(f"sfkt: {message}")
+            if message:
+                tell(f"sfkt: {message}")
             sys.exit(code)
 
 

@@ -294,12 +294,15 @@ def together(command: Callable[[], Result]) -> Result | None:
         _leave()
         return result
     mute()
-    for number in _numbers:
-        text = _hear(f"job{number}")
-        if text == _END:
-            break
-        _take_part(json.loads(text), number)
-    _leave()
+    try:
+        for number in _numbers:
+            text = _hear(f"job{number}")
+            if text == _END:
+                break
+            _take_part(json.loads(text), number)
+        _leave()
+    except Interrupted:
+        raise Interrupted("") from None  # process 0 tells
     return None
 
 

@@ -23,6 +23,8 @@ class DataError(SfktError):
 class Interrupted(BaseException):
     """A signal asked to stop; the same command goes on from what was saved.
 
+    The message is empty where another process tells it.
+
     Like KeyboardInterrupt it may come anywhere, and no ``except Exception`` takes it for a fault.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.saving import CARD, Saved, load_model
 from sfkt_cli.settings.config import build
+from sfkt_cli.settings.runs import known_settings
 from sfkt_cli.settings.sealed import read_settings
 
 
@@ -85,11 +86,7 @@ class Student(nn.Module):
         Raises:
             DataError: The file is missing, damaged, or not an image of this sensor.
         """
-        try:
-            content = Path(path).read_bytes()
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from None
-        return self.sensor.decode(content, str(path))
+        return self.sensor.decode(read_image(path), str(path))
 
     def predict(self, image: str | Path | NDArray[Any]) -> Prediction:
         """Classify one image.
@@ -109,17 +106,48 @@ class Student(nn.Module):
     def predict_stored(self, images: Sequence[NDArray[Any]]) -> list[Prediction]:
         """Classify images that :meth:`read` gave, as one batch."""
         probabilities = self.probabilities(torch.from_numpy(np.stack(images)))
-        predictions = []
-        for image, row in zip(images, probabilities.tolist(), strict=True):
-            ranked = sorted(zip(self.classes, row, strict=True), key=lambda pair: -pair[1])
-            warning = doubt(image, self.usual, self.sensor.missing)
-            predictions.append(Prediction(*ranked[0], tuple(ranked), warning))
-        return predictions
+        rows = probabilities.tolist()
+        return rank(rows, self.classes, images, self.usual, self.sensor.missing)
 
     def probabilities(self, stored: Tensor) -> Tensor:
         """(B, K) float32 on the CPU of stored images (B, H, W) or (B, H, W, C)."""
         with torch.inference_mode():
             return torch.softmax(self(stored).float() / self.temperature, dim=1).cpu()
+
+
+def read_image(path: str | Path) -> bytes:
+    """The content of an image file.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def rank(
+    probabilities: Iterable[Sequence[float]],
+    classes: Sequence[str],
+    images: Iterable[NDArray[Any]],
+    usual: Mapping[str, Any],
+    missing: bool,
+) -> list[Prediction]:
+    """Predictions from the probabilities of each image, with what makes the image doubtful.
+
+    Args:
+        probabilities: Those of all classes, for each image.
+        classes: Their names.
+        images: As stored.
+        usual: What the training images looked like; empty: not known.
+        missing: Whether 0 means "no reading".
+    """
+    predictions = []
+    for image, row in zip(images, probabilities, strict=True):
+        ranked = sorted(zip(classes, row, strict=True), key=lambda pair: -pair[1])
+        predictions.append(Prediction(*ranked[0], tuple(ranked), doubt(image, usual, missing)))
+    return predictions
 
 
 def load_student(
@@ -192,7 +220,7 @@ def _sensor(folder: Path, saved: Saved, encoding: Encoding) -> Sensor:
     sensor = saved.card.get("sensor")
     if sensor is not None:
         return Sensor(**sensor)
-    config = build(read_settings(folder / "config.yaml"))
+    config = build(known_settings(read_settings(folder / "config.yaml")))
     store = folder.parent.parent / "prepare" / "transfer.h5"
     if store.is_file():
         return sensor_of_store(open_store(store), config)

@@ -285,7 +285,7 @@ def test_a_stage_that_lacks_an_output_is_done_anew(
     result.unlink() if content is None else result.write_text(content)
     assert not run.finished("bridge")
     with pytest.raises(RunError, match=r"bridge/result .*: first run `sfkt bridge`"):
-        run.require("bridge", "sfkt bridge")
+        run.has("bridge")
     assert work(run, "bridge", settings("seed=34"))
     assert "bridge is done anew" in capsys.readouterr().err
     assert run.finished("bridge")
@@ -386,6 +386,20 @@ def test_a_run_remembers_the_settings_it_used(tmp_path: Path) -> None:
     for stage in ("prepare", "source", "bridge", "transfer/tgkt", "transfer/shot"):
         again = build(run.remembered(stage))
         assert stage_settings(stage, again) == run.record(stage)["settings"], stage
+
+
+def test_settings_of_a_start_that_failed_are_forgotten_by_force_and_later_stages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path)
+    config = settings("bridge.epochs=5", "training.shift=0.2")
+    with contextlib.suppress(ValueError), run.open("bridge", config, INPUTS):
+        run.path("bridge", "checkpoint").mkdir()
+        raise ValueError("the loss is nan")
+    assert build(run.remembered("bridge")).bridge.epochs == 5, "the same command goes on"
+    assert run.remembered("transfer/shot") == {}
+    assert Run(tmp_path, force=True).remembered("bridge") == {}
+    assert "starts anew without its unfinished start's settings" in capsys.readouterr().err
 
 
 def test_every_setting_of_a_stage_exists() -> None:

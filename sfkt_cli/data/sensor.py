@@ -91,7 +91,11 @@ class Sensor:
         Raises:
             DataError: The file is damaged, or its values are not what the model expects.
         """
-        return self.fit_values(decode_target(content, name, self.max_pixels, self.no_reading), name)
+        return self.to_size(self.decode_unfitted(content, name))
+
+    def decode_unfitted(self, content: bytes, name: str) -> NDArray[Any]:
+        """The same at its own size."""
+        return self.to_unit(decode_target(content, name, self.max_pixels, self.no_reading), name)
 
     def fit_values(self, values: NDArray[Any], name: str = "the image") -> NDArray[Any]:
         """A raw image (H, W) or (H, W, C) of the sensor to the model's size and unit.
@@ -99,12 +103,22 @@ class Sensor:
         Raises:
             DataError: The values are not what the model expects.
         """
+        return self.to_size(self.to_unit(values, name))
+
+    def to_unit(self, values: NDArray[Any], name: str = "the image") -> NDArray[Any]:
+        """A raw image of the sensor to the model's unit, at its own size.
+
+        Raises:
+            DataError: The values are not what the model expects.
+        """
         values = known_type(values, name, self.no_reading)
         if self.rotated:
-            stored = undo_rotation(values, name)
-        else:
-            expected = TargetValues(self.modality, self.unit, self.dtype, self.channels, self.scale)
-            stored = expected.convert(values, name)
+            return undo_rotation(values, name)
+        expected = TargetValues(self.modality, self.unit, self.dtype, self.channels, self.scale)
+        return expected.convert(values, name)
+
+    def to_size(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """An image in the model's unit to its size."""
         return fit_target(stored, self.image_size, self.fit, missing=self.missing)
 
     def as_dict(self) -> dict[str, Any]:

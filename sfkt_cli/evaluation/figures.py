@@ -159,6 +159,7 @@ def draw_curves(
                 axis.axvline(chosen[title], color="grey", linewidth=1)
             axis.set_title(f"{TERMS[name]} ({name})" if name in TERMS else name, fontsize=8)
             axis.tick_params(labelsize=7)
+            axis.ticklabel_format(useOffset=False)  # one would stand in the title
             axis.xaxis.get_major_locator().set_params(integer=True)
     _save(figure, path)
 

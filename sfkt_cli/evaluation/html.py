@@ -55,7 +55,8 @@ nav { margin: 2rem 0 1rem; line-height: 1.8; } a { color: var(--method); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 8.5rem;
+  position: sticky; left: 0; background: var(--paper); }
 .words2 :is(th, td):nth-child(2) { text-align: left; }
 thead th { border-bottom: 2px solid var(--ink); white-space: normal; vertical-align: bottom; }
 tbody tr { border-bottom: 1px solid var(--line); }
@@ -67,7 +68,8 @@ figure { margin: 1rem 0; }
 .chart { padding: 0 8px; max-width: 46rem; } svg { width: 100%; overflow: visible; }
 @media screen { .scroll > .wide { min-width: 44rem; } }
 figure img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
-svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
+svg text { fill: var(--ink); font: 13px system-ui, sans-serif; paint-order: stroke;
+  stroke: var(--paper); stroke-width: 4px; }
 svg .axis { stroke: var(--line); } svg .soft { fill: var(--soft); }
 svg .method { stroke: var(--method); fill: var(--method); }
 svg .bound { stroke: var(--bound); fill: var(--paper); }
@@ -212,8 +214,8 @@ def _picture(path: Path, caption: str) -> str:
 
 
 def _unbroken(text: str) -> str:
-    """Text whose numbers keep their per cent sign on the same line."""
-    return escape(text).replace(" %", "&nbsp;%")
+    """Text whose numbers keep their per cent sign and their interval on the same line."""
+    return escape(text).replace(" %", "&nbsp;%").replace(" .. ", "&nbsp;..&nbsp;")
 
 
 def _inline(png: bytes) -> str:

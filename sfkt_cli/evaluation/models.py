@@ -89,7 +89,7 @@ class Models:
 def finished_methods(run: Run) -> list[str]:
     """Names of the finished transfer methods, ``tgkt`` last."""
     names = [path.parent.name for path in run.path("transfer").glob("*/done.json")]
-    names = [name for name in names if run.finished(f"transfer/{name}")]
+    names = [name for name in names if run.has(f"transfer/{name}")]
     return sorted(names, key=lambda name: (name == "tgkt", name))
 
 
@@ -99,7 +99,7 @@ def model_digests(run: Run) -> dict[str, str]:
     Raises:
         DataError: A model card is missing or damaged.
     """
-    stages = ["source", *(["bridge"] if run.finished("bridge") else [])]
+    stages = ["source", *(["bridge"] if run.has("bridge") else [])]
     stages += [f"transfer/{name}" for name in finished_methods(run)]
     return {stage: str(read_card(run.path(stage, "model.json"))["sha256"]) for stage in stages}
 
@@ -119,7 +119,7 @@ def load_models(run: Run, store: Store, runtime: Runtime) -> Models:
 
     source = read(run.path("source"))
     translator = None
-    if run.finished("bridge"):
+    if run.has("bridge"):
         saved = read(run.path("bridge"))
         translator = (freeze(saved.module), _encoding(saved, run.path("bridge")))
     students = {}

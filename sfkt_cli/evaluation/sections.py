@@ -285,12 +285,12 @@ def epoch_choice(run: Run, target: Split | None, stages: Sequence[str]) -> Secti
     for stage in stages:
         predicted = load_epochs(run.output(stage, FILE).parent)
         kept = run.record(stage).get("best_epoch") or len(predicted) + 1
-        whole = len(predicted) >= max(kept, 2) and predicted.shape[1] == len(rows)
+        metrics = run.metrics(stage)
+        whole = len(metrics) == len(predicted) >= max(kept, 2) and predicted.shape[1] == len(rows)
         if not np.any(labelled) or not whole:
             continue
         right = predicted[:, labelled] == target.labels[places[labelled]]
         accuracy = right.mean(axis=1)
-        metrics = run.metrics(stage)
         correlations = []
         for name in SELECTORS:
             values = [row[name] for row in metrics if name in row]
@@ -414,7 +414,7 @@ def feature_map(evaluation: Evaluation, folder: Path) -> Section | None:
 def curves(run: Run, folder: Path) -> Section | None:
     """Training curves of all stages that trained something."""
     names = ("source", "bridge", *(f"transfer/{name}" for name in finished_methods(run)))
-    metrics = {stage: run.metrics(stage) for stage in names if run.finished(stage)}
+    metrics = {stage: run.metrics(stage) for stage in names if run.has(stage)}
     stages = {stage: rows for stage, rows in metrics.items() if rows}
     chosen = {stage: best for stage in stages if (best := run.record(stage).get("best_epoch"))}
     if not stages:

@@ -100,7 +100,7 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
     graph = model.graph
     if not graph.node or not graph.output:
         raise DataError(f"{path} is no intact ONNX file: it holds no graph")
-    _refuse_what_is_elsewhere(path, model)
+    refuse_what_is_elsewhere(path, model)
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
     if opset < OLDEST_OPSET:
         raise DataError(f"{path} is of opset {opset}: export it for opset 13 or later")
@@ -182,7 +182,7 @@ def _at(name: str, kind: str) -> Iterator[None]:
         raise
 
 
-def _refuse_what_is_elsewhere(path: Path, model: Any) -> None:
+def refuse_what_is_elsewhere(path: Path, model: Any) -> None:
     """Refuse values in other files, at any place of the file, and operations of other makers."""
     for where, kind, part in _parts(model):
         if kind == "FunctionProto" or (kind == "NodeProto" and part.domain not in ("", "ai.onnx")):

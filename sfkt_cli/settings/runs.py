@@ -17,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -154,7 +154,7 @@ class Stage:
             "inputs": dict(self.inputs),
             "seconds": round(time.monotonic() - self.started, 3),
             "versions": versions(),
-            "outputs": _outputs(self.folder),
+            "outputs": digest_outputs(self.folder, _written(self.folder)),
             **summary,
         }
         write_record(self.folder / "done.json", record)
@@ -209,6 +209,19 @@ class Run:
             return not _lacks(self.path(stage))
         except DataError:
             return True
+
+    def has(self, stage: str) -> bool:
+        """Whether a stage is finished that a command can do without.
+
+        Raises:
+            RunError: It was finished, and lacks an output now: it must not be left out in silence.
+            DataError: Its done.json is damaged.
+        """
+        if not self.path(stage, "done.json").is_file():
+            return False
+        kind, _, method = stage.partition("/")
+        self.require(stage, f"sfkt {kind} --method {method}" if method else f"sfkt {kind}")
+        return True
 
     def record(self, stage: str) -> dict[str, Any]:
         """The done.json of a finished stage.
@@ -269,16 +282,24 @@ class Run:
     def remembered(self, stage: str) -> dict[str, Any]:
         """Settings this run used before: the stage's own, else those of the stages above it.
 
+        A stage that did not finish tells none, but for the stage itself, which goes on with them
+        unless it is started anew.
+
         Raises:
             DataError: They are damaged, and the stage is not started anew.
         """
         settings: dict[str, Any] = {}
         for above in ("prepare", "source", "bridge", stage):
-            path = self.path(above, "config.yaml")
+            path, anew = self.path(above, "config.yaml"), self.force and above == stage
+            if path.is_file() and not self.path(above, "done.json").is_file():
+                if anew:
+                    console.warn(f"{stage} starts anew without its unfinished start's settings")
+                if anew or above != stage:
+                    continue
             try:
-                used = _known(read_settings(path)) if path.is_file() else {}
+                used = known_settings(read_settings(path)) if path.is_file() else {}
             except DataError as error:
-                if not (self.force and above == stage):
+                if not anew:
                     raise
                 console.warn(f"{error}; {stage} starts anew without these settings")
                 break
@@ -417,20 +438,27 @@ def _outcome(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     return {"folder": str(folder), "figures": figures, "files": files}
 
 
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+def known_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that this version has; an older run may name others."""
     used = {name: pick(values, name, ...) for name in section_fields()}
     return nested({name: value for name, value in used.items() if value is not ...})
 
 
-def _outputs(folder: Path) -> dict[str, Any]:
-    """Size and digest of the files that a stage wrote, its pictures below left out."""
-    written = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name not in (*_IN_PASSING, LOG) and path.name[0] != ".":
-            digest = None if path.suffix in _OWN_CHECKSUM else sha256_file(path)
-            written[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
-    return written
+def digest_outputs(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Size and digest of files that a stage wrote, for ``outputs`` of its done.json."""
+    return {
+        name: {
+            "bytes": (folder / name).stat().st_size,
+            "sha256": None if name.endswith(_OWN_CHECKSUM) else sha256_file(folder / name),
+        }
+        for name in names
+    }
+
+
+def _written(folder: Path) -> list[str]:
+    """Names of the files that a stage wrote, its pictures below left out."""
+    files = sorted(path.name for path in folder.iterdir() if path.is_file())
+    return [name for name in files if name not in (*_IN_PASSING, LOG) and name[0] != "."]
 
 
 def _lacks(folder: Path) -> str:

@@ -27,7 +27,6 @@ from sfkt_cli.data.sensor import Sensor, sensor_of_store
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.evaluation import exported
-from sfkt_cli.evaluation.model_card import model_card
 from sfkt_cli.files import replacing, sha256_file, write_text
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.graph_files import (
@@ -44,7 +43,7 @@ from sfkt_cli.models.graph_files import (
 )
 from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
 from sfkt_cli.settings.config import Config, to_yaml
-from sfkt_cli.settings.runs import Run, versions
+from sfkt_cli.settings.runs import Run, digest_outputs, versions
 from sfkt_cli.settings.sealed import read_record, write_record, write_settings
 from sfkt_cli.student import find_student
 
@@ -100,7 +99,7 @@ def export(
     _choose("precision", precisions, PRECISIONS)
     formats = check_formats(formats, precisions)
     folders = {"student": find_student(run.folder, method, config.transfer.method)}
-    if run.finished("bridge") and run.finished("source"):
+    if run.has("bridge") and run.has("source"):
         folders |= {"translator": run.path("bridge"), "source": run.path("source")}
     saved = {name: load_model(folder) for name, folder in folders.items()}
     store = open_store(run.transfer_store)
@@ -188,7 +187,7 @@ def export(
         say(f"{title}\n\n{text}")
     first = next((file for file in written if file.endswith(".onnx")), "student.onnx")
     example = images.read(compared[: batch or 1])
-    card = model_card(run, method, saved["student"], sensor, example, first, batch, tables)
+    card = exported.model_card(run, method, saved["student"], sensor, example, first, batch, tables)
     write_text(target / "README.md", card)
     write_settings(target / "config.yaml", to_yaml(config))
     record = {
@@ -197,6 +196,7 @@ def export(
         "files": [asdict(comparison) for comparison in comparisons],
         "latencies": [asdict(latency) for latency in latencies],
         "written": written,
+        "outputs": digest_outputs(target, [name for name in written if "/" not in name]),
     }
     write_record(target / "done.json", record)
 
@@ -334,6 +334,8 @@ def _facts(student: Saved, sensor: Sensor, images: Tensor) -> dict[str, str]:
         "input": f"{str(images.dtype).removeprefix('torch.')} {list(images.shape[1:])}",
         "unit": sensor.meaning,
         "modality": sensor.modality,
+        "sensor": json.dumps(sensor.as_dict()),
+        "usual": json.dumps(student.card.get("images") or {}),
     }
 
 

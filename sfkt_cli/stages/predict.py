@@ -24,7 +24,9 @@ from sfkt_cli.data.pictures import captioned
 from sfkt_cli.data.sensor import frames, is_live, is_video
 from sfkt_cli.errors import ConfigError, DataError, Interrupted
 from sfkt_cli.evaluation.report import to_csv as harmless_csv
+from sfkt_cli.exported_student import ExportedStudent
 from sfkt_cli.files import replacing, write_text
+from sfkt_cli.models.saving import CARD
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.student import Prediction, Student, load_student
@@ -42,6 +44,7 @@ SHOWN = 10
 Batch = list[tuple[str | Path, NDArray[Any]]]
 """Names and stored images."""
 Row = tuple[str | Path, Prediction]
+AnyStudent = Student | ExportedStudent
 
 
 def predict(
@@ -72,7 +75,7 @@ def predict(
         output: .csv or .jsonl; ``-`` writes CSV to standard output.
         top_k: Classes listed for each image.
         method: Which student of the run; None: the only one, or that of ``transfer.method``.
-        model: Folder with another student, such as an exported one.
+        model: Another student: a folder, such as an exported one, or an exported ONNX file.
         threshold: Less probable classes, and those of doubted images, are ``unknown``; 0: none.
         save_images: Folder for a picture of each image with its class below.
         follow: Watch the folders ``images`` for new files.
@@ -89,10 +92,7 @@ def predict(
     video = next((entry for entry in images if is_video(entry)), None)
     if video and (follow or len(images) > 1):
         raise ConfigError(f"{video} is a video: give it alone, without other images or --follow")
-    device = make_runtime(config.runtime).device
-    student = load_student(
-        model or run.folder, method=method, usual=config.transfer.method, device=device
-    )
+    student = open_student(config, model or run.folder, method)
     broken: list[str] = []
     total = None
     if follow:
@@ -140,6 +140,22 @@ def predict(
     return {"images": count, "output": output}
 
 
+def open_student(config: Config, path: Path, method: str | None) -> AnyStudent:
+    """The student of a run, of an export's folder, or of an ONNX file.
+
+    Raises:
+        ConfigError: onnxruntime is not installed.
+        RunError: There is none.
+        DataError: It is damaged.
+    """
+    if path.suffix.lower() == ".onnx" and path.is_file():
+        return ExportedStudent(path)
+    if (path / "student.onnx").is_file() and not (path / "student" / CARD).is_file():
+        return ExportedStudent(path / "student.onnx")
+    device = make_runtime(config.runtime).device
+    return load_student(path, method=method, usual=config.transfer.method, device=device)
+
+
 def judged(prediction: Prediction, threshold: float) -> Prediction:
     """The prediction, or ``unknown`` where it is too unsure or its image is doubted."""
     if threshold and (prediction.probability < threshold or prediction.warning):
@@ -165,7 +181,11 @@ def write_rows(rows: Sequence[Row], output: Path, top_k: int, *, append: bool = 
 
 
 def save(
-    folder: Path, first: int, student: Student, images: Sequence[NDArray[Any]], rows: Sequence[Row]
+    folder: Path,
+    first: int,
+    student: AnyStudent,
+    images: Sequence[NDArray[Any]],
+    rows: Sequence[Row],
 ) -> None:
     """Write a PNG for each image: its place in the output, its name, and its class drawn below."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +196,7 @@ def save(
             captioned(image, student.sensor.missing, text).save(partial, format="PNG")
 
 
-def watch(student: Student, folders: Sequence[str], broken: list[str]) -> Iterator[Batch]:
+def watch(student: AnyStudent, folders: Sequence[str], broken: list[str]) -> Iterator[Batch]:
     """Batches of the images of folders, and of those that come or change, without an end.
 
     A file is read once it has stayed the same between two looks; a broken one is warned of.
@@ -264,7 +284,7 @@ def _images_below(folder: str) -> list[Path]:
     return sorted(Path(folder, name) for name in names)
 
 
-def read_batches(student: Student, paths: Sequence[Path], broken: list[str]) -> Iterator[Batch]:
+def read_batches(student: AnyStudent, paths: Sequence[Path], broken: list[str]) -> Iterator[Batch]:
     """Batches of paths and images; messages about unreadable ones are added to ``broken``."""
 
     def read() -> Iterator[tuple[Path, NDArray[Any]]]:

@@ -6,6 +6,8 @@ A label-free score may choose the epoch. Both stages write the classes predicted
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -285,14 +287,30 @@ def remember(folder: Path, epoch: int, logits: Tensor) -> None:
         if before.shape[1:] == predicted.shape[1:]
         else predicted
     )
-    with replacing(folder / FILE) as partial, partial.open("wb") as file:
-        np.save(file, rows)
+    written = io.BytesIO()
+    np.save(written, rows)
+    content = written.getvalue()
+    with replacing(folder / FILE) as partial:
+        partial.write_bytes(content + hashlib.sha256(content).digest())
 
 
 def load_epochs(folder: Path) -> NDArray[np.int16]:
-    """Classes said (E, R) after each epoch of a stage; (0, 0) where nothing can be read."""
+    """Classes predicted (E, R) after each epoch of a stage; (0, 0) where the file is missing.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return np.zeros((0, 0), np.int16)
+    content = path.read_bytes()
+    file = io.BytesIO(content)
     try:
-        said = np.asarray(np.load(folder / FILE, allow_pickle=False), np.int16)
+        predicted = np.asarray(np.load(file, allow_pickle=False), np.int16)
+        expected = hashlib.sha256(content[: file.tell()]).digest()
+        intact = predicted.ndim == 2 and file.read() in (expected, b"")  # earlier versions had none
     except Exception:  # damaged headers raise almost anything, such as tokenize.TokenError
-        said = np.zeros((0, 0), np.int16)
-    return said if said.ndim == 2 else np.zeros((0, 0), np.int16)
+        intact = False
+    if not intact:
+        raise DataError(f"{path} is damaged: delete it, and the report lacks a table")
+    return predicted

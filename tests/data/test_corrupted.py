@@ -165,6 +165,14 @@ def mat_damage(root: Path, kind: str) -> str:
                 del file["images"]
                 space = [("/etc/hostname", 0, 24 * 3 * 40 * 30)]
                 file.create_dataset("images", (24, 3, 40, 30), "u1", external=space)
+            elif kind == "external texts":
+                codes = file.create_dataset(
+                    "codes", (5, 1), "u1", external=[("/etc/hostname", 0, 5)]
+                )
+                file["sceneTypes"][0, 3] = codes.ref
+            elif kind == "linked texts":
+                del file["scenes"]
+                file["scenes"] = h5py.ExternalLink("/etc/hostname", "/scenes")
             elif kind == "wrong shape":
                 shape = file["rawDepths"].shape
                 del file["rawDepths"]
@@ -219,7 +227,8 @@ def variants() -> Iterator[tuple[str, str, Damage]]:
             yield name, f"entry {entry}", functools.partial(zip_entry, name=entry, content=b"x")
     for kind in (
         *(f"cut {share}" for share in (0.1, 0.3, 0.5, 0.7, 0.9, 0.99)),
-        *("empty", "text", "old version", "external link", "external storage", "wrong shape"),
+        *("empty", "text", "old version", "external link", "external storage", "external texts"),
+        *("linked texts", "wrong shape"),
         *("wrong axes", "fewer scenes", "images", "rawDepths", "scenes", "sceneTypes"),
     ):
         yield "nyu-depth", kind, functools.partial(mat_damage, kind=kind)

@@ -3,8 +3,7 @@
 Run as a program in a process of its own: ``campaign.py FOLDER KIND TRIALS SEED LAST``. It makes an
 undisturbed run up to the stage LAST, then disturbs copies of it, and prints what it found as JSON
 on the last line. Kinds: ``kill`` after a random time; ``large``, no file may exceed a random size;
-``full``, a file system of a random size, which must be allowed to mount one (``unshare``);
-``damage``, a store, model, state or record is damaged before a command (TRIALS are seconds).
+``full``, a file system of a random size, which must be allowed to mount one (``unshare``).
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import matplotlib.backends.backend_agg
-import numpy as np
 import torch
 import torch._dynamo
 from matplotlib.figure import Figure
@@ -34,7 +32,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sfkt_cli import cli, distributed
 from sfkt_cli.data.store import open_store
-from sfkt_cli.errors import STOPPED
 from sfkt_cli.files import sha256_file, sha256_json
 from sfkt_cli.settings import runs
 from sfkt_cli.stages import bridge, evaluate, export, predict, prepare, source, transfer
@@ -148,77 +145,6 @@ def short_of_room(place: Path, wanted: int) -> Iterator[None]:
         filler.unlink()
 
 
-def mutate(content: bytes, chance: random.Random) -> bytes:
-    """Flip some bits, or cut, overwrite or repeat a part."""
-    kind, where = chance.randrange(8), chance.randrange(max(len(content), 1))
-    if kind == 0:
-        return content[:where]
-    if kind == 1:
-        return content[:where] + chance.randbytes(chance.randrange(1, 64)) + content[where + 8 :]
-    if kind == 2:
-        return content[:where] + content[where : where + chance.randrange(1, 400)] + content[where:]
-    changed = bytearray(content)
-    for _ in range(chance.randrange(1, 11)):
-        changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
-    return bytes(changed)
-
-
-def damage(seconds: float, seed: int) -> dict[str, Any]:
-    """Damage a file of a run, then let a command work on it: it refuses, or does the same."""
-    chance = random.Random(seed)
-    Path("tiny.yaml").write_text(SETTINGS)
-    run, errors = Path("place/run"), Path("errors.txt")
-    given = ["--run", str(run), "--config", "tiny.yaml"]
-    commands = {
-        **{name: [*command, *given] for name, command in STAGES.items()},
-        "predict": ["predict", "0.npy", "1.npy", "2.npy", "--output", str(run / "p.csv"), *given],
-        "export": ["export", "--format", "safetensors", *given],
-    }
-    starts, right = list[tuple[str, Path]](), {}
-    for name, command in commands.items():
-        if name == "source":
-            depth_mm = open_store(run / "prepare" / "transfer.h5")["target/target"]
-            for row in range(3):
-                np.save(f"{row}.npy", depth_mm[row])
-        shutil.copytree(run, f"before-{name}") if run.exists() else run.mkdir(parents=True)
-        if name != "prepare":
-            starts.append((name, Path(f"before-{name}")))
-        if name in ("source", "bridge", "transfer"):  # stopped halfway, with two states
-            child = start(command, errors)
-            while not list(run.glob("**/previous.pt")):
-                time.sleep(0.005)
-            os.kill(child, signal.SIGTERM)
-            if ended(child) == STOPPED:
-                shutil.copytree(run, f"half-{name}")
-                starts += [(name, Path(f"half-{name}"))]
-        if code := ended(start(command, errors)):
-            raise SystemExit(f"{name}: exit code {code}: {errors.read_text()}")
-        right[name] = fingerprint(run / name) or {"rows": (run / "p.csv").read_text()}
-    shutil.copytree(run, "whole")
-    found: dict[str, Any] = {"trials": 0, "hit": 0, "identical": 0, "wrong": [], "commands": {}}
-    ends = time.monotonic() + seconds
-    while time.monotonic() < ends:
-        name, before = chance.choice(starts)
-        shutil.rmtree(run)
-        shutil.copytree(before, run)
-        kinds = (".h5", ".safetensors", ".json", ".yaml", ".npy", ".jsonl", ".pt")
-        path = chance.choice([p for p in sorted(run.rglob("*")) if p.suffix in kinds])
-        path.write_bytes(mutate(path.read_bytes(), chance))
-        code, said = ended(start(commands[name], errors)), errors.read_text()
-        now = {}
-        if code == 0:
-            now = fingerprint(run / name) or {"rows": (run / "p.csv").read_text()}
-        refused = code == 1 and "Traceback" not in said and "sfkt: " in said
-        found["trials"] += 1
-        found["hit"] += refused
-        found["identical"] += now == right[name]
-        found["commands"][name] = found["commands"].get(name, 0) + 1
-        if not refused and now != right[name]:
-            differing = [file for file in right[name] if now.get(file) != right[name][file]]
-            found["wrong"].append([name, str(before), str(path), code, differing, said[-800:]])
-    return found
-
-
 def steps_made() -> int:
     """Steps of the optimisers since the last call."""
     made = STEPS.stat().st_size if STEPS.exists() else 0
@@ -231,7 +157,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if not path.is_file() or path.suffix in (".md", ".html"):
+        if not path.is_file() or path.suffix in (".md", ".html", ".tex"):
             continue
         if path.name in ("begun.json", "log.txt"):
             continue
@@ -239,7 +165,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
             found[name] = open_store(path).digest
         elif path.suffix in (".json", ".jsonl"):
             lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
-            found[name] = sha256_json([_steady(json.loads(line)) for line in lines])
+            found[name] = sha256_json([steady(json.loads(line)) for line in lines])
         elif path.suffix in (".png", ".yaml") and folder.name in ("evaluate", "prepare"):
             found[name] = "present"
         else:
@@ -247,10 +173,11 @@ def fingerprint(folder: Path) -> dict[str, str]:
     return found
 
 
-def _steady(value: Any) -> Any:
+def steady(value: Any) -> Any:
+    """A record without what varies from run to run."""
     if isinstance(value, dict):
-        return {k: _steady(v) for k, v in value.items() if k not in VARYING}
-    return [_steady(each) for each in value] if isinstance(value, list) else value
+        return {k: steady(v) for k, v in value.items() if k not in VARYING}
+    return [steady(each) for each in value] if isinstance(value, list) else value
 
 
 def disturb(kind: str, trials: int, seed: int, last: str) -> dict[str, Any]:
@@ -334,5 +261,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     os.chdir(sys.argv[1])
     kind, trials, seed, last = sys.argv[2:]
-    found = damage(float(trials), int(seed)) if kind == "damage" else None
-    print(json.dumps(found or disturb(kind, int(trials), int(seed), last)))
+    print(json.dumps(disturb(kind, int(trials), int(seed), last)))

@@ -18,12 +18,12 @@ ROOM = ["unshare", "--map-root-user", "--mount"]
 
 
 def in_its_own_process(
-    folder: Path, kind: str, trials: float, last: str, before: Sequence[str] = ()
+    program: str, folder: Path, *arguments: str, before: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What ``campaign.py`` found; ``before`` is put in front of the command."""
-    program = Path(__file__).with_name("campaign.py")
+    """What a program of this folder found; ``before`` is put in front of the command."""
+    path = Path(__file__).with_name(program)
     done = subprocess.run(
-        [*before, sys.executable, str(program), str(folder), kind, str(trials), "0", last],
+        [*before, sys.executable, str(path), str(folder), *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
@@ -34,8 +34,17 @@ def in_its_own_process(
     return found
 
 
+def kept_folder(usual: Path, name: str) -> Path:
+    """Where a campaign keeps its trials, to go on after an interruption: below $SFKT_TRIALS."""
+    kept = os.environ.get("SFKT_TRIALS")
+    folder = Path(kept, name) if kept else usual
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def campaign(folder: Path, kind: str, trials: int, last: str) -> dict[str, Any]:
-    found = in_its_own_process(folder, kind, trials, last, ROOM if kind == "full" else ())
+    before = ROOM if kind == "full" else ()
+    found = in_its_own_process("campaign.py", folder, kind, str(trials), "0", last, before=before)
     counted = " ".join(f"{found[name]} {name}," for name in ("hit", "begun", "resumed"))
     print(f"{kind}: {found['identical']} of {trials} identical; {counted} ", end="")
     print(f"{found['repeated_steps']} steps repeated at most; seconds of a stage: ", end="")

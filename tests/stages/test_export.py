@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,9 +21,10 @@ import sfkt_cli
 from sfkt_cli.data.loading import Fit, fit_target
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import open_store
-from sfkt_cli.errors import ConfigError, RunError
+from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.evaluation import exported as files
 from sfkt_cli.evaluation.exported import labels_told, open_openvino, spread
+from sfkt_cli.exported_student import ExportedStudent
 from sfkt_cli.models import graph_files
 from sfkt_cli.models.graph_files import FitTarget, SensorGraph, for_export, to_onnx
 from sfkt_cli.models.onnx_files import open_session
@@ -29,8 +32,10 @@ from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.sealed import write_record
 from sfkt_cli.stages import export as stage
+from sfkt_cli.stages.doctor import doctor
 from sfkt_cli.stages.evaluate import evaluate
 from sfkt_cli.stages.export import export
+from sfkt_cli.stages.predict import predict
 from tests.stages.evaluation_runs import ENCODING, make_run, save_classifier, settings
 
 LOAD_ALONE = """
@@ -80,6 +85,15 @@ def test_everything_is_written(exported: Path) -> None:
     assert max(differences.values()) < 1e-4
 
 
+def test_a_changed_file_is_found(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "export")
+    doctor(tmp_path)
+    with (tmp_path / "export" / "bridged-source.onnx").open("r+b") as file:
+        file.write(b"x")
+    with pytest.raises(RunError, match=r"1 of \d files"):
+        doctor(tmp_path)
+
+
 def test_onnx_gives_the_student_for_any_batch(exported: Path, images: Any, expected: Any) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(str(exported / "student.onnx"))
@@ -114,6 +128,30 @@ def test_every_test_image_gets_the_same_class_without_this_program(
     assert clear.mean() > 0.9
     np.testing.assert_array_equal(found.argmax(1)[clear], expected.argmax(1)[clear])
     assert expected.std(axis=0).max() > 0.005  # the images do differ
+
+
+def test_predict_takes_an_onnx_file(
+    untrained_run: Run, untrained_config: Config, exported: Path, images: Any, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "0.npy", images[0])
+    np.save(tmp_path / "1.npy", np.kron(images[1], np.ones((3, 4), images.dtype)))
+    files = [str(tmp_path / f"{number}.npy") for number in range(2)]
+    rows = []
+    for model in (exported, exported / "student.onnx"):
+        predict(untrained_config, untrained_run, files, output=tmp_path / "rows.csv", model=model)
+        with (tmp_path / "rows.csv").open(newline="") as file:
+            rows.append(
+                [{**r, "probability": float(r["probability"])} for r in csv.DictReader(file)]
+            )
+    for student, found in zip(*rows, strict=True):
+        assert found.pop("probability") == pytest.approx(student.pop("probability"), abs=1e-4)
+        assert found == student
+    (tmp_path / "cut.onnx").write_bytes((exported / "student.onnx").read_bytes()[:5000])
+    with pytest.raises(DataError, match=r"cut\.onnx is damaged"):
+        predict(
+            untrained_config, untrained_run, files, output=tmp_path / "no.csv",
+            model=tmp_path / "cut.onnx",
+        )  # fmt: skip
 
 
 def test_the_exported_folder_knows_its_sensor(exported: Path, images: Any, expected: Any) -> None:
@@ -246,6 +284,13 @@ def test_other_precisions_types_and_batches(
     assert ("PyTorch", "student") in timed
     assert ("onnxruntime", "student-int8.onnx") in timed
     assert {each["batch"] for each in done["latencies"]} == {2}
+    student = ExportedStudent(tmp_path / "student-int8.onnx")
+    for size in ((20, 24), (24, 20)):
+        np.save(tmp_path / f"{size[0]}.npy", np.full(size, 900, np.uint16))
+    image = student.read(tmp_path / "20.npy")
+    assert len(student.predict_stored([image] * 3)) == 3
+    with pytest.raises(DataError, match="24 x 20 pixels, the model takes 20 x 24"):
+        student.read(tmp_path / "24.npy")
     card = (tmp_path / "README.md").read_text()
     assert "float32, (2, 20, 24)" in card
     assert "| student-int8.onnx" in card

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
@@ -24,6 +25,7 @@ from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.sealed import read_settings, write_settings
 from sfkt_cli.stages.predict import BATCH, expand, predict, to_csv, watch
 from sfkt_cli.student import Prediction
 
@@ -130,6 +132,16 @@ def test_what_cannot_be_done_is_said_first(
     assert "10.png" not in str(caught.value)
     with pytest.raises(DataError, match="no classifier for a target sensor"):
         sfkt_cli.load_student(untrained_run.path("source"))
+
+
+def test_settings_that_another_version_knew_are_left_out(
+    untrained_run: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tgkt"
+    shutil.copytree(untrained_run.path("transfer/tgkt"), folder)
+    used = read_settings(folder / "config.yaml")
+    write_settings(folder / "config.yaml", yaml.safe_dump({**used, "spells": 3}))
+    assert sfkt_cli.load_student(folder).sensor.image_size == used["image_size"]
 
 
 def test_cells_that_spreadsheets_would_run_are_quoted() -> None:

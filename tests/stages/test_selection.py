@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sfkt_cli.data.store import open_store
+from sfkt_cli.errors import DataError
 from sfkt_cli.evaluation.labelled import read_splits
 from sfkt_cli.evaluation.sections import epoch_choice
 from sfkt_cli.files import write_text
@@ -39,6 +40,16 @@ def test_epochs_are_overwritten_from_where_a_stage_goes_on(tmp_path: Path) -> No
         remember(tmp_path, epoch, logits_of(said))
     remember(tmp_path, 1, logits_of([3, 3]))
     np.testing.assert_array_equal(load_epochs(tmp_path), [[0, 1], [3, 3]])
+
+
+@pytest.mark.parametrize("place", [8, 60, -40, -1])
+def test_a_training_does_not_go_on_with_damaged_epochs(tmp_path: Path, place: int) -> None:
+    remember(tmp_path, 0, logits_of([0, 1]))
+    content = bytearray((tmp_path / "epochs.npy").read_bytes())
+    content[place] ^= 1
+    (tmp_path / "epochs.npy").write_bytes(content)
+    with pytest.raises(DataError, match=r"epochs\.npy is damaged: delete it"):
+        remember(tmp_path, 1, logits_of([1, 1]))
 
 
 def test_of_another_number_of_images_nothing_is_kept(tmp_path: Path) -> None:

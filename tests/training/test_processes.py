@@ -179,16 +179,33 @@ def test_twenty_killed_processes(started: Run) -> None:
     assert len(weights) == 1, "a resumed training ends with other bits"
 
 
+def under_torchrun(run: Run, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "--", "sfkt_cli", "bridge", "--force", *more]
+    command += ["--run", str(run.folder), "--config", str(run.folder.parent / "tiny.yaml")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
 @pytest.mark.slow
 def test_torchrun_is_joined(started: Run) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "-m", "--", "sfkt_cli", "bridge", "--force"]
-    command += ["--run", str(started.folder), "--config", str(started.folder.parent / "tiny.yaml")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("bridge  3/3  ") == 1, "only process 0 speaks"
+    process = under_torchrun(started)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert errors.count("bridge  3/3  ") == 1, "only process 0 speaks"
     check_finished(started)
+
+
+@pytest.mark.slow
+def test_one_process_tells_that_all_were_stopped(started: Run) -> None:
+    process = under_torchrun(started, "--set", "bridge.epochs=500")
+    state = started.path("bridge", "checkpoint", "state.pt")
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.terminate()
+    _, errors = process.communicate()
+    assert errors.count("sfkt: bridge stopped; the same command goes on from here") == 1, errors
+    assert errors.count("sfkt: ") == 1, errors
 
 
 def test_torchrun_and_slurm_are_found() -> None:

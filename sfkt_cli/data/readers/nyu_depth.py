@@ -123,10 +123,7 @@ def read(config: Config, root: Path) -> Archive:
 def _check_shapes(path: Path, file: h5py.File, depth: str) -> None:
     count = len(file["images"])
     for name, kind in (("images", "u1"), (depth, "f4")):
-        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-            raise DataError(f"{path}: {name} is a link; links are refused")
-        if file[name].external or file[name].is_virtual:
-            raise DataError(f"{path}: {name} keeps its values in other files; this is refused")
+        _check_inside(path, file, name)
         shape, dtype = file[name].shape, file[name].dtype
         expected = (count, 3, *shape[-2:]) if name == "images" else (count, *shape[-2:])
         if shape != expected or dtype != np.dtype(kind) or max(shape) > 20_000:
@@ -137,14 +134,28 @@ def _check_shapes(path: Path, file: h5py.File, depth: str) -> None:
         raise DataError(f"{path}: {depth} has shape {file[depth].shape}, images has another size")
 
 
+def _check_inside(path: Path, file: h5py.File, name: str) -> None:
+    """Refuse data whose values lie in other files."""
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise DataError(f"{path}: {name} is a link; links are refused")
+    _check_plain(path, name, file[name])
+
+
+def _check_plain(path: Path, name: str, dataset: h5py.Dataset) -> None:
+    if dataset.external or dataset.is_virtual:
+        raise DataError(f"{path}: {name} keeps its values in other files; this is refused")
+
+
 def _texts(path: Path, file: h5py.File, name: str) -> list[str]:
     """A cell array of texts: references to columns of character codes."""
+    _check_inside(path, file, name)
     references = file[name][0]
     if len(references) != len(file["images"]):
         raise DataError(f"{path}: {name} has {len(references)} entries for {len(file['images'])}")
     texts: list[str] = []
     for reference in references:
         codes = file[reference]
+        _check_plain(path, name, codes)
         if codes.ndim != 2 or codes.shape[0] > _TEXT_LENGTH:
             raise DataError(f"{path}: {name} holds shape {codes.shape}, expected a short text")
         texts.append("".join(map(chr, codes[:, 0])))
