@@ -2,17 +2,20 @@
 
     sfkt run && python docs/make_figure.py runs/synthetic docs/figure.png
 
-One held-out image of each class, drawn by a fixed seed and not picked: what the sensor gives, what
-the bridge makes of it, and the RGB image that nothing in the run has seen.
+One held-out image of each class, drawn by a fixed seed and not picked: what the sensor gives, its
+encoding, which the student sees, what the bridge makes of it, and the RGB image that nothing in the
+run has seen.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sfkt_cli.data.store import open_store
 from sfkt_cli.evaluation.figures import Strip, draw_gallery
@@ -34,31 +37,29 @@ def main(folder: Path, picture: Path) -> None:
     rows = np.array([generator.choice(np.flatnonzero(labels == k)) for k in np.unique(labels)])
     depth, rgb, labels = test["test/target"][rows], test["test/rgb"][rows], labels[rows]
     raw = student_loader(runtime, raw_encoding(store))
+    encoded = student_loader(runtime, encoding)
+    translated = translate(models, depth, runtime)
     _, before = predict_rows(depth, raw, models.source, runtime)
-    _, after = predict_rows(depth, student_loader(runtime, encoding), student, runtime)
-
-    def said(logits: torch.Tensor) -> tuple[str, ...]:
-        guesses = logits.argmax(dim=1).tolist()
-        return tuple(
-            f"{'✓' if guess == label else '✗'} {store.classes[guess]}"
-            for guess, label in zip(guesses, labels, strict=True)
-        )
-
-    def right(logits: torch.Tensor) -> tuple[bool, ...]:
-        return tuple((logits.argmax(dim=1).numpy() == labels).tolist())
-
+    _, after = predict_rows(depth, encoded, student, runtime)
     with torch.inference_mode():
-        window = raw(depth).permute(0, 2, 3, 1).numpy()
+        pictures = [load(depth).permute(0, 2, 3, 1).numpy() for load in (raw, encoded)]
+        _, behind = models.source(torch.from_numpy(translated).permute(0, 3, 1, 2))
+
+    def strip(title: str, images: NDArray[Any], model: str, logits: torch.Tensor) -> Strip:
+        guesses = logits.argmax(dim=1).tolist()
+        right = tuple(guess == label for guess, label in zip(guesses, labels, strict=True))
+        captions = tuple(
+            f"{model}: {'✓' if correct else '✗'} {store.classes[guess]}"
+            for guess, correct in zip(guesses, right, strict=True)
+        )
+        return Strip(title, images, captions, right)
+
     draw_gallery(
         picture,
         [
-            Strip("depth", window, tuple(f"RGB model: {t}" for t in said(before)), right(before)),
-            Strip(
-                "translated",
-                translate(models, depth, runtime),
-                tuple(f"student: {text}" for text in said(after)),
-                right(after),
-            ),
+            strip("depth", pictures[0], "RGB model", before),
+            strip("surface normals", pictures[1], "student", after),
+            strip("translated", translated, "RGB model", behind),
             Strip("RGB, never seen", rgb / 255.0),
         ],
     )

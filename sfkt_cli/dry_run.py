@@ -13,18 +13,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from sfkt_cli.console import duration, event, say, warn
-from sfkt_cli.pipeline import source_comes_first
+from sfkt_cli.pipeline import has_pairs, source_comes_first, with_possible_method
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import Settings, resolve
 from sfkt_cli.settings.runs import Run, stage_settings
 
-BEFORE = {"source": "prepare", "bridge": "source", "transfer": "bridge", "evaluate": "transfer"}
-"""What each stage comes after in ``sfkt run``."""
 SAMPLES = 4
 """Samples of each part that ``prepare`` is tried on."""
 REPORT_BYTES = 3 * 2**20
@@ -42,6 +41,8 @@ def dry_run(stage: str, options: Options, *, download: bool = False) -> dict[str
     Raises:
         SfktError: What the stage itself would refuse.
     """
+    if stage == "transfer":
+        options = with_possible_method(options)
     settings = resolve(options, stage, new_run=stage == "prepare")
     if download:
         planned = _try_download(settings.config)
@@ -49,7 +50,8 @@ def dry_run(stage: str, options: Options, *, download: bool = False) -> dict[str
             return {"plans": [planned, _later("prepare", "the download")]}
     if stage == "bridge" and source_comes_first(settings):
         say("bridge: there is no source model yet; `sfkt source` would run first")
-        return {"plans": [dry_run("source", replace(options, force=False)), _later("bridge")]}
+        first = dry_run("source", replace(options, force=False))
+        return {"plans": [first, _later("bridge", "source")]}
     return _try(stage, settings)
 
 
@@ -58,10 +60,12 @@ def dry_run_all(options: Options) -> dict[str, Any]:
     settings = resolve(options, "prepare", new_run=True)
     plans = [_try("prepare", settings)]
     options = replace(options, run=settings.run.folder)
-    for stage, before in BEFORE.items():
+    bridge = ("bridge",) if has_pairs(settings.run) else ()
+    for before, stage in pairwise(("prepare", "source", *bridge, "transfer", "evaluate")):
+        options = with_possible_method(options) if stage == "transfer" else options
         settings = resolve(options, stage)
         ready = settings.run.finished(_folder(before, settings)) and not options.force
-        plans.append(_try(stage, settings) if ready else _later(stage))
+        plans.append(_try(stage, settings) if ready else _later(stage, before))
     return {"plans": plans, "seconds": sum(plan.get("seconds", 0.0) for plan in plans)}
 
 
@@ -79,9 +83,8 @@ def _folder(stage: str, settings: Settings) -> str:
     return f"transfer/{settings.config.transfer.method}" if stage == "transfer" else stage
 
 
-def _later(stage: str, before: str = "") -> dict[str, Any]:
+def _later(stage: str, before: str) -> dict[str, Any]:
     """Say that a stage cannot be tried yet."""
-    before = before or BEFORE[stage]
     say(f"{stage}: comes after {before}, which is not done: there is nothing to try it on")
     event("plan", stage=stage, after=before)
     return {"stage": stage, "after": before}

@@ -101,13 +101,19 @@ def run_transfer(options: Options) -> dict[str, Any]:
     """Run ``transfer`` with the configured method, and tell what came of it."""
     from sfkt_cli.distributed import launch
 
-    settings = settings_of("transfer", options)
-    if settings.config.transfer.method == "tgkt" and not has_pairs(settings.run):
-        warn("there are no TI pairs, and tgkt needs them: shot is used instead")
-        settings = settings_of("transfer", options.with_flags({"transfer.method": "shot"}))
+    settings = settings_of("transfer", with_possible_method(options))
     name = f"transfer/{settings.config.transfer.method}"
     launch(name, settings.config, settings.run)
     return settings.run.outcome(name)
+
+
+def with_possible_method(options: Options) -> Options:
+    """The options of ``transfer``: without TI pairs shot takes the place of tgkt."""
+    settings = resolve(options, "transfer")
+    if settings.config.transfer.method != "tgkt" or has_pairs(settings.run):
+        return options
+    warn("there are no TI pairs, and tgkt needs them: shot is used instead")
+    return options.with_flags({"transfer.method": "shot"})
 
 
 def run_evaluate(options: Options, report: Path | None = None) -> Run:

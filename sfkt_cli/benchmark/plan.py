@@ -198,9 +198,8 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
         *(sweep.variant(value) for sweep in plan.sweeps for value in sweep.values),
     ]
     problems: dict[str, None] = {}
-    for layer in (plan, *datasets, *variants):
-        problems |= dict.fromkeys(_decided(nested(layer.settings)))
-    problems |= dict.fromkeys(_decided(overrides))
+    for settings in (*(part.settings for part in (plan, *datasets, *variants)), overrides):
+        problems |= dict.fromkeys(_decided(nested(settings)))
     possible = (*METHODS, *ROWS, *(name + TUNED for name in METHODS))
     cells = []
     for seed, dataset, variant in product(plan.seeds, datasets, variants):

@@ -741,11 +741,11 @@ def explained(
 def _explain(problem: Any, names: Sequence[str], otherwise: str) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "settings"
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where, names, n=1, cutoff=0.5)
+        last, dotted = where.rpartition(".")[2], any("." in name for name in names)
+        near = difflib.get_close_matches(where if dotted else last, names, n=1, cutoff=0.5)
         if not near:
             tails = {name.rpartition(".")[2]: name for name in names}
-            close = difflib.get_close_matches(where.rpartition(".")[2], tails, n=1, cutoff=0.6)
-            near = [tails[name] for name in close]
+            near = [tails[t] for t in difflib.get_close_matches(last, tails, n=1, cutoff=0.6)]
         hint = f"did you mean {near[0]}?" if near else otherwise
         return f"unknown setting {where} = {problem['input']!r}: {hint}"
     if problem["type"] == "literal_error":

@@ -27,7 +27,6 @@ from sfkt_cli.data.sensor import Sensor, sensor_of_store
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.evaluation import exported
-from sfkt_cli.evaluation.model_card import model_card
 from sfkt_cli.files import replacing, sha256_file, write_text
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.graph_files import (
@@ -188,7 +187,7 @@ def export(
         say(f"{title}\n\n{text}")
     first = next((file for file in written if file.endswith(".onnx")), "student.onnx")
     example = images.read(compared[: batch or 1])
-    card = model_card(run, method, saved["student"], sensor, example, first, batch, tables)
+    card = exported.model_card(run, method, saved["student"], sensor, example, first, batch, tables)
     write_text(target / "README.md", card)
     write_settings(target / "config.yaml", to_yaml(config))
     record = {

@@ -295,7 +295,7 @@ def remember(folder: Path, epoch: int, logits: Tensor) -> None:
 
 
 def load_epochs(folder: Path) -> NDArray[np.int16]:
-    """Classes said (E, R) after each epoch of a stage; (0, 0) where the file is missing.
+    """Classes predicted (E, R) after each epoch of a stage; (0, 0) where the file is missing.
 
     Raises:
         DataError: It is damaged.
@@ -306,11 +306,11 @@ def load_epochs(folder: Path) -> NDArray[np.int16]:
     content = path.read_bytes()
     file = io.BytesIO(content)
     try:
-        said = np.asarray(np.load(file, allow_pickle=False), np.int16)
+        predicted = np.asarray(np.load(file, allow_pickle=False), np.int16)
         expected = hashlib.sha256(content[: file.tell()]).digest()
-        intact = said.ndim == 2 and file.read() in (expected, b"")  # earlier versions had none
+        intact = predicted.ndim == 2 and file.read() in (expected, b"")  # earlier versions had none
     except Exception:  # damaged headers raise almost anything, such as tokenize.TokenError
         intact = False
     if not intact:
         raise DataError(f"{path} is damaged: delete it, and the report lacks a table")
-    return said
+    return predicted

@@ -448,11 +448,14 @@ def test_without_a_list_of_data_sets_it_is_that_of_the_settings() -> None:
 
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
-    file.write_text("seed: [1]\nmethods: 3\nvariants: [{name: a}, {name: a}]\n", encoding="utf-8")
+    twice = "variants: [{name: a}, {name: a}]"
+    text = f"seed: [1]\nmethods: 3\n{twice}\nsweeps: [{{setting: s, valuse: 1}}]\n"
+    file.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         read_plan(file)
     text = str(caught.value)
     assert "did you mean seeds" in text
+    assert "did you mean values" in text
     assert "methods = 3" in text
     assert "a occurs twice" in text
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from sfkt_cli.dry_run import dry_run_all
 from sfkt_cli.errors import DataError
-from sfkt_cli.pipeline import run_all, run_bridge, run_transfer
+from sfkt_cli.pipeline import run_all, run_bridge, run_prepare, run_source, run_transfer
 from sfkt_cli.settings.options import Options
 from tests.data.make_archives import folders
 from tests.stages.evaluation_runs import save_weights
@@ -29,6 +30,10 @@ def test_a_run_falls_back_to_shot(
     options = Options(
         run=tmp_path / "run", assignments=(*SMALL, f"prepare.root={tmp_path / 'data'}")
     )
+    run_prepare(options)
+    run_source(options)
+    plans = dry_run_all(options)["plans"]
+    assert [plan["stage"] for plan in plans] == ["prepare", "source", "transfer/shot", "evaluate"]
     run = run_all(options)
     said = capsys.readouterr().err
     assert "no TI pairs" in said

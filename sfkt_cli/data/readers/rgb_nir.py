@@ -53,5 +53,6 @@ def read(config: Config, root: Path) -> Archive:
 
 def _place(name: str) -> tuple[tuple[str, str], str] | None:
     match = _IMAGE.fullmatch(name)
-    known = match and match[1] in PUBLISHED
-    return ((match[1], match[2]), match[3].lower()) if match and known else None
+    if match is None or match[1] not in PUBLISHED:
+        return None
+    return (match[1], match[2]), match[3].lower()
