@@ -39,7 +39,7 @@ class Tgkt(nn.Module):
     """The objective of ``sfkt transfer --method tgkt``.
 
     Raises:
-        ConfigError: No term trains the student in every epoch.
+        ConfigError: No term trains the student.
     """
 
     needs_bridge = True
@@ -58,10 +58,10 @@ class Tgkt(nn.Module):
         if not (
             settings.beta_im
             or (settings.beta_f and self.trust)
-            or (settings.beta_kl and not measured)
+            or (settings.beta_kl and (settings.beta_self or not measured))
         ):
             raise ConfigError(
-                f"nothing trains the student to the end: tgkt.beta_im is 0, tgkt.beta_f is "
+                f"nothing trains the student: tgkt.beta_im is 0, tgkt.beta_f is "
                 f"{settings.beta_f:g}, and the trust in the pairs is {self.trust:.2f}; set "
                 "tgkt.beta_im, or tgkt.trust=full"
             )
