@@ -127,7 +127,8 @@ def transfer(config: Config, run: Run) -> None:
         )
         untouched = start_student(source).eval()
         judged = judge(student.eval(), untouched, outputs, config.seed)
-        trust, trust_left = outputs.bridge_trust(untouched), outputs.bridge_trust(student)
+        trust = outputs.bridge_trust(untouched)
+        trust_left = min(trust, outputs.bridge_trust(student))
         kept = judged != "worse" or not getattr(own, "keep_untouched", False)
         if not kept:
             student = untouched
