@@ -416,11 +416,18 @@ def test_a_bridge_is_trusted_by_what_it_gains() -> None:
     assert label_free.bridge_trust(near, far, partners) == 1.0
     assert label_free.bridge_trust(far, near, partners) == 0.0
     assert label_free.bridge_trust(near, near, partners) == 0.0
-    slightly = torch.where(torch.arange(40)[:, None] < 2, near, far)
-    gains = label_free.partner_rank(slightly, partners) - label_free.partner_rank(far, partners)
-    expected = float(gains.mean() / (2 * gains.std() / 40**0.5))
-    assert 0.0 < expected < 1.0
-    assert label_free.bridge_trust(slightly, far, partners) == pytest.approx(expected)
+
+    def gain_in_standard_errors(improved: int) -> tuple[float, float]:
+        slightly = torch.where(torch.arange(40)[:, None] < improved, near, far)
+        gains = label_free.partner_rank(slightly, partners) - label_free.partner_rank(far, partners)
+        trust = label_free.bridge_trust(slightly, far, partners)
+        return trust, float(gains.mean() / (gains.std() / 40**0.5))
+
+    trusts = [gain_in_standard_errors(improved) for improved in range(1, 8)]
+    assert any(errors < 1 for _, errors in trusts)
+    assert any(1 < errors < 2 for _, errors in trusts)
+    for trust, errors in trusts:
+        assert trust == pytest.approx(min(max(errors - 1, 0), 1))
     assert label_free.bridge_trust(near[:1], others[:1], partners[:1]) == 0.0
 
 
