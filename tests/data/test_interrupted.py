@@ -45,6 +45,8 @@ def children(process: int) -> list[int]:
 def test_stopped_prepare_leaves_no_file_and_no_process(
     kind: signal.Signals, tmp_path: Path
 ) -> None:
+    if signal.getsignal(kind) is signal.SIG_IGN:
+        pytest.skip(f"{kind.name} is ignored here, as under nohup")
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     shared = set(Path("/dev/shm").iterdir())
