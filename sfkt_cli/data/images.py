@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfkt_cli.data.store import Store
+from sfkt_cli.data.store import Store, spread
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.settings.config import current_name
 
@@ -117,8 +117,7 @@ def choose_encoding(kind: str, modality: str, sample: NDArray[Any]) -> Encoding:
 def sample_rows(store: Store, count: int = 512) -> NDArray[Any]:
     """Target images, evenly spread over TI and TR rows, to measure value windows on."""
     parts = [store[name] for name in ("ti/target", "target/target") if store.count(name[:-7])]
-    rows = [np.unique(np.linspace(0, len(part) - 1, count // 2).astype(np.int64)) for part in parts]
-    return np.concatenate([part[row] for part, row in zip(parts, rows, strict=True)])
+    return np.concatenate([part[spread(len(part), count // 2)] for part in parts])
 
 
 def _measure_focal(sample: NDArray[Any]) -> float:

@@ -16,9 +16,10 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context
 from typing import Any, Literal
 
@@ -195,9 +196,10 @@ class Seen:
 
 @dataclass(frozen=True)
 class Done:
-    """A finished task: its checksums by view, and what was seen of its records."""
+    """A finished task: where it began, its checksums by view, and what was seen of its records."""
 
-    task: Task
+    part: str
+    first: int
     sha256: dict[View, bytes]
     seen: tuple[Seen, ...]
 
@@ -221,11 +223,15 @@ def ingest(
         return
     # The fork server listens on a socket below TMPDIR, and its path may have 103 bytes at most.
     start = "forkserver" if len(os.fsencode(tempfile.gettempdir())) <= 70 else "spawn"
-    pool = ProcessPoolExecutor(
-        processes, get_context(start), _begin_worker, (loader, size, missing)
-    )
+    pool = ProcessPoolExecutor(processes, get_context(start), _begin_worker)
+    waiting = (pool.submit(run_task, task, loader, size, missing) for task in tasks)
     try:
-        yield from _in_window(pool, tasks, 2 * processes + 2)
+        # A few at a time: each task carries its records.
+        running = set(islice(waiting, 2 * processes + 2))
+        while running:
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= set(islice(waiting, len(finished)))
+            yield from (future.result() for future in finished)
     except BrokenProcessPool:
         raise DataError(
             "a process that decoded images was killed (out of memory?): set prepare.workers lower"
@@ -238,19 +244,23 @@ def run_task(task: Task, loader: Loader, size: int, missing: bool) -> Done:
     """Load, write and hash one block of rows."""
     digests = {view: hashlib.sha256() for view, _ in task.slots}
     seen = []
-    for row, record in enumerate(task.records, task.first):
-        hashes: dict[str, str] = {}
-        summary: tuple[int, int, float] = (0, 0, 0.0)
-        for view, slot in task.slots:
-            pixels = loader.rgb(record, size) if view == "rgb" else loader.target(record, size)
-            raw = slot.write(row, pixels)
-            row_digest = hashlib.sha256(raw).digest()
-            digests[view].update(row_digest)
-            hashes[view] = row_digest.hex()[:16]
-            if view == "target":
-                summary = summarise_target(pixels, missing)
-        seen.append(Seen(hashes, *summary))
-    return Done(task, {view: digest.digest() for view, digest in digests.items()}, tuple(seen))
+    try:
+        for row, record in enumerate(task.records, task.first):
+            hashes: dict[str, str] = {}
+            summary: tuple[int, int, float] = (0, 0, 0.0)
+            for view, slot in task.slots:
+                pixels = loader.rgb(record, size) if view == "rgb" else loader.target(record, size)
+                row_digest = hashlib.sha256(slot.write(row, pixels)).digest()
+                digests[view].update(row_digest)
+                hashes[view] = row_digest.hex()[:16]
+                if view == "target":
+                    summary = summarise_target(pixels, missing)
+            seen.append(Seen(hashes, *summary))
+    finally:
+        for _, slot in task.slots:
+            close_descriptor(slot.path)
+    sha256 = {view: digest.digest() for view, digest in digests.items()}
+    return Done(task.part, task.first, sha256, tuple(seen))
 
 
 def summarise_target(target: NDArray[Any], missing: bool) -> tuple[int, int, float]:
@@ -265,33 +275,7 @@ def summarise_target(target: NDArray[Any], missing: bool) -> tuple[int, int, flo
     return low, high, 1.0 - int(np.count_nonzero(target)) / target.size
 
 
-def _in_window(pool: ProcessPoolExecutor, tasks: Sequence[Task], window: int) -> Iterator[Done]:
-    """Keep some tasks submitted, not all: each carries its records."""
-    pending: set[Future[Done]] = set()
-    for task in tasks:
-        pending.add(pool.submit(_work, task))
-        if len(pending) >= window:
-            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in finished)
-    while pending:
-        finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-        yield from (future.result() for future in finished)
-
-
-_settings: tuple[Loader, int, bool]
-
-
-def _begin_worker(loader: Loader, size: int, missing: bool) -> None:
-    global _settings
-    _settings = (loader, size, missing)
+def _begin_worker() -> None:
     for number in (signal.SIGINT, signal.SIGHUP):  # the parent gets them, too, and ends the pool
         signal.signal(number, signal.SIG_IGN)
     follow_parent(lambda: os._exit(1))
-
-
-def _work(task: Task) -> Done:
-    try:
-        return run_task(task, *_settings)
-    finally:
-        for _, slot in task.slots:
-            close_descriptor(slot.path)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from sfkt_cli.data.store import Store
+from sfkt_cli.data.store import Store, spread
 from sfkt_cli.files import replacing
 
 TILE = 128
@@ -61,11 +61,9 @@ def draw_contact_sheet(store: Store, path: Path, names: Mapping[str, str] | None
     if not parts:
         return False
     part = (pairs or parts)[0]
-    rows = np.unique(np.linspace(0, store.count(part) - 1, COLUMNS * ROWS).astype(int))
+    rows = spread(store.count(part), COLUMNS * ROWS).tolist()
     ids = store.strings(f"{part}/id")
-    strips = [
-        ((names or {}).get(ids[row], ids[row]), _strip(store, part, int(row))) for row in rows
-    ]
+    strips = [((names or {}).get(ids[row], ids[row]), _strip(store, part, row)) for row in rows]
     width = max(strip.shape[1] for _, strip in strips) + 8
     height = TILE + CAPTION + 6
     lines = -(-len(strips) // COLUMNS)
@@ -203,7 +201,7 @@ def check_alignment(store: Store, names: Mapping[str, str] | None = None) -> Ali
     count = store.count("ti")
     if count < FEWEST_PAIRS or "ti/rgb" not in store:
         return None
-    rows = np.unique(np.linspace(0, count - 1, min(count, MOST_PAIRS)).astype(int))
+    rows = spread(count, MOST_PAIRS).tolist()
     ids = [(names or {}).get(sample, sample) for sample in store.strings("ti/id")]
     size = store["ti/rgb"].shape[1]
     rgb = np.stack([_edges(store["ti/rgb"][row], False) for row in rows])
@@ -260,13 +258,13 @@ def _swapped(rgb: Floats, target: Floats, ids: list[str]) -> tuple[tuple[str, st
     table = rgb.reshape(count, -1) @ target.reshape(count, -1).T
     own = np.diag(table)
     typical = max(float(np.median(own)), 0.0)
-    spread = float(np.std(table - np.diag(own))) + 1e-9
+    scatter = float(np.std(table - np.diag(own))) + 1e-9
     pairs = []
     for first in range(count):
         second = int(table[first].argmax())
         both = min(table[first, second], table[second, first])
         alone = max(own[first], own[second])
-        if second > first and both > max(typical / 2, alone + CLEAR * spread):
+        if second > first and both > max(typical / 2, alone + CLEAR * scatter):
             pairs.append((ids[first], ids[second]))
     return tuple(pairs)
 

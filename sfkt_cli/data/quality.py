@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 
@@ -146,11 +145,6 @@ def duplicates(samples: Iterable[Sample]) -> list[str]:
         f"such as {ids[0][0]} and {ids[0][1]}"
         for (view, first, second), ids in sorted(pairs.items())
     ]
-
-
-def as_plain(lines: Iterable[Line]) -> list[dict[str, Any]]:
-    """The lines as plain values for JSON."""
-    return [vars(line) for line in lines]
 
 
 def _line(part: str, label: str, samples: Sequence[Sample]) -> Line:

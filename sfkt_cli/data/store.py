@@ -129,7 +129,11 @@ class Store:
             DataError: The file has no such data set, or cannot be mapped any more; other columns
                 than images do not match their checksum. Images are compared as they are read.
         """
-        column = self._column(name)
+        if name not in self.columns:
+            raise DataError(
+                f"{self.path} has no {name}: it holds {', '.join(self.columns) or 'nothing'}"
+            )
+        column = self.columns[name]
         if not column.shape[0]:
             return np.zeros(column.shape, column.dtype)
         rows = self._map(name)
@@ -178,11 +182,9 @@ class Store:
                 self._compare(name, slice(None))
 
     def _map(self, name: str) -> Pixels:
-        column = self._column(name)
+        column = self.columns[name]
         try:
-            return Pixels(
-                self.path, column.dtype, mode="r", offset=column.offset, shape=column.shape
-            )
+            return Pixels(self.path, column.dtype, "r", column.offset, column.shape)
         except (OSError, ValueError) as error:
             raise DataError(f"{self.path}: {name} cannot be mapped: {error}") from None
 
@@ -211,12 +213,6 @@ class Store:
                     "their checksum: the file is damaged, run `sfkt prepare` again with --force"
                 )
             left[block] = False
-
-    def _column(self, name: str) -> Column:
-        if name not in self.columns:
-            names = ", ".join(self.columns) or "nothing"
-            raise DataError(f"{self.path} has no {name}: it holds {names}")
-        return self.columns[name]
 
     def _check_ids(self) -> None:
         """Ids name samples and files: each is there once, and is the name of a file in a folder."""
@@ -279,6 +275,11 @@ def describe(attrs: Mapping[str, Any], columns: Mapping[str, Column]) -> str:
         },
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def spread(count: int, most: int = 1000) -> NDArray[np.int64]:
+    """At most so many row numbers, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 
 def hash_ranges(path: Path, ranges: Iterable[Sequence[int]]) -> str:

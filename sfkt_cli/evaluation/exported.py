@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sfkt_cli.console import printable
 from sfkt_cli.data.sensor import Sensor
-from sfkt_cli.data.store import Store
+from sfkt_cli.data.store import Store, spread
 from sfkt_cli.errors import RunError
 from sfkt_cli.evaluation.models import model_digests
 from sfkt_cli.evaluation.report import (
@@ -104,10 +104,11 @@ class TargetImages:
         """Rows that ranges are measured on, and rows that files are compared on."""
         count = len(self.stored)
         if not lowered:
-            rows = spread(np.arange(count), SAMPLES)
+            rows = spread(count, SAMPLES)
             return rows, rows
-        measured = spread(np.arange(count), min(CALIBRATION, (count + 1) // 2))
-        return measured, spread(np.setdiff1d(np.arange(count), measured), COMPARED)
+        measured = spread(count, min(CALIBRATION, (count + 1) // 2))
+        others = np.setdiff1d(np.arange(count), measured)
+        return measured, others[spread(len(others), COMPARED)]
 
 
 @dataclass(frozen=True)
@@ -216,11 +217,6 @@ def comparison_table(comparisons: Iterable[Comparison]) -> str:
         for one in comparisons
     ]  # fmt: skip
     return markdown_table(header, cells, left=2)
-
-
-def spread(rows: Rows, count: int) -> Rows:
-    """At most ``count`` of the rows, evenly apart."""
-    return rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))] if len(rows) else rows
 
 
 @dataclass(frozen=True)

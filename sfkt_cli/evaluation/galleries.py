@@ -13,13 +13,13 @@ from PIL import Image
 
 from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.data.pictures import picture_of
+from sfkt_cli.data.store import spread
 from sfkt_cli.evaluation import figures
 from sfkt_cli.evaluation.figures import Strip
 from sfkt_cli.evaluation.labelled import Split
 from sfkt_cli.evaluation.models import raw_encoding, source_on_rgb, translate
 from sfkt_cli.evaluation.predictions import Evaluation, Pairs
 from sfkt_cli.evaluation.report import Section, Shot
-from sfkt_cli.training.pairs import spread
 
 Numbers = NDArray[Any]
 COLUMNS = 8

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from sfkt_cli import scores
 from sfkt_cli.console import printable
-from sfkt_cli.data.store import Store
+from sfkt_cli.data.store import Store, spread
 from sfkt_cli.evaluation.labelled import Split
 from sfkt_cli.evaluation.models import Models, Predictor, source_on_rgb
 from sfkt_cli.evaluation.report import Row
 from sfkt_cli.methods import label_free
 from sfkt_cli.settings.config import Config
-from sfkt_cli.training.pairs import held_out_pairs, spread
+from sfkt_cli.training.pairs import held_out_pairs
 from sfkt_cli.training.predicting import warn_of_collapse
 from sfkt_cli.training.runtime import Runtime
 

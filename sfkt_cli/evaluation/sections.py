@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sfkt_cli import __version__, scores
+from sfkt_cli.data.store import spread
 from sfkt_cli.evaluation import figures, galleries
 from sfkt_cli.evaluation.labelled import Split
 from sfkt_cli.evaluation.models import finished_methods, translate
@@ -27,7 +28,7 @@ from sfkt_cli.evaluation.report import (
 from sfkt_cli.evaluation.verdict import Verdict, advice, verdict
 from sfkt_cli.models.saving import CARD, WEIGHTS, read_card
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.pairs import FILE, SELECTORS, load_epochs, spread
+from sfkt_cli.training.pairs import FILE, SELECTORS, load_epochs
 
 SENSORS = {"depth": "depth", "nir": "near-infrared", "thermal": "thermal", "other": "target"}
 REJECTED = (0.05, 0.1, 0.2, 0.3, 0.5)

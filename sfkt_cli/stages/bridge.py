@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sfkt_cli.console import say, track, warn
 from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
-from sfkt_cli.data.store import Store, open_store
+from sfkt_cli.data.store import Store, open_store, spread
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import replacing
 from sfkt_cli.methods import label_free
@@ -41,7 +41,6 @@ from sfkt_cli.training.pairs import (
     plan_of,
     remember,
     settle_streams,
-    spread,
 )
 from sfkt_cli.training.predicting import (
     FEW,

@@ -8,7 +8,7 @@ from typing import Any
 
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.pictures import check_alignment, draw_contact_sheet
-from sfkt_cli.data.quality import as_plain, duplicates, samples_of_store, table_text, tabulate
+from sfkt_cli.data.quality import duplicates, samples_of_store, table_text, tabulate
 from sfkt_cli.data.store import Store, open_store
 
 
@@ -50,7 +50,7 @@ def inspect(path: Path, out: Path | None = None, verify: bool = False) -> dict[s
         "unit": store.unit,
         "classes": store.classes,
         "verified": verify,
-        "table": as_plain(table),
+        "table": [vars(line) for line in table],
         "picture": picture if drawn else None,
     }
 

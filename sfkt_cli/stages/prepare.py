@@ -16,7 +16,6 @@ from sfkt_cli.data.pictures import draw_contact_sheet
 from sfkt_cli.data.quality import (
     Line,
     Sample,
-    as_plain,
     duplicates,
     samples_of_plan,
     table_text,
@@ -69,7 +68,7 @@ def prepare(config: Config, run: Run) -> None:
             classes=list(plan.classes),
             samples={part: len(records) for part, records in plan.parts.items()},
             groups={part: len({r.group for r in records}) for part, records in plan.parts.items()},
-            table=as_plain(table),
+            table=[vars(line) for line in table],
         )
 
 
@@ -229,10 +228,9 @@ def _write_stores(plan: Plan, stage: Stage) -> dict[str, list[Seen]]:
             tracker = stack.enter_context(track("prepare", sum(len(t.records) for t in tasks)))
             size, workers = config.image_size, config.prepare.workers
             for done in ingest(tasks, archive.loader, size, archive.missing, workers):
-                part, first = done.task.part, done.task.first
                 for view, sha256 in done.sha256.items():
-                    writers[part].note(f"{part}/{view}", first, sha256)
-                seen[part][first : first + len(done.seen)] = done.seen
+                    writers[done.part].note(f"{done.part}/{view}", done.first, sha256)
+                seen[done.part][done.first : done.first + len(done.seen)] = done.seen
                 tracker.advance(len(done.seen), len(done.seen))
     except OSError as error:
         reason = error.strerror or error

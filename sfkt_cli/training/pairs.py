@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sfkt_cli.data.store import Store
+from sfkt_cli.data.store import spread as spread
 from sfkt_cli.errors import DataError
 from sfkt_cli.files import replacing
 from sfkt_cli.settings.config import Config
@@ -30,8 +31,6 @@ from sfkt_cli.training.runtime import Runtime
 
 HELD_OUT = 2000
 MIN_HELD_OUT = 50
-SCORE_ROWS = 1000
-"""Target images that label-free scores look at, at most."""
 SELECTORS = (
     "ti_closeness", "ti_rank", "ti_agreement", "ti_kappa", "tr_information", "tr_density",
 )  # fmt: skip
@@ -253,11 +252,6 @@ def transfer_batches(
         return batch
 
     return batches
-
-
-def spread(count: int, most: int = SCORE_ROWS) -> NDArray[np.int64]:
-    """At most so many row numbers, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 
 def selector(config: Config, *, ti: bool, auto: str | None = None) -> str | None:

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from sfkt_cli.console import warn
 from sfkt_cli.data.images import Encoding, as_rgb, encode, rgb_to_float
-from sfkt_cli.data.store import Store
-from sfkt_cli.training.pairs import spread
+from sfkt_cli.data.store import Store, spread
 from sfkt_cli.training.runtime import Runtime
 
 Loader = Callable[[NDArray[Any]], Tensor]

@@ -20,10 +20,10 @@ import yaml
 import sfkt_cli
 from sfkt_cli.data.loading import Fit, fit_target
 from sfkt_cli.data.sensor import Sensor
-from sfkt_cli.data.store import open_store
+from sfkt_cli.data.store import open_store, spread
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.evaluation import exported as files
-from sfkt_cli.evaluation.exported import labels_told, open_openvino, spread
+from sfkt_cli.evaluation.exported import labels_told, open_openvino
 from sfkt_cli.exported_student import ExportedStudent
 from sfkt_cli.models import graph_files
 from sfkt_cli.models.graph_files import FitTarget, SensorGraph, for_export, to_onnx
@@ -242,7 +242,7 @@ def test_a_file_that_differs_from_pytorch_is_refused(
     monkeypatch.setattr(stage, "open_pt2", open_wrongly)
     monkeypatch.setattr(stage, "BATCH", 64)
     store = open_store(untrained_run.transfer_store)
-    name = store.strings("target/id")[spread(np.arange(store.count("target")), 64)[3]]
+    name = store.strings("target/id")[spread(store.count("target"), 64)[3]]
     with pytest.raises(RunError, match=rf"student\.pt2 was not written: 1 of .* class: {name}"):
         export(untrained_config, untrained_run, formats=["pt2"], output=tmp_path)
     assert list(tmp_path.iterdir()) == []
