@@ -190,12 +190,7 @@ def event(kind: str, **fields: Any) -> None:
 
 @contextlib.contextmanager
 def stage_log(stage: str, path: Path) -> Iterator[None]:
-    """Append all that is said in the block to a file, and name the stage in events.
-
-    Args:
-        stage: Such as ``bridge`` or ``transfer/tgkt``.
-        path: The file; it grows line by line.
-    """
+    """Append all that is said in the block to a file, and name the stage in events."""
     before = (_spoken.stage, _spoken.log)
     with path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as file:
         _spoken.stage, _spoken.log = stage, file
@@ -255,9 +250,8 @@ WIDE = 100
 class Tracker:
     """Progress of one long task; make it with :func:`track`.
 
-    Attributes:
-        note: Shown behind the note of each step, such as the score of the epoch before; where the
-            terminal is narrow it is cut off first.
+    ``note`` is shown behind the note of each step, such as the score of the epoch before; where the
+    terminal is narrow it is cut off first.
     """
 
     def __init__(
@@ -296,14 +290,10 @@ class Tracker:
 def track(
     title: str, total: int | None, unit: str = "images", done: int = 0, line_s: float = LINE_S
 ) -> Iterator[Tracker]:
-    """Show the progress of a task.
+    """Show the progress of a task of ``total`` steps; None: nobody knows how many there will be.
 
-    Args:
-        title: What is shown in front.
-        total: Number of its steps; None: nobody knows how many there will be.
-        unit: What the rate counts.
-        done: Steps that are done already.
-        line_s: Seconds between the lines that are printed where there is no terminal.
+    ``unit`` is what the rate counts, ``done`` the steps that are done already. Where there is no
+    terminal, a line is printed every ``line_s`` seconds.
     """
     if not console.is_terminal or console.quiet:
         yield Tracker(title, total, unit, line_s, None)

@@ -81,10 +81,9 @@ def sharing_processes(value: Tensor) -> int:
 def mean_over_processes(value: Tensor) -> Tensor:
     """Mean over the processes, for terms that are no mean over the samples of a batch.
 
-    Each process goes on with the same value. With gradients averaged over the processes, as
-    DistributedDataParallel does, the result is the gradient of the whole batch.
-
-    ``value`` has the same shape in each process, and comes from equal shares of the batch.
+    ``value`` has the same shape in each, and comes from equal shares of the batch; all go on with
+    the same mean. With gradients averaged over the processes, as DistributedDataParallel does, the
+    result is the gradient of the whole batch.
     """
     count = sharing_processes(value)
     return value if count == 1 else _Sum.apply(value) / count
@@ -105,13 +104,7 @@ class _Sum(torch.autograd.Function):
 
 
 def from_all_processes(values: Tensor) -> Tensor:
-    """The rows of every process, in the order of their ranks; without gradient.
-
-    ``values`` are (B, ...), as many rows in each process.
-
-    Returns:
-        (world B, ...); ``values`` itself where there is one process.
-    """
+    """The rows (B, ...) of each process, as (world B, ...) in the order of the ranks; no gradient."""
     if world_size() == 1:
         return values
     parts = [torch.empty_like(values) for _ in range(world_size())]
@@ -203,12 +196,7 @@ def _agree(verdict: str) -> str:
 
 
 def _take_part(job: Job, number: int) -> None:
-    """Do a job together with the other processes.
-
-    Raises:
-        RunError: Another process went away.
-        Interrupted: A signal came, to any of the processes.
-    """
+    """Do a job together with the other processes; a RunError where another one went away."""
     rank, config = int(os.environ["RANK"]), build(job["config"])
     console.quiet = job["quiet"]
     speak_json(job["json"])
@@ -308,11 +296,7 @@ def together(command: Callable[[], Result]) -> Result | None:
 
 @functools.cache
 def _meet() -> Store:
-    """The key-value store of all processes; the first one holds it.
-
-    Raises:
-        RunError: The others did not come.
-    """
+    """The key-value store of all processes, which the first one holds; a RunError: nobody came."""
     world = find_world()
     os.environ.update(world)
     try:

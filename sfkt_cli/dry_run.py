@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sfkt_cli.console import duration, event, say, warn
-from sfkt_cli.pipeline import has_pairs, source_comes_first, with_possible_method
+from sfkt_cli.pipeline import folder_of, has_pairs, source_comes_first, with_possible_method
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import Settings, resolve
@@ -32,11 +32,6 @@ REPORT_BYTES = 3 * 2**20
 
 def dry_run(stage: str, options: Options, *, download: bool = False) -> dict[str, Any]:
     """Say what one stage would do; for ``bridge`` also what ``source`` would do before it.
-
-    Args:
-        stage: Name of the stage.
-        options: What the user typed.
-        download: ``prepare`` would fetch the archive first.
 
     Raises:
         SfktError: What the stage itself would refuse.
@@ -64,7 +59,7 @@ def dry_run_all(options: Options) -> dict[str, Any]:
     for before, stage in pairwise(("prepare", "source", *bridge, "transfer", "evaluate")):
         options = with_possible_method(options) if stage == "transfer" else options
         settings = resolve(options, stage)
-        ready = settings.run.finished(_folder(before, settings)) and not options.force
+        ready = settings.run.finished(folder_of(before, settings)) and not options.force
         plans.append(_try(stage, settings) if ready else _later(stage, before))
     return {"plans": plans, "seconds": sum(plan.get("seconds", 0.0) for plan in plans)}
 
@@ -76,11 +71,7 @@ def _try(stage: str, settings: Settings) -> dict[str, Any]:
         return _try_prepare(config, run)
     if stage == "evaluate":
         return _try_evaluate(config, run)
-    return _try_training(stage, _folder(stage, settings), config, run)
-
-
-def _folder(stage: str, settings: Settings) -> str:
-    return f"transfer/{settings.config.transfer.method}" if stage == "transfer" else stage
+    return _try_training(stage, folder_of(stage, settings), config, run)
 
 
 def _later(stage: str, before: str) -> dict[str, Any]:

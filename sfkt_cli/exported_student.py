@@ -17,10 +17,7 @@ from sfkt_cli.student import Prediction, rank, read_image
 
 
 class ExportedStudent:
-    """Predicts as :class:`~sfkt_cli.student.Student` does.
-
-    Args:
-        path: student.onnx or bridged-source.onnx of an export.
+    """Predicts as :class:`~sfkt_cli.student.Student` does, from an ONNX file of `sfkt export`.
 
     Raises:
         ConfigError: onnxruntime is not installed.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,7 @@ from sfkt_cli.settings.runs import Run
 def settings_of(stage: str, options: Options, *, new_run: bool = False) -> Settings:
     """The settings of a stage that works on a prepared run; the run is remembered.
 
-    Args:
-        stage: Its name.
-        options: What the user typed.
-        new_run: The command can do without a run.
+    ``new_run``: the command can do without one.
     """
     settings = resolve(options, stage, new_run=new_run and not has_run(options))
     if settings.run.finished("prepare") and not options.dry_run:
@@ -43,13 +39,9 @@ def settings_of(stage: str, options: Options, *, new_run: bool = False) -> Setti
 
 
 def run_prepare(options: Options, *, download: bool = False, accept_licence: bool = False) -> Run:
-    """Run ``prepare`` and remember the run.
+    """Run ``prepare``, after a ``download`` if wanted, and remember the run.
 
-    Args:
-        options: What the user typed.
-        download: Fetch the archive first.
-        accept_licence: The user has accepted the notice about the data set's licence; otherwise
-            a terminal asks.
+    A terminal asks whether the notice about the data set's licence is accepted, unless it is.
     """
     from sfkt_cli.data.download import download as fetch
     from sfkt_cli.data.readers import archive_root
@@ -68,26 +60,28 @@ def run_prepare(options: Options, *, download: bool = False, accept_licence: boo
     return settings.run
 
 
-def run_source(options: Options) -> Run:
-    """Run ``source``."""
+def train(stage: str, options: Options) -> dict[str, Any]:
+    """Run ``source``, ``bridge`` or ``transfer`` and tell what came of it.
+
+    ``source`` runs before ``bridge`` where it is missing and possible.
+    """
     from sfkt_cli.distributed import launch
 
-    settings = settings_of("source", options)
-    launch("source", settings.config, settings.run)
-    return settings.run
-
-
-def run_bridge(options: Options) -> Run:
-    """Run ``bridge``; ``source`` before it where it is missing and possible."""
-    from sfkt_cli.distributed import launch
-
-    settings = settings_of("bridge", options)
-    if source_comes_first(settings):
+    if stage == "transfer":
+        options = with_possible_method(options)
+    settings = settings_of(stage, options)
+    if stage == "bridge" and source_comes_first(settings):
         say("bridge: there is no source model yet; `sfkt source` runs first")
-        run_source(replace(options, force=False))
+        train("source", replace(options, force=False))
         settings = resolve(options, "bridge")
-    launch("bridge", settings.config, settings.run)
-    return settings.run
+    name = folder_of(stage, settings)
+    launch(name, settings.config, settings.run)
+    return settings.run.outcome(name)
+
+
+def folder_of(stage: str, settings: Settings) -> str:
+    """Name of a stage's folder: ``transfer`` has one a method."""
+    return f"transfer/{settings.config.transfer.method}" if stage == "transfer" else stage
 
 
 def source_comes_first(settings: Settings) -> bool:
@@ -95,16 +89,6 @@ def source_comes_first(settings: Settings) -> bool:
     run = settings.run
     possible = run.source_store.is_file() or settings.config.source.brought
     return possible and run.finished("prepare") and not run.finished("source")
-
-
-def run_transfer(options: Options) -> dict[str, Any]:
-    """Run ``transfer`` with the configured method, and tell what came of it."""
-    from sfkt_cli.distributed import launch
-
-    settings = settings_of("transfer", with_possible_method(options))
-    name = f"transfer/{settings.config.transfer.method}"
-    launch(name, settings.config, settings.run)
-    return settings.run.outcome(name)
 
 
 def with_possible_method(options: Options) -> Options:
@@ -126,14 +110,12 @@ def run_evaluate(options: Options, report: Path | None = None) -> Run:
 
 
 def run_stage(stage: str, options: Options, **given: Any) -> dict[str, Any]:
-    """Run one stage and tell what came of it; ``given`` goes to its function above."""
-    if stage == "transfer":
-        return run_transfer(options)
-    functions: dict[str, Callable[..., Run]] = {
-        "prepare": run_prepare, "source": run_source, "bridge": run_bridge,
-        "evaluate": run_evaluate,
-    }  # fmt: skip
-    return outcome(stage, functions[stage](options, **given))
+    """Run one stage and tell what came of it; ``given`` are its own options."""
+    if stage == "prepare":
+        return outcome(stage, run_prepare(options, **given))
+    if stage == "evaluate":
+        return outcome(stage, run_evaluate(options, **given))
+    return train(stage, options)
 
 
 def outcome(stage: str, run: Run) -> dict[str, Any]:
@@ -167,12 +149,12 @@ def run_all(options: Options) -> Run:
     """Run every stage in order; finished ones say so and are left out."""
     run = run_prepare(options)
     options = replace(options, run=run.folder)
-    run_source(options)
+    train("source", options)
     if has_pairs(run):
-        run_bridge(options)
+        train("bridge", options)
     else:
         warn("bridge: left out, there are no TI pairs to learn it from")
-    run_transfer(options)
+    train("transfer", options)
     return run_evaluate(options)
 
 

@@ -266,11 +266,7 @@ class SourceConfig(Section):
     """Random brightness, contrast and saturation of the source images."""
 
     def rates(self, *, pretrained: bool) -> tuple[float, float]:
-        """Learning rate, and the backbone's share of it, where null leaves them open.
-
-        Args:
-            pretrained: Whether training starts from weights that were trained elsewhere.
-        """
+        """Learning rate, and the backbone's share of it; null: those that fit where training starts."""
         return _rates(self, PRETRAINED_RATES if pretrained else (0.05, 1.0))
 
     @property
@@ -323,11 +319,7 @@ class BridgeConfig(Section):
     from a quarter of the side down (ours)."""
 
     def channels(self, *, pretrained: bool) -> int:
-        """Width, where null leaves it open.
-
-        Args:
-            pretrained: Whether the source model's weights were trained elsewhere.
-        """
+        """Width; null: that behind a source model whose weights were trained elsewhere, or not."""
         return self.width or (24 if pretrained else 16)
 
 
@@ -364,11 +356,7 @@ class OptimiserConfig(Section):
     """inverse: (1 + 10 p)^-0.75 (SHOT, SOCKET). cosine: warm-up, then down to 0."""
 
     def rates(self, *, pretrained: bool) -> tuple[float, float]:
-        """Learning rate, and the backbone's share of it, where null leaves them open.
-
-        Args:
-            pretrained: Whether the source model's weights were trained elsewhere.
-        """
+        """Learning rate, and the backbone's share of it; null: those that fit where training starts."""
         return _rates(self, PRETRAINED_RATES if pretrained else (0.03, 1.0))
 
 
@@ -638,10 +626,8 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
 def nest(dotted: str, value: Any) -> dict[str, Any]:
     """``nest("bridge.epochs", 3)`` is ``{"bridge": {"epochs": 3}}``."""
-    for key in reversed(dotted.split(".")):
-        value = {key: value}
-    nested: dict[str, Any] = value
-    return nested
+    first, dot, rest = dotted.partition(".")
+    return {first: nest(rest, value) if dot else value}
 
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -729,10 +715,8 @@ def explained(
 ) -> list[str]:
     """A line a user can act on for each of pydantic's problems.
 
-    Args:
-        error: What pydantic found.
-        names: What an unknown setting may have been meant to be; empty: those of Config.
-        otherwise: The hint where none of them is near.
+    An unknown setting may have been meant to be one of ``names`` (empty: those of Config);
+    ``otherwise`` is the hint where none of them is near.
     """
     names = names or [*section_fields(), *Config.model_fields]
     return [_explain(problem, names, otherwise) for problem in error.errors(include_url=False)]

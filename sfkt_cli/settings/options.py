@@ -107,12 +107,9 @@ class Verbosity:
 def shared_options(
     *names: str,
 ) -> Callable[[Callable[..., Mapping[str, Any] | None]], Callable[..., None]]:
-    """Add shared options to a command, which gets them as its first argument, an ``Options``.
+    """Add options of ``SHARED`` to a command, which gets them as its first argument, ``Options``.
 
     What the command returns is its result, the last line of ``--json``.
-
-    Args:
-        names: Keys of ``SHARED``, beside those of ``EVERYWHERE``.
     """
     chosen = {name: SHARED[name] for name in (*names, *EVERYWHERE)}
 

@@ -42,13 +42,7 @@ WIDTH = 96
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one command, and where each of them came from.
-
-    Attributes:
-        config: All of them, checked.
-        run: The run folder.
-        layers: What each place said, the weakest first.
-    """
+    """The settings of one command, its run, and what each place said, the weakest first."""
 
     config: Config
     run: Run
@@ -84,12 +78,9 @@ def is_typed(options: Options, dotted: str) -> bool:
 
 
 def resolve(options: Options, stage: str, *, new_run: bool = False) -> Settings:
-    """Put the settings of a stage together.
+    """Put the settings of a stage together; ``transfer`` becomes ``transfer/<method>`` by itself.
 
-    Args:
-        options: What the user typed.
-        stage: Name of the stage; ``transfer`` becomes ``transfer/<method>`` by itself.
-        new_run: The command may begin a run: without ``--run`` it is ``runs/<data set>``.
+    A command that may begin a ``new_run`` takes ``runs/<data set>`` where there is no ``--run``.
 
     Raises:
         ConfigError: All settings that are wrong, in one message.
@@ -169,10 +160,7 @@ def show(settings: Settings, *, defaults: bool = True) -> str:
 
 
 def commented_yaml(dataset: str) -> str:
-    """A configuration file with every default and what it means.
-
-    Args:
-        dataset: Sections of other data sets are left out.
+    """A configuration file with every default of a data set and what it means.
 
     Raises:
         ConfigError: There is no such data set.

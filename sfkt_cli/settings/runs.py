@@ -87,12 +87,7 @@ READS: dict[str, tuple[str, ...]] = {
 
 
 class Output(BaseModel):
-    """A file that a stage wrote.
-
-    Attributes:
-        bytes: Its size.
-        sha256: Of its content; None where it carries a checksum of its own.
-    """
+    """A file that a stage wrote; without ``sha256`` where it carries a checksum of its own."""
 
     bytes: NonNegativeInt
     sha256: str | None
@@ -329,8 +324,7 @@ class Run:
             stage: Name of the folder, such as ``bridge`` or ``transfer/tgkt``.
             config: The resolved settings.
             inputs: Digest of each input, by name.
-            renew: Start anew where settings or inputs are others, for stages that are cheap and
-                derived.
+            renew: Start anew where settings or inputs are others, as cheap and derived stages do.
 
         Raises:
             RunError: Another process works on the folder, or the stage was done or begun with
@@ -462,11 +456,7 @@ def _written(folder: Path) -> list[str]:
 
 
 def _lacks(folder: Path) -> str:
-    """Why a stage does not count as finished; empty: it does.
-
-    Raises:
-        DataError: Its done.json is damaged.
-    """
+    """Why a stage does not count as finished, or ""; a DataError where its done.json is damaged."""
     done = folder / "done.json"
     if not done.is_file():
         return f"{folder} is missing or unfinished"
@@ -482,12 +472,7 @@ def _lacks(folder: Path) -> str:
 
 
 def _is_finished(stage: str, folder: Path, now: Mapping[str, Any]) -> bool:
-    """Whether a stage is done.
-
-    Raises:
-        RunError: It was done or begun with other settings or inputs.
-        DataError: Its record is damaged.
-    """
+    """Whether a stage is done; a RunError where it was so with other settings or inputs."""
     done = folder / "done.json"
     lacking = _lacks(folder)
     changes: list[str] = []

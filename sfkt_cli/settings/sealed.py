@@ -32,10 +32,7 @@ def write_record(path: Path, values: Mapping[str, Any]) -> None:
 def read_record(path: Path, kind: type[AnyRecord], *, sealed: bool = True) -> AnyRecord:
     """Read a record that :func:`write_record` wrote.
 
-    Args:
-        path: The file.
-        kind: What it holds.
-        sealed: It carries its checksum; else another record does (``outputs`` of a done.json).
+    One that is not ``sealed`` has its checksum in another record (``outputs`` of a done.json).
 
     Raises:
         DataError: It is missing, damaged, without a checksum, or not of this kind.

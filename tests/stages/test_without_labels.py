@@ -11,7 +11,7 @@ from sfkt_cli.data.readers import read_archive
 from sfkt_cli.data.splits import choose_classes
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError
-from sfkt_cli.pipeline import run_all, run_bridge
+from sfkt_cli.pipeline import run_all, train
 from sfkt_cli.settings.config import build
 from sfkt_cli.settings.options import Options
 from sfkt_cli.student import load_student
@@ -66,7 +66,7 @@ def test_other_classes_than_the_models_are_refused(place: Path) -> None:
     with pytest.raises((ConfigError, DataError), match="only in the data: cup"):
         run_all(Options(run=place / "run", assignments=told))
     with pytest.raises((ConfigError, DataError), match="only in the model: mug"):
-        run_bridge(Options(run=place / "run"))
+        train("bridge", Options(run=place / "run"))
 
 
 def test_names_like_known_ones_are_taken_for_slips(place: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from sfkt_cli.dry_run import dry_run_all
 from sfkt_cli.errors import DataError
-from sfkt_cli.pipeline import run_all, run_bridge, run_prepare, run_source, run_transfer
+from sfkt_cli.pipeline import run_all, run_prepare, train
 from sfkt_cli.settings.options import Options
 from tests.data.make_archives import folders
 from tests.stages.evaluation_runs import save_weights
@@ -31,7 +31,7 @@ def test_a_run_falls_back_to_shot(
         run=tmp_path / "run", assignments=(*SMALL, f"prepare.root={tmp_path / 'data'}")
     )
     run_prepare(options)
-    run_source(options)
+    train("source", options)
     plans = dry_run_all(options)["plans"]
     assert [plan["stage"] for plan in plans] == ["prepare", "source", "transfer/shot", "evaluate"]
     run = run_all(options)
@@ -41,9 +41,9 @@ def test_a_run_falls_back_to_shot(
     assert run.finished("transfer/shot")
     assert not run.finished("bridge")
     with pytest.raises(DataError, match="holds no TI pairs"):
-        run_bridge(Options(run=run.folder))
+        train("bridge", Options(run=run.folder))
     with pytest.raises(DataError, match="socket needs them"):
-        run_transfer(Options(run=run.folder, flags={"transfer.method": "socket"}))
+        train("transfer", Options(run=run.folder, flags={"transfer.method": "socket"}))
 
 
 def test_a_model_brought_along_needs_no_pairs(
