@@ -41,8 +41,7 @@ config_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-Result = Mapping[str, Any]
-"""What a command found: the last line of ``--json``."""
+Result = Mapping[str, Any]  # what a command found: the last line of ``--json``
 
 
 def _stage(stage: str, options: Options, **given: Any) -> Result:

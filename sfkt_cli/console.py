@@ -243,8 +243,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-WIDE = 100
-"""Columns from which a bar tells images a second; each epoch's line tells them anyway."""
+WIDE = 100  # columns from which a bar tells images a second; each epoch's line tells them anyway
 
 
 class Tracker:

@@ -42,8 +42,7 @@ from sfkt_cli.settings.config import Config, RuntimeConfig, as_dict, build
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.signals import on_stop, stop_signals
 
-SHUTDOWN_SECONDS = 45
-"""Seconds that processes have to save their state before they are killed."""
+SHUTDOWN_SECONDS = 45  # seconds that processes have to save their state before they are killed
 MENDABLE: dict[str, type[SfktError]] = {
     kind.__name__: kind for kind in (ConfigError, DataError, RunError)
 }
@@ -104,7 +103,7 @@ class _Sum(torch.autograd.Function):
 
 
 def from_all_processes(values: Tensor) -> Tensor:
-    """The rows (B, ...) of each process, as (world B, ...) in the order of the ranks; no gradient."""
+    """The rows (B, ...) of each process, together (world B, ...), by rank; without gradient."""
     if world_size() == 1:
         return values
     parts = [torch.empty_like(values) for _ in range(world_size())]

@@ -24,10 +24,8 @@ from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import Settings, resolve
 from sfkt_cli.settings.runs import Run, stage_settings
 
-SAMPLES = 4
-"""Samples of each part that ``prepare`` is tried on."""
-REPORT_BYTES = 3 * 2**20
-"""About what ``evaluate`` writes."""
+SAMPLES = 4  # samples of each part that ``prepare`` is tried on
+REPORT_BYTES = 3 * 2**20  # about what ``evaluate`` writes
 
 
 def dry_run(stage: str, options: Options, *, download: bool = False) -> dict[str, Any]:

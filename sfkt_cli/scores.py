@@ -16,12 +16,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Numbers = NDArray[Any]
 TINY = 1e-12
-BINS = 15
-"""Of confidence, in reliability diagrams and the calibration error."""
-MANY = 60
-"""Degrees of freedom from which on Student's t is taken for the same."""
-_DRAWS = 2_000_000
-"""Random numbers that one step of a bootstrap holds in memory."""
+BINS = 15  # of confidence, in reliability diagrams and the calibration error
+MANY = 60  # degrees of freedom from which on Student's t is taken for the same
+_DRAWS = 2_000_000  # random numbers that one step of a bootstrap holds in memory
 
 
 def softmax(logits: Numbers) -> Floats:

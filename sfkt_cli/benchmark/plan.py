@@ -24,8 +24,7 @@ ROWS = ("source-only", "source-encoded", "bridge-only", "tgkt+bridge", "source-r
 """Rows that ``evaluate`` adds to those of the methods."""
 SENSORS: tuple[Sensor, ...] = get_args(Sensor)
 Settings = dict[str, Any]
-TUNED = "-tuned"
-"""Ends the name of the row of a method whose settings are chosen on each data set."""
+TUNED = "-tuned"  # ends the name of the row of a method whose settings are chosen on each data set
 GRID: Mapping[str, tuple[Any, ...]] = {
     "learning_rate": (0.01, 0.03),
     "backbone_rate": (0.1, 1.0),
@@ -57,13 +56,10 @@ class _Part(BaseModel):
 
 
 class DatasetPlan(_Part):
-    """A data set, and its name in the tables.
-
-    Attributes:
-        sensor_pairs: SUN RGB-D alone: ``all`` 16, or a list of [source, target].
-    """
+    """A data set, and its name in the tables."""
 
     name: str = Field(min_length=1)
+    # SUN RGB-D alone: ``all`` 16, or a list of [source, target]
     sensor_pairs: Literal["all"] | tuple[tuple[Sensor, Sensor], ...] = ()
 
 
@@ -78,18 +74,12 @@ class VariantPlan(_Part):
 
 
 class SweepPlan(_Part):
-    """One setting over several values, drawn as a curve; each value is a variant.
+    """One setting over several values, drawn as a curve; each value is a variant."""
 
-    Attributes:
-        setting: Dotted name.
-        name: Name of the line; sweeps of one setting share a picture.
-        methods: Rows that are shown.
-    """
-
-    setting: str
+    setting: str  # dotted name
     values: tuple[float, ...] = Field(min_length=1)
-    name: str = "others at their default"
-    methods: tuple[RowName, ...] = ("tgkt",)
+    name: str = "others at their default"  # name of the line; sweeps of one setting share a picture
+    methods: tuple[RowName, ...] = ("tgkt",)  # rows that are shown
 
     def variant(self, value: float) -> VariantPlan:
         """The variant for one value."""
@@ -101,26 +91,19 @@ class SweepPlan(_Part):
 
 
 class BenchmarkPlan(_Part):
-    """A benchmark file.
-
-    Attributes:
-        output: Folder for all of it, unless ``--output`` says another.
-        main: The method that the others are held against.
-        methods: Rows that are shown; those that are methods are trained. ``{name: socket, tune:
-            true}`` is the row ``socket-tuned``: a label-free score chooses its rates and schedule.
-        datasets: None: that of the settings, under its own name.
-        variants: The first is what the others are held against.
-        sweeps: Further variants, drawn as curves.
-    """
+    """A benchmark file."""
 
     title: str = "Benchmark"
-    output: Path = Path("runs/benchmark")
-    main: str = "tgkt"
+    output: Path = Path("runs/benchmark")  # folder for all of it, unless ``--output`` says another
+    main: str = "tgkt"  # the method that the others are held against
+    # rows that are shown; those that are methods are trained. ``{name: socket, tune: true}`` is the
+    # row ``socket-tuned``: a label-free score chooses its rates and schedule.
     methods: tuple[RowName, ...] = (*ROWS[:3], *METHODS, *ROWS[3:])
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    datasets: tuple[DatasetPlan, ...] = ()
+    datasets: tuple[DatasetPlan, ...] = ()  # none: that of the settings, under its own name
+    # the first is what the others are held against
     variants: tuple[VariantPlan, ...] = Field((VariantPlan(name="default"),), min_length=1)
-    sweeps: tuple[SweepPlan, ...] = ()
+    sweeps: tuple[SweepPlan, ...] = ()  # further variants, drawn as curves
 
     @field_validator("seeds", "datasets", "variants")
     @classmethod
@@ -142,20 +125,14 @@ DEMO = BenchmarkPlan(
 
 @dataclass(frozen=True)
 class Cell:
-    """One run folder.
+    """One run folder."""
 
-    Attributes:
-        dataset: Name of the data set, with the sensor pair.
-        rows: Methods and bounds that are shown; without any nothing is evaluated.
-        config: All settings.
-        students: What is trained: by row the method, and what differs in its section.
-    """
-
-    dataset: str
+    dataset: str  # name of the data set, with the sensor pair
     variant: str
     seed: int
-    rows: tuple[str, ...]
-    config: Config
+    rows: tuple[str, ...]  # methods and bounds that are shown; without any nothing is evaluated
+    config: Config  # all settings
+    # what is trained: by row the method, and what differs in its section
     students: Mapping[str, tuple[str, Settings]]
 
     @property

@@ -58,60 +58,41 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """What one method got right on the labelled images of one split of one cell.
+    """What one method got right on the labelled images of one split of one cell."""
 
-    Attributes:
-        row: Its row of results.json.
-        right: By sample id: 1 or 0.
-        groups: By sample id: its scene.
-    """
-
-    row: Row
-    right: dict[str, int]
-    groups: dict[str, str]
+    row: Row  # its row of results.json
+    right: dict[str, int]  # by sample id: 1 or 0
+    groups: dict[str, str]  # by sample id: its scene
 
 
-Measurements = Mapping[Key, Mapping[int, Measured]]
-"""By key and seed."""
+Measurements = Mapping[Key, Mapping[int, Measured]]  # by key and seed
 
 
 @dataclass(frozen=True)
 class Result:
-    """One row of the tables: means over the seeds, unless something else is said.
-
-    Attributes:
-        n: Images over all seeds.
-        seeds: Those that are there.
-        accuracies: Fraction of each seed.
-        deviation: Standard deviation over the seeds; None for one seed.
-        versus: What it is held against; None: nothing.
-        difference: Difference of accuracy to that, on the same images.
-        difference_ci95: Its 95 % interval over seeds and scenes; None: one seed.
-        p_value: That there is no difference; holds for all comparisons of its table together.
-        images_per_second: Speed of inference.
-        peak_memory_mb: Largest.
-        parameters: Number of parameters of all networks that a prediction passes.
-        tuning_seconds: Seconds of all trials that chose its settings; None: it was not tuned.
-    """
+    """One row of the tables: means over the seeds, unless something else is said."""
 
     dataset: str
     variant: str
     method: str
     split: str
-    n: int
-    seeds: tuple[int, ...]
-    accuracies: tuple[float, ...]
+    n: int  # images over all seeds
+    seeds: tuple[int, ...]  # those that are there
+    accuracies: tuple[float, ...]  # fraction of each seed
     mean: float
-    deviation: float | None
+    deviation: float | None  # standard deviation over the seeds; None for one seed
     balanced_accuracy: float
-    versus: str | None
-    difference: float | None
+    versus: str | None  # what it is held against; None: nothing
+    difference: float | None  # difference of accuracy to that, on the same images
+    # its 95 % interval over seeds and scenes; None: one seed
     difference_ci95: tuple[float, float] | None
+    # that there is no difference; holds for all comparisons of its table together
     p_value: float | None
     train_seconds: float | None
-    images_per_second: float | None
-    peak_memory_mb: float | None
-    parameters: int | None
+    images_per_second: float | None  # speed of inference
+    peak_memory_mb: float | None  # largest
+    parameters: int | None  # number of parameters of all networks that a prediction passes
+    # seconds of all trials that chose its settings; None: it was not tuned
     tuning_seconds: float | None = None
 
 

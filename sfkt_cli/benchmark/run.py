@@ -42,29 +42,19 @@ LEVELS = ("prepare", "source", "bridge", "transfer", "evaluate")
 _READ_OUTSIDE = ("prepare", "source")
 """Stages that read what may change while the settings stay: an archive, a model brought along."""
 _KILLED = "its process was killed, perhaps for want of memory: fewer --processes need less"
-POLL_S = 1.0
-"""How often a command looks again for stages that others have claimed."""
+POLL_S = 1.0  # how often a command looks again for stages that others have claimed
 
 
 @dataclass(frozen=True)
 class Task:
-    """One stage of one cell, as plain values that travel between processes.
+    """One stage of one cell, as plain values that travel between processes."""
 
-    Attributes:
-        key: Name of its folder below ``stages``; for ``evaluate`` that of the cell.
-        stage: Such as ``bridge`` or ``transfer/shot``.
-        cell: The run folder to run it in.
-        settings: All settings.
-        needs: Keys of the tasks without which it cannot run.
-        after: Keys of the tasks that have to end first, well or not.
-    """
-
-    key: str
-    stage: str
-    cell: Path
-    settings: Mapping[str, Any]
-    needs: tuple[str, ...]
-    after: tuple[str, ...] = ()
+    key: str  # name of its folder below ``stages``; for ``evaluate`` that of the cell
+    stage: str  # such as ``bridge`` or ``transfer/shot``
+    cell: Path  # the run folder to run it in
+    settings: Mapping[str, Any]  # all settings
+    needs: tuple[str, ...]  # keys of the tasks without which it cannot run
+    after: tuple[str, ...] = ()  # keys of the tasks that have to end first, well or not
 
     @property
     def level(self) -> str:

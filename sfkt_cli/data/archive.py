@@ -14,12 +14,10 @@ from pathlib import Path, PurePosixPath
 
 from sfkt_cli.errors import DataError
 
-MAX_FILE_BYTES = 1 << 29
-"""Larger single images are refused: 512 MB."""
+MAX_FILE_BYTES = 1 << 29  # larger single images are refused: 512 MB
 MAX_RATIO = 400
 """A zip entry that unpacks to more than this many times its size is taken for a bomb."""
-BOMB_BYTES = 1 << 24
-"""Entries below 16 MB are harmless whatever their ratio."""
+BOMB_BYTES = 1 << 24  # entries below 16 MB are harmless whatever their ratio
 MAX_FILES = 2_000_000
 _UTF8_NAME = 0x800
 _SYSTEM = (
@@ -30,15 +28,10 @@ _SYSTEM = (
 
 @dataclass(frozen=True)
 class Container:
-    """A folder or zip file; only the path is kept, so it can be sent to other processes.
+    """A folder or zip file; only the path is kept, so it can be sent to other processes."""
 
-    Attributes:
-        path: The folder or the zip file.
-        prefix: Folder inside it that names are relative to; "" or ending in ``/``.
-    """
-
-    path: Path
-    prefix: str = ""
+    path: Path  # the folder or the zip file
+    prefix: str = ""  # folder inside it that names are relative to; "" or ending in ``/``
 
     def names(self) -> list[str]:
         """Names of all files, sorted, with ``/`` between folders, relative to the prefix."""

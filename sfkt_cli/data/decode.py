@@ -36,10 +36,8 @@ _NOTES = (
 )
 """What usually lies beside images and is none."""
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_PLAIN = (1, 2)
-"""TIFF's photometrics grey with 0 = black, and RGB."""
-_YCBCR_JPEG = (6, 7)
-"""Photometric YCbCr and compression JPEG, which tifffile turns into RGB."""
+_PLAIN = (1, 2)  # TIFF's photometrics grey with 0 = black, and RGB
+_YCBCR_JPEG = (6, 7)  # photometric YCbCr and compression JPEG, which tifffile turns into RGB
 _PNM = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\n\r]*[\n\r])+(\d{1,9})" + rb"\s")
 _ORIENTATIONS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     2: lambda image: image[:, ::-1],

@@ -24,20 +24,16 @@ from sfkt_cli.files import sync_folder
 BLOCK = 1 << 20
 ATTEMPTS = 5
 TIMEOUT_S = 60.0
-SPARE_BYTES = 1 << 28
-"""Left free on the disk beside the file: 256 MB."""
+SPARE_BYTES = 1 << 28  # left free on the disk beside the file: 256 MB
 
 
 @dataclass(frozen=True)
 class RemoteFile:
     """A file to fetch."""
 
-    url: str
-    """Its address, which ends with its name."""
-    size: int = 0
-    """In bytes; 0: not known."""
-    checksum: str = ""
-    """Such as ``md5:1f3a...`` or ``sha256:9c05...``; "": none is published."""
+    url: str  # its address, which ends with its name
+    size: int = 0  # in bytes; 0: not known
+    checksum: str = ""  # such as ``md5:1f3a...`` or ``sha256:9c05...``; "": none is published
 
     @property
     def name(self) -> str:

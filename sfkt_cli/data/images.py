@@ -48,23 +48,15 @@ USUAL_SLOPE = 0.5
 
 @dataclass(frozen=True)
 class Encoding:
-    """How target images become model input; it travels with the model.
+    """How target images become model input; it travels with the model."""
 
-    Attributes:
-        kind: See the table above.
-        low: Stored value shown as 0 (window, colormap, linear).
-        high: Stored value shown as 1.
-        channels: Number of channels of the stored images.
-        missing: Whether 0 means "no reading" (depth).
-        focal: Focal length as a share of the image side (normals, hha). Measured, not calibrated:
-            crops of objects would look flat through the camera's own.
-    """
-
-    kind: EncodingKind
-    low: float
-    high: float
-    channels: int
-    missing: bool
+    kind: EncodingKind  # see the table above
+    low: float  # stored value shown as 0 (window, colormap, linear)
+    high: float  # stored value shown as 1
+    channels: int  # number of channels of the stored images
+    missing: bool  # whether 0 means "no reading" (depth)
+    # Focal length as a share of the image side (normals, hha). Measured, not calibrated: crops of
+    # objects would look flat through the camera's own.
     focal: float = KINECT_FOCAL
 
     def __post_init__(self) -> None:

@@ -41,8 +41,7 @@ FILES: dict[str, tuple[str, ...]] = {
 }
 """The parts in each file; ``test.h5`` also has labels of the target part, and names."""
 UNNAMED = FILES["transfer.h5"]
-FEW_IMAGES = 256
-"""Up to this number, images are read in this process: starting others takes longer."""
+FEW_IMAGES = 256  # up to this number, images are read in this process: starting others takes longer
 View = Literal["rgb", "target"]
 
 
@@ -179,19 +178,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of a stored sample without keeping its pixels.
+    """What is known of a stored sample without keeping its pixels."""
 
-    Attributes:
-        hashes: First 16 hex digits of the SHA-256 of each view's pixels.
-        low: Smallest reading of the target image; 0 where there is none.
-        high: Largest reading.
-        missing: Share of zeros.
-    """
-
-    hashes: dict[str, str]
-    low: int = 0
-    high: int = 0
-    missing: float = 0.0
+    hashes: dict[str, str]  # first 16 hex digits of the SHA-256 of each view's pixels
+    low: int = 0  # smallest reading of the target image; 0 where there is none
+    high: int = 0  # largest reading
+    missing: float = 0.0  # share of zeros
 
 
 @dataclass(frozen=True)

@@ -112,21 +112,13 @@ def describe_values(values: NDArray[Any]) -> str:
 
 @dataclass(frozen=True)
 class TargetValues:
-    """Converts decoded values; its bound method is a loader's ``convert``.
+    """Converts decoded values; its bound method is a loader's ``convert``."""
 
-    Attributes:
-        modality: depth, nir, thermal or other.
-        unit: auto, mm, m or raw, as in ``folders.unit``.
-        dtype: What the result must be; empty: anything.
-        channels: How many channels it must have; 0: any number.
-        scale: Millimetres that 1 stands for; None: as the unit says.
-    """
-
-    modality: str
-    unit: str
-    dtype: str = ""
-    channels: int = 0
-    scale: float | None = None
+    modality: str  # depth, nir, thermal or other
+    unit: str  # auto, mm, m or raw, as in ``folders.unit``
+    dtype: str = ""  # what the result must be; empty: anything
+    channels: int = 0  # how many channels it must have; 0: any number
+    scale: float | None = None  # millimetres that 1 stands for; None: as the unit says
 
     @property
     def stored_unit(self) -> str:

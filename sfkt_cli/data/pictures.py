@@ -26,15 +26,12 @@ TILE = 128
 COLUMNS = 3
 ROWS = 6
 CAPTION = 14
-EDGE_SHARE = 0.08
-"""Share of pixels shown as edges."""
+EDGE_SHARE = 0.08  # share of pixels shown as edges
 Picture = NDArray[np.uint8]
-SIDE = 48
-"""Images are compared at this size; finer detail differs between sensors anyway."""
+SIDE = 48  # images are compared at this size; finer detail differs between sensors anyway
 MOST_PAIRS = 128
 FEWEST_PAIRS = 8
-CLEAR = 4.0
-"""Standard errors that count as a difference."""
+CLEAR = 4.0  # standard errors that count as a difference
 CLEAR_PEAK = 12.0
 """Standard errors for the best of all shifts: chance alone gives the best of 2,304 about 4."""
 Floats = NDArray[np.float32]
@@ -145,24 +142,15 @@ def _overlay(rgb: Picture, plane: NDArray[np.generic], depth: bool) -> Picture:
 
 @dataclass(frozen=True)
 class Alignment:
-    """What the check found.
+    """What the check found."""
 
-    Attributes:
-        pairs: Number of pairs compared.
-        own: Mean correlation of the pairs as they are.
-        shifted: Mean correlation of the shifted controls.
-        standard_errors: Difference of the two, in standard errors of its mean.
-        shift: (right, down) in stored pixels where the mean correlation peaks.
-        turn: Name of a turn that fits clearly better; "" where there is none.
-        swapped: Ids of pairs that fit each other's partner clearly better than their own.
-    """
-
-    pairs: int
-    own: float
-    shifted: float
-    standard_errors: float
-    shift: tuple[int, int]
-    turn: str
+    pairs: int  # number of pairs compared
+    own: float  # mean correlation of the pairs as they are
+    shifted: float  # mean correlation of the shifted controls
+    standard_errors: float  # difference of the two, in standard errors of its mean
+    shift: tuple[int, int]  # (right, down) in stored pixels where the mean correlation peaks
+    turn: str  # name of a turn that fits clearly better; "" where there is none
+    # ids of pairs that fit each other's partner clearly better than their own
     swapped: tuple[tuple[str, str], ...]
 
     def summary(self) -> str:

@@ -14,32 +14,21 @@ from sfkt_cli.data.ingest import Seen, summarise_target
 from sfkt_cli.data.records import PARTS, Record
 from sfkt_cli.data.store import Store
 
-SHOWN = 20
-"""Classes of a part in the table, where there are more."""
+SHOWN = 20  # classes of a part in the table, where there are more
 HEADER = ("part", "class", "images", "groups", "target range", "missing")
 
 
 @dataclass(frozen=True)
 class Line:
-    """One class in one part.
+    """One class in one part."""
 
-    Attributes:
-        part: source, target, test or ti.
-        label: Class name; "" where it is not known or not told.
-        images: Number of samples.
-        groups: Scenes, places, captures or subjects among them.
-        low: Smallest reading of the target images, None without target images.
-        high: Largest reading.
-        missing: Mean share of pixels without a reading; 0 outside of depth.
-    """
-
-    part: str
-    label: str
-    images: int
-    groups: int
-    low: int | None
-    high: int | None
-    missing: float
+    part: str  # source, target, test or ti
+    label: str  # class name; "" where it is not known or not told
+    images: int  # number of samples
+    groups: int  # scenes, places, captures or subjects among them
+    low: int | None  # smallest reading of the target images, None without target images
+    high: int | None  # largest reading
+    missing: float  # mean share of pixels without a reading; 0 outside of depth
 
 
 @dataclass(frozen=True)

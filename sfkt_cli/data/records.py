@@ -19,8 +19,7 @@ from sfkt_cli.errors import DataError
 TR_PARTS = ("source", "target", "test")
 PARTS = (*TR_PARTS, "ti")
 """Where a sample may go: RGB for the source model, unlabelled target images, held out, pairs."""
-MAX_ID_BYTES = 96
-"""Ids become file names, which may have 255 bytes with all that is added."""
+MAX_ID_BYTES = 96  # ids become file names, which may have 255 bytes with all that is added
 _NO_TEXT = re.compile("[\udc80-\udcff]")
 """What Python puts in the place of bytes that are not UTF-8."""
 Capture = TypeVar("Capture", bound=Hashable)
@@ -28,22 +27,14 @@ Capture = TypeVar("Capture", bound=Hashable)
 
 @dataclass(frozen=True)
 class Record:
-    """One sample: an RGB image, a target image, or a pair of both; nothing is decoded yet.
+    """One sample: an RGB image, a target image, or a pair of both; nothing is decoded yet."""
 
-    Attributes:
-        id: Unique in the archive; :func:`settle_ids` makes a file name of it.
-        group: Scene, place, capture or subject, which never lies in two parts; "": its own.
-        label: Class name; None where nobody knows it.
-        rgb: Name of the RGB image in the archive; None where there is none.
-        target: Name of the target image in the archive.
-        parts: Where the archive allows it to go; empty: anywhere its class and images allow.
-    """
-
-    id: str
-    group: str
-    label: str | None
-    rgb: str | None
-    target: str | None
+    id: str  # unique in the archive; :func:`settle_ids` makes a file name of it
+    group: str  # scene, place, capture or subject, which never lies in two parts; "": its own
+    label: str | None  # class name; None where nobody knows it
+    rgb: str | None  # name of the RGB image in the archive; None where there is none
+    target: str | None  # name of the target image in the archive
+    # where the archive allows it to go; empty: anywhere its class and images allow
     parts: tuple[str, ...] = ()
 
 
@@ -67,35 +58,22 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive as a reader sees it.
+    """An archive as a reader sees it."""
 
-    Attributes:
-        records: Of all samples.
-        loader: Loads their images.
-        digest: Names the archive's content, from names, sizes, and times or checksums of files.
-        modality: depth, nir, thermal or other.
-        unit: Unit of target values: ``mm`` (0 = no reading) or ``raw``.
-        dtype: Type of target values: uint8 or uint16.
-        channels: Number of channels of a target image; 1 is stored without a channel axis.
-        usual_tr: Classes recognised by default; empty: all that are not ``usual_ti``.
-        usual_ti: Task-irrelevant classes by default; empty: all that are not TR.
-        registered: Whether the images of a pair are aligned.
-        notes: Differences from the published counts and the like, to be shown as warnings.
-        facts: What the reader found out and the user should know.
-    """
-
-    records: tuple[Record, ...]
-    loader: Loader
-    digest: str
-    modality: str = "depth"
-    unit: str = "mm"
-    dtype: str = "uint16"
-    channels: int = 1
+    records: tuple[Record, ...]  # of all samples
+    loader: Loader  # loads their images
+    digest: str  # names the archive's content, from names, sizes, and times or checksums of files
+    modality: str = "depth"  # depth, nir, thermal or other
+    unit: str = "mm"  # unit of target values: ``mm`` (0 = no reading) or ``raw``
+    dtype: str = "uint16"  # type of target values: uint8 or uint16
+    channels: int = 1  # number of channels of a target image; 1 is stored without a channel axis
+    # classes recognised by default; empty: all that are not ``usual_ti``
     usual_tr: tuple[str, ...] = ()
-    usual_ti: tuple[str, ...] = ()
-    registered: bool = True
+    usual_ti: tuple[str, ...] = ()  # task-irrelevant classes by default; empty: all that are not TR
+    registered: bool = True  # whether the images of a pair are aligned
+    # differences from the published counts and the like, to be shown as warnings
     notes: tuple[str, ...] = ()
-    facts: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()  # what the reader found out and the user should know
 
     @property
     def missing(self) -> bool:

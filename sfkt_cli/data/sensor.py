@@ -32,47 +32,29 @@ from sfkt_cli.data.store import Store
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.settings.config import Config
 
-LARGEST = 96
-"""Pixels across, at most, that are looked at."""
-MORE_MISSING = 0.15
-"""Share of missing pixels beyond the usual that is no cause for doubt."""
-WIDER = 0.5
-"""Likewise for values, as a share of their usual range."""
-FLATTER = 0.25
-"""An image with less than this share of the usual contrast is doubted."""
+LARGEST = 96  # pixels across, at most, that are looked at
+MORE_MISSING = 0.15  # share of missing pixels beyond the usual that is no cause for doubt
+WIDER = 0.5  # likewise for values, as a share of their usual range
+FLATTER = 0.25  # an image with less than this share of the usual contrast is doubted
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts")
-GREY = 8
-"""Mean difference of the channels of a picture that has no colours, in 8 bit, at most."""
+GREY = 8  # mean difference of the channels of a picture that has no colours, in 8 bit, at most
 
 
 @dataclass(frozen=True)
 class Sensor:
-    """What a model expects of its target images; travels with exported models.
+    """What a model expects of its target images; travels with exported models."""
 
-    Attributes:
-        modality: depth, nir, thermal or other.
-        unit: How integers and floats are meant: auto, mm, m or raw.
-        dtype: Type of stored values; empty: any.
-        channels: Number of channels of an image.
-        image_size: Side of the square model input, in pixels.
-        fit: crop or squash.
-        rotated: Depth values have their bits rotated, as in SUN RGB-D's files.
-        max_pixels: Larger image files are refused.
-        scale: Millimetres that 1 stands for; None: as the unit says.
-        no_reading: Values that become 0.
-    """
-
-    modality: str
-    unit: str
-    dtype: str
-    channels: int
-    image_size: int
-    fit: Fit
-    rotated: bool = False
-    max_pixels: int = MAX_PIXELS
-    scale: float | None = None
-    no_reading: tuple[float, ...] = ()
+    modality: str  # depth, nir, thermal or other
+    unit: str  # how integers and floats are meant: auto, mm, m or raw
+    dtype: str  # type of stored values; empty: any
+    channels: int  # number of channels of an image
+    image_size: int  # side of the square model input, in pixels
+    fit: Fit  # crop or squash
+    rotated: bool = False  # depth values have their bits rotated, as in SUN RGB-D's files
+    max_pixels: int = MAX_PIXELS  # larger image files are refused
+    scale: float | None = None  # millimetres that 1 stands for; None: as the unit says
+    no_reading: tuple[float, ...] = ()  # values that become 0
 
     @property
     def missing(self) -> bool:

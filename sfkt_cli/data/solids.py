@@ -21,17 +21,11 @@ _TINY = 1e-6
 
 
 class Part(NamedTuple):
-    """A convex piece: `quadric <= 0`, every `n . p <= w`, and not `bore < 0`.
+    """A convex piece: `quadric <= 0`, every `n . p <= w`, and not `bore < 0`."""
 
-    Attributes:
-        planes: `(F, 4, B)`, rows `(n_x, n_y, n_z, w)`.
-        quadric: `(5, B)`, the factors of `x^2, y^2, z^2, z, 1`, or None.
-        bore: like `quadric`: the region taken out.
-    """
-
-    planes: Floats
-    quadric: Floats | None = None
-    bore: Floats | None = None
+    planes: Floats  # `(F, 4, B)`, rows `(n_x, n_y, n_z, w)`
+    quadric: Floats | None = None  # `(5, B)`, the factors of `x^2, y^2, z^2, z, 1`, or None
+    bore: Floats | None = None  # like `quadric`: the region taken out
 
 
 class Torus(NamedTuple):

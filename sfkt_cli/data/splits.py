@@ -84,21 +84,13 @@ def expand(
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A class of an archive.
+    """A class of an archive."""
 
-    Attributes:
-        name: As ``classes.tr`` and ``classes.ti`` take it.
-        role: TR, TI, or "" where it is not used.
-        images: RGB images, target images or pairs.
-        pairs: Number of those with both images.
-        groups: Scenes, places, captures or subjects among them.
-    """
-
-    name: str
-    role: str
-    images: int
-    pairs: int
-    groups: int
+    name: str  # as ``classes.tr`` and ``classes.ti`` take it
+    role: str  # TR, TI, or "" where it is not used
+    images: int  # RGB images, target images or pairs
+    pairs: int  # number of those with both images
+    groups: int  # scenes, places, captures or subjects among them
 
 
 def list_class_rows(chosen: ClassesConfig, archive: Archive) -> list[ClassRow]:

@@ -38,32 +38,22 @@ from sfkt_cli.errors import DataError
 
 SCHEMA = "sfkt-2"
 ROLES = ("source", "transfer", "test")
-IMAGES = ("rgb", "target")
-"""Columns of pixels."""
+IMAGES = ("rgb", "target")  # columns of pixels
 TRAILER = b"\nsfkt-trailer "
-TRAILER_BYTES = 16_384
-"""The trailer is searched in so many bytes at the end of the file."""
+TRAILER_BYTES = 16_384  # the trailer is searched in so many bytes at the end of the file
 SEALS = ("digest", "complete")
 """Root attributes written last; they are no part of what the digest covers."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One data set: where its rows lie in the file and what they should hash to.
+    """One data set: where its rows lie in the file and what they should hash to."""
 
-    Attributes:
-        shape: Rows first.
-        dtype: Of one element.
-        offset: Of the first row, in bytes from the start of the file.
-        block_rows: Rows that share a checksum.
-        sha256: uint8 (blocks, 32).
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    offset: int
-    block_rows: int
-    sha256: NDArray[np.uint8]
+    shape: tuple[int, ...]  # rows first
+    dtype: np.dtype[Any]  # of one element
+    offset: int  # of the first row, in bytes from the start of the file
+    block_rows: int  # rows that share a checksum
+    sha256: NDArray[np.uint8]  # uint8 (blocks, 32)
 
     @property
     def row_bytes(self) -> int:
@@ -77,12 +67,9 @@ class Column:
 
 
 class Pixels(np.memmap[Any, Any]):
-    """Images of a store as a read-only memory map that compares them when they are first read.
+    """Images of a store as a read-only memory map that compares them when they are first read."""
 
-    Attributes:
-        compare: Called with an index of rows before they are read; raises DataError.
-    """
-
+    # called with an index of rows before they are read; raises DataError
     compare: Callable[[Any], None] = staticmethod(lambda index: None)
 
     def __getitem__(self, index: Any) -> Any:
@@ -93,30 +80,18 @@ class Pixels(np.memmap[Any, Any]):
 
 @dataclass(frozen=True)
 class Store:
-    """A prepared file; make it with :func:`open_store`.
-
-    Attributes:
-        path: The file.
-        attrs: Root attributes as plain values.
-        columns: Data sets by name, such as ``ti/rgb``.
-        digest: Hex SHA-256 of the description and of all block checksums: names the content.
-        dataset: Name of the data set it was prepared from.
-        modality: What the target images measure: depth, nir, thermal or other.
-        unit: Unit of target values: ``mm`` with 0 = no reading, or ``raw``.
-        classes: Names of the TR classes; labels are indices into it.
-        registered: Whether the two images of a pair show the same scene pixel by pixel.
-        left: For each column that was read, its blocks that are still to be compared.
-    """
+    """A prepared file; make it with :func:`open_store`."""
 
     path: Path
-    attrs: Mapping[str, Any]
-    columns: Mapping[str, Column]
-    digest: str
-    dataset: str
-    modality: str
-    unit: str
-    classes: list[str]
-    registered: bool
+    attrs: Mapping[str, Any]  # root attributes as plain values
+    columns: Mapping[str, Column]  # data sets by name, such as ``ti/rgb``
+    digest: str  # hex SHA-256 of the description and of all block checksums: names the content
+    dataset: str  # name of the data set it was prepared from
+    modality: str  # what the target images measure: depth, nir, thermal or other
+    unit: str  # unit of target values: ``mm`` with 0 = no reading, or ``raw``
+    classes: list[str]  # names of the TR classes; labels are indices into it
+    registered: bool  # whether the two images of a pair show the same scene pixel by pixel
+    # for each column that was read, its blocks that are still to be compared
     left: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     def __contains__(self, name: object) -> bool:

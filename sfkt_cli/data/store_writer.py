@@ -28,8 +28,7 @@ from sfkt_cli import __version__
 from sfkt_cli.data.store import ROLES, SCHEMA, TRAILER, Column, describe, hash_ranges
 from sfkt_cli.files import replacing
 
-DESCRIPTION_BYTES = 1 << 20
-"""More than the HDF5 description and its checksums take."""
+DESCRIPTION_BYTES = 1 << 20  # more than the HDF5 description and its checksums take
 MAX_BLOCKS = 1024
 """Checksums of a data set at most: HDF5 keeps attributes of up to 64 kB in its header."""
 Shapes = Mapping[str, tuple[tuple[int, ...], DTypeLike]]
@@ -151,8 +150,7 @@ def text_column(texts: Sequence[str]) -> NDArray[np.bytes_]:
     return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
 
 
-_open_files: dict[Path, int] = {}
-"""This process's handles on unfinished files."""
+_open_files: dict[Path, int] = {}  # this process's handles on unfinished files
 
 
 def _descriptor(path: Path) -> int:

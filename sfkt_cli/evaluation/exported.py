@@ -42,17 +42,14 @@ from sfkt_cli.settings.runs import Run
 
 LARGEST_DIFFERENCE = 1e-3
 """Between the probabilities of an fp32 file and of PyTorch; more is refused."""
-SAMPLES = 64
-"""Images that files are compared on where all of them are in fp32."""
-COMPARED = 1000
-"""The same where one is in fp16 or int8."""
+SAMPLES = 64  # images that files are compared on where all of them are in fp32
+COMPARED = 1000  # the same where one is in fp16 or int8
 CALIBRATION = 256
 """Images that ranges of activations are measured on; those that files are compared on are others,
 where there are enough."""
 ROUNDS = 50
 LEAST_ROUNDS = 10
-LONGEST_S = 3.0
-"""No more rounds than LEAST_ROUNDS after that."""
+LONGEST_S = 3.0  # no more rounds than LEAST_ROUNDS after that
 LIMITS = """\
 - Trained without labels of this sensor. It knows what the RGB source model knew, errors included.
 - Valid for this sensor at these settings: another depth range, resolution or mounting needs a new
@@ -66,21 +63,13 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TargetImages:
-    """Unlabelled images of the sensor, as exported files take them.
+    """Unlabelled images of the sensor, as exported files take them."""
 
-    Attributes:
-        stored: (N, S, S) or (N, S, S, C) of transfer.h5.
-        ids: Of the samples.
-        size: Height and width that files take; stored pixels are repeated to fill it.
-        dtype: That files take.
-        batch: Images at a time.
-    """
-
-    stored: NDArray[Any]
-    ids: Sequence[str]
-    size: tuple[int, int]
-    dtype: torch.dtype
-    batch: int
+    stored: NDArray[Any]  # (N, S, S) or (N, S, S, C) of transfer.h5
+    ids: Sequence[str]  # of the samples
+    size: tuple[int, int]  # height and width that files take; stored pixels are repeated to fill it
+    dtype: torch.dtype  # that files take
+    batch: int  # images at a time
 
     def read(self, rows: Rows) -> Tensor:
         """(B, H, W) or (B, H, W, C)."""
@@ -113,29 +102,17 @@ class TargetImages:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A file beside PyTorch in fp32, on the same images.
+    """A file beside PyTorch in fp32, on the same images."""
 
-    Attributes:
-        file: Its name.
-        precision: Of its weights.
-        megabytes: Its size.
-        images: How many.
-        agreement: Share of images that get the same class.
-        largest_difference: Of probabilities.
-        labelled: Images with a label that `sfkt evaluate` has told.
-        accuracy: On those; None where there are none.
-        pytorch_accuracy: Of PyTorch, on the same.
-    """
-
-    file: str
-    precision: str
-    megabytes: float
-    images: int
-    agreement: float
-    largest_difference: float
-    labelled: int
-    accuracy: float | None
-    pytorch_accuracy: float | None
+    file: str  # its name
+    precision: str  # of its weights
+    megabytes: float  # its size
+    images: int  # how many
+    agreement: float  # share of images that get the same class
+    largest_difference: float  # of probabilities
+    labelled: int  # images with a label that `sfkt evaluate` has told
+    accuracy: float | None  # on those; None where there are none
+    pytorch_accuracy: float | None  # of PyTorch, on the same
 
 
 def compare(
@@ -221,21 +198,13 @@ def comparison_table(comparisons: Iterable[Comparison]) -> str:
 
 @dataclass(frozen=True)
 class Latency:
-    """Of one model in one runtime.
+    """Of one model in one runtime."""
 
-    Attributes:
-        runtime: PyTorch, onnxruntime or OpenVINO.
-        file: What it runs.
-        batch: Images at a time.
-        median_ms: Half of the batches take longer.
-        p95_ms: One batch of twenty takes longer.
-    """
-
-    runtime: str
-    file: str
-    batch: int
-    median_ms: float
-    p95_ms: float
+    runtime: str  # PyTorch, onnxruntime or OpenVINO
+    file: str  # what it runs
+    batch: int  # images at a time
+    median_ms: float  # half of the batches take longer
+    p95_ms: float  # one batch of twenty takes longer
 
 
 def time_all(

@@ -26,10 +26,8 @@ INK = "#1b1f24"
 WRONG = "#B32D00"
 RIGHT = "#005A8C"
 DPI = 130
-COLUMNS = 4
-"""Charts of training curves beside each other."""
-FEWEST = 10
-"""A bin of fewer images says nothing about reliability."""
+COLUMNS = 4  # charts of training curves beside each other
+FEWEST = 10  # a bin of fewer images says nothing about reliability
 TERMS = {
     "cross_entropy": "cross-entropy",
     "rec": "reconstruction",
@@ -51,18 +49,12 @@ TERMS = {
 
 @dataclass(frozen=True)
 class Strip:
-    """One line of a gallery.
+    """One line of a gallery."""
 
-    Attributes:
-        title: What the pictures are.
-        pictures: (N, H, W, 3) in [0, 1].
-        captions: A text below each, or nothing.
-        right: Whether each caption is right (blue) or wrong (red); None: neither.
-    """
-
-    title: str
-    pictures: Numbers
-    captions: tuple[str, ...] = ()
+    title: str  # what the pictures are
+    pictures: Numbers  # (N, H, W, 3) in [0, 1]
+    captions: tuple[str, ...] = ()  # a text below each, or nothing
+    # whether each caption is right (blue) or wrong (red); None: neither
     right: tuple[bool | None, ...] = ()
 
 

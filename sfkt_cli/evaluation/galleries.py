@@ -23,8 +23,7 @@ from sfkt_cli.evaluation.report import Section, Shot
 
 Numbers = NDArray[Any]
 COLUMNS = 8
-POINTS = 500
-"""Samples of each set in a feature map, at most."""
+POINTS = 500  # samples of each set in a feature map, at most
 
 
 def ti_gallery(evaluation: Evaluation, pairs: Pairs, folder: Path) -> tuple[str, str]:

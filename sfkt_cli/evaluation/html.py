@@ -25,8 +25,7 @@ from sfkt_cli.evaluation.report import (
     split_tables,
 )
 
-WIDE = 900
-"""Pixels from which a picture is not shrunk to a telephone's width, but scrolled."""
+WIDE = 900  # pixels from which a picture is not shrunk to a telephone's width, but scrolled
 MARKS = (
     '<p class="note">Accuracy in per cent, and its 95 % interval. A disc is a method; a hollow '
     "diamond, and italics in tables, a bound: it saw labels or RGB images of the task.</p>"

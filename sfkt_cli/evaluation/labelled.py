@@ -12,33 +12,21 @@ from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
 
 Numbers = NDArray[Any]
-SAME = ("archive_sha256", "parts_sha256")
-"""Attributes that the files of one run have in common."""
+SAME = ("archive_sha256", "parts_sha256")  # attributes that the files of one run have in common
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images to predict, and the labels of those that have one.
+    """Images to predict, and the labels of those that have one."""
 
-    Attributes:
-        name: ``target`` or ``test``.
-        ids: Sample ids (N,).
-        names: What the archive calls them (N,).
-        target: (N, H, W[, C]) stored target images.
-        rgb: (N, H, W, 3) RGB partners; None where there are none.
-        rows: (L,) rows that have a label.
-        labels: (L,) their class indices.
-        scenes: Names of the scenes (N,).
-    """
-
-    name: str
-    ids: list[str]
-    names: list[str]
-    target: Numbers
-    rgb: Numbers | None
-    rows: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    scenes: list[str]
+    name: str  # ``target`` or ``test``
+    ids: list[str]  # sample ids (N,)
+    names: list[str]  # what the archive calls them (N,)
+    target: Numbers  # (N, H, W[, C]) stored target images
+    rgb: Numbers | None  # (N, H, W, 3) RGB partners; None where there are none
+    rows: NDArray[np.int64]  # (L,) rows that have a label
+    labels: NDArray[np.int64]  # (L,) their class indices
+    scenes: list[str]  # names of the scenes (N,)
 
     @property
     def groups(self) -> NDArray[np.int64]:

@@ -34,25 +34,16 @@ Numbers = NDArray[Any]
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model, from stored images to logits.
+    """A model, from stored images to logits."""
 
-    Attributes:
-        method: Its name in the report.
-        model: Model input to features (B, D) and logits (B, K).
-        load: Stored images to model input.
-        parameters: Number of parameters of all networks that a prediction passes.
-        train_seconds: All that it cost beyond the source model; None: unknown.
-        peak_memory_mb: Largest of the stages that made it; None: nothing was trained.
-        note: What a reader must know of it.
-    """
-
-    method: str
+    method: str  # its name in the report
+    # model input to features (B, D) and logits (B, K)
     model: Callable[[Tensor], tuple[Tensor, Tensor]]
-    load: Loader
-    parameters: int
-    train_seconds: float | None
-    peak_memory_mb: float | None
-    note: str | None = None
+    load: Loader  # stored images to model input
+    parameters: int  # number of parameters of all networks that a prediction passes
+    train_seconds: float | None  # all that it cost beyond the source model; None: unknown
+    peak_memory_mb: float | None  # largest of the stages that made it; None: nothing was trained
+    note: str | None = None  # what a reader must know of it
 
     def ask(self, images: Numbers, runtime: Runtime) -> tuple[Tensor, Tensor]:
         """Features (N, D) and logits (N, K) of stored images."""
@@ -65,18 +56,13 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Models:
-    """The models of a run, read back.
+    """The models of a run, read back."""
 
-    Attributes:
-        source: The frozen source model, and its card.
-        translator: T and its encoding; None where there is no bridge.
-        students: By method.
-    """
-
-    source: Classifier
+    source: Classifier  # the frozen source model, and its card
     card: Saved
+    # T and its encoding; None where there is no bridge
     translator: tuple[nn.Module, Encoding] | None
-    students: dict[str, tuple[Classifier, Encoding]]
+    students: dict[str, tuple[Classifier, Encoding]]  # by method
 
     @property
     def encoding(self) -> Encoding | None:

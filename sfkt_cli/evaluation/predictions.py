@@ -26,69 +26,44 @@ from sfkt_cli.training.runtime import Runtime
 Numbers = NDArray[Any]
 TRAINING_ACCURACY = "trained on these very images and labels: its training accuracy"
 ENSEMBLE = "tgkt+bridge"
-VIEWS = ("tgkt", "bridge-only")
-"""What the ensemble is made of."""
+VIEWS = ("tgkt", "bridge-only")  # what the ensemble is made of
 SPEED_IMAGES = 512
 SPEED_ROUNDS = 3
 
 
 @dataclass
 class Outcome:
-    """What one model predicts.
+    """What one model predicts."""
 
-    Attributes:
-        predictor: The model.
-        probabilities: (N, K) of each split, by name.
-        label_free: Scores that need no labels, by name.
-        images_per_second: Speed of inference.
-    """
-
-    predictor: Predictor
-    probabilities: dict[str, Numbers] = field(default_factory=dict)
+    predictor: Predictor  # the model
+    probabilities: dict[str, Numbers] = field(default_factory=dict)  # (N, K) of each split, by name
+    # scores that need no labels, by name
     label_free: dict[str, float] = field(default_factory=dict)
-    images_per_second: float | None = None
+    images_per_second: float | None = None  # speed of inference
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The TI pairs that score, and what the source model says of the RGB images.
+    """The TI pairs that score, and what the source model says of the RGB images."""
 
-    Attributes:
-        target: (M, H, W[, C]) target images, as stored.
-        rgb: (M, H, W, 3) RGB partners, as stored.
-        features: (M, D) of the RGB partners.
-        logits: (M, K) of the RGB partners.
-        unseen: Whether nothing was trained on them; there may be too few pairs for that.
-    """
-
-    target: Numbers
-    rgb: Numbers
-    features: Tensor
-    logits: Tensor
-    unseen: bool
+    target: Numbers  # (M, H, W[, C]) target images, as stored
+    rgb: Numbers  # (M, H, W, 3) RGB partners, as stored
+    features: Tensor  # (M, D) of the RGB partners
+    logits: Tensor  # (M, K) of the RGB partners
+    unseen: bool  # whether nothing was trained on them; there may be too few pairs for that
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that the report is made from.
+    """All that the report is made from."""
 
-    Attributes:
-        config: Settings.
-        store: transfer.h5.
-        models: Read back.
-        splits: By name.
-        outcomes: By method, bounds last.
-        pairs: Held-out TI pairs; None where there are none.
-        runtime: Device and precision.
-    """
-
-    config: Config
-    store: Store
-    models: Models
-    splits: dict[str, Split]
-    outcomes: dict[str, Outcome]
-    pairs: Pairs | None
-    runtime: Runtime
+    config: Config  # settings
+    store: Store  # transfer.h5
+    models: Models  # read back
+    splits: dict[str, Split]  # by name
+    outcomes: dict[str, Outcome]  # by method, bounds last
+    pairs: Pairs | None  # held-out TI pairs; None where there are none
+    runtime: Runtime  # device and precision
 
     @property
     def classes(self) -> list[str]:

@@ -53,41 +53,24 @@ Cells = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one split.
+    """One method on one split."""
 
-    Attributes:
-        method: Such as ``source-only`` or ``tgkt``.
-        seed: Of the run.
-        split: ``target`` or ``test``.
-        n: Labelled images.
-        accuracy: Fraction.
-        accuracy_ci95: Its 95 % interval.
-        balanced_accuracy: Mean recall of the classes.
-        macro_f1: Mean F1 of the classes.
-        ece: Expected calibration error, 15 bins.
-        train_seconds: All that this model cost beyond the source model, the bridge included.
-        peak_memory_mb: Largest of the stages that made it; None: nothing was trained.
-        images_per_second: Of inference, on the machine that evaluated.
-        parameters: Of all networks that a prediction passes.
-        class_accuracy: By class; None for a class without images.
-        note: What a reader must know of this row; becomes a footnote.
-    """
-
-    method: str
-    seed: int
-    split: str
-    n: int
-    accuracy: float
-    accuracy_ci95: tuple[float, float]
-    balanced_accuracy: float
-    macro_f1: float
-    ece: float
+    method: str  # such as ``source-only`` or ``tgkt``
+    seed: int  # of the run
+    split: str  # ``target`` or ``test``
+    n: int  # labelled images
+    accuracy: float  # fraction
+    accuracy_ci95: tuple[float, float]  # its 95 % interval
+    balanced_accuracy: float  # mean recall of the classes
+    macro_f1: float  # mean F1 of the classes
+    ece: float  # expected calibration error, 15 bins
+    # all that this model cost beyond the source model, the bridge included
     train_seconds: float | None
-    peak_memory_mb: float | None
-    images_per_second: float | None = None
-    parameters: int | None = None
-    class_accuracy: tuple[float | None, ...] = ()
-    note: str | None = None
+    peak_memory_mb: float | None  # largest of the stages that made it; None: nothing was trained
+    images_per_second: float | None = None  # of inference, on the machine that evaluated
+    parameters: int | None = None  # of all networks that a prediction passes
+    class_accuracy: tuple[float | None, ...] = ()  # by class; None for a class without images
+    note: str | None = None  # what a reader must know of this row; becomes a footnote
 
 
 class Results(BaseModel):
@@ -102,82 +85,48 @@ class Results(BaseModel):
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report: text, a table, a picture, or some of these.
+    """A part of the report: text, a table, a picture, or some of these."""
 
-    Attributes:
-        title: Heading.
-        text: Paragraphs.
-        header: Of a table; empty: none.
-        cells: Its rows.
-        picture: Name of a PNG beside the report.
-        caption: What the picture shows, for those who do not see it, too.
-        left: Columns of the table, from the left, that hold words.
-        bounds: Rows below a rule.
-        footnotes: Lines below the table.
-    """
-
-    title: str
-    text: tuple[str, ...] = ()
-    header: Cells = ()
-    cells: tuple[Cells, ...] = ()
-    picture: str | None = None
-    caption: str = ""
-    left: int = 1
-    bounds: tuple[Cells, ...] = ()
-    footnotes: tuple[str, ...] = ()
+    title: str  # heading
+    text: tuple[str, ...] = ()  # paragraphs
+    header: Cells = ()  # of a table; empty: none
+    cells: tuple[Cells, ...] = ()  # its rows
+    picture: str | None = None  # name of a PNG beside the report
+    caption: str = ""  # what the picture shows, for those who do not see it, too
+    left: int = 1  # columns of the table, from the left, that hold words
+    bounds: tuple[Cells, ...] = ()  # rows below a rule
+    footnotes: tuple[str, ...] = ()  # lines below the table
 
 
 @dataclass(frozen=True)
 class Headline:
-    """The first line of the report: is the student better?
+    """The first line of the report: is the student better?"""
 
-    Attributes:
-        text: One sentence in plain words.
-        detail: What it rests on.
-        tone: ``better``, ``worse`` or ``open``: the colour of its box.
-    """
-
-    text: str
-    detail: str = ""
-    tone: str = "open"
+    text: str  # one sentence in plain words
+    detail: str = ""  # what it rests on
+    tone: str = "open"  # ``better``, ``worse`` or ``open``: the colour of its box
 
 
 @dataclass(frozen=True)
 class Shot:
-    """A small picture at the top of the page.
+    """A small picture at the top of the page."""
 
-    Attributes:
-        png: The file's bytes.
-        caption: What the main method says of it, and what it is.
-    """
-
-    png: bytes
-    caption: str
+    png: bytes  # the file's bytes
+    caption: str  # what the main method says of it, and what it is
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that is known of a run.
+    """All that is known of a run."""
 
-    Attributes:
-        dataset: Its name.
-        classes: Names in the order of the labels.
-        rows: Methods first, bounds last.
-        facts: How it was measured.
-        sections: What follows the accuracies.
-        headline: The first line.
-        made: When, by which version, of which model.
-        shots: Images of the sensor, for the top of the page.
-    """
-
-    dataset: str
-    classes: tuple[str, ...]
-    rows: tuple[Row, ...]
-    facts: tuple[str, ...] = ()
-    sections: tuple[Section, ...] = ()
-    headline: Headline | None = None
-    made: str = ""
-    shots: tuple[Shot, ...] = ()
+    dataset: str  # its name
+    classes: tuple[str, ...]  # names in the order of the labels
+    rows: tuple[Row, ...]  # methods first, bounds last
+    facts: tuple[str, ...] = ()  # how it was measured
+    sections: tuple[Section, ...] = ()  # what follows the accuracies
+    headline: Headline | None = None  # the first line
+    made: str = ""  # when, by which version, of which model
+    shots: tuple[Shot, ...] = ()  # images of the sensor, for the top of the page
 
 
 def named(method: str) -> str:

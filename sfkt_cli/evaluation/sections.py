@@ -43,8 +43,7 @@ LABEL_FREE = {
     "confidence": "confidence %",
     "classes_said": "classes named",
 }
-PICTURE_PAIRS = 256
-"""TI pairs that PSNR and SSIM look at, at most."""
+PICTURE_PAIRS = 256  # TI pairs that PSNR and SSIM look at, at most
 
 
 def headline(evaluation: Evaluation, rows: Sequence[Row], judged: Verdict | None) -> Headline:

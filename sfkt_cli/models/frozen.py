@@ -23,8 +23,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from sfkt_cli.models.classifier import Model
 from sfkt_cli.models.onnx_network import OnnxNetwork
 
-LARGEST_DIFFERENCE = 1e-4
-"""Of outputs, relative to the largest of them."""
+LARGEST_DIFFERENCE = 1e-4  # of outputs, relative to the largest of them
 Watch = Callable[[str, Any], None]
 """Takes the name of a module, or of a node of an ONNX network, and its output."""
 Call = tuple[str, int]

@@ -29,13 +29,10 @@ from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.data.loading import Fit, areas, kept_box
 from sfkt_cli.models.onnx_files import open_session
 
-NETWORKS = ("model", "translator")
-"""Attributes of a :class:`SensorGraph` that hold them."""
+NETWORKS = ("model", "translator")  # attributes of a :class:`SensorGraph` that hold them
 QUANTISED = ["Conv", "Gemm", "MatMul", "Add", "Relu", "Clip"]
-SCOPES = "pkg.torch.onnx.name_scopes"
-"""Where the exporter notes which module a node comes from."""
-Predict = Callable[[Tensor], Tensor]
-"""Images as the sensor gives them to probabilities (B, K)."""
+SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes which module a node comes from
+Predict = Callable[[Tensor], Tensor]  # images as the sensor gives them to probabilities (B, K)
 
 
 class FitTarget(nn.Module):

@@ -33,8 +33,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
 """Keys under which training scripts put the state dict."""
 PREFIXES = ("module.", "_orig_mod.")
 """What data parallelism and torch.compile put in front of every name."""
-PICKLE = b"\x80"
-"""First byte of every pickle since Python 2.3."""
+PICKLE = b"\x80"  # first byte of every pickle since Python 2.3
 _DYNAMIC = "dynamo=True, external_data=False, dynamic_shapes=({0: 'batch'},)"
 LOADERS = {
     "a TorchScript program": (
@@ -51,21 +50,13 @@ LOADERS = {
 
 @dataclass(frozen=True)
 class Imported:
-    """A source model that was brought along.
+    """A source model that was brought along."""
 
-    Attributes:
-        model: Its outputs are in the order of ``classes``.
-        architecture: Keyword arguments of :class:`Classifier` that build it again.
-        classes: The data's class names; the checkpoint's where the data has none.
-        remarks: What the user should know of how it was taken.
-        pretrained: Whether its weights were trained elsewhere, wholly or at first.
-    """
-
-    model: Classifier
-    architecture: dict[str, Any]
-    classes: list[str]
-    remarks: tuple[str, ...] = ()
-    pretrained: bool = True
+    model: Classifier  # its outputs are in the order of ``classes``
+    architecture: dict[str, Any]  # keyword arguments of :class:`Classifier` that build it again
+    classes: list[str]  # the data's class names; the checkpoint's where the data has none
+    remarks: tuple[str, ...] = ()  # what the user should know of how it was taken
+    pretrained: bool = True  # whether its weights were trained elsewhere, wholly or at first
 
 
 def digest_of(config: Config) -> str:

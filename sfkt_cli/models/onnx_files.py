@@ -27,12 +27,10 @@ from sfkt_cli.models.onnx_network import (
     names_in,
 )
 
-BATCHES = (2, 3)
-"""Two numbers of images tell which numbers of a graph stand for the batch."""
+BATCHES = (2, 3)  # two numbers of images tell which numbers of a graph stand for the batch
 SCALES = (0.3, 1.0, 1.0, 2.0, 5.0)
 """Of the images on which the network is compared with onnxruntime, in standard deviations."""
-LARGEST_DIFFERENCE = 1e-4
-"""Of outputs, relative to the largest of them."""
+LARGEST_DIFFERENCE = 1e-4  # of outputs, relative to the largest of them
 OLDEST_OPSET = 7
 SAVE_WEIGHTS = "torch.save(model.state_dict(), 'weights.pth')"
 ENDS = {"Softmax": F.softmax, "LogSoftmax": F.log_softmax}
@@ -41,19 +39,13 @@ Node = list[Any]
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """What an ONNX file holds.
+    """What an ONNX file holds."""
 
-    Attributes:
-        graph: Keyword arguments of :class:`OnnxNetwork` for all up to the last linear layer.
-        network: That network, with its weights.
-        weight: Of the last linear layer (K, F); the identity where there is none.
-        bias: Its bias (K,).
-    """
-
+    # keyword arguments of :class:`OnnxNetwork` for all up to the last linear layer
     graph: dict[str, Any]
-    network: OnnxNetwork
-    weight: Tensor
-    bias: Tensor
+    network: OnnxNetwork  # that network, with its weights
+    weight: Tensor  # of the last linear layer (K, F); the identity where there is none
+    bias: Tensor  # its bias (K,)
 
 
 def read_onnx(path: Path, size: int, head: str = "") -> OnnxModel:

@@ -128,8 +128,7 @@ Operation = Callable[..., Any]
 
 MOST_ELEMENTS = 2**28
 """Of a tensor that an operation makes from a shape: a damaged file may ask for any size."""
-FLOATS = (1, 10, 11, 16)
-"""Numbers of ONNX's float types; all of them are float32 here."""
+FLOATS = (1, 10, 11, 16)  # numbers of ONNX's float types; all of them are float32 here
 WHOLE = {2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64,
          9: torch.bool}  # fmt: skip
 

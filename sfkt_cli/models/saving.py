@@ -74,19 +74,12 @@ class Card(BaseModel):
 
 @dataclass(frozen=True)
 class Saved:
-    """A model read back.
+    """A model read back."""
 
-    Attributes:
-        module: In inference mode, on the device asked for.
-        classes: Class names in the order of the outputs; empty for a translator.
-        encoding: Encoding of its target images; None for an RGB model.
-        card: All of model.json.
-    """
-
-    module: nn.Module
-    classes: list[str]
-    encoding: Encoding | None
-    card: Mapping[str, Any]
+    module: nn.Module  # in inference mode, on the device asked for
+    classes: list[str]  # class names in the order of the outputs; empty for a translator
+    encoding: Encoding | None  # encoding of its target images; None for an RGB model
+    card: Mapping[str, Any]  # all of model.json
 
     @property
     def digest(self) -> str:

@@ -266,7 +266,7 @@ class SourceConfig(Section):
     """Random brightness, contrast and saturation of the source images."""
 
     def rates(self, *, pretrained: bool) -> tuple[float, float]:
-        """Learning rate, and the backbone's share of it; null: those that fit where training starts."""
+        """Learning rate, backbone's share of it; null: those that fit where training starts."""
         return _rates(self, PRETRAINED_RATES if pretrained else (0.05, 1.0))
 
     @property
@@ -356,7 +356,7 @@ class OptimiserConfig(Section):
     """inverse: (1 + 10 p)^-0.75 (SHOT, SOCKET). cosine: warm-up, then down to 0."""
 
     def rates(self, *, pretrained: bool) -> tuple[float, float]:
-        """Learning rate, and the backbone's share of it; null: those that fit where training starts."""
+        """Learning rate, backbone's share of it; null: those that fit where training starts."""
         return _rates(self, PRETRAINED_RATES if pretrained else (0.03, 1.0))
 
 

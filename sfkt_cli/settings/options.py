@@ -16,25 +16,16 @@ from sfkt_cli.console import event, quieten, speak_json
 
 @dataclass(frozen=True)
 class Options:
-    """What the user typed, before any of it is checked.
+    """What the user typed, before any of it is checked."""
 
-    Attributes:
-        run: Folder of ``--run``.
-        config: The YAML file of ``--config``.
-        assignments: Texts of ``--set``.
-        flags: Dotted settings that have an option of their own; None where it was not given.
-        force: Start finished or differently set stages anew.
-        dry_run: Only say what would be done.
-        verbose: Print the settings in use.
-    """
-
-    run: Path | None = None
-    config: Path | None = None
-    assignments: tuple[str, ...] = ()
+    run: Path | None = None  # folder of ``--run``
+    config: Path | None = None  # the YAML file of ``--config``
+    assignments: tuple[str, ...] = ()  # texts of ``--set``
+    # dotted settings that have an option of their own; None where it was not given
     flags: Mapping[str, Any] = field(default_factory=dict)
-    force: bool = False
-    dry_run: bool = False
-    verbose: bool = False
+    force: bool = False  # start finished or differently set stages anew
+    dry_run: bool = False  # only say what would be done
+    verbose: bool = False  # print the settings in use
 
     def with_flags(self, flags: Mapping[str, Any]) -> Options:
         """The same with the values of further options."""

@@ -34,10 +34,8 @@ from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.runs import DATA_SECTIONS, RUNS, Run
 
 DEFAULT = "default"
-CURRENT = RUNS / "current"
-"""Holds the name of the run used last."""
-WIDTH = 96
-"""Columns of a commented configuration file."""
+CURRENT = RUNS / "current"  # holds the name of the run used last
+WIDTH = 96  # columns of a commented configuration file
 
 
 @dataclass(frozen=True)

@@ -160,20 +160,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder.
+    """A run folder."""
 
-    Attributes:
-        folder: ``runs/<name>``.
-        force: Start finished or differently set stages anew.
-        dry: Write nothing into the run folder.
-        main: Whether this process writes; of several, one does.
-        agree: The main process's verdict on a stage, for all of them (see :meth:`open`).
-    """
-
-    folder: Path
-    force: bool = False
-    dry: bool = False
-    main: bool = True
+    folder: Path  # ``runs/<name>``
+    force: bool = False  # start finished or differently set stages anew
+    dry: bool = False  # write nothing into the run folder
+    main: bool = True  # whether this process writes; of several, one does
+    # the main process's verdict on a stage, for all of them (see :meth:`open`)
     agree: Callable[[str], str] = str
 
     def path(self, *parts: str) -> Path:

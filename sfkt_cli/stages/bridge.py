@@ -53,8 +53,7 @@ from sfkt_cli.training.predicting import (
 )
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 
-LEVEL_ROWS = 64
-"""RGB images on which the variance of the source model's activations is measured."""
+LEVEL_ROWS = 64  # RGB images on which the variance of the source model's activations is measured
 
 
 def bridge(config: Config, run: Run) -> None:

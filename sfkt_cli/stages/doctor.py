@@ -38,17 +38,11 @@ LITTLE_MEMORY_GB = 4.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report.
+    """One line of the report."""
 
-    Attributes:
-        name: What was looked at.
-        value: What was found.
-        advice: What to do about it; empty: all is well.
-    """
-
-    name: str
-    value: str
-    advice: str = ""
+    name: str  # what was looked at
+    value: str  # what was found
+    advice: str = ""  # what to do about it; empty: all is well
 
 
 def doctor(verify: Path | None = None) -> dict[str, Any]:

@@ -49,12 +49,9 @@ from sfkt_cli.student import find_student
 
 FORMATS = ("onnx", "pt2", "safetensors")
 PRECISIONS = ("fp32", "fp16", "int8")
-LEAST_AGREEMENT = 0.95
-"""Share of images that a file gives PyTorch's class; less is warned of."""
-BATCH = 16
-"""Images at a time, where a file takes any number."""
-TIMED = (1, 32)
-"""Batches that are timed, where a file takes any number."""
+LEAST_AGREEMENT = 0.95  # share of images that a file gives PyTorch's class; less is warned of
+BATCH = 16  # images at a time, where a file takes any number
+TIMED = (1, 32)  # batches that are timed, where a file takes any number
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _INSIDE = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 """A file of an export, at most one folder down."""

@@ -36,13 +36,10 @@ from sfkt_cli.training.runtime import make_runtime
 BATCH = 64
 STDIN = "-"
 UNKNOWN = "unknown"
-LAST = 1000
-"""Number of the latest rows of a stream that are checked when it ends."""
+LAST = 1000  # number of the latest rows of a stream that are checked when it ends
 LOOK_EVERY_S = 0.5
-SHOWN = 10
-"""So many broken files are named."""
-Batch = list[tuple[str | Path, NDArray[Any]]]
-"""Names and stored images."""
+SHOWN = 10  # so many broken files are named
+Batch = list[tuple[str | Path, NDArray[Any]]]  # names and stored images
 Row = tuple[str | Path, Prediction]
 AnyStudent = Student | ExportedStudent
 

@@ -38,10 +38,8 @@ from sfkt_cli.training.predicting import (
 )
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 
-USUAL_SIZE = 96
-"""Pixels; few networks but the built-in one are trained on smaller images."""
-LOOKED_AT = 512
-"""TI RGB images that an imported model is tried on."""
+USUAL_SIZE = 96  # pixels; few networks but the built-in one are trained on smaller images
+LOOKED_AT = 512  # TI RGB images that an imported model is tried on
 
 
 class SourceObjective(nn.Module):

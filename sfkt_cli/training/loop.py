@@ -26,10 +26,8 @@ from sfkt_cli.training.cpu import TRANSIENT, kept_bytes
 from sfkt_cli.training.runtime import Runtime, Trial, seed_all
 
 Batch = dict[str, Tensor]
-TRIED_IMAGES = 4
-"""Rows of the batch with which a dry run warms up."""
-TENSORBOARD = "tensorboard"
-"""Folder below a stage's; ``tensorboard --logdir runs`` finds them all."""
+TRIED_IMAGES = 4  # rows of the batch with which a dry run warms up
+TENSORBOARD = "tensorboard"  # folder below a stage's; ``tensorboard --logdir runs`` finds them all
 Numbers = Mapping[str, float]
 PATIENCE_S = 4.0
 """A dry run times a step with all rows where it would take no longer than this on a CPU."""
@@ -37,58 +35,36 @@ PATIENCE_S = 4.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What :func:`fit` is to do, beside the networks.
+    """What :func:`fit` is to do, beside the networks."""
 
-    Attributes:
-        title: Shown in front of messages; also part of the random seeds.
-        seed: Seed of everything random within a step.
-        epochs: Number of epochs.
-        steps: Steps of each epoch.
-        weights: Weight of each loss term, by name; a missing one counts 1.
-        folder: Where metrics.jsonl and checkpoint/ go.
-        select: Label-free score, of those that ``scores`` gives, whose largest value picks the
-            weights that are kept; None keeps the last.
-        images: Images that one step sees, for the rate.
-        clip_norm: Largest gradient norm, or None.
-        checkpoint_seconds: A state is written at most this often.
-        patience: Stop when so many epochs brought no better score; 0: never.
-        made_for: Digest of settings and inputs; a state of others is not gone on from.
-    """
-
-    title: str
-    seed: int
-    epochs: int
-    steps: int
-    weights: Mapping[str, float]
-    folder: Path
+    title: str  # shown in front of messages; also part of the random seeds
+    seed: int  # seed of everything random within a step
+    epochs: int  # number of epochs
+    steps: int  # steps of each epoch
+    weights: Mapping[str, float]  # weight of each loss term, by name; a missing one counts 1
+    folder: Path  # where metrics.jsonl and checkpoint/ go
+    # label-free score, of those that ``scores`` gives, whose largest value picks the weights that
+    # are kept; None keeps the last
     select: str | None = None
-    images: int = 0
-    clip_norm: float | None = None
-    checkpoint_seconds: float = 60.0
-    patience: int = 0
-    made_for: str = ""
+    images: int = 0  # images that one step sees, for the rate
+    clip_norm: float | None = None  # largest gradient norm, or None
+    checkpoint_seconds: float = 60.0  # a state is written at most this often
+    patience: int = 0  # stop when so many epochs brought no better score; 0: never
+    made_for: str = ""  # digest of settings and inputs; a state of others is not gone on from
 
 
 @dataclass
 class Fitted:
-    """How far a training is; what a resumed one must know beside the state of the networks.
+    """How far a training is; what a resumed one must know beside the state of the networks."""
 
-    Attributes:
-        epoch: The one to train, from 0.
-        step: Its steps that are done.
-        best_score: The largest one that the epochs were chosen by.
-        best_epoch: Epoch whose weights are kept, from 0.
-        seconds: Time spent, over all interruptions.
-        totals: Sum of each loss term over the steps of this epoch.
-        history: One row of metrics an epoch, as in metrics.jsonl.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    best_score: float = -math.inf
-    best_epoch: int = -1
-    seconds: float = 0.0
+    epoch: int = 0  # the one to train, from 0
+    step: int = 0  # its steps that are done
+    best_score: float = -math.inf  # the largest one that the epochs were chosen by
+    best_epoch: int = -1  # epoch whose weights are kept, from 0
+    seconds: float = 0.0  # time spent, over all interruptions
+    # sum of each loss term over the steps of this epoch
     totals: dict[str, float] = field(default_factory=dict)
+    # one row of metrics an epoch, as in metrics.jsonl
     history: list[dict[str, float]] = field(default_factory=list)
 
 

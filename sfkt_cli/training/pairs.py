@@ -40,19 +40,12 @@ FILE = "epochs.npy"
 
 @dataclass(frozen=True)
 class Streams:
-    """The two streams of transfer.h5.
+    """The two streams of transfer.h5."""
 
-    Attributes:
-        ti: TI pairs; None where there are none.
-        tr: TR target images.
-        batch_size: Rows of each in a step, over all processes.
-        shuffle_pairs: Give each TI image another pair's partner.
-    """
-
-    ti: Stream | None
-    tr: Stream
-    batch_size: int
-    shuffle_pairs: bool = False
+    ti: Stream | None  # TI pairs; None where there are none
+    tr: Stream  # TR target images
+    batch_size: int  # rows of each in a step, over all processes
+    shuffle_pairs: bool = False  # give each TI image another pair's partner
 
 
 def open_streams(

@@ -24,14 +24,10 @@ from sfkt_cli.training.runtime import Runtime
 Loader = Callable[[NDArray[Any]], Tensor]
 Model = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Model input to features (B, D) and logits (B, K)."""
-FEW = 4
-"""Images that a dry run looks at on a CPU; on a GPU it looks at one batch."""
-COLLAPSED_SHARE = 0.9
-"""A larger share of images in one class is a sign of wrong preprocessing."""
-NEARLY_UNIFORM = 0.97
-"""A mean entropy above this share of its maximum is one, too."""
-FEWEST = 20
-"""Of fewer images nothing can be said."""
+FEW = 4  # images that a dry run looks at on a CPU; on a GPU it looks at one batch
+COLLAPSED_SHARE = 0.9  # a larger share of images in one class is a sign of wrong preprocessing
+NEARLY_UNIFORM = 0.97  # a mean entropy above this share of its maximum is one, too
+FEWEST = 20  # of fewer images nothing can be said
 
 
 def rgb_loader(runtime: Runtime) -> Loader:
@@ -147,17 +143,11 @@ def through(translator: nn.Module, source: nn.Module) -> Model:
 
 @dataclass(frozen=True)
 class Predictions:
-    """How sure and how varied predictions are.
+    """How sure and how varied predictions are."""
 
-    Attributes:
-        entropy: Mean over the images, in nats.
-        largest_entropy: log K, that of a uniform prediction.
-        histogram: Share of the images in each class, (K,).
-    """
-
-    entropy: float
-    largest_entropy: float
-    histogram: list[float]
+    entropy: float  # mean over the images, in nats
+    largest_entropy: float  # log K, that of a uniform prediction
+    histogram: list[float]  # share of the images in each class, (K,)
 
 
 def describe_predictions(logits: Tensor) -> Predictions:

@@ -32,35 +32,22 @@ from sfkt_cli.training.cpu import (
 
 @dataclass
 class Trial:
-    """What a dry run measured; see :func:`sfkt_cli.training.loop.fit`.
+    """What a dry run measured; see :func:`sfkt_cli.training.loop.fit`."""
 
-    Attributes:
-        epochs: Epochs of the whole training.
-        steps: Steps of each epoch.
-        images: Images that a step sees.
-        trained: Parameters that are trained.
-        parameters: All parameters, the frozen ones too.
-        step_s: Seconds of a step.
-        epoch_s: Seconds of an epoch beside its steps: scores, pseudo-labels.
-        skipped_s: Seconds that looking at all images would have taken, beyond those looked at.
-        scaled: Whether the step was tried with fewer images, and its figures are scaled up.
-        model_bytes: Size of the weights that are kept.
-        state_bytes: Size of the resumable states while the stage runs.
-        peak_memory_mb: Largest memory use.
-    """
-
-    epochs: int = 0
-    steps: int = 0
-    images: int = 0
-    trained: int = 0
-    parameters: int = 0
-    step_s: float = 0.0
-    epoch_s: float = 0.0
+    epochs: int = 0  # epochs of the whole training
+    steps: int = 0  # steps of each epoch
+    images: int = 0  # images that a step sees
+    trained: int = 0  # parameters that are trained
+    parameters: int = 0  # all parameters, the frozen ones too
+    step_s: float = 0.0  # seconds of a step
+    epoch_s: float = 0.0  # seconds of an epoch beside its steps: scores, pseudo-labels
+    # seconds that looking at all images would have taken, beyond those looked at
     skipped_s: float = 0.0
+    # whether the step was tried with fewer images, and its figures are scaled up
     scaled: bool = False
-    model_bytes: int = 0
-    state_bytes: int = 0
-    peak_memory_mb: float = 0.0
+    model_bytes: int = 0  # size of the weights that are kept
+    state_bytes: int = 0  # size of the resumable states while the stage runs
+    peak_memory_mb: float = 0.0  # largest memory use
 
     @property
     def seconds(self) -> float:
@@ -70,26 +57,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where a stage runs.
+    """Where a stage runs."""
 
-    Attributes:
-        device: Device of this process.
-        precision: float32, bfloat16 or float16: the type of autocast regions.
-        rank: Number of this process.
-        world: Number of processes.
-        sync_batchnorm: Whether batch statistics are taken over all processes.
-        tensorboard: Whether epochs are written for TensorBoard, too.
-        automatic: Whether the precision was chosen here; a precision that was asked for is kept.
-        trial: In a dry run what it measured: models look at a few images and train for one step.
-    """
-
-    device: torch.device
-    precision: torch.dtype
-    rank: int = 0
-    world: int = 1
-    sync_batchnorm: bool = False
-    tensorboard: bool = False
+    device: torch.device  # device of this process
+    precision: torch.dtype  # float32, bfloat16 or float16: the type of autocast regions
+    rank: int = 0  # number of this process
+    world: int = 1  # number of processes
+    sync_batchnorm: bool = False  # whether batch statistics are taken over all processes
+    tensorboard: bool = False  # whether epochs are written for TensorBoard, too
+    # whether the precision was chosen here; a precision that was asked for is kept
     automatic: bool = False
+    # in a dry run what it measured: models look at a few images and train for one step
     trial: Trial | None = None
 
     @property

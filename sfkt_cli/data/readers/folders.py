@@ -46,10 +46,8 @@ _OTHER_NAMES = {
     "infrared": "target", "thermal": "target",
 }  # fmt: skip
 """What people call the two folders of a class; taken for groups, pairs would fall apart."""
-Capture = tuple[str, str | None, str]
-"""Role, label and path without suffix."""
-SAMPLES = 8
-"""Target images that are searched for values that may stand for no reading."""
+Capture = tuple[str, str | None, str]  # role, label and path without suffix
+SAMPLES = 8  # target images that are searched for values that may stand for no reading
 NOTABLE_SHARE = 0.001
 
 

@@ -38,17 +38,11 @@ NAMES = ("manifest.csv", "manifest.jsonl")
 
 @dataclass(frozen=True)
 class Manifest:
-    """Where a manifest is, and the images that it lists.
+    """Where a manifest is, and the images that it lists."""
 
-    Attributes:
-        place: Folder or zip file that it lies in.
-        name: Its name there.
-        images: What its paths are relative to.
-    """
-
-    place: Container
-    name: str
-    images: Container
+    place: Container  # folder or zip file that it lies in
+    name: str  # its name there
+    images: Container  # what its paths are relative to
 
     def __str__(self) -> str:
         return self.place.describe(self.name)
