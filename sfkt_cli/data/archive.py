@@ -70,14 +70,10 @@ class Container:
             raise DataError(f"{self.describe(name)} is damaged: {error}") from None
 
     def digest(self, names: Iterable[str]) -> str:
-        """Hex SHA-256 of an archive's state.
+        """Hex SHA-256 of names, sizes and times of the files that an archive's samples are made of.
 
-        Args:
-            names: Files that the archive's samples are made of. In a folder others may come and
-                go, such as notes or a run; a zip file counts as a whole.
-
-        Returns:
-            Of names, sizes and times of these files; of a zip file's names, sizes and checksums.
+        In a folder others may come and go, such as notes or a run. A zip file counts as a whole, by
+        its names, sizes and checksums.
         """
         index = _index(self.path)
         listed = index if self.path.is_file() else {f"{self.prefix}{name}" for name in names}
@@ -91,10 +87,9 @@ def is_system(name: str) -> bool:
 
 
 def list_files(folder: Path) -> dict[str, str]:
-    """All files below a folder, hidden and system ones left out.
+    """All files below a folder, each with a text that changes when the file does.
 
-    Returns:
-        Names relative to the folder, with ``/``, each with a text that changes when the file does.
+    Names are relative to the folder, with ``/``; hidden and system files are left out.
 
     Raises:
         DataError: A folder cannot be read, or a link leads nowhere or in a circle.
@@ -123,9 +118,6 @@ def open_container(
         markers: Names of folders, one of which must lie at the archive's top; none: any top.
         zips: Names of the official zip files, looked for in ``root``.
         advice: What the message of an archive without markers tells to do.
-
-    Returns:
-        The container whose top holds a marker.
 
     Raises:
         DataError: Nothing of the kind is there.
@@ -166,10 +158,7 @@ def _find_top(index: Mapping[str, str], markers: tuple[str, ...]) -> str | None:
 
 @functools.lru_cache(maxsize=4)
 def _index(path: Path) -> Mapping[str, str]:
-    """Names of all files, each with a text that changes when the file does."""
-    if path.is_file():
-        return _index_zip(path)
-    return list_files(path)
+    return _index_zip(path) if path.is_file() else list_files(path)
 
 
 def _list_folder(

@@ -78,12 +78,9 @@ def decode_rgb(
 def decode_target(
     content: bytes, name: str, max_pixels: int = MAX_PIXELS, no_reading: Sequence[float] = ()
 ) -> NDArray[Any]:
-    """Decode a target image as it is stored.
+    """Decode a target image as it is stored: (H, W) or (H, W, C), uint8, uint16 or float32.
 
     Values in ``no_reading`` become 0.
-
-    Returns:
-        (H, W) or (H, W, C), uint8, uint16 or float32.
 
     Raises:
         DataError: Damaged, of another type, or too large.

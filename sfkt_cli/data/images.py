@@ -76,10 +76,8 @@ class Encoding:
 def choose_encoding(kind: str, modality: str, sample: NDArray[Any]) -> Encoding:
     """The encoding of a data set: the kind asked for, its window measured on unlabelled images.
 
-    Args:
-        kind: Name from the configuration; ``auto`` is the modality's default.
-        modality: depth, nir, thermal or other.
-        sample: (N, H, W) or (N, H, W, C) stored target images, some hundreds.
+    ``auto`` is the modality's default; ``sample`` holds some hundreds of stored target images,
+    (N, H, W) or (N, H, W, C).
 
     Raises:
         ConfigError: The kind does not fit the modality or the number of channels.
@@ -143,12 +141,9 @@ def as_rgb(encoded: Tensor) -> Tensor:
 
 
 def encode(stored: Tensor, encoding: Encoding) -> Tensor:
-    """Turn stored target images into model input.
+    """Turn stored target images, (B, H, W) or (B, H, W, C) of any number type, into model input.
 
-    Stored images are (B, H, W) or (B, H, W, C) of any number type, in stored units.
-
-    Returns:
-        (B, C', H, W) float32 in [0, 1] with C' = ``encoding.encoded_channels``.
+    That is (B, C', H, W) float32 in [0, 1] with C' = ``encoding.encoded_channels``.
     """
     values = stored.to(torch.float32)
     values = values.unsqueeze(1) if values.ndim == 3 else values.permute(0, 3, 1, 2)

@@ -52,9 +52,8 @@ class FileLoader:
 
     def target(self, record: Record, size: int) -> NDArray[Any]:
         """See :class:`~sfkt_cli.data.records.Loader`."""
-        return fit_target(
-            self.target_values(record.target or ""), size, self.fit, missing=self.missing
-        )
+        values = self.target_values(record.target or "")
+        return fit_target(values, size, self.fit, missing=self.missing)
 
     def target_values(self, name: str) -> NDArray[Any]:
         """A target image in the store's unit, at its own resolution."""
@@ -149,8 +148,7 @@ class TargetValues:
     def _depth(self, values: NDArray[Any], name: str) -> NDArray[Any]:
         if self.scale is not None:
             return to_millimetres(values * (self.scale / 1000.0), name)
-        metres = self.unit == "m" or (self.unit == "auto" and values.dtype.kind == "f")
-        if metres:
+        if self.unit == "m" or (self.unit == "auto" and values.dtype.kind == "f"):
             return to_millimetres(values.astype(np.float32), name)
         if values.dtype.kind == "f":
             return to_millimetres(values / 1000.0, name)
@@ -191,11 +189,7 @@ def kept_box(width: int, height: int, fit: Fit) -> tuple[int, int, int, int]:
 
 
 def fit_rgb(image: Image.Image, size: int, fit: Fit) -> NDArray[np.uint8]:
-    """Resample an RGB image with antialiasing.
-
-    Returns:
-        (size, size, 3); the very pixels where nothing needs resampling.
-    """
+    """Resample an RGB image to (size, size, 3), with antialiasing where it has another size."""
     box = kept_box(*image.size, fit)
     if (box[2] - box[0], box[3] - box[1]) == (size, size):
         return np.asarray(image.crop(box))
@@ -205,15 +199,12 @@ def fit_rgb(image: Image.Image, size: int, fit: Fit) -> NDArray[np.uint8]:
 
 
 def fit_target(values: NDArray[Any], size: int, fit: Fit, *, missing: bool) -> NDArray[Any]:
-    """Resample a target image by area; pixels without a reading take no part.
+    """Resample a target image by area; bit-exact where it has the size already.
 
     Values are (H, W) or (H, W, C), uint8 or uint16. With ``missing``, 0 means "no reading". Such
     pixels never blend into others: a stored pixel is the mean of the readings in its area, or 0
     where less than half of it has one. All is whole numbers, halves are rounded up: exported models
     come to the very same values.
-
-    Returns:
-        (size, size) or (size, size, C) of the same type; bit-exact where nothing needs resampling.
     """
     height, width = values.shape[:2]
     left, upper, right, lower = kept_box(width, height, fit)

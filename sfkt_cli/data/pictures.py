@@ -46,12 +46,9 @@ TURNS: dict[str, Callable[[Floats], Floats]] = {
 
 
 def draw_contact_sheet(store: Store, path: Path, names: Mapping[str, str] | None = None) -> bool:
-    """Write a PNG with pairs of a store, or with target images where it has no pairs.
+    """Write a PNG with pairs of a store, or with target images; False where it has neither.
 
     ``names`` stand for ids; an id without a name is shown itself.
-
-    Returns:
-        False where the store has no images to show.
     """
     parts = [part for part in ("ti", "test", "target", "source") if store.count(part)]
     pairs = [p for p in parts if f"{p}/rgb" in store and f"{p}/target" in store]
@@ -179,12 +176,9 @@ class Alignment:
 
 
 def check_alignment(store: Store, names: Mapping[str, str] | None = None) -> Alignment | None:
-    """Compare the TI pairs of a store with shifted, turned and exchanged controls.
+    """Compare the TI pairs of a store with shifted, turned and exchanged controls; None: too few.
 
     ``names`` stand for ids; an id without a name is shown itself.
-
-    Returns:
-        None where there are too few pairs to tell, or none.
     """
     count = store.count("ti")
     if count < FEWEST_PAIRS or "ti/rgb" not in store:
@@ -199,13 +193,9 @@ def check_alignment(store: Store, names: Mapping[str, str] | None = None) -> Ali
 
 
 def compare_edges(rgb: Floats, target: Floats, ids: list[str], scale: float) -> Alignment:
-    """Compare standardised edge maps (N, SIDE, SIDE) of pairs.
+    """Compare standardised edge maps (N, SIDE, SIDE) of pairs, each of mean 0 and norm 1.
 
-    Args:
-        rgb: Edge maps of the RGB images; mean 0, norm 1 each.
-        target: Edge maps of the target images.
-        ids: Names of the pairs.
-        scale: Stored pixels in a pixel of the maps.
+    ``scale``: stored pixels in a pixel of the maps.
     """
     # (N, SIDE, SIDE): each pair at each cyclic shift (down, right) of the target.
     product = np.conj(np.fft.rfft2(rgb)) * np.fft.rfft2(target)

@@ -133,12 +133,9 @@ def collect(
     place: Callable[[str], tuple[Capture, str] | None],
     needed: Sequence[str],
 ) -> dict[Capture, dict[str, str]]:
-    """The files of each capture, by view.
+    """The files of each capture, by view; each must have the views ``needed``.
 
-    Args:
-        container: The archive.
-        place: A file's name to its capture and view; None: it is not read.
-        needed: Views that every capture must have.
+    ``place`` says of a file's name its capture and view, or None: it is not read.
 
     Raises:
         DataError: Two files are the same view of a capture, or a view is missing.

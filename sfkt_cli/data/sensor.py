@@ -149,12 +149,9 @@ def _meaning(config: Config, dataset: str) -> dict[str, Any]:
 def describe_images(images: NDArray[Any], missing: bool) -> dict[str, Any]:
     """What is usual, for model.json: the middle 98 % of the training images.
 
-    ``missing``: whether 0 means "no reading".
-
-    Returns:
-        dtype, and lowest and highest of: missing (share of pixels without a reading), middle (the
-        median value), contrast (from the 5th to the 95th percentile). Nothing, where no image has
-        a reading.
+    It is their dtype, and lowest and highest of: missing (share of pixels without a reading),
+    middle (the median value), contrast (from the 5th to the 95th percentile). Nothing, where no
+    image has a reading. ``missing``: whether 0 means "no reading".
     """
     numbers = np.array([_numbers(image, missing) for image in images])
     numbers = numbers[np.isfinite(numbers).all(axis=1)]
@@ -213,11 +210,8 @@ def is_video(entry: str) -> bool:
 def frames(entry: str, sensor: Sensor) -> Iterator[tuple[str, NDArray[Any]]]:
     """Names and stored images of all frames; of a live stream always the newest one.
 
-    A file's frames are named ``clip.mp4#12``, from 0; those of a live stream by the time.
-
-    Args:
-        entry: A video file, a camera's number, or an address such as ``rtsp://...``.
-        sensor: What the frames must be; for 16 bit they are read as they are coded.
+    The entry is a video file, a camera's number, or an address such as ``rtsp://...``. A file's
+    frames are named ``clip.mp4#12``, from 0; those of a live stream by the time.
 
     Raises:
         ConfigError: OpenCV is not installed.
@@ -239,11 +233,8 @@ def frames(entry: str, sensor: Sensor) -> Iterator[tuple[str, NDArray[Any]]]:
         capture.set(cv2.CAP_PROP_CONVERT_RGB, 0)
     coloured, count = False, 0
     for count, frame in enumerate(_newest(capture) if live else _all(capture), 1):
-        name = (
-            f"{address}#{datetime.now().isoformat(timespec='milliseconds')}"
-            if live
-            else f"{address}#{count - 1}"
-        )
+        when = datetime.now().isoformat(timespec="milliseconds") if live else str(count - 1)
+        name = f"{address}#{when}"
         planes = frame.shape[2] if frame.ndim == 3 else 1
         if planes == 3 and sensor.channels == 1:
             spread = float(np.ptp(frame, axis=2).mean())
@@ -262,11 +253,10 @@ def frames(entry: str, sensor: Sensor) -> Iterator[tuple[str, NDArray[Any]]]:
 
 
 def _all(capture: Any) -> Iterator[NDArray[Any]]:
-    while True:
-        there, frame = capture.read()
-        if not there:
-            return
+    there, frame = capture.read()
+    while there:
         yield frame
+        there, frame = capture.read()
 
 
 def _newest(capture: Any) -> Iterator[NDArray[Any]]:

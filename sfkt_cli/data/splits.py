@@ -124,13 +124,10 @@ def split_records(
     split: SplitConfig,
     seed: int,
 ) -> Parts:
-    """Deal out the records of an archive.
+    """Deal out the records of an archive; the same seed gives the same parts, whatever their order.
 
-    The same seed gives the same parts, whatever the order of the records.
-
-    Returns:
-        Records of each part: target and TI in an order drawn from the seed, the others in the
-        order given. A record may be in several parts only under the ``paper`` protocol.
+    Target and TI come in an order drawn from the seed, the others in the order given. A record may
+    be in several parts only under the ``paper`` protocol.
     """
     open_to = {record.id: _open_parts(record, tr, ti) for record in records}
     parts = {part: [r for r in records if part in open_to[r.id]] for part in PARTS}
@@ -155,10 +152,9 @@ def left_out(
     split: SplitConfig,
     parts: Parts,
 ) -> dict[str, int]:
-    """Records in no part of :func:`split_records` although their class was chosen or is unknown.
+    """Records in no part although their class was chosen or is unknown: numbers by kind and reason.
 
-    Returns:
-        Number of records by kind and reason, without those that the archive itself keeps out.
+    Those that the archive itself keeps out do not count.
     """
     used = {record.id for records_of_part in parts.values() for record in records_of_part}
     unused = (

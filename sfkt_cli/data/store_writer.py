@@ -168,13 +168,10 @@ def close_descriptor(path: Path) -> None:
 
 
 def _check_room(path: Path, columns: Shapes) -> None:
-    """Take all the room once, and give it back: h5py crashes on a full disk, this does not.
+    """Take all the room once, and give it back: h5py crashes on a full disk, this raises OSError.
 
     Some file systems (ext4) hand out all they have before they say that it is not enough, and
     whatever else writes to the disk fails meanwhile; so the free room is asked for first.
-
-    Raises:
-        OSError: There is not enough.
     """
     images = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in columns.values())
     room = shutil.disk_usage(path.parent)

@@ -49,6 +49,7 @@ _OTHER_NAMES = {
 Capture = tuple[str, str | None, str]  # role, label and path without suffix
 SAMPLES = 8  # target images that are searched for values that may stand for no reading
 NOTABLE_SHARE = 0.001
+UNREGISTERED = "folders.registered is false: pixel losses are switched off"
 
 
 def read(config: Config, root: Path) -> Archive:
@@ -73,13 +74,9 @@ def read(config: Config, root: Path) -> Archive:
     own = config.folders
     values = TargetValues(own.modality, own.unit, scale=own.scale)
     loader = FileLoader(
-        container,
-        values.convert,
-        missing=own.modality == "depth",
-        fit=config.prepare.fit,
-        max_pixels=config.prepare.max_pixels,
-        no_reading=own.missing,
-    )
+        container, values.convert, own.modality == "depth", config.prepare.fit,
+        config.prepare.max_pixels, own.missing,
+    )  # fmt: skip
     first = loader.target_values(min(targets))
     channels = first.shape[2] if first.ndim == 3 else 1
     expecting = replace(values, dtype=first.dtype.name, channels=channels)
@@ -99,9 +96,8 @@ def read(config: Config, root: Path) -> Archive:
         channels=channels,
         registered=own.registered,
         notes=notes,
-        facts=()
-        if own.registered
-        else ("folders.registered is false: pixel losses are switched off",),
+        facts=("folders.registered is false: pixel losses are switched off",)
+        * (not own.registered),
     )
 
 

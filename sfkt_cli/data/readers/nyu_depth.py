@@ -78,11 +78,7 @@ class MatLoader:
 
 
 def read(config: Config, root: Path) -> Archive:
-    """List the images.
-
-    Raises:
-        DataError: The file is missing, damaged, or not the labelled part.
-    """
+    """List the images; a DataError where the file is missing, damaged, or not the labelled part."""
     path = root / FILE if root.is_dir() else root
     if not path.is_file():
         raise DataError(f"{path} does not exist: give it with --root, or use --download")
@@ -108,15 +104,13 @@ def read(config: Config, root: Path) -> Archive:
         for number, (label, scene) in enumerate(zip(types, scenes, strict=True), 1)
     ]
     status = path.stat()
-    notes: tuple[str, ...] = ()
-    if len(records) != PUBLISHED:
-        notes = (f"nyu-depth: {len(records)} images, published are {PUBLISHED}",)
+    other_count = f"nyu-depth: {len(records)} images, published are {PUBLISHED}"
     return Archive(
         records=tuple(records),
         loader=MatLoader(path, depth, config.prepare.fit),
         digest=hashlib.sha256(f"{status.st_size} {types} {scenes}".encode()).hexdigest(),
         usual_tr=TR_CLASSES,
-        notes=notes,
+        notes=(other_count,) if len(records) != PUBLISHED else (),
     )
 
 
@@ -188,25 +182,12 @@ def _file(path: Path, process: int) -> h5py.File:
 MAX_BYTES = 1 << 26
 _COMPRESSED, _MATRIX = 15, 14
 _TYPES = {
-    1: "i1",
-    2: "u1",
-    3: "i2",
-    4: "u2",
-    5: "i4",
-    6: "u4",
-    7: "f4",
-    9: "f8",
-    12: "i8",
-    13: "u8",
-}
+    1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8",
+}  # fmt: skip
 
 
 def read_indices(path: Path, name: str) -> list[int]:
-    """The integers of a numeric variable.
-
-    Raises:
-        DataError: The file is damaged, has no such variable, or it is not numeric.
-    """
+    """The integers of a numeric variable; a DataError where there is none or the file is damaged."""
     try:
         content = path.read_bytes()
         if len(content) > MAX_BYTES or not content.startswith(b"MATLAB 5.0"):

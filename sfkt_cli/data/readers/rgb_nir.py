@@ -32,11 +32,7 @@ _IMAGE = re.compile(r"([^/]+)/([^/]+)_(rgb|nir)\.(tiff?|png|jpe?g)", re.IGNORECA
 
 
 def read(config: Config, root: Path) -> Archive:
-    """List the pairs below ``nirscene1``.
-
-    Raises:
-        DataError: The folder is not there, or an image has no partner.
-    """
+    """List the pairs below ``nirscene1``; a DataError where it is missing, or a partner is."""
     container = open_container(root, tuple(PUBLISHED), ("nirscene1.zip",))
     captures = collect(container, _place, ("rgb", "nir"))
     records = [

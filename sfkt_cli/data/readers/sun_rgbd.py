@@ -49,11 +49,7 @@ _FILE = re.compile(
 
 
 def read(config: Config, root: Path) -> Archive:
-    """List the captures of all sensors.
-
-    Raises:
-        DataError: The folder is not there, or a capture lacks an image or its scene word.
-    """
+    """List the captures of all sensors; a DataError where one lacks an image or its scene word."""
     container = open_container(root, tuple(PUBLISHED), ("SUNRGBD.zip",))
     depth = config.sun_rgbd.depth
 
@@ -96,11 +92,7 @@ def read(config: Config, root: Path) -> Archive:
 
 
 def undo_rotation(values: NDArray[Any], name: str) -> NDArray[Any]:
-    """Stored 16-bit values to millimetres: rotated right by 3 bits, clipped to 8 m.
-
-    Raises:
-        DataError: Not one channel of 16 bit.
-    """
+    """Stored 16-bit values of one channel to millimetres: rotated right by 3 bits, up to 8 m."""
     stored = plane_of_millimetres(values, name)
     depth_mm: NDArray[Any] = np.minimum((stored >> 3) | (stored << 13), FARTHEST_MM)
     return depth_mm.astype(np.uint16)

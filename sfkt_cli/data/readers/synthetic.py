@@ -138,16 +138,10 @@ class _Scene(NamedTuple):
 def render(
     labels: NDArray[np.integer[Any]], *, seed: int, first: int = 0, size: int = 48
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-    """Render the samples `first .. first + n - 1`.
+    """Render the samples `first .. first + n - 1`; `labels` `(n,)` are indices into `CLASSES`.
 
     A sample depends on `seed`, its index, its label and `size` alone, so a set may be rendered in
     any pieces, in any process.
-
-    Args:
-        labels: `(n,)`, indices into `CLASSES`.
-        seed: Not negative, below 2**64.
-        first: The index of the first sample.
-        size: Height and width in pixels.
 
     Returns:
         Colours `(n, size, size, 3)` and depths along the optical axis `(n, size, size)` in
