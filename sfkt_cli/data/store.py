@@ -164,7 +164,7 @@ class Store:
             raise DataError(f"{self.path}: {name} cannot be mapped: {error}") from None
 
     def _compare(self, name: str, index: Any) -> None:
-        """Compare the blocks that some rows lie in, each only once; a DataError where one differs."""
+        """Compare the blocks that some rows lie in, each only once; a DataError: one differs."""
         column = self.columns[name]
         left = self.left.setdefault(name, np.ones(len(column.sha256), np.bool_))
         if not left.any():

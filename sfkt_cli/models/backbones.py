@@ -44,11 +44,7 @@ class ResidualBlock(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """A ResNet for small pictures: a stem of stride 2 and stages of w, 2w and 4w channels.
-
-    Args:
-        width: Channels w of the stem and the first stage; the output has 4w.
-    """
+    """A ResNet for small pictures: a stem of stride 2, and stages of w = ``width``, 2w and 4w."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

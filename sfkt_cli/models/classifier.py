@@ -103,11 +103,7 @@ def freeze(model: Model) -> Model:
 
 
 class Mixture(Classifier):
-    """Source models side by side; each brings its own normalisation.
-
-    Args:
-        members: Keyword arguments of :class:`Classifier`, one for each model; the classes agree.
-    """
+    """Source models, built from ``members``, side by side; each brings its own normalisation."""
 
     def __init__(self, members: Sequence[Mapping[str, Any]]) -> None:
         nn.Module.__init__(self)

@@ -33,13 +33,9 @@ Call = tuple[str, int]
 def fold_batch_norms(model: Model, size: int) -> Model:
     """A copy of a frozen model without the batch norms that directly follow a convolution.
 
-    Args:
-        model: In inference mode, images (B, 3, H, W) in [0, 1] to features and logits.
-        size: Side of the images, in pixels.
-
-    Returns:
-        The copy; the model itself where there are none, or where the copy says otherwise, as when
-        something else looks at the convolution's output, too.
+    The model takes images (B, 3, S, S) in [0, 1], S = ``size``, to features and logits. It is given
+    back itself where there are none, or where the copy says otherwise, as when something else looks
+    at the convolution's output, too.
     """
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     folded = copy.deepcopy(model).cpu()  # where a trial rounds to float32 and not to less

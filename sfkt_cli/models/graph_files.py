@@ -41,12 +41,8 @@ class FitTarget(nn.Module):
     Its results are those of that function, to the last digit: float32 holds the sums of bytes
     exactly, in any order, and the division is one of whole numbers.
 
-    Args:
-        height: Of the sensor's images.
-        width: Of the sensor's images.
-        size: Side of the result in pixels.
-        fit: crop or squash.
-        missing: Whether 0 means "no reading".
+    Images of ``height`` x ``width`` pixels become ``size`` x ``size``; ``missing``: 0 is "no
+    reading".
     """
 
     down: Tensor

@@ -73,12 +73,9 @@ def digest_of(config: Config) -> str:
 
 
 def import_source(config: Config, classes: Sequence[str], *, size: int = 224) -> Imported:
-    """Load the model of ``source.checkpoint``.
+    """Load the model of ``source.checkpoint`` for these classes, none where the data has none.
 
-    Args:
-        config: ``source.backbone`` names the architecture, ``source.classes`` the outputs.
-        classes: Classes of the data, in the order of its labels; empty where the data has none.
-        size: Side of the images in pixels; the graph of an ONNX file is settled for it.
+    ``size`` is the side of the images in pixels; the graph of an ONNX file is settled for it.
 
     Raises:
         ConfigError: Architecture, checkpoint and classes do not fit each other.
@@ -185,8 +182,7 @@ def _without_the_rest(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Leave out what a checkpoint holds besides a whole network, such as a loss's own weights.
 
-    Raises:
-        ConfigError: Linear layers follow the one that would become the head.
+    Linear layers behind the one that would become the head are a ConfigError.
     """
     expected = model.backbone.state_dict()
     wanted = {name for name in expected if not name.endswith("num_batches_tracked")}

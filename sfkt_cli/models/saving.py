@@ -163,10 +163,8 @@ def load_earlier(
 ) -> Saved | None:
     """The model of a stage of the run that ``training.warm_start`` names; None where it is not set.
 
-    ``command`` is the one that makes the stage, for the message.
-
     Raises:
-        RunError: That run has not finished the stage.
+        RunError: That run has not finished the stage; the message names the ``command`` for it.
     """
     if run is None:
         return None

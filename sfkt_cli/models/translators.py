@@ -195,9 +195,8 @@ def patch_discriminator(width: int = 32) -> nn.Sequential:
 class Front(nn.Module):
     """A frozen translator in front of an RGB classifier, for students that see translated images.
 
-    Args:
-        translator: T; stays in inference mode, whatever becomes of the classifier behind it.
-        channels: Number of channels of the encoded image: 1 or 3, what ``as_rgb`` keeps whole.
+    Whatever becomes of the classifier, the translator stays in inference mode. It takes the first
+    ``channels`` of the encoded image: 1 or 3, what ``as_rgb`` keeps whole.
     """
 
     def __init__(self, translator: nn.Module, channels: int) -> None:
@@ -232,9 +231,7 @@ TRANSLATORS: dict[str, Callable[..., nn.Module]] = {
 
 
 def make_translator(name: str, *, channels: int, width: int, **more: int) -> nn.Module:
-    """The translator of that name.
-
-    ``more`` are sizes that this translator alone has.
+    """The translator of that name; ``more`` are sizes that it alone has.
 
     Raises:
         ConfigError: The name is not in TRANSLATORS.

@@ -50,7 +50,8 @@ def settle_batch_size(
     if wanted != "auto":
         return runtime.batch_size(wanted, count)
     path = folder / FILE
-    remembered = runtime.gather(_remembered(path) if runtime.main else None)[0]
+    known = read_record(path, Found).batch_size if runtime.main and path.is_file() else None
+    remembered = runtime.gather(known)[0]
     if remembered is None:
         state = {name: value.detach().clone() for name, value in objective.state_dict().items()}
         training = objective.training
@@ -70,10 +71,6 @@ class Found(BaseModel):
     """The content of batch_size.json."""
 
     batch_size: PositiveInt
-
-
-def _remembered(path: Path) -> int | None:
-    return read_record(path, Found).batch_size if path.is_file() else None
 
 
 def _step(objective: nn.Module, batch: Any, runtime: Runtime) -> None:

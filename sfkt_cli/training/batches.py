@@ -28,11 +28,7 @@ _OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class RowReader:
-    """Rows of one array of images.
-
-    Args:
-        images: (N, H, W) or (N, H, W, C), contiguous, such as a memory map; never copied whole.
-    """
+    """Rows of a contiguous array, (N, H, W) or (N, H, W, C); a memory map is never copied whole."""
 
     def __init__(self, images: Images) -> None:
         if not images.flags.c_contiguous:
@@ -54,13 +50,10 @@ class RowReader:
         offsets: NDArray[np.int64],
         mirrored: NDArray[np.bool_],
     ) -> Images:
-        """Images of these rows, shifted, then mirrored.
+        """Images of rows (B,), shifted by offsets (B, 2), then mirrored left to right where asked.
 
-        Args:
-            rows: (B,).
-            offsets: (B, 2) pixels down and right at which the first pixel is taken; what lies
-                outside repeats the edge. Smaller than the image.
-            mirrored: (B,), left to right.
+        Offsets are pixels down and right at which the first pixel is taken, fewer than the image
+        has; what lies outside repeats the edge.
         """
         if isinstance(self._images, Pixels):
             self._images.compare(rows)
@@ -83,13 +76,9 @@ class RowReader:
 def geometry(
     noise: NDArray[np.float32], shape: tuple[int, ...], *, shift: float, flip: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Offsets (B, 2) in pixels and whether to mirror (B,), from random numbers.
+    """Offsets (B, 2) in pixels and whether to mirror (B,), from random numbers (B, 3) in [0, 1).
 
-    Args:
-        noise: (B, 3) in [0, 1): shift down, shift right, mirror.
-        shape: H, W.
-        shift: Largest shift as a share of the image side.
-        flip: Whether to mirror half of the images.
+    ``shift`` is the largest one as a share of the sides ``shape``; ``flip``: half are mirrored.
     """
     reach = np.array([shift * shape[0], shift * shape[1]])
     offsets = np.rint((2.0 * noise[:, :2] - 1.0) * reach).astype(np.int64)

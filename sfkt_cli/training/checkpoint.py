@@ -52,11 +52,7 @@ def load_states(folder: Path, device: torch.device, made_for: str) -> Iterator[d
 
 
 def _check_sums(path: Path) -> None:
-    """Compare the CRC-32 of each part; torch would load a flipped bit without a word.
-
-    Raises:
-        ValueError: One does not match.
-    """
+    """Compare the CRC-32 of each part; torch would load a flipped bit without a word."""
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged is not None:

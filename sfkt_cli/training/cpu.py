@@ -96,9 +96,6 @@ def prefer_large_pages(arrays: Iterable[NDArray[Any]]) -> None:
     A drawn order makes a cold disk read little, here and there, and the kernel map small page after
     small page. What would fill more than half of the free memory is left alone: there, 2 MB would
     be fetched for each row that is drawn, over and over.
-
-    Args:
-        arrays: All that are drawn from in turn; those in memory are left out.
     """
     maps = [array for array in arrays if isinstance(array.base, mmap.mmap)]
     if sum(array.nbytes for array in maps) > free_memory() // 2:

@@ -57,15 +57,10 @@ def open_streams(
     ti_rgb: bool = True,
     tr_views: int = 1,
 ) -> Streams:
-    """Open the streams; both images of a pair get one geometry.
+    """Open the streams of transfer.h5; both images of a pair get one geometry.
 
-    Args:
-        config: Seed, augmentation.
-        store: transfer.h5.
-        runtime: Rank and number of processes.
-        batch_size: Rows of each stream in a step, over all processes.
-        ti_rgb: Read the RGB partners, too; without, only the target images of the pairs.
-        tr_views: Augmented views of each TR target image.
+    Each gives ``batch_size`` rows a step, over all processes. Without ``ti_rgb`` only the target
+    images of the pairs are read; of each TR target image there are ``tr_views`` augmented views.
 
     Raises:
         DataError: There are fewer than two target images.
@@ -114,16 +109,9 @@ def settle_streams(
 ) -> tuple[Streams, Callable[[int, int], Batch]]:
     """The streams with batches of the size that is set or that fits, and their batches.
 
-    Args:
-        config: Batch size, seed, augmentation.
-        store: transfer.h5.
-        folder: Folder of the stage.
-        runtime: Device and processes.
-        objective: What is trained; tried out where the batch size is ``auto``. One with
-            ``needs_second_view`` gets a second view of each TR target image, ``tr_target_2``.
-        ti_rgb: As in :func:`open_streams`.
-        tr: As in :func:`transfer_batches`.
-        ti: As in :func:`transfer_batches`.
+    Where the size is ``auto``, the objective is tried out. One with ``needs_second_view`` gets a
+    second view of each TR target image, ``tr_target_2``. For the rest see :func:`open_streams` and
+    :func:`transfer_batches`.
     """
 
     def opened(size: int) -> Streams:
@@ -220,11 +208,8 @@ def transfer_batches(
 ) -> Callable[[int, int], Batch]:
     """(epoch, step) to a batch of what an objective looks at.
 
-    Args:
-        streams: Where from.
-        runtime: The device.
-        tr: Give ``tr_target`` and ``tr_rows`` (with two views also ``tr_target_2``).
-        ti: Give ``ti_target`` and ``ti_rows``, and ``ti_rgb`` where the partners are read.
+    ``tr``: give ``tr_target`` and ``tr_rows``, with two views also ``tr_target_2``; ``ti``: give
+    ``ti_target`` and ``ti_rows``, and ``ti_rgb`` where the partners are read.
     """
 
     def batches(epoch: int, step: int) -> Batch:
@@ -248,24 +233,18 @@ def transfer_batches(
 
 
 def selector(config: Config, *, ti: bool, auto: str | None = None) -> str | None:
-    """The score that chooses the epoch: that of the settings; None: the last epoch is kept.
+    """The score that chooses the epoch, ``auto`` where the settings say so; None: the last is kept.
 
-    Args:
-        config: ``training.select``.
-        ti: Whether the scores on TI pairs are known.
-        auto: What ``auto`` stands for in this stage.
+    ``ti``: whether the scores on TI pairs are known.
     """
     chosen = auto if config.training.select == "auto" else config.training.select
     return None if chosen == "last" or (not ti and chosen and chosen[:3] == "ti_") else chosen
 
 
 def remember(folder: Path, epoch: int, logits: Tensor) -> None:
-    """Write the classes said after an epoch as row ``epoch`` of epochs.npy; later rows go.
+    """Write the classes said after an epoch as row ``epoch``, from 0, of epochs.npy; later rows go.
 
-    Args:
-        folder: Folder of the stage.
-        epoch: From 0.
-        logits: (R, K) on the rows ``spread(N)`` of the target images.
+    ``logits`` are (R, K) on the rows ``spread(N)`` of the target images.
     """
     predicted = logits.argmax(dim=1).numpy().astype(np.int16)[None]
     before = load_epochs(folder)[:epoch]

@@ -54,19 +54,13 @@ def predict_rows(
     flips: bool = False,
     batch_size: int = 256,
 ) -> tuple[Tensor, Tensor]:
-    """Features (N, D) and logits (N, K) of all rows, float32, on the CPU.
+    """Features (N, D) and logits (N, K) of stored images (N, H, W[, C]), float32, on the CPU.
 
     Several processes take turns batch by batch, and all of them get everything; they must all ask.
     A dry run looks at a few rows, which stand for all, and notes how long all would have taken.
 
-    Args:
-        images: (N, H, W[, C]) stored images, such as a memory map.
-        load: Stored to model input.
-        model: Model input to features and logits.
-        runtime: Device and precision.
-        flips: Average over each image and its mirror image; the stored image is mirrored, since
-            some encodings (surface normals) look different behind a mirror.
-        batch_size: Rows at a time.
+    With ``flips`` results are the mean over each image and its mirror image; the stored image is
+    mirrored, since some encodings (surface normals) look different behind a mirror.
     """
     few = batch_size if runtime.device.type == "cuda" else FEW
     if runtime.trial is not None and len(images) > 2 * few:
@@ -108,11 +102,7 @@ def look_for_collapse(
 
 
 class _Rows:
-    """The rows that all processes see, each by exactly one of them.
-
-    Args:
-        count: Number of rows of all processes together.
-    """
+    """The rows that all processes see, each by exactly one of them; ``count`` in all."""
 
     def __init__(self, count: int) -> None:
         self._rows = torch.zeros(count, 0)

@@ -78,9 +78,8 @@ class Runtime:
     def autocast(self, trained: nn.Module | None = None) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision for forward passes; nothing under fp32.
 
-        Args:
-            trained: What the pass is to train. On a CPU the gradients of depthwise convolutions
-                take several times as long in bf16: networks that have some are trained in fp32.
+        On a CPU the gradients of depthwise convolutions take several times as long in bf16: where
+        such a network is to be ``trained``, the pass is in fp32.
         """
         precision = self.precision_for(trained)
         if precision == torch.float32:
@@ -95,14 +94,10 @@ class Runtime:
     def cast_frozen(self, model: nn.Module, trained: nn.Module) -> None:
         """Hold the convolutions of a frozen model in the type of :meth:`autocast`.
 
-        Autocast would cast their weights anew in every pass, for it remembers only those of
-        trained parameters. From here on the model works in such regions alone. Depthwise
-        convolutions with a stride stay in fp32 on a CPU, where the gradient for their images takes
-        ten times as long in bf16.
-
-        Args:
-            model: Frozen.
-            trained: What passes through the model are to train.
+        Autocast would cast their weights anew in every pass, for it remembers only those of trained
+        parameters. From here on the model works in such regions alone, and what passes through it
+        is to train ``trained``. Depthwise convolutions with a stride stay in fp32 on a CPU, where
+        the gradient for their images takes ten times as long in bf16.
         """
         if self.precision_for(trained) == self.precision:  # else autocast is on now and then
             for layer in model.modules():

@@ -187,7 +187,7 @@ _TYPES = {
 
 
 def read_indices(path: Path, name: str) -> list[int]:
-    """The integers of a numeric variable; a DataError where there is none or the file is damaged."""
+    """The integers of a numeric variable; a DataError where it is none, or damaged."""
     try:
         content = path.read_bytes()
         if len(content) > MAX_BYTES or not content.startswith(b"MATLAB 5.0"):
