@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.images import rgb_to_float
@@ -25,11 +24,7 @@ from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import resolve
 from sfkt_cli.settings.runs import Run, Stage
-from sfkt_cli.training.batch_size import settle_batch_size
-from sfkt_cli.training.batches import Stream
-from sfkt_cli.training.cpu import prefer_large_pages
-from sfkt_cli.training.loop import Batch, Plan, fit
-from sfkt_cli.training.optimizers import classifier_optimizer, cosine
+from sfkt_cli.training.loop import Fitted
 from sfkt_cli.training.predicting import (
     collapse_warning,
     describe_predictions,
@@ -37,57 +32,16 @@ from sfkt_cli.training.predicting import (
     rgb_loader,
 )
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
+from sfkt_cli.training.supervised import fit_labels
 
 USUAL_SIZE = 96  # pixels; few networks but the built-in one are trained on smaller images
 LOOKED_AT = 512  # TI RGB images that an imported model is tried on
 
 
-class SourceObjective(nn.Module):
-    """Cross-entropy with label smoothing on colour-jittered images.
-
-    Args:
-        model: The classifier in training.
-        label_smoothing: Share of the label that is spread over all classes.
-        color_jitter: Largest relative change of brightness, contrast and saturation.
-        rank: This process.
-        world: Number of processes; each has every ``world``-th row of a batch.
-    """
-
-    def __init__(
-        self,
-        model: Classifier,
-        *,
-        label_smoothing: float,
-        color_jitter: float,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self._label_smoothing = label_smoothing
-        self._color_jitter = color_jitter
-        self._rank, self._world = rank, world
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss terms of ``{"rgb": (B, H, W, 3), "labels": (B,)}``."""
-        images = rgb_to_float(batch["rgb"])
-        # Drawn for the whole batch: the number of processes changes no picture.
-        noise = torch.rand(3, self._world * len(images), 1, 1, 1, device=images.device)
-        images = jitter_colors(images, noise[:, self._rank :: self._world], self._color_jitter)
-        _, logits = self.model(images)
-        loss = F.cross_entropy(
-            logits.float(), batch["labels"], label_smoothing=self._label_smoothing
-        )
-        return {"cross_entropy": loss}
-
-
 def jitter_colors(images: Tensor, noise: Tensor, strength: float) -> Tensor:
-    """Change brightness, contrast and saturation of each image at random.
+    """Change brightness, contrast and saturation of images (B, 3, H, W) in [0, 1] at random.
 
-    Args:
-        images: (B, 3, H, W) in [0, 1].
-        noise: (3, B, 1, 1, 1) in [0, 1).
-        strength: Factors are taken from 1 - strength .. 1 + strength.
+    Factors are taken from 1 - strength .. 1 + strength by the noise, (3, B, 1, 1, 1) in [0, 1).
     """
     factors = 1 + strength * (2 * noise - 1)
     images = images * factors[0]
@@ -98,11 +52,7 @@ def jitter_colors(images: Tensor, noise: Tensor, strength: float) -> Tensor:
 
 
 def check_image_size(model: nn.Module, backbone: str, size: int) -> None:
-    """Check that a network takes images of this size; some are made for one size only.
-
-    Raises:
-        ConfigError: It does not.
-    """
+    """Check that a network takes images of this size; a ConfigError: it does not."""
     device = next(model.parameters()).device
     model.eval()
     try:
@@ -147,7 +97,7 @@ def source(config: Config, run: Run) -> None:
         check_image_size(model, settings.backbone, store["source/rgb"].shape[1])
         model.train()
         runtime.place(runtime.synchronised(model))
-        fitted = _train(config, stage, model, store["source/rgb"], store.labels("source"), runtime)
+        fitted = _train(config, stage, model, store, runtime)
         if runtime.main:
             _write(stage, model, architecture, store.classes, settings.published)
             stage.finish(
@@ -344,50 +294,25 @@ def _look(model: nn.Module, store: Store, runtime: Runtime, classes: list[str]) 
 
 
 def _train(
-    config: Config, stage: Stage, model: Classifier, rgb: Any, labels: Any, runtime: Runtime
-) -> Any:
-    settings, training = config.source, config.training
+    config: Config, stage: Stage, model: Classifier, store: Store, runtime: Runtime
+) -> Fitted:
+    """Train on source.h5, on colour-jittered images."""
+    settings, rgb = config.source, store["source/rgb"]
     if len(rgb) < 2:
         raise ConfigError(f"source.h5 holds {len(rgb)} images: at least 2 are needed")
-    objective = SourceObjective(
-        model,
-        label_smoothing=settings.label_smoothing,
-        color_jitter=settings.color_jitter,
-        rank=runtime.rank,
-        world=runtime.world,
-    )
-    rates = settings.rates(pretrained=settings.published)
-    optimizer = classifier_optimizer(model, *rates, settings.weight_decay)
 
-    def batches_of(size: int) -> Callable[[int, int], Batch]:
-        stream = Stream(
-            {"rgb": rgb}, name="source", seed=config.seed, batch_size=size, shift=training.shift,
-            flip=training.flip, runtime=runtime,
-        )  # fmt: skip
+    def load(stored: Tensor) -> Tensor:
+        images = rgb_to_float(stored)
+        # Drawn for the whole batch: the number of processes changes no picture.
+        noise = torch.rand(3, runtime.world * len(images), 1, 1, 1, device=images.device)
+        own = noise[:, runtime.rank :: runtime.world]
+        return jitter_colors(images, own, settings.color_jitter)
 
-        def batches(epoch: int, step: int) -> Batch:
-            images, rows = stream.batch(epoch, step)
-            return {
-                "rgb": images["rgb"],
-                "labels": runtime.tensor(labels[rows]),
-                "rows": torch.from_numpy(rows),
-            }
-
-        return batches
-
-    batch_size = settle_batch_size(
-        config.runtime.batch_size, len(rgb), stage.folder, runtime, objective,
-        lambda size: batches_of(size * runtime.world)(0, 0),
+    return fit_labels(
+        "source", stage, model, rgb, store.labels("source"), load, runtime,
+        epochs=settings.epochs, rates=settings.rates(pretrained=settings.published),
+        batch_size=config.runtime.batch_size,
     )  # fmt: skip
-    plan = Plan(
-        title="source", seed=config.seed, epochs=settings.epochs,
-        steps=max(len(rgb) // batch_size, training.min_steps), weights={}, folder=stage.folder,
-        images=batch_size, clip_norm=training.clip_norm,
-        checkpoint_seconds=config.runtime.checkpoint_seconds, made_for=stage.digest,
-    )  # fmt: skip
-    prefer_large_pages([rgb])
-    batches = batches_of(batch_size)
-    return fit(plan, objective, batches, optimizer, runtime, schedule=cosine, keep=model)
 
 
 def _write(

@@ -1,0 +1,104 @@
+"""Training with labels: the source model on RGB images, the oracle on target images.
+
+L = cross-entropy with label smoothing
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.settings.runs import Stage
+from sfkt_cli.training.batch_size import settle_batch_size
+from sfkt_cli.training.batches import Stream
+from sfkt_cli.training.cpu import prefer_large_pages
+from sfkt_cli.training.loop import Batch, Fitted, Plan, fit
+from sfkt_cli.training.optimizers import classifier_optimizer, cosine
+from sfkt_cli.training.runtime import Runtime
+
+Load = Callable[[Tensor], Tensor]
+
+
+class Supervised(nn.Module):
+    """Cross-entropy with label smoothing, of a classifier behind ``load``."""
+
+    def __init__(self, model: Classifier, load: Load, label_smoothing: float) -> None:
+        super().__init__()
+        self.model = model
+        self._load = load
+        self._label_smoothing = label_smoothing
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss term of ``images`` (B, H, W[, C]) as stored and ``labels`` (B,)."""
+        _, logits = self.model(self._load(batch["images"]))
+        smoothing = self._label_smoothing
+        loss = F.cross_entropy(logits.float(), batch["labels"], label_smoothing=smoothing)
+        return {"cross_entropy": loss}
+
+
+def fit_labels(
+    title: str,
+    stage: Stage,
+    model: Classifier,
+    images: NDArray[Any],
+    labels: NDArray[Any],
+    load: Load,
+    runtime: Runtime,
+    *,
+    epochs: int,
+    rates: tuple[float, float],
+    batch_size: int | Literal["auto"],
+) -> Fitted:
+    """Train a classifier; the recipe is that of the settings for the source model.
+
+    Args:
+        title: Shown in front of messages; tells streams of one seed apart.
+        stage: Where its states go, and the settings.
+        model: In training mode, on its device.
+        images: (N, H, W[, C]) as stored.
+        labels: (N,) class indices.
+        load: Stored images on the device to what the model takes.
+        runtime: Device and processes.
+        epochs: Number of epochs.
+        rates: Learning rate, and the backbone's share of it.
+        batch_size: Over all processes, or ``auto``.
+    """
+    config, training = stage.config, stage.config.training
+    objective = Supervised(model, load, config.source.label_smoothing)
+
+    def batches_of(size: int) -> Callable[[int, int], Batch]:
+        stream = Stream(
+            {"images": images}, name=title, seed=config.seed, batch_size=size,
+            shift=training.shift, flip=training.flip, runtime=runtime,
+        )  # fmt: skip
+
+        def batches(epoch: int, step: int) -> Batch:
+            batch, rows = stream.batch(epoch, step)
+            return {
+                **batch,
+                "labels": runtime.tensor(labels[rows]),
+                "rows": torch.from_numpy(rows),
+            }
+
+        return batches
+
+    size = settle_batch_size(
+        batch_size, len(images), stage.folder, runtime, objective,
+        lambda size: batches_of(size * runtime.world)(0, 0),
+    )  # fmt: skip
+    plan = Plan(
+        title=title, seed=config.seed, epochs=epochs,
+        steps=max(len(images) // size, training.min_steps), weights={}, folder=stage.folder,
+        images=size, clip_norm=training.clip_norm,
+        checkpoint_seconds=config.runtime.checkpoint_seconds, made_for=stage.digest,
+    )  # fmt: skip
+    prefer_large_pages([images])
+    optimizer = classifier_optimizer(model, *rates, config.source.weight_decay)
+    batches = batches_of(size)
+    return fit(plan, objective, batches, optimizer, runtime, schedule=cosine, keep=model)
