@@ -78,19 +78,12 @@ def reliability(
 
 
 def fit_temperature(logits: Numbers, labels: Numbers, weights: Numbers) -> float:
-    """The temperature by which logits are divided so that probabilities mean most.
+    """The temperature by which logits (N, K) are divided so that probabilities mean most.
 
         T = argmin sum_i w_i (-log softmax(z_i / T)[y_i])
 
+    In 0.03 .. 30, to 6 %; labels (N,) are class indices, weights (N,) how much each counts.
     Source: Guo et al., ICML 2017. Large: the model is surer than right. 1: nothing to mend.
-
-    Args:
-        logits: (N, K).
-        labels: (N,) class indices.
-        weights: (N,) how much each counts.
-
-    Returns:
-        In 0.03 .. 30, to 6 %.
     """
     temperatures = np.geomspace(1 / 30, 30, 121)
     rows = np.arange(len(labels))
@@ -111,7 +104,7 @@ def calibration_error(probabilities: Numbers, labels: Numbers) -> float:
 def bootstrap_interval(
     values: Numbers, *, resamplings: int, seed: int, groups: Numbers | None = None
 ) -> tuple[float, float]:
-    """Percentile bootstrap 95 % interval of a mean.
+    """Percentile bootstrap 95 % interval of a mean: the 2.5th and the 97.5th percentile.
 
     Args:
         values: (N,), such as 1 for right and 0 for wrong, or a paired difference of two such.
@@ -119,9 +112,6 @@ def bootstrap_interval(
         seed: Seed of the draws.
         groups: (N,) integers; samples of one group (a scene) are drawn together, because they are
             not independent. None, or a single group: each on its own.
-
-    Returns:
-        The 2.5th and the 97.5th percentile.
     """
     values = values.astype(np.float64)
     if groups is None or len(np.unique(groups)) < 2:
@@ -154,12 +144,7 @@ def paired_difference(
 ) -> tuple[float, float, float]:
     """Mean of ``first - second`` on the same samples, and its bootstrap 95 % interval.
 
-    Args:
-        first: (N,) right (1) or wrong (0) of one method.
-        second: (N,) of the other, for the same samples in the same order.
-        resamplings: See :func:`bootstrap_interval`.
-        seed: Seed of the draws.
-        groups: See :func:`bootstrap_interval`.
+    Both are right (1) or wrong (0) by sample (N,); the rest is as in :func:`bootstrap_interval`.
     """
     difference = first.astype(np.float64) - second.astype(np.float64)
     low, high = bootstrap_interval(difference, resamplings=resamplings, seed=seed, groups=groups)
@@ -339,15 +324,11 @@ def _blur(pictures: Floats) -> Floats:
 
 
 def frechet_distance(first: Numbers, second: Numbers) -> float:
-    """Fréchet distance of two sets of features, each taken as a Gaussian.
+    """Fréchet distance of two sets of features (N, D), N > 1, each taken as a Gaussian.
 
     |m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2)), in squared feature units. Source: Heusel et
     al., NeurIPS 2017, there with Inception features. 0: the same mean and covariance. With few
     samples against D it is biased upwards; compare only sets of equal size.
-
-    Args:
-        first: (N, D), N > 1.
-        second: (M, D), M > 1.
     """
     a, b = first.astype(np.float64), second.astype(np.float64)
     gap = a.mean(axis=0) - b.mean(axis=0)

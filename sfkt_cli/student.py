@@ -136,12 +136,8 @@ def rank(
 ) -> list[Prediction]:
     """Predictions from the probabilities of each image, with what makes the image doubtful.
 
-    Args:
-        probabilities: Those of all classes, for each image.
-        classes: Their names.
-        images: As stored.
-        usual: What the training images looked like; empty: not known.
-        missing: Whether 0 means "no reading".
+    Images are as stored. ``usual``: what the training images looked like, empty: not known;
+    ``missing``: whether 0 means "no reading".
     """
     predictions = []
     for image, row in zip(images, probabilities, strict=True):

@@ -160,11 +160,7 @@ def read_plan(path: Path | None) -> BenchmarkPlan:
 
 
 def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
-    """Unfold a plan; seeds last, so that the first cells show what works.
-
-    Args:
-        plan: What to compare.
-        overrides: Nested settings from the command line; they win.
+    """Unfold a plan, under ``overrides``; seeds last, so that the first cells show what works.
 
     Raises:
         ConfigError: All settings and method names that are wrong, in one message.

@@ -111,12 +111,7 @@ def write_report(
 ) -> None:
     """Write benchmark.md, .tex, .csv, .json, benchmark-long.csv and the curves; print the table.
 
-    Args:
-        plan: What was compared.
-        cells: Its cells, finished or not.
-        output: Folder of the benchmark.
-        failed: Message of each stage that failed, by key.
-        command: As typed.
+    ``failed`` are messages by the key of the stage; ``command`` is as typed.
     """
     measurements = collect([c for c in cells if str(c.folder) not in failed], output)
     path = output / "tuning.json"

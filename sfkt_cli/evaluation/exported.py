@@ -212,11 +212,7 @@ def time_all(
 ) -> list[Latency]:
     """Time a graph in PyTorch and its ONNX files in every runtime that is installed.
 
-    Args:
-        name: Of the graph.
-        graph: In inference mode.
-        files: Content of its ONNX files, by name.
-        batches: Real images.
+    The graph is in inference mode, the batches are real images.
     """
     runners: dict[tuple[str, str], Predict] = {("PyTorch", name): open_graph(graph)}
     for file, content in files.items():
@@ -292,17 +288,10 @@ def model_card(
     batch: int | None,
     tables: Mapping[str, str],
 ) -> str:
-    """The text of README.md.
+    """The text of README.md, with the results of ``evaluate`` where there are some.
 
-    Args:
-        run: Results are taken from its ``evaluate/results.json``, if it was evaluated.
-        method: Method of the student.
-        student: Its classes and card.
-        sensor: Sensor of its images.
-        images: Samples as the exported files take them, (B, H, W) or (B, H, W, C).
-        file: An ONNX file of the student.
-        batch: Number of images that files take; None: any.
-        tables: What was measured on the files, by heading.
+    ``images`` are samples as the exported files take them, (B, H, W) or (B, H, W, C), and ``file``
+    is an ONNX file of the student. ``tables``: what was measured on the files, by heading.
     """
     results = _results(run, method)
     rows = [row for row in results.rows if row.method in (method, "bridge-only")] if results else []

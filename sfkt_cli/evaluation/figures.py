@@ -92,9 +92,7 @@ def draw_confusion(path: Path, panels: Mapping[str, Numbers], classes: Sequence[
 def draw_reliability(path: Path, panels: Mapping[str, tuple[Numbers, Numbers, Numbers]]) -> None:
     """Reliability diagrams: accuracy over confidence, with the samples of each bin below.
 
-    Args:
-        path: The PNG.
-        panels: Title to samples, mean confidence and accuracy of each bin.
+    ``panels``: title to samples, mean confidence and accuracy of each bin.
     """
     figure, axes = _figure(2, len(panels), (3.1 * len(panels) + 0.5, 4.2), ratios=(3, 1))
     for number, (title, (count, confidence, right)) in enumerate(panels.items()):
@@ -121,10 +119,8 @@ def draw_curves(
 ) -> None:
     """Training curves: a small chart for each loss term and score, four in a row.
 
-    Args:
-        path: The PNG.
-        stages: Title to the rows of metrics.jsonl; what is neither time nor rate is drawn.
-        chosen: Epoch, from 1, that each stage kept.
+    ``stages``: title to the rows of metrics.jsonl, of which all but time and rate is drawn;
+    ``chosen``: the epoch, from 1, that each stage kept.
     """
     from matplotlib.figure import Figure
 
@@ -164,11 +160,7 @@ def draw_sweep(
 ) -> None:
     """Accuracy over a setting, one line a series, with its standard deviation.
 
-    Args:
-        path: The PNG.
-        curves: Label to (value, mean, standard deviation), the last two fractions.
-        setting: What the values are of.
-        measured: What the means are of.
+    ``curves``: label to (value, mean, standard deviation), the last two fractions.
     """
     figure, axes = _figure(1, 1, (5.2, 3.6))
     for i, (label, points) in enumerate(curves.items()):
@@ -218,12 +210,9 @@ def draw_gallery(path: Path, strips: Sequence[Strip]) -> None:
 def draw_embedding(
     path: Path, panels: Mapping[str, Mapping[str, Numbers]], explained: Mapping[str, float]
 ) -> None:
-    """Feature maps: sets of points (N, 2), one panel a model.
+    """Feature maps: sets of points (N, 2) by name, one panel a model.
 
-    Args:
-        path: The PNG.
-        panels: Title to the sets by name.
-        explained: Share of the variance that each panel's two axes hold.
+    ``explained``: share of the variance that each panel's two axes hold.
     """
     figure, axes = _figure(1, len(panels), (4.2 * len(panels) + 0.4, 4.0))
     for axis, (title, sets) in zip(axes[0], panels.items(), strict=True):
@@ -243,8 +232,7 @@ def draw_embedding(
 def two_axes(sets: Mapping[str, Numbers]) -> tuple[dict[str, Numbers], float]:
     """Project sets of features (N, D) on the two main axes (PCA) of all of them together.
 
-    Returns:
-        The sets (N, 2), and the share of the variance that the two axes hold.
+    The sets (N, 2) come with the share of the variance that the two axes hold.
     """
     together = np.concatenate([features.astype(np.float64) for features in sets.values()])
     mean = together.mean(axis=0)

@@ -84,12 +84,7 @@ svg line.bound { stroke-dasharray: 4 3; }
 
 
 def to_html(report: Report, folder: Path) -> str:
-    """The page.
-
-    Args:
-        report: What it says.
-        folder: Where the pictures of its sections lie.
-    """
+    """The page; ``folder`` is where the pictures of its sections lie."""
     title = escape(f"{report.dataset}: evaluation")
     parts = [f"<h1>{title}</h1>"]
     if report.headline:

@@ -137,13 +137,8 @@ def predictors_of(
 ) -> list[Predictor]:
     """Everything that predicts from a target image, the oracle apart.
 
-    Args:
-        run: The run.
-        store: transfer.h5.
-        models: Read back.
-        runtime: Device and precision.
-        inputs: Digests of the stores and of every model as they are now.
-        encoding: Encoding that the students see.
+    ``inputs`` are digests of the stores and of every model as they are now; students see
+    ``encoding``.
     """
     source = models.source
     raw = student_loader(runtime, raw_encoding(store))
@@ -186,11 +181,7 @@ def parameters(*modules: nn.Module) -> int:
 
 
 def translate(models: Models, images: Numbers, runtime: Runtime) -> Numbers:
-    """Translated pictures (N, H, W, 3) in [0, 1] of stored target images.
-
-    Raises:
-        ValueError: There is no translator.
-    """
+    """Translated pictures (N, H, W, 3) in [0, 1] of stored target images; there is a bridge."""
     if models.translator is None:
         raise ValueError("a run without a bridge translates nothing")
     translator, encoding = models.translator

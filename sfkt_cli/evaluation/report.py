@@ -212,13 +212,9 @@ def _markdown_section(section: Section) -> list[str]:
 def markdown_table(
     header: Cells, cells: Sequence[Cells], below: Sequence[Cells] = (), left: int = 1
 ) -> str:
-    """A table with columns of even width.
+    """A table with columns of even width, ``below`` under a rule of dashes.
 
-    Args:
-        header: Column names.
-        cells: Rows of texts.
-        below: Rows under a rule of dashes.
-        left: Columns from the left that are set flush left; the others are numbers.
+    The first ``left`` columns are set flush left; the others are numbers.
     """
     texts = [[plain(cell) for cell in row] for row in (header, *cells, *below)]
     widths = [max(3, *map(len, column)) for column in zip(*texts, strict=True)]
@@ -248,14 +244,9 @@ def to_latex(report: Report) -> str:
 def latex_table(
     caption: str, header: Cells, cells: Sequence[Cells], below: Sequence[Cells] = (), *, best: int
 ) -> str:
-    """A table of booktabs.
+    """A table of booktabs with bounds ``below`` a rule.
 
-    Args:
-        caption: Above it.
-        header: Column names.
-        cells: Rows of texts.
-        below: Rows under a rule: bounds.
-        best: Column of numbers, such as ``61.3 ± 0.4``, whose largest is bold; bounds do not count.
+    The largest number of column ``best``, such as ``61.3 ± 0.4``, is bold; bounds do not count.
     """
     numbers = [_leading(row[best]) for row in cells]
     top = max((number for number in numbers if number is not None), default=None)
@@ -308,10 +299,7 @@ def plain(text: str) -> str:
 def to_csv(header: Sequence[str], rows: Iterable[Sequence[str | float]], exact: str = "") -> str:
     """CSV that a spreadsheet does not take for formulas: texts that look so begin with '.
 
-    Args:
-        header: Names of the columns.
-        rows: Their cells.
-        exact: A column that programs go by, such as paths: it stays as it is.
+    A column ``exact``, which programs go by, such as paths, stays as it is.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

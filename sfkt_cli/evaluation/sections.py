@@ -47,13 +47,7 @@ PICTURE_PAIRS = 256  # TI pairs that PSNR and SSIM look at, at most
 
 
 def headline(evaluation: Evaluation, rows: Sequence[Row], judged: Verdict | None) -> Headline:
-    """The first line: with labels how often the student is right, without them the verdict.
-
-    Args:
-        evaluation: Predictions of all methods.
-        rows: Rows of the report.
-        judged: What :func:`judge` says.
-    """
+    """The first line: with labels how often the student is right, without them the verdict."""
     main, split = evaluation.main_method, evaluation.headline_split
     images = f"{SENSORS[evaluation.store.modality]} images"
     who = NAMES.get(main, "student")

@@ -207,13 +207,9 @@ def loss_weights(config: Config, registered: bool) -> dict[str, float]:
 def feature_maps_of(
     source: Classifier, weights: Mapping[str, float], rgb: NDArray[Any], runtime: Runtime
 ) -> FeatureMaps | None:
-    """The feature maps of the source model for L_p; None where L_p is off or there are none.
+    """The feature maps of the frozen source model for L_p; None where L_p is off or there are none.
 
-    Args:
-        source: Frozen.
-        weights: Of the terms.
-        rgb: The stored RGB images of the TI pairs (N, H, W, 3).
-        runtime: The device.
+    ``rgb`` are the stored RGB images of the TI pairs (N, H, W, 3).
 
     Raises:
         ConfigError: There are none, and nothing else ties T to the pairs.

@@ -48,8 +48,7 @@ class Finding:
 def doctor(verify: Path | None = None) -> dict[str, Any]:
     """Print what was found, or with ``verify`` read every model and store of a run.
 
-    Returns:
-        The findings, or the files that were read.
+    The findings are given back, or the files that were read.
 
     Raises:
         RunError: ``verify`` names no run, or something in it is damaged or missing.

@@ -42,12 +42,8 @@ COPIES = {
 def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
     """Measure every finished model of a run; writes ``evaluate/``.
 
-    A rerun starts anew where a model, the data or a setting changed; the oracle is kept.
-
-    Args:
-        config: Settings.
-        run: The run.
-        report: Also write the report here: Markdown, HTML, JSON or LaTeX, as the suffix says.
+    A rerun starts anew where a model, the data or a setting changed; the oracle is kept. The report
+    is also written to a path ``report``: Markdown, HTML, JSON or LaTeX, as the suffix says.
 
     Raises:
         ConfigError: The report's suffix is none of these.

@@ -56,12 +56,7 @@ def inspect(path: Path, out: Path | None = None, verify: bool = False) -> dict[s
 
 
 def report_alignment(store: Store, names: Mapping[str, str] | None = None) -> None:
-    """Say whether the pairs of a store look registered, and warn where they do not.
-
-    Args:
-        store: A prepared file.
-        names: What its ids stand for.
-    """
+    """Say whether the pairs of a store look registered, and warn where they do not."""
     if not store.registered:
         return
     alignment = check_alignment(store, names)
