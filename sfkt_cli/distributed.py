@@ -115,11 +115,7 @@ def from_all_processes(values: Tensor) -> Tensor:
 
 
 def use_gpus(config: RuntimeConfig) -> int:
-    """How many GPUs of this machine to use; 0: the CPU.
-
-    Raises:
-        ConfigError: More are asked for than there are.
-    """
+    """How many GPUs of this machine to use, 0: the CPU; a ConfigError: it has fewer."""
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus = there if config.gpus is None else config.gpus
     if gpus > there:

@@ -51,11 +51,7 @@ class ExportedStudent:
             ) from None
 
     def read(self, path: str | Path) -> NDArray[Any]:
-        """An image file to the file's size and the sensor's unit.
-
-        Raises:
-            DataError: It is missing, damaged, of another sensor or size.
-        """
+        """An image file to the file's size; a DataError: another sensor, another size."""
         stored = self.sensor.decode_unfitted(read_image(path), str(path))
         if self._size == [self.sensor.image_size] * 2:
             return self.sensor.to_size(stored)

@@ -116,11 +116,7 @@ class Student(nn.Module):
 
 
 def read_image(path: str | Path) -> bytes:
-    """The content of an image file.
-
-    Raises:
-        DataError: It cannot be read.
-    """
+    """The content of an image file; a DataError: it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:

@@ -143,11 +143,7 @@ class Cell:
 
 
 def read_plan(path: Path | None) -> BenchmarkPlan:
-    """The plan of a YAML file; the demo's where there is none.
-
-    Raises:
-        ConfigError: All that is wrong with the file, in one message.
-    """
+    """The plan of a YAML file, else the demo's; a ConfigError names all that is wrong."""
     if path is None:
         return DEMO
     try:

@@ -118,11 +118,7 @@ def benchmark(
 
 
 def check_inputs(cells: Iterable[Cell], output: Path) -> None:
-    """Look for the archives and models of all cells whose data are not prepared yet.
-
-    Raises:
-        DataError: Those that are missing, in one message.
-    """
+    """A DataError names all archives and models that cells still need and that are missing."""
     missing: dict[str, list[str]] = {}
     for cell in cells:
         config, first = cell.config, tasks_of(cell, output, link=False)[:2]

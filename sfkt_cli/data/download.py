@@ -103,11 +103,7 @@ def download(dataset: str, folder: Path, accepted: Callable[[], bool]) -> None:
 
 
 def missing_files(dataset: str, folder: Path) -> list[RemoteFile]:
-    """Files of the archive that are not in the folder yet.
-
-    Raises:
-        ConfigError: The data set has no public address.
-    """
+    """Files that are not in the folder yet; a ConfigError where none has a public address."""
     if dataset not in SOURCES:
         raise ConfigError(
             f"{dataset} cannot be fetched: only {', '.join(SOURCES)} have a public address"

@@ -125,11 +125,7 @@ class TargetValues:
         return "mm" if self.modality == "depth" and self.unit != "raw" else "raw"
 
     def convert(self, values: NDArray[Any], name: str) -> NDArray[Any]:
-        """Values in the stored unit, uint8 or uint16.
-
-        Raises:
-            DataError: Type, range or channels are not what they should be.
-        """
+        """Values in the stored unit, uint8 or uint16; a DataError where they are others."""
         if self.modality == "depth" and values.ndim == 3:
             raise DataError(
                 f"{name} holds {describe_values(values)}, depth has one: "

@@ -39,21 +39,13 @@ class Record:
 
 
 class Loader(Protocol):
-    """Loads the images of a record; it is sent to other processes, so it must be picklable."""
+    """Loads the images of a record, or raises a DataError; picklable, for other processes."""
 
     def rgb(self, record: Record, size: int) -> NDArray[np.uint8]:
-        """RGB (size, size, 3), resampled.
-
-        Raises:
-            DataError: The image is missing, damaged, or not what it should be.
-        """
+        """RGB (size, size, 3), resampled."""
 
     def target(self, record: Record, size: int) -> NDArray[Any]:
-        """Target image (size, size) or (size, size, C) in the archive's unit, resampled.
-
-        Raises:
-            DataError: The image is missing, damaged, or not what it should be.
-        """
+        """Target image (size, size) or (size, size, C) in the archive's unit, resampled."""
 
 
 @dataclass(frozen=True)

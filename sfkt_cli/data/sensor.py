@@ -68,11 +68,7 @@ class Sensor:
         return f"{unit}, 0 = no reading" if self.missing else unit
 
     def decode(self, content: bytes, name: str) -> NDArray[Any]:
-        """The bytes of an image file to (S, S) or (S, S, C) in the stored unit.
-
-        Raises:
-            DataError: The file is damaged, or its values are not what the model expects.
-        """
+        """An image file to (S, S) or (S, S, C) in the stored unit; a DataError: it is none."""
         return self.to_size(self.decode_unfitted(content, name))
 
     def decode_unfitted(self, content: bytes, name: str) -> NDArray[Any]:
@@ -80,19 +76,11 @@ class Sensor:
         return self.to_unit(decode_target(content, name, self.max_pixels, self.no_reading), name)
 
     def fit_values(self, values: NDArray[Any], name: str = "the image") -> NDArray[Any]:
-        """A raw image (H, W) or (H, W, C) of the sensor to the model's size and unit.
-
-        Raises:
-            DataError: The values are not what the model expects.
-        """
+        """A raw image (H, W) or (H, W, C) of the sensor, to the model's size and unit."""
         return self.to_size(self.to_unit(values, name))
 
     def to_unit(self, values: NDArray[Any], name: str = "the image") -> NDArray[Any]:
-        """A raw image of the sensor to the model's unit, at its own size.
-
-        Raises:
-            DataError: The values are not what the model expects.
-        """
+        """The same at its own size; a DataError: the values are not what the model expects."""
         values = known_type(values, name, self.no_reading)
         if self.rotated:
             return undo_rotation(values, name)

@@ -124,11 +124,7 @@ class Store:
         return rows[0] if rows else 0
 
     def strings(self, name: str) -> list[str]:
-        """The texts of a column such as ``ti/id``.
-
-        Raises:
-            DataError: The file has no such column, or it is damaged.
-        """
+        """The texts of a column such as ``ti/id``; a DataError: it is missing or damaged."""
         try:
             return [bytes(text).decode("utf-8") for text in self[name]]
         except UnicodeDecodeError as error:
@@ -146,11 +142,7 @@ class Store:
         return np.array(self[f"{group}/label"], dtype=np.int64)
 
     def verify(self) -> None:
-        """Read every row again and compare the checksums.
-
-        Raises:
-            DataError: The first block of rows that differs.
-        """
+        """Read every row again; a DataError names the first block that does not match."""
         self.left.clear()
         for name, column in self.columns.items():
             if column.shape[0]:

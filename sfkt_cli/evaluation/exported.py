@@ -124,11 +124,7 @@ def compare(
     ids: Sequence[str],
     labels: Mapping[str, int],
 ) -> Comparison:
-    """Compare the probabilities (N, K) of a file with PyTorch's.
-
-    Raises:
-        RunError: An fp32 file gives some images other probabilities; they are named.
-    """
+    """Compare probabilities (N, K) with PyTorch's; a RunError: an fp32 file gives others."""
     gaps = (probabilities - expected).abs().amax(1)
     predicted, of_pytorch = probabilities.argmax(1), expected.argmax(1)
     # Two classes that are equally probable but for rounding may change places.

@@ -80,22 +80,14 @@ def finished_methods(run: Run) -> list[str]:
 
 
 def model_digests(run: Run) -> dict[str, str]:
-    """SHA-256 of the weights of every finished model, by stage.
-
-    Raises:
-        DataError: A model card is missing or damaged.
-    """
+    """SHA-256 of the weights of every finished model, by stage."""
     stages = ["source", *(["bridge"] if run.has("bridge") else [])]
     stages += [f"transfer/{name}" for name in finished_methods(run)]
     return {stage: str(read_card(run.path(stage, "model.json"))["sha256"]) for stage in stages}
 
 
 def load_models(run: Run, store: Store, runtime: Runtime) -> Models:
-    """Read every finished model of a run.
-
-    Raises:
-        DataError: A model is damaged, or does not have the classes of the data.
-    """
+    """Read every finished model of a run; a DataError: one has other classes."""
 
     def read(folder: Path) -> Saved:
         saved = load_model(folder, runtime.device)

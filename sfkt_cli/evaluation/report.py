@@ -147,11 +147,7 @@ def results(report: Report) -> dict[str, Any]:
 
 
 def read_results(run: Run) -> Results:
-    """The results.json of an evaluated run.
-
-    Raises:
-        DataError: It is missing or damaged.
-    """
+    """The results.json of an evaluated run; a DataError: it is missing or damaged."""
     return read_record(run.output("evaluate", "results.json"), Results, sealed=False)
 
 

@@ -75,11 +75,7 @@ def read_onnx(path: Path, size: int, head: str = "") -> OnnxModel:
 
 
 def need_onnx(what: str, *more: str) -> None:
-    """Check that packages of the extra ``onnx`` are there: those that read, and ``more``.
-
-    Raises:
-        ConfigError: One is not.
-    """
+    """A ConfigError where packages of the extra ``onnx`` are not installed."""
     lacking = [name for name in ("onnx", "onnxruntime", *more) if find_spec(name) is None]
     if lacking:
         raise ConfigError(f"{what} needs {', '.join(lacking)}: pip install 'sfkt[onnx]'")

@@ -203,11 +203,7 @@ def _build(kind: str, architecture: dict[str, Any]) -> nn.Module:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """Read a model.json.
-
-    Raises:
-        DataError: It is missing or damaged, or a field is not what it should be.
-    """
+    """Read a model.json; a DataError: it is missing or damaged."""
     return _as_read(read_record(path, Card))
 
 
@@ -237,11 +233,7 @@ def check_classes(classes: list[str], store: Store) -> None:
 
 
 def classifier_of(module: nn.Module) -> Classifier:
-    """The module as a classifier.
-
-    Raises:
-        DataError: It is a translator.
-    """
+    """The module as a classifier; a DataError: it is a translator."""
     if not isinstance(module, Classifier):
         raise DataError("a classifier was expected, the file holds a translator")
     return module

@@ -49,11 +49,7 @@ def _at_home(path: Path) -> Path:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
-ClassName = Annotated[str, AfterValidator(_composed)]
+ClassName = Annotated[str, AfterValidator(lambda name: unicodedata.normalize("NFC", name))]
 """An umlaut is one letter, as in the names of readers; some systems write two."""
 UserPath = Annotated[Path, AfterValidator(_at_home)]
 """``~`` is the home folder, as in a shell."""
@@ -553,11 +549,7 @@ def section_of(method: str) -> str:
 
 
 def method_settings(config: Config, method: str) -> OptimiserConfig:
-    """The settings of a transfer method.
-
-    Raises:
-        ConfigError: Nobody wrote a section for it.
-    """
+    """The settings of a transfer method; a ConfigError: it has no section."""
     section = getattr(config, section_of(method), None)
     if not isinstance(section, OptimiserConfig):
         raise ConfigError(
@@ -580,11 +572,7 @@ def section_fields(model: type[BaseModel] = Config, prefix: str = "") -> dict[st
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a configuration file as nested dicts.
-
-    Raises:
-        ConfigError: The file is missing, is no YAML, or is no mapping.
-    """
+    """A configuration file as nested dicts; a ConfigError: it is missing, or none."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -606,11 +594,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """Turn ``section.field=value`` texts into nested dicts; values are read as YAML.
-
-    Raises:
-        ConfigError: A text has no ``=`` or its value is no YAML.
-    """
+    """Turn ``section.field=value`` texts, values in YAML, into nested dicts, or a ConfigError."""
     values: list[dict[str, Any]] = []
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -655,11 +639,7 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(*layers: Mapping[str, Any]) -> Config:
-    """Validate nested settings, later layers over earlier ones.
-
-    Raises:
-        ConfigError: All that is wrong, in one message, with the nearest right names.
-    """
+    """Validate nested settings, later ones over earlier; a ConfigError names all problems."""
     try:
         return Config.model_validate(merge(*map(nested, layers)))
     except ValidationError as error:

@@ -212,20 +212,12 @@ class Run:
         return True
 
     def record(self, stage: str) -> dict[str, Any]:
-        """The done.json of a finished stage.
-
-        Raises:
-            DataError: The file is damaged.
-        """
+        """The done.json of a finished stage; a DataError: it is damaged."""
         done = read_record(self.path(stage, "done.json"), Done)
         return done.model_dump(mode="json", exclude_unset=True)
 
     def output(self, stage: str, name: str) -> Path:
-        """A file of a finished stage, which need not be there.
-
-        Raises:
-            DataError: It is not what the stage wrote.
-        """
+        """A file of a finished stage, if it is there; a DataError: the stage wrote another."""
         path = self.path(stage, name)
         written = read_record(self.path(stage, "done.json"), Done).outputs.get(name)
         if written and written.sha256 and path.is_file() and sha256_file(path) != written.sha256:
@@ -246,11 +238,7 @@ class Run:
         return [path for pattern in patterns for path in sorted(self.folder.glob(pattern))]
 
     def metrics(self, stage: str) -> list[dict[str, float]]:
-        """The rows of a finished stage's metrics.jsonl; none where the file was deleted.
-
-        Raises:
-            DataError: It is damaged.
-        """
+        """The rows of a finished stage's metrics.jsonl; none where the file was deleted."""
         path = self.output(stage, "metrics.jsonl")
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return [json.loads(line) for line in lines]

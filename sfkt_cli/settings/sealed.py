@@ -64,11 +64,7 @@ def write_settings(path: Path, text: str) -> None:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read settings that :func:`write_settings` wrote.
-
-    Raises:
-        DataError: The file is missing, damaged, or was edited.
-    """
+    """Read what :func:`write_settings` wrote; a DataError: missing, damaged, edited."""
     try:
         head, _, body = path.read_bytes().partition(b"\n")
         if head.decode() != _HEAD.format(hashlib.sha256(body).hexdigest()):

@@ -254,11 +254,7 @@ def _earlier(folder: Path) -> Exported:
 
 
 def check_formats(formats: Sequence[str], precisions: Sequence[str]) -> list[str]:
-    """The formats that were asked for, or all that this installation can write.
-
-    Raises:
-        ConfigError: One is unknown, needs an extra that is not installed, or has no such precision.
-    """
+    """The formats asked for, or all that are possible; a ConfigError: one is not."""
     lacking = [name for name in ONNX_PACKAGES if util.find_spec(name) is None]
     _choose("format", formats, FORMATS)
     lowered = [precision for precision in precisions if precision != "fp32"]
@@ -286,11 +282,7 @@ def _choose(option: str, chosen: Sequence[str], possible: Sequence[str]) -> None
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Height and width of ``480x640``.
-
-    Raises:
-        ConfigError: It is no size, or no camera's.
-    """
+    """Height and width of ``480x640``; a ConfigError: it is no camera's size."""
     try:
         height, width = (int(part) for part in text.lower().split("x"))
     except ValueError:

@@ -261,11 +261,7 @@ def remember(folder: Path, epoch: int, logits: Tensor) -> None:
 
 
 def load_epochs(folder: Path) -> NDArray[np.int16]:
-    """Classes predicted (E, R) after each epoch of a stage; (0, 0) where the file is missing.
-
-    Raises:
-        DataError: It is damaged.
-    """
+    """Classes predicted (E, R) after each epoch of a stage; (0, 0) where there is no file."""
     path = folder / FILE
     if not path.is_file():
         return np.zeros((0, 0), np.int16)

@@ -231,11 +231,7 @@ class Runtime:
 
 
 def check_batch_norms(module: nn.Module) -> None:
-    """Check that torch may put its own layer in place of each batch norm.
-
-    Raises:
-        ConfigError: One is of a class of its own, such as timm's with the activation inside.
-    """
+    """A ConfigError where torch would lose what a batch norm does beyond normalising."""
     plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     for name, layer in module.named_modules():
         if isinstance(layer, plain) and type(layer) not in plain:
