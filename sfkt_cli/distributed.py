@@ -36,7 +36,7 @@ from torch.distributed.elastic.multiprocessing.errors import (
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.rendezvous import rendezvous
 
-from sfkt_cli.console import console, mute, say, speak_json, speaks_json
+from sfkt_cli.console import console, mute, quieten, say, speak_json, speaks_json
 from sfkt_cli.errors import STOPPED, ConfigError, DataError, Interrupted, RunError, SfktError
 from sfkt_cli.settings.config import Config, RuntimeConfig, as_dict, build
 from sfkt_cli.settings.runs import Run
@@ -193,7 +193,7 @@ def _agree(verdict: str) -> str:
 def _take_part(job: Job, number: int) -> None:
     """Do a job together with the other processes; a RunError where another one went away."""
     rank, config = int(os.environ["RANK"]), build(job["config"])
-    console.quiet = job["quiet"]
+    quieten(job["quiet"])
     speak_json(job["json"])
     if rank:
         mute()

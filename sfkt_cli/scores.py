@@ -291,38 +291,6 @@ def psnr(pictures: Numbers, references: Numbers) -> Floats:
     return decibels
 
 
-def ssim(pictures: Numbers, references: Numbers) -> Floats:
-    """Structural similarity (N,) of pictures (N, H, W, C) in [0, 1], averaged over channels.
-
-    Gaussian window of 11 x 11 pixels, sigma 1.5, without padding; C1 = 0.01^2, C2 = 0.03^2.
-    Source: Wang et al., IEEE TIP 2004. 1: the same; 0: nothing in common.
-
-    Raises:
-        ValueError: The pictures are smaller than the window.
-    """
-    if min(pictures.shape[1:3]) < 11:
-        raise ValueError(f"pictures of {pictures.shape[1:3]} pixels are below 11 x 11")
-    a, b = pictures.astype(np.float64), references.astype(np.float64)
-    mean_a, mean_b = _blur(a), _blur(b)
-    variance_a = _blur(a * a) - mean_a**2
-    variance_b = _blur(b * b) - mean_b**2
-    covariance = _blur(a * b) - mean_a * mean_b
-    c1, c2 = 0.01**2, 0.03**2
-    likeness = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    likeness /= (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
-    scores: Floats = likeness.mean(axis=(1, 2, 3))
-    return scores
-
-
-def _blur(pictures: Floats) -> Floats:
-    window = np.exp(-(np.arange(-5.0, 6.0) ** 2) / (2 * 1.5**2))
-    window /= window.sum()
-    for axis in (1, 2):
-        views = np.lib.stride_tricks.sliding_window_view(pictures, len(window), axis=axis)
-        pictures = views @ window
-    return pictures
-
-
 def frechet_distance(first: Numbers, second: Numbers) -> float:
     """Fréchet distance of two sets of features (N, D), N > 1, each taken as a Gaussian.
 

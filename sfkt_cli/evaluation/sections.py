@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sfkt_cli import __version__, scores
 from sfkt_cli.data.store import spread
@@ -26,6 +27,7 @@ from sfkt_cli.evaluation.report import (
     percent,
 )
 from sfkt_cli.evaluation.verdict import Verdict, advice, verdict
+from sfkt_cli.losses import structural_dissimilarity
 from sfkt_cli.models.saving import CARD, WEIGHTS, read_card
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.pairs import FILE, SELECTORS, load_epochs
@@ -316,6 +318,7 @@ def bridge_quality(evaluation: Evaluation, run: Run, folder: Path) -> Section | 
     few = spread(len(pairs.rgb), PICTURE_PAIRS)
     rgb = pairs.rgb[few] / 255.0
     translated = translate(models, pairs.target[few], evaluation.runtime)
+    pictures = (torch.from_numpy(shown).permute(0, 3, 1, 2) for shown in (translated, rgb))
     features = galleries.features_of(evaluation, "bridge-only", pairs.target)
     enough = len(features) > 1
     distance = scores.frechet_distance(features, pairs.features.numpy()) if enough else None
@@ -330,7 +333,7 @@ def bridge_quality(evaluation: Evaluation, run: Run, folder: Path) -> Section | 
         ("the same beyond chance (kappa)", amount(record.get("ti_kappa"))),
         ("epoch kept", str(record.get("best_epoch", "-"))),
         ("PSNR", f"{scores.psnr(translated, rgb).mean():.1f} dB"),
-        ("SSIM", f"{scores.ssim(translated, rgb).mean():.3f}"),
+        ("SSIM", f"{1 - float(structural_dissimilarity(*pictures)):.3f}"),
         ("Fréchet distance of source features", amount(distance)),
     )
     return Section(
