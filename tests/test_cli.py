@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from sfkt_cli.cli import app, config_app, explain, main
 from sfkt_cli.errors import Interrupted
+from sfkt_cli.files import write_record, write_settings
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import resolve
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings.sealed import write_record, write_settings
 
 ROOT = Path(__file__).parents[1]
 TINY = """

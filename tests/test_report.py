@@ -15,10 +15,9 @@ from sfkt_cli.console import console, printable
 from sfkt_cli.evaluation import figures, report
 from sfkt_cli.evaluation.html import interval_chart, to_html
 from sfkt_cli.evaluation.report import Headline, Report, Row, Section, Shot
-from sfkt_cli.files import write_json
+from sfkt_cli.files import write_json, write_record
 from sfkt_cli.methods import METHODS
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings.sealed import write_record
 
 NASTY = '<script>alert("1")</script> | $x_1$ *b*'
 TGKT = Row("tgkt", 3, "target", 200, 0.6125, (0.55, 0.66), 0.6, 0.59, 0.1, 12.5, 900.0)

@@ -16,12 +16,11 @@ from typing import Any
 import pytest
 
 from sfkt_cli.errors import DataError, RunError
-from sfkt_cli.files import replacing, sync_folder, write_json
+from sfkt_cli.files import replacing, sync_folder, write_json, write_record
 from sfkt_cli.settings.config import Config, build, parse_assignments
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import find_run, remember_run
 from sfkt_cli.settings.runs import Run, Stage, stage_settings
-from sfkt_cli.settings.sealed import write_record
 from sfkt_cli.training.checkpoint import save_state
 
 INPUTS = {"transfer.h5": "abc"}

@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from sfkt_cli.errors import ConfigError
+from sfkt_cli.files import write_record
 from sfkt_cli.methods import METHODS
 from sfkt_cli.settings.config import Config, Sensor, build, explained, nested, pick, read_yaml
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings.sealed import write_record
 
 ROWS = ("source-only", "source-encoded", "bridge-only", "tgkt+bridge", "source-rgb", "oracle")
 """Rows that ``evaluate`` adds to those of the methods."""

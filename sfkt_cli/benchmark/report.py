@@ -34,9 +34,8 @@ from sfkt_cli.evaluation.report import (
     read_results,
     to_csv,
 )
-from sfkt_cli.files import write_json, write_text
+from sfkt_cli.files import read_record, write_json, write_text
 from sfkt_cli.settings.runs import Run, versions
-from sfkt_cli.settings.sealed import read_record
 
 METRICS = (
     "n", "accuracy", "balanced_accuracy", "macro_f1", "ece", "train_seconds",

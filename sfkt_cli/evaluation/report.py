@@ -18,9 +18,9 @@ from rich import box
 from rich.table import Table
 
 from sfkt_cli.console import console, printable, say
+from sfkt_cli.files import read_record
 from sfkt_cli.methods import METHODS
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings.sealed import read_record
 
 BOUNDS = ("oracle", "source-rgb")
 """Methods that see labels or RGB images of the target task: no method can be held to them."""

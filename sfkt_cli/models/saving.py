@@ -27,11 +27,10 @@ from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import ConfigError, DataError
-from sfkt_cli.files import replacing, sha256_file, sha256_json
+from sfkt_cli.files import read_record, replacing, sha256_file, sha256_json, write_record
 from sfkt_cli.models.classifier import Classifier, Mixture
 from sfkt_cli.models.translators import Front, make_translator
 from sfkt_cli.settings.runs import Run, versions
-from sfkt_cli.settings.sealed import read_record, write_record
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"

@@ -27,7 +27,16 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from sfkt_cli import __version__, console
 from sfkt_cli.errors import DataError, RunError
-from sfkt_cli.files import locking, sha256_file, sha256_json, sweep_partials
+from sfkt_cli.files import (
+    locking,
+    read_record,
+    read_settings,
+    sha256_file,
+    sha256_json,
+    sweep_partials,
+    write_record,
+    write_settings,
+)
 from sfkt_cli.settings.config import (
     Config,
     as_dict,
@@ -39,7 +48,6 @@ from sfkt_cli.settings.config import (
     section_of,
     to_yaml,
 )
-from sfkt_cli.settings.sealed import read_record, read_settings, write_record, write_settings
 
 RUNS = Path("runs")
 LOG = "log.txt"

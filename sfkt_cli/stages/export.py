@@ -27,7 +27,14 @@ from sfkt_cli.data.sensor import Sensor, sensor_of_store
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.evaluation import exported
-from sfkt_cli.files import replacing, sha256_file, write_text
+from sfkt_cli.files import (
+    read_record,
+    replacing,
+    sha256_file,
+    write_record,
+    write_settings,
+    write_text,
+)
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.graph_files import (
     FitTarget,
@@ -44,7 +51,6 @@ from sfkt_cli.models.graph_files import (
 from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
 from sfkt_cli.settings.config import Config, to_yaml
 from sfkt_cli.settings.runs import Run, digest_outputs, versions
-from sfkt_cli.settings.sealed import read_record, write_record, write_settings
 from sfkt_cli.student import find_student
 
 FORMATS = ("onnx", "pt2", "safetensors")

@@ -24,12 +24,11 @@ from sfkt_cli.data.pictures import captioned
 from sfkt_cli.data.sensor import frames, is_live, is_video
 from sfkt_cli.errors import ConfigError, DataError, Interrupted
 from sfkt_cli.evaluation.report import to_csv as harmless_csv
-from sfkt_cli.exported_student import ExportedStudent
 from sfkt_cli.files import replacing, write_text
 from sfkt_cli.models.saving import CARD
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.student import Prediction, Student, load_student
+from sfkt_cli.student import ExportedStudent, Prediction, Student, load_student
 from sfkt_cli.training.predicting import warn_of_collapse
 from sfkt_cli.training.runtime import make_runtime
 

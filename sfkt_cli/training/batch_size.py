@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sfkt_cli.console import say
 from sfkt_cli.distributed import by_itself
 from sfkt_cli.errors import RunError
-from sfkt_cli.settings.sealed import read_record, write_record
+from sfkt_cli.files import read_record, write_record
 from sfkt_cli.training.cpu import TRANSIENT, free_memory, kept_bytes
 from sfkt_cli.training.runtime import Runtime
 

@@ -11,12 +11,12 @@ import torch
 from sfkt_cli.data.images import choose_encoding
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import StoreWriter, text_column, writing
+from sfkt_cli.files import write_record, write_settings
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.saving import save_model
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config, build, to_yaml
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings.sealed import write_record, write_settings
 
 CLASSES = [f"class {number}" for number in range(10)]
 BLOCK = 1000

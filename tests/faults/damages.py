@@ -26,7 +26,7 @@ import torch
 from sfkt_cli.benchmark import report, run
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import STOPPED
-from sfkt_cli.settings.sealed import SEAL
+from sfkt_cli.files import SEAL
 from sfkt_cli.stages import doctor, inspect
 from tests.faults.campaign import ended, fingerprint, start, steady
 

@@ -25,13 +25,12 @@ from sfkt_cli.data.decode import decode_rgb, decode_target
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.errors import ConfigError, DataError, SfktError
-from sfkt_cli.files import sha256_file
+from sfkt_cli.files import sha256_file, write_record
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.importing import read_weights
 from sfkt_cli.models.saving import load_model, read_card, save_model
 from sfkt_cli.settings.config import Config, build, read_yaml, to_yaml
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings.sealed import write_record
 from sfkt_cli.training.checkpoint import STATE, load_states, save_state
 
 CPU = torch.device("cpu")

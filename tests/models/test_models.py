@@ -12,12 +12,12 @@ from torchvision import models
 
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.files import write_record
 from sfkt_cli.models.backbones import make_backbone, normalisation_of
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model, read_card, save_model
 from sfkt_cli.models.translators import TRANSLATORS, make_translator
 from sfkt_cli.settings.config import SourceConfig
-from sfkt_cli.settings.sealed import write_record
 from sfkt_cli.stages.source import check_image_size
 
 BACKBONES = ("small", "resnet18")

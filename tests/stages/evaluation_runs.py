@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store_writer import text_column, writing
-from sfkt_cli.files import write_text
+from sfkt_cli.files import write_record, write_text
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.saving import read_card, save_model
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings.sealed import write_record
 
 CLASSES = ["disc", "<b>bar</b>", "=cross"]
 SIZE = 16

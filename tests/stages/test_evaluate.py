@@ -14,10 +14,10 @@ from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.evaluation.labelled import read_splits
+from sfkt_cli.files import write_record
 from sfkt_cli.models.saving import load_model
 from sfkt_cli.settings.config import build
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings.sealed import write_record
 from sfkt_cli.stages.evaluate import evaluate, measuring_runtime
 from tests.stages.evaluation_runs import (
     CLASSES,

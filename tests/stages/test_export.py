@@ -24,18 +24,18 @@ from sfkt_cli.data.store import open_store, spread
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.evaluation import exported as files
 from sfkt_cli.evaluation.exported import labels_told, open_openvino
-from sfkt_cli.exported_student import ExportedStudent
+from sfkt_cli.files import write_record
 from sfkt_cli.models import graph_files
 from sfkt_cli.models.graph_files import FitTarget, SensorGraph, for_export, to_onnx
 from sfkt_cli.models.onnx_files import open_session
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings.sealed import write_record
 from sfkt_cli.stages import export as stage
 from sfkt_cli.stages.doctor import doctor
 from sfkt_cli.stages.evaluate import evaluate
 from sfkt_cli.stages.export import export
 from sfkt_cli.stages.predict import predict
+from sfkt_cli.student import ExportedStudent
 from tests.stages.evaluation_runs import ENCODING, make_run, save_classifier, settings
 
 LOAD_ALONE = """

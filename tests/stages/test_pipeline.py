@@ -28,10 +28,10 @@ from PIL import Image
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
+from sfkt_cli.files import write_record
 from sfkt_cli.models.saving import Saved, classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, build, parse_assignments
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings.sealed import write_record
 from sfkt_cli.stages.bridge import bridge
 from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.stages.source import source

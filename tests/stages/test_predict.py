@@ -22,10 +22,10 @@ import sfkt_cli
 from sfkt_cli.data.sensor import describe_images, doubt, frames
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError, RunError
+from sfkt_cli.files import read_settings, write_settings
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings.sealed import read_settings, write_settings
 from sfkt_cli.stages.predict import BATCH, expand, predict, to_csv, watch
 from sfkt_cli.student import Prediction
 
