@@ -397,8 +397,7 @@ def config_show(options: Options) -> Result:
 @config_app.command("check", epilog="Example: sfkt config check my.yaml")
 @shared_options()
 def config_check(
-    options: Options,
-    file: Annotated[Path, typer.Argument(help="YAML file with settings.")],
+    options: Options, file: Annotated[Path, typer.Argument(help="YAML file with settings.")]
 ) -> Result:
     """Check a configuration file, and name all its problems at once."""
     from sfkt_cli.pipeline import check_file
@@ -414,8 +413,7 @@ def config_check(
 @config_app.command("init", epilog="Example: sfkt config init nyu-depth > my.yaml")
 @shared_options()
 def config_init(
-    options: Options,
-    name: Annotated[str, typer.Argument(help="Data set.")] = "synthetic",
+    options: Options, name: Annotated[str, typer.Argument(help="Data set.")] = "synthetic"
 ) -> Result:
     """Print a commented configuration file for a data set."""
     from sfkt_cli.settings.resolve import commented_yaml

@@ -135,12 +135,7 @@ def bootstrap_interval(
 
 
 def paired_difference(
-    first: Numbers,
-    second: Numbers,
-    *,
-    resamplings: int,
-    seed: int,
-    groups: Numbers | None = None,
+    first: Numbers, second: Numbers, *, resamplings: int, seed: int, groups: Numbers | None = None
 ) -> tuple[float, float, float]:
     """Mean of ``first - second`` on the same samples, and its bootstrap 95 % interval.
 

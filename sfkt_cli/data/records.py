@@ -121,9 +121,7 @@ def _safe(path: str) -> str:
 
 
 def collect(
-    container: Container,
-    place: Callable[[str], tuple[Capture, str] | None],
-    needed: Sequence[str],
+    container: Container, place: Callable[[str], tuple[Capture, str] | None], needed: Sequence[str]
 ) -> dict[Capture, dict[str, str]]:
     """The files of each capture, by view; each must have the views ``needed``.
 

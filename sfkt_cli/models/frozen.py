@@ -107,10 +107,7 @@ class FeatureMaps:
     """
 
     def __init__(
-        self,
-        networks: Sequence[nn.Module],
-        look: Callable[[Tensor], object],
-        images: Tensor,
+        self, networks: Sequence[nn.Module], look: Callable[[Tensor], object], images: Tensor
     ) -> None:
         # What has as many rows as there are images by chance, such as a bias, has so only once.
         self._ends: list[tuple[nn.Module, list[Call]]] = []

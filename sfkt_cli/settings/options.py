@@ -73,8 +73,7 @@ SHARED = {
         typer.Option("--dry-run", help="Say what would be read, done and written; write nothing."),
     ],
     "as_json": Annotated[
-        bool,
-        typer.Option("--json", help="One JSON object a line on standard output, for scripts."),
+        bool, typer.Option("--json", help="One JSON object a line on standard output, for scripts.")
     ],
     "quiet": Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")],
     "verbose": Annotated[

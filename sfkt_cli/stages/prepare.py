@@ -13,14 +13,7 @@ from sfkt_cli.console import say, track, warn
 from sfkt_cli.data.ingest import Plan, Seen, Task, ingest
 from sfkt_cli.data.loading import FileLoader
 from sfkt_cli.data.pictures import draw_contact_sheet
-from sfkt_cli.data.quality import (
-    Line,
-    Sample,
-    duplicates,
-    samples_of_plan,
-    table_text,
-    tabulate,
-)
+from sfkt_cli.data.quality import Line, Sample, duplicates, samples_of_plan, table_text, tabulate
 from sfkt_cli.data.readers import archive_root, read_archive
 from sfkt_cli.data.records import Archive
 from sfkt_cli.data.splits import choose_classes, left_out, split_records

@@ -45,10 +45,7 @@ class RowReader:
         return np.asarray(self._images[rows])
 
     def shifted(
-        self,
-        rows: NDArray[np.int64],
-        offsets: NDArray[np.int64],
-        mirrored: NDArray[np.bool_],
+        self, rows: NDArray[np.int64], offsets: NDArray[np.int64], mirrored: NDArray[np.bool_]
     ) -> Images:
         """Images of rows (B,), shifted by offsets (B, 2), then mirrored left to right where asked.
 

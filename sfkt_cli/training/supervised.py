@@ -80,11 +80,7 @@ def fit_labels(
 
         def batches(epoch: int, step: int) -> Batch:
             batch, rows = stream.batch(epoch, step)
-            return {
-                **batch,
-                "labels": runtime.tensor(labels[rows]),
-                "rows": torch.from_numpy(rows),
-            }
+            return {**batch, "labels": runtime.tensor(labels[rows]), "rows": torch.from_numpy(rows)}
 
         return batches
 
