@@ -214,11 +214,7 @@ def _read_entry(path: Path, name: str) -> bytes:
             f"{path}:{name} unpacks from {info.compress_size:,} to {info.file_size:,} bytes, "
             "more than an image can have; refused"
         )
-    with archive.open(info) as entry:
-        content = entry.read(info.file_size + 1)
-    if len(content) != info.file_size:
-        raise DataError(f"{path}:{name} has {len(content)} bytes, its index says {info.file_size}")
-    return content
+    return archive.read(info)
 
 
 @functools.lru_cache(maxsize=2)

@@ -72,11 +72,6 @@ def oracle(
     saved = load_model(nested.path("oracle"), runtime.device)
     student: Classifier = freeze(classifier_of(saved.module))
     record = nested.record("oracle")
-    return Predictor(
-        "oracle",
-        student,
-        student_loader(runtime, encoding),
-        parameters(student),
-        record.get("seconds"),
-        record.get("peak_memory_mb"),
-    )
+    costs = record.get("seconds"), record.get("peak_memory_mb")
+    load = student_loader(runtime, encoding)
+    return Predictor("oracle", student, load, parameters(student), *costs)

@@ -304,7 +304,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise DataError(f"source.checkpoint: {path} does not exist")
     if path.suffix.lower() == ".safetensors":
-        tensors = _read_safetensors(path)
+        try:
+            tensors = load_file(path)
+        except Exception as error:  # damaged ones raise almost anything, such as KeyError
+            raise DataError(f"{path} is no intact .safetensors file: {error}") from None
     elif path.suffix.lower() in STATE_DICT_SUFFIXES:
         tensors = _unwrap(path, _read_torch(path))
     else:
@@ -324,13 +327,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if not torch.isfinite(value).all():
             raise DataError(f"{path}: {name} has values that are not finite: the model is broken")
     return plain
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except Exception as error:  # damaged files raise almost anything, such as KeyError for a type
-        raise DataError(f"{path} is no intact .safetensors file: {error}") from None
 
 
 def _refuse_network(path: Path, kind: str) -> NoReturn:

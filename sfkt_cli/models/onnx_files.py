@@ -111,7 +111,8 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
                 nodes.append([stored.op_type, inputs, list(stored.output), attributes])
                 _adapt(nodes[-1], opset)
     images_name, channels_last = _check_input(path, graph, tensors, size)
-    images = _images(size)
+    noise = torch.randn(len(SCALES), 3, size, size, generator=torch.Generator().manual_seed(0))
+    images = noise * torch.tensor(SCALES).view(-1, 1, 1, 1)
     as_given = images.permute(0, 2, 3, 1).contiguous() if channels_last else images
     seen = [_run(nodes, {**tensors, images_name: as_given[:count]}) for count in BATCHES]
     logits = seen[1][graph.output[0].name]
@@ -264,11 +265,6 @@ def _check_input(
                 f"prepare them anew with --set image_size={height}, or export it for {size}"
             )
     return inputs[0].name, channels_last
-
-
-def _images(size: int) -> Tensor:
-    noise = torch.randn(len(SCALES), 3, size, size, generator=torch.Generator().manual_seed(0))
-    return noise * torch.tensor(SCALES).view(-1, 1, 1, 1)
 
 
 def _run(nodes: Sequence[Node], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -151,13 +151,16 @@ class Stage:
         """Write done.json, last of all, and drop the resumable state."""
         if self.dry:
             return
+        files = sorted(path.name for path in self.folder.iterdir() if path.is_file())
+        passing = (*_IN_PASSING, LOG)
+        written = [name for name in files if name not in passing and name[0] != "."]
         record = {
             "stage": self.name,
             "settings": self.settings,
             "inputs": dict(self.inputs),
             "seconds": round(time.monotonic() - self.started, 3),
             "versions": versions(),
-            "outputs": digest_outputs(self.folder, _written(self.folder)),
+            "outputs": digest_outputs(self.folder, written),
             **summary,
         }
         write_record(self.folder / "done.json", record)
@@ -321,18 +324,17 @@ class Run:
             DataError: done.json or begun.json is damaged.
         """
         folder = self.path(stage)
-        settings = stage_settings(stage, config)
+        entered = Stage(stage, folder, config, stage_settings(stage, config), inputs)
+        state = {"settings": entered.settings, "inputs": dict(inputs)}
         if not self.main:
-            finished = self.agree("") == _FINISHED
-            yield None if finished else Stage(stage, folder, config, settings, inputs)
+            yield None if self.agree("") == _FINISHED else entered
             return
-        state = {"settings": settings, "inputs": dict(inputs)}
         if self.dry:
             if not self.force and _is_finished(stage, folder, state):
                 yield None
                 return
             with tempfile.TemporaryDirectory(prefix="sfkt-") as place:
-                yield Stage(stage, Path(place), config, settings, inputs, dry=True)
+                yield replace(entered, folder=Path(place), dry=True)
             return
         folder.mkdir(parents=True, exist_ok=True)
         busy = f"another sfkt process works on {folder}: wait for it to end"
@@ -360,7 +362,7 @@ class Run:
             with console.stage_log(stage, folder / LOG):
                 _begin(folder, resumed)
                 try:
-                    yield Stage(stage, folder, config, settings, inputs)
+                    yield entered
                 except Exception as error:  # not an interruption, after which it goes on as it was
                     if not folder.is_dir():
                         raise RunError(
@@ -438,12 +440,6 @@ def digest_outputs(folder: Path, names: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def _written(folder: Path) -> list[str]:
-    """Names of the files that a stage wrote, its pictures below left out."""
-    files = sorted(path.name for path in folder.iterdir() if path.is_file())
-    return [name for name in files if name not in (*_IN_PASSING, LOG) and name[0] != "."]
-
-
 def _lacks(folder: Path) -> str:
     """Why a stage does not count as finished, or ""; a DataError where its done.json is damaged."""
     done = folder / "done.json"
@@ -507,8 +503,7 @@ def _changes(stage: str, before: Begun, now: Mapping[str, Any]) -> list[str]:
 
 def _forget_stale(stage: str, folder: Path, now: Mapping[str, Any]) -> None:
     """Unmark a stage that was done or begun with other settings or inputs; its files stay."""
-    kinds: dict[str, type[Begun]] = {"done.json": Done, "begun.json": Begun}
-    for name, kind in kinds.items():
+    for name, kind in (("done.json", Done), ("begun.json", Begun)):
         path = folder / name
         try:
             stale = path.is_file() and bool(_changes(stage, read_record(path, kind), now))

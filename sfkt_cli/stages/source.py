@@ -287,8 +287,7 @@ def _look(model: nn.Module, store: Store, runtime: Runtime, classes: list[str]) 
         f"source: on {len(rgb)} TI RGB images: mean entropy {predictions.entropy:.2f} of "
         f"{predictions.largest_entropy:.2f} nats; {most_frequent}"
     )
-    warning = collapse_warning(predictions, classes)
-    if warning:
+    if warning := collapse_warning(predictions, classes):
         warn(warning)
     return {"ti_rgb_entropy": predictions.entropy, "ti_rgb_histogram": predictions.histogram}
 

@@ -122,12 +122,11 @@ def _repeat_lines(images: Images, down: NDArray[np.int64]) -> None:
 def _mirror(images: Images, which: NDArray[np.int64]) -> None:
     part = torch.from_numpy(images[which]).view(_OF_SIZE[images.itemsize])
     # torch mirrors fast along the last axis, or along W before channels of bytes.
-    turned = part.flip(2) if part.ndim == 3 else _flip_pixels(part)
+    if part.ndim == 3:
+        turned = part.flip(2)
+    else:
+        turned = part.permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)
     images[which] = turned.numpy().view(images.dtype)
-
-
-def _flip_pixels(images: Tensor) -> Tensor:
-    return images.permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)
 
 
 class Stream:
@@ -180,7 +179,11 @@ class Stream:
         rows, noise = [], []
         while first < end:
             number, place = divmod(first, self.count)
-            self._shuffle(epoch, number)
+            if self._pass != (epoch, number):
+                generator = np.random.default_rng([*self._key, epoch, number])
+                self._order = generator.permutation(self.count)
+                self._noise = generator.random((self._views, self.count, 3), np.float32)
+                self._pass = (epoch, number)
             part = self._order[place : place + end - first]
             rows.append(part)
             noise.append(self._noise[:, part])
@@ -210,10 +213,3 @@ class Stream:
             else:
                 stored = place(reader.plain(rows))
                 yield name, shift_and_mirror(stored, place(offsets), place(mirrored))
-
-    def _shuffle(self, epoch: int, number: int) -> None:
-        if self._pass != (epoch, number):
-            generator = np.random.default_rng([*self._key, epoch, number])
-            self._order = generator.permutation(self.count)
-            self._noise = generator.random((self._views, self.count, 3), np.float32)
-            self._pass = (epoch, number)

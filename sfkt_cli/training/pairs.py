@@ -113,9 +113,9 @@ def settle_streams(
     second view of each TR target image, ``tr_target_2``. For the rest see :func:`open_streams` and
     :func:`transfer_batches`.
     """
+    views = 2 if getattr(objective, "needs_second_view", False) else 1
 
     def opened(size: int) -> Streams:
-        views = 2 if getattr(objective, "needs_second_view", False) else 1
         streams = open_streams(config, store, runtime, size, ti_rgb=ti_rgb, tr_views=views)
         return streams if ti else replace(streams, ti=None)
 

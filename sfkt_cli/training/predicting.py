@@ -187,6 +187,5 @@ def warn_of_collapse(
     """Warn where logits (N, K) of enough images say nearly always the same, or nothing at all."""
     if len(logits) >= FEWEST:
         predictions = describe_predictions(logits)
-        message = collapse_warning(predictions, classes, model, images, COLLAPSED[stage])
-        if message:
+        if message := collapse_warning(predictions, classes, model, images, COLLAPSED[stage]):
             warn(message)

@@ -92,6 +92,7 @@ def read(config: Config, root: Path) -> Archive:
             f"{path} cannot be read as MATLAB v7.3 ({error}): is it {FILE}? Download it again"
         ) from None
     held_out = _held_out(path.parent / "splits.mat", len(types), config)
+    not_held_out = ("source", "target", "ti") if held_out else (*TR_PARTS, "ti")
     records = [
         Record(
             id=f"nyu-{number:04d}",
@@ -99,7 +100,7 @@ def read(config: Config, root: Path) -> Archive:
             label=label,
             rgb=f"images/{number}",
             target=f"{depth}/{number}",
-            parts=_parts(number, held_out),
+            parts=("test", "ti") if number in held_out else not_held_out,
         )
         for number, (label, scene) in enumerate(zip(types, scenes, strict=True), 1)
     ]
@@ -166,12 +167,6 @@ def _held_out(path: Path, count: int, config: Config) -> set[int]:
     if not numbers or min(numbers) < 1 or max(numbers) > count:
         raise DataError(f"{path}: testNdxs is no list of image numbers from 1 to {count}")
     return numbers
-
-
-def _parts(number: int, held_out: set[int]) -> tuple[str, ...]:
-    if not held_out:
-        return (*TR_PARTS, "ti")
-    return ("test", "ti") if number in held_out else ("source", "target", "ti")
 
 
 @functools.lru_cache(maxsize=1)
