@@ -73,7 +73,7 @@ def predict_rows(
         rows = torch.arange(len(images)) % few
         return features[rows], logits[rows]
     # Into one tensor each: small results kept between large passing ones would fragment the heap.
-    seen_features, seen_logits = _Rows(len(images)), _Rows(len(images))
+    outputs: list[Tensor] = []
     firsts = range(0, len(images), batch_size)
     with torch.inference_mode():
         for first in firsts[runtime.rank :: runtime.world]:
@@ -81,9 +81,20 @@ def predict_rows(
             views = [stored, stored[:, :, ::-1]] if flips else [stored]
             with runtime.autocast():
                 seen = [model(load(view)) for view in views]
-            seen_features.put(first, torch.stack([f.float() for f, _ in seen]).mean(0))
-            seen_logits.put(first, torch.stack([z.float() for _, z in seen]).mean(0))
-    return seen_features.whole(runtime), seen_logits.whole(runtime)
+            means = [
+                torch.stack([part.float() for part in parts]).mean(0)
+                for parts in zip(*seen, strict=True)
+            ]
+            if not outputs:
+                with torch.inference_mode(False):  # losses may keep them for their gradient
+                    outputs = [torch.zeros(len(images), mean.shape[1]) for mean in means]
+            for output, mean in zip(outputs, means, strict=True):
+                output[first : first + len(mean)] = mean
+    # A process that had no batch learns the sizes from the others.
+    sizes = max(runtime.gather([output.shape[1] for output in outputs]), key=len) or [0, 0]
+    outputs = outputs or [torch.zeros(len(images), size) for size in sizes]
+    features, logits = map(runtime.sum, outputs)
+    return features, logits
 
 
 def look_for_collapse(
@@ -99,26 +110,6 @@ def look_for_collapse(
     name = "the student" if stage == "transfer" else "the source model behind the bridge"
     classes = [f"class {number}" for number in range(logits.shape[1])]
     warn_of_collapse(logits, classes, name, "TR target images", stage)
-
-
-class _Rows:
-    """The rows that all processes see, each by exactly one of them; ``count`` in all."""
-
-    def __init__(self, count: int) -> None:
-        self._rows = torch.zeros(count, 0)
-
-    def put(self, first: int, part: Tensor) -> None:
-        if not self._rows.shape[1]:
-            with torch.inference_mode(False):  # losses may keep it for their gradient
-                self._rows = torch.zeros(len(self._rows), part.shape[1])
-        self._rows[first : first + len(part)] = part
-
-    def whole(self, runtime: Runtime) -> Tensor:
-        if runtime.world == 1:
-            return self._rows
-        width = max(runtime.gather(self._rows.shape[1]))  # 0 where a process had no batch
-        rows = self._rows if self._rows.shape[1] else torch.zeros(len(self._rows), width)
-        return runtime.sum(rows)
 
 
 def through(translator: nn.Module, source: nn.Module) -> Model:
