@@ -115,7 +115,7 @@ def from_all_processes(values: Tensor) -> Tensor:
 
 
 def use_gpus(config: RuntimeConfig) -> int:
-    """How many GPUs of this machine to use, 0: the CPU; a ConfigError: it has fewer."""
+    """How many GPUs of this machine to use, 0: the CPU; raises ConfigError if it has fewer."""
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus = there if config.gpus is None else config.gpus
     if gpus > there:
@@ -191,7 +191,7 @@ def _agree(verdict: str) -> str:
 
 
 def _take_part(job: Job, number: int) -> None:
-    """Do a job together with the other processes; a RunError where another one went away."""
+    """Do a job together with the other processes; raises RunError if one goes away."""
     rank, config = int(os.environ["RANK"]), build(job["config"])
     quieten(job["quiet"])
     speak_json(job["json"])
@@ -291,7 +291,7 @@ def together(command: Callable[[], Result]) -> Result | None:
 
 @functools.cache
 def _meet() -> Store:
-    """The key-value store of all processes, which the first one holds; a RunError: nobody came."""
+    """The key-value store of all processes, which the first holds; raises RunError if alone."""
     world = find_world()
     os.environ.update(world)
     try:

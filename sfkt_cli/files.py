@@ -161,7 +161,7 @@ def write_settings(path: Path, text: str) -> None:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read what :func:`write_settings` wrote; a DataError: missing, damaged, edited."""
+    """Read what :func:`write_settings` wrote; raises DataError if it is damaged."""
     try:
         head, _, body = path.read_bytes().partition(b"\n")
         if head.decode() != _HEAD.format(hashlib.sha256(body).hexdigest()):

@@ -166,7 +166,7 @@ def has_pairs(run: Run) -> bool:
 
 
 def check_file(path: Path) -> dict[str, Any]:
-    """What a configuration file changes, by dotted name; a ConfigError: all that is wrong."""
+    """What a configuration file changes, by dotted name; raises one ConfigError for all."""
     written, problems = read_yaml(path), list[str]()
     method = pick(written, "transfer.method")
     if isinstance(method, str) and method not in METHODS:

@@ -152,7 +152,7 @@ class ExportedStudent:
             ) from None
 
     def read(self, path: str | Path) -> NDArray[Any]:
-        """An image file to the file's size; a DataError: another sensor, another size."""
+        """An image file to the file's size; raises DataError if it has another one."""
         stored = self.sensor.decode_unfitted(read_image(path), str(path))
         if self._size == [self.sensor.image_size] * 2:
             return self.sensor.to_size(stored)
@@ -183,7 +183,7 @@ class ExportedStudent:
 
 
 def read_image(path: str | Path) -> bytes:
-    """The content of an image file; a DataError: it cannot be read."""
+    """The content of an image file; raises DataError if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:

@@ -96,12 +96,12 @@ class BenchmarkPlan(_Part):
     title: str = "Benchmark"
     output: Path = Path("runs/benchmark")  # folder for all of it, unless ``--output`` says another
     main: str = "tgkt"  # the method that the others are held against
-    # rows that are shown; those that are methods are trained. ``{name: socket, tune: true}`` is the
+    # Rows that are shown; those that are methods are trained. ``{name: socket, tune: true}`` is the
     # row ``socket-tuned``: a label-free score chooses its rates and schedule.
     methods: tuple[RowName, ...] = (*ROWS[:3], *METHODS, *ROWS[3:])
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     datasets: tuple[DatasetPlan, ...] = ()  # none: that of the settings, under its own name
-    # the first is what the others are held against
+    # The first is what the others are held against.
     variants: tuple[VariantPlan, ...] = Field((VariantPlan(name="default"),), min_length=1)
     sweeps: tuple[SweepPlan, ...] = ()  # further variants, drawn as curves
 
@@ -132,7 +132,7 @@ class Cell:
     seed: int
     rows: tuple[str, ...]  # methods and bounds that are shown; without any nothing is evaluated
     config: Config  # all settings
-    # what is trained: by row the method, and what differs in its section
+    # What is trained: by row the method, and what differs in its section.
     students: Mapping[str, tuple[str, Settings]]
 
     @property
@@ -143,7 +143,7 @@ class Cell:
 
 
 def read_plan(path: Path | None) -> BenchmarkPlan:
-    """The plan of a YAML file, else the demo's; a ConfigError names all that is wrong."""
+    """The plan of a YAML file, else the demo's; raises one ConfigError for all problems."""
     if path is None:
         return DEMO
     try:

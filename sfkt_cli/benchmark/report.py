@@ -83,15 +83,15 @@ class Result:
     balanced_accuracy: float
     versus: str | None  # what it is held against; None: nothing
     difference: float | None  # difference of accuracy to that, on the same images
-    # its 95 % interval over seeds and scenes; None: one seed
+    # Its 95 % interval over seeds and scenes; None: one seed.
     difference_ci95: tuple[float, float] | None
-    # that there is no difference; holds for all comparisons of its table together
+    # That there is no difference; holds for all comparisons of its table together.
     p_value: float | None
     train_seconds: float | None
     images_per_second: float | None  # speed of inference
     peak_memory_mb: float | None  # largest
     parameters: int | None  # number of parameters of all networks that a prediction passes
-    # seconds of all trials that chose its settings; None: it was not tuned
+    # Seconds of all trials that chose its settings; None: it was not tuned.
     tuning_seconds: float | None = None
 
 

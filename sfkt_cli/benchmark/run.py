@@ -117,7 +117,7 @@ def benchmark(
 
 
 def check_inputs(cells: Iterable[Cell], output: Path) -> None:
-    """A DataError names all archives and models that cells still need and that are missing."""
+    """Raise one DataError for all archives and models that cells still need and lack."""
     missing: dict[str, list[str]] = {}
     for cell in cells:
         config, first = cell.config, tasks_of(cell, output, link=False)[:2]

@@ -48,7 +48,7 @@ class Container:
         return f"{self.path}:{inside}" if self.path.is_file() else str(self.path / inside)
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file; a DataError: missing, unreadable, damaged, absurdly large."""
+        """The bytes of a file; raises DataError if it is missing, damaged or far too large."""
         inside = f"{self.prefix}{name}"
         try:
             if self.path.is_file():

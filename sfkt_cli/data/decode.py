@@ -346,7 +346,7 @@ def _short(error: BaseException) -> str:
 
 
 def decode_mask(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
-    """An image of one channel as (H, W), true where it is not 0; a DataError: it is none."""
+    """An image of one channel as (H, W), true where it is not 0; raises DataError if it is none."""
     image = _open(content, name, max_pixels)
     if image.mode not in ("1", "L"):
         raise DataError(f"{name} has mode {image.mode}, expected a mask of one channel")

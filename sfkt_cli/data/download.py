@@ -103,7 +103,7 @@ def download(dataset: str, folder: Path, accepted: Callable[[], bool]) -> None:
 
 
 def missing_files(dataset: str, folder: Path) -> list[RemoteFile]:
-    """Files that are not in the folder yet; a ConfigError where none has a public address."""
+    """Files that are not in the folder yet; raises ConfigError if they have no address."""
     if dataset not in SOURCES:
         raise ConfigError(
             f"{dataset} cannot be fetched: only {', '.join(SOURCES)} have a public address"

@@ -88,12 +88,12 @@ def archive_of_files(
 
 
 def plane_of_bytes(values: NDArray[Any], name: str) -> NDArray[Any]:
-    """One channel of 8 bit, as it is; anything else is a DataError."""
+    """One channel of 8 bit, as it is; raises DataError if it is anything else."""
     return _plane(values, name, np.uint8, "of 8 bit")
 
 
 def plane_of_millimetres(values: NDArray[Any], name: str) -> NDArray[Any]:
-    """One channel of 16-bit millimetres, as it is; anything else is a DataError."""
+    """One channel of 16-bit millimetres, as it is; raises DataError if it is anything else."""
     return _plane(values, name, np.uint16, "of 16-bit depth")
 
 
@@ -125,7 +125,7 @@ class TargetValues:
         return "mm" if self.modality == "depth" and self.unit != "raw" else "raw"
 
     def convert(self, values: NDArray[Any], name: str) -> NDArray[Any]:
-        """Values in the stored unit, uint8 or uint16; a DataError where they are others."""
+        """Values in the stored unit, uint8 or uint16; raises DataError if they do not fit."""
         if self.modality == "depth" and values.ndim == 3:
             raise DataError(
                 f"{name} holds {describe_values(values)}, depth has one: "

@@ -147,7 +147,7 @@ class Alignment:
     standard_errors: float  # difference of the two, in standard errors of its mean
     shift: tuple[int, int]  # (right, down) in stored pixels where the mean correlation peaks
     turn: str  # name of a turn that fits clearly better; "" where there is none
-    # ids of pairs that fit each other's partner clearly better than their own
+    # Ids of pairs that fit each other's partner clearly better than their own.
     swapped: tuple[tuple[str, str], ...]
 
     def summary(self) -> str:

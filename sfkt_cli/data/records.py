@@ -34,7 +34,7 @@ class Record:
     label: str | None  # class name; None where nobody knows it
     rgb: str | None  # name of the RGB image in the archive; None where there is none
     target: str | None  # name of the target image in the archive
-    # where the archive allows it to go; empty: anywhere its class and images allow
+    # Where the archive allows it to go; empty: anywhere its class and images allow.
     parts: tuple[str, ...] = ()
 
 
@@ -59,11 +59,11 @@ class Archive:
     unit: str = "mm"  # unit of target values: ``mm`` (0 = no reading) or ``raw``
     dtype: str = "uint16"  # type of target values: uint8 or uint16
     channels: int = 1  # number of channels of a target image; 1 is stored without a channel axis
-    # classes recognised by default; empty: all that are not ``usual_ti``
+    # Classes recognised by default; empty: all that are not ``usual_ti``.
     usual_tr: tuple[str, ...] = ()
     usual_ti: tuple[str, ...] = ()  # task-irrelevant classes by default; empty: all that are not TR
     registered: bool = True  # whether the images of a pair are aligned
-    # differences from the published counts and the like, to be shown as warnings
+    # Differences from the published counts and the like, to be shown as warnings.
     notes: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()  # what the reader found out and the user should know
 

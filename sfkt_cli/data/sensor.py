@@ -68,7 +68,7 @@ class Sensor:
         return f"{unit}, 0 = no reading" if self.missing else unit
 
     def decode(self, content: bytes, name: str) -> NDArray[Any]:
-        """An image file to (S, S) or (S, S, C) in the stored unit; a DataError: it is none."""
+        """An image file to (S, S) or (S, S, C) in the stored unit; raises DataError if damaged."""
         return self.to_size(self.decode_unfitted(content, name))
 
     def decode_unfitted(self, content: bytes, name: str) -> NDArray[Any]:
@@ -80,7 +80,7 @@ class Sensor:
         return self.to_size(self.to_unit(values, name))
 
     def to_unit(self, values: NDArray[Any], name: str = "the image") -> NDArray[Any]:
-        """The same at its own size; a DataError: the values are not what the model expects."""
+        """The same at its own size; raises DataError if its values are not what is expected."""
         values = known_type(values, name, self.no_reading)
         if self.rotated:
             return undo_rotation(values, name)

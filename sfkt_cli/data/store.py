@@ -69,7 +69,7 @@ class Column:
 class Pixels(np.memmap[Any, Any]):
     """Images of a store as a read-only memory map that compares them when they are first read."""
 
-    # called with an index of rows before they are read; raises DataError
+    # Called with an index of rows before they are read; raises DataError.
     compare: Callable[[Any], None] = staticmethod(lambda index: None)
 
     def __getitem__(self, index: Any) -> Any:
@@ -91,7 +91,7 @@ class Store:
     unit: str  # unit of target values: ``mm`` with 0 = no reading, or ``raw``
     classes: list[str]  # names of the TR classes; labels are indices into it
     registered: bool  # whether the two images of a pair show the same scene pixel by pixel
-    # for each column that was read, its blocks that are still to be compared
+    # For each column that was read, its blocks that are still to be compared.
     left: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     def __contains__(self, name: object) -> bool:
@@ -124,7 +124,7 @@ class Store:
         return rows[0] if rows else 0
 
     def strings(self, name: str) -> list[str]:
-        """The texts of a column such as ``ti/id``; a DataError: it is missing or damaged."""
+        """The texts of a column such as ``ti/id``; raises DataError if it is damaged."""
         try:
             return [bytes(text).decode("utf-8") for text in self[name]]
         except UnicodeDecodeError as error:
@@ -142,7 +142,7 @@ class Store:
         return np.array(self[f"{group}/label"], dtype=np.int64)
 
     def verify(self) -> None:
-        """Read every row again; a DataError names the first block that does not match."""
+        """Read every row again; raises DataError at the first block that does not match."""
         self.left.clear()
         for name, column in self.columns.items():
             if column.shape[0]:
@@ -156,7 +156,7 @@ class Store:
             raise DataError(f"{self.path}: {name} cannot be mapped: {error}") from None
 
     def _compare(self, name: str, index: Any) -> None:
-        """Compare the blocks that some rows lie in, each only once; a DataError: one differs."""
+        """Compare the blocks of some rows, each only once; raises DataError if one differs."""
         column = self.columns[name]
         left = self.left.setdefault(name, np.ones(len(column.sha256), np.bool_))
         if not left.any():

@@ -124,7 +124,7 @@ def compare(
     ids: Sequence[str],
     labels: Mapping[str, int],
 ) -> Comparison:
-    """Compare probabilities (N, K) with PyTorch's; a RunError: an fp32 file gives others."""
+    """Compare probabilities (N, K) with PyTorch's; raises RunError if an fp32 file's differ."""
     gaps = (probabilities - expected).abs().amax(1)
     predicted, of_pytorch = probabilities.argmax(1), expected.argmax(1)
     # Two classes that are equally probable but for rounding may change places.

@@ -54,7 +54,7 @@ class Strip:
     title: str  # what the pictures are
     pictures: Numbers  # (N, H, W, 3) in [0, 1]
     captions: tuple[str, ...] = ()  # a text below each, or nothing
-    # whether each caption is right (blue) or wrong (red); None: neither
+    # Whether each caption is right (blue) or wrong (red); None: neither.
     right: tuple[bool | None, ...] = ()
 
 

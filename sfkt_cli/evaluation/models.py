@@ -37,7 +37,7 @@ class Predictor:
     """A model, from stored images to logits."""
 
     method: str  # its name in the report
-    # model input to features (B, D) and logits (B, K)
+    # Model input to features (B, D) and logits (B, K).
     model: Callable[[Tensor], tuple[Tensor, Tensor]]
     load: Loader  # stored images to model input
     parameters: int  # number of parameters of all networks that a prediction passes
@@ -87,7 +87,7 @@ def model_digests(run: Run) -> dict[str, str]:
 
 
 def load_models(run: Run, store: Store, runtime: Runtime) -> Models:
-    """Read every finished model of a run; a DataError: one has other classes."""
+    """Read every finished model of a run; raises DataError if one has other classes."""
 
     def read(folder: Path) -> Saved:
         saved = load_model(folder, runtime.device)

@@ -37,7 +37,7 @@ class Outcome:
 
     predictor: Predictor  # the model
     probabilities: dict[str, Numbers] = field(default_factory=dict)  # (N, K) of each split, by name
-    # scores that need no labels, by name
+    # Scores that need no labels, by name.
     label_free: dict[str, float] = field(default_factory=dict)
     images_per_second: float | None = None  # speed of inference
 

@@ -64,7 +64,7 @@ class Row:
     balanced_accuracy: float  # mean recall of the classes
     macro_f1: float  # mean F1 of the classes
     ece: float  # expected calibration error, 15 bins
-    # all that this model cost beyond the source model, the bridge included
+    # All that this model cost beyond the source model, the bridge included.
     train_seconds: float | None
     peak_memory_mb: float | None  # largest of the stages that made it; None: nothing was trained
     images_per_second: float | None = None  # of inference, on the machine that evaluated
@@ -147,7 +147,7 @@ def results(report: Report) -> dict[str, Any]:
 
 
 def read_results(run: Run) -> Results:
-    """The results.json of an evaluated run; a DataError: it is missing or damaged."""
+    """The results.json of an evaluated run; raises DataError if it is missing or damaged."""
     return read_record(run.output("evaluate", "results.json"), Results, sealed=False)
 
 

@@ -60,7 +60,7 @@ class Imported:
 
 
 def digest_of(config: Config) -> str:
-    """SHA-256 of the weights' file of ``source.checkpoint``, which is not loaded for it."""
+    """SHA-256 of the file of ``source.checkpoint``; raises DataError if there is none."""
     path = _checkpoint(config)
     path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():

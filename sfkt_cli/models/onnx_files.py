@@ -41,7 +41,7 @@ Node = list[Any]
 class OnnxModel:
     """What an ONNX file holds."""
 
-    # keyword arguments of :class:`OnnxNetwork` for all up to the last linear layer
+    # Keyword arguments of :class:`OnnxNetwork` for all up to the last linear layer.
     graph: dict[str, Any]
     network: OnnxNetwork  # that network, with its weights
     weight: Tensor  # of the last linear layer (K, F); the identity where there is none
@@ -75,7 +75,7 @@ def read_onnx(path: Path, size: int, head: str = "") -> OnnxModel:
 
 
 def need_onnx(what: str, *more: str) -> None:
-    """A ConfigError where packages of the extra ``onnx`` are not installed."""
+    """Raise ConfigError if packages of the extra ``onnx`` are not installed."""
     lacking = [name for name in ("onnx", "onnxruntime", *more) if find_spec(name) is None]
     if lacking:
         raise ConfigError(f"{what} needs {', '.join(lacking)}: pip install 'sfkt[onnx]'")

@@ -202,7 +202,7 @@ def _build(kind: str, architecture: dict[str, Any]) -> nn.Module:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """Read a model.json; a DataError: it is missing or damaged."""
+    """Read a model.json; raises DataError if it is missing or damaged."""
     return _as_read(read_record(path, Card))
 
 
@@ -232,7 +232,7 @@ def check_classes(classes: list[str], store: Store) -> None:
 
 
 def classifier_of(module: nn.Module) -> Classifier:
-    """The module as a classifier; a DataError: it is a translator."""
+    """The module as a classifier; raises DataError if it is a translator."""
     if not isinstance(module, Classifier):
         raise DataError("a classifier was expected, the file holds a translator")
     return module

@@ -549,7 +549,7 @@ def section_of(method: str) -> str:
 
 
 def method_settings(config: Config, method: str) -> OptimiserConfig:
-    """The settings of a transfer method; a ConfigError: it has no section."""
+    """The settings of a transfer method; raises ConfigError if it has no section."""
     section = getattr(config, section_of(method), None)
     if not isinstance(section, OptimiserConfig):
         raise ConfigError(
@@ -572,7 +572,7 @@ def section_fields(model: type[BaseModel] = Config, prefix: str = "") -> dict[st
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A configuration file as nested dicts; a ConfigError: it is missing, or none."""
+    """A configuration file as nested dicts; raises ConfigError if it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -594,7 +594,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """Turn ``section.field=value`` texts, values in YAML, into nested dicts, or a ConfigError."""
+    """Turn ``section.field=value`` texts into nested dicts; raises ConfigError if one is none."""
     values: list[dict[str, Any]] = []
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -639,7 +639,7 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(*layers: Mapping[str, Any]) -> Config:
-    """Validate nested settings, later ones over earlier; a ConfigError names all problems."""
+    """Validate nested settings, later ones over earlier; raises one ConfigError for all."""
     try:
         return Config.model_validate(merge(*map(nested, layers)))
     except ValidationError as error:

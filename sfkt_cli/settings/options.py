@@ -21,7 +21,7 @@ class Options:
     run: Path | None = None  # folder of ``--run``
     config: Path | None = None  # the YAML file of ``--config``
     assignments: tuple[str, ...] = ()  # texts of ``--set``
-    # dotted settings that have an option of their own; None where it was not given
+    # Dotted settings that have an option of their own; None where it was not given.
     flags: Mapping[str, Any] = field(default_factory=dict)
     force: bool = False  # start finished or differently set stages anew
     dry_run: bool = False  # only say what would be done

@@ -177,7 +177,7 @@ class Run:
     force: bool = False  # start finished or differently set stages anew
     dry: bool = False  # write nothing into the run folder
     main: bool = True  # whether this process writes; of several, one does
-    # the main process's verdict on a stage, for all of them (see :meth:`open`)
+    # The main process's verdict on a stage, for all of them (see :meth:`open`).
     agree: Callable[[str], str] = str
 
     def path(self, *parts: str) -> Path:
@@ -223,12 +223,12 @@ class Run:
         return True
 
     def record(self, stage: str) -> dict[str, Any]:
-        """The done.json of a finished stage; a DataError: it is damaged."""
+        """The done.json of a finished stage; raises DataError if it is damaged."""
         done = read_record(self.path(stage, "done.json"), Done)
         return done.model_dump(mode="json", exclude_unset=True)
 
     def output(self, stage: str, name: str) -> Path:
-        """A file of a finished stage, if it is there; a DataError: the stage wrote another."""
+        """A file of a finished stage, if it is there; raises DataError if it has changed."""
         path = self.path(stage, name)
         written = read_record(self.path(stage, "done.json"), Done).outputs.get(name)
         if written and written.sha256 and path.is_file() and sha256_file(path) != written.sha256:
@@ -457,7 +457,7 @@ def _lacks(folder: Path) -> str:
 
 
 def _is_finished(stage: str, folder: Path, now: Mapping[str, Any]) -> bool:
-    """Whether a stage is done; a RunError where it was so with other settings or inputs."""
+    """Whether a stage is done; raises RunError if so with other settings or inputs."""
     done = folder / "done.json"
     lacking = _lacks(folder)
     changes: list[str] = []

@@ -173,7 +173,7 @@ def bridge(config: Config, run: Run) -> None:
 
 
 def loss_weights(config: Config, registered: bool) -> dict[str, float]:
-    """Weight of each term of L_TGMB; a ConfigError: nothing ties T to the pairs."""
+    """Weight of each term of L_TGMB; raises ConfigError if nothing ties T to the pairs."""
     settings = config.bridge
     weights = {
         "rec": settings.alpha_rec,

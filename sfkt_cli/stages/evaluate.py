@@ -73,7 +73,7 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
 
 
 def check_suffix(report: Path) -> None:
-    """A ConfigError where a report cannot be written under that name."""
+    """Raise ConfigError if a report cannot be written under that name."""
     if report.suffix.lower() not in COPIES:
         raise ConfigError(
             f"--report {report}: the suffix chooses the format; use {', '.join(COPIES)}"

@@ -260,7 +260,7 @@ def _earlier(folder: Path) -> Exported:
 
 
 def check_formats(formats: Sequence[str], precisions: Sequence[str]) -> list[str]:
-    """The formats asked for, or all that are possible; a ConfigError: one is not."""
+    """The formats asked for, or all that are possible; raises ConfigError if one is not."""
     lacking = [name for name in ONNX_PACKAGES if util.find_spec(name) is None]
     _choose("format", formats, FORMATS)
     lowered = [precision for precision in precisions if precision != "fp32"]
@@ -288,7 +288,7 @@ def _choose(option: str, chosen: Sequence[str], possible: Sequence[str]) -> None
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Height and width of ``480x640``; a ConfigError: it is no camera's size."""
+    """Height and width of ``480x640``; raises ConfigError if it is no camera's size."""
     try:
         height, width = (int(part) for part in text.lower().split("x"))
     except ValueError:

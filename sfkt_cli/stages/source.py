@@ -52,7 +52,7 @@ def jitter_colors(images: Tensor, noise: Tensor, strength: float) -> Tensor:
 
 
 def check_image_size(model: nn.Module, backbone: str, size: int) -> None:
-    """Check that a network takes images of this size; a ConfigError: it does not."""
+    """Raise ConfigError if a network does not take images of this size."""
     device = next(model.parameters()).device
     model.eval()
     try:

@@ -43,8 +43,8 @@ class Plan:
     steps: int  # steps of each epoch
     weights: Mapping[str, float]  # weight of each loss term, by name; a missing one counts 1
     folder: Path  # where metrics.jsonl and checkpoint/ go
-    # label-free score, of those that ``scores`` gives, whose largest value picks the weights that
-    # are kept; None keeps the last
+    # Label-free score, of those that ``scores`` gives, whose largest value picks the weights that
+    # are kept; None keeps the last.
     select: str | None = None
     images: int = 0  # images that one step sees, for the rate
     clip_norm: float | None = None  # largest gradient norm, or None
@@ -62,9 +62,9 @@ class Fitted:
     best_score: float = -math.inf  # the largest one that the epochs were chosen by
     best_epoch: int = -1  # epoch whose weights are kept, from 0
     seconds: float = 0.0  # time spent, over all interruptions
-    # sum of each loss term over the steps of this epoch
+    # Sum of each loss term over the steps of this epoch.
     totals: dict[str, float] = field(default_factory=dict)
-    # one row of metrics an epoch, as in metrics.jsonl
+    # One row of metrics an epoch, as in metrics.jsonl.
     history: list[dict[str, float]] = field(default_factory=list)
 
 

@@ -41,9 +41,9 @@ class Trial:
     parameters: int = 0  # all parameters, the frozen ones too
     step_s: float = 0.0  # seconds of a step
     epoch_s: float = 0.0  # seconds of an epoch beside its steps: scores, pseudo-labels
-    # seconds that looking at all images would have taken, beyond those looked at
+    # Seconds that looking at all images would have taken, beyond those looked at.
     skipped_s: float = 0.0
-    # whether the step was tried with fewer images, and its figures are scaled up
+    # Whether the step was tried with fewer images, and its figures are scaled up.
     scaled: bool = False
     model_bytes: int = 0  # size of the weights that are kept
     state_bytes: int = 0  # size of the resumable states while the stage runs
@@ -65,9 +65,9 @@ class Runtime:
     world: int = 1  # number of processes
     sync_batchnorm: bool = False  # whether batch statistics are taken over all processes
     tensorboard: bool = False  # whether epochs are written for TensorBoard, too
-    # whether the precision was chosen here; a precision that was asked for is kept
+    # Whether the precision was chosen here; a precision that was asked for is kept.
     automatic: bool = False
-    # in a dry run what it measured: models look at a few images and train for one step
+    # In a dry run what it measured: models look at a few images and train for one step.
     trial: Trial | None = None
 
     @property
@@ -231,7 +231,7 @@ class Runtime:
 
 
 def check_batch_norms(module: nn.Module) -> None:
-    """A ConfigError where torch would lose what a batch norm does beyond normalising."""
+    """Raise ConfigError if torch would lose what a batch norm does beyond normalising."""
     plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     for name, layer in module.named_modules():
         if isinstance(layer, plain) and type(layer) not in plain:

@@ -55,7 +55,7 @@ _KINDS = {"color": "rgb", "col": "rgb", "depth_filled": "filled", "up_png": "fil
 
 
 def read(config: Config, root: Path) -> Archive:
-    """List the indoor pairs; a DataError where there are none, or an image has no partner."""
+    """List the indoor pairs; raises DataError if there are none or a partner is missing."""
     container = open_container(root, (), ())
     captures = collect(container, functools.partial(_place, config.diml_rgbd), ("rgb", "target"))
     if not captures:

@@ -74,7 +74,7 @@ def find_manifest(root: Path, chosen: Path | None) -> Manifest | None:
 
 
 def read_manifest(manifest: Manifest) -> list[Record]:
-    """The records of a manifest; a DataError: a line is malformed or names no file."""
+    """The records of a manifest; raises DataError if a line is malformed or names no file."""
     container = manifest.images
     files = {unicodedata.normalize("NFC", name): name for name in container.names()}
     records: list[Record] = []

@@ -78,7 +78,7 @@ class MatLoader:
 
 
 def read(config: Config, root: Path) -> Archive:
-    """List the images; a DataError where the file is missing, damaged, or not the labelled part."""
+    """List the images; raises DataError if the file is not the labelled part, intact."""
     path = root / FILE if root.is_dir() else root
     if not path.is_file():
         raise DataError(f"{path} does not exist: give it with --root, or use --download")
@@ -182,7 +182,7 @@ _TYPES = {
 
 
 def read_indices(path: Path, name: str) -> list[int]:
-    """The integers of a numeric variable; a DataError where it is none, or damaged."""
+    """The integers of a numeric variable; raises DataError if there is no such variable."""
     try:
         content = path.read_bytes()
         if len(content) > MAX_BYTES or not content.startswith(b"MATLAB 5.0"):

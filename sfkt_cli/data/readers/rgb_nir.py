@@ -32,7 +32,7 @@ _IMAGE = re.compile(r"([^/]+)/([^/]+)_(rgb|nir)\.(tiff?|png|jpe?g)", re.IGNORECA
 
 
 def read(config: Config, root: Path) -> Archive:
-    """List the pairs below ``nirscene1``; a DataError where it is missing, or a partner is."""
+    """List the pairs below ``nirscene1``; raises DataError if a partner is missing."""
     container = open_container(root, tuple(PUBLISHED), ("nirscene1.zip",))
     captures = collect(container, _place, ("rgb", "nir"))
     records = [

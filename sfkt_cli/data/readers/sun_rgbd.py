@@ -49,7 +49,7 @@ _FILE = re.compile(
 
 
 def read(config: Config, root: Path) -> Archive:
-    """List the captures of all sensors; a DataError where one lacks an image or its scene word."""
+    """List the captures of all sensors; raises DataError if one lacks an image or its word."""
     container = open_container(root, tuple(PUBLISHED), ("SUNRGBD.zip",))
     depth = config.sun_rgbd.depth
 

@@ -70,7 +70,7 @@ class ObjectLoader(FileLoader):
 
 
 def read(config: Config, root: Path) -> Archive:
-    """List the crops; a DataError where the folder is not there, or a crop has no partner."""
+    """List the crops; raises DataError if a partner is missing."""
     container = open_container(root, (), ("rgbd-dataset.zip",))
     remove = config.washington_rgbd.background == "remove"
     needed = ("crop", "depthcrop", "maskcrop") if remove else ("crop", "depthcrop")
