@@ -26,19 +26,6 @@ Model = TypeVar("Model", bound=nn.Module)
 class Classifier(nn.Module):
     """Images in [0, 1] to features and logits; the normalisation travels inside.
 
-    Args:
-        backbone: Name; see :func:`sfkt_cli.models.backbones.make_backbone`.
-        classes: Number of classes K.
-        width: Channels of the built-in backbone's first stage.
-        bottleneck: Size D of the features; 0: no bottleneck, features are the backbone's output and
-            the head is a plain linear layer (models brought along).
-        mean: Mean of RGB in [0, 1], taken off.
-        std: Standard deviation of RGB in [0, 1], divided by.
-        channel_order: ``bgr``: the backbone wants the normalised channels the other way round.
-        graph: Keyword arguments of an :class:`OnnxNetwork` that is the backbone.
-        layer: Name of the linear layer at whose input features are taken; empty: the last one.
-        pretrained: Start the backbone from published ImageNet weights.
-
     ``front`` maps the images before all else; see :class:`sfkt_cli.models.translators.Front`.
     """
 
@@ -48,16 +35,21 @@ class Classifier(nn.Module):
     def __init__(
         self,
         *,
-        backbone: str,
-        classes: int,
-        width: int,
+        backbone: str,  # name; see :func:`sfkt_cli.models.backbones.make_backbone`
+        classes: int,  # number of classes K
+        width: int,  # channels of the built-in backbone's first stage
+        # Size D of the features; 0: no bottleneck, features are the backbone's output and the head
+        # is a plain linear layer (models brought along).
         bottleneck: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: tuple[float, float, float],  # mean of RGB in [0, 1], taken off
+        std: tuple[float, float, float],  # standard deviation of RGB in [0, 1], divided by
+        # ``bgr``: the backbone wants the normalised channels the other way round.
         channel_order: str = "rgb",
+        # Keyword arguments of an :class:`OnnxNetwork` that is the backbone.
         graph: Mapping[str, Any] | None = None,
+        # Name of the linear layer at whose input features are taken; empty: the last one.
         layer: str = "",
-        pretrained: bool = False,
+        pretrained: bool = False,  # start the backbone from published ImageNet weights
     ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))

@@ -84,23 +84,18 @@ def _area_matrix(length: int, size: int) -> Tensor:
 
 
 class SensorGraph(nn.Module):
-    """Raw target images to logits and probabilities, of a student or of the untouched RGB model.
-
-    Args:
-        model: The student, or the RGB model behind ``translator``.
-        encoding: Of the target images.
-        fit: Makes the sensor's images as large as stored ones; None: they come so.
-        translator: Of the RGB model; None: the model takes encoded images.
-        temperature: Logits are divided by it in the probabilities only, as in `sfkt predict`.
-    """
+    """Raw target images to logits and probabilities, of a student or of the untouched RGB model."""
 
     def __init__(
         self,
-        model: nn.Module,
-        encoding: Encoding,
+        model: nn.Module,  # the student, or the RGB model behind ``translator``
+        encoding: Encoding,  # of the target images
+        # Makes the sensor's images as large as stored ones; None: they come so.
         fit: nn.Module | None = None,
         *,
+        # Of the RGB model; None: the model takes encoded images.
         translator: nn.Module | None = None,
+        # Logits are divided by it in the probabilities only, as in `sfkt predict`.
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
@@ -140,23 +135,16 @@ def for_export(graph: nn.Module) -> nn.Module:
 
 
 def to_onnx(
-    graph: nn.Module,
-    images: Tensor,
-    facts: Mapping[str, str],
+    graph: nn.Module,  # in inference mode, such as a :class:`SensorGraph`
+    images: Tensor,  # a batch of such as it will get; at least two for ``any_batch``
+    facts: Mapping[str, str],  # goes into the file's metadata
     *,
+    # The file takes any number of images, otherwise as many as are given here.
     any_batch: bool = True,
-    outputs: Sequence[str] = ("logits", "probabilities"),
-    keep_norms: bool = False,
+    outputs: Sequence[str] = ("logits", "probabilities"),  # names of what the graph returns
+    keep_norms: bool = False,  # leave batch norms as they are, for a file that is to be trained on
 ) -> bytes:
     """The content of an ONNX file.
-
-    Args:
-        graph: In inference mode, such as a :class:`SensorGraph`.
-        images: A batch of such as it will get; at least two for ``any_batch``.
-        facts: Goes into the file's metadata.
-        any_batch: The file takes any number of images, otherwise as many as are given here.
-        outputs: Names of what the graph returns.
-        keep_norms: Leave batch norms as they are, for a file that is to be trained on.
 
     Raises:
         Exception: Whatever torch.onnx says of a network that it cannot export.

@@ -24,17 +24,6 @@ BATCH_NORM = "BatchNormalization"
 class OnnxNetwork(nn.Module):
     """Runs a list of operations on images.
 
-    Args:
-        nodes: ``[operation, inputs, outputs, attributes]`` each. An input is the name of a tensor
-            or of an earlier output, null, or a literal number or list of numbers, in which
-            ``{"batch": k}`` is k times the number of images.
-        input: Name of the images.
-        output: Name of the result, (B, F).
-        channels_last: Whether the images go in as (B, H, W, 3).
-        tensors: Name to ``[shape, dtype, whether it is trained]``.
-        norms: Channels, eps and momentum of each BatchNorm2d layer.
-        features: Size F of the result.
-
     Raises:
         DataError: An operation is unknown.
     """
@@ -42,13 +31,16 @@ class OnnxNetwork(nn.Module):
     def __init__(
         self,
         *,
+        # ``[operation, inputs, outputs, attributes]`` each. An input is the name of a tensor or of
+        # an earlier output, null, or a literal number or list of numbers, in which ``{"batch": k}``
+        # is k times the number of images.
         nodes: Sequence[Any],
-        input: str,
-        output: str,
-        channels_last: bool,
-        tensors: Mapping[str, Any],
-        norms: Sequence[Any],
-        features: int,
+        input: str,  # name of the images
+        output: str,  # name of the result, (B, F)
+        channels_last: bool,  # whether the images go in as (B, H, W, 3)
+        tensors: Mapping[str, Any],  # name to ``[shape, dtype, whether it is trained]``
+        norms: Sequence[Any],  # channels, eps and momentum of each BatchNorm2d layer
+        features: int,  # size F of the result
     ) -> None:
         super().__init__()
         self.features = features

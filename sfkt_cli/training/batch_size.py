@@ -27,22 +27,14 @@ SHARE = 0.5
 
 
 def settle_batch_size(
-    wanted: int | Literal["auto"],
-    count: int,
-    folder: Path,
-    runtime: Runtime,
-    objective: nn.Module,
-    batch_of: Callable[[int], Any],
+    wanted: int | Literal["auto"],  # ``runtime.batch_size``
+    count: int,  # samples that there are
+    folder: Path,  # folder of the stage, where the size is remembered
+    runtime: Runtime,  # device and processes
+    objective: nn.Module,  # what is trained, called with a batch; left as it was
+    batch_of: Callable[[int], Any],  # rows of one process to a batch of them
 ) -> int:
     """Rows of a batch over all processes; every process must ask.
-
-    Args:
-        wanted: ``runtime.batch_size``.
-        count: Samples that there are.
-        folder: Folder of the stage, where the size is remembered.
-        runtime: Device and processes.
-        objective: What is trained, called with a batch; left as it was.
-        batch_of: Rows of one process to a batch of them.
 
     Raises:
         RunError: Not even two rows fit into the memory of the GPU.

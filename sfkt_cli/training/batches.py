@@ -130,33 +130,24 @@ def _mirror(images: Images, which: NDArray[np.int64]) -> None:
 
 
 class Stream:
-    """Endless batches of the rows of one group of a store.
-
-    Args:
-        arrays: Images by name, each (N, H, W) or (N, H, W, C), with the same N, H and W; memory
-            maps are read a batch at a time. All views of a sample get the same geometry.
-        name: Tells streams of one seed apart.
-        seed: Seed of order and augmentation.
-        batch_size: Rows in a batch, over all processes.
-        shift: Largest shift as a share of the image side; edges are repeated.
-        flip: Mirror half of the samples.
-        runtime: Device and processes; each process takes every ``world``-th row of a batch.
-        rows: The rows that are drawn from; None: all.
-        views: Views of each image, with a geometry of its own each; the second one of ``target`` is
-            called ``target_2``.
-    """
+    """Endless batches of the rows of one group of a store."""
 
     def __init__(
         self,
+        # Images by name, each (N, H, W) or (N, H, W, C), with the same N, H and W; memory maps are
+        # read a batch at a time. All views of a sample get the same geometry.
         arrays: Mapping[str, Images],
         *,
-        name: str,
-        seed: int,
-        batch_size: int,
-        shift: float,
-        flip: bool,
+        name: str,  # tells streams of one seed apart
+        seed: int,  # seed of order and augmentation
+        batch_size: int,  # rows in a batch, over all processes
+        shift: float,  # largest shift as a share of the image side; edges are repeated
+        flip: bool,  # mirror half of the samples
+        # Device and processes; each process takes every ``world``-th row of a batch.
         runtime: Runtime,
-        rows: NDArray[np.int64] | None = None,
+        rows: NDArray[np.int64] | None = None,  # the rows that are drawn from; None: all
+        # Views of each image, with a geometry of its own each; the second one of ``target`` is
+        # called ``target_2``.
         views: int = 1,
     ) -> None:
         self._rows = np.arange(len(next(iter(arrays.values())))) if rows is None else rows

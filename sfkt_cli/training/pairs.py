@@ -170,30 +170,19 @@ def steps_of_epoch(config: Config, streams: Streams) -> int:
 
 
 def plan_of(
-    config: Config,
-    streams: Streams,
+    config: Config,  # settings that both share
+    streams: Streams,  # their batches
     *,
-    title: str,
-    epochs: int,
-    weights: Mapping[str, float],
-    stage: Stage,
-    kinds: int,
-    ti: bool,
+    title: str,  # shown in front of messages
+    epochs: int,  # number of epochs
+    weights: Mapping[str, float],  # weights of the loss terms
+    stage: Stage,  # stage that trains; its folder is written to
+    kinds: int,  # kinds of images in a step, of TI pairs and TR target images: 1 or 2
+    ti: bool,  # whether label-free scores on TI pairs may choose the epoch
+    # The score that ``training.select=auto`` stands for; None: the last epoch is kept.
     auto: str | None = None,
 ) -> Plan:
-    """The plan of bridge or transfer.
-
-    Args:
-        config: Settings that both share.
-        streams: Their batches.
-        title: Shown in front of messages.
-        epochs: Number of epochs.
-        weights: Weights of the loss terms.
-        stage: Stage that trains; its folder is written to.
-        kinds: Kinds of images in a step, of TI pairs and TR target images: 1 or 2.
-        ti: Whether label-free scores on TI pairs may choose the epoch.
-        auto: The score that ``training.select=auto`` stands for; None: the last epoch is kept.
-    """
+    """The plan of bridge or transfer."""
     return Plan(
         title=title, seed=config.seed, epochs=epochs, steps=steps_of_epoch(config, streams),
         weights=weights, folder=stage.folder, select=selector(config, ti=ti, auto=auto),

@@ -43,32 +43,19 @@ class Supervised(nn.Module):
 
 
 def fit_labels(
-    title: str,
-    stage: Stage,
-    model: Classifier,
-    images: NDArray[Any],
-    labels: NDArray[Any],
-    load: Load,
-    runtime: Runtime,
+    title: str,  # shown in front of messages; tells streams of one seed apart
+    stage: Stage,  # where its states go, and the settings
+    model: Classifier,  # in training mode, on its device
+    images: NDArray[Any],  # (N, H, W[, C]) as stored
+    labels: NDArray[Any],  # (N,) class indices
+    load: Load,  # stored images on the device to what the model takes
+    runtime: Runtime,  # device and processes
     *,
-    epochs: int,
-    rates: tuple[float, float],
-    batch_size: int | Literal["auto"],
+    epochs: int,  # number of epochs
+    rates: tuple[float, float],  # learning rate, and the backbone's share of it
+    batch_size: int | Literal["auto"],  # over all processes, or ``auto``
 ) -> Fitted:
-    """Train a classifier; the recipe is that of the settings for the source model.
-
-    Args:
-        title: Shown in front of messages; tells streams of one seed apart.
-        stage: Where its states go, and the settings.
-        model: In training mode, on its device.
-        images: (N, H, W[, C]) as stored.
-        labels: (N,) class indices.
-        load: Stored images on the device to what the model takes.
-        runtime: Device and processes.
-        epochs: Number of epochs.
-        rates: Learning rate, and the backbone's share of it.
-        batch_size: Over all processes, or ``auto``.
-    """
+    """Train a classifier; the recipe is that of the settings for the source model."""
     config, training = stage.config, stage.config.training
     objective = Supervised(model, load, config.source.label_smoothing)
 
