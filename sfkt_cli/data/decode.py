@@ -102,8 +102,7 @@ def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:
     if not content:
         raise DataError(f"{name} is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Exception as error:  # Pillow raises almost anything on damaged bytes
         if content.startswith(b"\x89PNG"):
@@ -122,8 +121,7 @@ def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:
 
 def _load(image: Image.Image, name: str) -> None:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
     except Exception as error:  # as above
@@ -276,19 +274,12 @@ def _decode_pnm(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
 
 def _decode_npy(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
     try:
-        file = io.BytesIO(content)
-        first = np.lib.format.read_magic(file) == (1, 0)
-        read = "read_array_header_1_0" if first else "read_array_header_2_0"
-        shape, _, dtype = getattr(np.lib.format, read)(file)
-        if dtype.hasobject or not 2 <= len(shape) <= 3:
-            raise DataError(f"{name} declares {shape} values of type {dtype}; refused")
-        _check_size(name, shape[1], shape[0], max_pixels)
-        _check_channels(name, shape[2:])
-        values: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
-    except DataError:
-        raise
+        values: NDArray[Any] = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # a damaged header is evaluated by numpy and fails in many ways
         raise DataError(f"{name} is no NumPy file that can be read: {_short(error)}") from None
+    if values.ndim >= 2:
+        _check_size(name, values.shape[1], values.shape[0], max_pixels)
+        _check_channels(name, values.shape[2:])
     return values
 
 

@@ -274,6 +274,5 @@ def open_graph(graph: nn.Module) -> Predict:
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """The exporters print and warn about their own insides."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
         yield

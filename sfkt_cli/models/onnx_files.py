@@ -63,8 +63,7 @@ def read_onnx(path: Path, size: int, head: str = "") -> OnnxModel:
     if not path.is_file():
         raise DataError(f"source.checkpoint: {path} does not exist")
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), torch.no_grad():
             return _read(path.read_bytes(), path, size, head)
     except SfktError:
         raise
