@@ -245,16 +245,6 @@ def soft_neighbourhood_density(probabilities: Numbers) -> float:
     return float(-(share * np.log(np.maximum(share, TINY))).sum(axis=1).mean())
 
 
-def mutual_information(probabilities: Numbers) -> float:
-    """Entropy of the mean prediction minus mean entropy, in nats: minus L_IM.
-
-    log K: every prediction certain, all classes equally often; 0: every prediction the same.
-    """
-    mean = probabilities.mean(axis=0)
-    entropy_of_each = -(probabilities * np.log(np.maximum(probabilities, TINY))).sum(axis=1).mean()
-    return float(-(mean * np.log(np.maximum(mean, TINY))).sum() - entropy_of_each)
-
-
 def geometric_mean(views: list[Numbers]) -> Floats:
     """Geometric mean (N, K) of several predictions (N, K) of the same samples, rows sum to 1."""
     return softmax(np.mean([np.log(np.maximum(view, TINY)) for view in views], axis=0))

@@ -130,12 +130,6 @@ def test_neighbourhood_density_equals_a_slow_loop_and_prefers_clusters() -> None
     assert scores.soft_neighbourhood_density(clusters) == pytest.approx(np.log(2), abs=0.01)
 
 
-def test_mutual_information_of_the_extremes() -> None:
-    assert scores.mutual_information(np.eye(5)) == pytest.approx(np.log(5))
-    assert scores.mutual_information(np.full((4, 5), 0.2)) == pytest.approx(0)
-    assert scores.mutual_information(np.eye(5)[[2, 2]]) == pytest.approx(0)
-
-
 def test_geometric_mean_of_two_views() -> None:
     views = [np.array([[0.8, 0.2]]), np.array([[0.2, 0.8]])]
     np.testing.assert_allclose(scores.geometric_mean(views), [[0.5, 0.5]])

@@ -19,7 +19,7 @@ Where depth is missing, every channel is 0.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -67,10 +67,6 @@ class Encoding:
     def encoded_channels(self) -> int:
         """Channels of the encoded image."""
         return 3 if self.kind in ("colormap", "normals", "hha") else self.channels
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for model.json."""
-        return asdict(self)
 
 
 def choose_encoding(kind: str, modality: str, sample: NDArray[Any]) -> Encoding:

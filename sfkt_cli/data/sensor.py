@@ -15,7 +15,7 @@ import queue
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -90,10 +90,6 @@ class Sensor:
     def to_size(self, stored: NDArray[Any]) -> NDArray[Any]:
         """An image in the model's unit to its size."""
         return fit_target(stored, self.image_size, self.fit, missing=self.missing)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for model.json."""
-        return asdict(self)
 
 
 def sensor_of_store(store: Store, config: Config) -> Sensor:

@@ -7,6 +7,7 @@ the only stage that may see target labels, and keeps it in evaluate/oracle for t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.evaluation.labelled import Split
@@ -50,7 +51,7 @@ def oracle(
     model.
     """
     nested = Run(run.path("evaluate"))
-    made_from = {**inputs, "recipe": recipe(config), "encoding": sha256_json(encoding.as_dict())}
+    made_from = {**inputs, "recipe": recipe(config), "encoding": sha256_json(asdict(encoding))}
     with nested.open("oracle", config, made_from, renew=True) as stage:
         if stage is not None:
             model = classifier_of(load_model(run.path("source"), runtime.device).module)

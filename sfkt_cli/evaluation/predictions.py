@@ -158,8 +158,9 @@ def look_for_collapse(evaluation: Evaluation) -> None:
 def without_labels(probabilities: Numbers) -> dict[str, float]:
     """Scores of predictions (N, K) on TR target images that need no labels."""
     sample = probabilities[spread(len(probabilities))]
+    logits = torch.from_numpy(probabilities).clamp_min(1e-12).log()
     label_free_scores = {
-        "tr_information": scores.mutual_information(probabilities),
+        "tr_information": label_free.information(logits),
         "confidence": float(probabilities.max(axis=1).mean()),
         "classes_said": float(len(np.unique(probabilities.argmax(axis=1)))),
     }

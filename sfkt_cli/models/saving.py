@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,7 +113,7 @@ def save_model(
         "architecture": dict(architecture),
         "classes": classes,
         "normalisation": {k: architecture[k] for k in ("mean", "std") if k in architecture},
-        "encoding": encoding.as_dict() if encoding is not None else None,
+        "encoding": asdict(encoding) if encoding is not None else None,
         "inputs": dict(inputs),
         "seed": seed,
         "versions": versions(),

@@ -544,7 +544,7 @@ def fixed_batch_size(config: RuntimeConfig) -> int:
 
 
 def section_of(method: str) -> str:
-    """The configuration section of a transfer method: its name as an identifier."""
+    """The configuration section of a transfer method or data set: its name as an identifier."""
     return method.replace("+", "_").replace("-", "_")
 
 

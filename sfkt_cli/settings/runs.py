@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
@@ -39,6 +39,7 @@ from sfkt_cli.files import (
 )
 from sfkt_cli.settings.config import (
     Config,
+    DatasetName,
     as_dict,
     current_name,
     merge,
@@ -61,12 +62,9 @@ _DISPENSABLE = (
 """Ends of the names of outputs that may be deleted."""
 DATA_FIELDS = ("seed", "dataset", "image_size", "classes", "split")
 DATA_SECTIONS = {
-    "synthetic": "synthetic",
-    "nyu-depth": "nyu_depth",
-    "sun-rgbd": "sun_rgbd",
-    "diml-rgbd": "diml_rgbd",
-    "washington-rgbd": "washington_rgbd",
-    "folders": "folders",
+    name: section_of(name)
+    for name in get_args(DatasetName)
+    if section_of(name) in Config.model_fields
 }
 SOURCE_TRAINING = tuple(
     f"training.{name}" for name in ("min_steps", "shift", "flip", "clip_norm", "warm_start")

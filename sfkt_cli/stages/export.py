@@ -329,7 +329,7 @@ def _facts(student: Saved, sensor: Sensor, images: Tensor) -> dict[str, str]:
         "input": f"{str(images.dtype).removeprefix('torch.')} {list(images.shape[1:])}",
         "unit": sensor.meaning,
         "modality": sensor.modality,
-        "sensor": json.dumps(sensor.as_dict()),
+        "sensor": json.dumps(asdict(sensor)),
         "usual": json.dumps(student.card.get("images") or {}),
     }
 
@@ -338,5 +338,5 @@ def _copy(folder: Path, target: Path, saved: Saved, sensor: Sensor) -> None:
     """Weights, then the card, which tells in addition how the sensor's images are read."""
     with replacing(target / WEIGHTS) as partial:
         shutil.copyfile(folder / WEIGHTS, partial)
-    more = {"sensor": sensor.as_dict()} if saved.encoding is not None else {}
+    more = {"sensor": asdict(sensor)} if saved.encoding is not None else {}
     write_record(target / CARD, {**saved.card, **more})

@@ -1,4 +1,4 @@
-"""What is special about CPUs: memory, large pages, depthwise convolutions, matrix units.
+"""What is special about CPUs: memory, large pages, depthwise convolutions.
 
 Training is correct without any of it, but slower. A reader may skip this file.
 """
@@ -126,8 +126,3 @@ def leave_autocast(layer: nn.Conv2d) -> None:
             return forward(input.float())
 
     layer.forward = in_fp32  # type: ignore[method-assign]
-
-
-def has_matrix_units() -> bool:
-    """Whether bf16 is faster than float32; without matrix units it takes as long, or longer."""
-    return bool(torch.cpu._is_amx_tile_supported())

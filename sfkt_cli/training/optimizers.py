@@ -32,8 +32,8 @@ def classifier_optimizer(
     rest = [parameter for parameter in model.parameters() if id(parameter) not in in_backbone]
     rest += more
     groups = [
-        {"params": _trained(backbone), "lr": learning_rate * backbone_rate},
-        {"params": _trained(rest), "lr": learning_rate},
+        {"params": [p for p in backbone if p.requires_grad], "lr": learning_rate * backbone_rate},
+        {"params": [p for p in rest if p.requires_grad], "lr": learning_rate},
     ]
     optimizer = torch.optim.SGD(
         [group for group in groups if group["params"]],
@@ -55,10 +55,6 @@ def translator_optimizer(
     """Adam over a translator and what is trained with it."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     return torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99), fused=True)
-
-
-def _trained(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    return [parameter for parameter in parameters if parameter.requires_grad]
 
 
 def cosine(progress: float) -> float:

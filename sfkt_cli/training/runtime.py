@@ -23,7 +23,6 @@ from sfkt_cli.errors import ConfigError
 from sfkt_cli.settings.config import RuntimeConfig
 from sfkt_cli.training.cpu import (
     has_depthwise,
-    has_matrix_units,
     is_depthwise,
     keep_freed_memory,
     leave_autocast,
@@ -279,7 +278,7 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
-            fast = has_matrix_units()
+            fast = torch.cpu._is_amx_tile_supported()  # without such units bf16 takes as long
         return torch.bfloat16 if fast else torch.float32
     if name == "fp16" and device.type == "cpu":
         raise ConfigError("runtime.precision = 'fp16' needs a GPU: use fp32 or bf16 on the CPU")

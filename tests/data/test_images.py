@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, get_args
 
 import numpy as np
@@ -253,7 +254,7 @@ def test_unfit_encodings_are_refused() -> None:
 
 def test_an_encoding_travels_as_plain_values() -> None:
     chosen = choose_encoding("window", "depth", depth_images(0))
-    assert Encoding(**chosen.as_dict()) == chosen
+    assert Encoding(**asdict(chosen)) == chosen
 
 
 def test_the_earlier_name_of_an_encoding_is_taken() -> None:
