@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -246,6 +246,7 @@ def _plain(value: Any) -> Any:
 WIDE = 100  # columns from which a bar tells images a second; each epoch's line tells them anyway
 
 
+@dataclass
 class Tracker:
     """Progress of one long task; make it with :func:`track`.
 
@@ -253,36 +254,38 @@ class Tracker:
     terminal is narrow it is cut off first.
     """
 
-    def __init__(
-        self, title: str, total: int | None, unit: str, line_s: float, bar: Progress | None
-    ) -> None:
-        self.note = ""
-        self._title, self._total, self._unit, self._line_s = title, total, unit, line_s
-        self._bar = bar
-        self._steps = self._counted = 0
-        self._started = self._last_line = time.monotonic()
+    title: str
+    total: int | None
+    unit: str
+    line_s: float
+    bar: Progress | None
+    note: str = ""
+    steps: int = 0
+    counted: int = 0
+    started: float = field(default_factory=time.monotonic)
+    last_line: float = field(default_factory=time.monotonic)
 
     def advance(self, steps: int = 1, count: int = 0, note: str = "") -> None:
         """Go on by some steps; ``count`` images passed in them; ``note`` is shown beside."""
-        self._counted += count
-        self._steps += steps
+        self.counted += count
+        self.steps += steps
         now = time.monotonic()
-        if self._bar is None and now - self._last_line >= self._line_s:
-            self._last_line = now
-            text = f"{self._steps:,} {self._unit}"
-            if self._total is not None:
-                left_s = (now - self._started) / self._steps * (self._total - self._steps)
-                text = f"{self._steps:,} of {self._total:,} {self._unit}  {duration(left_s)} left"
+        if self.bar is None and now - self.last_line >= self.line_s:
+            self.last_line = now
+            text = f"{self.steps:,} {self.unit}"
+            if self.total is not None:
+                left_s = (now - self.started) / self.steps * (self.total - self.steps)
+                text = f"{self.steps:,} of {self.total:,} {self.unit}  {duration(left_s)} left"
             self.report(text)
-        if self._bar is not None:
-            rate = self._counted / max(now - self._started, 1e-9)
+        if self.bar is not None:
+            rate = self.counted / max(now - self.started, 1e-9)
             both = "  ".join(filter(None, (note, self.note)))
-            speed = f"{rate:,.0f} {self._unit}/s"
-            self._bar.update(self._bar.task_ids[0], advance=steps, rate=speed, note=both)
+            speed = f"{rate:,.0f} {self.unit}/s"
+            self.bar.update(self.bar.task_ids[0], advance=steps, rate=speed, note=both)
 
     def report(self, message: str) -> None:
         """Print a line that stays."""
-        say(f"{self._title}  {message}")
+        say(f"{self.title}  {message}")
 
 
 @contextlib.contextmanager

@@ -58,8 +58,8 @@ def test_scores_give_way_to_the_bar_the_losses_and_the_time_left(
         tracker.note = "ti_agreement 0.500  ti_closeness 0.250"
         for _ in range(3):
             tracker.advance(1, 64, "rec 0.100")
-        assert tracker._bar is not None
-        tracker._bar.refresh()
+        assert tracker.bar is not None
+        tracker.bar.refresh()
         line = [line for line in written.getvalue().split("\r") if "transfer/tgkt" in line][-1]
     for part in ("\u2501", "2403/12345", "rec 0.100", "\u2026"):
         assert part in line

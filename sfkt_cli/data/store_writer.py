@@ -62,26 +62,26 @@ class Slot:
         return raw
 
 
+@dataclass(frozen=True)
 class StoreWriter:
     """An unfinished file; make it with :func:`writing`."""
 
-    def __init__(self, path: Path, attrs: Mapping[str, Any], columns: Mapping[str, Column]):
-        self._path = path
-        self._attrs = dict(attrs)
-        self._columns = dict(columns)
+    path: Path
+    attrs: Mapping[str, Any]
+    columns: Mapping[str, Column]
 
     def slot(self, name: str) -> Slot:
         """Where the rows of a column go."""
-        column = self._columns[name]
-        return Slot(self._path, column.offset, column.shape[1:], column.dtype.str)
+        column = self.columns[name]
+        return Slot(self.path, column.offset, column.shape[1:], column.dtype.str)
 
     def block_rows(self, name: str) -> int:
         """Rows of a column that share a checksum."""
-        return self._columns[name].block_rows
+        return self.columns[name].block_rows
 
     def note(self, name: str, first: int, sha256: bytes) -> None:
         """Keep the checksum of the block that begins with row ``first``."""
-        column = self._columns[name]
+        column = self.columns[name]
         column.sha256[first // column.block_rows] = np.frombuffer(sha256, np.uint8)
 
     def put(self, name: str, values: NDArray[Any]) -> None:
@@ -96,17 +96,17 @@ class StoreWriter:
 
     def seal(self) -> None:
         """Write checksums, digest and the ``complete`` flag."""
-        close_descriptor(self._path)
-        with h5py.File(self._path, "r+", libver="latest", locking=False) as file:
-            for name, column in self._columns.items():
+        close_descriptor(self.path)
+        with h5py.File(self.path, "r+", libver="latest", locking=False) as file:
+            for name, column in self.columns.items():
                 if column.shape[0]:
                     file[name].attrs.modify("sha256", column.sha256)
-            digest = describe(self._attrs, self._columns)
+            digest = describe(self.attrs, self.columns)
             file.attrs.modify("digest", np.bytes_(digest.encode()))
             file.attrs.modify("complete", np.uint8(1))
-        ranges = _between(self._columns.values(), self._path.stat().st_size)
-        trailer = {"ranges": ranges, "sha256": hash_ranges(self._path, ranges)}
-        with self._path.open("ab") as plain:
+        ranges = _between(self.columns.values(), self.path.stat().st_size)
+        trailer = {"ranges": ranges, "sha256": hash_ranges(self.path, ranges)}
+        with self.path.open("ab") as plain:
             plain.write(TRAILER + json.dumps(trailer).encode())
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from sfkt_cli.training.predicting import (
     student_loader,
     target_loader,
     through,
+    translated,
 )
 from sfkt_cli.training.runtime import Runtime
 
@@ -177,13 +177,8 @@ def translate(models: Models, images: Numbers, runtime: Runtime) -> Numbers:
     if models.translator is None:
         raise ValueError("a run without a bridge translates nothing")
     translator, encoding = models.translator
-    load = target_loader(runtime, encoding)
-    parts = []
-    with torch.inference_mode():
-        for first in range(0, len(images), 256):
-            bridged = translator(load(np.asarray(images[first : first + 256])))
-            parts.append(bridged.float().permute(0, 2, 3, 1).cpu().numpy())
-    return np.concatenate(parts)
+    bridged = translated(images, target_loader(runtime, encoding), translator)
+    return np.concatenate([pictures.numpy() for pictures in bridged])
 
 
 def _encoding(saved: Saved, folder: Path) -> Encoding:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from sfkt_cli.console import say, track, warn
 from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
@@ -50,6 +50,7 @@ from sfkt_cli.training.predicting import (
     student_loader,
     target_loader,
     through,
+    translated,
 )
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 
@@ -279,8 +280,7 @@ def write_bridged(
     folder: Path, store: Store, translator: nn.Module, encoding: Encoding, runtime: Runtime
 ) -> None:
     """Write the translation of every target image as ``<sample id>.png``."""
-    ids = store.strings("target/id")
-    images = store["target/target"]
+    ids = iter(store.strings("target/id"))
     load = target_loader(runtime, encoding)
     folder.mkdir(exist_ok=True)
 
@@ -288,12 +288,8 @@ def write_bridged(
         with replacing(folder / f"{sample}.png") as partial:
             Image.fromarray(pixels).save(partial, format="PNG", compress_level=1)
 
-    with ThreadPoolExecutor(4) as pool, track("pictures", len(ids)) as tracker:
-        for first in range(0, len(ids), 256):
-            with torch.inference_mode():
-                bridged: Tensor = translator(load(np.asarray(images[first : first + 256])))
-            pixels = bridged.float().mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-            names = ids[first : first + 256]
-            for written in [pool.submit(write, *each) for each in zip(names, pixels, strict=True)]:
-                written.result()
-            tracker.advance(len(names), len(names))
+    with ThreadPoolExecutor(4) as pool, track("pictures", store.count("target")) as tracker:
+        for pictures in translated(store["target/target"], load, translator):
+            pixels = pictures.mul(255).round().byte().numpy()
+            list(pool.map(write, islice(ids, len(pixels)), pixels))
+            tracker.advance(len(pixels), len(pixels))

@@ -346,39 +346,39 @@ def _descend(
     return loss
 
 
+@dataclass
 class _Checked:
     """Sums loss terms and notices a loss that is not finite, one step late to keep a GPU busy.
 
     Terms are means over the processes, so that all of them notice together.
     """
 
-    def __init__(self, plan: Plan, checkpoint: Path, runtime: Runtime) -> None:
-        self._plan = plan
-        self._checkpoint = checkpoint
-        self._runtime = runtime
-        self._pending: tuple[list[str], Callable[[], list[float]], Tensor | None] | None = None
-        self.latest: dict[str, float] = {}
+    plan: Plan
+    checkpoint: Path
+    runtime: Runtime
+    pending: tuple[list[str], Callable[[], list[float]], Tensor | None] | None = None
+    latest: dict[str, float] = field(default_factory=dict)
 
     def add(self, loss: Tensor, terms: dict[str, Tensor], batch: Batch, at: Fitted) -> None:
         values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())])
-        fetched = self._runtime.fetch(self._runtime.mean(values))
+        fetched = self.runtime.fetch(self.runtime.mean(values))
         self.flush(at)
-        self._pending = (list(terms), fetched, batch.get("rows"))
+        self.pending = (list(terms), fetched, batch.get("rows"))
 
     def flush(self, at: Fitted) -> None:
-        if self._pending is None:
+        if self.pending is None:
             return
-        names, fetched, rows = self._pending
-        self._pending = None
+        names, fetched, rows = self.pending
+        self.pending = None
         values = fetched()
         self.latest = dict(zip(names, values[1:], strict=True))
         if not all(math.isfinite(value) for value in values):
-            shares = self._runtime.gather([] if rows is None else rows.tolist())
+            shares = self.runtime.gather([] if rows is None else rows.tolist())
             raise RunError(
-                f"{self._plan.title}: the loss is {values[0]} in epoch {at.epoch + 1}, "
+                f"{self.plan.title}: the loss is {values[0]} in epoch {at.epoch + 1}, "
                 f"step {at.step} ({terms_text(self.latest)}); rows of the batch: "
                 f"{[row for share in shares for row in share]}. The last good state is in "
-                f"{self._checkpoint}. Lower the learning rate, or set training.clip_norm=1"
+                f"{self.checkpoint}. Lower the learning rate, or set training.clip_norm=1"
             )
         for name, value in self.latest.items():
             at.totals[name] = at.totals.get(name, 0.0) + value

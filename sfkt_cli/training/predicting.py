@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,6 +110,15 @@ def look_for_collapse(
     name = "the student" if stage == "transfer" else "the source model behind the bridge"
     classes = [f"class {number}" for number in range(logits.shape[1])]
     warn_of_collapse(logits, classes, name, "TR target images", stage)
+
+
+def translated(images: NDArray[Any], load: Loader, translator: nn.Module) -> Iterator[Tensor]:
+    """Translated pictures (B, H, W, 3) in [0, 1], on the CPU, batch by batch."""
+    for first in range(0, len(images), 256):
+        with torch.inference_mode():
+            bridged: Tensor = translator(load(np.asarray(images[first : first + 256])))
+            pictures = bridged.float().permute(0, 2, 3, 1).cpu()
+        yield pictures
 
 
 def through(translator: nn.Module, source: nn.Module) -> Model:
