@@ -4,8 +4,6 @@ Exit codes: 0 done; 1 an error that the user can mend; 2 wrong usage; 75 stopped
 the same command goes on. The stages are imported inside the commands: ``--help`` needs no torch.
 """
 
-from __future__ import annotations
-
 import errno
 import functools
 import io

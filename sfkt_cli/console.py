@@ -5,8 +5,6 @@ People get messages, tables and progress: on a terminal a bar, elsewhere one lin
 said also goes into its ``log.txt``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

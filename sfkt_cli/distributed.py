@@ -5,8 +5,6 @@ starts them, notices a dead one and ends the others. Under torchrun or ``srun`` 
 already: process 0 runs the command, and the others join it for the training stages.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools

@@ -4,8 +4,6 @@ Training stages do all that they do up to the training. Models look at a few ima
 all, and :func:`sfkt_cli.training.loop.fit` times one step. Nothing is written into the run.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import shutil

@@ -5,8 +5,6 @@ JSON object, whose entry ``record_sha256`` is the checksum of all others. The se
 begin with a line that holds the checksum of what follows.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

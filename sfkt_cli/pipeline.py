@@ -1,7 +1,5 @@
 """The stages with their settings: one after the other, or all in order."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -4,8 +4,6 @@ Shapes: N samples, K classes, D features, H and W pixels. ``labels`` and ``predi
 indices (N,), ``probabilities`` are (N, K) with rows that sum to 1. Accuracies are fractions.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

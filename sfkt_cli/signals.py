@@ -1,7 +1,5 @@
 """How processes are told to stop: by signals, and by the end of the process that started them."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import threading

@@ -3,8 +3,6 @@
 Or one that was exported to ONNX, in onnxruntime: what ``sfkt predict --model FILE`` asks.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

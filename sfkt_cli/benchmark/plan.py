@@ -3,8 +3,6 @@
 A cell is one run folder: a data set, a variant of the settings, a seed, and the methods on them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

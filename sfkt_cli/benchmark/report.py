@@ -1,7 +1,5 @@
 """The tables of a benchmark: mean, standard deviation, paired differences, and what it cost."""
 
-from __future__ import annotations
-
 import csv
 import os
 import platform

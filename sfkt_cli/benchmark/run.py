@@ -10,8 +10,6 @@ Cells whose settings agree up to a stage share its folder. What is done is not d
 commands, on one machine or on several that share the folder, divide the stages among themselves.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

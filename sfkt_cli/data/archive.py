@@ -1,7 +1,5 @@
 """Archives as read-only trees of named files: a folder, or a zip file that is never unpacked."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib
@@ -9,8 +7,9 @@ import os
 import stat
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 from sfkt_cli.errors import DataError
 
@@ -38,9 +37,9 @@ class Container:
         cut = len(self.prefix)
         return sorted(n[cut:] for n in _index(self.path) if n.startswith(self.prefix))
 
-    def below(self, folder: str) -> Container:
+    def below(self, folder: str) -> Self:
         """The same archive seen from a folder inside it."""
-        return Container(self.path, f"{self.prefix}{folder}/" if folder else self.prefix)
+        return replace(self, prefix=f"{self.prefix}{folder}/" if folder else self.prefix)
 
     def describe(self, name: str) -> str:
         """How messages call a file."""

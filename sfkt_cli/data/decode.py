@@ -6,8 +6,6 @@ samples of less than 8 or 16 bits, and reads some TIFF files otherwise than othe
 here, and tifffile reads TIFF. Images are turned as their EXIF orientation says, as viewers do.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

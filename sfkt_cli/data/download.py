@@ -5,8 +5,6 @@ interrupted download goes on where it stopped. Nothing is fetched before the use
 notice about the licence.
 """
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import shutil

@@ -17,8 +17,6 @@ uint16 millimetres with 0 = no reading, NIR and thermal as uint8 or uint16. Mode
 Where depth is missing, every channel is 0.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 

@@ -9,8 +9,6 @@ each row at its offset and hashes as it goes. So memory holds one image a proces
 size of the archive.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import signal

@@ -8,8 +8,6 @@ proportions (a squashed 1920 x 1080 image is 44 % off, and source models were tr
 ones). ``squash`` keeps everything instead.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

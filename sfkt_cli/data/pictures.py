@@ -8,8 +8,6 @@ shifted, mirrored or turned, and higher than for two images of different pairs. 
 made from the data itself, so no threshold depends on the sensor.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a prepared data set looks like in numbers: a table, and images that occur in two parts."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

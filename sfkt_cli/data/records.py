@@ -1,7 +1,5 @@
 """What a reader hands over: the list of an archive's samples, and a way to load each of them."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import re

@@ -8,8 +8,6 @@ classifier names a class for anything: a black frame, a lens cap, the images of 
 Three numbers of each image tell most of these apart, and their usual range is in model.json.
 """
 
-from __future__ import annotations
-
 import contextlib
 import queue
 import re

@@ -9,8 +9,6 @@ Archives list their samples class by class. So the parts that go into transfer.h
 place of a sample tells nothing of its class.
 """
 
-from __future__ import annotations
-
 import difflib
 import fnmatch
 import random

@@ -20,8 +20,6 @@ their checksum. It is looked at first, because one flipped bit in a description 
 library hang or crash.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -6,8 +6,6 @@ a full disk is then an ordinary error), rows are written at their offsets by any
 checksums and the ``complete`` flag follow into space that was set aside for them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

@@ -3,8 +3,6 @@
 And the model card, README.md with the front matter of Hugging Face, which tells it.
 """
 
-from __future__ import annotations
-
 import csv
 import platform
 import re

@@ -4,8 +4,6 @@ Matplotlib is imported when the first picture is drawn. Nothing relies on colour
 styles, points have shapes, right and wrong are written out. Colours: Okabe and Ito (2008).
 """
 
-from __future__ import annotations
-
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Pictures of images: translations with predictions, worst errors, features."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

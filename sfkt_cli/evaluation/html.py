@@ -4,8 +4,6 @@ Light or dark as the reader's system says; on paper black on white. Rules, shape
 the meaning, colour only repeats it.
 """
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Sequence
 from html import escape

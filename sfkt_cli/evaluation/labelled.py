@@ -1,7 +1,5 @@
 """The labels of test.h5, matched to images by sample id. Only ``evaluate`` may come here."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What is compared: every model of a run, how it sees a target image, and what it cost."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

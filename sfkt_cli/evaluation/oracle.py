@@ -4,8 +4,6 @@ It is no method but a bound: what the network could reach on this sensor. ``eval
 the only stage that may see target labels, and keeps it in evaluate/oracle for the next time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict
 

@@ -1,7 +1,5 @@
 """What every model predicts for every image, and the scores of these predictions."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any

@@ -3,8 +3,6 @@
 Accuracies are fractions in files and per cent in what people read.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math

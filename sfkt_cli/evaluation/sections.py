@@ -1,7 +1,5 @@
 """The parts of the report behind the accuracies: tables in words, pictures beside them."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from pathlib import Path

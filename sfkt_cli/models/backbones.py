@@ -1,7 +1,5 @@
 """Backbones: a small ResNet, torchvision's by name, timm's as ``timm:NAME``; normalisation."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import warnings

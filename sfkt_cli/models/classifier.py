@@ -8,8 +8,6 @@ DECISION (Ahmed et al., CVPR 2021) and SOCKET (Ahmed et al., ECCV 2022) learn on
 source model along with the networks, and so does every student that starts from a mixture.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 

@@ -7,8 +7,6 @@ forward nor backward, and keeps less for the backward pass (docs/decisions.md, 2
 What a network sees on its way from pixels to features are its activations at each resolution.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 from collections import Counter

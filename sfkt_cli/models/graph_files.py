@@ -7,8 +7,6 @@ has the figures): a scale for each output channel of the weights; activation fun
 quantised with the layer before them; and corrected biases.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io

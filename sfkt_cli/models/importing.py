@@ -4,8 +4,6 @@ Features are what enters the last linear layer, which becomes the head. Nothing 
 could run code.
 """
 
-from __future__ import annotations
-
 import pickle
 import zipfile
 from collections.abc import Mapping, Sequence

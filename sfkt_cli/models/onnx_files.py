@@ -3,8 +3,6 @@
 One boundary, :func:`read_onnx`, turns whatever is wrong with a file into one message.
 """
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@ nothing is ever called but OPERATIONS, each with the meaning of the newest opset
 :mod:`sfkt_cli.models.onnx_files` says it as attributes.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -8,8 +8,6 @@ that of what says how they are used, so that neither file can change alone. Noth
 from a file.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

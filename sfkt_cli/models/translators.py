@@ -4,10 +4,9 @@ TRANSLATORS maps the names of the configuration to the classes. Each takes the n
 the encoded target image, and the width w of its first layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -210,7 +209,7 @@ class Front(nn.Module):
         self._channels = channels
         self.train(False)
 
-    def train(self, mode: bool = True) -> Front:
+    def train(self, mode: bool = True) -> Self:
         """Nothing wakes the translator's batch norms."""
         del mode
         return super().train(False)

@@ -3,15 +3,13 @@
 Precedence: command-line flag > ``--set`` > YAML file > what this run used before > default.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 import types
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -92,7 +90,7 @@ class SplitConfig(Section):
     """Share of the TR groups held out for the test; the rest are the target images."""
 
     @model_validator(mode="after")
-    def _leaves_target_images(self) -> SplitConfig:
+    def _leaves_target_images(self) -> Self:
         if self.source + self.test >= 1:
             raise ValueError("source + test must be below 1: the rest are the target images")
         return self
@@ -175,7 +173,7 @@ class FoldersConfig(Section):
     """False: the two images of a pair are not aligned; pixel losses are switched off."""
 
     @model_validator(mode="after")
-    def _depth_alone(self) -> FoldersConfig:
+    def _depth_alone(self) -> Self:
         if self.modality != "depth" and (self.scale is not None or self.missing):
             raise ValueError("scale and missing are for modality depth: leave them out")
         if self.unit != "auto" and self.scale is not None:
@@ -276,7 +274,7 @@ class SourceConfig(Section):
         return self.checkpoint is not None or bool(self.mixture)
 
     @model_validator(mode="after")
-    def _one_origin(self) -> SourceConfig:
+    def _one_origin(self) -> Self:
         if self.mixture and self.checkpoint is not None:
             raise ValueError("mixture and checkpoint exclude each other: set one of them")
         return self

@@ -1,13 +1,11 @@
 """The options that all commands share: declared once, handed to a command as one object."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Self, get_args
 
 import typer
 
@@ -27,7 +25,7 @@ class Options:
     dry_run: bool = False  # only say what would be done
     verbose: bool = False  # print the settings in use
 
-    def with_flags(self, flags: Mapping[str, Any]) -> Options:
+    def with_flags(self, flags: Mapping[str, Any]) -> Self:
         """The same with the values of further options."""
         return replace(self, flags={**self.flags, **flags})
 

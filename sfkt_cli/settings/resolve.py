@@ -3,8 +3,6 @@
 Precedence: command-line flag > ``--set`` > YAML file > what this run used before > default.
 """
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -8,8 +8,6 @@
 ``transfer`` has one such folder a method: ``runs/<name>/transfer/<method>``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import platform

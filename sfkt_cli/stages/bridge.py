@@ -1,7 +1,5 @@
 """`sfkt bridge`: train TGMB on transfer.h5 and write the source-like RGB images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice

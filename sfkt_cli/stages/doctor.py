@@ -1,7 +1,5 @@
 """`sfkt doctor`: what this machine has, what is missing, and what would help."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import os

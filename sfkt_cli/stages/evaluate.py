@@ -1,7 +1,5 @@
 """`sfkt evaluate`: the only stage that sees target labels; tables and pictures of all methods."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -7,8 +7,6 @@ student/, translator/, source/           model.safetensors + model.json
 README.md                                model card
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Inspect: a prepared file as a table and a picture, with warnings about what looks wrong."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

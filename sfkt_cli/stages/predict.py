@@ -1,7 +1,5 @@
 """`sfkt predict`: classes of new images of the target sensor, as CSV or JSONL."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json

@@ -4,8 +4,6 @@
 (labels). Nothing that follows opens the archive again.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """`sfkt source`: train the RGB classifier on source.h5, or take one that somebody brought."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

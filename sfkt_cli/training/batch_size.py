@@ -3,8 +3,6 @@
 What was found is kept in the stage's folder: an interrupted training goes on with the same batches.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal

@@ -7,8 +7,6 @@ Order and augmentation depend on (seed, stream, epoch, pass, sample) alone: not 
 processes, and a resumed run draws what an uninterrupted one would have drawn.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any

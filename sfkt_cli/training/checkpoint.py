@@ -1,7 +1,5 @@
 """Resumable state: written whole or not at all, loaded without running code."""
 
-from __future__ import annotations
-
 import io
 import zipfile
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 Training is correct without any of it, but slower. A reader may skip this file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import mmap

@@ -1,7 +1,5 @@
 """The only training loop: every stage and every method goes through :func:`fit`."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import json

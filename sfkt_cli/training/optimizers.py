@@ -3,8 +3,6 @@
 Fused: one pass over all parameters, half the time of the usual form on CPUs, too.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

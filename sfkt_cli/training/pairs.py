@@ -4,8 +4,6 @@ A label-free score may choose the epoch. Both stages write the classes predicted
 ``epochs.npy``; only ``evaluate`` compares them with labels, afterwards.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 from collections.abc import Callable, Mapping

@@ -3,8 +3,6 @@
 And do its predictions look like those of a model that works, on images prepared as it expects them?
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence

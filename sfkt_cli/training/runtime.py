@@ -1,7 +1,5 @@
 """The device, the precision, the seeds and the place among the processes."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import resource

@@ -3,8 +3,6 @@
 L = cross-entropy with label smoothing
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal
 

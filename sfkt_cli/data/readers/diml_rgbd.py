@@ -19,8 +19,6 @@ number, or the image where that would leave a class fewer than three groups. The
 folder is held out.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 import re

@@ -21,8 +21,6 @@ Target images are 8- or 16-bit PNG or TIFF, float TIFF or NPY, with 1 to 4 chann
 ``folders.unit`` overrides this: ``mm``, ``m``, or ``raw`` (rounded to integers).
 """
 
-from __future__ import annotations
-
 import hashlib
 import unicodedata
 from collections import defaultdict

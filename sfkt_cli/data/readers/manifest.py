@@ -12,8 +12,6 @@ Paths are relative to ``--root``, or to the folder in it that all files lie in. 
 group may be empty.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import unicodedata

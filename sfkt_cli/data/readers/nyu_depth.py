@@ -12,8 +12,6 @@ TR are the nine scene types that are usually classified, TI the other eighteen. 
 by physical scene: a random split puts nine of ten held-out images into scenes that were seen.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os

@@ -13,8 +13,6 @@ closed vegetation and open water, while the others form two families (country, f
 oldbuilding, street, urban). ``classes.tr`` and ``classes.ti`` change it.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -21,8 +21,6 @@ frames of one scene word, because the physical scene is only told by the NYU arc
 capture.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from pathlib import Path

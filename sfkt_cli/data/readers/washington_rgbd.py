@@ -12,8 +12,6 @@ Every third category in alphabetical order is TI unless ``classes`` says otherwi
 ``washington_rgbd.background=remove`` only the object is kept, in both images.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path
