@@ -94,8 +94,7 @@ def read(config: Config, root: Path) -> Archive:
         channels=channels,
         registered=own.registered,
         notes=notes,
-        facts=("folders.registered is false: pixel losses are switched off",)
-        * (not own.registered),
+        facts=() if own.registered else (UNREGISTERED,),
     )
 
 
