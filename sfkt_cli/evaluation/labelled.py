@@ -55,12 +55,9 @@ def read_splits(transfer: Store, test: Store) -> list[Split]:
     if transfer.count("target"):
         ids = transfer.strings("target/id")
         rows, labels = _match(transfer, test, ids)
-        archive_names, scenes = test.names(), transfer.strings("target/group")
-        names = [archive_names.get(sample, (sample, ""))[0] for sample in ids]
-        scenes = [
-            archive_names.get(sample, ("", scene))[1]
-            for sample, scene in zip(ids, scenes, strict=True)
-        ]
+        archive, groups = test.names(), transfer.strings("target/group")
+        known = [archive.get(pair[0], pair) for pair in zip(ids, groups, strict=True)]
+        names, scenes = [name for name, _ in known], [scene for _, scene in known]
         images = transfer["target/target"]
         splits.append(Split("target", ids, names, images, None, rows, labels, scenes))
     if test.count("test"):

@@ -437,7 +437,7 @@ def digest_outputs(folder: Path, names: Iterable[str]) -> dict[str, Any]:
 
 
 def _lacks(folder: Path) -> str:
-    """Why a stage does not count as finished, or ""; a DataError where its done.json is damaged."""
+    """Why a stage does not count as finished, or ""; raises DataError if its record is damaged."""
     done = folder / "done.json"
     if not done.is_file():
         return f"{folder} is missing or unfinished"
