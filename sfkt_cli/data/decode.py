@@ -272,12 +272,19 @@ def _decode_pnm(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
 
 def _decode_npy(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
     try:
-        values: NDArray[Any] = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        file = io.BytesIO(content)
+        first = np.lib.format.read_magic(file) == (1, 0)
+        read = "read_array_header_1_0" if first else "read_array_header_2_0"
+        shape, _, dtype = getattr(np.lib.format, read)(file)
+        if dtype.hasobject or not 2 <= len(shape) <= 3:
+            raise DataError(f"{name} declares {shape} values of type {dtype}; refused")
+        _check_size(name, shape[1], shape[0], max_pixels)
+        _check_channels(name, shape[2:])
+        values: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+    except DataError:
+        raise
     except Exception as error:  # a damaged header is evaluated by numpy and fails in many ways
         raise DataError(f"{name} is no NumPy file that can be read: {_short(error)}") from None
-    if values.ndim >= 2:
-        _check_size(name, values.shape[1], values.shape[0], max_pixels)
-        _check_channels(name, values.shape[2:])
     return values
 
 
