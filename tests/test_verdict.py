@@ -20,7 +20,8 @@ def view(
 
 
 @pytest.mark.parametrize(
-    ("student", "untouched", "word"), [(0.9, 0.6, "better"), (0.5, 0.8, "worse")]
+    ("student", "untouched", "word"),
+    [(0.9, 0.6, "better"), (0.5, 0.8, "cannot tell"), (0.2, 0.8, "worse")],
 )
 def test_independent_views_tell_who_is_better(student: float, untouched: float, word: str) -> None:
     random = np.random.default_rng(0)
@@ -37,6 +38,25 @@ def test_equally_good_views_are_rarely_told_apart() -> None:
         views = [view(labels, 0.7, random) for _ in range(3)]
         words.append(verdict(*views, classes=CLASSES))
     assert words.count("cannot tell") >= 88
+
+
+def test_views_of_one_model_that_side_with_each_other_do_not_condemn_the_student() -> None:
+    random = np.random.default_rng(3)
+    labels = random.integers(0, CLASSES, 400)
+    untouched = view(labels, 0.3, random)
+    bridge = np.where(random.random(400) < 0.6, untouched, view(labels, 0.4, random))
+    student = view(labels, 0.6, random)
+    assert verdict(student, untouched, bridge, classes=CLASSES) == "cannot tell"
+
+
+@pytest.mark.parametrize("third", ["translator", "identity"])
+def test_a_student_of_one_class_is_worse(third: str) -> None:
+    random = np.random.default_rng(4)
+    labels = random.integers(0, CLASSES, 400)
+    untouched = view(labels, 0.5, random)
+    bridge = view(labels, 0.5, random) if third == "translator" else untouched
+    collapsed = np.full(400, 2)
+    assert verdict(collapsed, untouched, bridge, classes=CLASSES) == "worse"
 
 
 def test_without_a_third_view_nothing_is_said() -> None:

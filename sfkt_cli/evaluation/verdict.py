@@ -3,12 +3,10 @@
 Three views look at each target image: the student, the RGB model on the encoded image, and the RGB
 model behind the translator. Where the first two differ, the third takes sides. If errors were
 independent, the one that the third view agrees with more often would be right more often
-(Platanios, Blum and Mitchell, UAI 2014). They are not quite, since all views come from one RGB
-model: the same theory gives accuracies that are far too high, so none is told. ``docs/results.md``
-says how often the verdict was right.
+(Platanios, Blum and Mitchell, UAI 2014). They are not: the third view is the RGB model, too, and
+sides with itself. So only its word for the student counts, and a student is called worse only where
+it agrees with neither view beyond chance. ``docs/results.md`` says how often the verdict was right.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -28,8 +26,9 @@ def verdict(
 ) -> Verdict:
     """Compare a student with the untouched RGB model by a third view of the same images.
 
-    ``better`` and ``worse`` need a third view that sides clearly with one of both (95 %, two-sided,
-    over draws of the images), while all three agree with each other more often than by chance.
+    ``better``: the third view agrees with the student more often than with the untouched model
+    (95 %, two-sided, over draws of the images), and all three agree with each other beyond chance.
+    ``worse``: the two views of the RGB model agree beyond chance, the student with neither.
 
     Args:
         student: (N,) predicted class indices.
@@ -39,7 +38,7 @@ def verdict(
         seed: Seed of the draws.
     """
     s, u, b = (np.asarray(view) for view in (student, untouched, bridge))
-    if len(s) < FEWEST or np.array_equal(u, b):
+    if len(s) < FEWEST:
         return "cannot tell"
     pattern = 4 * (s == u) + 2 * (s == b) + (u == b)
     shares = np.bincount(pattern, minlength=8) / len(s)
@@ -47,10 +46,19 @@ def verdict(
     su, sb, ub = (
         draws[:, [p for p in range(8) if p & bit]].sum(axis=1) / len(s) for bit in (4, 2, 1)
     )
-    if min(np.percentile(agreement, 2.5) for agreement in (su, sb, ub)) <= 1 / classes:
+    frequencies = [np.bincount(view, minlength=classes) / len(s) for view in (s, u, b)]
+    by_chance = [frequencies[i] @ frequencies[j] for i, j in ((0, 1), (0, 2), (1, 2))]
+    with_untouched, with_bridge, with_each_other = (
+        np.percentile(agreement, 2.5) > chance
+        for agreement, chance in zip((su, sb, ub), by_chance, strict=True)
+    )
+    if not with_each_other:
         return "cannot tell"
-    low, high = np.percentile(sb - ub, (2.5, 97.5))
-    return "better" if low > 0 else "worse" if high < 0 else "cannot tell"
+    if not with_untouched and not with_bridge:
+        return "worse"
+    if not with_untouched or not with_bridge or np.percentile(sb - ub, 2.5) <= 0:
+        return "cannot tell"
+    return "better"
 
 
 def advice(word: Verdict, encoding: str) -> str:

@@ -14,8 +14,11 @@ In the paper c = c(t) = 1. Our c is how much better target images of held-out TI
 RGB partners behind the bridge than without it (``label_free.bridge_trust``): where pairs did not
 help the bridge, they do not help the student. For c(t) the student takes the place of the untouched
 source model: once it sees as well as the bridge, it learns on by itself. A bridge is a start, and
-no ceiling. The head stays as the source model has it, as in SHOT (ours): a free head follows the
-student's clusters wherever they go.
+no ceiling. L_self waits while a trusted bridge teaches, and begins at once where none does (ours).
+
+TR and TI images of a step pass the student together, with one set of batch statistics: what it
+learns about one holds for the other. The head stays as the source model has it, as in SHOT (ours):
+a free head follows the student's clusters wherever they go.
 """
 
 from __future__ import annotations
@@ -72,6 +75,7 @@ class Tgkt(nn.Module):
         self._epochs = config.transfer.epochs
         self._teacher = outputs.bridged_logits.softmax(dim=1)
         self._ti_features = outputs.ti_features
+        self.needs_ti = bool(settings.beta_f) and self.trust > 0  # no pairs where none are followed
         self._measures = measured and bool(settings.beta_kl) and self.trust > 0
         self.register_buffer("bridge_weight", torch.tensor(self.trust))
         classes = self._teacher.shape[1]
@@ -90,13 +94,14 @@ class Tgkt(nn.Module):
         """Compare the bridge with the student; renew pseudo-labels and class frequencies."""
         if self._measures:
             self.bridge_weight.fill_(min(self.trust, self._outputs.bridge_trust(self.student)))
-        if epoch / self._epochs < self._settings.self_from:
+        trained, start = epoch / self._epochs, self._settings.self_from
+        if trained < self.trust * start:
             return
         features, logits = self._outputs.predict_all(self.student)
         if self.weights["self"]:
             self.pseudo_labels.copy_(cluster_labels(features, logits, rounds=1)[0])
             self._labelled = True
-        if self._settings.prior == "measured":
+        if self._settings.prior == "measured" and trained >= start:
             predicted = logits.float().softmax(dim=1).mean(dim=0)
             self.prior.copy_((1.0 - EQUAL_SHARE) * predicted + EQUAL_SHARE / len(predicted))
 
@@ -110,8 +115,12 @@ class Tgkt(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms of ``tr_target``, ``tr_rows``, ``ti_target`` and ``ti_rows``, as stored."""
-        weights, encoding, rows = self.weights, self._outputs.encoding, batch["tr_rows"]
-        _, logits = self.student(as_rgb(encode(batch["tr_target"], encoding)))
+        weights, rows = self.weights, batch["tr_rows"]
+        images, count = batch["tr_target"], len(batch["tr_target"])
+        if self.needs_ti:
+            images = torch.cat([images, batch["ti_target"]])
+        features, logits = self.student(as_rgb(encode(images, self._outputs.encoding)))
+        features, logits = features[count:], logits[:count]
         terms = {}
         if weights["kl"]:
             terms["kl"] = self.bridge_weight * losses.distillation(logits, self._teacher[rows])
@@ -120,8 +129,7 @@ class Tgkt(nn.Module):
             terms["self"] = losses.pseudo_label_cross_entropy(logits, labels)
         if weights["im"]:
             terms["im"] = losses.information_maximisation(logits, self.prior)
-        if weights["f"] and self.trust:
-            features = self.student.features(as_rgb(encode(batch["ti_target"], encoding)))
-            followed = losses.feature_matching(features, self._ti_features[batch["ti_rows"]])
-            terms["f"] = self.trust * followed
+        if self.needs_ti:
+            partners = self._ti_features[batch["ti_rows"]]
+            terms["f"] = self.trust * losses.feature_matching(features, partners)
         return terms

@@ -386,7 +386,8 @@ class TgktConfig(DistillConfig):
     beta_self: Weight = 0.3
     """Weight of L_self, pseudo-labels (SHOT, SOCKET: 0.3)."""
     self_from: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Share of the training after which there are pseudo-labels (ours)."""
+    """Share of the training after which there are pseudo-labels, where the bridge is fully trusted;
+    with less trust sooner, with none from the start (ours). Also when prior begins."""
     beta_im: Weight = 1.0
     """Weight of L_IM on the student (ours; SHOT: 1)."""
     prior: Literal["measured", "equal"] = "measured"

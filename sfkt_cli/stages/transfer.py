@@ -9,6 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
@@ -45,6 +46,9 @@ from sfkt_cli.training.predicting import (
     through,
 )
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
+
+BATCH_NORM_MOMENTUM = 0.1
+"""Smallest share of a batch in the student's running statistics; torch's default."""
 
 
 def transfer(config: Config, run: Run) -> None:
@@ -103,7 +107,7 @@ def transfer(config: Config, run: Run) -> None:
         runtime.place(objective)
         settings = config.transfer
         rates = own.rates(pretrained=saved.pretrained)
-        needs_ti = bool(objective_class.needs_ti)
+        needs_ti = bool(objective.needs_ti)
         streams, batches = settle_streams(
             config, store, stage.folder, runtime, objective, ti_rgb=False, ti=needs_ti
         )
@@ -157,8 +161,16 @@ def transfer(config: Config, run: Run) -> None:
 
 
 def start_student(source: Classifier) -> Classifier:
-    """A copy of the frozen source model that may be trained."""
+    """A copy of the frozen source model that may be trained.
+
+    Its running statistics follow the target images within an epoch: some published networks keep
+    99 % of the old ones in each step, so a student of a few hundred steps would be predicted with
+    statistics that it has left behind.
+    """
     student = copy.deepcopy(source)
+    for module in student.modules():
+        if isinstance(module, _BatchNorm) and module.momentum is not None:
+            module.momentum = max(module.momentum, BATCH_NORM_MOMENTUM)
     student.requires_grad_(True)
     return student.train()
 

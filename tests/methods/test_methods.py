@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -320,8 +321,11 @@ def test_without_trust_pairs_and_bridge_are_left_out() -> None:
     outputs = make_outputs(source, lambda student: 0.0 if student is source else 1.0)
     objective = Tgkt(start_student(source), outputs, build({}))
     objective.begin_epoch(0)
-    terms = objective(make_batch())
-    assert set(terms) == {"kl", "im"}
+    batch = make_batch()
+    assert not objective.needs_ti
+    del batch["ti_target"], batch["ti_rows"]
+    terms = objective(batch)
+    assert set(terms) == {"kl", "im", "self"}
     assert terms["kl"].item() == 0.0
     with pytest.raises(ConfigError, match=r"beta_im is 0.*trust in the pairs is 0\.00"):
         Tgkt(start_student(source), outputs, build({"tgkt": {"beta_im": 0, "beta_self": 0}}))
@@ -338,6 +342,49 @@ def test_pseudo_labels_come_when_they_are_due() -> None:
         assert set(objective(make_batch())) == terms
     labels, _ = cluster_labels(*outputs.predict_all(objective.student), rounds=1)
     assert objective.pseudo_labels.equal(labels)
+
+
+@pytest.mark.parametrize(("trust", "first"), [(1.0, 4), (0.5, 2), (0.0, 0)])
+def test_pseudo_labels_wait_for_a_trusted_bridge(trust: float, first: int) -> None:
+    source = make_source()
+    config = build({"transfer": {"epochs": 8}, "tgkt": {"self_from": 0.5}})
+    objective = Tgkt(start_student(source), make_outputs(source, lambda student: trust), config)
+    for epoch in range(8):
+        objective.begin_epoch(epoch)
+        assert ("self" in objective(make_batch())) == (epoch >= first)
+        even = objective.prior.eq(1.0 / CLASSES).all()
+        assert bool(even) == (epoch < 4)
+
+
+def test_target_images_and_pairs_share_their_batch_statistics() -> None:
+    source = make_source()
+    objective = Tgkt(start_student(source), make_outputs(source), build({}))
+    batch = make_batch()
+    alone = copy.deepcopy(objective.student)
+    terms = objective(batch)
+    both = torch.cat([batch["tr_target"], batch["ti_target"]])
+    features, logits = alone(as_rgb(encode(both, ENCODING)))
+    count = len(batch["tr_target"])
+    expected = losses.information_maximisation(logits[:count], objective.prior)
+    torch.testing.assert_close(terms["im"], expected)
+    ti_features = objective._outputs.ti_features
+    assert ti_features is not None
+    partners = ti_features[batch["ti_rows"]]
+    expected = objective.trust * losses.feature_matching(features[count:], partners)
+    torch.testing.assert_close(terms["f"], expected)
+    assert all(
+        torch.equal(a, b) for a, b in zip(objective.student.buffers(), alone.buffers(), strict=True)
+    )
+
+
+def test_running_statistics_of_the_student_follow_within_an_epoch() -> None:
+    source = make_source()
+    norms = [m for m in source.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    norms[0].momentum, norms[1].momentum, norms[2].momentum = 0.01, 0.3, None
+    student = start_student(source)
+    momenta = [m.momentum for m in student.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert momenta[:3] == [0.1, 0.3, None]
+    assert norms[0].momentum == 0.01
 
 
 @pytest.mark.parametrize("trained", [True, False])
