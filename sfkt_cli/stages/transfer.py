@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.sensor import describe_images
-from sfkt_cli.data.store import Store, open_store
+from sfkt_cli.data.store import Store, open_store, spread
 from sfkt_cli.errors import DataError
 from sfkt_cli.evaluation.verdict import Verdict, advice, verdict
 from sfkt_cli.methods import find_method, label_free
@@ -36,7 +36,7 @@ from sfkt_cli.settings.config import Config, method_settings
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.loop import fit
 from sfkt_cli.training.optimizers import SCHEDULES, classifier_optimizer
-from sfkt_cli.training.pairs import held_out_pairs, plan_of, remember, settle_streams, spread
+from sfkt_cli.training.pairs import held_out_pairs, plan_of, remember, settle_streams
 from sfkt_cli.training.predicting import (
     look_for_collapse,
     predict_rows,

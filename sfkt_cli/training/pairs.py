@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sfkt_cli.data.store import Store
-from sfkt_cli.data.store import spread as spread
 from sfkt_cli.errors import DataError
 from sfkt_cli.files import replacing
 from sfkt_cli.settings.config import Config
