@@ -121,7 +121,7 @@ def made(evaluation: Evaluation, run: Run) -> str:
     return f"{time.strftime('%Y-%m-%d')}, sfkt {__version__}, model {file.as_posix()} ({digest})"
 
 
-def facts(evaluation: Evaluation, rows: Sequence[Row]) -> tuple[str, ...]:
+def facts(evaluation: Evaluation, run: Run, rows: Sequence[Row]) -> tuple[str, ...]:
     """What a reader should know first."""
     on_rgb = "not known, there are no labelled RGB partners of test images"
     for row in (row for row in rows if row.method == "source-rgb"):
@@ -134,10 +134,31 @@ def facts(evaluation: Evaluation, rows: Sequence[Row]) -> tuple[str, ...]:
         f"Source model on RGB: {on_rgb}",
         *([] if rows else unlabelled),
         *_gap_closed(evaluation, rows),
+        *_measured(evaluation, run),
         f"Intervals: 95 %, {how}; images of one group (scene, subject) are drawn together",
         "Training: seconds and memory beyond the source model (the bridge counts for methods that "
         f"use it); speed on {evaluation.runtime.device.type}; seed {evaluation.config.seed}",
     )
+
+
+def _measured(evaluation: Evaluation, run: Run) -> list[str]:
+    """What the training measured without labels, and went by."""
+    main, lines = evaluation.main_method, []
+    if main not in evaluation.models.students:
+        return []
+    record = run.record(f"transfer/{main}")
+    if main == "tgkt" and "bridge_trust" in record:
+        lines.append(
+            f"Trust in the TI pairs, 0 to 1: {record['bridge_trust']:.2f} at the start, "
+            f"{record['bridge_trust_left']:.2f} beside the finished student (0: the student learns "
+            "from target images alone; 1: the bridge teaches it fully)"
+        )
+    if record.get("strangers") is not None:
+        lines.append(
+            f"About {percent(record['strangers'])} % of the target images look like TI images and "
+            "may show none of the classes (a coarse estimate)"
+        )
+    return lines
 
 
 def _gap_closed(evaluation: Evaluation, rows: Sequence[Row]) -> list[str]:

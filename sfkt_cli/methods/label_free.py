@@ -1,4 +1,4 @@
-"""Scores that need no labels: they choose checkpoints and warn of collapse."""
+"""Scores that need no labels: they choose checkpoints, weigh teachers, warn of what is wrong."""
 
 from __future__ import annotations
 
@@ -86,6 +86,47 @@ def bridge_trust(bridged: Tensor, other: Tensor, partner_features: Tensor) -> fl
     gains = partner_rank(bridged, partner_features) - before
     error = max(float(gains.std()), 1.0 / len(gains)) / math.sqrt(len(gains))
     return min(max(float(gains.mean()) / error - 1.0, 0.0), 1.0)
+
+
+def stranger_share(features: Tensor, ti_features: Tensor) -> float | None:
+    """About how many of the target images show none of the classes, in [0, 1].
+
+        share = min_t P(s(x^TR) >= t) / P(s(x^TI) >= t), over t that a tenth of the TI images reach
+
+    s is a ridge regression that tells TI from target images, on images that it was not fitted to
+    (five folds). Strangers among the target images score as the TI images do, so their share is at
+    most this ratio at every t. What looks unlike any TI image is not found, and TI images that look
+    like a class raise the estimate.
+
+    Source: Garg et al., NeurIPS 2021 (mixture proportion estimation), without the confidence term.
+
+    Args:
+        features: (N, D) of the source model on target images.
+        ti_features: (M, D) on the target images of TI pairs.
+
+    Returns:
+        None for fewer than 50 images of either.
+    """
+    if min(len(features), len(ti_features)) < 50:
+        return None
+    both = torch.cat([features, ti_features]).double().cpu()
+    both = (both - both.mean(dim=0)) / both.std(dim=0).clamp_min(1e-6)
+    both = torch.cat([both, torch.ones(len(both), 1, dtype=torch.double)], dim=1)
+    is_ti = (torch.arange(len(both)) >= len(features)).double()
+    weights = torch.where(is_ti > 0, 0.5 / len(ti_features), 0.5 / len(features))
+    penalty = 0.1 * torch.eye(both.shape[1], dtype=torch.double)
+    scores, folds = torch.zeros(len(both), dtype=torch.double), torch.arange(len(both)) % 5
+    for fold in range(5):
+        fitted = folds != fold
+        weighted = both[fitted] * weights[fitted, None]
+        solution = torch.linalg.solve(
+            weighted.T @ both[fitted] + penalty, weighted.T @ is_ti[fitted]
+        )
+        scores[~fitted] = both[~fitted] @ solution
+    target, ti = scores[: len(features)], scores[len(features) :].sort(descending=True).values
+    reached = ti[len(ti) // 10 :]
+    shares = [float((target >= t).double().mean() / (ti >= t).double().mean()) for t in reached]
+    return min(1.0, *shares)
 
 
 def feature_distance(features: Tensor, partner_features: Tensor) -> float:

@@ -122,7 +122,7 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, readable: lis
         dataset=store.dataset,
         classes=tuple(evaluation.classes),
         rows=rows,
-        facts=facts(evaluation, rows),
+        facts=facts(evaluation, run, rows),
         headline=headline(evaluation, rows, judged),
         made=made(evaluation, run),
         shots=shots(evaluation),

@@ -478,6 +478,22 @@ def test_a_bridge_is_trusted_by_what_it_gains() -> None:
     assert label_free.bridge_trust(near[:1], others[:1], partners[:1]) == 0.0
 
 
+@pytest.mark.parametrize("strangers", [0, 60, 150])
+def test_strangers_among_target_images_are_counted(strangers: int) -> None:
+    generator = torch.Generator().manual_seed(strangers)
+    centres = 3 * torch.randn(5, 12, generator=generator)
+
+    def draw(count: int, kinds: slice) -> Tensor:
+        chosen = torch.randint(len(centres[kinds]), (count,), generator=generator)
+        return centres[kinds][chosen] + torch.randn(count, 12, generator=generator)
+
+    features = torch.cat([draw(300 - strangers, slice(3)), draw(strangers, slice(3, 5))])
+    share = label_free.stranger_share(features, draw(200, slice(3, 5)))
+    assert share == pytest.approx(strangers / 300, abs=0.08)
+    assert label_free.stranger_share(features[:49], draw(200, slice(3, 5))) is None
+    assert label_free.stranger_share(features, draw(49, slice(3, 5))) is None
+
+
 def test_socket_matches_the_statistics_of_the_target_images_alone() -> None:
     """The hooks see each batch norm once, in the pass over target images, in training."""
     source = make_source()

@@ -88,7 +88,9 @@ def make_stores(folder: Path, *, labelled: bool = True, shuffle: bool = True) ->
             pass
 
 
-def finish(run: Run, stage: str, inputs: dict[str, str], epochs: list[dict[str, float]]) -> None:
+def finish(
+    run: Run, stage: str, inputs: dict[str, str], epochs: list[dict[str, float]], **figures: float
+) -> None:
     """Mark a stage done, and its curves with it."""
     lines = "".join(json.dumps(row) + "\n" for row in epochs)
     run.path(stage).mkdir(parents=True, exist_ok=True)
@@ -96,7 +98,7 @@ def finish(run: Run, stage: str, inputs: dict[str, str], epochs: list[dict[str, 
     write_record(
         run.path(stage, "done.json"),
         {"stage": stage, "inputs": inputs, "seconds": 10.0, "peak_memory_mb": 100.0,
-         "best_epoch": 1, "ti_agreement": 0.5},
+         "best_epoch": 1, "ti_agreement": 0.5, **figures},
     )  # fmt: skip
 
 
@@ -143,5 +145,6 @@ def make_run(folder: Path, *methods: str, bridge: bool = True, labelled: bool = 
         save_classifier(run, f"transfer/{method}", 2 + number, ENCODING)
         digest = str(read_card(run.path("bridge", "model.json"))["sha256"]) if bridge else ""
         uses = {"bridge": digest} if method == "tgkt" else {}
-        finish(run, f"transfer/{method}", uses, epochs)
+        trust = {"bridge_trust": 0.5, "bridge_trust_left": 0.25, "strangers": 0.125}
+        finish(run, f"transfer/{method}", uses, epochs, **trust)
     return run

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from sfkt_cli.data.store import open_store
+from sfkt_cli.data.store import open_store, spread
 from sfkt_cli.errors import DataError
 from sfkt_cli.evaluation.labelled import read_splits
 from sfkt_cli.evaluation.sections import epoch_choice
 from sfkt_cli.files import write_record, write_text
 from sfkt_cli.settings.config import build, parse_assignments
-from sfkt_cli.training.pairs import load_epochs, remember, selector, spread
+from sfkt_cli.training.pairs import load_epochs, remember, selector
 from tests.stages.evaluation_runs import make_run
 
 
