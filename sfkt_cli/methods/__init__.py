@@ -12,7 +12,7 @@ and may have:
 
     after_step()                        called after each step of the optimiser
     needs_second_view = True            batches hold ``tr_target_2``: the images of ``tr_target``,
-                                        shifted and mirrored anew
+                                        shifted and mirrored anew; else they do not
     skips_parameters = True             some steps leave trained parameters out
     translated = True                   the student sees translated images: the frozen translator
                                         stands in front of it

@@ -73,7 +73,8 @@ def make_objective(method: str, source: Classifier) -> Any:
         ti_features, ti_logits = source(rgb)
         _, bridged_logits = source(translator(encode(targets, ENCODING)))
     outputs = TeacherOutputs(
-        source=source, encoding=ENCODING, bridged_logits=bridged_logits, targets=COUNT,
+        source=source, encoding=ENCODING, targets=COUNT,
+        bridged_logits=bridged_logits if kind.needs_bridge else None,
         bridge_trust=lambda student: 1.0,
         ti_features=ti_features, ti_logits=ti_logits, predict_all=predict_all,
     )  # fmt: skip
@@ -99,6 +100,13 @@ def batches(epoch: int, step: int) -> Batch:
     }  # fmt: skip
 
 
+def asked_for(objective: Any, batch: Batch) -> Batch:
+    """What of a batch `sfkt transfer` would hand to this objective."""
+    views = ("tr_target_2",) if getattr(objective, "needs_second_view", False) else ()
+    pairs = ("ti_target", "ti_rows") if objective.needs_ti else ()
+    return {name: batch[name] for name in ("tr_target", "tr_rows", *views, *pairs)}
+
+
 def train(method: str, objective: Any, folder: Path, batches: Callable[[int, int], Batch]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     own = method_settings(settings(), method)
@@ -107,7 +115,7 @@ def train(method: str, objective: Any, folder: Path, batches: Callable[[int, int
         checkpoint_seconds=0.0,
     )  # fmt: skip
     fit(
-        plan, objective, batches,
+        plan, objective, lambda epoch, step: asked_for(objective, batches(epoch, step)),
         classifier_optimizer(objective.student, *own.rates(pretrained=False), 1e-3),
         RUNTIME, schedule=cosine, keep=objective.student, begin_epoch=objective.begin_epoch,
         after_step=getattr(objective, "after_step", lambda: None),
@@ -133,7 +141,7 @@ def test_terms_are_finite_scalars_that_all_have_a_weight(method: str, kind: str)
     objective = make_objective(method, make_source(kind))
     for epoch in range(EPOCHS):
         objective.begin_epoch(epoch)
-    terms = objective.train()(batches(0, 0))
+    terms = objective.train()(asked_for(objective, batches(0, 0)))
     assert terms
     assert set(terms) <= set(objective.weights)
     assert all(term.shape == () and torch.isfinite(term) for term in terms.values())

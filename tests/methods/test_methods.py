@@ -127,7 +127,7 @@ def test_gradients_reach_the_student_and_nothing_else(method: str) -> None:
     assert all(parameter.grad is None for parameter in source.parameters())
     inner = {id(module) for module in objective.modules()}
     assert not any(id(module) in inner for module in source.modules())
-    for name, parameter in objective.student.named_parameters():
+    for name, parameter in objective.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
     reached = objective.student.backbone.parameters()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in reached)

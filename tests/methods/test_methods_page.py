@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sfkt_cli import losses
 from sfkt_cli.methods import METHODS
@@ -30,6 +31,17 @@ def test_every_equation_is_there() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_its_section(method: str) -> None:
     assert f"\n### {method}\n" in TEXT
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_named_where_it_is_chosen(method: str) -> None:
+    meaning = section_fields()["transfer.method"].description
+    assert method in re.findall(r"[\w+-]+", meaning)
+
+
+def test_the_demo_benchmark_has_every_method() -> None:
+    demo = Path(__file__).parents[2] / "sample_configs" / "benchmark-demo.yaml"
+    assert set(METHODS) <= set(yaml.safe_load(demo.read_text(encoding="utf-8"))["methods"])
 
 
 @pytest.mark.parametrize("name", TRANSLATORS)
