@@ -30,10 +30,11 @@ def configuration() -> str:
         "",
         "Precedence: command-line flag > `--set section.field=value` > YAML file (`--config`) > "
         "what the run used before > default. `sfkt config init NAME > my.yaml` writes a commented "
-        "file, `sfkt config check my.yaml` finds all mistakes at once, `sfkt config show` prints "
-        "each value and where it came from. `sfkt config schema > sfkt.schema.json` writes a JSON "
-        "Schema; an editor checks and completes while you type where the file begins with "
-        "`# yaml-language-server: $schema=sfkt.schema.json`.",
+        "file, `sfkt config check my.yaml` finds all mistakes at once, and `sfkt config show` "
+        "prints each value and where it came from. "
+        "`sfkt config schema > sfkt.schema.json` writes a JSON Schema. If a YAML file begins "
+        "with `# yaml-language-server: $schema=sfkt.schema.json`, "
+        "many editors check and complete it while you type.",
         "",
         "## Top level",
         "",
@@ -55,10 +56,10 @@ def commands() -> str:
         "Written by `python docs/make_reference.py`; edit the texts in `sfkt_cli/cli.py`.",
         "",
         "Exit codes: 0 done, 1 an error that you can mend (one message says how), 2 wrong usage, "
-        "75 stopped by a signal with the state saved: the same command goes on from there.",
+        "75 stopped by a signal with the state saved: the same command continues from there.",
         "",
-        "`sfkt --install-completion` teaches the shell commands, options, data sets, methods and "
-        "the names of settings.",
+        "After `sfkt --install-completion`, your shell completes commands, options, data sets, "
+        "methods and the names of settings.",
     ]
     group: Any = get_command(app)
     for name in sorted(group.commands):

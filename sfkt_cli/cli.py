@@ -124,11 +124,11 @@ def prepare(
     name: DatasetName = None,
     root: Root = None,
     download: Annotated[
-        bool, typer.Option("--download", help="Fetch the archive to where --root says, first.")
+        bool, typer.Option("--download", help="First download the archive into the folder --root.")
     ] = False,
     accept_licence: Annotated[
         bool,
-        typer.Option("--accept-licence", help="The data set's licence is accepted: do not ask."),
+        typer.Option("--accept-licence", help="Accept the data set's licence without being asked."),
     ] = False,
     source_sensor: Sensor = None,
     target_sensor: Sensor = None,
@@ -159,7 +159,7 @@ def source(options: Options) -> Result:
 @shared_options(*TRAINING)
 @_shared_by_processes
 def bridge(options: Options) -> Result:
-    """Train the translator, and write its source-like RGB images."""
+    """Train the translator and write the translated target images."""
     return _stage("bridge", options)
 
 
@@ -167,7 +167,7 @@ def bridge(options: Options) -> Result:
 @shared_options(*TRAINING)
 @_shared_by_processes
 def transfer(options: Options, method: Method = None) -> Result:
-    """Train the classifier for the target sensor, the student."""
+    """Train the student, the classifier for the target sensor."""
     return _stage("transfer", options.with_flags({"transfer.method": method}))
 
 
@@ -176,7 +176,10 @@ def transfer(options: Options, method: Method = None) -> Result:
 def evaluate(
     options: Options,
     report: Annotated[
-        Path | None, typer.Option(help="Also write the report here; the suffix says which kind.")
+        Path | None,
+        typer.Option(
+            help="Also write the report here; the suffix (md, html, json, tex) is its format."
+        ),
     ] = None,
 ) -> Result:
     """Measure every model of the run; write tables and pictures."""
@@ -190,7 +193,9 @@ def run(
     options: Options,
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[CONFIG.yaml]", help="Settings; without: the built-in demo."),
+        typer.Argument(
+            metavar="[CONFIG.yaml]", help="Settings; default: those of the built-in demo."
+        ),
     ] = None,
 ) -> Result:
     """Run every stage that is not finished, and print the table."""
@@ -209,13 +214,16 @@ def benchmark(
     options: Options,
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[CONFIG.yaml]", help="What to compare; without: a small demo."),
+        typer.Argument(metavar="[CONFIG.yaml]", help="What to compare; default: a small demo."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder to write; default: that of the file.")
+        Path | None, typer.Option(help="Folder to write; default: `output` in the file.")
     ] = None,
     processes: Annotated[
-        int, typer.Option(min=0, help="Stages at a time, each in a fresh process; 0: none.")
+        int,
+        typer.Option(
+            min=0, help="Stages that run at once, each in a new process; 0: all in this one."
+        ),
     ] = 1,
 ) -> Result:
     """Compare methods over seeds, data sets and settings.
@@ -234,7 +242,9 @@ def export(
     method: Method = None,
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", help="onnx, pt2 or safetensors; default: all that are possible."),
+        typer.Option(
+            "--format", help="onnx, pt2 or safetensors; default: all that can be written here."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder to write; default: <run>/export.")
@@ -243,13 +253,13 @@ def export(
         str | None,
         typer.Option(
             metavar="HEIGHTxWIDTH",
-            help="Size of the sensor's images; cropping and resizing go into the graph, too.",
+            help="Size of the sensor's images; the file then also crops and resizes.",
         ),
     ] = None,
     precision: Annotated[
         list[str] | None,
         typer.Option(
-            help="Precision of ONNX files: fp32 (the default), fp16 or int8; several are possible."
+            help="Precision of ONNX files: fp32 (default), fp16, int8; may be given several times."
         ),
     ] = None,
     input_type: Annotated[
@@ -260,7 +270,7 @@ def export(
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of images that the file takes at once; default: any."),
+        typer.Option(min=1, help="Number of images that the files take at once; default: any."),
     ] = None,
     benchmark: Annotated[
         bool,
@@ -308,15 +318,19 @@ def predict(
     method: Method = None,
     model: Annotated[
         Path | None,
-        typer.Option(help="Exported student, a folder or ONNX file, in place of a run's."),
+        typer.Option(help="Exported student (folder or ONNX file) to use instead of a run's."),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Classes to list for each image.")] = 1,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="Number of classes to list for each image.")
+    ] = 1,
     threshold: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Less probable classes, and doubted images, are unknown."),
+        typer.Option(
+            min=0, max=1, help="Call less probable classes, and images with a warning, unknown."
+        ),
     ] = 0.0,
     save_images: Annotated[
-        Path | None, typer.Option(help="Folder for each image with its class drawn below.")
+        Path | None, typer.Option(help="Folder in which to save each image with its class below.")
     ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Watch the folders for new images until Ctrl-C.")
@@ -357,7 +371,7 @@ def inspect(
         bool, typer.Option("--verify", help="Read every row and compare the checksums.")
     ] = False,
 ) -> Result:
-    """Show what a prepared file holds, and what looks wrong in it."""
+    """Show what a prepared file holds and what looks wrong in it."""
     from sfkt_cli.settings.resolve import find_run
     from sfkt_cli.stages.inspect import inspect
 
@@ -397,7 +411,7 @@ def config_show(options: Options) -> Result:
 def config_check(
     options: Options, file: Annotated[Path, typer.Argument(help="YAML file with settings.")]
 ) -> Result:
-    """Check a configuration file, and name all its problems at once."""
+    """Check a configuration file and name all its problems at once."""
     from sfkt_cli.pipeline import check_file
     from sfkt_cli.settings.resolve import one_line
 
@@ -440,7 +454,8 @@ app.add_typer(config_app, name="config")
 def doctor(
     options: Options,
     verify: Annotated[
-        Path | None, typer.Option(help="Run whose models and stores are read and compared.")
+        Path | None,
+        typer.Option(help="Run whose files are read and compared with their checksums."),
     ] = None,
 ) -> Result:
     """Say what this machine has, what is missing, and what helps."""

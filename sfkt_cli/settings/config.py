@@ -72,10 +72,10 @@ class ClassesConfig(Section):
     """Which classes are task-relevant (TR) and which only give pairs (TI); wildcards work."""
 
     tr: tuple[ClassName, ...] = ()
-    """Classes to recognise, in this order; empty: the data set's usual ones."""
+    """Classes to recognise, in this order; empty: the data set's usual classes."""
     ti: tuple[ClassName, ...] = ()
     """Classes whose pairs are task-irrelevant; empty: all others if classes.tr is given, else the
-    data set's usual ones."""
+    data set's usual classes."""
 
 
 class SplitConfig(Section):
@@ -83,11 +83,11 @@ class SplitConfig(Section):
 
     protocol: Literal["disjoint", "paper"] = "disjoint"
     """disjoint: source, target and test share no group. paper: source and target are the same
-    scenes and accuracy is taken on the target training images, as SOCKET and the paper do."""
+    scenes, and accuracy is measured on the target training images, as in SOCKET and the paper."""
     source: Fraction = 0.4
     """Share of the TR groups whose RGB images train the source model (disjoint)."""
     test: Fraction = 0.2
-    """Share of the TR groups held out for the test; the rest are the target images."""
+    """Share of the TR groups that are held out for the test; the rest are the target images."""
 
     @model_validator(mode="after")
     def _leaves_target_images(self) -> Self:
@@ -102,7 +102,7 @@ class PrepareConfig(Section):
     root: UserPath | None = None
     """Folder, zip file or .mat file of the archive (flag --root)."""
     workers: int = Field(0, ge=0, le=256)
-    """Processes that decode and resize; 0: one a core."""
+    """Number of processes that decode and resize; 0: one for each core."""
     fit: Literal["crop", "squash"] = "crop"
     """crop: keep the middle square. squash: keep everything, proportions change."""
     max_pixels: int = Field(100_000_000, ge=1)
@@ -124,11 +124,11 @@ class NyuDepthConfig(Section):
     depth: Literal["raw", "filled"] = "raw"
     """raw: sensor depth with its holes. filled: in-painted."""
     split: Literal["scene", "official"] = "scene"
-    """scene: dealt out by physical scene. official: the test images of splits.mat are held out."""
+    """scene: divided by physical scene. official: the test images of splits.mat are held out."""
 
 
 class SunRgbdConfig(Section):
-    """SUN RGB-D, one domain a sensor."""
+    """SUN RGB-D; each sensor is a domain."""
 
     source_sensor: Sensor = "kv1"
     """Its RGB images train the source model."""
@@ -166,9 +166,9 @@ class FoldersConfig(Section):
     unit: Literal["auto", "mm", "m", "raw"] = "auto"
     """Unit of stored depth values; auto: integers are millimetres and floats are metres."""
     scale: Positive | None = None
-    """Millimetres that 1 stands for in other depth values, such as 0.2 for TUM's 1/5000 m."""
+    """Millimetres that a stored 1 stands for, such as 0.2 for TUM's 1/5000 m."""
     missing: tuple[int | float, ...] = ()
-    """Depth values that stand for no reading besides 0, such as [65535]."""
+    """Depth values besides 0 that stand for no reading, such as [65535]."""
     registered: bool = True
     """False: the two images of a pair are not aligned; pixel losses are switched off."""
 
@@ -185,13 +185,13 @@ class TrainingConfig(Section):
     """Settings that source, bridge and transfer share."""
 
     min_steps: int = Field(40, ge=1, le=100_000)
-    """Smallest number of steps in an epoch; small data sets are passed several times."""
+    """Smallest number of steps in an epoch; an epoch passes over small data sets several times."""
     shift: float = Field(0.08, ge=0, le=0.5)
-    """Random shift of the crop, as a share of the image side; both images of a pair together."""
+    """Random shift of the crop, as a share of the image side; both images of a pair alike."""
     flip: bool = True
-    """Mirror images at random; both images of a pair together."""
+    """Mirror images at random; always both images of a pair."""
     ti_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the TI pairs that are trained on; the number of steps stays the same."""
+    """Share of the TI pairs that training uses; the number of steps stays the same."""
     shuffle_pairs: bool = False
     """A check for sceptics: in training, each TI image gets the partner of another pair."""
     select: Literal[
@@ -212,8 +212,8 @@ class TrainingConfig(Section):
     clip_norm: Positive | None = None
     """Largest norm of the gradient; null: no clipping."""
     warm_start: UserPath | None = None
-    """Folder of a finished run with fewer images: its source model is taken; bridge and transfer
-    go on from its translator and its student (--warm-start)."""
+    """Folder of a finished run with fewer images: source takes its source model; bridge and
+    transfer start from its translator and its student (--warm-start)."""
 
 
 class SourceConfig(Section):
@@ -226,30 +226,31 @@ class SourceConfig(Section):
     bottleneck: int = Field(256, ge=2, le=4096)
     """Size D of the features between backbone and head."""
     weights: Literal["none", "imagenet"] = "none"
-    """imagenet: start from published weights (downloaded by torchvision or timm; from an installed
-    package for efficientnet_lite0)."""
+    """imagenet: start from published weights (downloaded by torchvision or timm; those of
+    efficientnet_lite0 come with the extra sfkt[imagenet])."""
     checkpoint: UserPath | None = None
     """Your own classifier, instead of training one: .safetensors, a .pth state dict, .onnx, a
     folder written by sfkt. Other networks: `sfkt_cli.import_model` in Python."""
     mixture: tuple[UserPath, ...] = ()
     """Several source models instead of one: finished runs, or their source folders, all with the
-    classes of the data. Students learn how far to trust each (SOCKET, DECISION)."""
+    classes of the data. Students learn a weight for each (SOCKET, DECISION)."""
     classes: tuple[ClassName, ...] = ()
-    """Class names of the checkpoint in the order of its outputs; empty: those of the data."""
+    """Class names of the checkpoint, in the order of its outputs; empty: those of the data."""
     features: str = ""
-    """Name of the checkpoint's linear layer at whose input features are taken, such as fc; empty:
-    the last one."""
+    """Name of the checkpoint's linear layer whose input are the features, such as fc; empty: the
+    last linear layer."""
     mean: tuple[float, float, float] | None = None
-    """Mean of RGB in [0, 1] that the source model expects to be subtracted; null: that of the
-    published weights of the backbone. For a model that takes 0..255, divide mean and std by 255."""
+    """Mean of RGB in [0, 1] that is subtracted before the source model; null: that of the published
+    weights of the backbone. For a model that takes 0..255, divide mean and std by 255."""
     std: tuple[Positive, Positive, Positive] | None = None
-    """Standard deviation of RGB in [0, 1] that the source model expects; null: as for mean."""
+    """Standard deviation of RGB in [0, 1] that divides it after that; null: as for mean."""
     channel_order: Literal["rgb", "bgr"] = "rgb"
     """bgr: the checkpoint was trained on BGR images, as OpenCV reads them."""
     epochs: int = Field(25, ge=0, le=100_000)
     """Passes over the source images; 0 leaves random weights (a check for sceptics)."""
     learning_rate: Positive | None = None
-    """Rate of bottleneck and head at the start; null: 0.01 from published weights, else 0.05."""
+    """Learning rate of bottleneck and head at the start; null: 0.01 from published weights, else
+    0.05."""
     backbone_rate: Positive | None = None
     """Backbone's share of the learning rate; null: 0.1 from published weights, else 1."""
     weight_decay: Weight = 1e-3
@@ -284,7 +285,8 @@ class BridgeConfig(Section):
     """TGMB: the translator from target images to source-like RGB images."""
 
     translator: Literal["unet", "pointwise", "vqgan"] = "unet"
-    """pointwise is the paper's; vqgan: a vector-quantised autoencoder (section vqgan)."""
+    """pointwise: the paper's. unet: a U-Net beside it. vqgan: a vector-quantised autoencoder
+    (section vqgan)."""
     width: int | None = Field(None, ge=2, le=512)
     """Channels of the translator's first layer; null: 24 where the source model was brought along
     or began with published weights, else 16."""
@@ -293,8 +295,8 @@ class BridgeConfig(Section):
     learning_rate: Positive = 2e-3
     """Learning rate of Adam at the start."""
     keep_untouched: bool = True
-    """Keep the encoded images in place of the translated ones where target images of held-out TI
-    pairs find their RGB partners better without T, in the source model's features (ours)."""
+    """Use the encoded images in place of translated ones if target images of held-out TI pairs find
+    their RGB partners no better with the translator T, in the source model's features (ours)."""
     alpha_rec: Weight = 1.0
     """Weight of L_rec (paper: 1)."""
     rec_loss: Literal["mse", "l1", "ssim"] = "mse"
@@ -304,8 +306,8 @@ class BridgeConfig(Section):
     d_on: Literal["feature", "image"] = "feature"
     """What the discriminator of L_D sees: the source model's features, or translated images."""
     alpha_im: Weight = 0.15
-    """Weight of L_IM, information maximisation on TR (ours). It is divided by the number of times
-    that an epoch passes the target images, or a few images would be spread over all classes."""
+    """Weight of L_IM, information maximisation on TR (ours). It is divided by how often an epoch
+    passes over the target images; otherwise L_IM would spread a few images over all classes."""
     alpha_f: Weight = 0.3
     """Weight of the source-feature term on TI pairs (ours)."""
     alpha_p: Weight = 0.3
@@ -340,14 +342,14 @@ class TransferConfig(Section):
 
 
 class OptimiserConfig(Section):
-    """How a method trains its student; each method has its own published values."""
+    """How a method trains its student; the defaults are each method's published values."""
 
     learning_rate: Positive | None = 0.01
-    """Rate of the bottleneck at the start (SHOT, SOCKET: 0.01)."""
+    """Learning rate of the bottleneck at the start (SHOT, SOCKET: 0.01)."""
     backbone_rate: Positive | None = 0.1
     """Backbone's share of the learning rate (SHOT, SOCKET: 0.1)."""
     schedule: Literal["cosine", "inverse"] = "inverse"
-    """inverse: (1 + 10 p)^-0.75 (SHOT, SOCKET). cosine: warm-up, then down to 0."""
+    """inverse: (1 + 10 p)^-0.75, p the progress (SHOT, SOCKET). cosine: warm-up, then down to 0."""
 
     def rates(self, *, pretrained: bool) -> tuple[float, float]:
         """Learning rate, backbone's share of it; null: those that fit where training starts."""
@@ -364,41 +366,40 @@ class DistillConfig(OptimiserConfig):
     """Distillation from the bridge alone."""
 
     learning_rate: Positive | None = None
-    """Highest rate of the bottleneck; null: 0.01 where the source model was trained elsewhere or
+    """Highest learning rate of the bottleneck; null: 0.01 if the source model was brought along or
     began with published weights (SHOT, SOCKET), else 0.03 (ours)."""
     backbone_rate: Positive | None = None
-    """Backbone's share of the learning rate; null: 0.1 likewise, else 1."""
+    """Backbone's share of the learning rate; null: 0.1 in the same cases, else 1."""
     schedule: Literal["cosine", "inverse"] = "cosine"
-    """cosine: warm-up, then down to 0 (ours). inverse: (1 + 10 p)^-0.75."""
+    """cosine: warm-up, then down to 0 (ours). inverse: (1 + 10 p)^-0.75, p the progress."""
 
 
 class TgktConfig(DistillConfig):
-    """Weights of the terms of TGKT, and how far the bridge teaches."""
+    """Weights of the terms of TGKT, and how far it trusts the bridge."""
 
     beta_kl: Weight = 1.0
     """Weight of L_KL (paper: 1)."""
     trust: Literal["measured", "full"] = "measured"
-    """measured: L_KL and L_f are multiplied by how much better target images of TI pairs find their
-    RGB partners behind the bridge than without it; for L_KL, than in the student, too (ours). full:
-    by 1, as in the paper."""
+    """measured: L_KL and L_f are multiplied by a trust from 0 to 1: how much better target images
+    of TI pairs find their RGB partners with the bridge than without it; for L_KL also than with the
+    student (ours). full: the trust is 1, as in the paper."""
     beta_f: Weight = 0.3
     """Weight of L_f, feature matching on TI pairs (ours)."""
     beta_self: Weight = 0.3
     """Weight of L_self, pseudo-labels (SHOT, SOCKET: 0.3)."""
     self_from: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Share of the training after which there are pseudo-labels, where the bridge is fully trusted;
-    with less trust sooner, with none from the start (ours). Also when prior begins."""
+    """Share of the training after which pseudo-labels begin if the bridge is fully trusted; with
+    less trust they begin sooner, with none at the start (ours). The prior changes at this share."""
     beta_im: Weight = 1.0
     """Weight of L_IM on the student (ours; SHOT: 1)."""
     prior: Literal["measured", "equal"] = "measured"
-    """How frequent L_IM takes the classes for. measured: all alike until self_from, then as
-    frequent as the student predicted them in the epoch before (ours). equal: all alike, as in
-    SHOT."""
+    """Class frequencies that L_IM pulls towards. measured: equal ones until self_from, then the
+    mean of equal ones and those that the student predicts before each epoch (ours). equal: equal
+    ones, as in SHOT."""
     train_head: bool = False
-    """Train the head, too. Off: it stays as the source model has it, as in SHOT (ours)."""
+    """Train the head, too. false: it stays that of the source model, as in SHOT (ours)."""
     keep_untouched: bool = True
-    """Keep the source model's weights where the verdict without labels is that the student is worse
-    (ours)."""
+    """Keep the source model's weights if the verdict without labels is "worse" (ours)."""
 
 
 class ShotConfig(OptimiserConfig):
@@ -422,28 +423,28 @@ class SocketConfig(OptimiserConfig):
     beta_f: Weight = 0.5
     """Weight of the TI features (SOCKET: 0.5)."""
     bn_gate: bool = False
-    """Multiply the BatchNorm term by sigmoid(w), w learned from 1 on, as SOCKET's released code
-    does: the gate closes itself. false: as published."""
+    """Multiply the BatchNorm term by sigmoid(w), where w starts at 1 and is learned, as in SOCKET's
+    released code: the gate closes by itself. false: as in the paper."""
 
 
 class AadConfig(OptimiserConfig):
     """AaD (Yang et al., NeurIPS 2022)."""
 
     neighbours: int = Field(5, ge=1, le=1000)
-    """Nearest images in the feature bank that attract (AaD on VisDA-C: 5)."""
+    """Number of nearest images in the feature bank that attract (AaD on VisDA-C: 5)."""
     weight: Weight = 1.0
     """Weight of the dispersion at the start (AaD: 1)."""
     beta: Weight = 5.0
-    """How fast that weight decays: (1 + 10 p)^-beta, p the progress (AaD on VisDA-C: 5)."""
+    """How fast this weight decays: (1 + 10 p)^-beta, p the progress (AaD on VisDA-C: 5)."""
 
 
 class NrcConfig(OptimiserConfig):
     """NRC (Yang et al., NeurIPS 2021)."""
 
     neighbours: int = Field(5, ge=1, le=1000)
-    """Nearest images in the feature bank, k (NRC on VisDA-C: 5)."""
+    """Number of nearest images in the feature bank, k (NRC on VisDA-C: 5)."""
     wider: int = Field(5, ge=1, le=1000)
-    """Nearest images of each of those, m (NRC on VisDA-C: 5)."""
+    """Number of nearest images of each of these, m (NRC on VisDA-C: 5)."""
     affinity: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Trust in neighbours that are not reciprocal, r (NRC: 0.1)."""
 
@@ -457,25 +458,25 @@ def _batch_size(value: Any, validate: Callable[[Any], Any]) -> Any:
 
 
 class RuntimeConfig(Section):
-    """The machine; only ``batch_size`` and the number of processes change what is computed.
+    """How the machine is used; only the batch size and the number of processes change results.
 
-    Each process has batch statistics of its own, unless ``sync_batchnorm`` is set. The other
-    settings change rounding at most.
+    Each process has its own batch statistics, unless ``sync_batchnorm`` is set. The other settings
+    change rounding at most.
     """
 
     gpus: int | None = Field(None, ge=0)
     """0: CPU; null: every GPU of the machine, or the CPU where there is none (flag --gpus)."""
     processes: int = Field(1, ge=1, le=256)
-    """Processes on the CPU, where no GPU is used; with GPUs there is one for each."""
+    """Number of processes on the CPU; with GPUs there is one for each GPU."""
     timeout_seconds: float = Field(60.0, ge=5, le=86_400)
     """Seconds that a process waits for the others before it gives up."""
     batch_size: Annotated[
         Literal["auto"] | Annotated[int, Field(ge=2, le=65_536)], WrapValidator(_batch_size)
     ] = USUAL_BATCH_SIZE
     """Images of each kind in a step, over all processes; auto: the largest power of two that fits
-    into memory, found once a stage and remembered (the oracle of evaluate then uses 64)."""
+    into memory, found once for each stage (the oracle of evaluate then uses 64)."""
     sync_batchnorm: bool = False
-    """Batch statistics over all processes instead of over each one's share; GPUs only."""
+    """Compute batch statistics over all processes instead of in each; GPUs only."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on GPUs that have it and on CPUs with matrix units (AMX), else fp32; on CPUs,
     networks with depthwise convolutions are trained in fp32."""
@@ -484,7 +485,7 @@ class RuntimeConfig(Section):
     deterministic: bool = False
     """Use torch's deterministic algorithms."""
     checkpoint_seconds: float = Field(60.0, ge=0)
-    """Write a resumable state at most this often."""
+    """Seconds between two resumable states, at least."""
     tensorboard: bool = False
     """Also write each epoch for TensorBoard, below the stage's folder (extra sfkt[tensorboard])."""
 
@@ -493,19 +494,19 @@ class EvaluateConfig(Section):
     """What evaluate measures."""
 
     oracle: bool = True
-    """Train the bound that sees target labels."""
+    """Train the oracle, an upper bound that sees target labels."""
     bootstrap: int = Field(2000, ge=0, le=1_000_000)
-    """Resamplings for the 95 % intervals."""
+    """Number of bootstrap resamplings for the 95 % intervals."""
     pictures: bool = True
-    """Draw galleries, confusion, reliability, features and curves; `sfkt benchmark` does not."""
+    """Draw galleries, confusion, reliability, features and curves (never in `sfkt benchmark`)."""
 
 
 class Config(Section):
     """All settings of a run."""
 
     seed: int = Field(0, ge=0, le=2**31 - 1)
-    """Fixes the division of the data, their order, augmentation and initialisation; with synthetic
-    data also the scenes."""
+    """Fixes the split of the data, their order, augmentation and initialisation; for synthetic data
+    also the scenes."""
     dataset: DatasetName = "synthetic"
     """Set by `sfkt prepare NAME`."""
     image_size: int = Field(48, ge=16, le=1024)
@@ -581,7 +582,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"configuration file {path} is no valid YAML: {error}") from None
+        raise ConfigError(f"configuration file {path} is not valid YAML: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -602,7 +603,9 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         try:
             value = yaml.safe_load(text) if text.strip() else text.strip()
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(f"--set {assignment!r}: the value is no YAML: {error}") from None
+            raise ConfigError(
+                f"--set {assignment!r}: the value is not valid YAML: {error}"
+            ) from None
         values.append(nest(name.strip(), value))
     return merge(*values)
 
@@ -646,7 +649,7 @@ def build(*layers: Mapping[str, Any]) -> Config:
 
 
 def problems_of(values: Mapping[str, Any]) -> list[str]:
-    """All that is wrong with nested settings, with the nearest right names."""
+    """All problems of nested settings, with the nearest valid names."""
     try:
         Config.model_validate(nested(values))
     except ValidationError as error:

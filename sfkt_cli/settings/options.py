@@ -40,7 +40,9 @@ def complete_setting(begun: str) -> list[str]:
 SHARED = {
     "run": Annotated[
         Path | None,
-        typer.Option(help="Run folder; default: runs/<data set>, then the one used last."),
+        typer.Option(
+            help="Run folder; default: the one used last, for prepare and run runs/<data set>."
+        ),
     ],
     "config": Annotated[Path | None, typer.Option(help="YAML file with settings.")],
     "assignments": Annotated[
@@ -54,14 +56,15 @@ SHARED = {
     ],
     "gpus": Annotated[
         int | None,
-        typer.Option(min=0, help="GPUs to use; 0: the CPU; default: all that there are."),
+        typer.Option(min=0, help="Number of GPUs; 0: the CPU; default: all of this machine."),
     ],
     "seed": Annotated[
-        int | None, typer.Option(min=0, help="Fixes order, augmentation, initialisation.")
+        int | None,
+        typer.Option(min=0, help="Seed of the split, order, augmentation and initialisation."),
     ],
     "warm_start": Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Finished run whose models this one goes on from."),
+        typer.Option(metavar="RUN", help="Finished run from whose models this one starts."),
     ],
     "force": Annotated[
         bool, typer.Option("--force", help="Delete what this stage wrote and start it anew.")
