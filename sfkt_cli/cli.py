@@ -496,7 +496,9 @@ def main() -> None:
 
 def _stop(number: signal.Signals) -> None:
     """End what runs, in an orderly way: temporary files and child processes go."""
-    raise Interrupted(f"stopped by {number.name}: the same command goes on from what is finished")
+    raise Interrupted(
+        f"stopped by {number.name}: the same command continues after what is finished"
+    )
 
 
 def explain(error: BaseException) -> tuple[str | None, int]:
@@ -515,5 +517,5 @@ def explain(error: BaseException) -> tuple[str | None, int]:
             return f"{name}: {error.strerror}", 1
     torch = sys.modules.get("torch")  # only asked where it is loaded already
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return "the memory of the GPU is full: set runtime.batch_size lower", 1
+        return "the memory of the GPU is full: lower runtime.batch_size", 1
     return None, 1

@@ -223,8 +223,8 @@ def _take_part(job: Job, number: int) -> None:
             raise
         why = str(error).strip().partition("\n")[0][:200]
         raise RunError(
-            f"process {rank} lost the others ({why}): see their messages; the same command goes on "
-            "from the last saved state"
+            f"process {rank} lost the others ({why}): see their messages; the same command "
+            "continues from the last saved state"
         ) from error
     if stop is not None:
         _leave()
@@ -297,8 +297,8 @@ def _meet() -> Store:
     except (distributed.DistError, ValueError) as error:
         variables = " ".join(f"{name}={value}" for name, value in world.items())
         raise RunError(
-            f"the other processes did not come ({variables}): start all with torchrun or srun; "
-            "if you want one process only, unset these variables"
+            f"the other processes did not start ({variables}): start all with torchrun or srun; "
+            "if you want only one process, unset these variables"
         ) from error
     return PrefixStore("sfkt", store)
 
@@ -311,7 +311,7 @@ def _hear(key: str) -> str:
             time.sleep(0.1)
         return bytes(store.get(key)).decode()
     except (RuntimeError, OSError):
-        raise RunError("process 0 ended without a word: see its message") from None
+        raise RunError("process 0 ended early: see its message") from None
 
 
 def _leave() -> None:

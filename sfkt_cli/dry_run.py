@@ -72,7 +72,7 @@ def _try(stage: str, settings: Settings) -> dict[str, Any]:
 
 def _later(stage: str, before: str) -> dict[str, Any]:
     """Say that a stage cannot be tried yet."""
-    say(f"{stage}: comes after {before}, which is not done: there is nothing to try it on")
+    say(f"{stage}: needs {before}, which is not done yet, so it cannot be tried")
     event("plan", stage=stage, after=before)
     return {"stage": stage, "after": before}
 
@@ -96,7 +96,7 @@ def _try_training(stage: str, name: str, config: Config, run: Run) -> dict[str, 
             return {"stage": name, "done": True}
         # A source model that is brought along was read, and is not trained.
         brought, mixture = config.source.checkpoint, config.source.mixture
-        does = f"takes the model of {brought} and looks at what it says"
+        does = f"imports the model of {brought} and tries it on RGB images"
         if mixture:
             does = f"puts the models of {', '.join(map(str, mixture))} side by side"
         sizes = {str(brought): brought.stat().st_size} if brought and brought.is_file() else {}
@@ -110,7 +110,7 @@ def _try_training(stage: str, name: str, config: Config, run: Run) -> dict[str, 
         writes[f"{pictures:,} images"] = 2 * pictures * side**2
     shared = f"tried in one process; {count} {'GPUs' if gpus else 'processes'} share each batch"
     scaled = "a step with all images would take long here: time and memory are scaled up"
-    begun = "an unfinished training is there: it continues, and takes less"
+    begun = "there is an unfinished training: it continues, and takes less time"
     unfinished = run.path(name, "begun.json").is_file() and not run.force
     notes = [shared] * (count > 1) + [scaled] * trial.scaled + [begun] * unfinished
     does = (

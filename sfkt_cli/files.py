@@ -81,8 +81,8 @@ def locking(path: Path, busy: str) -> Iterator[None]:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
             raise
         raise RunError(
-            f"{path} cannot be locked ({error.strerror}): this file system knows no locks; mount "
-            "it with them, or choose a folder on a local disk"
+            f"{path} cannot be locked ({error.strerror}): this file system has no locks; mount "
+            "it with locks, or choose a folder on a local disk"
         ) from None
     try:
         yield
@@ -173,7 +173,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _damaged(path: Path, why: object) -> DataError:

@@ -166,8 +166,8 @@ class ExportedStudent:
         """Classify images that :meth:`read` gave."""
         if list(images[0].shape[:2]) != self._size:  # frames of a video come in the prepared size
             raise DataError(
-                f"images of {' x '.join(map(str, images[0].shape[:2]))} pixels come here, and the "
-                "model takes other ones: for videos export it without --input-size"
+                f"the model does not take images of {' x '.join(map(str, images[0].shape[:2]))} "
+                "pixels: for videos export it without --input-size"
             )
         size = self._batch if isinstance(self._batch, int) else len(images)
         probabilities: list[list[float]] = []

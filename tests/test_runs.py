@@ -398,7 +398,7 @@ def test_settings_of_a_start_that_failed_are_forgotten_by_force_and_later_stages
     assert build(run.remembered("bridge")).bridge.epochs == 5, "the same command goes on"
     assert run.remembered("transfer/shot") == {}
     assert Run(tmp_path, force=True).remembered("bridge") == {}
-    assert "starts anew without its unfinished start's settings" in capsys.readouterr().err
+    assert "starts anew and forgets the settings of its unfinished start" in capsys.readouterr().err
 
 
 def test_every_setting_of_a_stage_exists() -> None:
@@ -464,7 +464,7 @@ def test_a_run_that_is_moved_while_a_stage_works_does_not_come_back(
     tmp_path: Path, write: Callable[[Stage], None]
 ) -> None:
     run = Run(tmp_path / "run")
-    moved = pytest.raises(RunError, match=r"run/bridge was moved or deleted while it was at work")
+    moved = pytest.raises(RunError, match=r"run/bridge was moved or deleted while the stage worked")
     with moved, run.open("bridge", settings(), INPUTS) as stage:
         assert stage is not None
         run.folder.rename(tmp_path / "elsewhere")

@@ -149,7 +149,7 @@ def read_plan(path: Path | None) -> BenchmarkPlan:
     except ValidationError as error:
         models = (BenchmarkPlan, DatasetPlan, VariantPlan, SweepPlan)
         keys = sorted({name for model in models for name in model.model_fields})
-        problems = explained(error, keys, f"choose of {', '.join(keys)}")
+        problems = explained(error, keys, f"choose from {', '.join(keys)}")
         raise ConfigError(f"benchmark file {path}:\n" + "\n".join(problems)) from None
 
 
@@ -172,7 +172,9 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
     for seed, dataset, variant in product(plan.seeds, datasets, variants):
         rows = variant.methods or plan.methods
         for row in [row for row in rows if row not in possible]:
-            problem = f"{variant.name}: method {row!r} is unknown: choose of {', '.join(possible)}"
+            problem = (
+                f"{variant.name}: method {row!r} is unknown: choose from {', '.join(possible)}"
+            )
             problems[problem] = None
         extra = {"seed": seed, "evaluate": {"oracle": "oracle" in rows}}
         layers = (plan.settings, dataset.settings, variant.settings)
@@ -261,10 +263,10 @@ def _decided(settings: Mapping[str, Any]) -> list[str]:
     """Settings that the plan decides, and how."""
     problems = []
     if "seed" in settings:
-        problems.append(f"seed = {settings['seed']}: a benchmark runs the seeds of `seeds: [...]`")
+        problems.append(f"seed = {settings['seed']}: name the seeds in `seeds: [...]` instead")
     if pick(settings, "evaluate.oracle") is not None:
         problems.append(
-            "evaluate.oracle: a benchmark trains it where `oracle` is among the methods"
+            "evaluate.oracle: add `oracle` to the methods instead, or leave it out of them"
         )
     return problems
 

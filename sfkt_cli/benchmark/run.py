@@ -38,7 +38,7 @@ LEVELS = ("prepare", "source", "bridge", "transfer", "evaluate")
 """The stages in their order, without the method."""
 _READ_OUTSIDE = ("prepare", "source")
 """Stages that read what may change while the settings stay: an archive, a model brought along."""
-_KILLED = "its process was killed, perhaps for want of memory: fewer --processes need less"
+_KILLED = "its process was killed, perhaps because memory ran out: use fewer --processes"
 POLL_S = 1.0  # how often a command looks again for stages that others have claimed
 
 
@@ -132,7 +132,7 @@ def check_inputs(cells: Iterable[Cell], output: Path) -> None:
         raise DataError(
             "nothing was run, because some inputs are missing:\n"
             + "\n".join(lines)
-            + "\nset prepare.root below the data set's `settings`, or take it out of `datasets`"
+            + "\nset prepare.root in the data set's `settings`, or remove it from `datasets`"
         )
 
 
@@ -172,7 +172,9 @@ def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> 
     if seconds or room:
         lines.append(f"  in all about {duration(seconds)} of one process and {room / 1e6:,.0f} MB")
     if unknown:
-        lines.append(f"  without {', '.join(sorted(unknown))}: known once one of each is done here")
+        lines.append(
+            f"  not counted: {', '.join(sorted(unknown))} (known once one of each is done here)"
+        )
     say("\n".join(lines))
     check_inputs(cells, output)
     return {

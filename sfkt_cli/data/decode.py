@@ -106,7 +106,7 @@ def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:
         if content.startswith(b"\x89PNG"):
             raise DataError(f"{name} is damaged or cut off: {_short(error)}") from None
         raise DataError(
-            f"{name} is no image that can be read: {_short(error)}; convert it: {READABLE} are read"
+            f"{name} cannot be read as an image: {_short(error)}; convert it: {READABLE} are read"
         ) from None
     _check_size(name, image.width, image.height, max_pixels)
     if image.format == "PNG":  # loading compares no checksums of pixels; a flipped bit would pass
@@ -130,7 +130,9 @@ def _check_bits(image: Image.Image, name: str) -> None:
     """Refuse what Pillow would read in part or stretch without a word."""
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format in ("PNG", "WEBP"):  # a photograph may hold a preview of itself
-        raise DataError(f"{name} holds {frames} pictures, expected one: save the one that counts")
+        raise DataError(
+            f"{name} holds {frames} pictures, expected one: save only the one that you need"
+        )
     layout = "".join(str(tile[3]) for tile in getattr(image, "tile", ())[:1])
     if image.mode != "I;16" and ";16" in layout:
         raise DataError(
@@ -195,7 +197,7 @@ def _decode_tiff(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
             if not alike or len(channels) > 1:
                 raise DataError(
                     f"{name} holds {max(pages, len(series))} pages, shape {series.shape}: expected "
-                    "one, or 2 to 4 equal ones of one channel each; save the one that counts alone"
+                    "one, or 2 to 4 equal ones of one channel each; save only the one that you need"
                 )
             _check_size(name, sides["X"], sides["Y"], max_pixels)
             _check_channels(name, [sides[axis] for axis in channels])
@@ -264,7 +266,7 @@ def _decode_pnm(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
     except ValueError as error:
         raise DataError(f"{name} is damaged or cut off: {_short(error)}") from None
     if rest.strip():
-        raise DataError(f"{name} holds more than one picture: save the one that counts alone")
+        raise DataError(f"{name} holds more than one picture: save only the one you need")
     if not 0 <= samples.min() <= samples.max() <= maxval:
         raise DataError(f"{name} is damaged: samples up to {samples.max()}, maxval is {maxval}")
     return values.astype(dtype.newbyteorder("="))
@@ -284,7 +286,7 @@ def _decode_npy(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
     except DataError:
         raise
     except Exception as error:  # a damaged header is evaluated by numpy and fails in many ways
-        raise DataError(f"{name} is no NumPy file that can be read: {_short(error)}") from None
+        raise DataError(f"{name} cannot be read as a NumPy file: {_short(error)}") from None
     return values
 
 

@@ -195,6 +195,6 @@ def _check(file: RemoteFile, part: Path) -> None:
     if actual != expected:
         part.unlink()
         raise DataError(
-            f"{file.url}: {kind} is {actual}, expected {expected}: what came was damaged or is "
+            f"{file.url}: {kind} is {actual}, expected {expected}: the download is damaged or "
             "another file, and was deleted; run the same command again"
         )

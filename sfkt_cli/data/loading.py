@@ -134,7 +134,7 @@ class TargetValues:
         wrong_type = self.dtype and stored.dtype.name != self.dtype
         if wrong_type or (self.channels and channels != self.channels):
             raise DataError(
-                f"{name} holds {describe_values(stored)}, the first target image "
+                f"{name} holds {describe_values(stored)}, but the first target image has "
                 f"{self.channels} of {self.dtype}: all must be alike"
             )
         return stored

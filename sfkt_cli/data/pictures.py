@@ -168,7 +168,7 @@ class Alignment:
         elif self.standard_errors < CLEAR:
             messages.append(
                 "the images of a pair do not look registered: see the contact sheet; "
-                "folders.registered=false declares it"
+                "if they are not, set folders.registered=false"
             )
         return messages
 

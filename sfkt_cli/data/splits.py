@@ -156,9 +156,9 @@ def left_out(
     """
     used = {record.id for records_of_part in parts.values() for record in records_of_part}
     unused = (
-        "images for the test alone, which split.protocol=paper has not"
+        "images for the test alone (split.protocol=paper has no test)"
         if split.protocol == "paper"
-        else "images of groups that went whole to a part which cannot use them"
+        else "images whose group is in a part that cannot use them"
     )
     reasons: Counter[str] = Counter()
     for record in records:

@@ -95,7 +95,7 @@ def worst_errors(evaluation: Evaluation, folder: Path) -> Section | None:
     wrong = np.flatnonzero(~evaluation.right(main, split))
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:COLUMNS]
     legend = _draw_tr(evaluation, split, split.rows[worst], folder / "errors.png")
-    caption = f"The surest wrong predictions of {main} on the {split.name} split: {legend}"
+    caption = f"The most confident wrong predictions of {main} on the {split.name} split: {legend}"
     return Section("Worst errors", picture="errors.png", caption=caption)
 
 

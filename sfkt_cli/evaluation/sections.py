@@ -123,7 +123,7 @@ def made(evaluation: Evaluation, run: Run) -> str:
 
 def facts(evaluation: Evaluation, run: Run, rows: Sequence[Row]) -> tuple[str, ...]:
     """What a reader should know first."""
-    on_rgb = "not known, there are no labelled RGB partners of test images"
+    on_rgb = "not known, because no labelled test image has an RGB partner"
     for row in (row for row in rows if row.method == "source-rgb"):
         share = f"{percent(row.accuracy)} % ({interval(row.accuracy_ci95)})"
         on_rgb = f"{share} of n = {row.n:,} held-out images"
@@ -212,8 +212,8 @@ def differences(evaluation: Evaluation) -> Section | None:
         f"{named(main)} against the others",
         (
             "Difference of accuracies on the same images, in points; paired bootstrap over the "
-            "images. These are models of one seed: how far training scatters is not in the "
-            "interval, sfkt benchmark measures it.",
+            "images. The models have one seed: the interval does not include the scatter of "
+            "training, which sfkt benchmark measures.",
         ),
         ("against", "split", "points ↑", "95 % interval"),
         tuple(cells),
@@ -322,7 +322,7 @@ def epoch_choice(run: Run, target: Split | None, stages: Sequence[str]) -> Secti
         (
             "Accuracy on the unlabelled target images after the epoch that was kept and after the "
             "best one, and Spearman's correlation of each label-free score with it over the "
-            "epochs. Looked at afterwards; nothing was chosen by it.",
+            "epochs. This was computed afterwards; nothing was chosen by it.",
         ),
         ("stage", "kept", "its accuracy %", "best %", "lost", *SELECTORS),
         tuple(cells),
@@ -408,8 +408,8 @@ def reliability(evaluation: Evaluation, folder: Path) -> Section | None:
     figures.draw_reliability(folder / "reliability.png", panels)
     caption = (
         f"Accuracy over confidence on the {split.name} split, 15 bins, and the images in each; "
-        f"bins of fewer than {figures.FEWEST} images are left out above; below the dotted line: "
-        "surer than right."
+        f"bins of fewer than {figures.FEWEST} images are left out above; below the dotted line "
+        "the model is too sure."
     )
     return Section("Reliability", picture="reliability.png", caption=caption)
 
@@ -423,7 +423,7 @@ def feature_map(evaluation: Evaluation, folder: Path) -> Section | None:
     for title, sets in panels.items():
         projected[title], explained[title] = figures.two_axes(sets)
     figures.draw_embedding(folder / "features.png", projected, explained)
-    caption = "Features on their two main axes (PCA), each panel by itself."
+    caption = "Features on their two main axes (PCA). Each panel has its own axes."
     return Section("Features", picture="features.png", caption=caption)
 
 

@@ -200,7 +200,7 @@ def normalisation_of(settings: SourceConfig) -> Normalisation:
     if settings.mean and settings.std:
         return Normalisation(settings.mean, settings.std, "source.mean and source.std")
     published = _beside(settings.checkpoint) or _published(settings.backbone)
-    mean, std, origin = published or (*IMAGENET, "the usual one, of ImageNet")
+    mean, std, origin = published or (*IMAGENET, "the usual values of ImageNet")
     if settings.mean or settings.std:
         origin = "source.mean and source.std"
     return Normalisation(settings.mean or mean, settings.std or std, origin)

@@ -112,7 +112,7 @@ def _from_onnx(config: Config, path: Path, size: int) -> Imported:
     model = Classifier(**architecture)
     model.backbone.load_state_dict(read.network.state_dict())
     model.head.load_state_dict({"weight": read.weight, "bias": read.bias})
-    operations = f"{path} gives what it gives in onnxruntime; {len(read.graph['nodes'])} operations"
+    operations = f"{path} gives the same as in onnxruntime; {len(read.graph['nodes'])} operations"
     return Imported(model, architecture, [], (operations, remark))
 
 
@@ -165,7 +165,7 @@ def _named_as(
         return state
     for prefix in (name.removesuffix(key) for name in state if name.endswith(f".{key}")):
         if all(f"{prefix}{name}" in state for name in wanted):
-            remarks.append(f"names of the weights begin with {prefix!r}, which is taken off")
+            remarks.append(f"names of the weights begin with {prefix!r}, which is removed")
             return {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 
@@ -198,7 +198,7 @@ def _without_the_rest(
     if not rest or not wanted <= own:
         return state
     more = f" and {len(rest) - 6} more" if len(rest) > 6 else ""
-    remarks.append(f"left out of {path}, not of {backbone}: {', '.join(rest[:6])}{more}")
+    remarks.append(f"not taken from {path}, no part of {backbone}: {', '.join(rest[:6])}{more}")
     return {name: state[name] for name in own}
 
 
@@ -310,7 +310,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         tensors = _unwrap(path, _read_torch(path))
     else:
         raise DataError(
-            f"{path} is no file of weights: expected .safetensors, or a state dict in "
+            f"{path} is not a file of weights: expected .safetensors, or a state dict in "
             + ", ".join(STATE_DICT_SUFFIXES)
         )
     for name, value in tensors.items():

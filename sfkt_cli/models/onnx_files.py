@@ -151,9 +151,9 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
     gap = float((ours - theirs).abs().max())
     if not gap <= LARGEST_DIFFERENCE * max(1.0, float(theirs.abs().max())):
         raise DataError(
-            f"{path} was not taken: its outputs differ by {gap:.2g} from those in onnxruntime. "
-            "Does it branch on what is in the images? Otherwise bring the weights of the network "
-            f"that it was exported from: {SAVE_WEIGHTS}"
+            f"{path} was not imported: its outputs differ by {gap:.2g} from those in onnxruntime. "
+            "Does it branch on the content of the images? Otherwise bring the weights of the "
+            f"network that it was exported from: {SAVE_WEIGHTS}"
         )
     return OnnxModel(kept, network, weight, bias)
 

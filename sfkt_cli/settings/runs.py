@@ -276,7 +276,9 @@ class Run:
             path, anew = self.path(above, "config.yaml"), self.force and above == stage
             if path.is_file() and not self.path(above, "done.json").is_file():
                 if anew:
-                    console.warn(f"{stage} starts anew without its unfinished start's settings")
+                    console.warn(
+                        f"{stage} starts anew and forgets the settings of its unfinished start"
+                    )
                 if anew or above != stage:
                     continue
             try:
@@ -362,9 +364,9 @@ class Run:
                 except Exception as error:  # not an interruption, after which it goes on as it was
                     if not folder.is_dir():
                         raise RunError(
-                            f"{stage}: {folder} was moved or deleted while it was at work: where "
-                            "it is now, the same command with --run goes on from the last saved "
-                            "state"
+                            f"{stage}: {folder} was moved or deleted while the stage worked in "
+                            "it: the same command, with the new place as --run, continues from the "
+                            "last saved state"
                         ) from error
                     if not _has_begun(folder):
                         begun.unlink(missing_ok=True)

@@ -161,13 +161,13 @@ def bridge(config: Config, run: Run) -> None:
             f"bridge: epoch {fitted.best_epoch + 1}; the source model names the same class for "
             f"both images of {row['ti_agreement']:.0%} of the TI pairs, kappa "
             f"{row['ti_kappa']:.2f}. A target image is closer to its RGB partner than to "
-            f"{row['ti_rank']:.0%} of the others, without the translator to {untouched:.0%}"
+            f"{row['ti_rank']:.0%} of the others ({untouched:.0%} without the translator)"
         )
         if not trained:
             warn(
-                "behind the translator the source model sees no more in target images than without "
-                "it, so the encoded images are kept in its place; more TI pairs or more epochs may "
-                "help (bridge.keep_untouched=false keeps the translator)"
+                "the translator does not help the source model to see more in target images, so "
+                "the encoded images are used without it; more TI pairs or more epochs may help "
+                "(bridge.keep_untouched=false keeps the translator)"
             )
 
 

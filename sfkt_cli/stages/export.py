@@ -274,7 +274,7 @@ def check_formats(formats: Sequence[str], precisions: Sequence[str]) -> list[str
             + ("" if lowered else ", or choose --format pt2")
         )
     if lacking and not formats:
-        say("export: no ONNX files, for that pip install 'sfkt[onnx]'")
+        say("export: no ONNX files are written; they need pip install 'sfkt[onnx]'")
         return [name for name in FORMATS if name != "onnx"]
     return list(dict.fromkeys(formats or FORMATS))
 
@@ -282,7 +282,7 @@ def check_formats(formats: Sequence[str], precisions: Sequence[str]) -> list[str
 def _choose(option: str, chosen: Sequence[str], possible: Sequence[str]) -> None:
     unknown = [name for name in chosen if name not in possible]
     if unknown:
-        raise ConfigError(f"--{option} {unknown[0]}: choose of {', '.join(possible)}")
+        raise ConfigError(f"--{option} {unknown[0]}: choose from {', '.join(possible)}")
 
 
 def parse_size(text: str) -> tuple[int, int]:

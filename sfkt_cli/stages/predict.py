@@ -101,7 +101,7 @@ def predict(
     rows: deque[Row] = deque(maxlen=LAST if at_once else None)
     count = 0
     if endless:
-        say(f"predict: rows go to {output} as they come; Ctrl-C ends")
+        say(f"predict: rows are written to {output} as images come; Ctrl-C ends")
     try:
         with track("predict", total) as tracker:
             for batch in batches:
@@ -200,7 +200,7 @@ def watch(student: AnyStudent, folders: Sequence[str], broken: list[str]) -> Ite
     """
     for folder in folders:
         if not Path(folder).is_dir():
-            raise ConfigError(f"--follow watches folders, and {folder} is none")
+            raise ConfigError(f"--follow watches folders, but {folder} is not a folder")
     before: set[tuple[str, int, int]] = set()
     done: set[tuple[str, int, int]] = set()
     while True:

@@ -92,7 +92,7 @@ def make_plan(config: Config, archive: Archive) -> Plan:
     lost = left_out(archive.records, tr, ti, config.split, parts)
     if lost:
         counts = ", ".join(f"{count} {what}" for what, count in lost.items())
-        warn(f"{archive_root(config)}: left out, in no part: {counts}")
+        warn(f"{archive_root(config)}: left out of all parts: {counts}")
     return Plan(config, archive, parts, tuple(tr))
 
 
@@ -107,10 +107,10 @@ def cropped(plan: Plan) -> str:
     if lost < NOTABLE_CROP:
         return ""
     return (
-        f"of {width} x {height} pixels the middle square is kept: {lost:.0%} of the "
+        f"only the middle square of {width} x {height} pixels is kept: {lost:.0%} of the "
         f"{'width' if width > height else 'height'} is cut off; prepare.fit=squash keeps it all, "
-        f"with other proportions. `sfkt export --input-size {height}x{width}` does the same inside "
-        "the exported file"
+        f"with changed proportions. `sfkt export --input-size {height}x{width}` does the same "
+        "inside the exported file"
     )
 
 

@@ -62,8 +62,8 @@ def check_image_size(model: nn.Module, backbone: str, size: int) -> None:
         side = made_for.get("input_size", (3, 224, 224))[-1]
         raise ConfigError(
             f"source.backbone = {backbone!r} does not take images of {size} x {size} pixels "
-            f"({(str(error).splitlines() or [''])[0]}): image_size must be the network's own, "
-            f"prepare them anew with --set image_size={side}, or choose another backbone"
+            f"({(str(error).splitlines() or [''])[0]}): image_size must be the network's own: "
+            f"prepare the data anew with --set image_size={side}, or choose another backbone"
         ) from None
 
 
@@ -210,8 +210,8 @@ def _bring(config: Config, run: Run) -> None:
         if size < USUAL_SIZE and brought.architecture.get("backbone", "small") != "small":
             warn(
                 f"the model gets images of {size} x {size} pixels: if it was trained on larger "
-                "ones it sees much less in these; prepare them anew with --set image_size=N "
-                f"--force, N such as {USUAL_SIZE} or what it was trained with"
+                "ones, it recognises less in these; prepare the data anew with --set image_size=N "
+                f"--force, where N is {USUAL_SIZE} or the size that it was trained with"
             )
         for remark in brought.remarks:
             say(f"source: {remark}")

@@ -47,6 +47,6 @@ def load_states(folder: Path, device: torch.device, made_for: str) -> Iterator[d
                 raise ValueError("it belongs to other settings or inputs")
         except Exception as error:  # damaged archives raise almost anything, such as zlib.error
             first = str(error).partition("\n")[0]
-            warn(f"checkpoint {path} cannot be used ({first}): it is passed over")
+            warn(f"checkpoint {path} cannot be used ({first}): it is skipped")
         else:
             yield state

@@ -251,7 +251,7 @@ def _resume(
             objective.load_state_dict(fresh)
             optimizer.load_state_dict(momenta)
             first = str(error).partition("\n")[0]
-            warn(f"{plan.title}: a state of another version is passed over ({first})")
+            warn(f"{plan.title}: a state of another version is skipped ({first})")
         else:
             return state
     warn(f"{plan.title}: no state in {checkpoint} can be used, the training starts anew")

@@ -260,5 +260,5 @@ def load_epochs(folder: Path) -> NDArray[np.int16]:
     except Exception:  # damaged headers raise almost anything, such as tokenize.TokenError
         intact = False
     if not intact:
-        raise DataError(f"{path} is damaged: delete it, and the report lacks a table")
+        raise DataError(f"{path} is damaged: delete it; the report then lacks a table")
     return predicted

@@ -169,7 +169,7 @@ def collapse_warning(
 
 COLLAPSED = {
     "bridge": "if your images are more varied, no student can learn from it: record more TI pairs, "
-    "or such that look more like your target images, or train longer (bridge.epochs)",
+    "or pairs that look more like your target images, or train longer (bridge.epochs)",
     "transfer": "if your images are more varied, it has collapsed: do not ship it; record more TI "
     "pairs, train the bridge longer or try another --method",
     "evaluate": "if your images are more varied, it has collapsed: do not ship it",

@@ -114,7 +114,7 @@ def test_all_kinds_of_target_files_are_read(
     ("content", "name", "told"),
     [
         (b"", "x.png", "empty"),
-        (b"no image", "x.png", "no image that can be read: its content is of no known kind"),
+        (b"no image", "x.png", "cannot be read as an image: its content is of no known kind"),
         (encoded(DEPTH), "x.png", "are RGB and target swapped"),
         (tiff(np.zeros((8, 8, 3), np.uint16)), "x.tiff", "16 bits a channel"),
         (encoded(np.zeros((8, 8, 3), np.uint8))[:-20], "x.png", "damaged or cut off"),

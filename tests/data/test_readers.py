@@ -296,7 +296,7 @@ def test_folders_in_capitals_few_pairs_and_a_wide_image(
     assert open_store(run.transfer_store).classes == ["cup", "mug"]
     told = capsys.readouterr().err
     assert "has only 6 TI pairs" in told
-    assert "of 40 x 30 pixels the middle square is kept: 25% of the width is cut off" in told
+    assert "only the middle square of 40 x 30 pixels is kept: 25% of the width is cut off" in told
     prepare(settings("folders", tmp_path, prepare={"fit": "squash"}), Run(tmp_path / "whole"))
     assert "cut off" not in capsys.readouterr().err
 
@@ -365,7 +365,7 @@ def test_images_that_are_in_no_part_are_told(
         file.write("img/more.jpg,,,,\n")
     plan_of(settings("folders", root))
     told = " ".join(capsys.readouterr().err.split())
-    assert "left out, in no part: 1 RGB images without a label" in told
+    assert "left out of all parts: 1 RGB images without a label" in told
 
 
 def test_why_there_is_no_source_part_is_told(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_records_that_fit_no_part_are_counted_with_the_reason() -> None:
     parts = split_records(records, ["a"], ["i"], split, 0)
     used = sum(len(held) for held in parts.values())
     assert left_out(records, ["a"], ["i"], split, parts) == {
-        "images of groups that went whole to a part which cannot use them": 8 - used,
+        "images whose group is in a part that cannot use them": 8 - used,
         "RGB images without a label": 3,
         "target images of a TI class without a partner": 1,
     }
@@ -126,7 +126,7 @@ def test_records_that_fit_no_part_are_counted_with_the_reason() -> None:
     assert not left_out(records, "ab", "c", split, split_records(records, "ab", "c", split, 0))
     split = SplitConfig(protocol="paper")
     assert left_out(records, "ab", "c", split, split_records(records, "ab", "c", split, 0)) == {
-        "images for the test alone, which split.protocol=paper has not": 1
+        "images for the test alone (split.protocol=paper has no test)": 1
     }
 
 

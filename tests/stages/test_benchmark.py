@@ -329,7 +329,7 @@ def test_a_process_that_is_killed_takes_only_its_own_stage_with_it(tmp_path: Pat
 
     killer = threading.Thread(target=kill_the_first_that_trains)
     killer.start()
-    with pytest.raises(RunError, match="was killed, perhaps for want of memory"):
+    with pytest.raises(RunError, match="was killed, perhaps because memory ran out"):
         benchmark(plan, tmp_path, processes=1)
     killer.join()
     found = json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8"))

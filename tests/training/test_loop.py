@@ -437,7 +437,7 @@ def test_a_state_of_another_structure_gives_way_to_the_one_before(
     torch.save(held, state)
     resumed, _ = train(tmp_path / "parts")
     said = capsys.readouterr().err
-    assert "another version is passed over" in said
+    assert "another version is skipped" in said
     assert "goes on at epoch 2" in said
     assert same(whole.state_dict(), resumed.state_dict())
 
