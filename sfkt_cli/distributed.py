@@ -379,9 +379,9 @@ def _explain(failure: ProcessFailure, process: str) -> tuple[int, SfktError]:
     if failure.exitcode < 0:
         name = failure.signal_name()
         why = f"was killed ({name}; out of memory?)" if name == "SIGKILL" else f"crashed ({name})"
-        told = f"{process} {why}: the same command goes on from the last saved state"
+        report = f"{process} {why}: the same command goes on from the last saved state"
         # These two come from the agent, which ends the rest.
-        return 4 if name in ("SIGTERM", "SIGINT") else 0, RunError(told)
+        return 4 if name in ("SIGTERM", "SIGINT") else 0, RunError(report)
     message = failure.message
     raised = message["message"] if isinstance(message, dict) else str(message)
     name, colon, text = raised.partition(": ")
@@ -390,7 +390,7 @@ def _explain(failure: ProcessFailure, process: str) -> tuple[int, SfktError]:
     if kind in MENDABLE:
         return 3 if lost else 1, MENDABLE[kind](text)
     if kind == "OutOfMemoryError":
-        return 1, RunError("the memory of the GPU is full: set runtime.batch_size lower")
+        return 1, RunError("the memory of the GPU is full: lower runtime.batch_size")
     explained = RunError(f"{process} failed: {kind}: {text}")
     if "No space left on device" in text:
         explained = RunError(f"the disk is full: make room, and the same command goes on ({text})")

@@ -174,8 +174,8 @@ class ExportedStudent:
         for first in range(0, len(images), size):
             batch = np.stack(images[first : first + size])
             filled = np.resize(batch, (size, *batch.shape[1:])).astype(self._type)
-            (found,) = self._session.run(["probabilities"], {"images": filled})
-            probabilities += found[: len(batch)].tolist()
+            (rows,) = self._session.run(["probabilities"], {"images": filled})
+            probabilities += rows[: len(batch)].tolist()
         fitted = [self.sensor.to_size(image) for image in images]
         return rank(probabilities, self.classes, fitted, self._usual, self.sensor.missing)
 

@@ -147,19 +147,19 @@ def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> 
         DataError: Archives or models that cells need are missing.
     """
     cells = cells_of(plan, overrides)
-    wanted = [
+    all_tasks = [
         task
         for cell in [*trial_cells(cells), *cells]
         for task in tasks_of(cell, output, link=False)
     ]
-    tasks = {task.key: task for task in wanted}
+    tasks = {task.key: task for task in all_tasks}
     to_run = [task for task in tasks.values() if not _finished(task, output)]
     lines = [f"benchmark: dry run, nothing is written; {len(cells)} cells in {output}"]
     seconds, room, unknown = 0.0, 0, set[str]()
     for kind in dict.fromkeys(task.stage for task in sorted(tasks.values(), key=_level)):
         count = sum(task.stage == kind for task in tasks.values())
         left = sum(task.stage == kind for task in to_run)
-        shared = sum(task.stage == kind for task in wanted) - count
+        shared = sum(task.stage == kind for task in all_tasks) - count
         costs = [_cost(path) for path in _done_of(kind, output)]
         text = f"  {kind:24}{count:5} stages, {shared} shared, {count - left} done"
         if costs and left:

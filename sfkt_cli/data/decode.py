@@ -155,9 +155,9 @@ def _as_colour(samples: NDArray[Any], name: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(samples[:, :, :3]))
 
 
-def _no_colour(what: str, name: str, *, grey: bool) -> DataError:
+def _no_colour(layout: str, name: str, *, grey: bool) -> DataError:
     swapped = "; or are RGB and target swapped?" if grey else ""
-    return DataError(f"{name} has {what}, expected an RGB image: convert it to RGB{swapped}")
+    return DataError(f"{name} has {layout}, expected an RGB image: convert it to RGB{swapped}")
 
 
 def tell_unread(names: Iterable[str]) -> str:

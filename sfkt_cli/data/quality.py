@@ -45,9 +45,9 @@ def samples_of_plan(
 ) -> list[Sample]:
     """Samples as ``prepare`` knows them."""
     return [
-        Sample(part, record.id, record.group, record.label or "", what)
+        Sample(part, record.id, record.group, record.label or "", summary)
         for part in PARTS
-        for record, what in zip(parts[part], seen[part], strict=True)
+        for record, summary in zip(parts[part], seen[part], strict=True)
     ]
 
 
@@ -135,14 +135,16 @@ def duplicates(samples: Iterable[Sample]) -> list[str]:
 
 
 def _line(part: str, label: str, samples: Sequence[Sample]) -> Line:
-    seen = [sample.seen for sample in samples if "target" in sample.seen.hashes]
-    read = [what for what in seen if what.high > 0] or seen
+    summaries = [sample.seen for sample in samples if "target" in sample.seen.hashes]
+    read = [summary for summary in summaries if summary.high > 0] or summaries
     return Line(
         part=part,
         label=label,
         images=len(samples),
         groups=len({sample.group for sample in samples}),
-        low=min((what.low for what in read), default=None),
-        high=max((what.high for what in read), default=None),
-        missing=round(float(np.mean([what.missing for what in seen])), 6) if seen else 0.0,
+        low=min((summary.low for summary in read), default=None),
+        high=max((summary.high for summary in read), default=None),
+        missing=round(float(np.mean([summary.missing for summary in summaries])), 6)
+        if summaries
+        else 0.0,
     )

@@ -226,13 +226,13 @@ def _deal_class(
     """Give each group to the part that lacks most; the last ones fill parts that have none."""
     total = sum(sizes.values()) / max(sum(shares.values()), 1e-9)
     lacking = {part: share * total for part, share in shares.items()}
-    wanted = [part for part in ("target", "source", "test") if shares.get(part, 0) > 0]
-    if not wanted:
+    possible = [part for part in ("target", "source", "test") if shares.get(part, 0) > 0]
+    if not possible:
         return dict.fromkeys(order, next(iter(shares)))
     dealt: dict[str, str] = {}
     for left, group in zip(range(len(order), 0, -1), order, strict=True):
-        empty = [part for part in wanted if part not in dealt.values()]
-        choice = empty if empty and left <= len(empty) else wanted
+        empty = [part for part in possible if part not in dealt.values()]
+        choice = empty if empty and left <= len(empty) else possible
         part = max(choice, key=lambda name: lacking[name])
         dealt[group] = part
         lacking[part] -= sizes[group]

@@ -220,8 +220,10 @@ def open_store(path: Path) -> Store:
             "there, or run `sfkt prepare` again with --force"
         )
     names = ("digest", "dataset", "modality", "unit", "classes")
-    told: dict[str, Any] = {name: attrs[name] for name in names}
-    store = Store(path, attrs, columns, registered=bool(attrs.get("registered", True)), **told)
+    description: dict[str, Any] = {name: attrs[name] for name in names}
+    store = Store(
+        path, attrs, columns, registered=bool(attrs.get("registered", True)), **description
+    )
     store._check_ids()
     return store
 

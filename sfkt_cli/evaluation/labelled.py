@@ -56,8 +56,8 @@ def read_splits(transfer: Store, test: Store) -> list[Split]:
         ids = transfer.strings("target/id")
         rows, labels = _match(transfer, test, ids)
         archive, groups = test.names(), transfer.strings("target/group")
-        known = [archive.get(pair[0], pair) for pair in zip(ids, groups, strict=True)]
-        names, scenes = [name for name, _ in known], [scene for _, scene in known]
+        named = [archive.get(pair[0], pair) for pair in zip(ids, groups, strict=True)]
+        names, scenes = [name for name, _ in named], [scene for _, scene in named]
         images = transfer["target/target"]
         splits.append(Split("target", ids, names, images, None, rows, labels, scenes))
     if test.count("test"):

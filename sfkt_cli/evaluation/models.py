@@ -196,6 +196,6 @@ def _outdated(command: str, record: Mapping[str, Any], inputs: Mapping[str, str]
 
 def _costs(*records: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """Seconds of some stages together, where all of them tell, and their largest memory."""
-    known = all("seconds" in record for record in records)
+    complete = all("seconds" in record for record in records)
     memory = filter(None, (record.get("peak_memory_mb") for record in records))
-    return sum(r["seconds"] for r in records) if known else None, max(memory, default=None)
+    return sum(r["seconds"] for r in records) if complete else None, max(memory, default=None)

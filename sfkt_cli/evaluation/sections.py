@@ -337,7 +337,7 @@ def bridge_quality(evaluation: Evaluation, run: Run, folder: Path) -> Section | 
     few = spread(len(pairs.rgb), PICTURE_PAIRS)
     rgb = pairs.rgb[few] / 255.0
     translated = translate(models, pairs.target[few], evaluation.runtime)
-    pictures = (torch.from_numpy(shown).permute(0, 3, 1, 2) for shown in (translated, rgb))
+    pictures = (torch.from_numpy(images).permute(0, 3, 1, 2) for images in (translated, rgb))
     features = galleries.features_of(evaluation, "bridge-only", pairs.target)
     enough = len(features) > 1
     distance = scores.frechet_distance(features, pairs.features.numpy()) if enough else None
@@ -445,5 +445,5 @@ def curves(run: Run, folder: Path) -> Section | None:
 
 def shown_methods(evaluation: Evaluation) -> list[str]:
     """The methods in pictures of several panels."""
-    wanted = ("source-only", "bridge-only", evaluation.main_method, "oracle")
-    return [name for name in dict.fromkeys(wanted) if name in evaluation.outcomes]
+    methods = ("source-only", "bridge-only", evaluation.main_method, "oracle")
+    return [name for name in dict.fromkeys(methods) if name in evaluation.outcomes]

@@ -119,8 +119,8 @@ class Tgmb(nn.Module):
         if weights["im"]:
             terms["im"] = losses.information_maximisation(logits[pairs:])
         if weights["d"]:
-            seen = bridged if self._on_image else features
-            domains = self.discriminator(losses.reverse_gradient(seen))
+            domain_input = bridged if self._on_image else features
+            domains = self.discriminator(losses.reverse_gradient(domain_input))
             terms["d"] = losses.domain_adversarial(domains[:pairs], domains[pairs:])
         return terms
 

@@ -129,11 +129,13 @@ class Mixture(Classifier):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features as above, and log p(x) as logits (B, classes)."""
         images = self.front(images)
-        seen = [member(images) for member in self._classifiers()]
-        spoken = torch.stack([logits.float().log_softmax(dim=1) for _, logits in seen])
+        outputs = [member(images) for member in self._classifiers()]
+        log_probabilities = torch.stack(
+            [logits.float().log_softmax(dim=1) for _, logits in outputs]
+        )
         weights = self.mixing.float().log_softmax(dim=0).view(-1, 1, 1)
-        features = torch.cat([features for features, _ in seen], dim=1)
-        return features, torch.logsumexp(spoken + weights, dim=0)
+        features = torch.cat([features for features, _ in outputs], dim=1)
+        return features, torch.logsumexp(log_probabilities + weights, dim=0)
 
     def _classifiers(self) -> list[Classifier]:
         return list(self.members)  # type: ignore[arg-type]

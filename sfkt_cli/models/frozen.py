@@ -59,16 +59,18 @@ def _norms_behind_convolutions(
 ) -> tuple[list[tuple[str, str]], tuple[Tensor, ...]]:
     """Names of convolutions and of the batch norms that take their outputs; the model's outputs."""
     calls: Counter[str] = Counter()
-    made: list[tuple[Tensor, int, str]] = []  # kept, so that no other tensor gets one's identity
-    taken: list[tuple[Tensor, int, str]] = []
+    convolved: list[
+        tuple[Tensor, int, str]
+    ] = []  # kept, so that no other tensor gets one's identity
+    normalised: list[tuple[Tensor, int, str]] = []
 
     def note(name: str) -> Any:
-        def hook(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             calls[name] += 1
             if isinstance(module, nn.Conv2d):
-                made.append((output, output._version, name))
-            elif given:
-                taken.append((given[0], given[0]._version, name))
+                convolved.append((output, output._version, name))
+            elif inputs:
+                normalised.append((inputs[0], inputs[0]._version, name))
 
         return hook
 
@@ -84,8 +86,10 @@ def _norms_behind_convolutions(
         for handle in hooks:
             handle.remove()
     # The version tells whether something, such as an activation, changed the output in between.
-    maker = {(id(output), version): name for output, version, name in made}
-    candidates = [(maker.get((id(given), version), ""), name) for given, version, name in taken]
+    maker = {(id(output), version): name for output, version, name in convolved}
+    candidates = [
+        (maker.get((id(inputs), version), ""), name) for inputs, version, name in normalised
+    ]
     norms = Counter(convolution for convolution, _ in candidates)
     return [(c, n) for c, n in candidates if calls[c] == calls[n] == norms[c] == 1], outputs
 
@@ -100,20 +104,22 @@ class FeatureMaps:
 
     Args:
         networks: In inference mode; one, or the backbones of a mixture.
-        look: Passes images through them, such as ``features`` of a classifier.
+        forward: Passes images through them, such as ``features`` of a classifier.
         images: Some of those that they were made for (B, 3, H, H), for trials.
     """
 
     def __init__(
-        self, networks: Sequence[nn.Module], look: Callable[[Tensor], object], images: Tensor
+        self, networks: Sequence[nn.Module], forward: Callable[[Tensor], object], images: Tensor
     ) -> None:
         # What has as many rows as there are images by chance, such as a bias, has so only once.
         self._ends: list[tuple[nn.Module, list[Call]]] = []
         for network in networks:
-            two, three = (_ends_of_resolutions(network, look, images[:count]) for count in (2, 3))
+            two, three = (
+                _ends_of_resolutions(network, forward, images[:count]) for count in (2, 3)
+            )
             self._ends.append((network, [call for call in three if call in two]))
         with torch.inference_mode(), self.recording() as seen:
-            look(images)
+            forward(images)
         self.variances = [max(float(level.float().var()), 1e-6) for level in seen]
         """Variance of the activations of these images at each level."""
 
@@ -145,7 +151,7 @@ def _note_calls(ends: Sequence[Call], seen: list[Tensor]) -> Watch:
 
 
 def _ends_of_resolutions(
-    network: nn.Module, look: Callable[[Tensor], object], images: Tensor
+    network: nn.Module, forward: Callable[[Tensor], object], images: Tensor
 ) -> list[Call]:
     calls: Counter[str] = Counter()
     last: dict[int, tuple[int, Call]] = {}  # how deep the module lies, by side of the map
@@ -159,7 +165,7 @@ def _ends_of_resolutions(
                 last[side] = depth, (name, calls[name])
 
     with torch.inference_mode(), _watching(network, note):
-        look(images)
+        forward(images)
     return [call for _, call in last.values()]
 
 

@@ -160,11 +160,11 @@ def _named_as(
 ) -> dict[str, Tensor]:
     """Take off what a wrapper, such as a Lightning module, put in front of the backbone's names."""
     key = max(expected, key=len, default="")
-    wanted = [name for name in expected if not name.endswith("num_batches_tracked")]
-    if any(name in state for name in wanted):
+    required = [name for name in expected if not name.endswith("num_batches_tracked")]
+    if any(name in state for name in required):
         return state
     for prefix in (name.removesuffix(key) for name in state if name.endswith(f".{key}")):
-        if all(f"{prefix}{name}" in state for name in wanted):
+        if all(f"{prefix}{name}" in state for name in required):
             remarks.append(f"names of the weights begin with {prefix!r}, which is removed")
             return {name.removeprefix(prefix): value for name, value in state.items()}
     return state
@@ -198,7 +198,7 @@ def _without_the_rest(
     if not rest or not wanted <= own:
         return state
     more = f" and {len(rest) - 6} more" if len(rest) > 6 else ""
-    remarks.append(f"not taken from {path}, no part of {backbone}: {', '.join(rest[:6])}{more}")
+    remarks.append(f"left out of {path}, no part of {backbone}: {', '.join(rest[:6])}{more}")
     return {name: state[name] for name in own}
 
 
@@ -242,9 +242,9 @@ def _outputs(config: Config, path: Path, brought: Imported, classes: Sequence[st
         missing = [name for name in classes if name not in names]
         extra = [name for name in names if name not in classes]
         detail = "".join(
-            f"; {what}: {', '.join(some[:8])}"
-            for what, some in (("only in the data", missing), ("only in the model", extra))
-            if some
+            f"; {where}: {', '.join(differing[:8])}"
+            for where, differing in (("only in the data", missing), ("only in the model", extra))
+            if differing
         )
         raise ConfigError(
             f"{path}: the checkpoint has {count} classes, the data {len(classes)}{detail}. "

@@ -332,20 +332,20 @@ def _split_head(
 
     Both are empty where there is no such layer.
     """
-    made = {name: node for node in nodes for name in node[2][:1]}
+    node_of = {name: node for node in nodes for name in node[2][:1]}
     ends: list[str] = []
-    while output in made and (made[output][0] in ENDS or made[output][0] == "Identity"):
-        kind, inputs, _, attributes = made[output]
+    while output in node_of and (node_of[output][0] in ENDS or node_of[output][0] == "Identity"):
+        kind, inputs, _, attributes = node_of[output]
         if attributes.get("axis", -1) not in (1, -1):
             break
         ends[:0] = [kind] if kind in ENDS else []
         output = inputs[0]
-    kind, inputs, _, attributes = made.get(output, ["", [], [], {}])
+    kind, inputs, _, attributes = node_of.get(output, ["", [], [], {}])
     shift: Any = None
     if kind == "Add":
         for one, two in (inputs, inputs[::-1]):
-            if made.get(one, [""])[0] == "MatMul" and two in tensors:
-                (kind, inputs, _, attributes), shift = made[one], two
+            if node_of.get(one, [""])[0] == "MatMul" and two in tensors:
+                (kind, inputs, _, attributes), shift = node_of[one], two
                 break
     elif kind == "Gemm" and len(inputs) > 2:
         shift = inputs[2]
@@ -368,10 +368,10 @@ def _split_head(
 
 def _needed(nodes: Sequence[Node], output: str) -> list[Node]:
     """The nodes that lead to the output."""
-    wanted, kept = {output}, []
+    needed, kept = {output}, []
     for node in reversed(nodes):
-        if wanted & set(node[2]):
-            wanted |= set(names_in(node[1]))
+        if needed & set(node[2]):
+            needed |= set(names_in(node[1]))
             kept.append(node)
     return kept[::-1]
 

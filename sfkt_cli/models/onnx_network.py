@@ -80,11 +80,11 @@ class OnnxNetwork(nn.Module):
         values: dict[str, Any] = dict(self.named_tensors())
         values[self._input] = images.permute(0, 2, 3, 1) if self._channels_last else images
         for number, (kind, inputs, outputs, attributes) in enumerate(self._nodes):
-            given = [_value(written, values, images.shape[0]) for written in inputs]
+            arguments = [_value(written, values, images.shape[0]) for written in inputs]
             if "layer" in attributes:
-                results: Any = self.norms[attributes["layer"]](given[0])
+                results: Any = self.norms[attributes["layer"]](arguments[0])
             else:
-                results = OPERATIONS[kind](*given, **attributes)
+                results = OPERATIONS[kind](*arguments, **attributes)
             if self.watch is not None:
                 self.watch(f"{outputs[0]} {kind}", results)
             values.update(zip(outputs, as_tuple(results), strict=False))

@@ -135,10 +135,10 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise DataError(f"{weights} is missing: run the stage that writes it again")
-    seen = sha256_file(weights)
-    if seen != card["sha256"]:
+    digest = sha256_file(weights)
+    if digest != card["sha256"]:
         raise DataError(
-            f"{weights} is damaged: sha256 {seen[:12]}..., {CARD} says {card['sha256'][:12]}...; "
+            f"{weights} is damaged: sha256 {digest[:12]}..., {CARD} says {card['sha256'][:12]}...; "
             "run its stage again with --force"
         )
     try:

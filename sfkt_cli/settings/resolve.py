@@ -151,8 +151,8 @@ def show(settings: Settings, *, defaults: bool = True) -> str:
         if defaults or setting["origin"] != DEFAULT
     ]
     width = max((len(text) for text, _ in lines if len(text) <= 60), default=0)
-    shown = "\n".join(f"  {text:<{width}}  # {origin}" for text, origin in lines)
-    return shown or "  all settings have their defaults"
+    listing = "\n".join(f"  {text:<{width}}  # {origin}" for text, origin in lines)
+    return listing or "  all settings have their defaults"
 
 
 def commented_yaml(dataset: str) -> str:

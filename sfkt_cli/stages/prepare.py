@@ -51,8 +51,8 @@ def prepare(config: Config, run: Run) -> None:
             say(f"prepare: {crop}")
         for gap in gaps(plan):
             warn(gap)
-        seen = _write_stores(plan, stage)
-        samples = samples_of_plan(plan.parts, seen)
+        summaries = _write_stores(plan, stage)
+        samples = samples_of_plan(plan.parts, summaries)
         table = tabulate(samples)
         _show(run, plan, table, samples)
         stage.finish(

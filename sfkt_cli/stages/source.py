@@ -248,13 +248,13 @@ def _is_made(run: Run) -> bool:
 
 
 def _inputs(
-    run: Run, path: Path | None, look: Callable[[], Mapping[str, str]]
+    run: Run, path: Path | None, digests: Callable[[], Mapping[str, str]]
 ) -> Mapping[str, str]:
     """Digests of what the model is made from, which may be deleted once there is a model."""
     if path is not None and not path.exists() and _is_made(run):
         recorded: Mapping[str, str] = run.record("source")["inputs"]
         return recorded
-    return look()
+    return digests()
 
 
 def _open_images(run: Run) -> Store:

@@ -40,9 +40,9 @@ def settle_batch_size(
     if wanted != "auto":
         return runtime.batch_size(wanted, count)
     path = folder / FILE
-    known = read_record(path, Found).batch_size if runtime.main and path.is_file() else None
-    remembered = runtime.gather(known)[0]
-    if remembered is None:
+    recorded = read_record(path, Found).batch_size if runtime.main and path.is_file() else None
+    size_of_stage = runtime.gather(recorded)[0]
+    if size_of_stage is None:
         state = {name: value.detach().clone() for name, value in objective.state_dict().items()}
         training = objective.training
         find = _try_on_gpu if runtime.device.type == "cuda" else _reckon
@@ -50,11 +50,11 @@ def settle_batch_size(
         size = find(objective.train(), batch_of, 1 << (share.bit_length() - 1), runtime)
         objective.load_state_dict(state)
         objective.train(training)
-        remembered = min(runtime.gather(size)) * runtime.world
+        size_of_stage = min(runtime.gather(size)) * runtime.world
         if runtime.main:
-            write_record(path, {"batch_size": remembered})
-            say(f"runtime.batch_size=auto: batches of {remembered}")
-    return runtime.batch_size(remembered, count)
+            write_record(path, {"batch_size": size_of_stage})
+            say(f"runtime.batch_size=auto: batches of {size_of_stage}")
+    return runtime.batch_size(size_of_stage, count)
 
 
 class Found(BaseModel):

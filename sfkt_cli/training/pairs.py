@@ -120,8 +120,8 @@ def settle_streams(
         return transfer_batches(opened(size * runtime.world), runtime, tr=tr, ti=ti)(0, 0)
 
     count = max(store.count("ti") * ti, store.count("target"))
-    wanted = config.runtime.batch_size
-    size = settle_batch_size(wanted, count, folder, runtime, objective, batch_of)
+    setting = config.runtime.batch_size
+    size = settle_batch_size(setting, count, folder, runtime, objective, batch_of)
     streams = opened(size)
     drawn = [streams.ti] * ti + [streams.tr] * tr
     prefer_large_pages([array for stream in drawn if stream is not None for array in stream.arrays])
@@ -147,8 +147,8 @@ def held_out_pairs(store: Store, seed: int) -> tuple[NDArray[np.int64], NDArray[
         if total >= MIN_HELD_OUT:
             break
     rows = np.arange(count)
-    held = np.flatnonzero(np.isin(of_group, chosen))
-    return (np.setdiff1d(rows, held), held) if len(held) else (rows, rows)
+    held_out = np.flatnonzero(np.isin(of_group, chosen))
+    return (np.setdiff1d(rows, held_out), held_out) if len(held_out) else (rows, rows)
 
 
 def passes_of_epoch(config: Config, streams: Streams) -> float:

@@ -78,10 +78,10 @@ def predict_rows(
             stored = np.asarray(images[first : first + batch_size])
             views = [stored, stored[:, :, ::-1]] if flips else [stored]
             with runtime.autocast():
-                seen = [model(load(view)) for view in views]
+                predicted = [model(load(view)) for view in views]
             means = [
                 torch.stack([part.float() for part in parts]).mean(0)
-                for parts in zip(*seen, strict=True)
+                for parts in zip(*predicted, strict=True)
             ]
             if not outputs:
                 with torch.inference_mode(False):  # losses may keep them for their gradient

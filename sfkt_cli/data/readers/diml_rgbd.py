@@ -113,8 +113,8 @@ def _place(settings: DimlRgbdConfig, name: str) -> tuple[tuple[str, str, str, st
     view = _KINDS.get(kind, "warped")
     if view == "rgb":
         return capture, "rgb"
-    wanted = view == settings.depth or (sample and view == "filled")
-    return (capture, "target") if wanted else None
+    is_target = view == settings.depth or (sample and view == "filled")
+    return (capture, "target") if is_target else None
 
 
 def _regroup(records: list[Record]) -> list[Record]:
