@@ -91,7 +91,7 @@ def _print_version(wanted: bool) -> None:
 def _shared_by_processes(command: Callable[..., Result]) -> Callable[..., Result]:
     """A command that trains: under torchrun or SLURM process 0 runs it, and the others follow.
 
-    All other commands look for no other processes, whatever is left over in the environment.
+    All other commands run alone, whatever variables a launcher left in the environment.
     """
 
     @functools.wraps(command)
@@ -495,7 +495,7 @@ def main() -> None:
 
 
 def _stop(number: signal.Signals) -> None:
-    """End what runs, in an orderly way: temporary files and child processes go."""
+    """End the command in an orderly way: temporary files and child processes go."""
     raise Interrupted(
         f"stopped by {number.name}: the same command continues after what is finished"
     )

@@ -27,10 +27,10 @@ from sfkt_cli.errors import Interrupted, SfktError
 
 
 class _StandardError:
-    """Standard error as it is now, for as long as it takes messages.
+    """Standard error, for as long as it takes messages.
 
     Its reader may have gone away (``2>&1 | head -1``), the terminal may be closed, the disk of the
-    file full: a message that cannot be shown is dropped, for the work matters more.
+    file full. A message that cannot be shown is dropped, because the work matters more.
     """
 
     encoding = "utf-8"
@@ -66,7 +66,7 @@ _warnings = Console(file=cast(TextIO, _errors), highlight=False, soft_wrap=True)
 
 @dataclass
 class _Spoken:
-    """Where else it goes: events to scripts, and the stage that runs with its log."""
+    """Where messages also go: to scripts as events, and into the log of the running stage."""
 
     json: bool = False
     stage: str | None = None
@@ -143,7 +143,7 @@ def confirmed(question: str) -> bool:
 
 
 def output(text: str) -> None:
-    """Print what was asked for: on standard output, which under ``--json`` is for events only."""
+    """Print a result on standard output; not under ``--json``, where that is for events only."""
     text = printable(text)
     if _spoken.json:
         console.print(text, markup=False)

@@ -76,7 +76,7 @@ def sharing_processes(value: Tensor) -> int:
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """Mean over the processes, for terms that are no mean over the samples of a batch.
+    """Mean over the processes, for terms that are not a mean over the samples of a batch.
 
     ``value`` has the same shape in each, and comes from equal shares of the batch; all go on with
     the same mean. With gradients averaged over the processes, as DistributedDataParallel does, the
@@ -263,7 +263,7 @@ def together(command: Callable[[], Result]) -> Result | None:
         What the command returned; None in the others, once process 0 has ended well.
 
     Raises:
-        RunError: Process 0 ended without a word.
+        RunError: Process 0 ended early.
         Interrupted: The processes were stopped by a signal; the state is saved.
     """
     world = find_world()
@@ -375,7 +375,7 @@ def explain_failure(error: ChildFailedError, count: int) -> SfktError:
 
 
 def _explain(failure: ProcessFailure, process: str) -> tuple[int, SfktError]:
-    """How far a failure is from the cause, and the error that tells of it."""
+    """How far a failure is from the cause, and the error to raise for it."""
     if failure.exitcode < 0:
         name = failure.signal_name()
         why = f"was killed ({name}; out of memory?)" if name == "SIGKILL" else f"crashed ({name})"

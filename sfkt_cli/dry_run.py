@@ -30,7 +30,7 @@ def dry_run(stage: str, options: Options, *, download: bool = False) -> dict[str
     """Say what one stage would do; for ``bridge`` also what ``source`` would do before it.
 
     Raises:
-        SfktError: What the stage itself would refuse.
+        SfktError: The stage itself would raise this error.
     """
     if stage == "transfer":
         options = with_possible_method(options)
@@ -47,7 +47,7 @@ def dry_run(stage: str, options: Options, *, download: bool = False) -> dict[str
 
 
 def dry_run_all(options: Options) -> dict[str, Any]:
-    """Say what every stage would do whose input is there."""
+    """Say what each stage would do, as far as its input is there."""
     settings = resolve(options, "prepare", new_run=True)
     plans = [_try("prepare", settings)]
     options = replace(options, run=settings.run.folder)

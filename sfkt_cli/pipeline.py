@@ -27,7 +27,7 @@ from sfkt_cli.settings.runs import Run
 def settings_of(stage: str, options: Options, *, new_run: bool = False) -> Settings:
     """The settings of a stage that works on a prepared run; the run is remembered.
 
-    ``new_run``: the command can do without one.
+    ``new_run``: the command also works without a prepared run.
     """
     settings = resolve(options, stage, new_run=new_run and not has_run(options))
     if settings.run.finished("prepare") and not options.dry_run:

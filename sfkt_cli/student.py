@@ -1,6 +1,6 @@
 """The trained student as a module: ``load_student("runs/synthetic").predict("scan.png")``.
 
-Or one that was exported to ONNX, in onnxruntime: what ``sfkt predict --model FILE`` asks.
+The module also runs a student that was exported to ONNX, for ``sfkt predict --model FILE``.
 """
 
 import json
@@ -28,13 +28,13 @@ from sfkt_cli.settings.runs import known_settings
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the student says of one image.
+    """A prediction for one image.
 
     Attributes:
         label: Name of the most probable class.
         probability: Its probability.
         ranked: All class names with their probabilities, the most probable first.
-        warning: Why the image may be none of the sensor's; empty: nothing speaks against it.
+        warning: Why the image may not come from the sensor; empty if nothing looks wrong.
     """
 
     label: str
@@ -52,7 +52,7 @@ class Student(nn.Module):
         encoding: How stored values become model input.
         sensor: How raw images become stored values.
         usual: What the training images looked like, from model.json; empty: not known.
-        temperature: Logits are divided by it, so that probabilities mean something.
+        temperature: Logits are divided by it, so that probabilities are calibrated.
     """
 
     def __init__(
@@ -219,7 +219,7 @@ def load_student(
     Args:
         path: ``runs/<name>``, ``runs/<name>/transfer/<method>``, or an exported ``student`` folder.
         method: Which student of a run; None: the only one, or ``usual``.
-        usual: Taken where a run has several students.
+        usual: The method to take if a run has several students.
         device: Such as ``cpu`` or ``cuda``.
 
     Raises:
@@ -273,7 +273,7 @@ def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> 
 
 
 def _sensor(folder: Path, saved: Saved, encoding: Encoding) -> Sensor:
-    """From the card of an exported model, from the run's data, or from its settings."""
+    """The sensor, from an exported model's card, from the run's data or from its settings."""
     sensor = saved.card.get("sensor")
     if sensor is not None:
         return Sensor(**sensor)

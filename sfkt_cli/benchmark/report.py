@@ -140,7 +140,7 @@ def write_report(
 
 
 def collect(cells: Iterable[Cell], output: Path) -> Measurements:
-    """What every finished cell says."""
+    """The results of every finished cell."""
     measurements: dict[Key, dict[int, Measured]] = {}
     for cell in cells:
         run = Run(output / cell.folder)
@@ -187,14 +187,14 @@ def results_of(
 
 
 def table_of(result: Result) -> tuple[str, str]:
-    """Data set and split: one table each."""
+    """The table that a row belongs to: its data set and split."""
     return result.dataset, result.split
 
 
 def reference(plan: BenchmarkPlan, measurements: Measurements, key: Key) -> Key | None:
-    """What a row is held against: a variant against the first one, a peer against the main method.
+    """The row to compare with: the first variant for a variant, the main method for a peer.
 
-    The main method of the first variant is held against the best of its peers.
+    The main method of the first variant is compared with the best of its peers.
     """
     first = plan.variants[0].name
     if key.variant != first:

@@ -326,7 +326,7 @@ class Workers:
         self.running: dict[Connection, tuple[Task, SpawnProcess, str]] = {}
 
     def keys(self) -> set[str]:
-        """Keys of the tasks that run, or whose end was not told yet."""
+        """Keys of the tasks that run, or whose end :meth:`ended` has not returned yet."""
         running = {task.key for task, _, _ in self.running.values()}
         return running | {task.key for task, _ in self._ended}
 
@@ -369,7 +369,7 @@ class Workers:
         return ends
 
     def stop(self) -> None:
-        """Have the tasks that run save their state and end."""
+        """Make the running tasks save their state and end."""
         for _, process, _ in self.running.values():
             process.terminate()
         for _, process, _ in self.running.values():
@@ -429,7 +429,7 @@ def gpus_of(processes: int) -> list[str]:
 
 
 def _limited(config: Config) -> Config:
-    """The same on one GPU at most: the benchmark runs stages beside each other instead."""
+    """The same on one GPU at most, because the benchmark runs whole stages side by side."""
     gpus = config.runtime.gpus
     limited = {"gpus": gpus if gpus is None else min(gpus, 1), "processes": 1}
     return config.model_copy(update={"runtime": config.runtime.model_copy(update=limited)})

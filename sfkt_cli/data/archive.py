@@ -134,7 +134,7 @@ def open_container(
 
 
 def forget_indexes() -> None:
-    """Look at archives anew: they may have changed since they were listed."""
+    """Forget what archives hold: they may have changed since they were listed."""
     _index.cache_clear()
     _zip.cache_clear()
 

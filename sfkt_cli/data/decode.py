@@ -2,7 +2,7 @@
 
 Pillow clips 16-bit depth at 255 when it converts to RGB, and reads 16-bit RGB files as 8 bit
 without a word; so modes and bit depths are looked at before anything is converted. It stretches
-samples of less than 8 or 16 bits, and reads some TIFF files otherwise than others: PNM is parsed
+samples of less than 8 or 16 bits, and reads some TIFF files unlike other programs. So PNM is parsed
 here, and tifffile reads TIFF. Images are turned as their EXIF orientation says, as viewers do.
 """
 
@@ -161,7 +161,7 @@ def _no_colour(layout: str, name: str, *, grey: bool) -> DataError:
 
 
 def tell_unread(names: Iterable[str]) -> str:
-    """Which files are read by nobody although they may be images; "" where there are none."""
+    """A message about files that are not read but may be images; "" if there are none."""
     kinds: dict[str, list[str]] = {}
     for name in sorted(names):
         suffix = PurePosixPath(name).suffix.lower()
@@ -223,7 +223,7 @@ def _decode_tiff(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
 
 @contextlib.contextmanager
 def _listening(logger: str, complaints: list[str]) -> Iterator[None]:
-    """Keep what a library logs as an error and goes on after; its other messages are dropped."""
+    """Collect the errors that a library only logs; its other messages are dropped."""
 
     def keep(record: logging.LogRecord) -> bool:
         if record.levelno >= logging.ERROR:

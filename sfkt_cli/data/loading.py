@@ -58,7 +58,7 @@ class FileLoader:
         return self.convert(self.decode(name), self.container.describe(name))
 
     def decode(self, name: str) -> NDArray[Any]:
-        """A target image as it is stored, but for what stands for no reading."""
+        """A target image as it is in its file, with 0 for values that stand for no reading."""
         content, place = self.container.read(name), self.container.describe(name)
         return decode_target(content, place, self.max_pixels, self.no_reading)
 

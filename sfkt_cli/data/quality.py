@@ -31,7 +31,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Sample:
-    """What a line is made of: one stored sample."""
+    """One stored sample; the lines of the table count samples."""
 
     part: str
     id: str

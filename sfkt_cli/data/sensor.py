@@ -3,7 +3,7 @@
 They come from files, or as frames of a video file, a camera or a network stream, through OpenCV
 (extra ``video``).
 
-And whether an image could be one of the sensor's, judged by what the model was trained on. A
+The module also judges whether an image may come from the sensor, by the images of the training. A
 classifier names a class for anything: a black frame, a lens cap, the images of another sensor.
 Three numbers of each image tell most of these apart, and their usual range is in model.json.
 """
@@ -146,7 +146,7 @@ def describe_images(images: NDArray[Any], missing: bool) -> dict[str, Any]:
 
 
 def doubt(image: NDArray[Any], usual: Mapping[str, Any], missing: bool) -> str:
-    """Why an image may be none of the sensor's; empty: nothing speaks against it.
+    """Why an image may not come from the sensor; empty if nothing looks wrong.
 
     ``usual`` is what :func:`describe_images` gave; empty: nothing is known.
     """

@@ -6,7 +6,7 @@ source, target and test share none and each class is in all three when it has en
 target training images, as SOCKET and the paper do.
 
 Archives list their samples class by class. So the parts that go into transfer.h5 are shuffled: the
-place of a sample tells nothing of its class.
+place of a sample does not tell its class.
 """
 
 import difflib
@@ -58,8 +58,8 @@ def expand(
 ) -> list[str]:
     """Class names that match patterns such as ``*room``, in the patterns' order, each once.
 
-    Wildcards do where no class is called just so. With ``new`` a name that is unlike all known ones
-    is taken as it is.
+    A pattern is a wildcard unless a class has just this name. With ``new``, a name that is unlike
+    all class names is kept as it is.
 
     Raises:
         ConfigError: A pattern matches no class; the message has the nearest names.

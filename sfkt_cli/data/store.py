@@ -129,7 +129,7 @@ class Store:
             raise _damaged(self.path, f"{name}: {error}") from None
 
     def names(self) -> dict[str, tuple[str, str]]:
-        """Name and scene of the samples of transfer.h5, by id; only test.h5 tells them."""
+        """Name and scene of the samples of transfer.h5, by id; only test.h5 has them."""
         if "names/id" not in self:
             return {}
         columns = (self.strings(f"names/{column}") for column in ("id", "name", "group"))

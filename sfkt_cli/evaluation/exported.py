@@ -1,6 +1,7 @@
 """Exported files on real images: how often they give PyTorch's class, how accurate, how fast.
 
-And the model card, README.md with the front matter of Hugging Face, which tells it.
+The module also writes these figures into the model card, a README.md with Hugging Face front
+matter.
 """
 
 import csv
@@ -155,9 +156,9 @@ def compare(
 
 
 def labels_told(run: Run, store: Store) -> dict[str, int]:
-    """Class of the target images that `sfkt evaluate` has told in predictions.csv, by sample id.
+    """Class of the target images by sample id, as `sfkt evaluate` wrote it to predictions.csv.
 
-    They are for the figures of what is finished: nothing is chosen by them.
+    It only serves to describe finished files: nothing is chosen by it.
     """
     inputs = run.record("evaluate").get("inputs", {}) if run.has("evaluate") else {}
     if inputs.get("transfer.h5") != store.digest:
@@ -351,7 +352,7 @@ def model_card(
 
 
 def _results(run: Run, method: str) -> Results | None:
-    """What evaluate said of these very models; nothing where they are newer."""
+    """The results of evaluate for these very models; nothing if the models are newer."""
     if not run.has("evaluate"):
         return None
     used, now = run.record("evaluate").get("inputs", {}), model_digests(run)

@@ -25,7 +25,7 @@ POINTS = 500  # samples of each set in a feature map, at most
 
 
 def ti_gallery(evaluation: Evaluation, pairs: Pairs, folder: Path) -> tuple[str, str]:
-    """TI target, translated, true RGB, with what the source model says; name and caption."""
+    """TI target, translated and true RGB images, with predictions; name and caption."""
     models, runtime = evaluation.models, evaluation.runtime
     rows = _some(len(pairs.rgb), evaluation.config.seed)
     stored, rgb = pairs.target[rows], pairs.rgb[rows]
@@ -65,7 +65,7 @@ def tr_gallery(evaluation: Evaluation, folder: Path) -> Section | None:
 
 
 def shots(evaluation: Evaluation) -> tuple[Shot, ...]:
-    """Real images of the sensor, with what the main method says of them."""
+    """Real images of the sensor, with the predictions of the main method."""
     split = evaluation.headline_split or next(iter(evaluation.splits.values()), None)
     if split is None or not len(split.target) or not evaluation.config.evaluate.pictures:
         return ()

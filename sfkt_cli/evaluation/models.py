@@ -113,7 +113,7 @@ def raw_encoding(store: Store) -> Encoding:
 
 
 def student_encoding(name: str, store: Store, models: Models) -> Encoding:
-    """What students see: that of the models there are, else what ``encoding`` chooses."""
+    """The encoding that students see: that of existing models, else the one of ``encoding``."""
     return models.encoding or choose_encoding(name, store.modality, sample_rows(store))
 
 

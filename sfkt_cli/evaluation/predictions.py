@@ -89,7 +89,7 @@ class Evaluation:
 
     @property
     def headline_split(self) -> Split | None:
-        """The labelled split that the first line speaks of: held-out images if any."""
+        """The labelled split of the first line of the report: held-out images if there are any."""
         return next(reversed(self.labelled_splits), None)
 
     def labelled(self, method: str, split: Split) -> Numbers:

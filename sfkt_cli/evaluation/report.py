@@ -21,7 +21,7 @@ from sfkt_cli.methods import METHODS
 from sfkt_cli.settings.runs import Run
 
 BOUNDS = ("oracle", "source-rgb")
-"""Methods that see labels or RGB images of the target task: no method can be held to them."""
+"""Bounds: they see labels or RGB images of the target task, which no method may see."""
 SPLITS = {
     "target": "Target images (those the methods trained on, without their labels)",
     "test": "Held-out test images",

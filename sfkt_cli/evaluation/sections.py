@@ -113,7 +113,7 @@ def _on_pairs(evaluation: Evaluation) -> str:
 
 
 def made(evaluation: Evaluation, run: Run) -> str:
-    """When, by which version, of which model."""
+    """When the report was made, by which version, and of which model."""
     main = evaluation.main_method
     model = {"source-only": "source", "bridge-only": "bridge"}.get(main, f"transfer/{main}")
     file = Path(run.folder.name) / model / WEIGHTS
@@ -287,7 +287,7 @@ def label_free(evaluation: Evaluation) -> Section:
 
 
 def epoch_choice(run: Run, target: Split | None, stages: Sequence[str]) -> Section | None:
-    """How well label-free scores chose the epochs, held against labels after the fact.
+    """How well label-free scores chose the epochs, compared with labels afterwards.
 
     It tells how the kept epoch compares with the best one, and each score with accuracy.
     """

@@ -34,7 +34,7 @@ class Method(NamedTuple):
 
     Attributes:
         objective: Module and class, imported when the method is used.
-        meaning: What reports say of it.
+        meaning: Its description in reports.
     """
 
     objective: str
@@ -75,7 +75,7 @@ METHODS = {
 
 
 def unknown_method(name: str) -> str:
-    """What to tell the user of a name that is not in METHODS."""
+    """The message about a name that is not in METHODS."""
     near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"setting transfer.method = {name!r}: {hint}choose one of {', '.join(METHODS)}"

@@ -5,7 +5,8 @@
     L_attract   predictions follow those of the k nearest neighbours in a feature bank
     L_disperse  predictions differ from those of the other images of the batch
 
-The weight decays from epoch to epoch here, from step to step there. As there, the head is trained.
+The weight decays from epoch to epoch here, from step to step in the released code. As there, the
+head is trained.
 """
 
 from __future__ import annotations

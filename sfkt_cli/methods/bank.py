@@ -1,4 +1,4 @@
-"""What the student said of every target image when it last saw it: a feature bank."""
+"""A feature bank: the student's last features and predictions of every target image."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Bank(nn.Module):
     Source: NRC (Yang et al., NeurIPS 2021) and AaD (Yang et al., NeurIPS 2022).
 
     Args:
-        features: (N, D) of the student as it starts.
-        logits: (N, K), likewise.
+        features: (N, D), from the student before its training.
+        logits: (N, K), from the student before its training.
     """
 
     features: Tensor

@@ -7,8 +7,8 @@
     L_wider  they follow the m nearest neighbours of each of those, with weight r
     L_self   they follow what the bank holds of the image itself
 
-As there, the head is trained. An image among the neighbours of its neighbours is left out of
-L_wider, because L_self stands for it.
+As in the released code, the head is trained. An image among the neighbours of its neighbours is
+left out of L_wider, because L_self stands for it.
 """
 
 from __future__ import annotations

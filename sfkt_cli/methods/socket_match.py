@@ -90,8 +90,8 @@ class Socket(nn.Module):
 class SocketBridge(Socket):
     """The objective of ``sfkt transfer --method socket+bridge``.
 
-    SOCKET whose student sees translated images: the translator stands, frozen, in front of the
-    student, and is saved with it. A comparison that the paper's reviewers missed.
+    SOCKET with a student that sees translated images: the frozen translator stands in front of the
+    student and is saved with it. The paper lacks this comparison.
     """
 
     needs_bridge = True

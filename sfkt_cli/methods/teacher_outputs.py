@@ -22,7 +22,7 @@ class TeacherOutputs:
     Attributes:
         source: The frozen source model.
         encoding: Encoding of target images for the student.
-        targets: N.
+        targets: Number N of target images.
         bridged_logits: (N, K), source model on translated TR images; None without a bridge.
         bridge_trust: How far the bridge can be trusted beside a classifier of target images, in
             [0, 1]; see :func:`sfkt_cli.methods.label_free.bridge_trust`.
@@ -46,10 +46,10 @@ def cluster_labels(
 ) -> tuple[Tensor, Tensor]:
     """Pseudo-labels from the clusters of the student's features.
 
-    Features get a 1 appended and unit length; centroids start as means weighted by the predicted
-    probabilities; each image takes the class of the nearest centroid in cosine. Further rounds take
-    means of the hard assignments; then a class that nobody predicts, or without images, has no
-    centroid from the first round on.
+    A 1 is appended to the features, and they are scaled to unit length. Centroids start as means
+    weighted by the predicted probabilities. Each image takes the class of the nearest centroid in
+    cosine. Each further round takes the means of the hard assignments; in these rounds, a class
+    that no image is predicted as, or that has no images, has no centroid.
 
     Source: rounds = 1 is SHOT as released (Liang et al., ICML 2020, Eq. 5 and 6); rounds = 0 with
     ``euclidean`` is SOCKET as released.
@@ -58,7 +58,7 @@ def cluster_labels(
         features: (N, D).
         logits: (N, K).
         rounds: Repetitions with hard assignments.
-        euclidean: The nearest centroid in Euclidean distance, centroids of whatever length.
+        euclidean: Take the nearest centroid in Euclidean distance; centroids keep their length.
 
     Returns:
         Labels (N,), and (N, K) cosine similarities or negative distances.

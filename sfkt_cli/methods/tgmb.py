@@ -6,7 +6,7 @@
     L_D    translated TI and translated TR cannot be told apart    arXiv:2401.05014
     L_IM   the source model is certain and diverse on T(x^TR)      arXiv:2401.05014
     L_f    the source model sees T(x_target^TI) as x_rgb^TI        ours
-    L_p    and so do its layers before that, at each resolution    ours
+    L_p    and so do its earlier layers, at each resolution        ours
 
 A vector-quantised translator adds alpha_commit L_commit + alpha_patch L_patch: the commitment of
 its encoder, and a discriminator that tells patches of T(x_target^TI) from those of x_rgb^TI.

@@ -1,4 +1,4 @@
-"""What is made of a frozen source model: its batch norms are folded, its activations recorded.
+"""Tools for a frozen source model: its batch norms are folded, its activations recorded.
 
 With stored statistics a batch norm is a factor and an offset for each channel, which a convolution
 can bear itself. A step of the bridge then passes no batch norm of the source model, neither
@@ -31,9 +31,9 @@ Call = tuple[str, int]
 def fold_batch_norms(model: Model, size: int) -> Model:
     """A copy of a frozen model without the batch norms that directly follow a convolution.
 
-    The model takes images (B, 3, S, S) in [0, 1], S = ``size``, to features and logits. It is given
-    back itself where there are none, or where the copy says otherwise, as when something else looks
-    at the convolution's output, too.
+    The model takes images (B, 3, S, S) in [0, 1], S = ``size``, to features and logits. The model
+    itself is returned if there are none, or if the outputs of the copy differ, for example because
+    something else also reads the output of the convolution.
     """
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     folded = copy.deepcopy(model).cpu()  # where a trial rounds to float32 and not to less

@@ -1,7 +1,7 @@
 """Models as one graph, from the raw images of the sensor to class probabilities, and as files.
 
 Files are ONNX in three precisions and exported programs of PyTorch. int8 is onnxruntime's static
-quantisation (QDQ) of the networks; resizing and encoding stay in float32, for they reckon in
+quantisation (QDQ) of the networks; resizing and encoding stay in float32, because they compute in
 millimetres. Depthwise networks, EfficientNet-Lite and MobileNet, need three things (docs/export.md
 has the figures): a scale for each output channel of the weights; activation functions that are
 quantised with the layer before them; and corrected biases.
@@ -112,7 +112,7 @@ class SensorGraph(nn.Module):
 
 
 class Half(nn.Module):
-    """A copy of a network that reckons in float16, between float32 images and results."""
+    """A copy of a network that computes in float16, between float32 images and results."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -271,6 +271,6 @@ def open_graph(graph: nn.Module) -> Predict:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """The exporters print and warn about their own insides."""
+    """Silence the exporters, which print and warn about their own insides."""
     with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
         yield

@@ -67,7 +67,7 @@ def digest_of(config: Config) -> str:
 
 
 def import_source(config: Config, classes: Sequence[str], *, size: int = 224) -> Imported:
-    """Load the model of ``source.checkpoint`` for these classes, none where the data has none.
+    """Load the model of ``source.checkpoint`` for these classes (empty if the data has none).
 
     ``size`` is the side of the images in pixels; the graph of an ONNX file is settled for it.
 
@@ -96,7 +96,7 @@ def _checkpoint(config: Config) -> Path:
 
 
 def _own_model(folder: Path) -> Imported:
-    """A model of ``sfkt source``; its card says all."""
+    """A model of ``sfkt source``, as its card describes it."""
     saved = load_model(folder)
     if not isinstance(saved.module, Classifier) or saved.encoding is not None:
         raise ConfigError(f"source.checkpoint: {folder} holds no RGB classifier")

@@ -218,7 +218,7 @@ def _attribute(attribute: Any) -> Any:
 
 
 def _adapt(node: Node, opset: int) -> None:
-    """What an operation meant at the file's opset, said as attributes.
+    """Write as attributes what an operation means at the opset of the file.
 
     Axes, bounds and paddings were attributes once and are inputs now; operations take both.
     """

@@ -4,8 +4,8 @@ model.json: ``kind`` (classifier, translator), ``architecture`` (arguments of th
 ``classes``, ``normalisation``, ``encoding``, ``inputs`` (digests), ``seed``, ``versions``,
 ``sha256`` of the weights. A student's has ``images`` (what is usual in its training images) and
 ``temperature`` (by which its logits are divided), too. It carries its own checksum, and the weights
-that of what says how they are used, so that neither file can change alone. Nothing here runs code
-from a file.
+carry a digest of the fields that say how to use them, so neither file can change alone. Nothing
+here runs code from a file.
 """
 
 import json

@@ -31,7 +31,7 @@ class Options:
 
 
 def complete_setting(begun: str) -> list[str]:
-    """Settings that begin so, for the shell."""
+    """Settings that begin with a text, for completion in the shell."""
     from sfkt_cli.settings.config import section_fields
 
     return [f"{name}=" for name in section_fields() if name.startswith(begun)]

@@ -38,7 +38,7 @@ WIDTH = 96  # columns of a commented configuration file
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one command, its run, and what each place said, the weakest first."""
+    """The settings of one command, its run, and the settings of each place, the weakest first."""
 
     config: Config
     run: Run
@@ -99,7 +99,7 @@ def resolve(options: Options, stage: str, *, new_run: bool = False) -> Settings:
 def find_run(options: Options, dataset: str | None, *, new_run: bool) -> Run:
     """The run folder: the one asked for, the one used last, or ``runs/<data set>``.
 
-    The one used last is left where a data set is named that it does not hold.
+    The run used last does not count if a data set is named that it does not hold.
 
     Raises:
         RunError: There is no run yet and the command cannot begin one.

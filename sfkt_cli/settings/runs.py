@@ -140,7 +140,7 @@ class Stage:
 
     @property
     def digest(self) -> str:
-        """Of settings and inputs: what a resumable state belongs to."""
+        """Digest of settings and inputs: what a resumable state belongs to."""
         return sha256_json({"settings": self.settings, "inputs": dict(self.inputs)})
 
     def finish(self, **summary: Any) -> None:
@@ -206,7 +206,7 @@ class Run:
             return True
 
     def has(self, stage: str) -> bool:
-        """Whether a stage is finished that a command can do without.
+        """Whether a stage that a command does not need is finished.
 
         Raises:
             RunError: It was finished, and lacks an output now: it must not be left out in silence.
@@ -265,8 +265,8 @@ class Run:
     def remembered(self, stage: str) -> dict[str, Any]:
         """Settings this run used before: the stage's own, else those of the stages above it.
 
-        A stage that did not finish tells none, but for the stage itself, which goes on with them
-        unless it is started anew.
+        The settings of a stage that did not finish do not count, except for that stage itself,
+        which goes on with them unless it is started anew.
 
         Raises:
             DataError: They are damaged, and the stage is not started anew.
@@ -306,15 +306,15 @@ class Run:
         """Enter a stage's folder under a lock; None where it is finished with these settings.
 
         An interrupted stage is entered again with what it left (its checkpoint). One that fails
-        before there is such work leaves no settings: what a command was given and could not do
-        is nothing that later ones go by. Of several processes the main one looks, locks and
+        before there is such work leaves no settings: later commands do not take over the settings
+        of a command that could not begin. Of several processes the main one looks, locks and
         writes; the others wait for its verdict.
 
         Args:
             stage: Name of the folder, such as ``bridge`` or ``transfer/tgkt``.
             config: The resolved settings.
             inputs: Digest of each input, by name.
-            renew: Start anew where settings or inputs are others, as cheap and derived stages do.
+            renew: Start anew if settings or inputs have changed, as cheap and derived stages do.
 
         Raises:
             RunError: Another process works on the folder, or the stage was done or begun with
@@ -403,7 +403,7 @@ def versions() -> dict[str, str]:
 
 
 def _begin(folder: Path, resumed: bool) -> None:
-    """Head the log with what runs, where, in which versions."""
+    """Begin the log with the command, the machine and the versions."""
     installed = " ".join(f"{name} {version}" for name, version in versions().items())
     console.log(f"{'goes on' if resumed else 'begins'}: {' '.join(sys.argv)}")
     console.log(f"{installed} on {platform.node()}, {platform.platform()}")
@@ -483,7 +483,7 @@ def _has_begun(folder: Path) -> bool:
 
 
 def _changes(stage: str, before: Begun, now: Mapping[str, Any]) -> list[str]:
-    """Lines that name each setting and input that was another one before."""
+    """Lines that name each setting and input that has changed."""
     # A setting that did not exist then counts as its default, which mostly changes nothing.
     usual = stage_settings(stage, Config()) | WHAT_RUNS_DID_BEFORE
     settings = {name: usual[name] for name in now["settings"] if name in usual} | before.settings
@@ -513,7 +513,7 @@ def _forget_stale(stage: str, folder: Path, now: Mapping[str, Any]) -> None:
 
 
 def _empty(folder: Path) -> None:
-    """Delete all that a stage left; what says that there is something goes first."""
+    """Delete all that a stage left, first the files that say that there is something."""
     for name in ("done.json", "begun.json"):
         (folder / name).unlink(missing_ok=True)
     for entry in folder.iterdir():

@@ -81,7 +81,7 @@ def check_suffix(report: Path) -> None:
 
 
 def copy_report(written: Path, report: Path) -> None:
-    """Write the finished report at a path of the user's; links to pictures still lead there.
+    """Copy the finished report to the user's path; its links to pictures still work.
 
     Raises:
         RunError: The file cannot be written.
@@ -167,7 +167,7 @@ def _add_bounds(evaluation: Evaluation, run: Run, stage: Stage, encoding: Encodi
 
 
 def predictions_csv(evaluation: Evaluation) -> str:
-    """CSV of all that was said: one line an image, two columns a method (class, probability)."""
+    """All predictions as CSV: a line for each image, a class and a probability for each method."""
     classes, methods = evaluation.classes, list(evaluation.outcomes)
     header = ["split", "id", "name", "label", "group"]
     for method in methods:

@@ -76,15 +76,16 @@ def export(
 ) -> None:
     """Write student and bridged source model, each compared with PyTorch on real images.
 
-    Does nothing where the folder holds them already, made of the same models in the same way, but
-    for ``run.force``.
+    Does nothing if the folder already holds these files, made from the same models in the same way,
+    unless ``run.force`` is set.
 
     Args:
         config: ``transfer.method`` is taken where a run has several students.
         run: A run with a finished transfer.
         method: Which student; None: the only one, or that of ``transfer.method``.
         formats: onnx, pt2, safetensors; empty: all that this installation can write.
-        precisions: Of ONNX files: fp32, fp16, int8; empty: fp32, and int8 for a benchmark.
+        precisions: Precisions of ONNX files: fp32, fp16, int8; empty: fp32, and int8 for a
+            benchmark.
         output: Folder; None: ``export`` in the run.
         input_size: ``HEIGHTxWIDTH`` of the sensor's images; None: they come as prepared.
         input_type: float32, for runtimes that take no uint16; None: the type of the sensor.
@@ -250,7 +251,7 @@ class Exported(BaseModel):
 
 
 def _earlier(folder: Path) -> Exported:
-    """What an earlier export left in a folder; of the folder nothing else is touched."""
+    """The files that an earlier export left in a folder; all others are left alone."""
     try:
         return read_record(folder / "done.json", Exported)
     except DataError:

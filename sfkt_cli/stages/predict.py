@@ -57,7 +57,7 @@ def predict(
     """Classify images and write one row for each; broken files are left out and named at the end.
 
     Where all of them are broken nothing is written. The rows of videos and watched folders are
-    written as they come; a signal ends what has no end of its own.
+    written as they come; a signal ends cameras and watched folders.
 
     Under ``--json`` each row is an event, too, and takes the place of CSV on standard output.
 
@@ -196,7 +196,7 @@ def watch(student: AnyStudent, folders: Sequence[str], broken: list[str]) -> Ite
     A file is read once it has stayed the same between two looks; a broken one is warned of.
 
     Raises:
-        ConfigError: One is no folder.
+        ConfigError: One of them is not a folder.
     """
     for folder in folders:
         if not Path(folder).is_dir():
@@ -217,7 +217,7 @@ def watch(student: AnyStudent, folders: Sequence[str], broken: list[str]) -> Ite
 
 
 def warn_of_doubts(rows: Sequence[Row]) -> None:
-    """Warn of images that may be none of the sensor's, and of one class for nearly all."""
+    """Warn of images that may not come from the sensor, and of one class for nearly all."""
     doubted = [(name, prediction) for name, prediction in rows if prediction.warning]
     if doubted:
         name, prediction = doubted[0]

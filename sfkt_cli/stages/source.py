@@ -106,7 +106,7 @@ def source(config: Config, run: Run) -> None:
 
 
 def _taken_over(config: Config, run: Run) -> Config:
-    """The settings, with the source model of ``training.warm_start`` as the one that is brought."""
+    """The settings, with the source model of ``training.warm_start`` as the checkpoint."""
     earlier = config.training.warm_start
     if earlier is None or config.source.brought:
         return config

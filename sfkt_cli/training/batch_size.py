@@ -1,6 +1,6 @@
 """The size of a batch: as set, or the largest power of two that fits into memory.
 
-What was found is kept in the stage's folder: an interrupted training goes on with the same batches.
+The size is kept in the stage's folder: an interrupted training goes on with the same batches.
 """
 
 from collections.abc import Callable
@@ -101,7 +101,7 @@ def _reckon(
 ) -> int:
     """Take what one more row keeps for the backward pass, and divide the free memory by it.
 
-    A CPU does not refuse memory, it kills; so this is not tried.
+    On a CPU the system kills a process that takes too much memory, so this is not tried.
     """
     few, more = (
         kept_bytes(lambda size=size: _step(objective, batch_of(min(size, most)), runtime))  # type: ignore[misc]

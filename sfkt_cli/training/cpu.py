@@ -24,11 +24,12 @@ _LARGEST = (256 * 2**20, 32 * 2**20)  # before version 2.35 no more than the sec
 
 
 def keep_freed_memory() -> None:
-    """Have large tensors lie where freed ones lay, in pages that the process has already.
+    """Make large tensors use the memory of freed ones, in pages that the process already has.
 
     A step of training frees and takes the same hundreds of megabytes. By default they go back to
     the kernel, which clears each page anew: a tenth to a quarter of a step's time on a CPU
-    (docs/decisions.md, 2026-11-26). Tensors above 256 MB still do, for holes of old ones add up.
+    (docs/decisions.md, 2026-11-26). Tensors above 256 MB still do, because the holes of old ones
+    would add up.
     """
     if GLIBC:
         library = ctypes.CDLL(None)

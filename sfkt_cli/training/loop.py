@@ -53,7 +53,7 @@ class Plan:
 
 @dataclass
 class Fitted:
-    """How far a training is; what a resumed one must know beside the state of the networks."""
+    """How far a training is: all that a resumed one needs besides the state of the networks."""
 
     epoch: int = 0  # the one to train, from 0
     step: int = 0  # its steps that are done
@@ -406,7 +406,7 @@ def _report(
     remaining_s: float,
     tracker: Tracker,
 ) -> None:
-    """Tell people and scripts of an epoch: terms, scores, rate, and how long the rest will take."""
+    """Report an epoch to people and scripts: terms, scores, rate and remaining time."""
     rate = row["epoch"] * plan.steps * plan.images / max(row["seconds"], 1e-9)
     tracker.report(
         f"{int(row['epoch'])}/{plan.epochs}  {terms_text({**terms, **scores})}  "

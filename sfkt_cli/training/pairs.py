@@ -228,7 +228,7 @@ def selector(config: Config, *, ti: bool, auto: str | None = None) -> str | None
 
 
 def remember(folder: Path, epoch: int, logits: Tensor) -> None:
-    """Write the classes said after an epoch as row ``epoch``, from 0, of epochs.npy; later rows go.
+    """Write the classes predicted after an epoch as row ``epoch``, from 0; later rows go.
 
     ``logits`` are (R, K) on the rows ``spread(N)`` of the target images.
     """

@@ -1,6 +1,6 @@
 """Run a model over the rows of a store, in batches, in inference mode.
 
-And do its predictions look like those of a model that works, on images prepared as it expects them?
+The module also warns if the predictions do not look like those of a working model.
 """
 
 import math
@@ -98,7 +98,7 @@ def predict_rows(
 def look_for_collapse(
     store: Store, load: Loader, model: Model, runtime: Runtime, stage: str
 ) -> None:
-    """Warn where a finished model names one class for nearly all TR target images, or none.
+    """Warn if a finished model names one class for nearly all TR target images, or none.
 
     ``stage`` is ``bridge`` or ``transfer``, whose log names no class of a target image.
     """
@@ -182,7 +182,7 @@ COLLAPSED = {
 def warn_of_collapse(
     logits: Tensor, classes: Sequence[str], model: str, images: str, stage: str
 ) -> None:
-    """Warn where logits (N, K) of enough images say nearly always the same, or nothing at all."""
+    """Warn if logits (N, K) of enough images nearly always name the same class, or none."""
     if len(logits) >= FEWEST:
         predictions = describe_predictions(logits)
         if message := collapse_warning(predictions, classes, model, images, COLLAPSED[stage]):

@@ -69,7 +69,7 @@ class Runtime:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and messages."""
         return self.rank == 0
 
     def autocast(self, trained: nn.Module | None = None) -> contextlib.AbstractContextManager[Any]:
@@ -190,11 +190,11 @@ class Runtime:
         return values
 
     def any(self, fact: bool) -> bool:
-        """Whether it is so in any process."""
+        """Whether a fact holds in any process."""
         return self.any_of(fact)[0]
 
     def any_of(self, *facts: bool) -> list[bool]:
-        """For each of some facts whether it is so in any process; one exchange for all."""
+        """Whether each of some facts holds in any process; one exchange for all."""
         if self.world == 1:
             return list(facts)
         return [count > 0 for count in self.sum(torch.tensor(facts, dtype=torch.int32)).tolist()]
@@ -220,7 +220,8 @@ class Runtime:
     def peak_memory_mb(self) -> float:
         """Largest memory use.
 
-        On a GPU of its allocator since the stage began; on the CPU resident memory of the process.
+        On a GPU: of its allocator since the stage began. On the CPU: resident memory of the
+        process.
         """
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
