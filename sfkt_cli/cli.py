@@ -82,8 +82,8 @@ Method = Annotated[
 Sensor = Annotated[str | None, typer.Option(help="SUN RGB-D: kv1, kv2, realsense or xtion.")]
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(version: bool) -> None:
+    if version:
         typer.echo(f"sfkt {__version__}")
         raise typer.Exit
 

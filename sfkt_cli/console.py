@@ -94,9 +94,9 @@ def quieten(quiet: bool) -> None:
     console.quiet = quiet
 
 
-def speak_json(wanted: bool) -> None:
+def speak_json(enabled: bool) -> None:
     """Whether events go to standard output."""
-    _spoken.json = wanted
+    _spoken.json = enabled
 
 
 def speaks_json() -> bool:

@@ -170,8 +170,8 @@ def launch(name: str, config: Config, run: Run) -> None:
         _call(name, config, run)
         return
     where = "GPUs" if gpus else "CPU processes"
-    wanted = config.runtime.batch_size
-    batch = "the size that fits" if wanted == "auto" else str(wanted // count * count)
+    batch_size = config.runtime.batch_size
+    batch = "the size that fits" if batch_size == "auto" else str(batch_size // count * count)
     say(f"{name}: {count} {where} share batches of {batch}")
     _start(job, count)
 

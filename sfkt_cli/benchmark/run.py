@@ -128,7 +128,9 @@ def check_inputs(cells: Iterable[Cell], output: Path) -> None:
                 problem = f"the source model {path} does not exist"
                 missing.setdefault(problem, []).append(cell.dataset)
     if missing:
-        lines = [f"  {what}, for {', '.join(dict.fromkeys(of))}" for what, of in missing.items()]
+        lines = [
+            f"  {problem}, for {', '.join(dict.fromkeys(of))}" for problem, of in missing.items()
+        ]
         raise DataError(
             "nothing was run, because some inputs are missing:\n"
             + "\n".join(lines)
@@ -158,15 +160,15 @@ def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> 
     seconds, room, unknown = 0.0, 0, set[str]()
     for kind in dict.fromkeys(task.stage for task in sorted(tasks.values(), key=_level)):
         count = sum(task.stage == kind for task in tasks.values())
-        left = sum(task.stage == kind for task in to_run)
+        remaining = sum(task.stage == kind for task in to_run)
         shared = sum(task.stage == kind for task in all_tasks) - count
         costs = [_cost(path) for path in _done_of(kind, output)]
-        text = f"  {kind:24}{count:5} stages, {shared} shared, {count - left} done"
-        if costs and left:
+        text = f"  {kind:24}{count:5} stages, {shared} shared, {count - remaining} done"
+        if costs and remaining:
             mean_seconds, size = (sum(values) / len(costs) for values in zip(*costs, strict=True))
-            seconds, room = seconds + mean_seconds * left, room + int(size) * left
-            text += f"; {duration(mean_seconds * left)}, {size * left / 1e6:,.0f} MB"
-        elif left:
+            seconds, room = seconds + mean_seconds * remaining, room + int(size) * remaining
+            text += f"; {duration(mean_seconds * remaining)}, {size * remaining / 1e6:,.0f} MB"
+        elif remaining:
             unknown.add(kind)
         lines.append(text)
     if seconds or room:

@@ -233,7 +233,7 @@ def ingest(
 def run_task(task: Task, loader: Loader, size: int, missing: bool) -> Done:
     """Load, write and hash one block of rows."""
     digests = {view: hashlib.sha256() for view, _ in task.slots}
-    seen = []
+    summaries = []
     try:
         for row, record in enumerate(task.records, task.first):
             hashes: dict[str, str] = {}
@@ -245,12 +245,12 @@ def run_task(task: Task, loader: Loader, size: int, missing: bool) -> Done:
                 hashes[view] = row_digest.hex()[:16]
                 if view == "target":
                     summary = summarise_target(pixels, missing)
-            seen.append(Seen(hashes, *summary))
+            summaries.append(Seen(hashes, *summary))
     finally:
         for _, slot in task.slots:
             close_descriptor(slot.path)
     sha256 = {view: digest.digest() for view, digest in digests.items()}
-    return Done(task.part, task.first, sha256, tuple(seen))
+    return Done(task.part, task.first, sha256, tuple(summaries))
 
 
 def summarise_target(target: NDArray[Any], missing: bool) -> tuple[int, int, float]:

@@ -41,13 +41,13 @@ class Sample:
 
 
 def samples_of_plan(
-    parts: Mapping[str, Sequence[Record]], seen: Mapping[str, Sequence[Seen]]
+    parts: Mapping[str, Sequence[Record]], summaries: Mapping[str, Sequence[Seen]]
 ) -> list[Sample]:
     """Samples as ``prepare`` knows them."""
     return [
         Sample(part, record.id, record.group, record.label or "", summary)
         for part in PARTS
-        for record, summary in zip(parts[part], seen[part], strict=True)
+        for record, summary in zip(parts[part], summaries[part], strict=True)
     ]
 
 

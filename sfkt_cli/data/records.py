@@ -151,11 +151,13 @@ def collect(
     return captures
 
 
-def compare_counts(seen: Iterable[str], published: Mapping[str, int], what: str) -> tuple[str, ...]:
+def compare_counts(
+    names: Iterable[str], published: Mapping[str, int], kind: str
+) -> tuple[str, ...]:
     """One warning for each class, sensor or fold whose number of samples is not the published."""
-    counts = Counter(seen)
+    counts = Counter(names)
     return tuple(
-        f"{what} {name} has {counts[name]} samples, published are {published.get(name, 0)}"
+        f"{kind} {name} has {counts[name]} samples, published are {published.get(name, 0)}"
         for name in sorted(set(counts) | set(published))
         if counts[name] != published.get(name, 0)
     )

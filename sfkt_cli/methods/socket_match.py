@@ -69,14 +69,14 @@ class Socket(nn.Module):
         matched = losses.batch_norm_matching(self._seen).to(logits.device)
         if self.gate.requires_grad:
             matched = self.gate.sigmoid() * matched
-        seen = self.student.features(as_rgb(encode(batch["ti_target"], encoding)))
+        ti_features = self.student.features(as_rgb(encode(batch["ti_target"], encoding)))
         self._seen.clear()
         labels = self.pseudo_labels[batch["tr_rows"]]
         return {
             "self": losses.pseudo_label_cross_entropy(logits, labels),
             "im": losses.information_maximisation(logits),
             "bn": matched,
-            "f": losses.feature_matching_norm(seen, self._ti_features[batch["ti_rows"]]),
+            "f": losses.feature_matching_norm(ti_features, self._ti_features[batch["ti_rows"]]),
         }
 
     def _note(self, stored: nn.BatchNorm2d) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

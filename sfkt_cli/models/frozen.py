@@ -118,9 +118,9 @@ class FeatureMaps:
                 _ends_of_resolutions(network, forward, images[:count]) for count in (2, 3)
             )
             self._ends.append((network, [call for call in three if call in two]))
-        with torch.inference_mode(), self.recording() as seen:
+        with torch.inference_mode(), self.recording() as activations:
             forward(images)
-        self.variances = [max(float(level.float().var()), 1e-6) for level in seen]
+        self.variances = [max(float(level.float().var()), 1e-6) for level in activations]
         """Variance of the activations of these images at each level."""
 
     @property
@@ -131,21 +131,21 @@ class FeatureMaps:
     @contextlib.contextmanager
     def recording(self) -> Iterator[list[Tensor]]:
         """A list that one pass of the networks inside the block adds its activations to."""
-        seen: list[Tensor] = []
+        activations: list[Tensor] = []
         with contextlib.ExitStack() as watched:
             for network, ends in self._ends:
                 names = {name for name, _ in ends}
-                watched.enter_context(_watching(network, _note_calls(ends, seen), names))
-            yield seen
+                watched.enter_context(_watching(network, _note_calls(ends, activations), names))
+            yield activations
 
 
-def _note_calls(ends: Sequence[Call], seen: list[Tensor]) -> Watch:
+def _note_calls(ends: Sequence[Call], activations: list[Tensor]) -> Watch:
     calls: Counter[str] = Counter()
 
     def note(name: str, output: Any) -> None:
         calls[name] += 1
         if (name, calls[name]) in ends:
-            seen.append(output)
+            activations.append(output)
 
     return note
 

@@ -106,13 +106,15 @@ def _own_model(folder: Path) -> Imported:
 
 def _from_onnx(config: Config, path: Path, size: int) -> Imported:
     """A network without a name: its operations are kept, and the file is not needed again."""
-    read = read_onnx(path, size, config.source.features)
-    architecture, remark = architecture_of(config.source, "onnx", len(read.weight))
-    architecture["graph"] = read.graph
+    onnx_model = read_onnx(path, size, config.source.features)
+    architecture, remark = architecture_of(config.source, "onnx", len(onnx_model.weight))
+    architecture["graph"] = onnx_model.graph
     model = Classifier(**architecture)
-    model.backbone.load_state_dict(read.network.state_dict())
-    model.head.load_state_dict({"weight": read.weight, "bias": read.bias})
-    operations = f"{path} gives the same as in onnxruntime; {len(read.graph['nodes'])} operations"
+    model.backbone.load_state_dict(onnx_model.network.state_dict())
+    model.head.load_state_dict({"weight": onnx_model.weight, "bias": onnx_model.bias})
+    operations = (
+        f"{path} gives the same as in onnxruntime; {len(onnx_model.graph['nodes'])} operations"
+    )
     return Imported(model, architecture, [], (operations, remark))
 
 
@@ -179,7 +181,7 @@ def _without_the_rest(
     Linear layers behind the one that would become the head are a ConfigError.
     """
     expected = model.backbone.state_dict()
-    wanted = {name for name in expected if not name.endswith("num_batches_tracked")}
+    required = {name for name in expected if not name.endswith("num_batches_tracked")}
     own = {name for name in state if name in expected or name.rpartition(".")[0] == head}
     rest = [name for name in state if name not in own]
     outputs, parent = len(state[f"{head}.weight"]), head.rpartition(".")[0]
@@ -195,7 +197,7 @@ def _without_the_rest(
             f"{backbone!r} does not have. Bring a network of your own making as ONNX: "
             "torch.onnx.export(..., external_data=False), or sfkt_cli.import_model in Python"
         )
-    if not rest or not wanted <= own:
+    if not rest or not required <= own:
         return state
     more = f" and {len(rest) - 6} more" if len(rest) > 6 else ""
     remarks.append(f"left out of {path}, no part of {backbone}: {', '.join(rest[:6])}{more}")
@@ -263,15 +265,15 @@ def _fill(
     for name, value in state.items():
         is_head = name.rpartition(".")[0] == head
         renamed[f"head.{name.rpartition('.')[2]}" if is_head else f"backbone.{name}"] = value
-    wanted = model.state_dict()
+    expected = model.state_dict()
     wrong = [
-        f"{name} has shape {tuple(renamed[name].shape)} and not {tuple(wanted[name].shape)}"
-        for name in renamed.keys() & wanted.keys()
-        if renamed[name].shape != wanted[name].shape
+        f"{name} has shape {tuple(renamed[name].shape)} and not {tuple(expected[name].shape)}"
+        for name in renamed.keys() & expected.keys()
+        if renamed[name].shape != expected[name].shape
     ]
-    wrong += [f"{name} is missing" for name in wanted.keys() - renamed.keys()
+    wrong += [f"{name} is missing" for name in expected.keys() - renamed.keys()
               if not name.endswith("num_batches_tracked")]  # fmt: skip
-    wrong += [f"{name} is unknown" for name in renamed.keys() - wanted.keys()]
+    wrong += [f"{name} is unknown" for name in renamed.keys() - expected.keys()]
     if wrong:
         first = "; ".join(sorted(name.removeprefix("backbone.") for name in wrong)[:4])
         raise ConfigError(

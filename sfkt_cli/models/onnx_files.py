@@ -71,11 +71,11 @@ def read_onnx(path: Path, size: int, head: str = "") -> OnnxModel:
         raise DataError(f"{path} cannot be read as a classifier: {where}{lines[0][:200]}") from None
 
 
-def need_onnx(what: str, *more: str) -> None:
+def need_onnx(user: str, *more: str) -> None:
     """Raise ConfigError if packages of the extra ``onnx`` are not installed."""
     lacking = [name for name in ("onnx", "onnxruntime", *more) if find_spec(name) is None]
     if lacking:
-        raise ConfigError(f"{what} needs {', '.join(lacking)}: pip install 'sfkt[onnx]'")
+        raise ConfigError(f"{user} needs {', '.join(lacking)}: pip install 'sfkt[onnx]'")
 
 
 def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
@@ -240,7 +240,7 @@ def _check_input(
     path: Path, graph: Any, tensors: Mapping[str, Tensor], size: int
 ) -> tuple[str, bool]:
     """What the file calls its images, and whether it takes them as (B, H, W, 3)."""
-    inputs = [given for given in graph.input if given.name not in tensors]
+    inputs = [entry for entry in graph.input if entry.name not in tensors]
     if len(inputs) != 1:
         raise DataError(f"{path} has {len(inputs)} inputs: an image classifier has one")
     kind = inputs[0].type.tensor_type
@@ -276,7 +276,10 @@ def _run(nodes: Sequence[Node], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settle(
-    nodes: Sequence[Node], tensors: dict[str, Tensor], seen: Sequence[Mapping[str, Any]], path: Path
+    nodes: Sequence[Node],
+    tensors: dict[str, Tensor],
+    traces: Sequence[Mapping[str, Any]],
+    path: Path,
 ) -> list[Node]:
     """Work out all that depends on the images' shape only; put numbers where numbers are wanted."""
     fixed = {name for name, value in tensors.items() if not is_trained(value)}
@@ -285,9 +288,9 @@ def _settle(
         settled = inputs[:1] if kind == "CastLike" else inputs
         if kind == "Shape" or all(name is None or name in fixed for name in settled):
             fixed |= set(outputs)
-            same = all(_equal(*(values.get(name) for values in seen)) for name in outputs)
+            same = all(_equal(*(values.get(name) for values in traces)) for name in outputs)
             if same:
-                tensors |= {name: seen[0][name] for name in outputs if name in seen[0]}
+                tensors |= {name: traces[0][name] for name in outputs if name in traces[0]}
                 continue
         kept.append([kind, list(inputs), outputs, attributes])
     for kind, inputs, outputs, _ in kept:
@@ -299,7 +302,7 @@ def _settle(
                     raise DataError(
                         f"{path}: node {outputs[0]!r} ({kind}) depends on the images' content"
                     )
-                inputs[place] = _literal(*(values[inputs[place]].tolist() for values in seen))
+                inputs[place] = _literal(*(values[inputs[place]].tolist() for values in traces))
     return kept
 
 
@@ -377,13 +380,13 @@ def _needed(nodes: Sequence[Node], output: str) -> list[Node]:
 
 
 def _name_norms(
-    nodes: Sequence[Node], tensors: Mapping[str, Tensor], seen: Mapping[str, Any]
+    nodes: Sequence[Node], tensors: Mapping[str, Tensor], trace: Mapping[str, Any]
 ) -> list[tuple[list[Any], dict[str, Tensor]]]:
     """Make layers of the batch norms over maps, so that training takes new statistics."""
     norms = []
     for node in nodes:
         kind, inputs, _, attributes = node
-        if kind != BATCH_NORM or seen[inputs[0]].ndim != 4 or not set(inputs[1:]) <= set(tensors):
+        if kind != BATCH_NORM or trace[inputs[0]].ndim != 4 or not set(inputs[1:]) <= set(tensors):
             continue
         names = ("weight", "bias", "running_mean", "running_var")
         values = {name: tensors[own] for name, own in zip(names, inputs[1:], strict=True)}

@@ -83,15 +83,15 @@ def resolve(options: Options, stage: str, *, new_run: bool = False) -> Settings:
         RunError: There is no run yet and the command cannot begin one.
     """
     typed = typed_settings(options)
-    wanted = merge(*typed.values())
+    typed_values = merge(*typed.values())
     try:
-        run = find_run(options, wanted.get("dataset"), new_run=new_run)
+        run = find_run(options, typed_values.get("dataset"), new_run=new_run)
     except RunError:
-        build(wanted)  # what is misspelled is said first: it does not depend on the run
+        build(typed_values)  # misspelled settings come first: they do not depend on the run
         raise
     if stage == "transfer":
         before = run.remembered("transfer")
-        stage = f"transfer/{build(before, wanted).transfer.method}"
+        stage = f"transfer/{build(before, typed_values).transfer.method}"
     layers = {str(run.folder): run.remembered(stage), **typed}
     return Settings(build(*layers.values()), run, layers)
 

@@ -246,13 +246,13 @@ def expand(images: Sequence[str]) -> Iterator[Path]:
     Raises:
         ConfigError: An entry matches nothing.
     """
-    seen: set[Path] = set()
+    returned: set[Path] = set()
     for entry in images:
         paths = _matches(entry)
         if not paths:
             raise ConfigError(f"{entry} matches no image: give files, folders, patterns or -")
-        yield from (path for path in dict.fromkeys(paths) if path not in seen)
-        seen.update(paths)
+        yield from (path for path in dict.fromkeys(paths) if path not in returned)
+        returned.update(paths)
 
 
 def _matches(entry: str) -> list[Path]:

@@ -91,7 +91,7 @@ def make_plan(config: Config, archive: Archive) -> Plan:
         )
     lost = left_out(archive.records, tr, ti, config.split, parts)
     if lost:
-        counts = ", ".join(f"{count} {what}" for what, count in lost.items())
+        counts = ", ".join(f"{count} {reason}" for reason, count in lost.items())
         warn(f"{archive_root(config)}: left out of all parts: {counts}")
     return Plan(config, archive, parts, tuple(tr))
 
@@ -161,9 +161,9 @@ def _why_no_source(plan: Plan) -> str:
     if not plan.config.split.source:
         return "split.source = 0 leaves no labelled RGB images to train a source model on:"
     names = ", ".join(sorted(groups)[:3]) + (", ..." if len(groups) > 3 else "")
-    what = "are all one group" if len(groups) == 1 else f"are only {len(groups)} groups"
+    count = "are all one group" if len(groups) == 1 else f"are only {len(groups)} groups"
     return (
-        f"the labelled RGB images {what} ({names}), and groups stay whole, so none is left to "
+        f"the labelled RGB images {count} ({names}), and groups stay whole, so none is left to "
         f"train a source model on; {_FEW_GROUPS}: divide them (a group is a folder below rgb, or "
         "the column group of a manifest), or"
     )
@@ -203,7 +203,7 @@ def _show(run: Run, plan: Plan, table: Sequence[Line], samples: Sequence[Sample]
 def _write_stores(plan: Plan, stage: Stage) -> dict[str, list[Seen]]:
     """Write all files and tell what was seen of each sample; no file appears half written."""
     archive, config = plan.archive, plan.config
-    seen = {part: [Seen({})] * len(records) for part, records in plan.parts.items()}
+    summaries = {part: [Seen({})] * len(records) for part, records in plan.parts.items()}
     writers: dict[str, StoreWriter] = {}
     tasks: list[Task] = []
     try:
@@ -221,11 +221,11 @@ def _write_stores(plan: Plan, stage: Stage) -> dict[str, list[Seen]]:
             for done in ingest(tasks, archive.loader, size, archive.missing, workers):
                 for view, sha256 in done.sha256.items():
                     writers[done.part].note(f"{done.part}/{view}", done.first, sha256)
-                seen[done.part][done.first : done.first + len(done.seen)] = done.seen
+                summaries[done.part][done.first : done.first + len(done.seen)] = done.seen
                 tracker.advance(len(done.seen), len(done.seen))
     except OSError as error:
         reason = error.strerror or error
         raise RunError(
             f"{stage.folder} cannot be written: {reason}: make room, or choose another with --run"
         ) from None
-    return seen
+    return summaries

@@ -194,9 +194,9 @@ def _bring(config: Config, run: Run) -> None:
     if config.source.mixture:
         inputs, brought = _mix(config, store)
     else:
-        made = _is_made(run)
+        finished = _is_made(run)
         inputs = _inputs(run, config.source.checkpoint, lambda: {"checkpoint": digest_of(config)})
-        brought = None if made else import_source(config, store.classes, size=size)
+        brought = None if finished else import_source(config, store.classes, size=size)
     with run.open("source", config, inputs) as stage:
         if stage is None or brought is None:
             say(f"source: already done in {run.path('source')}")
@@ -215,9 +215,9 @@ def _bring(config: Config, run: Run) -> None:
             )
         for remark in brought.remarks:
             say(f"source: {remark}")
-        seen = {} if stage.dry else _look(model, store, runtime, brought.classes)
+        figures = {} if stage.dry else _look(model, store, runtime, brought.classes)
         _write(stage, model, brought.architecture, brought.classes, brought.pretrained)
-        stage.finish(seconds=0.0, **seen)
+        stage.finish(seconds=0.0, **figures)
 
 
 def _mix(config: Config, store: Store) -> tuple[dict[str, str], Imported]:
