@@ -293,7 +293,7 @@ def distillation(
     L_KL = mean_b sum_k t_bk (log t_bk - log p_bk)
 
     Source: arXiv:2401.05014, L_KL = KL(source model on T(x_target^TR) || target model). 0: the
-    student says what the teacher says; log K and more: it contradicts a certain teacher.
+    student agrees with the teacher; log K and more: it contradicts a certain teacher.
 
     Args:
         logits: (B, K) of the student; receives a gradient.

@@ -93,13 +93,13 @@ class BenchmarkPlan(_Part):
 
     title: str = "Benchmark"
     output: Path = Path("runs/benchmark")  # folder for all of it, unless ``--output`` says another
-    main: str = "tgkt"  # the method that the others are held against
+    main: str = "tgkt"  # the method that the others are compared with
     # Rows that are shown; those that are methods are trained. ``{name: socket, tune: true}`` is the
     # row ``socket-tuned``: a label-free score chooses its rates and schedule.
     methods: tuple[RowName, ...] = (*ROWS[:3], *METHODS, *ROWS[3:])
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     datasets: tuple[DatasetPlan, ...] = ()  # none: that of the settings, under its own name
-    # The first is what the others are held against.
+    # The others are compared with the first.
     variants: tuple[VariantPlan, ...] = Field((VariantPlan(name="default"),), min_length=1)
     sweeps: tuple[SweepPlan, ...] = ()  # further variants, drawn as curves
 

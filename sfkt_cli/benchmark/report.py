@@ -79,7 +79,7 @@ class Result:
     mean: float
     deviation: float | None  # standard deviation over the seeds; None for one seed
     balanced_accuracy: float
-    versus: str | None  # what it is held against; None: nothing
+    versus: str | None  # the row that it is compared with; None: nothing
     difference: float | None  # difference of accuracy to that, on the same images
     # Its 95 % interval over seeds and scenes; None: one seed.
     difference_ci95: tuple[float, float] | None

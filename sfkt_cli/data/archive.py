@@ -110,7 +110,7 @@ def open_container(
 
     Args:
         root: Folder or zip file that the user gave.
-        markers: Names of folders, one of which must lie at the archive's top; none: any top.
+        markers: Names of folders; one of them must lie at the archive's top. Empty: any top.
         zips: Names of the official zip files, looked for in ``root``.
         advice: What the message of an archive without markers tells to do.
 

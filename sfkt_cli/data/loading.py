@@ -1,7 +1,7 @@
 """From image files to stored images: what their values mean, and the square grid of the store.
 
-Readers say what their target values mean; for your own images the modality says it: unit, valid
-range and default encoding, nothing else.
+Each reader knows what its target values mean. For your own images, the modality decides on the
+unit, the valid range and the default encoding, and on nothing else.
 
 The shorter side decides on the grid: the middle square is kept, so that shapes keep their
 proportions (a squashed 1920 x 1080 image is 44 % off, and source models were trained on unsquashed

@@ -123,7 +123,7 @@ def collect(
 ) -> dict[Capture, dict[str, str]]:
     """The files of each capture, by view; each must have the views ``needed``.
 
-    ``place`` says of a file's name its capture and view, or None: it is not read.
+    ``place`` maps the name of a file to its capture and view; None: it is not read.
 
     Raises:
         DataError: Two files are the same view of a capture, or a view is missing.

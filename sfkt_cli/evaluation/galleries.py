@@ -48,8 +48,8 @@ def ti_gallery(evaluation: Evaluation, pairs: Pairs, folder: Path) -> tuple[str,
     figures.draw_gallery(folder / "gallery-ti.png", strips)
     return (
         "gallery-ti.png",
-        "TI pairs: target image, its translation, the true RGB image; below, what the source "
-        "model says of the translation and of the RGB image (TI classes are none of its own).",
+        "TI pairs: target image, its translation, the true RGB image. Below: predictions of the "
+        "source model for the translation and for the RGB image (it does not know TI classes).",
     )
 
 
@@ -166,12 +166,12 @@ def _draw_tr(evaluation: Evaluation, split: Split, rows: Numbers, path: Path) ->
         return tuple(texts), tuple(right)
 
     main = evaluation.main_method
-    legend = f"below each target image {'the true class and ' if truth else ''}what {main} says"
+    legend = f"below each target image {'the true class and ' if truth else ''}what {main} predicts"
     strips = [_target_strip(evaluation, stored, *captions(main, True))]
     if evaluation.models.translator:
         translated = translate(evaluation.models, stored, evaluation.runtime)
         strips.append(Strip("translated", translated, *captions("bridge-only", False)))
-        legend += ", below its translation what the source model says of it"
+        legend += ", below its translation what the source model predicts"
     figures.draw_gallery(path, strips)
     return legend + (" (✓ right, ✗ wrong)." if truth else ".")
 

@@ -171,7 +171,7 @@ def _shots(shots: Sequence[Shot]) -> str:
         f'<li><img alt="" src="{_inline(shot.png)}"><br>{escape(shot.caption)}</li>'
         for shot in shots
     )
-    note = '<p class="note">Images of the sensor, and what the model above says of them.</p>'
+    note = '<p class="note">Images of the sensor, with the predictions of the model above.</p>'
     return f'<ul class="shots">{items}</ul>{note}'
 
 

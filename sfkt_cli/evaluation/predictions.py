@@ -42,7 +42,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The TI pairs that score, and what the source model says of the RGB images."""
+    """The TI pairs that score, and the source model's outputs on the RGB images."""
 
     target: Numbers  # (M, H, W[, C]) target images, as stored
     rgb: Numbers  # (M, H, W, 3) RGB partners, as stored

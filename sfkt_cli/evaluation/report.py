@@ -110,7 +110,7 @@ class Shot:
     """A small picture at the top of the page."""
 
     png: bytes  # the file's bytes
-    caption: str  # what the main method says of it, and what it is
+    caption: str  # the main method's prediction, and the true class
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,8 @@ def _on_pairs(evaluation: Evaluation) -> str:
         if "ti_kappa" in (score := evaluation.outcomes[method].label_free)
     ]
     return (
-        f"The same class on a {SENSORS[evaluation.store.modality]} image as your RGB model on its "
-        f"RGB partner: {', '.join(agreements)} of the pairs. Kappa 0 is chance, 1 is always."
+        f"Pairs whose {SENSORS[evaluation.store.modality]} image gets the class that your RGB "
+        f"model gives its RGB partner: {', '.join(agreements)}. Kappa is 0 by chance and 1 at most."
     )
 
 

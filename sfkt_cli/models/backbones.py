@@ -188,7 +188,7 @@ def _efficientnet_lite0(pretrained: bool) -> tuple[nn.Module, int]:
 
 
 class Normalisation(NamedTuple):
-    """What is taken off RGB in [0, 1] and what it is divided by, and who says so."""
+    """Mean and deviation of RGB in [0, 1], and where they come from."""
 
     mean: Three
     std: Three

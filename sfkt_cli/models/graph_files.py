@@ -145,7 +145,7 @@ def to_onnx(
     """The content of an ONNX file.
 
     Raises:
-        Exception: Whatever torch.onnx says of a network that it cannot export.
+        Exception: torch.onnx cannot export the network; it raises errors of many kinds.
     """
     shapes = ({0: torch.export.Dim("batch")},) if any_batch else None
     with quietly():
