@@ -77,5 +77,5 @@ def advice(word: Verdict, encoding: str) -> str:
         )
     return (
         "Without labels it cannot be told whether the student is better than your RGB model: label "
-        "some hundred images before you ship it."
+        "a few hundred images before you ship it."
     )

@@ -139,7 +139,7 @@ def transfer(config: Config, run: Run) -> None:
         kept = judged != "worse" or not getattr(own, "keep_untouched", False)
         if not kept:
             student = untouched
-            warn(f"{method}: nothing gained, the weights of the source model are kept")
+            warn(f"{method}: the student was judged worse, so the source model's weights are kept")
         load, model = student_loader(runtime, encoding), student.eval()
         look_for_collapse(store, load, model, runtime, "transfer")
         temperature = calibrated(store, student, outputs, runtime, config.seed)

@@ -112,7 +112,18 @@ def fit(
         Tried: This is a dry run: two steps were tried, and nothing was written.
     """
     if runtime.trial is not None:
-        _try(runtime.trial, plan, objective, batches, optimizer, runtime, keep, begin_epoch, scores)
+        _try(
+            runtime.trial,
+            plan,
+            objective,
+            batches,
+            optimizer,
+            runtime,
+            keep,
+            begin_epoch,
+            after_step,
+            scores,
+        )
         raise Tried(runtime.trial)
     checkpoint = plan.folder / "checkpoint"
     progress = Fitted()
@@ -271,6 +282,7 @@ def _try(
     runtime: Runtime,
     keep: nn.Module,
     begin_epoch: Callable[[int], None],
+    after_step: Callable[[], None],
     scores: Callable[[int], dict[str, float]],
 ) -> None:
     """Time what an epoch does beside its steps, and one step after a smaller one to warm up.
@@ -298,6 +310,7 @@ def _try(
         with runtime.autocast(objective):
             terms = objective({name: values[:count] for name, values in batch.items()})
         _descend(plan, objective, terms, optimizer, scaler)
+        after_step()
         runtime.wait()
         return time.monotonic() - began
 
