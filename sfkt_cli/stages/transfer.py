@@ -192,20 +192,20 @@ def look_through_frozen(
     quick = fold_batch_norms(source, targets.shape[1])
     load = student_loader(runtime, encoding)
 
-    def look(images: NDArray[Any], student: Classifier) -> tuple[Tensor, Tensor]:
+    def predict(images: NDArray[Any], student: Classifier) -> tuple[Tensor, Tensor]:
         training = student.training
         features, logits = predict_rows(images, load, student.eval(), runtime, flips=True)
         student.train(training)
         return features, logits
 
     def predict_all(student: Classifier) -> tuple[Tensor, Tensor]:
-        features, logits = look(targets, student)
+        features, logits = predict(targets, student)
         return features.to(runtime.device), logits.to(runtime.device)
 
     ti_features = ti_logits = bridged_logits = None
     if store.count("ti"):
-        seen = predict_rows(store["ti/rgb"], rgb_loader(runtime), quick, runtime, flips=True)
-        ti_features, ti_logits = (part.to(runtime.device) for part in seen)
+        partners = predict_rows(store["ti/rgb"], rgb_loader(runtime), quick, runtime, flips=True)
+        ti_features, ti_logits = (part.to(runtime.device) for part in partners)
     held_out_features = None
     _, held_out = held_out_pairs(store, seed)
     if translator is not None:
@@ -223,7 +223,7 @@ def look_through_frozen(
     def bridge_trust(student: Classifier) -> float:
         if held_out_features is None or ti_features is None:
             return 0.0
-        features, _ = look(store["ti/target"][held_out], student)
+        features, _ = predict(store["ti/target"][held_out], student)
         partners = ti_features.cpu()[held_out]
         return label_free.bridge_trust(held_out_features, features, partners)
 
@@ -279,10 +279,10 @@ def calibrated(
     """
     if outputs.ti_logits is None:
         return 1.0
-    _, held = held_out_pairs(store, seed)
+    _, held_out = held_out_pairs(store, seed)
     load = student_loader(runtime, outputs.encoding)
-    _, logits = predict_rows(store["ti/target"][held], load, student, runtime)
-    sure, partners = outputs.ti_logits.cpu()[held].softmax(dim=1).max(dim=1)
+    _, logits = predict_rows(store["ti/target"][held_out], load, student, runtime)
+    sure, partners = outputs.ti_logits.cpu()[held_out].softmax(dim=1).max(dim=1)
     return fit_temperature(logits.numpy(), partners.numpy(), sure.numpy())
 
 
@@ -297,11 +297,13 @@ def student_scores(
     """A function of the epoch that gives the label-free scores of the student."""
     load = student_loader(runtime, outputs.encoding)
     tr_target = store["target/target"][spread(store.count("target"))]
-    _, held = held_out_pairs(store, seed)
+    _, held_out = held_out_pairs(store, seed)
     ti_target = partners = None
     if store.count("ti"):  # as the student is looked at: without mirror images
-        ti_target = store["ti/target"][held]
-        partners = predict_rows(store["ti/rgb"][held], rgb_loader(runtime), outputs.source, runtime)
+        ti_target = store["ti/target"][held_out]
+        partners = predict_rows(
+            store["ti/rgb"][held_out], rgb_loader(runtime), outputs.source, runtime
+        )
 
     def scores(epoch: int) -> dict[str, float]:
         _, tr_logits = predict_rows(tr_target, load, student, runtime)
