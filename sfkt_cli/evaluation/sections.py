@@ -155,8 +155,8 @@ def _measured(evaluation: Evaluation, run: Run) -> list[str]:
         )
     if record.get("strangers") is not None:
         lines.append(
-            f"About {percent(record['strangers'])} % of the target images look like TI images and "
-            "may show none of the classes (a coarse estimate)"
+            f"At most about {percent(record['strangers'])} % of the target images may show none of "
+            "the classes: no more look like TI images (a coarse bound)"
         )
     return lines
 

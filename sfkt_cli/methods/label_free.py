@@ -89,14 +89,14 @@ def bridge_trust(bridged: Tensor, other: Tensor, partner_features: Tensor) -> fl
 
 
 def stranger_share(features: Tensor, ti_features: Tensor) -> float | None:
-    """About how many of the target images show none of the classes, in [0, 1].
+    """At most about how many of the target images show none of the classes, in [0, 1].
 
         share = min_t P(s(x^TR) >= t) / P(s(x^TI) >= t), over t that a tenth of the TI images reach
 
     s is a ridge regression that tells TI from target images, on images that it was not fitted to
     (five folds). Strangers among the target images score as the TI images do, so their share is at
-    most this ratio at every t. What looks unlike any TI image is not found, and TI images that look
-    like a class raise the estimate.
+    most this ratio at every t. What looks unlike any TI image is not found. Where the source model
+    hardly tells TI from target images, the bound is loose (0.38 on the demo, without strangers).
 
     Source: Garg et al., NeurIPS 2021 (mixture proportion estimation), without the confidence term.
 

@@ -49,8 +49,6 @@ from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 
 BATCH_NORM_MOMENTUM = 0.1
 """Smallest share of a batch in the student's running statistics; torch's default."""
-MANY_STRANGERS = 0.2
-"""Share of target images like TI images from which on the user is told; see label_free."""
 
 
 def transfer(config: Config, run: Run) -> None:
@@ -135,7 +133,7 @@ def transfer(config: Config, run: Run) -> None:
         judged = judge(student.eval(), untouched, outputs, config.seed)
         trust = outputs.bridge_trust(untouched)
         trust_left = min(trust, outputs.bridge_trust(student))
-        strangers = look_for_strangers(store, untouched, outputs, runtime)
+        strangers = share_of_strangers(store, untouched, outputs, runtime)
         kept = judged != "worse" or not getattr(own, "keep_untouched", False)
         if not kept:
             student = untouched
@@ -250,23 +248,16 @@ def judge(
     return verdict(*predicted, classes=outputs.bridged_logits.shape[1], seed=seed)
 
 
-def look_for_strangers(
+def share_of_strangers(
     store: Store, untouched: Classifier, outputs: TeacherOutputs, runtime: Runtime
 ) -> float | None:
-    """About how many target images show none of the classes; warns where they are many."""
+    """At most about how many target images show none of the classes; None for few images."""
     if not store.count("ti"):
         return None
     load = student_loader(runtime, outputs.encoding)
     ti_features, _ = predict_rows(store["ti/target"], load, untouched, runtime, flips=True)
     share = label_free.stranger_share(outputs.predict_all(untouched)[0].cpu(), ti_features)
-    if share is None:
-        return None
-    if share >= MANY_STRANGERS:
-        warn(
-            f"about {share:.0%} of the target images look like those of the TI pairs, so they may "
-            "show none of the classes; `sfkt predict --threshold` calls unsure images unknown"
-        )
-    return round(share, 3)
+    return None if share is None else round(share, 3)
 
 
 def calibrated(
