@@ -34,7 +34,7 @@ TERMS = {
     "p": "maps of pairs",
     "im": "information maximisation",
     "kl": "distillation",
-    "self": "self-distillation",
+    "self": "pseudo-labels",
     "ti_agreement": "agreement on pairs",
     "ti_kappa": "the same beyond chance",
     "ti_closeness": "closeness of features",
