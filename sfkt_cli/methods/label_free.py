@@ -123,10 +123,10 @@ def stranger_share(features: Tensor, ti_features: Tensor) -> float | None:
             weighted.T @ both[fitted] + penalty, weighted.T @ is_ti[fitted]
         )
         scores[~fitted] = both[~fitted] @ solution
-    target, ti = scores[: len(features)], scores[len(features) :].sort(descending=True).values
-    reached = ti[len(ti) // 10 :]
-    shares = [float((target >= t).double().mean() / (ti >= t).double().mean()) for t in reached]
-    return min(1.0, *shares)
+    target, ti = (part.sort().values for part in (scores[: len(features)], scores[len(features) :]))
+    reached = ti[: len(ti) - len(ti) // 10]
+    shares = [1 - torch.searchsorted(part, reached).double() / len(part) for part in (target, ti)]
+    return min(1.0, float((shares[0] / shares[1]).min()))
 
 
 def feature_distance(features: Tensor, partner_features: Tensor) -> float:

@@ -130,10 +130,11 @@ def transfer(config: Config, run: Run) -> None:
             scores=student_scores(store, student, outputs, runtime, config.seed, stage.folder),
         )
         untouched = start_student(source).eval()
-        judged = judge(student.eval(), untouched, outputs, config.seed)
+        untouched_features, untouched_logits = outputs.predict_all(untouched)
+        judged = judge(student.eval(), untouched_logits, outputs, config.seed)
         trust = outputs.bridge_trust(untouched)
         trust_left = min(trust, outputs.bridge_trust(student))
-        strangers = share_of_strangers(store, untouched, outputs, runtime)
+        strangers = share_of_strangers(store, untouched, untouched_features, encoding, runtime)
         kept = judged != "worse" or not getattr(own, "keep_untouched", False)
         if not kept:
             student = untouched
@@ -238,25 +239,25 @@ def look_through_frozen(
 
 
 def judge(
-    student: Classifier, untouched: Classifier, outputs: TeacherOutputs, seed: int
+    student: Classifier, untouched_logits: Tensor, outputs: TeacherOutputs, seed: int
 ) -> Verdict:
     """Whether the student is better than the untouched source model, by all target images."""
     if outputs.bridged_logits is None:
         return "cannot tell"
-    views = (outputs.predict_all(student)[1], outputs.predict_all(untouched)[1])
-    predicted = (logits.argmax(dim=1).cpu().numpy() for logits in (*views, outputs.bridged_logits))
+    views = (outputs.predict_all(student)[1], untouched_logits, outputs.bridged_logits)
+    predicted = (logits.argmax(dim=1).cpu().numpy() for logits in views)
     return verdict(*predicted, classes=outputs.bridged_logits.shape[1], seed=seed)
 
 
 def share_of_strangers(
-    store: Store, untouched: Classifier, outputs: TeacherOutputs, runtime: Runtime
+    store: Store, untouched: Classifier, features: Tensor, encoding: Encoding, runtime: Runtime
 ) -> float | None:
     """At most about how many target images show none of the classes; None for few images."""
     if not store.count("ti"):
         return None
-    load = student_loader(runtime, outputs.encoding)
+    load = student_loader(runtime, encoding)
     ti_features, _ = predict_rows(store["ti/target"], load, untouched, runtime, flips=True)
-    share = label_free.stranger_share(outputs.predict_all(untouched)[0].cpu(), ti_features)
+    share = label_free.stranger_share(features.cpu(), ti_features)
     return None if share is None else round(share, 3)
 
 
