@@ -111,250 +111,252 @@ def fit(
         Interrupted: A signal asked to stop; the state is saved.
         Tried: This is a dry run: two steps were tried, and nothing was written.
     """
+    training = _Training(
+        plan, objective, batches, optimizer, runtime, schedule, keep, begin_epoch, after_step,
+        scores,
+    )  # fmt: skip
     if runtime.trial is not None:
-        _try(
-            runtime.trial,
-            plan,
-            objective,
-            batches,
-            optimizer,
-            runtime,
-            keep,
-            begin_epoch,
-            after_step,
-            scores,
-        )
+        training.try_out(runtime.trial)
         raise Tried(runtime.trial)
-    checkpoint = plan.folder / "checkpoint"
-    progress = Fitted()
-    best = _snapshot(keep)
-    scaler = torch.amp.GradScaler(enabled=runtime.precision == torch.float16)
-    state = _resume(plan, checkpoint, runtime.device, objective, optimizer, scaler, best)
-    if state is not None:
-        best, progress = state["best"], Fitted(**state["progress"])
-        say(f"{plan.title}: goes on at epoch {progress.epoch + 1}, step {progress.step + 1}")
-        _compare_environments(plan, state.get("environment", {}), runtime.environment(objective))
-    parallel = runtime.parallel(objective)
-    mixed = runtime.autocast(objective)
-    rates = [group.setdefault("full_rate", group["lr"]) for group in optimizer.param_groups]
+    training.resume()
+    training.run()
+    keep.load_state_dict(training.best)
+    return training.progress
 
-    def save() -> None:
-        if runtime.main:
-            save_state(
-                checkpoint,
-                {
-                    "objective": objective.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "scaler": scaler.state_dict(),
-                    "best": best,
-                    "progress": vars(progress),
-                    "environment": runtime.environment(objective),
-                    "made_for": plan.made_for,
-                },
-            )
 
-    stopped = threading.Event()
-    total = plan.epochs * plan.steps
-    started = last_saved = time.monotonic()
-    first = progress.epoch
-    with (
-        on_stop(lambda number: stopped.set()),
-        track(
-            plan.title, total, done=first * plan.steps + progress.step, line_s=math.inf
-        ) as tracker,
-        tensorboard_curves(plan.folder, first, runtime.tensorboard and runtime.main) as draw,
-    ):
-        for epoch in range(progress.epoch, plan.epochs):
-            if plan.patience and progress.epoch - progress.best_epoch > plan.patience:
-                say(f"{plan.title}: no better {plan.select} in {plan.patience} epochs, stopped")
-                break
-            if progress.step == 0:
-                seed_all(plan.seed, plan.title, epoch)
-                begin_epoch(epoch)
-                runtime.share_buffers(objective)
-            objective.train()
-            checked = _Checked(plan, checkpoint, runtime)
-            began = time.monotonic()
-            for step, batch in _ahead(batches, epoch, progress.step, plan.steps):
-                seed_all(plan.seed, plan.title, epoch, step)
-                factor = schedule((epoch * plan.steps + step) / total)
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
-                with mixed:
-                    losses = parallel(batch)
-                loss = _descend(plan, objective, losses, optimizer, scaler)
-                after_step()
-                checked.add(loss, losses, batch, progress)
-                progress.step = step + 1
-                tracker.advance(1, plan.images, terms_text(checked.latest))
-                late = time.monotonic() - last_saved >= plan.checkpoint_seconds
-                stopping, due = runtime.any_of(stopped.is_set(), late and runtime.main)
-                if stopping or (due and progress.step < plan.steps):
-                    checked.flush(progress)
-                    progress.seconds += time.monotonic() - began
-                    began = last_saved = time.monotonic()
-                    save()
-                if stopping:
-                    raise Interrupted(f"{plan.title} stopped; the same command goes on from here")
-            checked.flush(progress)
-            runtime.wait()
-            runtime.share_buffers(objective)
-            progress.seconds += time.monotonic() - began
-            objective.eval()
-            with torch.inference_mode():
-                epoch_scores = scores(epoch)
-            terms = {name: total / plan.steps for name, total in progress.totals.items()}
-            row = {
+@dataclass
+class _Training:
+    """What :func:`fit` was called with, and how far it is."""
+
+    plan: Plan
+    objective: nn.Module
+    batches: Callable[[int, int], Batch]
+    optimizer: torch.optim.Optimizer
+    runtime: Runtime
+    schedule: Callable[[float], float]
+    keep: nn.Module
+    begin_epoch: Callable[[int], None]
+    after_step: Callable[[], None]
+    scores: Callable[[int], dict[str, float]]
+    progress: Fitted = field(default_factory=Fitted)
+    best: dict[str, Any] = field(default_factory=dict)  # the weights of ``keep`` to be restored
+
+    def __post_init__(self) -> None:
+        self.stopped = threading.Event()
+        self.checkpoint = self.plan.folder / "checkpoint"
+        self.scaler = torch.amp.GradScaler(enabled=self.runtime.precision == torch.float16)
+        self.mixed = self.runtime.autocast(self.objective)
+
+    def resume(self) -> None:
+        """Go on from the newest state that fits; where there is none, all is as it was."""
+        self.best = _snapshot(self.keep)
+        if not any(self.checkpoint.glob("*.pt")):
+            return
+        title, fresh = self.plan.title, _snapshot(self.objective)
+        momenta = copy.deepcopy(self.optimizer.state_dict())
+        for state in load_states(self.checkpoint, self.runtime.device, self.plan.made_for):
+            try:
+                self._take_over(state)
+            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                self.objective.load_state_dict(fresh)
+                self.optimizer.load_state_dict(momenta)
+                first = str(error).partition("\n")[0]
+                warn(f"{title}: a state of another version is skipped ({first})")
+            else:
+                at = self.progress
+                say(f"{title}: goes on at epoch {at.epoch + 1}, step {at.step + 1}")
+                now = self.runtime.environment(self.objective)
+                _compare_environments(title, state.get("environment", {}), now)
+                return
+        warn(f"{title}: no state in {self.checkpoint} can be used, the training starts anew")
+
+    def _take_over(self, state: dict[str, Any]) -> None:
+        progress, best = Fitted(**state["progress"]), state["best"]
+        if _shapes(best) != _shapes(self.best):
+            raise ValueError("its best weights are those of another network")
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.progress, self.best = progress, best
+
+    def _save(self) -> None:
+        if self.runtime.main:
+            state = {
+                "objective": self.objective.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "best": self.best,
+                "progress": vars(self.progress),
+                "environment": self.runtime.environment(self.objective),
+                "made_for": self.plan.made_for,
+            }
+            save_state(self.checkpoint, state)
+        self.last_saved = time.monotonic()
+
+    def _is_late(self) -> bool:
+        return time.monotonic() - self.last_saved >= self.plan.checkpoint_seconds
+
+    def run(self) -> None:
+        """Train epoch after epoch: its steps, its scores, its report, its state."""
+        plan, runtime, progress = self.plan, self.runtime, self.progress
+        self.parallel = runtime.parallel(self.objective)
+        self.rates = [g.setdefault("full_rate", g["lr"]) for g in self.optimizer.param_groups]
+        first, started = progress.epoch, time.monotonic()
+        self.last_saved = started
+        total, done = plan.epochs * plan.steps, first * plan.steps + progress.step
+        with (
+            on_stop(lambda number: self.stopped.set()),
+            track(plan.title, total, done=done, line_s=math.inf) as tracker,
+            tensorboard_curves(plan.folder, first, runtime.tensorboard and runtime.main) as draw,
+        ):
+            for epoch in range(first, plan.epochs):
+                if plan.patience and epoch - progress.best_epoch > plan.patience:
+                    say(f"{plan.title}: no better {plan.select} in {plan.patience} epochs, stopped")
+                    break
+                self._pass(epoch, tracker)
+                terms, scores = self._judge(epoch)
+                if runtime.main:
+                    draw(epoch + 1, terms, scores)
+                    tracker.note = terms_text(
+                        {plan.select: scores[plan.select]} if plan.select else scores
+                    )
+                    left_s = (time.monotonic() - started) / (epoch + 1 - first)
+                    left_s *= plan.epochs - epoch - 1
+                    _report(plan, progress.history[-1], terms, scores, left_s, tracker)
+                    lines = "".join(json.dumps(row) + "\n" for row in progress.history)
+                    write_text(plan.folder / "metrics.jsonl", lines)
+                if self._is_late():
+                    self._save()
+            if runtime.any(self.stopped.is_set()):
+                self._save()
+                raise Interrupted(f"{plan.title} stopped; the same command goes on from here")
+
+    def _pass(self, epoch: int, tracker: Tracker) -> None:
+        """Train for the steps of an epoch that are left."""
+        plan, runtime, progress = self.plan, self.runtime, self.progress
+        if progress.step == 0:
+            seed_all(plan.seed, plan.title, epoch)
+            self.begin_epoch(epoch)
+            runtime.share_buffers(self.objective)
+        self.objective.train()
+        checked = _Checked(plan, self.checkpoint, runtime)
+        began = time.monotonic()
+        for step, batch in _ahead(self.batches, epoch, progress.step, plan.steps):
+            seed_all(plan.seed, plan.title, epoch, step)
+            factor = self.schedule((epoch * plan.steps + step) / (plan.epochs * plan.steps))
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * factor
+            loss, terms = self._descend(self.parallel, batch)
+            checked.add(loss, terms, batch, progress)
+            progress.step = step + 1
+            tracker.advance(1, plan.images, terms_text(checked.latest))
+            late = runtime.main and self._is_late()
+            stopping, due = runtime.any_of(self.stopped.is_set(), late)
+            if stopping or (due and progress.step < plan.steps):
+                checked.flush(progress)
+                now = time.monotonic()
+                progress.seconds, began = progress.seconds + now - began, now
+                self._save()
+            if stopping:
+                raise Interrupted(f"{plan.title} stopped; the same command goes on from here")
+        checked.flush(progress)
+        runtime.wait()
+        runtime.share_buffers(self.objective)
+        progress.seconds += time.monotonic() - began
+
+    def _descend(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Take a step down the weighted sum of the loss terms; gives the sum and the terms."""
+        with self.mixed:
+            terms: dict[str, Tensor] = model(batch)
+        weighted = [self.plan.weights.get(name, 1.0) * term for name, term in terms.items()]
+        loss = torch.stack(weighted).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.plan.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.objective.parameters(), self.plan.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.after_step()
+        return loss, terms
+
+    def _judge(self, epoch: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Score a finished epoch, note it, and keep its weights if it is the best so far."""
+        plan, progress = self.plan, self.progress
+        self.objective.eval()
+        with torch.inference_mode():
+            scores = self.scores(epoch)
+        terms = {name: total / plan.steps for name, total in progress.totals.items()}
+        progress.history.append(
+            {
                 "epoch": epoch + 1,
                 "seconds": round(progress.seconds, 3),
-                "learning_rate": optimizer.param_groups[0]["lr"],
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
                 **terms,
-                **epoch_scores,
+                **scores,
             }
-            progress.history.append(row)
-            score = epoch_scores[plan.select] if plan.select else float(epoch)
-            if score > progress.best_score or progress.best_epoch < 0:
-                progress.best_score = max(progress.best_score, score)  # the first may be NaN
-                progress.best_epoch = epoch
-                best = _snapshot(keep)
-            progress.epoch, progress.step, progress.totals = epoch + 1, 0, {}
-            if runtime.main:
-                draw(epoch + 1, terms, epoch_scores)
-                tracker.note = terms_text({plan.select: score} if plan.select else epoch_scores)
-                left = (time.monotonic() - started) / (epoch + 1 - first)
-                left *= plan.epochs - epoch - 1
-                _report(plan, row, terms, epoch_scores, left, tracker)
-                lines = "".join(json.dumps(row) + "\n" for row in progress.history)
-                write_text(plan.folder / "metrics.jsonl", lines)
-            if time.monotonic() - last_saved >= plan.checkpoint_seconds:
-                save()
-                last_saved = time.monotonic()
-        if runtime.any(stopped.is_set()):
-            save()
-            raise Interrupted(f"{plan.title} stopped; the same command goes on from here")
-    keep.load_state_dict(best)
-    return progress
+        )
+        score = scores[plan.select] if plan.select else float(epoch)
+        if score > progress.best_score or progress.best_epoch < 0:
+            progress.best_score = max(progress.best_score, score)  # the first may be NaN
+            progress.best_epoch = epoch
+            self.best = _snapshot(self.keep)
+        progress.epoch, progress.step, progress.totals = epoch + 1, 0, {}
+        return terms, scores
 
+    def try_out(self, trial: Trial) -> None:
+        """Time what an epoch does beside its steps, and one step after a smaller one to warm up.
 
-def _resume(
-    plan: Plan,
-    checkpoint: Path,
-    device: torch.device,
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    best: Mapping[str, Tensor],
-) -> dict[str, Any] | None:
-    """Load the newest state that fits; None: there is none, and all is as it was."""
-    if not any(checkpoint.glob("*.pt")):
-        return None
-    fresh, momenta = _snapshot(objective), copy.deepcopy(optimizer.state_dict())
-    for state in load_states(checkpoint, device, plan.made_for):
-        try:
-            Fitted(**state["progress"])
-            if _shapes(state["best"]) != _shapes(best):
-                raise ValueError("its best weights are those of another network")
-            objective.load_state_dict(state["objective"])
-            optimizer.load_state_dict(state["optimizer"])
-            if state["scaler"]:
-                scaler.load_state_dict(state["scaler"])
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            objective.load_state_dict(fresh)
-            optimizer.load_state_dict(momenta)
-            first = str(error).partition("\n")[0]
-            warn(f"{plan.title}: a state of another version is skipped ({first})")
-        else:
-            return state
-    warn(f"{plan.title}: no state in {checkpoint} can be used, the training starts anew")
-    return None
+        Where a step with all rows would take long on a CPU, the timed one has few rows, too.
+        """
+        plan, runtime, objective = self.plan, self.runtime, self.objective
+        skipped_s, began = trial.skipped_s, time.monotonic()
+        self.begin_epoch(0)
+        objective.eval()
+        with torch.inference_mode():
+            self.scores(0)
+        runtime.wait()
+        trial.epoch_s = time.monotonic() - began + trial.skipped_s - skipped_s
+        trial.skipped_s = skipped_s
+
+        batch = self.batches(0, 0)
+        rows = len(next(iter(batch.values())))
+        few = min(rows, TRIED_IMAGES)
+        objective.train()
+        seed_all(plan.seed, plan.title, 0)
+
+        def step(count: int) -> float:
+            began = time.monotonic()
+            self._descend(objective, {name: values[:count] for name, values in batch.items()})
+            runtime.wait()
+            return time.monotonic() - began
+
+        took: list[float] = []
+        kept = kept_bytes(lambda: took.append(step(few)))
+        trial.scaled = runtime.device.type == "cpu" and took[0] * rows / few > PATIENCE_S
+        tried = few if trial.scaled else rows
+        trial.step_s = step(tried) * rows / tried
+        trial.peak_memory_mb = runtime.peak_memory_mb()
+        trial.peak_memory_mb += (rows / tried - 1) * kept * TRANSIENT / 2**20
+
+        trial.epochs, trial.steps, trial.images = plan.epochs, plan.steps, plan.images
+        parameters = list(objective.parameters())
+        trial.parameters = sum(p.numel() for p in parameters)
+        trial.trained = sum(p.numel() for p in parameters if p.requires_grad)
+        momenta = [value for state in self.optimizer.state.values() for value in state.values()]
+        trial.model_bytes = _bytes(self.keep.state_dict().values())
+        trial.state_bytes = 2 * (  # two states are kept
+            _bytes(objective.state_dict().values()) + _bytes(momenta) + trial.model_bytes
+        )
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in weights.items()}
 
 
-def _try(
-    trial: Trial,
-    plan: Plan,
-    objective: nn.Module,
-    batches: Callable[[int, int], Batch],
-    optimizer: torch.optim.Optimizer,
-    runtime: Runtime,
-    keep: nn.Module,
-    begin_epoch: Callable[[int], None],
-    after_step: Callable[[], None],
-    scores: Callable[[int], dict[str, float]],
-) -> None:
-    """Time what an epoch does beside its steps, and one step after a smaller one to warm up.
-
-    Where a step with all rows would take long on a CPU, the timed one has few rows, too.
-    """
-    skipped_s, began = trial.skipped_s, time.monotonic()
-    begin_epoch(0)
-    objective.eval()
-    with torch.inference_mode():
-        scores(0)
-    runtime.wait()
-    trial.epoch_s = time.monotonic() - began + trial.skipped_s - skipped_s
-    trial.skipped_s = skipped_s
-
-    scaler = torch.amp.GradScaler(enabled=runtime.precision == torch.float16)
-    batch = batches(0, 0)
-    rows = len(next(iter(batch.values())))
-    few = min(rows, TRIED_IMAGES)
-    objective.train()
-    seed_all(plan.seed, plan.title, 0)
-
-    def step(count: int) -> float:
-        began = time.monotonic()
-        with runtime.autocast(objective):
-            terms = objective({name: values[:count] for name, values in batch.items()})
-        _descend(plan, objective, terms, optimizer, scaler)
-        after_step()
-        runtime.wait()
-        return time.monotonic() - began
-
-    took: list[float] = []
-    kept = kept_bytes(lambda: took.append(step(few)))
-    trial.scaled = runtime.device.type == "cpu" and took[0] * rows / few > PATIENCE_S
-    tried = few if trial.scaled else rows
-    trial.step_s = step(tried) * rows / tried
-    trial.peak_memory_mb = runtime.peak_memory_mb()
-    trial.peak_memory_mb += (rows / tried - 1) * kept * TRANSIENT / 2**20
-
-    trial.epochs, trial.steps, trial.images = plan.epochs, plan.steps, plan.images
-    parameters = list(objective.parameters())
-    trial.parameters = sum(p.numel() for p in parameters)
-    trial.trained = sum(p.numel() for p in parameters if p.requires_grad)
-    momenta = [value for state in optimizer.state.values() for value in state.values()]
-    trial.model_bytes = _bytes(keep.state_dict().values())
-    trial.state_bytes = 2 * (  # two states are kept
-        _bytes(objective.state_dict().values()) + _bytes(momenta) + trial.model_bytes
-    )
-
-
 def _bytes(values: Iterable[Any]) -> int:
     return sum(value.nbytes for value in values if isinstance(value, Tensor))
-
-
-def _descend(
-    plan: Plan,
-    objective: nn.Module,
-    terms: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-) -> Tensor:
-    """Take a step down the weighted sum of the terms, which is given back."""
-    weighted = [plan.weights.get(name, 1.0) * term for name, term in terms.items()]
-    loss = torch.stack(weighted).sum()
-    optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-    if plan.clip_norm is not None:
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(objective.parameters(), plan.clip_norm)
-    scaler.step(optimizer)
-    scaler.update()
-    return loss
 
 
 @dataclass
@@ -396,7 +398,7 @@ class _Checked:
 
 
 def _compare_environments(
-    plan: Plan, before: Mapping[str, str | int], now: Mapping[str, str | int]
+    title: str, before: Mapping[str, str | int], now: Mapping[str, str | int]
 ) -> None:
     """Warn where a state goes on in an environment that rounds differently."""
     changes = [
@@ -406,7 +408,7 @@ def _compare_environments(
     ]
     if changes:
         warn(
-            f"{plan.title}: the state was saved elsewhere ({', '.join(changes)}): results agree "
+            f"{title}: the state was saved elsewhere ({', '.join(changes)}): results agree "
             "to rounding, not bit for bit"
         )
 
