@@ -1,7 +1,8 @@
 """`sfkt bridge`: train TGMB on transfer.h5 and write the source-like RGB images."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ from sfkt_cli.models.saving import (
 )
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config
-from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.loop import fit
+from sfkt_cli.settings.runs import Run, Stage
+from sfkt_cli.training.loop import Fitted, fit
 from sfkt_cli.training.optimizers import cosine, translator_optimizer
 from sfkt_cli.training.pairs import (
     held_out_pairs,
@@ -87,14 +88,7 @@ def bridge(config: Config, run: Run) -> None:
         runtime.place(source)
         weights = loss_weights(config, store.registered)
         encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
-        settings = config.bridge
-        architecture: dict[str, Any] = {
-            "name": settings.translator,
-            "channels": encoding.encoded_channels,
-            "width": settings.channels(pretrained=saved.pretrained),
-        }
-        if settings.translator == "vqgan":
-            architecture["codes"] = config.vqgan.codes
+        architecture = architecture_of(config, encoding, pretrained=saved.pretrained)
         seed_all(config.seed, "bridge")
         translator = make_translator(**architecture)
         if earlier is not None and earlier.card["architecture"]["name"] != "identity":
@@ -105,36 +99,17 @@ def bridge(config: Config, run: Run) -> None:
             encoding,
             weights=weights,
             features=source.feature_size,
-            rec_loss=settings.rec_loss,
-            d_on=settings.d_on,
+            rec_loss=config.bridge.rec_loss,
+            d_on=config.bridge.d_on,
             feature_maps=feature_maps_of(source, weights, rgb, runtime),
         )
         runtime.place(runtime.synchronised(objective))
         runtime.cast_frozen(source, objective)
-        needs_tr = bool(weights["d"] or weights["im"])
-        streams, batches = settle_streams(
-            config, store, stage.folder, runtime, objective, tr=needs_tr
-        )
-        weights["im"] /= passes_of_epoch(config, streams)
-        plan = plan_of(
-            config, streams, title="bridge", epochs=settings.epochs, weights=weights,
-            stage=stage, kinds=1 + needs_tr, ti=True, auto="ti_closeness",
-        )  # fmt: skip
-        fitted = fit(
-            plan,
-            objective,
-            batches,
-            translator_optimizer([objective], settings.learning_rate),
-            runtime,
-            schedule=cosine,
-            keep=translator,
-            scores=bridge_scores(
-                store, translator, source, encoding, runtime, config.seed, stage.folder
-            ),
-        )
+        judge = Judge(store, source, encoding, runtime, config.seed)
+        fitted = train(stage, store, objective, weights, judge, runtime)
         row = fitted.history[fitted.best_epoch]
-        untouched = untouched_rank(store, source, encoding, runtime, config.seed)
-        trained = row["ti_rank"] > untouched or not settings.keep_untouched
+        untouched = judge.untouched_rank()
+        trained = row["ti_rank"] > untouched or not config.bridge.keep_untouched
         if not trained:
             architecture = {"name": "identity", "channels": encoding.encoded_channels, "width": 0}
             translator = make_translator(**architecture)
@@ -146,13 +121,11 @@ def bridge(config: Config, run: Run) -> None:
             stage.folder, translator, kind="translator", architecture=architecture, classes=[],
             encoding=encoding, inputs=inputs, seed=config.seed,
         )  # fmt: skip
-        write_bridged(stage.folder / "images", store, translator.eval(), encoding, runtime)
+        write_bridged(stage.folder / "images", store, translator, encoding, runtime)
         stage.finish(
             seconds=fitted.seconds,
             best_epoch=fitted.best_epoch + 1,
-            ti_agreement=row["ti_agreement"],
-            ti_kappa=row["ti_kappa"],
-            ti_rank=row["ti_rank"],
+            **{name: row[name] for name in ("ti_agreement", "ti_kappa", "ti_rank")},
             untouched_rank=untouched,
             trained=trained,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
@@ -169,6 +142,18 @@ def bridge(config: Config, run: Run) -> None:
                 "the encoded images are used without it; more TI pairs or more epochs may help "
                 "(bridge.keep_untouched=false keeps the translator)"
             )
+
+
+def architecture_of(config: Config, encoding: Encoding, *, pretrained: bool) -> dict[str, Any]:
+    """Arguments of ``make_translator``; ``pretrained``: whether the source model's weights are."""
+    architecture: dict[str, Any] = {
+        "name": config.bridge.translator,
+        "channels": encoding.encoded_channels,
+        "width": config.bridge.channels(pretrained=pretrained),
+    }
+    if config.bridge.translator == "vqgan":
+        architecture["codes"] = config.vqgan.codes
+    return architecture
 
 
 def loss_weights(config: Config, registered: bool) -> dict[str, float]:
@@ -227,29 +212,30 @@ def feature_maps_of(
     return None
 
 
-def bridge_scores(
-    store: Store,
-    translator: nn.Module,
-    source: Classifier,
-    encoding: Encoding,
-    runtime: Runtime,
-    seed: int,
-    folder: Path,
-) -> Callable[[int], dict[str, float]]:
-    """A function of the epoch that gives the label-free scores of the translator."""
-    load = target_loader(runtime, encoding)
-    _, ti = held_out_pairs(store, seed)
-    tr = spread(store.count("target"))
-    ti_target, tr_target = store["ti/target"][ti], store["target/target"][tr]
-    partner_features, partner_logits = predict_rows(
-        store["ti/rgb"][ti], rgb_loader(runtime), source, runtime
-    )
+class Judge:
+    """Judges translators without labels: on held-out TI pairs, and on some TR target images."""
 
-    def scores(epoch: int) -> dict[str, float]:
-        model = through(translator, source)
-        features, logits = predict_rows(ti_target, load, model, runtime)
-        _, tr_logits = predict_rows(tr_target, load, model, runtime)
-        if runtime.main:
+    def __init__(
+        self, store: Store, source: Classifier, encoding: Encoding, runtime: Runtime, seed: int
+    ) -> None:
+        _, held_out = held_out_pairs(store, seed)
+        self._source, self._encoding, self._runtime = source, encoding, runtime
+        self._ti_target = store["ti/target"][held_out]
+        self._tr_target = store["target/target"][spread(store.count("target"))]
+        self._partners = predict_rows(
+            store["ti/rgb"][held_out], rgb_loader(runtime), source, runtime
+        )
+
+    def scores(self, translator: nn.Module, folder: Path, epoch: int) -> dict[str, float]:
+        """The scores after an epoch, whose predictions are remembered in the stage's folder."""
+        load, model = (
+            target_loader(self._runtime, self._encoding),
+            through(translator, self._source),
+        )
+        partner_features, partner_logits = self._partners
+        features, logits = predict_rows(self._ti_target, load, model, self._runtime)
+        _, tr_logits = predict_rows(self._tr_target, load, model, self._runtime)
+        if self._runtime.main:
             remember(folder, epoch, tr_logits)
         return {
             "ti_agreement": label_free.agreement(logits, partner_logits),
@@ -260,18 +246,39 @@ def bridge_scores(
             "tr_density": label_free.density(tr_logits),
         }
 
-    return scores
+    def untouched_rank(self) -> float:
+        """How well encoded target images find their RGB partners without a translator."""
+        load = student_loader(self._runtime, self._encoding)
+        features, _ = predict_rows(self._ti_target, load, self._source, self._runtime)
+        return float(label_free.partner_rank(features, self._partners[0]).mean())
 
 
-def untouched_rank(
-    store: Store, source: Classifier, encoding: Encoding, runtime: Runtime, seed: int
-) -> float:
-    """How well encoded images of held-out TI pairs find their RGB partners without T."""
-    _, held_out = held_out_pairs(store, seed)
-    load = student_loader(runtime, encoding)
-    features, _ = predict_rows(store["ti/target"][held_out], load, source, runtime)
-    partners, _ = predict_rows(store["ti/rgb"][held_out], rgb_loader(runtime), source, runtime)
-    return float(label_free.partner_rank(features, partners).mean())
+def train(
+    stage: Stage,
+    store: Store,
+    objective: Tgmb,
+    weights: dict[str, float],
+    judge: Judge,
+    runtime: Runtime,
+) -> Fitted:
+    """Fit the objective to the pairs and target images of a store."""
+    config, needs_tr = stage.config, bool(weights["d"] or weights["im"])
+    streams, batches = settle_streams(config, store, stage.folder, runtime, objective, tr=needs_tr)
+    weights["im"] /= passes_of_epoch(config, streams)
+    plan = plan_of(
+        config, streams, title="bridge", epochs=config.bridge.epochs, weights=weights,
+        stage=stage, kinds=1 + needs_tr, ti=True, auto="ti_closeness",
+    )  # fmt: skip
+    return fit(
+        plan,
+        objective,
+        batches,
+        translator_optimizer([objective], config.bridge.learning_rate),
+        runtime,
+        schedule=cosine,
+        keep=objective.translator,
+        scores=partial(judge.scores, objective.translator, stage.folder),
+    )
 
 
 def write_bridged(
@@ -283,8 +290,8 @@ def write_bridged(
     folder.mkdir(exist_ok=True)
 
     def write(sample: str, pixels: NDArray[np.uint8]) -> None:
-        with replacing(folder / f"{sample}.png") as partial:
-            Image.fromarray(pixels).save(partial, format="PNG", compress_level=1)
+        with replacing(folder / f"{sample}.png") as unfinished:
+            Image.fromarray(pixels).save(unfinished, format="PNG", compress_level=1)
 
     with ThreadPoolExecutor(4) as pool, track("pictures", store.count("target")) as tracker:
         for pictures in translated(store["target/target"], load, translator):
