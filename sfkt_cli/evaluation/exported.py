@@ -49,14 +49,53 @@ where there are enough."""
 ROUNDS = 50
 LEAST_ROUNDS = 10
 LONGEST_S = 3.0  # no more rounds than LEAST_ROUNDS after that
-LIMITS = """\
+CARD = """\
+---
+{front}
+---
+# {modality} classifier ({method})
+
+Recognises {classes}
+in images of a {modality} sensor.
+Made by source-free cross-modal knowledge transfer (arXiv:2401.05014) from an RGB
+classifier, unlabelled images of the sensor, and unlabelled pairs of other things.
+
+## Use
+
+Input `images`: {images}.
+Outputs: `logits` and `probabilities`, (batch, classes). Encoding and normalisation are
+inside.
+`student.*` is the transferred classifier; `bridged-source.*` is the translator in front
+of the untouched RGB model, with the same interface.
+
+```python
+import json, numpy as np, onnxruntime
+session = onnxruntime.InferenceSession("{file}")
+classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+images = {zeros}  # from the sensor
+_, probabilities = session.run(None, {{"images": images}})
+print(classes[probabilities[0].argmax()])
+```
+
+## Data
+
+Data set {data}.
+
+## Results
+
+{accuracies}
+
+{measured}## Limits
+
 - Trained without labels of this sensor. It knows what the RGB source model knew, errors included.
 - Valid for this sensor at these settings: another depth range, resolution or mounting needs a new
   `sfkt transfer`.
 - Probabilities are not calibrated on labelled data. Those of `student.*` come from logits that are
   divided by the temperature in model.json, fitted without labels; those of `bridged-source.*` do
   not. Look at the report before you set thresholds.
-- Every image is given one of the classes above, also when it shows none of them."""
+- Every image is given one of the classes above, also when it shows none of them.
+"""
+"""README.md of an export."""
 Rows = NDArray[np.int64]
 
 
@@ -67,8 +106,13 @@ class TargetImages:
     stored: NDArray[Any]  # (N, S, S) or (N, S, S, C) of transfer.h5
     ids: Sequence[str]  # of the samples
     size: tuple[int, int]  # height and width that files take; stored pixels are repeated to fill it
-    dtype: torch.dtype  # that files take
+    dtype: str  # that files take, such as ``uint16``
     batch: int  # images at a time
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W) or (H, W, C) of one image."""
+        return (*self.size, *self.stored.shape[3:])
 
     def read(self, rows: Rows) -> Tensor:
         """(B, H, W) or (B, H, W, C)."""
@@ -76,7 +120,7 @@ class TargetImages:
         if images.shape[1:3] != self.size:
             down, across = (np.arange(side) * images.shape[1] // side for side in self.size)
             images = np.ascontiguousarray(images[:, down][:, :, across])
-        return torch.from_numpy(images).to(self.dtype)
+        return torch.from_numpy(images).to(getattr(torch, self.dtype))
 
     def batches(self, rows: Rows) -> Iterator[Tensor]:
         """All rows; the last batch begins again to fill up."""
@@ -278,15 +322,15 @@ def model_card(
     method: str,
     student: Saved,
     sensor: Sensor,
-    images: Tensor,
+    images: TargetImages,
     file: str,
     batch: int | None,
     tables: Mapping[str, str],
 ) -> str:
     """The text of README.md, with the results of ``evaluate`` where there are some.
 
-    ``images`` are samples as the exported files take them, (B, H, W) or (B, H, W, C), and ``file``
-    is an ONNX file of the student. ``tables``: what was measured on the files, by heading.
+    ``images`` are those that the exported files take, ``file`` is an ONNX file of the student,
+    ``tables`` is what was measured on the files, by heading.
     """
     results = _results(run, method)
     rows = [row for row in results.rows if row.method in (method, "bridge-only")] if results else []
@@ -305,50 +349,20 @@ def model_card(
             for row in rows
         ]
         accuracies = markdown_table(header, cells, left=2)
-    dtype = str(images.dtype).removeprefix("torch.")
-    shape = ", ".join(str(side) for side in images.shape[1:])
-    lines = [
-        "---",
-        yaml.safe_dump({key: value for key, value in front.items() if value}).rstrip(),
-        "---",
-        f"# {sensor.modality} classifier ({method})",
-        "",
-        f"Recognises {', '.join(map(plain, student.classes))}",
-        f"in images of a {sensor.modality} sensor.",
-        "Made by source-free cross-modal knowledge transfer (arXiv:2401.05014) from an RGB",
-        "classifier, unlabelled images of the sensor, and unlabelled pairs of other things.",
-        "",
-        "## Use",
-        "",
-        f"Input `images`: {dtype}, ({batch or 'batch'}, {shape}), {sensor.meaning}.",
-        "Outputs: `logits` and `probabilities`, (batch, classes). Encoding and normalisation are",
-        "inside.",
-        "`student.*` is the transferred classifier; `bridged-source.*` is the translator in front",
-        "of the untouched RGB model, with the same interface.",
-        "",
-        "```python",
-        "import json, numpy as np, onnxruntime",
-        f'session = onnxruntime.InferenceSession("{file}")',
-        'classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])',
-        f"images = np.zeros(({batch or 1}, {shape}), np.{dtype})  # from the sensor",
-        '_, probabilities = session.run(None, {"images": images})',
-        "print(classes[probabilities[0].argmax()])",
-        "```",
-        "",
-        "## Data",
-        "",
-        f"Data set {plain(dataset)}; {len(student.classes)} classes; seed {student.card['seed']}.",
-        "",
-        "## Results",
-        "",
-        accuracies,
-        "",
-        *(line for title, text in tables.items() for line in (f"## {title}", "", text, "")),
-        "## Limits",
-        "",
-        LIMITS,
-    ]
-    return "\n".join(lines) + "\n"
+    shape = ", ".join(map(str, images.shape))
+    measured = "".join(f"## {title}\n\n{text}\n\n" for title, text in tables.items())
+    return CARD.format(
+        front=yaml.safe_dump({key: value for key, value in front.items() if value}).rstrip(),
+        modality=sensor.modality,
+        method=method,
+        classes=", ".join(map(plain, student.classes)),
+        images=f"{images.dtype}, ({batch or 'batch'}, {shape}), {sensor.meaning}",
+        file=file,
+        zeros=f"np.zeros(({batch or 1}, {shape}), np.{images.dtype})",
+        data=f"{plain(dataset)}; {len(student.classes)} classes; seed {student.card['seed']}",
+        accuracies=accuracies,
+        measured=measured,
+    )
 
 
 def _results(run: Run, method: str) -> Results | None:

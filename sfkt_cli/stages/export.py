@@ -11,18 +11,19 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from torch import nn
 
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.sensor import Sensor, sensor_of_store
-from sfkt_cli.data.store import open_store
+from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.evaluation import exported
 from sfkt_cli.files import (
@@ -106,16 +107,7 @@ def export(
     saved = {name: load_model(folder) for name, folder in folders.items()}
     store = open_store(run.transfer_store)
     sensor = sensor_of_store(store, config)
-    _choose("input-type", [input_type or sensor.dtype], (sensor.dtype, "float32"))
-    side = (sensor.image_size, sensor.image_size)
-    images = exported.TargetImages(
-        store["target/target"],
-        store.strings("target/id"),
-        parse_size(input_size) if input_size else side,
-        getattr(torch, input_type or sensor.dtype),
-        batch or BATCH,
-    )
-    method = folders["student"].name
+    images = _images(store, sensor, input_size, input_type, batch or BATCH)
     target = output or run.path("export")
     if target.is_file():
         raise ConfigError(f"--output {target} is a file: name a folder")
@@ -123,108 +115,156 @@ def export(
     results = run.path("evaluate", "results.json")  # the model card tells them
     if results.is_file():
         inputs[results.name] = sha256_file(results)
+    method = folders["student"].name
     made_of = {
         "stage": "export",
         "method": method,
         "formats": sorted(formats),
         "precisions": sorted(precisions),
         "input_size": input_size,
-        "input_type": str(images.dtype).removeprefix("torch."),
+        "input_type": images.dtype,
         "batch": batch,
         "benchmark": benchmark,
         "inputs": inputs,
         "versions": versions(),
     }
-    earlier = _earlier(target)
-    same = made_of.items() <= (earlier.model_extra or {}).items()
-    if same and all((target / name).is_file() for name in earlier.written) and not run.force:
+    if not _begin(target, made_of, run.force):
         say(f"export: already done in {target}")
         return
-    target.mkdir(parents=True, exist_ok=True)
-    for name in ["done.json", *filter(_INSIDE.fullmatch, earlier.written)]:
-        (target / name).unlink(missing_ok=True)
     measured, compared = images.choose(lowered=set(precisions) != {"fp32"})
-    ids = [images.ids[row] for row in compared.tolist()]
-    labels = exported.labels_told(run, store)
-    example = images.read(compared[:1])
-    facts = _facts(saved["student"], sensor, example)
+    facts = _facts(saved["student"], sensor, images)
+    writer = _Writer(target, formats, precisions, images, measured, compared, facts, batch)
+    writer.labels = exported.labels_told(run, store)
     fit = None
     if input_size:
-        fit = FitTarget(*images.size, side[0], sensor.fit, missing=sensor.missing)
+        fit = FitTarget(*images.size, sensor.image_size, sensor.fit, missing=sensor.missing)
     halved = _graphs(saved, fit, Half) if "fp16" in precisions else {}
-    comparisons: list[exported.Comparison] = []
-    latencies: list[exported.Latency] = []
     for name, graph in _graphs(saved, fit).items():
-        expected = images.ask(open_graph(graph), compared)
-        onnx_files = {}
-        for suffix, precision, content in _contents(
-            graph, halved.get(name), formats, precisions, images, measured, facts, batch is None
-        ):
-            file = name + suffix
-            predict = open_pt2(content) if suffix == ".pt2" else open_onnx(content)
-            probabilities = images.ask(predict, compared)
-            comparison = exported.compare(
-                file, precision, content, probabilities, expected, ids, labels
-            )
-            with replacing(target / file) as partial:
-                partial.write_bytes(content)
-            _tell(target, comparison)
-            comparisons.append(comparison)
-            if suffix != ".pt2":
-                onnx_files[file] = content
-        if benchmark:
-            sizes = TIMED if batch is None else (batch,)
-            batches = [images.read(np.resize(compared, size)) for size in sizes]
-            latencies += exported.time_all(name, graph, onnx_files, batches)
-    written = ["README.md", "config.yaml", *(comparison.file for comparison in comparisons)]
+        writer.write(name, graph, halved.get(name), benchmark=benchmark)
+    written = ["README.md", "config.yaml", *(one.file for one in writer.comparisons)]
     if "safetensors" in formats:
         for name, model in saved.items():
             _copy(folders[name], target / name, model, sensor)
             say(f"export: {target / name / WEIGHTS}")
             written += [f"{name}/{WEIGHTS}", f"{name}/{CARD}"]
-    tables = {"Files": exported.comparison_table(comparisons)} if comparisons else {}
-    if latencies:
-        tables["Speed"] = f"{exported.machine()}\n\n{exported.latency_table(latencies)}"
+    tables = writer.tables()
     for title, text in tables.items():
         say(f"{title}\n\n{text}")
     first = next((file for file in written if file.endswith(".onnx")), "student.onnx")
-    example = images.read(compared[: batch or 1])
-    card = exported.model_card(run, method, saved["student"], sensor, example, first, batch, tables)
+    card = exported.model_card(run, method, saved["student"], sensor, images, first, batch, tables)
     write_text(target / "README.md", card)
     write_settings(target / "config.yaml", to_yaml(config))
     record = {
         **made_of,
-        "largest_difference": {one.file: one.largest_difference for one in comparisons},
-        "files": [asdict(comparison) for comparison in comparisons],
-        "latencies": [asdict(latency) for latency in latencies],
+        "largest_difference": {one.file: one.largest_difference for one in writer.comparisons},
+        "files": [asdict(comparison) for comparison in writer.comparisons],
+        "latencies": [asdict(latency) for latency in writer.latencies],
         "written": written,
         "outputs": digest_outputs(target, [name for name in written if "/" not in name]),
     }
     write_record(target / "done.json", record)
 
 
-def _contents(
-    graph: nn.Module,
-    halved: nn.Module | None,
-    formats: Sequence[str],
-    precisions: Sequence[str],
-    images: exported.TargetImages,
-    measured: exported.Rows,
-    facts: Mapping[str, str],
-    any_batch: bool,
-) -> Iterator[tuple[str, str, bytes]]:
-    """End of the name, precision and content of each file of a graph."""
-    some = next(images.batches(measured))
-    if "onnx" in formats:
-        content = to_onnx(graph, some, facts, any_batch=any_batch)
-        if "fp32" in precisions:
-            yield ".onnx", "fp32", content
-        if halved is not None:
-            yield "-fp16.onnx", "fp16", to_onnx(halved, some, facts, any_batch=any_batch)
-        if "int8" in precisions:
-            yield "-int8.onnx", "int8", to_int8(content, lambda: images.batches(measured))
-    if "pt2" in formats:
-        yield ".pt2", "fp32", to_pt2(graph, some, facts, any_batch=any_batch)
+def _images(
+    store: Store, sensor: Sensor, input_size: str | None, input_type: str | None, batch: int
+) -> exported.TargetImages:
+    """The target images of a store, as the files will take them."""
+    _choose("input-type", [input_type or sensor.dtype], (sensor.dtype, "float32"))
+    return exported.TargetImages(
+        store["target/target"],
+        store.strings("target/id"),
+        parse_size(input_size) if input_size else (sensor.image_size, sensor.image_size),
+        input_type or sensor.dtype,
+        batch,
+    )
+
+
+def _begin(target: Path, made_of: Mapping[str, Any], force: bool) -> bool:
+    """Clear the folder of an earlier export; False if that was made in the same way, and is whole.
+
+    Only files that the earlier one wrote are removed.
+    """
+    try:
+        earlier = read_record(target / "done.json", Exported)
+    except DataError:
+        earlier = Exported(written=[])
+    same = made_of.items() <= (earlier.model_extra or {}).items()
+    if same and all((target / name).is_file() for name in earlier.written) and not force:
+        return False
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ["done.json", *filter(_INSIDE.fullmatch, earlier.written)]:
+        (target / name).unlink(missing_ok=True)
+    return True
+
+
+@dataclass
+class _Writer:
+    """Writes the files of graphs, and compares and times them on real images."""
+
+    target: Path
+    formats: Sequence[str]
+    precisions: Sequence[str]
+    images: exported.TargetImages
+    measured: exported.Rows  # images that ranges of activations are measured on
+    compared: exported.Rows  # images that files are compared on
+    facts: Mapping[str, str]  # go into the files
+    batch: int | None  # number of images that the files take; None: any
+    labels: Mapping[str, int] = field(default_factory=dict)  # class by sample id, where known
+    comparisons: list[exported.Comparison] = field(default_factory=list)
+    latencies: list[exported.Latency] = field(default_factory=list)
+
+    def write(
+        self, name: str, graph: nn.Module, halved: nn.Module | None, *, benchmark: bool
+    ) -> None:
+        """Write all files of a graph, ``halved`` in fp16."""
+        ids = [self.images.ids[row] for row in self.compared.tolist()]
+        expected = self.images.ask(open_graph(graph), self.compared)
+        onnx_files = {}
+        for suffix, precision, content in self._contents(graph, halved):
+            file = name + suffix
+            predict = open_pt2(content) if suffix == ".pt2" else open_onnx(content)
+            probabilities = self.images.ask(predict, self.compared)
+            comparison = exported.compare(
+                file, precision, content, probabilities, expected, ids, self.labels
+            )
+            with replacing(self.target / file) as unfinished:
+                unfinished.write_bytes(content)
+            _tell(self.target, comparison)
+            self.comparisons.append(comparison)
+            if suffix != ".pt2":
+                onnx_files[file] = content
+        if benchmark:
+            sizes = TIMED if self.batch is None else (self.batch,)
+            batches = [self.images.read(np.resize(self.compared, size)) for size in sizes]
+            self.latencies += exported.time_all(name, graph, onnx_files, batches)
+
+    def _contents(
+        self, graph: nn.Module, halved: nn.Module | None
+    ) -> Iterator[tuple[str, str, bytes]]:
+        """End of the name, precision and content of each file of a graph."""
+        facts, any_batch = self.facts, self.batch is None
+        some = next(self.images.batches(self.measured))
+        if "onnx" in self.formats:
+            content = to_onnx(graph, some, facts, any_batch=any_batch)
+            if "fp32" in self.precisions:
+                yield ".onnx", "fp32", content
+            if halved is not None:
+                yield "-fp16.onnx", "fp16", to_onnx(halved, some, facts, any_batch=any_batch)
+            if "int8" in self.precisions:
+                batches = partial(self.images.batches, self.measured)
+                yield "-int8.onnx", "int8", to_int8(content, batches)
+        if "pt2" in self.formats:
+            yield ".pt2", "fp32", to_pt2(graph, some, facts, any_batch=any_batch)
+
+    def tables(self) -> dict[str, str]:
+        """What was found, as Markdown by title."""
+        tables = {}
+        if self.comparisons:
+            tables["Files"] = exported.comparison_table(self.comparisons)
+        if self.latencies:
+            table = exported.latency_table(self.latencies)
+            tables["Speed"] = f"{exported.machine()}\n\n{table}"
+        return tables
 
 
 def _tell(target: Path, comparison: exported.Comparison) -> None:
@@ -248,14 +288,6 @@ class Exported(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     written: list[str]
-
-
-def _earlier(folder: Path) -> Exported:
-    """The files that an earlier export left in a folder; all others are left alone."""
-    try:
-        return read_record(folder / "done.json", Exported)
-    except DataError:
-        return Exported(written=[])
 
 
 def check_formats(formats: Sequence[str], precisions: Sequence[str]) -> list[str]:
@@ -321,11 +353,11 @@ def _graphs(
     return {name: for_export(graph) for name, graph in graphs.items()}
 
 
-def _facts(student: Saved, sensor: Sensor, images: Tensor) -> dict[str, str]:
+def _facts(student: Saved, sensor: Sensor, images: exported.TargetImages) -> dict[str, str]:
     """What somebody who only has the ONNX file must know."""
     return {
         "classes": json.dumps(student.classes),
-        "input": f"{str(images.dtype).removeprefix('torch.')} {list(images.shape[1:])}",
+        "input": f"{images.dtype} {list(images.shape)}",
         "unit": sensor.meaning,
         "modality": sensor.modality,
         "sensor": json.dumps(asdict(sensor)),
