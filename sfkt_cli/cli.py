@@ -21,9 +21,8 @@ import typer
 
 from sfkt_cli import __version__
 from sfkt_cli.console import event, output, speak_json, tell
-from sfkt_cli.errors import STOPPED, Interrupted, SfktError
+from sfkt_cli.errors import STOPPED, Interrupted, SfktError, on_stop
 from sfkt_cli.settings.options import SETTINGS, STAGE, TRAINING, Options, Verbosity, shared_options
-from sfkt_cli.signals import on_stop
 
 app = typer.Typer(
     help="Turn an RGB classifier into a depth, near-infrared or thermal one, "

@@ -35,10 +35,18 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.rendezvous import rendezvous
 
 from sfkt_cli.console import console, mute, quieten, say, speak_json, speaks_json
-from sfkt_cli.errors import STOPPED, ConfigError, DataError, Interrupted, RunError, SfktError
+from sfkt_cli.errors import (
+    STOPPED,
+    ConfigError,
+    DataError,
+    Interrupted,
+    RunError,
+    SfktError,
+    on_stop,
+    stop_signals,
+)
 from sfkt_cli.settings.config import Config, RuntimeConfig, as_dict, build
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.signals import on_stop, stop_signals
 
 SHUTDOWN_SECONDS = 45  # seconds that processes have to save their state before they are killed
 MENDABLE: dict[str, type[SfktError]] = {

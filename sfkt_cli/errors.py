@@ -1,8 +1,15 @@
-"""What the user can mend: one class for each place where it went wrong.
+"""How a command ends early: errors that the user can mend, and signals.
 
-Every message names the file or the setting, the value that was seen, and what to do. The command
-line prints it as one message and exits with code 1; anything else is a bug and shows a traceback.
+There is one class of error for each place where it went wrong. Every message names the file or the
+setting, the value that was seen, and what to do. The command line prints it as one message and
+exits with code 1; anything else is a bug and shows a traceback.
 """
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing import connection, parent_process
 
 STOPPED = 75
 """Exit code after a signal, EX_TEMPFAIL: the state is saved, and the same command goes on."""
@@ -31,3 +38,44 @@ class Interrupted(BaseException):
 
 class RunError(SfktError):
     """A stage is out of order, already done with other settings, or could not finish."""
+
+
+def stop_signals() -> list[signal.Signals]:
+    """SIGTERM, SIGINT (Ctrl-C) and SIGHUP (a closed terminal), which ``nohup`` has us ignore."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([] if ignored else [signal.SIGHUP])]
+
+
+@contextlib.contextmanager
+def on_stop(handle: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Within the block, call ``handle`` at each signal that asks this process to stop.
+
+    Only the main thread may do so; in another one nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in stop_signals()}
+    try:
+        for number in before:
+            signal.signal(number, lambda received, frame: handle(signal.Signals(received)))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def follow_parent(end: Callable[[], object]) -> None:
+    """Call ``end``, in a thread, once the parent process is gone.
+
+    A killed parent cannot end its children: they would wait for work for ever, or go on with work
+    that the next start wants to do itself.
+    """
+
+    def wait() -> None:
+        parent = parent_process()
+        if parent is not None:
+            connection.wait([parent.sentinel])
+            end()
+
+    threading.Thread(target=wait, daemon=True).start()

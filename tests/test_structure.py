@@ -23,7 +23,7 @@ LAYERS = {
     3: ("training",),
     2: ("losses", "models"),
     1: ("data", "distributed", "scores", "settings"),
-    0: ("__init__", "console", "errors", "files", "signals"),
+    0: ("__init__", "console", "errors", "files"),
 }
 """The modules and folders below sfkt_cli, by layer."""
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
@@ -42,7 +42,6 @@ WITHOUT_TORCH = (
     "settings.options",
     "settings.resolve",
     "settings.runs",
-    "signals",
 )
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

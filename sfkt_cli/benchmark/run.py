@@ -28,11 +28,10 @@ from filelock import FileLock, Timeout
 from sfkt_cli.benchmark.plan import BenchmarkPlan, Cell, cells_of, trial_cells, tuned
 from sfkt_cli.console import console, duration, event, quieten, say, warn
 from sfkt_cli.data.readers import archive_root
-from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError
+from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError, follow_parent
 from sfkt_cli.files import read_record, sha256_json
 from sfkt_cli.settings.config import Config, as_dict, build, merge, nest, section_of
 from sfkt_cli.settings.runs import Done, Run, stage_settings
-from sfkt_cli.signals import follow_parent
 
 LEVELS = ("prepare", "source", "bridge", "transfer", "evaluate")
 """The stages in their order, without the method."""

@@ -27,10 +27,9 @@ from numpy.typing import NDArray
 from sfkt_cli.data.records import Archive, Loader, Record
 from sfkt_cli.data.splits import Parts
 from sfkt_cli.data.store_writer import Slot, StoreWriter, close_descriptor, text_column
-from sfkt_cli.errors import DataError
+from sfkt_cli.errors import DataError, follow_parent
 from sfkt_cli.files import sha256_json
 from sfkt_cli.settings.config import Config
-from sfkt_cli.signals import follow_parent
 
 FILES: dict[str, tuple[str, ...]] = {
     "transfer.h5": ("ti", "target"),
