@@ -5,8 +5,6 @@ scalar in nats unless said otherwise; weights live in the configuration. Logits 
 type: they are taken to float32 first, and logarithms go through ``log_softmax``.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -282,12 +280,7 @@ def feature_matching_norm(features: Tensor, partners: Tensor) -> Tensor:
     return (whole + 1e-12).sqrt()
 
 
-def distillation(
-    logits: Tensor,
-    teacher_probabilities: Tensor,
-    *,
-    weights: Tensor | None = None,
-) -> Tensor:
+def distillation(logits: Tensor, teacher_probabilities: Tensor) -> Tensor:
     """Kullback-Leibler divergence of the student from the teacher.
 
     L_KL = mean_b sum_k t_bk (log t_bk - log p_bk)
@@ -298,18 +291,13 @@ def distillation(
     Args:
         logits: (B, K) of the student; receives a gradient.
         teacher_probabilities: (B, K), rows sum to 1; a constant.
-        weights: (B,), non-negative reliability of each row (ours); divided by B, so that doubting
-            all rows weakens the term. None: 1 each.
     """
     log_p = F.log_softmax(logits.float(), dim=1)
     teacher = teacher_probabilities.detach().float()
-    rows = (torch.xlogy(teacher, teacher) - teacher * log_p).sum(dim=1)
-    return rows.mean() if weights is None else (rows * weights).mean()
+    return (torch.xlogy(teacher, teacher) - teacher * log_p).sum(dim=1).mean()
 
 
-def pseudo_label_cross_entropy(
-    logits: Tensor, pseudo_labels: Tensor, *, weights: Tensor | None = None
-) -> Tensor:
+def pseudo_label_cross_entropy(logits: Tensor, pseudo_labels: Tensor) -> Tensor:
     """Cross-entropy of the student with pseudo-labels.
 
     L_self = mean_b -log p_b[y_b]
@@ -319,10 +307,8 @@ def pseudo_label_cross_entropy(
     Args:
         logits: (B, K); receives a gradient.
         pseudo_labels: (B,) integers in [0, K).
-        weights: (B,), non-negative reliability of each row (ours). None: 1 each.
     """
-    rows = F.cross_entropy(logits.float(), pseudo_labels, reduction="none")
-    return rows.mean() if weights is None else (rows * weights).mean()
+    return F.cross_entropy(logits.float(), pseudo_labels, reduction="none").mean()
 
 
 def attraction(logits: Tensor, neighbours: Tensor, affinity: Tensor | None = None) -> Tensor:

@@ -280,30 +280,27 @@ def test_extreme_discriminators_pseudo_labels_and_equal_features_stay_finite() -
         assert torch.isfinite(tensor.grad).all()
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_weighted_rows_are_summed_and_divided_by_the_batch(weighted: bool) -> None:
+def test_rows_are_summed_and_divided_by_the_batch() -> None:
     random = np.random.default_rng(2)
     logits, teacher = random.normal(size=(5, 4)), random.dirichlet(np.ones(4), 5)
     labels = random.integers(4, size=5)
-    weights = random.random(5) if weighted else np.ones(5)
     divergence = cross_entropy = 0.0
     for row in range(5):
         said = softmax_row(list(logits[row]))
         rows = [t * math.log(t / p) for t, p in zip(teacher[row], said, strict=True)]
-        divergence += weights[row] * sum(rows) / 5
-        cross_entropy -= weights[row] * math.log(said[labels[row]]) / 5
-    given_weights = torch.tensor(weights) if weighted else None
+        divergence += sum(rows) / 5
+        cross_entropy -= math.log(said[labels[row]]) / 5
     student = torch.tensor(logits, requires_grad=True)
-    found = losses.distillation(student, torch.tensor(teacher), weights=given_weights)
+    found = losses.distillation(student, torch.tensor(teacher))
     assert float(found.detach()) == pytest.approx(divergence, rel=1e-5)
-    found = losses.pseudo_label_cross_entropy(student, torch.tensor(labels), weights=given_weights)
+    found = losses.pseudo_label_cross_entropy(student, torch.tensor(labels))
     assert float(found.detach()) == pytest.approx(cross_entropy, rel=1e-5)
     torch.autograd.backward(found)
     assert student.grad is not None
     for row in range(5):
         said = softmax_row(list(logits[row]))
         said[labels[row]] -= 1
-        expected = [weights[row] * value / 5 for value in said]
+        expected = [value / 5 for value in said]
         assert student.grad[row].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 

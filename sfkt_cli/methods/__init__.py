@@ -20,8 +20,6 @@ and may have:
 CONTRIBUTING.md says how to add one.
 """
 
-from __future__ import annotations
-
 import difflib
 from importlib import import_module
 from typing import Any, NamedTuple

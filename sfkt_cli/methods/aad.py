@@ -9,15 +9,12 @@ The weight decays from epoch to epoch here, from step to step in the released co
 head is trained.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
 from sfkt_cli import losses
 from sfkt_cli.data.images import as_rgb, encode
-from sfkt_cli.methods.bank import Bank
-from sfkt_cli.methods.teacher_outputs import TeacherOutputs
+from sfkt_cli.methods.teacher_outputs import Bank, TeacherOutputs
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch

@@ -1,7 +1,5 @@
 """Distillation alone: the student follows the source model on translated images (L_KL only)."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from sfkt_cli import losses

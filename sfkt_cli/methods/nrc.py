@@ -11,15 +11,12 @@ As in the released code, the head is trained. An image among the neighbours of i
 left out of L_wider, because L_self stands for it.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
 from sfkt_cli import losses
 from sfkt_cli.data.images import as_rgb, encode
-from sfkt_cli.methods.bank import Bank
-from sfkt_cli.methods.teacher_outputs import TeacherOutputs
+from sfkt_cli.methods.teacher_outputs import Bank, TeacherOutputs
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch

@@ -3,8 +3,6 @@
 L = beta_self L_self + beta_im L_IM,  head frozen, pseudo-labels refreshed each epoch
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -6,8 +6,6 @@ L_BN  the batch statistics in each BatchNorm layer match those of the source ima
 L_TI  Frobenius norm of F_s(x_rgb^TI) - F_t(x_target^TI)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,14 +1,17 @@
-"""What a transfer method may look at: unlabelled images seen through frozen models. No labels."""
+"""What a transfer method may look at: unlabelled images seen through frozen models. No labels.
 
-from __future__ import annotations
+Two ways to learn from them are shared by several methods: clusters, and a bank of neighbours.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from sfkt_cli.data.images import Encoding
+from sfkt_cli.distributed import from_all_processes
 from sfkt_cli.models.classifier import Classifier
 
 
@@ -64,7 +67,7 @@ def cluster_labels(
         Labels (N,), and (N, K) cosine similarities or negative distances.
     """
     ones = torch.ones(len(features), 1, device=features.device)
-    units = torch.nn.functional.normalize(torch.cat([features.float(), ones], dim=1))
+    units = normalize(torch.cat([features.float(), ones], dim=1))
     weights = logits.float().softmax(dim=1)
     if euclidean:
         means = weights.T @ units / weights.sum(dim=0).clamp_min(1e-8).unsqueeze(1)
@@ -86,4 +89,52 @@ def _hard(scores: Tensor) -> Tensor:
 
 def _centroids(units: Tensor, weights: Tensor) -> Tensor:
     """Centroids (K, D + 1) of unit length of units (N, D + 1) under weights (N, K)."""
-    return torch.nn.functional.normalize(weights.T @ units)
+    return normalize(weights.T @ units)
+
+
+class Bank(nn.Module):
+    """Unit features and predictions of all N target images, as buffers: a resumed run has them.
+
+    Source: NRC (Yang et al., NeurIPS 2021) and AaD (Yang et al., NeurIPS 2022).
+
+    Args:
+        features: (N, D), from the student before its training.
+        logits: (N, K), from the student before its training.
+    """
+
+    features: Tensor
+    probabilities: Tensor
+
+    def __init__(self, features: Tensor, logits: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("features", normalize(features.float()))
+        self.register_buffer("probabilities", logits.float().softmax(dim=1))
+
+    @torch.no_grad()
+    def remember(self, rows: Tensor, features: Tensor, logits: Tensor) -> None:
+        """Replace the entries of a batch, over all processes.
+
+        Args:
+            rows: (B,) row numbers of the images.
+            features: (B, D).
+            logits: (B, K).
+        """
+        rows = from_all_processes(rows)
+        self.features[rows] = normalize(from_all_processes(features.float()))
+        self.probabilities[rows] = from_all_processes(logits.float()).softmax(dim=1)
+
+    @torch.no_grad()
+    def neighbours(self, rows: Tensor, count: int) -> Tensor:
+        """Row numbers of the nearest other images in cosine, the nearest first.
+
+        Args:
+            rows: (...,) row numbers of the images that ask.
+            count: How many; fewer where the bank is smaller.
+
+        Returns:
+            (..., count).
+        """
+        with torch.autocast(self.features.device.type, enabled=False):
+            similarity = self.features[rows] @ self.features.T
+        similarity.scatter_(-1, rows.unsqueeze(-1), -torch.inf)
+        return similarity.topk(min(count, len(self.features) - 1), dim=-1).indices

@@ -14,8 +14,6 @@ its encoder, and a discriminator that tells patches of T(x_target^TI) from those
 The gradient passes through the frozen source model to T.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfkt_cli import losses
-from sfkt_cli.methods.bank import Bank
 from sfkt_cli.methods.nrc import affinities
+from sfkt_cli.methods.teacher_outputs import Bank
 
 
 def slow_attraction(said: Tensor, neighbours: Tensor, affinity: Tensor) -> Tensor:
