@@ -8,7 +8,6 @@ said also goes into its ``log.txt``.
 import contextlib
 import errno
 import json
-import math
 import os
 import re
 import sys
@@ -176,8 +175,11 @@ def write_output(text: str) -> None:
 def event(kind: str, **fields: Any) -> None:
     """Tell scripts something: one JSON object on a line; NaN becomes null, a path its text."""
     if _spoken.json:
+        from pydantic_core import to_jsonable_python
+
         stage = {} if _spoken.stage is None else {"stage": _spoken.stage}
-        line = json.dumps(_plain({"event": kind, **stage, **fields}))  # ASCII, for any terminal
+        values = to_jsonable_python({"event": kind, **stage, **fields}, inf_nan_mode="null")
+        line = json.dumps(values)  # ASCII, for any terminal
         try:
             write_output(f"{line}\n")
         except OSError as error:  # the work goes on, and is judged at its end
@@ -229,16 +231,6 @@ def _broken(message: str, width: int) -> str:
             else:
                 lines.append("    " + word)
     return "\n".join(lines)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
 
 
 WIDE = 100  # columns from which a bar tells images a second; each epoch's line tells them anyway
