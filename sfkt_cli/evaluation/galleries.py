@@ -69,11 +69,10 @@ def shots(evaluation: Evaluation) -> tuple[Shot, ...]:
     split = evaluation.headline_split or next(iter(evaluation.splits.values()), None)
     if split is None or not len(split.target) or not evaluation.config.evaluate.pictures:
         return ()
-    truth = dict(zip(split.rows.tolist(), split.labels.tolist(), strict=True))
     probabilities = evaluation.outcomes[evaluation.main_method].probabilities[split.name]
     pictures = []
     for row in _spread_over_classes(split, evaluation.config.seed).tolist():
-        best, label = int(probabilities[row].argmax()), truth.get(row)
+        best, label = int(probabilities[row].argmax()), split.truth.get(row)
         caption = evaluation.classes[best]
         if label is not None and label != best:
             caption = f"✗ {caption}, not {evaluation.classes[label]}"
@@ -86,10 +85,10 @@ def shots(evaluation: Evaluation) -> tuple[Shot, ...]:
     return tuple(pictures)
 
 
-def worst_errors(evaluation: Evaluation, folder: Path) -> Section | None:
+def worst_errors(evaluation: Evaluation, split: Split, folder: Path) -> Section | None:
     """The wrong predictions that were made with most confidence."""
-    split, main = evaluation.main_split, evaluation.main_method
-    if split is None or evaluation.right(main, split).all():
+    main = evaluation.main_method
+    if evaluation.right(main, split).all():
         return None
     confidence = evaluation.labelled(main, split).max(axis=1)
     wrong = np.flatnonzero(~evaluation.right(main, split))
@@ -151,7 +150,7 @@ def _target_strip(
 def _draw_tr(evaluation: Evaluation, split: Split, rows: Numbers, path: Path) -> str:
     """Draw target images and their translations; says what stands below them."""
     stored = np.asarray(split.target[rows])
-    truth = dict(zip(split.rows.tolist(), split.labels.tolist(), strict=True))
+    truth = split.truth
 
     def captions(method: str, with_truth: bool) -> tuple[tuple[str, ...], tuple[bool | None, ...]]:
         texts, right = [], []

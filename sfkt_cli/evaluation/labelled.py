@@ -1,5 +1,6 @@
 """The labels of test.h5, matched to images by sample id. Only ``evaluate`` may come here."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,11 @@ class Split:
     rows: NDArray[np.int64]  # (L,) rows that have a label
     labels: NDArray[np.int64]  # (L,) their class indices
     scenes: list[str]  # names of the scenes (N,)
+
+    @functools.cached_property
+    def truth(self) -> dict[int, int]:
+        """Class index of each labelled row."""
+        return dict(zip(self.rows.tolist(), self.labels.tolist(), strict=True))
 
     @property
     def groups(self) -> NDArray[np.int64]:

@@ -187,14 +187,16 @@ def sections(
     stages = ["bridge"] if evaluation.models.translator else []
     stages += [f"transfer/{name}" for name in evaluation.models.students]
     parts.append(epoch_choice(run, evaluation.splits.get("target"), stages))
-    pictures = evaluation.config.evaluate.pictures
+    pictures, split = evaluation.config.evaluate.pictures, evaluation.main_split
     if pictures:
         parts += [bridge_quality(evaluation, run, folder), galleries.tr_gallery(evaluation, folder)]
-    parts.append(classes(rows, evaluation))
+    if split is not None:
+        parts.append(classes(rows, evaluation, split))
+    if pictures and split is not None:
+        parts += [confusion(evaluation, split, folder), reliability(evaluation, split, folder)]
+        parts.append(galleries.worst_errors(evaluation, split, folder))
     if pictures:
-        parts += [confusion(evaluation, folder), reliability(evaluation, folder)]
-        parts += [galleries.worst_errors(evaluation, folder), feature_map(evaluation, folder)]
-        parts.append(curves(run, folder))
+        parts += [feature_map(evaluation, folder), curves(run, folder)]
     return tuple(section for section in parts if section is not None)
 
 
@@ -273,13 +275,9 @@ def label_free(evaluation: Evaluation) -> Section:
     if len(methods) >= 4 and accuracy:
         row = ["rank correlation"]
         for name in names:
-            both = [
-                (o.label_free[name], accuracy[m])
-                for m, o in methods.items()
-                if name in o.label_free
-            ]
-            value = scores.rank_correlation(*np.array(both).T) if len(both) >= 4 else float("nan")
-            row.append("-" if np.isnan(value) else f"{value:+.2f}")
+            having = [method for method, o in methods.items() if name in o.label_free]
+            values = [methods[method].label_free[name] for method in having]
+            row.append(_correlation(values, [accuracy[method] for method in having]))
         cells.append((*row, ""))
         text.append("Last row: Spearman's correlation with accuracy over the methods, afterwards.")
     header = ("method", *(LABEL_FREE[n] for n in names), *(["accuracy % ↑"] if accuracy else []))
@@ -306,12 +304,8 @@ def epoch_choice(run: Run, target: Split | None, stages: Sequence[str]) -> Secti
             continue
         right = predicted[:, labelled] == target.labels[places[labelled]]
         accuracy = right.mean(axis=1)
-        correlations = []
-        for name in SELECTORS:
-            values = [row[name] for row in metrics if name in row]
-            comparable = len(values) == len(accuracy) >= 4
-            value = scores.rank_correlation(np.array(values), accuracy) if comparable else np.nan
-            correlations.append("-" if np.isnan(value) else f"{value:+.2f}")
+        curves = ([row[name] for row in metrics if name in row] for name in SELECTORS)
+        correlations = [_correlation(values, accuracy.tolist()) for values in curves]
         of_kept, best = accuracy[kept - 1], accuracy.max()
         cells.append((stage, f"{kept} of {len(predicted)}", percent(of_kept), percent(best),
                       f"{100 * (best - of_kept):.1f}", *correlations))  # fmt: skip
@@ -327,6 +321,14 @@ def epoch_choice(run: Run, target: Split | None, stages: Sequence[str]) -> Secti
         ("stage", "kept", "its accuracy %", "best %", "lost", *SELECTORS),
         tuple(cells),
     )
+
+
+def _correlation(values: Sequence[float], accuracies: Sequence[float]) -> str:
+    """Spearman's rank correlation; - where there are fewer than four of both, or all are equal."""
+    if len(values) != len(accuracies) or len(values) < 4:
+        return "-"
+    value = scores.rank_correlation(np.array(values), np.array(accuracies))
+    return "-" if np.isnan(value) else f"{value:+.2f}"
 
 
 def bridge_quality(evaluation: Evaluation, run: Run, folder: Path) -> Section | None:
@@ -364,11 +366,8 @@ def bridge_quality(evaluation: Evaluation, run: Run, folder: Path) -> Section | 
     )
 
 
-def classes(rows: Sequence[Row], evaluation: Evaluation) -> Section | None:
+def classes(rows: Sequence[Row], evaluation: Evaluation, split: Split) -> Section:
     """Accuracy of each class."""
-    split = evaluation.main_split
-    if split is None:
-        return None
     here = [row for row in rows if row.split == split.name]
     counts = np.bincount(split.labels, minlength=len(evaluation.classes))
     cells = [
@@ -380,11 +379,8 @@ def classes(rows: Sequence[Row], evaluation: Evaluation) -> Section | None:
     return Section(title, (), header, tuple(cells))
 
 
-def confusion(evaluation: Evaluation, folder: Path) -> Section | None:
+def confusion(evaluation: Evaluation, split: Split, folder: Path) -> Section:
     """Confusion matrices of the methods shown."""
-    split = evaluation.main_split
-    if split is None:
-        return None
     panels = {
         named(method): scores.confusion_matrix(
             evaluation.labelled(method, split).argmax(axis=1), split.labels, len(evaluation.classes)
@@ -396,11 +392,8 @@ def confusion(evaluation: Evaluation, folder: Path) -> Section | None:
     return Section("Confusion", picture="confusion.png", caption=caption)
 
 
-def reliability(evaluation: Evaluation, folder: Path) -> Section | None:
+def reliability(evaluation: Evaluation, split: Split, folder: Path) -> Section:
     """How far a prediction's confidence can be trusted."""
-    split = evaluation.main_split
-    if split is None:
-        return None
     panels = {
         named(method): scores.reliability(evaluation.labelled(method, split), split.labels)
         for method in shown_methods(evaluation)

@@ -174,7 +174,7 @@ def predictions_csv(evaluation: Evaluation) -> str:
         header += [method, f"{method} probability"]
     lines: list[list[str | float]] = []
     for name, split in evaluation.splits.items():
-        truth = dict(zip(split.rows.tolist(), split.labels.tolist(), strict=True))
+        truth = split.truth
         predicted = [evaluation.outcomes[method].probabilities.get(name) for method in methods]
         for row, (sample, known_as) in enumerate(zip(split.ids, split.names, strict=True)):
             label, scene = (classes[truth[row]], split.scenes[row]) if row in truth else ("", "")
