@@ -88,50 +88,69 @@ def predict(
         raise ConfigError(f"{video} is a video: give it alone, without other images or --follow")
     student = open_student(config, model or run.folder, method)
     broken: list[str] = []
-    total = None
-    if follow:
-        batches = watch(student, images, broken)
-    elif video:
-        batches = batched(frames(video, student.sensor), 1 if is_live(video) else BATCH)
-    else:
-        paths = list(expand(images))
-        batches, total = read_batches(student, paths, broken), len(paths)
-    top_k = min(top_k, len(student.classes))
-    at_once, endless = total is None, follow or bool(video and is_live(video))
-    rows: deque[Row] = deque(maxlen=LAST if at_once else None)
-    count = 0
+    batches, total = _batches(student, images, video, follow, broken)
+    rows = _Rows(output, min(top_k, len(student.classes)), at_once=total is None)
+    endless = follow or bool(video and is_live(video))
     if endless:
         say(f"predict: rows are written to {output} as images come; Ctrl-C ends")
     try:
         with track("predict", total) as tracker:
             for batch in batches:
-                predictions = student.predict_stored([image for _, image in batch])
-                lines = [
-                    (path, judged(prediction, threshold))
-                    for (path, _), prediction in zip(batch, predictions, strict=True)
-                ]
-                for path, prediction in lines:
-                    event("prediction", **as_row(path, prediction, top_k))
+                first, stored = rows.count, [image for _, image in batch]
+                answers = [judged(one, threshold) for one in student.predict_stored(stored)]
+                lines = [(path, answer) for (path, _), answer in zip(batch, answers, strict=True)]
+                note = rows.add(lines)
                 if save_images:
-                    save(save_images, count, student, [image for _, image in batch], lines)
-                if at_once:
-                    write_rows(lines, output, top_k, append=count > 0)
-                rows += lines
-                count += len(lines)
-                note = f"{lines[-1][1].label} {lines[-1][1].probability:.0%}" if at_once else ""
+                    save(save_images, first, student, stored, lines)
                 tracker.advance(len(batch), len(batch), note)
     except Interrupted:
         if not endless:
             raise
-    if rows or not broken:
-        warn_of_doubts(list(rows))
-        if not at_once:
-            write_rows(list(rows), output, top_k)
-        if str(output) != STDIN:
-            say(f"predict: {count} images in {output}")
+    if rows.count or not broken:
+        rows.finish()
     if broken:
         raise DataError(_broken_files(broken, total or len(broken)))
-    return {"images": count, "output": output}
+    return {"images": rows.count, "output": output}
+
+
+def _batches(
+    student: AnyStudent, images: Sequence[str], video: str | None, follow: bool, broken: list[str]
+) -> tuple[Iterator[Batch], int | None]:
+    """Batches of images, and how many images there are; None: nobody knows."""
+    if follow:
+        return watch(student, images, broken), None
+    if video:
+        return batched(frames(video, student.sensor), 1 if is_live(video) else BATCH), None
+    paths = list(expand(images))
+    return read_batches(student, paths, broken), len(paths)
+
+
+class _Rows:
+    """The rows of the output: written as they come, or all at the end."""
+
+    def __init__(self, output: Path, top_k: int, *, at_once: bool) -> None:
+        self._output, self._top_k, self._at_once = output, top_k, at_once
+        self._latest: deque[Row] = deque(maxlen=LAST if at_once else None)
+        self.count = 0
+
+    def add(self, rows: Sequence[Row]) -> str:
+        """Tell scripts of further rows, and write them; a stream gets a note for people."""
+        for path, prediction in rows:
+            event("prediction", **as_row(path, prediction, self._top_k))
+        if self._at_once:
+            write_rows(rows, self._output, self._top_k, append=self.count > 0)
+        self._latest += rows
+        self.count += len(rows)
+        return f"{rows[-1][1].label} {rows[-1][1].probability:.0%}" if self._at_once else ""
+
+    def finish(self) -> None:
+        """Warn of what looks wrong, and write what is not written yet."""
+        rows = list(self._latest)
+        warn_of_doubts(rows)
+        if not self._at_once:
+            write_rows(rows, self._output, self._top_k)
+        if str(self._output) != STDIN:
+            say(f"predict: {self.count} images in {self._output}")
 
 
 def open_student(config: Config, path: Path, method: str | None) -> AnyStudent:
