@@ -40,6 +40,11 @@ class RunError(SfktError):
     """A stage is out of order, already done with other settings, or could not finish."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the kind of an error that has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def stop_signals() -> list[signal.Signals]:
     """SIGTERM, SIGINT (Ctrl-C) and SIGHUP (a closed terminal), which ``nohup`` has us ignore."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

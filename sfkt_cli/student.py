@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.data.sensor import Sensor, doubt, sensor_of_settings, sensor_of_store
 from sfkt_cli.data.store import open_store
-from sfkt_cli.errors import DataError, RunError
+from sfkt_cli.errors import DataError, RunError, first_line
 from sfkt_cli.files import read_settings
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.onnx_files import need_onnx, open_session, refuse_what_is_elsewhere
@@ -144,9 +144,9 @@ class ExportedStudent:
         except DataError:
             raise
         except Exception as error:  # onnx and onnxruntime raise errors of many kinds
-            first = str(error).partition("\n")[0]
             raise DataError(
-                f"{path} is damaged, or is no file of this version of `sfkt export` ({first})"
+                f"{path} is damaged, or is no file of this version of `sfkt export` "
+                f"({first_line(error)})"
             ) from None
 
     def read(self, path: str | Path) -> NDArray[Any]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sfkt_cli.errors import DataError
+from sfkt_cli.errors import DataError, first_line
 
 MAX_PIXELS = 100_000_000
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
@@ -340,7 +340,7 @@ def _check_channels(name: str, channels: Sequence[int]) -> None:
 def _short(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):  # Pillow's own text is the address of the bytes
         return "its content is of no known kind"
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return first_line(error)[:160]
 
 
 def decode_mask(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:

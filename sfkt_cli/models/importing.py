@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.errors import ConfigError, DataError, first_line
 from sfkt_cli.files import sha256_file
 from sfkt_cli.models.backbones import normalisation_of
 from sfkt_cli.models.classifier import Classifier
@@ -362,8 +362,7 @@ def _read_torch(path: Path) -> Any:
             f"{path} cannot be read: it is no file of weights; write one with {SAVE_WEIGHTS}"
         ) from None
     except Exception as error:  # damaged archives raise almost anything, such as zlib.error
-        first = str(error).partition("\n")[0]
-        raise DataError(f"{path} cannot be read as a state dict: {first}") from None
+        raise DataError(f"{path} cannot be read as a state dict: {first_line(error)}") from None
 
 
 def _unwrap(path: Path, loaded: Any) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import ConfigError, DataError
-from sfkt_cli.files import read_record, replacing, sha256_file, sha256_json, write_record
+from sfkt_cli.files import read_record, sha256_file, sha256_json, write_bytes, write_record
 from sfkt_cli.models.classifier import Classifier, Mixture
 from sfkt_cli.models.translators import Front, make_translator
 from sfkt_cli.settings.runs import Run, versions
@@ -120,8 +120,7 @@ def save_model(
     }
     card = _as_read(Card.model_validate(card))
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-    with replacing(weights) as partial:
-        partial.write_bytes(to_bytes(state, {"used_as": _use_of(card)}))
+    write_bytes(weights, to_bytes(state, {"used_as": _use_of(card)}))
     write_record(folder / CARD, {**card, "sha256": sha256_file(weights)})
 
 

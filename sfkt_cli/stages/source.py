@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.images import rgb_to_float
 from sfkt_cli.data.store import Store, open_store
-from sfkt_cli.errors import ConfigError, DataError, RunError
-from sfkt_cli.files import replacing
+from sfkt_cli.errors import ConfigError, DataError, RunError, first_line
+from sfkt_cli.files import write_bytes
 from sfkt_cli.models.classifier import Classifier, Mixture
 from sfkt_cli.models.graph_files import to_onnx
 from sfkt_cli.models.importing import Imported, architecture_of, digest_of, import_source
@@ -62,7 +62,7 @@ def check_image_size(model: nn.Module, backbone: str, size: int) -> None:
         side = made_for.get("input_size", (3, 224, 224))[-1]
         raise ConfigError(
             f"source.backbone = {backbone!r} does not take images of {size} x {size} pixels "
-            f"({(str(error).splitlines() or [''])[0]}): image_size must be the network's own: "
+            f"({first_line(error)}): image_size must be the network's own: "
             f"prepare the data anew with --set image_size={side}, or choose another backbone"
         ) from None
 
@@ -162,8 +162,9 @@ def import_model(
         images = torch.rand(2, 3, size, size, device=weights.device)
         content = to_onnx(module.eval(), images, {}, outputs=["logits"], keep_norms=True)
     except Exception as error:  # torch.onnx raises what it likes
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"import_model: the module cannot be exported to ONNX: {first}") from error
+        raise DataError(
+            f"import_model: the module cannot be exported to ONNX: {first_line(error)}"
+        ) from error
     finally:
         for part, was in training.items():
             part.training = was
@@ -171,8 +172,7 @@ def import_model(
     same = path.is_file() and path.read_bytes() == content
     if Run(folder).finished("source") and not same and not force:
         raise RunError(f"{folder / 'source'} holds another model: force=True replaces it")
-    with replacing(path) as partial:
-        partial.write_bytes(content)
+    write_bytes(path, content)
     source_settings = {
         "checkpoint": str(path), "classes": list(classes) or None, "mean": mean and list(mean),
         "std": std and list(std), "mixture": [],

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from sfkt_cli.console import warn
+from sfkt_cli.errors import first_line
 from sfkt_cli.files import replacing
 
 STATE = "state.pt"
@@ -46,7 +47,6 @@ def load_states(folder: Path, device: torch.device, made_for: str) -> Iterator[d
             if state.get("made_for") != made_for:
                 raise ValueError("it belongs to other settings or inputs")
         except Exception as error:  # damaged archives raise almost anything, such as zlib.error
-            first = str(error).partition("\n")[0]
-            warn(f"checkpoint {path} cannot be used ({first}): it is skipped")
+            warn(f"checkpoint {path} cannot be used ({first_line(error)}): it is skipped")
         else:
             yield state

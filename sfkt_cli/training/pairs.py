@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
-from sfkt_cli.files import replacing
+from sfkt_cli.files import write_bytes
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Stage
 from sfkt_cli.training.batch_size import settle_batch_size
@@ -234,16 +234,12 @@ def remember(folder: Path, epoch: int, logits: Tensor) -> None:
     """
     predicted = logits.argmax(dim=1).numpy().astype(np.int16)[None]
     before = load_epochs(folder)[:epoch]
-    rows = (
-        np.concatenate([before, predicted])
-        if before.shape[1:] == predicted.shape[1:]
-        else predicted
-    )
+    alike = before.shape[1:] == predicted.shape[1:]
+    rows = np.concatenate([before, predicted]) if alike else predicted
     written = io.BytesIO()
     np.save(written, rows)
     content = written.getvalue()
-    with replacing(folder / FILE) as partial:
-        partial.write_bytes(content + hashlib.sha256(content).digest())
+    write_bytes(folder / FILE, content + hashlib.sha256(content).digest())
 
 
 def load_epochs(folder: Path) -> NDArray[np.int16]:
