@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkt_cli.console import Tracker, duration, event, say, terms_text, track, warn
-from sfkt_cli.errors import ConfigError, Interrupted, RunError, on_stop
+from sfkt_cli.errors import ConfigError, Interrupted, RunError, first_line, on_stop
 from sfkt_cli.files import write_text
 from sfkt_cli.training.checkpoint import load_states, save_state
 from sfkt_cli.training.cpu import TRANSIENT, kept_bytes
@@ -139,6 +139,9 @@ class _Training:
     scores: Callable[[int], dict[str, float]]
     progress: Fitted = field(default_factory=Fitted)
     best: dict[str, Any] = field(default_factory=dict)  # the weights of ``keep`` to be restored
+    # Loss terms of the last step: their names, a function that waits for their values, and rows.
+    pending: tuple[list[str], Callable[[], list[float]], Tensor | None] | None = None
+    latest: dict[str, float] = field(default_factory=dict)  # the loss terms of the step before
 
     def __post_init__(self) -> None:
         self.stopped = threading.Event()
@@ -159,8 +162,7 @@ class _Training:
             except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 self.objective.load_state_dict(fresh)
                 self.optimizer.load_state_dict(momenta)
-                first = str(error).partition("\n")[0]
-                warn(f"{title}: a state of another version is skipped ({first})")
+                warn(f"{title}: a state of another version is skipped ({first_line(error)})")
             else:
                 at = self.progress
                 say(f"{title}: goes on at epoch {at.epoch + 1}, step {at.step + 1}")
@@ -217,14 +219,8 @@ class _Training:
                 terms, scores = self._judge(epoch)
                 if runtime.main:
                     draw(epoch + 1, terms, scores)
-                    tracker.note = terms_text(
-                        {plan.select: scores[plan.select]} if plan.select else scores
-                    )
                     left_s = (time.monotonic() - started) / (epoch + 1 - first)
-                    left_s *= plan.epochs - epoch - 1
-                    _report(plan, progress.history[-1], terms, scores, left_s, tracker)
-                    lines = "".join(json.dumps(row) + "\n" for row in progress.history)
-                    write_text(plan.folder / "metrics.jsonl", lines)
+                    self._report(terms, scores, left_s * (plan.epochs - epoch - 1), tracker)
                 if self._is_late():
                     self._save()
             if runtime.any(self.stopped.is_set()):
@@ -239,7 +235,7 @@ class _Training:
             self.begin_epoch(epoch)
             runtime.share_buffers(self.objective)
         self.objective.train()
-        checked = _Checked(plan, self.checkpoint, runtime)
+        self.latest = {}
         began = time.monotonic()
         for step, batch in _ahead(self.batches, epoch, progress.step, plan.steps):
             seed_all(plan.seed, plan.title, epoch, step)
@@ -247,19 +243,19 @@ class _Training:
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor
             loss, terms = self._descend(self.parallel, batch)
-            checked.add(loss, terms, batch, progress)
+            self._note(loss, terms, batch)
             progress.step = step + 1
-            tracker.advance(1, plan.images, terms_text(checked.latest))
+            tracker.advance(1, plan.images, terms_text(self.latest))
             late = runtime.main and self._is_late()
             stopping, due = runtime.any_of(self.stopped.is_set(), late)
             if stopping or (due and progress.step < plan.steps):
-                checked.flush(progress)
+                self._check()
                 now = time.monotonic()
                 progress.seconds, began = progress.seconds + now - began, now
                 self._save()
             if stopping:
                 raise Interrupted(f"{plan.title} stopped; the same command goes on from here")
-        checked.flush(progress)
+        self._check()
         runtime.wait()
         runtime.share_buffers(self.objective)
         progress.seconds += time.monotonic() - began
@@ -279,6 +275,35 @@ class _Training:
         self.scaler.update()
         self.after_step()
         return loss, terms
+
+    def _note(self, loss: Tensor, terms: dict[str, Tensor], batch: Batch) -> None:
+        """Check the terms of the step before, and note those of this one.
+
+        One step late keeps a GPU busy. Terms are means over the processes, so that all of them
+        notice together what is wrong.
+        """
+        values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())])
+        fetched = self.runtime.fetch(self.runtime.mean(values))
+        self._check()
+        self.pending = (list(terms), fetched, batch.get("rows"))
+
+    def _check(self) -> None:
+        """Add what was noted to the sums of the epoch; raises RunError if it is not finite."""
+        if self.pending is None:
+            return
+        names, fetched, rows = self.pending
+        self.pending, values, at = None, fetched(), self.progress
+        self.latest = dict(zip(names, values[1:], strict=True))
+        if not all(math.isfinite(value) for value in values):
+            shares = self.runtime.gather([] if rows is None else rows.tolist())
+            raise RunError(
+                f"{self.plan.title}: the loss is {values[0]} in epoch {at.epoch + 1}, "
+                f"step {at.step} ({terms_text(self.latest)}); rows of the batch: "
+                f"{[row for share in shares for row in share]}. The last good state is in "
+                f"{self.checkpoint}. Lower the learning rate, or set training.clip_norm=1"
+            )
+        for name, value in self.latest.items():
+            at.totals[name] = at.totals.get(name, 0.0) + value
 
     def _judge(self, epoch: int) -> tuple[dict[str, float], dict[str, float]]:
         """Score a finished epoch, note it, and keep its weights if it is the best so far."""
@@ -303,6 +328,24 @@ class _Training:
             self.best = _snapshot(self.keep)
         progress.epoch, progress.step, progress.totals = epoch + 1, 0, {}
         return terms, scores
+
+    def _report(self, terms: Numbers, scores: Numbers, left_s: float, tracker: Tracker) -> None:
+        """Report an epoch to people and scripts: terms, scores, rate and remaining time."""
+        plan, history = self.plan, self.progress.history
+        row = history[-1]
+        rate = row["epoch"] * plan.steps * plan.images / max(row["seconds"], 1e-9)
+        tracker.note = terms_text({plan.select: scores[plan.select]} if plan.select else scores)
+        tracker.report(
+            f"{int(row['epoch'])}/{plan.epochs}  {terms_text({**terms, **scores})}  "
+            f"{rate:,.0f} images/s" + (f"  {duration(left_s)} left" if left_s else "")
+        )
+        event(
+            "epoch", title=plan.title, epoch=row["epoch"], epochs=plan.epochs,
+            seconds=row["seconds"], learning_rate=row["learning_rate"], terms=terms,
+            scores=scores, images_per_second=round(rate, 1), remaining_seconds=round(left_s, 1),
+        )  # fmt: skip
+        lines = "".join(json.dumps(row) + "\n" for row in history)
+        write_text(plan.folder / "metrics.jsonl", lines)
 
     def try_out(self, trial: Trial) -> None:
         """Time what an epoch does beside its steps, and one step after a smaller one to warm up.
@@ -358,44 +401,6 @@ def _bytes(values: Iterable[Any]) -> int:
     return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
 
-@dataclass
-class _Checked:
-    """Sums loss terms and notices a loss that is not finite, one step late to keep a GPU busy.
-
-    Terms are means over the processes, so that all of them notice together.
-    """
-
-    plan: Plan
-    checkpoint: Path
-    runtime: Runtime
-    pending: tuple[list[str], Callable[[], list[float]], Tensor | None] | None = None
-    latest: dict[str, float] = field(default_factory=dict)
-
-    def add(self, loss: Tensor, terms: dict[str, Tensor], batch: Batch, at: Fitted) -> None:
-        values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())])
-        fetched = self.runtime.fetch(self.runtime.mean(values))
-        self.flush(at)
-        self.pending = (list(terms), fetched, batch.get("rows"))
-
-    def flush(self, at: Fitted) -> None:
-        if self.pending is None:
-            return
-        names, fetched, rows = self.pending
-        self.pending = None
-        values = fetched()
-        self.latest = dict(zip(names, values[1:], strict=True))
-        if not all(math.isfinite(value) for value in values):
-            shares = self.runtime.gather([] if rows is None else rows.tolist())
-            raise RunError(
-                f"{self.plan.title}: the loss is {values[0]} in epoch {at.epoch + 1}, "
-                f"step {at.step} ({terms_text(self.latest)}); rows of the batch: "
-                f"{[row for share in shares for row in share]}. The last good state is in "
-                f"{self.checkpoint}. Lower the learning rate, or set training.clip_norm=1"
-            )
-        for name, value in self.latest.items():
-            at.totals[name] = at.totals.get(name, 0.0) + value
-
-
 def _compare_environments(
     title: str, before: Mapping[str, str | int], now: Mapping[str, str | int]
 ) -> None:
@@ -410,27 +415,6 @@ def _compare_environments(
             f"{title}: the state was saved elsewhere ({', '.join(changes)}): results agree "
             "to rounding, not bit for bit"
         )
-
-
-def _report(
-    plan: Plan,
-    row: Mapping[str, float],
-    terms: Numbers,
-    scores: Numbers,
-    remaining_s: float,
-    tracker: Tracker,
-) -> None:
-    """Report an epoch to people and scripts: terms, scores, rate and remaining time."""
-    rate = row["epoch"] * plan.steps * plan.images / max(row["seconds"], 1e-9)
-    tracker.report(
-        f"{int(row['epoch'])}/{plan.epochs}  {terms_text({**terms, **scores})}  "
-        f"{rate:,.0f} images/s" + (f"  {duration(remaining_s)} left" if remaining_s else "")
-    )
-    event(
-        "epoch", title=plan.title, epoch=row["epoch"], epochs=plan.epochs, seconds=row["seconds"],
-        learning_rate=row["learning_rate"], terms=terms, scores=scores,
-        images_per_second=round(rate, 1), remaining_seconds=round(remaining_s, 1),
-    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -19,12 +19,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from sfkt_cli.distributed import choose_device
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.settings.config import RuntimeConfig
-from sfkt_cli.training.cpu import (
-    has_depthwise,
-    is_depthwise,
-    keep_freed_memory,
-    leave_autocast,
-)
+from sfkt_cli.training.cpu import has_depthwise, is_depthwise, keep_freed_memory, leave_autocast
 
 
 @dataclass
