@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfkt_cli.errors import ConfigError, DataError, SfktError
+from sfkt_cli.errors import ConfigError, DataError, SfktError, first_line
 from sfkt_cli.models.onnx_network import (
     BATCH_NORM,
     NUMBERS,
@@ -66,9 +66,9 @@ def read_onnx(path: Path, size: int, head: str = "") -> OnnxModel:
     except SfktError:
         raise
     except Exception as error:  # a damaged file raises whatever its parts raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        why = first_line(error)[:200]
         where = "".join(f"{note}: " for note in getattr(error, "__notes__", ())[:1])
-        raise DataError(f"{path} cannot be read as a classifier: {where}{lines[0][:200]}") from None
+        raise DataError(f"{path} cannot be read as a classifier: {where}{why}") from None
 
 
 def need_onnx(user: str, *more: str) -> None:
@@ -82,6 +82,54 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
     import onnx
 
     model = onnx.load_model_from_string(content)
+    tensors, nodes = _parse(path, model)
+    images_name, channels_last = _check_input(path, model.graph, tensors, size)
+    noise = torch.randn(len(SCALES), 3, size, size, generator=torch.Generator().manual_seed(0))
+    images = noise * torch.tensor(SCALES).view(-1, 1, 1, 1)
+    as_given = images.permute(0, 2, 3, 1).contiguous() if channels_last else images
+    seen = [_run(nodes, {**tensors, images_name: as_given[:count]}) for count in BATCHES]
+    logits_name = model.graph.output[0].name
+    logits = seen[1][logits_name]
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != BATCHES[1]:
+        raise DataError(
+            f"{path} gives {tuple(logits.shape)} for {BATCHES[1]} images: no classifier"
+        )
+    nodes = _settle(nodes, tensors, seen, path)
+    output, ends, weight, bias = _split_head(path, nodes, tensors, logits_name, head)
+    if not len(bias):
+        weight, bias = torch.eye(logits.shape[1]), torch.zeros(logits.shape[1])
+    nodes = _needed(nodes, output)
+    norms = _name_norms(nodes, tensors, seen[0])
+    used = {name for node in nodes for name in names_in(node[1])}
+    kept: dict[str, Any] = {
+        "nodes": nodes,
+        "input": images_name,
+        "output": output,
+        "channels_last": channels_last,
+        "tensors": {
+            name: [
+                list(value.shape), str(value.dtype).removeprefix("torch."), is_trained(value)
+            ]
+            for name, value in tensors.items() if name in used
+        },
+        "norms": [settings for settings, _ in norms],
+        "features": weight.shape[1],
+    }  # fmt: skip
+    network = OnnxNetwork(**kept).eval()
+    for name, own in network.named_tensors().items():
+        own.copy_(tensors[name])
+    for layer, (_, values) in zip(network.norms, norms, strict=True):
+        layer.load_state_dict(values, strict=False)
+    ours = network(images) @ weight.T + bias
+    for end in ends:
+        ours = ENDS[end](ours, 1)
+    (theirs,) = open_session(content).run([logits_name], {images_name: as_given.numpy()})
+    _compare(path, ours, torch.from_numpy(theirs))
+    return OnnxModel(kept, network, weight, bias)
+
+
+def _parse(path: Path, model: Any) -> tuple[dict[str, Tensor], list[Node]]:
+    """Tensors and nodes of a file; constants are tensors."""
     graph = model.graph
     if not graph.node or not graph.output:
         raise DataError(f"{path} is no intact ONNX file: it holds no graph")
@@ -107,47 +155,11 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
                 inputs = [name or None for name in stored.input]
                 nodes.append([stored.op_type, inputs, list(stored.output), attributes])
                 _adapt(nodes[-1], opset)
-    images_name, channels_last = _check_input(path, graph, tensors, size)
-    noise = torch.randn(len(SCALES), 3, size, size, generator=torch.Generator().manual_seed(0))
-    images = noise * torch.tensor(SCALES).view(-1, 1, 1, 1)
-    as_given = images.permute(0, 2, 3, 1).contiguous() if channels_last else images
-    seen = [_run(nodes, {**tensors, images_name: as_given[:count]}) for count in BATCHES]
-    logits = seen[1][graph.output[0].name]
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != BATCHES[1]:
-        raise DataError(
-            f"{path} gives {tuple(logits.shape)} for {BATCHES[1]} images: no classifier"
-        )
-    nodes = _settle(nodes, tensors, seen, path)
-    output, ends, weight, bias = _split_head(path, nodes, tensors, graph.output[0].name, head)
-    if not len(bias):
-        weight, bias = torch.eye(logits.shape[1]), torch.zeros(logits.shape[1])
-    nodes = _needed(nodes, output)
-    norms = _name_norms(nodes, tensors, seen[0])
-    used = {name for node in nodes for name in names_in(node[1])} & set(tensors)
-    kept: dict[str, Any] = {
-        "nodes": nodes,
-        "input": images_name,
-        "output": output,
-        "channels_last": channels_last,
-        "tensors": {
-            name: [
-                list(value.shape), str(value.dtype).removeprefix("torch."), is_trained(value)
-            ]
-            for name, value in tensors.items() if name in used
-        },
-        "norms": [settings for settings, _ in norms],
-        "features": weight.shape[1],
-    }  # fmt: skip
-    network = OnnxNetwork(**kept).eval()
-    for name, own in network.named_tensors().items():
-        own.copy_(tensors[name])
-    for layer, (_, values) in zip(network.norms, norms, strict=True):
-        layer.load_state_dict(values, strict=False)
-    ours = network(images) @ weight.T + bias
-    for end in ends:
-        ours = ENDS[end](ours, 1)
-    given, name = {images_name: as_given.numpy()}, graph.output[0].name
-    theirs = torch.from_numpy(open_session(content).run([name], given)[0])
+    return tensors, nodes
+
+
+def _compare(path: Path, ours: Tensor, theirs: Tensor) -> None:
+    """Refuse a file whose outputs are not those in onnxruntime."""
     gap = float((ours - theirs).abs().max())
     if not gap <= LARGEST_DIFFERENCE * max(1.0, float(theirs.abs().max())):
         raise DataError(
@@ -155,7 +167,6 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
             "Does it branch on the content of the images? Otherwise bring the weights of the "
             f"network that it was exported from: {SAVE_WEIGHTS}"
         )
-    return OnnxModel(kept, network, weight, bias)
 
 
 @contextlib.contextmanager
