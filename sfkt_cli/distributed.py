@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import timedelta
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,11 +41,12 @@ from sfkt_cli.errors import (
     Interrupted,
     RunError,
     SfktError,
+    first_line,
     on_stop,
     stop_signals,
 )
 from sfkt_cli.settings.config import Config, RuntimeConfig, as_dict, build
-from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.runs import Run, call_stage
 
 SHUTDOWN_SECONDS = 45  # seconds that processes have to save their state before they are killed
 MENDABLE: dict[str, type[SfktError]] = {
@@ -175,18 +175,13 @@ def launch(name: str, config: Config, run: Run) -> None:
     gpus = use_gpus(config.runtime)
     count = gpus or config.runtime.processes
     if count == 1 or (run.finished(name) and not run.force):
-        _call(name, config, run)
+        call_stage(name, config, run)
         return
     where = "GPUs" if gpus else "CPU processes"
     batch_size = config.runtime.batch_size
     batch = "the size that fits" if batch_size == "auto" else str(batch_size // count * count)
     say(f"{name}: {count} {where} share batches of {batch}")
     _start(job, count)
-
-
-def _call(name: str, config: Config, run: Run) -> None:
-    stage = name.partition("/")[0]
-    getattr(import_module(f"sfkt_cli.stages.{stage}"), stage)(config, run)
 
 
 def _agree(verdict: str) -> str:
@@ -217,7 +212,7 @@ def _take_part(job: Job, number: int) -> None:
             torch.cuda.set_device(choose_device(config.runtime))
         try:
             run = Run(Path(job["folder"]), job["force"], main=rank == 0, agree=_agree)
-            _call(job["name"], config, run)
+            call_stage(job["name"], config, run)
         except Interrupted as stopped:
             stop = stopped
         # Process 0 writes models and pictures alone, for longer than a collective may last.
@@ -229,7 +224,7 @@ def _take_part(job: Job, number: int) -> None:
         lost = isinstance(error, distributed.DistError) or any(mark in str(error) for mark in LOST)
         if isinstance(error, torch.OutOfMemoryError) or not lost:
             raise
-        why = str(error).strip().partition("\n")[0][:200]
+        why = first_line(error)[:200]
         raise RunError(
             f"process {rank} lost the others ({why}): see their messages; the same command "
             "continues from the last saved state"

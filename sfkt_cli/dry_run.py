@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from sfkt_cli.pipeline import folder_of, has_pairs, source_comes_first, with_pos
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import Settings, resolve
-from sfkt_cli.settings.runs import Run, stage_settings
+from sfkt_cli.settings.runs import Run, call_stage, stage_settings
 
 SAMPLES = 4  # samples of each part that ``prepare`` is tried on
 REPORT_BYTES = 3 * 2**20  # about what ``evaluate`` writes
@@ -67,7 +66,7 @@ def _try(stage: str, settings: Settings) -> dict[str, Any]:
         return _try_prepare(config, run)
     if stage == "evaluate":
         return _try_evaluate(config, run)
-    return _try_training(stage, folder_of(stage, settings), config, run)
+    return _try_training(folder_of(stage, settings), config, run)
 
 
 def _later(stage: str, before: str) -> dict[str, Any]:
@@ -77,7 +76,7 @@ def _later(stage: str, before: str) -> dict[str, Any]:
     return {"stage": stage, "after": before}
 
 
-def _try_training(stage: str, name: str, config: Config, run: Run) -> dict[str, Any]:
+def _try_training(name: str, config: Config, run: Run) -> dict[str, Any]:
     from sfkt_cli.data.store import open_store
     from sfkt_cli.distributed import use_gpus
     from sfkt_cli.training.loop import Tried
@@ -87,8 +86,7 @@ def _try_training(stage: str, name: str, config: Config, run: Run) -> dict[str, 
     alone = config.runtime.model_copy(update={"gpus": min(gpus, 1), "processes": 1})
     began = time.monotonic()
     try:
-        function = getattr(import_module(f"sfkt_cli.stages.{stage}"), stage)
-        function(config.model_copy(update={"runtime": alone}), run)
+        call_stage(name, config.model_copy(update={"runtime": alone}), run)
     except Tried as tried:
         trial = tried.trial
     else:

@@ -17,7 +17,6 @@ import time
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -31,7 +30,7 @@ from sfkt_cli.data.readers import archive_root
 from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError, follow_parent
 from sfkt_cli.files import read_record, sha256_json
 from sfkt_cli.settings.config import Config, as_dict, build, merge, nest, section_of
-from sfkt_cli.settings.runs import Done, Run, stage_settings
+from sfkt_cli.settings.runs import Done, Run, call_stage, stage_settings
 
 LEVELS = ("prepare", "source", "bridge", "transfer", "evaluate")
 """The stages in their order, without the method."""
@@ -401,12 +400,11 @@ def run_task(task: Task, output: Path, quiet: bool = False) -> End:
     config = build(dict(task.settings))
     name = task.level
     quieten(quiet or name == "evaluate")  # one table at the end, not one a cell
-    stage = getattr(import_module(f"sfkt_cli.stages.{name}"), name)
     try:
         with _claim(task, output):
             if done(task) and name not in _READ_OUTSIDE:
                 return End(ran=False)
-            stage(config, Run(task.cell))
+            call_stage(name, config, Run(task.cell))
     except Interrupted:
         raise
     except Timeout:

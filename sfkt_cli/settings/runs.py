@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, get_args
 
@@ -359,21 +359,33 @@ class Run:
             self.agree(_OPEN)
             with console.stage_log(stage, folder / LOG):
                 _begin(folder, resumed)
-                try:
+                with _forgetting_failures(stage, folder):
                     yield entered
-                except Exception as error:  # not an interruption, after which it goes on as it was
-                    if not folder.is_dir():
-                        raise RunError(
-                            f"{stage}: {folder} was moved or deleted while the stage worked in "
-                            "it: the same command, with the new place as --run, continues from the "
-                            "last saved state"
-                        ) from error
-                    if not _has_begun(folder):
-                        begun.unlink(missing_ok=True)
-                        (folder / "config.yaml").unlink(missing_ok=True)
-                    raise
             if (folder / "done.json").is_file():
                 begun.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _forgetting_failures(stage: str, folder: Path) -> Iterator[None]:
+    """Where a stage fails before there is work that could be lost, unmark it as begun."""
+    try:
+        yield
+    except Exception as error:  # not an interruption, after which it goes on as it was
+        if not folder.is_dir():
+            raise RunError(
+                f"{stage}: {folder} was moved or deleted while the stage worked in it: the same "
+                "command, with the new place as --run, continues from the last saved state"
+            ) from error
+        if not _has_begun(folder):
+            for name in ("begun.json", "config.yaml"):
+                (folder / name).unlink(missing_ok=True)
+        raise
+
+
+def call_stage(name: str, config: Config, run: Run) -> None:
+    """Run a stage, such as ``evaluate`` or ``transfer/tgkt``, in this process."""
+    stage = name.partition("/")[0]
+    getattr(import_module(f"sfkt_cli.stages.{stage}"), stage)(config, run)
 
 
 def stage_settings(stage: str, config: Config) -> dict[str, Any]:
