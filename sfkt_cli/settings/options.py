@@ -37,49 +37,41 @@ def complete_setting(begun: str) -> list[str]:
     return [f"{name}=" for name in section_fields() if name.startswith(begun)]
 
 
+def _option(kind: Any, *names: str, **about: Any) -> Any:
+    return Annotated[kind, typer.Option(*names, **about)]
+
+
 SHARED = {
-    "run": Annotated[
+    "run": _option(
         Path | None,
-        typer.Option(
-            help="Run folder; default: the one used last, for prepare and run runs/<data set>."
-        ),
-    ],
-    "config": Annotated[Path | None, typer.Option(help="YAML file with settings.")],
-    "assignments": Annotated[
+        help="Run folder; default: the one used last, for prepare and run runs/<data set>.",
+    ),
+    "config": _option(Path | None, help="YAML file with settings."),
+    "assignments": _option(
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="SECTION.FIELD=VALUE",
-            autocompletion=complete_setting,
-            help="Change one setting; may be given several times.",
-        ),
-    ],
-    "gpus": Annotated[
-        int | None,
-        typer.Option(min=0, help="Number of GPUs; 0: the CPU; default: all of this machine."),
-    ],
-    "seed": Annotated[
-        int | None,
-        typer.Option(min=0, help="Seed of the split, order, augmentation and initialisation."),
-    ],
-    "warm_start": Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="Finished run from whose models this one starts."),
-    ],
-    "force": Annotated[
-        bool, typer.Option("--force", help="Delete what this stage wrote and start it anew.")
-    ],
-    "dry_run": Annotated[
-        bool,
-        typer.Option("--dry-run", help="Say what would be read, done and written; write nothing."),
-    ],
-    "as_json": Annotated[
-        bool, typer.Option("--json", help="One JSON object a line on standard output, for scripts.")
-    ],
-    "quiet": Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")],
-    "verbose": Annotated[
-        bool, typer.Option("--verbose", help="Also print the settings in use and tracebacks.")
-    ],
+        "--set",
+        metavar="SECTION.FIELD=VALUE",
+        autocompletion=complete_setting,
+        help="Change one setting; may be given several times.",
+    ),
+    "gpus": _option(
+        int | None, min=0, help="Number of GPUs; 0: the CPU; default: all of this machine."
+    ),
+    "seed": _option(
+        int | None, min=0, help="Seed of the split, order, augmentation and initialisation."
+    ),
+    "warm_start": _option(
+        Path | None, metavar="RUN", help="Finished run from whose models this one starts."
+    ),
+    "force": _option(bool, "--force", help="Delete what this stage wrote and start it anew."),
+    "dry_run": _option(
+        bool, "--dry-run", help="Say what would be read, done and written; write nothing."
+    ),
+    "as_json": _option(
+        bool, "--json", help="One JSON object a line on standard output, for scripts."
+    ),
+    "quiet": _option(bool, "--quiet", help="Print warnings and errors only."),
+    "verbose": _option(bool, "--verbose", help="Also print the settings in use and tracebacks."),
 }
 """Parameter of the command line by name."""
 EVERYWHERE = ("as_json", "quiet", "verbose")
