@@ -30,6 +30,7 @@ from sfkt_cli.files import (
     read_record,
     replacing,
     sha256_file,
+    write_bytes,
     write_record,
     write_settings,
     write_text,
@@ -141,28 +142,16 @@ def export(
     halved = _graphs(saved, fit, Half) if "fp16" in precisions else {}
     for name, graph in _graphs(saved, fit).items():
         writer.write(name, graph, halved.get(name), benchmark=benchmark)
-    written = ["README.md", "config.yaml", *(one.file for one in writer.comparisons)]
-    if "safetensors" in formats:
-        for name, model in saved.items():
-            _copy(folders[name], target / name, model, sensor)
-            say(f"export: {target / name / WEIGHTS}")
-            written += [f"{name}/{WEIGHTS}", f"{name}/{CARD}"]
+    for name, model in saved.items() if "safetensors" in formats else ():
+        writer.copy(folders[name], name, model, sensor)
     tables = writer.tables()
     for title, text in tables.items():
         say(f"{title}\n\n{text}")
-    first = next((file for file in written if file.endswith(".onnx")), "student.onnx")
+    first = next((file for file in writer.written if file.endswith(".onnx")), "student.onnx")
     card = exported.model_card(run, method, saved["student"], sensor, images, first, batch, tables)
     write_text(target / "README.md", card)
     write_settings(target / "config.yaml", to_yaml(config))
-    record = {
-        **made_of,
-        "largest_difference": {one.file: one.largest_difference for one in writer.comparisons},
-        "files": [asdict(comparison) for comparison in writer.comparisons],
-        "latencies": [asdict(latency) for latency in writer.latencies],
-        "written": written,
-        "outputs": digest_outputs(target, [name for name in written if "/" not in name]),
-    }
-    write_record(target / "done.json", record)
+    write_record(target / "done.json", {**made_of, **writer.record()})
 
 
 def _images(
@@ -212,6 +201,7 @@ class _Writer:
     labels: Mapping[str, int] = field(default_factory=dict)  # class by sample id, where known
     comparisons: list[exported.Comparison] = field(default_factory=list)
     latencies: list[exported.Latency] = field(default_factory=list)
+    written: list[str] = field(default_factory=lambda: ["README.md", "config.yaml"])
 
     def write(
         self, name: str, graph: nn.Module, halved: nn.Module | None, *, benchmark: bool
@@ -227,10 +217,10 @@ class _Writer:
             comparison = exported.compare(
                 file, precision, content, probabilities, expected, ids, self.labels
             )
-            with replacing(self.target / file) as unfinished:
-                unfinished.write_bytes(content)
+            write_bytes(self.target / file, content)
             _tell(self.target, comparison)
             self.comparisons.append(comparison)
+            self.written.append(file)
             if suffix != ".pt2":
                 onnx_files[file] = content
         if benchmark:
@@ -256,6 +246,16 @@ class _Writer:
         if "pt2" in self.formats:
             yield ".pt2", "fp32", to_pt2(graph, some, facts, any_batch=any_batch)
 
+    def copy(self, folder: Path, name: str, saved: Saved, sensor: Sensor) -> None:
+        """Copy weights, then their card, which also tells how the sensor's images are read."""
+        target = self.target / name
+        with replacing(target / WEIGHTS) as unfinished:
+            shutil.copyfile(folder / WEIGHTS, unfinished)
+        more = {"sensor": asdict(sensor)} if saved.encoding is not None else {}
+        write_record(target / CARD, {**saved.card, **more})
+        say(f"export: {target / WEIGHTS}")
+        self.written += [f"{name}/{WEIGHTS}", f"{name}/{CARD}"]
+
     def tables(self) -> dict[str, str]:
         """What was found, as Markdown by title."""
         tables = {}
@@ -265,6 +265,17 @@ class _Writer:
             table = exported.latency_table(self.latencies)
             tables["Speed"] = f"{exported.machine()}\n\n{table}"
         return tables
+
+    def record(self) -> dict[str, Any]:
+        """What was written and found, for done.json."""
+        here = [name for name in self.written if "/" not in name]
+        return {
+            "largest_difference": {one.file: one.largest_difference for one in self.comparisons},
+            "files": [asdict(comparison) for comparison in self.comparisons],
+            "latencies": [asdict(latency) for latency in self.latencies],
+            "written": self.written,
+            "outputs": digest_outputs(self.target, here),
+        }
 
 
 def _tell(target: Path, comparison: exported.Comparison) -> None:
@@ -363,11 +374,3 @@ def _facts(student: Saved, sensor: Sensor, images: exported.TargetImages) -> dic
         "sensor": json.dumps(asdict(sensor)),
         "usual": json.dumps(student.card.get("images") or {}),
     }
-
-
-def _copy(folder: Path, target: Path, saved: Saved, sensor: Sensor) -> None:
-    """Weights, then the card, which tells in addition how the sensor's images are read."""
-    with replacing(target / WEIGHTS) as partial:
-        shutil.copyfile(folder / WEIGHTS, partial)
-    more = {"sensor": asdict(sensor)} if saved.encoding is not None else {}
-    write_record(target / CARD, {**saved.card, **more})
