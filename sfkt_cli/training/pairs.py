@@ -7,7 +7,7 @@ A label-free score may choose the epoch. Both stages write the classes predicted
 import hashlib
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -51,13 +51,15 @@ def open_streams(
     runtime: Runtime,
     batch_size: int,
     *,
+    ti: bool = True,
     ti_rgb: bool = True,
     tr_views: int = 1,
 ) -> Streams:
     """Open the streams of transfer.h5; both images of a pair get one geometry.
 
-    Each gives ``batch_size`` rows a step, over all processes. Without ``ti_rgb`` only the target
-    images of the pairs are read; of each TR target image there are ``tr_views`` augmented views.
+    Each gives ``batch_size`` rows a step, over all processes. Without ``ti`` there is no stream of
+    pairs; without ``ti_rgb`` only their target images are read. Of each TR target image there are
+    ``tr_views`` augmented views.
 
     Raises:
         DataError: There are fewer than two target images.
@@ -88,9 +90,9 @@ def open_streams(
         order = np.random.default_rng([config.seed, 8]).permutation(len(trained))
         kept = max(round(config.training.ti_fraction * len(trained)), 1)
         trained = np.sort(trained[order[:kept]])
-    ti = stream("ti", ti_columns, trained) if len(trained) else None
-    tr = stream("tr", {"target": "target/target"}, None, tr_views)
-    return Streams(ti, tr, batch_size, config.training.shuffle_pairs)
+    pairs = stream("ti", ti_columns, trained) if ti and len(trained) else None
+    targets = stream("tr", {"target": "target/target"}, None, tr_views)
+    return Streams(pairs, targets, batch_size, config.training.shuffle_pairs)
 
 
 def settle_streams(
@@ -113,19 +115,18 @@ def settle_streams(
     views = 2 if getattr(objective, "needs_second_view", False) else 1
 
     def opened(size: int) -> Streams:
-        streams = open_streams(config, store, runtime, size, ti_rgb=ti_rgb, tr_views=views)
-        return streams if ti else replace(streams, ti=None)
+        return open_streams(config, store, runtime, size, ti=ti, ti_rgb=ti_rgb, tr_views=views)
 
     def batch_of(size: int) -> Batch:
-        return transfer_batches(opened(size * runtime.world), runtime, tr=tr, ti=ti)(0, 0)
+        return transfer_batches(opened(size * runtime.world), runtime, tr=tr)(0, 0)
 
     count = max(store.count("ti") * ti, store.count("target"))
     setting = config.runtime.batch_size
     size = settle_batch_size(setting, count, folder, runtime, objective, batch_of)
     streams = opened(size)
-    drawn = [streams.ti] * ti + [streams.tr] * tr
+    drawn = [streams.ti, streams.tr if tr else None]
     prefer_large_pages([array for stream in drawn if stream is not None for array in stream.arrays])
-    return streams, transfer_batches(streams, runtime, tr=tr, ti=ti)
+    return streams, transfer_batches(streams, runtime, tr=tr)
 
 
 def held_out_pairs(store: Store, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -190,17 +191,17 @@ def plan_of(
 
 
 def transfer_batches(
-    streams: Streams, runtime: Runtime, *, tr: bool = True, ti: bool = True
+    streams: Streams, runtime: Runtime, *, tr: bool = True
 ) -> Callable[[int, int], Batch]:
     """(epoch, step) to a batch of what an objective looks at.
 
-    ``tr``: give ``tr_target`` and ``tr_rows``, with two views also ``tr_target_2``; ``ti``: give
-    ``ti_target`` and ``ti_rows``, and ``ti_rgb`` where the partners are read.
+    Of pairs it is ``ti_target`` and ``ti_rows``, and ``ti_rgb`` where the partners are read; with
+    ``tr`` also ``tr_target`` and ``tr_rows``, and with two views ``tr_target_2``.
     """
 
     def batches(epoch: int, step: int) -> Batch:
         batch: Batch = {}
-        if ti and streams.ti is not None:
+        if streams.ti is not None:
             pairs, ti_rows = streams.ti.batch(epoch, step)
             batch |= {f"ti_{name}": images for name, images in pairs.items()}
             batch["ti_rows"] = runtime.tensor(ti_rows)
