@@ -93,7 +93,8 @@ class Plan:
     def small_columns(self, parts: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Ids, groups, paths and labels of some parts, by column name."""
         columns: dict[str, NDArray[Any]] = {}
-        groups = self._group_numbers()
+        in_order = dict.fromkeys(r.group for part in UNNAMED for r in self.parts[part])
+        groups = {group: f"group-{number:06d}" for number, group in enumerate(in_order)}
         for part in parts:
             records = self.parts[part]
             ids = [record.id for record in records]
@@ -139,11 +140,6 @@ class Plan:
     def _numbers(self, part: str) -> list[str]:
         """Ids of the samples of ``ti`` or ``target``, in the order of the rows."""
         return [f"{part}-{row:06d}" for row in range(len(self.parts[part]))]
-
-    def _group_numbers(self) -> dict[str, str]:
-        """What the groups of transfer.h5 are called there: numbers in the order of the rows."""
-        groups = dict.fromkeys(r.group for part in UNNAMED for r in self.parts[part])
-        return {group: f"group-{number:06d}" for number, group in enumerate(groups)}
 
     def image_columns(self, parts: Sequence[str]) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and type of the image columns of some parts."""
