@@ -9,6 +9,7 @@ uint16 millimetres with 0 = no reading, NIR and thermal as uint8 or uint16. Mode
 | window       | depth    | 1 or C   | low .. high millimetres                                    |
 | relative     | depth    | 1 or C   | mean -+ 2 sd of each image's valid pixels                  |
 | colormap     | depth    | 3        | the window through the colours of "jet"                    |
+| shading      | depth    | 3        | the surface in the light of three lamps above the camera   |
 | normals      | depth    | 3        | surface normals; x right, y down, z to the camera          |
 | hha          | depth    | 3        | disparity, height above the lowest point, angle to gravity |
 | linear       | nir, ... | 1 or C   | low .. high raw values                                     |
@@ -30,14 +31,22 @@ from sfkt_cli.data.store import Store, spread
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.settings.config import current_name
 
-EncodingKind = Literal["window", "relative", "colormap", "normals", "hha", "linear", "standardised"]
+EncodingKind = Literal[
+    "window", "relative", "colormap", "shading", "normals", "hha", "linear", "standardised"
+]
 DEFAULTS: dict[str, EncodingKind] = {
-    "depth": "normals",
+    "depth": "shading",
     "nir": "linear",
     "thermal": "standardised",
     "other": "standardised",
 }
-DEPTH_ONLY = ("window", "relative", "colormap", "normals", "hha")
+FROM_NORMALS = ("shading", "normals", "hha")
+DEPTH_ONLY = ("window", "relative", "colormap", *FROM_NORMALS)
+THREE_CHANNELS = ("colormap", *FROM_NORMALS)
+LAMPS = ((-0.48, -0.64, 0.6), (0.0, -0.8, 0.6), (0.48, -0.64, 0.6))
+"""Unit vectors to the lamps at the upper left, above and at the upper right; y points down."""
+AMBIENT = 0.3
+"""Share of the light that comes from everywhere: what a surface in the shade shows."""
 KINECT_FOCAL = 0.92
 """Focal length as a share of the image side at 57 degrees, a Kinect's horizontal view."""
 USUAL_SLOPE = 0.5
@@ -53,7 +62,7 @@ class Encoding:
     high: float  # stored value shown as 1
     channels: int  # number of channels of the stored images
     missing: bool  # whether 0 means "no reading" (depth)
-    # Focal length as a share of the image side (normals, hha). Measured, not calibrated: crops of
+    # Focal length as a share of the image side (shading, normals, hha). Measured, not calibrated: crops of
     # objects would look flat through the camera's own.
     focal: float = KINECT_FOCAL
 
@@ -64,7 +73,7 @@ class Encoding:
     @property
     def encoded_channels(self) -> int:
         """Channels of the encoded image."""
-        return 3 if self.kind in ("colormap", "normals", "hha") else self.channels
+        return 3 if self.kind in THREE_CHANNELS else self.channels
 
 
 def choose_encoding(kind: str, modality: str, sample: NDArray[Any]) -> Encoding:
@@ -85,14 +94,14 @@ def choose_encoding(kind: str, modality: str, sample: NDArray[Any]) -> Encoding:
             f"encoding = {kind!r} does not fit modality {modality!r}: "
             f"choose one of {', '.join(fitting)}"
         )
-    if chosen in ("colormap", "normals", "hha") and channels != 1:
+    if chosen in THREE_CHANNELS and channels != 1:
         raise ConfigError(f"encoding = {kind!r} needs one channel, the images have {channels}")
     values = sample[sample > 0] if depth else sample.reshape(-1)
     if sample.dtype == np.uint8 or values.size == 0:
         low, high = 0.0, float(np.iinfo(sample.dtype).max)
     else:
         low, high = (float(value) for value in np.percentile(values, (1.0, 99.0)))
-    focal = _measure_focal(sample) if chosen in ("normals", "hha") else KINECT_FOCAL
+    focal = _measure_focal(sample) if chosen in FROM_NORMALS else KINECT_FOCAL
     return Encoding(chosen, low, max(high, low + 1.0), channels, depth, focal)  # type: ignore[arg-type]
 
 
@@ -145,17 +154,20 @@ def encode(stored: Tensor, encoding: Encoding) -> Tensor:
         return _jet(encoded) * valid if encoding.kind == "colormap" else encoded * valid
     if encoding.kind in ("relative", "standardised"):
         return _relative(values, valid) * valid
-    if encoding.kind not in ("normals", "hha"):
+    if encoding.kind not in FROM_NORMALS:
         raise ConfigError(f"encoding = {encoding.kind!r} is unknown")
     smooth = _fill_noise(values, valid)
     normals, scale = _normals(smooth, encoding.focal)
+    if encoding.kind == "hha":
+        return _hha(values, valid, smooth, scale * normals[1], encoding)
     if encoding.kind == "normals":
         middle = 0.5 * valid
         scale = middle * scale
-        encoded = torch.stack([torch.addcmul(middle, part, scale) for part in normals], dim=-1)
-        # Channels last in memory, as networks want it.
-        return encoded.squeeze(1).permute(0, 3, 1, 2)
-    return _hha(values, valid, smooth, scale * normals[1], encoding)
+        parts = [torch.addcmul(middle, part, scale) for part in normals]
+    else:
+        parts = [_lit(normals, scale, lamp) * valid for lamp in LAMPS]
+    # Channels last in memory, as networks want it.
+    return torch.stack(parts, dim=-1).squeeze(1).permute(0, 3, 1, 2)
 
 
 def _relative(values: Tensor, valid: Tensor) -> Tensor:
@@ -211,6 +223,12 @@ def _normals(depth: Tensor, focal_share: float) -> tuple[tuple[Tensor, Tensor, T
     nz = (beside * above / (focal_share * depth.shape[-1])).addcmul(x, nx).addcmul(y, ny)
     scale = (nx * nx).addcmul(ny, ny).addcmul(nz, nz).rsqrt().clamp_max(1e6)
     return (nx, ny, nz), scale * nz.sign()
+
+
+def _lit(normals: tuple[Tensor, ...], scale: Tensor, lamp: tuple[float, float, float]) -> Tensor:
+    """Brightness of a matt surface (Lambert), in [AMBIENT, 1]; normals and scale as in _normals."""
+    facing = sum(part * share for part, share in zip(normals, lamp, strict=True)) * scale
+    return AMBIENT + (1.0 - AMBIENT) * facing.clamp(0.0, 1.0)
 
 
 def _hha(depth: Tensor, valid: Tensor, smooth: Tensor, down: Tensor, encoding: Encoding) -> Tensor:

@@ -30,7 +30,7 @@ DatasetName = Literal[
 ]
 Modality = Literal["depth", "nir", "thermal", "other"]
 EncodingName = Literal[
-    "auto", "window", "relative", "colormap", "normals", "hha", "linear", "standardised"
+    "auto", "window", "relative", "colormap", "shading", "normals", "hha", "linear", "standardised"
 ]
 Sensor = Literal["kv1", "kv2", "realsense", "xtion"]
 

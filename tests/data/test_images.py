@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfkt_cli.data.images import (
+    AMBIENT,
     DEPTH_ONLY,
     KINECT_FOCAL,
+    LAMPS,
     Encoding,
     EncodingKind,
     as_rgb,
@@ -159,6 +161,34 @@ def test_normals_are_cross_products_of_differences_of_points() -> None:
         normal *= -np.sign(normal[2]) / np.linalg.norm(normal)
         expected = (0.5 + 0.5 * normal * [1, 1, -1]) * (stored[0, y, x] > 0)
         np.testing.assert_allclose(seen[:, y, x].numpy(), expected, atol=1e-4)
+
+
+def test_shading_is_lamberts_law_on_the_normals() -> None:
+    stored = torch.from_numpy(depth_images(7))
+    normals = encode(stored, encoding("normals"))
+    seen = encode(stored, encoding("shading"))
+    for b, y, x in np.ndindex(*stored.shape):
+        normal = [2.0 * float(part) - 1.0 for part in normals[b, :, y, x]]
+        for channel, lamp in enumerate(LAMPS):
+            facing = max(sum(n * part for n, part in zip(normal, lamp, strict=True)), 0.0)
+            expected = AMBIENT + (1.0 - AMBIENT) * facing if int(stored[b, y, x]) else 0.0
+            assert float(seen[b, channel, y, x]) == pytest.approx(expected, abs=1e-5)
+    assert all(sum(part * part for part in lamp) == pytest.approx(1.0) for lamp in LAMPS)
+
+
+def test_the_light_comes_from_above() -> None:
+    floor, wall, ceiling = (
+        encode(plane(normal), encoding("shading"))[0, :, 3:-3, 3:-3].mean()
+        for normal in ((0.0, -0.8, -0.6), (0.0, 0.0, -1.0), (0.0, 0.8, -0.6))
+    )
+    assert floor > wall > ceiling
+
+
+def test_mirrored_depth_is_lit_by_the_lamps_of_the_other_side() -> None:
+    stored = torch.from_numpy(depth_images(9))
+    seen = encode(stored, encoding("shading"))
+    mirrored = encode(stored.flip(2), encoding("shading")).flip(3)
+    torch.testing.assert_close(mirrored, seen.flip(1), rtol=0, atol=1e-5)
 
 
 def test_mirrored_depth_gives_mirrored_normals_with_x_turned_round() -> None:
