@@ -1,20 +1,19 @@
 """TGKT: make the source model a student for the sensor, with the bridge as its first teacher.
 
-    L_TGKT = beta_kl c(t) L_KL + beta_f c L_f + beta_self L_self + beta_im L_IM
+    L_TGKT = beta_kl c(t) L_KL + beta_f L_f + beta_self L_self + beta_im L_IM
 
     L_KL    student on x_target^TR follows the source model on T(x_target^TR)  arXiv:2401.05014
     L_f     student on x_target^TI follows F_s(x_rgb^TI)                       arXiv:2401.05014
     L_self  cross-entropy with pseudo-labels, anew each epoch                  arXiv:2401.05014
     L_IM    certain and diverse predictions on x_target^TR                     ours, from SHOT
             (as diverse as the student's own class frequencies, once it has learnt)
-    c       trust in what the pairs teach, from 0 to 1                         ours
-    c(t)    trust in the bridge beside the student, at most c, anew each epoch ours
+    c(t)    trust in the bridge beside the student, from 0 to 1                ours
 
-In the paper c = c(t) = 1. Our c is how much better target images of held-out TI pairs find their
-RGB partners behind the bridge than without it (``label_free.bridge_trust``): where pairs did not
-help the bridge, they do not help the student. For c(t) the student takes the place of the untouched
-source model: once it sees as well as the bridge, it learns on by itself. A bridge is a start, and
-no ceiling. L_self waits while a trusted bridge teaches, and begins at once where none does (ours).
+In the paper c(t) = 1. Our c(t) begins as how much better target images of held-out TI pairs find
+their RGB partners behind the bridge than without it (``label_free.bridge_trust``). Before each
+epoch the student takes the place of the untouched source model: once it sees as well as the bridge,
+it learns on by itself. A bridge is a start, and no ceiling. L_self and the class frequencies wait
+for a student that has learnt something (``tgkt.self_from``): early pseudo-labels keep its mistakes.
 
 TR and TI images of a step pass the student together, with one set of batch statistics: what it
 learns about one holds for the other. The head stays as the source model has it, as in SHOT (ours):
@@ -60,13 +59,12 @@ class Tgkt(nn.Module):
         self.trust = outputs.bridge_trust(outputs.source) if measured else 1.0
         if not (
             settings.beta_im
-            or (settings.beta_f and self.trust)
+            or settings.beta_f
             or (settings.beta_kl and (settings.beta_self or not measured))
         ):
             raise ConfigError(
-                f"nothing trains the student: tgkt.beta_im is 0, tgkt.beta_f is "
-                f"{settings.beta_f:g}, and the trust in the pairs is {self.trust:.2f}; set "
-                "tgkt.beta_im, or tgkt.trust=full"
+                "nothing trains the student: tgkt.beta_im and tgkt.beta_f are 0, and the trust in "
+                f"the bridge is {self.trust:.2f}; set one of them, or tgkt.trust=full"
             )
         self.student = student
         self.student.head.requires_grad_(settings.train_head)
@@ -75,7 +73,7 @@ class Tgkt(nn.Module):
         self._epochs = config.transfer.epochs
         self._teacher = outputs.bridged_logits.softmax(dim=1)
         self._ti_features = outputs.ti_features
-        self.needs_ti = bool(settings.beta_f) and self.trust > 0  # no pairs where none are followed
+        self.needs_ti = bool(settings.beta_f)  # no pairs where none are followed
         self._measures = measured and bool(settings.beta_kl) and self.trust > 0
         self.register_buffer("bridge_weight", torch.tensor(self.trust))
         classes = self._teacher.shape[1]
@@ -94,14 +92,13 @@ class Tgkt(nn.Module):
         """Compare the bridge with the student; renew pseudo-labels and class frequencies."""
         if self._measures:
             self.bridge_weight.fill_(min(self.trust, self._outputs.bridge_trust(self.student)))
-        trained, start = epoch / self._epochs, self._settings.self_from
-        if trained < self.trust * start:
+        if epoch / self._epochs < self._settings.self_from:
             return
         features, logits = self._outputs.predict_all(self.student)
         if self.weights["self"]:
             self.pseudo_labels.copy_(cluster_labels(features, logits, rounds=1)[0])
             self._labelled = True
-        if self._settings.prior == "measured" and trained >= start:
+        if self._settings.prior == "measured":
             predicted = logits.float().softmax(dim=1).mean(dim=0)
             self.prior.copy_((1.0 - EQUAL_SHARE) * predicted + EQUAL_SHARE / len(predicted))
 
@@ -131,5 +128,5 @@ class Tgkt(nn.Module):
             terms["im"] = losses.information_maximisation(logits, self.prior)
         if self.needs_ti:
             partners = self._ti_features[batch["ti_rows"]]
-            terms["f"] = self.trust * losses.feature_matching(features, partners)
+            terms["f"] = losses.feature_matching(features, partners)
         return terms
