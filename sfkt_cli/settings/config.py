@@ -380,16 +380,15 @@ class TgktConfig(DistillConfig):
     beta_kl: Weight = 1.0
     """Weight of L_KL (paper: 1)."""
     trust: Literal["measured", "full"] = "measured"
-    """measured: L_KL and L_f are multiplied by a trust from 0 to 1: how much better target images
-    of TI pairs find their RGB partners with the bridge than without it; for L_KL also than with the
-    student (ours). full: the trust is 1, as in the paper."""
+    """measured: L_KL is multiplied by a trust from 0 to 1: how much better target images of TI
+    pairs find their RGB partners with the bridge than without it, and than with the student (ours).
+    full: the trust is 1, as in the paper."""
     beta_f: Weight = 0.3
     """Weight of L_f, feature matching on TI pairs (ours)."""
     beta_self: Weight = 0.3
     """Weight of L_self, pseudo-labels (SHOT, SOCKET: 0.3)."""
     self_from: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Share of the training after which pseudo-labels begin if the bridge is fully trusted; with
-    less trust they begin sooner, with none at the start (ours). The prior changes at this share."""
+    """Share of the training after which pseudo-labels and the measured prior begin (ours)."""
     beta_im: Weight = 1.0
     """Weight of L_IM on the student (ours; SHOT: 1)."""
     prior: Literal["measured", "equal"] = "measured"
