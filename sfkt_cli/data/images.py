@@ -62,8 +62,8 @@ class Encoding:
     high: float  # stored value shown as 1
     channels: int  # number of channels of the stored images
     missing: bool  # whether 0 means "no reading" (depth)
-    # Focal length as a share of the image side (shading, normals, hha). Measured, not calibrated: crops of
-    # objects would look flat through the camera's own.
+    # Focal length as a share of the image side (shading, normals, hha). Measured, not calibrated:
+    # crops of objects would look flat through the camera's own.
     focal: float = KINECT_FOCAL
 
     def __post_init__(self) -> None:

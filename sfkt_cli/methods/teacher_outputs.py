@@ -27,6 +27,8 @@ class TeacherOutputs:
         encoding: Encoding of target images for the student.
         targets: Number N of target images.
         bridged_logits: (N, K), source model on translated TR images; None without a bridge.
+        adapt: Gives a classifier's batch norms the statistics of the target images, in place; see
+            :func:`sfkt_cli.training.predicting.adapt_batch_norms`.
         bridge_trust: How far the bridge can be trusted beside a classifier of target images, in
             [0, 1]; see :func:`sfkt_cli.methods.label_free.bridge_trust`.
         ti_features: (M, D), source model on the RGB partners; None without TI pairs.
@@ -38,6 +40,7 @@ class TeacherOutputs:
     encoding: Encoding
     targets: int
     bridged_logits: Tensor | None
+    adapt: Callable[[Classifier], None]
     bridge_trust: Callable[[Classifier], float]
     ti_features: Tensor | None
     ti_logits: Tensor | None

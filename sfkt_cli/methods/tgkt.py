@@ -9,11 +9,13 @@
             (as diverse as the student's own class frequencies, once it has learnt)
     c(t)    trust in the bridge beside the student, from 0 to 1                ours
 
-In the paper c(t) = 1. Our c(t) begins as how much better target images of held-out TI pairs find
-their RGB partners behind the bridge than without it (``label_free.bridge_trust``). Before each
-epoch the student takes the place of the untouched source model: once it sees as well as the bridge,
-it learns on by itself. A bridge is a start, and no ceiling. L_self and the class frequencies wait
-for a student that has learnt something (``tgkt.self_from``): early pseudo-labels keep its mistakes.
+In the paper c(t) = 1. Our c(t) is how much better target images of held-out TI pairs find their RGB
+partners behind the bridge than in the student (``label_free.bridge_trust``), measured before each
+epoch and never more than at first. The student begins as the source model with the batch statistics
+of target images (AdaBN, Li et al., 2016): a model that a few steps make of it anyway is the fair
+rival of the bridge. Once the student sees as well as the bridge, it learns on by itself: a bridge
+is a start, and no ceiling. L_self and the class frequencies wait for a student that has learnt
+something (``tgkt.self_from``): early pseudo-labels keep its mistakes.
 
 TR and TI images of a step pass the student together, with one set of batch statistics: what it
 learns about one holds for the other. The head stays as the source model has it, as in SHOT (ours):
@@ -56,7 +58,8 @@ class Tgkt(nn.Module):
             raise ValueError("tgkt needs a bridge and TI pairs")
         settings = config.tgkt
         measured = settings.trust == "measured"
-        self.trust = outputs.bridge_trust(outputs.source) if measured else 1.0
+        outputs.adapt(student)
+        self.trust = outputs.bridge_trust(student) if measured else 1.0
         if not (
             settings.beta_im
             or settings.beta_f

@@ -38,6 +38,7 @@ from sfkt_cli.training.loop import fit
 from sfkt_cli.training.optimizers import SCHEDULES, classifier_optimizer
 from sfkt_cli.training.pairs import held_out_pairs, plan_of, remember, settle_streams
 from sfkt_cli.training.predicting import (
+    adapt_batch_norms,
     look_for_collapse,
     predict_rows,
     rgb_loader,
@@ -49,6 +50,8 @@ from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 
 BATCH_NORM_MOMENTUM = 0.1
 """Smallest share of a batch in the student's running statistics; torch's default."""
+MOST_ADAPTED = 2048
+"""Target images whose statistics the student begins with, at most."""
 
 
 def transfer(config: Config, run: Run) -> None:
@@ -132,8 +135,10 @@ def transfer(config: Config, run: Run) -> None:
         untouched = start_student(source).eval()
         untouched_features, untouched_logits = outputs.predict_all(untouched)
         judged = judge(student.eval(), untouched_logits, outputs, config.seed)
-        trust = outputs.bridge_trust(untouched)
-        trust_left = min(trust, outputs.bridge_trust(student))
+        trusts = {}
+        if (trust := getattr(objective, "trust", None)) is not None:
+            trust_left = min(trust, outputs.bridge_trust(student))
+            trusts = {"bridge_trust": round(trust, 3), "bridge_trust_left": round(trust_left, 3)}
         strangers = share_of_strangers(store, untouched, untouched_features, encoding, runtime)
         kept = judged != "worse" or not getattr(own, "keep_untouched", False)
         if not kept:
@@ -153,11 +158,10 @@ def transfer(config: Config, run: Run) -> None:
         stage.finish(
             seconds=fitted.seconds,
             best_epoch=fitted.best_epoch + 1,
-            bridge_trust=round(trust, 3),
-            bridge_trust_left=round(trust_left, 3),
             strangers=strangers,
             untouched_kept=not kept,
             verdict=judged,
+            **trusts,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
         say(f"{method}: {advice(judged, encoding.kind)}")
@@ -219,6 +223,9 @@ def look_through_frozen(
                 store["ti/target"][held_out], bridge_load, model, runtime, flips=True
             )
 
+    def adapt(student: Classifier) -> None:
+        adapt_batch_norms(targets[spread(len(targets), MOST_ADAPTED)], load, student, runtime)
+
     def bridge_trust(student: Classifier) -> float:
         if held_out_features is None or ti_features is None:
             return 0.0
@@ -231,6 +238,7 @@ def look_through_frozen(
         encoding=encoding,
         targets=len(targets),
         bridged_logits=bridged_logits,
+        adapt=adapt,
         bridge_trust=bridge_trust,
         ti_features=ti_features,
         ti_logits=ti_logits,

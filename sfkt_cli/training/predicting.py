@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sfkt_cli.console import warn
 from sfkt_cli.data.images import Encoding, as_rgb, encode, rgb_to_float
@@ -93,6 +94,33 @@ def predict_rows(
     outputs = outputs or [torch.zeros(len(images), size) for size in sizes]
     features, logits = map(runtime.sum, outputs)
     return features, logits
+
+
+def adapt_batch_norms(
+    images: NDArray[Any], load: Loader, model: nn.Module, runtime: Runtime, batch_size: int = 64
+) -> None:
+    """Give the batch norms of a model the statistics of these images, in place.
+
+    Source: AdaBN (Li et al., 2016). Every process looks at all images, for the same statistics. A
+    model without batch norms, or less than two images, change nothing.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if runtime.trial is not None:
+        images = images[:FEW]
+    if not norms or len(images) < 2:
+        return
+    training, momenta = model.training, [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    with torch.no_grad(), runtime.autocast():
+        for rows in np.array_split(np.arange(len(images)), -(-len(images) // batch_size)):
+            model(load(np.asarray(images[rows[0] : rows[-1] + 1])))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train(training)
 
 
 def look_for_collapse(

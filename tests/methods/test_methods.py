@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,7 @@ def make_outputs(
         encoding=ENCODING,
         bridged_logits=2 * torch.randn(COUNT, CLASSES, generator=generator),
         targets=COUNT,
+        adapt=lambda student: None,
         bridge_trust=trust,
         ti_features=ti_features,
         ti_logits=ti_logits,
@@ -294,8 +296,8 @@ def test_pseudo_labels_equal_a_slow_loop(seed: int, rounds: int) -> None:
 
 def test_the_bridge_teaches_as_far_as_it_is_trusted_beside_the_student() -> None:
     source = make_source()
-    beside_student = iter([0.6, 0.3, 0.9, 0.0])
-    outputs = make_outputs(source, lambda m: 0.6 if m is source else next(beside_student))
+    beside_student = iter([0.6, 0.6, 0.3, 0.9, 0.0])
+    outputs = make_outputs(source, lambda student: next(beside_student))
     assert outputs.bridged_logits is not None
     objective = Tgkt(start_student(source), outputs, build({"transfer": {"epochs": 4}})).eval()
     batch = make_batch()
@@ -305,6 +307,14 @@ def test_the_bridge_teaches_as_far_as_it_is_trusted_beside_the_student() -> None
         _, logits = objective.student(as_rgb(encode(batch["tr_target"], ENCODING)))
         whole = losses.distillation(logits, teacher)
         torch.testing.assert_close(objective(batch)["kl"], weight * whole)
+
+
+def test_the_bridge_is_compared_with_a_student_of_the_targets_statistics() -> None:
+    source = make_source()
+    adapted: list[Classifier] = []
+    outputs = make_outputs(source, lambda student: 0.5 if adapted == [student] else 1.0)
+    student = start_student(source)
+    assert Tgkt(student, replace(outputs, adapt=adapted.append), build({})).trust == 0.5
 
 
 def test_the_paper_trusts_its_bridge_to_the_end() -> None:
@@ -318,12 +328,14 @@ def test_the_paper_trusts_its_bridge_to_the_end() -> None:
 
 def test_a_bridge_without_trust_teaches_nothing() -> None:
     source = make_source()
-    outputs = make_outputs(source, lambda student: 0.0 if student is source else 1.0)
+    beside_student = iter([0.0, 1.0, 0.0])
+    outputs = make_outputs(source, lambda student: next(beside_student))
     objective = Tgkt(start_student(source), outputs, build({}))
     objective.begin_epoch(0)
     terms = objective(make_batch())
     assert set(terms) == {"kl", "f", "im"}
     assert terms["kl"].item() == 0.0
+    outputs = make_outputs(source, lambda student: 0.0)
     with pytest.raises(ConfigError, match=r"beta_im and tgkt.beta_f are 0.*the bridge is 0\.00"):
         Tgkt(
             start_student(source),
