@@ -24,7 +24,7 @@ def main(picture: Path) -> None:
     grey = rgb.astype(np.float32).mean(axis=3).astype(np.uint8)
     strips = [Strip("RGB", rgb / 255.0)]
     for modality, stored in (("depth", depth), ("nir", grey)):
-        kinds = ("window", "relative", "colormap", "normals", "hha")
+        kinds = ("window", "relative", "colormap", "shading", "normals", "hha")
         for kind in kinds if modality == "depth" else ("linear", "standardised"):
             encoding = choose_encoding(kind, modality, stored)
             shown = as_rgb(encode(torch.from_numpy(stored.astype(np.float32)), encoding))

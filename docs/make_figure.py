@@ -58,7 +58,7 @@ def main(folder: Path, picture: Path) -> None:
         picture,
         [
             strip("depth", pictures[0], "RGB model", before),
-            strip("surface normals", pictures[1], "student", after),
+            strip("shading", pictures[1], "student", after),
             strip("translated", translated, "RGB model", behind),
             Strip("RGB, never seen", rgb / 255.0),
         ],

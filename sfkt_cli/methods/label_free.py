@@ -68,12 +68,11 @@ def partner_rank(features: Tensor, partner_features: Tensor) -> Tensor:
 def bridge_trust(bridged: Tensor, other: Tensor, partner_features: Tensor) -> float:
     """How far the bridge can be trusted beside another model of target images, in [0, 1] (ours).
 
-        trust = mean_i (rank_i(bridge) - rank_i(other)) / standard error - 1, clipped to [0, 1]
+        trust = mean_i (rank_i(bridge) - rank_i(other)) / standard error - 2, clipped to [0, 1]
 
-    The other model is the untouched source model, or the student. 0: behind the bridge target
-    images find their RGB partners no better than in the other model (:func:`partner_rank`), or no
-    more than chance allows. 1: they find them better by two standard errors. The share of
-    information in the bridge's predictions says less: it does not measure whether they are right.
+    The other model is the student. 0: behind the bridge target images find their RGB partners no
+    better than in the other model (:func:`partner_rank`), or no more than chance allows. 1: they
+    find them better by three standard errors. A wrong trust costs more than a missing one.
 
     Args:
         bridged: (N, D) features of translated images of TI pairs that T was not trained on.
@@ -85,7 +84,7 @@ def bridge_trust(bridged: Tensor, other: Tensor, partner_features: Tensor) -> fl
     before = partner_rank(other, partner_features)
     gains = partner_rank(bridged, partner_features) - before
     error = max(float(gains.std()), 1.0 / len(gains)) / math.sqrt(len(gains))
-    return min(max(float(gains.mean()) / error - 1.0, 0.0), 1.0)
+    return min(max(float(gains.mean()) / error - 2.0, 0.0), 1.0)
 
 
 def stranger_share(features: Tensor, ti_features: Tensor) -> float | None:

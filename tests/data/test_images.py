@@ -178,7 +178,7 @@ def test_shading_is_lamberts_law_on_the_normals() -> None:
 
 def test_the_light_comes_from_above() -> None:
     floor, wall, ceiling = (
-        encode(plane(normal), encoding("shading"))[0, :, 3:-3, 3:-3].mean()
+        encode(plane(np.array(normal)), encoding("shading"))[0, :, 3:-3, 3:-3].mean()
         for normal in ((0.0, -0.8, -0.6), (0.0, 0.0, -1.0), (0.0, 0.8, -0.6))
     )
     assert floor > wall > ceiling
