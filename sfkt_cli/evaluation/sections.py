@@ -149,9 +149,9 @@ def _measured(evaluation: Evaluation, run: Run) -> list[str]:
     record = run.record(f"transfer/{main}")
     if main == "tgkt" and "bridge_trust" in record:
         lines.append(
-            f"Trust in the TI pairs, 0 to 1: {record['bridge_trust']:.2f} at the start, "
+            f"Trust in the bridge, 0 to 1: {record['bridge_trust']:.2f} at the start, "
             f"{record['bridge_trust_left']:.2f} beside the finished student (0: the student learns "
-            "from target images alone; 1: the bridge teaches it fully)"
+            "without it, from its own images and the pairs; 1: the bridge teaches it fully)"
         )
     if record.get("strangers") is not None:
         lines.append(
