@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from sfkt_cli.errors import ConfigError
+from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import write_record
 from sfkt_cli.methods import METHODS
 from sfkt_cli.settings.config import Config, Sensor, build, explained, nested, pick, read_yaml
@@ -29,8 +29,8 @@ GRID: Mapping[str, tuple[Any, ...]] = {
     "schedule": ("inverse", "cosine"),
 }
 """What tuned methods try, all of them the same; SHOT's and SOCKET's own are the first."""
-TUNE_BY = "tr_density"
-"""The label-free score that chooses (Saito et al., ICCV 2021); no method trains on it."""
+TUNE_BY = "tr_mirror"
+"""The label-free score that chooses; no method trains on it."""
 PLAIN: Settings = {"evaluate": {"pictures": False}}
 """Settings under those of every plan: pictures of many cells would take long."""
 
@@ -230,9 +230,15 @@ def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[C
             epochs = run.metrics(stage) if run.finished(stage) else []
             if epochs:
                 done = run.record(stage)
+                scores = epochs[done["best_epoch"] - 1]
+                if TUNE_BY not in scores:
+                    raise DataError(
+                        f"{run.path('transfer', row)} is of an earlier version and has no "
+                        f"{TUNE_BY}: delete the folder"
+                    )
                 records.append(
                     {"dataset": trial.dataset, "variant": trial.variant, "method": method,
-                     "settings": dict(changes), TUNE_BY: epochs[done["best_epoch"] - 1][TUNE_BY],
+                     "settings": dict(changes), TUNE_BY: scores[TUNE_BY],
                      "seconds": done["seconds"], "chosen": False}
                 )  # fmt: skip
     chosen: dict[tuple[str, str, str], Settings] = {}

@@ -41,6 +41,7 @@ TERMS = {
     "ti_rank": "rank of the partner",
     "tr_information": "information",
     "tr_density": "neighbourhood density",
+    "tr_mirror": "agreement with mirror images",
 }
 """Full names of loss terms and scores; others are shown as they are."""
 

@@ -150,6 +150,38 @@ def information(logits: Tensor) -> float:
     return -float(losses.information_maximisation(logits))
 
 
+def pair_scores(seen: tuple[Tensor, Tensor], partners: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """The scores on TI pairs, by name; all are better the larger.
+
+    Args:
+        seen: Features (N, D) and logits (N, K) on (translated) target images.
+        partners: Likewise of the source model on their RGB partners.
+    """
+    return {
+        "ti_agreement": agreement(seen[1], partners[1]),
+        "ti_kappa": kappa(seen[1], partners[1]),
+        "ti_rank": float(partner_rank(seen[0], partners[0]).mean()),
+        "ti_closeness": -feature_distance(seen[0], partners[0]),
+    }
+
+
+def target_scores(logits: Tensor, mirrored_logits: Tensor) -> dict[str, float]:
+    """The scores on TR target images, by name; all are better the larger.
+
+    ``tr_mirror`` is the :func:`kappa` of images and their mirror images: a model that sees the
+    class names it for both, one that names a single class for all has 0 (ours).
+
+    Args:
+        logits: (N, K) on the images.
+        mirrored_logits: (N, K) on their mirror images.
+    """
+    return {
+        "tr_information": information(logits),
+        "tr_density": density(logits),
+        "tr_mirror": kappa(logits, mirrored_logits),
+    }
+
+
 def density(logits: Tensor) -> float:
     """Soft neighbourhood density of the predictions, in nats, higher is better.
 

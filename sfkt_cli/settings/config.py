@@ -203,6 +203,7 @@ class TrainingConfig(Section):
         "ti_kappa",
         "tr_information",
         "tr_density",
+        "tr_mirror",
     ] = "auto"
     """Label-free score that chooses the epoch that bridge and transfer keep; auto: ti_closeness for
     the bridge, the last epoch for the student."""

@@ -232,19 +232,14 @@ class Judge:
             target_loader(self._runtime, self._encoding),
             through(translator, self._source),
         )
-        partner_features, partner_logits = self._partners
-        features, logits = predict_rows(self._ti_target, load, model, self._runtime)
+        seen = predict_rows(self._ti_target, load, model, self._runtime)
         _, tr_logits = predict_rows(self._tr_target, load, model, self._runtime)
+        _, mirrored = predict_rows(self._tr_target[:, :, ::-1], load, model, self._runtime)
         if self._runtime.main:
             remember(folder, epoch, tr_logits)
-        return {
-            "ti_agreement": label_free.agreement(logits, partner_logits),
-            "ti_kappa": label_free.kappa(logits, partner_logits),
-            "ti_rank": float(label_free.partner_rank(features, partner_features).mean()),
-            "ti_closeness": -label_free.feature_distance(features, partner_features),
-            "tr_information": label_free.information(tr_logits),
-            "tr_density": label_free.density(tr_logits),
-        }
+        return label_free.pair_scores(seen, self._partners) | label_free.target_scores(
+            tr_logits, mirrored
+        )
 
     def untouched_rank(self) -> float:
         """How well encoded target images find their RGB partners without a translator."""

@@ -307,18 +307,13 @@ def student_scores(
 
     def scores(epoch: int) -> dict[str, float]:
         _, tr_logits = predict_rows(tr_target, load, student, runtime)
+        _, mirrored = predict_rows(tr_target[:, :, ::-1], load, student, runtime)
         if runtime.main:
             remember(folder, epoch, tr_logits)
-        values = {
-            "tr_information": label_free.information(tr_logits),
-            "tr_density": label_free.density(tr_logits),
-        }
+        values = label_free.target_scores(tr_logits, mirrored)
         if ti_target is not None and partners is not None:
-            features, logits = predict_rows(ti_target, load, student, runtime)
-            values["ti_agreement"] = label_free.agreement(logits, partners[1])
-            values["ti_kappa"] = label_free.kappa(logits, partners[1])
-            values["ti_rank"] = float(label_free.partner_rank(features, partners[0]).mean())
-            values["ti_closeness"] = -label_free.feature_distance(features, partners[0])
+            seen = predict_rows(ti_target, load, student, runtime)
+            values |= label_free.pair_scores(seen, partners)
         return values
 
     return scores

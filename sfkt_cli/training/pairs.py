@@ -30,6 +30,7 @@ HELD_OUT = 2000
 MIN_HELD_OUT = 50
 SELECTORS = (
     "ti_closeness", "ti_rank", "ti_agreement", "ti_kappa", "tr_information", "tr_density",
+    "tr_mirror",
 )  # fmt: skip
 """Label-free scores that may choose, larger is better."""
 FILE = "epochs.npy"

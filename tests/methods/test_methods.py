@@ -489,6 +489,17 @@ def test_a_bridge_is_trusted_by_what_it_gains() -> None:
     assert label_free.bridge_trust(near[:1], others[:1], partners[:1]) == 0.0
 
 
+def test_mirror_images_show_whether_a_model_sees_classes() -> None:
+    classes = 9 * torch.eye(3)[torch.arange(30) % 3]
+    same = label_free.target_scores(classes, classes)
+    assert same["tr_mirror"] == pytest.approx(1.0)
+    assert label_free.target_scores(classes, classes.roll(1, 0))["tr_mirror"] < 0.0
+    collapsed = 9 * torch.eye(3)[torch.zeros(30, dtype=torch.long)]
+    assert label_free.target_scores(collapsed, collapsed)["tr_mirror"] == 0.0
+    assert same["tr_information"] == label_free.information(classes)
+    assert same["tr_density"] == label_free.density(classes)
+
+
 @pytest.mark.parametrize("strangers", [0, 60, 150])
 def test_strangers_among_target_images_are_counted(strangers: int) -> None:
     generator = torch.Generator().manual_seed(strangers)
