@@ -18,7 +18,10 @@ from sfkt_cli.methods import METHODS
 from sfkt_cli.settings.config import Config, Sensor, build, explained, nested, pick, read_yaml
 from sfkt_cli.settings.runs import Run
 
-ROWS = ("source-only", "source-encoded", "bridge-only", "tgkt+bridge", "source-rgb", "oracle")
+ROWS = (
+    "source-only", "source-encoded", "source-adapted", "bridge-only", "tgkt+bridge", "source-rgb",
+    "oracle",
+)  # fmt: skip
 """Rows that ``evaluate`` adds to those of the methods."""
 SENSORS: tuple[Sensor, ...] = get_args(Sensor)
 Settings = dict[str, Any]

@@ -1,5 +1,6 @@
 """What is compared: every model of a run, how it sees a target image, and what it cost."""
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from sfkt_cli.scores import softmax
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.predicting import (
     Loader,
+    adapt_batch_norms,
     predict_rows,
     rgb_loader,
     student_loader,
@@ -133,9 +135,12 @@ def predictors_of(
     source = models.source
     raw = student_loader(runtime, raw_encoding(store))
     encoded = student_loader(runtime, encoding)
+    adapted = copy.deepcopy(source)
+    adapt_batch_norms(store["target/target"], encoded, adapted, runtime)
     predictors = [
         Predictor("source-only", source, raw, parameters(source), 0.0, None),
         Predictor("source-encoded", source, encoded, parameters(source), 0.0, None),
+        Predictor("source-adapted", adapted, encoded, parameters(source), 0.0, None),
     ]
     bridge = run.record("bridge") if models.translator else {}
     if models.translator:

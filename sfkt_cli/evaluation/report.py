@@ -29,7 +29,8 @@ SPLITS = {
 MEANINGS = {
     "source-only": "the RGB source model on raw target images, as three channels: the start",
     "source-encoded": "the source model on the student's encoding, mirror images averaged: where "
-    "shot, socket and tgkt start",
+    "shot and socket start",
+    "source-adapted": "the same with the batch statistics of the target images: where tgkt starts",
     "bridge-only": "the translator in front of the untouched source model",
     **{name: method.meaning for name, method in METHODS.items()},
     "tgkt+bridge": "geometric mean of tgkt and bridge-only, at the cost of both for every image",
@@ -40,6 +41,7 @@ MEANINGS = {
 NAMES = {
     "source-only": "RGB model",
     "source-encoded": "RGB model, encoded",
+    "source-adapted": "RGB model, encoded, adapted",
     "bridge-only": "RGB model behind the translator",
     "tgkt+bridge": "student and translator together",
     "oracle": "trained with labels",

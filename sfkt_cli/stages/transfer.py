@@ -50,8 +50,6 @@ from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 
 BATCH_NORM_MOMENTUM = 0.1
 """Smallest share of a batch in the student's running statistics; torch's default."""
-MOST_ADAPTED = 2048
-"""Target images whose statistics the student begins with, at most."""
 
 
 def transfer(config: Config, run: Run) -> None:
@@ -224,7 +222,7 @@ def look_through_frozen(
             )
 
     def adapt(student: Classifier) -> None:
-        adapt_batch_norms(targets[spread(len(targets), MOST_ADAPTED)], load, student, runtime)
+        adapt_batch_norms(targets, load, student, runtime)
 
     def bridge_trust(student: Classifier) -> float:
         if held_out_features is None or ti_features is None:

@@ -24,6 +24,7 @@ Loader = Callable[[NDArray[Any]], Tensor]
 Model = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Model input to features (B, D) and logits (B, K)."""
 FEW = 4  # images that a dry run looks at on a CPU; on a GPU it looks at one batch
+MOST_ADAPTED = 2048  # images whose statistics batch norms are given, at most
 COLLAPSED_SHARE = 0.9  # a larger share of images in one class is a sign of wrong preprocessing
 NEARLY_UNIFORM = 0.97  # a mean entropy above this share of its maximum is one, too
 FEWEST = 20  # of fewer images nothing can be said
@@ -101,12 +102,11 @@ def adapt_batch_norms(
 ) -> None:
     """Give the batch norms of a model the statistics of these images, in place.
 
-    Source: AdaBN (Li et al., 2016). Every process looks at all images, for the same statistics. A
-    model without batch norms, or less than two images, change nothing.
+    Source: AdaBN (Li et al., 2016). At most ``MOST_ADAPTED`` images are looked at, by every process
+    the same. A model without batch norms, or less than two images, change nothing.
     """
+    images = images[spread(len(images), FEW if runtime.trial is not None else MOST_ADAPTED)]
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if runtime.trial is not None:
-        images = images[:FEW]
     if not norms or len(images) < 2:
         return
     training, momenta = model.training, [norm.momentum for norm in norms]

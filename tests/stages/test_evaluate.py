@@ -15,10 +15,12 @@ from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.evaluation.labelled import read_splits
 from sfkt_cli.files import write_record
-from sfkt_cli.models.saving import load_model
-from sfkt_cli.settings.config import build
+from sfkt_cli.models.saving import classifier_of, load_model
+from sfkt_cli.settings.config import RuntimeConfig, build
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.evaluate import evaluate, measuring_runtime
+from sfkt_cli.training.predicting import adapt_batch_norms, predict_rows, student_loader
+from sfkt_cli.training.runtime import make_runtime
 from tests.stages.evaluation_runs import (
     CLASSES,
     ENCODING,
@@ -78,6 +80,7 @@ def test_results_hold_every_method_on_every_split(evaluated: Run) -> None:
     methods = [
         "source-only",
         "source-encoded",
+        "source-adapted",
         "bridge-only",
         "shot",
         "tgkt",
@@ -128,6 +131,18 @@ def test_the_start_of_the_students_is_the_source_model_on_their_encoding(evaluat
     said = logits.argmax(dim=1).numpy()
     expected = float((said == test.labels("test")).mean())
     assert _rows(evaluated)["source-encoded", "test"]["accuracy"] == pytest.approx(expected)
+
+
+def test_the_adapted_source_model_has_the_statistics_of_target_images(evaluated: Run) -> None:
+    store = open_store(evaluated.transfer_store)
+    test = open_store(evaluated.test_store)
+    source = classifier_of(load_model(evaluated.path("source")).module)
+    runtime = make_runtime(RuntimeConfig(gpus=0, precision="fp32"))
+    load = student_loader(runtime, ENCODING)
+    adapt_batch_norms(store["target/target"], load, source, runtime)
+    _, logits = predict_rows(test["test/target"], load, source.eval(), runtime)
+    expected = float((logits.argmax(dim=1).numpy() == test.labels("test")).mean())
+    assert _rows(evaluated)["source-adapted", "test"]["accuracy"] == pytest.approx(expected)
 
 
 def test_models_are_measured_in_the_precision_of_predict() -> None:
@@ -281,6 +296,7 @@ def test_source_alone_can_be_evaluated(tmp_path: Path) -> None:
     assert {name for name, _ in _rows(run)} == {
         "source-only",
         "source-encoded",
+        "source-adapted",
         "source-rgb",
     }
     assert not run.path("evaluate", "gallery-ti.png").exists()
