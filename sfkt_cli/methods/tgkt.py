@@ -6,7 +6,7 @@
     L_f     student on x_target^TI follows F_s(x_rgb^TI)                       arXiv:2401.05014
     L_self  cross-entropy with pseudo-labels, anew each epoch                  arXiv:2401.05014
     L_IM    certain and diverse predictions on x_target^TR                     ours, from SHOT
-            (as diverse as the student's own class frequencies, once it has learnt)
+            (half as diverse as the student's own class frequencies, half evenly)
     c(t)    trust in the bridge beside the student, from 0 to 1                ours
 
 In the paper c(t) = 1. Our c(t) is how much better target images of held-out TI pairs find their RGB
@@ -14,8 +14,7 @@ partners behind the bridge than in the student (``label_free.bridge_trust``), me
 epoch and never more than at first. The student begins as the source model with the batch statistics
 of target images (AdaBN, Li et al., 2016): a model that a few steps make of it anyway is the fair
 rival of the bridge. Once the student sees as well as the bridge, it learns on by itself: a bridge
-is a start, and no ceiling. L_self and the class frequencies wait for a student that has learnt
-something (``tgkt.self_from``): early pseudo-labels keep its mistakes.
+is a start, and no ceiling.
 
 TR and TI images of a step pass the student together, with one set of batch statistics: what it
 learns about one holds for the other. The head stays as the source model has it, as in SHOT (ours):

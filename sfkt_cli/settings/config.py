@@ -388,7 +388,7 @@ class TgktConfig(DistillConfig):
     """Weight of L_f, feature matching on TI pairs (ours)."""
     beta_self: Weight = 0.3
     """Weight of L_self, pseudo-labels (SHOT, SOCKET: 0.3)."""
-    self_from: Annotated[float, Field(ge=0, le=1)] = 0.3
+    self_from: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the training after which pseudo-labels and the measured prior begin (ours)."""
     beta_im: Weight = 1.0
     """Weight of L_IM on the student (ours; SHOT: 1)."""
