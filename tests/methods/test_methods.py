@@ -333,7 +333,7 @@ def test_a_bridge_without_trust_teaches_nothing() -> None:
     objective = Tgkt(start_student(source), outputs, build({}))
     objective.begin_epoch(0)
     terms = objective(make_batch())
-    assert set(terms) == {"kl", "f", "im"}
+    assert set(terms) == {"kl", "f", "im", "self"}
     assert terms["kl"].item() == 0.0
     outputs = make_outputs(source, lambda student: 0.0)
     with pytest.raises(ConfigError, match=r"beta_im and tgkt.beta_f are 0.*the bridge is 0\.00"):
@@ -434,10 +434,11 @@ def test_kappa_of_a_hand_computed_example() -> None:
     assert label_free.kappa(partners, partners) == pytest.approx(1.0)
 
 
-def test_class_frequencies_are_the_students_own_once_it_has_learnt() -> None:
+def test_class_frequencies_are_the_students_own_from_when_they_are_due() -> None:
     source = make_source()
     student, outputs = start_student(source), make_outputs(source)
-    objective = Tgkt(student, outputs, build({"transfer": {"epochs": 10}}))
+    later = build({"transfer": {"epochs": 10}, "tgkt": {"self_from": 0.3}})
+    objective = Tgkt(student, outputs, later)
     objective.begin_epoch(2)
     assert torch.allclose(objective.prior, torch.full((CLASSES,), 1 / CLASSES))
     objective.begin_epoch(3)
