@@ -269,3 +269,10 @@ def test_the_translator_is_wider_behind_a_network_that_was_trained_elsewhere() -
     assert [build().bridge.channels(pretrained=each) for each in (False, True)] == [16, 24]
     given = build({"bridge": {"width": 3}})
     assert [given.bridge.channels(pretrained=each) for each in (False, True)] == [3, 3]
+
+
+def test_a_long_wrong_value_is_not_shown_whole() -> None:
+    with pytest.raises(ConfigError) as refused:
+        build({"unheard": ["x"] * 100_000})
+    assert "unknown setting unheard" in str(refused.value)
+    assert len(str(refused.value)) < 600

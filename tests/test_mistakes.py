@@ -24,11 +24,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sfkt_cli import cli
+from sfkt_cli.errors import DataError
 from sfkt_cli.models.backbones import SmallResNet
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import build
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.prepare import prepare
+from sfkt_cli.student import read_image
 from tests.stages.conftest import SETTINGS, add_models
 
 PREPARE = "prepare folders --root mine --set image_size=16 --set prepare.workers=1"
@@ -381,3 +383,10 @@ def test_a_full_disk_names_the_file(
     message = capsys.readouterr().err
     assert "new/prepare cannot be written" in message
     assert "make room" in message
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "image.png"
+    os.mkfifo(pipe)
+    with pytest.raises(DataError, match="no file, but a folder, a device or a pipe"):
+        read_image(pipe)

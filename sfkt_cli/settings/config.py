@@ -5,6 +5,7 @@ Precedence: command-line flag > ``--set`` > YAML file > what this run used befor
 
 import difflib
 import re
+import reprlib
 import types
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -704,8 +705,14 @@ def explained(
     return [_explain(problem, names, otherwise) for problem in error.errors(include_url=False)]
 
 
+SHORT = reprlib.Repr()
+SHORT.maxlevel, SHORT.maxlist, SHORT.maxstring, SHORT.maxother = 2, 8, 200, 200
+"""Shows wrong values in messages, long ones in part."""
+
+
 def _explain(problem: Any, names: Sequence[str], otherwise: str) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "settings"
+    value = SHORT.repr(problem["input"])
     if problem["type"] == "extra_forbidden":
         last, dotted = where.rpartition(".")[2], any("." in name for name in names)
         near = difflib.get_close_matches(where if dotted else last, names, n=1, cutoff=0.5)
@@ -713,14 +720,14 @@ def _explain(problem: Any, names: Sequence[str], otherwise: str) -> str:
             tails = {name.rpartition(".")[2]: name for name in names}
             near = [tails[t] for t in difflib.get_close_matches(last, tails, n=1, cutoff=0.6)]
         hint = f"did you mean {near[0]}?" if near else otherwise
-        return f"unknown setting {where} = {problem['input']!r}: {hint}"
+        return f"unknown setting {where} = {value}: {hint}"
     if problem["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
         near = difflib.get_close_matches(str(problem["input"]), choices, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
-        return f"setting {where} = {problem['input']!r}: {hint}choose one of {', '.join(choices)}"
+        return f"setting {where} = {value}: {hint}choose one of {', '.join(choices)}"
     if problem["type"] == "string_type":
         read = f"YAML reads it as {type(problem['input']).__name__}"
-        return f"setting {where} = {problem['input']!r}: {read}: put it into quotes, as in ['001']"
+        return f"setting {where} = {value}: {read}: put it into quotes, as in ['001']"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"setting {where} = {problem['input']!r}: {message[:1].lower()}{message[1:]}"
+    return f"setting {where} = {value}: {message[:1].lower()}{message[1:]}"
