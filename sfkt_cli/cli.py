@@ -472,7 +472,18 @@ def main() -> None:
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):  # file names are bytes, terminals may be ASCII
             stream.reconfigure(errors=errors)
-    with on_stop(_stop):
+    stopped: list[Interrupted] = []
+
+    def stop(number: signal.Signals) -> None:
+        """End the command in an orderly way: temporary files and child processes go."""
+        stopped.append(
+            Interrupted(
+                f"stopped by {number.name}: the same command continues after what is finished"
+            )
+        )
+        raise stopped[-1]
+
+    with on_stop(stop):
         try:
             app()
         except SystemExit as end:
@@ -481,7 +492,9 @@ def main() -> None:
                 why = "wrong usage: see standard error" if end.code == 2 else "stopped"
                 event("error", message=why, exit_code=end.code)
             raise
-        except (Exception, Interrupted) as error:
+        except (Exception, Interrupted) as raised:
+            # A library may have turned the signal into an error of its own, as torch.onnx does.
+            error = stopped[0] if stopped and not isinstance(raised, Interrupted) else raised
             message, code = explain(error)
             event("error", message=message or f"{type(error).__name__}: {error}", exit_code=code)
             if message is None:
@@ -491,13 +504,6 @@ def main() -> None:
             if message:
                 tell(f"sfkt: {message}")
             sys.exit(code)
-
-
-def _stop(number: signal.Signals) -> None:
-    """End the command in an orderly way: temporary files and child processes go."""
-    raise Interrupted(
-        f"stopped by {number.name}: the same command continues after what is finished"
-    )
 
 
 def explain(error: BaseException) -> tuple[str | None, int]:

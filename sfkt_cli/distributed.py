@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 import logging
+import multiprocessing.util
 import os
 import re
 import sys
@@ -345,6 +346,7 @@ def _start(job: Job, count: int) -> None:
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with contextlib.ExitStack() as stack:
         logs = stack.enter_context(tempfile.TemporaryDirectory(prefix="sfkt-"))
+        stack.enter_context(_temporary_files_in(logs))
         stack.enter_context(on_stop(lambda number: None))  # the agent replaces it by its own
         stack.callback(logging.disable, logging.root.manager.disable)
         logging.disable(logging.CRITICAL)  # the agent's log
@@ -362,6 +364,20 @@ def _start(job: Job, count: int) -> None:
                 raise explain_failure(error, count) from None
             stage = job["name"].partition("/")[0]
             raise Interrupted(f"{stage} stopped; the same command goes on from here") from None
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: str) -> Iterator[None]:
+    """Within the block, temporary files are made in a folder: torch leaves the errors of processes.
+
+    multiprocessing remembers its own folder for good, so that one is made before.
+    """
+    multiprocessing.util.get_temp_dir()
+    before, tempfile.tempdir = tempfile.tempdir, folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def explain_failure(error: ChildFailedError, count: int) -> SfktError:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from sfkt_cli import cli
 from sfkt_cli.cli import app, config_app, explain, main
 from sfkt_cli.errors import Interrupted
 from sfkt_cli.files import write_record, write_settings
@@ -114,6 +116,22 @@ def test_wrong_usage_is_2_and_errors_are_1(capsys: pytest.CaptureFixture[str]) -
         assert expected in said.replace("start with `sfkt prepare", "first run `sfkt prepare")
         assert "Traceback" not in said
     assert not Path("runs/current").exists()
+
+
+def test_a_signal_that_a_library_turns_into_its_own_error_stops_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def export() -> None:
+        try:
+            signal.raise_signal(signal.SIGHUP)
+        except BaseException as error:
+            raise RuntimeError("export failed") from error
+
+    monkeypatch.setattr(cli, "app", export)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 75
+    assert "sfkt: stopped by SIGHUP: " in capsys.readouterr().err
 
 
 def test_errors_that_the_user_can_mend_have_a_message_and_a_code() -> None:

@@ -233,6 +233,8 @@ def test_missing_undecodable_and_empty_files(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             read_yaml(unreadable)
         assert str(unreadable) in str(caught.value)
+    with pytest.raises(ConfigError, match="more than 1,048,576 bytes"):
+        read_yaml(Path("/dev/zero"))
     path.write_bytes(b"seed: \xff")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_yaml(path)

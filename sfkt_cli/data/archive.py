@@ -59,6 +59,8 @@ class Container:
             return file.read_bytes()
         except KeyError:
             raise DataError(f"{self.describe(name)} is missing") from None
+        except DataError:
+            raise
         except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError) as error:
             raise DataError(f"{self.describe(name)} cannot be read: {_reason(error)}") from None
         except Exception as error:  # zlib.error, lzma.LZMAError and others share no base class

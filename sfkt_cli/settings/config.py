@@ -572,14 +572,24 @@ def section_fields(model: type[BaseModel] = Config, prefix: str = "") -> dict[st
     return fields
 
 
+MAX_YAML_BYTES = 1 << 20
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A configuration file as nested dicts; raises ConfigError if it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:  # may be a pipe, such as `--config <(...)`
+            content = file.read(MAX_YAML_BYTES + 1)
+        text = content.decode()
     except FileNotFoundError:
         raise ConfigError(f"configuration file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration file {path} cannot be read: {error}") from None
+    if len(content) > MAX_YAML_BYTES:
+        raise ConfigError(
+            f"configuration file {path} has more than {MAX_YAML_BYTES:,} bytes: give a YAML file "
+            "of settings"
+        )
     try:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sfkt_cli.data.archive import MAX_FILE_BYTES, Container
 from sfkt_cli.data.readers import read_archive
-from sfkt_cli.errors import SfktError
+from sfkt_cli.errors import DataError, SfktError
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.prepare import make_plan, prepare
@@ -269,6 +270,13 @@ def test_damage_is_told_by_name_and_leaves_no_store(
     assert str(tmp_path) in str(caught.value)
     assert not list(run.folder.rglob("*.h5"))
     assert not list(run.folder.rglob("*.partial"))
+
+
+def test_a_file_that_is_too_large_is_not_called_damaged(tmp_path: Path) -> None:
+    with (tmp_path / "scan.png").open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    with pytest.raises(DataError, match=r"scan.png has .* bytes, more than an image can have$"):
+        Container(tmp_path).read("scan.png")
 
 
 @pytest.mark.parametrize("name", FOLDERS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import torch
 from torch import nn
@@ -160,6 +162,28 @@ def test_a_killed_process_ends_the_other_and_the_rerun_completes(started: Run) -
     assert "Traceback" not in errors
     finish(started)
     check_finished(started)
+
+
+def test_a_failed_process_leaves_no_temporary_file(
+    started: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(started.folder, run.folder)
+    shutil.copy(started.folder.parent / "tiny.yaml", tmp_path)
+    with h5py.File(run.transfer_store) as store:
+        at = store["ti/target"].id.get_offset()
+    content = bytearray(run.transfer_store.read_bytes())
+    content[at] ^= 1
+    run.transfer_store.write_bytes(content)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    process = start_bridge(run, "--force")
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert "do not match their checksum" in errors
+    assert errors.count("sfkt: ") == 1, errors
+    assert not list(temporary.iterdir())
 
 
 @pytest.mark.slow
