@@ -11,6 +11,7 @@ A method is an ``nn.Module`` around the student. Every method has:
 and may have:
 
     after_step()                        called after each step of the optimiser
+    facts() -> {name: value}            called after the training, for done.json
     needs_second_view = True            batches hold ``tr_target_2``: the images of ``tr_target``,
                                         shifted and mirrored anew; else they do not
     skips_parameters = True             some steps leave trained parameters out

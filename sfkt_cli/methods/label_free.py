@@ -65,14 +65,13 @@ def partner_rank(features: Tensor, partner_features: Tensor) -> Tensor:
     return (likeness < likeness.diagonal()[:, None]).float().sum(dim=1) / (len(likeness) - 1)
 
 
-def bridge_trust(bridged: Tensor, other: Tensor, partner_features: Tensor) -> float:
-    """How far the bridge can be trusted beside another model of target images, in [0, 1] (ours).
+def bridge_lead(bridged: Tensor, other: Tensor, partner_features: Tensor) -> float:
+    """By how many standard errors the bridge sees better than another model (ours).
 
-        trust = mean_i (rank_i(bridge) - rank_i(other)) / standard error - 2, clipped to [0, 1]
+        lead = mean_i (rank_i(bridge) - rank_i(other)) / standard error
 
-    The other model is the student. 0: behind the bridge target images find their RGB partners no
-    better than in the other model (:func:`partner_rank`), or no more than chance allows. 1: they
-    find them better by three standard errors. A wrong trust costs more than a missing one.
+    The other model is the student. Above 0: behind the bridge target images find their RGB partners
+    better than in the other model (:func:`partner_rank`). 0 for fewer than two pairs.
 
     Args:
         bridged: (N, D) features of translated images of TI pairs that T was not trained on.
@@ -84,7 +83,7 @@ def bridge_trust(bridged: Tensor, other: Tensor, partner_features: Tensor) -> fl
     before = partner_rank(other, partner_features)
     gains = partner_rank(bridged, partner_features) - before
     error = max(float(gains.std()), 1.0 / len(gains)) / math.sqrt(len(gains))
-    return min(max(float(gains.mean()) / error - 2.0, 0.0), 1.0)
+    return float(gains.mean()) / error
 
 
 def stranger_share(features: Tensor, ti_features: Tensor) -> float | None:

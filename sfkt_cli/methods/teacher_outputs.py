@@ -29,8 +29,8 @@ class TeacherOutputs:
         bridged_logits: (N, K), source model on translated TR images; None without a bridge.
         adapt: Gives a classifier's batch norms the statistics of the target images, in place; see
             :func:`sfkt_cli.training.predicting.adapt_batch_norms`.
-        bridge_trust: How far the bridge can be trusted beside a classifier of target images, in
-            [0, 1]; see :func:`sfkt_cli.methods.label_free.bridge_trust`.
+        bridge_lead: By how many standard errors the bridge sees better than a classifier of target
+            images; see :func:`sfkt_cli.methods.label_free.bridge_lead`. 0 without a bridge.
         ti_features: (M, D), source model on the RGB partners; None without TI pairs.
         ti_logits: (M, K), likewise.
         predict_all: The student on all TR target images: features (N, D) and logits (N, K).
@@ -41,7 +41,7 @@ class TeacherOutputs:
     targets: int
     bridged_logits: Tensor | None
     adapt: Callable[[Classifier], None]
-    bridge_trust: Callable[[Classifier], float]
+    bridge_lead: Callable[[Classifier], float]
     ti_features: Tensor | None
     ti_logits: Tensor | None
     predict_all: Callable[[Classifier], tuple[Tensor, Tensor]]

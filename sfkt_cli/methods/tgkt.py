@@ -9,12 +9,17 @@
             (half as diverse as the student's own class frequencies, half evenly)
     c(t)    trust in the bridge beside the student, from 0 to 1                ours
 
-In the paper c(t) = 1. Our c(t) is how much better target images of held-out TI pairs find their RGB
-partners behind the bridge than in the student (``label_free.bridge_trust``), measured before each
-epoch and never more than at first. The student begins as the source model with the batch statistics
-of target images (AdaBN, Li et al., 2016): a model that a few steps make of it anyway is the fair
-rival of the bridge. Once the student sees as well as the bridge, it learns on by itself: a bridge
-is a start, and no ceiling.
+In the paper c(t) = 1. Ours follows z(t): by how many standard errors target images of held-out TI
+pairs find their RGB partners better behind the bridge than in the student
+(``label_free.bridge_lead``):
+
+    c(0) = clip(z(0) - 2, 0, 1)                 the bridge has to be better, beyond chance
+    c(t) = min(c(0), clip(z(t) + 1, 0, 1))      before each epoch: until the student is better
+
+The student begins as the source model with the batch statistics of target images (AdaBN, Li et al.,
+2016): a model that a few steps make of it anyway is the fair rival of the bridge. Two models that
+see as well in different ways still learn from each other; once the student sees better than the
+bridge, it learns on by itself: a bridge is a start, and no ceiling.
 
 TR and TI images of a step pass the student together, with one set of batch statistics: what it
 learns about one holds for the other. The head stays as the source model has it, as in SHOT (ours):
@@ -34,6 +39,8 @@ from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
 
+PROVEN, OVERTAKEN = 2.0, -1.0
+"""Leads of the bridge, in standard errors, above which c(0) and c(t) begin."""
 EQUAL_SHARE = 0.5
 """Share of equal frequencies in the measured ones: a student may be wrong about them."""
 
@@ -57,8 +64,10 @@ class Tgkt(nn.Module):
             raise ValueError("tgkt needs a bridge and TI pairs")
         settings = config.tgkt
         measured = settings.trust == "measured"
+        self.student = student
         outputs.adapt(student)
-        self.trust = outputs.bridge_trust(student) if measured else 1.0
+        self._outputs = outputs
+        self.trust = self._lead_beyond(PROVEN) if measured else 1.0
         if not (
             settings.beta_im
             or settings.beta_f
@@ -68,9 +77,7 @@ class Tgkt(nn.Module):
                 "nothing trains the student: tgkt.beta_im and tgkt.beta_f are 0, and the trust in "
                 f"the bridge is {self.trust:.2f}; set one of them, or tgkt.trust=full"
             )
-        self.student = student
         self.student.head.requires_grad_(settings.train_head)
-        self._outputs = outputs
         self._settings = settings
         self._epochs = config.transfer.epochs
         self._teacher = outputs.bridged_logits.softmax(dim=1)
@@ -90,10 +97,21 @@ class Tgkt(nn.Module):
         }
         self.skips_parameters = not settings.beta_im
 
+    def _lead_beyond(self, errors: float) -> float:
+        return min(max(self._outputs.bridge_lead(self.student) - errors, 0.0), 1.0)
+
+    def _trust_left(self) -> float:
+        return min(self.trust, self._lead_beyond(OVERTAKEN))
+
+    def facts(self) -> dict[str, float]:
+        """c(0), and c beside the finished student."""
+        left = self._trust_left()
+        return {"bridge_trust": round(self.trust, 3), "bridge_trust_left": round(left, 3)}
+
     def begin_epoch(self, epoch: int) -> None:
         """Compare the bridge with the student; renew pseudo-labels and class frequencies."""
-        if self._measures:
-            self.bridge_weight.fill_(min(self.trust, self._outputs.bridge_trust(self.student)))
+        if self._measures and epoch:
+            self.bridge_weight.fill_(self._trust_left())
         if epoch / self._epochs < self._settings.self_from:
             return
         features, logits = self._outputs.predict_all(self.student)

@@ -133,10 +133,7 @@ def transfer(config: Config, run: Run) -> None:
         untouched = start_student(source).eval()
         untouched_features, untouched_logits = outputs.predict_all(untouched)
         judged = judge(student.eval(), untouched_logits, outputs, config.seed)
-        trusts = {}
-        if (trust := getattr(objective, "trust", None)) is not None:
-            trust_left = min(trust, outputs.bridge_trust(student))
-            trusts = {"bridge_trust": round(trust, 3), "bridge_trust_left": round(trust_left, 3)}
+        facts: dict[str, float] = getattr(objective, "facts", dict)()
         strangers = share_of_strangers(store, untouched, untouched_features, encoding, runtime)
         kept = judged != "worse" or not getattr(own, "keep_untouched", False)
         if not kept:
@@ -159,7 +156,7 @@ def transfer(config: Config, run: Run) -> None:
             strangers=strangers,
             untouched_kept=not kept,
             verdict=judged,
-            **trusts,
+            **facts,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
         say(f"{method}: {advice(judged, encoding.kind)}")
@@ -224,12 +221,12 @@ def look_through_frozen(
     def adapt(student: Classifier) -> None:
         adapt_batch_norms(targets, load, student, runtime)
 
-    def bridge_trust(student: Classifier) -> float:
+    def bridge_lead(student: Classifier) -> float:
         if held_out_features is None or ti_features is None:
             return 0.0
         features, _ = predict(store["ti/target"][held_out], student)
         partners = ti_features.cpu()[held_out]
-        return label_free.bridge_trust(held_out_features, features, partners)
+        return label_free.bridge_lead(held_out_features, features, partners)
 
     return TeacherOutputs(
         source=source,
@@ -237,7 +234,7 @@ def look_through_frozen(
         targets=len(targets),
         bridged_logits=bridged_logits,
         adapt=adapt,
-        bridge_trust=bridge_trust,
+        bridge_lead=bridge_lead,
         ti_features=ti_features,
         ti_logits=ti_logits,
         predict_all=predict_all,

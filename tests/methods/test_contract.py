@@ -76,7 +76,7 @@ def make_objective(method: str, source: Classifier) -> Any:
         source=source, encoding=ENCODING, targets=COUNT,
         bridged_logits=bridged_logits if kind.needs_bridge else None,
         adapt=lambda student: None,
-        bridge_trust=lambda student: 1.0,
+        bridge_lead=lambda student: 3.0,
         ti_features=ti_features, ti_logits=ti_logits, predict_all=predict_all,
     )  # fmt: skip
     return kind(student, outputs, settings())

@@ -65,7 +65,7 @@ def make_batch() -> Batch:
 
 
 def make_outputs(
-    source: Classifier, trust: Callable[[Classifier], float] = lambda student: 1.0
+    source: Classifier, lead: Callable[[Classifier], float] = lambda student: 3.0
 ) -> TeacherOutputs:
     generator = torch.Generator().manual_seed(2)
     batch = make_batch()
@@ -85,7 +85,7 @@ def make_outputs(
         bridged_logits=2 * torch.randn(COUNT, CLASSES, generator=generator),
         targets=COUNT,
         adapt=lambda student: None,
-        bridge_trust=trust,
+        bridge_lead=lead,
         ti_features=ti_features,
         ti_logits=ti_logits,
         predict_all=predict_all,
@@ -296,13 +296,13 @@ def test_pseudo_labels_equal_a_slow_loop(seed: int, rounds: int) -> None:
 
 def test_the_bridge_teaches_as_far_as_it_is_trusted_beside_the_student() -> None:
     source = make_source()
-    beside_student = iter([0.6, 0.6, 0.3, 0.9, 0.0])
+    beside_student = iter([2.6, 0.0, -0.7, 5.0, -1.0])
     outputs = make_outputs(source, lambda student: next(beside_student))
     assert outputs.bridged_logits is not None
-    objective = Tgkt(start_student(source), outputs, build({"transfer": {"epochs": 4}})).eval()
+    objective = Tgkt(start_student(source), outputs, build({"transfer": {"epochs": 5}})).eval()
     batch = make_batch()
     teacher = outputs.bridged_logits.softmax(dim=1)[batch["tr_rows"]]
-    for epoch, weight in enumerate([0.6, 0.3, 0.6, 0.0]):
+    for epoch, weight in enumerate([0.6, 0.6, 0.3, 0.6, 0.0]):
         objective.begin_epoch(epoch)
         _, logits = objective.student(as_rgb(encode(batch["tr_target"], ENCODING)))
         whole = losses.distillation(logits, teacher)
@@ -312,7 +312,7 @@ def test_the_bridge_teaches_as_far_as_it_is_trusted_beside_the_student() -> None
 def test_the_bridge_is_compared_with_a_student_of_the_targets_statistics() -> None:
     source = make_source()
     adapted: list[Classifier] = []
-    outputs = make_outputs(source, lambda student: 0.5 if adapted == [student] else 1.0)
+    outputs = make_outputs(source, lambda student: 2.5 if adapted == [student] else 9.0)
     student = start_student(source)
     assert Tgkt(student, replace(outputs, adapt=adapted.append), build({})).trust == 0.5
 
@@ -328,10 +328,11 @@ def test_the_paper_trusts_its_bridge_to_the_end() -> None:
 
 def test_a_bridge_without_trust_teaches_nothing() -> None:
     source = make_source()
-    beside_student = iter([0.0, 1.0, 0.0])
+    beside_student = iter([2.0, 9.0])
     outputs = make_outputs(source, lambda student: next(beside_student))
     objective = Tgkt(start_student(source), outputs, build({}))
-    objective.begin_epoch(0)
+    for epoch in range(2):
+        objective.begin_epoch(epoch)
     terms = objective(make_batch())
     assert set(terms) == {"kl", "f", "im", "self"}
     assert terms["kl"].item() == 0.0
@@ -468,26 +469,20 @@ def test_partner_rank_is_the_share_of_images_that_are_less_alike() -> None:
     assert label_free.partner_rank(torch.ones(1, 5), torch.ones(1, 5)).tolist() == [0.5]
 
 
-def test_a_bridge_is_trusted_by_what_it_gains() -> None:
+def test_the_lead_of_a_bridge_is_its_gain_in_standard_errors() -> None:
     generator = torch.Generator().manual_seed(0)
     partners, noise, others = torch.randn(3, 40, 8, generator=generator)
     near, far = partners + 0.3 * noise, partners + 3 * noise
-    assert label_free.bridge_trust(near, far, partners) == 1.0
-    assert label_free.bridge_trust(far, near, partners) == 0.0
-    assert label_free.bridge_trust(near, near, partners) == 0.0
-
-    def gain_in_standard_errors(improved: int) -> tuple[float, float]:
+    assert label_free.bridge_lead(near, far, partners) > 3.0
+    assert label_free.bridge_lead(near, near, partners) == 0.0
+    for improved in range(1, 14):
         slightly = torch.where(torch.arange(40)[:, None] < improved, near, far)
         gains = label_free.partner_rank(slightly, partners) - label_free.partner_rank(far, partners)
-        trust = label_free.bridge_trust(slightly, far, partners)
-        return trust, float(gains.mean() / (gains.std() / 40**0.5))
-
-    trusts = [gain_in_standard_errors(improved) for improved in range(1, 14)]
-    assert any(errors < 2 for _, errors in trusts)
-    assert any(2 < errors < 3 for _, errors in trusts)
-    for trust, errors in trusts:
-        assert trust == pytest.approx(min(max(errors - 2, 0), 1), abs=1e-5)
-    assert label_free.bridge_trust(near[:1], others[:1], partners[:1]) == 0.0
+        errors = float(gains.mean() / (gains.std().clamp_min(1 / 40) / 40**0.5))
+        lead = label_free.bridge_lead(slightly, far, partners)
+        assert lead == pytest.approx(errors, rel=1e-5)
+        assert label_free.bridge_lead(far, slightly, partners) == pytest.approx(-errors, rel=1e-5)
+    assert label_free.bridge_lead(near[:1], others[:1], partners[:1]) == 0.0
 
 
 def test_mirror_images_show_whether_a_model_sees_classes() -> None:
