@@ -108,8 +108,12 @@ def write_report(
 ) -> None:
     """Write benchmark.md, .tex, .csv, .json, benchmark-long.csv and the curves; print the table.
 
-    ``failed`` are messages by the key of the stage; ``command`` is as typed.
+    ``failed`` are messages by the key of the stage, empty for a stage that was left out because
+    another one failed; ``command`` is as typed.
     """
+    problems = [message for message in failed.values() if message]
+    if left_out := len(failed) - len(problems):
+        problems.append(f"left out because of these: {left_out} stage{'s'[: left_out > 1]}")
     measurements = collect([c for c in cells if str(c.folder) not in failed], output)
     path = output / "tuning.json"
     trials = read_record(path, Tuning).trials if path.is_file() else []
@@ -127,13 +131,13 @@ def write_report(
             "plan": plan.model_dump(mode="json"),
             "rows": [asdict(result) for result in results],
             "tuning": tuning,
-            "failed": list(failed.values()),
+            "failed": problems,
         },
     )
     write_text(output / "benchmark.csv", csv_text(results))
     write_text(output / "benchmark-long.csv", long_csv(measurements))
     write_text(output / "benchmark.tex", latex(results))
-    text = markdown(plan, results, pictures, list(failed.values()), command, tuning)
+    text = markdown(plan, results, pictures, problems, command, tuning)
     write_text(output / "benchmark.md", text)
     for (dataset, split), table in groupby(results, table_of):
         say(f"{dataset}: {SPLITS[split]}\n{_table(list(table))}")
@@ -306,10 +310,15 @@ def markdown(
         "bridge; images/s: inference. Bounds saw labels or RGB images of the target task",
     )
     parts = [f"# {plain(plan.title)}", bullets(facts)]
+    of_seeds: dict[tuple[str, str, str], dict[str, None]] = {}  # methods in their order, once
+    for r in results:
+        if set(r.seeds) != set(plan.seeds):
+            place = r.dataset, r.variant, ", ".join(map(str, r.seeds))
+            of_seeds.setdefault(place, {})[r.method] = None
     fewer = [
-        f"{r.dataset}, {r.variant}, {r.method}, {r.split}: {', '.join(map(str, r.seeds))} alone"
-        for r in results if set(r.seeds) != set(plan.seeds)
-    ]  # fmt: skip
+        f"{dataset}, {variant}: {seeds} alone, for {', '.join(methods)}"
+        for (dataset, variant, seeds), methods in of_seeds.items()
+    ]
     for title, lines in (("Not all seeds", fewer), ("Not finished", failed)):
         if lines:
             parts.append(f"## {title}\n\n{bullets(lines)}")

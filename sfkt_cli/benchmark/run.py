@@ -59,7 +59,10 @@ class Task:
 
 @dataclass
 class Progress:
-    """What has happened: messages of the failed tasks by key, and keys of those run now."""
+    """What has happened: messages of the failed tasks by key, and keys of those run now.
+
+    The message is empty for a task that was left out because another one failed.
+    """
 
     failed: dict[str, str] = field(default_factory=dict)
     ran: list[str] = field(default_factory=list)
@@ -204,9 +207,8 @@ def run_cells(cells: Iterable[Cell], output: Path, processes: int, progress: Pro
                 needs = {*task.needs, *task.after}
                 if needs & (waiting.keys() | workers.keys()):
                     continue
-                broken = [key for key in task.needs if key in progress.failed]
-                if broken:
-                    progress.failed[task.key] = f"{task.cell}: {task.stage} needs {broken[0]}"
+                if any(key in progress.failed for key in task.needs):
+                    progress.failed[task.key] = ""
                 elif not done(task):
                     if workers.full or claimed(task, output):
                         continue

@@ -150,7 +150,9 @@ def test_a_stage_that_fails_leaves_the_others(output: Path, tmp_path: Path) -> N
     shown = {(row["variant"], row["method"]) for row in found["rows"]}
     assert ("no TI", "shot") in shown
     assert ("no TI", "tgkt") not in shown
-    assert "alpha_f" in found["failed"][0]
+    problem, left_out = found["failed"]
+    assert "alpha_f" in problem
+    assert left_out == "left out because of these: 1 stage"
 
 
 def test_a_bug_in_one_stage_leaves_the_others(
@@ -335,7 +337,7 @@ def test_a_process_that_is_killed_takes_only_its_own_stage_with_it(tmp_path: Pat
     found = json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8"))
     assert {tuple(row["seeds"]) for row in found["rows"]} == {(1,)}
     text = (tmp_path / "benchmark.md").read_text(encoding="utf-8")
-    assert "synthetic, default, source-only, target: 1 alone" in text
+    assert "synthetic, default: 1 alone, for source-only" in text
     benchmark(plan, tmp_path, processes=1)
     assert "Not all seeds" not in (tmp_path / "benchmark.md").read_text(encoding="utf-8")
 
