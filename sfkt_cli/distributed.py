@@ -368,9 +368,9 @@ def _start(job: Job, count: int) -> None:
 
 @contextlib.contextmanager
 def _temporary_files_in(folder: str) -> Iterator[None]:
-    """Within the block, temporary files are made in a folder: torch leaves the errors of processes.
+    """Make temporary files in a folder within the block: torch leaves one for each failed process.
 
-    multiprocessing remembers its own folder for good, so that one is made before.
+    multiprocessing keeps to the folder that it makes first, so it has to make it before.
     """
     multiprocessing.util.get_temp_dir()
     before, tempfile.tempdir = tempfile.tempdir, folder

@@ -101,6 +101,8 @@ class Tgkt(nn.Module):
         return min(max(self._outputs.bridge_lead(self.student) - errors, 0.0), 1.0)
 
     def _trust_left(self) -> float:
+        if not self.trust:
+            return 0.0  # nothing to measure
         return min(self.trust, self._lead_beyond(OVERTAKEN))
 
     def facts(self) -> dict[str, float]:

@@ -315,6 +315,7 @@ def test_the_bridge_is_compared_with_a_student_of_the_targets_statistics() -> No
     outputs = make_outputs(source, lambda student: 2.5 if adapted == [student] else 9.0)
     student = start_student(source)
     assert Tgkt(student, replace(outputs, adapt=adapted.append), build({})).trust == 0.5
+    assert Tgkt(student, make_outputs(source, lambda student: 9.0), build({})).trust == 1.0
 
 
 def test_the_paper_trusts_its_bridge_to_the_end() -> None:
