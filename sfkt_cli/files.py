@@ -106,6 +106,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def require_file(path: Path, setting: str) -> None:
+    """Raise a DataError that names the setting where ``path`` is missing, or a pipe or folder."""
+    if not path.is_file():
+        problem = "is not a regular file" if path.exists() else "does not exist"
+        raise DataError(f"{setting}: {path} {problem}")
+
+
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file, read in blocks."""
     with path.open("rb") as file:

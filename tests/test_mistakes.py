@@ -240,6 +240,12 @@ MISTAKES = [
     Mistake("labels off by one", "evaluate --run run", ("test.h5", "label"), shift_labels),
     Mistake("no checkpoint", f"{BRING} source.checkpoint=gone.pth", ("gone.pth", "does not exist")),
     Mistake(
+        "a pipe for a checkpoint",
+        f"{BRING} source.checkpoint=pipe.pth",
+        ("pipe.pth", "not a regular file"),
+        lambda f: os.mkfifo(f / "pipe.pth"),
+    ),
+    Mistake(
         "unreadable weights",
         f"{BRING} source.checkpoint=w.pth",
         ("w.pth", "torch.save"),

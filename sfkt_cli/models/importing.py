@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sfkt_cli.errors import ConfigError, DataError, first_line
-from sfkt_cli.files import sha256_file
+from sfkt_cli.files import require_file, sha256_file
 from sfkt_cli.models.backbones import normalisation_of
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.onnx_files import SAVE_WEIGHTS, read_onnx
@@ -61,8 +61,7 @@ def digest_of(config: Config) -> str:
     """SHA-256 of the file of ``source.checkpoint``; raises DataError if there is none."""
     path = _checkpoint(config)
     path = path / WEIGHTS if path.is_dir() else path
-    if not path.is_file():
-        raise DataError(f"source.checkpoint: {path} does not exist")
+    require_file(path, "source.checkpoint")
     return sha256_file(path)
 
 
@@ -301,8 +300,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         DataError: The file is missing or damaged, holds a whole network instead of tensors, or has
             values that are not finite.
     """
-    if not path.is_file():
-        raise DataError(f"source.checkpoint: {path} does not exist")
+    require_file(path, "source.checkpoint")
     if path.suffix.lower() == ".safetensors":
         try:
             tensors = load_file(path)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfkt_cli.errors import ConfigError, DataError, SfktError, first_line
+from sfkt_cli.files import require_file
 from sfkt_cli.models.onnx_network import (
     BATCH_NORM,
     NUMBERS,
@@ -58,8 +59,7 @@ def read_onnx(path: Path, size: int, head: str = "") -> OnnxModel:
             or computes something else than in onnxruntime.
     """
     need_onnx(str(path))
-    if not path.is_file():
-        raise DataError(f"source.checkpoint: {path} does not exist")
+    require_file(path, "source.checkpoint")
     try:
         with warnings.catch_warnings(action="ignore"), torch.no_grad():
             return _read(path.read_bytes(), path, size, head)

@@ -507,6 +507,8 @@ def _changes(stage: str, before: Begun, now: Mapping[str, Any]) -> list[str]:
             change = f"was {old.get(name)!r}, now {new.get(name)!r}"
             if old is before.inputs and old.get(name) and new.get(name):
                 change = "has changed since"
+                if name == "archive":
+                    change += " (names, sizes or times of its files; a copy may change the times)"
             changes.append(f"  {name}: {change}")
     return changes
 
