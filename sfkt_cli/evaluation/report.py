@@ -41,7 +41,7 @@ MEANINGS = {
 NAMES = {
     "source-only": "RGB model",
     "source-encoded": "RGB model, encoded",
-    "source-adapted": "RGB model, encoded, adapted",
+    "source-adapted": "RGB model, adapted",
     "bridge-only": "RGB model behind the translator",
     "tgkt+bridge": "student and translator together",
     "oracle": "trained with labels",

@@ -311,6 +311,7 @@ def epoch_choice(run: Run, target: Split | None, stages: Sequence[str]) -> Secti
                       f"{100 * (best - of_kept):.1f}", *correlations))  # fmt: skip
     if not cells:
         return None
+    columns = ("stage", "kept", "its accuracy %", "best %", "lost")
     return Section(
         "Choosing the epoch without labels",
         (
@@ -318,7 +319,7 @@ def epoch_choice(run: Run, target: Split | None, stages: Sequence[str]) -> Secti
             "best one, and Spearman's correlation of each label-free score with it over the "
             "epochs. This was computed afterwards; nothing was chosen by it.",
         ),
-        ("stage", "kept", "its accuracy %", "best %", "lost", *SELECTORS),
+        (*columns, *(figures.TERMS[name] for name in SELECTORS)),
         tuple(cells),
     )
 

@@ -43,7 +43,7 @@ class Method(NamedTuple):
 METHODS = {
     "tgkt": Method(
         "sfkt_cli.methods.tgkt:Tgkt",
-        "student distilled from the bridge, then from bridge and itself (TGKT)",
+        "student taught by the bridge where that sees better, by TI pairs and by itself (TGKT)",
     ),
     "distill": Method(
         "sfkt_cli.methods.distill:Distill",
