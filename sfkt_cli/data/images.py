@@ -9,13 +9,15 @@ uint16 millimetres with 0 = no reading, NIR and thermal as uint8 or uint16. Mode
 | window       | depth    | 1 or C   | low .. high millimetres                                    |
 | relative     | depth    | 1 or C   | mean -+ 2 sd of each image's valid pixels                  |
 | colormap     | depth    | 3        | the window through the colours of "jet"                    |
-| shading      | depth    | 3        | the surface in the light of three lamps above the camera   |
+| shading      | depth    | 3        | the surface in the light of three lamps above the camera;  |
+|              |          |          | each channel is the mean -+ 2 sd of the image in one light |
 | normals      | depth    | 3        | surface normals; x right, y down, z to the camera          |
 | hha          | depth    | 3        | disparity, height above the lowest point, angle to gravity |
 | linear       | nir, ... | 1 or C   | low .. high raw values                                     |
 | standardised | nir, ... | 1 or C   | mean -+ 2 sd of each image (earlier name: percentile)      |
 
-Where depth is missing, every channel is 0.
+Where depth is missing, every channel is 0, in shading the mean of the image: RGB models take black
+holes for things.
 """
 
 from dataclasses import dataclass
@@ -45,8 +47,6 @@ DEPTH_ONLY = ("window", "relative", "colormap", *FROM_NORMALS)
 THREE_CHANNELS = ("colormap", *FROM_NORMALS)
 LAMPS = ((-0.48, -0.64, 0.6), (0.0, -0.8, 0.6), (0.48, -0.64, 0.6))
 """Unit vectors to the lamps at the upper left, above and at the upper right; y points down."""
-AMBIENT = 0.3
-"""Share of the light that comes from everywhere: what a surface in the shade shows."""
 KINECT_FOCAL = 0.92
 """Focal length as a share of the image side at 57 degrees, a Kinect's horizontal view."""
 USUAL_SLOPE = 0.5
@@ -165,7 +165,7 @@ def encode(stored: Tensor, encoding: Encoding) -> Tensor:
         scale = middle * scale
         parts = [torch.addcmul(middle, part, scale) for part in normals]
     else:
-        parts = [_lit(normals, scale, lamp) * valid for lamp in LAMPS]
+        parts = [_relative(_lit(normals, scale, lamp), valid) for lamp in LAMPS]
     # Channels last in memory, as networks want it.
     return torch.stack(parts, dim=-1).squeeze(1).permute(0, 3, 1, 2)
 
@@ -226,9 +226,9 @@ def _normals(depth: Tensor, focal_share: float) -> tuple[tuple[Tensor, Tensor, T
 
 
 def _lit(normals: tuple[Tensor, ...], scale: Tensor, lamp: tuple[float, float, float]) -> Tensor:
-    """Brightness of a matt surface (Lambert), in [AMBIENT, 1]; normals and scale as in _normals."""
+    """Brightness of a matt surface (Lambert), in [0, 1]; normals and scale as in _normals."""
     facing = sum(part * share for part, share in zip(normals, lamp, strict=True)) * scale
-    return AMBIENT + (1.0 - AMBIENT) * facing.clamp(0.0, 1.0)
+    return facing.clamp(0.0, 1.0)
 
 
 def _hha(depth: Tensor, valid: Tensor, smooth: Tensor, down: Tensor, encoding: Encoding) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import product
 from typing import Any, get_args
 
 import numpy as np
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfkt_cli.data.images import (
-    AMBIENT,
     DEPTH_ONLY,
     KINECT_FOCAL,
     LAMPS,
@@ -48,7 +48,7 @@ def depth_images(seed: int, count: int = 3, size: int = 12) -> NDArray[np.uint16
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), kind=st.sampled_from(KINDS))
-def test_values_are_in_range_and_missing_depth_is_black(seed: int, kind: str) -> None:
+def test_values_are_in_range_and_missing_depth_has_one_value(seed: int, kind: str) -> None:
     stored = depth_images(seed)
     seen = encode(torch.from_numpy(stored), encoding(kind))
     assert seen.dtype == torch.float32
@@ -58,7 +58,7 @@ def test_values_are_in_range_and_missing_depth_is_black(seed: int, kind: str) ->
     assert seen.max() <= 1
     if kind in DEPTH_ONLY:
         hidden = torch.from_numpy(stored == 0).unsqueeze(1).expand_as(seen)
-        assert (seen[hidden] == 0).all()
+        assert (seen[hidden] == (0.5 if kind == "shading" else 0.0)).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -163,24 +163,26 @@ def test_normals_are_cross_products_of_differences_of_points() -> None:
         np.testing.assert_allclose(seen[:, y, x].numpy(), expected, atol=1e-4)
 
 
-def test_shading_is_lamberts_law_on_the_normals() -> None:
+def test_shading_is_lamberts_law_on_the_normals_each_lamp_with_its_own_exposure() -> None:
     stored = torch.from_numpy(depth_images(7))
     normals = encode(stored, encoding("normals"))
     seen = encode(stored, encoding("shading"))
-    for b, y, x in np.ndindex(*stored.shape):
-        normal = [2.0 * float(part) - 1.0 for part in normals[b, :, y, x]]
-        for channel, lamp in enumerate(LAMPS):
-            facing = max(sum(n * part for n, part in zip(normal, lamp, strict=True)), 0.0)
-            expected = AMBIENT + (1.0 - AMBIENT) * facing if int(stored[b, y, x]) else 0.0
-            assert float(seen[b, channel, y, x]) == pytest.approx(expected, abs=1e-5)
+    for b, (channel, lamp) in product(range(len(stored)), enumerate(LAMPS)):
+        there = stored[b].numpy() > 0
+        turned = 2.0 * normals[b].numpy() - 1.0
+        facing = sum(n * part for n, part in zip(turned, lamp, strict=True)).clip(0.0)
+        mean, deviation = facing[there].mean(), facing[there].std()
+        expected = np.where(there, 0.5 + 0.25 * (facing - mean) / deviation, 0.5).clip(0.0, 1.0)
+        np.testing.assert_allclose(seen[b, channel].numpy(), expected, atol=1e-4)
     assert all(sum(part * part for part in lamp) == pytest.approx(1.0) for lamp in LAMPS)
 
 
 def test_the_light_comes_from_above() -> None:
-    floor, wall, ceiling = (
-        encode(plane(np.array(normal)), encoding("shading"))[0, :, 3:-3, 3:-3].mean()
-        for normal in ((0.0, -0.8, -0.6), (0.0, 0.0, -1.0), (0.0, 0.8, -0.6))
-    )
+    room = plane(np.array((0.0, 0.0, -1.0)))  # a wall, with a ceiling above and a floor below
+    room[:, :8] = plane(np.array((0.0, 0.8, -0.6)))[:, :8]
+    room[:, 16:] = plane(np.array((0.0, -0.8, -0.6)))[:, 16:]
+    seen = encode(room, encoding("shading"))[0, :, :, 3:-3]
+    ceiling, wall, floor = (seen[:, rows].mean() for rows in (slice(2, 6), 12, slice(18, 22)))
     assert floor > wall > ceiling
 
 
