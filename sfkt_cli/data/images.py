@@ -65,6 +65,7 @@ class Encoding:
     # Focal length as a share of the image side (shading, normals, hha). Measured, not calibrated:
     # crops of objects would look flat through the camera's own.
     focal: float = KINECT_FOCAL
+    revision: int = 1  # of the kind; shading is at 2: in 1 holes were black
 
     def __post_init__(self) -> None:
         """Models of earlier versions have earlier names."""
@@ -102,7 +103,8 @@ def choose_encoding(kind: str, modality: str, sample: NDArray[Any]) -> Encoding:
     else:
         low, high = (float(value) for value in np.percentile(values, (1.0, 99.0)))
     focal = _measure_focal(sample) if chosen in FROM_NORMALS else KINECT_FOCAL
-    return Encoding(chosen, low, max(high, low + 1.0), channels, depth, focal)  # type: ignore[arg-type]
+    revision = 2 if chosen == "shading" else 1
+    return Encoding(chosen, low, max(high, low + 1.0), channels, depth, focal, revision)  # type: ignore[arg-type]
 
 
 def sample_rows(store: Store, count: int = 512) -> NDArray[Any]:

@@ -149,6 +149,11 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
         encoding = Encoding(**card["encoding"]) if card["encoding"] else None
     except _MALFORMED as error:
         raise DataError(f"{folder / CARD} does not describe {weights}: {error}") from None
+    if encoding is not None and encoding.kind == "shading" and encoding.revision == 1:
+        raise DataError(
+            f"{folder} was trained on shading of an earlier version, where missing depth was black: "
+            "use that version, or run `sfkt bridge --force` and `sfkt transfer --force`"
+        )
     module.eval()
     module.to(device or torch.device("cpu"), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Saved(module, card["classes"], encoding, card)
@@ -204,7 +209,10 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def _as_read(card: Card) -> dict[str, Any]:
-    return card.model_dump(mode="json", exclude_unset=True)
+    values = card.model_dump(mode="json", exclude_unset=True)
+    if values.get("encoding") and values["encoding"]["revision"] == 1:
+        del values["encoding"]["revision"]  # as cards were before there were revisions
+    return values
 
 
 def _use_of(card: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import write_record
 from sfkt_cli.models.backbones import make_backbone, normalisation_of
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.saving import load_model, read_card, save_model
+from sfkt_cli.models.saving import CARD, load_model, read_card, save_model
 from sfkt_cli.models.translators import TRANSLATORS, make_translator
 from sfkt_cli.settings.config import SourceConfig
 from sfkt_cli.stages.source import check_image_size
@@ -288,3 +288,18 @@ def test_a_name_of_timm_without_its_prefix_is_told() -> None:
     pytest.importorskip("timm")
     with pytest.raises(ConfigError, match=r"timm has it: write timm:resnet26d; near: "):
         make_backbone("resnet26d", width=4, pretrained=False)
+
+
+@pytest.mark.parametrize(("kind", "revision"), [("shading", 1), ("shading", 2), ("window", 1)])
+def test_a_model_of_earlier_shading_is_refused_and_other_cards_stay_as_they_were(
+    tmp_path: Path, kind: Any, revision: int
+) -> None:
+    encoding = Encoding(kind, 500.0, 4000.0, 1, True, revision=revision)
+    save(tmp_path, classifier("small"), encoding=encoding)
+    card = read_card(tmp_path / CARD)
+    assert ("revision" in card["encoding"]) == (revision > 1)
+    if (kind, revision) == ("shading", 1):
+        with pytest.raises(DataError, match="missing depth was black"):
+            load_model(tmp_path)
+    else:
+        assert load_model(tmp_path).encoding == encoding
