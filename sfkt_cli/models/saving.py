@@ -151,7 +151,7 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
         raise DataError(f"{folder / CARD} does not describe {weights}: {error}") from None
     if encoding is not None and encoding.kind == "shading" and encoding.revision == 1:
         raise DataError(
-            f"{folder} was trained on shading of an earlier version, where missing depth was black: "
+            f"{folder} was trained on an earlier `shading`, where missing depth was black: "
             "use that version, or run `sfkt bridge --force` and `sfkt transfer --force`"
         )
     module.eval()
