@@ -149,7 +149,8 @@ def difference_over_seeds(
 ) -> tuple[float, tuple[float, float] | None, float | None]:
     """Mean paired difference of two methods over seeds, with its 95 % t interval and p-value.
 
-    m = mean_s d_s, interval m -+ sqrt(t(S - 1)^2 V_seeds + t(G - 1)^2 max(V_groups - V_cells, 0)).
+    m = mean_s d_s, interval m -+ sqrt(t(S - 1)^2 V_seeds + t(G - 1)^2 max(V_groups - V_cells, 0)),
+    and at least m -+ sqrt(V_groups): seeds that happen to agree are no surer than their images.
     V_seeds = var(d_s) / S holds the scatter of training and of drawing images anew. V_groups and
     V_cells are cluster-robust variances within seeds, by group (G of them) and by group and seed:
     the second lies in V_seeds already, the first is larger where seeds share images. Source:
@@ -179,13 +180,15 @@ def difference_over_seeds(
         return float((sums**2).sum() * len(sums) / max(len(sums) - 1, 1))
 
     of_seeds = float(means.var(ddof=1)) / count
-    of_scenes = max(clustered(scenes) - clustered(cells), 0.0)
+    of_images = clustered(scenes)
+    of_scenes = max(of_images - clustered(cells), 0.0)
     groups_apart = min(max(int(scenes.max()), 1), MANY)
 
     usual = student_t_quantile(count - 1)
     reach = math.hypot(
         usual * math.sqrt(of_seeds), student_t_quantile(groups_apart) * math.sqrt(of_scenes)
     )
+    reach = max(reach, math.sqrt(of_images))
     p_value = 1 - student_t_within(usual * abs(mean) / max(reach, TINY), count - 1)
     return mean, (mean - reach, mean + reach), p_value
 

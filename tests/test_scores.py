@@ -197,6 +197,14 @@ def test_intervals_over_seeds_by_hand() -> None:
     t = 0.5 / (0.25 / 3**0.5)
     assert p_value == pytest.approx(1 - t / (2 + t * t) ** 0.5)
     assert scores.difference_over_seeds(ones[:1], apart[:1]) == (0.25, None, None)
+    alike = [np.repeat([1.0, 0.0], [3, 97])] * 2  # two seeds happen to agree: still 100 images each
+    mean, bounds, p_value = scores.difference_over_seeds(
+        alike, [np.arange(100), np.arange(100, 200)]
+    )
+    assert bounds is not None
+    assert bounds[1] - mean >= (0.03 * 0.97 / 200) ** 0.5
+    assert p_value is not None
+    assert p_value > 0.01
     _, shared, _ = scores.difference_over_seeds(ones, [np.arange(4)] * 3)
     assert shared is not None  # the same images in all seeds: they are fewer
     assert scores.student_t_quantile(30) == pytest.approx(2.0423, abs=1e-4)

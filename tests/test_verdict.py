@@ -59,6 +59,31 @@ def test_a_student_of_one_class_is_worse(third: str) -> None:
     assert verdict(collapsed, untouched, bridge, classes=CLASSES) == "worse"
 
 
+@pytest.mark.parametrize("images", [30, 61])
+def test_few_images_do_not_condemn_a_good_student(images: int) -> None:
+    random = np.random.default_rng(5)
+    words = []
+    for _ in range(100):
+        labels = random.integers(0, CLASSES, images)
+        views = [view(labels, accuracy, random) for accuracy in (0.5, 0.3, 0.3)]
+        words.append(verdict(*views, classes=CLASSES))
+    assert words.count("worse") <= 3
+
+
+@pytest.mark.parametrize("scenes", [20, 80])
+def test_frames_of_one_scene_do_not_make_a_student_better(scenes: int) -> None:
+    random = np.random.default_rng(6)
+    frames = 400 // scenes
+    groups = [f"scene-{number}" for number in range(scenes) for _ in range(frames)]
+    words = {"grouped": list[str](), "apart": list[str]()}
+    for _ in range(100):
+        labels = random.integers(0, CLASSES, scenes)
+        views = [view(labels, 0.7, random).repeat(frames) for _ in range(3)]
+        words["grouped"].append(verdict(*views, classes=CLASSES, groups=groups))
+        words["apart"].append(verdict(*views, classes=CLASSES))
+    assert words["grouped"].count("better") <= 6 < words["apart"].count("better")
+
+
 def test_without_a_third_view_nothing_is_said() -> None:
     random = np.random.default_rng(2)
     labels = random.integers(0, CLASSES, 500)

@@ -425,7 +425,8 @@ def gpus_of(processes: int) -> list[str]:
     """A GPU for each of several processes, as CUDA_VISIBLE_DEVICES names it; "" for none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     there = sum(1 for path in Path("/proc/driver/nvidia/gpus").glob("*"))
-    gpus = (visible.split(",") if visible else [str(number) for number in range(there)]) or [""]
+    shown = [str(number) for number in range(there)] if visible is None else visible.split(",")
+    gpus = shown or [""]
     return [gpus[number % len(gpus)] for number in range(processes)]
 
 

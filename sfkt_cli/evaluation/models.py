@@ -14,7 +14,14 @@ from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.saving import Saved, check_classes, classifier_of, load_model, read_card
+from sfkt_cli.models.saving import (
+    CARD,
+    Saved,
+    check_classes,
+    classifier_of,
+    load_model,
+    read_card,
+)
 from sfkt_cli.scores import softmax
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.predicting import (
@@ -44,6 +51,7 @@ class Predictor:
     train_seconds: float | None  # all that it cost beyond the source model; None: unknown
     peak_memory_mb: float | None  # largest of the stages that made it; None: nothing was trained
     note: str | None = None  # what a reader must know of it
+    temperature: float = 1.0  # by which its logits are divided, as `sfkt predict` does
 
     def ask(self, images: Numbers, runtime: Runtime) -> tuple[Tensor, Tensor]:
         """Features (N, D) and logits (N, K) of stored images."""
@@ -51,7 +59,7 @@ class Predictor:
 
     def probabilities(self, images: Numbers, runtime: Runtime) -> Numbers:
         """Probabilities (N, K) of stored images."""
-        return softmax(self.ask(images, runtime)[1].numpy())
+        return softmax(self.ask(images, runtime)[1].numpy() / self.temperature)
 
 
 @dataclass(frozen=True)
@@ -155,10 +163,14 @@ def predictors_of(
     for name, (student, its_own) in models.students.items():
         record = run.record(f"transfer/{name}")
         records = [record, bridge] if "bridge" in record.get("inputs", {}) else [record]
+        note = _outdated(f"transfer --method {name}", record, inputs)
+        if record.get("untouched_kept"):
+            note = note or "the source model's weights: the student was judged worse"
+        card = read_card(run.path("transfer", name, CARD))
         predictors.append(
             Predictor(
                 name, student, student_loader(runtime, its_own), parameters(student),
-                *_costs(*records), _outdated(f"transfer --method {name}", record, inputs),
+                *_costs(*records), note, card.get("temperature", 1.0),
             )
         )  # fmt: skip
     return predictors

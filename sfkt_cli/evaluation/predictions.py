@@ -135,12 +135,8 @@ def ask(
         outcome.label_free = without_labels(outcome.probabilities["target"])
     if pairs is not None:
         features, logits = predictor.ask(pairs.target, runtime)
-        outcome.label_free |= {
-            "ti_agreement": label_free.agreement(logits, pairs.logits),
-            "ti_kappa": label_free.kappa(logits, pairs.logits),
-            "ti_rank": float(label_free.partner_rank(features, pairs.features).mean()),
-            "ti_distance": label_free.feature_distance(features, pairs.features),
-        }
+        scored = label_free.pair_scores((features, logits), (pairs.features, pairs.logits))
+        outcome.label_free |= {"ti_distance": -scored.pop("ti_closeness"), **scored}
     return outcome
 
 

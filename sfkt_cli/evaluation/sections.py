@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -79,16 +80,24 @@ def headline(evaluation: Evaluation, rows: Sequence[Row], judged: Verdict | None
     )
 
 
-def judge(evaluation: Evaluation) -> Verdict | None:
-    """The verdict without labels on the main method; None where it is no student."""
+def judge(evaluation: Evaluation, run: Run) -> Verdict | None:
+    """The verdict without labels on the main method; None where it is no student.
+
+    It is the one that ``transfer`` gave, where there was a bridge then.
+    """
     names = (evaluation.main_method, "source-encoded", "bridge-only")
     if names[0] not in evaluation.models.students:
         return None
+    record = run.record(f"transfer/{names[0]}")
+    if "bridge" in record["inputs"] and record.get("verdict"):
+        return cast("Verdict", record["verdict"])
     outcomes = [evaluation.outcomes[name] for name in names if name in evaluation.outcomes]
     views = [o.probabilities["target"].argmax(axis=1) for o in outcomes if o.probabilities]
     if len(views) < len(names):
         return "cannot tell"
-    return verdict(*views, classes=len(evaluation.classes), seed=evaluation.config.seed)
+    groups = evaluation.store.strings("target/group")
+    classes, seed = len(evaluation.classes), evaluation.config.seed
+    return verdict(*views, classes=classes, groups=groups, seed=seed)
 
 
 def encoding_of(evaluation: Evaluation) -> str:
@@ -228,9 +237,8 @@ def thresholds(evaluation: Evaluation, run: Run) -> Section | None:
     main, split = evaluation.main_method, evaluation.headline_split
     if split is None or main not in evaluation.models.students:
         return None
-    temperature = float(read_card(run.path("transfer", main, CARD)).get("temperature", 1.0))
-    logits = np.log(evaluation.labelled(main, split) + 1e-12)
-    confidence = scores.softmax(logits / temperature).max(axis=1)
+    temperature = evaluation.outcomes[main].predictor.temperature
+    confidence = evaluation.labelled(main, split).max(axis=1)
     right = evaluation.right(main, split)
     cells = []
     for share in REJECTED:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sfkt_cli import losses
+from sfkt_cli.data.store import Store, spread
+from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.scores import soft_neighbourhood_density
+from sfkt_cli.training.pairs import remember
+from sfkt_cli.training.predicting import Loader, Model, predict_rows, rgb_loader
+from sfkt_cli.training.runtime import Runtime
 
 
 def agreement(logits: Tensor, partner_logits: Tensor) -> float:
@@ -65,25 +73,32 @@ def partner_rank(features: Tensor, partner_features: Tensor) -> Tensor:
     return (likeness < likeness.diagonal()[:, None]).float().sum(dim=1) / (len(likeness) - 1)
 
 
-def bridge_lead(bridged: Tensor, other: Tensor, partner_features: Tensor) -> float:
+def bridge_lead(
+    bridged: Tensor, other: Tensor, partner_features: Tensor, groups: Sequence[str]
+) -> float:
     """By how many standard errors the bridge sees better than another model (ours).
 
         lead = mean_i (rank_i(bridge) - rank_i(other)) / standard error
 
     The other model is the student. Above 0: behind the bridge target images find their RGB partners
-    better than in the other model (:func:`partner_rank`). 0 for fewer than two pairs.
+    better than in the other model (:func:`partner_rank`). Pairs of one group, such as the frames of
+    a recording, are alike: the standard error is one over groups. 0 for fewer than two groups.
 
     Args:
         bridged: (N, D) features of translated images of TI pairs that T was not trained on.
         other: (N, D) the other model's features of the same target images.
         partner_features: (N, D) the source model's features of their RGB partners.
+        groups: (N,) names of the pairs' groups.
     """
-    if len(bridged) < 2:
+    names, of_group = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
         return 0.0
     before = partner_rank(other, partner_features)
-    gains = partner_rank(bridged, partner_features) - before
-    error = max(float(gains.std()), 1.0 / len(gains)) / math.sqrt(len(gains))
-    return float(gains.mean()) / error
+    gains = (partner_rank(bridged, partner_features) - before).double()
+    sums = torch.zeros(len(names), dtype=torch.double)
+    sums.index_add_(0, torch.from_numpy(of_group), gains - gains.mean())
+    error = float(sums.square().sum() * len(names) / (len(names) - 1)) ** 0.5 / len(gains)
+    return float(gains.mean()) / max(error, len(gains) ** -1.5)
 
 
 def stranger_share(features: Tensor, ti_features: Tensor) -> float | None:
@@ -113,14 +128,13 @@ def stranger_share(features: Tensor, ti_features: Tensor) -> float | None:
     is_ti = (torch.arange(len(both)) >= len(features)).double()
     weights = torch.where(is_ti > 0, 0.5 / len(ti_features), 0.5 / len(features))
     penalty = 0.1 * torch.eye(both.shape[1], dtype=torch.double)
-    scores, folds = torch.zeros(len(both), dtype=torch.double), torch.arange(len(both)) % 5
-    for fold in range(5):
-        fitted = folds != fold
-        weighted = both[fitted] * weights[fitted, None]
-        solution = torch.linalg.solve(
-            weighted.T @ both[fitted] + penalty, weighted.T @ is_ti[fitted]
-        )
-        scores[~fitted] = both[~fitted] @ solution
+    inputs = torch.cat([both, is_ti[:, None]], dim=1)
+    folds = [slice(fold, None, 5) for fold in range(5)]
+    products = [(both[fold] * weights[fold, None]).T @ inputs[fold] for fold in folds]
+    total, scores = torch.stack(products).sum(dim=0), torch.zeros(len(both), dtype=torch.double)
+    for fold, own in zip(folds, products, strict=True):
+        others = total - own
+        scores[fold] = both[fold] @ torch.linalg.solve(others[:, :-1] + penalty, others[:, -1])
     target, ti = (part.sort().values for part in (scores[: len(features)], scores[len(features) :]))
     reached = ti[: len(ti) - len(ti) // 10]
     shares = [1 - torch.searchsorted(part, reached).double() / len(part) for part in (target, ti)]
@@ -190,3 +204,41 @@ def density(logits: Tensor) -> float:
         logits: (N, K) on TR target images, N > 1.
     """
     return soft_neighbourhood_density(logits.softmax(dim=1).numpy())
+
+
+class Judge:
+    """Scores a model after each epoch, by TI pairs that it was not trained on and target images.
+
+    Args:
+        store: The prepared transfer.h5.
+        held_out: (N,) rows of the pairs; none without pairs.
+        source: The frozen source model.
+        runtime: Device and precision.
+    """
+
+    def __init__(
+        self, store: Store, held_out: NDArray[np.int64], source: Classifier, runtime: Runtime
+    ) -> None:
+        self._runtime = runtime
+        self._tr_target = store["target/target"][spread(store.count("target"))]
+        self._ti_target = store["ti/target"][held_out] if len(held_out) else None
+        self.partners: tuple[Tensor, Tensor] | None = None  # features, logits of the RGB images
+        if len(held_out):
+            rgb = store["ti/rgb"][held_out]
+            self.partners = predict_rows(rgb, rgb_loader(runtime), source, runtime)
+
+    def look_at_pairs(self, load: Loader, model: Model) -> tuple[Tensor, Tensor]:
+        """Features (N, D) and logits (N, K) of a model on the pairs' target images."""
+        assert self._ti_target is not None
+        return predict_rows(self._ti_target, load, model, self._runtime)
+
+    def scores(self, load: Loader, model: Model, folder: Path, epoch: int) -> dict[str, float]:
+        """The scores after an epoch, whose predictions are remembered in the stage's folder."""
+        _, logits = predict_rows(self._tr_target, load, model, self._runtime)
+        _, mirrored = predict_rows(self._tr_target[:, :, ::-1], load, model, self._runtime)
+        if self._runtime.main:
+            remember(folder, epoch, logits)
+        values = target_scores(logits, mirrored)
+        if self.partners is not None:
+            values |= pair_scores(self.look_at_pairs(load, model), self.partners)
+        return values

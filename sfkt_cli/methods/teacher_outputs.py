@@ -31,8 +31,7 @@ class TeacherOutputs:
             :func:`sfkt_cli.training.predicting.adapt_batch_norms`.
         bridge_lead: By how many standard errors the bridge sees better than a classifier of target
             images; see :func:`sfkt_cli.methods.label_free.bridge_lead`. 0 without a bridge.
-        ti_features: (M, D), source model on the RGB partners; None without TI pairs.
-        ti_logits: (M, K), likewise.
+        ti_features: (M, D), source model on the RGB partners; None where the method needs none.
         predict_all: The student on all TR target images: features (N, D) and logits (N, K).
     """
 
@@ -43,7 +42,6 @@ class TeacherOutputs:
     adapt: Callable[[Classifier], None]
     bridge_lead: Callable[[Classifier], float]
     ti_features: Tensor | None
-    ti_logits: Tensor | None
     predict_all: Callable[[Classifier], tuple[Tensor, Tensor]]
 
 

@@ -13,13 +13,13 @@ In the paper c(t) = 1. Ours follows z(t): by how many standard errors target ima
 pairs find their RGB partners better behind the bridge than in the student
 (``label_free.bridge_lead``):
 
-    c(0) = clip(z(0) - 2, 0, 1)                 the bridge has to be better, beyond chance
-    c(t) = min(c(0), clip(z(t) + 1, 0, 1))      before each epoch: until the student is better
+    c(0) = clip(z(0) - 2, 0, 1)                        the bridge has to be better, beyond chance
+    c(t) = min(c(0), clip(z(t) + 1, 0, 1), 1 - t / T)  before epoch t of T: until the student is
 
 The student begins as the source model with the batch statistics of target images (AdaBN, Li et al.,
 2016): a model that a few steps make of it anyway is the fair rival of the bridge. Two models that
 see as well in different ways still learn from each other; once the student sees better than the
-bridge, it learns on by itself: a bridge is a start, and no ceiling.
+bridge, and towards the end, it learns by itself: a bridge is a start, and no ceiling.
 
 TR and TI images of a step pass the student together, with one set of batch statistics: what it
 learns about one holds for the other. The head stays as the source model has it, as in SHOT (ours):
@@ -64,19 +64,21 @@ class Tgkt(nn.Module):
             raise ValueError("tgkt needs a bridge and TI pairs")
         settings = config.tgkt
         measured = settings.trust == "measured"
+        if not (
+            settings.beta_im
+            or settings.beta_f
+            or (settings.beta_self and not settings.self_from)
+            or (settings.beta_kl and not measured)
+        ):
+            raise ConfigError(
+                "nothing is sure to train the student: tgkt.beta_im and tgkt.beta_f are 0, "
+                "pseudo-labels come late or never, and the bridge may get no trust; set one of "
+                "them, tgkt.beta_self with tgkt.self_from=0, or tgkt.trust=full"
+            )
         self.student = student
         outputs.adapt(student)
         self._outputs = outputs
         self.trust = self._lead_beyond(PROVEN) if measured else 1.0
-        if not (
-            settings.beta_im
-            or settings.beta_f
-            or (settings.beta_kl and (settings.beta_self or not measured))
-        ):
-            raise ConfigError(
-                "nothing trains the student: tgkt.beta_im and tgkt.beta_f are 0, and the trust in "
-                f"the bridge is {self.trust:.2f}; set one of them, or tgkt.trust=full"
-            )
         self.student.head.requires_grad_(settings.train_head)
         self._settings = settings
         self._epochs = config.transfer.epochs
@@ -112,15 +114,17 @@ class Tgkt(nn.Module):
 
     def begin_epoch(self, epoch: int) -> None:
         """Compare the bridge with the student; renew pseudo-labels and class frequencies."""
+        share = epoch / self._epochs
         if self._measures and epoch:
-            self.bridge_weight.fill_(self._trust_left())
-        if epoch / self._epochs < self._settings.self_from:
+            self.bridge_weight.fill_(min(self._trust_left(), 1.0 - share))
+        own_prior = self._settings.prior == "measured" and bool(self.weights["im"])
+        if share < self._settings.self_from or not (self.weights["self"] or own_prior):
             return
         features, logits = self._outputs.predict_all(self.student)
         if self.weights["self"]:
             self.pseudo_labels.copy_(cluster_labels(features, logits, rounds=1)[0])
             self._labelled = True
-        if self._settings.prior == "measured":
+        if own_prior:
             predicted = logits.float().softmax(dim=1).mean(dim=0)
             self.prior.copy_((1.0 - EQUAL_SHARE) * predicted + EQUAL_SHARE / len(predicted))
 

@@ -190,7 +190,9 @@ def warm_start(
             f"training.warm_start: its network is {earlier.card['architecture']}, here it is "
             f"{dict(architecture)}: give this run the same settings, or leave warm_start out"
         )
-    module.load_state_dict(earlier.module.state_dict())
+    before = earlier.module.state_dict()  # without its translator: the new one stays in front
+    own = {name: value for name, value in before.items() if not name.startswith("front.")}
+    module.load_state_dict({**module.state_dict(), **own})
 
 
 def _build(kind: str, architecture: dict[str, Any]) -> nn.Module:

@@ -1,6 +1,6 @@
 """`sfkt bridge`: train TGMB on transfer.h5 and write the source-like RGB images."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -17,7 +17,7 @@ from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.store import Store, open_store, spread
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import replacing
-from sfkt_cli.methods import label_free
+from sfkt_cli.methods.label_free import Judge, partner_rank
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.frozen import FeatureMaps, fold_batch_norms
@@ -38,13 +38,11 @@ from sfkt_cli.training.pairs import (
     held_out_pairs,
     passes_of_epoch,
     plan_of,
-    remember,
     settle_streams,
 )
 from sfkt_cli.training.predicting import (
     FEW,
     look_for_collapse,
-    predict_rows,
     rgb_loader,
     student_loader,
     target_loader,
@@ -105,15 +103,18 @@ def bridge(config: Config, run: Run) -> None:
         )
         runtime.place(runtime.synchronised(objective))
         runtime.cast_frozen(source, objective)
-        judge = Judge(store, source, encoding, runtime, config.seed)
-        fitted = train(stage, store, objective, weights, judge, runtime)
+        _, held_out = held_out_pairs(store, config.seed)
+        judge = Judge(store, held_out, source, runtime)
+        load, bridged = target_loader(runtime, encoding), through(translator, source)
+        scores = partial(judge.scores, load, bridged, stage.folder)
+        fitted = train(stage, store, objective, weights, scores, runtime)
         row = fitted.history[fitted.best_epoch]
-        untouched = judge.untouched_rank()
+        untouched = untouched_rank(judge, source, encoding, runtime)
         trained = row["ti_rank"] > untouched or not config.bridge.keep_untouched
         if not trained:
             architecture = {"name": "identity", "channels": encoding.encoded_channels, "width": 0}
             translator = make_translator(**architecture)
-        load, model = target_loader(runtime, encoding), through(translator.eval(), source)
+        model = through(translator.eval(), source)
         look_for_collapse(store, load, model, runtime, "bridge")
         if not runtime.main:
             return
@@ -212,40 +213,11 @@ def feature_maps_of(
     return None
 
 
-class Judge:
-    """Judges translators without labels: on held-out TI pairs, and on some TR target images."""
-
-    def __init__(
-        self, store: Store, source: Classifier, encoding: Encoding, runtime: Runtime, seed: int
-    ) -> None:
-        _, held_out = held_out_pairs(store, seed)
-        self._source, self._encoding, self._runtime = source, encoding, runtime
-        self._ti_target = store["ti/target"][held_out]
-        self._tr_target = store["target/target"][spread(store.count("target"))]
-        self._partners = predict_rows(
-            store["ti/rgb"][held_out], rgb_loader(runtime), source, runtime
-        )
-
-    def scores(self, translator: nn.Module, folder: Path, epoch: int) -> dict[str, float]:
-        """The scores after an epoch, whose predictions are remembered in the stage's folder."""
-        load, model = (
-            target_loader(self._runtime, self._encoding),
-            through(translator, self._source),
-        )
-        seen = predict_rows(self._ti_target, load, model, self._runtime)
-        _, tr_logits = predict_rows(self._tr_target, load, model, self._runtime)
-        _, mirrored = predict_rows(self._tr_target[:, :, ::-1], load, model, self._runtime)
-        if self._runtime.main:
-            remember(folder, epoch, tr_logits)
-        return label_free.pair_scores(seen, self._partners) | label_free.target_scores(
-            tr_logits, mirrored
-        )
-
-    def untouched_rank(self) -> float:
-        """How well encoded target images find their RGB partners without a translator."""
-        load = student_loader(self._runtime, self._encoding)
-        features, _ = predict_rows(self._ti_target, load, self._source, self._runtime)
-        return float(label_free.partner_rank(features, self._partners[0]).mean())
+def untouched_rank(judge: Judge, source: Classifier, encoding: Encoding, runtime: Runtime) -> float:
+    """How well encoded target images find their RGB partners without a translator."""
+    assert judge.partners is not None
+    features, _ = judge.look_at_pairs(student_loader(runtime, encoding), source)
+    return float(partner_rank(features, judge.partners[0]).mean())
 
 
 def train(
@@ -253,10 +225,10 @@ def train(
     store: Store,
     objective: Tgmb,
     weights: dict[str, float],
-    judge: Judge,
+    scores: Callable[[int], dict[str, float]],
     runtime: Runtime,
 ) -> Fitted:
-    """Fit the objective to the pairs and target images of a store."""
+    """Fit the objective to the pairs and target images of a store; ``scores`` follow an epoch."""
     config, needs_tr = stage.config, bool(weights["d"] or weights["im"])
     streams, batches = settle_streams(config, store, stage.folder, runtime, objective, tr=needs_tr)
     weights["im"] /= passes_of_epoch(config, streams)
@@ -272,7 +244,7 @@ def train(
         runtime,
         schedule=cosine,
         keep=objective.translator,
-        scores=partial(judge.scores, objective.translator, stage.folder),
+        scores=scores,
     )
 
 

@@ -117,7 +117,7 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, readable: lis
     _add_bounds(evaluation, run, stage, encoding)
     predictions.measure_speeds(evaluation)
     rows = predictions.rows_of(evaluation)
-    judged = judge(evaluation)
+    judged = judge(evaluation, run)
     report = Report(
         dataset=store.dataset,
         classes=tuple(evaluation.classes),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sfkt_cli.console import say, warn
@@ -18,6 +18,7 @@ from sfkt_cli.data.store import Store, open_store, spread
 from sfkt_cli.errors import DataError
 from sfkt_cli.evaluation.verdict import Verdict, advice, verdict
 from sfkt_cli.methods import find_method, label_free
+from sfkt_cli.methods.label_free import Judge
 from sfkt_cli.methods.teacher_outputs import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.frozen import fold_batch_norms
@@ -36,8 +37,9 @@ from sfkt_cli.settings.config import Config, method_settings
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.loop import fit
 from sfkt_cli.training.optimizers import SCHEDULES, classifier_optimizer
-from sfkt_cli.training.pairs import held_out_pairs, plan_of, remember, settle_streams
+from sfkt_cli.training.pairs import held_out_pairs, plan_of, settle_streams
 from sfkt_cli.training.predicting import (
+    Loader,
     adapt_batch_norms,
     look_for_collapse,
     predict_rows,
@@ -50,6 +52,8 @@ from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 
 BATCH_NORM_MOMENTUM = 0.1
 """Smallest share of a batch in the student's running statistics; torch's default."""
+STRANGER_ROWS = 2000
+"""TI images, at most, that tell which target images look like them."""
 
 
 def transfer(config: Config, run: Run) -> None:
@@ -96,7 +100,11 @@ def transfer(config: Config, run: Run) -> None:
         if front is not None:
             encoding = front.encoding or encoding
             architecture["front"] = front.card["architecture"]
-        outputs = look_through_frozen(store, source, translator, encoding, runtime, config.seed)
+        pairs = held_out_pairs(store, config.seed)
+        outputs = look_through_frozen(
+            store, source, translator, encoding, runtime, pairs, ti=objective_class.needs_ti
+        )
+        judge = Judge(store, pairs[1], source, runtime)
         seed_all(config.seed, "transfer", method)
         student = start_student(source)
         if front is not None:
@@ -104,6 +112,7 @@ def transfer(config: Config, run: Run) -> None:
         if earlier is not None:
             warm_start(earlier, student, architecture, saved)
         runtime.synchronised(student)
+        load = student_loader(runtime, encoding)
         objective = objective_class(student, outputs, config)
         runtime.place(objective)
         settings = config.transfer
@@ -128,20 +137,19 @@ def transfer(config: Config, run: Run) -> None:
             keep=student,
             begin_epoch=objective.begin_epoch,
             after_step=getattr(objective, "after_step", lambda: None),
-            scores=student_scores(store, student, outputs, runtime, config.seed, stage.folder),
+            scores=partial(judge.scores, load, student, stage.folder),
         )
         untouched = start_student(source).eval()
         untouched_features, untouched_logits = outputs.predict_all(untouched)
-        judged = judge(student.eval(), untouched_logits, outputs, config.seed)
+        word = compare(store, student.eval(), untouched_logits, outputs, config.seed)
         facts: dict[str, float] = getattr(objective, "facts", dict)()
         strangers = share_of_strangers(store, untouched, untouched_features, encoding, runtime)
-        kept = judged != "worse" or not getattr(own, "keep_untouched", False)
+        kept = word != "worse" or not getattr(own, "keep_untouched", False)
         if not kept:
             student = untouched
             warn(f"{method}: the student was judged worse, so the source model's weights are kept")
-        load, model = student_loader(runtime, encoding), student.eval()
-        look_for_collapse(store, load, model, runtime, "transfer")
-        temperature = calibrated(store, student, outputs, runtime, config.seed)
+        look_for_collapse(store, load, student.eval(), runtime, "transfer")
+        temperature = calibrated(judge, load, student)
         if not runtime.main:
             return
         save_model(
@@ -155,11 +163,11 @@ def transfer(config: Config, run: Run) -> None:
             best_epoch=fitted.best_epoch + 1,
             strangers=strangers,
             untouched_kept=not kept,
-            verdict=judged,
+            verdict=word,
             **facts,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
-        say(f"{method}: {advice(judged, encoding.kind)}")
+        say(f"{method}: {advice(word, encoding.kind)}")
 
 
 def start_student(source: Classifier) -> Classifier:
@@ -183,12 +191,19 @@ def look_through_frozen(
     translator: Saved | None,
     encoding: Encoding,
     runtime: Runtime,
-    seed: int,
+    pairs: tuple[NDArray[np.int64], NDArray[np.int64]],
+    *,
+    ti: bool,
 ) -> TeacherOutputs:
-    """Look at everything once through the frozen models."""
+    """Look at everything once through the frozen models, with ``ti`` at RGB images of pairs, too.
+
+    ``pairs`` are rows of the pairs that are trained on and that score. Where they overlap, nothing
+    proves that the bridge sees well, and its lead is 0.
+    """
     targets = store["target/target"]
     quick = fold_batch_norms(source, targets.shape[1])
     load = student_loader(runtime, encoding)
+    trained, held_out = pairs
 
     def predict(images: NDArray[Any], student: Classifier) -> tuple[Tensor, Tensor]:
         training = student.training
@@ -200,12 +215,10 @@ def look_through_frozen(
         features, logits = predict(targets, student)
         return features.to(runtime.device), logits.to(runtime.device)
 
-    ti_features = ti_logits = bridged_logits = None
-    if store.count("ti"):
-        partners = predict_rows(store["ti/rgb"], rgb_loader(runtime), quick, runtime, flips=True)
-        ti_features, ti_logits = (part.to(runtime.device) for part in partners)
-    held_out_features = None
-    _, held_out = held_out_pairs(store, seed)
+    ti_features = bridged_logits = held_out_features = None
+    if ti:
+        partners, _ = predict_rows(store["ti/rgb"], rgb_loader(runtime), quick, runtime, flips=True)
+        ti_features = partners.to(runtime.device)
     if translator is not None:
         if translator.encoding is None:
             raise DataError("the model in bridge/ has no encoding: run `sfkt bridge --force`")
@@ -213,7 +226,7 @@ def look_through_frozen(
         bridge_load = target_loader(runtime, translator.encoding)
         _, bridged = predict_rows(targets, bridge_load, model, runtime, flips=True)
         bridged_logits = bridged.to(runtime.device)
-        if ti_features is not None:
+        if ti and not np.isin(held_out, trained).any():
             held_out_features, _ = predict_rows(
                 store["ti/target"][held_out], bridge_load, model, runtime, flips=True
             )
@@ -225,8 +238,9 @@ def look_through_frozen(
         if held_out_features is None or ti_features is None:
             return 0.0
         features, _ = predict(store["ti/target"][held_out], student)
+        groups = np.array(store.strings("ti/group"))[held_out]
         partners = ti_features.cpu()[held_out]
-        return label_free.bridge_lead(held_out_features, features, partners)
+        return label_free.bridge_lead(held_out_features, features, partners, groups.tolist())
 
     return TeacherOutputs(
         source=source,
@@ -236,20 +250,24 @@ def look_through_frozen(
         adapt=adapt,
         bridge_lead=bridge_lead,
         ti_features=ti_features,
-        ti_logits=ti_logits,
         predict_all=predict_all,
     )
 
 
-def judge(
-    student: Classifier, untouched_logits: Tensor, outputs: TeacherOutputs, seed: int
+def compare(
+    store: Store,
+    student: Classifier,
+    untouched_logits: Tensor,
+    outputs: TeacherOutputs,
+    seed: int,
 ) -> Verdict:
     """Whether the student is better than the untouched source model, by all target images."""
     if outputs.bridged_logits is None:
         return "cannot tell"
     views = (outputs.predict_all(student)[1], untouched_logits, outputs.bridged_logits)
     predicted = (logits.argmax(dim=1).cpu().numpy() for logits in views)
-    return verdict(*predicted, classes=outputs.bridged_logits.shape[1], seed=seed)
+    groups = store.strings("target/group")
+    return verdict(*predicted, classes=untouched_logits.shape[1], groups=groups, seed=seed)
 
 
 def share_of_strangers(
@@ -259,56 +277,20 @@ def share_of_strangers(
     if not store.count("ti"):
         return None
     load = student_loader(runtime, encoding)
-    ti_features, _ = predict_rows(store["ti/target"], load, untouched, runtime, flips=True)
+    ti_target = store["ti/target"][spread(store.count("ti"), STRANGER_ROWS)]
+    ti_features, _ = predict_rows(ti_target, load, untouched, runtime, flips=True)
     share = label_free.stranger_share(features.cpu(), ti_features)
     return None if share is None else round(share, 3)
 
 
-def calibrated(
-    store: Store, student: Classifier, outputs: TeacherOutputs, runtime: Runtime, seed: int
-) -> float:
+def calibrated(judge: Judge, load: Loader, student: Classifier) -> float:
     """The student's temperature; 1 without TI pairs.
 
     What the source model says of the RGB image of a held-out TI pair stands for the truth, and
     counts as much as it is sure.
     """
-    if outputs.ti_logits is None:
+    if judge.partners is None:
         return 1.0
-    _, held_out = held_out_pairs(store, seed)
-    load = student_loader(runtime, outputs.encoding)
-    _, logits = predict_rows(store["ti/target"][held_out], load, student, runtime)
-    sure, partners = outputs.ti_logits.cpu()[held_out].softmax(dim=1).max(dim=1)
+    _, logits = judge.look_at_pairs(load, student)
+    sure, partners = judge.partners[1].softmax(dim=1).max(dim=1)
     return fit_temperature(logits.numpy(), partners.numpy(), sure.numpy())
-
-
-def student_scores(
-    store: Store,
-    student: nn.Module,
-    outputs: TeacherOutputs,
-    runtime: Runtime,
-    seed: int,
-    folder: Path,
-) -> Callable[[int], dict[str, float]]:
-    """A function of the epoch that gives the label-free scores of the student."""
-    load = student_loader(runtime, outputs.encoding)
-    tr_target = store["target/target"][spread(store.count("target"))]
-    _, held_out = held_out_pairs(store, seed)
-    ti_target = partners = None
-    if store.count("ti"):  # as the student is looked at: without mirror images
-        ti_target = store["ti/target"][held_out]
-        partners = predict_rows(
-            store["ti/rgb"][held_out], rgb_loader(runtime), outputs.source, runtime
-        )
-
-    def scores(epoch: int) -> dict[str, float]:
-        _, tr_logits = predict_rows(tr_target, load, student, runtime)
-        _, mirrored = predict_rows(tr_target[:, :, ::-1], load, student, runtime)
-        if runtime.main:
-            remember(folder, epoch, tr_logits)
-        values = label_free.target_scores(tr_logits, mirrored)
-        if ti_target is not None and partners is not None:
-            seen = predict_rows(ti_target, load, student, runtime)
-            values |= label_free.pair_scores(seen, partners)
-        return values
-
-    return scores

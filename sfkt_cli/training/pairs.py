@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sfkt_cli.data.store import Store
+from sfkt_cli.data.store import Store, spread
 from sfkt_cli.errors import DataError
 from sfkt_cli.files import write_bytes
 from sfkt_cli.settings.config import Config
@@ -134,23 +134,26 @@ def held_out_pairs(store: Store, seed: int) -> tuple[NDArray[np.int64], NDArray[
     """Rows of the TI pairs that are trained on, and of those that only score.
 
     A tenth of the pairs is held out, in whole groups and at most HELD_OUT; where that would be
-    fewer than MIN_HELD_OUT, a fifth; where no group is that small, all pairs do both.
+    fewer than MIN_HELD_OUT, a fifth. Where no group is that small, all pairs are trained on, and
+    some of them score, too.
     """
     count = store.count("ti")
     groups, of_group = np.unique(np.array(store.strings("ti/group")), return_inverse=True)
-    order = np.random.default_rng([seed, 7]).permutation(len(groups))
-    sizes = np.bincount(of_group, minlength=len(groups))[order]
-    chosen, total = list[int](), 0
+    order = np.random.default_rng([seed, 7]).permutation(len(groups)).tolist()
+    sizes = np.bincount(of_group, minlength=len(groups)).tolist()
+    chosen, total = set[int](), 0
     for share in (10, 5):
-        for group, size in zip(order, sizes, strict=True):
-            if group not in chosen and total + size <= min(HELD_OUT, count // share):
-                chosen.append(group)
-                total += size
+        for group in order:
+            if group not in chosen and total + sizes[group] <= min(HELD_OUT, count // share):
+                chosen.add(group)
+                total += sizes[group]
         if total >= MIN_HELD_OUT:
             break
     rows = np.arange(count)
-    held_out = np.flatnonzero(np.isin(of_group, chosen))
-    return (np.setdiff1d(rows, held_out), held_out) if len(held_out) else (rows, rows)
+    held_out = np.flatnonzero(np.isin(of_group, sorted(chosen)))
+    if not len(held_out):
+        return rows, rows[spread(count, HELD_OUT)]
+    return np.setdiff1d(rows, held_out), held_out
 
 
 def passes_of_epoch(config: Config, streams: Streams) -> float:

@@ -70,14 +70,14 @@ def make_objective(method: str, source: Classifier) -> Any:
         return features, logits
 
     with torch.no_grad():
-        ti_features, ti_logits = source(rgb)
+        ti_features, _ = source(rgb)
         _, bridged_logits = source(translator(encode(targets, ENCODING)))
     outputs = TeacherOutputs(
         source=source, encoding=ENCODING, targets=COUNT,
         bridged_logits=bridged_logits if kind.needs_bridge else None,
         adapt=lambda student: None,
         bridge_lead=lambda student: 3.0,
-        ti_features=ti_features, ti_logits=ti_logits, predict_all=predict_all,
+        ti_features=ti_features, predict_all=predict_all,
     )  # fmt: skip
     return kind(student, outputs, settings())
 

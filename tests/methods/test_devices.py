@@ -66,7 +66,7 @@ def test_a_step_of_transfer_stays_on_its_device_and_asks_it_nothing(method: str,
         source=source, encoding=ENCODING, bridged_logits=blank(COUNT, CLASSES),
         targets=COUNT, adapt=lambda student: None, bridge_lead=lambda student: 3.0,
         ti_features=blank(COUNT, source.feature_size),
-        ti_logits=blank(COUNT, CLASSES), predict_all=predict_all,
+        predict_all=predict_all,
     )  # fmt: skip
     all_terms = {"self_from": 0}
     config = build({"transfer": {"epochs": EPOCHS}, "tgkt": all_terms})

@@ -78,7 +78,7 @@ def make_outputs(
         return features, logits
 
     with torch.no_grad():
-        ti_features, ti_logits = source(torch.rand(COUNT, 3, SIDE, SIDE, generator=generator))
+        ti_features, _ = source(torch.rand(COUNT, 3, SIDE, SIDE, generator=generator))
     return TeacherOutputs(
         source=source,
         encoding=ENCODING,
@@ -87,7 +87,6 @@ def make_outputs(
         adapt=lambda student: None,
         bridge_lead=lead,
         ti_features=ti_features,
-        ti_logits=ti_logits,
         predict_all=predict_all,
     )
 
@@ -302,7 +301,7 @@ def test_the_bridge_teaches_as_far_as_it_is_trusted_beside_the_student() -> None
     objective = Tgkt(start_student(source), outputs, build({"transfer": {"epochs": 5}})).eval()
     batch = make_batch()
     teacher = outputs.bridged_logits.softmax(dim=1)[batch["tr_rows"]]
-    for epoch, weight in enumerate([0.6, 0.6, 0.3, 0.6, 0.0]):
+    for epoch, weight in enumerate([0.6, 0.6, 0.3, 0.4, 0.0]):
         objective.begin_epoch(epoch)
         _, logits = objective.student(as_rgb(encode(batch["tr_target"], ENCODING)))
         whole = losses.distillation(logits, teacher)
@@ -338,7 +337,7 @@ def test_a_bridge_without_trust_teaches_nothing() -> None:
     assert set(terms) == {"kl", "f", "im", "self"}
     assert terms["kl"].item() == 0.0
     outputs = make_outputs(source, lambda student: 0.0)
-    with pytest.raises(ConfigError, match=r"beta_im and tgkt.beta_f are 0.*the bridge is 0\.00"):
+    with pytest.raises(ConfigError, match=r"tgkt.beta_f are 0.*may get no trust"):
         Tgkt(
             start_student(source),
             outputs,
@@ -417,10 +416,24 @@ def test_a_weight_of_zero_switches_a_term_off(name: str) -> None:
     assert set(objective(make_batch())) == {"kl", "f", "self", "im"} - {name}
 
 
-def test_a_student_that_nothing_would_train_is_refused() -> None:
-    config = build({"tgkt": {"beta_f": 0, "beta_im": 0, "beta_self": 0}})
-    with pytest.raises(ConfigError, match="nothing trains the student"):
+@pytest.mark.parametrize(
+    "settings",
+    [{"beta_self": 0}, {"beta_self": 0.3, "self_from": 1.0}, {"beta_kl": 0, "beta_self": 0}],
+)
+def test_a_student_that_nothing_may_train_is_refused(settings: dict[str, float]) -> None:
+    config = build({"tgkt": {"beta_f": 0, "beta_im": 0, **settings}})
+    with pytest.raises(ConfigError, match="nothing is sure to train the student"):
         make_objective("tgkt", make_source(), config)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"beta_kl": 0, "beta_self": 0.3, "self_from": 0.0}, {"trust": "full"}]
+)
+def test_pseudo_labels_or_a_trusted_bridge_alone_train_a_student(settings: dict[str, Any]) -> None:
+    config = build({"tgkt": {"beta_f": 0, "beta_im": 0, "beta_self": 0, **settings}})
+    objective = make_objective("tgkt", make_source(), config)
+    objective.begin_epoch(0)
+    assert set(objective(make_batch())) == {"self" if "beta_kl" in settings else "kl"}
 
 
 def one_hot(classes: list[int]) -> Tensor:
@@ -474,16 +487,31 @@ def test_the_lead_of_a_bridge_is_its_gain_in_standard_errors() -> None:
     generator = torch.Generator().manual_seed(0)
     partners, noise, others = torch.randn(3, 40, 8, generator=generator)
     near, far = partners + 0.3 * noise, partners + 3 * noise
-    assert label_free.bridge_lead(near, far, partners) > 3.0
-    assert label_free.bridge_lead(near, near, partners) == 0.0
+    alone = [f"scene-{number}" for number in range(40)]
+    assert label_free.bridge_lead(near, far, partners, alone) > 3.0
+    assert label_free.bridge_lead(near, near, partners, alone) == 0.0
     for improved in range(1, 14):
         slightly = torch.where(torch.arange(40)[:, None] < improved, near, far)
         gains = label_free.partner_rank(slightly, partners) - label_free.partner_rank(far, partners)
         errors = float(gains.mean() / (gains.std().clamp_min(1 / 40) / 40**0.5))
-        lead = label_free.bridge_lead(slightly, far, partners)
+        lead = label_free.bridge_lead(slightly, far, partners, alone)
         assert lead == pytest.approx(errors, rel=1e-5)
-        assert label_free.bridge_lead(far, slightly, partners) == pytest.approx(-errors, rel=1e-5)
-    assert label_free.bridge_lead(near[:1], others[:1], partners[:1]) == 0.0
+        back = label_free.bridge_lead(far, slightly, partners, alone)
+        assert back == pytest.approx(-errors, rel=1e-5)
+    assert label_free.bridge_lead(near[:1], others[:1], partners[:1], alone[:1]) == 0.0
+
+
+def test_the_frames_of_a_recording_prove_no_more_than_one_of_them() -> None:
+    generator = torch.Generator().manual_seed(1)
+    partners, first, second = torch.randn(3, 12, 8, generator=generator)
+    pairs = [partners + first, partners + second, partners]
+    groups = [f"recording-{number}" for number in range(12)]
+    once = label_free.bridge_lead(pairs[0], pairs[1], pairs[2], groups)
+    frames = [part.repeat_interleave(9, dim=0) for part in pairs]
+    as_groups = label_free.bridge_lead(*frames, [name for name in groups for _ in range(9)])
+    apart = label_free.bridge_lead(*frames, [str(number) for number in range(108)])
+    assert as_groups == pytest.approx(once, rel=0.2)
+    assert abs(apart) > 2.5 * abs(as_groups) > 0
 
 
 def test_mirror_images_show_whether_a_model_sees_classes() -> None:

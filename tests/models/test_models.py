@@ -15,7 +15,7 @@ from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import write_record
 from sfkt_cli.models.backbones import make_backbone, normalisation_of
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.saving import CARD, load_model, read_card, save_model
+from sfkt_cli.models.saving import CARD, Saved, load_model, read_card, save_model, warm_start
 from sfkt_cli.models.translators import TRANSLATORS, make_translator
 from sfkt_cli.settings.config import SourceConfig
 from sfkt_cli.stages.source import check_image_size
@@ -303,3 +303,15 @@ def test_a_model_of_earlier_shading_is_refused_and_other_cards_stay_as_they_were
             load_model(tmp_path)
     else:
         assert load_model(tmp_path).encoding == encoding
+
+
+def test_a_warm_start_takes_all_but_the_translator_in_front() -> None:
+    earlier, module = (
+        nn.ModuleDict({"front": nn.Linear(1, 1), "body": nn.Linear(1, 1)}) for _ in "ab"
+    )
+    translator = module["front"].weight.clone()
+    card = {"sha256": "0", "inputs": {"source": "0"}, "architecture": {}}
+    saved = Saved(earlier, CLASSES, None, card)
+    warm_start(saved, module, {}, saved)
+    assert torch.equal(module["body"].weight, earlier["body"].weight)
+    assert torch.equal(module["front"].weight, translator)

@@ -300,6 +300,8 @@ def test_processes_take_turns_on_the_gpus_that_are_visible(monkeypatch: pytest.M
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert gpus_of(1) == ["3"]
     assert gpus_of(3) == ["3", "5", "3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpus_of(2) == ["", ""]
 
 
 @pytest.mark.slow

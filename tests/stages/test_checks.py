@@ -13,12 +13,13 @@ from torch import nn
 
 from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.data.store import open_store
+from sfkt_cli.methods.label_free import Judge
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.source import source
-from sfkt_cli.stages.transfer import look_through_frozen, student_scores
+from sfkt_cli.stages.transfer import look_through_frozen
 from sfkt_cli.training.pairs import (
     held_out_pairs,
     open_streams,
@@ -27,6 +28,7 @@ from sfkt_cli.training.pairs import (
     steps_of_epoch,
     transfer_batches,
 )
+from sfkt_cli.training.predicting import student_loader
 from sfkt_cli.training.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -73,9 +75,9 @@ def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path
     assert isinstance(source, Classifier)
     assert saved.encoding is not None
     student = saved.module.eval()
-    outputs = look_through_frozen(store, freeze(source), None, saved.encoding, CPU, 0)
-    scores = student_scores(store, student, outputs, CPU, 0, tmp_path)(0)
     _, held = held_out_pairs(store, 0)
+    load = student_loader(CPU, saved.encoding)
+    scores = Judge(store, held, freeze(source), CPU).scores(load, student, tmp_path, 0)
     with torch.inference_mode():
         rgb = torch.from_numpy(store["ti/rgb"][held]).permute(0, 3, 1, 2) / 255
         partner, said = source(rgb)
@@ -129,7 +131,7 @@ def test_an_epoch_passes_few_target_images_several_times(untrained_run: Run) -> 
         ([10] * 100, 100),  # many small groups: a tenth
         ([1000] * 5, 1000),  # one of five
         ([2000, 700, 600], 600),  # one that is at most a fifth
-        ([1000] * 4, 4000),  # a quarter is too many: all do both
+        ([1000] * 4, 2000),  # a quarter is too many: all are trained on, and some score
         ([10] * 40, 80),  # 40 are few to score on: a fifth
     ],
 )
@@ -139,9 +141,29 @@ def test_pairs_are_held_out_in_whole_groups(sizes: list[int], held: int) -> None
     for seed in range(5):
         trained, kept = held_out_pairs(store, seed)
         assert len(kept) == held
-        if held < len(groups):
+        if len(trained) < len(groups):
             assert not set(groups[trained]) & set(groups[kept])
             assert len(trained) + len(kept) == len(groups)
+        else:
+            assert sizes == [1000] * 4
+            assert len(set(kept.tolist())) == held
+
+
+def test_pairs_that_the_bridge_was_trained_on_prove_nothing(untrained_run: Run) -> None:
+    store = open_store(untrained_run.transfer_store)
+    source, translator = (load_model(untrained_run.path(name)) for name in ("source", "bridge"))
+    assert isinstance(source.module, Classifier)
+    assert translator.encoding is not None
+    trained, held_out = held_out_pairs(store, 0)
+    leads = []
+    for rows in (held_out, trained):
+        outputs = look_through_frozen(
+            store, freeze(source.module), translator, translator.encoding, CPU, (trained, rows),
+            ti=True,
+        )  # fmt: skip
+        leads.append(outputs.bridge_lead(source.module))
+    assert leads[0] != 0.0
+    assert leads[1] == 0.0
 
 
 def test_a_source_model_may_stay_random(untrained_run: Run, tmp_path: Path) -> None:
