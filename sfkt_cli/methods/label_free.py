@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def bridge_lead(
     gains = (partner_rank(bridged, partner_features) - before).double()
     sums = torch.zeros(len(names), dtype=torch.double)
     sums.index_add_(0, torch.from_numpy(of_group), gains - gains.mean())
-    error = float(sums.square().sum() * len(names) / (len(names) - 1)) ** 0.5 / len(gains)
+    error = math.sqrt(float(sums.square().sum()) * len(names) / (len(names) - 1)) / len(gains)
     return float(gains.mean()) / max(error, len(gains) ** -1.5)
 
 

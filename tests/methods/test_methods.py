@@ -508,8 +508,10 @@ def test_the_frames_of_a_recording_prove_no_more_than_one_of_them() -> None:
     groups = [f"recording-{number}" for number in range(12)]
     once = label_free.bridge_lead(pairs[0], pairs[1], pairs[2], groups)
     frames = [part.repeat_interleave(9, dim=0) for part in pairs]
-    as_groups = label_free.bridge_lead(*frames, [name for name in groups for _ in range(9)])
-    apart = label_free.bridge_lead(*frames, [str(number) for number in range(108)])
+    bridged, other, rgb = frames
+    of_frames = [name for name in groups for _ in range(9)]
+    as_groups = label_free.bridge_lead(bridged, other, rgb, of_frames)
+    apart = label_free.bridge_lead(bridged, other, rgb, [str(number) for number in range(108)])
     assert as_groups == pytest.approx(once, rel=0.2)
     assert abs(apart) > 2.5 * abs(as_groups) > 0
 

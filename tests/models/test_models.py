@@ -306,12 +306,14 @@ def test_a_model_of_earlier_shading_is_refused_and_other_cards_stay_as_they_were
 
 
 def test_a_warm_start_takes_all_but_the_translator_in_front() -> None:
+    fronts, bodies = ([nn.Linear(1, 1) for _ in "ab"] for _ in "cd")
     earlier, module = (
-        nn.ModuleDict({"front": nn.Linear(1, 1), "body": nn.Linear(1, 1)}) for _ in "ab"
+        nn.ModuleDict({"front": front, "body": body})
+        for front, body in zip(fronts, bodies, strict=True)
     )
-    translator = module["front"].weight.clone()
+    translator = fronts[1].weight.clone()
     card = {"sha256": "0", "inputs": {"source": "0"}, "architecture": {}}
     saved = Saved(earlier, CLASSES, None, card)
     warm_start(saved, module, {}, saved)
-    assert torch.equal(module["body"].weight, earlier["body"].weight)
-    assert torch.equal(module["front"].weight, translator)
+    assert torch.equal(bodies[1].weight, bodies[0].weight)
+    assert torch.equal(fronts[1].weight, translator)
