@@ -383,8 +383,8 @@ class TgktConfig(DistillConfig):
     """Weight of L_KL (paper: 1)."""
     trust: Literal["measured", "full"] = "measured"
     """measured: L_KL is multiplied by a trust from 0 to 1. The bridge is trusted where the target
-    images of TI pairs clearly find their RGB partners better with it than in the student, and until
-    the student finds them better (ours). full: the trust is 1, as in the paper."""
+    images of TI pairs clearly find their RGB partners better with it than in the student, until the
+    student finds them better, and ever less (ours). full: the trust is 1, as in the paper."""
     beta_f: Weight = 0.3
     """Weight of L_f, feature matching on TI pairs (ours)."""
     beta_self: Weight = 0.3
