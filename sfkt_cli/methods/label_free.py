@@ -99,7 +99,7 @@ def bridge_lead(
     sums = torch.zeros(len(names), dtype=torch.double)
     sums.index_add_(0, torch.from_numpy(of_group), gains - gains.mean())
     error = math.sqrt(float(sums.square().sum()) * len(names) / (len(names) - 1)) / len(gains)
-    return float(gains.mean()) / max(error, len(gains) ** -1.5)
+    return float(gains.mean()) / max(error, math.pow(len(gains), -1.5))
 
 
 def stranger_share(features: Tensor, ti_features: Tensor) -> float | None:
