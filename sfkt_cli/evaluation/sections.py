@@ -70,6 +70,10 @@ def headline(evaluation: Evaluation, rows: Sequence[Row], judged: Verdict | None
         detail += "; the difference may be chance"
     rivals = [name for name in here if name not in (*BOUNDS, main, "source-only")]
     better = [name for name in rivals if evaluation.difference(name, main, split)[1] > 0]
+    encoded = here["source-encoded"].accuracy if "source-encoded" in here else None
+    if main in evaluation.models.students and encoded not in (None, here["source-only"].accuracy):
+        of = encoding_of(evaluation)
+        detail += f"; your RGB model on images encoded as {of}: {percent(encoded)} %"
     if judged not in (None, "cannot tell"):
         detail += f"; without labels it would have been judged {judged} than your RGB model"
     if better:
