@@ -137,15 +137,19 @@ def test_predict_takes_an_onnx_file(
     np.save(tmp_path / "1.npy", np.kron(images[1], np.ones((3, 4), images.dtype)))
     files = [str(tmp_path / f"{number}.npy") for number in range(2)]
     rows = []
-    for model in (exported, exported / "student.onnx"):
+    device = tmp_path / "device"
+    device.mkdir()
+    shutil.copy(exported / "student.onnx", device / "student-int8.onnx")
+    for model in (exported, exported / "student.onnx", device):
         predict(untrained_config, untrained_run, files, output=tmp_path / "rows.csv", model=model)
         with (tmp_path / "rows.csv").open(newline="") as file:
             rows.append(
                 [{**r, "probability": float(r["probability"])} for r in csv.DictReader(file)]
             )
-    for student, found in zip(*rows, strict=True):
-        assert found.pop("probability") == pytest.approx(student.pop("probability"), abs=1e-4)
-        assert found == student
+    for student, *others in zip(*rows, strict=True):
+        probability = pytest.approx(student["probability"], abs=1e-4)
+        assert all(other == {**student, "probability": probability} for other in others)
+    assert ExportedStudent(exported / "student.onnx").predict_stored([]) == []
     (tmp_path / "cut.onnx").write_bytes((exported / "student.onnx").read_bytes()[:5000])
     with pytest.raises(DataError, match=r"cut\.onnx is damaged"):
         predict(
@@ -325,13 +329,16 @@ def test_the_graph_divides_logits_by_the_temperature() -> None:
     assert torch.allclose(probabilities, torch.softmax(logits / 4, dim=1))
 
 
-def test_depth_in_units_of_the_sensor_is_not_called_millimetres() -> None:
-    def meaning(modality: str, unit: str) -> str:
-        return Sensor(modality, unit, "uint16", 1, 16, "crop").meaning
+def test_a_file_says_what_its_values_are_and_how_raw_ones_become_such() -> None:
+    def meaning(modality: str, unit: str, **more: Any) -> str:
+        return Sensor(modality, unit, "uint16", 1, 16, "crop", **more).meaning
 
     assert meaning("depth", "auto") == "mm, 0 = no reading"
     assert meaning("depth", "raw") == "raw, 0 = no reading"
     assert meaning("thermal", "auto") == "raw"
+    scaled = meaning("depth", "auto", scale=0.2, no_reading=(65535,))
+    assert scaled == "mm, 0 = no reading; first set 65535 to 0, then multiply by 0.2"
+    assert meaning("depth", "m") == "mm, 0 = no reading; first multiply by 1000"
 
 
 def test_a_second_export_does_nothing_until_something_changed(
