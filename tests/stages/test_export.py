@@ -177,6 +177,24 @@ def test_the_model_card_has_front_matter_and_code_that_runs(
     assert "uint16, (batch, 16, 16)" in text
 
 
+@pytest.mark.parametrize("kind", ["pt2", "safetensors"])
+def test_an_export_without_onnx_has_code_that_runs_and_nothing_of_an_interrupted_one(
+    kind: str, untrained_run: Run, untrained_config: Config, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(files, "LONGEST_S", 0)
+    monkeypatch.chdir(tmp_path)
+    for name in ("bridged-source-int8.onnx", ".student.onnx.12.partial", "notes.onnx"):
+        (tmp_path / name).touch()
+    export(untrained_config, untrained_run, formats=[kind], benchmark=True, output=tmp_path)
+    left = {path.name for path in tmp_path.iterdir() if "onnx" in path.name}
+    assert left == {"notes.onnx"}
+    assert json.loads((tmp_path / "done.json").read_text())["precisions"] == ["fp32"]
+    capsys.readouterr()
+    exec((tmp_path / "README.md").read_text().split("```python")[1].split("```")[0], {})
+    assert capsys.readouterr().out.strip() in sfkt_cli.load_student(untrained_run.folder).classes
+
+
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_the_recipes_of_the_export_page_run(
     runtime: str,
@@ -298,6 +316,12 @@ def test_other_precisions_types_and_batches(
     card = (tmp_path / "README.md").read_text()
     assert "float32, (2, 20, 24)" in card
     assert "| student-int8.onnx" in card
+
+
+def test_a_single_image_is_measured_and_compared() -> None:
+    images = files.TargetImages(np.ones((1, 4, 4), np.uint16), ["a"], (4, 4), "uint16", 2)
+    for lowered in (False, True):
+        assert [rows.tolist() for rows in images.choose(lowered=lowered)] == [[0], [0]]
 
 
 def test_the_model_card_tells_no_results_of_earlier_weights(tmp_path: Path) -> None:
