@@ -5,7 +5,6 @@ all, and :func:`sfkt_cli.training.loop.fit` times one step. Nothing is written i
 """
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -148,6 +147,7 @@ def _try_prepare(config: Config, run: Run) -> dict[str, Any]:
     """Read the archive's list of files, deal them out, and load some samples of each part."""
     import numpy as np
 
+    from sfkt_cli.data.ingest import cores
     from sfkt_cli.data.readers import archive_root, read_archive
     from sfkt_cli.stages.prepare import gaps, make_plan
 
@@ -173,7 +173,7 @@ def _try_prepare(config: Config, run: Run) -> dict[str, Any]:
                     load(record, config.image_size)
                 tried += 1
     counts = {part: len(records) for part, records in plan.parts.items()}
-    count, workers = sum(counts.values()), config.prepare.workers or len(os.sched_getaffinity(0))
+    count, workers = sum(counts.values()), config.prepare.workers or cores()
     seconds = (time.monotonic() - began) / max(tried, 1) * count / workers
     does = f"reads {count:,} samples: " + ", ".join(f"{n:,} {part}" for part, n in counts.items())
     root = archive_root(config)

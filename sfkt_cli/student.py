@@ -108,6 +108,8 @@ class Student(nn.Module):
 
     def predict_stored(self, images: Sequence[NDArray[Any]]) -> list[Prediction]:
         """Classify images that :meth:`read` gave, as one batch."""
+        if not images:
+            return []
         probabilities = self.probabilities(torch.from_numpy(np.stack(images)))
         rows = probabilities.tolist()
         return rank(rows, self.classes, images, self.usual, self.sensor.missing)
@@ -164,6 +166,8 @@ class ExportedStudent:
 
     def predict_stored(self, images: Sequence[NDArray[Any]]) -> list[Prediction]:
         """Classify images that :meth:`read` gave."""
+        if not images:
+            return []
         if list(images[0].shape[:2]) != self._size:  # frames of a video come in the prepared size
             raise DataError(
                 f"the model does not take images of {' x '.join(map(str, images[0].shape[:2]))} "

@@ -227,6 +227,15 @@ def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, text: str) -> No
     assert str(path) in str(caught.value)
 
 
+def test_a_section_that_is_written_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("bridge:\n  epochs: 3\nseed: 1\nbridge:\n  alpha_f: 0.5\n")
+    with pytest.raises(ConfigError, match=r"(?s)bridge is given twice.*line 4"):
+        read_yaml(path)
+    path.write_text("a: &a\n  b: &b {x: 1}\n  c: &c {<<: *b, x: 2}\nd: {<<: *c, x: 3}\n")
+    assert read_yaml(path)["d"] == {"x": 3}  # what is merged may be replaced
+
+
 def test_missing_undecodable_and_empty_files(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     for unreadable in (path, tmp_path):

@@ -83,16 +83,18 @@ def is_system(name: str) -> bool:
     return any(part[:1] == "." or part.casefold() in _SYSTEM for part in name.split("/"))
 
 
-def list_files(folder: Path) -> dict[str, str]:
+def list_files(folder: Path, *, skip_dangling: bool = False) -> dict[str, str]:
     """All files below a folder, each with a text that changes when the file does.
 
-    Names are relative to the folder, with ``/``; hidden and system files are left out.
+    Names are relative to the folder, with ``/``; hidden and system files are left out, and so are
+    files and folders that go while they are listed. ``skip_dangling``: leave out links
+    that lead nowhere.
 
     Raises:
         DataError: A folder cannot be read, or a link leads nowhere or in a circle.
     """
     index: dict[str, str] = {}
-    _list_folder(folder, "", index, set())
+    _list_folder(folder, "", index, set(), skip_dangling)
     return index
 
 
@@ -159,29 +161,36 @@ def _index(path: Path) -> Mapping[str, str]:
 
 
 def _list_folder(
-    folder: Path, prefix: str, index: dict[str, str], above: set[tuple[int, int]]
+    folder: Path,
+    prefix: str,
+    index: dict[str, str],
+    above: set[tuple[int, int]],
+    skip_dangling: bool,
 ) -> None:
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        raise DataError(f"{folder} is a symbolic link to a folder above it: remove the link")
     try:
+        status = folder.stat()
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            raise DataError(f"{folder} is a symbolic link to a folder above it: remove the link")
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         for entry in entries:
             if is_system(entry.name):
                 continue
             if entry.is_dir():
-                _list_folder(Path(entry.path), f"{prefix}{entry.name}/", index, above | {here})
+                _list_folder(
+                    Path(entry.path), f"{prefix}{entry.name}/", index, above | {here}, skip_dangling
+                )
             elif entry.is_file():
                 with contextlib.suppress(FileNotFoundError):  # gone since, as a camera's files are
                     size = entry.stat()
                     index[prefix + entry.name] = f"{size.st_size} {size.st_mtime_ns}"
-            elif entry.is_symlink():
+            elif entry.is_symlink() and not skip_dangling:
                 raise DataError(f"{entry.path} is a symbolic link that leads nowhere: remove it")
             if len(index) > MAX_FILES:
                 raise DataError(f"{folder} and its neighbours hold more than {MAX_FILES:,} files")
     except OSError as error:
-        raise DataError(f"{folder} cannot be read: {_reason(error)}") from None
+        if not above or not isinstance(error, FileNotFoundError):
+            raise DataError(f"{folder} cannot be read: {_reason(error)}") from None
 
 
 def _index_zip(path: Path) -> Mapping[str, str]:

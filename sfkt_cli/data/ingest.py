@@ -201,7 +201,7 @@ def ingest(
         DataError: An image is damaged; the message names it.
         OSError: From the file system.
     """
-    processes = workers or len(os.sched_getaffinity(0))
+    processes = workers or cores()
     if processes == 1 or sum(len(task.records) for task in tasks) <= FEW_IMAGES:
         for task in tasks:
             yield run_task(task, loader, size, missing)
@@ -223,6 +223,13 @@ def ingest(
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def cores() -> int:
+    """Number of cores that this process may use; all of them where the system does not tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def run_task(task: Task, loader: Loader, size: int, missing: bool) -> Done:

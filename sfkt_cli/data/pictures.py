@@ -78,11 +78,12 @@ def captioned(image: NDArray[Any], missing: bool, text: str) -> Image.Image:
     ``missing``: whether 0 means "no reading".
     """
     picture = Image.fromarray(picture_of(image, missing))
-    side = max(2 * TILE, picture.width)
-    sheet = Image.new("RGB", (side, side + 2 * CAPTION), "white")
-    sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST))
+    times = max(2 * TILE / max(picture.size), 1)
+    width, height = (round(length * times) for length in picture.size)
+    sheet = Image.new("RGB", (max(width, 2 * TILE), height + 2 * CAPTION), "white")
+    sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST))
     ImageDraw.Draw(sheet).text(
-        (6, side + 5), text, fill="black", font=ImageFont.load_default(CAPTION)
+        (6, height + 5), text, fill="black", font=ImageFont.load_default(CAPTION)
     )
     return sheet
 

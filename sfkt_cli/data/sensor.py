@@ -61,9 +61,14 @@ class Sensor:
 
     @property
     def meaning(self) -> str:
-        """Unit of its values: ``mm`` or ``raw``, and what 0 is."""
-        unit = "mm" if self.missing and self.unit != "raw" else "raw"
-        return f"{unit}, 0 = no reading" if self.missing else unit
+        """Unit of stored values, ``mm`` or ``raw``, what 0 is, and how raw values become such."""
+        if not self.missing:
+            return "raw"
+        steps = [f"set {value:.9g} to 0" for value in self.no_reading]
+        scale = 1000 if self.unit == "m" else self.scale
+        steps += [f"multiply by {scale:.9g}"] if scale else []
+        unit = "raw" if self.unit == "raw" else "mm"
+        return f"{unit}, 0 = no reading" + (f"; first {', then '.join(steps)}" if steps else "")
 
     def decode(self, content: bytes, name: str) -> NDArray[Any]:
         """An image file to (S, S) or (S, S, C) in the stored unit; raises DataError if damaged."""
@@ -71,7 +76,8 @@ class Sensor:
 
     def decode_unfitted(self, content: bytes, name: str) -> NDArray[Any]:
         """The same at its own size."""
-        return self.to_unit(decode_target(content, name, self.max_pixels, self.no_reading), name)
+        values = decode_target(content, name, self.max_pixels, self.no_reading)
+        return undo_rotation(values, name) if self.rotated else self.to_unit(values, name)
 
     def fit_values(self, values: NDArray[Any], name: str = "the image") -> NDArray[Any]:
         """A raw image (H, W) or (H, W, C) of the sensor, to the model's size and unit."""
@@ -80,8 +86,6 @@ class Sensor:
     def to_unit(self, values: NDArray[Any], name: str = "the image") -> NDArray[Any]:
         """The same at its own size; raises DataError if its values are not what is expected."""
         values = known_type(values, name, self.no_reading)
-        if self.rotated:
-            return undo_rotation(values, name)
         expected = TargetValues(self.modality, self.unit, self.dtype, self.channels, self.scale)
         return expected.convert(values, name)
 
@@ -189,6 +193,11 @@ def is_video(entry: str) -> bool:
     return is_live(entry) or Path(entry).suffix.lower() in VIDEOS
 
 
+def without_password(address: str) -> str:
+    """The address of a stream for messages and rows, without the user's name and password."""
+    return re.sub(r"//[^/]*@", "//", address)
+
+
 def frames(entry: str, sensor: Sensor) -> Iterator[tuple[str, NDArray[Any]]]:
     """Names and stored images of all frames; of a live stream always the newest one.
 
@@ -199,19 +208,20 @@ def frames(entry: str, sensor: Sensor) -> Iterator[tuple[str, NDArray[Any]]]:
         ConfigError: OpenCV is not installed.
         DataError: It cannot be opened, ends too early, or shows no images of this sensor.
     """
+    live, address = is_live(entry), without_password(entry)
     try:
         import cv2
     except ImportError:
         raise ConfigError(
-            f"{entry} is a video, which needs OpenCV: pip install 'sfkt[video]'"
+            f"{address} is a video, which needs OpenCV: pip install 'sfkt[video]'"
         ) from None
-    live, address = is_live(entry), re.sub(r"//[^/@]*@", "//", entry)  # without a password
     capture = cv2.VideoCapture(int(entry) if entry.isdecimal() and live else entry)
     if not capture.isOpened():
         raise DataError(
             f"{address} cannot be opened as a video: does it exist, and play elsewhere?"
         )
-    if sensor.missing or sensor.dtype == "uint16":
+    # Not for 8 bit: the values of YUV as they are lie between 16 and 235, and holes are not 0.
+    if (sensor.dtype or (sensor.missing and "uint16")) == "uint16":
         capture.set(cv2.CAP_PROP_CONVERT_RGB, 0)
     coloured, count = False, 0
     for count, frame in enumerate(_newest(capture) if live else _all(capture), 1):

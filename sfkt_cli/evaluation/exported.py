@@ -5,6 +5,7 @@ matter.
 """
 
 import csv
+import json
 import platform
 import re
 import time
@@ -62,19 +63,10 @@ classifier, unlabelled images of the sensor, and unlabelled pairs of other thing
 
 ## Use
 
-Input `images`: {images}.
-Outputs: `logits` and `probabilities`, (batch, classes). Encoding and normalisation are
-inside.
-`student.*` is the transferred classifier; `bridged-source.*` is the translator in front
-of the untouched RGB model, with the same interface.
+{interface}
 
 ```python
-import json, numpy as np, onnxruntime
-session = onnxruntime.InferenceSession("{file}")
-classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
-images = {zeros}  # from the sensor
-_, probabilities = session.run(None, {{"images": images}})
-print(classes[probabilities[0].argmax()])
+{code}
 ```
 
 ## Data
@@ -96,6 +88,37 @@ Data set {data}.
 - Every image is given one of the classes above, also when it shows none of them.
 """
 """README.md of an export."""
+GRAPHS = """\
+Input `images`: {images}.
+Outputs: `logits` and `probabilities`, (batch, classes). Encoding and normalisation are
+inside.
+`student.*` is the transferred classifier; `bridged-source.*` is the translator in front
+of the untouched RGB model, with the same interface."""
+WEIGHTS = """\
+The folders hold weights, each with the card that describes them. `student` is the
+transferred classifier. `sfkt` loads it; it takes raw images of the sensor."""
+CODE = {
+    ".onnx": """\
+import json, numpy as np, onnxruntime
+session = onnxruntime.InferenceSession("{file}")
+classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+images = np.zeros({shape}, np.{dtype})  # from the sensor
+_, probabilities = session.run(None, {{"images": images}})
+print(classes[probabilities[0].argmax()])""",
+    ".pt2": """\
+import torch
+classes = {classes}
+program = torch.export.load("{file}").module()
+images = torch.zeros({shape}, dtype=torch.{dtype})  # from the sensor
+_, probabilities = program(images)
+print(classes[int(probabilities[0].argmax())])""",
+    "": """\
+import numpy as np
+from sfkt_cli import load_student
+images = np.zeros({shape}, np.{dtype})  # from the sensor
+print(load_student("{file}").predict(images[0]).label)""",
+}
+"""How a model is used, by the suffix of its file; that of a folder is empty."""
 Rows = NDArray[np.int64]
 
 
@@ -135,7 +158,7 @@ class TargetImages:
     def choose(self, *, lowered: bool) -> tuple[Rows, Rows]:
         """Rows that ranges are measured on, and rows that files are compared on."""
         count = len(self.stored)
-        if not lowered:
+        if not lowered or count == 1:
             rows = spread(count, SAMPLES)
             return rows, rows
         measured = spread(count, min(CALIBRATION, (count + 1) // 2))
@@ -329,8 +352,8 @@ def model_card(
 ) -> str:
     """The text of README.md, with the results of ``evaluate`` where there are some.
 
-    ``images`` are those that the exported files take, ``file`` is an ONNX file of the student,
-    ``tables`` is what was measured on the files, by heading.
+    ``images`` are those that the exported files take, ``file`` is the file or folder of the student
+    that the card opens, ``tables`` is what was measured on the files, by heading.
     """
     results = _results(run, method)
     rows = [row for row in results.rows if row.method in (method, "bridge-only")] if results else []
@@ -350,15 +373,21 @@ def model_card(
         ]
         accuracies = markdown_table(header, cells, left=2)
     shape = ", ".join(map(str, images.shape))
+    taken = f"{images.dtype}, ({batch or 'batch'}, {shape}), {sensor.meaning}"
+    code = CODE[Path(file).suffix].format(
+        file=file,
+        classes=json.dumps(student.classes),
+        shape=f"({batch or 1}, {shape})",
+        dtype=images.dtype,
+    )
     measured = "".join(f"## {title}\n\n{text}\n\n" for title, text in tables.items())
     return CARD.format(
         front=yaml.safe_dump({key: value for key, value in front.items() if value}).rstrip(),
         modality=sensor.modality,
         method=method,
         classes=", ".join(map(plain, student.classes)),
-        images=f"{images.dtype}, ({batch or 'batch'}, {shape}), {sensor.meaning}",
-        file=file,
-        zeros=f"np.zeros(({batch or 1}, {shape}), np.{images.dtype})",
+        interface=GRAPHS.format(images=taken) if Path(file).suffix else WEIGHTS,
+        code=code,
         data=f"{plain(dataset)}; {len(student.classes)} classes; seed {student.card['seed']}",
         accuracies=accuracies,
         measured=measured,

@@ -575,6 +575,22 @@ def section_fields(model: type[BaseModel] = Config, prefix: str = "") -> dict[st
 MAX_YAML_BYTES = 1 << 20
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice: PyYAML drops the first one in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = set[str]()
+        for key, _ in node.value:
+            if str(key.value) in keys:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value} is given twice: write it once",
+                    problem_mark=key.start_mark,
+                )
+            keys.add(str(key.value))
+        return node
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A configuration file as nested dicts; raises ConfigError if it cannot be read."""
     try:
@@ -591,7 +607,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             "of settings"
         )
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"configuration file {path} is not valid YAML: {error}") from None
     if values is None:

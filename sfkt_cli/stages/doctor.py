@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from sfkt_cli.console import output, say, warn
+from sfkt_cli.data.ingest import cores
 from sfkt_cli.data.readers import DATA_FOLDER, READERS
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import RunError, SfktError
@@ -135,8 +136,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _resources() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("CPU", f"{cores} cores, {torch.get_num_threads()} threads of torch")
+    yield Finding("CPU", f"{cores()} cores, {torch.get_num_threads()} threads of torch")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     little = "little memory: keep image_size and runtime.batch_size small"
     yield Finding("memory", f"{memory:.1f} GB", little if memory < LITTLE_MEMORY_GB else "")

@@ -27,6 +27,7 @@ from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.evaluation import exported
 from sfkt_cli.files import (
+    PARTIAL,
     read_record,
     replacing,
     sha256_file,
@@ -56,6 +57,7 @@ from sfkt_cli.student import find_student
 FORMATS = ("onnx", "pt2", "safetensors")
 PRECISIONS = ("fp32", "fp16", "int8")
 LEAST_AGREEMENT = 0.95  # share of images that a file gives PyTorch's class; less is warned of
+ENDS = (".onnx", "-fp16.onnx", "-int8.onnx", ".pt2")  # of the names of graphs
 BATCH = 16  # images at a time, where a file takes any number
 TIMED = (1, 32)  # batches that are timed, where a file takes any number
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -87,7 +89,7 @@ def export(
         method: Which student; None: the only one, or that of ``transfer.method``.
         formats: onnx, pt2, safetensors; empty: all that this installation can write.
         precisions: Precisions of ONNX files: fp32, fp16, int8; empty: fp32, and int8 for a
-            benchmark.
+            benchmark of ONNX files.
         output: Folder; None: ``export`` in the run.
         input_size: ``HEIGHTxWIDTH`` of the sensor's images; None: they come as prepared.
         input_type: float32, for runtimes that take no uint16; None: the type of the sensor.
@@ -99,9 +101,9 @@ def export(
         RunError: There is no student, or a written file does not give PyTorch's results.
         DataError: A model or transfer.h5 is missing or damaged.
     """
-    precisions = precisions or (("fp32", "int8") if benchmark else ("fp32",))
     _choose("precision", precisions, PRECISIONS)
     formats = check_formats(formats, precisions)
+    precisions = precisions or (("fp32", "int8") if benchmark and "onnx" in formats else ("fp32",))
     folders = {"student": find_student(run.folder, method, config.transfer.method)}
     if run.has("bridge") and run.has("source"):
         folders |= {"translator": run.path("bridge"), "source": run.path("source")}
@@ -147,7 +149,8 @@ def export(
     tables = writer.tables()
     for title, text in tables.items():
         say(f"{title}\n\n{text}")
-    first = next((file for file in writer.written if file.endswith(".onnx")), "student.onnx")
+    graphs = [file for end in (".onnx", ".pt2") for file in writer.written if file.endswith(end)]
+    first = next(iter(graphs), "student")
     card = exported.model_card(run, method, saved["student"], sensor, images, first, batch, tables)
     write_text(target / "README.md", card)
     write_settings(target / "config.yaml", to_yaml(config))
@@ -171,7 +174,7 @@ def _images(
 def _begin(target: Path, made_of: Mapping[str, Any], force: bool) -> bool:
     """Clear the folder of an earlier export; False if that was made in the same way, and is whole.
 
-    Only files that the earlier one wrote are removed.
+    Only files that the earlier one wrote are removed, and graphs, which an interrupted one leaves.
     """
     try:
         earlier = read_record(target / "done.json", Exported)
@@ -181,8 +184,10 @@ def _begin(target: Path, made_of: Mapping[str, Any], force: bool) -> bool:
     if same and all((target / name).is_file() for name in earlier.written) and not force:
         return False
     target.mkdir(parents=True, exist_ok=True)
-    for name in ["done.json", *filter(_INSIDE.fullmatch, earlier.written)]:
-        (target / name).unlink(missing_ok=True)
+    graphs = (name + end for name in ("student", "bridged-source") for end in ENDS)
+    for name in ["done.json", *filter(_INSIDE.fullmatch, earlier.written), *graphs]:
+        for file in (target / name, *target.glob(f".{name}.*{PARTIAL}")):
+            file.unlink(missing_ok=True)
     return True
 
 

@@ -1,25 +1,25 @@
 """`sfkt predict`: classes of new images of the target sensor, as CSV or JSONL."""
 
-import contextlib
 import itertools
 import json
+import math
 import re
 import sys
+import tempfile
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 
 from sfkt_cli.console import event, say, speaks_json, track, warn, write_output
 from sfkt_cli.data.archive import is_system, list_files
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
 from sfkt_cli.data.pictures import captioned
-from sfkt_cli.data.sensor import frames, is_live, is_video
+from sfkt_cli.data.sensor import frames, is_live, is_video, without_password
 from sfkt_cli.errors import ConfigError, DataError, Interrupted
 from sfkt_cli.evaluation.report import to_csv as harmless_csv
 from sfkt_cli.files import replacing, write_text
@@ -27,15 +27,15 @@ from sfkt_cli.models.saving import CARD
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.student import ExportedStudent, Prediction, Student, load_student
-from sfkt_cli.training.predicting import warn_of_collapse
+from sfkt_cli.training.predicting import COLLAPSED, FEWEST, Predictions, collapse_warning
 from sfkt_cli.training.runtime import make_runtime
 
 BATCH = 64
 STDIN = "-"
 UNKNOWN = "unknown"
-LAST = 1000  # number of the latest rows of a stream that are checked when it ends
 LOOK_EVERY_S = 0.5
 SHOWN = 10  # so many broken files are named
+LONGEST_NAME = 100  # bytes of an image's name in the name of its picture
 Batch = list[tuple[str | Path, NDArray[Any]]]  # names and stored images
 Row = tuple[str | Path, Prediction]
 AnyStudent = Student | ExportedStudent
@@ -57,15 +57,16 @@ def predict(
     """Classify images and write one row for each; broken files are left out and named at the end.
 
     Where all of them are broken nothing is written. The rows of videos and watched folders are
-    written as they come; a signal ends cameras and watched folders.
+    written as they come. Those of cameras and watched folders go behind the rows that are there; a
+    signal ends these two.
 
     Under ``--json`` each row is an event, too, and takes the place of CSV on standard output.
 
     Args:
         config: ``runtime.gpus`` chooses the device.
         run: Where the student is.
-        images: Files, folders, patterns, or ``-`` for a list of files on standard input; or one
-            video, camera or address.
+        images: Files, folders, patterns, or ``-`` for a list of files on standard input, one a
+            line or with null bytes between them; or one video, camera or address.
         output: .csv or .jsonl; ``-`` writes CSV to standard output.
         top_k: Classes listed for each image.
         method: Which student of the run; None: the only one, or that of ``transfer.method``.
@@ -78,19 +79,23 @@ def predict(
         The number of images, and where the rows are.
 
     Raises:
-        ConfigError: The output's suffix is neither, or nothing matches ``images``.
+        ConfigError: The output cannot be written or holds other columns, its suffix is neither, or
+            nothing matches ``images``.
         DataError: Some files could not be read; the rows of the others are written.
     """
-    if output.suffix.lower() not in (".csv", ".jsonl") and str(output) != STDIN:
-        raise ConfigError(f"--output {output}: the suffix must be .csv or .jsonl")
+    is_file = output.suffix.lower() in (".csv", ".jsonl") and not output.is_dir()
+    if not is_file and str(output) != STDIN:
+        raise ConfigError(f"--output {output}: name a file that ends in .csv or .jsonl")
     video = next((entry for entry in images if is_video(entry)), None)
     if video and (follow or len(images) > 1):
-        raise ConfigError(f"{video} is a video: give it alone, without other images or --follow")
+        raise ConfigError(
+            f"{without_password(video)} is a video: give it alone, without other images or --follow"
+        )
     student = open_student(config, model or run.folder, method)
     broken: list[str] = []
     batches, total = _batches(student, images, video, follow, broken)
-    rows = _Rows(output, min(top_k, len(student.classes)), at_once=total is None)
     endless = follow or bool(video and is_live(video))
+    rows = _Rows(output, student.classes, top_k, at_once=total is None, endless=endless)
     if endless:
         say(f"predict: rows are written to {output} as images come; Ctrl-C ends")
     try:
@@ -126,31 +131,94 @@ def _batches(
 
 
 class _Rows:
-    """The rows of the output: written as they come, or all at the end."""
+    """The rows of the output: written as they come, or all at the end.
 
-    def __init__(self, output: Path, top_k: int, *, at_once: bool) -> None:
-        self._output, self._top_k, self._at_once = output, top_k, at_once
-        self._latest: deque[Row] = deque(maxlen=LAST if at_once else None)
+    Those of ``endless`` images go behind the rows that an earlier start wrote.
+    """
+
+    def __init__(
+        self, output: Path, classes: Sequence[str], top_k: int, *, at_once: bool, endless: bool
+    ) -> None:
+        self._output, self._classes, self._at_once = output, classes, at_once
+        self._top_k = min(top_k, len(classes))
+        self._jsonl = output.suffix.lower() == ".jsonl"
+        self._header = "" if self._jsonl else to_csv([], self._top_k)
+        self._unwritten: list[str] = []
+        self._votes, self._entropy = Counter[str](), 0.0  # of the predictions
+        self._doubted, self._doubt = 0, ""
         self.count = 0
+        self._begun = str(output) != STDIN and self._can_append(endless)
+
+    def _can_append(self, endless: bool) -> bool:
+        """Whether rows go behind others; raises ConfigError if they cannot be written."""
+        begin, header = None, self._header.encode()
+        try:
+            self._output.parent.mkdir(parents=True, exist_ok=True)
+            if endless and self._output.exists():
+                with self._output.open("r+b") as file:
+                    begin = file.read(len(header))
+            else:
+                tempfile.TemporaryFile(dir=self._output.parent).close()
+        except OSError as error:
+            raise ConfigError(
+                f"--output {self._output} cannot be written ({error.strerror}): choose another file"
+            ) from None
+        if begin and begin != header:
+            raise ConfigError(
+                f"--output {self._output} holds other columns than {self._header.strip()}: choose "
+                "another file, or the earlier --top-k"
+            )
+        return begin == header
 
     def add(self, rows: Sequence[Row]) -> str:
         """Tell scripts of further rows, and write them; a stream gets a note for people."""
         for path, prediction in rows:
             event("prediction", **as_row(path, prediction, self._top_k))
-        if self._at_once:
-            write_rows(rows, self._output, self._top_k, append=self.count > 0)
-        self._latest += rows
+            self._votes[prediction.ranked[0][0]] += 1
+            self._entropy -= sum(p * math.log(p) for _, p in prediction.ranked if p > 0)
+            if prediction.warning:
+                self._doubted += 1
+                self._doubt = self._doubt or f"{path}: {prediction.warning}"
         self.count += len(rows)
+        text = to_jsonl(rows, self._top_k) if self._jsonl else to_csv(rows, self._top_k)
+        self._unwritten.append(text.removeprefix(self._header))
+        if self._at_once:
+            self._write()
         return f"{rows[-1][1].label} {rows[-1][1].probability:.0%}" if self._at_once else ""
+
+    def _write(self) -> None:
+        """Write what is not written yet; the first rows take the place of another file."""
+        text = "".join(["" if self._begun else self._header, *self._unwritten])
+        if str(self._output) == STDIN:
+            if not speaks_json():
+                write_output(text)
+        elif self._begun:
+            with self._output.open(
+                "a", encoding="utf-8", errors="backslashreplace", newline=""
+            ) as file:
+                file.write(text)
+        else:
+            write_text(self._output, text)
+        self._begun = True
+        self._unwritten.clear()
 
     def finish(self) -> None:
         """Warn of what looks wrong, and write what is not written yet."""
-        rows = list(self._latest)
-        warn_of_doubts(rows)
-        if not self._at_once:
-            write_rows(rows, self._output, self._top_k)
+        if self._doubted:
+            warn(
+                f"{self._doubted} of {self.count} images do not look like those that the student "
+                f"was trained on, such as {self._doubt}; see the column `warning`"
+            )
+        elif self.count >= FEWEST:
+            shares = [self._votes[name] / self.count for name in self._classes]
+            seen = Predictions(self._entropy / self.count, math.log(len(shares)), shares)
+            advice = COLLAPSED["predict"]
+            if message := collapse_warning(seen, self._classes, "the student", "images", advice):
+                warn(message)
+        if self._unwritten:
+            self._write()
         if str(self._output) != STDIN:
-            say(f"predict: {self.count} images in {self._output}")
+            say(f"predict: {self.count} images" + f" in {self._output}" * bool(self.count))
 
 
 def open_student(config: Config, path: Path, method: str | None) -> AnyStudent:
@@ -163,8 +231,10 @@ def open_student(config: Config, path: Path, method: str | None) -> AnyStudent:
     """
     if path.suffix.lower() == ".onnx" and path.is_file():
         return ExportedStudent(path)
-    if (path / "student.onnx").is_file() and not (path / "student" / CARD).is_file():
-        return ExportedStudent(path / "student.onnx")
+    files = [path / f"student{end}.onnx" for end in ("", "-fp16", "-int8")]
+    file = next((file for file in files if file.is_file()), None)
+    if file is not None and not (path / "student" / CARD).is_file():
+        return ExportedStudent(file)
     device = make_runtime(config.runtime).device
     return load_student(path, method=method, usual=config.transfer.method, device=device)
 
@@ -174,23 +244,6 @@ def judged(prediction: Prediction, threshold: float) -> Prediction:
     if threshold and (prediction.probability < threshold or prediction.warning):
         return replace(prediction, label=UNKNOWN)
     return prediction
-
-
-def write_rows(rows: Sequence[Row], output: Path, top_k: int, *, append: bool = False) -> None:
-    """Write rows as the output's suffix says, behind those that are there or in their place."""
-    jsonl = output.suffix.lower() == ".jsonl"
-    text = to_jsonl(rows, top_k) if jsonl else to_csv(rows, top_k)
-    if append and not jsonl:
-        text = text.partition("\n")[2]
-    if str(output) == STDIN:
-        if not speaks_json():
-            write_output(text)
-    elif append:
-        with output.open("a", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            file.write(text)
-    else:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_text(output, text)
 
 
 def save(
@@ -205,6 +258,7 @@ def save(
     for number, (image, (path, answer)) in enumerate(zip(images, rows, strict=True), first):
         text = f"{answer.label}  {answer.probability:.0%}" + ("  doubted" if answer.warning else "")
         name = re.sub(r"[^\w.#-]+", "_", Path(path).name.removesuffix(".png"))
+        name = name.encode()[:LONGEST_NAME].decode("utf-8", "ignore")
         with replacing(folder / f"{number:06d}-{name}.png") as partial:
             captioned(image, student.sensor.missing, text).save(partial, format="PNG")
 
@@ -212,7 +266,8 @@ def save(
 def watch(student: AnyStudent, folders: Sequence[str], broken: list[str]) -> Iterator[Batch]:
     """Batches of the images of folders, and of those that come or change, without an end.
 
-    A file is read once it has stayed the same between two looks; a broken one is warned of.
+    A file is read once it has stayed the same between two looks; a broken one is warned of, as is a
+    folder that cannot be read for a while.
 
     Raises:
         ConfigError: One of them is not a folder.
@@ -220,35 +275,31 @@ def watch(student: AnyStudent, folders: Sequence[str], broken: list[str]) -> Ite
     for folder in folders:
         if not Path(folder).is_dir():
             raise ConfigError(f"--follow watches folders, but {folder} is not a folder")
-    before: set[tuple[str, int, int]] = set()
-    done: set[tuple[str, int, int]] = set()
+    before: set[tuple[str, str]] = set()
+    done: set[tuple[str, str]] = set()
+    trouble = ""
     while True:
-        now = set()
-        for path in (path for folder in folders for path in _images_below(folder)):
-            with contextlib.suppress(OSError):  # gone again
-                now.add((str(path), path.stat().st_size, path.stat().st_mtime_ns))
+        try:
+            listed = [(folder, list_files(Path(folder), skip_dangling=True)) for folder in folders]
+        except DataError as error:  # such as a network folder that is away for a while
+            if str(error) != trouble:
+                trouble = str(error)
+                warn(f"{trouble}; looking again")
+            time.sleep(LOOK_EVERY_S)
+            continue
+        trouble = ""
+        now = {
+            (str(Path(folder, name)), state)
+            for folder, files in listed
+            for name, state in files.items()
+            if name.lower().endswith(SUFFIXES)
+        }
         ready = sorted((now & before) - done)
-        yield from read_batches(student, [Path(path) for path, _, _ in ready], broken)
+        yield from read_batches(student, [Path(path) for path, _ in ready], broken)
         while broken:
             warn(broken.pop(0))
         before, done = now, (done | set(ready)) & now
         time.sleep(LOOK_EVERY_S)
-
-
-def warn_of_doubts(rows: Sequence[Row]) -> None:
-    """Warn of images that may not come from the sensor, and of one class for nearly all."""
-    doubted = [(name, prediction) for name, prediction in rows if prediction.warning]
-    if doubted:
-        name, prediction = doubted[0]
-        warn(
-            f"{len(doubted)} of {len(rows)} images do not look like those that the student was "
-            f"trained on, such as {name}: {prediction.warning}; see the column `warning`"
-        )
-    if rows and not doubted:
-        classes = sorted(name for name, _ in rows[0][1].ranked)
-        shares = [[dict(answer.ranked)[name] for name in classes] for _, answer in rows]
-        logits = torch.tensor(shares).clamp_min(1e-12).log()
-        warn_of_collapse(logits, classes, "the student", "images", "predict")
 
 
 def _broken_files(broken: Sequence[str], count: int) -> str:
@@ -276,7 +327,8 @@ def expand(images: Sequence[str]) -> Iterator[Path]:
 
 def _matches(entry: str) -> list[Path]:
     if entry == STDIN:
-        lines = sys.stdin.read().removeprefix("\ufeff").splitlines()
+        text = sys.stdin.read().removeprefix("\ufeff")
+        lines = text.split("\0") if "\0" in text else text.splitlines()  # as `find -print0` does
         return [Path(line) for line in lines if line.strip()]
     path = Path(entry)
     if path.is_dir():

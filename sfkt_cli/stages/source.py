@@ -1,11 +1,12 @@
 """`sfkt source`: train the RGB classifier on source.h5, or take one that somebody brought."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sfkt_cli.console import say, warn
@@ -123,10 +124,10 @@ def import_model(
     module: nn.Module,
     *,
     run: str | Path,
-    classes: Sequence[str] = (),
+    classes: Iterable[str] = (),
     image_size: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Sequence[float] | NDArray[Any] | Tensor | None = None,
+    std: Sequence[float] | NDArray[Any] | Tensor | None = None,
     force: bool = False,
 ) -> Run:
     """Take any PyTorch classifier as the source model of a run, by way of ONNX.
@@ -143,7 +144,8 @@ def import_model(
         force: Replace a source model that is there.
 
     Raises:
-        ConfigError: The extra ``onnx`` is not installed, or size or classes do not fit the data.
+        ConfigError: The extra ``onnx`` is not installed, ``mean`` or ``std`` are not three numbers,
+            or size or classes do not fit the data.
         DataError: The module cannot be exported, or is no classifier.
         RunError: The run is not prepared, or has another source model.
     """
@@ -156,6 +158,16 @@ def import_model(
             f"import_model: image_size is {image_size}, the data of {folder} are prepared with "
             f"{size}: prepare them anew with --set image_size={image_size}"
         )
+    path = folder.resolve() / "source.onnx"
+    source_settings = {
+        "checkpoint": str(path), "classes": list(map(str, classes)) or None, "mixture": [],
+        "mean": None if mean is None else [float(value) for value in mean],
+        "std": None if std is None else [float(value) for value in std],
+    }  # fmt: skip
+    options = Options(run=folder, force=force).with_flags(
+        {f"source.{name}": value for name, value in source_settings.items()}
+    )
+    settings = resolve(options, "source")
     weights = next(module.parameters(), torch.empty(0))
     training = {part: part.training for part in module.modules()}
     try:
@@ -168,19 +180,10 @@ def import_model(
     finally:
         for part, was in training.items():
             part.training = was
-    path = folder.resolve() / "source.onnx"
     same = path.is_file() and path.read_bytes() == content
     if Run(folder).finished("source") and not same and not force:
         raise RunError(f"{folder / 'source'} holds another model: force=True replaces it")
     write_bytes(path, content)
-    source_settings = {
-        "checkpoint": str(path), "classes": list(classes) or None, "mean": mean and list(mean),
-        "std": std and list(std), "mixture": [],
-    }  # fmt: skip
-    options = Options(run=folder, force=force).with_flags(
-        {f"source.{name}": value for name, value in source_settings.items()}
-    )
-    settings = resolve(options, "source")
     source(settings.config, settings.run)
     return settings.run
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfkt_cli.console import event, speak_json, stage_log, warn
+from sfkt_cli.data.archive import list_files
 from sfkt_cli.data.decode import decode_rgb, decode_target
 from sfkt_cli.data.readers import read_archive
 from sfkt_cli.data.sensor import Sensor
@@ -344,6 +345,26 @@ def test_images_that_are_not_read_are_counted_and_named(
         read_archive(settings_of(root))
     with pytest.raises(DataError, match=r"7\.heic cannot be read.*convert it: PNG, JPEG"):
         decode_rgb(b"\0\0\0 ftypheic", "7.heic")
+
+
+def test_a_folder_that_goes_while_it_is_listed_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "a.png").touch()
+    scan = os.scandir
+
+    def scan_and_remove(folder: Path) -> list[os.DirEntry[str]]:
+        entries = list(scan(folder))
+        (tmp_path / "gone").rmdir()
+        return entries
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", scan_and_remove)
+        files = list_files(tmp_path)
+    assert list(files) == ["a.png"]
+    with pytest.raises(DataError, match="gone cannot be read: No such file"):
+        list_files(tmp_path / "gone")
 
 
 def test_depth_in_units_of_its_own_with_values_that_mean_no_reading(tmp_path: Path) -> None:

@@ -137,15 +137,19 @@ def test_predict_takes_an_onnx_file(
     np.save(tmp_path / "1.npy", np.kron(images[1], np.ones((3, 4), images.dtype)))
     files = [str(tmp_path / f"{number}.npy") for number in range(2)]
     rows = []
-    for model in (exported, exported / "student.onnx"):
+    device = tmp_path / "device"
+    device.mkdir()
+    shutil.copy(exported / "student.onnx", device / "student-int8.onnx")
+    for model in (exported, exported / "student.onnx", device):
         predict(untrained_config, untrained_run, files, output=tmp_path / "rows.csv", model=model)
         with (tmp_path / "rows.csv").open(newline="") as file:
             rows.append(
                 [{**r, "probability": float(r["probability"])} for r in csv.DictReader(file)]
             )
-    for student, found in zip(*rows, strict=True):
-        assert found.pop("probability") == pytest.approx(student.pop("probability"), abs=1e-4)
-        assert found == student
+    for student, *others in zip(*rows, strict=True):
+        probability = pytest.approx(student["probability"], abs=1e-4)
+        assert all(other == {**student, "probability": probability} for other in others)
+    assert ExportedStudent(exported / "student.onnx").predict_stored([]) == []
     (tmp_path / "cut.onnx").write_bytes((exported / "student.onnx").read_bytes()[:5000])
     with pytest.raises(DataError, match=r"cut\.onnx is damaged"):
         predict(
@@ -171,6 +175,24 @@ def test_the_model_card_has_front_matter_and_code_that_runs(
     front = yaml.safe_load(text.split("---")[1])
     assert front["pipeline_tag"] == "image-classification"
     assert "uint16, (batch, 16, 16)" in text
+
+
+@pytest.mark.parametrize("kind", ["pt2", "safetensors"])
+def test_an_export_without_onnx_has_code_that_runs_and_nothing_of_an_interrupted_one(
+    kind: str, untrained_run: Run, untrained_config: Config, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(files, "LONGEST_S", 0)
+    monkeypatch.chdir(tmp_path)
+    for name in ("bridged-source-int8.onnx", ".student.onnx.12.partial", "notes.onnx"):
+        (tmp_path / name).touch()
+    export(untrained_config, untrained_run, formats=[kind], benchmark=True, output=tmp_path)
+    left = {path.name for path in tmp_path.iterdir() if "onnx" in path.name}
+    assert left == {"notes.onnx"}
+    assert json.loads((tmp_path / "done.json").read_text())["precisions"] == ["fp32"]
+    capsys.readouterr()
+    exec((tmp_path / "README.md").read_text().split("```python")[1].split("```")[0], {})
+    assert capsys.readouterr().out.strip() in sfkt_cli.load_student(untrained_run.folder).classes
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -296,6 +318,12 @@ def test_other_precisions_types_and_batches(
     assert "| student-int8.onnx" in card
 
 
+def test_a_single_image_is_measured_and_compared() -> None:
+    images = files.TargetImages(np.ones((1, 4, 4), np.uint16), ["a"], (4, 4), "uint16", 2)
+    for lowered in (False, True):
+        assert [rows.tolist() for rows in images.choose(lowered=lowered)] == [[0], [0]]
+
+
 def test_the_model_card_tells_no_results_of_earlier_weights(tmp_path: Path) -> None:
     run, config = make_run(tmp_path, "shot"), settings(oracle=False, pictures=False)
 
@@ -325,13 +353,16 @@ def test_the_graph_divides_logits_by_the_temperature() -> None:
     assert torch.allclose(probabilities, torch.softmax(logits / 4, dim=1))
 
 
-def test_depth_in_units_of_the_sensor_is_not_called_millimetres() -> None:
-    def meaning(modality: str, unit: str) -> str:
-        return Sensor(modality, unit, "uint16", 1, 16, "crop").meaning
+def test_a_file_says_what_its_values_are_and_how_raw_ones_become_such() -> None:
+    def meaning(modality: str, unit: str, **more: Any) -> str:
+        return Sensor(modality, unit, "uint16", 1, 16, "crop", **more).meaning
 
     assert meaning("depth", "auto") == "mm, 0 = no reading"
     assert meaning("depth", "raw") == "raw, 0 = no reading"
     assert meaning("thermal", "auto") == "raw"
+    scaled = meaning("depth", "auto", scale=0.2, no_reading=(65535,))
+    assert scaled == "mm, 0 = no reading; first set 65535 to 0, then multiply by 0.2"
+    assert meaning("depth", "m") == "mm, 0 = no reading; first multiply by 1000"
 
 
 def test_a_second_export_does_nothing_until_something_changed(

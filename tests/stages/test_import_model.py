@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -42,8 +43,9 @@ def test_a_module_becomes_the_source_model(run: Run) -> None:
     module = network(len(classes)).train()
     shown = list(reversed(classes))
     sfkt_cli.import_model(
-        module, run=run.folder, classes=shown, image_size=16, mean=[0.5] * 3, std=[0.25] * 3
-    )
+        module, run=run.folder, classes=np.array(shown), image_size=16,
+        mean=np.full(3, 0.5), std=torch.full((3,), 0.25),
+    )  # fmt: skip
     assert module.training
     saved = load_model(run.path("source"))
     assert isinstance(saved.module, Classifier)
@@ -63,6 +65,9 @@ def test_what_cannot_be_imported_is_said(run: Run, tmp_path: Path) -> None:
         sfkt_cli.import_model(module, run=tmp_path / "none")
     with pytest.raises(ConfigError, match=r"image_size is 32.* prepared with 16"):
         sfkt_cli.import_model(module, run=run.folder, image_size=32)
+    with pytest.raises(ConfigError, match=r"source\.mean"):
+        sfkt_cli.import_model(module, run=run.folder, mean=[0.5])
+    assert not run.path("source.onnx").exists()
     with pytest.raises(DataError, match="cannot be exported"):
         sfkt_cli.import_model(nn.Linear(5, 2), run=run.folder)
     assert not run.path("source").exists()

@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,12 @@ from torch import nn
 import sfkt_cli
 from sfkt_cli.data.sensor import describe_images, doubt, frames
 from sfkt_cli.data.store import open_store
-from sfkt_cli.errors import ConfigError, DataError, RunError
+from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
 from sfkt_cli.files import read_settings, write_settings
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.stages.predict import BATCH, expand, predict, to_csv, watch
+from sfkt_cli.stages.predict import BATCH, expand, predict, save, to_csv, watch
 from sfkt_cli.student import Prediction
 
 
@@ -60,13 +62,17 @@ def test_a_file_is_classified_like_its_row_in_the_store(
 
 
 def test_every_image_gets_a_row_in_order(
-    untrained_run: Run, untrained_config: Config, depth_files: Path, tmp_path: Path
-) -> None:
+    untrained_run: Run, untrained_config: Config, depth_files: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     output = tmp_path / "predictions.csv"
     predict(untrained_config, untrained_run, [str(depth_files)], output=output, top_k=2)
     rows = list(csv.DictReader(io.StringIO(output.read_text())))
     assert [row["path"] for row in rows] == sorted(map(str, depth_files.glob("*.png")))
     assert len(rows) == BATCH + 6
+    (share,) = Counter(row["class"] for row in rows).values()
+    assert share == len(rows)
+    assert "the student calls 100 % of the images" in capsys.readouterr().err
     student = sfkt_cli.load_student(untrained_run.folder)
     for row in (rows[0], rows[-1]):
         found = student.predict(row["path"])
@@ -104,8 +110,9 @@ def test_files_folders_patterns_and_a_list(
 ) -> None:
     first, second = depth_files / "000.png", depth_files / "001.png"
     assert list(expand([str(second), str(depth_files / "00[01].png")])) == [second, first]
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{second}\n\n{first}\n"))
-    assert list(expand(["-", str(first)])) == [second, first]
+    for listed in (f"{second}\n\n{first}\n", f"{second}\0{first}\0"):  # as find -print0 lists
+        monkeypatch.setattr("sys.stdin", io.StringIO(listed))
+        assert list(expand(["-", str(first)])) == [second, first]
     monkeypatch.chdir(depth_files)
     assert list(expand(["00[01].png"])) == [Path("000.png"), Path("001.png")]
     with pytest.raises(ConfigError, match=r"none\*\.png matches no image"):
@@ -115,8 +122,14 @@ def test_files_folders_patterns_and_a_list(
 def test_what_cannot_be_done_is_said_first(
     untrained_run: Run, untrained_config: Config, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"\.csv or \.jsonl"):
-        predict(untrained_config, untrained_run, ["x.png"], output=tmp_path / "out.xls")
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").touch()
+    for name, why in (
+        ("out.xls", r"\.csv or \.jsonl"), ("folder.csv", "name a file"),
+        ("file/out.csv", "cannot be written"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=why):
+            predict(untrained_config, untrained_run, ["x.png"], output=tmp_path / name)
     with pytest.raises(RunError, match="first run `sfkt transfer`"):
         sfkt_cli.load_student(tmp_path)
     with pytest.raises(RunError, match="sfkt transfer --method shot"):
@@ -209,6 +222,23 @@ def test_a_doubted_image_has_a_warning_in_its_row(
     assert (unsure["class"], unsure["probability"]) == ("unknown", good["probability"])
 
 
+def test_pictures_keep_their_proportions_and_have_short_names(
+    untrained_run: Run, depth_files: Path, tmp_path: Path
+) -> None:
+    student = sfkt_cli.load_student(untrained_run.folder)
+    answer = student.predict(depth_files / "000.png")
+    for width, size in ((32, (256, 156)), (4, (256, 284)), (600, (600, 44))):
+        long = Path(f"{width}{'ä' * 120}.png")
+        save(tmp_path, 0, student, [np.ones((16, width), np.uint16)], [(long, answer)])
+        (file,) = tmp_path.glob(f"000000-{width}*.png")
+        with Image.open(file) as picture:
+            assert picture.size == size
+
+
+def test_an_empty_list_has_no_predictions(untrained_run: Run) -> None:
+    assert sfkt_cli.load_student(untrained_run.folder).predict_stored([]) == []
+
+
 def write_video(path: Path, images: Sequence[NDArray[np.uint16]]) -> None:
     cv2 = pytest.importorskip("cv2")
     writer = cv2.VideoWriter(
@@ -235,10 +265,41 @@ def test_frames_of_a_video_are_classified_like_images(
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
     with pytest.raises(DataError, match=r"ends after .* of \d+ frames"):
         predict(untrained_config, untrained_run, [str(video)], output=output)
+    address = "rtsp://me:sec@ret@127.0.0.1:9/1"
     with pytest.raises(DataError, match=r"rtsp://127\.0\.0\.1:9/1 cannot be opened"):
-        next(frames("rtsp://me:secret@127.0.0.1:9/1", student.sensor))
-    with pytest.raises(ConfigError, match="give it alone"):
-        predict(untrained_config, untrained_run, [str(video), "x.png"], output=output)
+        next(frames(address, student.sensor))
+    with pytest.raises(ConfigError, match=r"^rtsp://127\.0\.0\.1:9/1 is a video: give it alone"):
+        predict(untrained_config, untrained_run, [address, "x.png"], output=output)
+
+
+def test_holes_in_a_video_of_8_bit_stay_0(untrained_run: Run, tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2")
+    video = tmp_path / "depth.avi"
+    image = np.full((48, 64), 120, np.uint8)
+    image[8:24, 16:32] = 0
+    motion_jpeg = cv2.VideoWriter_fourcc(*"MJPG")
+    writer = cv2.VideoWriter(str(video), motion_jpeg, 10, image.shape[::-1], isColor=False)
+    for _ in range(3):
+        writer.write(image)
+    writer.release()
+    sensor = replace(
+        sfkt_cli.load_student(untrained_run.folder).sensor, unit="raw", dtype="uint8", image_size=48
+    )
+    _, stored = next(frames(str(video), sensor))
+    assert (stored == 0).sum() == 16 * 16
+    assert stored.max() == pytest.approx(120, abs=2)
+
+
+def test_only_files_of_sun_rgbd_have_their_bits_rotated(
+    untrained_run: Run, depth_files: Path, tmp_path: Path
+) -> None:
+    student = sfkt_cli.load_student(untrained_run.folder)
+    depth_mm = student.read(depth_files / "000.png")
+    expected = student.predict(depth_mm)
+    student.sensor = replace(student.sensor, rotated=True)
+    Image.fromarray((depth_mm << 3) | (depth_mm >> 13)).save(tmp_path / "rotated.png")
+    assert student.predict(tmp_path / "rotated.png") == expected
+    assert student.predict(depth_mm) == expected
 
 
 def test_a_watched_folder_gives_each_file_once_it_is_whole(
@@ -264,3 +325,62 @@ def test_a_watched_folder_gives_each_file_once_it_is_whole(
     assert "b.png is damaged" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="watches folders"):
         next(watch(student, [str(depth_files / "000.png")], []))
+
+
+def test_a_watched_folder_may_change_while_it_is_listed(
+    untrained_run: Run, depth_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder, away = tmp_path / "shots", tmp_path / "away"
+    whole = (depth_files / "000.png").read_bytes()
+    folder.mkdir()
+    (folder / "a.png").write_bytes(whole)
+    looks: list[Callable[[], object]] = [
+        lambda: (folder / "latest.png").symlink_to("gone.png"),
+        lambda: folder.rename(away),
+        lambda: None,
+        lambda: away.rename(folder),
+        lambda: (folder / "b.png").write_bytes(whole),
+        lambda: None,
+    ]
+    monkeypatch.setattr("time.sleep", lambda seconds: looks.pop(0)())
+    student = sfkt_cli.load_student(untrained_run.folder)
+    seen: list[str] = []
+    batches = (row for batch in watch(student, [str(folder)], []) for row in batch)
+    with pytest.raises(IndexError):
+        seen.extend(Path(path).name for path, _ in batches)
+    assert seen == ["a.png", "b.png"]
+    assert capsys.readouterr().err.count("shots cannot be read") == 1
+
+
+def test_a_watched_folder_keeps_the_rows_of_an_earlier_start(
+    untrained_run: Run, untrained_config: Config, depth_files: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder, output = tmp_path / "shots", tmp_path / "rows.csv"
+    folder.mkdir()
+
+    def start(output: Path, top_k: int = 1) -> str:
+        def wait(seconds: float, looks: list[int] = [1]) -> None:  # noqa: B006
+            if not looks:
+                raise Interrupted
+            looks.pop()
+
+        monkeypatch.setattr("time.sleep", wait)
+        predict(
+            untrained_config, untrained_run, [str(folder)], output=output, top_k=top_k, follow=True
+        )
+        return capsys.readouterr().err
+
+    assert "0 images in" not in start(output)
+    assert not output.exists()
+    for name in ("a.png", "b.png"):
+        shutil.copy(depth_files / "000.png", folder / name)
+        for file in (output, tmp_path / "rows.jsonl"):
+            assert f"1 images in {file}" in start(file)
+        (folder / name).unlink()
+    rows = list(csv.DictReader(io.StringIO(output.read_text())))
+    assert [Path(row["path"]).name for row in rows] == ["a.png", "b.png"]
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2
+    with pytest.raises(ConfigError, match=r"rows\.csv holds other columns.*--top-k"):
+        start(output, top_k=2)
