@@ -263,9 +263,11 @@ def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> 
     for folder in (path, path / "student"):  # the model's own folder, or that of an export
         if (folder / CARD).is_file():
             return folder
+    if path.is_file():
+        raise RunError(f"{path} is no student: give a run, or what `sfkt export` wrote")
     if not path.exists():
         raise RunError(
-            f"{path} does not exist: give a run such as runs/synthetic, or `sfkt prepare`"
+            f"{path} does not exist: give a run such as runs/synthetic, or what `sfkt export` wrote"
         )
     done = sorted(file.parent.name for file in path.glob("transfer/*/done.json"))
     if not done:

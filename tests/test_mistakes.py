@@ -237,6 +237,13 @@ MISTAKES = [
     Mistake(
         "truncated store", "bridge --run run --force", ("transfer.h5", "sfkt prepare"), truncate
     ),
+    Mistake("inspect of a run", "inspect run", ("run is a folder", "transfer.h5")),
+    Mistake(
+        "a text for a student",
+        "predict x.png --model s.txt",
+        ("s.txt", "no student"),
+        text_file("s.txt"),
+    ),
     Mistake("labels off by one", "evaluate --run run", ("test.h5", "label"), shift_labels),
     Mistake("no checkpoint", f"{BRING} source.checkpoint=gone.pth", ("gone.pth", "does not exist")),
     Mistake(

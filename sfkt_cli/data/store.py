@@ -196,6 +196,10 @@ def open_store(path: Path) -> Store:
         DataError: The file is missing, unfinished, damaged, of another schema or role; a sample id
             occurs twice or cannot be the name of a file.
     """
+    if path.is_dir():
+        raise DataError(
+            f"{path} is a folder: name a file in it, such as prepare/transfer.h5 of a run"
+        )
     if not path.is_file():
         raise DataError(f"{path} does not exist: first run `sfkt prepare NAME`")
     columns: dict[str, Column] = {}

@@ -74,7 +74,9 @@ def headline(evaluation: Evaluation, rows: Sequence[Row], judged: Verdict | None
     if main in evaluation.models.students and encoded not in (None, here["source-only"].accuracy):
         of = encoding_of(evaluation)
         detail += f"; your RGB model on images encoded as {of}: {percent(encoded)} %"
-    if judged not in (None, "cannot tell"):
+    if note := evaluation.outcomes[main].predictor.note:
+        detail += f"; {note}"
+    elif judged not in (None, "cannot tell"):
         detail += f"; without labels it would have been judged {judged} than your RGB model"
     if better:
         best = max(better, key=lambda name: here[name].accuracy)
@@ -162,14 +164,15 @@ def _measured(evaluation: Evaluation, run: Run) -> list[str]:
     record = run.record(f"transfer/{main}")
     if main == "tgkt" and "bridge_trust" in record:
         lines.append(
-            f"Trust in the bridge, 0 to 1: {record['bridge_trust']:.2f} at the start, "
-            f"{record['bridge_trust_left']:.2f} beside the finished student (0: the student learns "
-            "without it, from its own images and the pairs; 1: the bridge teaches it fully)"
+            f"Trust in the bridge, 0 to 1: {record['bridge_trust']:.2f} before the training, whose "
+            "weight then falls to 0 (0: the student learns without the bridge, from its own images "
+            "and the pairs; 1: the bridge teaches it fully). Measured again with the finished "
+            f"student: {record['bridge_trust_left']:.2f}"
         )
     if record.get("strangers") is not None:
         lines.append(
             f"At most about {percent(record['strangers'])} % of the target images may show none of "
-            "the classes: no more look like TI images (a coarse bound)"
+            "the classes (a coarse bound: no more look like TI images; it may well be none)"
         )
     return lines
 
@@ -186,8 +189,9 @@ def _gap_closed(evaluation: Evaluation, rows: Sequence[Row]) -> list[str]:
         start, gap = accuracy["source-only"], bounds[best] - accuracy["source-only"]
         if gap > 0:
             lines.append(
-                f"{main} on the {split} split: {percent((accuracy[main] - start) / gap)} % of the "
-                f"way from source-only to the better bound ({best} on held-out images)"
+                f"{main} on the {split} split gains {100 * (accuracy[main] - start):.1f} of the "
+                f"{100 * gap:.1f} points from source-only to the better bound ({best} on held-out "
+                "images)"
             )
     return lines
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sfkt_cli.errors import ConfigError
+from sfkt_cli.errors import ConfigError, first_line
 from sfkt_cli.settings.config import SourceConfig
 
 Three = tuple[float, float, float]
@@ -72,7 +72,8 @@ def make_backbone(
         layer: Name of the linear layer whose input is the output here; empty: the last one.
 
     Raises:
-        ConfigError: The name is unknown, its extra is not installed, or no weights are published.
+        ConfigError: The name is unknown, its extra is not installed, or its weights are not
+            published or could not be downloaded.
     """
     if name == "small":
         if pretrained:
@@ -106,12 +107,22 @@ def _torchvision(name: str, pretrained: bool, layer: str) -> tuple[nn.Module, in
         options["transform_input"] = False
     with warnings.catch_warnings():  # of classifiers on the side, which go in the next lines
         warnings.filterwarnings("ignore", "auxiliary heads", UserWarning)
-        network = models.get_model(name, **options)
+        try:
+            network = models.get_model(name, **options)
+        except OSError as error:
+            raise _not_downloaded(name, error) from None
     if name in INCEPTIONS:
         network.aux_logits = False
         for side in ("AuxLogits", "aux1", "aux2"):
             setattr(network, side, None)
     return network, replace_last_linear(network, layer)
+
+
+def _not_downloaded(name: str, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"source.weights: the published weights of {name} could not be downloaded "
+        f"({first_line(error)}): connect this machine, or bring a model with source.checkpoint=FILE"
+    )
 
 
 def _timm_hint(name: str) -> str:
@@ -160,6 +171,8 @@ def _timm(name: str, pretrained: bool) -> tuple[nn.Module, int]:
         raise ConfigError(f"source.backbone = 'timm:{name}' is no timm model; near: {near}")
     try:
         network = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    except OSError as error:
+        raise _not_downloaded(f"timm:{name}", error) from None
     except (RuntimeError, ValueError) as error:  # such as a tag of weights that nobody published
         raise ConfigError(f"source.backbone = 'timm:{name}': {error}") from None
     made_for: Any = network.pretrained_cfg

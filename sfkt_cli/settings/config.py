@@ -384,7 +384,8 @@ class TgktConfig(DistillConfig):
     trust: Literal["measured", "full"] = "measured"
     """measured: L_KL is multiplied by a trust from 0 to 1. The bridge is trusted where the target
     images of TI pairs clearly find their RGB partners better with it than in the student, until the
-    student finds them better, and ever less (ours). full: the trust is 1, as in the paper."""
+    student finds them better; it also falls linearly to 0 at the end (ours). full: the trust is 1,
+    as in the paper."""
     beta_f: Weight = 0.3
     """Weight of L_f, feature matching on TI pairs (ours)."""
     beta_self: Weight = 0.3
@@ -459,10 +460,10 @@ def _batch_size(value: Any, validate: Callable[[Any], Any]) -> Any:
 
 
 class RuntimeConfig(Section):
-    """How the machine is used; only the batch size and the number of processes change results.
+    """How the machine is used.
 
-    Each process has its own batch statistics, unless ``sync_batchnorm`` is set. The other settings
-    change rounding at most.
+    Only the batch size, the number of processes or GPUs and sync_batchnorm change results; the
+    others change rounding at most.
     """
 
     gpus: int | None = Field(None, ge=0)

@@ -148,8 +148,9 @@ def transfer(config: Config, run: Run) -> None:
         if not kept:
             student = untouched
             warn(f"{method}: the student was judged worse, so the source model's weights are kept")
-        look_for_collapse(store, load, student.eval(), runtime, "transfer")
-        temperature = calibrated(judge, load, student)
+        else:
+            look_for_collapse(store, load, student, runtime, "transfer")
+        temperature = calibrated(judge, load, student.eval())
         if not runtime.main:
             return
         save_model(

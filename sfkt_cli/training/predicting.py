@@ -190,7 +190,8 @@ def collapse_warning(
     if predictions.entropy > NEARLY_UNIFORM * predictions.largest_entropy:
         return (
             f"{model} is unsure of the {images} (mean entropy "
-            f"{predictions.entropy:.2f} nats of {predictions.largest_entropy:.2f}): {advice}"
+            f"{predictions.entropy:.2f} nats of {predictions.largest_entropy:.2f}): it has learned "
+            f"hardly anything; {advice}"
         )
     return None
 

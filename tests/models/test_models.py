@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.error
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,17 @@ def test_an_unknown_backbone_is_named_with_the_nearest(backbone: str, told: str)
         classifier(backbone)
     assert repr(backbone) in str(caught.value)
     assert told in str(caught.value)
+
+
+def test_weights_that_cannot_be_downloaded_are_told_in_one_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def offline(name: str, **options: Any) -> nn.Module:
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(models, "get_model", offline)
+    with pytest.raises(ConfigError, match=r"of resnet18 could not .*Name or.*source\.checkpoint"):
+        make_backbone("resnet18", width=8, pretrained=True)
 
 
 def test_the_small_backbone_has_no_published_weights() -> None:
