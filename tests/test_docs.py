@@ -115,4 +115,4 @@ def test_quick_start_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, f"{command}: {result.output}\n{result.exception}"
     assert (tmp_path / "table.md").read_text(encoding="utf-8").count("tgkt") > 1
-    assert len(list((tmp_path / "runs/quick/bridge/images").glob("*.png"))) == 144
+    assert len(list((tmp_path / "runs/quick/bridge/images").glob("*.png"))) == 480
