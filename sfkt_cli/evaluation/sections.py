@@ -163,12 +163,14 @@ def _measured(evaluation: Evaluation, run: Run) -> list[str]:
         return []
     record = run.record(f"transfer/{main}")
     if main == "tgkt" and "bridge_trust" in record:
-        lines.append(
-            f"Trust in the bridge, 0 to 1: {record['bridge_trust']:.2f} before the training, whose "
-            "weight then falls to 0 (0: the student learns without the bridge, from its own images "
-            "and the pairs; 1: the bridge teaches it fully). Measured again with the finished "
-            f"student: {record['bridge_trust_left']:.2f}"
-        )
+        trust, left = record["bridge_trust"], record["bridge_trust_left"]
+        taught = "0, so the student learned without it, from its own images and the pairs"
+        if trust:
+            taught = (
+                f"{trust:.2f} before the training; its weight then falls to 0. Measured again with "
+                f"the finished student: {left:.2f} (1: the bridge sees much better)"
+            )
+        lines.append(f"Trust in the bridge, 0 to 1: {taught}")
     if record.get("strangers") is not None:
         lines.append(
             f"At most about {percent(record['strangers'])} % of the target images may show none of "
