@@ -14,16 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sfkt_cli.console import warn
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.data.sensor import Sensor, doubt, sensor_of_settings, sensor_of_store
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import DataError, RunError, first_line
+from sfkt_cli.evaluation.models import outdated_student
 from sfkt_cli.files import read_settings
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.onnx_files import need_onnx, open_session, refuse_what_is_elsewhere
 from sfkt_cli.models.saving import CARD, Saved, load_model
 from sfkt_cli.settings.config import build
-from sfkt_cli.settings.runs import known_settings
+from sfkt_cli.settings.runs import Run, known_settings
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,8 @@ def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> 
             f"{path} holds no student of method {chosen!r}, but of {', '.join(done)}: "
             f"first run `sfkt transfer --method {chosen}`, or choose another"
         )
+    if note := outdated_student(Run(path), chosen):
+        warn(f"{path / 'transfer' / chosen} was {note}")
     return path / "transfer" / chosen
 
 

@@ -211,6 +211,15 @@ def _outdated(command: str, record: Mapping[str, Any], inputs: Mapping[str, str]
     return f"made from an earlier {' and '.join(changed)}: run `sfkt {command} --force` to renew it"
 
 
+def outdated_student(run: Run, method: str) -> str | None:
+    """A note where a run's student was made from a model that has changed since."""
+    if not run.has("source"):
+        return None
+    return _outdated(
+        f"transfer --method {method}", run.record(f"transfer/{method}"), model_digests(run)
+    )
+
+
 def _costs(*records: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """Seconds of some stages together, where all of them tell, and their largest memory."""
     complete = all("seconds" in record for record in records)

@@ -24,7 +24,7 @@ import sfkt_cli
 from sfkt_cli.data.sensor import describe_images, doubt, frames
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
-from sfkt_cli.files import read_settings, write_settings
+from sfkt_cli.files import read_settings, write_record, write_settings
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
@@ -385,3 +385,17 @@ def test_a_watched_folder_keeps_the_rows_of_an_earlier_start(
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2
     with pytest.raises(ConfigError, match=r"rows\.csv holds other columns.*--top-k"):
         start(output, top_k=2)
+
+
+def test_a_student_of_an_earlier_source_model_is_told(
+    untrained_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(Path(shutil.copytree(untrained_run.folder, tmp_path / "run")))
+    done = run.path("transfer", "tgkt", "done.json")
+    for inputs, told in (({}, False), ({"source": "earlier"}, True)):
+        write_record(done, {"stage": "transfer/tgkt", "settings": {}, "inputs": inputs})
+        sfkt_cli.load_student(run.folder)
+        err = capsys.readouterr().err
+        assert (
+            "was made from an earlier source: run `sfkt transfer" in " ".join(err.split())
+        ) == told
