@@ -212,12 +212,20 @@ def _outdated(command: str, record: Mapping[str, Any], inputs: Mapping[str, str]
 
 
 def outdated_student(run: Run, method: str) -> str | None:
-    """A note where a run's student was made from a model that has changed since."""
-    if not run.has("source"):
+    """A note where a run's student was made from a source model or bridge that has changed since.
+
+    The student works without them: where they are gone or damaged, nothing is said.
+    """
+    record = run.record(f"transfer/{method}")
+    try:
+        digests = {
+            stage: str(read_card(run.path(stage, CARD))["sha256"])
+            for stage in ("source", "bridge")
+            if stage in record.get("inputs", {}) and run.has(stage)
+        }
+    except DataError:
         return None
-    return _outdated(
-        f"transfer --method {method}", run.record(f"transfer/{method}"), model_digests(run)
-    )
+    return _outdated(f"transfer --method {method}", record, digests)
 
 
 def _costs(*records: Mapping[str, Any]) -> tuple[float | None, float | None]:

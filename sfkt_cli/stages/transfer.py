@@ -205,6 +205,7 @@ def look_through_frozen(
     quick = fold_batch_norms(source, targets.shape[1])
     load = student_loader(runtime, encoding)
     trained, held_out = pairs
+    groups = np.array(store.strings("ti/group"))[held_out].tolist()
 
     def predict(images: NDArray[Any], student: Classifier) -> tuple[Tensor, Tensor]:
         training = student.training
@@ -239,9 +240,8 @@ def look_through_frozen(
         if held_out_features is None or ti_features is None:
             return 0.0
         features, _ = predict(store["ti/target"][held_out], student)
-        groups = np.array(store.strings("ti/group"))[held_out]
         partners = ti_features.cpu()[held_out]
-        return label_free.bridge_lead(held_out_features, features, partners, groups.tolist())
+        return label_free.bridge_lead(held_out_features, features, partners, groups)
 
     return TeacherOutputs(
         source=source,

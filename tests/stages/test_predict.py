@@ -399,3 +399,5 @@ def test_a_student_of_an_earlier_source_model_is_told(
         assert (
             "was made from an earlier source: run `sfkt transfer" in " ".join(err.split())
         ) == told
+    run.path("source", "model.json").write_text("damaged")
+    sfkt_cli.load_student(run.folder)  # which does without the source model
