@@ -13,7 +13,7 @@ import hashlib
 import os
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -40,6 +40,13 @@ FILES: dict[str, tuple[str, ...]] = {
 UNNAMED = FILES["transfer.h5"]
 FEW_IMAGES = 256  # up to this number, images are read in this process: starting others takes longer
 View = Literal["rgb", "target"]
+VIEWS: dict[str, tuple[View, ...]] = {
+    "source": ("rgb",),
+    "target": ("target",),
+    "test": ("rgb", "target"),
+    "ti": ("rgb", "target"),
+}
+"""What is stored of the samples of each part."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,8 @@ class Plan:
 
     def views(self, part: str) -> tuple[View, ...]:
         """What is stored of a part's samples; test has RGB where all of them have partners."""
-        partners = all(record.rgb is not None for record in self.parts[part])
-        if part == "test":
-            return ("rgb", "target") if partners else ("target",)
-        return {"ti": ("rgb", "target"), "target": ("target",), "source": ("rgb",)}[part]  # type: ignore[return-value]
+        alone = part == "test" and any(record.rgb is None for record in self.parts[part])
+        return ("target",) if alone else VIEWS[part]
 
     def attributes(self) -> dict[str, Any]:
         """Root attributes of every file."""
@@ -96,17 +101,14 @@ class Plan:
         in_order = dict.fromkeys(r.group for part in UNNAMED for r in self.parts[part])
         groups = {group: f"group-{number:06d}" for number, group in enumerate(in_order)}
         for part in parts:
-            records = self.parts[part]
-            ids = [record.id for record in records]
-            scenes = [record.group for record in records]
-            if part in UNNAMED:
-                ids = self._numbers(part)
-                scenes = [groups[scene] for scene in scenes]
+            records, unnamed = self.parts[part], part in UNNAMED
+            ids = self._numbers(part) if unnamed else [record.id for record in records]
+            scenes = [groups[r.group] if unnamed else r.group for r in records]
             columns[f"{part}/id"] = text_column(ids)
             columns[f"{part}/group"] = text_column(scenes)
             for view in self.views(part):
                 paths = [(r.rgb if view == "rgb" else r.target) or "" for r in records]
-                columns[f"{part}/path_{view}"] = text_column(ids if part in UNNAMED else paths)
+                columns[f"{part}/path_{view}"] = text_column(ids if unnamed else paths)
             if part in ("source", "test"):
                 columns[f"{part}/label"] = self._labels(records)
         if "test" in parts:
@@ -123,14 +125,17 @@ class Plan:
 
     def _known_of_unnamed(self) -> dict[str, NDArray[Any]]:
         """What test.h5 says about the samples of transfer.h5: labels and names, by id."""
-        ids = {part: self._numbers(part) for part in UNNAMED}
-        target = zip(ids["target"], self.parts["target"], strict=True)
-        labelled = [(number, record) for number, record in target if record.label is not None]
+        numbers = {number: part for part in UNNAMED for number in self._numbers(part)}
         records = [record for part in UNNAMED for record in self.parts[part]]
+        labelled = {
+            number: record
+            for (number, part), record in zip(numbers.items(), records, strict=True)
+            if part == "target" and record.label is not None
+        }
         return {
-            "labels/id": text_column([number for number, _ in labelled]),
-            "labels/label": self._labels([record for _, record in labelled]),
-            "names/id": text_column([number for part in UNNAMED for number in ids[part]]),
+            "labels/id": text_column(list(labelled)),
+            "labels/label": self._labels(labelled.values()),
+            "names/id": text_column(list(numbers)),
             "names/name": text_column([record.id for record in records]),
             "names/group": text_column([record.group for record in records]),
             "names/path_rgb": text_column([record.rgb or "" for record in records]),
@@ -164,15 +169,19 @@ class Plan:
             for first in range(0, len(records), step)
         ]
 
-    def _labels(self, records: Sequence[Record]) -> NDArray[np.int64]:
+    def _labels(self, records: Iterable[Record]) -> NDArray[np.int64]:
         index = {name: label for label, name in enumerate(self.classes)}
         return np.array([index[record.label or ""] for record in records], dtype=np.int64)
 
 
 @dataclass(frozen=True)
-class Seen:
+class Sample:
     """What is known of a stored sample without keeping its pixels."""
 
+    part: str
+    id: str
+    group: str
+    label: str  # class name; "" where it is not known
     hashes: dict[str, str]  # first 16 hex digits of the SHA-256 of each view's pixels
     low: int = 0  # smallest reading of the target image; 0 where there is none
     high: int = 0  # largest reading
@@ -181,12 +190,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class Done:
-    """A finished task: where it began, its checksums by view, and what was seen of its records."""
+    """A finished task: where it began, its checksums by view, and its samples."""
 
     part: str
     first: int
     sha256: dict[View, bytes]
-    seen: tuple[Seen, ...]
+    samples: list[Sample]
 
 
 def ingest(
@@ -235,7 +244,7 @@ def cores() -> int:
 def run_task(task: Task, loader: Loader, size: int, missing: bool) -> Done:
     """Load, write and hash one block of rows."""
     digests = {view: hashlib.sha256() for view, _ in task.slots}
-    summaries = []
+    samples = []
     try:
         for row, record in enumerate(task.records, task.first):
             hashes: dict[str, str] = {}
@@ -247,12 +256,13 @@ def run_task(task: Task, loader: Loader, size: int, missing: bool) -> Done:
                 hashes[view] = row_digest.hex()[:16]
                 if view == "target":
                     summary = summarise_target(pixels, missing)
-            summaries.append(Seen(hashes, *summary))
+            about = task.part, record.id, record.group, record.label or ""
+            samples.append(Sample(*about, hashes, *summary))
     finally:
         for _, slot in task.slots:
             close_descriptor(slot.path)
     sha256 = {view: digest.digest() for view, digest in digests.items()}
-    return Done(task.part, task.first, sha256, tuple(summaries))
+    return Done(task.part, task.first, sha256, samples)
 
 
 def summarise_target(target: NDArray[Any], missing: bool) -> tuple[int, int, float]:

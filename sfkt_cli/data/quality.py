@@ -2,14 +2,14 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 
-from sfkt_cli.data.ingest import Seen, summarise_target
-from sfkt_cli.data.records import PARTS, Record
+from sfkt_cli.data.ingest import Sample, summarise_target
+from sfkt_cli.data.records import PARTS
 from sfkt_cli.data.store import Store
 
 SHOWN = 20  # classes of a part in the table, where there are more
@@ -27,28 +27,6 @@ class Line:
     low: int | None  # smallest reading of the target images, None without target images
     high: int | None  # largest reading
     missing: float  # mean share of pixels without a reading; 0 outside of depth
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One stored sample; the lines of the table count samples."""
-
-    part: str
-    id: str
-    group: str
-    label: str
-    seen: Seen
-
-
-def samples_of_plan(
-    parts: Mapping[str, Sequence[Record]], summaries: Mapping[str, Sequence[Seen]]
-) -> list[Sample]:
-    """Samples as ``prepare`` knows them."""
-    return [
-        Sample(part, record.id, record.group, record.label or "", summary)
-        for part in PARTS
-        for record, summary in zip(parts[part], summaries[part], strict=True)
-    ]
 
 
 def samples_of_store(store: Store) -> list[Sample]:
@@ -71,7 +49,7 @@ def samples_of_store(store: Store) -> list[Sample]:
             summary: tuple[int, int, float] = (0, 0, 0.0)
             if "target" in views:
                 summary = summarise_target(views["target"][row], store.modality == "depth")
-            samples.append(Sample(part, ids[row], groups[row], names[row], Seen(hashes, *summary)))
+            samples.append(Sample(part, ids[row], groups[row], names[row], hashes, *summary))
     return samples
 
 
@@ -119,7 +97,7 @@ def duplicates(samples: Iterable[Sample]) -> list[str]:
     """One warning for each two parts that hold the same image, pixel by pixel."""
     owners: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for sample in samples:
-        for view, digest in sample.seen.hashes.items():
+        for view, digest in sample.hashes.items():
             owners[view, digest].setdefault(sample.part, sample.id)
     pairs: dict[tuple[str, str, str], list[tuple[str, str]]] = defaultdict(list)
     for (view, _), ids_by_part in owners.items():
@@ -135,16 +113,14 @@ def duplicates(samples: Iterable[Sample]) -> list[str]:
 
 
 def _line(part: str, label: str, samples: Sequence[Sample]) -> Line:
-    summaries = [sample.seen for sample in samples if "target" in sample.seen.hashes]
-    read = [summary for summary in summaries if summary.high > 0] or summaries
+    targets = [sample for sample in samples if "target" in sample.hashes]
+    read = [sample for sample in targets if sample.high > 0] or targets
     return Line(
         part=part,
         label=label,
         images=len(samples),
         groups=len({sample.group for sample in samples}),
-        low=min((summary.low for summary in read), default=None),
-        high=max((summary.high for summary in read), default=None),
-        missing=round(float(np.mean([summary.missing for summary in summaries])), 6)
-        if summaries
-        else 0.0,
+        low=min((sample.low for sample in read), default=None),
+        high=max((sample.high for sample in read), default=None),
+        missing=round(float(np.mean([s.missing for s in targets] or [0.0])), 6),
     )

@@ -1,10 +1,11 @@
 """Inspect: a prepared file as a table and a picture, with warnings about what looks wrong."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sfkt_cli.console import say, warn
+from sfkt_cli.data.ingest import Sample
 from sfkt_cli.data.pictures import check_alignment, draw_contact_sheet
 from sfkt_cli.data.quality import duplicates, samples_of_store, table_text, tabulate
 from sfkt_cli.data.store import Store, open_store
@@ -30,17 +31,9 @@ def inspect(path: Path, out: Path | None = None, verify: bool = False) -> dict[s
         f"{path}: {store.dataset}, {store.modality} in {store.unit}, "
         f"{attrs.get('image_size')} pixels, seed {attrs.get('seed')}, {attrs.get('protocol')}"
     )
-    samples = samples_of_store(store)
-    table = tabulate(samples)
-    say(table_text(table, store.unit))
-    for duplicate in duplicates(samples):
-        warn(duplicate)
-    report_alignment(store)
     picture = out or path.with_suffix(".png")
     picture.parent.mkdir(parents=True, exist_ok=True)
-    drawn = draw_contact_sheet(store, picture)
-    if drawn:
-        say(f"contact sheet: {picture}")
+    table, drawn = show(samples_of_store(store), store, picture)
     return {
         "file": path,
         "dataset": store.dataset,
@@ -48,18 +41,28 @@ def inspect(path: Path, out: Path | None = None, verify: bool = False) -> dict[s
         "unit": store.unit,
         "classes": store.classes,
         "verified": verify,
-        "table": [vars(line) for line in table],
+        "table": table,
         "picture": picture if drawn else None,
     }
 
 
-def report_alignment(store: Store, names: Mapping[str, str] | None = None) -> None:
-    """Say whether the pairs of a store look registered, and warn where they do not."""
-    if not store.registered:
-        return
-    alignment = check_alignment(store, names)
-    if alignment is None:
-        return
-    say(alignment.summary())
-    for warning in alignment.warnings():
-        warn(warning)
+def show(
+    samples: Sequence[Sample], store: Store, picture: Path, names: Mapping[str, str] | None = None
+) -> tuple[list[dict[str, Any]], bool]:
+    """Tell what was prepared: a table of samples, what looks wrong, and a picture of the store.
+
+    ``names`` stand for ids. Returns the lines of the table, and whether a picture was drawn.
+    """
+    table = tabulate(samples)
+    say(table_text(table, store.unit))
+    for duplicate in duplicates(samples):
+        warn(duplicate)
+    alignment = check_alignment(store, names) if store.registered else None
+    if alignment is not None:
+        say(alignment.summary())
+        for warning in alignment.warnings():
+            warn(warning)
+    drawn = draw_contact_sheet(store, picture, names)
+    if drawn:
+        say(f"contact sheet: {picture}")
+    return [vars(line) for line in table], drawn

@@ -5,22 +5,19 @@
 """
 
 import contextlib
-from collections.abc import Sequence
 
 from sfkt_cli.console import say, track, warn
-from sfkt_cli.data.ingest import Plan, Seen, Task, ingest
+from sfkt_cli.data.ingest import Done, Plan, Sample, Task, ingest
 from sfkt_cli.data.loading import FileLoader
-from sfkt_cli.data.pictures import draw_contact_sheet
-from sfkt_cli.data.quality import Line, Sample, duplicates, samples_of_plan, table_text, tabulate
 from sfkt_cli.data.readers import archive_root, read_archive
-from sfkt_cli.data.records import Archive
+from sfkt_cli.data.records import PARTS, Archive
 from sfkt_cli.data.splits import choose_classes, left_out, split_records
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import StoreWriter, writing
 from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run, Stage
-from sfkt_cli.stages.inspect import report_alignment
+from sfkt_cli.stages.inspect import show
 
 FEW_PAIRS = 50
 """With fewer pairs the bridge, and what is judged by held-out pairs, are left to chance."""
@@ -51,15 +48,14 @@ def prepare(config: Config, run: Run) -> None:
             say(f"prepare: {crop}")
         for gap in gaps(plan):
             warn(gap)
-        summaries = _write_stores(plan, stage)
-        samples = samples_of_plan(plan.parts, summaries)
-        table = tabulate(samples)
-        _show(run, plan, table, samples)
+        samples = _write_stores(plan, stage)
+        picture = run.path("prepare", "pairs.png")
+        table, _ = show(samples, open_store(run.transfer_store), picture, plan.names())
         stage.finish(
             classes=list(plan.classes),
             samples={part: len(records) for part, records in plan.parts.items()},
             groups={part: len({r.group for r in records}) for part, records in plan.parts.items()},
-            table=[vars(line) for line in table],
+            table=table,
         )
 
 
@@ -187,25 +183,12 @@ def _read_unless_gone(config: Config, run: Run) -> Archive | None:
     return read_archive(config)
 
 
-def _show(run: Run, plan: Plan, table: Sequence[Line], samples: Sequence[Sample]) -> None:
-    """End with what was prepared: a table, what looks wrong, and a picture of pairs."""
-    say(table_text(table, plan.archive.unit))
-    for duplicate in duplicates(samples):
-        warn(duplicate)
-    store = open_store(run.transfer_store)
-    names = plan.names()
-    report_alignment(store, names)
-    picture = run.path("prepare", "pairs.png")
-    draw_contact_sheet(store, picture, names)
-    say(f"contact sheet: {picture}")
-
-
-def _write_stores(plan: Plan, stage: Stage) -> dict[str, list[Seen]]:
-    """Write all files and tell what was seen of each sample; no file appears half written."""
+def _write_stores(plan: Plan, stage: Stage) -> list[Sample]:
+    """Write all files and return their samples, part by part; no file appears half written."""
     archive, config = plan.archive, plan.config
-    summaries = {part: [Seen({})] * len(records) for part, records in plan.parts.items()}
     writers: dict[str, StoreWriter] = {}
     tasks: list[Task] = []
+    finished: list[Done] = []
     try:
         with contextlib.ExitStack() as stack:
             for name, parts in plan.files().items():
@@ -221,11 +204,12 @@ def _write_stores(plan: Plan, stage: Stage) -> dict[str, list[Seen]]:
             for done in ingest(tasks, archive.loader, size, archive.missing, workers):
                 for view, sha256 in done.sha256.items():
                     writers[done.part].note(f"{done.part}/{view}", done.first, sha256)
-                summaries[done.part][done.first : done.first + len(done.seen)] = done.seen
-                tracker.advance(len(done.seen), len(done.seen))
+                finished.append(done)
+                tracker.advance(len(done.samples), len(done.samples))
     except OSError as error:
         reason = error.strerror or error
         raise RunError(
             f"{stage.folder} cannot be written: {reason}: make room, or choose another with --run"
         ) from None
-    return summaries
+    finished.sort(key=lambda done: (PARTS.index(done.part), done.first))
+    return [sample for done in finished for sample in done.samples]

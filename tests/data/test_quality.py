@@ -10,11 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfkt_cli.data.ingest import Seen, summarise_target
+from sfkt_cli.data.ingest import Sample, summarise_target
 from sfkt_cli.data.pictures import Alignment, check_alignment, compare_edges, fill_holes
 from sfkt_cli.data.quality import (
     Line,
-    Sample,
     duplicates,
     samples_of_store,
     table_text,
@@ -102,10 +101,10 @@ def test_holes_are_filled_from_their_rim() -> None:
 
 def test_duplicates_are_told_across_parts_only() -> None:
     samples = [
-        Sample("source", "a", "g", "x", Seen({"rgb": "1"})),
-        Sample("source", "b", "g", "x", Seen({"rgb": "1"})),
-        Sample("test", "c", "h", "x", Seen({"rgb": "1", "target": "2"})),
-        Sample("ti", "d", "i", "", Seen({"rgb": "3", "target": "2"})),
+        Sample("source", "a", "g", "x", {"rgb": "1"}),
+        Sample("source", "b", "g", "x", {"rgb": "1"}),
+        Sample("test", "c", "h", "x", {"rgb": "1", "target": "2"}),
+        Sample("ti", "d", "i", "", {"rgb": "3", "target": "2"}),
     ]
     assert duplicates(samples) == [
         "1 rgb image both in source and in test, such as a and c",
