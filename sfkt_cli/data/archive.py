@@ -94,7 +94,38 @@ def list_files(folder: Path, *, skip_dangling: bool = False) -> dict[str, str]:
         DataError: A folder cannot be read, or a link leads nowhere or in a circle.
     """
     index: dict[str, str] = {}
-    _list_folder(folder, "", index, set(), skip_dangling)
+
+    def visit(folder: Path, prefix: str, above: set[tuple[int, int]]) -> None:
+        try:
+            status = folder.stat()
+            here = (status.st_dev, status.st_ino)
+            if here in above:
+                raise DataError(
+                    f"{folder} is a symbolic link to a folder above it: remove the link"
+                )
+            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+                name = prefix + entry.name
+                if is_system(entry.name):
+                    continue
+                if entry.is_dir():
+                    visit(Path(entry.path), f"{name}/", above | {here})
+                elif entry.is_file():
+                    with contextlib.suppress(FileNotFoundError):  # gone, as a camera's files are
+                        size = entry.stat()
+                        index[name] = f"{size.st_size} {size.st_mtime_ns}"
+                elif entry.is_symlink() and not skip_dangling:
+                    raise DataError(
+                        f"{entry.path} is a symbolic link that leads nowhere: remove it"
+                    )
+                if len(index) > MAX_FILES:
+                    raise DataError(
+                        f"{folder} and its neighbours hold more than {MAX_FILES:,} files"
+                    )
+        except OSError as error:
+            if not above or not isinstance(error, FileNotFoundError):
+                raise DataError(f"{folder} cannot be read: {_reason(error)}") from None
+
+    visit(folder, "", set())
     return index
 
 
@@ -158,39 +189,6 @@ def _find_top(index: Mapping[str, str], markers: tuple[str, ...]) -> str | None:
 @functools.lru_cache(maxsize=4)
 def _index(path: Path) -> Mapping[str, str]:
     return _index_zip(path) if path.is_file() else list_files(path)
-
-
-def _list_folder(
-    folder: Path,
-    prefix: str,
-    index: dict[str, str],
-    above: set[tuple[int, int]],
-    skip_dangling: bool,
-) -> None:
-    try:
-        status = folder.stat()
-        here = (status.st_dev, status.st_ino)
-        if here in above:
-            raise DataError(f"{folder} is a symbolic link to a folder above it: remove the link")
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        for entry in entries:
-            if is_system(entry.name):
-                continue
-            if entry.is_dir():
-                _list_folder(
-                    Path(entry.path), f"{prefix}{entry.name}/", index, above | {here}, skip_dangling
-                )
-            elif entry.is_file():
-                with contextlib.suppress(FileNotFoundError):  # gone since, as a camera's files are
-                    size = entry.stat()
-                    index[prefix + entry.name] = f"{size.st_size} {size.st_mtime_ns}"
-            elif entry.is_symlink() and not skip_dangling:
-                raise DataError(f"{entry.path} is a symbolic link that leads nowhere: remove it")
-            if len(index) > MAX_FILES:
-                raise DataError(f"{folder} and its neighbours hold more than {MAX_FILES:,} files")
-    except OSError as error:
-        if not above or not isinstance(error, FileNotFoundError):
-            raise DataError(f"{folder} cannot be read: {_reason(error)}") from None
 
 
 def _index_zip(path: Path) -> Mapping[str, str]:

@@ -110,20 +110,26 @@ def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:
         ) from None
     _check_size(name, image.width, image.height, max_pixels)
     if image.format == "PNG":  # loading compares no checksums of pixels; a flipped bit would pass
-        try:
+        with _explaining(name):
             Image.open(io.BytesIO(content), formats=("PNG",)).verify()
-        except Exception as error:  # as above
-            raise DataError(f"{name} is damaged or cut off: {_short(error)}") from None
     return image
 
 
-def _load(image: Image.Image, name: str) -> None:
+@contextlib.contextmanager
+def _explaining(name: str, problem: str = "is damaged or cut off") -> Iterator[None]:
+    """Turn whatever a library raises on damaged bytes, which is almost anything, to a DataError."""
     try:
-        with warnings.catch_warnings(action="ignore"):
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-    except Exception as error:  # as above
-        raise DataError(f"{name} is damaged or cut off: {_short(error)}") from None
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{name} {problem}: {_short(error)}") from None
+
+
+def _load(image: Image.Image, name: str) -> None:
+    with _explaining(name), warnings.catch_warnings(action="ignore"):
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def _check_bits(image: Image.Image, name: str) -> None:
@@ -187,35 +193,33 @@ def _decode_tiff(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
     import tifffile
 
     complaints: list[str] = []
-    try:
-        with _listening("tifffile", complaints), tifffile.TiffFile(io.BytesIO(content)) as file:
-            page, series = file.pages.first, file.series[0]
-            sides = dict(zip(series.axes, series.shape, strict=True))
-            channels = [axis for axis in series.axes if axis not in "YX"]
-            pages = sum(1 + len(page.subifds or ()) for page in file.pages)
-            alike = len(file.series) == 1 and pages == len(file.pages) <= 4
-            if not alike or len(channels) > 1:
-                raise DataError(
-                    f"{name} holds {max(pages, len(series))} pages, shape {series.shape}: expected "
-                    "one, or 2 to 4 equal ones of one channel each; save only the one that you need"
-                )
-            _check_size(name, sides["X"], sides["Y"], max_pixels)
-            _check_channels(name, [sides[axis] for axis in channels])
-            stored = (page.photometric, page.compression)
-            if page.photometric not in _PLAIN and stored != _YCBCR_JPEG:
-                kind = getattr(page.photometric, "name", page.photometric)
-                raise DataError(
-                    f"{name} has photometric {kind}, expected RGB or grey values with 0 = black: "
-                    "convert it"
-                )
-            values = np.asarray(series.asarray(maxworkers=1))
-            if channels:
-                values = np.moveaxis(values, series.axes.index(channels[0]), 2)
-            turn = _ORIENTATIONS.get(int(page.tags.valueof(274) or 1))
-    except DataError:
-        raise
-    except Exception as error:  # tifffile, like Pillow, raises almost anything
-        raise DataError(f"{name} is damaged or cut off: {_short(error)}") from None
+    with (
+        _explaining(name),
+        _listening("tifffile", complaints),
+        tifffile.TiffFile(io.BytesIO(content)) as file,
+    ):
+        page, series = file.pages.first, file.series[0]
+        sides = dict(zip(series.axes, series.shape, strict=True))
+        channels = [axis for axis in series.axes if axis not in "YX"]
+        pages = sum(1 + len(page.subifds or ()) for page in file.pages)
+        alike = len(file.series) == 1 and pages == len(file.pages) <= 4
+        if not alike or len(channels) > 1:
+            raise DataError(
+                f"{name} holds {max(pages, len(series))} pages, shape {series.shape}: expected "
+                "one, or 2 to 4 equal ones of one channel each; save only the one that you need"
+            )
+        _check_size(name, sides["X"], sides["Y"], max_pixels, *(sides[a] for a in channels))
+        stored = (page.photometric, page.compression)
+        if page.photometric not in _PLAIN and stored != _YCBCR_JPEG:
+            kind = getattr(page.photometric, "name", page.photometric)
+            raise DataError(
+                f"{name} has photometric {kind}, expected RGB or grey values with 0 = black: "
+                "convert it"
+            )
+        values = np.asarray(series.asarray(maxworkers=1))
+        if channels:
+            values = np.moveaxis(values, series.axes.index(channels[0]), 2)
+        turn = _ORIENTATIONS.get(int(page.tags.valueof(274) or 1))
     if complaints:
         raise DataError(f"{name} is damaged or cut off: {complaints[0][:160]}; write it anew")
     return values if turn is None else turn(values)
@@ -254,7 +258,7 @@ def _decode_pnm(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
     shape = (height, width, 3) if colour else (height, width)
     dtype = np.dtype(np.uint8 if maxval < 256 else ">u2")
     count, body = int(np.prod(shape)), content[header.end() :]
-    try:
+    with _explaining(name):
         if kind in (5, 6):
             rest = body[count * dtype.itemsize :]
             samples = np.frombuffer(body, dtype, count)
@@ -263,8 +267,6 @@ def _decode_pnm(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
             rest = b" ".join(words[count:])
             samples = np.array([int(word) for word in words[:count]], np.int64)
         values = samples.reshape(shape)
-    except ValueError as error:
-        raise DataError(f"{name} is damaged or cut off: {_short(error)}") from None
     if rest.strip():
         raise DataError(f"{name} holds more than one picture: save only the one you need")
     if not 0 <= samples.min() <= samples.max() <= maxval:
@@ -273,20 +275,15 @@ def _decode_pnm(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
 
 
 def _decode_npy(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
-    try:
+    with _explaining(name, "cannot be read as a NumPy file"):
         file = io.BytesIO(content)
         first = np.lib.format.read_magic(file) == (1, 0)
         read = "read_array_header_1_0" if first else "read_array_header_2_0"
         shape, _, dtype = getattr(np.lib.format, read)(file)
         if dtype.hasobject or not 2 <= len(shape) <= 3:
             raise DataError(f"{name} declares {shape} values of type {dtype}; refused")
-        _check_size(name, shape[1], shape[0], max_pixels)
-        _check_channels(name, shape[2:])
+        _check_size(name, shape[1], shape[0], max_pixels, *shape[2:])
         values: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
-    except DataError:
-        raise
-    except Exception as error:  # a damaged header is evaluated by numpy and fails in many ways
-        raise DataError(f"{name} cannot be read as a NumPy file: {_short(error)}") from None
     return values
 
 
@@ -306,15 +303,13 @@ def known_type(values: NDArray[Any], name: str, no_reading: Sequence[float] = ()
         raise DataError(
             f"{name} has values of type {values.dtype}, expected 8-bit, 16-bit or float"
         )
-    if values.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            values = values.astype(np.float32)
-            marks = np.asarray(no_reading, np.float32)
-    else:
-        marks = np.asarray(no_reading)
+    floats = values.dtype.kind == "f"
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32) if floats else values
+        marks = np.asarray(no_reading, np.float32 if floats else None)
     if marks.size:
         values = np.where(np.isin(values, marks), values.dtype.type(0), values)
-    if values.dtype.kind == "f" or values.dtype in (np.uint8, np.uint16):
+    if floats or values.dtype in (np.uint8, np.uint16):
         return values
     if values.min() < 0 or values.max() > 65535:
         raise DataError(
@@ -323,18 +318,15 @@ def known_type(values: NDArray[Any], name: str, no_reading: Sequence[float] = ()
     return values.astype(np.uint16)
 
 
-def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+def _check_size(name: str, width: int, height: int, max_pixels: int, channels: int = 1) -> None:
     if not width or not height:
         raise DataError(f"{name} has {width} x {height} pixels")
     if width * height > max_pixels:
         raise DataError(
             f"{name} has {width} x {height} pixels, more than prepare.max_pixels = {max_pixels:,}"
         )
-
-
-def _check_channels(name: str, channels: Sequence[int]) -> None:
-    if channels and not 1 <= channels[0] <= 4:
-        raise DataError(f"{name} has {channels[0]} channels, expected 1 to 4")
+    if not 1 <= channels <= 4:
+        raise DataError(f"{name} has {channels} channels, expected 1 to 4")
 
 
 def _short(error: BaseException) -> str:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from sfkt_cli.data.records import Archive, Loader, Record
 from sfkt_cli.data.splits import Parts
-from sfkt_cli.data.store_writer import Slot, StoreWriter, close_descriptor, text_column
+from sfkt_cli.data.store_writer import StoreWriter, close_descriptor, text_column
 from sfkt_cli.errors import DataError, follow_parent
 from sfkt_cli.files import sha256_json
 from sfkt_cli.settings.config import Config
@@ -51,12 +51,13 @@ VIEWS: dict[str, tuple[View, ...]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """A block of rows of one part, from row ``first`` on: its records, and where each view goes."""
+    """A block of rows of one part, from row ``first`` on: its records, and where they go."""
 
     part: str
     first: int
     records: tuple[Record, ...]
-    slots: tuple[tuple[View, Slot], ...]
+    views: tuple[View, ...]
+    writer: StoreWriter
 
 
 @dataclass(frozen=True)
@@ -125,17 +126,14 @@ class Plan:
 
     def _known_of_unnamed(self) -> dict[str, NDArray[Any]]:
         """What test.h5 says about the samples of transfer.h5: labels and names, by id."""
-        numbers = {number: part for part in UNNAMED for number in self._numbers(part)}
+        numbers = [number for part in UNNAMED for number in self._numbers(part)]
         records = [record for part in UNNAMED for record in self.parts[part]]
-        labelled = {
-            number: record
-            for (number, part), record in zip(numbers.items(), records, strict=True)
-            if part == "target" and record.label is not None
-        }
+        target = zip(self._numbers("target"), self.parts["target"], strict=True)
+        labelled = {number: record for number, record in target if record.label is not None}
         return {
             "labels/id": text_column(list(labelled)),
             "labels/label": self._labels(labelled.values()),
-            "names/id": text_column(list(numbers)),
+            "names/id": text_column(numbers),
             "names/name": text_column([record.id for record in records]),
             "names/group": text_column([record.group for record in records]),
             "names/path_rgb": text_column([record.rgb or "" for record in records]),
@@ -162,10 +160,9 @@ class Plan:
     def tasks(self, part: str, writer: StoreWriter) -> list[Task]:
         """The blocks of rows of a part."""
         records, views = self.parts[part], self.views(part)
-        slots = tuple((view, writer.slot(f"{part}/{view}")) for view in views)
-        step = writer.block_rows(f"{part}/{views[0]}")
+        step = writer.columns[f"{part}/{views[0]}"].block_rows
         return [
-            Task(part, first, tuple(records[first : first + step]), slots)
+            Task(part, first, tuple(records[first : first + step]), views, writer)
             for first in range(0, len(records), step)
         ]
 
@@ -243,15 +240,16 @@ def cores() -> int:
 
 def run_task(task: Task, loader: Loader, size: int, missing: bool) -> Done:
     """Load, write and hash one block of rows."""
-    digests = {view: hashlib.sha256() for view, _ in task.slots}
+    digests = {view: hashlib.sha256() for view in task.views}
     samples = []
     try:
         for row, record in enumerate(task.records, task.first):
             hashes: dict[str, str] = {}
             summary: tuple[int, int, float] = (0, 0, 0.0)
-            for view, slot in task.slots:
+            for view in task.views:
                 pixels = loader.rgb(record, size) if view == "rgb" else loader.target(record, size)
-                row_digest = hashlib.sha256(slot.write(row, pixels)).digest()
+                written = task.writer.write(f"{task.part}/{view}", row, pixels)
+                row_digest = hashlib.sha256(written).digest()
                 digests[view].update(row_digest)
                 hashes[view] = row_digest.hex()[:16]
                 if view == "target":
@@ -259,8 +257,7 @@ def run_task(task: Task, loader: Loader, size: int, missing: bool) -> Done:
             about = task.part, record.id, record.group, record.label or ""
             samples.append(Sample(*about, hashes, *summary))
     finally:
-        for _, slot in task.slots:
-            close_descriptor(slot.path)
+        close_descriptor(task.writer.path)
     sha256 = {view: digest.digest() for view, digest in digests.items()}
     return Done(task.part, task.first, sha256, samples)
 

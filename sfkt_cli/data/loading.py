@@ -8,6 +8,7 @@ proportions (a squashed 1920 x 1080 image is 44 % off, and source models were tr
 ones). ``squash`` keeps everything instead.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -44,14 +45,17 @@ class FileLoader:
 
     def rgb(self, record: Record, size: int) -> NDArray[np.uint8]:
         """See :class:`~sfkt_cli.data.records.Loader`."""
-        name = record.rgb or ""
-        content, place = self.container.read(name), self.container.describe(name)
-        return fit_rgb(decode_rgb(content, place, size, self.max_pixels), size, self.fit)
+        return fit_rgb(self.picture(record.rgb or "", size), size, self.fit)
 
     def target(self, record: Record, size: int) -> NDArray[Any]:
         """See :class:`~sfkt_cli.data.records.Loader`."""
         values = self.target_values(record.target or "")
         return fit_target(values, size, self.fit, missing=self.missing)
+
+    def picture(self, name: str, size: int = 0) -> Image.Image:
+        """An RGB image; a JPEG possibly at a fraction of its size, as in :func:`decode_rgb`."""
+        content, place = self.container.read(name), self.container.describe(name)
+        return decode_rgb(content, place, size, self.max_pixels)
 
     def target_values(self, name: str) -> NDArray[Any]:
         """A target image in the store's unit, at its own resolution."""
@@ -85,20 +89,15 @@ def archive_of_files(
     )
 
 
-def plane_of_bytes(values: NDArray[Any], name: str) -> NDArray[Any]:
-    """One channel of 8 bit, as it is; raises DataError if it is anything else."""
-    return _plane(values, name, np.uint8, "of 8 bit")
-
-
-def plane_of_millimetres(values: NDArray[Any], name: str) -> NDArray[Any]:
-    """One channel of 16-bit millimetres, as it is; raises DataError if it is anything else."""
-    return _plane(values, name, np.uint16, "of 16-bit depth")
-
-
-def _plane(values: NDArray[Any], name: str, kind: type, meant: str) -> NDArray[Any]:
+def one_channel(values: NDArray[Any], name: str, kind: type, meant: str) -> NDArray[Any]:
+    """Values of one channel and of a type, as they are; raises DataError if they are not."""
     if values.ndim != 2 or values.dtype != kind:
         raise DataError(f"{name} holds {describe_values(values)}, expected one channel {meant}")
     return values
+
+
+plane_of_bytes = functools.partial(one_channel, kind=np.uint8, meant="of 8 bit")
+plane_of_millimetres = functools.partial(one_channel, kind=np.uint16, meant="of 16-bit depth")
 
 
 def describe_values(values: NDArray[Any]) -> str:

@@ -89,17 +89,17 @@ def captioned(image: NDArray[Any], missing: bool, text: str) -> Image.Image:
 
 
 def _strip(store: Store, part: str, row: int) -> Picture:
-    rgb = store[f"{part}/rgb"][row] if f"{part}/rgb" in store else None
-    target = store[f"{part}/target"][row] if f"{part}/target" in store else None
-    tiles = []
-    if rgb is not None:
-        tiles.append(_enlarge(np.asarray(rgb)))
+    rgb, target = (
+        store[f"{part}/{view}"][row] if f"{part}/{view}" in store else None
+        for view in ("rgb", "target")
+    )
+    depth = store.modality == "depth"
+    tiles = [] if rgb is None else [rgb]
     if target is not None:
-        plane = np.asarray(target if target.ndim == 2 else target[:, :, 0])
-        tiles.append(_enlarge(_grey(plane, store.modality == "depth")))
-        if rgb is not None:
-            tiles.append(_enlarge(_overlay(np.asarray(rgb), plane, store.modality == "depth")))
-    return np.concatenate(tiles, axis=1)
+        plane = target if target.ndim == 2 else target[:, :, 0]
+        tiles.append(_grey(plane, depth))
+        tiles += [] if rgb is None else [_overlay(rgb, plane, depth)]
+    return np.concatenate([_enlarge(tile) for tile in tiles], axis=1)
 
 
 def picture_of(image: NDArray[Any], missing: bool) -> Picture:

@@ -223,11 +223,8 @@ def open_store(path: Path) -> Store:
             f"{path} was written under another name (role {attrs['role']!r}): put the right file "
             "there, or run `sfkt prepare` again with --force"
         )
-    names = ("digest", "dataset", "modality", "unit", "classes")
-    description: dict[str, Any] = {name: attrs[name] for name in names}
-    store = Store(
-        path, attrs, columns, registered=bool(attrs.get("registered", True)), **description
-    )
+    named = {name: attrs[name] for name in ("digest", "dataset", "modality", "unit", "classes")}
+    store = Store(path, attrs, columns, registered=bool(attrs.get("registered", True)), **named)
     store._check_ids()
     return store
 

@@ -34,48 +34,31 @@ Shapes = Mapping[str, tuple[tuple[int, ...], DTypeLike]]
 
 
 @dataclass(frozen=True)
-class Slot:
-    """Where the rows of a column go in an unfinished file; it can be sent to another process."""
-
-    path: Path
-    offset: int
-    shape: tuple[int, ...]
-    dtype: str
-
-    def write(self, row: int, values: NDArray[Any]) -> bytes:
-        """Write one row and return its bytes.
-
-        Raises:
-            ValueError: Shape or type are not the column's.
-            OSError: From the file system.
-        """
-        if values.shape != self.shape or values.dtype != np.dtype(self.dtype):
-            raise ValueError(
-                f"row of {values.dtype} {values.shape}, expected {self.dtype} {self.shape}"
-            )
-        raw = values.tobytes()
-        written = os.pwrite(_descriptor(self.path), raw, self.offset + row * len(raw))
-        if written != len(raw):
-            raise OSError(f"{self.path}: wrote {written} of {len(raw)} bytes")
-        return raw
-
-
-@dataclass(frozen=True)
 class StoreWriter:
-    """An unfinished file; make it with :func:`writing`."""
+    """An unfinished file; make it with :func:`writing`. Any process may write rows with a copy."""
 
     path: Path
     attrs: Mapping[str, Any]
     columns: Mapping[str, Column]
 
-    def slot(self, name: str) -> Slot:
-        """Where the rows of a column go."""
-        column = self.columns[name]
-        return Slot(self.path, column.offset, column.shape[1:], column.dtype.str)
+    def write(self, name: str, row: int, values: NDArray[Any]) -> bytes:
+        """Write one row of a column and return its bytes.
 
-    def block_rows(self, name: str) -> int:
-        """Rows of a column that share a checksum."""
-        return self.columns[name].block_rows
+        Raises:
+            ValueError: Shape or type are not the column's.
+            OSError: From the file system.
+        """
+        column = self.columns[name]
+        shape, dtype = column.shape[1:], column.dtype
+        if values.shape != shape or values.dtype != dtype:
+            raise ValueError(f"row of {values.dtype} {values.shape}, expected {dtype.str} {shape}")
+        raw = values.tobytes()
+        if self.path not in _open_files:
+            _open_files[self.path] = os.open(self.path, os.O_WRONLY)
+        written = os.pwrite(_open_files[self.path], raw, column.offset + row * len(raw))
+        if written != len(raw):
+            raise OSError(f"{self.path}: wrote {written} of {len(raw)} bytes")
+        return raw
 
     def note(self, name: str, first: int, sha256: bytes) -> None:
         """Keep the checksum of the block that begins with row ``first``."""
@@ -84,11 +67,11 @@ class StoreWriter:
 
     def put(self, name: str, values: NDArray[Any]) -> None:
         """Write a whole small column, such as labels."""
-        slot, step = self.slot(name), self.block_rows(name)
+        step = self.columns[name].block_rows
         for first in range(0, len(values), step):
             digest = hashlib.sha256()
             for row in range(first, min(first + step, len(values))):
-                raw = slot.write(row, values[row : row + 1].reshape(slot.shape))
+                raw = self.write(name, row, values[row : row + 1].reshape(values.shape[1:]))
                 digest.update(hashlib.sha256(raw).digest())
             self.note(name, first, digest.digest())
 
@@ -121,7 +104,7 @@ def writing(
         path: The file to be.
         attrs: Root attributes: dataset, modality, unit, classes (a list) and provenance.
         columns: Small data sets, such as labels, by name.
-        images: Data sets whose rows are written inside the block, by :class:`Slot`.
+        images: Data sets whose rows are written inside the block.
 
     Raises:
         OSError: From the file system, such as a full disk; ``path`` is then what it was.
@@ -149,12 +132,6 @@ def text_column(texts: Sequence[str]) -> NDArray[np.bytes_]:
 
 
 _open_files: dict[Path, int] = {}  # this process's handles on unfinished files
-
-
-def _descriptor(path: Path) -> int:
-    if path not in _open_files:
-        _open_files[path] = os.open(path, os.O_WRONLY)
-    return _open_files[path]
 
 
 def close_descriptor(path: Path) -> None:

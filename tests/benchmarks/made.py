@@ -59,9 +59,8 @@ def make_store(path: Path, size: int, pairs: int, targets: int) -> None:
 def _fill(writer: StoreWriter, name: str, shape: tuple[int, ...], kind: Any, most: int) -> None:
     """Noise, the same block over and over: what the numbers are does not matter for time."""
     noise = np.random.default_rng(0).integers(1, most, (min(BLOCK, shape[0]), *shape[1:]), kind)
-    slot = writer.slot(name)
     for row in range(shape[0]):
-        slot.write(row, noise[row % len(noise)])
+        writer.write(name, row, noise[row % len(noise)])
 
 
 def make_run(folder: Path, config: Config, *, pairs: int, targets: int) -> Run:

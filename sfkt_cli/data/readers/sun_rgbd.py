@@ -33,7 +33,7 @@ from sfkt_cli.data.archive import Container, open_container
 from sfkt_cli.data.loading import archive_of_files, plane_of_millimetres
 from sfkt_cli.data.records import Archive, Record, collect, compare_counts
 from sfkt_cli.errors import DataError
-from sfkt_cli.settings.config import Config, SunRgbdConfig
+from sfkt_cli.settings.config import Config
 
 PUBLISHED = {"kv1": 2003, "kv2": 3784, "realsense": 1159, "xtion": 3389}
 """Pairs of each sensor, ``idk`` included."""
@@ -58,18 +58,25 @@ def read(config: Config, root: Path) -> Archive:
 
     captures = collect(container, place, ("image", depth, "scene"))
     words = {capture: _scene_word(container, files["scene"]) for capture, files in captures.items()}
-    counts = Counter(capture.partition("/")[0] for capture in captures)
+    sensors = {capture: capture.partition("/")[0] for capture in captures}
+    counts = Counter(sensors.values())
     kept = [
         capture
         for capture in captures
         if words[capture] != NO_CLASS
         and (config.sun_rgbd.nyu_overlap or not capture.startswith("kv1/NYUdata/"))
     ]
-    common = _common_words(kept, words)
+    words_of: dict[str, set[str]] = defaultdict(set)
+    for capture in kept:
+        words_of[sensors[capture]].add(words[capture])
+    common = sorted(set.intersection(*words_of.values())) if words_of else []
     facts = (
         f"sun-rgbd: {len(common)} scene words are common to the sensors "
         f"{', '.join(s for s in PUBLISHED if counts[s])}: {', '.join(common)}",
     )
+    parts: dict[str, tuple[str, ...]] = defaultdict(tuple)
+    parts[config.sun_rgbd.source_sensor] += ("source",)
+    parts[config.sun_rgbd.target_sensor] += ("target", "test")
     groups = _groups(kept, words)
     records = [
         Record(
@@ -78,7 +85,7 @@ def read(config: Config, root: Path) -> Archive:
             label=words[capture],
             rgb=captures[capture]["image"],
             target=captures[capture][depth],
-            parts=_parts(capture, config.sun_rgbd),
+            parts=(*parts[sensors[capture]], "ti"),
         )
         for capture in kept
     ]
@@ -101,20 +108,6 @@ def _scene_word(container: Container, name: str) -> str:
     if not re.fullmatch(r"[\w .-]{1,64}", word):
         raise DataError(f"{container.describe(name)} holds {word[:40]!r}, expected a scene word")
     return word
-
-
-def _common_words(captures: list[str], words: dict[str, str]) -> list[str]:
-    words_of: dict[str, set[str]] = defaultdict(set)
-    for capture in captures:
-        words_of[capture.partition("/")[0]].add(words[capture])
-    return sorted(set.intersection(*words_of.values())) if words_of else []
-
-
-def _parts(capture: str, chosen: SunRgbdConfig) -> tuple[str, ...]:
-    sensor = capture.partition("/")[0]
-    source = ("source",) if sensor == chosen.source_sensor else ()
-    target = ("target", "test") if sensor == chosen.target_sensor else ()
-    return (*source, *target, "ti")
 
 
 def _groups(captures: list[str], words: dict[str, str]) -> dict[str, str]:

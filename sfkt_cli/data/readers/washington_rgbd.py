@@ -22,14 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfkt_cli.data.archive import open_container
-from sfkt_cli.data.decode import decode_mask, decode_rgb
-from sfkt_cli.data.loading import (
-    FileLoader,
-    archive_of_files,
-    fit_rgb,
-    fit_target,
-    plane_of_millimetres,
-)
+from sfkt_cli.data.decode import decode_mask
+from sfkt_cli.data.loading import FileLoader, archive_of_files, plane_of_millimetres
 from sfkt_cli.data.records import Archive, Record, collect
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
@@ -44,27 +38,24 @@ _IMAGE = re.compile(
 class ObjectLoader(FileLoader):
     """Keeps only the object, by its mask."""
 
-    def rgb(self, record: Record, size: int) -> NDArray[np.uint8]:
-        """See :class:`~sfkt_cli.data.records.Loader`."""
-        name = record.rgb or ""
-        content, place = self.container.read(name), self.container.describe(name)
-        pixels = np.array(decode_rgb(content, place, 0, self.max_pixels))
-        pixels[~self._mask(name.replace("_crop.", "_maskcrop."), pixels.shape[:2])] = 0
-        return fit_rgb(Image.fromarray(pixels), size, self.fit)
+    def picture(self, name: str, size: int = 0) -> Image.Image:
+        """An RGB image at its full size, black around the object."""
+        return Image.fromarray(self._object(np.asarray(super().picture(name)), name))
 
-    def target(self, record: Record, size: int) -> NDArray[Any]:
-        """See :class:`~sfkt_cli.data.records.Loader`."""
-        name = record.target or ""
-        depth_mm = self.target_values(name).copy()
-        depth_mm[~self._mask(name.replace("_depthcrop.", "_maskcrop."), depth_mm.shape)] = 0
-        return fit_target(depth_mm, size, self.fit, missing=True)
+    def target_values(self, name: str) -> NDArray[Any]:
+        """A depth image, without readings around the object."""
+        return self._object(super().target_values(name), name)
 
-    def _mask(self, name: str, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-        place = self.container.describe(name)
-        mask = decode_mask(self.container.read(name), place, self.max_pixels)
-        if mask.shape != shape:
-            raise DataError(f"{place} has shape {mask.shape}, its image has {shape}")
-        return mask
+    def _object(self, pixels: NDArray[Any], name: str) -> NDArray[Any]:
+        """A copy of an image (H, W) or (H, W, 3) that is 0 around the object."""
+        mask_name = re.sub(r"_(depth)?crop\.", "_maskcrop.", name)
+        place = self.container.describe(mask_name)
+        mask = decode_mask(self.container.read(mask_name), place, self.max_pixels)
+        if mask.shape != pixels.shape[:2]:
+            raise DataError(f"{place} has shape {mask.shape}, its image has {pixels.shape[:2]}")
+        kept = pixels.copy()
+        kept[~mask] = 0
+        return kept
 
 
 def read(config: Config, root: Path) -> Archive:
