@@ -363,8 +363,9 @@ def inspect(
         Path | None,
         typer.Argument(help="A prepared file; default: transfer.h5 of the run used last."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="PNG to write; default: beside the file.")
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "--out", help="PNG to write; default: beside the file."),
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every row and compare the checksums.")
@@ -375,7 +376,7 @@ def inspect(
     from sfkt_cli.stages.inspect import inspect
 
     path = file or find_run(options, None, new_run=False).transfer_store
-    return inspect(path, out, verify)
+    return inspect(path, output, verify)
 
 
 @app.command(epilog="Example: sfkt classes sun-rgbd --root ~/SUNRGBD")

@@ -14,8 +14,7 @@ from typing import Self
 from sfkt_cli.errors import DataError
 
 MAX_FILE_BYTES = 1 << 29  # larger single images are refused: 512 MB
-MAX_RATIO = 400
-"""A zip entry that unpacks to more than this many times its size is taken for a bomb."""
+MAX_RATIO = 400  # a zip entry that unpacks to more than so many times its size is taken for a bomb
 BOMB_BYTES = 1 << 24  # entries below 16 MB are harmless whatever their ratio
 MAX_FILES = 2_000_000
 _UTF8_NAME = 0x800

@@ -11,7 +11,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -37,16 +37,6 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PLAIN = (1, 2)  # TIFF's photometrics grey with 0 = black, and RGB
 _YCBCR_JPEG = (6, 7)  # photometric YCbCr and compression JPEG, which tifffile turns into RGB
 _PNM = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\n\r]*[\n\r])+(\d{1,9})" + rb"\s")
-_ORIENTATIONS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
-    2: lambda image: image[:, ::-1],
-    3: lambda image: image[::-1, ::-1],
-    4: lambda image: image[::-1],
-    5: lambda image: image.swapaxes(0, 1),
-    6: lambda image: np.rot90(image, -1),
-    7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
-    8: lambda image: np.rot90(image),
-}
-"""How an image is turned upright, by the value of TIFF's tag Orientation."""
 
 
 def decode_rgb(
@@ -219,10 +209,18 @@ def _decode_tiff(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
         values = np.asarray(series.asarray(maxworkers=1))
         if channels:
             values = np.moveaxis(values, series.axes.index(channels[0]), 2)
-        turn = _ORIENTATIONS.get(int(page.tags.valueof(274) or 1))
+        orientation = int(page.tags.valueof(274) or 1)
     if complaints:
         raise DataError(f"{name} is damaged or cut off: {complaints[0][:160]}; write it anew")
-    return values if turn is None else turn(values)
+    return _upright(values, orientation)
+
+
+def _upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Turn an image as TIFF's tag Orientation says: 1 is upright, from 5 on it lies on its side."""
+    if not 1 <= orientation <= 8:
+        return image
+    down, across = ((1, 1), (1, -1), (-1, -1), (-1, 1))[(orientation - 1) % 4]
+    return (image.swapaxes(0, 1) if orientation > 4 else image)[::down, ::across]
 
 
 @contextlib.contextmanager

@@ -47,10 +47,8 @@ DEPTH_ONLY = ("window", "relative", "colormap", *FROM_NORMALS)
 THREE_CHANNELS = ("colormap", *FROM_NORMALS)
 LAMPS = ((-0.48, -0.64, 0.6), (0.0, -0.8, 0.6), (0.48, -0.64, 0.6))
 """Unit vectors to the lamps at the upper left, above and at the upper right; y points down."""
-KINECT_FOCAL = 0.92
-"""Focal length as a share of the image side at 57 degrees, a Kinect's horizontal view."""
-USUAL_SLOPE = 0.5
-"""Slope (tangent of the tilt) that the median pixel is given by the measured focal length."""
+KINECT_FOCAL = 0.92  # focal length as a share of the image side: a Kinect sees 57 degrees across
+USUAL_SLOPE = 0.5  # slope (tangent of the tilt) that the measured focal length gives to most pixels
 
 
 @dataclass(frozen=True)

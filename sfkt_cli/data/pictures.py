@@ -30,8 +30,7 @@ SIDE = 48  # images are compared at this size; finer detail differs between sens
 MOST_PAIRS = 128
 FEWEST_PAIRS = 8
 CLEAR = 4.0  # standard errors that count as a difference
-CLEAR_PEAK = 12.0
-"""Standard errors for the best of all shifts: chance alone gives the best of 2,304 about 4."""
+CLEAR_PEAK = 12.0  # likewise for the best of all shifts: chance gives the best of 2,304 about 4
 Floats = NDArray[np.float32]
 TURNS: dict[str, Callable[[Floats], Floats]] = {
     "mirrored": lambda maps: maps[:, :, ::-1],

@@ -18,8 +18,7 @@ TR_PARTS = ("source", "target", "test")
 PARTS = (*TR_PARTS, "ti")
 """Where a sample may go: RGB for the source model, unlabelled target images, held out, pairs."""
 MAX_ID_BYTES = 96  # ids become file names, which may have 255 bytes with all that is added
-_NO_TEXT = re.compile("[\udc80-\udcff]")
-"""What Python puts in the place of bytes that are not UTF-8."""
+_NO_TEXT = re.compile("[\udc80-\udcff]")  # what stands for bytes that are not UTF-8
 Capture = TypeVar("Capture", bound=Hashable)
 
 

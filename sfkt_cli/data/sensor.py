@@ -245,10 +245,8 @@ def frames(entry: str, sensor: Sensor) -> Iterator[tuple[str, NDArray[Any]]]:
 
 
 def _all(capture: Any) -> Iterator[NDArray[Any]]:
-    there, frame = capture.read()
-    while there:
-        yield frame
-        there, frame = capture.read()
+    while (answer := capture.read())[0]:
+        yield answer[1]
 
 
 def _newest(capture: Any) -> Iterator[NDArray[Any]]:

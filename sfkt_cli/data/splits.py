@@ -20,8 +20,7 @@ from sfkt_cli.data.records import PARTS, TR_PARTS, Archive, Record
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.settings.config import ClassesConfig, SplitConfig
 
-NEAR = 0.8
-"""Likeness (0 to 1) from which a new name counts as misspelled: bx for box, but not cup for cap."""
+NEAR = 0.8  # likeness (0..1) that makes a new name a misspelled one: bx for box, not cup for cap
 Parts = dict[str, list[Record]]
 
 
@@ -92,11 +91,7 @@ class ClassRow:
 
 
 def list_class_rows(chosen: ClassesConfig, archive: Archive) -> list[ClassRow]:
-    """All classes: TR in the order of their labels, then TI, then the others.
-
-    Raises:
-        ConfigError: A pattern matches nothing, or a class would be both.
-    """
+    """All classes: TR as labelled, then TI, then the others; raises as :func:`choose_classes`."""
     tr, ti = choose_classes(chosen, archive)
     of_class: dict[str, list[Record]] = defaultdict(list)
     for record in archive.records:

@@ -39,8 +39,7 @@ ROLES = ("source", "transfer", "test")
 IMAGES = ("rgb", "target")  # columns of pixels
 TRAILER = b"\nsfkt-trailer "
 TRAILER_BYTES = 16_384  # the trailer is searched in so many bytes at the end of the file
-SEALS = ("digest", "complete")
-"""Root attributes written last; they are no part of what the digest covers."""
+SEALS = ("digest", "complete")  # root attributes written last, which the digest does not cover
 
 
 @dataclass(frozen=True)
@@ -209,15 +208,14 @@ def open_store(path: Path) -> Store:
             columns[name] = _read_column(member)
 
     try:
-        check_trailer(path)
+        _check_trailer(path)
         with h5py.File(path, "r") as file:
             attrs = _read_attrs(path, file)
             file.visititems(note)  # follows no link to another file
-        intact = describe(attrs, columns) == attrs["digest"]
+        if describe(attrs, columns) != attrs["digest"]:
+            raise ValueError("its header does not match its checksum")
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, OverflowError) as error:
         raise _damaged(path, str(error)) from None
-    if not intact:
-        raise _damaged(path, "its header does not match its checksum")
     if path.stem in ROLES and attrs["role"] != path.stem:
         raise DataError(
             f"{path} was written under another name (role {attrs['role']!r}): put the right file "
@@ -256,12 +254,8 @@ def hash_ranges(path: Path, ranges: Iterable[Sequence[int]]) -> str:
     return digest.hexdigest()
 
 
-def check_trailer(path: Path) -> None:
-    """Compare the description's bytes with the checksum in the trailer, without HDF5.
-
-    Raises:
-        DataError: The file is truncated, damaged, or not a finished prepared file.
-    """
+def _check_trailer(path: Path) -> None:
+    """Compare the description's bytes with the checksum in the trailer, without HDF5."""
     with path.open("rb") as file:
         file.seek(max(path.stat().st_size - TRAILER_BYTES, 0))
         tail = file.read()
@@ -270,17 +264,17 @@ def check_trailer(path: Path) -> None:
         raise DataError(
             f"{path} is no finished file of `sfkt prepare`, or was cut off: run it again"
         )
-    try:
-        trailer = json.loads(tail[start + len(TRAILER) :])
-        intact = hash_ranges(path, trailer["ranges"]) == trailer["sha256"]
-    except (OSError, RecursionError, LookupError, ValueError, TypeError):
-        intact = False
-    if not intact:
-        raise _damaged(path, "its header does not match its checksum")
+    trailer = json.loads(tail[start + len(TRAILER) :])
+    if hash_ranges(path, trailer["ranges"]) != trailer["sha256"]:
+        raise ValueError("its header does not match its checksum")
 
 
 def _read_attrs(path: Path, file: h5py.File) -> dict[str, Any]:
-    attrs = {name: _plain(value) for name, value in file.attrs.items()}
+    """The root attributes as plain values; raises DataError where their schema is another."""
+    attrs: dict[str, Any] = {}
+    for name, value in file.attrs.items():
+        value = value.decode("utf-8") if isinstance(value, bytes) else value
+        attrs[name] = value.item() if isinstance(value, np.generic) else value
     if attrs["schema"] != SCHEMA:
         raise DataError(
             f"{path} has schema {attrs['schema']!r}, this version reads {SCHEMA!r}: "
@@ -298,12 +292,6 @@ def _read_column(dataset: h5py.Dataset) -> Column:
         block_rows=int(dataset.attrs["block_rows"]),
         sha256=np.asarray(dataset.attrs["sha256"], dtype=np.uint8).reshape(-1, 32),
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _damaged(path: Path, why: str) -> DataError:

@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,8 @@ from sfkt_cli.data.store import ROLES, SCHEMA, TRAILER, Column, describe, hash_r
 from sfkt_cli.files import replacing
 
 DESCRIPTION_BYTES = 1 << 20  # more than the HDF5 description and its checksums take
-MAX_BLOCKS = 1024
-"""Checksums of a data set at most: HDF5 keeps attributes of up to 64 kB in its header."""
-Shapes = Mapping[str, tuple[tuple[int, ...], DTypeLike]]
-"""Shape (rows first) and type of data sets, by name."""
+MAX_BLOCKS = 1024  # checksums of a column at most: HDF5's header takes attributes of up to 64 kB
+Shapes = Mapping[str, tuple[tuple[int, ...], DTypeLike]]  # shape (rows first) and type by name
 
 
 @dataclass(frozen=True)
@@ -169,19 +167,19 @@ def _lay_out(path: Path, attrs: Mapping[str, Any], columns: Shapes) -> dict[str,
             kind = np.dtype(dtype)
             stored: Any = h5py.string_dtype("utf-8", kind.itemsize) if kind.kind == "S" else kind
             group, _, own = name.rpartition("/")
-            plist = _early_plist()
+            plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            plist.set_layout(h5py.h5d.CONTIGUOUS)
+            plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
             dataset = file.require_group(group).create_dataset(own, shape, stored, dcpl=plist)
             block_rows = max(32, -(-shape[0] // MAX_BLOCKS))
             blocks = -(-shape[0] // block_rows)
             checksums = np.zeros((blocks, 32), np.uint8)
             dataset.attrs["block_rows"] = block_rows
             dataset.attrs["sha256"] = checksums
-            laid[name] = Column(shape, kind, 0, block_rows, checksums)
-    with h5py.File(path, "r", locking=False) as file:
-        return {
-            name: replace(column, offset=int(file[name].id.get_offset() or 0))
-            for name, column in laid.items()
-        }
+            offset = int(dataset.id.get_offset() or 0)
+            laid[name] = Column(shape, kind, offset, block_rows, checksums)
+    return laid
 
 
 def _between(columns: Iterable[Column], size: int) -> list[tuple[int, int]]:
@@ -191,14 +189,6 @@ def _between(columns: Iterable[Column], size: int) -> list[tuple[int, int]]:
         ranges.append((first, column.offset))
         first = column.end
     return [(start, end) for start, end in [*ranges, (first, size)] if end > start]
-
-
-def _early_plist() -> Any:
-    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plist.set_layout(h5py.h5d.CONTIGUOUS)
-    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    return plist
 
 
 def _claim_space(path: Path, size: int) -> None:

@@ -19,8 +19,7 @@ from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run, Stage
 from sfkt_cli.stages.inspect import show
 
-FEW_PAIRS = 50
-"""With fewer pairs the bridge, and what is judged by held-out pairs, are left to chance."""
+FEW_PAIRS = 50  # with fewer, the bridge, and what held-out pairs judge, are left to chance
 NOTABLE_CROP = 0.1
 _FEW_GROUPS = "a class needs a group (scene, place, object; or image) for each part"
 
@@ -68,27 +67,28 @@ def make_plan(config: Config, archive: Archive) -> Plan:
     """
     tr, ti = choose_classes(config.classes, archive)
     parts = split_records(archive.records, tr, ti, config.split, config.seed)
+    root = archive_root(config)
     chosen = f"TR is {', '.join(tr) or 'nothing'}; TI is {', '.join(ti) or 'nothing'}"
     if not parts["target"]:
         raise DataError(
-            f"{archive_root(config)} leaves no TR target images: {chosen}; choose others with "
+            f"{root} leaves no TR target images: {chosen}; choose others with "
             "classes.tr, classes.ti"
         )
     if not parts["ti"]:
         warn(
-            f"{archive_root(config)} leaves no TI pairs of RGB and target ({chosen}): there will "
-            "be no bridge, and `sfkt transfer` falls back to shot, which needs none"
+            f"{root} leaves no TI pairs of RGB and target ({chosen}): there will be no bridge, and "
+            "`sfkt transfer` falls back to shot, which needs none"
         )
     elif len(parts["ti"]) < FEW_PAIRS:
         warn(
-            f"{archive_root(config)} has only {len(parts['ti'])} TI pairs: the bridge learns "
-            "little from so few, and the student may be no better than your RGB model; record "
+            f"{root} has only {len(parts['ti'])} TI pairs: the bridge learns little from so few, "
+            "and the student may be no better than your RGB model; record "
             f"{FEW_PAIRS} or more, of anything"
         )
     lost = left_out(archive.records, tr, ti, config.split, parts)
     if lost:
         counts = ", ".join(f"{count} {reason}" for reason, count in lost.items())
-        warn(f"{archive_root(config)}: left out of all parts: {counts}")
+        warn(f"{root}: left out of all parts: {counts}")
     return Plan(config, archive, parts, tuple(tr))
 
 
@@ -113,26 +113,31 @@ def cropped(plan: Plan) -> str:
 def gaps(plan: Plan) -> list[str]:
     """What is wrong with the parts, for warnings: what they lack, and what is of no use in them."""
     problems = []
-    if not plan.parts["source"] and not plan.config.source.brought:
+    brought, split = plan.config.source.brought, plan.config.split
+    if not plan.parts["source"] and not brought:
         problems.append(
             f"{_why_no_source(plan)} bring a source model with "
             "`sfkt source --set source.checkpoint=FILE --set source.backbone=NAME`"
         )
-    idle = _idle_pairs(plan)
-    if idle:
+    idle = [
+        record
+        for record in plan.parts["source"]
+        if record.target is not None and (not record.parts or "target" in record.parts)
+    ]
+    if idle and brought and split.protocol != "paper":
         problems.append(
-            f"{idle} labelled pairs in part source will not be used: the source model is brought "
-            "along; --set split.source=0 gives their target images to the target part"
+            f"{len(idle)} labelled pairs in part source will not be used: the source model is "
+            "brought along; --set split.source=0 gives their target images to the target part"
         )
-    paper = plan.config.split.protocol == "paper" or not plan.config.split.test
-    if not plan.parts["test"] and not paper and any(r.label for r in plan.parts["target"]):
+    held_out = split.protocol != "paper" and split.test
+    if held_out and not plan.parts["test"] and any(r.label for r in plan.parts["target"]):
         problems.append(f"no target image is held out for the test: {_FEW_GROUPS}")
     effects = {
         "source": "a source model trained on it cannot tell them",
         "target": "students do not see them",
         "test": "accuracy on it says nothing about them",
     }
-    if plan.config.source.brought:
+    if brought:
         del effects["source"]
     for part, effect in effects.items():
         labels = {record.label for record in plan.parts[part]}
@@ -162,16 +167,6 @@ def _why_no_source(plan: Plan) -> str:
         f"the labelled RGB images {count} ({names}), and groups stay whole, so none is left to "
         f"train a source model on; {_FEW_GROUPS}: divide them (a group is a folder below rgb, or "
         "the column group of a manifest), or"
-    )
-
-
-def _idle_pairs(plan: Plan) -> int:
-    """Pairs of part source that could be target images, where no source model is trained."""
-    if not plan.config.source.brought or plan.config.split.protocol == "paper":
-        return 0
-    return sum(
-        record.target is not None and (not record.parts or "target" in record.parts)
-        for record in plan.parts["source"]
     )
 
 

@@ -331,13 +331,14 @@ def test_images_that_are_not_read_are_counted_and_named(
     for name in ("tr/mug/rgb/7.heic", "tr/mug/rgb/8.heic", "ti/rgb/7.exr", "tr/notes.txt"):
         (root / name).write_bytes(b"")
     save(root / "more/0.png", depth(0))
+    save(root / "cover.png", depth(0))
     archive = read_archive(settings_of(root))
     assert len(archive.records) == 19
     unread, elsewhere = archive.notes
     assert "2 .heic, such as tr/mug/rgb/7.heic" in unread
     assert "1 .exr, such as ti/rgb/7.exr" in unread
     assert ".txt" not in unread
-    assert "neither in tr nor in ti: 1, as more/0.png" in elsewhere
+    assert "neither in tr nor in ti: 2, as cover.png" in elsewhere
     list(expand([str(root)]))
     assert "2 .heic, such as tr/mug/rgb/7.heic" in " ".join(capsys.readouterr().err.split())
     (root / "ti/rgb/5.jpg").rename(root / "ti/rgb/5.heic")

@@ -28,8 +28,7 @@ READERS: dict[str, Callable[[Config, Path], Archive]] = {
     "washington-rgbd": washington_rgbd.read,
     "folders": folders.read,
 }
-DATA_FOLDER = Path("data")
-"""Archives are looked for in ``data/<data set>`` unless ``prepare.root`` says where."""
+DATA_FOLDER = Path("data")  # archives lie in ``data/<data set>`` unless prepare.root says where
 
 
 def archive_root(config: Config) -> Path:
@@ -40,8 +39,7 @@ def archive_root(config: Config) -> Path:
 def read_archive(config: Config) -> Archive:
     """List the samples of the configured archive; no image is decoded.
 
-    Raises:
-        DataError: The archive is missing, incomplete, or not what it should be.
+    Raises a DataError if the archive is missing, incomplete, or not what it should be.
     """
     forget_indexes()
     root = archive_root(config)

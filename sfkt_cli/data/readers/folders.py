@@ -21,6 +21,7 @@ Target images are 8- or 16-bit PNG or TIFF, float TIFF or NPY, with 1 to 4 chann
 ``folders.unit`` overrides this: ``mm``, ``m``, or ``raw`` (rounded to integers).
 """
 
+import functools
 import hashlib
 import unicodedata
 from collections import defaultdict
@@ -39,9 +40,9 @@ from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
 
 _ADVICE = tree_drawn_in(__doc__)
-_OTHER_NAMES = {
-    "color": "rgb", "colour": "rgb", "depth": "target", "nir": "target", "ir": "target",
-    "infrared": "target", "thermal": "target",
+_VIEWS = {
+    "rgb": "rgb", "color": "rgb", "colour": "rgb", "target": "target", "depth": "target",
+    "nir": "target", "ir": "target", "infrared": "target", "thermal": "target",
 }  # fmt: skip
 """What people call the two folders of a class; taken for groups, pairs would fall apart."""
 Capture = tuple[str, str | None, str]  # role, label and path without suffix
@@ -113,16 +114,10 @@ def _largest_values(loader: FileLoader, names: Sequence[str]) -> tuple[str, ...]
 
 
 def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...]]:
-    """Records, and what is left out; names are compared as NFC, whatever system wrote them."""
-
-    def place(name: str) -> tuple[Capture, str] | None:
-        if misplaced := _misplaced(name):
-            raise DataError(f"{container.describe(name)} {misplaced}; {_ADVICE}")
-        return _place(unicodedata.normalize("NFC", name))
-
+    """Records, and what is left out."""
     names = container.names()
     inside = [name for name in names if name[:3].lower() in ("tr/", "ti/")]
-    captures = collect(container, place, ())
+    captures = collect(container, functools.partial(_place, container), ())
     _check_partners(container, captures, inside)
     records: list[Record] = []
     for (role, label, stem), views in captures.items():
@@ -142,40 +137,30 @@ def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def _place(name: str) -> tuple[Capture, str] | None:
-    """Capture and view of an image; None for other files."""
-    if _suffix(name) not in SUFFIXES:
+def _place(container: Container, name: str) -> tuple[Capture, str] | None:
+    """Capture and view of an image; None for other files, a DataError for misplaced ones.
+
+    Names are compared as NFC, whatever system wrote them.
+    """
+    plain = PurePosixPath(unicodedata.normalize("NFC", name))
+    role, top, below = (*plain.parts[:-1], "", "", "")[:3]
+    role = role.lower()
+    if role not in ("tr", "ti") or _suffix(name) not in SUFFIXES:
         return None
-    role, *inner = PurePosixPath(name).with_suffix("").parts
-    role = role.lower()
-    if role == "ti" and len(inner) >= 2 and inner[0] in ("rgb", "target"):
-        return ("ti", None, "/".join(inner[1:])), inner[0]
-    if role == "tr" and len(inner) >= 3 and inner[1] in ("rgb", "target"):
-        return ("tr", inner[0], "/".join(inner[2:])), inner[1]
-    if role == "tr" and len(inner) >= 2:
-        label = None if inner[0] == "target" else inner[0]
-        return ("tr", label, "/".join(inner[1:])), "target"
-    if role == "tr" and len(inner) == 1:
-        return ("tr", None, inner[0]), "target"
-    return None
-
-
-def _misplaced(name: str) -> str:
-    """What is wrong with where an image lies; "" for nothing."""
-    if _suffix(name) not in SUFFIXES:
-        return ""
-    role, *inner = name.split("/")[:-1]
-    role = role.lower()
-    if role == "ti" and inner[:1] not in (["rgb"], ["target"]):
-        return "lies neither in ti/rgb nor in ti/target"
-    if role == "tr" and inner[:1] == ["rgb"]:
-        return "is an RGB image without a class: it belongs into tr/<class>/rgb"
-    if role == "tr" and len(inner) >= 2 and inner[0] != "target":
-        word = inner[1].casefold()
-        meant = word if word in ("rgb", "target") else _OTHER_NAMES.get(word, "")
-        if meant and inner[1] != meant:
-            return f"lies in a folder {inner[1]}: call it {meant}"
-    return ""
+    problem, label, view, above = "", None, "target", 2 if top else 1
+    if role == "ti":
+        view = top
+        problem = "" if top in ("rgb", "target") else "lies neither in ti/rgb nor in ti/target"
+    elif top == "rgb":
+        problem = "is an RGB image without a class: it belongs into tr/<class>/rgb"
+    elif below in ("rgb", "target"):
+        label, view, above = top, below, 3
+    elif top not in ("", "target"):
+        label, meant = top, _VIEWS.get(below.casefold())
+        problem = f"lies in a folder {below}: call it {meant}" if meant else ""
+    if problem:
+        raise DataError(f"{container.describe(name)} {problem}; {_ADVICE}")
+    return (role, label, "/".join(plain.with_suffix("").parts[above:])), view
 
 
 def _check_partners(

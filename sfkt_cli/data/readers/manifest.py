@@ -24,13 +24,14 @@ from sfkt_cli.data.records import Record
 from sfkt_cli.errors import DataError
 
 COLUMNS = ("rgb", "target", "label", "role", "group")
-ROLES = ("tr", "ti", "source", "target", "test")
-NEEDED = {
+NEEDED: dict[str, tuple[str, ...]] = {
+    "tr": (),
     "ti": ("rgb", "target"),
     "source": ("rgb", "label"),
     "target": ("target",),
     "test": ("target", "label"),
 }
+"""The columns that each role needs."""
 NAMES = ("manifest.csv", "manifest.jsonl")
 
 
@@ -49,8 +50,7 @@ class Manifest:
 def find_manifest(root: Path, chosen: Path | None) -> Manifest | None:
     """The manifest: the one chosen, ``root`` itself, or one of the usual names in it.
 
-    Raises:
-        DataError: The one chosen does not exist, or nothing is there.
+    Raises a DataError if the one chosen does not exist, or nothing is there.
     """
     if chosen is None and root.is_file() and root.suffix.lower() in (".csv", ".jsonl"):
         place = Container(root.parent)
@@ -79,9 +79,9 @@ def read_manifest(manifest: Manifest) -> list[Record]:
     for number, row in _rows(manifest):
         where = f"{manifest}, line {number}"
         role = row["role"].casefold() or "tr"
-        if role not in ROLES:
-            raise DataError(f"{where}: role {row['role']!r}, expected one of {', '.join(ROLES)}")
-        for column in NEEDED.get(role, ()):
+        if role not in NEEDED:
+            raise DataError(f"{where}: role {row['role']!r}, expected one of {', '.join(NEEDED)}")
+        for column in NEEDED[role]:
             if not row[column]:
                 raise DataError(f"{where}: role {role} needs a {column}")
         names = {}
