@@ -7,9 +7,8 @@ import os
 import stat
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Self
 
 from sfkt_cli.errors import DataError
 
@@ -35,10 +34,6 @@ class Container:
         """Names of all files, sorted, with ``/`` between folders, relative to the prefix."""
         cut = len(self.prefix)
         return sorted(n[cut:] for n in _index(self.path) if n.startswith(self.prefix))
-
-    def below(self, folder: str) -> Self:
-        """The same archive seen from a folder inside it."""
-        return replace(self, prefix=f"{self.prefix}{folder}/" if folder else self.prefix)
 
     def describe(self, name: str) -> str:
         """How messages call a file."""

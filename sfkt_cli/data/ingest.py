@@ -103,7 +103,7 @@ class Plan:
         groups = {group: f"group-{number:06d}" for number, group in enumerate(in_order)}
         for part in parts:
             records, unnamed = self.parts[part], part in UNNAMED
-            ids = self._numbers(part) if unnamed else [record.id for record in records]
+            ids = list(self.numbered(part)) if unnamed else [record.id for record in records]
             scenes = [groups[r.group] if unnamed else r.group for r in records]
             columns[f"{part}/id"] = text_column(ids)
             columns[f"{part}/group"] = text_column(scenes)
@@ -116,33 +116,24 @@ class Plan:
             columns |= self._known_of_unnamed()
         return columns
 
-    def names(self) -> dict[str, str]:
-        """What the archive calls the samples of transfer.h5, by id."""
-        return {
-            number: record.id
-            for part in UNNAMED
-            for number, record in zip(self._numbers(part), self.parts[part], strict=True)
-        }
+    def numbered(self, *parts: str) -> dict[str, Record]:
+        """The samples of ``ti`` or ``target`` by their ids in transfer.h5, row by row."""
+        return {f"{p}-{row:06d}": r for p in parts for row, r in enumerate(self.parts[p])}
 
     def _known_of_unnamed(self) -> dict[str, NDArray[Any]]:
         """What test.h5 says about the samples of transfer.h5: labels and names, by id."""
-        numbers = [number for part in UNNAMED for number in self._numbers(part)]
-        records = [record for part in UNNAMED for record in self.parts[part]]
-        target = zip(self._numbers("target"), self.parts["target"], strict=True)
-        labelled = {number: record for number, record in target if record.label is not None}
+        everything, target = self.numbered(*UNNAMED), self.numbered("target")
+        records = everything.values()
+        labelled = {number: r for number, r in target.items() if r.label is not None}
         return {
             "labels/id": text_column(list(labelled)),
             "labels/label": self._labels(labelled.values()),
-            "names/id": text_column(numbers),
+            "names/id": text_column(list(everything)),
             "names/name": text_column([record.id for record in records]),
             "names/group": text_column([record.group for record in records]),
             "names/path_rgb": text_column([record.rgb or "" for record in records]),
             "names/path_target": text_column([record.target or "" for record in records]),
         }
-
-    def _numbers(self, part: str) -> list[str]:
-        """Ids of the samples of ``ti`` or ``target``, in the order of the rows."""
-        return [f"{part}-{row:06d}" for row in range(len(self.parts[part]))]
 
     def image_columns(self, parts: Sequence[str]) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and type of the image columns of some parts."""

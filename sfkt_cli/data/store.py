@@ -162,12 +162,7 @@ class Store:
         for block in blocks[left[blocks]].tolist():
             first = block * column.block_rows
             rows = self._map(name)[first : first + column.block_rows]
-            content = memoryview(rows.tobytes())
-            digest = hashlib.sha256()
-            for start in range(0, len(content), column.row_bytes):
-                row = content[start : start + column.row_bytes]
-                digest.update(hashlib.sha256(row).digest())
-            if digest.digest() != column.sha256[block].tobytes():
+            if hash_rows(rows.tobytes(), column.row_bytes) != column.sha256[block].tobytes():
                 raise DataError(
                     f"{self.path}: rows {first}..{first + len(rows) - 1} of {name} do not match "
                     "their checksum: the file is damaged, run `sfkt prepare` again with --force"
@@ -242,6 +237,14 @@ def describe(attrs: Mapping[str, Any], columns: Mapping[str, Column]) -> str:
 def spread(count: int, most: int = 1000) -> NDArray[np.int64]:
     """At most so many row numbers, evenly spread."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+
+
+def hash_rows(content: bytes, row_bytes: int) -> bytes:
+    """The checksum of a block of rows: the SHA-256 over the SHA-256 of each row."""
+    rows, digest = memoryview(content), hashlib.sha256()
+    for start in range(0, len(content), row_bytes):
+        digest.update(hashlib.sha256(rows[start : start + row_bytes]).digest())
+    return digest.digest()
 
 
 def hash_ranges(path: Path, ranges: Iterable[Sequence[int]]) -> str:

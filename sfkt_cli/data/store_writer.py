@@ -8,7 +8,6 @@ checksums and the ``complete`` flag follow into space that was set aside for the
 
 import contextlib
 import errno
-import hashlib
 import json
 import math
 import os
@@ -23,7 +22,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from sfkt_cli import __version__
-from sfkt_cli.data.store import ROLES, SCHEMA, TRAILER, Column, describe, hash_ranges
+from sfkt_cli.data.store import ROLES, SCHEMA, TRAILER, Column, describe, hash_ranges, hash_rows
 from sfkt_cli.files import replacing
 
 DESCRIPTION_BYTES = 1 << 20  # more than the HDF5 description and its checksums take
@@ -65,13 +64,12 @@ class StoreWriter:
 
     def put(self, name: str, values: NDArray[Any]) -> None:
         """Write a whole small column, such as labels."""
-        step = self.columns[name].block_rows
-        for first in range(0, len(values), step):
-            digest = hashlib.sha256()
-            for row in range(first, min(first + step, len(values))):
-                raw = self.write(name, row, values[row : row + 1].reshape(values.shape[1:]))
-                digest.update(hashlib.sha256(raw).digest())
-            self.note(name, first, digest.digest())
+        column = self.columns[name]
+        for row in range(len(values)):
+            self.write(name, row, values[row : row + 1].reshape(column.shape[1:]))
+        for first in range(0, len(values), column.block_rows):
+            rows = values[first : first + column.block_rows]
+            self.note(name, first, hash_rows(rows.tobytes(), column.row_bytes))
 
     def seal(self) -> None:
         """Write checksums, digest and the ``complete`` flag."""

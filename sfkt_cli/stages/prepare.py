@@ -7,7 +7,7 @@
 import contextlib
 
 from sfkt_cli.console import say, track, warn
-from sfkt_cli.data.ingest import Done, Plan, Sample, Task, ingest
+from sfkt_cli.data.ingest import UNNAMED, Done, Plan, Sample, Task, ingest
 from sfkt_cli.data.loading import FileLoader
 from sfkt_cli.data.readers import archive_root, read_archive
 from sfkt_cli.data.records import PARTS, Archive
@@ -49,7 +49,8 @@ def prepare(config: Config, run: Run) -> None:
             warn(gap)
         samples = _write_stores(plan, stage)
         picture = run.path("prepare", "pairs.png")
-        table, _ = show(samples, open_store(run.transfer_store), picture, plan.names())
+        names = {number: record.id for number, record in plan.numbered(*UNNAMED).items()}
+        table, _ = show(samples, open_store(run.transfer_store), picture, names)
         stage.finish(
             classes=list(plan.classes),
             samples={part: len(records) for part, records in plan.parts.items()},

@@ -127,14 +127,10 @@ def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...]]:
         rgb, target = views.get("rgb"), views.get("target")
         records.append(Record(f"{label or role}/{stem}", group, label, rgb, target, parts))
     notes = [note for note in (tell_unread(inside),) if note]
-    elsewhere = [name for name in set(names) - set(inside) if _suffix(name) in SUFFIXES]
+    elsewhere = [n for n in set(names) - set(inside) if n.lower().endswith(SUFFIXES)]
     if elsewhere:
         notes.append(f"not read, neither in tr nor in ti: {len(elsewhere)}, as {min(elsewhere)}")
     return records, tuple(f"{container.describe('')}: {note}" for note in notes)
-
-
-def _suffix(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
 
 
 def _place(container: Container, name: str) -> tuple[Capture, str] | None:
@@ -145,7 +141,7 @@ def _place(container: Container, name: str) -> tuple[Capture, str] | None:
     plain = PurePosixPath(unicodedata.normalize("NFC", name))
     role, top, below = (*plain.parts[:-1], "", "", "")[:3]
     role = role.lower()
-    if role not in ("tr", "ti") or _suffix(name) not in SUFFIXES:
+    if role not in ("tr", "ti") or plain.suffix.lower() not in SUFFIXES:
         return None
     problem, label, view, above = "", None, "target", 2 if top else 1
     if role == "ti":

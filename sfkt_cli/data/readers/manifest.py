@@ -16,7 +16,7 @@ import csv
 import json
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from sfkt_cli.data.archive import Container, open_container
@@ -64,7 +64,7 @@ def find_manifest(root: Path, chosen: Path | None) -> Manifest | None:
             top = name[: -len(end)]
             at_top = not top or (top[-1] == "/" and all(n.startswith(top) for n in names))
             if at_top and name[len(top) :].casefold() == end.casefold():
-                inside = images.below(top.rstrip("/"))
+                inside = replace(images, prefix=images.prefix + top)
                 return Manifest(inside, name[len(top) :], inside)
     if chosen is not None:
         raise DataError(f"folders.manifest = {chosen} does not exist, nor does {root / chosen}")
