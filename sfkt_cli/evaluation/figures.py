@@ -52,9 +52,9 @@ class Strip:
 
     title: str  # what the pictures are
     pictures: Numbers  # (N, H, W, 3) in [0, 1]
-    captions: tuple[str, ...] = ()  # a text below each, or nothing
+    captions: Sequence[str] = ()  # a text below each, or nothing
     # Whether each caption is right (blue) or wrong (red); None: neither.
-    right: tuple[bool | None, ...] = ()
+    right: Sequence[bool | None] = ()
 
 
 def draw_confusion(path: Path, panels: Mapping[str, Numbers], classes: Sequence[str]) -> None:
@@ -183,9 +183,9 @@ def draw_sweep(
 def draw_gallery(path: Path, strips: Sequence[Strip]) -> None:
     """Pictures of the same samples below each other, one line a view."""
     columns = max(len(strip.pictures) for strip in strips)
-    lines = [max((text.count("\n") + 1 for text in s.captions), default=0) for s in strips]
-    heights = [1.42 + 0.19 * count for count in lines]
-    figure, axes = _figure(len(strips), 1, (1.42 * columns + 0.4, sum(heights) + 0.3))
+    lines = sum(max((text.count("\n") + 1 for text in s.captions), default=0) for s in strips)
+    height = 1.42 * len(strips) + 0.19 * lines + 0.3
+    figure, axes = _figure(len(strips), 1, (1.42 * columns + 0.4, height))
     for axis, strip in zip(axes[:, 0], strips, strict=True):
         gap = max(1, round(0.05 * strip.pictures.shape[2]))
         pitch = strip.pictures.shape[2] + gap
@@ -196,9 +196,7 @@ def draw_gallery(path: Path, strips: Sequence[Strip]) -> None:
         axis.spines[:].set_visible(False)
         axis.set_yticks([])
         axis.set_ylabel(strip.title, fontsize=9)
-        centres = [
-            column * pitch + (pitch - gap) / 2 - 0.5 for column in range(len(strip.captions))
-        ]
+        centres = pitch * np.arange(len(strip.captions)) + (pitch - gap) / 2 - 0.5
         axis.set_xticks(centres, strip.captions, fontsize=8.5)
         axis.tick_params(axis="x", length=0, pad=2)
         for label, right in zip(axis.get_xticklabels(), strip.right, strict=False):
@@ -206,24 +204,20 @@ def draw_gallery(path: Path, strips: Sequence[Strip]) -> None:
     _save(figure, path)
 
 
-def draw_embedding(
-    path: Path, panels: Mapping[str, Mapping[str, Numbers]], explained: Mapping[str, float]
-) -> None:
-    """Feature maps: sets of points (N, 2) by name, one panel a model.
-
-    ``explained``: share of the variance that each panel's two axes hold.
-    """
+def draw_embedding(path: Path, panels: Mapping[str, Mapping[str, Numbers]]) -> None:
+    """Feature maps: sets of features (N, D) by name on two axes, one panel a model."""
     figure, axes = _figure(1, len(panels), (4.2 * len(panels) + 0.4, 4.0))
     for axis, (title, sets) in zip(axes[0], panels.items(), strict=True):
-        for i, (name, points) in enumerate(sets.items()):
+        projected, explained = two_axes(sets)
+        for i, (name, points) in enumerate(projected.items()):
             axis.scatter(
                 points[:, 0], points[:, 1], s=11, marker=POINTS[i % len(POINTS)], alpha=0.55,
                 linewidths=0, color=COLOURS[i % len(COLOURS)], label=name,
             )  # fmt: skip
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel(f"two main axes: {100 * explained[title]:.0f} % of the variance")
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(
+            xticks=[], yticks=[], xlabel=f"two main axes: {100 * explained:.0f} % of the variance"
+        )
         axis.legend(frameon=False, fontsize=8)
     _save(figure, path)
 
@@ -251,10 +245,7 @@ def _figure(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    axes = figure.subplots(
-        rows, columns, squeeze=False, gridspec_kw={"height_ratios": ratios} if ratios else None
-    )
-    return figure, axes
+    return figure, figure.subplots(rows, columns, squeeze=False, height_ratios=ratios)
 
 
 def _save(figure: Any, path: Path) -> None:

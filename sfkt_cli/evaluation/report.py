@@ -47,7 +47,7 @@ NAMES = {
     "source-rgb": "RGB model on RGB images",
 }
 """What people call them; all others are students."""
-Cells = tuple[str, ...]
+Cells = Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ class Section:
     title: str  # heading
     text: tuple[str, ...] = ()  # paragraphs
     header: Cells = ()  # of a table; empty: none
-    cells: tuple[Cells, ...] = ()  # its rows
+    cells: Sequence[Cells] = ()  # its rows
     picture: str | None = None  # name of a PNG beside the report
     caption: str = ""  # what the picture shows, for those who do not see it, too
     left: int = 1  # columns of the table, from the left, that hold words
-    bounds: tuple[Cells, ...] = ()  # rows below a rule
+    bounds: Sequence[Cells] = ()  # rows below a rule
     footnotes: tuple[str, ...] = ()  # lines below the table
 
 
