@@ -71,12 +71,11 @@ def draw_confusion(path: Path, panels: Mapping[str, Numbers], classes: Sequence[
         axis.imshow(share, cmap="cividis", vmin=0, vmax=100)
         axis.set_title(textwrap.fill(title, 26), fontsize=10)
         axis.set_xlabel("predicted")
-        names = [short(name, 14) for name in classes]
         places = range(0, count, max(1, -(-count // 40)))
-        axis.set_xticks(places, [names[i] for i in places], rotation=60, ha="right", fontsize=8)
-        first = axis in axes[:, 0]
-        axis.set_yticks(places, [names[i] for i in places] if first else [], fontsize=8)
-        if first:
+        names = [short(classes[place], 14) for place in places]
+        axis.set_xticks(places, names, rotation=60, ha="right", fontsize=8)
+        axis.set_yticks(places, names if axis in axes[:, 0] else [], fontsize=8)
+        if axis in axes[:, 0]:
             axis.set_ylabel("true")
         if count <= 20:
             for row, column in np.argwhere(share >= 0.5):
@@ -94,19 +93,19 @@ def draw_reliability(path: Path, panels: Mapping[str, tuple[Numbers, Numbers, Nu
     ``panels``: title to samples, mean confidence and accuracy of each bin.
     """
     figure, axes = _figure(2, len(panels), (3.1 * len(panels) + 0.5, 4.2), ratios=(3, 1))
-    for number, (title, (count, confidence, right)) in enumerate(panels.items()):
-        upper, lower = axes[0][number], axes[1][number]
+    for (upper, lower), (title, bins) in zip(axes.T, panels.items(), strict=True):
+        count, confidence, right = bins
         full = count >= FEWEST
         upper.plot([0, 100], [0, 100], color="grey", linestyle=":", label="as sure as right")
         upper.plot(
             100 * confidence[full], 100 * right[full], color=COLOURS[0], marker="o", markersize=4,
             label="measured",
         )  # fmt: skip
-        upper.set(title=textwrap.fill(title, 26), xlim=(0, 100), ylim=(0, 100))
+        upper.set(xlim=(0, 100), ylim=(0, 100))
+        upper.set_title(textwrap.fill(title, 26), fontsize=10)
         edges = np.arange(len(count)) / len(count)
         lower.bar(100 * edges, count, width=100 / len(count), align="edge", color="grey")
         lower.set(xlim=(0, 100), xlabel="confidence %")
-        upper.title.set_fontsize(10)
     axes[0][0].set_ylabel("accuracy %")
     axes[1][0].set_ylabel("images")
     axes[0][0].legend(frameon=False, fontsize=8, loc="upper left")
@@ -161,22 +160,21 @@ def draw_sweep(
 
     ``curves``: label to (value, mean, standard deviation), the last two fractions.
     """
-    figure, axes = _figure(1, 1, (5.2, 3.6))
+    figure, ((axis,),) = _figure(1, 1, (5.2, 3.6))
     for i, (label, points) in enumerate(curves.items()):
         values, means, deviations = np.array(sorted(points)).T
-        axes[0][0].errorbar(
+        axis.errorbar(
             values, 100 * means, 100 * deviations, label=label, color=COLOURS[i % len(COLOURS)],
             linestyle=LINES[i % len(LINES)], marker=POINTS[i % len(POINTS)], capsize=3,
         )  # fmt: skip
     ticks = sorted({value for points in curves.values() for value, _, _ in points})
     above = [value for value in ticks if value > 0]
     if ticks[0] >= 0 and above and above[-1] >= 10 * above[0]:  # 0, 0.03, 0.1, 0.3, 1
-        axes[0][0].set_xscale("symlog", linthresh=above[0])
-        axes[0][0].set_xticks(ticks, [f"{value:g}" for value in ticks], minor=False)
-        axes[0][0].set_xticks([], minor=True)
-    axes[0][0].set_xlabel(setting)
-    axes[0][0].set_ylabel(measured)
-    axes[0][0].legend(frameon=False, fontsize=8)
+        axis.set_xscale("symlog", linthresh=above[0])
+        axis.set_xticks(ticks, [f"{value:g}" for value in ticks], minor=False)
+        axis.set_xticks([], minor=True)
+    axis.set(xlabel=setting, ylabel=measured)
+    axis.legend(frameon=False, fontsize=8)
     _save(figure, path)
 
 

@@ -200,8 +200,11 @@ def _logits(probabilities: Numbers) -> Tensor:
     return torch.from_numpy(probabilities).clamp_min(1e-12).log()
 
 
-def ensemble(student: Outcome, bridge: Outcome) -> Outcome:
+def add_ensemble(evaluation: Evaluation) -> None:
     """Both views of a target image: the student on it, the source model on its translation."""
+    if not evaluation.outcomes.keys() >= set(VIEWS):
+        return
+    student, bridge = (evaluation.outcomes[name] for name in VIEWS)
     first, second = student.predictor, bridge.predictor
     both = replace(
         first,
@@ -214,7 +217,17 @@ def ensemble(student: Outcome, bridge: Outcome) -> Outcome:
         name: scores.geometric_mean([of_student, bridge.probabilities[name]])
         for name, of_student in student.probabilities.items()
     }
-    return Outcome(both, probabilities, without_labels(probabilities["target"]))
+    scored = without_labels(probabilities["target"])
+    evaluation.outcomes[ENSEMBLE] = Outcome(both, probabilities, scored)
+
+
+def add_rgb_bound(evaluation: Evaluation) -> None:
+    """The source model on the RGB partners of held-out images, where there are such."""
+    test = evaluation.splits.get("test")
+    if test is not None and test.rgb is not None:
+        on_rgb = source_on_rgb(evaluation.models, evaluation.runtime)
+        probabilities = on_rgb.probabilities(test.rgb, evaluation.runtime)
+        evaluation.outcomes[on_rgb.method] = Outcome(on_rgb, {"test": probabilities})
 
 
 def measure_speeds(evaluation: Evaluation) -> None:

@@ -129,9 +129,10 @@ def made(evaluation: Evaluation) -> str:
 def facts(evaluation: Evaluation) -> tuple[str, ...]:
     """What a reader should know first."""
     on_rgb = "not known, because no labelled test image has an RGB partner"
-    for row in (row for row in evaluation.rows if row.method == "source-rgb"):
-        share = f"{percent(row.accuracy)} % ({interval(row.accuracy_ci95)})"
-        on_rgb = f"{share} of n = {row.n:,} held-out images"
+    for row in evaluation.rows:
+        if row.method == "source-rgb":
+            share = f"{percent(row.accuracy)} % ({interval(row.accuracy_ci95)})"
+            on_rgb = f"{share} of n = {row.n:,} held-out images"
     resamplings = evaluation.config.evaluate.bootstrap
     how = f"{resamplings:,} bootstrap resamplings" if resamplings else "normal approximation"
     unlabelled = ["test.h5 holds no labels: there is no accuracy, only label-free scores"]
@@ -218,9 +219,8 @@ def differences(evaluation: Evaluation) -> Section | None:
     main, cells = evaluation.main_method, []
     for split in evaluation.labelled_splits:
         for other in evaluation.rivals:
-            mean, low, high = evaluation.difference(main, other, split)
-            interval_text = f"{100 * low:+.1f} .. {100 * high:+.1f}"
-            cells.append((named(other), split.name, f"{100 * mean:+.1f}", interval_text))
+            points = [f"{100 * share:+.1f}" for share in evaluation.difference(main, other, split)]
+            cells.append((named(other), split.name, points[0], f"{points[1]} .. {points[2]}"))
     if not cells:
         return None
     return Section(
@@ -245,8 +245,7 @@ def thresholds(evaluation: Evaluation) -> Section | None:
     confidence = evaluation.labelled(main, split).max(axis=1)
     right = evaluation.right(main, split)
     cells = []
-    for share in REJECTED:
-        threshold = round(float(np.quantile(confidence, share)), 3)
+    for threshold in [round(level, 3) for level in np.quantile(confidence, REJECTED).tolist()]:
         unsure = confidence < threshold
         parts = (unsure, unsure[~right], unsure[right], right[~unsure])
         shares = (percent(float(part.mean()) if len(part) else None) for part in parts)

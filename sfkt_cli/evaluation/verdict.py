@@ -17,10 +17,8 @@ from numpy.typing import NDArray
 Verdict = Literal["better", "worse", "cannot tell"]
 Predicted = Sequence[int] | NDArray[Any]
 RESAMPLINGS = 2000
-FEWEST = 30
-"""Of fewer images nothing is said."""
-AT_CHANCE = 0.1
-"""A kappa (agreement beyond chance) below this is no agreement."""
+FEWEST = 30  # of fewer images nothing is said
+AT_CHANCE = 0.1  # a kappa (agreement beyond chance) below this is no agreement
 
 
 def verdict(
@@ -76,12 +74,7 @@ def verdict(
 
 
 def advice(word: Verdict, encoding: str) -> str:
-    """The verdict as a sentence that says what to ship.
-
-    Args:
-        word: Of :func:`verdict`.
-        encoding: Name of the encoding of target images.
-    """
+    """The verdict as a sentence that says what to ship; ``encoding`` is that of target images."""
     if word == "better":
         return "Judged without labels, the student is better than your RGB model: ship the student."
     if word == "worse":

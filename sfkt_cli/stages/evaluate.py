@@ -8,27 +8,13 @@ from sfkt_cli.console import say, track, warn
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, RunError
+from sfkt_cli.evaluation import predictions
 from sfkt_cli.evaluation.galleries import shots
 from sfkt_cli.evaluation.html import to_html
 from sfkt_cli.evaluation.labelled import Split, read_splits
-from sfkt_cli.evaluation.models import (
-    load_models,
-    model_digests,
-    predictors_of,
-    source_on_rgb,
-    student_encoding,
-)
+from sfkt_cli.evaluation.models import load_models, model_digests, predictors_of, student_encoding
 from sfkt_cli.evaluation.oracle import oracle, recipe
-from sfkt_cli.evaluation.predictions import (
-    ENSEMBLE,
-    VIEWS,
-    Evaluation,
-    Outcome,
-    ensemble,
-    look_for_collapse,
-    measure_speeds,
-    ti_pairs,
-)
+from sfkt_cli.evaluation.predictions import Evaluation
 from sfkt_cli.evaluation.report import (
     Report,
     read_results,
@@ -115,7 +101,7 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, readable: lis
     runtime = measuring_runtime(config)
     models = load_models(run, store, runtime)
     splits = {split.name: split for split in readable}
-    pairs = ti_pairs(store, models, runtime, config.seed)
+    pairs = predictions.ti_pairs(store, models, runtime, config.seed)
     evaluation = Evaluation(config, run, stage.folder, store, models, splits, pairs, runtime)
     outcomes = evaluation.outcomes
     encoding = student_encoding(config.encoding, store, models)
@@ -124,11 +110,10 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, readable: lis
         for predictor in competing:
             evaluation.ask(predictor)
             tracker.advance(1, 1, predictor.method)
-    if outcomes.keys() >= set(VIEWS):
-        outcomes[ENSEMBLE] = ensemble(*(outcomes[name] for name in VIEWS))
-    look_for_collapse(evaluation)
+    predictions.add_ensemble(evaluation)
+    predictions.look_for_collapse(evaluation)
     _add_bounds(evaluation, stage, encoding)
-    measure_speeds(evaluation)
+    predictions.measure_speeds(evaluation)
     judged = judge(evaluation)
     report = Report(
         dataset=store.dataset,
@@ -164,17 +149,13 @@ def measuring_runtime(config: Config) -> Runtime:
 
 def _add_bounds(evaluation: Evaluation, stage: Stage, encoding: Encoding) -> None:
     """The models that saw what no method may see: target labels, or RGB of the test images."""
-    target, test = evaluation.splits["target"], evaluation.splits.get("test")
-    if evaluation.config.evaluate.oracle and len(target.rows) > 1:
+    if evaluation.config.evaluate.oracle and len(evaluation.splits["target"].rows) > 1:
         inputs = {name: stage.inputs[name] for name in ("transfer.h5", "test.h5", "source")}
         try:
             evaluation.ask(oracle(evaluation, encoding, inputs))
         except RunError as error:  # only a bound: the rest of the report does not wait for it
             warn(f"the oracle is left out: {error}")
-    if test is not None and test.rgb is not None:
-        on_rgb = source_on_rgb(evaluation.models, evaluation.runtime)
-        probabilities = on_rgb.probabilities(test.rgb, evaluation.runtime)
-        evaluation.outcomes[on_rgb.method] = Outcome(on_rgb, {"test": probabilities})
+    predictions.add_rgb_bound(evaluation)
 
 
 def predictions_csv(evaluation: Evaluation) -> str:
