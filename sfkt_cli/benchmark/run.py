@@ -12,7 +12,6 @@ commands, on one machine or on several that share the folder, divide the stages 
 import multiprocessing
 import os
 import signal
-import statistics
 import time
 import traceback
 from collections import Counter
@@ -23,6 +22,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from sfkt_cli.benchmark.plan import BenchmarkPlan, Cell, cells_of, trial_cells, tuned
@@ -164,15 +164,15 @@ def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> 
         count, left = total[kind], to_run[kind]
         shared = planned[kind] - count
         text = f"  {kind:24}{count:5} stages, {shared} shared, {count - left} done"
-        average, known = statistics.fmean, measured
-        if left and not measured and "/" in kind and of_methods:
-            average, known = statistics.median, of_methods
-            guessed.append(kind)
+        known = measured or (of_methods if "/" in kind else [])
         if left and known:
-            took, size = (left * average(values) for values in zip(*known, strict=True))
+            typical = np.mean if measured else np.median
+            took, size = (left * typical(known, axis=0)).tolist()
             seconds, room = seconds + took, room + int(size)
             text += f"; {duration(took)}, {size / 1e6:,.0f} MB"
-            text += " (as the other methods, a guess)" if kind in guessed else ""
+            if not measured:
+                guessed.append(kind)
+                text += " (a guess: as the other methods)"
         elif left:
             unknown.append(kind)
             text += "; time and room unknown"
@@ -295,7 +295,7 @@ def done(task: Task) -> bool:
     if record.get("settings") != stage_settings("evaluate", build(dict(task.settings))):
         return False
     try:
-        return model_digests(run).items() <= record["inputs"].items()
+        return bool(model_digests(run).items() <= record["inputs"].items())
     except (KeyError, SfktError):
         return False
 
