@@ -4,7 +4,7 @@ A cell is one run folder: a data set, a variant of the settings, a seed, and the
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -34,6 +34,11 @@ GRID: Mapping[str, tuple[Any, ...]] = {
 """What tuned methods try, all of them the same; SHOT's and SOCKET's own are the first."""
 TUNE_BY = "tr_mirror"
 """The label-free score that chooses; no method trains on it."""
+DECIDED = {
+    "seed": "name the seeds in `seeds: [...]` instead",
+    "evaluate.oracle": "add `oracle` to the methods instead, or leave it out of them",
+}
+"""Settings that the plan decides, and how."""
 PLAIN: Settings = {"evaluate": {"pictures": False}}
 """Settings under those of every plan: pictures of many cells would take long."""
 
@@ -162,12 +167,14 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
     Raises:
         ConfigError: All settings and method names that are wrong, in one message.
     """
-    datasets = _datasets(plan)
+    datasets = list(_datasets(plan))
     swept = [sweep.variant(value) for sweep in plan.sweeps for value in sweep.values]
     variants = [*plan.variants, *swept]
     problems: dict[str, None] = {}
     for settings in (*(part.settings for part in (plan, *datasets, *variants)), overrides):
-        problems |= dict.fromkeys(_decided(nested(settings)))
+        for name, instead in DECIDED.items():
+            if (value := pick(nested(settings), name)) is not None:
+                problems[f"{name} = {value}: {instead}"] = None
     possible = (*METHODS, *ROWS, *(name + TUNED for name in METHODS))
     cells = []
     for seed, dataset, variant in product(plan.seeds, datasets, variants):
@@ -248,15 +255,17 @@ def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[C
     if records:
         write_record(output / "tuning.json", {"trials": records})
 
-    def settled(cell: Cell) -> Cell:
-        students = {row: of for row, of in cell.students.items() if not row.endswith(TUNED)}
-        for row, (method, _) in cell.students.items():
+    settled = []
+    for cell in cells:
+        students: dict[str, tuple[str, Settings]] = {}
+        for row, (method, changes) in cell.students.items():
             place = cell.dataset, cell.variant, method
-            if row.endswith(TUNED) and place in chosen:
+            if not row.endswith(TUNED):
+                students[row] = method, changes
+            elif place in chosen:
                 students[row] = method, chosen[place]
-        return replace(cell, students=students)
-
-    return [settled(cell) for cell in cells]
+        settled.append(replace(cell, students=students))
+    return settled
 
 
 def slug(name: str) -> str:
@@ -264,25 +273,13 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "unnamed"
 
 
-def _decided(settings: Mapping[str, Any]) -> list[str]:
-    """Settings that the plan decides, and how."""
-    problems = []
-    if "seed" in settings:
-        problems.append(f"seed = {settings['seed']}: name the seeds in `seeds: [...]` instead")
-    if pick(settings, "evaluate.oracle") is not None:
-        instead = "add `oracle` to the methods instead, or leave it out of them"
-        problems.append(f"evaluate.oracle: {instead}")
-    return problems
-
-
-def _datasets(plan: BenchmarkPlan) -> list[DatasetPlan]:
-    datasets = []
+def _datasets(plan: BenchmarkPlan) -> Iterator[DatasetPlan]:
+    every = tuple(product(SENSORS, SENSORS))
     for dataset in plan.datasets or (DatasetPlan(name="data"),):
-        every, pairs = tuple(product(SENSORS, SENSORS)), dataset.sensor_pairs
-        for source, target in every if pairs == "all" else pairs:
+        pairs = every if dataset.sensor_pairs == "all" else dataset.sensor_pairs
+        if not pairs:
+            yield dataset
+        for source, target in pairs:
             sensors = {"sun_rgbd.source_sensor": source, "sun_rgbd.target_sensor": target}
             name = f"{dataset.name} {source} to {target}"
-            datasets.append(DatasetPlan(name=name, settings={**dataset.settings, **sensors}))
-        if not pairs:
-            datasets.append(dataset)
-    return datasets
+            yield DatasetPlan(name=name, settings={**dataset.settings, **sensors})

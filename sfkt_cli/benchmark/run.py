@@ -12,7 +12,6 @@ commands, on one machine or on several that share the folder, divide the stages 
 import multiprocessing
 import os
 import signal
-import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -361,18 +360,16 @@ class Workers:
     def ended(self, *, idle: bool) -> list[tuple[Task, End]]:
         """The tasks that have ended; where idle, wait a moment for one."""
         ends, self._ended = self._ended, []
-        if self.running:
-            for place in wait(list(self.running), timeout=POLL_S if idle else 0):
-                pipe = cast("Connection", place)
-                task, process, gpu = self.running.pop(pipe)
-                try:
-                    ends.append((task, pipe.recv()))
-                except EOFError:
-                    ends.append((task, End(_KILLED)))
-                process.join()
-                self._free.append(gpu)
-        elif idle and not ends:
-            time.sleep(POLL_S)
+        # Where nothing runs here, this only waits for what other commands have claimed.
+        for place in wait(list(self.running), POLL_S if idle and not ends else 0):
+            pipe = cast("Connection", place)
+            task, process, gpu = self.running.pop(pipe)
+            try:
+                ends.append((task, pipe.recv()))
+            except EOFError:
+                ends.append((task, End(_KILLED)))
+            process.join()
+            self._free.append(gpu)
         return ends
 
     def stop(self) -> None:

@@ -82,7 +82,11 @@ def model_digests(run: Run) -> dict[str, str]:
     """SHA-256 of the weights of every finished model, by stage."""
     stages = ["source", *(["bridge"] if run.has("bridge") else [])]
     stages += [f"transfer/{name}" for name in finished_methods(run)]
-    return {stage: str(read_card(run.path(stage, "model.json"))["sha256"]) for stage in stages}
+    return {stage: _digest(run, stage) for stage in stages}
+
+
+def _digest(run: Run, stage: str) -> str:
+    return str(read_card(run.path(stage, CARD))["sha256"])
 
 
 def load_models(run: Run, store: Store, runtime: Runtime) -> Models:
@@ -199,11 +203,8 @@ def outdated_student(run: Run, method: str) -> str | None:
     """
     record = run.record(f"transfer/{method}")
     try:
-        digests = {
-            stage: str(read_card(run.path(stage, CARD))["sha256"])
-            for stage in ("source", "bridge")
-            if stage in record.get("inputs", {}) and run.has(stage)
-        }
+        used = [name for name in ("source", "bridge") if name in record.get("inputs", {})]
+        digests = {stage: _digest(run, stage) for stage in used if run.has(stage)}
     except DataError:
         return None
     return _outdated(f"transfer --method {method}", record, digests)

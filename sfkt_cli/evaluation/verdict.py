@@ -58,13 +58,11 @@ def verdict(
     su, sb, ub = (shares[:, [p for p in range(8) if p & bit]].sum(axis=1) for bit in (4, 2, 1))
     frequencies = [np.bincount(view, minlength=classes) / len(s) for view in (s, u, b)]
     chance = [float(frequencies[i] @ frequencies[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
-    beyond_chance = [
-        np.percentile(agreement, 2.5) > expected
-        for agreement, expected in zip((su, sb, ub), chance, strict=True)
-    ]
+    pairs = list(zip((su, sb, ub), chance, strict=True))
+    beyond_chance = [np.percentile(agreement, 2.5) > expected for agreement, expected in pairs]
     at_chance = [
         np.percentile(agreement, 97.5) < expected + AT_CHANCE * (1 - expected)
-        for agreement, expected in zip((su, sb), chance[:2], strict=True)
+        for agreement, expected in pairs[:2]
     ]
     if beyond_chance[2] and all(at_chance):
         return "worse"
