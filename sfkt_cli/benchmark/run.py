@@ -156,7 +156,7 @@ def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> 
     total, planned = (Counter(task.stage for task in some) for some in (tasks.values(), all_tasks))
     to_run = Counter(task.stage for task in tasks.values() if not task.finished)
     costs = {kind: _costs(kind, output) for kind in sorted(total, key=_level)}
-    of_methods = [cost for kind, some in costs.items() if "/" in kind for cost in some]
+    of_methods = _costs("transfer/*", output)
     lines = [f"benchmark: dry run, nothing is written; {len(cells)} cells in {output}"]
     seconds, room, guessed, unknown = 0.0, 0, list[str](), list[str]()
     for kind, measured in costs.items():
@@ -454,7 +454,7 @@ def _level(stage: str) -> int:
 
 
 def _costs(stage: str, output: Path) -> list[tuple[float, int]]:
-    """Seconds and bytes of the finished stages of one kind."""
+    """Seconds and bytes of the finished stages of one kind, such as ``transfer/*``."""
     name = "cells/*/*/*/evaluate"
     if stage != "evaluate":
         name = f"stages/{stage.replace('/', '-')}-{'?' * 16}"
