@@ -111,16 +111,14 @@ def bootstrap_interval(
         groups: (N,) integers; samples of one group (a scene) are drawn together, because they are
             not independent. None, or a single group: each on its own.
     """
-    values = values.astype(np.float64)
     if groups is None or len(np.unique(groups)) < 2:
         groups = np.arange(len(values))
-    _, place = np.unique(groups, return_inverse=True)
-    sums, counts = np.bincount(place, values), np.bincount(place)
-    number = len(counts)
+    _, place, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    sums, number = np.bincount(place, values.astype(np.float64)), len(counts)
     if resamplings == 0:
-        centre = values.mean()
+        centre = float(values.mean())
         spread = np.sqrt(((sums - centre * counts) ** 2).sum()) / len(values)
-        return float(centre - 1.96 * spread), float(centre + 1.96 * spread)
+        return centre - 1.96 * float(spread), centre + 1.96 * float(spread)
     generator = np.random.default_rng([seed, 0xB007])
     means = np.empty(resamplings)
     step = max(1, _DRAWS // number)
@@ -130,18 +128,6 @@ def bootstrap_interval(
         means[first : first + rows] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
-
-
-def paired_difference(
-    first: Numbers, second: Numbers, *, resamplings: int, seed: int, groups: Numbers | None = None
-) -> tuple[float, float, float]:
-    """Mean of ``first - second`` on the same samples, and its bootstrap 95 % interval.
-
-    Both are right (1) or wrong (0) by sample (N,); the rest is as in :func:`bootstrap_interval`.
-    """
-    difference = first.astype(np.float64) - second.astype(np.float64)
-    low, high = bootstrap_interval(difference, resamplings=resamplings, seed=seed, groups=groups)
-    return float(difference.mean()), low, high
 
 
 def difference_over_seeds(
@@ -179,15 +165,11 @@ def difference_over_seeds(
         sums = np.bincount(clusters, np.concatenate(parts))
         return float((sums**2).sum() * len(sums) / max(len(sums) - 1, 1))
 
-    of_seeds = float(means.var(ddof=1)) / count
-    of_images = clustered(scenes)
+    of_seeds, of_images = float(means.var(ddof=1)) / count, clustered(scenes)
     of_scenes = max(of_images - clustered(cells), 0.0)
-    groups_apart = min(max(int(scenes.max()), 1), MANY)
-
     usual = student_t_quantile(count - 1)
-    reach = math.hypot(
-        usual * math.sqrt(of_seeds), student_t_quantile(groups_apart) * math.sqrt(of_scenes)
-    )
+    other = student_t_quantile(min(max(int(scenes.max()), 1), MANY))
+    reach = math.hypot(usual * math.sqrt(of_seeds), other * math.sqrt(of_scenes))
     reach = max(reach, math.sqrt(of_images))
     p_value = 1 - student_t_within(usual * abs(mean) / max(reach, TINY), count - 1)
     return mean, (mean - reach, mean + reach), p_value
@@ -253,17 +235,13 @@ def geometric_mean(views: list[Numbers]) -> Floats:
 
 def rank_correlation(first: Numbers, second: Numbers) -> float:
     """Spearman's rank correlation, ties at their mean rank; NaN where one of both is constant."""
-    a, b = _ranks(first), _ranks(second)
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
+    ranks = []
+    for values in (first, second):
+        _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(count) - (count - 1) / 2)[place])
+    if np.ptp(ranks[0]) == 0 or np.ptp(ranks[1]) == 0:
         return float("nan")
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def _ranks(values: Numbers) -> Floats:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(count) - (count - 1) / 2
-    ranks: Floats = mean_rank[place]
-    return ranks
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def psnr(pictures: Numbers, references: Numbers) -> Floats:

@@ -200,9 +200,8 @@ def test_page_fills_a_browser_in_dark_and_light(tmp_path: Path, scheme: int) -> 
 
 def test_latex_shows_texts_as_they_are_and_the_best_method_in_bold() -> None:
     rows = [("a_b", "61.3 ± 0.4", "7"), ("c&d", "9.0", "8"), ("e", "-", "9")]
-    text = report.latex_table(
-        "50 % of {x}", ("m", "accuracy %", "n"), rows, [("z", "99", "1")], best=1
-    )
+    header, below = ("m", "accuracy %", "n"), [("z", "99", "1")]
+    text = report.latex_tables([Section("50 % of {x}", (), header, rows, bounds=below)])
     lines = text.splitlines()
     assert r"a\_b & \textbf{61.3 $\pm$ 0.4} & 7 \\" in lines
     assert r"c\&d & 9.0 & 8 \\" in lines

@@ -4,7 +4,7 @@ A cell is one run folder: a data set, a variant of the settings, a seed, and the
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -34,6 +34,11 @@ GRID: Mapping[str, tuple[Any, ...]] = {
 """What tuned methods try, all of them the same; SHOT's and SOCKET's own are the first."""
 TUNE_BY = "tr_mirror"
 """The label-free score that chooses; no method trains on it."""
+DECIDED = {
+    "seed": "name the seeds in `seeds: [...]` instead",
+    "evaluate.oracle": "add `oracle` to the methods instead, or leave it out of them",
+}
+"""Settings that the plan decides, and how."""
 PLAIN: Settings = {"evaluate": {"pictures": False}}
 """Settings under those of every plan: pictures of many cells would take long."""
 
@@ -162,23 +167,21 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
     Raises:
         ConfigError: All settings and method names that are wrong, in one message.
     """
-    datasets = _datasets(plan)
-    variants = [
-        *plan.variants,
-        *(sweep.variant(value) for sweep in plan.sweeps for value in sweep.values),
-    ]
+    datasets = list(_datasets(plan))
+    swept = [sweep.variant(value) for sweep in plan.sweeps for value in sweep.values]
+    variants = [*plan.variants, *swept]
     problems: dict[str, None] = {}
     for settings in (*(part.settings for part in (plan, *datasets, *variants)), overrides):
-        problems |= dict.fromkeys(_decided(nested(settings)))
+        for name, instead in DECIDED.items():
+            if (value := pick(nested(settings), name)) is not None:
+                problems[f"{name} = {value}: {instead}"] = None
     possible = (*METHODS, *ROWS, *(name + TUNED for name in METHODS))
     cells = []
     for seed, dataset, variant in product(plan.seeds, datasets, variants):
         rows = variant.methods or plan.methods
         for row in [row for row in rows if row not in possible]:
-            problem = (
-                f"{variant.name}: method {row!r} is unknown: choose from {', '.join(possible)}"
-            )
-            problems[problem] = None
+            choices = ", ".join(possible)
+            problems[f"{variant.name}: method {row!r} is unknown: choose from {choices}"] = None
         extra = {"seed": seed, "evaluate": {"oracle": "oracle" in rows}}
         layers = (plan.settings, dataset.settings, variant.settings)
         try:
@@ -215,9 +218,8 @@ def trial_cells(cells: Sequence[Cell]) -> list[Cell]:
             for number, values in enumerate(product(*GRID.values()))
         }
         trial = replace(cell, rows=(), students=students)
-        if students:
-            trials.setdefault((cell.dataset, cell.variant), trial)
-    return list(trials.values())
+        trials.setdefault((cell.dataset, cell.variant), trial)
+    return [trial for trial in trials.values() if trial.students]
 
 
 def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[Cell]:
@@ -231,19 +233,20 @@ def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[C
         for row, (method, changes) in trial.students.items():
             stage = f"transfer/{row}"
             epochs = run.metrics(stage) if run.finished(stage) else []
-            if epochs:
-                done = run.record(stage)
-                scores = epochs[done["best_epoch"] - 1]
-                if TUNE_BY not in scores:
-                    raise DataError(
-                        f"{run.path('transfer', row)} is of an earlier version and has no "
-                        f"{TUNE_BY}: delete the folder"
-                    )
-                records.append(
-                    {"dataset": trial.dataset, "variant": trial.variant, "method": method,
-                     "settings": dict(changes), TUNE_BY: scores[TUNE_BY],
-                     "seconds": done["seconds"], "chosen": False}
-                )  # fmt: skip
+            if not epochs:
+                continue
+            done = run.record(stage)
+            score = epochs[done["best_epoch"] - 1].get(TUNE_BY)
+            if score is None:
+                raise DataError(
+                    f"{run.path('transfer', row)} is of an earlier version and has no {TUNE_BY}: "
+                    "delete the folder"
+                )
+            records.append(
+                {"dataset": trial.dataset, "variant": trial.variant, "method": method,
+                 "settings": dict(changes), TUNE_BY: score, "seconds": done["seconds"],
+                 "chosen": False}
+            )  # fmt: skip
     chosen: dict[tuple[str, str, str], Settings] = {}
     for record in sorted(records, key=lambda record: -record[TUNE_BY]):
         place = record["dataset"], record["variant"], record["method"]
@@ -252,15 +255,17 @@ def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[C
     if records:
         write_record(output / "tuning.json", {"trials": records})
 
-    def settled(cell: Cell) -> Cell:
-        students = dict(cell.students)
-        for row in [row for row in students if row.endswith(TUNED)]:
-            method, _ = students.pop(row)
-            if (cell.dataset, cell.variant, method) in chosen:
-                students[row] = method, chosen[cell.dataset, cell.variant, method]
-        return replace(cell, students=students)
-
-    return [settled(cell) for cell in cells]
+    settled = []
+    for cell in cells:
+        students: dict[str, tuple[str, Settings]] = {}
+        for row, (method, changes) in cell.students.items():
+            place = cell.dataset, cell.variant, method
+            if not row.endswith(TUNED):
+                students[row] = method, changes
+            elif place in chosen:
+                students[row] = method, chosen[place]
+        settled.append(replace(cell, students=students))
+    return settled
 
 
 def slug(name: str) -> str:
@@ -268,27 +273,13 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "unnamed"
 
 
-def _decided(settings: Mapping[str, Any]) -> list[str]:
-    """Settings that the plan decides, and how."""
-    problems = []
-    if "seed" in settings:
-        problems.append(f"seed = {settings['seed']}: name the seeds in `seeds: [...]` instead")
-    if pick(settings, "evaluate.oracle") is not None:
-        problems.append(
-            "evaluate.oracle: add `oracle` to the methods instead, or leave it out of them"
-        )
-    return problems
-
-
-def _datasets(plan: BenchmarkPlan) -> list[DatasetPlan]:
-    datasets = []
+def _datasets(plan: BenchmarkPlan) -> Iterator[DatasetPlan]:
+    every = tuple(product(SENSORS, SENSORS))
     for dataset in plan.datasets or (DatasetPlan(name="data"),):
-        every = tuple(product(SENSORS, SENSORS))
         pairs = every if dataset.sensor_pairs == "all" else dataset.sensor_pairs
+        if not pairs:
+            yield dataset
         for source, target in pairs:
             sensors = {"sun_rgbd.source_sensor": source, "sun_rgbd.target_sensor": target}
             name = f"{dataset.name} {source} to {target}"
-            datasets.append(DatasetPlan(name=name, settings={**dataset.settings, **sensors}))
-        if not pairs:
-            datasets.append(dataset)
-    return datasets
+            yield DatasetPlan(name=name, settings={**dataset.settings, **sensors})

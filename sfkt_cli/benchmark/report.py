@@ -16,22 +16,8 @@ from pydantic import BaseModel
 from sfkt_cli import scores
 from sfkt_cli.benchmark.plan import GRID, SENSORS, TUNE_BY, TUNED, BenchmarkPlan, Cell
 from sfkt_cli.console import say
-from sfkt_cli.evaluation import figures
-from sfkt_cli.evaluation.report import (
-    BOUNDS,
-    SPLITS,
-    Cells,
-    Row,
-    amount,
-    bullets,
-    interval,
-    latex_table,
-    markdown_table,
-    percent,
-    plain,
-    read_results,
-    to_csv,
-)
+from sfkt_cli.evaluation import figures, report
+from sfkt_cli.evaluation.report import BOUNDS, SPLITS, Columns, Row, Section, amount, percent
 from sfkt_cli.files import read_record, write_json, write_text
 from sfkt_cli.settings.runs import Run, versions
 
@@ -62,6 +48,7 @@ class Measured:
     groups: dict[str, str]  # by sample id: its scene
 
 
+Trial = Mapping[str, Any]  # an entry of tuning.json
 Measurements = Mapping[Key, Mapping[int, Measured]]  # by key and seed
 
 
@@ -93,6 +80,30 @@ class Result:
     tuning_seconds: float | None = None
 
 
+COLUMNS: Columns[Result] = {
+    "variant": lambda result: result.variant,
+    "method": lambda result: result.method,
+    "accuracy %": lambda result: (
+        percent(result.mean)
+        + ("" if result.deviation is None else f" ± {percent(result.deviation)}")
+    ),
+    "balanced %": lambda result: percent(result.balanced_accuracy),
+    "difference": lambda result: (
+        "-" if result.difference is None else f"{100 * result.difference:+.1f}"
+    ),
+    "95 % interval": lambda result: report.interval(result.difference_ci95),
+    "p": lambda result: "-" if result.p_value is None else f"{result.p_value:.3f}",
+    "to": lambda result: result.versus or "-",
+    "seeds": lambda result: str(len(result.seeds)),
+    "n": lambda result: f"{result.n:,}",
+    "training s": lambda result: amount(result.train_seconds),
+    "tuning s": lambda result: amount(result.tuning_seconds),
+    "images/s": lambda result: amount(result.images_per_second),
+    "memory MB": lambda result: amount(result.peak_memory_mb),
+    "parameters": lambda result: amount(result.parameters),
+}
+
+
 class Tuning(BaseModel):
     """The content of tuning.json: every trial, and whether it was chosen."""
 
@@ -106,7 +117,7 @@ def write_report(
     failed: Mapping[str, str],
     command: str,
 ) -> None:
-    """Write benchmark.md, .tex, .csv, .json, benchmark-long.csv and the curves; print the table.
+    """Write benchmark.md, .tex, .csv, .json, benchmark-long.csv and the curves; print the tables.
 
     ``failed`` are messages by the key of the stage, empty for a stage that was left out because
     another one failed; ``command`` is as typed.
@@ -134,13 +145,14 @@ def write_report(
             "failed": problems,
         },
     )
+    tables = tables_of(results)
+    text = markdown(plan, results, tables, pictures, problems, command, tuning)
     write_text(output / "benchmark.csv", csv_text(results))
     write_text(output / "benchmark-long.csv", long_csv(measurements))
-    write_text(output / "benchmark.tex", latex(results))
-    text = markdown(plan, results, pictures, problems, command, tuning)
+    write_text(output / "benchmark.tex", report.latex_tables(tables))
     write_text(output / "benchmark.md", text)
-    for (dataset, split), table in groupby(results, table_of):
-        say(f"{dataset}: {SPLITS[split]}\n{_table(list(table))}")
+    for table in tables:
+        say(f"{table.title}\n{report.markdown_table(table)}")
 
 
 def collect(cells: Iterable[Cell], output: Path) -> Measurements:
@@ -152,7 +164,7 @@ def collect(cells: Iterable[Cell], output: Path) -> Measurements:
             continue
         with run.output("evaluate", "predictions.csv").open(encoding="utf-8", newline="") as file:
             lines = [line for line in csv.DictReader(file) if line["label"]]
-        for row in read_results(run).rows:
+        for row in report.read_results(run).rows:
             if row.method not in cell.rows:
                 continue
             here = [line for line in lines if line["split"] == row.split]
@@ -167,9 +179,13 @@ def results_of(
     plan: BenchmarkPlan,
     cells: Sequence[Cell],
     measurements: Measurements,
-    tuning: Sequence[Mapping[str, Any]] = (),
+    tuning: Sequence[Trial] = (),
 ) -> list[Result]:
-    """Rows in the order of the plan: data sets, splits, variants, methods."""
+    """Rows in the order of the plan: data sets, splits, variants, methods.
+
+    The p-values hold for all comparisons of a table together. The main method and its best peer
+    name each other: that is one comparison.
+    """
     results = []
     places = dict.fromkeys((cell.dataset, cell.variant, cell.rows) for cell in cells)
     for dataset, split in product(dict.fromkeys(place[0] for place in places), SPLITS):
@@ -177,22 +193,20 @@ def results_of(
             Key(dataset, variant, split, method)
             for of, variant, rows in places if of == dataset for method in rows
         ]  # fmt: skip
-        table = [
-            result_of(key, measurements, reference(plan, measurements, key), tuning)
-            for key in keys if key in measurements
-        ]  # fmt: skip
-        # The p-values shall hold for all comparisons of a table together.
-        compared = [place for place, row in enumerate(table) if row.p_value is not None]
-        corrected = scores.holm([table[place].p_value or 0.0 for place in compared])
-        for place, p_value in zip(compared, corrected, strict=True):
-            table[place] = replace(table[place], p_value=p_value)
-        results += table
+        versus = {key: reference(plan, measurements, key) for key in keys if key in measurements}
+        pairs = [frozenset({key, other}) for key, other in versus.items()]
+        table = [result_of(key, measurements, other, tuning) for key, other in versus.items()]
+        p_values = {
+            pair: row.p_value
+            for pair, row in zip(pairs, table, strict=True)
+            if row.p_value is not None
+        }
+        corrected = dict(zip(p_values, scores.holm(list(p_values.values())), strict=True))
+        results += [
+            replace(row, p_value=corrected.get(pair))
+            for pair, row in zip(pairs, table, strict=True)
+        ]
     return results
-
-
-def table_of(result: Result) -> tuple[str, str]:
-    """The table that a row belongs to: its data set and split."""
-    return result.dataset, result.split
 
 
 def reference(plan: BenchmarkPlan, measurements: Measurements, key: Key) -> Key | None:
@@ -220,7 +234,7 @@ def reference(plan: BenchmarkPlan, measurements: Measurements, key: Key) -> Key 
 
 
 def result_of(
-    key: Key, measurements: Measurements, versus: Key | None, tuning: Sequence[Mapping[str, Any]]
+    key: Key, measurements: Measurements, versus: Key | None, tuning: Sequence[Trial]
 ) -> Result:
     """One row of the tables."""
     rows = [measured.row for measured in measurements[key].values()]
@@ -292,10 +306,11 @@ def draw_sweeps(
 def markdown(
     plan: BenchmarkPlan,
     results: Sequence[Result],
+    tables: Sequence[Section],
     pictures: Sequence[tuple[str, str]],
     failed: Sequence[str],
     command: str,
-    tuning: Sequence[Mapping[str, Any]] = (),
+    tuning: Sequence[Trial],
 ) -> str:
     """The report for people."""
     facts = (
@@ -309,33 +324,33 @@ def markdown(
         "Training: seconds beyond the source model, for a method that uses the bridge with the "
         "bridge; images/s: inference. Bounds saw labels or RGB images of the target task",
     )
-    parts = [f"# {plain(plan.title)}", bullets(facts)]
+    parts = [f"# {report.plain(plan.title)}", report.bullets(facts)]
     of_seeds: dict[tuple[str, str, str], dict[str, None]] = {}  # methods in their order, once
-    for r in results:
-        if set(r.seeds) != set(plan.seeds):
-            place = r.dataset, r.variant, ", ".join(map(str, r.seeds))
-            of_seeds.setdefault(place, {})[r.method] = None
+    for result in results:
+        if set(result.seeds) != set(plan.seeds):
+            place = result.dataset, result.variant, ", ".join(map(str, result.seeds))
+            of_seeds.setdefault(place, {})[result.method] = None
     fewer = [
         f"{dataset}, {variant}: {seeds} alone, for {', '.join(methods)}"
         for (dataset, variant, seeds), methods in of_seeds.items()
     ]
-    for title, lines in (("Not all seeds", fewer), ("Not finished", failed)):
-        if lines:
-            parts.append(f"## {title}\n\n{bullets(lines)}")
+    for title, places in (("Not all seeds", fewer), ("Not finished", failed)):
+        if places:
+            parts += [f"## {title}", report.bullets(places)]
     parts += sensor_tables(plan, results)
-    for (dataset, split), table in groupby(results, table_of):
-        parts += [f"## {plain(dataset)}: {SPLITS[split]}", _table(list(table))]
+    for table in tables:
+        parts += report.markdown_section(table)
     if tuning:
-        cells = [
+        text = "Tried on the first seed, the same for all methods; no label was looked at."
+        header = ("data", "variant", "method", *GRID, TUNE_BY, "training s", "chosen")
+        lines = [
             (t["dataset"], t["variant"], t["method"], *map(str, t["settings"].values()),
              amount(t[TUNE_BY]), amount(t["seconds"]), "yes" if t["chosen"] else "")
             for t in tuning
         ]  # fmt: skip
-        header = ("data", "variant", "method", *GRID, TUNE_BY, "training s", "chosen")
-        text = "Tried on the first seed, the same for all methods; no label was looked at."
-        parts.append(f"## Tuning\n\n{text}\n\n{markdown_table(header, cells, left=3)}")
+        parts += report.markdown_section(Section("Tuning", (text,), header, lines, left=3))
     for file, caption in pictures:
-        parts.append(f"![{plain(caption)}]({file})\n\n{plain(caption)}")
+        parts += [f"![{report.plain(caption)}]({file})", report.plain(caption)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -352,36 +367,23 @@ def sensor_tables(plan: BenchmarkPlan, results: Sequence[Result]) -> list[str]:
                 (row, *(mean.get(f"{dataset.name} {row} to {column}", "-") for column in SENSORS))
                 for row in SENSORS
             ]
-            title = f"### {plain(dataset.name)}: {plain(method)}, {split} split, accuracy %"
-            parts.append(f"{title}\n\n{markdown_table(('RGB, then depth', *SENSORS), cells)}")
+            title = f"{dataset.name}: {method}, {split} split, accuracy %"
+            table = Section(title, (), ("RGB, then depth", *SENSORS), cells)
+            heading, *lines = report.markdown_section(table)
+            parts += [f"#{heading}", *lines]
     return ["## Sensor pairs", *parts] if parts else []
 
 
-def _table(rows: Sequence[Result]) -> str:
-    header, above, below = _columns(rows)
-    return markdown_table(header, above, below, left=2 if header[0] == "variant" else 1)
-
-
-def _columns(rows: Sequence[Result]) -> tuple[Cells, list[Cells], list[Cells]]:
-    """Header, methods and bounds of one table; the variant first where there are several."""
-    first = slice(0 if len({row.variant for row in rows}) > 1 else 1, None)
-    header: Cells = (
-        "variant", "method", "accuracy %", "balanced %", "difference", "95 % interval", "p", "to",
-        "seeds", "n", "training s", "tuning s", "images/s", "memory MB", "parameters",
-    )  # fmt: skip
-    above = [_cells(row)[first] for row in rows if row.method not in BOUNDS]
-    below = [_cells(row)[first] for row in rows if row.method in BOUNDS]
-    return header[first], above, below
-
-
-def latex(results: Sequence[Result]) -> str:
-    """The tables for a paper, which needs the package booktabs; the best accuracy is bold."""
+def tables_of(results: Sequence[Result]) -> list[Section]:
+    """A table for each data set and split; the variant comes first where there are several."""
     tables = []
-    for (dataset, split), table in groupby(results, table_of):
-        header, above, below = _columns(list(table))
-        place = header.index("accuracy %")
-        tables.append(latex_table(f"{dataset}: {SPLITS[split]}", header, above, below, best=place))
-    return "\n\n".join(tables) + "\n"
+    for (dataset, split), group in groupby(results, lambda row: (row.dataset, row.split)):
+        rows = list(group)
+        several = len({row.variant for row in rows}) > 1
+        columns = {name: text for name, text in COLUMNS.items() if several or name != "variant"}
+        title = f"{dataset}: {SPLITS[split]}"
+        tables.append(report.table_of(title, columns, rows, left=1 + several))
+    return tables
 
 
 def csv_text(results: Sequence[Result]) -> str:
@@ -394,7 +396,7 @@ def csv_text(results: Sequence[Result]) -> str:
         values |= {"seeds": len(result.seeds), "difference_low": low, "difference_high": high}
         lines.append(["" if value is None else value for value in values.values()])
     header = list(values) if lines else Key._fields
-    return to_csv(header, lines)
+    return report.to_csv(header, lines)
 
 
 def long_csv(measurements: Measurements) -> str:
@@ -407,10 +409,10 @@ def long_csv(measurements: Measurements) -> str:
         if (value := getattr(measured.row, metric)) is not None
     ]
     header = ["dataset", "variant", "method", "seed", "split", "metric", "value"]
-    return to_csv(header, lines)
+    return report.to_csv(header, lines)
 
 
-def _tuned_row(trial: Mapping[str, Any]) -> tuple[str, ...]:
+def _tuned_row(trial: Trial) -> tuple[str, ...]:
     return trial["dataset"], trial["variant"], trial["method"] + TUNED
 
 
@@ -421,28 +423,6 @@ def machine() -> str:
     gpus = torch.cuda.device_count()
     name = f"{gpus} x {torch.cuda.get_device_name(0)}" if gpus else "no GPU"
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {name}"
-
-
-def _cells(result: Result) -> tuple[str, ...]:
-    deviation = f" ± {percent(result.deviation)}" if result.deviation is not None else ""
-    points = "-" if result.difference is None else f"{100 * result.difference:+.1f}"
-    return (
-        result.variant,
-        result.method,
-        percent(result.mean) + deviation,
-        percent(result.balanced_accuracy),
-        points,
-        interval(result.difference_ci95) if result.difference_ci95 else "-",
-        "-" if result.p_value is None else f"{result.p_value:.3f}",
-        result.versus or "-",
-        str(len(result.seeds)),
-        f"{result.n:,}",
-        amount(result.train_seconds),
-        amount(result.tuning_seconds),
-        amount(result.images_per_second),
-        amount(result.peak_memory_mb),
-        amount(result.parameters),
-    )
 
 
 def _average(values: Iterable[float | None]) -> float | None:

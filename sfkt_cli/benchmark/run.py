@@ -3,7 +3,6 @@
     <output>/cells/<data set>/<variant>/seed-<n>/   a run folder; its stages are links into
     <output>/stages/<stage>-<digest>/               what one stage made from one set of settings
     <output>/benchmark.{md,csv,json}, sweep-*.png   the tables and curves
-
     <output>/claims/                                locks: who works on what
 
 Cells whose settings agree up to a stage share its folder. What is done is not done again. Several
@@ -13,8 +12,8 @@ commands, on one machine or on several that share the folder, divide the stages 
 import multiprocessing
 import os
 import signal
-import time
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -22,6 +21,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from sfkt_cli.benchmark.plan import BenchmarkPlan, Cell, cells_of, trial_cells, tuned
@@ -33,7 +33,6 @@ from sfkt_cli.settings.config import Config, as_dict, build, merge, nest, sectio
 from sfkt_cli.settings.runs import Done, Run, call_stage, stage_settings
 
 LEVELS = ("prepare", "source", "bridge", "transfer", "evaluate")
-"""The stages in their order, without the method."""
 _READ_OUTSIDE = ("prepare", "source")
 """Stages that read what may change while the settings stay: an archive, a model brought along."""
 _KILLED = "its process was killed, perhaps because memory ran out: use fewer --processes"
@@ -45,6 +44,7 @@ class Task:
     """One stage of one cell, as plain values that travel between processes."""
 
     key: str  # name of its folder below ``stages``; for ``evaluate`` that of the cell
+    folder: Path  # where that is
     stage: str  # such as ``bridge`` or ``transfer/shot``
     cell: Path  # the run folder to run it in
     settings: Mapping[str, Any]  # all settings
@@ -56,16 +56,19 @@ class Task:
         """The stage without the method."""
         return self.stage.partition("/")[0]
 
+    @property
+    def finished(self) -> bool:
+        """Whether it is done, seen without the links of its cell."""
+        return (self.folder / "done.json").is_file()
+
 
 @dataclass
 class Progress:
-    """What has happened: messages of the failed tasks by key, and keys of those run now.
+    """What has happened."""
 
-    The message is empty for a task that was left out because another one failed.
-    """
-
+    # Messages by key of the task; empty for one that was left out because another one failed.
     failed: dict[str, str] = field(default_factory=dict)
-    ran: list[str] = field(default_factory=list)
+    ran: list[str] = field(default_factory=list)  # keys of the tasks that were run now
 
 
 def benchmark(
@@ -76,17 +79,12 @@ def benchmark(
     overrides: Mapping[str, Any] | None = None,
     command: str = "sfkt benchmark",
 ) -> None:
-    """Run all cells that are not done, then write tables and curves.
+    """Run all cells that are not done, then write tables and curves into ``output``.
 
-    Several such commands may work on one output: each stage is claimed by one of them.
-
-    Args:
-        plan: What to compare.
-        output: Folder for all of it.
-        processes: Stages at a time, each in a fresh process, which keeps its memory and time
-            apart; 0: in this process.
-        overrides: Nested settings that win over those of the plan.
-        command: As typed, for the report.
+    Several such commands may work on one output: each stage is claimed by one of them. So many
+    ``processes`` at a time run a stage each and end with it, which keeps memory and time apart; 0:
+    all stages run in this process. ``overrides`` are nested settings that win over those of the
+    plan, ``command`` is as typed.
 
     Raises:
         ConfigError: The plan is wrong.
@@ -119,19 +117,18 @@ def check_inputs(cells: Iterable[Cell], output: Path) -> None:
     """Raise one DataError for all archives and models that cells still need and lack."""
     missing: dict[str, list[str]] = {}
     for cell in cells:
-        config, first = cell.config, tasks_of(cell, output, link=False)[:2]
-        root = archive_root(config)
-        if config.dataset != "synthetic" and not root.exists() and not _finished(first[0], output):
-            missing.setdefault(f"{root} does not exist", []).append(cell.dataset)
-        brought = (config.source.checkpoint, *config.source.mixture)
-        for path in brought if not _finished(first[1], output) else ():
-            if path is not None and not path.exists():
-                problem = f"the source model {path} does not exist"
-                missing.setdefault(problem, []).append(cell.dataset)
+        config, (prepare, source, *_) = cell.config, tasks_of(cell, output, link=False)
+        needed = dict[Path, str]()
+        if config.dataset != "synthetic" and not prepare.finished:
+            needed[archive_root(config)] = ""
+        if not source.finished:
+            brought = (config.source.checkpoint, *config.source.mixture)
+            needed |= dict.fromkeys(filter(None, brought), "the source model ")
+        for path, what in needed.items():
+            if not path.exists():
+                missing.setdefault(f"{what}{path} does not exist", []).append(cell.dataset)
     if missing:
-        lines = [
-            f"  {problem}, for {', '.join(dict.fromkeys(of))}" for problem, of in missing.items()
-        ]
+        lines = (f"  {what}, for {', '.join(dict.fromkeys(of))}" for what, of in missing.items())
         raise DataError(
             "nothing was run, because some inputs are missing:\n"
             + "\n".join(lines)
@@ -142,8 +139,8 @@ def check_inputs(cells: Iterable[Cell], output: Path) -> None:
 def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Say what a benchmark would run, what is shared, and how long and large it is; runs nothing.
 
-    Time and room are those of stages of the same kind that are done in ``output``; where there are
-    none, they are unknown, and ``sfkt run --dry-run`` can measure one.
+    Time and room are the mean of the same kind of stage that is done in ``output``. A method of
+    which nothing is done is taken for the median of the others; all else is unknown.
 
     Raises:
         ConfigError: The plan is wrong.
@@ -156,33 +153,41 @@ def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> 
         for task in tasks_of(cell, output, link=False)
     ]
     tasks = {task.key: task for task in all_tasks}
-    to_run = [task for task in tasks.values() if not _finished(task, output)]
+    total, planned = (Counter(task.stage for task in some) for some in (tasks.values(), all_tasks))
+    to_run = Counter(task.stage for task in tasks.values() if not task.finished)
+    costs = {kind: _costs(kind, output) for kind in sorted(total, key=_level)}
+    of_methods = _costs("transfer/*", output)
     lines = [f"benchmark: dry run, nothing is written; {len(cells)} cells in {output}"]
-    seconds, room, unknown = 0.0, 0, set[str]()
-    for kind in dict.fromkeys(task.stage for task in sorted(tasks.values(), key=_level)):
-        count = sum(task.stage == kind for task in tasks.values())
-        remaining = sum(task.stage == kind for task in to_run)
-        shared = sum(task.stage == kind for task in all_tasks) - count
-        costs = [_cost(path) for path in _done_of(kind, output)]
-        text = f"  {kind:24}{count:5} stages, {shared} shared, {count - remaining} done"
-        if costs and remaining:
-            mean_seconds, size = (sum(values) / len(costs) for values in zip(*costs, strict=True))
-            seconds, room = seconds + mean_seconds * remaining, room + int(size) * remaining
-            text += f"; {duration(mean_seconds * remaining)}, {size * remaining / 1e6:,.0f} MB"
-        elif remaining:
-            unknown.add(kind)
+    seconds, room, guessed, unknown = 0.0, 0, list[str](), list[str]()
+    for kind, measured in costs.items():
+        count, left = total[kind], to_run[kind]
+        shared = planned[kind] - count
+        text = f"  {kind:24}{count:5} stages, {shared} shared, {count - left} done"
+        known = measured or (of_methods if "/" in kind else [])
+        if left and known:
+            typical = np.mean if measured else np.median
+            took, size = (left * typical(known, axis=0)).tolist()
+            seconds, room = seconds + took, room + int(size)
+            text += f"; {duration(took)}, {size / 1e6:,.0f} MB"
+            if not measured:
+                guessed.append(kind)
+                text += " (a guess: as the other methods)"
+        elif left:
+            unknown.append(kind)
+            text += "; time and room unknown"
         lines.append(text)
     if seconds or room:
         lines.append(f"  in all about {duration(seconds)} of one process and {room / 1e6:,.0f} MB")
     if unknown:
         lines.append(
-            f"  not counted: {', '.join(sorted(unknown))} (known once one of each is done here)"
+            f"  not counted: {', '.join(unknown)} (known once one of each is done here; "
+            "`sfkt run --dry-run` with the same settings tries the stages of one run)"
         )
     say("\n".join(lines))
     check_inputs(cells, output)
     return {
-        "folder": output, "cells": len(cells), "stages": len(tasks), "to_run": len(to_run),
-        "seconds": seconds, "bytes": room, "unknown": sorted(unknown),
+        "folder": output, "cells": len(cells), "stages": len(tasks), "to_run": to_run.total(),
+        "seconds": seconds, "bytes": room, "guessed": guessed, "unknown": sorted(unknown),
     }  # fmt: skip
 
 
@@ -193,7 +198,7 @@ def run_cells(cells: Iterable[Cell], output: Path, processes: int, progress: Pro
     """
     tasks = {task.key: task for cell in cells for task in tasks_of(cell, output)}
     left = (task for task in tasks.values() if task.key not in progress.failed)
-    waiting = {task.key: task for task in sorted(left, key=_level)}
+    waiting = {task.key: task for task in sorted(left, key=lambda task: _level(task.stage))}
     workers = Workers(output, processes)
 
     def fail(task: Task, problem: str) -> None:
@@ -204,8 +209,7 @@ def run_cells(cells: Iterable[Cell], output: Path, processes: int, progress: Pro
         while waiting or workers.running:
             before = len(waiting)
             for task in list(waiting.values()):
-                needs = {*task.needs, *task.after}
-                if needs & (waiting.keys() | workers.keys()):
+                if {*task.needs, *task.after} & (waiting.keys() | workers.keys()):
                     continue
                 if any(key in progress.failed for key in task.needs):
                     progress.failed[task.key] = ""
@@ -238,31 +242,29 @@ def tasks_of(cell: Cell, output: Path, *, link: bool = True) -> list[Task]:
     """The stages of a cell in order; its run folder gets links to where they belong."""
     from sfkt_cli.methods import find_method
 
-    folder, tasks = output / cell.folder, list[Task]()
-    settings = as_dict(_limited(cell.config))
-    keys: dict[str, str] = {}
+    folder, settings = output / cell.folder, as_dict(_limited(cell.config))
+    made: dict[str, Task] = {}
     links: dict[Path, Path] = {}
 
     def add(stage: str, *needs: str, name: str = "", own: Mapping[str, Any] = settings) -> None:
         name = name or stage
-        before = tuple(keys[need] for need in needs)
+        before = tuple(made[need].key for need in needs)
         identity = {"settings": stage_settings(stage, build(dict(own))), "needs": before}
-        key = keys[name] = f"{stage.replace('/', '-')}-{sha256_json(identity)[:16]}"
-        run, place = folder, output / "stages"
-        links[folder / name] = place / key
+        key = f"{stage.replace('/', '-')}-{sha256_json(identity)[:16]}"
+        run, place = folder, output / "stages" / key
+        links[folder / name] = place
         if name != stage:  # two students of one method: a run for each
             run = folder / "tuned" / name.partition("/")[2]
-            links.update({run / need: place / keys[need] for need in needs})
-            links[run / stage] = place / key
-        tasks.append(Task(key, stage, run, own, before))
+            links.update({run / need: made[need].folder for need in needs})
+            links[run / stage] = place
+        made[name] = Task(key, place, stage, run, own, before)
 
     add("prepare")
     add("source", "prepare")
-    students = cell.students
-    bridged = {row for row, (name, _) in students.items() if find_method(name).needs_bridge}
+    bridged = {row for row, (name, _) in cell.students.items() if find_method(name).needs_bridge}
     if bridged or "bridge-only" in cell.rows:
         add("bridge", "prepare", "source")
-    for row, (name, changes) in students.items():
+    for row, (name, changes) in cell.students.items():
         needs = ("prepare", "source", "bridge") if row in bridged else ("prepare", "source")
         own = merge(nest("transfer.method", name), nest(section_of(name), changes))
         add(f"transfer/{name}", *needs, name=f"transfer/{row}", own=merge(settings, own))
@@ -272,10 +274,12 @@ def tasks_of(cell: Cell, output: Path, *, link: bool = True) -> list[Task]:
             path.unlink()
         for path, place in links.items():
             _link(path, place)
+    tasks = list(made.values())
     if cell.rows:
         # A method that failed is missing in the tables; the others are measured all the same.
-        before, after = (keys["prepare"], keys["source"]), tuple(task.key for task in tasks)
-        tasks.append(Task(str(cell.folder), "evaluate", folder, settings, before, after))
+        (prepare, source), after = tasks[:2], tuple(task.key for task in tasks)
+        key, place, before = str(cell.folder), folder / "evaluate", (prepare.key, source.key)
+        tasks.append(Task(key, place, "evaluate", folder, settings, before, after))
     return tasks
 
 
@@ -287,10 +291,10 @@ def done(task: Task) -> bool:
     from sfkt_cli.evaluation.models import model_digests
 
     record = run.record("evaluate")
-    now = stage_settings("evaluate", build(dict(task.settings)))
+    if record.get("settings") != stage_settings("evaluate", build(dict(task.settings))):
+        return False
     try:
-        models = model_digests(run).items() <= record["inputs"].items()
-        return bool(models and record["settings"] == now)
+        return bool(model_digests(run).items() <= record["inputs"].items())
     except (KeyError, SfktError):
         return False
 
@@ -356,18 +360,16 @@ class Workers:
     def ended(self, *, idle: bool) -> list[tuple[Task, End]]:
         """The tasks that have ended; where idle, wait a moment for one."""
         ends, self._ended = self._ended, []
-        if self.running:
-            for place in wait(list(self.running), timeout=POLL_S if idle else 0):
-                pipe = cast("Connection", place)
-                task, process, gpu = self.running.pop(pipe)
-                try:
-                    ends.append((task, pipe.recv()))
-                except EOFError:
-                    ends.append((task, End(_KILLED)))
-                process.join()
-                self._free.append(gpu)
-        elif idle and not ends:
-            time.sleep(POLL_S)
+        # Where nothing runs here, this only waits for what other commands have claimed.
+        for place in wait(list(self.running), POLL_S if idle and not ends else 0):
+            pipe = cast("Connection", place)
+            task, process, gpu = self.running.pop(pipe)
+            try:
+                ends.append((task, pipe.recv()))
+            except EOFError:
+                ends.append((task, End(_KILLED)))
+            process.join()
+            self._free.append(gpu)
         return ends
 
     def stop(self) -> None:
@@ -397,18 +399,15 @@ def _work(
         pipe.send(End(str(error)))
 
 
-def run_task(task: Task, output: Path, quiet: bool = False) -> End:
+def run_task(task: Task, output: Path, quiet: bool) -> End:
     """Run one stage here, unless another process does."""
-    config = build(dict(task.settings))
-    name = task.level
+    config, name = build(dict(task.settings)), task.level
     quieten(quiet or name == "evaluate")  # one table at the end, not one a cell
     try:
         with _claim(task, output):
             if done(task) and name not in _READ_OUTSIDE:
                 return End(ran=False)
             call_stage(name, config, Run(task.cell))
-    except Interrupted:
-        raise
     except Timeout:
         return End(taken=True)
     except (SfktError, OSError) as error:
@@ -450,26 +449,17 @@ def _link(link: Path, folder: Path) -> None:
     fresh.replace(link)
 
 
-def _level(task: Task) -> int:
-    return LEVELS.index(task.level)
+def _level(stage: str) -> int:
+    return LEVELS.index(stage.partition("/")[0])
 
 
-def _finished(task: Task, output: Path) -> bool:
-    """Whether a task is done, seen without the links of its cell."""
-    folder = task.cell / "evaluate" if task.level == "evaluate" else output / "stages" / task.key
-    return (folder / "done.json").is_file()
-
-
-def _done_of(stage: str, output: Path) -> list[Path]:
-    """Folders of finished stages of one kind."""
-    if stage == "evaluate":
-        return [path.parent for path in output.glob("cells/*/*/*/evaluate/done.json")]
-    name = stage.replace("/", "-")
-    return [path.parent for path in output.glob(f"stages/{name}-{'?' * 16}/done.json")]
-
-
-def _cost(folder: Path) -> tuple[float, int]:
-    """Seconds and bytes of a finished stage."""
-    record = read_record(folder / "done.json", Done)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return record.seconds, size
+def _costs(stage: str, output: Path) -> list[tuple[float, int]]:
+    """Seconds and bytes of the finished stages of one kind, such as ``transfer/*``."""
+    name = "cells/*/*/*/evaluate"
+    if stage != "evaluate":
+        name = f"stages/{stage.replace('/', '-')}-{'?' * 16}"
+    costs = []
+    for path in output.glob(f"{name}/done.json"):
+        sizes = (file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
+        costs.append((read_record(path, Done).seconds, sum(sizes)))
+    return costs

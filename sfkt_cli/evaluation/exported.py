@@ -25,17 +25,9 @@ from sfkt_cli.console import printable
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.errors import RunError
+from sfkt_cli.evaluation import report
 from sfkt_cli.evaluation.models import model_digests
-from sfkt_cli.evaluation.report import (
-    Results,
-    Row,
-    amount,
-    interval,
-    markdown_table,
-    percent,
-    plain,
-    read_results,
-)
+from sfkt_cli.evaluation.report import Row, Section, amount, percent, plain
 from sfkt_cli.models.graph_files import Predict, open_graph, open_onnx
 from sfkt_cli.models.saving import Saved
 from sfkt_cli.settings.runs import Run
@@ -44,9 +36,7 @@ LARGEST_DIFFERENCE = 1e-3
 """Between the probabilities of an fp32 file and of PyTorch; more is refused."""
 SAMPLES = 64  # images that files are compared on where all of them are in fp32
 COMPARED = 1000  # the same where one is in fp16 or int8
-CALIBRATION = 256
-"""Images that ranges of activations are measured on; those that files are compared on are others,
-where there are enough."""
+CALIBRATION = 256  # images, others than those if possible, that ranges of activations come from
 ROUNDS = 50
 LEAST_ROUNDS = 10
 LONGEST_S = 3.0  # no more rounds than LEAST_ROUNDS after that
@@ -193,8 +183,7 @@ def compare(
     """Compare probabilities (N, K) with PyTorch's; raises RunError if an fp32 file's differ."""
     gaps = (probabilities - expected).abs().amax(1)
     predicted, of_pytorch = probabilities.argmax(1), expected.argmax(1)
-    # Two classes that are equally probable but for rounding may change places.
-    wrong = ~(gaps <= LARGEST_DIFFERENCE)
+    wrong = ~(gaps <= LARGEST_DIFFERENCE)  # classes equal but for rounding may change places
     if precision == "fp32" and wrong.any():
         named = ", ".join(name for name, bad in zip(ids, wrong.tolist(), strict=True) if bad)
         raise RunError(
@@ -203,11 +192,10 @@ def compare(
             f"{LARGEST_DIFFERENCE:g}), and {int((predicted != of_pytorch).sum())} another class: "
             f"{named[:300]}"
         )
-    labelled = [row for row, name in enumerate(ids) if name in labels]
-    truth = torch.tensor([labels[ids[row]] for row in labelled])
+    truth = torch.tensor([labels.get(name, -1) for name in ids])
 
-    def accuracy(classes: Tensor) -> float | None:
-        return float((classes[labelled] == truth).double().mean()) if labelled else None
+    def share(right: Tensor) -> float | None:
+        return float(right.double().mean()) if len(right) else None
 
     return Comparison(
         file=file,
@@ -216,9 +204,9 @@ def compare(
         images=len(ids),
         agreement=float((predicted == of_pytorch).double().mean()),
         largest_difference=float(gaps.max()),
-        labelled=len(labelled),
-        accuracy=accuracy(predicted),
-        pytorch_accuracy=accuracy(of_pytorch),
+        labelled=int((truth >= 0).sum()),
+        accuracy=share((predicted == truth)[truth >= 0]),
+        pytorch_accuracy=share((of_pytorch == truth)[truth >= 0]),
     )
 
 
@@ -255,12 +243,12 @@ def comparison_table(comparisons: Iterable[Comparison]) -> str:
         )
         for one in comparisons
     ]  # fmt: skip
-    return markdown_table(header, cells, left=2)
+    return report.markdown_table(Section("", (), header, cells, left=2))
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Of one model in one runtime."""
+    """How long one model takes in one runtime."""
 
     runtime: str  # PyTorch, onnxruntime or OpenVINO
     file: str  # what it runs
@@ -320,7 +308,7 @@ def latency_table(latencies: Iterable[Latency]) -> str:
          amount(1000 * one.batch / one.median_ms))
         for one in latencies
     ]  # fmt: skip
-    return markdown_table(header, cells, left=2)
+    return report.markdown_table(Section("", (), header, cells, left=2))
 
 
 def _measure(predict: Predict, images: Tensor) -> tuple[float, float]:
@@ -330,10 +318,10 @@ def _measure(predict: Predict, images: Tensor) -> tuple[float, float]:
         for _ in range(3):
             predict(images)
         began = time.perf_counter()
-        while len(times_ms) < LEAST_ROUNDS or (
-            len(times_ms) < ROUNDS and time.perf_counter() - began < LONGEST_S
-        ):
+        for _ in range(ROUNDS):
             start = time.perf_counter()
+            if len(times_ms) >= LEAST_ROUNDS and start - began >= LONGEST_S:
+                break
             predict(images)
             times_ms.append(1000 * (time.perf_counter() - start))
     median, late = np.percentile(times_ms, (50, 95))
@@ -362,27 +350,30 @@ def model_card(
         "library_name": "sfkt",
         "pipeline_tag": "image-classification",
         "tags": ["source-free", "cross-modal", sensor.modality, method],
-        "model-index": [_index(method, dataset, rows)] if rows else [],
+        **({"model-index": [_index(method, dataset, rows)]} if rows else {}),
     }
     accuracies = "Not evaluated: `sfkt evaluate` does it where some target images have labels."
     if rows:
         header = ("method", "split", "n", "accuracy %", "95 % interval")
         cells = [
-            (row.method, row.split, str(row.n), percent(row.accuracy), interval(row.accuracy_ci95))
+            (
+                row.method,
+                row.split,
+                str(row.n),
+                percent(row.accuracy),
+                report.interval(row.accuracy_ci95),
+            )
             for row in rows
         ]
-        accuracies = markdown_table(header, cells, left=2)
+        accuracies = report.markdown_table(Section("", (), header, cells, left=2))
     shape = ", ".join(map(str, images.shape))
     taken = f"{images.dtype}, ({batch or 'batch'}, {shape}), {sensor.meaning}"
-    code = CODE[Path(file).suffix].format(
-        file=file,
-        classes=json.dumps(student.classes),
-        shape=f"({batch or 1}, {shape})",
-        dtype=images.dtype,
-    )
+    names, one = json.dumps(student.classes), f"({batch or 1}, {shape})"
+    template = CODE[Path(file).suffix]
+    code = template.format(file=file, classes=names, shape=one, dtype=images.dtype)
     measured = "".join(f"## {title}\n\n{text}\n\n" for title, text in tables.items())
     return CARD.format(
-        front=yaml.safe_dump({key: value for key, value in front.items() if value}).rstrip(),
+        front=yaml.safe_dump(front).rstrip(),
         modality=sensor.modality,
         method=method,
         classes=", ".join(map(plain, student.classes)),
@@ -394,27 +385,26 @@ def model_card(
     )
 
 
-def _results(run: Run, method: str) -> Results | None:
+def _results(run: Run, method: str) -> report.Results | None:
     """The results of evaluate for these very models; nothing if the models are newer."""
     if not run.has("evaluate"):
         return None
     used, now = run.record("evaluate").get("inputs", {}), model_digests(run)
-    if any(used.get(name) != now.get(name) for name in ("source", "bridge", f"transfer/{method}")):
-        return None
-    return read_results(run)
+    same = all(
+        used.get(name) == now.get(name) for name in ("source", "bridge", f"transfer/{method}")
+    )
+    return report.read_results(run) if same else None
 
 
 def _index(method: str, dataset: str, rows: Sequence[Row]) -> dict[str, Any]:
     """Results in the form that Hugging Face shows beside the model."""
-    return {
-        "name": f"{dataset}-{method}",
-        "results": [
-            {
-                "task": {"type": "image-classification"},
-                "dataset": {"name": dataset, "type": dataset, "split": row.split},
-                "metrics": [{"type": "accuracy", "value": row.accuracy}],
-            }
-            for row in rows
-            if row.method == method
-        ],
-    }
+    measured = [
+        {
+            "task": {"type": "image-classification"},
+            "dataset": {"name": dataset, "type": dataset, "split": row.split},
+            "metrics": [{"type": "accuracy", "value": row.accuracy}],
+        }
+        for row in rows
+        if row.method == method
+    ]
+    return {"name": f"{dataset}-{method}", "results": measured}

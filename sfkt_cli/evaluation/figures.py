@@ -52,9 +52,9 @@ class Strip:
 
     title: str  # what the pictures are
     pictures: Numbers  # (N, H, W, 3) in [0, 1]
-    captions: tuple[str, ...] = ()  # a text below each, or nothing
+    captions: Sequence[str] = ()  # a text below each, or nothing
     # Whether each caption is right (blue) or wrong (red); None: neither.
-    right: tuple[bool | None, ...] = ()
+    right: Sequence[bool | None] = ()
 
 
 def draw_confusion(path: Path, panels: Mapping[str, Numbers], classes: Sequence[str]) -> None:
@@ -71,12 +71,11 @@ def draw_confusion(path: Path, panels: Mapping[str, Numbers], classes: Sequence[
         axis.imshow(share, cmap="cividis", vmin=0, vmax=100)
         axis.set_title(textwrap.fill(title, 26), fontsize=10)
         axis.set_xlabel("predicted")
-        names = [short(name, 14) for name in classes]
         places = range(0, count, max(1, -(-count // 40)))
-        axis.set_xticks(places, [names[i] for i in places], rotation=60, ha="right", fontsize=8)
-        first = axis in axes[:, 0]
-        axis.set_yticks(places, [names[i] for i in places] if first else [], fontsize=8)
-        if first:
+        names = [short(classes[place], 14) for place in places]
+        axis.set_xticks(places, names, rotation=60, ha="right", fontsize=8)
+        axis.set_yticks(places, names if axis in axes[:, 0] else [], fontsize=8)
+        if axis in axes[:, 0]:
             axis.set_ylabel("true")
         if count <= 20:
             for row, column in np.argwhere(share >= 0.5):
@@ -94,19 +93,19 @@ def draw_reliability(path: Path, panels: Mapping[str, tuple[Numbers, Numbers, Nu
     ``panels``: title to samples, mean confidence and accuracy of each bin.
     """
     figure, axes = _figure(2, len(panels), (3.1 * len(panels) + 0.5, 4.2), ratios=(3, 1))
-    for number, (title, (count, confidence, right)) in enumerate(panels.items()):
-        upper, lower = axes[0][number], axes[1][number]
+    for (upper, lower), (title, bins) in zip(axes.T, panels.items(), strict=True):
+        count, confidence, right = bins
         full = count >= FEWEST
         upper.plot([0, 100], [0, 100], color="grey", linestyle=":", label="as sure as right")
         upper.plot(
             100 * confidence[full], 100 * right[full], color=COLOURS[0], marker="o", markersize=4,
             label="measured",
         )  # fmt: skip
-        upper.set(title=textwrap.fill(title, 26), xlim=(0, 100), ylim=(0, 100))
+        upper.set(xlim=(0, 100), ylim=(0, 100))
+        upper.set_title(textwrap.fill(title, 26), fontsize=10)
         edges = np.arange(len(count)) / len(count)
         lower.bar(100 * edges, count, width=100 / len(count), align="edge", color="grey")
         lower.set(xlim=(0, 100), xlabel="confidence %")
-        upper.title.set_fontsize(10)
     axes[0][0].set_ylabel("accuracy %")
     axes[1][0].set_ylabel("images")
     axes[0][0].legend(frameon=False, fontsize=8, loc="upper left")
@@ -161,31 +160,30 @@ def draw_sweep(
 
     ``curves``: label to (value, mean, standard deviation), the last two fractions.
     """
-    figure, axes = _figure(1, 1, (5.2, 3.6))
+    figure, ((axis,),) = _figure(1, 1, (5.2, 3.6))
     for i, (label, points) in enumerate(curves.items()):
         values, means, deviations = np.array(sorted(points)).T
-        axes[0][0].errorbar(
+        axis.errorbar(
             values, 100 * means, 100 * deviations, label=label, color=COLOURS[i % len(COLOURS)],
             linestyle=LINES[i % len(LINES)], marker=POINTS[i % len(POINTS)], capsize=3,
         )  # fmt: skip
     ticks = sorted({value for points in curves.values() for value, _, _ in points})
     above = [value for value in ticks if value > 0]
     if ticks[0] >= 0 and above and above[-1] >= 10 * above[0]:  # 0, 0.03, 0.1, 0.3, 1
-        axes[0][0].set_xscale("symlog", linthresh=above[0])
-        axes[0][0].set_xticks(ticks, [f"{value:g}" for value in ticks], minor=False)
-        axes[0][0].set_xticks([], minor=True)
-    axes[0][0].set_xlabel(setting)
-    axes[0][0].set_ylabel(measured)
-    axes[0][0].legend(frameon=False, fontsize=8)
+        axis.set_xscale("symlog", linthresh=above[0])
+        axis.set_xticks(ticks, [f"{value:g}" for value in ticks], minor=False)
+        axis.set_xticks([], minor=True)
+    axis.set(xlabel=setting, ylabel=measured)
+    axis.legend(frameon=False, fontsize=8)
     _save(figure, path)
 
 
 def draw_gallery(path: Path, strips: Sequence[Strip]) -> None:
     """Pictures of the same samples below each other, one line a view."""
     columns = max(len(strip.pictures) for strip in strips)
-    lines = [max((text.count("\n") + 1 for text in s.captions), default=0) for s in strips]
-    heights = [1.42 + 0.19 * count for count in lines]
-    figure, axes = _figure(len(strips), 1, (1.42 * columns + 0.4, sum(heights) + 0.3))
+    lines = sum(max((text.count("\n") + 1 for text in s.captions), default=0) for s in strips)
+    height = 1.42 * len(strips) + 0.19 * lines + 0.3
+    figure, axes = _figure(len(strips), 1, (1.42 * columns + 0.4, height))
     for axis, strip in zip(axes[:, 0], strips, strict=True):
         gap = max(1, round(0.05 * strip.pictures.shape[2]))
         pitch = strip.pictures.shape[2] + gap
@@ -196,9 +194,7 @@ def draw_gallery(path: Path, strips: Sequence[Strip]) -> None:
         axis.spines[:].set_visible(False)
         axis.set_yticks([])
         axis.set_ylabel(strip.title, fontsize=9)
-        centres = [
-            column * pitch + (pitch - gap) / 2 - 0.5 for column in range(len(strip.captions))
-        ]
+        centres = pitch * np.arange(len(strip.captions)) + (pitch - gap) / 2 - 0.5
         axis.set_xticks(centres, strip.captions, fontsize=8.5)
         axis.tick_params(axis="x", length=0, pad=2)
         for label, right in zip(axis.get_xticklabels(), strip.right, strict=False):
@@ -206,24 +202,20 @@ def draw_gallery(path: Path, strips: Sequence[Strip]) -> None:
     _save(figure, path)
 
 
-def draw_embedding(
-    path: Path, panels: Mapping[str, Mapping[str, Numbers]], explained: Mapping[str, float]
-) -> None:
-    """Feature maps: sets of points (N, 2) by name, one panel a model.
-
-    ``explained``: share of the variance that each panel's two axes hold.
-    """
+def draw_embedding(path: Path, panels: Mapping[str, Mapping[str, Numbers]]) -> None:
+    """Feature maps: sets of features (N, D) by name on two axes, one panel a model."""
     figure, axes = _figure(1, len(panels), (4.2 * len(panels) + 0.4, 4.0))
     for axis, (title, sets) in zip(axes[0], panels.items(), strict=True):
-        for i, (name, points) in enumerate(sets.items()):
+        projected, explained = two_axes(sets)
+        for i, (name, points) in enumerate(projected.items()):
             axis.scatter(
                 points[:, 0], points[:, 1], s=11, marker=POINTS[i % len(POINTS)], alpha=0.55,
                 linewidths=0, color=COLOURS[i % len(COLOURS)], label=name,
             )  # fmt: skip
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel(f"two main axes: {100 * explained[title]:.0f} % of the variance")
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(
+            xticks=[], yticks=[], xlabel=f"two main axes: {100 * explained:.0f} % of the variance"
+        )
         axis.legend(frameon=False, fontsize=8)
     _save(figure, path)
 
@@ -251,10 +243,7 @@ def _figure(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    axes = figure.subplots(
-        rows, columns, squeeze=False, gridspec_kw={"height_ratios": ratios} if ratios else None
-    )
-    return figure, axes
+    return figure, figure.subplots(rows, columns, squeeze=False, height_ratios=ratios)
 
 
 def _save(figure: Any, path: Path) -> None:

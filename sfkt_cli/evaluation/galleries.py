@@ -1,7 +1,7 @@
-"""Pictures of images: translations with predictions, worst errors, features."""
+"""The pictures of the report: translations with predictions, worst errors, curves, features."""
 
 import io
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,43 +9,38 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from sfkt_cli import scores
 from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.data.pictures import picture_of
 from sfkt_cli.data.store import spread
 from sfkt_cli.evaluation import figures
 from sfkt_cli.evaluation.figures import Strip
 from sfkt_cli.evaluation.labelled import Split
-from sfkt_cli.evaluation.models import raw_encoding, source_on_rgb, translate
+from sfkt_cli.evaluation.models import finished_methods, raw_encoding, source_on_rgb, translate
 from sfkt_cli.evaluation.predictions import Evaluation, Pairs
-from sfkt_cli.evaluation.report import Section, Shot
+from sfkt_cli.evaluation.report import Section, Shot, named
 
 Numbers = NDArray[Any]
 COLUMNS = 8
 POINTS = 500  # samples of each set in a feature map, at most
 
 
-def ti_gallery(evaluation: Evaluation, pairs: Pairs, folder: Path) -> tuple[str, str]:
+def ti_gallery(evaluation: Evaluation, pairs: Pairs) -> tuple[str, str]:
     """TI target, translated and true RGB images, with predictions; name and caption."""
     models, runtime = evaluation.models, evaluation.runtime
     rows = _some(len(pairs.rgb), evaluation.config.seed)
     stored, rgb = pairs.target[rows], pairs.rgb[rows]
     partner = source_on_rgb(models, runtime).probabilities(rgb, runtime)
     own = evaluation.outcomes["bridge-only"].predictor.probabilities(stored, runtime)
-    same = partner.argmax(axis=1) == own.argmax(axis=1)
+    same = (partner.argmax(axis=1) == own.argmax(axis=1)).tolist()
+    marks = ["✓ same" if agrees else "✗ differs" for agrees in same]
+    captions = [f"{mark}\n{_says(evaluation, row)}" for mark, row in zip(marks, own, strict=True)]
     strips = [
         _target_strip(evaluation, stored),
-        Strip(
-            "translated",
-            translate(models, stored, runtime),
-            tuple(
-                f"{'✓ same' if agrees else '✗ differs'}\n{_says(evaluation, row)}"
-                for agrees, row in zip(same, own, strict=True)
-            ),
-            tuple(map(bool, same)),
-        ),
-        Strip("true RGB", rgb / 255.0, tuple(_says(evaluation, row) for row in partner)),
+        Strip("translated", translate(models, stored, runtime), captions, same),
+        Strip("true RGB", rgb / 255.0, [_says(evaluation, row) for row in partner]),
     ]
-    figures.draw_gallery(folder / "gallery-ti.png", strips)
+    figures.draw_gallery(evaluation.folder / "gallery-ti.png", strips)
     return (
         "gallery-ti.png",
         "TI pairs: target image, its translation, the true RGB image. Below: predictions of the "
@@ -53,22 +48,20 @@ def ti_gallery(evaluation: Evaluation, pairs: Pairs, folder: Path) -> tuple[str,
     )
 
 
-def tr_gallery(evaluation: Evaluation, folder: Path) -> Section | None:
+def tr_gallery(evaluation: Evaluation) -> Section:
     """TR target images and their translations, with predictions and the truth."""
-    split = evaluation.main_split or next(iter(evaluation.splits.values()), None)
-    if split is None or not len(split.target):
-        return None
+    split = evaluation.main_split or evaluation.splits["target"]
     rows = _spread_over_classes(split, evaluation.config.seed)
-    legend = _draw_tr(evaluation, split, rows, folder / "gallery-tr.png")
+    legend = _draw_tr(evaluation, split, rows, "gallery-tr.png")
     caption = f"Images of the {split.name} split, drawn at random over the classes: {legend}"
     return Section("Target images", picture="gallery-tr.png", caption=caption)
 
 
 def shots(evaluation: Evaluation) -> tuple[Shot, ...]:
     """Real images of the sensor, with the predictions of the main method."""
-    split = evaluation.headline_split or next(iter(evaluation.splits.values()), None)
-    if split is None or not len(split.target) or not evaluation.config.evaluate.pictures:
+    if not evaluation.config.evaluate.pictures:
         return ()
+    split = evaluation.headline_split or evaluation.splits["target"]
     probabilities = evaluation.outcomes[evaluation.main_method].probabilities[split.name]
     pictures = []
     for row in _spread_over_classes(split, evaluation.config.seed).tolist():
@@ -85,60 +78,104 @@ def shots(evaluation: Evaluation) -> tuple[Shot, ...]:
     return tuple(pictures)
 
 
-def worst_errors(evaluation: Evaluation, split: Split, folder: Path) -> Section | None:
+def worst_errors(evaluation: Evaluation, split: Split) -> Section | None:
     """The wrong predictions that were made with most confidence."""
     main = evaluation.main_method
-    if evaluation.right(main, split).all():
+    wrong = np.flatnonzero(~evaluation.right(main, split))
+    if not len(wrong):
         return None
     confidence = evaluation.labelled(main, split).max(axis=1)
-    wrong = np.flatnonzero(~evaluation.right(main, split))
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:COLUMNS]
-    legend = _draw_tr(evaluation, split, split.rows[worst], folder / "errors.png")
+    legend = _draw_tr(evaluation, split, split.rows[worst], "errors.png")
     caption = f"The most confident wrong predictions of {main} on the {split.name} split: {legend}"
     return Section("Worst errors", picture="errors.png", caption=caption)
 
 
-def feature_sets(evaluation: Evaluation) -> dict[str, dict[str, Numbers]]:
-    """Features to be drawn: panels of sets (N, D) by name."""
-    split = next(iter(evaluation.splits.values()), None)
-    if split is None or len(split.target) < 3:
-        return {}
-    stored = np.asarray(split.target[spread(len(split.target), POINTS)])
-    source_sets: dict[str, Numbers] = {}
-    test = evaluation.splits.get("test")
+def confusion(evaluation: Evaluation, split: Split) -> Section:
+    """Confusion matrices of the methods shown."""
+    names = evaluation.classes
+    panels = {
+        named(method): scores.confusion_matrix(
+            evaluation.labelled(method, split).argmax(axis=1), split.labels, len(names)
+        )
+        for method in _shown_methods(evaluation)
+    }
+    figures.draw_confusion(evaluation.folder / "confusion.png", panels, names)
+    caption = f"Confusion on the {split.name} split: per cent of each true class (a row)."
+    return Section("Confusion", picture="confusion.png", caption=caption)
+
+
+def reliability(evaluation: Evaluation, split: Split) -> Section:
+    """How far a prediction's confidence can be trusted."""
+    panels = {
+        named(method): scores.reliability(evaluation.labelled(method, split), split.labels)
+        for method in _shown_methods(evaluation)
+    }
+    figures.draw_reliability(evaluation.folder / "reliability.png", panels)
+    caption = (
+        f"Accuracy over confidence on the {split.name} split, 15 bins, and the images in each; "
+        f"bins of fewer than {figures.FEWEST} images are left out above; below the dotted line "
+        "the model is too sure."
+    )
+    return Section("Reliability", picture="reliability.png", caption=caption)
+
+
+def feature_map(evaluation: Evaluation) -> Section | None:
+    """Where source, bridged and target features lie."""
+    target, test = evaluation.splits["target"].target, evaluation.splits.get("test")
+    if len(target) < 3:
+        return None
+    stored = np.asarray(target[spread(len(target), POINTS)])
+    of_source: dict[str, Numbers] = {}
     if test is not None and test.rgb is not None:
         rgb = np.asarray(test.rgb[spread(len(test.rgb), POINTS)])
         on_rgb = source_on_rgb(evaluation.models, evaluation.runtime)
-        source_sets["RGB (test)"] = on_rgb.ask(rgb, evaluation.runtime)[0].numpy()
+        of_source["RGB (test)"] = on_rgb.ask(rgb, evaluation.runtime)[0].numpy()
     if evaluation.models.translator:
-        source_sets["translated target"] = features_of(evaluation, "bridge-only", stored)
-    source_sets["raw target"] = features_of(evaluation, "source-only", stored)
-    panels = {"source model": source_sets}
-    main = evaluation.main_method
-    labelled = evaluation.main_split
-    if main in evaluation.models.students and labelled is not None and len(labelled.rows) >= 3:
-        rows = labelled.rows[spread(len(labelled.rows), 2 * POINTS)]
-        features = features_of(evaluation, main, np.asarray(labelled.target[rows]))
-        labels = labelled.labels[np.searchsorted(labelled.rows, rows)]
+        of_source["translated target"] = evaluation.features("bridge-only", stored)
+    of_source["raw target"] = evaluation.features("source-only", stored)
+    panels = {"source model": of_source}
+    student, labelled = evaluation.student, evaluation.main_split
+    if student and labelled is not None and len(labelled.rows) >= 3:
+        places = spread(len(labelled.rows), 2 * POINTS)
+        rows, labels = labelled.rows[places], labelled.labels[places]
+        features = evaluation.features(student, np.asarray(labelled.target[rows]))
         common = np.argsort(-np.bincount(labelled.labels), kind="stable")[: len(figures.POINTS)]
-        panels[f"{main}, by true class"] = {
+        panels[f"{student}, by true class"] = {
             evaluation.classes[k]: features[labels == k] for k in common if (labels == k).any()
         }
-    return panels
+    figures.draw_embedding(evaluation.folder / "features.png", panels)
+    caption = "Features on their two main axes (PCA). Each panel has its own axes."
+    return Section("Features", picture="features.png", caption=caption)
 
 
-def features_of(evaluation: Evaluation, method: str, stored: Numbers) -> Numbers:
-    """A method's features (N, D) of stored target images."""
-    features, _ = evaluation.outcomes[method].predictor.ask(stored, evaluation.runtime)
-    on_cpu: Numbers = features.numpy()
-    return on_cpu
+def curves(evaluation: Evaluation) -> Section | None:
+    """Training curves of all stages that trained something."""
+    run = evaluation.run
+    names = ("source", "bridge", *(f"transfer/{name}" for name in finished_methods(run)))
+    stages = {stage: rows for stage in names if run.has(stage) and (rows := run.metrics(stage))}
+    chosen = {stage: best for stage in stages if (best := run.record(stage).get("best_epoch"))}
+    if not stages:
+        return None
+    figures.draw_curves(evaluation.folder / "curves.png", stages, chosen)
+    caption = (
+        "Loss terms, unweighted, and label-free scores of each epoch; vertical line: the epoch "
+        "whose weights were kept."
+    )
+    return Section("Training curves", picture="curves.png", caption=caption)
+
+
+def _shown_methods(evaluation: Evaluation) -> list[str]:
+    """The methods in pictures of several panels."""
+    methods = ("source-only", "bridge-only", evaluation.main_method, "oracle")
+    return [name for name in dict.fromkeys(methods) if name in evaluation.outcomes]
 
 
 def _target_strip(
     evaluation: Evaluation,
     stored: Numbers,
-    captions: tuple[str, ...] = (),
-    right: tuple[bool | None, ...] = (),
+    captions: Sequence[str] = (),
+    right: Sequence[bool | None] = (),
 ) -> Strip:
     """Target images in the student's encoding."""
     encoding = evaluation.models.encoding or raw_encoding(evaluation.store)
@@ -147,31 +184,33 @@ def _target_strip(
     return Strip(f"target ({encoding.kind})", pictures, captions, right)
 
 
-def _draw_tr(evaluation: Evaluation, split: Split, rows: Numbers, path: Path) -> str:
+def _draw_tr(evaluation: Evaluation, split: Split, rows: Numbers, name: str) -> str:
     """Draw target images and their translations; says what stands below them."""
     stored = np.asarray(split.target[rows])
-    truth = split.truth
+    labels = [split.truth.get(row) for row in rows.tolist()]
 
-    def captions(method: str, with_truth: bool) -> tuple[tuple[str, ...], tuple[bool | None, ...]]:
-        texts, right = [], []
-        for row in rows.tolist():
-            row_probabilities = evaluation.outcomes[method].probabilities[split.name][row]
-            label = truth.get(row)
-            hit = None if label is None else bool(row_probabilities.argmax() == label)
-            mark = "" if hit is None else "✓ " if hit else "✗ "
-            head = f"is {evaluation.classes[label]}\n" if label is not None and with_truth else ""
-            texts.append(f"{head}{mark}{_says(evaluation, row_probabilities)}")
+    def captions(method: str, with_truth: bool) -> tuple[list[str], list[bool | None]]:
+        texts, right = list[str](), list[bool | None]()
+        probabilities = evaluation.outcomes[method].probabilities[split.name][rows]
+        for label, row in zip(labels, probabilities, strict=True):
+            text, hit = _says(evaluation, row), None
+            if label is not None:
+                hit = bool(row.argmax() == label)
+                text = f"{'✓' if hit else '✗'} {text}"
+                text = f"is {evaluation.classes[label]}\n{text}" if with_truth else text
+            texts.append(text)
             right.append(hit)
-        return tuple(texts), tuple(right)
+        return texts, right
 
     main = evaluation.main_method
-    legend = f"below each target image {'the true class and ' if truth else ''}what {main} predicts"
+    truth = "the true class and " if split.truth else ""
+    legend = f"below each target image {truth}what {main} predicts"
     strips = [_target_strip(evaluation, stored, *captions(main, True))]
     if evaluation.models.translator:
         translated = translate(evaluation.models, stored, evaluation.runtime)
         strips.append(Strip("translated", translated, *captions("bridge-only", False)))
         legend += ", below its translation what the source model predicts"
-    figures.draw_gallery(path, strips)
+    figures.draw_gallery(evaluation.folder / name, strips)
     return legend + (" (✓ right, ✗ wrong)." if truth else ".")
 
 
@@ -181,8 +220,7 @@ def _says(evaluation: Evaluation, probabilities: Numbers) -> str:
 
 
 def _some(count: int, seed: int) -> NDArray[np.int64]:
-    chosen = np.random.default_rng([seed, 0x9A11]).permutation(count)[:COLUMNS]
-    return np.sort(chosen).astype(np.int64)
+    return np.sort(np.random.default_rng([seed, 0x9A11]).permutation(count)[:COLUMNS])
 
 
 def _spread_over_classes(split: Split, seed: int) -> NDArray[np.int64]:

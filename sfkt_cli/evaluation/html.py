@@ -16,7 +16,6 @@ from sfkt_cli.evaluation.report import (
     Report,
     Row,
     Section,
-    Shot,
     meanings,
     named,
     percent,
@@ -28,6 +27,7 @@ MARKS = (
     '<p class="note">Accuracy in per cent, and its 95 % interval. A disc is a method; a hollow '
     "diamond, and italics in tables, a bound: it saw labels or RGB images of the task.</p>"
 )
+SHOWN = '<p class="note">Images of the sensor, with the predictions of the model above.</p>'
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --paper: #ffffff;
   --line: #d0d7de; --method: #0072b2; --bound: #b35900;
@@ -92,35 +92,34 @@ def to_html(report: Report, folder: Path) -> str:
             f"<p>{_unbroken(line.detail)}</p></div>"
         )
     parts.append(f'<p class="note">{escape(report.made)}</p>')
-    parts += [_shots(report.shots)] if report.shots else []
+    if report.shots:
+        items = "".join(
+            f'<li><img alt="" src="{_inline(shot.png)}"><br>{escape(shot.caption)}</li>'
+            for shot in report.shots
+        )
+        parts.append(f'<ul class="shots">{items}</ul>{SHOWN}')
     details: list[tuple[str, str]] = []
     tables = split_tables(report.rows, named)
-    for split, (rows, table) in tables.items():
-        chart = interval_chart(rows)
-        if split == list(tables)[-1]:
-            parts += [f"<h2>{escape(table.title)}</h2>", chart, MARKS]
-            chart = ""
-        details.append((table.title, chart + _section(table, folder)))
-    if report.rows:
+    for rows, table in tables[:-1]:
+        details.append((table.title, interval_chart(rows) + _section(table, folder)))
+    if tables:
+        rows, table = tables[-1]
+        parts += [f"<h2>{escape(table.title)}</h2>", interval_chart(rows), MARKS]
+        details.append((table.title, _section(table, folder)))
+        explained = meanings(report.rows)
         names = "".join(
-            f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>"
-            for name, text in meanings(report.rows)
+            f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in explained
         )
         details.append(("What the names mean", f'<dl class="note">{names}</dl>'))
-    if report.facts:
-        facts = "".join(f"<li>{escape(fact)}</li>" for fact in report.facts)
-        details.append(("How it was measured", f"<ul>{facts}</ul>"))
+    facts = "".join(f"<li>{escape(fact)}</li>" for fact in report.facts)
+    details.append(("How it was measured", f"<ul>{facts}</ul>"))
     details += [(section.title, _section(section, folder)) for section in report.sections]
-    links = (
-        f'<a href="#part{number}">{escape(name)}</a>' for number, (name, _) in enumerate(details)
-    )
-    parts.append(f"<nav><b>Contents:</b> {' · '.join(links)}</nav>")
-    parts += [
-        f"<details><summary>{escape(name)}</summary>"
-        f'<div id="part{number}">{content}</div></details>'
-        for number, (name, content) in enumerate(details)
-    ]
-    body = "\n".join(parts)
+    links, folded = list[str](), list[str]()
+    for number, (name, content) in enumerate(details):
+        links.append(f'<a href="#part{number}">{escape(name)}</a>')
+        content = f'<div id="part{number}">{content}</div>'
+        folded.append(f"<details><summary>{escape(name)}</summary>{content}</details>")
+    body = "\n".join([*parts, f"<nav><b>Contents:</b> {' · '.join(links)}</nav>", *folded])
     return printable(
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -136,21 +135,16 @@ def interval_chart(rows: Sequence[Row]) -> str:
     """
     step = 44
     height = step * len(rows) + 26
-    label = "; ".join(f"{named(row.method)} {percent(row.accuracy)} %" for row in rows)
-    parts = [
-        f'<div class="chart"><svg height="{height}" role="img" '
-        f'aria-label="{escape(label, quote=True)}">'
-    ]
+    label = escape("; ".join(f"{named(row.method)} {percent(row.accuracy)} %" for row in rows))
+    parts = [f'<div class="chart"><svg height="{height}" role="img" aria-label="{label}">']
     for tick in range(0, 101, 25):
         parts.append(f'<line class="axis" x1="{tick}%" y1="4" x2="{tick}%" y2="{height - 22}"/>')
         parts.append(f'<text x="{tick}%" y="{height - 6}" text-anchor="middle">{tick}</text>')
     for number, row in enumerate(rows):
         kind = "bound" if row.method in BOUNDS else "method"
         y = step * number + 32
-        low, x, high = (
-            100 * min(max(value, 0.0), 1.0)
-            for value in (row.accuracy_ci95[0], row.accuracy, row.accuracy_ci95[1])
-        )
+        low, high = (100 * min(max(value, 0.0), 1.0) for value in row.accuracy_ci95)
+        x = 100 * row.accuracy
         shape = (
             f'<svg x="{x:.1f}%" y="{y}" height="1" width="1">'
             '<path class="bound" stroke-width="2" d="M-6 0l6-6l6 6l-6 6z"/></svg>'
@@ -164,15 +158,6 @@ def interval_chart(rows: Sequence[Row]) -> str:
             f'x2="{high:.1f}%" y2="{y}"/>{shape}'
         )
     return "\n".join([*parts, "</svg></div>"])
-
-
-def _shots(shots: Sequence[Shot]) -> str:
-    items = "".join(
-        f'<li><img alt="" src="{_inline(shot.png)}"><br>{escape(shot.caption)}</li>'
-        for shot in shots
-    )
-    note = '<p class="note">Images of the sensor, with the predictions of the model above.</p>'
-    return f'<ul class="shots">{items}</ul>{note}'
 
 
 def _section(section: Section, folder: Path) -> str:
@@ -197,8 +182,7 @@ def _rows(cells: Sequence[Cells]) -> str:
 
 
 def _picture(path: Path, caption: str) -> str:
-    picture = path.read_bytes()
-    text = escape(caption, quote=True)
+    picture, text = path.read_bytes(), escape(caption)
     width = int.from_bytes(picture[16:20], "big")  # of the header of a PNG
     wide = ' class="wide"' if width >= WIDE else ""
     image = f'<img{wide} alt="{text}" src="{_inline(picture)}">'

@@ -40,7 +40,7 @@ class Split:
 
 
 def read_splits(transfer: Store, test: Store) -> list[Split]:
-    """The target images of transfer.h5 and the held-out ones of test.h5; empty ones are left out.
+    """The target images of transfer.h5 and, where there are some, the held-out ones of test.h5.
 
     Raises:
         DataError: The two files do not belong together, or a label is none of the classes.
@@ -50,29 +50,26 @@ def read_splits(transfer: Store, test: Store) -> list[Split]:
             f"{test.path} has the classes {', '.join(test.classes)}, but {transfer.path} has "
             f"{', '.join(transfer.classes)}: run `sfkt prepare` again with --force"
         )
-    origins = [[store.attrs.get(key) for key in SAME] for store in (transfer, test)]
-    if origins[0] != origins[1]:
+    if any(transfer.attrs.get(key) != test.attrs.get(key) for key in SAME):
         raise DataError(
             f"{test.path} does not belong to {transfer.path}: they were prepared from other data "
             "or with other settings; put the right file there, or run `sfkt prepare` again with "
             "--force"
         )
-    splits = []
-    if transfer.count("target"):
-        ids = transfer.strings("target/id")
-        rows, labels = _match(transfer, test, ids)
-        archive, groups = test.names(), transfer.strings("target/group")
-        named = [archive.get(pair[0], pair) for pair in zip(ids, groups, strict=True)]
-        names, scenes = [name for name, _ in named], [scene for _, scene in named]
-        images = transfer["target/target"]
-        splits.append(Split("target", ids, names, images, None, rows, labels, scenes))
+    ids, archive = transfer.strings("target/id"), test.names()
+    groups = zip(ids, transfer.strings("target/group"), strict=True)
+    named = [archive.get(pair[0], pair) for pair in groups]
+    names, scenes = [name for name, _ in named], [scene for _, scene in named]
+    rows, labels = _match(transfer, test, ids)
+    images = transfer["target/target"]
+    splits = [Split("target", ids, names, images, None, rows, labels, scenes)]
     if test.count("test"):
         labels = test.labels("test") if "test/label" in test else np.zeros(0, np.int64)
-        rows, rgb = np.arange(len(labels)), None
+        rows, rgb, images = np.arange(len(labels)), None, test["test/target"]
         if "test/rgb" in test:
             rgb = test["test/rgb"]
         ids, scenes = test.strings("test/id"), test.strings("test/group")
-        splits.append(Split("test", ids, ids, test["test/target"], rgb, rows, labels, scenes))
+        splits.append(Split("test", ids, ids, images, rgb, rows, labels, scenes))
     for split in splits:
         outside = (split.labels < 0) | (split.labels >= len(test.classes))
         if outside.any():
@@ -87,9 +84,9 @@ def _match(
     transfer: Store, test: Store, ids: list[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of transfer.h5 with a label in test.h5, in their order, and the labels."""
-    if "labels/label" not in test or not test.count("labels"):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    label_of = dict(zip(test.strings("labels/id"), test.labels("labels").tolist(), strict=True))
+    label_of: dict[str, int] = {}
+    if test.count("labels"):
+        label_of = dict(zip(test.strings("labels/id"), test.labels("labels").tolist(), strict=True))
     strangers = sorted(set(label_of) - set(ids))
     if strangers:
         raise DataError(

@@ -1,7 +1,7 @@
 """What is compared: every model of a run, how it sees a target image, and what it cost."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,12 @@ from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.saving import (
-    CARD,
-    Saved,
-    check_classes,
-    classifier_of,
-    load_model,
-    read_card,
-)
+from sfkt_cli.models.saving import CARD, Saved, check_classes, classifier_of, load_model, read_card
 from sfkt_cli.scores import softmax
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.predicting import (
     Loader,
+    Model,
     adapt_batch_norms,
     predict_rows,
     rgb_loader,
@@ -44,8 +38,7 @@ class Predictor:
     """A model, from stored images to logits."""
 
     method: str  # its name in the report
-    # Model input to features (B, D) and logits (B, K).
-    model: Callable[[Tensor], tuple[Tensor, Tensor]]
+    model: Model
     load: Loader  # stored images to model input
     parameters: int  # number of parameters of all networks that a prediction passes
     train_seconds: float | None  # all that it cost beyond the source model; None: unknown
@@ -64,20 +57,18 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Models:
-    """The models of a run, read back."""
+    """The models of a run, read back; each that sees target images with its encoding."""
 
-    source: Classifier  # the frozen source model, and its card
-    card: Saved
-    # T and its encoding; None where there is no bridge
-    translator: tuple[nn.Module, Encoding] | None
+    source: Classifier  # the frozen source model
+    card: Saved  # the same with its card
+    translator: tuple[nn.Module, Encoding] | None  # None where there is no bridge
     students: dict[str, tuple[Classifier, Encoding]]  # by method
 
     @property
     def encoding(self) -> Encoding | None:
         """The encoding of the first student, or of the bridge."""
-        for _, encoding in self.students.values():
-            return encoding
-        return self.translator[1] if self.translator else None
+        of_models = [*self.students.values(), *([self.translator] if self.translator else [])]
+        return of_models[0][1] if of_models else None
 
 
 def finished_methods(run: Run) -> list[str]:
@@ -91,7 +82,11 @@ def model_digests(run: Run) -> dict[str, str]:
     """SHA-256 of the weights of every finished model, by stage."""
     stages = ["source", *(["bridge"] if run.has("bridge") else [])]
     stages += [f"transfer/{name}" for name in finished_methods(run)]
-    return {stage: str(read_card(run.path(stage, "model.json"))["sha256"]) for stage in stages}
+    return {stage: _digest(run, stage) for stage in stages}
+
+
+def _digest(run: Run, stage: str) -> str:
+    return str(read_card(run.path(stage, CARD))["sha256"])
 
 
 def load_models(run: Run, store: Store, runtime: Runtime) -> Models:
@@ -103,16 +98,20 @@ def load_models(run: Run, store: Store, runtime: Runtime) -> Models:
             check_classes(saved.classes, store)
         return saved
 
-    source = read(run.path("source"))
-    translator = None
+    def read_encoded(*parts: str) -> tuple[Saved, Encoding]:
+        saved = read(run.path(*parts))
+        if saved.encoding is None:
+            raise DataError(f"{run.path(*parts, CARD)} has no encoding: run its stage with --force")
+        return saved, saved.encoding
+
+    source, translator = read(run.path("source")), None
     if run.has("bridge"):
-        saved = read(run.path("bridge"))
-        translator = (freeze(saved.module), _encoding(saved, run.path("bridge")))
+        saved, encoding = read_encoded("bridge")
+        translator = freeze(saved.module), encoding
     students = {}
     for name in finished_methods(run):
-        folder = run.path("transfer", name)
-        saved = read(folder)
-        students[name] = (freeze(classifier_of(saved.module)), _encoding(saved, folder))
+        saved, encoding = read_encoded("transfer", name)
+        students[name] = freeze(classifier_of(saved.module)), encoding
     return Models(freeze(classifier_of(source.module)), source, translator, students)
 
 
@@ -140,39 +139,31 @@ def predictors_of(
     ``inputs`` are digests of the stores and of every model as they are now; students see
     ``encoding``.
     """
-    source = models.source
+    source, untrained = models.source, (parameters(models.source), 0.0, None)
     raw = student_loader(runtime, raw_encoding(store))
     encoded = student_loader(runtime, encoding)
     adapted = copy.deepcopy(source)
     adapt_batch_norms(store["target/target"], encoded, adapted, runtime)
     predictors = [
-        Predictor("source-only", source, raw, parameters(source), 0.0, None),
-        Predictor("source-encoded", source, encoded, parameters(source), 0.0, None),
-        Predictor("source-adapted", adapted, encoded, parameters(source), 0.0, None),
+        Predictor("source-only", source, raw, *untrained),
+        Predictor("source-encoded", source, encoded, *untrained),
+        Predictor("source-adapted", adapted, encoded, *untrained),
     ]
     bridge = run.record("bridge") if models.translator else {}
     if models.translator:
         translator, its_own = models.translator
-        predictors.append(
-            Predictor(
-                "bridge-only", through(translator, source), target_loader(runtime, its_own),
-                parameters(translator, source), *_costs(bridge),
-                _outdated("bridge", bridge, inputs),
-            )
-        )  # fmt: skip
+        model, load = through(translator, source), target_loader(runtime, its_own)
+        size, note = parameters(translator, source), _outdated("bridge", bridge, inputs)
+        predictors.append(Predictor("bridge-only", model, load, size, *costs(bridge), note))
     for name, (student, its_own) in models.students.items():
         record = run.record(f"transfer/{name}")
         records = [record, bridge] if "bridge" in record.get("inputs", {}) else [record]
         note = _outdated(f"transfer --method {name}", record, inputs)
         if record.get("untouched_kept"):
             note = note or "the source model's weights: the student was judged worse"
-        card = read_card(run.path("transfer", name, CARD))
-        predictors.append(
-            Predictor(
-                name, student, student_loader(runtime, its_own), parameters(student),
-                *_costs(*records), note, card.get("temperature", 1.0),
-            )
-        )  # fmt: skip
+        temperature = read_card(run.path("transfer", name, CARD)).get("temperature", 1.0)
+        load, size = student_loader(runtime, its_own), parameters(student)
+        predictors.append(Predictor(name, student, load, size, *costs(*records), note, temperature))
     return predictors
 
 
@@ -196,12 +187,6 @@ def translate(models: Models, images: Numbers, runtime: Runtime) -> Numbers:
     return np.concatenate([pictures.numpy() for pictures in bridged])
 
 
-def _encoding(saved: Saved, folder: Path) -> Encoding:
-    if saved.encoding is None:
-        raise DataError(f"{folder / 'model.json'} has no encoding: run its stage with --force")
-    return saved.encoding
-
-
 def _outdated(command: str, record: Mapping[str, Any], inputs: Mapping[str, str]) -> str | None:
     """A note where a stage was made from something that has changed since."""
     used = record.get("inputs", {})
@@ -218,18 +203,15 @@ def outdated_student(run: Run, method: str) -> str | None:
     """
     record = run.record(f"transfer/{method}")
     try:
-        digests = {
-            stage: str(read_card(run.path(stage, CARD))["sha256"])
-            for stage in ("source", "bridge")
-            if stage in record.get("inputs", {}) and run.has(stage)
-        }
+        used = [name for name in ("source", "bridge") if name in record.get("inputs", {})]
+        digests = {stage: _digest(run, stage) for stage in used if run.has(stage)}
     except DataError:
         return None
     return _outdated(f"transfer --method {method}", record, digests)
 
 
-def _costs(*records: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """Seconds of some stages together, where all of them tell, and their largest memory."""
+def costs(*records: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Seconds of some stages together, where all of them tell, and their largest memory in MB."""
     complete = all("seconds" in record for record in records)
     memory = filter(None, (record.get("peak_memory_mb") for record in records))
     return sum(r["seconds"] for r in records) if complete else None, max(memory, default=None)

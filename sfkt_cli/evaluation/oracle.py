@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
-from sfkt_cli.evaluation.labelled import Split
-from sfkt_cli.evaluation.models import Predictor, parameters
+from sfkt_cli.evaluation.models import Predictor, costs, parameters
+from sfkt_cli.evaluation.predictions import Evaluation
 from sfkt_cli.files import sha256_json
-from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.saving import Saved, classifier_of, load_model, save_model
+from sfkt_cli.models.classifier import freeze
+from sfkt_cli.models.saving import classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, as_dict, fixed_batch_size
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.predicting import student_loader
-from sfkt_cli.training.runtime import Runtime
+from sfkt_cli.training.runtime import make_runtime
 from sfkt_cli.training.supervised import fit_labels
 
 
@@ -33,34 +33,29 @@ def recipe(config: Config) -> str:
     )
 
 
-def oracle(
-    config: Config,
-    run: Run,
-    source: Saved,
-    split: Split,
-    encoding: Encoding,
-    inputs: Mapping[str, str],
-    runtime: Runtime,
-) -> Predictor:
+def oracle(evaluation: Evaluation, encoding: Encoding, inputs: Mapping[str, str]) -> Predictor:
     """The trained oracle: from the cache where nothing changed, else trained now.
 
     It starts from the source model's weights and has its recipe, because that, too, has labels; the
     epochs are those of the students. ``inputs`` are digests of transfer.h5, test.h5 and the source
     model.
     """
+    config, run, source = evaluation.config, evaluation.run, evaluation.models.card
+    runtime = make_runtime(config.runtime)
     nested = Run(run.path("evaluate"))
     made_from = {**inputs, "recipe": recipe(config), "encoding": sha256_json(asdict(encoding))}
     with nested.open("oracle", config, made_from, renew=True) as stage:
         if stage is not None:
             model = classifier_of(load_model(run.path("source"), runtime.device).module)
             model.requires_grad_(True)
-            rates = config.source.rates(pretrained=source.pretrained)
+            split = evaluation.splits["target"]
             everything = len(split.rows) == len(split.target)
             fitted = fit_labels(
                 "oracle", stage, model,
                 split.target if everything else split.target[split.rows], split.labels,
                 lambda stored: as_rgb(encode(stored, encoding)), runtime,
-                epochs=config.transfer.epochs, rates=rates,
+                epochs=config.transfer.epochs,
+                rates=config.source.rates(pretrained=source.pretrained),
                 batch_size=fixed_batch_size(config.runtime),
             )  # fmt: skip
             save_model(
@@ -68,9 +63,6 @@ def oracle(
                 classes=source.classes, encoding=encoding, inputs=made_from, seed=config.seed,
             )  # fmt: skip
             stage.finish(seconds=fitted.seconds, peak_memory_mb=round(runtime.peak_memory_mb(), 1))
-    saved = load_model(nested.path("oracle"), runtime.device)
-    student: Classifier = freeze(classifier_of(saved.module))
-    record = nested.record("oracle")
-    costs = record.get("seconds"), record.get("peak_memory_mb")
-    load = student_loader(runtime, encoding)
-    return Predictor("oracle", student, load, parameters(student), *costs)
+    student = freeze(classifier_of(load_model(nested.path("oracle"), runtime.device).module))
+    load, cost = student_loader(runtime, encoding), costs(nested.record("oracle"))
+    return Predictor("oracle", student, load, parameters(student), *cost)

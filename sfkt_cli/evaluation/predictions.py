@@ -1,7 +1,9 @@
 """What every model predicts for every image, and the scores of these predictions."""
 
+import functools
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,10 @@ from sfkt_cli.console import printable
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.evaluation.labelled import Split
 from sfkt_cli.evaluation.models import Models, Predictor, source_on_rgb
-from sfkt_cli.evaluation.report import Row
+from sfkt_cli.evaluation.report import BOUNDS, Row
 from sfkt_cli.methods import label_free
 from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.pairs import held_out_pairs
 from sfkt_cli.training.predicting import warn_of_collapse
 from sfkt_cli.training.runtime import Runtime
@@ -34,9 +37,8 @@ class Outcome:
     """What one model predicts."""
 
     predictor: Predictor  # the model
-    probabilities: dict[str, Numbers] = field(default_factory=dict)  # (N, K) of each split, by name
-    # Scores that need no labels, by name.
-    label_free: dict[str, float] = field(default_factory=dict)
+    probabilities: dict[str, Numbers]  # (N, K) of each split, by name
+    label_free: dict[str, float] = field(default_factory=dict)  # scores without labels, by name
     images_per_second: float | None = None  # speed of inference
 
 
@@ -56,17 +58,29 @@ class Evaluation:
     """All that the report is made from."""
 
     config: Config  # settings
+    run: Run
+    folder: Path  # takes the pictures
     store: Store  # transfer.h5
     models: Models  # read back
-    splits: dict[str, Split]  # by name
-    outcomes: dict[str, Outcome]  # by method, bounds last
+    splits: dict[str, Split]  # by name; ``target`` is always there
     pairs: Pairs | None  # held-out TI pairs; None where there are none
     runtime: Runtime  # device and precision
+    outcomes: dict[str, Outcome] = field(default_factory=dict)  # by method, bounds last
 
-    @property
+    @functools.cached_property
     def classes(self) -> list[str]:
         """Names of the classes as they are shown; of the source model where the data have none."""
         return [printable(name) for name in self.store.classes or self.models.card.classes]
+
+    @functools.cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of the report: all methods on all labelled splits."""
+        return tuple(
+            _row_of(self, outcome, split)
+            for outcome in self.outcomes.values()
+            for split in self.labelled_splits
+            if split.name in outcome.probabilities
+        )
 
     @property
     def main_method(self) -> str:
@@ -76,6 +90,21 @@ class Evaluation:
             if name in self.outcomes:
                 return name
         return "source-only"
+
+    @property
+    def student(self) -> str | None:
+        """The main method, where it is a student."""
+        return self.main_method if self.main_method in self.models.students else None
+
+    @property
+    def encoding(self) -> str:
+        """Name of the encoding that the student sees."""
+        return self.models.students[self.main_method][1].kind
+
+    @property
+    def rivals(self) -> list[str]:
+        """The methods beside the main one."""
+        return [name for name in self.outcomes if name not in (self.main_method, *BOUNDS)]
 
     @property
     def labelled_splits(self) -> list[Split]:
@@ -101,15 +130,37 @@ class Evaluation:
         right: NDArray[np.bool_] = self.labelled(method, split).argmax(axis=1) == split.labels
         return right
 
-    def difference(self, first: str, second: str, split: Split) -> tuple[float, float, float]:
-        """How much more often one method is right than another: mean, and 95 % interval."""
-        return scores.paired_difference(
-            self.right(first, split),
-            self.right(second, split),
+    def interval(self, values: Numbers, split: Split) -> tuple[float, float]:
+        """95 % interval of the mean of some values (L,) of the labelled images."""
+        return scores.bootstrap_interval(
+            values,
             resamplings=self.config.evaluate.bootstrap,
             seed=self.config.seed,
             groups=split.groups,
         )
+
+    def difference(self, first: str, second: str, split: Split) -> tuple[float, float, float]:
+        """How much more often one method is right than another: mean, and 95 % interval."""
+        gains = self.right(first, split).astype(float) - self.right(second, split)
+        return float(gains.mean()), *self.interval(gains, split)
+
+    def features(self, method: str, stored: Numbers) -> Numbers:
+        """A method's features (N, D) of stored target images."""
+        features: Numbers = self.outcomes[method].predictor.ask(stored, self.runtime)[0].numpy()
+        return features
+
+    def ask(self, predictor: Predictor) -> None:
+        """Let a model predict every split, and score it without labels."""
+        probabilities = {
+            name: predictor.probabilities(split.target, self.runtime)
+            for name, split in self.splits.items()
+        }
+        outcome = Outcome(predictor, probabilities, without_labels(probabilities["target"]))
+        if self.pairs is not None:
+            predicted = predictor.ask(self.pairs.target, self.runtime)
+            scored = label_free.pair_scores(predicted, (self.pairs.features, self.pairs.logits))
+            outcome.label_free |= {"ti_distance": -scored.pop("ti_closeness"), **scored}
+        self.outcomes[predictor.method] = outcome
 
 
 def ti_pairs(store: Store, models: Models, runtime: Runtime, seed: int) -> Pairs | None:
@@ -124,37 +175,19 @@ def ti_pairs(store: Store, models: Models, runtime: Runtime, seed: int) -> Pairs
     return Pairs(store["ti/target"][rows], rgb, features, logits, unseen)
 
 
-def ask(
-    predictor: Predictor, splits: dict[str, Split], pairs: Pairs | None, runtime: Runtime
-) -> Outcome:
-    """Let a model predict every split, and score it without labels."""
-    outcome = Outcome(predictor)
-    for name, split in splits.items():
-        outcome.probabilities[name] = predictor.probabilities(split.target, runtime)
-    if "target" in outcome.probabilities:
-        outcome.label_free = without_labels(outcome.probabilities["target"])
-    if pairs is not None:
-        features, logits = predictor.ask(pairs.target, runtime)
-        scored = label_free.pair_scores((features, logits), (pairs.features, pairs.logits))
-        outcome.label_free |= {"ti_distance": -scored.pop("ti_closeness"), **scored}
-    return outcome
-
-
 def look_for_collapse(evaluation: Evaluation) -> None:
     """Warn of each student, and of the bridge, that names one class for nearly all images."""
     for method, outcome in evaluation.outcomes.items():
-        probabilities = outcome.probabilities.get("target")
-        if probabilities is not None and not method.startswith("source-"):
-            logits = torch.from_numpy(probabilities).clamp_min(1e-12).log()
+        if not method.startswith("source-"):
+            logits = _logits(outcome.probabilities["target"])
             warn_of_collapse(logits, evaluation.classes, method, "TR target images", "evaluate")
 
 
 def without_labels(probabilities: Numbers) -> dict[str, float]:
     """Scores of predictions (N, K) on TR target images that need no labels."""
     sample = probabilities[spread(len(probabilities))]
-    logits = torch.from_numpy(probabilities).clamp_min(1e-12).log()
     label_free_scores = {
-        "tr_information": label_free.information(logits),
+        "tr_information": label_free.information(_logits(probabilities)),
         "confidence": float(probabilities.max(axis=1).mean()),
         "classes_said": float(len(np.unique(probabilities.argmax(axis=1)))),
     }
@@ -163,31 +196,38 @@ def without_labels(probabilities: Numbers) -> dict[str, float]:
     return label_free_scores
 
 
-def ensemble(student: Outcome, bridge: Outcome) -> Outcome:
+def _logits(probabilities: Numbers) -> Tensor:
+    return torch.from_numpy(probabilities).clamp_min(1e-12).log()
+
+
+def add_ensemble(evaluation: Evaluation) -> None:
     """Both views of a target image: the student on it, the source model on its translation."""
+    if not evaluation.outcomes.keys() >= set(VIEWS):
+        return
+    student, bridge = (evaluation.outcomes[name] for name in VIEWS)
     first, second = student.predictor, bridge.predictor
-    memory = max(first.peak_memory_mb or 0, second.peak_memory_mb or 0) or None
-    joint = Outcome(
-        replace(
-            first, method=ENSEMBLE, parameters=first.parameters + second.parameters,
-            peak_memory_mb=memory, note=first.note or second.note,
-        )
-    )  # fmt: skip
-    for name, probabilities in student.probabilities.items():
-        views = [probabilities, bridge.probabilities[name]]
-        joint.probabilities[name] = scores.geometric_mean(views)
-    if "target" in joint.probabilities:
-        joint.label_free = without_labels(joint.probabilities["target"])
-    return joint
+    both = replace(
+        first,
+        method=ENSEMBLE,
+        parameters=first.parameters + second.parameters,
+        peak_memory_mb=max(first.peak_memory_mb or 0, second.peak_memory_mb or 0) or None,
+        note=first.note or second.note,
+    )
+    probabilities = {
+        name: scores.geometric_mean([of_student, bridge.probabilities[name]])
+        for name, of_student in student.probabilities.items()
+    }
+    scored = without_labels(probabilities["target"])
+    evaluation.outcomes[ENSEMBLE] = Outcome(both, probabilities, scored)
 
 
-def ask_rgb(split: Split, models: Models, runtime: Runtime) -> Outcome | None:
+def add_rgb_bound(evaluation: Evaluation) -> None:
     """The source model on the RGB partners of held-out images, where there are such."""
-    if split.rgb is None:
-        return None
-    outcome = Outcome(source_on_rgb(models, runtime))
-    outcome.probabilities[split.name] = outcome.predictor.probabilities(split.rgb, runtime)
-    return outcome
+    test = evaluation.splits.get("test")
+    if test is not None and test.rgb is not None:
+        on_rgb = source_on_rgb(evaluation.models, evaluation.runtime)
+        probabilities = on_rgb.probabilities(test.rgb, evaluation.runtime)
+        evaluation.outcomes[on_rgb.method] = Outcome(on_rgb, {"test": probabilities})
 
 
 def measure_speeds(evaluation: Evaluation) -> None:
@@ -195,62 +235,41 @@ def measure_speeds(evaluation: Evaluation) -> None:
 
     The median of SPEED_ROUNDS rounds counts, after one for warming up.
     """
-    split = next(iter(evaluation.splits.values()), None)
-    if split is None or not len(split.target):
-        return
-    seconds: dict[str, list[float]] = {}
-    images = dict.fromkeys(evaluation.outcomes, np.asarray(split.target[:SPEED_IMAGES]))
-    rgb = evaluation.splits["test"].rgb if "test" in evaluation.splits else None
-    if "source-rgb" in images and rgb is not None:
-        images["source-rgb"] = np.asarray(rgb[:SPEED_IMAGES])
-    for turn in range(1 + SPEED_ROUNDS):
-        for method, outcome in evaluation.outcomes.items():
-            if method == ENSEMBLE:
-                continue
+    outcomes, splits = evaluation.outcomes, evaluation.splits
+    target = np.asarray(splits["target"].target[:SPEED_IMAGES])
+    images = {method: target for method in outcomes if method != ENSEMBLE}
+    if "source-rgb" in images:
+        images["source-rgb"] = np.asarray(splits["test"].rgb)[:SPEED_IMAGES]
+    seconds: dict[str, list[float]] = {method: [] for method in images}
+    for _ in range(1 + SPEED_ROUNDS):
+        for method, stored in images.items():
             evaluation.runtime.wait()
             began = time.perf_counter()
-            outcome.predictor.ask(images[method], evaluation.runtime)
-            if turn:
-                seconds.setdefault(method, []).append(time.perf_counter() - began)
-    for method, took in seconds.items():
+            outcomes[method].predictor.ask(stored, evaluation.runtime)
+            seconds[method].append(time.perf_counter() - began)
+    for method, (_, *took) in seconds.items():
         speed = len(images[method]) / max(float(np.median(took)), 1e-9)
-        evaluation.outcomes[method].images_per_second = speed
-    if ENSEMBLE in evaluation.outcomes:
-        both = [evaluation.outcomes[name].images_per_second or np.inf for name in VIEWS]
-        evaluation.outcomes[ENSEMBLE].images_per_second = 1 / sum(1 / speed for speed in both)
+        outcomes[method].images_per_second = speed
+    if ENSEMBLE in outcomes:
+        both = [outcomes[name].images_per_second or np.inf for name in VIEWS]
+        outcomes[ENSEMBLE].images_per_second = 1 / sum(1 / speed for speed in both)
 
 
-def rows_of(evaluation: Evaluation) -> tuple[Row, ...]:
-    """The rows of the report: all methods on all labelled splits."""
-    return tuple(
-        row_of(evaluation, outcome, split)
-        for outcome in evaluation.outcomes.values()
-        for split in evaluation.labelled_splits
-        if split.name in outcome.probabilities
-    )
-
-
-def row_of(evaluation: Evaluation, outcome: Outcome, split: Split) -> Row:
+def _row_of(evaluation: Evaluation, outcome: Outcome, split: Split) -> Row:
     """One method on one labelled split."""
-    config, predictor = evaluation.config, outcome.predictor
-    probabilities = outcome.probabilities[split.name][split.rows]
-    confusion = scores.confusion_matrix(
-        probabilities.argmax(axis=1), split.labels, len(evaluation.classes)
-    )
+    predictor = outcome.predictor
+    probabilities = evaluation.labelled(predictor.method, split)
+    predicted, classes = probabilities.argmax(axis=1), len(evaluation.classes)
+    confusion = scores.confusion_matrix(predicted, split.labels, classes)
     recall = scores.class_recall(confusion)
     seen_with_labels = predictor.method == "oracle" and split.name == "target"
     return Row(
         method=predictor.method,
-        seed=config.seed,
+        seed=evaluation.config.seed,
         split=split.name,
         n=len(split.rows),
         accuracy=scores.accuracy(confusion),
-        accuracy_ci95=scores.bootstrap_interval(
-            probabilities.argmax(axis=1) == split.labels,
-            resamplings=config.evaluate.bootstrap,
-            seed=config.seed,
-            groups=split.groups,
-        ),
+        accuracy_ci95=evaluation.interval(predicted == split.labels, split),
         balanced_accuracy=scores.balanced_accuracy(confusion),
         macro_f1=scores.macro_f1(confusion),
         ece=scores.calibration_error(probabilities, split.labels),
@@ -258,7 +277,7 @@ def row_of(evaluation: Evaluation, outcome: Outcome, split: Split) -> Row:
         peak_memory_mb=_rounded(predictor.peak_memory_mb),
         images_per_second=_rounded(outcome.images_per_second),
         parameters=predictor.parameters,
-        class_accuracy=tuple(None if np.isnan(r) else float(r) for r in recall),
+        class_accuracy=tuple(None if np.isnan(share) else float(share) for share in recall),
         note=TRAINING_ACCURACY if seen_with_labels else predictor.note,
     )
 

@@ -7,9 +7,9 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from rich import box
@@ -47,7 +47,10 @@ NAMES = {
     "source-rgb": "RGB model on RGB images",
 }
 """What people call them; all others are students."""
-Cells = tuple[str, ...]
+Cells = Sequence[str]
+Item = TypeVar("Item")
+Columns = Mapping[str, Callable[[Item], str]]
+"""Of a table: the heading of each column, and how its cells are written."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,11 @@ class Section:
     title: str  # heading
     text: tuple[str, ...] = ()  # paragraphs
     header: Cells = ()  # of a table; empty: none
-    cells: tuple[Cells, ...] = ()  # its rows
+    cells: Sequence[Cells] = ()  # its rows
     picture: str | None = None  # name of a PNG beside the report
     caption: str = ""  # what the picture shows, for those who do not see it, too
     left: int = 1  # columns of the table, from the left, that hold words
-    bounds: tuple[Cells, ...] = ()  # rows below a rule
+    bounds: Sequence[Cells] = ()  # rows below a rule
     footnotes: tuple[str, ...] = ()  # lines below the table
 
 
@@ -150,29 +153,50 @@ def read_results(run: Run) -> Results:
     return read_record(run.output("evaluate", "results.json"), Results, sealed=False)
 
 
+COLUMNS: Columns[Row] = {
+    "accuracy % ↑": lambda row: percent(row.accuracy),
+    "95 % interval": lambda row: interval(row.accuracy_ci95),
+    "balanced % ↑": lambda row: percent(row.balanced_accuracy),
+    "macro F1 % ↑": lambda row: percent(row.macro_f1),
+    "ECE % ↓": lambda row: percent(row.ece),
+    "training s ↓": lambda row: amount(row.train_seconds),
+    "memory MB ↓": lambda row: amount(row.peak_memory_mb),
+    "images/s ↑": lambda row: amount(row.images_per_second),
+    "parameters ↓": lambda row: amount(row.parameters),
+}
+
+
+def table_of(title: str, columns: Columns[Item], items: Iterable[Item], left: int = 1) -> Section:
+    """A table with a line for each item that has a ``method``; bounds lie below a rule."""
+    lines: dict[bool, list[Cells]] = {False: [], True: []}
+    for item in items:
+        is_bound = getattr(item, "method", "") in BOUNDS
+        lines[is_bound].append([text(item) for text in columns.values()])
+    return Section(title, header=tuple(columns), cells=lines[False], bounds=lines[True], left=left)
+
+
 def split_tables(
     rows: Sequence[Row], name: Callable[[str], str] = str
-) -> dict[str, tuple[list[Row], Section]]:
+) -> list[tuple[list[Row], Section]]:
     """Each split's rows and their table; ``name`` says what a method is called in it."""
-    tables = {}
+    tables = []
     for split, title in SPLITS.items():
         here = [row for row in rows if row.split == split]
         if here:
-            notes = list(dict.fromkeys(row.note for row in here if row.note))
-            counts = sorted({row.n for row in here})
-            cells = {row.method: _row_cells(row, notes, name) for row in here}
-            table = Section(
-                title=f"{title}, n = {' or '.join(f'{count:,}' for count in counts)}",
-                header=(
-                    "method", "accuracy % ↑", "95 % interval", "balanced % ↑", "macro F1 % ↑",
-                    "ECE % ↓", "training s ↓", "memory MB ↓", "images/s ↑", "parameters ↓",
-                ),
-                cells=tuple(c for method, c in cells.items() if method not in BOUNDS),
-                bounds=tuple(c for method, c in cells.items() if method in BOUNDS),
-                footnotes=tuple(f"({i}) {note}" for i, note in enumerate(notes, 1)),
-            )  # fmt: skip
-            tables[split] = here, table
+            tables.append((here, _split_table(title, here, name)))
     return tables
+
+
+def _split_table(title: str, rows: Sequence[Row], name: Callable[[str], str]) -> Section:
+    notes = list(dict.fromkeys(row.note for row in rows if row.note))
+
+    def method(row: Row) -> str:
+        return name(row.method) + (f" ({notes.index(row.note) + 1})" if row.note else "")
+
+    columns: Columns[Row] = {"method": method, **COLUMNS}
+    counts = " or ".join(f"{count:,}" for count in sorted({row.n for row in rows}))
+    table = table_of(f"{title}, n = {counts}", columns, rows)
+    return replace(table, footnotes=tuple(f"({i}) {note}" for i, note in enumerate(notes, 1)))
 
 
 def to_markdown(report: Report) -> str:
@@ -181,11 +205,11 @@ def to_markdown(report: Report) -> str:
     if report.headline:
         parts += [f"**{plain(report.headline.text)}**", plain(report.headline.detail)]
     parts += [plain(report.made), bullets(report.facts)]
-    for _, table in split_tables(report.rows).values():
-        parts += _markdown_section(table)
+    for _, table in split_tables(report.rows):
+        parts += markdown_section(table)
     parts.append(bullets(f"{name}: {text}" for name, text in meanings(report.rows)))
     for section in report.sections:
-        parts += _markdown_section(section)
+        parts += markdown_section(section)
     return printable("\n\n".join(filter(None, parts))) + "\n"
 
 
@@ -194,76 +218,70 @@ def bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {plain(line)}" for line in lines)
 
 
-def _markdown_section(section: Section) -> list[str]:
+def markdown_section(section: Section) -> list[str]:
+    """The heading of a section, and its paragraphs, table and picture."""
     parts = [f"## {plain(section.title)}", *map(plain, section.text)]
     if section.cells or section.bounds:
-        table = markdown_table(section.header, section.cells, section.bounds, section.left)
-        parts += [table, *map(plain, section.footnotes)]
+        parts += [markdown_table(section), *map(plain, section.footnotes)]
     if section.picture:
         parts += [f"![{plain(section.title)}]({section.picture})", plain(section.caption)]
     return parts
 
 
-def markdown_table(
-    header: Cells, cells: Sequence[Cells], below: Sequence[Cells] = (), left: int = 1
-) -> str:
-    """A table with columns of even width, ``below`` under a rule of dashes.
-
-    The first ``left`` columns are set flush left; the others are numbers.
-    """
-    texts = [[plain(cell) for cell in row] for row in (header, *cells, *below)]
+def markdown_table(table: Section) -> str:
+    """The table of a section, with columns of even width and bounds under a rule of dashes."""
+    texts = [[plain(cell) for cell in row] for row in (table.header, *table.cells, *table.bounds)]
     widths = [max(3, *map(len, column)) for column in zip(*texts, strict=True)]
 
     def line(row: Sequence[str]) -> str:
         padded = (
-            cell.ljust(width) if i < left else cell.rjust(width)
+            cell.ljust(width) if i < table.left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         return f"| {' | '.join(padded)} |"
 
-    marks = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    rule = [["bounds", *["—" * 3] * (len(header) - 1)]] if below else []
-    split = 1 + len(cells)
+    marks = ["-" * w if i < table.left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    rule = [["bounds", *["—" * 3] * (len(widths) - 1)]] if table.bounds else []
+    split = 1 + len(table.cells)
     return "\n".join(map(line, [texts[0], marks, *texts[1:split], *rule, *texts[split:]]))
 
 
 def to_latex(report: Report) -> str:
     """The accuracies as LaTeX tables, one a split; they need the package booktabs."""
-    tables = [
-        latex_table(f"{report.dataset}: {t.title}", t.header, t.cells, t.bounds, best=1)
-        for _, t in split_tables(report.rows).values()
-    ]
-    return "\n\n".join(tables) + "\n"
+    tables = [table for _, table in split_tables(report.rows)]
+    return latex_tables(
+        replace(table, title=f"{report.dataset}: {table.title}") for table in tables
+    )
 
 
-def latex_table(
-    caption: str, header: Cells, cells: Sequence[Cells], below: Sequence[Cells] = (), *, best: int
-) -> str:
-    """A table of booktabs with bounds ``below`` a rule.
+def latex_tables(tables: Iterable[Section]) -> str:
+    """Tables of booktabs with bounds below a rule; the best accuracy of a method is bold."""
+    return "\n\n".join(map(_latex_table, tables)) + "\n"
 
-    The largest number of column ``best``, such as ``61.3 ± 0.4``, is bold; bounds do not count.
-    """
-    numbers = [_leading(row[best]) for row in cells]
+
+def _latex_table(table: Section) -> str:
+    header = table.header
+    place = next(i for i, name in enumerate(header) if name.startswith("accuracy %"))
+    numbers = [_leading(row[place]) for row in table.cells]
     top = max((number for number in numbers if number is not None), default=None)
 
-    def line(row: Cells, number: float | None) -> str:
+    def line(row: Cells, number: float | None = None) -> str:
         texts = [_latex(cell) for cell in row]
         if number is not None and number == top:
-            texts[best] = rf"\textbf{{{texts[best]}}}"
+            texts[place] = rf"\textbf{{{texts[place]}}}"
         return " & ".join(texts) + r" \\"
 
-    rule = [r"\midrule"] if below else []
+    below = [r"\midrule", *map(line, table.bounds)] if table.bounds else []
     return "\n".join(
         [
             r"\begin{table}",
-            rf"\caption{{{_latex(caption)}}}",
+            rf"\caption{{{_latex(table.title)}}}",
             rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
             r"\toprule",
-            line(header, None),
+            line(header),
             r"\midrule",
-            *map(line, cells, numbers),
-            *rule,
-            *(line(row, None) for row in below),
+            *map(line, table.cells, numbers),
+            *below,
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table}",
@@ -271,15 +289,20 @@ def latex_table(
     )
 
 
+_LATEX = str.maketrans(
+    {mark: rf"\{mark}" for mark in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
+)
+
+
 def _latex(text: str) -> str:
     """Text that LaTeX shows as it is."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    special |= {mark: rf"\{mark}" for mark in "&%$#_{}"}
-    special |= {"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
-    return "".join(special.get(letter, letter) for letter in " ".join(printable(text).split()))
+    return " ".join(printable(text).split()).translate(_LATEX)
 
 
 def _leading(text: str) -> float | None:
+    """The number that a cell such as ``61.3 ± 0.4`` begins with."""
     try:
         return float(text.split(" ")[0])
     except ValueError:
@@ -298,10 +321,10 @@ def to_csv(header: Sequence[str], rows: Iterable[Sequence[str | float]], exact: 
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([_harmless(cell) for cell in header])
+    writer.writerow(map(_harmless, header))
     for row in rows:
         named_cells = zip(header, row, strict=True)
-        writer.writerow([cell if name == exact else _harmless(cell) for name, cell in named_cells])
+        writer.writerow(cell if name == exact else _harmless(cell) for name, cell in named_cells)
     return file.getvalue()
 
 
@@ -311,33 +334,29 @@ def show(rows: Sequence[Row]) -> None:
         return
     splits = [split for split in SPLITS if any(row.split == split for row in rows)]
     header = ("method", *(f"{split} %" for split in splits), "training s", "memory MB")
-    by_place = {(row.method, row.split): row for row in rows}
-    cells = {
-        row.method: (
-            row.method,
-            *(_with_interval(by_place.get((row.method, split))) for split in splits),
-            amount(row.train_seconds),
-            amount(row.peak_memory_mb),
-        )
-        for row in rows
-    }
-    above = [texts for method, texts in cells.items() if method not in BOUNDS]
-    below = [texts for method, texts in cells.items() if method in BOUNDS]
+    above, below = list[Cells](), list[Cells]()
+
+    def accuracy(row: Row | None) -> str:
+        return f"{percent(row.accuracy)} ({interval(row.accuracy_ci95)})" if row else "-"
+
+    for method in dict.fromkeys(row.method for row in rows):
+        here = {row.split: row for row in rows if row.method == method}
+        costs = next(iter(here.values()))  # the same for all splits
+        accuracies = (accuracy(here.get(split)) for split in splits)
+        texts = (method, *accuracies, amount(costs.train_seconds), amount(costs.peak_memory_mb))
+        (below if method in BOUNDS else above).append(texts)
     if not console.is_terminal:
-        say(markdown_table(header, above, below))
+        say(markdown_table(Section("", (), header, above, bounds=below)))
         return
     table = Table(
         caption="accuracy (95 % interval); below the rule: bounds, not methods",
         box=box.HORIZONTALS, show_edge=False, padding=(0, 0, 0, 1), pad_edge=False,
     )  # fmt: skip
-    for number, name in enumerate(header):
-        widest = max(len(texts[number]) for texts in cells.values())
-        table.add_column(name, justify="right" if number else "left", min_width=widest)
-    for texts in above:
-        table.add_row(*texts)
-    table.add_section()
-    for texts in below:
-        table.add_row(*texts)
+    for name, *column in zip(header, *above, *below, strict=True):
+        side: Literal["left", "right"] = "left" if name == "method" else "right"
+        table.add_column(name, justify=side, min_width=max(map(len, column)))
+    for line in (*above, *below):
+        table.add_row(*line, end_section=line is above[-1])
     console.print(table)
 
 
@@ -346,9 +365,9 @@ def percent(share: float | None) -> str:
     return "-" if share is None or math.isnan(share) else f"{100 * share:.1f}"
 
 
-def interval(bounds: Sequence[float]) -> str:
-    """``(0.58, 0.64)`` is ``58.0 .. 64.0``."""
-    return f"{percent(bounds[0])} .. {percent(bounds[1])}"
+def interval(bounds: Sequence[float] | None) -> str:
+    """``(0.58, 0.64)`` is ``58.0 .. 64.0``; nothing is ``-``."""
+    return " .. ".join(map(percent, bounds)) if bounds else "-"
 
 
 def amount(value: float | None) -> str:
@@ -356,26 +375,6 @@ def amount(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "-"
     return f"{value:,.0f}" if abs(value) >= 100 or value == 0 else f"{value:.3g}"
-
-
-def _row_cells(row: Row, notes: Sequence[str], name: Callable[[str], str]) -> Cells:
-    mark = f" ({notes.index(row.note) + 1})" if row.note else ""
-    return (
-        name(row.method) + mark,
-        percent(row.accuracy),
-        interval(row.accuracy_ci95),
-        percent(row.balanced_accuracy),
-        percent(row.macro_f1),
-        percent(row.ece),
-        amount(row.train_seconds),
-        amount(row.peak_memory_mb),
-        amount(row.images_per_second),
-        amount(row.parameters),
-    )
-
-
-def _with_interval(row: Row | None) -> str:
-    return f"{percent(row.accuracy)} ({interval(row.accuracy_ci95)})" if row else "-"
 
 
 def _harmless(cell: str | float) -> str | float:

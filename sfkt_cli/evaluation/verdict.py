@@ -17,10 +17,8 @@ from numpy.typing import NDArray
 Verdict = Literal["better", "worse", "cannot tell"]
 Predicted = Sequence[int] | NDArray[Any]
 RESAMPLINGS = 2000
-FEWEST = 30
-"""Of fewer images nothing is said."""
-AT_CHANCE = 0.1
-"""A kappa (agreement beyond chance) below this is no agreement."""
+FEWEST = 30  # of fewer images nothing is said
+AT_CHANCE = 0.1  # a kappa (agreement beyond chance) below this is no agreement
 
 
 def verdict(
@@ -60,13 +58,11 @@ def verdict(
     su, sb, ub = (shares[:, [p for p in range(8) if p & bit]].sum(axis=1) for bit in (4, 2, 1))
     frequencies = [np.bincount(view, minlength=classes) / len(s) for view in (s, u, b)]
     chance = [float(frequencies[i] @ frequencies[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
-    beyond_chance = [
-        np.percentile(agreement, 2.5) > expected
-        for agreement, expected in zip((su, sb, ub), chance, strict=True)
-    ]
+    pairs = list(zip((su, sb, ub), chance, strict=True))
+    beyond_chance = [np.percentile(agreement, 2.5) > expected for agreement, expected in pairs]
     at_chance = [
         np.percentile(agreement, 97.5) < expected + AT_CHANCE * (1 - expected)
-        for agreement, expected in zip((su, sb), chance[:2], strict=True)
+        for agreement, expected in pairs[:2]
     ]
     if beyond_chance[2] and all(at_chance):
         return "worse"
@@ -76,12 +72,7 @@ def verdict(
 
 
 def advice(word: Verdict, encoding: str) -> str:
-    """The verdict as a sentence that says what to ship.
-
-    Args:
-        word: Of :func:`verdict`.
-        encoding: Name of the encoding of target images.
-    """
+    """The verdict as a sentence that says what to ship; ``encoding`` is that of target images."""
     if word == "better":
         return "Judged without labels, the student is better than your RGB model: ship the student."
     if word == "worse":

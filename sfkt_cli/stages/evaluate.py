@@ -14,7 +14,7 @@ from sfkt_cli.evaluation.html import to_html
 from sfkt_cli.evaluation.labelled import Split, read_splits
 from sfkt_cli.evaluation.models import load_models, model_digests, predictors_of, student_encoding
 from sfkt_cli.evaluation.oracle import oracle, recipe
-from sfkt_cli.evaluation.predictions import Evaluation, Outcome
+from sfkt_cli.evaluation.predictions import Evaluation
 from sfkt_cli.evaluation.report import (
     Report,
     read_results,
@@ -24,7 +24,7 @@ from sfkt_cli.evaluation.report import (
     to_latex,
     to_markdown,
 )
-from sfkt_cli.evaluation.sections import encoding_of, facts, headline, judge, made, sections
+from sfkt_cli.evaluation.sections import facts, headline, judge, made, sections
 from sfkt_cli.evaluation.verdict import advice
 from sfkt_cli.files import write_json, write_text
 from sfkt_cli.settings.config import Config
@@ -102,42 +102,43 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, readable: lis
     models = load_models(run, store, runtime)
     splits = {split.name: split for split in readable}
     pairs = predictions.ti_pairs(store, models, runtime, config.seed)
-    outcomes: dict[str, Outcome] = {}
+    evaluation = Evaluation(config, run, stage.folder, store, models, splits, pairs, runtime)
+    outcomes = evaluation.outcomes
     encoding = student_encoding(config.encoding, store, models)
     competing = predictors_of(run, store, models, runtime, stage.inputs, encoding)
     with track("evaluate", len(competing), "models") as tracker:
         for predictor in competing:
-            outcomes[predictor.method] = predictions.ask(predictor, splits, pairs, runtime)
+            evaluation.ask(predictor)
             tracker.advance(1, 1, predictor.method)
-    if outcomes.keys() >= set(predictions.VIEWS):
-        views = [outcomes[name] for name in predictions.VIEWS]
-        outcomes[predictions.ENSEMBLE] = predictions.ensemble(*views)
-    evaluation = Evaluation(config, store, models, splits, outcomes, pairs, runtime)
+    predictions.add_ensemble(evaluation)
     predictions.look_for_collapse(evaluation)
-    _add_bounds(evaluation, run, stage, encoding)
+    _add_bounds(evaluation, stage, encoding)
     predictions.measure_speeds(evaluation)
-    rows = predictions.rows_of(evaluation)
-    judged = judge(evaluation, run)
+    judged = judge(evaluation)
     report = Report(
         dataset=store.dataset,
         classes=tuple(evaluation.classes),
-        rows=rows,
-        facts=facts(evaluation, run, rows),
-        headline=headline(evaluation, rows, judged),
-        made=made(evaluation, run),
+        rows=evaluation.rows,
+        facts=facts(evaluation),
+        headline=headline(evaluation, judged),
+        made=made(evaluation),
         shots=shots(evaluation),
-        sections=sections(evaluation, run, rows, stage.folder),
+        sections=sections(evaluation),
     )
     pictures = {section.picture for section in report.sections}
     for picture in stage.folder.glob("*.png"):  # an earlier report may have had more
         if picture.name not in pictures:
             picture.unlink()
     write_json(stage.folder / "results.json", results(report))
-    write_text(stage.folder / "predictions.csv", predictions_csv(evaluation))
-    write_text(stage.folder / "report.md", to_markdown(report))
-    write_text(stage.folder / "report.html", to_html(report, stage.folder))
-    write_text(stage.folder / "report.tex", to_latex(report))
-    stage.finish(verdict=judged and advice(judged, encoding_of(evaluation)), methods=list(outcomes))
+    for name, text in (
+        ("predictions.csv", predictions_csv(evaluation)),
+        ("report.md", to_markdown(report)),
+        ("report.html", to_html(report, stage.folder)),
+        ("report.tex", to_latex(report)),
+    ):
+        write_text(stage.folder / name, text)
+    verdict = judged and advice(judged, evaluation.encoding)
+    stage.finish(verdict=verdict, methods=list(outcomes))
 
 
 def measuring_runtime(config: Config) -> Runtime:
@@ -146,39 +147,28 @@ def measuring_runtime(config: Config) -> Runtime:
     return make_runtime(config.runtime.model_copy(update=changes))
 
 
-def _add_bounds(evaluation: Evaluation, run: Run, stage: Stage, encoding: Encoding) -> None:
+def _add_bounds(evaluation: Evaluation, stage: Stage, encoding: Encoding) -> None:
     """The models that saw what no method may see: target labels, or RGB of the test images."""
-    models, splits = evaluation.models, evaluation.splits
-    target, test = splits.get("target"), splits.get("test")
-    if evaluation.config.evaluate.oracle and target is not None and len(target.rows) > 1:
+    if evaluation.config.evaluate.oracle and len(evaluation.splits["target"].rows) > 1:
         inputs = {name: stage.inputs[name] for name in ("transfer.h5", "test.h5", "source")}
-        training = make_runtime(evaluation.config.runtime)
         try:
-            bound = oracle(evaluation.config, run, models.card, target, encoding, inputs, training)
+            evaluation.ask(oracle(evaluation, encoding, inputs))
         except RunError as error:  # only a bound: the rest of the report does not wait for it
             warn(f"the oracle is left out: {error}")
-        else:
-            outcome = predictions.ask(bound, splits, evaluation.pairs, evaluation.runtime)
-            evaluation.outcomes["oracle"] = outcome
-    if test is not None:
-        on_rgb = predictions.ask_rgb(test, models, evaluation.runtime)
-        if on_rgb is not None:
-            evaluation.outcomes[on_rgb.predictor.method] = on_rgb
+    predictions.add_rgb_bound(evaluation)
 
 
 def predictions_csv(evaluation: Evaluation) -> str:
     """All predictions as CSV: a line for each image, a class and a probability for each method."""
-    classes, methods = evaluation.classes, list(evaluation.outcomes)
-    header = ["split", "id", "name", "label", "group"]
-    for method in methods:
-        header += [method, f"{method} probability"]
+    classes, outcomes = evaluation.classes, evaluation.outcomes
+    columns = [name for method in outcomes for name in (method, f"{method} probability")]
     lines: list[list[str | float]] = []
     for name, split in evaluation.splits.items():
-        truth = split.truth
-        predicted = [evaluation.outcomes[method].probabilities.get(name) for method in methods]
+        predicted = [outcome.probabilities.get(name) for outcome in outcomes.values()]
         for row, (sample, known_as) in enumerate(zip(split.ids, split.names, strict=True)):
-            label, scene = (classes[truth[row]], split.scenes[row]) if row in truth else ("", "")
-            line: list[str | float] = [name, sample, known_as, label, scene]
+            label = split.truth.get(row)
+            told = ("", "") if label is None else (classes[label], split.scenes[row])
+            line: list[str | float] = [name, sample, known_as, *told]
             for probabilities in predicted:
                 if probabilities is None:
                     line += ["", ""]
@@ -186,4 +176,4 @@ def predictions_csv(evaluation: Evaluation) -> str:
                     best = int(probabilities[row].argmax())
                     line += [classes[best], round(float(probabilities[row, best]), 4)]
             lines.append(line)
-    return to_csv(header, lines)
+    return to_csv(["split", "id", "name", "label", "group", *columns], lines)

@@ -236,6 +236,16 @@ def test_a_dry_run_counts_and_writes_nothing(output: Path, tmp_path: Path) -> No
     assert sorted(output.rglob("*")) == before
     assert (told["stages"], told["to_run"], told["unknown"]) == (22, 11, [])
     assert told["seconds"] > 0 < told["bytes"]
+    assert told["guessed"] == []
+
+
+def test_a_dry_run_guesses_the_time_of_a_method_by_that_of_the_others(output: Path) -> None:
+    changes = {"methods": (*PLAN.methods, "distill"), "variants": PLAN.variants[:1], "sweeps": ()}
+    told = dry_run(PLAN.model_copy(update=changes), output, {})
+    done = [json.loads(path.read_text(encoding="utf-8"))
+            for path in output.glob("stages/transfer-*/done.json")]  # fmt: skip
+    assert (told["to_run"], told["guessed"], told["unknown"]) == (1, ["transfer/distill"], [])
+    assert told["seconds"] == pytest.approx(np.median([stage["seconds"] for stage in done]))
 
 
 TUNED_PLAN: dict[str, Any] = {
@@ -430,6 +440,30 @@ def test_mean_deviation_and_the_best_peer() -> None:
     assert rows["oracle"].versus is None
     assert rows["shot"].mean == pytest.approx(2 / 3 - 0.05)
     assert rows["shot"].deviation == pytest.approx(0.1 / np.sqrt(2))
+
+
+def test_the_main_method_and_its_best_peer_are_one_comparison() -> None:
+    plan = BenchmarkPlan(methods=("source-only", "shot", "tgkt", "oracle"), seeds=(0, 1))
+    right = {"source-only": [0, 0, 1], "shot": [0, 1, 1], "tgkt": [1, 1, 1], "oracle": [1, 1, 1]}
+    found = {
+        Key("synthetic", "default", "test", method): {
+            seed: said(sum(hits), hits) for seed in (0, 1)
+        }
+        for method, hits in right.items()
+    }
+    rows = {row.method: row for row in results_of(plan, cells_of(plan, {}), found)}
+    first, second = (found[Key("synthetic", "default", "test", name)] for name in ("tgkt", "shot"))
+    alone = paired(first, second)
+    assert alone is not None
+    assert alone[2] is not None
+    assert rows["tgkt"].versus == "shot"
+    # Two comparisons in the table, tgkt with shot and tgkt with source-only: twice the smaller p.
+    others = paired(first, found[Key("synthetic", "default", "test", "source-only")])
+    assert others is not None
+    assert others[2] is not None
+    assert rows["tgkt"].p_value == rows["shot"].p_value
+    assert rows["source-only"].p_value == pytest.approx(min(2 * others[2], 1))
+    assert rows["shot"].p_value == pytest.approx(min(max(alone[2], 2 * others[2]), 1))
 
 
 def test_sensor_pairs_unfold_into_data_sets() -> None:
