@@ -24,7 +24,7 @@ from torch import nn
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import Store
-from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.errors import DataError
 from sfkt_cli.files import read_record, sha256_file, sha256_json, write_bytes, write_record
 from sfkt_cli.models.classifier import Classifier, Mixture
 from sfkt_cli.models.translators import Front, make_translator
@@ -34,11 +34,6 @@ WEIGHTS = "model.safetensors"
 CARD = "model.json"
 USE = ("kind", "architecture", "classes", "encoding", "temperature", "images")
 """What decides predictions; its digest is kept with the weights."""
-_MALFORMED = (
-    AttributeError, ConfigError, KeyError, TypeError, ValueError, RuntimeError, OSError,
-    safetensors.SafetensorError,
-)  # fmt: skip
-"""What a card that does not describe its weights may end in."""
 
 
 class Card(BaseModel):
@@ -147,7 +142,7 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
         module = _build(card["kind"], dict(card["architecture"]))
         module.load_state_dict(load_file(weights))
         encoding = Encoding(**card["encoding"]) if card["encoding"] else None
-    except _MALFORMED as error:
+    except Exception as error:  # what does not belong together may end in anything
         raise DataError(f"{folder / CARD} does not describe {weights}: {error}") from None
     if encoding is not None and encoding.kind == "shading" and encoding.revision == 1:
         raise DataError(
