@@ -39,15 +39,14 @@ class Prediction:
 
 
 class Student(nn.Module):
-    """A classifier for the target sensor, ready to use.
+    """A classifier for the target sensor, ready to use."""
 
-    Args:
-        saved: The model, and what its model.json says of classes, usual images and temperature.
-        encoding: How stored values become model input.
-        sensor: How raw images become stored values.
-    """
-
-    def __init__(self, saved: Saved, encoding: Encoding, sensor: Sensor) -> None:
+    def __init__(
+        self,
+        saved: Saved,  # the model; its card has classes, usual images and temperature
+        encoding: Encoding,  # how stored values become model input
+        sensor: Sensor,  # how raw images become stored values
+    ) -> None:
         super().__init__()
         self.model = saved.module
         self.classes = tuple(saved.classes)
@@ -68,18 +67,13 @@ class Student(nn.Module):
         return cast(Tensor, logits)
 
     def read(self, path: str | Path) -> NDArray[Any]:
-        """An image file to the model's size and unit.
-
-        Raises:
-            DataError: The file is missing, damaged, or not an image of this sensor.
-        """
+        """An image file to the model's size and unit; raises DataError if it is none."""
         return self.sensor.decode(read_image(path), str(path))
 
     def predict(self, image: str | Path | NDArray[Any]) -> Prediction:
         """Classify a file, or raw values (H, W) or (H, W, C) of the sensor at any size.
 
-        Raises:
-            DataError: The image is not what the model expects.
+        Raises DataError if the image is not what the model expects.
         """
         if isinstance(image, (str, Path)):
             stored = self.read(image)
@@ -220,13 +214,7 @@ def load_student(
 
 
 def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> Path:
-    """The folder of a student's model.json.
-
-    ``method`` and ``usual`` are those of :func:`load_student`.
-
-    Raises:
-        RunError: There is no finished student, or not the one asked for.
-    """
+    """The folder of a student's model.json; arguments and RunError as of :func:`load_student`."""
     if path.suffix in (".onnx", ".pt2") and path.is_file():
         raise RunError(
             f"{path} is for other programs: give its folder {path.parent}, which holds the same "

@@ -139,8 +139,7 @@ def _timm_hint(name: str) -> str:
 def replace_last_linear(network: nn.Module, layer: str = "") -> int:
     """Put an identity in place of a linear layer, the last one unless named; size of its input.
 
-    Raises:
-        ConfigError: The network has no linear layer, or none of this name.
+    Raises ConfigError if the network has no linear layer, or none of this name.
     """
     linear = {
         name: module

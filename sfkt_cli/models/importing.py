@@ -94,12 +94,7 @@ def import_source(config: Config, classes: Sequence[str], *, size: int = 224) ->
 
 
 def own_model(folder: Path, setting: str) -> Imported:
-    """A model of ``sfkt source``, as its card describes it.
-
-    Raises:
-        ConfigError: It is another model; the message names the ``setting``.
-        DataError: It is missing or damaged.
-    """
+    """A model of ``sfkt source``; raises ConfigError, which names the setting, if it is another."""
     saved = load_model(folder)
     if not isinstance(saved.module, Classifier) or saved.encoding is not None:
         raise ConfigError(f"{setting}: {folder} holds no RGB classifier")

@@ -20,11 +20,7 @@ BATCH_NORM = "BatchNormalization"
 
 
 class OnnxNetwork(nn.Module):
-    """Runs a list of operations on images.
-
-    Raises:
-        DataError: An operation is unknown.
-    """
+    """Runs a list of operations on images; raises DataError if one of them is unknown."""
 
     def __init__(
         self,

@@ -159,8 +159,7 @@ def load_earlier(
 ) -> Saved | None:
     """The model of a stage of the run that ``training.warm_start`` names; None where it is not set.
 
-    Raises:
-        RunError: That run has not finished the stage; the message names the ``command`` for it.
+    Raises RunError, which names the ``command``, if that run has not finished the stage.
     """
     if run is None:
         return None
@@ -172,8 +171,7 @@ def warm_start(
 ) -> None:
     """Give a new module, of this architecture, the weights of one of an earlier run.
 
-    Raises:
-        DataError: The earlier model is another network, or was made from another source model.
+    Raises DataError if that is another network, or was made from another source model.
     """
     if earlier.card["inputs"].get("source") != source.digest:
         raise DataError(
@@ -218,12 +216,9 @@ def _use_of(card: Mapping[str, Any]) -> str:
 
 
 def check_classes(classes: list[str], store: Store) -> None:
-    """Check that source model and data name the same classes in the same order.
+    """Raise DataError if source model and data name other classes, or in another order.
 
     Data without any label may name none: the classes are those of the model.
-
-    Raises:
-        DataError: They do not.
     """
     if store.classes and classes != store.classes:
         raise DataError(

@@ -233,8 +233,7 @@ TRANSLATORS: dict[str, Callable[..., nn.Module]] = {
 def make_translator(name: str, *, channels: int, width: int, **more: int) -> nn.Module:
     """The translator of that name; ``more`` are sizes that it alone has.
 
-    Raises:
-        ConfigError: The name is not in TRANSLATORS.
+    Raises ConfigError if the name is not in TRANSLATORS.
     """
     if name not in TRANSLATORS:
         raise ConfigError(f"bridge.translator = {name!r}: choose one of {', '.join(TRANSLATORS)}")

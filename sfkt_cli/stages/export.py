@@ -268,20 +268,17 @@ class Exported(BaseModel):
 
 def check_formats(formats: Sequence[str], precisions: Sequence[str]) -> list[str]:
     """The formats asked for, or all that are possible; raises ConfigError if one is not."""
-    lacking = [name for name in ONNX_PACKAGES if util.find_spec(name) is None]
     _choose("format", formats, FORMATS)
-    lowered = [precision for precision in precisions if precision != "fp32"]
+    lacking = [name for name in ONNX_PACKAGES if util.find_spec(name) is None]
+    lowered = next((precision for precision in precisions if precision != "fp32"), None)
     if formats and lowered and "onnx" not in formats:
         raise ConfigError(
-            f"--precision {lowered[0]} is for ONNX files: add --format onnx to "
-            f"--format {formats[0]}"
+            f"--precision {lowered} is for ONNX files: add --format onnx to --format {formats[0]}"
         )
     if lacking and ("onnx" in formats or lowered):
-        option = f"--precision {lowered[0]}" if lowered else "--format onnx"
-        raise ConfigError(
-            f"{option} needs {', '.join(lacking)}: pip install 'sfkt[onnx]'"
-            + ("" if lowered else ", or choose --format pt2")
-        )
+        option = f"--precision {lowered}" if lowered else "--format onnx"
+        instead = "" if lowered else ", or choose --format pt2"
+        raise ConfigError(f"{option} needs {', '.join(lacking)}: pip install 'sfkt[onnx]'{instead}")
     if lacking and not formats:
         say("export: no ONNX files are written; they need pip install 'sfkt[onnx]'")
         return [name for name in FORMATS if name != "onnx"]

@@ -87,8 +87,8 @@ def predict(
     elif video:
         batches = batched(frames(video, student.sensor), 1 if is_live(video) else BATCH)
     else:
-        paths = list(expand(images))
-        batches, total = read_batches(student, paths, broken), len(paths)
+        paths = expand(images)
+        batches, total = batched(read(student, paths, broken), BATCH), len(paths)
     endless = follow or bool(video and is_live(video))
     rows = _Rows(output, student.classes, top_k, at_once=total is None, endless=endless)
     if endless:
@@ -205,13 +205,7 @@ class _Rows:
 
 
 def open_student(config: Config, path: Path, method: str | None) -> AnyStudent:
-    """The student of a run, of an export's folder, or of an ONNX file.
-
-    Raises:
-        ConfigError: onnxruntime is not installed.
-        RunError: There is none.
-        DataError: It is damaged.
-    """
+    """The student of a run, of an export's folder, or of an ONNX file; errors as when loaded."""
     if path.suffix.lower() == ".onnx" and path.is_file():
         return ExportedStudent(path)
     files = [path / f"student{end}.onnx" for end in ("", "-fp16", "-int8")]
@@ -250,10 +244,7 @@ def watch(student: AnyStudent, folders: Sequence[str], broken: list[str]) -> Ite
     """Batches of the images of folders, and of those that come or change, without an end.
 
     A file is read once it has stayed the same between two looks; a broken one is warned of, as is a
-    folder that cannot be read for a while.
-
-    Raises:
-        ConfigError: One of them is not a folder.
+    folder that cannot be read for a while. Raises ConfigError if one of them is not a folder.
     """
     for folder in folders:
         if not Path(folder).is_dir():
@@ -278,7 +269,7 @@ def watch(student: AnyStudent, folders: Sequence[str], broken: list[str]) -> Ite
             if name.lower().endswith(SUFFIXES)
         }
         ready = sorted((now & before) - done)
-        yield from read_batches(student, [Path(path) for path, _ in ready], broken)
+        yield from batched(read(student, [Path(path) for path, _ in ready], broken), BATCH)
         while broken:
             warn(broken.pop(0))
         before, done = now, (done | set(ready)) & now
@@ -293,19 +284,18 @@ def _broken_files(broken: Sequence[str], count: int) -> str:
     return f"{len(broken)} of {count} images could not be read; mend them or leave them out:{lines}"
 
 
-def expand(images: Sequence[str]) -> Iterator[Path]:
+def expand(images: Sequence[str]) -> list[Path]:
     """Files from files, folders, patterns and ``-``, each once, in the order given.
 
-    Raises:
-        ConfigError: An entry matches nothing.
+    Raises ConfigError if an entry matches nothing.
     """
-    returned: set[Path] = set()
+    paths: dict[Path, None] = {}
     for entry in images:
-        paths = _matches(entry)
-        if not paths:
+        matching = _matches(entry)
+        if not matching:
             raise ConfigError(f"{entry} matches no image: give files, folders, patterns or -")
-        yield from (path for path in dict.fromkeys(paths) if path not in returned)
-        returned.update(paths)
+        paths |= dict.fromkeys(matching)
+    return list(paths)
 
 
 def _matches(entry: str) -> list[Path]:
@@ -327,17 +317,15 @@ def _matches(entry: str) -> list[Path]:
     return sorted(p for p in paths if p.is_file() and not is_system(str(p.relative_to(base))))
 
 
-def read_batches(student: AnyStudent, paths: Sequence[Path], broken: list[str]) -> Iterator[Batch]:
-    """Batches of paths and images; messages about unreadable ones are added to ``broken``."""
-
-    def read() -> Iterator[tuple[Path, NDArray[Any]]]:
-        for path in paths:
-            try:
-                yield path, student.read(path)
-            except DataError as error:
-                broken.append(str(error))
-
-    return batched(read(), BATCH)
+def read(
+    student: AnyStudent, paths: Iterable[Path], broken: list[str]
+) -> Iterator[tuple[Path, NDArray[Any]]]:
+    """Paths and their images; messages about unreadable ones are added to ``broken``."""
+    for path in paths:
+        try:
+            yield path, student.read(path)
+        except DataError as error:
+            broken.append(str(error))
 
 
 def batched(images: Iterable[tuple[str | Path, NDArray[Any]]], size: int) -> Iterator[Batch]:

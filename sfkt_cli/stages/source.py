@@ -133,7 +133,7 @@ def import_model(
 
     Args:
         module: Normalised RGB images (B, 3, S, S) to logits or probabilities (B, K).
-        run: The folder of a prepared run.
+        run: A prepared run.
         classes: Names of its outputs, in order; empty: those of the data.
         image_size: S in pixels; None: that of the data, which it must agree with.
         mean: Mean of RGB in [0, 1], taken off before the module; None: that of ImageNet.
