@@ -10,7 +10,7 @@ README.md                                model card
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import util
@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from torch import nn
 
 from sfkt_cli import files
 from sfkt_cli.console import say, warn
@@ -117,9 +116,8 @@ def export(
     fit = None
     if input_size:
         fit = FitTarget(*images.size, sensor.image_size, sensor.fit, missing=sensor.missing)
-    halved = _graphs(saved, fit, graph_files.Half) if "fp16" in precisions else {}
     for name, graph in _graphs(saved, fit).items():
-        writer.write(name, graph, halved.get(name), benchmark=benchmark)
+        writer.write(name, graph, benchmark=benchmark)
     for name, model in saved.items() if "safetensors" in formats else ():
         writer.copy(folders[name], name, model, sensor)
     tables = writer.tables()
@@ -169,14 +167,12 @@ class _Writer:
     latencies: list[exported.Latency] = field(default_factory=list)
     written: list[str] = field(default_factory=lambda: ["README.md", "config.yaml"])
 
-    def write(
-        self, name: str, graph: nn.Module, halved: nn.Module | None, *, benchmark: bool
-    ) -> None:
-        """Write all files of a graph, ``halved`` in fp16."""
+    def write(self, name: str, graph: SensorGraph, *, benchmark: bool) -> None:
+        """Write all files of a graph."""
         ids = [self.images.ids[row] for row in self.compared.tolist()]
         expected = self.images.ask(graph_files.open_graph(graph), self.compared)
         onnx_files = {}
-        for suffix, precision, content in self._contents(graph, halved):
+        for suffix, precision, content in self._contents(graph):
             file = name + suffix
             open_file = graph_files.open_pt2 if suffix == ".pt2" else graph_files.open_onnx
             probabilities = self.images.ask(open_file(content), self.compared)
@@ -194,9 +190,7 @@ class _Writer:
             batches = [self.images.read(np.resize(self.compared, size)) for size in sizes]
             self.latencies += exported.time_all(name, graph, onnx_files, batches)
 
-    def _contents(
-        self, graph: nn.Module, halved: nn.Module | None
-    ) -> Iterator[tuple[str, str, bytes]]:
+    def _contents(self, graph: SensorGraph) -> Iterator[tuple[str, str, bytes]]:
         """End of the name, precision and content of each file of a graph."""
         some = next(self.images.batches(self.measured))
         how: dict[str, Any] = {"images": some, "facts": self.facts, "any_batch": self.batch is None}
@@ -204,8 +198,9 @@ class _Writer:
             content = graph_files.to_onnx(graph, **how)
             if "fp32" in self.precisions:
                 yield ".onnx", "fp32", content
-            if halved is not None:
-                yield "-fp16.onnx", "fp16", graph_files.to_onnx(halved, **how)
+            if "fp16" in self.precisions:
+                half = graph_files.halved(graph)
+                yield "-fp16.onnx", "fp16", graph_files.to_onnx(half, **how)
             if "int8" in self.precisions:
                 batches = partial(self.images.batches, self.measured)
                 yield "-int8.onnx", "int8", graph_files.to_int8(content, batches)
@@ -302,24 +297,19 @@ def parse_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def _graphs(
-    saved: Mapping[str, Saved],
-    fit: FitTarget | None,
-    wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
-) -> dict[str, nn.Module]:
-    """Student and bridged source, ready for export; ``wrap`` is applied to their networks."""
+def _graphs(saved: Mapping[str, Saved], fit: FitTarget | None) -> dict[str, SensorGraph]:
+    """Student and bridged source, ready for export."""
     student = saved["student"]
     if not isinstance(student.module, Classifier) or student.encoding is None:
         raise DataError("the student's model.json describes no classifier for a target sensor")
     temperature = student.card.get("temperature", 1.0)
     graphs = {
-        "student": SensorGraph(wrap(student.module), student.encoding, fit, temperature=temperature)
+        "student": SensorGraph(student.module, student.encoding, fit, temperature=temperature)
     }
     encoding = saved["translator"].encoding if "translator" in saved else None
     if encoding is not None:
-        translator = wrap(saved["translator"].module)
         graphs["bridged-source"] = SensorGraph(
-            wrap(saved["source"].module), encoding, fit, translator=translator
+            saved["source"].module, encoding, fit, translator=saved["translator"].module
         )
     return {name: graph_files.for_export(graph) for name, graph in graphs.items()}
 
