@@ -30,49 +30,30 @@ from sfkt_cli.settings.runs import Run, known_settings
 
 @dataclass(frozen=True)
 class Prediction:
-    """A prediction for one image.
+    """A prediction for one image."""
 
-    Attributes:
-        label: Name of the most probable class.
-        probability: Its probability.
-        ranked: All class names with their probabilities, the most probable first.
-        warning: Why the image may not come from the sensor; empty if nothing looks wrong.
-    """
-
-    label: str
-    probability: float
-    ranked: tuple[tuple[str, float], ...]
-    warning: str = ""
+    label: str  # name of the most probable class
+    probability: float  # its probability
+    ranked: tuple[tuple[str, float], ...]  # all classes with theirs, the most probable first
+    warning: str = ""  # why the image may not come from the sensor; empty if nothing looks wrong
 
 
 class Student(nn.Module):
-    """A classifier for the target sensor, ready to use.
-
-    Args:
-        model: In inference mode.
-        classes: Names in the order of the outputs.
-        encoding: How stored values become model input.
-        sensor: How raw images become stored values.
-        usual: What the training images looked like, from model.json; empty: not known.
-        temperature: Logits are divided by it, so that probabilities are calibrated.
-    """
+    """A classifier for the target sensor, ready to use."""
 
     def __init__(
         self,
-        model: Classifier,
-        classes: tuple[str, ...],
-        encoding: Encoding,
-        sensor: Sensor,
-        usual: Mapping[str, Any] | None = None,
-        temperature: float = 1.0,
+        saved: Saved,  # the model; its card has classes, usual images and temperature
+        encoding: Encoding,  # how stored values become model input
+        sensor: Sensor,  # how raw images become stored values
     ) -> None:
         super().__init__()
-        self.model = model
-        self.classes = classes
+        self.model = saved.module
+        self.classes = tuple(saved.classes)
         self.encoding = encoding
         self.sensor = sensor
-        self.usual = usual or {}
-        self.temperature = temperature
+        self.usual: Mapping[str, Any] = saved.card.get("images") or {}
+        self.temperature = float(saved.card.get("temperature", 1.0))
         self.eval()
 
     @property
@@ -86,21 +67,13 @@ class Student(nn.Module):
         return cast(Tensor, logits)
 
     def read(self, path: str | Path) -> NDArray[Any]:
-        """An image file to the model's size and unit.
-
-        Raises:
-            DataError: The file is missing, damaged, or not an image of this sensor.
-        """
+        """An image file to the model's size and unit; raises DataError if it is none."""
         return self.sensor.decode(read_image(path), str(path))
 
     def predict(self, image: str | Path | NDArray[Any]) -> Prediction:
-        """Classify one image.
+        """Classify a file, or raw values (H, W) or (H, W, C) of the sensor at any size.
 
-        Args:
-            image: A file, or raw values (H, W) or (H, W, C) of the sensor, at any size.
-
-        Raises:
-            DataError: The image is not what the model expects.
+        Raises DataError if the image is not what the model expects.
         """
         if isinstance(image, (str, Path)):
             stored = self.read(image)
@@ -112,9 +85,8 @@ class Student(nn.Module):
         """Classify images that :meth:`read` gave, as one batch."""
         if not images:
             return []
-        probabilities = self.probabilities(torch.from_numpy(np.stack(images)))
-        rows = probabilities.tolist()
-        return rank(rows, self.classes, images, self.usual, self.sensor.missing)
+        rows = self.probabilities(torch.from_numpy(np.stack(images))).tolist()
+        return rank(rows, self, images, self.usual)
 
     def probabilities(self, stored: Tensor) -> Tensor:
         """(B, K) float32 on the CPU of stored images (B, H, W) or (B, H, W, C)."""
@@ -183,7 +155,7 @@ class ExportedStudent:
             (rows,) = self._session.run(["probabilities"], {"images": filled})
             probabilities += rows[: len(batch)].tolist()
         fitted = [self.sensor.to_size(image) for image in images]
-        return rank(probabilities, self.classes, fitted, self._usual, self.sensor.missing)
+        return rank(probabilities, self, fitted, self._usual)
 
 
 def read_image(path: str | Path) -> bytes:
@@ -199,20 +171,19 @@ def read_image(path: str | Path) -> bytes:
 
 def rank(
     probabilities: Iterable[Sequence[float]],
-    classes: Sequence[str],
+    student: Student | ExportedStudent,
     images: Iterable[NDArray[Any]],
     usual: Mapping[str, Any],
-    missing: bool,
 ) -> list[Prediction]:
     """Predictions from the probabilities of each image, with what makes the image doubtful.
 
-    Images are as stored. ``usual``: what the training images looked like, empty: not known;
-    ``missing``: whether 0 means "no reading".
+    Images are as stored. ``usual``: what the training images looked like, empty: not known.
     """
     predictions = []
     for image, row in zip(images, probabilities, strict=True):
-        ranked = sorted(zip(classes, row, strict=True), key=lambda pair: -pair[1])
-        predictions.append(Prediction(*ranked[0], tuple(ranked), doubt(image, usual, missing)))
+        ranked = sorted(zip(student.classes, row, strict=True), key=lambda pair: -pair[1])
+        warning = doubt(image, usual, student.sensor.missing)
+        predictions.append(Prediction(*ranked[0], tuple(ranked), warning))
     return predictions
 
 
@@ -239,24 +210,11 @@ def load_student(
     saved = load_model(folder, torch.device(device))
     if not isinstance(saved.module, Classifier) or saved.encoding is None:
         raise DataError(f"{folder} holds no classifier for a target sensor")
-    return Student(
-        saved.module,
-        tuple(saved.classes),
-        saved.encoding,
-        _sensor(folder, saved, saved.encoding),
-        saved.card.get("images"),
-        float(saved.card.get("temperature", 1.0)),
-    )
+    return Student(saved, saved.encoding, _sensor(folder, saved, saved.encoding))
 
 
 def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> Path:
-    """The folder of a student's model.json.
-
-    ``method`` and ``usual`` are those of :func:`load_student`.
-
-    Raises:
-        RunError: There is no finished student, or not the one asked for.
-    """
+    """The folder of a student's model.json; arguments and RunError as of :func:`load_student`."""
     if path.suffix in (".onnx", ".pt2") and path.is_file():
         raise RunError(
             f"{path} is for other programs: give its folder {path.parent}, which holds the same "

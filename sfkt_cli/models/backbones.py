@@ -1,6 +1,7 @@
 """Backbones: a small ResNet, torchvision's by name, timm's as ``timm:NAME``; normalisation."""
 
 import contextlib
+import difflib
 import json
 import warnings
 from importlib.util import find_spec
@@ -94,8 +95,6 @@ def _torchvision(name: str, pretrained: bool, layer: str) -> tuple[nn.Module, in
 
     names = models.list_models(module=models)
     if name not in names:
-        import difflib
-
         near = ", ".join(difflib.get_close_matches(name, names, n=3)) or "resnet18"
         raise ConfigError(
             f"source.backbone = {name!r} is neither 'small', a torchvision classifier nor "
@@ -103,8 +102,11 @@ def _torchvision(name: str, pretrained: bool, layer: str) -> tuple[nn.Module, in
         )
     options: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None}
     if name in INCEPTIONS:
-        options |= {"aux_logits": pretrained, "init_weights": not pretrained}
-        options["transform_input"] = False
+        options |= {
+            "aux_logits": pretrained,
+            "init_weights": not pretrained,
+            "transform_input": False,
+        }
     with warnings.catch_warnings():  # of classifiers on the side, which go in the next lines
         warnings.filterwarnings("ignore", "auxiliary heads", UserWarning)
         try:
@@ -137,26 +139,23 @@ def _timm_hint(name: str) -> str:
 def replace_last_linear(network: nn.Module, layer: str = "") -> int:
     """Put an identity in place of a linear layer, the last one unless named; size of its input.
 
-    Raises:
-        ConfigError: The network has no linear layer, or none of this name.
+    Raises ConfigError if the network has no linear layer, or none of this name.
     """
-    linear = [
-        (name, layer)
-        for name, layer in network.named_modules()
-        if isinstance(layer, nn.Linear) and "attn" not in name and "attention" not in name
-    ]
+    linear = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and "attn" not in name and "attention" not in name
+    }
     if not linear:
         raise ConfigError(f"{type(network).__name__} has no linear layer to take features at")
-    names = [name for name, _ in linear]
-    if layer and layer not in names:
+    if layer and layer not in linear:
         raise ConfigError(
             f"source.features = {layer!r} is no linear layer of {type(network).__name__}; "
-            f"those at its end are {', '.join(names[-4:])}"
+            f"those at its end are {', '.join(list(linear)[-4:])}"
         )
-    name, last = linear[names.index(layer)] if layer else linear[-1]
-    parent, _, child = name.rpartition(".")
-    setattr(network.get_submodule(parent), child, nn.Identity())
-    return last.in_features
+    name = layer or list(linear)[-1]
+    network.set_submodule(name, nn.Identity())
+    return linear[name].in_features
 
 
 def _timm(name: str, pretrained: bool) -> tuple[nn.Module, int]:
@@ -221,15 +220,14 @@ def normalisation_of(settings: SourceConfig) -> Normalisation:
 
 def _beside(checkpoint: Path | None) -> Normalisation | None:
     """From the config.json that timm and the Hugging Face hub put beside weights."""
-    path = checkpoint.parent / "config.json" if checkpoint else None
-    if path is None or not path.is_file():
+    if checkpoint is None:
         return None
+    path = checkpoint.parent / "config.json"
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return _three(card.get("pretrained_cfg", card), str(path))
+    except (OSError, ValueError, AttributeError):
         return None
-    inner = card.get("pretrained_cfg", card) if isinstance(card, dict) else None
-    return _three(inner, str(path))
 
 
 def _published(backbone: str) -> Normalisation | None:

@@ -92,8 +92,18 @@ def freeze(model: Model) -> Model:
     return model.requires_grad_(False)
 
 
+def _of_members(part: str) -> Any:
+    """A property of a mixture: this part of all its members."""
+    return property(lambda self: nn.ModuleList([getattr(one, part) for one in self.members]))
+
+
 class Mixture(Classifier):
     """Source models, built from ``members``, side by side; each brings its own normalisation."""
+
+    members: Any
+    backbone = _of_members("backbone")
+    bottleneck = _of_members("bottleneck")
+    head = _of_members("head")
 
     def __init__(self, members: Sequence[Mapping[str, Any]]) -> None:
         nn.Module.__init__(self)
@@ -102,43 +112,19 @@ class Mixture(Classifier):
         self.mixing = nn.Parameter(torch.zeros(len(members)))
 
     @property
-    def backbone(self) -> nn.Module:  # type: ignore[override]
-        """All backbones."""
-        return self._parts("backbone")
-
-    @property
-    def bottleneck(self) -> nn.Module:  # type: ignore[override]
-        """All bottlenecks."""
-        return self._parts("bottleneck")
-
-    @property
-    def head(self) -> nn.Module:  # type: ignore[override]
-        """All heads."""
-        return self._parts("head")
-
-    @property
     def feature_size(self) -> int:
         """Sizes of the members' features, together."""
-        return sum(member.feature_size for member in self._classifiers())
+        return sum(member.feature_size for member in self.members)
 
     def features(self, images: Tensor) -> Tensor:
         """Features of all models side by side, (B, D_1 + ... + D_K)."""
         images = self.front(images)
-        return torch.cat([member.features(images) for member in self._classifiers()], dim=1)
+        return torch.cat([member.features(images) for member in self.members], dim=1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features as above, and log p(x) as logits (B, classes)."""
         images = self.front(images)
-        outputs = [member(images) for member in self._classifiers()]
-        log_probabilities = torch.stack(
-            [logits.float().log_softmax(dim=1) for _, logits in outputs]
-        )
+        features, logits = zip(*(member(images) for member in self.members), strict=True)
+        log_probabilities = torch.stack([own.float().log_softmax(dim=1) for own in logits])
         weights = self.mixing.float().log_softmax(dim=0).view(-1, 1, 1)
-        features = torch.cat([features for features, _ in outputs], dim=1)
-        return features, torch.logsumexp(log_probabilities + weights, dim=0)
-
-    def _classifiers(self) -> list[Classifier]:
-        return list(self.members)  # type: ignore[arg-type]
-
-    def _parts(self, name: str) -> nn.ModuleList:
-        return nn.ModuleList([getattr(member, name) for member in self.members])
+        return torch.cat(features, dim=1), torch.logsumexp(log_probabilities + weights, dim=0)

@@ -10,7 +10,8 @@ What a network sees on its way from pixels to features are its activations at ea
 import contextlib
 import copy
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,10 +23,11 @@ from sfkt_cli.models.classifier import Model
 from sfkt_cli.models.onnx_network import OnnxNetwork
 
 LARGEST_DIFFERENCE = 1e-4  # of outputs, relative to the largest of them
-Watch = Callable[[str, Any], None]
-"""Takes the name of a module, or of a node of an ONNX network, and its output."""
 Call = tuple[str, int]
-"""The n-th call of a module in a pass: some, such as activations, are used at several places."""
+"""The n-th call of a module, or of a node of an ONNX network, in a pass: some modules, such as
+activations, are used at several places."""
+Hook = Callable[[str, nn.Module, tuple[Any, ...], Any], None]
+"""Takes the name of a module, itself, its inputs and its output."""
 
 
 def fold_batch_norms(model: Model, size: int) -> Model:
@@ -59,39 +61,42 @@ def _norms_behind_convolutions(
 ) -> tuple[list[tuple[str, str]], tuple[Tensor, ...]]:
     """Names of convolutions and of the batch norms that take their outputs; the model's outputs."""
     calls: Counter[str] = Counter()
-    convolved: list[
-        tuple[Tensor, int, str]
-    ] = []  # kept, so that no other tensor gets one's identity
-    normalised: list[tuple[Tensor, int, str]] = []
+    # By identity and version of the output. The version tells whether something, such as an
+    # activation, changed it in between. It is kept, so that no other tensor gets its identity.
+    convolved: dict[tuple[int, int], tuple[str, Tensor]] = {}
+    candidates: list[tuple[str, str]] = []
 
-    def note(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            calls[name] += 1
-            if isinstance(module, nn.Conv2d):
-                convolved.append((output, output._version, name))
-            elif inputs:
-                normalised.append((inputs[0], inputs[0]._version, name))
+    def note(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        calls[name] += 1
+        if isinstance(module, nn.Conv2d):
+            convolved[id(output), output._version] = name, output
+        elif inputs:
+            convolution, _ = convolved.get((id(inputs[0]), inputs[0]._version), ("", None))
+            candidates.append((convolution, name))
 
-        return hook
-
-    hooks = [
-        module.register_forward_hook(note(name))
+    layers = {
+        name: module
         for name, module in model.named_modules()
         if (isinstance(module, nn.Conv2d) and not is_parametrized(module))
         or (type(module) is nn.BatchNorm2d and module.running_var is not None)
-    ]
-    try:
+    }
+    with _hooked(layers, note):
         outputs: tuple[Tensor, ...] = model(images)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    # The version tells whether something, such as an activation, changed the output in between.
-    maker = {(id(output), version): name for output, version, name in convolved}
-    candidates = [
-        (maker.get((id(inputs), version), ""), name) for inputs, version, name in normalised
-    ]
     norms = Counter(convolution for convolution, _ in candidates)
     return [(c, n) for c, n in candidates if calls[c] == calls[n] == norms[c] == 1], outputs
+
+
+@contextlib.contextmanager
+def _hooked(modules: Mapping[str, nn.Module], hook: Hook) -> Iterator[None]:
+    """Call the hook after each call of one of the modules."""
+    handles = [
+        module.register_forward_hook(partial(hook, name)) for name, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class FeatureMaps:
@@ -134,35 +139,22 @@ class FeatureMaps:
         activations: list[Tensor] = []
         with contextlib.ExitStack() as watched:
             for network, ends in self._ends:
-                names = {name for name, _ in ends}
-                watched.enter_context(_watching(network, _note_calls(ends, activations), names))
+                record = _watching(network, lambda _, output: activations.append(output), ends)
+                watched.enter_context(record)
             yield activations
-
-
-def _note_calls(ends: Sequence[Call], activations: list[Tensor]) -> Watch:
-    calls: Counter[str] = Counter()
-
-    def note(name: str, output: Any) -> None:
-        calls[name] += 1
-        if (name, calls[name]) in ends:
-            activations.append(output)
-
-    return note
 
 
 def _ends_of_resolutions(
     network: nn.Module, forward: Callable[[Tensor], object], images: Tensor
 ) -> list[Call]:
-    calls: Counter[str] = Counter()
     last: dict[int, tuple[int, Call]] = {}  # how deep the module lies, by side of the map
 
-    def note(name: str, output: Any) -> None:
-        calls[name] += 1
-        if isinstance(output, Tensor) and _is_map(output, images) and "pad" not in name:
-            side, depth = output.shape[-1], name.count(".")
+    def note(call: Call, output: Any) -> None:
+        if isinstance(output, Tensor) and _is_map(output, images) and "pad" not in call[0]:
+            side, depth = output.shape[-1], call[0].count(".")
             if side not in last or depth <= last[side][0]:
                 last.pop(side, None)
-                last[side] = depth, (name, calls[name])
+                last[side] = depth, call
 
     with torch.inference_mode(), _watching(network, note):
         forward(images)
@@ -177,29 +169,28 @@ def _is_map(output: Tensor, images: Tensor) -> bool:
 
 @contextlib.contextmanager
 def _watching(
-    network: nn.Module, watch: Watch, only: Container[str] | None = None
+    network: nn.Module, watch: Callable[[Call, Any], object], only: Sequence[Call] | None = None
 ) -> Iterator[None]:
-    """Watch the outputs of modules, or of nodes of an ONNX network: all, or those named."""
+    """Watch the outputs of modules, or of nodes of an ONNX network: all calls, or those given."""
+    calls: Counter[str] = Counter()
+
+    def note(name: str, output: Any) -> None:
+        calls[name] += 1
+        if only is None or (name, calls[name]) in only:
+            watch((name, calls[name]), output)
+
     if isinstance(network, OnnxNetwork):
-        network.watch = lambda name, output: (
-            watch(name, output) if only is None or name in only else None
-        )
+        network.watch = note
         try:
             yield
         finally:
             network.watch = None
         return
-
-    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda module, given, output: watch(name, output)
-
-    hooks = [
-        module.register_forward_hook(hook(name))
+    names = None if only is None else {name for name, _ in only}
+    modules = {
+        name: module
         for name, module in network.named_modules()
-        if name and (only is None or name in only)
-    ]
-    try:
+        if name and (names is None or name in names)
+    }
+    with _hooked(modules, lambda name, module, inputs, output: note(name, output)):
         yield
-    finally:
-        for handle in hooks:
-            handle.remove()

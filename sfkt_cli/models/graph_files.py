@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from sfkt_cli.models.onnx_files import open_session
 NETWORKS = ("model", "translator")  # attributes of a :class:`SensorGraph` that hold them
 QUANTISED = ["Conv", "Gemm", "MatMul", "Add", "Relu", "Clip"]
 SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes which module a node comes from
+Network = TypeVar("Network", bound=nn.Module)
 Predict = Callable[[Tensor], Tensor]  # images as the sensor gives them to probabilities (B, K)
 
 
@@ -112,11 +113,11 @@ class SensorGraph(nn.Module):
 
 
 class Half(nn.Module):
-    """A copy of a network that computes in float16, between float32 images and results."""
+    """A network that computes in float16, between float32 images and results."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network).half()
+        self.network = network.half()
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """What the network gives, in float32."""
@@ -126,7 +127,15 @@ class Half(nn.Module):
         return tuple(output.float() for output in outputs)
 
 
-def for_export(graph: nn.Module) -> nn.Module:
+def halved(graph: SensorGraph) -> nn.Module:
+    """A copy whose networks compute in float16; resizing and encoding stay in float32."""
+    half = copy.deepcopy(graph)
+    half.model = Half(half.model)
+    half.translator = None if half.translator is None else Half(half.translator)
+    return half.eval()
+
+
+def for_export(graph: Network) -> Network:
     """On the CPU, in inference mode, plain memory order, without gradients."""
     graph.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return graph.eval().requires_grad_(False)

@@ -5,6 +5,7 @@ could run code.
 """
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,8 +30,9 @@ AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 STATE_DICT_SUFFIXES = (".pth", ".pt", ".pts", ".pt2", ".bin", ".ckpt", ".tar", ".pkl")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
 """Keys under which training scripts put the state dict."""
-PREFIXES = ("module.", "_orig_mod.")
+PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
 """What data parallelism and torch.compile put in front of every name."""
+COUNTER = "num_batches_tracked"  # of batch norms; old checkpoints have none
 PICKLE = b"\x80"  # first byte of every pickle since Python 2.3
 _DYNAMIC = "dynamo=True, external_data=False, dynamic_shapes=({0: 'batch'},)"
 LOADERS = {
@@ -57,10 +59,9 @@ class Imported:
     pretrained: bool = True  # whether its weights were trained elsewhere, wholly or at first
 
 
-def digest_of(config: Config) -> str:
+def digest_of(checkpoint: Path) -> str:
     """SHA-256 of the file of ``source.checkpoint``; raises DataError if there is none."""
-    path = _checkpoint(config)
-    path = path / WEIGHTS if path.is_dir() else path
+    path = checkpoint / WEIGHTS if checkpoint.is_dir() else checkpoint
     require_file(path, "source.checkpoint")
     return sha256_file(path)
 
@@ -74,39 +75,37 @@ def import_source(config: Config, classes: Sequence[str], *, size: int = 224) ->
         ConfigError: Architecture, checkpoint and classes do not fit each other.
         DataError: The file is missing, damaged, or could run code.
     """
-    path = _checkpoint(config)
+    path = config.source.checkpoint
+    if path is None:
+        raise ConfigError("source.checkpoint is not set")
     folder = path if path.is_dir() else path.parent
     if path.is_dir() or (path.name == WEIGHTS and (folder / CARD).is_file()):
-        brought = _own_model(folder)
+        brought = own_model(folder, "source.checkpoint")
     elif path.suffix.lower() == ".onnx":
-        brought = _from_onnx(config, path, size)
+        brought = _from_onnx(config.source, path, size)
     else:
-        brought = _from_weights(config, path)
-    outputs = _outputs(config, path, brought, classes)
+        brought = _from_weights(config.source, path)
+    outputs = _outputs(config.source, path, brought, classes)
     order = list(classes) or outputs
-    _reorder(brought.model, [outputs.index(name) for name in order])
+    rows = [outputs.index(name) for name in order]
+    for value in brought.model.head.state_dict().values():  # each has a row for each class
+        value.copy_(value[rows])
     return replace(brought, model=brought.model.eval(), classes=order)
 
 
-def _checkpoint(config: Config) -> Path:
-    if config.source.checkpoint is None:
-        raise ConfigError("source.checkpoint is not set")
-    return config.source.checkpoint
-
-
-def _own_model(folder: Path) -> Imported:
-    """A model of ``sfkt source``, as its card describes it."""
+def own_model(folder: Path, setting: str) -> Imported:
+    """A model of ``sfkt source``; raises ConfigError, which names the setting, if it is another."""
     saved = load_model(folder)
     if not isinstance(saved.module, Classifier) or saved.encoding is not None:
-        raise ConfigError(f"source.checkpoint: {folder} holds no RGB classifier")
+        raise ConfigError(f"{setting}: {folder} holds no RGB classifier")
     architecture = dict(saved.card["architecture"])
     return Imported(saved.module, architecture, saved.classes, (), saved.pretrained)
 
 
-def _from_onnx(config: Config, path: Path, size: int) -> Imported:
+def _from_onnx(settings: SourceConfig, path: Path, size: int) -> Imported:
     """A network without a name: its operations are kept, and the file is not needed again."""
-    onnx_model = read_onnx(path, size, config.source.features)
-    architecture, remark = architecture_of(config.source, "onnx", len(onnx_model.weight))
+    onnx_model = read_onnx(path, size, settings.features)
+    architecture, remark = architecture_of(settings, "onnx", len(onnx_model.weight))
     architecture["graph"] = onnx_model.graph
     model = Classifier(**architecture)
     model.backbone.load_state_dict(onnx_model.network.state_dict())
@@ -117,24 +116,22 @@ def _from_onnx(config: Config, path: Path, size: int) -> Imported:
     return Imported(model, architecture, [], (operations, remark))
 
 
-def _from_weights(config: Config, path: Path) -> Imported:
+def _from_weights(settings: SourceConfig, path: Path) -> Imported:
     """Weights of the network that ``source.backbone`` names."""
     state = read_weights(path)
     if {"mean", "std", "head.bias"} <= set(state) and any(n.startswith("backbone.") for n in state):
         raise DataError(f"{path} was written by sfkt, but its {CARD} is not beside it: copy it too")
-    settings, remarks = config.source, list[str]()
     architecture, remark = architecture_of(settings, settings.backbone, 1)
     if settings.features:
         architecture["layer"] = settings.features
     model = Classifier(**architecture)
-    state = _named_as(model.backbone.state_dict(), state, remarks)
+    state, remarks = _named_as(model.backbone.state_dict(), state)
     state = {name: value for name, value in state.items() if not name.startswith(AUXILIARY)}
     head = settings.features or _find_head(path, state, model, settings.backbone)
     if f"{head}.weight" not in state:
         raise ConfigError(f"source.features = {head!r}: {path} holds no {head}.weight")
-    state = _without_the_rest(path, model, state, head, settings.backbone, remarks)
     architecture["classes"] = len(state[f"{head}.weight"])
-    _fill(path, model, state, head, settings.backbone)
+    remarks += _fill(path, model, state, head, settings.backbone)
     return Imported(model, architecture, [], (*remarks, remark))
 
 
@@ -157,50 +154,20 @@ def architecture_of(
 
 
 def _named_as(
-    expected: Mapping[str, Tensor], state: dict[str, Tensor], remarks: list[str]
-) -> dict[str, Tensor]:
-    """Take off what a wrapper, such as a Lightning module, put in front of the backbone's names."""
-    key = max(expected, key=len, default="")
-    required = [name for name in expected if not name.endswith("num_batches_tracked")]
-    if any(name in state for name in required):
-        return state
-    for prefix in (name.removesuffix(key) for name in state if name.endswith(f".{key}")):
-        if all(f"{prefix}{name}" in state for name in required):
-            remarks.append(f"names of the weights begin with {prefix!r}, which is removed")
-            return {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
+    expected: Mapping[str, Tensor], state: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Take off what a wrapper, such as a Lightning module, put in front of the backbone's names.
 
-
-def _without_the_rest(
-    path: Path, model: Classifier, state: dict[str, Tensor], head: str, backbone: str,
-    remarks: list[str],
-) -> dict[str, Tensor]:  # fmt: skip
-    """Leave out what a checkpoint holds besides a whole network, such as a loss's own weights.
-
-    Linear layers behind the one that would become the head are a ConfigError.
+    Remarks tell of it.
     """
-    expected = model.backbone.state_dict()
-    required = {name for name in expected if not name.endswith("num_batches_tracked")}
-    own = {name for name in state if name in expected or name.rpartition(".")[0] == head}
-    rest = [name for name in state if name not in own]
-    outputs, parent = len(state[f"{head}.weight"]), head.rpartition(".")[0]
-    behind = [
-        name.removesuffix(".weight")
-        for name in rest
-        if name.endswith(".weight") and state[name].ndim == 2
-        and (state[name].shape[1] == outputs or (parent and name.startswith(f"{parent}.")))
-    ]  # fmt: skip
-    if behind:
-        raise ConfigError(
-            f"{path}: beside {head} it holds {', '.join(behind[:4])}, which source.backbone = "
-            f"{backbone!r} does not have. Bring a network of your own making as ONNX: "
-            "torch.onnx.export(..., external_data=False), or sfkt_cli.import_model in Python"
-        )
-    if not rest or not required <= own:
-        return state
-    more = f" and {len(rest) - 6} more" if len(rest) > 6 else ""
-    remarks.append(f"left out of {path}, no part of {backbone}: {', '.join(rest[:6])}{more}")
-    return {name: state[name] for name in own}
+    key = max(expected, key=len, default="")
+    required = [name for name in expected if not name.endswith(COUNTER)]
+    if not any(name in state for name in required):
+        for prefix in (name.removesuffix(key) for name in state if name.endswith(f".{key}")):
+            if all(f"{prefix}{name}" in state for name in required):
+                plain = {name.removeprefix(prefix): value for name, value in state.items()}
+                return plain, [f"names of the weights begin with {prefix!r}, which is removed"]
+    return state, []
 
 
 def _find_head(path: Path, state: Mapping[str, Tensor], model: Classifier, backbone: str) -> str:
@@ -228,10 +195,12 @@ def _find_head(path: Path, state: Mapping[str, Tensor], model: Classifier, backb
     return heads[0]
 
 
-def _outputs(config: Config, path: Path, brought: Imported, classes: Sequence[str]) -> list[str]:
+def _outputs(
+    settings: SourceConfig, path: Path, brought: Imported, classes: Sequence[str]
+) -> list[str]:
     """Class names in the order of the checkpoint's outputs."""
     count = len(brought.classes) or int(brought.architecture["classes"])
-    named = list(config.source.classes or brought.classes)
+    named = list(settings.classes or brought.classes)
     if named and len(named) != count:
         raise ConfigError(
             f"{path} has {count} outputs, source.classes names {len(named)} classes: name all"
@@ -249,48 +218,62 @@ def _outputs(config: Config, path: Path, brought: Imported, classes: Sequence[st
         )
         raise ConfigError(
             f"{path}: the checkpoint has {count} classes, the data {len(classes)}{detail}. "
-            "Choose the data's classes with classes.tr, and name the model's with source.classes"
+            "Name the model's classes with source.classes, in its order, or prepare the data anew "
+            "for all of them with --set 'classes.tr=[...]' --force"
         )
     return names
 
 
 def _fill(
     path: Path, model: Classifier, state: Mapping[str, Tensor], head: str, backbone: str
-) -> None:
-    """Put a checkpoint's tensors into a model, all of them or none."""
-    weight = state[f"{head}.weight"]
+) -> list[str]:
+    """Put a checkpoint's tensors into a model; remarks tell which are no part of it.
+
+    Such as a loss's own weights may be left out beside a whole network, but linear layers behind
+    the one that becomes the head may not.
+    """
+    weight, parent = state[f"{head}.weight"], head.rpartition(".")[0]
     model.head = torch.nn.Linear(weight.shape[1], weight.shape[0])
     renamed = {"mean": model.mean, "std": model.std, "head.bias": torch.zeros(weight.shape[0])}
     for name, value in state.items():
         is_head = name.rpartition(".")[0] == head
         renamed[f"head.{name.rpartition('.')[2]}" if is_head else f"backbone.{name}"] = value
     expected = model.state_dict()
+    missing = [n for n in expected.keys() - renamed.keys() if not n.endswith(COUNTER)]
+    unknown = renamed.keys() - expected.keys()
+    rest = [name for name in state if f"backbone.{name}" in unknown]
+    behind = [
+        name.removesuffix(".weight")
+        for name in rest
+        if name.endswith(".weight") and state[name].ndim == 2
+        and (state[name].shape[1] == len(weight) or (parent and name.startswith(f"{parent}.")))
+    ]  # fmt: skip
+    if behind:
+        raise ConfigError(
+            f"{path}: beside {head} it holds {', '.join(behind[:4])}, which source.backbone = "
+            f"{backbone!r} does not have. Bring a network of your own making as ONNX: "
+            "torch.onnx.export(..., external_data=False), or sfkt_cli.import_model in Python"
+        )
+    remarks = []
+    if rest and not missing:
+        more = f" and {len(rest) - 6} more" if len(rest) > 6 else ""
+        remarks = [f"left out of {path}, no part of {backbone}: {', '.join(rest[:6])}{more}"]
+        unknown -= {f"backbone.{name}" for name in rest}
     wrong = [
         f"{name} has shape {tuple(renamed[name].shape)} and not {tuple(expected[name].shape)}"
         for name in renamed.keys() & expected.keys()
         if renamed[name].shape != expected[name].shape
     ]
-    wrong += [f"{name} is missing" for name in expected.keys() - renamed.keys()
-              if not name.endswith("num_batches_tracked")]  # fmt: skip
-    wrong += [f"{name} is unknown" for name in renamed.keys() - expected.keys()]
+    wrong += [f"{name} is missing" for name in missing]
+    wrong += [f"{name} is unknown" for name in unknown]
     if wrong:
         first = "; ".join(sorted(name.removeprefix("backbone.") for name in wrong)[:4])
         raise ConfigError(
             f"{path} does not fit source.backbone = {backbone!r} in {len(wrong)} tensors: {first}. "
             "Which architecture is it?"
         )
-    model.load_state_dict(renamed)
-
-
-def _reorder(model: Classifier, order: list[int]) -> None:
-    """Bring the head's outputs into another order."""
-    if order == list(range(len(order))):
-        return
-    for name, value in model.head.state_dict().items():
-        if value.shape[:1] == (len(order),):
-            value.copy_(value[order].clone())
-        elif value.numel() > 1:
-            raise DataError(f"head.{name} of shape {tuple(value.shape)} cannot be reordered")
+    model.load_state_dict(renamed, strict=False)
+    return remarks
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -320,7 +303,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 f"{path}: {name} is sparse, quantised, complex or without values: save plain "
                 f"float32 weights with {SAVE_WEIGHTS}"
             )
-    plain = {_plain_name(name): value.float() for name, value in tensors.items()}
+    plain = {PREFIXES.sub("", name): value.float() for name, value in tensors.items()}
     for name, value in plain.items():
         if not torch.isfinite(value).all():
             raise DataError(f"{path}: {name} has values that are not finite: the model is broken")
@@ -380,9 +363,3 @@ def _unwrap(path: Path, loaded: Any) -> dict[str, Tensor]:
         f"{path} holds no state dict, but a {type(loaded).__name__}{keys and ' with '}{keys}: "
         f"save one with {SAVE_WEIGHTS}"
     )
-
-
-def _plain_name(name: str) -> str:
-    while name.startswith(PREFIXES):
-        name = name.partition(".")[2]
-    return name

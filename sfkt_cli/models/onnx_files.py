@@ -63,12 +63,12 @@ def read_onnx(path: Path, size: int, head: str = "") -> OnnxModel:
     try:
         with warnings.catch_warnings(action="ignore"), torch.no_grad():
             return _read(path.read_bytes(), path, size, head)
-    except SfktError:
-        raise
     except Exception as error:  # a damaged file raises whatever its parts raise
-        why = first_line(error)[:200]
-        where = "".join(f"{note}: " for note in getattr(error, "__notes__", ())[:1])
-        raise DataError(f"{path} cannot be read as a classifier: {where}{why}") from None
+        nodes = [f"{note}: " for note in getattr(error, "__notes__", ())]
+        if isinstance(error, SfktError) and not nodes:
+            raise
+        why = f"{''.join(nodes[:1])}{first_line(error)[:200]}"
+        raise DataError(f"{path} cannot be read as a classifier: {why}") from None
 
 
 def need_onnx(user: str, *more: str) -> None:
@@ -94,7 +94,7 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
         raise DataError(
             f"{path} gives {tuple(logits.shape)} for {BATCHES[1]} images: no classifier"
         )
-    nodes = _settle(nodes, tensors, seen, path)
+    nodes = _settle(nodes, tensors, seen)
     output, ends, weight, bias = _split_head(path, nodes, tensors, logits_name, head)
     if not len(bias):
         weight, bias = torch.eye(logits.shape[1]), torch.zeros(logits.shape[1])
@@ -223,9 +223,7 @@ def _attribute(attribute: Any) -> Any:
     value = helper.get_attribute_value(attribute)
     if attribute.type == attribute.TENSOR:
         return _tensor(value)
-    if isinstance(value, bytes):
-        return value.decode()
-    return list(value) if attribute.type in (attribute.INTS, attribute.FLOATS) else value
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _adapt(node: Node, opset: int) -> None:
@@ -287,10 +285,7 @@ def _run(nodes: Sequence[Node], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settle(
-    nodes: Sequence[Node],
-    tensors: dict[str, Tensor],
-    traces: Sequence[Mapping[str, Any]],
-    path: Path,
+    nodes: Sequence[Node], tensors: dict[str, Tensor], traces: Sequence[Mapping[str, Any]]
 ) -> list[Node]:
     """Work out all that depends on the images' shape only; put numbers where numbers are wanted."""
     fixed = {name for name, value in tensors.items() if not is_trained(value)}
@@ -299,20 +294,17 @@ def _settle(
         settled = inputs[:1] if kind == "CastLike" else inputs
         if kind == "Shape" or all(name is None or name in fixed for name in settled):
             fixed |= set(outputs)
-            same = all(_equal(*(values.get(name) for values in traces)) for name in outputs)
-            if same:
+            if all(_equal(*(values.get(name) for values in traces)) for name in outputs):
                 tensors |= {name: traces[0][name] for name in outputs if name in traces[0]}
                 continue
         kept.append([kind, list(inputs), outputs, attributes])
     for kind, inputs, outputs, _ in kept:
-        for place in NUMBERS.get(kind, ()):
-            if place >= len(inputs) or inputs[place] is None:
+        for place in range(NUMBERS.get(kind, len(inputs)), len(inputs)):
+            if inputs[place] is None:
                 continue
             with _at(outputs[0], kind):
                 if inputs[place] not in fixed:
-                    raise DataError(
-                        f"{path}: node {outputs[0]!r} ({kind}) depends on the images' content"
-                    )
+                    raise DataError("it depends on the images' content")
                 inputs[place] = _literal(*(values[inputs[place]].tolist() for values in traces))
     return kept
 

@@ -5,9 +5,9 @@ nothing is ever called but OPERATIONS, each with the meaning of the newest opset
 :mod:`sfkt_cli.models.onnx_files` says it as attributes.
 """
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -20,11 +20,7 @@ BATCH_NORM = "BatchNormalization"
 
 
 class OnnxNetwork(nn.Module):
-    """Runs a list of operations on images.
-
-    Raises:
-        DataError: An operation is unknown.
-    """
+    """Runs a list of operations on images; raises DataError if one of them is unknown."""
 
     def __init__(
         self,
@@ -66,10 +62,7 @@ class OnnxNetwork(nn.Module):
         )
         """Whether a convolution works on each channel by itself."""
         last = {name: number for number, node in enumerate(nodes) for name in names_in(node[1])}
-        self._last_uses: dict[int, list[str]] = {}
-        for name, number in last.items():
-            if name != output:
-                self._last_uses.setdefault(number, []).append(name)
+        self._last_uses = {**last, output: len(nodes)}
 
     def named_tensors(self) -> dict[str, Tensor]:
         """The tensors by the names that the nodes know."""
@@ -88,8 +81,9 @@ class OnnxNetwork(nn.Module):
             if self.watch is not None:
                 self.watch(f"{outputs[0]} {kind}", results)
             values.update(zip(outputs, as_tuple(results), strict=False))
-            for name in self._last_uses.get(number, ()):
-                values.pop(name, None)
+            for name in names_in(inputs):
+                if self._last_uses[name] == number:
+                    values.pop(name, None)
         result: Tensor = values[self._output]
         return result
 
@@ -114,7 +108,8 @@ def _value(written: Any, values: Mapping[str, Any], batch: Any) -> Any:
 
 # ------------------------------------------------------------------ operations
 
-Operation = Callable[..., Any]
+# Arguments have the names of ONNX's attributes, because some inputs of today, such as axes, were
+# attributes once. Here they may be both.
 
 MOST_ELEMENTS = 2**28
 """Of a tensor that an operation makes from a shape: a damaged file may ask for any size."""
@@ -139,13 +134,15 @@ def _bounded(sizes: list[Any]) -> list[Any]:
 
 
 def _padded(
-    x: Tensor, kernel: Any, strides: Any, dilations: Any, pads: Any, auto_pad: str,
-    fill: float | None,
+    x: Tensor, kernel: Any, fill: float | None, *, strides: Any = None, pads: Any = None,
+    dilations: Any = None, auto_pad: str = "NOTSET",
 ) -> Any:  # fmt: skip
-    """Images and the padding that torch is to give them; what is not symmetric they have already.
+    """Images, and strides, padding and dilations as torch takes them.
 
-    ``fill``: what they are padded with; None: they cannot be.
+    Padding that is not symmetric the images have already. ``fill``: what they are padded with;
+    None: they cannot be.
     """
+    strides, dilations = strides or [1] * len(kernel), dilations or [1] * len(kernel)
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         begins, ends = [], []
         for side, k, s, d in zip(x.shape[2:], kernel, strides, dilations, strict=True):
@@ -157,42 +154,36 @@ def _padded(
         pads = pads or [0] * 2 * len(kernel)
         begins, ends = pads[: len(kernel)], pads[len(kernel) :]
     if begins == ends:
-        return x, begins
+        return x, strides, begins, dilations
     if fill is None:
         raise DataError("average pooling with padding on one side only is not supported")
     both = [n for b, e in zip(reversed(begins), reversed(ends), strict=True) for n in (b, e)]
-    return F.pad(x, both, value=fill), [0] * len(kernel)
+    return F.pad(x, both, value=fill), strides, [0] * len(kernel), dilations
 
 
 def _conv(
-    x: Tensor, w: Tensor, b: Tensor | None = None, *, strides: Any = None, pads: Any = None,
-    dilations: Any = None, group: int = 1, auto_pad: str = "NOTSET", kernel_shape: Any = None,
+    x: Tensor, w: Tensor, b: Tensor | None = None, *, group: int = 1, kernel_shape: Any = None,
+    **window: Any,
 ) -> Tensor:  # fmt: skip
-    kernel = list(w.shape[2:])
-    strides, dilations = strides or [1] * len(kernel), dilations or [1] * len(kernel)
-    x, padding = _padded(x, kernel, strides, dilations, pads, auto_pad, 0.0)
+    x, strides, padding, dilations = _padded(x, w.shape[2:], 0.0, **window)
     return F.conv2d(x, w, b, strides, padding, dilations, group)
 
 
 def _max_pool(
-    x: Tensor, *, kernel_shape: Any, strides: Any = None, pads: Any = None, dilations: Any = None,
-    ceil_mode: int = 0, auto_pad: str = "NOTSET", storage_order: int = 0,
-) -> Tensor:  # fmt: skip
-    strides, dilations = strides or [1] * len(kernel_shape), dilations or [1] * len(kernel_shape)
+    x: Tensor, *, kernel_shape: Any, ceil_mode: int = 0, storage_order: int = 0, **window: Any
+) -> Tensor:
     lowest = float(torch.finfo(x.dtype).min)
-    x, padding = _padded(x, kernel_shape, strides, dilations, pads, auto_pad, lowest)
+    x, strides, padding, dilations = _padded(x, kernel_shape, lowest, **window)
     pooled: Tensor = F.max_pool2d(x, kernel_shape, strides, padding, dilations, bool(ceil_mode))
     return pooled
 
 
 def _average_pool(
-    x: Tensor, *, kernel_shape: Any, strides: Any = None, pads: Any = None, ceil_mode: int = 0,
-    count_include_pad: int = 0, auto_pad: str = "NOTSET", dilations: Any = (),
-) -> Tensor:  # fmt: skip
+    x: Tensor, *, kernel_shape: Any, ceil_mode: int = 0, count_include_pad: int = 0, **window: Any
+) -> Tensor:
+    x, strides, padding, dilations = _padded(x, kernel_shape, None, **window)
     if set(dilations) - {1}:
         raise DataError("average pooling with dilations is not supported")
-    strides = strides or [1] * len(kernel_shape)
-    x, padding = _padded(x, kernel_shape, strides, [1, 1], pads, auto_pad, None)
     return F.avg_pool2d(x, kernel_shape, strides, padding, bool(ceil_mode), bool(count_include_pad))
 
 
@@ -212,54 +203,37 @@ def _reshape(x: Tensor, shape: Tensor, *, allowzero: int = 0) -> Tensor:
     return x.reshape([x.shape[i] if n == 0 and not allowzero else n for i, n in enumerate(sizes)])
 
 
-def _axes(x: Tensor, axes: Any, given: Any) -> list[int]:
-    chosen = axes if given is None else _numbers(given)
-    return list(range(x.ndim)) if chosen is None else list(chosen)
+def _reduce(
+    how: Callable[..., Tensor], x: Tensor, axes: Any = None, *, keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Tensor:  # fmt: skip
+    chosen = [] if axes is None else _numbers(axes)
+    if not chosen and noop_with_empty_axes:
+        return x
+    return how(x, dim=chosen or list(range(x.ndim)), keepdim=bool(keepdims))
 
 
-def _reduce(how: Callable[..., Tensor]) -> Operation:
-    def reduce(
-        x: Tensor, given: Any = None, *, axes: Any = None, keepdims: int = 1,
-        noop_with_empty_axes: int = 0,
-    ) -> Tensor:  # fmt: skip
-        chosen = _axes(x, axes, given) if axes or given is not None else []
-        if not chosen and noop_with_empty_axes:
-            return x
-        return how(x, dim=chosen or list(range(x.ndim)), keepdim=bool(keepdims))
-
-    return reduce
+def _softmax(how: Callable[..., Tensor], x: Tensor, *, axis: int = -1, flatten: int = 0) -> Tensor:
+    """With ``flatten`` over all axes from ``axis`` on, as up to opset 12."""
+    return how(x.flatten(axis % x.ndim), -1).reshape(x.shape) if flatten else how(x, axis)
 
 
-def _softmax(how: Callable[..., Tensor]) -> Operation:
-    def softmax(x: Tensor, *, axis: int = -1, flatten: int = 0) -> Tensor:
-        """With ``flatten`` over all axes from ``axis`` on, as up to opset 12."""
-        if not flatten:
-            return how(x, axis)
-        return how(x.flatten(axis % x.ndim), -1).reshape(x.shape)
-
-    return softmax
+def _squeeze(x: Tensor, axes: Any = None) -> Tensor:
+    chosen = [i for i, n in enumerate(x.shape) if n == 1] if axes is None else _numbers(axes)
+    return x.squeeze(tuple(chosen))
 
 
-def _squeeze(x: Tensor, given: Any = None, *, axes: Any = None) -> Tensor:
-    chosen = [i for i, n in enumerate(x.shape) if n == 1] if given is axes is None else None
-    return x.squeeze(tuple(chosen or _axes(x, axes, given)))
-
-
-def _unsqueeze(x: Tensor, given: Any = None, *, axes: Any = None) -> Tensor:
-    chosen = _axes(x, axes, given)
+def _unsqueeze(x: Tensor, axes: Any) -> Tensor:
+    chosen = _numbers(axes)
     rank = x.ndim + len(chosen)
     for axis in sorted(axis % rank for axis in chosen):
         x = x.unsqueeze(axis)
     return x
 
 
-def _slice(
-    x: Tensor, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None,
-    **old: Any,
-) -> Tensor:  # fmt: skip
-    first, last = _numbers(old.get("starts", starts)), _numbers(old.get("ends", ends))
-    along = old.get("axes", axes)
-    chosen = range(len(first)) if along is None else _numbers(along)
+def _slice(x: Tensor, starts: Any, ends: Any, axes: Any = None, steps: Any = None) -> Tensor:
+    first, last = _numbers(starts), _numbers(ends)
+    chosen = range(len(first)) if axes is None else _numbers(axes)
     strides = [1] * len(first) if steps is None else _numbers(steps)
     for axis, begin, end, step in zip(chosen, first, last, strides, strict=True):
         if step < 1:
@@ -268,10 +242,8 @@ def _slice(
     return x
 
 
-def _split(
-    x: Tensor, given: Any = None, *, axis: int = 0, split: Any = None, num_outputs: Any = 0
-) -> Any:
-    sizes = split if given is None else _numbers(given)
+def _split(x: Tensor, split: Any = None, *, axis: int = 0, num_outputs: int = 0) -> Any:
+    sizes = [] if split is None else _numbers(split)
     return tuple(torch.split(x, sizes, axis) if sizes else x.chunk(num_outputs, axis))
 
 
@@ -292,19 +264,18 @@ def _gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     return picked.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
-def _pad(x: Tensor, pads: Any = None, value: Any = None, axes: Any = None, **old: Any) -> Tensor:
-    sizes = _numbers(old.get("pads", pads))
+def _pad(
+    x: Tensor, pads: Any, value: Any = None, axes: Any = None, *, mode: str = "constant"
+) -> Tensor:
+    sizes = _numbers(pads)
     half = len(sizes) // 2
-    sides = {axis: (sizes[axis], sizes[half + axis]) for axis in range(half)}
-    if axes is not None:
-        along = [axis % x.ndim for axis in _numbers(axes)]
-        sides = {axis: (sizes[i], sizes[half + i]) for i, axis in enumerate(along)}
+    along = range(half) if axes is None else [axis % x.ndim for axis in _numbers(axes)]
+    sides = {axis: (sizes[i], sizes[half + i]) for i, axis in enumerate(along)}
     pairs = [n for axis in reversed(range(x.ndim)) for n in sides.get(axis, (0, 0))]
-    mode = {"edge": "replicate"}.get(old.get("mode", ""), old.get("mode", "constant"))
     _bounded([n + sum(sides.get(axis, (0, 0))) for axis, n in enumerate(x.shape)])
     if mode == "constant":
-        fill = old.get("value", 0) if value is None else _number(value)
-        return F.pad(x, pairs, value=float(fill))
+        return F.pad(x, pairs, value=0.0 if value is None else float(_number(value)))
+    mode = {"edge": "replicate"}.get(mode, mode)
     if x.ndim != 4 or any(pairs[4:]):
         raise DataError(
             f"padding of mode {mode} on other axes than height and width is not supported"
@@ -312,11 +283,8 @@ def _pad(x: Tensor, pads: Any = None, value: Any = None, axes: Any = None, **old
     return F.pad(x, pairs[:4], mode=mode)
 
 
-def _clip(x: Tensor, low: Any = None, high: Any = None, **old: Any) -> Tensor:
-    low, high = old.get("min", low), old.get("max", high)
-    if low is high is None:
-        return x
-    return x.clamp(None if low is None else _number(low), None if high is None else _number(high))
+def _clip(x: Tensor, min: Any = None, max: Any = None) -> Tensor:
+    return x if min is max is None else x.clamp(_number(min), _number(max))
 
 
 def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
@@ -341,8 +309,8 @@ def _range(start: Any, end: Any, step: Any) -> Tensor:
     return torch.arange(first, last, by)
 
 
-def _each(how: Callable[[Tensor, Tensor], Tensor]) -> Operation:
-    return lambda *tensors: functools.reduce(how, tensors)
+def _over_all(how: Callable[[Tensor, Tensor], Tensor], *tensors: Tensor) -> Tensor:
+    return reduce(how, tensors)
 
 
 _PLAIN = """
@@ -352,8 +320,13 @@ Not:logical_not Or:logical_or Reciprocal:reciprocal Relu:relu Sigmoid:sigmoid Sq
 Tanh:tanh Where:where
 """
 """Operations that are functions of torch."""
-OPERATIONS: dict[str, Operation] = {
+_REDUCTIONS = {
+    "ReduceL2": torch.linalg.vector_norm, "ReduceMax": torch.amax, "ReduceMean": torch.mean,
+    "ReduceMin": torch.amin, "ReduceSum": torch.sum,
+}  # fmt: skip
+OPERATIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(torch, word) for name, word in (pair.split(":") for pair in _PLAIN.split())},
+    **{name: partial(_reduce, how) for name, how in _REDUCTIONS.items()},
     "AveragePool": _average_pool,
     BATCH_NORM: lambda x, scale, shift, mean, variance, epsilon=1e-5, **_: F.batch_norm(
         x, mean, variance, scale, shift, eps=epsilon
@@ -366,11 +339,11 @@ OPERATIONS: dict[str, Operation] = {
     "Conv": _conv,
     "Div": lambda a, b: torch.div(a, b, rounding_mode=None if a.is_floating_point() else "trunc"),
     "Dropout": lambda x, *_, **__: x,
-    "Elu": lambda x, alpha=1.0: F.elu(x, alpha),
+    "Elu": F.elu,
     "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,
-    "Gelu": lambda x, approximate="none": F.gelu(x, approximate=approximate),
+    "Gelu": F.gelu,
     "Gemm": _gemm,
     "GlobalAveragePool": lambda x: x.mean((2, 3), keepdim=True),
     "GlobalMaxPool": lambda x: x.amax((2, 3), keepdim=True),
@@ -384,42 +357,35 @@ OPERATIONS: dict[str, Operation] = {
         x, x.shape[axis % x.ndim :], scale, shift, epsilon
     ),
     "LeakyRelu": lambda x, alpha=0.01: F.leaky_relu(x, alpha),
-    "LogSoftmax": _softmax(F.log_softmax),
-    "Max": _each(torch.maximum),
+    "LogSoftmax": partial(_softmax, F.log_softmax),
+    "Max": partial(_over_all, torch.maximum),
     "MaxPool": _max_pool,
-    "Min": _each(torch.minimum),
+    "Min": partial(_over_all, torch.minimum),
     "Mish": F.mish,
     "Mod": lambda a, b, fmod=0: torch.fmod(a, b) if fmod else torch.remainder(a, b),
     "Pad": _pad,
     "Pow": lambda x, y: torch.pow(x, y).to(x.dtype),
     "PRelu": lambda x, slope: torch.where(x > 0, x, x * slope),
     "Range": _range,
-    "ReduceL2": _reduce(torch.linalg.vector_norm),
-    "ReduceMax": _reduce(torch.amax),
-    "ReduceMean": _reduce(torch.mean),
-    "ReduceMin": _reduce(torch.amin),
-    "ReduceSum": _reduce(torch.sum),
     "Reshape": _reshape,
     "ScatterND": lambda x, at, new, **_: x.index_put(tuple(at.unbind(-1)), new),
     "SequenceAt": lambda parts, place: parts[_number(place)],
     "Shape": lambda x, start=0, end=None: torch.tensor(list(x.shape)[start:end]),
     "Slice": _slice,
-    "Softmax": _softmax(F.softmax),
+    "Softmax": partial(_softmax, F.softmax),
     "Softplus": F.softplus,
     "Split": _split,
     "SplitToSequence": _split_to_sequence,
     "Squeeze": _squeeze,
-    "Sum": _each(torch.add),
+    "Sum": partial(_over_all, torch.add),
     "Tile": _tile,
     "Transpose": lambda x, perm=None: x.permute(perm or list(range(x.ndim))[::-1]),
     "Unsqueeze": _unsqueeze,
 }
 """ONNX operation to the function that computes it, for float images and whole-number shapes."""
-NUMBERS: dict[str, tuple[int, ...]] = {
-    "Clip": (1, 2), "ConstantOfShape": (0,), "Pad": (1, 2, 3), "Range": (0, 1, 2),
-    "Slice": (1, 2, 3, 4),
-    **dict.fromkeys(("Expand", "Reshape", "SequenceAt", "Split", "SplitToSequence"), (1,)),
-    **dict.fromkeys(("Squeeze", "Tile", "Unsqueeze", "ReduceL2", "ReduceMax"), (1,)),
-    **dict.fromkeys(("ReduceMean", "ReduceMin", "ReduceSum"), (1,)),
-}  # fmt: skip
-"""Inputs that are numbers, by their place; they stand in the settled graph as literals."""
+NUMBERS = {
+    **dict.fromkeys(("ConstantOfShape", "Range"), 0),
+    **dict.fromkeys(("Clip", "Expand", "Pad", "Reshape", "SequenceAt", "Slice", "Split"), 1),
+    **dict.fromkeys(("SplitToSequence", "Squeeze", "Tile", "Unsqueeze", *_REDUCTIONS), 1),
+}
+"""From which place on inputs are numbers; they stand in the settled graph as literals."""

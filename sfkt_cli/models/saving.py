@@ -24,7 +24,7 @@ from torch import nn
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import Store
-from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.errors import DataError
 from sfkt_cli.files import read_record, sha256_file, sha256_json, write_bytes, write_record
 from sfkt_cli.models.classifier import Classifier, Mixture
 from sfkt_cli.models.translators import Front, make_translator
@@ -34,11 +34,6 @@ WEIGHTS = "model.safetensors"
 CARD = "model.json"
 USE = ("kind", "architecture", "classes", "encoding", "temperature", "images")
 """What decides predictions; its digest is kept with the weights."""
-_MALFORMED = (
-    AttributeError, ConfigError, KeyError, TypeError, ValueError, RuntimeError, OSError,
-    safetensors.SafetensorError,
-)  # fmt: skip
-"""What a card that does not describe its weights may end in."""
 
 
 class Card(BaseModel):
@@ -147,7 +142,7 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
         module = _build(card["kind"], dict(card["architecture"]))
         module.load_state_dict(load_file(weights))
         encoding = Encoding(**card["encoding"]) if card["encoding"] else None
-    except _MALFORMED as error:
+    except Exception as error:  # what does not belong together may end in anything
         raise DataError(f"{folder / CARD} does not describe {weights}: {error}") from None
     if encoding is not None and encoding.kind == "shading" and encoding.revision == 1:
         raise DataError(
@@ -164,8 +159,7 @@ def load_earlier(
 ) -> Saved | None:
     """The model of a stage of the run that ``training.warm_start`` names; None where it is not set.
 
-    Raises:
-        RunError: That run has not finished the stage; the message names the ``command`` for it.
+    Raises RunError, which names the ``command``, if that run has not finished the stage.
     """
     if run is None:
         return None
@@ -177,8 +171,7 @@ def warm_start(
 ) -> None:
     """Give a new module, of this architecture, the weights of one of an earlier run.
 
-    Raises:
-        DataError: The earlier model is another network, or was made from another source model.
+    Raises DataError if that is another network, or was made from another source model.
     """
     if earlier.card["inputs"].get("source") != source.digest:
         raise DataError(
@@ -223,12 +216,9 @@ def _use_of(card: Mapping[str, Any]) -> str:
 
 
 def check_classes(classes: list[str], store: Store) -> None:
-    """Check that source model and data name the same classes in the same order.
+    """Raise DataError if source model and data name other classes, or in another order.
 
     Data without any label may name none: the classes are those of the model.
-
-    Raises:
-        DataError: They do not.
     """
     if store.classes and classes != store.classes:
         raise DataError(

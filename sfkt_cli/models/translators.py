@@ -17,6 +17,8 @@ from sfkt_cli.data.images import as_rgb
 from sfkt_cli.distributed import from_all_processes
 from sfkt_cli.errors import ConfigError
 
+DECAY = 0.95  # of a codebook's moving means, in each step
+
 
 class PointwiseTranslator(nn.Module):
     """The paper's T: a pointwise (fully connected) layer, batch norm and a convolution.
@@ -96,13 +98,12 @@ class Quantiser(nn.Module):
     counts: Tensor
     sums: Tensor
 
-    def __init__(self, codes: int, size: int, decay: float = 0.95) -> None:
+    def __init__(self, codes: int, size: int) -> None:
         super().__init__()
         start = torch.randn(codes, size)
         self.register_buffer("codebook", start)
         self.register_buffer("counts", torch.ones(codes))
         self.register_buffer("sums", start.clone())
-        self._decay = decay
 
     def forward(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D, H, W) to quantised (B, D, H, W) and the commitment term."""
@@ -126,8 +127,8 @@ class Quantiser(nn.Module):
         ones = torch.ones_like(nearest, dtype=vectors.dtype)
         used = torch.zeros_like(self.counts).index_add_(0, nearest, ones)
         sums = torch.zeros_like(self.sums).index_add_(0, nearest, vectors)
-        self.counts.lerp_(used, 1 - self._decay)
-        self.sums.lerp_(sums, 1 - self._decay)
+        self.counts.lerp_(used, 1 - DECAY)
+        self.sums.lerp_(sums, 1 - DECAY)
         # Drawn on the CPU, so that a seed means the same on every device.
         drawn = vectors[torch.randint(len(vectors), (len(self.counts),)).to(vectors.device)]
         dead = self.counts < 0.1
@@ -232,8 +233,7 @@ TRANSLATORS: dict[str, Callable[..., nn.Module]] = {
 def make_translator(name: str, *, channels: int, width: int, **more: int) -> nn.Module:
     """The translator of that name; ``more`` are sizes that it alone has.
 
-    Raises:
-        ConfigError: The name is not in TRANSLATORS.
+    Raises ConfigError if the name is not in TRANSLATORS.
     """
     if name not in TRANSLATORS:
         raise ConfigError(f"bridge.translator = {name!r}: choose one of {', '.join(TRANSLATORS)}")

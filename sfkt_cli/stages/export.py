@@ -10,7 +10,7 @@ README.md                                model card
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import util
@@ -19,36 +19,16 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from torch import nn
 
+from sfkt_cli import files
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.sensor import Sensor, sensor_of_store
-from sfkt_cli.data.store import Store, open_store
+from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.evaluation import exported
-from sfkt_cli.files import (
-    PARTIAL,
-    read_record,
-    replacing,
-    sha256_file,
-    write_bytes,
-    write_record,
-    write_settings,
-    write_text,
-)
+from sfkt_cli.models import graph_files
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.graph_files import (
-    FitTarget,
-    Half,
-    SensorGraph,
-    for_export,
-    open_graph,
-    open_onnx,
-    open_pt2,
-    to_int8,
-    to_onnx,
-    to_pt2,
-)
+from sfkt_cli.models.graph_files import FitTarget, SensorGraph
 from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
 from sfkt_cli.settings.config import Config, to_yaml
 from sfkt_cli.settings.runs import Run, digest_outputs, versions
@@ -80,21 +60,9 @@ def export(
 ) -> None:
     """Write student and bridged source model, each compared with PyTorch on real images.
 
-    Does nothing if the folder already holds these files, made from the same models in the same way,
+    The arguments are the options of the command; empty and None mean what is usual there. Does
+    nothing if the folder already holds these files, made from the same models in the same way,
     unless ``run.force`` is set.
-
-    Args:
-        config: ``transfer.method`` is taken where a run has several students.
-        run: A run with a finished transfer.
-        method: Which student; None: the only one, or that of ``transfer.method``.
-        formats: onnx, pt2, safetensors; empty: all that this installation can write.
-        precisions: Precisions of ONNX files: fp32, fp16, int8; empty: fp32, and int8 for a
-            benchmark of ONNX files.
-        output: Folder; None: ``export`` in the run.
-        input_size: ``HEIGHTxWIDTH`` of the sensor's images; None: they come as prepared.
-        input_type: float32, for runtimes that take no uint16; None: the type of the sensor.
-        batch: Number of images that the files take; None: any.
-        benchmark: Time the student and the bridged source model.
 
     Raises:
         ConfigError: An option is unknown, an extra is not installed, or the output is a file.
@@ -110,14 +78,21 @@ def export(
     saved = {name: load_model(folder) for name, folder in folders.items()}
     store = open_store(run.transfer_store)
     sensor = sensor_of_store(store, config)
-    images = _images(store, sensor, input_size, input_type, batch or BATCH)
+    _choose("input-type", [input_type or sensor.dtype], (sensor.dtype, "float32"))
+    images = exported.TargetImages(
+        store["target/target"],
+        store.strings("target/id"),
+        parse_size(input_size) if input_size else (sensor.image_size, sensor.image_size),
+        input_type or sensor.dtype,
+        batch or BATCH,
+    )
     target = output or run.path("export")
     if target.is_file():
         raise ConfigError(f"--output {target} is a file: name a folder")
     inputs = {name: model.digest for name, model in saved.items()}
     results = run.path("evaluate", "results.json")  # the model card tells them
     if results.is_file():
-        inputs[results.name] = sha256_file(results)
+        inputs[results.name] = files.sha256_file(results)
     method = folders["student"].name
     made_of = {
         "stage": "export",
@@ -141,34 +116,18 @@ def export(
     fit = None
     if input_size:
         fit = FitTarget(*images.size, sensor.image_size, sensor.fit, missing=sensor.missing)
-    halved = _graphs(saved, fit, Half) if "fp16" in precisions else {}
     for name, graph in _graphs(saved, fit).items():
-        writer.write(name, graph, halved.get(name), benchmark=benchmark)
+        writer.write(name, graph, benchmark=benchmark)
     for name, model in saved.items() if "safetensors" in formats else ():
         writer.copy(folders[name], name, model, sensor)
     tables = writer.tables()
     for title, text in tables.items():
         say(f"{title}\n\n{text}")
-    graphs = [file for end in (".onnx", ".pt2") for file in writer.written if file.endswith(end)]
-    first = next(iter(graphs), "student")
+    first = next((file for file in writer.written if file.endswith((".onnx", ".pt2"))), "student")
     card = exported.model_card(run, method, saved["student"], sensor, images, first, batch, tables)
-    write_text(target / "README.md", card)
-    write_settings(target / "config.yaml", to_yaml(config))
-    write_record(target / "done.json", {**made_of, **writer.record()})
-
-
-def _images(
-    store: Store, sensor: Sensor, input_size: str | None, input_type: str | None, batch: int
-) -> exported.TargetImages:
-    """The target images of a store, as the files will take them."""
-    _choose("input-type", [input_type or sensor.dtype], (sensor.dtype, "float32"))
-    return exported.TargetImages(
-        store["target/target"],
-        store.strings("target/id"),
-        parse_size(input_size) if input_size else (sensor.image_size, sensor.image_size),
-        input_type or sensor.dtype,
-        batch,
-    )
+    files.write_text(target / "README.md", card)
+    files.write_settings(target / "config.yaml", to_yaml(config))
+    files.write_record(target / "done.json", {**made_of, **writer.record()})
 
 
 def _begin(target: Path, made_of: Mapping[str, Any], force: bool) -> bool:
@@ -177,7 +136,7 @@ def _begin(target: Path, made_of: Mapping[str, Any], force: bool) -> bool:
     Only files that the earlier one wrote are removed, and graphs, which an interrupted one leaves.
     """
     try:
-        earlier = read_record(target / "done.json", Exported)
+        earlier = files.read_record(target / "done.json", Exported)
     except DataError:
         earlier = Exported(written=[])
     same = made_of.items() <= (earlier.model_extra or {}).items()
@@ -186,7 +145,7 @@ def _begin(target: Path, made_of: Mapping[str, Any], force: bool) -> bool:
     target.mkdir(parents=True, exist_ok=True)
     graphs = (name + end for name in ("student", "bridged-source") for end in ENDS)
     for name in ["done.json", *filter(_INSIDE.fullmatch, earlier.written), *graphs]:
-        for file in (target / name, *target.glob(f".{name}.*{PARTIAL}")):
+        for file in (target / name, *target.glob(f".{name}.*{files.PARTIAL}")):
             file.unlink(missing_ok=True)
     return True
 
@@ -208,22 +167,20 @@ class _Writer:
     latencies: list[exported.Latency] = field(default_factory=list)
     written: list[str] = field(default_factory=lambda: ["README.md", "config.yaml"])
 
-    def write(
-        self, name: str, graph: nn.Module, halved: nn.Module | None, *, benchmark: bool
-    ) -> None:
-        """Write all files of a graph, ``halved`` in fp16."""
+    def write(self, name: str, graph: SensorGraph, *, benchmark: bool) -> None:
+        """Write all files of a graph."""
         ids = [self.images.ids[row] for row in self.compared.tolist()]
-        expected = self.images.ask(open_graph(graph), self.compared)
+        expected = self.images.ask(graph_files.open_graph(graph), self.compared)
         onnx_files = {}
-        for suffix, precision, content in self._contents(graph, halved):
+        for suffix, precision, content in self._contents(graph):
             file = name + suffix
-            predict = open_pt2(content) if suffix == ".pt2" else open_onnx(content)
-            probabilities = self.images.ask(predict, self.compared)
+            open_file = graph_files.open_pt2 if suffix == ".pt2" else graph_files.open_onnx
+            probabilities = self.images.ask(open_file(content), self.compared)
             comparison = exported.compare(
                 file, precision, content, probabilities, expected, ids, self.labels
             )
-            write_bytes(self.target / file, content)
-            _tell(self.target, comparison)
+            files.write_bytes(self.target / file, content)
+            _tell(self.target / file, comparison)
             self.comparisons.append(comparison)
             self.written.append(file)
             if suffix != ".pt2":
@@ -233,31 +190,30 @@ class _Writer:
             batches = [self.images.read(np.resize(self.compared, size)) for size in sizes]
             self.latencies += exported.time_all(name, graph, onnx_files, batches)
 
-    def _contents(
-        self, graph: nn.Module, halved: nn.Module | None
-    ) -> Iterator[tuple[str, str, bytes]]:
+    def _contents(self, graph: SensorGraph) -> Iterator[tuple[str, str, bytes]]:
         """End of the name, precision and content of each file of a graph."""
-        facts, any_batch = self.facts, self.batch is None
         some = next(self.images.batches(self.measured))
+        how: dict[str, Any] = {"images": some, "facts": self.facts, "any_batch": self.batch is None}
         if "onnx" in self.formats:
-            content = to_onnx(graph, some, facts, any_batch=any_batch)
+            content = graph_files.to_onnx(graph, **how)
             if "fp32" in self.precisions:
                 yield ".onnx", "fp32", content
-            if halved is not None:
-                yield "-fp16.onnx", "fp16", to_onnx(halved, some, facts, any_batch=any_batch)
+            if "fp16" in self.precisions:
+                half = graph_files.halved(graph)
+                yield "-fp16.onnx", "fp16", graph_files.to_onnx(half, **how)
             if "int8" in self.precisions:
                 batches = partial(self.images.batches, self.measured)
-                yield "-int8.onnx", "int8", to_int8(content, batches)
+                yield "-int8.onnx", "int8", graph_files.to_int8(content, batches)
         if "pt2" in self.formats:
-            yield ".pt2", "fp32", to_pt2(graph, some, facts, any_batch=any_batch)
+            yield ".pt2", "fp32", graph_files.to_pt2(graph, **how)
 
     def copy(self, folder: Path, name: str, saved: Saved, sensor: Sensor) -> None:
         """Copy weights, then their card, which also tells how the sensor's images are read."""
         target = self.target / name
-        with replacing(target / WEIGHTS) as unfinished:
+        with files.replacing(target / WEIGHTS) as unfinished:
             shutil.copyfile(folder / WEIGHTS, unfinished)
         more = {"sensor": asdict(sensor)} if saved.encoding is not None else {}
-        write_record(target / CARD, {**saved.card, **more})
+        files.write_record(target / CARD, {**saved.card, **more})
         say(f"export: {target / WEIGHTS}")
         self.written += [f"{name}/{WEIGHTS}", f"{name}/{CARD}"]
 
@@ -283,10 +239,9 @@ class _Writer:
         }
 
 
-def _tell(target: Path, comparison: exported.Comparison) -> None:
+def _tell(file: Path, comparison: exported.Comparison) -> None:
     """Say that a file is written and how far it can be trusted."""
     same = round(comparison.agreement * comparison.images)
-    file = target / comparison.file
     say(
         f"export: {file}  the same class as PyTorch on {same} of {comparison.images} images, "
         f"probabilities differ by {comparison.largest_difference:.1e} at most"
@@ -308,20 +263,17 @@ class Exported(BaseModel):
 
 def check_formats(formats: Sequence[str], precisions: Sequence[str]) -> list[str]:
     """The formats asked for, or all that are possible; raises ConfigError if one is not."""
-    lacking = [name for name in ONNX_PACKAGES if util.find_spec(name) is None]
     _choose("format", formats, FORMATS)
-    lowered = [precision for precision in precisions if precision != "fp32"]
+    lacking = [name for name in ONNX_PACKAGES if util.find_spec(name) is None]
+    lowered = next((precision for precision in precisions if precision != "fp32"), None)
     if formats and lowered and "onnx" not in formats:
         raise ConfigError(
-            f"--precision {lowered[0]} is for ONNX files: add --format onnx to "
-            f"--format {formats[0]}"
+            f"--precision {lowered} is for ONNX files: add --format onnx to --format {formats[0]}"
         )
     if lacking and ("onnx" in formats or lowered):
-        option = f"--precision {lowered[0]}" if lowered else "--format onnx"
-        raise ConfigError(
-            f"{option} needs {', '.join(lacking)}: pip install 'sfkt[onnx]'"
-            + ("" if lowered else ", or choose --format pt2")
-        )
+        option = f"--precision {lowered}" if lowered else "--format onnx"
+        instead = "" if lowered else ", or choose --format pt2"
+        raise ConfigError(f"{option} needs {', '.join(lacking)}: pip install 'sfkt[onnx]'{instead}")
     if lacking and not formats:
         say("export: no ONNX files are written; they need pip install 'sfkt[onnx]'")
         return [name for name in FORMATS if name != "onnx"]
@@ -345,28 +297,21 @@ def parse_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def _graphs(
-    saved: Mapping[str, Saved],
-    fit: FitTarget | None,
-    wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
-) -> dict[str, nn.Module]:
-    """Student and bridged source, ready for export; ``wrap`` is applied to their networks."""
+def _graphs(saved: Mapping[str, Saved], fit: FitTarget | None) -> dict[str, SensorGraph]:
+    """Student and bridged source, ready for export."""
     student = saved["student"]
-    graphs: dict[str, nn.Module] = {}
-    if isinstance(student.module, Classifier) and student.encoding is not None:
-        temperature = student.card.get("temperature", 1.0)
-        graphs["student"] = SensorGraph(
-            wrap(student.module), student.encoding, fit, temperature=temperature
-        )
-    if "translator" in saved:
-        translator, source = saved["translator"], saved["source"]
-        if isinstance(source.module, Classifier) and translator.encoding is not None:
-            graphs["bridged-source"] = SensorGraph(
-                wrap(source.module), translator.encoding, fit, translator=wrap(translator.module)
-            )
-    if "student" not in graphs:
+    if not isinstance(student.module, Classifier) or student.encoding is None:
         raise DataError("the student's model.json describes no classifier for a target sensor")
-    return {name: for_export(graph) for name, graph in graphs.items()}
+    temperature = student.card.get("temperature", 1.0)
+    graphs = {
+        "student": SensorGraph(student.module, student.encoding, fit, temperature=temperature)
+    }
+    encoding = saved["translator"].encoding if "translator" in saved else None
+    if encoding is not None:
+        graphs["bridged-source"] = SensorGraph(
+            saved["source"].module, encoding, fit, translator=saved["translator"].module
+        )
+    return {name: graph_files.for_export(graph) for name, graph in graphs.items()}
 
 
 def _facts(student: Saved, sensor: Sensor, images: exported.TargetImages) -> dict[str, str]:

@@ -60,20 +60,8 @@ def predict(
     written as they come. Those of cameras and watched folders go behind the rows that are there; a
     signal ends these two.
 
-    Under ``--json`` each row is an event, too, and takes the place of CSV on standard output.
-
-    Args:
-        config: ``runtime.gpus`` chooses the device.
-        run: Where the student is.
-        images: Files, folders, patterns, or ``-`` for a list of files on standard input, one a
-            line or with null bytes between them; or one video, camera or address.
-        output: .csv or .jsonl; ``-`` writes CSV to standard output.
-        top_k: Classes listed for each image.
-        method: Which student of the run; None: the only one, or that of ``transfer.method``.
-        model: Another student: a folder, such as an exported one, or an exported ONNX file.
-        threshold: Less probable classes, and those of doubted images, are ``unknown``; 0: none.
-        save_images: Folder for a picture of each image with its class below.
-        follow: Watch the folders ``images`` for new files.
+    The arguments are the options of the command. Under ``--json`` each row is an event, too, and
+    takes the place of CSV on standard output.
 
     Returns:
         The number of images, and where the rows are.
@@ -93,7 +81,14 @@ def predict(
         )
     student = open_student(config, model or run.folder, method)
     broken: list[str] = []
-    batches, total = _batches(student, images, video, follow, broken)
+    total: int | None = None  # how many images there are, where somebody knows
+    if follow:
+        batches = watch(student, images, broken)
+    elif video:
+        batches = batched(frames(video, student.sensor), 1 if is_live(video) else BATCH)
+    else:
+        paths = expand(images)
+        batches, total = batched(read(student, paths, broken), BATCH), len(paths)
     endless = follow or bool(video and is_live(video))
     rows = _Rows(output, student.classes, top_k, at_once=total is None, endless=endless)
     if endless:
@@ -116,18 +111,6 @@ def predict(
     if broken:
         raise DataError(_broken_files(broken, total or len(broken)))
     return {"images": rows.count, "output": output}
-
-
-def _batches(
-    student: AnyStudent, images: Sequence[str], video: str | None, follow: bool, broken: list[str]
-) -> tuple[Iterator[Batch], int | None]:
-    """Batches of images, and how many images there are; None: nobody knows."""
-    if follow:
-        return watch(student, images, broken), None
-    if video:
-        return batched(frames(video, student.sensor), 1 if is_live(video) else BATCH), None
-    paths = list(expand(images))
-    return read_batches(student, paths, broken), len(paths)
 
 
 class _Rows:
@@ -222,13 +205,7 @@ class _Rows:
 
 
 def open_student(config: Config, path: Path, method: str | None) -> AnyStudent:
-    """The student of a run, of an export's folder, or of an ONNX file.
-
-    Raises:
-        ConfigError: onnxruntime is not installed.
-        RunError: There is none.
-        DataError: It is damaged.
-    """
+    """The student of a run, of an export's folder, or of an ONNX file; errors as when loaded."""
     if path.suffix.lower() == ".onnx" and path.is_file():
         return ExportedStudent(path)
     files = [path / f"student{end}.onnx" for end in ("", "-fp16", "-int8")]
@@ -267,10 +244,7 @@ def watch(student: AnyStudent, folders: Sequence[str], broken: list[str]) -> Ite
     """Batches of the images of folders, and of those that come or change, without an end.
 
     A file is read once it has stayed the same between two looks; a broken one is warned of, as is a
-    folder that cannot be read for a while.
-
-    Raises:
-        ConfigError: One of them is not a folder.
+    folder that cannot be read for a while. Raises ConfigError if one of them is not a folder.
     """
     for folder in folders:
         if not Path(folder).is_dir():
@@ -295,7 +269,7 @@ def watch(student: AnyStudent, folders: Sequence[str], broken: list[str]) -> Ite
             if name.lower().endswith(SUFFIXES)
         }
         ready = sorted((now & before) - done)
-        yield from read_batches(student, [Path(path) for path, _ in ready], broken)
+        yield from batched(read(student, [Path(path) for path, _ in ready], broken), BATCH)
         while broken:
             warn(broken.pop(0))
         before, done = now, (done | set(ready)) & now
@@ -310,19 +284,18 @@ def _broken_files(broken: Sequence[str], count: int) -> str:
     return f"{len(broken)} of {count} images could not be read; mend them or leave them out:{lines}"
 
 
-def expand(images: Sequence[str]) -> Iterator[Path]:
+def expand(images: Sequence[str]) -> list[Path]:
     """Files from files, folders, patterns and ``-``, each once, in the order given.
 
-    Raises:
-        ConfigError: An entry matches nothing.
+    Raises ConfigError if an entry matches nothing.
     """
-    returned: set[Path] = set()
+    paths: dict[Path, None] = {}
     for entry in images:
-        paths = _matches(entry)
-        if not paths:
+        matching = _matches(entry)
+        if not matching:
             raise ConfigError(f"{entry} matches no image: give files, folders, patterns or -")
-        yield from (path for path in dict.fromkeys(paths) if path not in returned)
-        returned.update(paths)
+        paths |= dict.fromkeys(matching)
+    return list(paths)
 
 
 def _matches(entry: str) -> list[Path]:
@@ -332,10 +305,10 @@ def _matches(entry: str) -> list[Path]:
         return [Path(line) for line in lines if line.strip()]
     path = Path(entry)
     if path.is_dir():
-        unread = tell_unread(list_files(path))
-        if unread:
+        names = list_files(path)
+        if unread := tell_unread(names):
             warn(f"{path}: {unread}")
-        return _images_below(entry)
+        return sorted(path / name for name in names if name.lower().endswith(SUFFIXES))
     if path.exists() or not any(sign in entry for sign in "*?["):
         return [path]
     fixed = next(place for place, part in enumerate(path.parts) if set(part) & set("*?["))
@@ -344,22 +317,15 @@ def _matches(entry: str) -> list[Path]:
     return sorted(p for p in paths if p.is_file() and not is_system(str(p.relative_to(base))))
 
 
-def _images_below(folder: str) -> list[Path]:
-    names = (name for name in list_files(Path(folder)) if name.lower().endswith(SUFFIXES))
-    return sorted(Path(folder, name) for name in names)
-
-
-def read_batches(student: AnyStudent, paths: Sequence[Path], broken: list[str]) -> Iterator[Batch]:
-    """Batches of paths and images; messages about unreadable ones are added to ``broken``."""
-
-    def read() -> Iterator[tuple[Path, NDArray[Any]]]:
-        for path in paths:
-            try:
-                yield path, student.read(path)
-            except DataError as error:
-                broken.append(str(error))
-
-    return batched(read(), BATCH)
+def read(
+    student: AnyStudent, paths: Iterable[Path], broken: list[str]
+) -> Iterator[tuple[Path, NDArray[Any]]]:
+    """Paths and their images; messages about unreadable ones are added to ``broken``."""
+    for path in paths:
+        try:
+            yield path, student.read(path)
+        except DataError as error:
+            broken.append(str(error))
 
 
 def batched(images: Iterable[tuple[str | Path, NDArray[Any]]], size: int) -> Iterator[Batch]:

@@ -14,22 +14,18 @@ from sfkt_cli.data.images import rgb_to_float
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, DataError, RunError, first_line
 from sfkt_cli.files import write_bytes
+from sfkt_cli.models import importing
 from sfkt_cli.models.classifier import Classifier, Mixture
 from sfkt_cli.models.graph_files import to_onnx
-from sfkt_cli.models.importing import Imported, architecture_of, digest_of, import_source
+from sfkt_cli.models.importing import Imported, architecture_of
 from sfkt_cli.models.onnx_files import need_onnx
-from sfkt_cli.models.saving import CARD, load_model, save_model
+from sfkt_cli.models.saving import CARD, save_model
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import resolve
 from sfkt_cli.settings.runs import Run, Stage
+from sfkt_cli.training import predicting
 from sfkt_cli.training.loop import Fitted
-from sfkt_cli.training.predicting import (
-    collapse_warning,
-    describe_predictions,
-    predict_rows,
-    rgb_loader,
-)
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 from sfkt_cli.training.supervised import fit_labels
 
@@ -81,7 +77,7 @@ def source(config: Config, run: Run) -> None:
     if settings.brought:
         _bring(config, run)
         return
-    inputs = _inputs(run, run.source_store, lambda: {"source.h5": _open_images(run).digest})
+    inputs = _inputs(run, "source.h5", run.source_store, _digest_of_images)
     with run.open("source", config, inputs) as stage:
         if stage is None:
             say(f"source: already done in {run.path('source')}")
@@ -98,7 +94,8 @@ def source(config: Config, run: Run) -> None:
         runtime.place(runtime.synchronised(model))
         fitted = _train(config, stage, model, store, runtime)
         if runtime.main:
-            _write(stage, model, architecture, store.classes, settings.published)
+            trained = Imported(model, architecture, store.classes, pretrained=settings.published)
+            _write(stage, trained)
             stage.finish(
                 seconds=fitted.seconds,
                 epochs=settings.epochs,
@@ -136,7 +133,7 @@ def import_model(
 
     Args:
         module: Normalised RGB images (B, 3, S, S) to logits or probabilities (B, K).
-        run: The folder of a prepared run.
+        run: A prepared run.
         classes: Names of its outputs, in order; empty: those of the data.
         image_size: S in pixels; None: that of the data, which it must agree with.
         mean: Mean of RGB in [0, 1], taken off before the module; None: that of ImageNet.
@@ -159,13 +156,14 @@ def import_model(
             f"{size}: prepare them anew with --set image_size={image_size}"
         )
     path = folder.resolve() / "source.onnx"
-    source_settings = {
-        "checkpoint": str(path), "classes": list(map(str, classes)) or None, "mixture": [],
-        "mean": None if mean is None else [float(value) for value in mean],
-        "std": None if std is None else [float(value) for value in std],
-    }  # fmt: skip
     options = Options(run=folder, force=force).with_flags(
-        {f"source.{name}": value for name, value in source_settings.items()}
+        {
+            "source.checkpoint": str(path),
+            "source.classes": list(map(str, classes)) or None,
+            "source.mixture": [],
+            "source.mean": None if mean is None else [float(value) for value in mean],
+            "source.std": None if std is None else [float(value) for value in std],
+        }
     )
     settings = resolve(options, "source")
     weights = next(module.parameters(), torch.empty(0))
@@ -194,12 +192,12 @@ def _bring(config: Config, run: Run) -> None:
     size = int(store["target/target"].shape[1])
     brought: Imported | None = None
     inputs: Mapping[str, str]
-    if config.source.mixture:
+    if config.source.checkpoint is None:
         inputs, brought = _mix(config, store)
     else:
         finished = _is_made(run)
-        inputs = _inputs(run, config.source.checkpoint, lambda: {"checkpoint": digest_of(config)})
-        brought = None if finished else import_source(config, store.classes, size=size)
+        inputs = _inputs(run, "checkpoint", config.source.checkpoint, importing.digest_of)
+        brought = None if finished else importing.import_source(config, store.classes, size=size)
     with run.open("source", config, inputs) as stage:
         if stage is None or brought is None:
             say(f"source: already done in {run.path('source')}")
@@ -219,7 +217,7 @@ def _bring(config: Config, run: Run) -> None:
         for remark in brought.remarks:
             say(f"source: {remark}")
         figures = {} if stage.dry else _look(model, store, runtime, brought.classes)
-        _write(stage, model, brought.architecture, brought.classes, brought.pretrained)
+        _write(stage, brought)
         stage.finish(seconds=0.0, **figures)
 
 
@@ -228,21 +226,20 @@ def _mix(config: Config, store: Store) -> tuple[dict[str, str], Imported]:
     folders = [
         path if (path / CARD).is_file() else path / "source" for path in config.source.mixture
     ]
-    members = [load_model(folder) for folder in folders]
-    for folder, saved in zip(folders, members, strict=True):
-        if not isinstance(saved.module, Classifier) or saved.encoding is not None:
-            raise ConfigError(f"source.mixture: {folder} holds no RGB classifier")
-        if saved.classes != store.classes:
+    members = [importing.own_model(folder, "source.mixture") for folder in folders]
+    for folder, member in zip(folders, members, strict=True):
+        if member.classes != store.classes:
             raise ConfigError(
-                f"source.mixture: {folder} has the classes {', '.join(saved.classes)}, the data "
+                f"source.mixture: {folder} has the classes {', '.join(member.classes)}, the data "
                 f"{', '.join(store.classes)}: all models of a mixture name the same ones"
             )
-    architecture = {"members": [dict(saved.card["architecture"]) for saved in members]}
+    architecture = {"members": [member.architecture for member in members]}
     model = Mixture(**architecture).eval()
-    for member, saved in zip(model.members, members, strict=True):
-        member.load_state_dict(saved.module.state_dict())
-    inputs = {f"source {number}": saved.digest for number, saved in enumerate(members, 1)}
-    pretrained = any(saved.pretrained for saved in members)
+    for empty, member in zip(model.members, members, strict=True):
+        empty.load_state_dict(member.model.state_dict())
+    digests = map(importing.digest_of, folders)
+    inputs = {f"source {number}": digest for number, digest in enumerate(digests, 1)}
+    pretrained = any(member.pretrained for member in members)
     return inputs, Imported(model, architecture, store.classes, pretrained=pretrained)
 
 
@@ -250,24 +247,22 @@ def _is_made(run: Run) -> bool:
     return run.finished("source") and not run.force
 
 
-def _inputs(
-    run: Run, path: Path | None, digests: Callable[[], Mapping[str, str]]
-) -> Mapping[str, str]:
-    """Digests of what the model is made from, which may be deleted once there is a model."""
-    if path is not None and not path.exists() and _is_made(run):
+def _inputs(run: Run, name: str, path: Path, digest: Callable[[Path], str]) -> Mapping[str, str]:
+    """Digest of what the model is made from, which may be deleted once there is a model."""
+    if not path.exists() and _is_made(run):
         recorded: Mapping[str, str] = run.record("source")["inputs"]
         return recorded
-    return digests()
+    return {name: digest(path)}
 
 
-def _open_images(run: Run) -> Store:
-    if not run.source_store.is_file():
+def _digest_of_images(path: Path) -> str:
+    if not path.is_file():
         raise RunError(
-            f"{run.source_store} does not exist: this data set has no labelled RGB images, or the "
+            f"{path} does not exist: this data set has no labelled RGB images, or the "
             "file was deleted; bring a model with --set source.checkpoint=FILE "
             "--set source.backbone=NAME"
         )
-    return open_store(run.source_store)
+    return open_store(path).digest
 
 
 def _look(model: nn.Module, store: Store, runtime: Runtime, classes: list[str]) -> dict[str, Any]:
@@ -275,20 +270,20 @@ def _look(model: nn.Module, store: Store, runtime: Runtime, classes: list[str]) 
     rgb = store["ti/rgb"][:LOOKED_AT]
     if not len(rgb):
         return {}
-    _, logits = predict_rows(rgb, rgb_loader(runtime), model, runtime)
+    _, logits = predicting.predict_rows(rgb, predicting.rgb_loader(runtime), model, runtime)
     if not bool(logits.isfinite().all()):
         raise ConfigError(
             "source.checkpoint: the model's outputs on TI RGB images are not finite numbers: are "
             "the weights whole, and source.mean and source.std those it was trained with?"
         )
-    predictions = describe_predictions(logits)
+    predictions = predicting.describe_predictions(logits)
     shares = sorted(zip(predictions.histogram, classes, strict=True), reverse=True)
     most_frequent = ", ".join(f"{name} {share:.0%}" for share, name in shares[:6])
     say(
         f"source: on {len(rgb)} TI RGB images: mean entropy {predictions.entropy:.2f} of "
         f"{predictions.largest_entropy:.2f} nats; {most_frequent}"
     )
-    if warning := collapse_warning(predictions, classes):
+    if warning := predicting.collapse_warning(predictions, classes):
         warn(warning)
     return {"ti_rgb_entropy": predictions.entropy, "ti_rgb_histogram": predictions.histogram}
 
@@ -315,10 +310,9 @@ def _train(
     )  # fmt: skip
 
 
-def _write(
-    stage: Stage, model: nn.Module, architecture: Any, classes: list[str], pretrained: bool
-) -> None:
+def _write(stage: Stage, made: Imported) -> None:
     save_model(
-        stage.folder, model, kind="classifier", architecture=architecture, classes=classes,
-        encoding=None, inputs=stage.inputs, seed=stage.config.seed, pretrained=pretrained,
+        stage.folder, made.model, kind="classifier", architecture=made.architecture,
+        classes=made.classes, encoding=None, inputs=stage.inputs, seed=stage.config.seed,
+        pretrained=made.pretrained,
     )  # fmt: skip

@@ -251,8 +251,10 @@ def test_resampling_in_onnxruntime_is_that_of_prepare(height: int, width: int, s
 def test_a_file_that_differs_from_pytorch_is_refused(
     untrained_run: Run, untrained_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    open_pt2 = graph_files.open_pt2
+
     def open_wrongly(content: bytes) -> Any:
-        program = graph_files.open_pt2(content)
+        program = open_pt2(content)
 
         def predict(images: Any) -> Any:
             probabilities = program(images)
@@ -261,7 +263,7 @@ def test_a_file_that_differs_from_pytorch_is_refused(
 
         return predict
 
-    monkeypatch.setattr(stage, "open_pt2", open_wrongly)
+    monkeypatch.setattr(graph_files, "open_pt2", open_wrongly)
     monkeypatch.setattr(stage, "BATCH", 64)
     store = open_store(untrained_run.transfer_store)
     name = store.strings("target/id")[spread(store.count("target"), 64)[3]]
