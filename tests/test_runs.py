@@ -95,7 +95,7 @@ def test_changed_settings_and_inputs_are_refused_and_named(tmp_path: Path, finis
     with pytest.raises(RunError) as caught:
         work(run, "transfer/tgkt", changed, **{"transfer.h5": "xyz"})
     message = str(caught.value)
-    for told in ("tgkt.beta_f: was 0.3, now 9.0", "transfer.epochs", "transfer.h5: has changed"):
+    for told in ("tgkt.beta_f: was 3.0, now 9.0", "transfer.epochs", "transfer.h5: has changed"):
         assert told in message
     assert "beta_self" not in message
     assert "--force" in message

@@ -386,7 +386,7 @@ class TgktConfig(DistillConfig):
     images of TI pairs clearly find their RGB partners better with it than in the student, until the
     student finds them better; it also falls linearly to 0 at the end (ours). full: the trust is 1,
     as in the paper."""
-    beta_f: Weight = 0.3
+    beta_f: Weight = 3.0
     """Weight of L_f, feature matching on TI pairs (ours)."""
     beta_self: Weight = 0.3
     """Weight of L_self, pseudo-labels (SHOT, SOCKET: 0.3)."""
