@@ -233,6 +233,10 @@ def _mix(config: Config, store: Store) -> tuple[dict[str, str], Imported]:
                 f"source.mixture: {folder} has the classes {', '.join(member.classes)}, the data "
                 f"{', '.join(store.classes)}: all models of a mixture name the same ones"
             )
+        if "members" in member.architecture:
+            raise ConfigError(
+                f"source.mixture: {folder} is a mixture itself: name the models that it is made of"
+            )
     architecture = {"members": [member.architecture for member in members]}
     model = Mixture(**architecture).eval()
     for empty, member in zip(model.members, members, strict=True):

@@ -73,15 +73,21 @@ def test_two_source_models_make_one_student(tmp_path: Path) -> None:
         assert not torch.equal(student.module.mixing, torch.zeros(2))
 
 
-def test_models_of_other_classes_do_not_mix(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [(CLASSES[::-1], "all models of a mixture name the same"), (CLASSES, "is a mixture itself")],
+)
+def test_models_of_other_classes_and_mixtures_do_not_mix(
+    tmp_path: Path, classes: list[str], message: str
+) -> None:
     run = make_run(tmp_path / "run")
     save_model(
         tmp_path / "a", Mixture([ARCHITECTURE]), kind="classifier",
-        architecture={"members": [ARCHITECTURE]}, classes=CLASSES[::-1], encoding=None, inputs={},
+        architecture={"members": [ARCHITECTURE]}, classes=classes, encoding=None, inputs={},
         seed=0,
     )  # fmt: skip
     config = build({"image_size": 16, "source": {"mixture": [str(tmp_path / "a")]}})
-    with pytest.raises(ConfigError, match="all models of a mixture name the same"):
+    with pytest.raises(ConfigError, match=message):
         source(config, Run(run.folder, force=True))
 
 
