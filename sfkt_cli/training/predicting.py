@@ -149,12 +149,7 @@ def translated(images: NDArray[Any], load: Loader, translator: nn.Module) -> Ite
 
 def through(translator: nn.Module, source: nn.Module) -> Model:
     """The source model on translated images."""
-
-    def model(encoded: Tensor) -> tuple[Tensor, Tensor]:
-        features, logits = source(translator(encoded))
-        return features, logits
-
-    return model
+    return lambda encoded: source(translator(encoded))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
