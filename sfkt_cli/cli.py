@@ -151,9 +151,14 @@ def prepare(
 
     if name is None and "dataset" not in merge(*typed_settings(options).values()):
         raise typer.BadParameter("which data set? For example: sfkt prepare synthetic")
-    sensors = {"source_sensor": source_sensor, "target_sensor": target_sensor}
-    options = options.with_flags({f"sun_rgbd.{field}": value for field, value in sensors.items()})
-    options = options.with_flags(_archive(name, root))
+    options = options.with_flags(
+        {
+            "dataset": name,
+            "prepare.root": root,
+            "sun_rgbd.source_sensor": source_sensor,
+            "sun_rgbd.target_sensor": target_sensor,
+        }
+    )
     return _stage("prepare", options, download=download, accept_licence=accept_licence)
 
 
@@ -375,7 +380,8 @@ def classes(options: Options, name: DatasetName = None, root: Root = None) -> Re
     from sfkt_cli.data.splits import list_class_rows
     from sfkt_cli.settings.resolve import resolve
 
-    config = resolve(options.with_flags(_archive(name, root)), "prepare", new_run=True).config
+    options = options.with_flags({"dataset": name, "prepare.root": root})
+    config = resolve(options, "prepare", new_run=True).config
     rows = list_class_rows(config.classes, read_archive(config))
     output("role\timages\tpairs\tgroups\tclass")
     for row in rows:
@@ -450,10 +456,6 @@ def doctor(
     from sfkt_cli.stages.doctor import doctor
 
     return doctor(verify)
-
-
-def _archive(name: str | None, root: Path | None) -> dict[str, str | None]:
-    return {"dataset": name, "prepare.root": None if root is None else str(root)}
 
 
 def main() -> None:

@@ -185,7 +185,7 @@ def launch(name: str, config: Config, run: Run) -> None:
     _start(job, count)
 
 
-def _agree(verdict: str) -> str:
+def _agree(verdict: bool) -> bool:
     """The verdict of process 0, in all of them."""
     verdicts = [verdict]
     distributed.broadcast_object_list(verdicts, src=0)

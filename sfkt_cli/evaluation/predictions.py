@@ -146,7 +146,7 @@ def look_for_collapse(evaluation: Evaluation) -> None:
         probabilities = outcome.probabilities.get("target")
         if probabilities is not None and not method.startswith("source-"):
             logits = torch.from_numpy(probabilities).clamp_min(1e-12).log()
-            warn_of_collapse(logits, evaluation.classes, method, "TR target images", "evaluate")
+            warn_of_collapse(logits, evaluation.classes, method, "evaluate")
 
 
 def without_labels(probabilities: Numbers) -> dict[str, float]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from sfkt_cli.console import warn
 from sfkt_cli.errors import ConfigError, RunError
@@ -182,19 +181,14 @@ def _section(values: BaseModel, left_out: set[str], indent: str) -> Iterator[str
     for name, field in type(values).model_fields.items():
         value = getattr(values, name)
         if not isinstance(value, BaseModel):
-            yield from _setting(name, field, as_dict(values)[name], indent)
+            meaning, kind = " ".join((field.description or "").split()), field.annotation
+            yield from _comment(f"{meaning} ({describe_type(kind)})", indent)
+            yield f"{indent}{name}: {one_line(as_dict(values)[name])}"
         elif name not in left_out:
             yield ""
             yield from _comment((type(value).__doc__ or "").strip(), indent)
             yield f"{indent}{name}:"
             yield from _section(value, left_out, indent + "  ")
-
-
-def _setting(name: str, field: FieldInfo, value: Any, indent: str) -> Iterator[str]:
-    described = " ".join((field.description or "").split())
-    kind = describe_type(field.annotation)
-    yield from _comment(f"{described} ({kind})" if described else kind, indent)
-    yield f"{indent}{name}: {one_line(value)}"
 
 
 def _comment(text: str, indent: str) -> list[str]:

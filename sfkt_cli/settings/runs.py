@@ -51,7 +51,6 @@ from sfkt_cli.settings.config import (
 
 RUNS = Path("runs")
 LOG = "log.txt"
-_OPEN, _FINISHED = "open", "finished"
 _IN_PASSING = ("begun.json", "checkpoint")
 _HOW = ("stage", "settings", "inputs", "versions", "outputs")
 _OWN_CHECKSUM = (".h5", ".safetensors")
@@ -174,8 +173,8 @@ class Run:
     force: bool = False  # start finished or differently set stages anew
     dry: bool = False  # write nothing into the run folder
     main: bool = True  # whether this process writes; of several, one does
-    # The main process's verdict on a stage, for all of them (see :meth:`open`).
-    agree: Callable[[str], str] = str
+    # The main process's verdict, whether a stage is finished, for all of them (see :meth:`open`).
+    agree: Callable[[bool], bool] = bool
 
     def path(self, *parts: str) -> Path:
         """A path below the run folder."""
@@ -323,11 +322,8 @@ class Run:
         of a command that could not begin. Of several processes the main one looks, locks and
         writes; the others wait for its verdict.
 
-        Args:
-            stage: Name of the folder, such as ``bridge`` or ``transfer/tgkt``.
-            config: The resolved settings.
-            inputs: Digest of each input, by name.
-            renew: Start anew if settings or inputs have changed, as cheap and derived stages do.
+        ``inputs`` are the digests of its inputs by name. With ``renew`` it starts anew if settings
+        or inputs have changed, as cheap and derived stages do.
 
         Raises:
             RunError: Another process works on the folder, or the stage was done or begun with
@@ -338,7 +334,7 @@ class Run:
         entered = Stage(stage, folder, config, stage_settings(stage, config), inputs)
         state = {"settings": entered.settings, "inputs": dict(inputs)}
         if not self.main:
-            yield None if self.agree("") == _FINISHED else entered
+            yield None if self.agree(False) else entered
             return
         if self.dry:
             if not self.force and _is_finished(stage, folder, state):
@@ -359,7 +355,7 @@ class Run:
             if _is_finished(stage, folder, state):
                 begun.unlink(missing_ok=True)  # left where the stage was killed just after the end
                 shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-                self.agree(_FINISHED)
+                self.agree(True)
                 console.event("skipped", stage=stage, folder=folder, reason="done already")
                 yield None
                 return
@@ -369,7 +365,7 @@ class Run:
                 (folder / "batch_size.json").unlink(missing_ok=True)
             write_record(begun, state)
             write_settings(folder / "config.yaml", to_yaml(config))
-            self.agree(_OPEN)
+            self.agree(False)
             with console.stage_log(stage, folder / LOG), _forgetting_failures(stage, folder):
                 installed = " ".join(f"{name} {number}" for name, number in versions().items())
                 console.log(f"{'goes on' if resumed else 'begins'}: {' '.join(sys.argv)}")

@@ -70,7 +70,6 @@ class Tried(Exception):
     """A dry run came to the training and measured it; ``Runtime.trial`` has the figures."""
 
     def __init__(self, trial: Trial) -> None:
-        super().__init__(f"{trial.epochs} epochs of {trial.steps} steps")
         self.trial = trial
 
 
