@@ -33,6 +33,11 @@ Modality = Literal["depth", "nir", "thermal", "other"]
 EncodingName = Literal[
     "auto", "window", "relative", "colormap", "shading", "normals", "hha", "linear", "standardised"
 ]
+LabelFree = Literal[
+    "ti_closeness", "ti_rank", "ti_agreement", "ti_kappa", "tr_information", "tr_density",
+    "tr_mirror",
+]  # fmt: skip
+"""Scores that may choose an epoch, larger is better."""
 Sensor = Literal["kv1", "kv2", "realsense", "xtion"]
 
 
@@ -195,17 +200,7 @@ class TrainingConfig(Section):
     """Share of the TI pairs that training uses; the number of steps stays the same."""
     shuffle_pairs: bool = False
     """A check for sceptics: in training, each TI image gets the partner of another pair."""
-    select: Literal[
-        "auto",
-        "last",
-        "ti_closeness",
-        "ti_rank",
-        "ti_agreement",
-        "ti_kappa",
-        "tr_information",
-        "tr_density",
-        "tr_mirror",
-    ] = "auto"
+    select: Literal["auto", "last", LabelFree] = "auto"
     """Label-free score that chooses the epoch that bridge and transfer keep; auto: ti_closeness for
     the bridge, the last epoch for the student."""
     patience: int = Field(0, ge=0, le=100_000)

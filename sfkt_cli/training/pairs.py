@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.errors import DataError
 from sfkt_cli.files import write_bytes
-from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.config import Config, LabelFree
 from sfkt_cli.settings.runs import Stage
 from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.batches import Stream
@@ -29,11 +30,7 @@ from sfkt_cli.training.runtime import Runtime
 
 HELD_OUT = 2000
 MIN_HELD_OUT = 50
-SELECTORS = (
-    "ti_closeness", "ti_rank", "ti_agreement", "ti_kappa", "tr_information", "tr_density",
-    "tr_mirror",
-)  # fmt: skip
-"""Label-free scores that may choose, larger is better."""
+SELECTORS: tuple[str, ...] = get_args(LabelFree)
 FILE = "epochs.npy"
 
 
