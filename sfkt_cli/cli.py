@@ -34,10 +34,10 @@ class _Program(TyperGroup):
         try:
             return super().invoke(ctx)
         except Exception as error:
-            if option := getattr(error, "option_name", ""):
+            if type(error).__name__ == "NoSuchOption":  # typer shows only its base class
                 from sfkt_cli.settings.config import section_fields
 
-                end = option.lstrip("-").replace("-", "_")
+                end = getattr(error, "option_name", "").lstrip("-").replace("-", "_")
                 names = [name for name in section_fields() if name.rpartition(".")[2] == end]
                 own = [name for name in names if name.startswith(f"{ctx.invoked_subcommand}.")]
                 meant = [f"--set {name}=VALUE" for name in (own or names)[:3]]

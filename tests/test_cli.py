@@ -98,6 +98,8 @@ def test_wrong_usage_is_2_and_errors_are_1(capsys: pytest.CaptureFixture[str]) -
     assert sfkt("bridge", "--gpu", "1", "--nosuch") == 2
     assert sfkt("prepare") == 2
     capsys.readouterr()
+    assert sfkt("bridge", "--seed") == 2
+    assert "Did you mean" not in capsys.readouterr().err, "the option is right"
     for arguments, expected in (
         (["bridge"], "first run `sfkt prepare NAME`"),
         (["transfer", "--run", "runs/x"], "first run `sfkt prepare NAME`"),
