@@ -5,26 +5,49 @@ the same command goes on. The stages are imported inside the commands: ``--help`
 """
 
 import errno
-import functools
 import io
 import json
 import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
+from typer import Argument, Option
+from typer.core import TyperGroup
 
 from sfkt_cli import __version__
 from sfkt_cli.console import event, output, speak_json, tell
 from sfkt_cli.errors import STOPPED, Interrupted, SfktError, on_stop
-from sfkt_cli.settings.options import SETTINGS, STAGE, TRAINING, Options, Verbosity, shared_options
+from sfkt_cli.settings.options import SETTINGS, STAGE, TRAINING, Options, shared_options
+
+
+class _Program(TyperGroup):
+    """Points from an option that is none, such as ``--epochs``, to the setting of that name."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if type(error).__name__ == "NoSuchOption":  # typer shows only its base class
+                from sfkt_cli.settings.config import section_fields
+
+                end = getattr(error, "option_name", "").lstrip("-").replace("-", "_")
+                names = [name for name in section_fields() if name.rpartition(".")[2] == end]
+                own = [name for name in names if name.startswith(f"{ctx.invoked_subcommand}.")]
+                meant = [f"--set {name}=VALUE" for name in (own or names)[:3]]
+                hint = f". Did you mean {' or '.join(meant)}?" if meant else ""
+                error.message += hint  # type: ignore[attr-defined]
+            raise
+
 
 app = typer.Typer(
+    cls=_Program,
     help="Turn an RGB classifier into a depth, near-infrared or thermal one, "
     "without its training images and without labels.",
     epilog="Example: sfkt run",
@@ -42,14 +65,22 @@ Result = Mapping[str, Any]  # what a command found: the last line of ``--json``
 
 
 def _stage(stage: str, options: Options, **given: Any) -> Result:
-    """Run a stage, or with ``--dry-run`` say what it would do."""
+    """Run a stage, or ``run`` all, or with ``--dry-run`` say what that would do.
+
+    Where models are trained, process 0 of torchrun or SLURM runs the stage, and the others follow.
+    All other commands run alone, whatever variables a launcher left in the environment.
+    """
     if options.dry_run:
         from sfkt_cli.dry_run import dry_run
 
         return dry_run(stage, options, download=given.get("download", False))
     from sfkt_cli.pipeline import run_stage
 
-    return run_stage(stage, options, **given)
+    if stage in ("prepare", "evaluate"):
+        return run_stage(stage, options, **given)
+    from sfkt_cli.distributed import together
+
+    return together(lambda: run_stage(stage, options)) or {}
 
 
 def _datasets(begun: str) -> list[str]:
@@ -66,19 +97,17 @@ def _methods(begun: str) -> list[str]:
 
 DatasetName = Annotated[
     str | None,
-    typer.Argument(
+    Argument(
         help="Data set: synthetic, rgb-nir, nyu-depth, sun-rgbd, folders, ...",
         autocompletion=_datasets,
     ),
 ]
-Root = Annotated[
-    Path | None, typer.Option(help="Folder or file of the archive; default: data/NAME.")
-]
+Root = Annotated[Path | None, Option(help="Folder or file of the archive; default: data/NAME.")]
 Method = Annotated[
     str | None,
-    typer.Option(help="Transfer method, such as tgkt, shot or distill.", autocompletion=_methods),
+    Option(help="Transfer method, such as tgkt, shot or distill.", autocompletion=_methods),
 ]
-Sensor = Annotated[str | None, typer.Option(help="SUN RGB-D: kv1, kv2, realsense or xtion.")]
+Sensor = Annotated[str | None, Option(help="SUN RGB-D: kv1, kv2, realsense or xtion.")]
 
 
 def _print_version(version: bool) -> None:
@@ -87,30 +116,11 @@ def _print_version(version: bool) -> None:
         raise typer.Exit
 
 
-def _shared_by_processes(command: Callable[..., Result]) -> Callable[..., Result]:
-    """A command that trains: under torchrun or SLURM process 0 runs it, and the others follow.
-
-    All other commands run alone, whatever variables a launcher left in the environment.
-    """
-
-    @functools.wraps(command)
-    def called(options: Options, **given: Any) -> Result:
-        if options.dry_run:
-            return command(options, **given)
-        from sfkt_cli.distributed import together
-
-        return together(lambda: command(options, **given)) or {}
-
-    return called
-
-
 @app.callback()
 def _sfkt(
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
-        ),
+        Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
     del version
@@ -123,11 +133,11 @@ def prepare(
     name: DatasetName = None,
     root: Root = None,
     download: Annotated[
-        bool, typer.Option("--download", help="First download the archive into the folder --root.")
+        bool, Option("--download", help="First download the archive into the folder --root.")
     ] = False,
     accept_licence: Annotated[
         bool,
-        typer.Option("--accept-licence", help="Accept the data set's licence without being asked."),
+        Option("--accept-licence", help="Accept the data set's licence without being asked."),
     ] = False,
     source_sensor: Sensor = None,
     target_sensor: Sensor = None,
@@ -136,19 +146,24 @@ def prepare(
 
     source.h5 is for source, transfer.h5 for bridge and transfer, test.h5 for evaluate alone.
     """
-    from sfkt_cli.settings.resolve import is_typed
+    from sfkt_cli.settings.config import merge
+    from sfkt_cli.settings.resolve import typed_settings
 
-    if name is None and not is_typed(options, "dataset"):
+    if name is None and "dataset" not in merge(*typed_settings(options).values()):
         raise typer.BadParameter("which data set? For example: sfkt prepare synthetic")
-    sensors = {"source_sensor": source_sensor, "target_sensor": target_sensor}
-    options = options.with_flags({f"sun_rgbd.{field}": value for field, value in sensors.items()})
-    options = options.with_flags(_archive(name, root))
+    options = options.with_flags(
+        {
+            "dataset": name,
+            "prepare.root": root,
+            "sun_rgbd.source_sensor": source_sensor,
+            "sun_rgbd.target_sensor": target_sensor,
+        }
+    )
     return _stage("prepare", options, download=download, accept_licence=accept_licence)
 
 
 @app.command(epilog="Example: sfkt source --set source.epochs=30")
 @shared_options(*TRAINING)
-@_shared_by_processes
 def source(options: Options) -> Result:
     """Train the RGB source model, or import yours."""
     return _stage("source", options)
@@ -156,7 +171,6 @@ def source(options: Options) -> Result:
 
 @app.command(epilog="Example: sfkt bridge --gpus 2")
 @shared_options(*TRAINING)
-@_shared_by_processes
 def bridge(options: Options) -> Result:
     """Train the translator and write the translated target images."""
     return _stage("bridge", options)
@@ -164,7 +178,6 @@ def bridge(options: Options) -> Result:
 
 @app.command(epilog="Example: sfkt transfer --method shot")
 @shared_options(*TRAINING)
-@_shared_by_processes
 def transfer(options: Options, method: Method = None) -> Result:
     """Train the student, the classifier for the target sensor."""
     return _stage("transfer", options.with_flags({"transfer.method": method}))
@@ -176,9 +189,7 @@ def evaluate(
     options: Options,
     report: Annotated[
         Path | None,
-        typer.Option(
-            help="Also write the report here; the suffix (md, html, json, tex) is its format."
-        ),
+        Option(help="Also write the report here; the suffix (md, html, json, tex) is its format."),
     ] = None,
 ) -> Result:
     """Measure every model of the run; write tables and pictures."""
@@ -187,24 +198,17 @@ def evaluate(
 
 @app.command(epilog="Example: sfkt run my.yaml --set seed=1")
 @shared_options(*TRAINING)
-@_shared_by_processes
 def run(
     options: Options,
     file: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="[CONFIG.yaml]", help="Settings; default: those of the built-in demo."
-        ),
+        Argument(metavar="[CONFIG.yaml]", help="Settings; default: those of the built-in demo."),
     ] = None,
 ) -> Result:
     """Run every stage that is not finished, and print the table."""
-    from sfkt_cli.dry_run import dry_run_all
-    from sfkt_cli.pipeline import outcome, run_all
-
     if file is not None and options.config is not None:
         raise typer.BadParameter("give the settings once: sfkt run CONFIG.yaml")
-    options = replace(options, config=file or options.config)
-    return dry_run_all(options) if options.dry_run else outcome("evaluate", run_all(options))
+    return _stage("run", replace(options, config=file or options.config))
 
 
 @app.command(epilog="Example: sfkt benchmark compare.yaml --processes 2")
@@ -213,16 +217,14 @@ def benchmark(
     options: Options,
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[CONFIG.yaml]", help="What to compare; default: a small demo."),
+        Argument(metavar="[CONFIG.yaml]", help="What to compare; default: a small demo."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder to write; default: `output` in the file.")
+        Path | None, Option(help="Folder to write; default: `output` in the file.")
     ] = None,
     processes: Annotated[
         int,
-        typer.Option(
-            min=0, help="Stages that run at once, each in a new process; 0: all in this one."
-        ),
+        Option(min=0, help="Stages that run at once, each in a new process; 0: all in this one."),
     ] = 1,
 ) -> Result:
     """Compare methods over seeds, data sets and settings.
@@ -241,39 +243,35 @@ def export(
     method: Method = None,
     formats: Annotated[
         list[str] | None,
-        typer.Option(
-            "--format", help="onnx, pt2 or safetensors; default: all that can be written here."
-        ),
+        Option("--format", help="onnx, pt2 or safetensors; default: all that can be written here."),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder to write; default: <run>/export.")
-    ] = None,
+    output: Annotated[Path | None, Option(help="Folder to write; default: <run>/export.")] = None,
     input_size: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="HEIGHTxWIDTH",
             help="Size of the sensor's images; the file then also crops and resizes.",
         ),
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             help="Precision of ONNX files: fp32 (default), fp16, int8; may be given several times."
         ),
     ] = None,
     input_type: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Type of the input: float32 for runtimes without uint16; default: the sensor's."
         ),
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of images that the files take at once; default: any."),
+        Option(min=1, help="Number of images that the files take at once; default: any."),
     ] = None,
     benchmark: Annotated[
         bool,
-        typer.Option("--benchmark", help="Time PyTorch, onnxruntime and OpenVINO, fp32 and int8."),
+        Option("--benchmark", help="Time PyTorch, onnxruntime and OpenVINO, fp32 and int8."),
     ] = False,
 ) -> Result:
     """Write the models as files that run without this program.
@@ -306,33 +304,31 @@ def predict(
     options: Options,
     images: Annotated[
         list[str],
-        typer.Argument(
+        Argument(
             help="Target images: files, folders, patterns, or - for a list on stdin; or one video "
             "file, camera number or address (rtsp://...)."
         ),
     ],
     output: Annotated[
-        Path, typer.Option(help="File to write, .csv or .jsonl; - for CSV on standard output.")
+        Path, Option(help="File to write, .csv or .jsonl; - for CSV on standard output.")
     ] = Path("predictions.csv"),
     method: Method = None,
     model: Annotated[
         Path | None,
-        typer.Option(help="Exported student (folder or ONNX file) to use instead of a run's."),
+        Option(help="Exported student (folder or ONNX file) to use instead of a run's."),
     ] = None,
-    top_k: Annotated[
-        int, typer.Option(min=1, help="Number of classes to list for each image.")
-    ] = 1,
+    top_k: Annotated[int, Option(min=1, help="Number of classes to list for each image.")] = 1,
     threshold: Annotated[
         float,
-        typer.Option(
+        Option(
             min=0, max=1, help="Call less probable classes, and images with a warning, unknown."
         ),
     ] = 0.0,
     save_images: Annotated[
-        Path | None, typer.Option(help="Folder in which to save each image with its class below.")
+        Path | None, Option(help="Folder in which to save each image with its class below.")
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Watch the folders for new images until Ctrl-C.")
+        bool, Option("--follow", help="Watch the folders for new images until Ctrl-C.")
     ] = False,
 ) -> Result:
     """Classify images of the target sensor with the run's student."""
@@ -361,14 +357,13 @@ def inspect(
     options: Options,
     file: Annotated[
         Path | None,
-        typer.Argument(help="A prepared file; default: transfer.h5 of the run used last."),
+        Argument(help="A prepared file; default: transfer.h5 of the run used last."),
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "--out", help="PNG to write; default: beside the file."),
+        Path | None, Option("--output", "--out", help="PNG to write; default: beside the file.")
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read every row and compare the checksums.")
+        bool, Option("--verify", help="Read every row and compare the checksums.")
     ] = False,
 ) -> Result:
     """Show what a prepared file holds and what looks wrong in it."""
@@ -387,7 +382,8 @@ def classes(options: Options, name: DatasetName = None, root: Root = None) -> Re
     from sfkt_cli.data.splits import list_class_rows
     from sfkt_cli.settings.resolve import resolve
 
-    config = resolve(options.with_flags(_archive(name, root)), "prepare", new_run=True).config
+    options = options.with_flags({"dataset": name, "prepare.root": root})
+    config = resolve(options, "prepare", new_run=True).config
     rows = list_class_rows(config.classes, read_archive(config))
     output("role\timages\tpairs\tgroups\tclass")
     for row in rows:
@@ -409,7 +405,7 @@ def config_show(options: Options) -> Result:
 @config_app.command("check", epilog="Example: sfkt config check my.yaml")
 @shared_options()
 def config_check(
-    options: Options, file: Annotated[Path, typer.Argument(help="YAML file with settings.")]
+    options: Options, file: Annotated[Path, Argument(help="YAML file with settings.")]
 ) -> Result:
     """Check a configuration file and name all its problems at once."""
     from sfkt_cli.pipeline import check_file
@@ -425,7 +421,7 @@ def config_check(
 @config_app.command("init", epilog="Example: sfkt config init nyu-depth > my.yaml")
 @shared_options()
 def config_init(
-    options: Options, name: Annotated[str, typer.Argument(help="Data set.")] = "synthetic"
+    options: Options, name: Annotated[str, Argument(help="Data set.")] = "synthetic"
 ) -> Result:
     """Print a commented configuration file for a data set."""
     from sfkt_cli.settings.resolve import commented_yaml
@@ -455,17 +451,13 @@ def doctor(
     options: Options,
     verify: Annotated[
         Path | None,
-        typer.Option(help="Run whose files are read and compared with their checksums."),
+        Option(help="Run whose files are read and compared with their checksums."),
     ] = None,
 ) -> Result:
     """Say what this machine has, what is missing, and what helps."""
     from sfkt_cli.stages.doctor import doctor
 
     return doctor(verify)
-
-
-def _archive(name: str | None, root: Path | None) -> dict[str, str | None]:
-    return {"dataset": name, "prepare.root": None if root is None else str(root)}
 
 
 def main() -> None:
@@ -500,7 +492,7 @@ def main() -> None:
             event("error", message=message or f"{type(error).__name__}: {error}", exit_code=code)
             if message is None:
                 raise
-            if Verbosity.tracebacks:
+            if "--verbose" in sys.argv:
                 tell(traceback.format_exc().rstrip())
             if message:
                 tell(f"sfkt: {message}")

@@ -52,11 +52,6 @@ class _StandardError:
     def isatty(self) -> bool:
         return self._now is not None and not self._now.closed and self._now.isatty()
 
-    def fileno(self) -> int:
-        if self._now is None:
-            raise OSError("standard error is closed")
-        return self._now.fileno()
-
 
 _errors = _StandardError()
 console = Console(file=cast(TextIO, _errors), highlight=False, soft_wrap=True)
@@ -94,7 +89,7 @@ def quieten(quiet: bool) -> None:
 
 
 def speak_json(enabled: bool) -> None:
-    """Whether events go to standard output."""
+    """Send events to standard output, or no longer."""
     _spoken.json = enabled
 
 
@@ -112,16 +107,16 @@ def mute() -> None:
 def say(message: str) -> None:
     """Print one message, without markup; on a terminal broken between words."""
     message = printable(message)
-    wrapped = _broken(message, console.width) if console.is_terminal else message
-    console.print(wrapped, markup=False)
+    shown = _broken(message, console.width) if console.is_terminal else message
+    console.print(shown, markup=False)
     log(message)
 
 
 def warn(message: str) -> None:
     """Print one warning."""
     message = printable(message)
-    wrapped = _broken(message, console.width - 9) if _warnings.is_terminal else message
-    _warnings.print(f"warning: {wrapped}", style="yellow", markup=False)
+    shown = _broken(message, console.width - 9) if _warnings.is_terminal else message
+    _warnings.print(f"warning: {shown}", style="yellow", markup=False)
     log(f"warning: {message}")
     event("warning", message=message)
 
@@ -219,11 +214,8 @@ def _broken(message: str, width: int) -> str:
     """Lines that are too long broken between fields (two spaces) or words, the rest set in."""
     lines: list[str] = []
     for line in message.split("\n"):
-        if len(line) <= width:
-            lines.append(line)
-            continue
         gap = "  " if "  " in line.strip() else " "
-        first, *others = line.split(gap)
+        first, *others = line.split(gap) if len(line) > width else [line]
         lines.append(first)
         for word in others:
             if len(lines[-1]) + len(gap) + len(word) <= width or not lines[-1].strip():
@@ -260,18 +252,18 @@ class Tracker:
         self.counted += count
         self.steps += steps
         now = time.monotonic()
-        if self.bar is None and now - self.last_line >= self.line_s:
+        if self.bar is not None:
+            rate = self.counted / max(now - self.started, 1e-9)
+            both = "  ".join(filter(None, (note, self.note)))
+            speed = f"{rate:,.0f} {self.unit}/s"
+            self.bar.update(self.bar.task_ids[0], advance=steps, rate=speed, note=both)
+        elif now - self.last_line >= self.line_s:
             self.last_line = now
             text = f"{self.steps:,} {self.unit}"
             if self.total is not None:
                 left_s = (now - self.started) / self.steps * (self.total - self.steps)
                 text = f"{self.steps:,} of {self.total:,} {self.unit}  {duration(left_s)} left"
             self.report(text)
-        if self.bar is not None:
-            rate = self.counted / max(now - self.started, 1e-9)
-            both = "  ".join(filter(None, (note, self.note)))
-            speed = f"{rate:,.0f} {self.unit}/s"
-            self.bar.update(self.bar.task_ids[0], advance=steps, rate=speed, note=both)
 
     def report(self, message: str) -> None:
         """Print a line that stays."""

@@ -38,7 +38,6 @@ from sfkt_cli.console import console, mute, quieten, say, speak_json, speaks_jso
 from sfkt_cli.errors import (
     STOPPED,
     ConfigError,
-    DataError,
     Interrupted,
     RunError,
     SfktError,
@@ -50,9 +49,7 @@ from sfkt_cli.settings.config import Config, RuntimeConfig, as_dict, build
 from sfkt_cli.settings.runs import Run, call_stage
 
 SHUTDOWN_SECONDS = 45  # seconds that processes have to save their state before they are killed
-MENDABLE: dict[str, type[SfktError]] = {
-    kind.__name__: kind for kind in (ConfigError, DataError, RunError)
-}
+MENDABLE = {kind.__name__: kind for kind in SfktError.__subclasses__()}
 LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out")
 """Parts of the messages of exchanges whose other side went away."""
 _END = "end"
@@ -185,7 +182,7 @@ def launch(name: str, config: Config, run: Run) -> None:
     _start(job, count)
 
 
-def _agree(verdict: str) -> str:
+def _agree(verdict: bool) -> bool:
     """The verdict of process 0, in all of them."""
     verdicts = [verdict]
     distributed.broadcast_object_list(verdicts, src=0)

@@ -1,7 +1,7 @@
 """`--dry-run`: what a stage would read, do and write, how long it takes and how large it gets.
 
 Training stages do all that they do up to the training. Models look at a few images that stand for
-all, and :func:`sfkt_cli.training.loop.fit` times one step. Nothing is written into the run.
+all, and :class:`sfkt_cli.training.loop.Training` times one step. Nothing is written into the run.
 """
 
 import math
@@ -25,11 +25,13 @@ REPORT_BYTES = 3 * 2**20  # about what ``evaluate`` writes
 
 
 def dry_run(stage: str, options: Options, *, download: bool = False) -> dict[str, Any]:
-    """Say what one stage would do; for ``bridge`` also what ``source`` would do before it.
+    """Say what one stage, or all (``run``), would do; for ``bridge`` also ``source`` before it.
 
     Raises:
         SfktError: The stage itself would raise this error.
     """
+    if stage == "run":
+        return dry_run_all(options)
     if stage == "transfer":
         options = with_possible_method(options)
     settings = resolve(options, stage, new_run=stage == "prepare")

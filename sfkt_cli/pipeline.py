@@ -14,6 +14,7 @@ from sfkt_cli.settings.config import (
     build,
     listed,
     merge,
+    nested,
     pick,
     problems_of,
     read_yaml,
@@ -29,10 +30,17 @@ def settings_of(stage: str, options: Options, *, new_run: bool = False) -> Setti
 
     ``new_run``: the command also works without a prepared run.
     """
-    settings = resolve(options, stage, new_run=new_run and not has_run(options))
-    if settings.run.finished("prepare") and not options.dry_run:
+    settings = _resolved(stage, options, new_run=new_run and not has_run(options))
+    if settings.run.finished("prepare"):
         remember_run(settings.run)
-    _tell(stage, options, settings)
+    return settings
+
+
+def _resolved(stage: str, options: Options, *, new_run: bool) -> Settings:
+    """The settings of a stage; with ``--verbose`` they are told."""
+    settings = resolve(options, stage, new_run=new_run)
+    if options.verbose:
+        say(f"{stage}: run {settings.run.folder}\n{show(settings, defaults=False)}")
     return settings
 
 
@@ -45,17 +53,14 @@ def run_prepare(options: Options, *, download: bool = False, accept_licence: boo
     from sfkt_cli.data.readers import archive_root
     from sfkt_cli.stages.prepare import prepare
 
-    settings = resolve(options, "prepare", new_run=True)
-    _tell("prepare", options, settings)
+    settings = _resolved("prepare", options, new_run=True)
+    config, run = settings.config, settings.run
     if download:
-        fetch(
-            settings.config.dataset,
-            archive_root(settings.config),
-            lambda: accept_licence or confirmed("Accept this?"),
-        )
-    prepare(settings.config, settings.run)
-    remember_run(settings.run)
-    return settings.run
+        folder = archive_root(config)
+        fetch(config.dataset, folder, lambda: accept_licence or confirmed("Accept this?"))
+    prepare(config, run)
+    remember_run(run)
+    return run
 
 
 def train(stage: str, options: Options) -> dict[str, Any]:
@@ -98,30 +103,25 @@ def with_possible_method(options: Options) -> Options:
     return options.with_flags({"transfer.method": "shot"})
 
 
-def run_evaluate(options: Options, report: Path | None = None) -> Run:
-    """Run ``evaluate``."""
+def run_evaluate(options: Options, report: Path | None = None) -> dict[str, Any]:
+    """Run ``evaluate`` and tell what came of it, its rows, too."""
+    from sfkt_cli.evaluation.report import read_results
     from sfkt_cli.stages.evaluate import evaluate
 
     settings = settings_of("evaluate", options)
     evaluate(settings.config, settings.run, report)
-    return settings.run
+    return settings.run.outcome("evaluate") | read_results(settings.run).model_dump(mode="json")
 
 
 def run_stage(stage: str, options: Options, **given: Any) -> dict[str, Any]:
-    """Run one stage and tell what came of it; ``given`` are its own options."""
+    """Run one stage, or all (``run``), and tell what came of it; ``given`` are its own options."""
+    if stage == "run":
+        return run_all(options)
     if stage == "prepare":
-        return outcome(stage, run_prepare(options, **given))
+        return run_prepare(options, **given).outcome(stage)
     if stage == "evaluate":
-        return outcome(stage, run_evaluate(options, **given))
+        return run_evaluate(options, **given)
     return train(stage, options)
-
-
-def outcome(stage: str, run: Run) -> dict[str, Any]:
-    """What a finished stage found and wrote; of ``evaluate`` also the rows."""
-    from sfkt_cli.evaluation.report import read_results
-
-    results = read_results(run).model_dump(mode="json") if stage == "evaluate" else {}
-    return {**run.outcome(stage), **results}
 
 
 def run_benchmark(
@@ -131,20 +131,29 @@ def run_benchmark(
     from sfkt_cli.benchmark.plan import read_plan
     from sfkt_cli.benchmark.run import benchmark, dry_run
 
-    plan = read_plan(file)
+    try:
+        plan = read_plan(file)
+    except ConfigError:
+        sections = {*nested(read_yaml(file))} if file and file.is_file() else set()
+        if sections and sections <= {*Config.model_fields}:
+            raise ConfigError(
+                f"{file} holds the settings of one run, not what to compare: start it with "
+                f"`sfkt run {file}`"
+            ) from None
+        raise
     overrides = merge(*typed_settings(options).values())
     folder = output or plan.output
     if options.dry_run:
         return dry_run(plan, folder, overrides)
-    changes = [f"--set {text}" for text in options.assignments]
+    changes = [f"--set {text}" for text in options.assignments or []]
     command = " ".join(["sfkt benchmark", *([str(file)] if file else []), *changes])
     benchmark(plan, folder, processes=processes, overrides=overrides, command=command)
     tables: dict[str, Any] = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
     return {"folder": folder, **tables}
 
 
-def run_all(options: Options) -> Run:
-    """Run every stage in order; finished ones say so and are left out."""
+def run_all(options: Options) -> dict[str, Any]:
+    """Run every stage in order; finished ones say so and are left out. Tells what came of it."""
     run = run_prepare(options)
     options = replace(options, run=run.folder)
     train("source", options)
@@ -175,8 +184,3 @@ def check_file(path: Path) -> dict[str, Any]:
     values, defaults = as_dict(build(written)), as_dict(Config())
     names = [name for name in section_fields() if pick(values, name) != pick(defaults, name)]
     return {name: pick(values, name) for name in names}
-
-
-def _tell(stage: str, options: Options, settings: Settings) -> None:
-    if options.verbose:
-        say(f"{stage}: run {settings.run.folder}\n{show(settings, defaults=False)}")

@@ -98,6 +98,8 @@ def test_wrong_usage_is_2_and_errors_are_1(capsys: pytest.CaptureFixture[str]) -
     assert sfkt("bridge", "--gpu", "1", "--nosuch") == 2
     assert sfkt("prepare") == 2
     capsys.readouterr()
+    assert sfkt("bridge", "--seed") == 2
+    assert "Did you mean" not in capsys.readouterr().err, "the option is right"
     for arguments, expected in (
         (["bridge"], "first run `sfkt prepare NAME`"),
         (["transfer", "--run", "runs/x"], "first run `sfkt prepare NAME`"),
@@ -240,7 +242,7 @@ def test_several_models_of_ones_own_need_no_source_data(
 
 
 def test_flag_beats_set_beats_file_beats_run_beats_default() -> None:
-    Path("file.yaml").write_text("seed: 2\nbridge: {epochs: 2}\nsource: {epochs: 2}\n")
+    Path("file.yaml").write_text("seed: 2\nbridge: {epochs: 2}\nsource.epochs: 2\n")
     run = Run(Path("runs/synthetic"))
     before = {"seed": 1, "bridge": {"epochs": 1}, "source": {"epochs": 1}, "image_size": 64}
     run.path("prepare").mkdir(parents=True)
@@ -250,8 +252,9 @@ def test_flag_beats_set_beats_file_beats_run_beats_default() -> None:
         Options(
             run=run.folder,
             config=Path("file.yaml"),
-            assignments=("seed=3", "bridge.epochs=3"),
-            flags={"seed": 4, "runtime.gpus": None},
+            assignments=["seed=3", "bridge.epochs=3"],
+            seed=4,
+            flags={"transfer.method": None},
         ),
         "bridge",
     )
@@ -284,7 +287,7 @@ def test_the_run_used_last_is_left_for_another_data_set() -> None:
     Path("runs/current").write_text("runs/mine\n")
     assert resolve(Options(), "bridge").run.folder == Path("runs/mine")
     for dataset, folder in (("synthetic", "runs/mine"), ("nyu-depth", "runs/nyu-depth")):
-        options = Options(assignments=(f"dataset={dataset}",))
+        options = Options(assignments=[f"dataset={dataset}"])
         assert resolve(options, "bridge").run.folder == Path(folder)
 
 

@@ -199,6 +199,46 @@ MISTAKES = [
     Mistake("no data set", "prepare", ("which data set",), code=2),
     Mistake("unknown command", "trian", ("trian", "Did you mean"), code=2),
     Mistake("unknown option", "bridge --epoch 3", ("--epoch",), code=2),
+    Mistake("setting as an option", "bridge --epochs 3", ("--set bridge.epochs=VALUE",), code=2),
+    Mistake(
+        "setting of no stage as an option",
+        "evaluate --batch-size=3",
+        ("Did you mean --set runtime.batch_size=VALUE?",),
+        code=2,
+    ),
+    Mistake(
+        "setting without its section",
+        "bridge --run run --set epochs=3",
+        ("did you mean bridge.epochs?",),
+    ),
+    Mistake(
+        "method's setting without its section",
+        "transfer --run run --method socket --set beta_im=3",
+        ("did you mean socket.beta_im?",),
+    ),
+    Mistake(
+        "no list", "prepare folders --set classes.tr=bowl", ("list", "--set 'classes.tr=[bowl]'")
+    ),
+    Mistake("section for a setting", "bridge --run run --set bridge=3", ("such as bridge.",)),
+    Mistake(
+        "wrong values in a file and beside it",
+        "bridge --run run --config my.yml --set seed=-1",
+        ("my.yml: setting bridge.epochs = 0", "  setting seed = -1"),
+        text_file("my.yml", "bridge: {epochs: 0}"),
+    ),
+    Mistake(
+        "wrong value in a file",
+        "run --config my.yml",
+        ("my.yml: unknown setting bridge.epoch",),
+        text_file("my.yml", "bridge: {epoch: 3}"),
+    ),
+    Mistake(
+        "a run for a benchmark",
+        "benchmark my.yml",
+        ("my.yml", "settings of one run", "`sfkt run my.yml`"),
+        text_file("my.yml", "bridge.epochs: 3\nseed: 1"),
+    ),
+    Mistake("misspelled run", "bridge --run rn", ("rn/prepare", "did you mean --run run?")),
     Mistake(
         "unknown setting",
         "bridge --run run --set bridge.epoch=3",

@@ -180,7 +180,7 @@ def look_for_collapse(evaluation: Evaluation) -> None:
     for method, outcome in evaluation.outcomes.items():
         if not method.startswith("source-"):
             logits = _logits(outcome.probabilities["target"])
-            warn_of_collapse(logits, evaluation.classes, method, "TR target images", "evaluate")
+            warn_of_collapse(logits, evaluation.classes, method, "evaluate")
 
 
 def without_labels(probabilities: Numbers) -> dict[str, float]:

@@ -33,6 +33,11 @@ Modality = Literal["depth", "nir", "thermal", "other"]
 EncodingName = Literal[
     "auto", "window", "relative", "colormap", "shading", "normals", "hha", "linear", "standardised"
 ]
+LabelFree = Literal[
+    "ti_closeness", "ti_rank", "ti_agreement", "ti_kappa", "tr_information", "tr_density",
+    "tr_mirror",
+]  # fmt: skip
+"""Scores that may choose an epoch, larger is better."""
 Sensor = Literal["kv1", "kv2", "realsense", "xtion"]
 
 
@@ -195,17 +200,7 @@ class TrainingConfig(Section):
     """Share of the TI pairs that training uses; the number of steps stays the same."""
     shuffle_pairs: bool = False
     """A check for sceptics: in training, each TI image gets the partner of another pair."""
-    select: Literal[
-        "auto",
-        "last",
-        "ti_closeness",
-        "ti_rank",
-        "ti_agreement",
-        "ti_kappa",
-        "tr_information",
-        "tr_density",
-        "tr_mirror",
-    ] = "auto"
+    select: Literal["auto", "last", LabelFree] = "auto"
     """Label-free score that chooses the epoch that bridge and transfer keep; auto: ti_closeness for
     the bridge, the last epoch for the student."""
     patience: int = Field(0, ge=0, le=100_000)
@@ -597,18 +592,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:  # may be a pipe, such as `--config <(...)`
             content = file.read(MAX_YAML_BYTES + 1)
-        text = content.decode()
+        if len(content) > MAX_YAML_BYTES:
+            raise ConfigError(
+                f"configuration file {path} has more than {MAX_YAML_BYTES:,} bytes: give a YAML "
+                "file of settings"
+            )
+        values = yaml.load(content.decode(), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"configuration file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration file {path} cannot be read: {error}") from None
-    if len(content) > MAX_YAML_BYTES:
-        raise ConfigError(
-            f"configuration file {path} has more than {MAX_YAML_BYTES:,} bytes: give a YAML file "
-            "of settings"
-        )
-    try:
-        values = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"configuration file {path} is not valid YAML: {error}") from None
     if values is None:
@@ -668,20 +661,23 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def build(*layers: Mapping[str, Any]) -> Config:
-    """Validate nested settings, later ones over earlier; raises one ConfigError for all."""
+def build(*layers: Mapping[str, Any], stage: str = "") -> Config:
+    """Validate nested settings, later ones over earlier; raises one ConfigError for all.
+
+    ``stage``: whose settings are meant first where a name is unknown.
+    """
     try:
         return Config.model_validate(merge(*map(nested, layers)))
     except ValidationError as error:
-        raise ConfigError(listed(explained(error))) from None
+        raise ConfigError(listed(explained(error, stage=stage))) from None
 
 
-def problems_of(values: Mapping[str, Any]) -> list[str]:
+def problems_of(values: Mapping[str, Any], stage: str = "") -> list[str]:
     """All problems of nested settings, with the nearest valid names."""
     try:
         Config.model_validate(nested(values))
     except ValidationError as error:
-        return explained(error)
+        return explained(error, stage=stage)
     return []
 
 
@@ -722,13 +718,19 @@ def explained(
     error: ValidationError,
     names: Sequence[str] = (),
     otherwise: str = "`sfkt config show` lists all settings",
+    stage: str = "",
 ) -> list[str]:
     """A line a user can act on for each of pydantic's problems.
 
-    An unknown setting may have been meant to be one of ``names`` (empty: those of Config);
-    ``otherwise`` is the hint where none of them is near.
+    An unknown setting may have been meant to be one of ``names`` (empty: those of Config), rather
+    of the section of ``stage``; ``otherwise`` is the hint where none of them is near.
     """
-    names = names or [*section_fields(), *Config.model_fields]
+    # The last of several whose ends are alike is taken.
+    sections = stage.split("/")
+    names = sorted(
+        names or [*section_fields(), *Config.model_fields],
+        key=lambda name: name.partition(".")[0] in sections,
+    )
     return [_explain(problem, names, otherwise) for problem in error.errors(include_url=False)]
 
 
@@ -743,9 +745,10 @@ def _explain(problem: Any, names: Sequence[str], otherwise: str) -> str:
     if problem["type"] == "extra_forbidden":
         last, dotted = where.rpartition(".")[2], any("." in name for name in names)
         near = difflib.get_close_matches(where if dotted else last, names, n=1, cutoff=0.5)
-        if not near:
-            tails = {name.rpartition(".")[2]: name for name in names}
-            near = [tails[t] for t in difflib.get_close_matches(last, tails, n=1, cutoff=0.6)]
+        if not near or "." not in where:
+            ends = {name.rpartition(".")[2]: name for name in names}
+            alike = difflib.get_close_matches(last, ends, n=1, cutoff=0.6)
+            near = [ends[end] for end in alike] or near
         hint = f"did you mean {near[0]}?" if near else otherwise
         return f"unknown setting {where} = {value}: {hint}"
     if problem["type"] == "literal_error":
@@ -756,5 +759,11 @@ def _explain(problem: Any, names: Sequence[str], otherwise: str) -> str:
     if problem["type"] == "string_type":
         read = f"YAML reads it as {type(problem['input']).__name__}"
         return f"setting {where} = {value}: {read}: put it into quotes, as in ['001']"
+    if problem["type"] == "tuple_type":
+        example = f"{where}=[{str(problem['input'])[:60]}]"
+        return f"setting {where} = {value}: must be a list: write --set '{example}'"
+    if problem["type"] == "model_type":
+        field = next((name for name in names if name.startswith(f"{where}.")), where)
+        return f"setting {where} = {value}: {where} is a section: name its setting, such as {field}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"setting {where} = {value}: {message[:1].lower()}{message[1:]}"

@@ -11,10 +11,9 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from sfkt_cli.console import warn
-from sfkt_cli.errors import RunError
+from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.files import write_text
 from sfkt_cli.settings.config import (
     Config,
@@ -25,6 +24,7 @@ from sfkt_cli.settings.config import (
     nested,
     parse_assignments,
     pick,
+    problems_of,
     read_yaml,
     section_fields,
 )
@@ -46,13 +46,11 @@ class Settings:
 
     def origin(self, dotted: str) -> str:
         """Where a setting such as ``bridge.epochs`` came from; a run only if it differs."""
-        places = [
-            place for place, values in self.layers.items() if pick(values, dotted) is not None
-        ]
-        if places[-1:] == [str(self.run.folder)]:
-            usual = pick(as_dict(Config()), dotted)
-            return DEFAULT if pick(as_dict(self.config), dotted) == usual else places[-1]
-        return places[-1] if places else DEFAULT
+        for place, values in reversed(list(self.layers.items())):
+            if pick(values, dotted) is not None:
+                usual = pick(as_dict(self.config), dotted) == pick(as_dict(Config()), dotted)
+                return DEFAULT if usual and place == str(self.run.folder) else place
+        return DEFAULT
 
 
 def typed_settings(options: Options) -> dict[str, dict[str, Any]]:
@@ -61,16 +59,17 @@ def typed_settings(options: Options) -> dict[str, dict[str, Any]]:
     Raises:
         ConfigError: The file or an assignment cannot be read.
     """
-    return {
-        str(options.config): read_yaml(options.config) if options.config else {},
-        "--set": parse_assignments(options.assignments),
-        "flag": nested({name: v for name, v in options.flags.items() if v is not None}),
+    flags = {
+        "seed": options.seed,
+        "runtime.gpus": options.gpus,
+        "training.warm_start": options.warm_start,
+        **options.flags,
     }
-
-
-def is_typed(options: Options, dotted: str) -> bool:
-    """Whether the user gave a setting in the YAML file, by ``--set`` or by a flag."""
-    return any(pick(values, dotted) is not None for values in typed_settings(options).values())
+    return {
+        str(options.config): nested(read_yaml(options.config)) if options.config else {},
+        "--set": parse_assignments(options.assignments or []),
+        "flag": nested({name: value for name, value in flags.items() if value is not None}),
+    }
 
 
 def resolve(options: Options, stage: str, *, new_run: bool = False) -> Settings:
@@ -83,17 +82,26 @@ def resolve(options: Options, stage: str, *, new_run: bool = False) -> Settings:
         RunError: There is no run yet and the command cannot begin one.
     """
     typed = typed_settings(options)
-    typed_values = merge(*typed.values())
+
+    def built(*before: Mapping[str, Any]) -> Config:
+        try:
+            return build(*before, *typed.values(), stage=stage)
+        except ConfigError as error:
+            message = str(error)
+            for problem in problems_of(typed[str(options.config)], stage):
+                message = message.replace(problem, f"{options.config}: {problem}")
+            raise ConfigError(message) from None
+
     try:
-        run = find_run(options, typed_values.get("dataset"), new_run=new_run)
+        run = find_run(options, merge(*typed.values()).get("dataset"), new_run=new_run)
     except RunError:
-        build(typed_values)  # misspelled settings come first: they do not depend on the run
+        built()  # misspelled settings come first: they do not depend on the run
         raise
     if stage == "transfer":
-        before = run.remembered("transfer")
-        stage = f"transfer/{build(before, typed_values).transfer.method}"
-    layers = {str(run.folder): run.remembered(stage), **typed}
-    return Settings(build(*layers.values()), run, layers)
+        method = pick(merge(run.remembered(stage), *typed.values()), "transfer.method")
+        stage = f"transfer/{method or Config().transfer.method}"
+    remembered = run.remembered(stage)
+    return Settings(built(remembered), run, {str(run.folder): remembered, **typed})
 
 
 def find_run(options: Options, dataset: str | None, *, new_run: bool) -> Run:
@@ -173,19 +181,14 @@ def _section(values: BaseModel, left_out: set[str], indent: str) -> Iterator[str
     for name, field in type(values).model_fields.items():
         value = getattr(values, name)
         if not isinstance(value, BaseModel):
-            yield from _setting(name, field, as_dict(values)[name], indent)
+            meaning, kind = " ".join((field.description or "").split()), field.annotation
+            yield from _comment(f"{meaning} ({describe_type(kind)})", indent)
+            yield f"{indent}{name}: {one_line(as_dict(values)[name])}"
         elif name not in left_out:
             yield ""
             yield from _comment((type(value).__doc__ or "").strip(), indent)
             yield f"{indent}{name}:"
             yield from _section(value, left_out, indent + "  ")
-
-
-def _setting(name: str, field: FieldInfo, value: Any, indent: str) -> Iterator[str]:
-    described = " ".join((field.description or "").split())
-    kind = describe_type(field.annotation)
-    yield from _comment(f"{described} ({kind})" if described else kind, indent)
-    yield f"{indent}{name}: {one_line(value)}"
 
 
 def _comment(text: str, indent: str) -> list[str]:

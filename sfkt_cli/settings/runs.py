@@ -9,6 +9,7 @@
 """
 
 import contextlib
+import difflib
 import json
 import platform
 import shutil
@@ -50,7 +51,6 @@ from sfkt_cli.settings.config import (
 
 RUNS = Path("runs")
 LOG = "log.txt"
-_OPEN, _FINISHED = "open", "finished"
 _IN_PASSING = ("begun.json", "checkpoint")
 _HOW = ("stage", "settings", "inputs", "versions", "outputs")
 _OWN_CHECKSUM = (".h5", ".safetensors")
@@ -173,8 +173,8 @@ class Run:
     force: bool = False  # start finished or differently set stages anew
     dry: bool = False  # write nothing into the run folder
     main: bool = True  # whether this process writes; of several, one does
-    # The main process's verdict on a stage, for all of them (see :meth:`open`).
-    agree: Callable[[str], str] = str
+    # The main process's verdict, whether a stage is finished, for all of them (see :meth:`open`).
+    agree: Callable[[bool], bool] = bool
 
     def path(self, *parts: str) -> Path:
         """A path below the run folder."""
@@ -259,8 +259,20 @@ class Run:
         """
         lacking = _lacks(self.path(stage))
         if lacking:
-            raise RunError(f"{lacking}: first run `{command}`")
+            raise RunError(f"{lacking}: first run `{command}`{self._or_another()}")
         return self.path(stage)
+
+    def _or_another(self) -> str:
+        """A hint at the run that was meant, where this one does not exist; else nothing."""
+        if self.folder.exists():
+            return ""
+        runs = {
+            path.parent.name: path.parent
+            for folder in (RUNS, self.folder.parent)
+            for path in folder.glob("*/prepare")
+        }
+        near = [str(runs[name]) for name in difflib.get_close_matches(self.folder.name, runs)]
+        return f", or did you mean --run {' or '.join(near)}?" if near else ""
 
     def remembered(self, stage: str) -> dict[str, Any]:
         """Settings this run used before: the stage's own, else those of the stages above it.
@@ -310,11 +322,8 @@ class Run:
         of a command that could not begin. Of several processes the main one looks, locks and
         writes; the others wait for its verdict.
 
-        Args:
-            stage: Name of the folder, such as ``bridge`` or ``transfer/tgkt``.
-            config: The resolved settings.
-            inputs: Digest of each input, by name.
-            renew: Start anew if settings or inputs have changed, as cheap and derived stages do.
+        ``inputs`` are the digests of its inputs by name. With ``renew`` it starts anew if settings
+        or inputs have changed, as cheap and derived stages do.
 
         Raises:
             RunError: Another process works on the folder, or the stage was done or begun with
@@ -325,7 +334,7 @@ class Run:
         entered = Stage(stage, folder, config, stage_settings(stage, config), inputs)
         state = {"settings": entered.settings, "inputs": dict(inputs)}
         if not self.main:
-            yield None if self.agree("") == _FINISHED else entered
+            yield None if self.agree(False) else entered
             return
         if self.dry:
             if not self.force and _is_finished(stage, folder, state):
@@ -346,7 +355,7 @@ class Run:
             if _is_finished(stage, folder, state):
                 begun.unlink(missing_ok=True)  # left where the stage was killed just after the end
                 shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-                self.agree(_FINISHED)
+                self.agree(True)
                 console.event("skipped", stage=stage, folder=folder, reason="done already")
                 yield None
                 return
@@ -356,11 +365,13 @@ class Run:
                 (folder / "batch_size.json").unlink(missing_ok=True)
             write_record(begun, state)
             write_settings(folder / "config.yaml", to_yaml(config))
-            self.agree(_OPEN)
-            with console.stage_log(stage, folder / LOG):
-                _begin(folder, resumed)
-                with _forgetting_failures(stage, folder):
-                    yield entered
+            self.agree(False)
+            with console.stage_log(stage, folder / LOG), _forgetting_failures(stage, folder):
+                installed = " ".join(f"{name} {number}" for name, number in versions().items())
+                console.log(f"{'goes on' if resumed else 'begins'}: {' '.join(sys.argv)}")
+                console.log(f"{installed} on {platform.node()}, {platform.platform()}")
+                console.event("started", folder=folder, resumed=resumed)
+                yield entered
             if (folder / "done.json").is_file():
                 begun.unlink(missing_ok=True)
 
@@ -392,15 +403,11 @@ def stage_settings(stage: str, config: Config) -> dict[str, Any]:
     """The settings that decide what a stage writes, as dotted names."""
     values = as_dict(config)
     kind, _, method = stage.partition("/")
-    names = list(STAGE_FIELDS.get(kind, ()))
-    if kind == "prepare" and config.dataset in DATA_SECTIONS:
-        names.append(DATA_SECTIONS[config.dataset])
-    if section_of(method) in values:
-        names.append(section_of(method))
-    if kind == "bridge" and config.bridge.translator in values:
-        names.append(config.bridge.translator)
+    # A data set, a translator or a method may have a section of its own.
+    chosen = {"prepare": config.dataset, "bridge": config.bridge.translator}.get(kind, method)
+    own = [section_of(chosen)] if section_of(chosen) in values else []
     flat: dict[str, Any] = {}
-    for name in names:
+    for name in (*STAGE_FIELDS.get(kind, ()), *own):
         value = pick(values, name)
         section = isinstance(value, dict)
         flat |= {f"{name}.{k}": v for k, v in value.items()} if section else {name: value}
@@ -412,14 +419,6 @@ def versions() -> dict[str, str]:
     packages = ("torch", "torchvision", "numpy", "h5py", "pillow")
     installed = {name: metadata.version(name) for name in packages}
     return {"sfkt": __version__, "python": platform.python_version(), **installed}
-
-
-def _begin(folder: Path, resumed: bool) -> None:
-    """Begin the log with the command, the machine and the versions."""
-    installed = " ".join(f"{name} {version}" for name, version in versions().items())
-    console.log(f"{'goes on' if resumed else 'begins'}: {' '.join(sys.argv)}")
-    console.log(f"{installed} on {platform.node()}, {platform.platform()}")
-    console.event("started", folder=folder, resumed=resumed)
 
 
 def _outcome(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,14 +32,9 @@ from sfkt_cli.models.saving import (
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run, Stage
-from sfkt_cli.training.loop import Fitted, fit
+from sfkt_cli.training.loop import Fitted, Training
 from sfkt_cli.training.optimizers import cosine, translator_optimizer
-from sfkt_cli.training.pairs import (
-    held_out_pairs,
-    passes_of_epoch,
-    plan_of,
-    settle_streams,
-)
+from sfkt_cli.training.pairs import held_out_pairs, settle_batches
 from sfkt_cli.training.predicting import (
     FEW,
     look_for_collapse,
@@ -230,14 +225,10 @@ def train(
 ) -> Fitted:
     """Fit the objective to the pairs and target images of a store; ``scores`` follow an epoch."""
     config, needs_tr = stage.config, bool(weights["d"] or weights["im"])
-    streams, batches = settle_streams(config, store, stage.folder, runtime, objective, tr=needs_tr)
-    weights["im"] /= passes_of_epoch(config, streams)
-    plan = plan_of(
-        config, streams, title="bridge", epochs=config.bridge.epochs, weights=weights,
-        stage=stage, kinds=1 + needs_tr, ti=True, auto="ti_closeness",
-    )  # fmt: skip
-    return fit(
-        plan,
+    batches = settle_batches(config, store, stage.folder, runtime, objective, tr=needs_tr)
+    weights["im"] /= batches.passes
+    return Training(
+        batches.plan(stage, "bridge", config.bridge.epochs, weights, auto="ti_closeness"),
         objective,
         batches,
         translator_optimizer([objective], config.bridge.learning_rate),
@@ -245,7 +236,7 @@ def train(
         schedule=cosine,
         keep=objective.translator,
         scores=scores,
-    )
+    ).fit()
 
 
 def write_bridged(

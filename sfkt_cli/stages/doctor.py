@@ -45,12 +45,12 @@ class Finding:
 
 
 def doctor(verify: Path | None = None) -> dict[str, Any]:
-    """Print what was found, or with ``verify`` read every model and store of a run.
+    """Print what was found, or with ``verify`` read every model and store of that run.
 
     The findings are given back, or the files that were read.
 
     Raises:
-        RunError: ``verify`` names no run, or something in it is damaged or missing.
+        RunError: Something in the run is damaged or missing, or it is none.
     """
     if verify is not None:
         return {"run": verify, "intact": _verify(verify)}
@@ -78,12 +78,11 @@ def examine() -> Iterator[Finding]:
     yield from _data()
 
 
-def check_run(folder: Path) -> Iterator[tuple[Path, Callable[[], object]]]:
+def _checks_of(folder: Path) -> Iterator[tuple[Path, Callable[[], object]]]:
     """What can be damaged in a run, each with a function that raises an SfktError if it is."""
-    run = Run(folder)
     for done in sorted(folder.rglob("done.json")):
         stage = str(done.parent.relative_to(folder))
-        yield done, functools.partial(_check_outputs, run, stage)
+        yield done, functools.partial(_check_outputs, Run(folder), stage)
     for store in sorted(folder.glob("prepare/*.h5")):
         yield store, lambda path=store: open_store(path).verify()  # type: ignore[misc]
     for card in sorted(folder.rglob(CARD)):
@@ -91,7 +90,7 @@ def check_run(folder: Path) -> Iterator[tuple[Path, Callable[[], object]]]:
 
 
 def _verify(folder: Path) -> list[str]:
-    checks = list(check_run(folder))
+    checks = list(_checks_of(folder))
     if not checks:
         raise RunError(f"{folder} holds no stores and no models: is it a run, such as runs/NAME?")
     damaged = 0

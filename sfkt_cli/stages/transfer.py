@@ -35,9 +35,9 @@ from sfkt_cli.models.translators import Front
 from sfkt_cli.scores import fit_temperature
 from sfkt_cli.settings.config import Config, method_settings
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.loop import fit
+from sfkt_cli.training.loop import Training
 from sfkt_cli.training.optimizers import SCHEDULES, classifier_optimizer
-from sfkt_cli.training.pairs import held_out_pairs, plan_of, settle_streams
+from sfkt_cli.training.pairs import held_out_pairs, settle_batches
 from sfkt_cli.training.predicting import (
     Loader,
     adapt_batch_norms,
@@ -117,16 +117,11 @@ def transfer(config: Config, run: Run) -> None:
         runtime.place(objective)
         settings = config.transfer
         rates = own.rates(pretrained=saved.pretrained)
-        needs_ti = bool(objective.needs_ti)
-        streams, batches = settle_streams(
-            config, store, stage.folder, runtime, objective, ti_rgb=False, ti=needs_ti
+        batches = settle_batches(
+            config, store, stage.folder, runtime, objective, ti_rgb=False, ti=objective.needs_ti
         )
-        plan = plan_of(
-            config, streams, title=method, epochs=settings.epochs, weights=objective.weights,
-            stage=stage, kinds=1 + needs_ti, ti=needs_ti,
-        )  # fmt: skip
-        fitted = fit(
-            plan,
+        fitted = Training(
+            batches.plan(stage, method, settings.epochs, objective.weights),
             objective,
             batches,
             classifier_optimizer(
@@ -138,7 +133,7 @@ def transfer(config: Config, run: Run) -> None:
             begin_epoch=objective.begin_epoch,
             after_step=getattr(objective, "after_step", lambda: None),
             scores=partial(judge.scores, load, student, stage.folder),
-        )
+        ).fit()
         untouched = start_student(source).eval()
         untouched_features, untouched_logits = outputs.predict_all(untouched)
         word = compare(store, student.eval(), untouched_logits, outputs, config.seed)

@@ -18,6 +18,8 @@ from sfkt_cli.files import read_record, write_record
 from sfkt_cli.training.cpu import TRANSIENT, free_memory, kept_bytes
 from sfkt_cli.training.runtime import Runtime
 
+Batches = Callable[[int, int], Any]
+"""(epoch, step) to a batch."""
 FILE = "batch_size.json"
 SMALLEST = 2
 SHARE = 0.5
@@ -30,7 +32,7 @@ def settle_batch_size(
     folder: Path,  # folder of the stage, where the size is remembered
     runtime: Runtime,  # device and processes
     objective: nn.Module,  # what is trained, called with a batch; left as it was
-    batch_of: Callable[[int], Any],  # rows of one process to a batch of them
+    batches_of: Callable[[int], Batches],  # rows over all processes to such batches
 ) -> int:
     """Rows of a batch over all processes; every process must ask.
 
@@ -47,6 +49,10 @@ def settle_batch_size(
         training = objective.training
         find = _try_on_gpu if runtime.device.type == "cuda" else _reckon
         share = max(count // runtime.world, SMALLEST)
+
+        def batch_of(rows: int) -> Any:
+            return batches_of(rows * runtime.world)(0, 0)
+
         size = find(objective.train(), batch_of, 1 << (share.bit_length() - 1), runtime)
         objective.load_state_dict(state)
         objective.train(training)
@@ -87,7 +93,7 @@ def _try_on_gpu(
         del beside  # before the cache is emptied, also where the step failed
         objective.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-        if not runtime.any(full):
+        if not runtime.any(full)[0]:
             return size
         size //= 2
     raise RunError(

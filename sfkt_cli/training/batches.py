@@ -8,7 +8,8 @@ processes, and a resumed run draws what an uninterrupted one would have drawn.
 """
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -127,51 +128,45 @@ def _mirror(images: Images, which: NDArray[np.int64]) -> None:
     images[which] = turned.numpy().view(images.dtype)
 
 
+@dataclass(eq=False)
 class Stream:
     """Endless batches of the rows of one group of a store."""
 
-    def __init__(
-        self,
-        # Images by name, each (N, H, W) or (N, H, W, C), with the same N, H and W; memory maps are
-        # read a batch at a time. All views of a sample get the same geometry.
-        arrays: Mapping[str, Images],
-        *,
-        name: str,  # tells streams of one seed apart
-        seed: int,  # seed of order and augmentation
-        batch_size: int,  # rows in a batch, over all processes
-        shift: float,  # largest shift as a share of the image side; edges are repeated
-        flip: bool,  # mirror half of the samples
-        # Device and processes; each process takes every ``world``-th row of a batch.
-        runtime: Runtime,
-        rows: NDArray[np.int64] | None = None,  # the rows that are drawn from; None: all
-        # Views of each image, with a geometry of its own each; the second one of ``target`` is
-        # called ``target_2``.
-        views: int = 1,
-    ) -> None:
-        self._rows = np.arange(len(next(iter(arrays.values())))) if rows is None else rows
+    # Images by name, each (N, H, W) or (N, H, W, C), with the same N, H and W; memory maps are read
+    # a batch at a time. All views of a sample get the same geometry.
+    arrays: Mapping[str, Images]
+    _: KW_ONLY
+    name: str  # tells streams of one seed apart
+    seed: int  # seed of order and augmentation
+    batch_size: int  # rows in a batch, over all processes
+    shift: float  # largest shift as a share of the image side; edges are repeated
+    flip: bool  # mirror half of the samples
+    runtime: Runtime  # device and processes; each takes every ``world``-th row of a batch
+    rows: NDArray[np.int64] | None = None  # the rows that are drawn from; None: all
+    # Views of each image, with a geometry of its own each; the second one of ``target`` is called
+    # ``target_2``.
+    views: int = 1
+
+    def __post_init__(self) -> None:
+        first = next(iter(self.arrays.values()))
+        self._rows = np.arange(len(first)) if self.rows is None else self.rows
         self.count = len(self._rows)
-        self._shape = next(iter(arrays.values())).shape[1:3]
-        self.arrays = list(arrays.values())
-        self._readers = {name: RowReader(array) for name, array in arrays.items()}
-        self._key = (seed, zlib.crc32(name.encode()))
-        self._batch_size = batch_size
-        self._shift = shift
-        self._flip = flip
-        self._views = views
-        self._runtime = runtime
-        self._share = slice(runtime.rank, None, runtime.world)
+        self._shape = first.shape[1:3]
+        self._readers = {name: RowReader(array) for name, array in self.arrays.items()}
+        self._key = (self.seed, zlib.crc32(self.name.encode()))
+        self._share = slice(self.runtime.rank, None, self.runtime.world)
         self._pass: tuple[int, int] | None = None
 
-    def rows(self, epoch: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def draw(self, epoch: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Row numbers (b,) of this process's share of a batch, and random numbers (views, b, 3)."""
-        first, end = step * self._batch_size, (step + 1) * self._batch_size
+        first, end = step * self.batch_size, (step + 1) * self.batch_size
         rows, noise = [], []
         while first < end:
             number, place = divmod(first, self.count)
             if self._pass != (epoch, number):
                 generator = np.random.default_rng([*self._key, epoch, number])
                 self._order = generator.permutation(self.count)
-                self._noise = generator.random((self._views, self.count, 3), np.float32)
+                self._noise = generator.random((self.views, self.count, 3), np.float32)
                 self._pass = (epoch, number)
             part = self._order[place : place + end - first]
             rows.append(part)
@@ -182,23 +177,17 @@ class Stream:
 
     def batch(self, epoch: int, step: int) -> tuple[dict[str, Tensor], NDArray[np.int64]]:
         """Augmented images by name, as stored but on the device, and the row of each sample."""
-        rows, noise = self.rows(epoch, step)
-        images: dict[str, Tensor] = {}
+        rows, noise = self.draw(epoch, step)
+        place, images = self.runtime.tensor, dict[str, Tensor]()
         for view, numbers in enumerate(noise, start=1):
-            suffix = "" if view == 1 else f"_{view}"
-            images |= {name + suffix: image for name, image in self._view(rows, numbers)}
+            offsets, mirrored = geometry(numbers, self._shape, shift=self.shift, flip=self.flip)
+            for name, reader in self._readers.items():
+                if not self.flip and not self.shift:
+                    image = place(reader.plain(rows))
+                elif self.runtime.device.type == "cpu":
+                    image = place(reader.shifted(rows, offsets, mirrored))
+                else:
+                    stored = place(reader.plain(rows))
+                    image = shift_and_mirror(stored, place(offsets), place(mirrored))
+                images[name if view == 1 else f"{name}_{view}"] = image
         return images, rows
-
-    def _view(
-        self, rows: NDArray[np.int64], noise: NDArray[np.float32]
-    ) -> Iterator[tuple[str, Tensor]]:
-        place = self._runtime.tensor
-        offsets, mirrored = geometry(noise, self._shape, shift=self._shift, flip=self._flip)
-        for name, reader in self._readers.items():
-            if not self._flip and not self._shift:
-                yield name, place(reader.plain(rows))
-            elif self._runtime.device.type == "cpu":
-                yield name, place(reader.shifted(rows, offsets, mirrored))
-            else:
-                stored = place(reader.plain(rows))
-                yield name, shift_and_mirror(stored, place(offsets), place(mirrored))

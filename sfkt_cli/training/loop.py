@@ -1,4 +1,4 @@
-"""The only training loop: every stage and every method goes through :func:`fit`."""
+"""The only training loop: every stage and every method goes through :class:`Training`."""
 
 import contextlib
 import copy
@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sfkt_cli.training.cpu import TRANSIENT, kept_bytes
 from sfkt_cli.training.runtime import Runtime, Trial, seed_all
 
 Batch = dict[str, Tensor]
+NAMED_ROWS = 8  # rows of a batch whose loss is not finite that the message names
 TRIED_IMAGES = 4  # rows of the batch with which a dry run warms up
 TENSORBOARD = "tensorboard"  # folder below a stage's; ``tensorboard --logdir runs`` finds them all
 Numbers = Mapping[str, float]
@@ -32,7 +33,7 @@ PATIENCE_S = 4.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What :func:`fit` is to do, beside the networks."""
+    """What a training is to do, beside the networks."""
 
     title: str  # shown in front of messages; also part of the random seeds
     seed: int  # seed of everything random within a step
@@ -69,87 +70,63 @@ class Tried(Exception):
     """A dry run came to the training and measured it; ``Runtime.trial`` has the figures."""
 
     def __init__(self, trial: Trial) -> None:
-        super().__init__(f"{trial.epochs} epochs of {trial.steps} steps")
         self.trial = trial
 
 
-def fit(
-    plan: Plan,
-    objective: nn.Module,
-    batches: Callable[[int, int], Batch],
-    optimizer: torch.optim.Optimizer,
-    runtime: Runtime,
-    *,
-    schedule: Callable[[float], float],
-    keep: nn.Module,
-    begin_epoch: Callable[[int], None] = lambda epoch: None,
-    after_step: Callable[[], None] = lambda: None,
-    scores: Callable[[int], dict[str, float]] = lambda epoch: {},
-) -> Fitted:
-    """Train until the last epoch (see ``patience``), or go on where an earlier call was stopped.
-
-    Args:
-        plan: Lengths, weights, folder.
-        objective: Called with a batch, returns the unweighted loss terms by name; holds all that
-            is trained, and as buffers all else that must survive an interruption.
-        batches: (epoch, step) to a batch; called one step ahead in a thread. ``rows`` in it names
-            the samples if the loss is not finite.
-        optimizer: Over the trained parameters.
-        runtime: Device, precision, processes.
-        schedule: Progress in [0, 1) to the factor of every learning rate.
-        keep: The part of ``objective`` whose best weights are restored at the end.
-        begin_epoch: Called before each epoch, such as to refresh pseudo-labels.
-        after_step: Called after each step of the optimiser, such as to move a mean teacher.
-        scores: Called with the epoch after its end, in inference mode: label-free scores.
-
-    Returns:
-        What was done; ``keep`` holds the selected weights.
-
-    Raises:
-        RunError: A loss is not finite.
-        Interrupted: A signal asked to stop; the state is saved.
-        Tried: This is a dry run: two steps were tried, and nothing was written.
-    """
-    training = _Training(
-        plan, objective, batches, optimizer, runtime, schedule, keep, begin_epoch, after_step,
-        scores,
-    )  # fmt: skip
-    if runtime.trial is not None:
-        training.try_out(runtime.trial)
-        raise Tried(runtime.trial)
-    training.resume()
-    training.run()
-    keep.load_state_dict(training.best)
-    return training.progress
-
-
 @dataclass
-class _Training:
-    """What :func:`fit` was called with, and how far it is."""
+class Training:
+    """What is to be trained, with what; :meth:`fit` does it."""
 
-    plan: Plan
+    plan: Plan  # lengths, weights, folder
+    # Called with a batch, returns the unweighted loss terms by name; holds all that is trained, and
+    # as buffers all else that must survive an interruption.
     objective: nn.Module
+    # (epoch, step) to a batch; called one step ahead in a thread. ``rows`` in it names the samples
+    # if the loss is not finite.
     batches: Callable[[int, int], Batch]
-    optimizer: torch.optim.Optimizer
-    runtime: Runtime
-    schedule: Callable[[float], float]
-    keep: nn.Module
-    begin_epoch: Callable[[int], None]
-    after_step: Callable[[], None]
-    scores: Callable[[int], dict[str, float]]
-    progress: Fitted = field(default_factory=Fitted)
-    best: dict[str, Any] = field(default_factory=dict)  # the weights of ``keep`` to be restored
-    # Loss terms of the last step: their names, a function that waits for their values, and rows.
-    pending: tuple[list[str], Callable[[], list[float]], Tensor | None] | None = None
-    latest: dict[str, float] = field(default_factory=dict)  # the loss terms of the step before
+    optimizer: torch.optim.Optimizer  # over the trained parameters
+    runtime: Runtime  # device, precision, processes
+    _: KW_ONLY
+    schedule: Callable[[float], float]  # progress in [0, 1) to the factor of every learning rate
+    keep: nn.Module  # the part of ``objective`` whose best weights are restored at the end
+    # Called before each epoch, such as to refresh pseudo-labels.
+    begin_epoch: Callable[[int], None] = lambda epoch: None
+    # Called after each step of the optimiser, such as to move a mean teacher.
+    after_step: Callable[[], None] = lambda: None
+    # Called with the epoch after its end, in inference mode: label-free scores.
+    scores: Callable[[int], dict[str, float]] = lambda epoch: {}
 
     def __post_init__(self) -> None:
+        self.progress = Fitted()
+        self.best: dict[str, Any] = {}  # the weights of ``keep`` to be restored
+        # Loss terms of the last step: names, a function that waits for their values, and rows.
+        self.pending: tuple[list[str], Callable[[], list[float]], Tensor | None] | None = None
+        self.latest: dict[str, float] = {}  # the loss terms of the step before
         self.stopped = threading.Event()
         self.checkpoint = self.plan.folder / "checkpoint"
         self.scaler = torch.amp.GradScaler(enabled=self.runtime.precision == torch.float16)
         self.mixed = self.runtime.autocast(self.objective)
 
-    def resume(self) -> None:
+    def fit(self) -> Fitted:
+        """Train until the last epoch (see ``patience``), or go on where an earlier one was stopped.
+
+        Returns:
+            What was done; ``keep`` holds the selected weights.
+
+        Raises:
+            RunError: A loss is not finite.
+            Interrupted: A signal asked to stop; the state is saved.
+            Tried: This is a dry run: two steps were tried, and nothing was written.
+        """
+        if self.runtime.trial is not None:
+            self._try_out(self.runtime.trial)
+            raise Tried(self.runtime.trial)
+        self._resume()
+        self._run()
+        self.keep.load_state_dict(self.best)
+        return self.progress
+
+    def _resume(self) -> None:
         """Go on from the newest state that fits; where there is none, all is as it was."""
         self.best = _snapshot(self.keep)
         if not any(self.checkpoint.glob("*.pt")):
@@ -166,20 +143,33 @@ class _Training:
             else:
                 at = self.progress
                 say(f"{title}: goes on at epoch {at.epoch + 1}, step {at.step + 1}")
-                now = self.runtime.environment(self.objective)
-                _compare_environments(title, state.get("environment", {}), now)
+                self._compare_environments(state.get("environment", {}))
                 return
         warn(f"{title}: no state in {self.checkpoint} can be used, the training starts anew")
 
     def _take_over(self, state: dict[str, Any]) -> None:
         progress, best = Fitted(**state["progress"]), state["best"]
-        if _shapes(best) != _shapes(self.best):
+        now, then = ({k: v.shape for k, v in weights.items()} for weights in (self.best, best))
+        if now != then:
             raise ValueError("its best weights are those of another network")
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.progress, self.best = progress, best
+
+    def _compare_environments(self, before: Mapping[str, str | int]) -> None:
+        """Warn where a state goes on in an environment that rounds differently."""
+        changes = [
+            f"{name} {before[name]} -> {value}"
+            for name, value in self.runtime.environment(self.objective).items()
+            if before.get(name, value) != value
+        ]
+        if changes:
+            warn(
+                f"{self.plan.title}: the state was saved elsewhere ({', '.join(changes)}): results "
+                "agree to rounding, not bit for bit"
+            )
 
     def _save(self) -> None:
         if self.runtime.main:
@@ -198,7 +188,7 @@ class _Training:
     def _is_late(self) -> bool:
         return time.monotonic() - self.last_saved >= self.plan.checkpoint_seconds
 
-    def run(self) -> None:
+    def _run(self) -> None:
         """Train epoch after epoch: its steps, its scores, its report, its state."""
         plan, runtime, progress = self.plan, self.runtime, self.progress
         self.parallel = runtime.parallel(self.objective)
@@ -223,7 +213,7 @@ class _Training:
                     self._report(terms, scores, left_s * (plan.epochs - epoch - 1), tracker)
                 if self._is_late():
                     self._save()
-            if runtime.any(self.stopped.is_set()):
+            if runtime.any(self.stopped.is_set())[0]:
                 self._save()
                 raise Interrupted(f"{plan.title} stopped; the same command goes on from here")
 
@@ -247,7 +237,7 @@ class _Training:
             progress.step = step + 1
             tracker.advance(1, plan.images, terms_text(self.latest))
             late = runtime.main and self._is_late()
-            stopping, due = runtime.any_of(self.stopped.is_set(), late)
+            stopping, due = runtime.any(self.stopped.is_set(), late)
             if stopping or (due and progress.step < plan.steps):
                 self._check()
                 now = time.monotonic()
@@ -283,7 +273,7 @@ class _Training:
         notice together what is wrong.
         """
         values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())])
-        fetched = self.runtime.fetch(self.runtime.mean(values))
+        fetched = self.runtime.fetch(self.runtime.sum(values) / self.runtime.world)
         self._check()
         self.pending = (list(terms), fetched, batch.get("rows"))
 
@@ -296,10 +286,12 @@ class _Training:
         self.latest = dict(zip(names, values[1:], strict=True))
         if not all(math.isfinite(value) for value in values):
             shares = self.runtime.gather([] if rows is None else rows.tolist())
+            every = [row for share in shares for row in share]
+            more = f" and {len(every) - NAMED_ROWS} more" if len(every) > NAMED_ROWS else ""
             raise RunError(
                 f"{self.plan.title}: the loss is {values[0]} in epoch {at.epoch + 1}, "
                 f"step {at.step} ({terms_text(self.latest)}); rows of the batch: "
-                f"{[row for share in shares for row in share]}. The last good state is in "
+                f"{every[:NAMED_ROWS]}{more}. The last good state is in "
                 f"{self.checkpoint}. Lower the learning rate, or set training.clip_norm=1"
             )
         for name, value in self.latest.items():
@@ -347,7 +339,7 @@ class _Training:
         lines = "".join(json.dumps(row) + "\n" for row in history)
         write_text(plan.folder / "metrics.jsonl", lines)
 
-    def try_out(self, trial: Trial) -> None:
+    def _try_out(self, trial: Trial) -> None:
         """Time what an epoch does beside its steps, and one step after a smaller one to warm up.
 
         Where a step with all rows would take long on a CPU, the timed one has few rows, too.
@@ -393,28 +385,8 @@ class _Training:
         )
 
 
-def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in weights.items()}
-
-
 def _bytes(values: Iterable[Any]) -> int:
     return sum(value.nbytes for value in values if isinstance(value, Tensor))
-
-
-def _compare_environments(
-    title: str, before: Mapping[str, str | int], now: Mapping[str, str | int]
-) -> None:
-    """Warn where a state goes on in an environment that rounds differently."""
-    changes = [
-        f"{name} {before[name]} -> {value}"
-        for name, value in now.items()
-        if before.get(name, value) != value
-    ]
-    if changes:
-        warn(
-            f"{title}: the state was saved elsewhere ({', '.join(changes)}): results agree "
-            "to rounding, not bit for bit"
-        )
 
 
 @contextlib.contextmanager

@@ -6,9 +6,11 @@ A label-free score may choose the epoch. Both stages write the classes predicted
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.errors import DataError
 from sfkt_cli.files import write_bytes
-from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.config import Config, LabelFree
 from sfkt_cli.settings.runs import Stage
 from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.batches import Stream
@@ -28,25 +30,84 @@ from sfkt_cli.training.runtime import Runtime
 
 HELD_OUT = 2000
 MIN_HELD_OUT = 50
-SELECTORS = (
-    "ti_closeness", "ti_rank", "ti_agreement", "ti_kappa", "tr_information", "tr_density",
-    "tr_mirror",
-)  # fmt: skip
-"""Label-free scores that may choose, larger is better."""
+SELECTORS: tuple[str, ...] = get_args(LabelFree)
 FILE = "epochs.npy"
 
 
 @dataclass(frozen=True)
-class Streams:
-    """The two streams of transfer.h5."""
+class TransferBatches:
+    """(epoch, step) to a batch of what an objective of bridge or transfer looks at.
 
-    ti: Stream | None  # TI pairs; None where there are none
+    Of pairs it is ``ti_target`` and ``ti_rows``, and ``ti_rgb`` where the partners are read; of
+    target images ``tr_target`` and ``tr_rows``, and with two views ``tr_target_2``.
+    """
+
+    config: Config
+    runtime: Runtime
+    batch_size: int  # rows of each kind in a step, over all processes
+    ti: Stream | None  # TI pairs; None where there are none, or none are wanted
     tr: Stream  # TR target images
-    batch_size: int  # rows of each in a step, over all processes
-    shuffle_pairs: bool = False  # give each TI image another pair's partner
+    draws_tr: bool  # whether target images are in the batches
+
+    def __call__(self, epoch: int, step: int) -> Batch:
+        """One batch, on the device; ``rows`` names its samples."""
+        batch: Batch = {}
+        if self.ti is not None:
+            batch |= self._drawn("ti", self.ti, epoch, step)
+            if self.config.training.shuffle_pairs:  # rows stand for the partners' features
+                for name in {"ti_rgb", "ti_rows"} & set(batch):
+                    batch[name] = batch[name].roll(1, dims=0)
+        if self.draws_tr:
+            batch |= self._drawn("tr", self.tr, epoch, step)
+        return batch
+
+    def _drawn(self, kind: str, stream: Stream, epoch: int, step: int) -> Batch:
+        images, rows = stream.batch(epoch, step)
+        drawn = {f"{kind}_{name}": image for name, image in images.items()}
+        return {**drawn, f"{kind}_rows": self.runtime.tensor(rows), "rows": torch.from_numpy(rows)}
+
+    @property
+    def streams(self) -> list[Stream]:
+        """What batches are drawn from."""
+        pairs = [] if self.ti is None else [self.ti]
+        return [*pairs, self.tr] if self.draws_tr else pairs
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch: the larger stream passes once, and at least ``training.min_steps``.
+
+        Without TI pairs there is one stream, and its batches are no larger than that.
+        """
+        training = self.config.training
+        pairs = round(self.ti.count / training.ti_fraction) if self.ti else 0
+        return max(max(self.tr.count, pairs) // self.batch_size, training.min_steps)
+
+    @property
+    def passes(self) -> float:
+        """How often an epoch passes the target images, at least 1."""
+        return max(self.steps * self.batch_size / self.tr.count, 1.0)
+
+    def plan(
+        self,
+        stage: Stage,  # stage that trains; its folder is written to
+        title: str,  # shown in front of messages
+        epochs: int,  # number of epochs
+        weights: Mapping[str, float],  # weights of the loss terms
+        # The score that ``training.select=auto`` stands for; None: the last epoch is kept.
+        auto: str | None = None,
+    ) -> Plan:
+        """The plan of a training with these batches."""
+        config = self.config
+        return Plan(
+            title=title, seed=config.seed, epochs=epochs, steps=self.steps, weights=weights,
+            folder=stage.folder, select=selector(config, ti=self.ti is not None, auto=auto),
+            images=len(self.streams) * self.batch_size, clip_norm=config.training.clip_norm,
+            checkpoint_seconds=config.runtime.checkpoint_seconds, patience=config.training.patience,
+            made_for=stage.digest,
+        )  # fmt: skip
 
 
-def open_streams(
+def open_batches(
     config: Config,
     store: Store,
     runtime: Runtime,
@@ -54,13 +115,13 @@ def open_streams(
     *,
     ti: bool = True,
     ti_rgb: bool = True,
+    tr: bool = True,
     tr_views: int = 1,
-) -> Streams:
-    """Open the streams of transfer.h5; both images of a pair get one geometry.
+) -> TransferBatches:
+    """Batches of transfer.h5 with ``batch_size`` rows of each kind, over all processes.
 
-    Each gives ``batch_size`` rows a step, over all processes. Without ``ti`` there is no stream of
-    pairs; without ``ti_rgb`` only their target images are read. Of each TR target image there are
-    ``tr_views`` augmented views.
+    Without ``ti`` there are no pairs in them; without ``ti_rgb`` only their target images; without
+    ``tr`` no TR target images, of which else there are ``tr_views`` augmented views.
 
     Raises:
         DataError: There are fewer than two target images.
@@ -69,65 +130,51 @@ def open_streams(
         raise DataError(
             f"{store.path} holds {store.count('target')} TR target images: at least 2 are needed"
         )
-
-    def stream(
-        name: str, names: dict[str, str], rows: NDArray[np.int64] | None, views: int = 1
-    ) -> Stream:
-        return Stream(
-            {short: store[column] for short, column in names.items()},
-            name=name,
-            rows=rows,
-            seed=config.seed,
-            batch_size=batch_size,
-            shift=config.training.shift,
-            flip=config.training.flip,
-            runtime=runtime,
-            views=views,
-        )
-
-    ti_columns = {"target": "ti/target"} | ({"rgb": "ti/rgb"} if ti_rgb else {})
+    stream = partial(
+        Stream, seed=config.seed, batch_size=batch_size, shift=config.training.shift,
+        flip=config.training.flip, runtime=runtime,
+    )  # fmt: skip
     trained, _ = held_out_pairs(store, config.seed)
     if len(trained):
         order = np.random.default_rng([config.seed, 8]).permutation(len(trained))
         kept = max(round(config.training.ti_fraction * len(trained)), 1)
         trained = np.sort(trained[order[:kept]])
-    pairs = stream("ti", ti_columns, trained) if ti and len(trained) else None
-    targets = stream("tr", {"target": "target/target"}, None, tr_views)
-    return Streams(pairs, targets, batch_size, config.training.shuffle_pairs)
+    pairs = None
+    if ti and len(trained):
+        views = {name: store[f"ti/{name}"] for name in ("target", *(["rgb"] if ti_rgb else []))}
+        pairs = stream(views, name="ti", rows=trained)
+    targets = stream({"target": store["target/target"]}, name="tr", views=tr_views)
+    return TransferBatches(config, runtime, batch_size, pairs, targets, tr)
 
 
-def settle_streams(
+def settle_batches(
     config: Config,
     store: Store,
     folder: Path,
     runtime: Runtime,
     objective: nn.Module,
     *,
+    ti: bool = True,
     ti_rgb: bool = True,
     tr: bool = True,
-    ti: bool = True,
-) -> tuple[Streams, Callable[[int, int], Batch]]:
-    """The streams with batches of the size that is set or that fits, and their batches.
+) -> TransferBatches:
+    """The batches of :func:`open_batches` in the size that is set or that fits.
 
     Where the size is ``auto``, the objective is tried out. One with ``needs_second_view`` gets a
-    second view of each TR target image, ``tr_target_2``. For the rest see :func:`open_streams` and
-    :func:`transfer_batches`.
+    second view of each TR target image.
     """
     views = 2 if getattr(objective, "needs_second_view", False) else 1
 
-    def opened(size: int) -> Streams:
-        return open_streams(config, store, runtime, size, ti=ti, ti_rgb=ti_rgb, tr_views=views)
-
-    def batch_of(size: int) -> Batch:
-        return transfer_batches(opened(size * runtime.world), runtime, tr=tr)(0, 0)
+    def opened(size: int) -> TransferBatches:
+        return open_batches(
+            config, store, runtime, size, ti=ti, ti_rgb=ti_rgb, tr=tr, tr_views=views
+        )
 
     count = max(store.count("ti") * ti, store.count("target"))
     setting = config.runtime.batch_size
-    size = settle_batch_size(setting, count, folder, runtime, objective, batch_of)
-    streams = opened(size)
-    drawn = [streams.ti, streams.tr if tr else None]
-    prefer_large_pages([array for stream in drawn if stream is not None for array in stream.arrays])
-    return streams, transfer_batches(streams, runtime, tr=tr)
+    batches = opened(settle_batch_size(setting, count, folder, runtime, objective, opened))
+    prefer_large_pages([array for stream in batches.streams for array in stream.arrays.values()])
+    return batches
 
 
 def held_out_pairs(store: Store, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -154,73 +201,6 @@ def held_out_pairs(store: Store, seed: int) -> tuple[NDArray[np.int64], NDArray[
     if not len(held_out):
         return rows, rows[spread(count, HELD_OUT)]
     return np.setdiff1d(rows, held_out), held_out
-
-
-def passes_of_epoch(config: Config, streams: Streams) -> float:
-    """How often an epoch passes the target images, at least 1."""
-    return max(steps_of_epoch(config, streams) * streams.batch_size / streams.tr.count, 1.0)
-
-
-def steps_of_epoch(config: Config, streams: Streams) -> int:
-    """Steps in which the larger stream is passed once, and at least ``training.min_steps``.
-
-    A method that draws no TI pairs has one stream, and its batches are no larger than that.
-    """
-    pairs = round(streams.ti.count / config.training.ti_fraction) if streams.ti else 0
-    largest = max(streams.tr.count, pairs)
-    return max(largest // streams.batch_size, config.training.min_steps)
-
-
-def plan_of(
-    config: Config,  # settings that both share
-    streams: Streams,  # their batches
-    *,
-    title: str,  # shown in front of messages
-    epochs: int,  # number of epochs
-    weights: Mapping[str, float],  # weights of the loss terms
-    stage: Stage,  # stage that trains; its folder is written to
-    kinds: int,  # kinds of images in a step, of TI pairs and TR target images: 1 or 2
-    ti: bool,  # whether label-free scores on TI pairs may choose the epoch
-    # The score that ``training.select=auto`` stands for; None: the last epoch is kept.
-    auto: str | None = None,
-) -> Plan:
-    """The plan of bridge or transfer."""
-    return Plan(
-        title=title, seed=config.seed, epochs=epochs, steps=steps_of_epoch(config, streams),
-        weights=weights, folder=stage.folder, select=selector(config, ti=ti, auto=auto),
-        images=kinds * streams.batch_size, clip_norm=config.training.clip_norm,
-        checkpoint_seconds=config.runtime.checkpoint_seconds, patience=config.training.patience,
-        made_for=stage.digest,
-    )  # fmt: skip
-
-
-def transfer_batches(
-    streams: Streams, runtime: Runtime, *, tr: bool = True
-) -> Callable[[int, int], Batch]:
-    """(epoch, step) to a batch of what an objective looks at.
-
-    Of pairs it is ``ti_target`` and ``ti_rows``, and ``ti_rgb`` where the partners are read; with
-    ``tr`` also ``tr_target`` and ``tr_rows``, and with two views ``tr_target_2``.
-    """
-
-    def batches(epoch: int, step: int) -> Batch:
-        batch: Batch = {}
-        if streams.ti is not None:
-            pairs, ti_rows = streams.ti.batch(epoch, step)
-            batch |= {f"ti_{name}": images for name, images in pairs.items()}
-            batch["ti_rows"] = runtime.tensor(ti_rows)
-            batch["rows"] = torch.from_numpy(ti_rows)
-            if streams.shuffle_pairs:  # rows stand for the partners' features
-                for name in {"ti_rgb", "ti_rows"} & set(batch):
-                    batch[name] = batch[name].roll(1, dims=0)
-        if tr:
-            targets, tr_rows = streams.tr.batch(epoch, step)
-            batch |= {f"tr_{name}": images for name, images in targets.items()}
-            batch["tr_rows"] = runtime.tensor(tr_rows)
-            batch["rows"] = torch.from_numpy(tr_rows)
-        return batch
-
-    return batches
 
 
 def selector(config: Config, *, ti: bool, auto: str | None = None) -> str | None:

@@ -24,6 +24,7 @@ Loader = Callable[[NDArray[Any]], Tensor]
 Model = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Model input to features (B, D) and logits (B, K)."""
 FEW = 4  # images that a dry run looks at on a CPU; on a GPU it looks at one batch
+ADAPTED_AT_ONCE = 64  # images that give one set of statistics; their mean is taken
 MOST_ADAPTED = 2048  # images whose statistics batch norms are given, at most
 COLLAPSED_SHARE = 0.9  # a larger share of images in one class is a sign of wrong preprocessing
 NEARLY_UNIFORM = 0.97  # a mean entropy above this share of its maximum is one, too
@@ -98,7 +99,7 @@ def predict_rows(
 
 
 def adapt_batch_norms(
-    images: NDArray[Any], load: Loader, model: nn.Module, runtime: Runtime, batch_size: int = 64
+    images: NDArray[Any], load: Loader, model: nn.Module, runtime: Runtime
 ) -> None:
     """Give the batch norms of a model the statistics of these images, in place.
 
@@ -116,7 +117,7 @@ def adapt_batch_norms(
         norm.momentum = None  # the mean over all batches
         norm.train()
     with torch.no_grad(), runtime.autocast():
-        for rows in np.array_split(np.arange(len(images)), -(-len(images) // batch_size)):
+        for rows in np.array_split(np.arange(len(images)), -(-len(images) // ADAPTED_AT_ONCE)):
             model(load(np.asarray(images[rows[0] : rows[-1] + 1])))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -135,7 +136,7 @@ def look_for_collapse(
     )
     name = "the student" if stage == "transfer" else "the source model behind the bridge"
     classes = [f"class {number}" for number in range(logits.shape[1])]
-    warn_of_collapse(logits, classes, name, "TR target images", stage)
+    warn_of_collapse(logits, classes, name, stage)
 
 
 def translated(images: NDArray[Any], load: Loader, translator: nn.Module) -> Iterator[Tensor]:
@@ -149,12 +150,7 @@ def translated(images: NDArray[Any], load: Loader, translator: nn.Module) -> Ite
 
 def through(translator: nn.Module, source: nn.Module) -> Model:
     """The source model on translated images."""
-
-    def model(encoded: Tensor) -> tuple[Tensor, Tensor]:
-        features, logits = source(translator(encoded))
-        return features, logits
-
-    return model
+    return lambda encoded: source(translator(encoded))
 
 
 @dataclass(frozen=True)
@@ -208,11 +204,9 @@ COLLAPSED = {
 """What to do, by stage, where one class takes nearly all."""
 
 
-def warn_of_collapse(
-    logits: Tensor, classes: Sequence[str], model: str, images: str, stage: str
-) -> None:
-    """Warn if logits (N, K) of enough images nearly always name the same class, or none."""
-    if len(logits) >= FEWEST:
-        predictions = describe_predictions(logits)
-        if message := collapse_warning(predictions, classes, model, images, COLLAPSED[stage]):
-            warn(message)
+def warn_of_collapse(logits: Tensor, classes: Sequence[str], model: str, stage: str) -> None:
+    """Warn if logits (N, K) of enough target images name nearly always the same class, or none."""
+    seen, images = describe_predictions(logits), "TR target images"
+    message = collapse_warning(seen, classes, model, images, COLLAPSED[stage])
+    if message and len(logits) >= FEWEST:
+        warn(message)

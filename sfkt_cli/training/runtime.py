@@ -24,7 +24,7 @@ from sfkt_cli.training.cpu import has_depthwise, is_depthwise, keep_freed_memory
 
 @dataclass
 class Trial:
-    """What a dry run measured; see :func:`sfkt_cli.training.loop.fit`."""
+    """What a dry run measured; see :class:`sfkt_cli.training.loop.Training`."""
 
     epochs: int = 0  # epochs of the whole training
     steps: int = 0  # steps of each epoch
@@ -173,10 +173,6 @@ class Runtime:
             for buffer in module.buffers():
                 distributed.broadcast(buffer, 0)
 
-    def mean(self, values: Tensor) -> Tensor:
-        """Mean of a tensor over the processes, without gradient."""
-        return self.sum(values) / self.world
-
     def sum(self, values: Tensor) -> Tensor:
         """Sum of a tensor over the processes, without gradient."""
         if self.world > 1:
@@ -184,11 +180,7 @@ class Runtime:
             distributed.all_reduce(values)
         return values
 
-    def any(self, fact: bool) -> bool:
-        """Whether a fact holds in any process."""
-        return self.any_of(fact)[0]
-
-    def any_of(self, *facts: bool) -> list[bool]:
+    def any(self, *facts: bool) -> list[bool]:
         """Whether each of some facts holds in any process; one exchange for all."""
         if self.world == 1:
             return list(facts)

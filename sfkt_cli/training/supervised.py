@@ -16,7 +16,7 @@ from sfkt_cli.settings.runs import Stage
 from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.cpu import prefer_large_pages
-from sfkt_cli.training.loop import Batch, Fitted, Plan, fit
+from sfkt_cli.training.loop import Batch, Fitted, Plan, Training
 from sfkt_cli.training.optimizers import classifier_optimizer, cosine
 from sfkt_cli.training.runtime import Runtime
 
@@ -69,10 +69,7 @@ def fit_labels(
 
         return batches
 
-    size = settle_batch_size(
-        batch_size, len(images), stage.folder, runtime, objective,
-        lambda size: batches_of(size * runtime.world)(0, 0),
-    )  # fmt: skip
+    size = settle_batch_size(batch_size, len(images), stage.folder, runtime, objective, batches_of)
     plan = Plan(
         title=title, seed=config.seed, epochs=epochs,
         steps=max(len(images) // size, training.min_steps), weights={}, folder=stage.folder,
@@ -81,5 +78,6 @@ def fit_labels(
     )  # fmt: skip
     prefer_large_pages([images])
     optimizer = classifier_optimizer(model, *rates, config.source.weight_decay)
-    batches = batches_of(size)
-    return fit(plan, objective, batches, optimizer, runtime, schedule=cosine, keep=model)
+    return Training(
+        plan, objective, batches_of(size), optimizer, runtime, schedule=cosine, keep=model
+    ).fit()

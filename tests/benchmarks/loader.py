@@ -62,7 +62,7 @@ def _measure(path: Path, size: int, batches: int, rounds: int) -> list[Row]:
                 np.copyto(copies[name], images[first : first + BATCH])
 
     drawn = _stream(in_ram, 0.0, False)
-    orders = [drawn.rows(0, step)[0] for step in range(batches)]
+    orders = [drawn.draw(0, step)[0] for step in range(batches)]
 
     def copy_same_rows() -> None:
         for rows in orders:
@@ -93,7 +93,7 @@ def _measure(path: Path, size: int, batches: int, rounds: int) -> list[Row]:
 
             def load(stream: Stream = stream, cold: bool = before is not None) -> None:
                 if cold:
-                    prefer_large_pages(stream.arrays)
+                    prefer_large_pages(stream.arrays.values())
                 for step in range(batches):
                     stream.batch(0, step)
 

@@ -26,7 +26,7 @@ from sfkt_cli.models.saving import load_model
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages import transfer
-from sfkt_cli.training.loop import fit
+from sfkt_cli.training.loop import Training
 from sfkt_cli.training.optimizers import classifier_optimizer
 from tests.benchmarks.made import CLASSES, make_run, settings
 from tests.benchmarks.measuring import Row, alternate, ratio_row
@@ -79,7 +79,7 @@ def _ours(config: Config, made: Run, steps: int) -> Callable[[], None]:
         with tempfile.TemporaryDirectory() as folder:
             plan = replace(handed["plan"], epochs=1, steps=steps, folder=Path(folder), select=None)
             own = {"plan": plan, "begin_epoch": lambda epoch: None, "scores": lambda epoch: {}}
-            fit(**handed | own)
+            Training(**handed | own).fit()
 
     return epoch
 

@@ -22,7 +22,7 @@ from typing import Any
 from sfkt_cli.console import quieten
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages import bridge, transfer
-from sfkt_cli.training.loop import fit
+from sfkt_cli.training.loop import Training
 from tests.benchmarks.made import make_run, settings
 from tests.benchmarks.measuring import Row, own_peak_mb, ratio_row
 from tests.benchmarks.step_time import capture
@@ -91,7 +91,7 @@ def measure(folder: Path, stage: str) -> dict[str, float]:
         handed = capture(module, lambda: getattr(module, stage)(_config(), run))
         plan = handed["plan"]
         began = time.perf_counter()
-        fit(**handed | {"plan": replace(plan, epochs=1, select=None)})
+        Training(**handed | {"plan": replace(plan, epochs=1, select=None)}).fit()
         return {
             "seconds": time.perf_counter() - began,
             "own_mb": peak.stop(),

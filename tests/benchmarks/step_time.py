@@ -28,7 +28,7 @@ from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages import bridge, transfer
-from sfkt_cli.training.loop import fit
+from sfkt_cli.training.loop import Training
 from sfkt_cli.training.optimizers import classifier_optimizer, translator_optimizer
 from sfkt_cli.training.runtime import make_runtime
 from tests.benchmarks.made import make_run, settings
@@ -128,7 +128,7 @@ def capture(module: Any, stage: Callable[[], None]) -> dict[str, Any]:
         handed.update(more)
         raise _Captured
 
-    with mock.patch.object(module, "fit", note):
+    with mock.patch.object(module, "Training", note):
         try:
             stage()
         except _Captured:
@@ -165,7 +165,7 @@ def in_turn(
             handed["plan"], epochs=rounds + 1, steps=steps + 2, folder=Path(folder), select=None
         )
         own = {"plan": plan, "begin_epoch": begin_epoch, "schedule": schedule}
-        fit(**handed | own | {"scores": lambda epoch: {}})
+        Training(**handed | own | {"scores": lambda epoch: {}}).fit()
     epochs = [marks[first : first + steps + 2] for first in range(0, len(marks), steps + 2)]
     ours = [epoch[-1] - epoch[1] for epoch in epochs]
     return ours[1:], bare_times[1:]

@@ -45,7 +45,7 @@ def test_each_row_comes_once_a_pass(count: int, batch_size: int, epoch: int) -> 
     stream_ = stream(count, batch_size=batch_size)
     passes = 3
     steps = -(-passes * count // batch_size)
-    seen = np.concatenate([stream_.rows(epoch, step)[0] for step in range(steps)])
+    seen = np.concatenate([stream_.draw(epoch, step)[0] for step in range(steps)])
     for number in range(passes):
         part = seen[number * count : (number + 1) * count]
         assert sorted(part.tolist()) == list(range(count))
@@ -53,7 +53,7 @@ def test_each_row_comes_once_a_pass(count: int, batch_size: int, epoch: int) -> 
 
 def test_passes_epochs_seeds_and_streams_differ() -> None:
     def order(epoch: int, step: int, **options: Any) -> list[int]:
-        found: list[int] = stream(50, batch_size=50, **options).rows(epoch, step)[0].tolist()
+        found: list[int] = stream(50, batch_size=50, **options).draw(epoch, step)[0].tolist()
         return found
 
     orders = [

@@ -94,7 +94,7 @@ def test_every_sample_comes_once_a_pass_whatever_the_batch() -> None:
     images = {"rgb": np.zeros((7, 8, 8, 3), np.uint8)}
     cpu = Runtime(torch.device("cpu"), torch.float32)
     stream = Stream(images, name="s", seed=0, batch_size=3, shift=0.0, flip=False, runtime=cpu)
-    rows = np.concatenate([stream.rows(0, step)[0] for step in range(7)])
+    rows = np.concatenate([stream.draw(0, step)[0] for step in range(7)])
     assert len(rows) == 21
     assert np.bincount(rows).tolist() == [3] * 7
 

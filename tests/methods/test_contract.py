@@ -19,7 +19,7 @@ from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.translators import Front, PointwiseTranslator
 from sfkt_cli.settings.config import Config, OptimiserConfig, build, method_settings
 from sfkt_cli.stages.transfer import start_student
-from sfkt_cli.training.loop import Batch, Plan, fit
+from sfkt_cli.training.loop import Batch, Plan, Training
 from sfkt_cli.training.optimizers import classifier_optimizer, cosine
 from sfkt_cli.training.runtime import Runtime
 
@@ -115,12 +115,12 @@ def train(method: str, objective: Any, folder: Path, batches: Callable[[int, int
         title=method, seed=0, epochs=EPOCHS, steps=STEPS, weights=objective.weights, folder=folder,
         checkpoint_seconds=0.0,
     )  # fmt: skip
-    fit(
+    Training(
         plan, objective, lambda epoch, step: asked_for(objective, batches(epoch, step)),
         classifier_optimizer(objective.student, *own.rates(pretrained=False), 1e-3),
         RUNTIME, schedule=cosine, keep=objective.student, begin_epoch=objective.begin_epoch,
         after_step=getattr(objective, "after_step", lambda: None),
-    )  # fmt: skip
+    ).fit()  # fmt: skip
 
 
 def state_of(module: torch.nn.Module) -> dict[str, Tensor]:

@@ -20,14 +20,7 @@ from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import look_through_frozen
-from sfkt_cli.training.pairs import (
-    held_out_pairs,
-    open_streams,
-    passes_of_epoch,
-    settle_streams,
-    steps_of_epoch,
-    transfer_batches,
-)
+from sfkt_cli.training.pairs import held_out_pairs, open_batches, settle_batches
 from sfkt_cli.training.predicting import student_loader
 from sfkt_cli.training.runtime import Runtime
 
@@ -44,7 +37,7 @@ def test_shuffled_pairs_have_partners_of_other_pairs(untrained_run: Run) -> None
     rgb = store["ti/rgb"]
     for shuffle in (False, True):
         config = settings(shuffle_pairs=shuffle)
-        batch = transfer_batches(open_streams(config, store, CPU, 16), CPU)(0, 0)
+        batch = open_batches(config, store, CPU, 16)(0, 0)
         targets = [
             int(np.flatnonzero((store["ti/target"] == image).all(axis=(1, 2)))[0])
             for image in batch["ti_target"].numpy()
@@ -57,13 +50,10 @@ def test_shuffled_pairs_have_partners_of_other_pairs(untrained_run: Run) -> None
 def test_a_share_of_the_pairs_leaves_the_steps_as_they_are(untrained_run: Run) -> None:
     store = open_store(untrained_run.transfer_store)
     whole, part = settings(), settings(ti_fraction=0.25)
-    streams = {config: open_streams(config, store, CPU, 16).ti for config in (whole, part)}
-    counts = [stream.count for stream in streams.values() if stream is not None]
+    batches = [open_batches(config, store, CPU, 16) for config in (whole, part)]
+    counts = [each.ti.count for each in batches if each.ti is not None]
     assert counts[1] == round(counts[0] / 4)
-    steps = [
-        steps_of_epoch(config, open_streams(config, store, CPU, 16)) for config in (whole, part)
-    ]
-    assert steps[0] == steps[1]
+    assert batches[0].steps == batches[1].steps
 
 
 def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path: Path) -> None:
@@ -95,19 +85,19 @@ def test_a_method_without_pairs_shows_no_image_twice_in_a_batch(untrained_run: R
         update={"runtime": config.runtime.model_copy(update={"batch_size": 4096})}
     )
     for ti in (False, True):
-        streams, batch = settle_streams(
+        batches = settle_batches(
             config, store, untrained_run.folder, CPU, nn.Identity(), ti_rgb=False, ti=ti
         )
-        rows = batch(0, 0)["tr_rows"]
+        rows = batches(0, 0)["tr_rows"]
         assert (len(rows) == len(set(rows.tolist())) == count) != ti
-        assert (streams.ti is not None) == ti
+        assert (batches.ti is not None) == ti
 
 
 def test_a_method_may_ask_for_a_second_view(untrained_run: Run) -> None:
     store, config = open_store(untrained_run.transfer_store), settings(shift=0.2)
     objective = nn.Identity()
     objective.needs_second_view = True  # type: ignore[assignment]
-    _, batches = settle_streams(config, store, untrained_run.folder, CPU, objective, ti_rgb=False)
+    batches = settle_batches(config, store, untrained_run.folder, CPU, objective, ti_rgb=False)
     batch = batches(0, 0)
     assert batch["tr_target"].shape == batch["tr_target_2"].shape
     assert not torch.equal(batch["tr_target"], batch["tr_target_2"])
@@ -118,9 +108,7 @@ def test_an_epoch_passes_few_target_images_several_times(untrained_run: Run) -> 
     store = open_store(untrained_run.transfer_store)
     count = store.count("target")
     few, many = settings(min_steps=1), settings(min_steps=100)
-    passes = [
-        passes_of_epoch(config, open_streams(config, store, CPU, 16)) for config in (few, many)
-    ]
+    passes = [open_batches(config, store, CPU, 16).passes for config in (few, many)]
     assert 1.0 <= passes[0] < passes[1]
     assert passes[1] == 100 * 16 / count
 

@@ -14,6 +14,7 @@ from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.pipeline import run_all, train
 from sfkt_cli.settings.config import build
 from sfkt_cli.settings.options import Options
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.student import load_student
 from tests.data.make_archives import depth, folders, save
 from tests.stages.evaluation_runs import save_weights
@@ -46,7 +47,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_all_stages_run_without_a_label(place: Path, more: tuple[str, ...]) -> None:
-    run = run_all(Options(run=place / "run", assignments=(*SMALL, *more)))
+    run = Run(place / "run")
+    run_all(Options(run=run.folder, assignments=[*SMALL, *more]))
     names = {"desk", "lamp", "mug"} if more else {"class-0", "class-1", "class-2"}
     student = load_student(run.folder)
     assert set(student.classes) == names
@@ -62,7 +64,7 @@ def test_all_stages_run_without_a_label(place: Path, more: tuple[str, ...]) -> N
 
 
 def test_other_classes_than_the_models_are_refused(place: Path) -> None:
-    told = (*SMALL, "classes.tr=[desk, lamp, cup]", "source.classes=[desk, lamp, mug]")
+    told = [*SMALL, "classes.tr=[desk, lamp, cup]", "source.classes=[desk, lamp, mug]"]
     with pytest.raises((ConfigError, DataError), match="only in the data: cup"):
         run_all(Options(run=place / "run", assignments=told))
     with pytest.raises((ConfigError, DataError), match="only in the model: mug"):

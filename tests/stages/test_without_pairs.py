@@ -11,6 +11,7 @@ from sfkt_cli.dry_run import dry_run_all
 from sfkt_cli.errors import DataError
 from sfkt_cli.pipeline import run_all, run_prepare, train
 from sfkt_cli.settings.options import Options
+from sfkt_cli.settings.runs import Run
 from tests.data.make_archives import folders
 from tests.stages.evaluation_runs import save_weights
 
@@ -28,13 +29,13 @@ def test_a_run_falls_back_to_shot(
     folders(tmp_path / "data", labels=("desk", "lamp"))
     shutil.rmtree(tmp_path / "data" / "ti")
     options = Options(
-        run=tmp_path / "run", assignments=(*SMALL, f"prepare.root={tmp_path / 'data'}")
+        run=tmp_path / "run", assignments=[*SMALL, f"prepare.root={tmp_path / 'data'}"]
     )
     run_prepare(options)
     train("source", options)
     plans = dry_run_all(options)["plans"]
     assert [plan["stage"] for plan in plans] == ["prepare", "source", "transfer/shot", "evaluate"]
-    run = run_all(options)
+    run = Run(Path(run_all(options)["run"]))
     said = capsys.readouterr().err
     assert "no TI pairs" in said
     assert "shot is used instead" in said
@@ -58,6 +59,7 @@ def test_a_model_brought_along_needs_no_pairs(
         "source.mean=[0.5, 0.5, 0.5]", "source.std=[0.2, 0.2, 0.2]",
     )  # fmt: skip
     root = f"prepare.root={tmp_path / 'data'}"
-    run = run_all(Options(run=tmp_path / "run", assignments=(*SMALL, *brought, root)))
+    run = Run(tmp_path / "run")
+    run_all(Options(run=run.folder, assignments=[*SMALL, *brought, root]))
     assert "TI RGB images" not in capsys.readouterr().err
     assert run.finished("transfer/shot")

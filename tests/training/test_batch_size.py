@@ -34,7 +34,12 @@ class Objective(nn.Module):
 
 def settle(folder: Path, objective: Objective, count: int = 10_000) -> int:
     return settle_batch_size(
-        "auto", count, folder, RUNTIME, objective, lambda size: torch.ones(size, 1)
+        "auto",
+        count,
+        folder,
+        RUNTIME,
+        objective,
+        lambda size: lambda epoch, step: torch.ones(size, 1),
     )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sfkt_cli.errors import Interrupted, RunError
 from sfkt_cli.training.checkpoint import PREVIOUS, STATE, load_states, save_state
-from sfkt_cli.training.loop import Batch, Fitted, Plan, Tried, fit
+from sfkt_cli.training.loop import Batch, Fitted, Plan, Training, Tried
 from sfkt_cli.training.optimizers import cosine, inverse_decay
 from sfkt_cli.training.predicting import FEW, predict_rows
 from sfkt_cli.training.runtime import Runtime, Trial, seed_all
@@ -86,7 +86,7 @@ def train(
     optimizer = torch.optim.SGD(
         objective.parameters(), lr=learning_rate, momentum=0.9, nesterov=True
     )
-    fitted = fit(
+    fitted = Training(
         make_plan(folder, **plan),
         objective,
         batches,
@@ -96,7 +96,7 @@ def train(
         keep=objective.network,
         begin_epoch=objective.begin_epoch,
         scores=scores,
-    )
+    ).fit()
     return objective, fitted
 
 
@@ -106,10 +106,10 @@ def test_a_dry_run_takes_two_steps_and_writes_nothing(tmp_path: Path) -> None:
     steps = []
     objective.register_forward_hook(lambda *given: steps.append(len(given[1][0]["images"])))
     with pytest.raises(Tried):
-        fit(
+        Training(
             make_plan(tmp_path), objective, batches, optimizer, replace(RUNTIME, trial=trial),
             schedule=cosine, keep=objective.network, scores=lambda epoch: {"score": 1.0},
-        )  # fmt: skip
+        ).fit()  # fmt: skip
     assert steps == [4, 6]
     assert (trial.epochs, trial.steps) == (EPOCHS, STEPS)
     assert trial.seconds > EPOCHS * STEPS * trial.step_s
@@ -336,14 +336,22 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(
     assert "learning rate" in message
 
 
+def test_of_many_rows_with_an_infinite_loss_a_few_are_named(tmp_path: Path) -> None:
+    def poisoned(epoch: int, step: int) -> Batch:
+        return {"images": torch.full((64, 5), math.inf), "rows": torch.arange(64)}
+
+    with pytest.raises(RunError, match=r"\[0, 1, 2, 3, 4, 5, 6, 7\] and 56 more\. The last"):
+        train(tmp_path, batches=poisoned)
+
+
 def test_each_step_of_the_optimiser_is_followed_by_after_step(tmp_path: Path) -> None:
     objective, weights = Objective(), list[Tensor]()
     first = next(objective.parameters())
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.05)
-    fit(
+    Training(
         make_plan(tmp_path), objective, batches, optimizer, RUNTIME, schedule=cosine,
         keep=objective.network, after_step=lambda: weights.append(first.detach().clone()),
-    )  # fmt: skip
+    ).fit()  # fmt: skip
     assert len(weights) == EPOCHS * STEPS
     assert not any(torch.equal(weight, later) for weight, later in pairwise(weights))
     assert torch.equal(weights[-1], first)

@@ -19,7 +19,7 @@ from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.training.batch_size import _try_on_gpu
 from sfkt_cli.training.batches import Stream
-from sfkt_cli.training.loop import Batch, Plan, fit
+from sfkt_cli.training.loop import Batch, Plan, Training
 from sfkt_cli.training.optimizers import cosine
 from sfkt_cli.training.predicting import predict_rows
 from sfkt_cli.training.runtime import Runtime, seed_all
@@ -113,9 +113,9 @@ def training(runtime: Runtime, folder: Path) -> list[dict[str, float]]:
     plan.folder.mkdir(exist_ok=True)
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.05, momentum=0.9)
     batches = make_batches(runtime)
-    fitted = fit(
+    fitted = Training(
         plan, objective, batches, optimizer, runtime, schedule=cosine, keep=objective.translator
-    )
+    ).fit()
     return fitted.history
 
 
