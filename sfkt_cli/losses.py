@@ -243,7 +243,7 @@ def perceptual(
 class _SquaredGap(torch.autograd.Function):
     """Mean squared difference of the first rows from constants, in two passes over memory each way.
 
-    Maps are large: slicing, casting and ``mse_loss`` take twice as long (docs/decisions.md).
+    Maps are large: slicing, casting and ``mse_loss`` take twice as long.
     """
 
     @staticmethod
