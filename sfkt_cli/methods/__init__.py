@@ -1,43 +1,25 @@
-"""One module a transfer method: a batch in, named loss terms out.
+"""One module a transfer method, and the table of them.
 
-A method is an ``nn.Module`` around the student. Every method has:
-
-    needs_bridge                        whether it takes the outputs of a bridge
-    needs_ti                            whether it looks at TI pairs
-    weights                             the weight of each loss term, by name
-    begin_epoch(epoch)                  called before each epoch
-    forward(batch) -> {term: scalar}    the loss terms of a batch
-
-and may have:
-
-    after_step()                        called after each step of the optimiser
-    facts() -> {name: value}            called after the training, for done.json
-    needs_second_view = True            batches hold ``tr_target_2``: the images of ``tr_target``,
-                                        shifted and mirrored anew; else they do not
-    skips_parameters = True             some steps leave trained parameters out
-    translated = True                   the student sees translated images: the frozen translator
-                                        stands in front of it
-
-CONTRIBUTING.md says how to add one.
+``objective.py`` says what a method has, ``teacher_outputs.py`` what it may look at.
 """
+
+from __future__ import annotations
 
 import difflib
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sfkt_cli.errors import ConfigError
 
+if TYPE_CHECKING:
+    from sfkt_cli.methods.objective import Objective
+
 
 class Method(NamedTuple):
-    """A row of the table of methods.
+    """A row of the table of methods."""
 
-    Attributes:
-        objective: Module and class, imported when the method is used.
-        meaning: Its description in reports.
-    """
-
-    objective: str
-    meaning: str
+    objective: str  # module and class, imported when the method is used
+    meaning: str  # its description in reports
 
 
 METHODS = {
@@ -80,7 +62,7 @@ def unknown_method(name: str) -> str:
     return f"setting transfer.method = {name!r}: {hint}choose one of {', '.join(METHODS)}"
 
 
-def find_method(name: str) -> Any:
+def find_method(name: str) -> type[Objective]:
     """The objective's class of a method.
 
     Raises:
@@ -89,4 +71,5 @@ def find_method(name: str) -> Any:
     if name not in METHODS:
         raise ConfigError(unknown_method(name))
     module, _, attribute = METHODS[name].objective.partition(":")
-    return getattr(import_module(module), attribute)
+    found: type[Objective] = getattr(import_module(module), attribute)
+    return found

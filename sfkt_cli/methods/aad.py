@@ -10,29 +10,25 @@ head is trained.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfkt_cli import losses
-from sfkt_cli.data.images import as_rgb, encode
+from sfkt_cli.methods.objective import Objective
 from sfkt_cli.methods.teacher_outputs import Bank, TeacherOutputs
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
 
 
-class Aad(nn.Module):
+class Aad(Objective):
     """The objective of ``sfkt transfer --method aad``."""
 
-    needs_bridge = False
-    needs_ti = False
     decay: Tensor
 
     def __init__(self, student: Classifier, outputs: TeacherOutputs, config: Config) -> None:
-        super().__init__()
-        self.student = student
+        super().__init__(student, outputs, config)
         self.bank = Bank(*outputs.predict_all(student))
         self.register_buffer("decay", torch.ones(()))
-        self._encoding = outputs.encoding
         self._settings = config.aad
         self._epochs = config.transfer.epochs
         self.weights = {"attract": 1.0, "disperse": config.aad.weight}
@@ -44,7 +40,7 @@ class Aad(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms of ``tr_target`` and ``tr_rows``."""
         rows = batch["tr_rows"]
-        features, logits = self.student(as_rgb(encode(batch["tr_target"], self._encoding)))
+        features, logits = self.student(self.encoded(batch["tr_target"]))
         self.bank.remember(rows, features, logits)
         near = self.bank.neighbours(rows, self._settings.neighbours)
         return {

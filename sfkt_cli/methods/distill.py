@@ -1,34 +1,28 @@
 """Distillation alone: the student follows the source model on translated images (L_KL only)."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfkt_cli import losses
-from sfkt_cli.data.images import as_rgb, encode
+from sfkt_cli.methods.objective import Objective
 from sfkt_cli.methods.teacher_outputs import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
 
 
-class Distill(nn.Module):
+class Distill(Objective):
     """The objective of ``sfkt transfer --method distill``."""
 
     needs_bridge = True
-    needs_ti = False
 
     def __init__(self, student: Classifier, outputs: TeacherOutputs, config: Config) -> None:
-        super().__init__()
+        super().__init__(student, outputs, config)
         if outputs.bridged_logits is None:
             raise ValueError("distill needs a bridge")
-        self.student = student
-        self._encoding = outputs.encoding
         self._teacher = outputs.bridged_logits.softmax(dim=1)
         self.weights = {"kl": 1.0}
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Nothing changes between epochs."""
-
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """L_KL of ``tr_target`` and ``tr_rows``."""
-        _, logits = self.student(as_rgb(encode(batch["tr_target"], self._encoding)))
+        _, logits = self.student(self.encoded(batch["tr_target"]))
         return {"kl": losses.distillation(logits, self._teacher[batch["tr_rows"]])}

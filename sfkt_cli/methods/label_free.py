@@ -15,7 +15,7 @@ from sfkt_cli import losses
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.scores import soft_neighbourhood_density
-from sfkt_cli.training.pairs import remember
+from sfkt_cli.training.pairs import write_epoch
 from sfkt_cli.training.predicting import Loader, Model, predict_rows, rgb_loader
 from sfkt_cli.training.runtime import Runtime
 
@@ -234,11 +234,11 @@ class Judge:
         return predict_rows(self._ti_target, load, model, self._runtime)
 
     def scores(self, load: Loader, model: Model, folder: Path, epoch: int) -> dict[str, float]:
-        """The scores after an epoch, whose predictions are remembered in the stage's folder."""
+        """The scores after an epoch; its predictions are written into the stage's folder."""
         _, logits = predict_rows(self._tr_target, load, model, self._runtime)
         _, mirrored = predict_rows(self._tr_target[:, :, ::-1], load, model, self._runtime)
         if self._runtime.main:
-            remember(folder, epoch, logits)
+            write_epoch(folder, epoch, logits)
         values = target_scores(logits, mirrored)
         if self.partners is not None:
             values |= pair_scores(self.look_at_pairs(load, model), self.partners)

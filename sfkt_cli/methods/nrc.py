@@ -12,37 +12,29 @@ left out of L_wider, because L_self stands for it.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfkt_cli import losses
-from sfkt_cli.data.images import as_rgb, encode
+from sfkt_cli.methods.objective import Objective
 from sfkt_cli.methods.teacher_outputs import Bank, TeacherOutputs
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
 
 
-class Nrc(nn.Module):
+class Nrc(Objective):
     """The objective of ``sfkt transfer --method nrc``."""
 
-    needs_bridge = False
-    needs_ti = False
-
     def __init__(self, student: Classifier, outputs: TeacherOutputs, config: Config) -> None:
-        super().__init__()
-        self.student = student
+        super().__init__(student, outputs, config)
         self.bank = Bank(*outputs.predict_all(student))
-        self._encoding = outputs.encoding
         self._settings = config.nrc
         self.weights = {"near": 1.0, "wider": 1.0, "self": 1.0, "diversity": -1.0}
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Nothing changes between epochs."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms of ``tr_target`` and ``tr_rows``."""
         rows, settings = batch["tr_rows"], self._settings
-        features, logits = self.student(as_rgb(encode(batch["tr_target"], self._encoding)))
+        features, logits = self.student(self.encoded(batch["tr_target"]))
         self.bank.remember(rows, features, logits)
         near = self.bank.neighbours(rows, settings.neighbours)
         wider = self.bank.neighbours(near, settings.wider)

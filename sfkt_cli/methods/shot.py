@@ -4,40 +4,36 @@ L = beta_self L_self + beta_im L_IM,  head frozen, pseudo-labels refreshed each 
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfkt_cli import losses
-from sfkt_cli.data.images import as_rgb, encode
+from sfkt_cli.methods.objective import Objective
 from sfkt_cli.methods.teacher_outputs import TeacherOutputs, cluster_labels
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
 
 
-class Shot(nn.Module):
+class Shot(Objective):
     """The objective of ``sfkt transfer --method shot``."""
 
-    needs_bridge = False
-    needs_ti = False
     pseudo_labels: Tensor
 
     def __init__(self, student: Classifier, outputs: TeacherOutputs, config: Config) -> None:
-        super().__init__()
-        self.student = student
+        super().__init__(student, outputs, config)
         self.student.head.requires_grad_(False)
-        self._outputs = outputs
         nothing_yet = torch.zeros(outputs.targets, dtype=torch.long)
         self.register_buffer("pseudo_labels", nothing_yet)
         self.weights = {"self": config.shot.beta_self, "im": config.shot.beta_im}
 
     def begin_epoch(self, epoch: int) -> None:
         """Cluster the student's features: new pseudo-labels."""
-        features, logits = self._outputs.predict_all(self.student)
+        features, logits = self.outputs.predict_all(self.student)
         self.pseudo_labels.copy_(cluster_labels(features, logits, rounds=1)[0])
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms of ``tr_target`` and ``tr_rows``."""
-        _, logits = self.student(as_rgb(encode(batch["tr_target"], self._outputs.encoding)))
+        _, logits = self.student(self.encoded(batch["tr_target"]))
         labels = self.pseudo_labels[batch["tr_rows"]]
         return {
             "self": losses.pseudo_label_cross_entropy(logits, labels),

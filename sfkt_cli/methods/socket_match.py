@@ -12,29 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from sfkt_cli import losses
-from sfkt_cli.data.images import as_rgb, encode
+from sfkt_cli.methods.objective import Objective
 from sfkt_cli.methods.teacher_outputs import TeacherOutputs, cluster_labels
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config, SocketConfig
 from sfkt_cli.training.loop import Batch
 
 
-class Socket(nn.Module):
+class Socket(Objective):
     """The objective of ``sfkt transfer --method socket``."""
 
-    needs_bridge = False
     needs_ti = True
-    translated = False
     section = "socket"
     pseudo_labels: Tensor
 
     def __init__(self, student: Classifier, outputs: TeacherOutputs, config: Config) -> None:
-        super().__init__()
+        super().__init__(student, outputs, config)
         if outputs.ti_features is None:
             raise ValueError("socket needs TI pairs")
-        self.student = student
         self.student.head.requires_grad_(False)
-        self._outputs = outputs
         self._ti_features = outputs.ti_features
         nothing_yet = torch.zeros(outputs.targets, dtype=torch.long)
         self.register_buffer("pseudo_labels", nothing_yet)
@@ -55,19 +51,18 @@ class Socket(nn.Module):
 
     def begin_epoch(self, epoch: int) -> None:
         """Cluster the student's features: new pseudo-labels."""
-        features, logits = self._outputs.predict_all(self.student)
+        features, logits = self.outputs.predict_all(self.student)
         self.pseudo_labels.copy_(cluster_labels(features, logits, rounds=0, euclidean=True)[0])
         self._seen.clear()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms of ``tr_target``, ``tr_rows``, ``ti_target`` and ``ti_rows``."""
-        encoding = self._outputs.encoding
         self._seen.clear()
-        _, logits = self.student(as_rgb(encode(batch["tr_target"], encoding)))
+        _, logits = self.student(self.encoded(batch["tr_target"]))
         matched = losses.batch_norm_matching(self._seen).to(logits.device)
         if self.gate.requires_grad:
             matched = self.gate.sigmoid() * matched
-        ti_features = self.student.features(as_rgb(encode(batch["ti_target"], encoding)))
+        ti_features = self.student.features(self.encoded(batch["ti_target"]))
         self._seen.clear()
         labels = self.pseudo_labels[batch["tr_rows"]]
         return {

@@ -21,27 +21,20 @@ class TeacherOutputs:
 
     N target images (TR) and M TI pairs, in the order of transfer.h5, averaged over an image and its
     mirror image; on the device.
-
-    Attributes:
-        source: The frozen source model.
-        encoding: Encoding of target images for the student.
-        targets: Number N of target images.
-        bridged_logits: (N, K), source model on translated TR images; None without a bridge.
-        adapt: Gives a classifier's batch norms the statistics of the target images, in place; see
-            :func:`sfkt_cli.training.predicting.adapt_batch_norms`.
-        bridge_lead: By how many standard errors the bridge sees better than a classifier of target
-            images; see :func:`sfkt_cli.methods.label_free.bridge_lead`. 0 without a bridge.
-        ti_features: (M, D), source model on the RGB partners; None where the method needs none.
-        predict_all: The student on all TR target images: features (N, D) and logits (N, K).
     """
 
-    source: Classifier
-    encoding: Encoding
-    targets: int
-    bridged_logits: Tensor | None
+    source: Classifier  # the frozen source model
+    encoding: Encoding  # of target images for the student
+    targets: int  # number N of target images
+    bridged_logits: Tensor | None  # (N, K), source model on translated TR images; None: no bridge
+    # Gives a classifier's batch norms the statistics of the target images, in place; see
+    # :func:`sfkt_cli.training.predicting.adapt_batch_norms`.
     adapt: Callable[[Classifier], None]
+    # By how many standard errors the bridge sees better than a classifier of target images; see
+    # :func:`sfkt_cli.methods.label_free.bridge_lead`. 0 without a bridge.
     bridge_lead: Callable[[Classifier], float]
-    ti_features: Tensor | None
+    ti_features: Tensor | None  # (M, D), source model on RGB partners; None: the method needs none
+    # The student on all TR target images: features (N, D) and logits (N, K).
     predict_all: Callable[[Classifier], tuple[Tensor, Tensor]]
 
 

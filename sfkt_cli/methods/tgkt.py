@@ -29,11 +29,11 @@ a free head follows the student's clusters wherever they go.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfkt_cli import losses
-from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.errors import ConfigError
+from sfkt_cli.methods.objective import Objective
 from sfkt_cli.methods.teacher_outputs import TeacherOutputs, cluster_labels
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
@@ -45,7 +45,7 @@ EQUAL_SHARE = 0.5
 """Share of equal frequencies in the measured ones: a student may be wrong about them."""
 
 
-class Tgkt(nn.Module):
+class Tgkt(Objective):
     """The objective of ``sfkt transfer --method tgkt``.
 
     Raises:
@@ -59,7 +59,7 @@ class Tgkt(nn.Module):
     prior: Tensor
 
     def __init__(self, student: Classifier, outputs: TeacherOutputs, config: Config) -> None:
-        super().__init__()
+        super().__init__(student, outputs, config)
         if outputs.bridged_logits is None or outputs.ti_features is None:
             raise ValueError("tgkt needs a bridge and TI pairs")
         settings = config.tgkt
@@ -75,9 +75,7 @@ class Tgkt(nn.Module):
                 "pseudo-labels come late or never, and the bridge may get no trust; set one of "
                 "them, tgkt.beta_self with tgkt.self_from=0, or tgkt.trust=full"
             )
-        self.student = student
         outputs.adapt(student)
-        self._outputs = outputs
         self.trust = self._lead_beyond(PROVEN) if measured else 1.0
         self.student.head.requires_grad_(settings.train_head)
         self._settings = settings
@@ -100,7 +98,7 @@ class Tgkt(nn.Module):
         self.skips_parameters = not settings.beta_im
 
     def _lead_beyond(self, errors: float) -> float:
-        return min(max(self._outputs.bridge_lead(self.student) - errors, 0.0), 1.0)
+        return min(max(self.outputs.bridge_lead(self.student) - errors, 0.0), 1.0)
 
     def _trust_left(self) -> float:
         if not self.trust:
@@ -120,7 +118,7 @@ class Tgkt(nn.Module):
         own_prior = self._settings.prior == "measured" and bool(self.weights["im"])
         if share < self._settings.self_from or not (self.weights["self"] or own_prior):
             return
-        features, logits = self._outputs.predict_all(self.student)
+        features, logits = self.outputs.predict_all(self.student)
         if self.weights["self"]:
             self.pseudo_labels.copy_(cluster_labels(features, logits, rounds=1)[0])
             self._labelled = True
@@ -142,7 +140,7 @@ class Tgkt(nn.Module):
         images, count = batch["tr_target"], len(batch["tr_target"])
         if self.needs_ti:
             images = torch.cat([images, batch["ti_target"]])
-        features, logits = self.student(as_rgb(encode(images, self._outputs.encoding)))
+        features, logits = self.student(self.encoded(images))
         features, logits = features[count:], logits[:count]
         terms = {}
         if weights["kl"]:

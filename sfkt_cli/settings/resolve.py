@@ -186,7 +186,7 @@ def _section(values: BaseModel, left_out: set[str], indent: str) -> Iterator[str
             yield f"{indent}{name}: {one_line(as_dict(values)[name])}"
         elif name not in left_out:
             yield ""
-            yield from _comment((type(value).__doc__ or "").strip(), indent)
+            yield from _comment(" ".join((type(value).__doc__ or "").split()), indent)
             yield f"{indent}{name}:"
             yield from _section(value, left_out, indent + "  ")
 

@@ -1,4 +1,4 @@
-"""`sfkt bridge`: train TGMB on transfer.h5 and write the source-like RGB images."""
+"""`sfkt bridge`: train the translator (TGMB) on transfer.h5, and translate the target images."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Inspect: a prepared file as a table and a picture, with warnings about what looks wrong."""
+"""`sfkt inspect`: a prepared file as a table and a picture; warnings of what looks wrong."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -67,8 +67,8 @@ def predict(
         The number of images, and where the rows are.
 
     Raises:
-        ConfigError: The output cannot be written or holds other columns, its suffix is neither, or
-            nothing matches ``images``.
+        ConfigError: The output cannot be written, holds other columns, or ends neither in .csv nor
+            in .jsonl; or nothing matches ``images``.
         DataError: Some files could not be read; the rows of the others are written.
     """
     is_file = output.suffix.lower() in (".csv", ".jsonl") and not output.is_dir()

@@ -1,4 +1,4 @@
-"""Prepare: from an archive to the three files, by who may see them.
+"""`sfkt prepare`: from an archive to the three files, by who may see them.
 
 ``source.h5`` (RGB and labels), ``transfer.h5`` (unlabelled pairs and target images) and ``test.h5``
 (labels). Nothing that follows opens the archive again.

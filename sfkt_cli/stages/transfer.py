@@ -96,7 +96,7 @@ def transfer(config: Config, run: Run) -> None:
         source = freeze(classifier_of(saved.module))
         encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
         architecture = dict(saved.card["architecture"])
-        front = translator if getattr(objective_class, "translated", False) else None
+        front = translator if objective_class.translated else None
         if front is not None:
             encoding = front.encoding or encoding
             architecture["front"] = front.card["architecture"]
@@ -131,13 +131,13 @@ def transfer(config: Config, run: Run) -> None:
             schedule=SCHEDULES[own.schedule],
             keep=student,
             begin_epoch=objective.begin_epoch,
-            after_step=getattr(objective, "after_step", lambda: None),
+            after_step=objective.after_step,
             scores=partial(judge.scores, load, student, stage.folder),
         ).fit()
         untouched = start_student(source).eval()
         untouched_features, untouched_logits = outputs.predict_all(untouched)
         word = compare(store, student.eval(), untouched_logits, outputs, config.seed)
-        facts: dict[str, float] = getattr(objective, "facts", dict)()
+        facts = objective.facts()  # every process takes part
         strangers = share_of_strangers(store, untouched, untouched_features, encoding, runtime)
         kept = word != "worse" or not getattr(own, "keep_untouched", False)
         if not kept:
@@ -191,10 +191,10 @@ def look_through_frozen(
     *,
     ti: bool,
 ) -> TeacherOutputs:
-    """Look at everything once through the frozen models, with ``ti`` at RGB images of pairs, too.
+    """Ask the frozen models once about all target images, with ``ti`` also about the pairs.
 
-    ``pairs`` are rows of the pairs that are trained on and that score. Where they overlap, nothing
-    proves that the bridge sees well, and its lead is 0.
+    ``pairs`` are the rows of the pairs that are trained on, and of those that only score. Where
+    they overlap, nothing proves that the bridge sees well, and its lead is 0.
     """
     targets = store["target/target"]
     quick = fold_batch_norms(source, targets.shape[1])

@@ -28,10 +28,10 @@ from sfkt_cli.training.cpu import prefer_large_pages
 from sfkt_cli.training.loop import Batch, Plan
 from sfkt_cli.training.runtime import Runtime
 
-HELD_OUT = 2000
-MIN_HELD_OUT = 50
+HELD_OUT = 2000  # TI pairs that only score, at most
+MIN_HELD_OUT = 50  # with fewer, a fifth of the pairs scores in place of a tenth
 SELECTORS: tuple[str, ...] = get_args(LabelFree)
-FILE = "epochs.npy"
+FILE = "epochs.npy"  # in the folder of a stage: the classes predicted after each epoch
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,7 @@ class TransferBatches:
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch: the larger stream passes once, and at least ``training.min_steps``.
-
-        Without TI pairs there is one stream, and its batches are no larger than that.
-        """
+        """Steps of an epoch: the larger stream passes once, and at least ``training.min_steps``."""
         training = self.config.training
         pairs = round(self.ti.count / training.ti_fraction) if self.ti else 0
         return max(max(self.tr.count, pairs) // self.batch_size, training.min_steps)
@@ -164,12 +161,9 @@ def settle_batches(
     second view of each TR target image.
     """
     views = 2 if getattr(objective, "needs_second_view", False) else 1
-
-    def opened(size: int) -> TransferBatches:
-        return open_batches(
-            config, store, runtime, size, ti=ti, ti_rgb=ti_rgb, tr=tr, tr_views=views
-        )
-
+    opened = partial(
+        open_batches, config, store, runtime, ti=ti, ti_rgb=ti_rgb, tr=tr, tr_views=views
+    )
     count = max(store.count("ti") * ti, store.count("target"))
     setting = config.runtime.batch_size
     batches = opened(settle_batch_size(setting, count, folder, runtime, objective, opened))
@@ -212,8 +206,8 @@ def selector(config: Config, *, ti: bool, auto: str | None = None) -> str | None
     return None if chosen == "last" or (not ti and chosen and chosen[:3] == "ti_") else chosen
 
 
-def remember(folder: Path, epoch: int, logits: Tensor) -> None:
-    """Write the classes predicted after an epoch as row ``epoch``, from 0; later rows go.
+def write_epoch(folder: Path, epoch: int, logits: Tensor) -> None:
+    """Write the classes predicted after an epoch as row ``epoch``, from 0; drop later rows.
 
     ``logits`` are (R, K) on the rows ``spread(N)`` of the target images.
     """

@@ -58,7 +58,7 @@ def make_objective(method: str, source: Classifier) -> Any:
     translator = PointwiseTranslator(1, 4)
     kind = find_method(method)
     student = start_student(source)
-    if getattr(kind, "translated", False):
+    if kind.translated:
         student.front = Front(translator, 1)
     freeze(translator)
 
@@ -103,7 +103,7 @@ def batches(epoch: int, step: int) -> Batch:
 
 def asked_for(objective: Any, batch: Batch) -> Batch:
     """What of a batch `sfkt transfer` would hand to this objective."""
-    views = ("tr_target_2",) if getattr(objective, "needs_second_view", False) else ()
+    views = ("tr_target_2",) if objective.needs_second_view else ()
     pairs = ("ti_target", "ti_rows") if objective.needs_ti else ()
     return {name: batch[name] for name in ("tr_target", "tr_rows", *views, *pairs)}
 
@@ -119,7 +119,7 @@ def train(method: str, objective: Any, folder: Path, batches: Callable[[int, int
         plan, objective, lambda epoch, step: asked_for(objective, batches(epoch, step)),
         classifier_optimizer(objective.student, *own.rates(pretrained=False), 1e-3),
         RUNTIME, schedule=cosine, keep=objective.student, begin_epoch=objective.begin_epoch,
-        after_step=getattr(objective, "after_step", lambda: None),
+        after_step=objective.after_step,
     ).fit()  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def test_a_step_of_transfer_stays_on_its_device_and_asks_it_nothing(method: str,
     source = make_source(kind).to(NOWHERE)
     student = start_student(source)
     objective_class = find_method(method)
-    if getattr(objective_class, "translated", False):
+    if objective_class.translated:
         student.front = Front(make_translator("pointwise", channels=1, width=4).to(NOWHERE), 1)
 
     def predict_all(model: Classifier) -> tuple[Tensor, Tensor]:

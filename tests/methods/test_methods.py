@@ -94,7 +94,7 @@ def make_outputs(
 def make_objective(method: str, source: Classifier, config: Config) -> Any:
     kind = find_method(method)
     student = start_student(source)
-    if getattr(kind, "translated", False):
+    if kind.translated:
         student.front = Front(freeze(UNetTranslator(1, 4)), 1)
     return kind(student, make_outputs(source), config)
 
@@ -379,7 +379,7 @@ def test_target_images_and_pairs_share_their_batch_statistics() -> None:
     count = len(batch["tr_target"])
     expected = losses.information_maximisation(logits[:count], objective.prior)
     torch.testing.assert_close(terms["im"], expected)
-    ti_features = objective._outputs.ti_features
+    ti_features = objective.outputs.ti_features
     assert ti_features is not None
     partners = ti_features[batch["ti_rows"]]
     expected = losses.feature_matching(features[count:], partners)

@@ -10,7 +10,7 @@ from sfkt_cli.evaluation.labelled import read_splits
 from sfkt_cli.evaluation.sections import epoch_choice
 from sfkt_cli.files import write_record, write_text
 from sfkt_cli.settings.config import build, parse_assignments
-from sfkt_cli.training.pairs import load_epochs, remember, selector
+from sfkt_cli.training.pairs import load_epochs, selector, write_epoch
 from tests.stages.evaluation_runs import make_run
 
 
@@ -36,24 +36,24 @@ def test_the_score_that_chooses(setting: str, ti: bool, expected: str | None) ->
 
 def test_epochs_are_overwritten_from_where_a_stage_goes_on(tmp_path: Path) -> None:
     for epoch, said in enumerate([[0, 1], [1, 1], [2, 2]]):
-        remember(tmp_path, epoch, logits_of(said))
-    remember(tmp_path, 1, logits_of([3, 3]))
+        write_epoch(tmp_path, epoch, logits_of(said))
+    write_epoch(tmp_path, 1, logits_of([3, 3]))
     np.testing.assert_array_equal(load_epochs(tmp_path), [[0, 1], [3, 3]])
 
 
 @pytest.mark.parametrize("place", [8, 60, -40, -1])
 def test_a_training_does_not_go_on_with_damaged_epochs(tmp_path: Path, place: int) -> None:
-    remember(tmp_path, 0, logits_of([0, 1]))
+    write_epoch(tmp_path, 0, logits_of([0, 1]))
     content = bytearray((tmp_path / "epochs.npy").read_bytes())
     content[place] ^= 1
     (tmp_path / "epochs.npy").write_bytes(content)
     with pytest.raises(DataError, match=r"epochs\.npy is damaged: delete it"):
-        remember(tmp_path, 1, logits_of([1, 1]))
+        write_epoch(tmp_path, 1, logits_of([1, 1]))
 
 
 def test_of_another_number_of_images_nothing_is_kept(tmp_path: Path) -> None:
-    remember(tmp_path, 0, logits_of([0, 1, 2]))
-    remember(tmp_path, 1, logits_of([0, 1]))
+    write_epoch(tmp_path, 0, logits_of([0, 1, 2]))
+    write_epoch(tmp_path, 1, logits_of([0, 1]))
     np.testing.assert_array_equal(load_epochs(tmp_path), [[0, 1]])
 
 
@@ -70,7 +70,7 @@ def test_the_kept_epoch_is_held_against_the_best(tmp_path: Path) -> None:
     count = len(truth)
     for epoch, right in enumerate([0.25, 0.5, 1.0, 0.75]):
         said = np.where(np.arange(count) < right * count, truth, (truth + 1) % 3)
-        remember(folder, epoch, torch.nn.functional.one_hot(torch.from_numpy(said)).float())
+        write_epoch(folder, epoch, torch.nn.functional.one_hot(torch.from_numpy(said)).float())
         lines += f'{{"epoch": {epoch + 1}, "ti_closeness": {right}, "tr_density": {-right}}}\n'
     write_text(folder / "metrics.jsonl", lines)
     write_record(folder / "done.json", {"stage": "transfer/tgkt", "best_epoch": 4})
@@ -91,5 +91,5 @@ def test_without_labels_nothing_is_said(tmp_path: Path) -> None:
     write_record(
         run.path("transfer", "tgkt", "done.json"), {"stage": "transfer/tgkt", "best_epoch": 1}
     )
-    remember(run.path("transfer", "tgkt"), 0, torch.zeros(store.count("target"), 3))
+    write_epoch(run.path("transfer", "tgkt"), 0, torch.zeros(store.count("target"), 3))
     assert epoch_choice(run, target, ["transfer/tgkt"]) is None
