@@ -142,6 +142,8 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
         module = _build(card["kind"], dict(card["architecture"]))
         module.load_state_dict(load_file(weights))
         encoding = Encoding(**card["encoding"]) if card["encoding"] else None
+    except DataError:  # an encoding or operation of another version says so itself
+        raise
     except Exception as error:  # what does not belong together may end in anything
         raise DataError(f"{folder / CARD} does not describe {weights}: {error}") from None
     if encoding is not None and encoding.kind == "shading" and encoding.revision == 1:

@@ -206,7 +206,7 @@ COLLAPSED = {
 
 def warn_of_collapse(logits: Tensor, classes: Sequence[str], model: str, stage: str) -> None:
     """Warn if logits (N, K) of enough target images name nearly always the same class, or none."""
-    seen, images = describe_predictions(logits), "TR target images"
-    message = collapse_warning(seen, classes, model, images, COLLAPSED[stage])
-    if message and len(logits) >= FEWEST:
-        warn(message)
+    if len(logits) >= FEWEST:
+        seen, images = describe_predictions(logits), "TR target images"
+        if message := collapse_warning(seen, classes, model, images, COLLAPSED[stage]):
+            warn(message)
