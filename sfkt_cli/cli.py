@@ -370,8 +370,11 @@ def inspect(
     from sfkt_cli.settings.resolve import find_run
     from sfkt_cli.stages.inspect import inspect
 
-    path = file or find_run(options, None, new_run=False).transfer_store
-    return inspect(path, output, verify)
+    if file is None:
+        run = find_run(options, None, new_run=False)
+        run.require("prepare", "sfkt prepare NAME")
+        file = run.transfer_store
+    return inspect(file, output, verify)
 
 
 @app.command(epilog="Example: sfkt classes sun-rgbd --root ~/SUNRGBD")

@@ -279,6 +279,11 @@ MISTAKES = [
     ),
     Mistake("inspect of a run", "inspect run", ("run is a folder", "transfer.h5")),
     Mistake(
+        "inspect of a misspelled run",
+        "inspect --run rn",
+        ("rn/prepare", "sfkt prepare", "did you mean --run run?"),
+    ),
+    Mistake(
         "a text for a student",
         "predict x.png --model s.txt",
         ("s.txt", "no student"),

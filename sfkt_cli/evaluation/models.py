@@ -98,19 +98,14 @@ def load_models(run: Run, store: Store, runtime: Runtime) -> Models:
             check_classes(saved.classes, store)
         return saved
 
-    def read_encoded(*parts: str) -> tuple[Saved, Encoding]:
-        saved = read(run.path(*parts))
-        if saved.encoding is None:
-            raise DataError(f"{run.path(*parts, CARD)} has no encoding: run its stage with --force")
-        return saved, saved.encoding
-
     source, translator = read(run.path("source")), None
     if run.has("bridge"):
-        saved, encoding = read_encoded("bridge")
-        translator = freeze(saved.module), encoding
+        saved = read(run.path("bridge"))
+        translator = freeze(saved.module), saved.encoding_of("bridge")
     students = {}
     for name in finished_methods(run):
-        saved, encoding = read_encoded("transfer", name)
+        saved = read(run.path("transfer", name))
+        encoding = saved.encoding_of(f"transfer/{name}")
         students[name] = freeze(classifier_of(saved.module)), encoding
     return Models(freeze(classifier_of(source.module)), source, translator, students)
 

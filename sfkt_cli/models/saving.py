@@ -73,6 +73,13 @@ class Saved:
     encoding: Encoding | None  # encoding of its target images; None for an RGB model
     card: Mapping[str, Any]  # all of model.json
 
+    def encoding_of(self, stage: str) -> Encoding:
+        """The encoding of a model that takes target images; raises DataError without one."""
+        if self.encoding is None:
+            command = stage.partition("/")[0]
+            raise DataError(f"the model in {stage}/ has no encoding: run `sfkt {command} --force`")
+        return self.encoding
+
     @property
     def digest(self) -> str:
         """SHA-256 of the weights."""

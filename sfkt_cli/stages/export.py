@@ -306,10 +306,13 @@ def _graphs(saved: Mapping[str, Saved], fit: FitTarget | None) -> dict[str, Sens
     graphs = {
         "student": SensorGraph(student.module, student.encoding, fit, temperature=temperature)
     }
-    encoding = saved["translator"].encoding if "translator" in saved else None
-    if encoding is not None:
+    if "translator" in saved:
+        translator = saved["translator"]
         graphs["bridged-source"] = SensorGraph(
-            saved["source"].module, encoding, fit, translator=saved["translator"].module
+            saved["source"].module,
+            translator.encoding_of("bridge"),
+            fit,
+            translator=translator.module,
         )
     return {name: graph_files.for_export(graph) for name, graph in graphs.items()}
 

@@ -98,7 +98,7 @@ def transfer(config: Config, run: Run) -> None:
         architecture = dict(saved.card["architecture"])
         front = translator if objective_class.translated else None
         if front is not None:
-            encoding = front.encoding or encoding
+            encoding = front.encoding_of("bridge")
             architecture["front"] = front.card["architecture"]
         pairs = held_out_pairs(store, config.seed)
         outputs = look_through_frozen(
@@ -217,10 +217,8 @@ def look_through_frozen(
         partners, _ = predict_rows(store["ti/rgb"], rgb_loader(runtime), quick, runtime, flips=True)
         ti_features = partners.to(runtime.device)
     if translator is not None:
-        if translator.encoding is None:
-            raise DataError("the model in bridge/ has no encoding: run `sfkt bridge --force`")
         model = through(freeze(translator.module), quick)
-        bridge_load = target_loader(runtime, translator.encoding)
+        bridge_load = target_loader(runtime, translator.encoding_of("bridge"))
         _, bridged = predict_rows(targets, bridge_load, model, runtime, flips=True)
         bridged_logits = bridged.to(runtime.device)
         if ti and not np.isin(held_out, trained).any():
