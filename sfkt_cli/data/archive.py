@@ -77,12 +77,12 @@ def is_system(name: str) -> bool:
     return any(part[:1] == "." or part.casefold() in _SYSTEM for part in name.split("/"))
 
 
-def list_files(folder: Path, *, skip_dangling: bool = False) -> dict[str, str]:
+def list_files(folder: Path, *, skip_bad_links: bool = False) -> dict[str, str]:
     """All files below a folder, each with a text that changes when the file does.
 
     Names are relative to the folder, with ``/``; hidden and system files are left out, and so are
-    files and folders that go while they are listed. ``skip_dangling``: leave out links
-    that lead nowhere.
+    files and folders that go while they are listed. ``skip_bad_links``: leave out links
+    that lead nowhere or in a circle.
 
     Raises:
         DataError: A folder cannot be read, or a link leads nowhere or in a circle.
@@ -94,6 +94,8 @@ def list_files(folder: Path, *, skip_dangling: bool = False) -> dict[str, str]:
             status = folder.stat()
             here = (status.st_dev, status.st_ino)
             if here in above:
+                if skip_bad_links:
+                    return
                 raise DataError(
                     f"{folder} is a symbolic link to a folder above it: remove the link"
                 )
@@ -107,7 +109,7 @@ def list_files(folder: Path, *, skip_dangling: bool = False) -> dict[str, str]:
                     with contextlib.suppress(FileNotFoundError):  # gone, as a camera's files are
                         size = entry.stat()
                         index[name] = f"{size.st_size} {size.st_mtime_ns}"
-                elif entry.is_symlink() and not skip_dangling:
+                elif entry.is_symlink() and not skip_bad_links:
                     raise DataError(
                         f"{entry.path} is a symbolic link that leads nowhere: remove it"
                     )

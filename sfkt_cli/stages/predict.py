@@ -254,7 +254,7 @@ def watch(student: AnyStudent, folders: Sequence[str], broken: list[str]) -> Ite
     trouble = ""
     while True:
         try:
-            listed = [(folder, list_files(Path(folder), skip_dangling=True)) for folder in folders]
+            listed = [(folder, list_files(Path(folder), skip_bad_links=True)) for folder in folders]
         except DataError as error:  # such as a network folder that is away for a while
             if str(error) != trouble:
                 trouble = str(error)

@@ -338,6 +338,7 @@ def test_a_watched_folder_may_change_while_it_is_listed(
     (folder / "a.png").write_bytes(whole)
     looks: list[Callable[[], object]] = [
         lambda: (folder / "latest.png").symlink_to("gone.png"),
+        lambda: (folder / "loop").symlink_to(folder),
         lambda: folder.rename(away),
         lambda: None,
         lambda: away.rename(folder),
