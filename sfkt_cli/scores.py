@@ -16,7 +16,6 @@ Numbers = NDArray[Any]
 TINY = 1e-12
 BINS = 15  # of confidence, in reliability diagrams and the calibration error
 MANY = 60  # degrees of freedom from which on Student's t is taken for the same
-_DRAWS = 2_000_000  # random numbers that one step of a bootstrap holds in memory
 
 
 def softmax(logits: Numbers) -> Floats:
@@ -119,13 +118,11 @@ def bootstrap_interval(
         centre = float(values.mean())
         spread = np.sqrt(((sums - centre * counts) ** 2).sum()) / len(values)
         return centre - 1.96 * float(spread), centre + 1.96 * float(spread)
-    generator = np.random.default_rng([seed, 0xB007])
-    means = np.empty(resamplings)
-    step = max(1, _DRAWS // number)
-    for first in range(0, resamplings, step):
-        rows = min(step, resamplings - first)
-        drawn = generator.integers(0, number, (rows, number))
-        means[first : first + rows] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    kinds, times = np.unique(np.stack([sums, counts], axis=1), axis=0, return_counts=True)
+    random = np.random.default_rng([seed, 0xB007])
+    # As often as each kind of group is drawn: the same as drawing the groups themselves.
+    drawn = random.multinomial(number, times / number, size=resamplings) @ kinds
+    means = drawn[:, 0] / drawn[:, 1]
     low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
 
