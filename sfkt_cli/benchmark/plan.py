@@ -32,8 +32,8 @@ GRID: Mapping[str, tuple[Any, ...]] = {
     "schedule": ("inverse", "cosine"),
 }
 """What tuned methods try, all of them the same; SHOT's and SOCKET's own are the first."""
-TUNE_BY = "tr_mirror"
-"""The label-free score that chooses; no method trains on it."""
+TUNE_BY = ("ti_rank", "tr_mirror")
+"""The label-free score that chooses, the same for all methods; the second without pairs."""
 DECIDED = {
     "seed": "name the seeds in `seeds: [...]` instead",
     "evaluate.oracle": "add `oracle` to the methods instead, or leave it out of them",
@@ -236,19 +236,20 @@ def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[C
             if not epochs:
                 continue
             done = run.record(stage)
-            score = epochs[done["best_epoch"] - 1].get(TUNE_BY)
+            scores = epochs[done["best_epoch"] - 1]
+            score = next((name for name in TUNE_BY if name in scores), None)
             if score is None:
                 raise DataError(
-                    f"{run.path('transfer', row)} is of an earlier version and has no {TUNE_BY}: "
-                    "delete the folder"
+                    f"{run.path('transfer', row)} is of an earlier version and has no "
+                    f"{' or '.join(TUNE_BY)}: delete the folder"
                 )
             records.append(
                 {"dataset": trial.dataset, "variant": trial.variant, "method": method,
-                 "settings": dict(changes), TUNE_BY: score, "seconds": done["seconds"],
-                 "chosen": False}
+                 "settings": dict(changes), "score": score, "value": scores[score],
+                 "seconds": done["seconds"], "chosen": False}
             )  # fmt: skip
     chosen: dict[tuple[str, str, str], Settings] = {}
-    for record in sorted(records, key=lambda record: -record[TUNE_BY]):
+    for record in sorted(records, key=lambda record: -record["value"]):
         place = record["dataset"], record["variant"], record["method"]
         record["chosen"] = place not in chosen
         chosen.setdefault(place, record["settings"])

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from sfkt_cli import scores
-from sfkt_cli.benchmark.plan import GRID, SENSORS, TUNE_BY, TUNED, BenchmarkPlan, Cell
+from sfkt_cli.benchmark.plan import GRID, SENSORS, TUNED, BenchmarkPlan, Cell
 from sfkt_cli.console import say
 from sfkt_cli.evaluation import figures, report
 from sfkt_cli.evaluation.report import BOUNDS, SPLITS, Columns, Row, Section, amount, percent
@@ -342,10 +342,10 @@ def markdown(
         parts += report.markdown_section(table)
     if tuning:
         text = "Tried on the first seed, the same for all methods; no label was looked at."
-        header = ("data", "variant", "method", *GRID, TUNE_BY, "training s", "chosen")
+        header = ("data", "variant", "method", *GRID, "score", "", "training s", "chosen")
         lines = [
             (t["dataset"], t["variant"], t["method"], *map(str, t["settings"].values()),
-             amount(t[TUNE_BY]), amount(t["seconds"]), "yes" if t["chosen"] else "")
+             t["score"], amount(t["value"]), amount(t["seconds"]), "yes" if t["chosen"] else "")
             for t in tuning
         ]  # fmt: skip
         parts += report.markdown_section(Section("Tuning", (text,), header, lines, left=3))

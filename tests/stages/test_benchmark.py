@@ -19,11 +19,12 @@ import pytest
 from sfkt_cli.benchmark.plan import (
     DEMO,
     GRID,
-    TUNE_BY,
     BenchmarkPlan,
     VariantPlan,
     cells_of,
     read_plan,
+    trial_cells,
+    tuned,
 )
 from sfkt_cli.benchmark.report import Key, Measured, paired, results_of
 from sfkt_cli.benchmark.run import Progress, benchmark, dry_run, gpus_of, run_cells
@@ -255,14 +256,22 @@ TUNED_PLAN: dict[str, Any] = {
 }
 
 
-def test_every_tuned_method_tries_the_same_and_no_label_chooses(tmp_path: Path) -> None:
+def test_every_tuned_method_tries_the_same_and_no_label_chooses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tried_by(score: str) -> list[dict[str, Any]]:
+        trials = json.loads((tmp_path / "tuning.json").read_text(encoding="utf-8"))["trials"]
+        assert len(trials) == np.prod([len(values) for values in GRID.values()])
+        assert {trial["score"] for trial in trials} == {score}
+        best = max(trial["value"] for trial in trials)
+        assert [trial["value"] for trial in trials if trial["chosen"]] == [best]
+        return list(trials)
+
     plan = BenchmarkPlan.model_validate(TUNED_PLAN)
     assert plan.methods == ("source-encoded", "shot", "shot-tuned")
     benchmark(plan, tmp_path, processes=0)
-    tried = json.loads((tmp_path / "tuning.json").read_text(encoding="utf-8"))["trials"]
-    assert len(tried) == np.prod([len(values) for values in GRID.values()])
-    (chosen,) = (line for line in tried if line["chosen"])
-    assert chosen[TUNE_BY] == max(line[TUNE_BY] for line in tried)
+    tried = tried_by("ti_rank")
+    (chosen,) = (trial for trial in tried if trial["chosen"])
     for seed in (3, 4):
         run = tmp_path / f"cells/synthetic/default/seed-{seed}"
         used = read_yaml(run / "transfer/shot-tuned/config.yaml")["shot"]
@@ -276,6 +285,10 @@ def test_every_tuned_method_tries_the_same_and_no_label_chooses(tmp_path: Path) 
     assert "## Tuning" in (tmp_path / "benchmark.md").read_text(encoding="utf-8")
     benchmark(fewer, tmp_path, processes=0)
     assert "## Tuning" not in (tmp_path / "benchmark.md").read_text(encoding="utf-8")
+    monkeypatch.setattr("sfkt_cli.benchmark.plan.TUNE_BY", ("a score of pairs", "tr_mirror"))
+    cells = cells_of(plan, {})
+    tuned(cells, trial_cells(cells), tmp_path)
+    tried_by("tr_mirror")
 
 
 def test_several_commands_divide_the_stages_and_a_killed_ones_are_taken_up(tmp_path: Path) -> None:
