@@ -125,7 +125,7 @@ def test_a_signal_that_a_library_turns_into_its_own_error_stops_the_command(
 ) -> None:
     def export() -> None:
         try:
-            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
         except BaseException as error:
             raise RuntimeError("export failed") from error
 
@@ -133,7 +133,7 @@ def test_a_signal_that_a_library_turns_into_its_own_error_stops_the_command(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 75
-    assert "sfkt: stopped by SIGHUP: " in capsys.readouterr().err
+    assert "sfkt: stopped by SIGTERM: " in capsys.readouterr().err
 
 
 def test_errors_that_the_user_can_mend_have_a_message_and_a_code() -> None:
