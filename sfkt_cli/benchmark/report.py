@@ -342,7 +342,7 @@ def markdown(
         parts += report.markdown_section(table)
     if tuning:
         text = "Tried on the first seed, the same for all methods; no label was looked at."
-        header = ("data", "variant", "method", *GRID, "score", "", "training s", "chosen")
+        header = ("data", "variant", "method", *GRID, "score", "value", "training s", "chosen")
         lines = [
             (t["dataset"], t["variant"], t["method"], *map(str, t["settings"].values()),
              t["score"], amount(t["value"]), amount(t["seconds"]), "yes" if t["chosen"] else "")
