@@ -120,12 +120,16 @@ def test_wrong_usage_is_2_and_errors_are_1(capsys: pytest.CaptureFixture[str]) -
     assert not Path("runs/current").exists()
 
 
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_that_a_library_turns_into_its_own_error_stops_the_command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kind: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if signal.getsignal(kind) is signal.SIG_IGN:
+        pytest.skip(f"{kind.name} is ignored here, as under nohup")
+
     def export() -> None:
         try:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(kind)
         except BaseException as error:
             raise RuntimeError("export failed") from error
 
@@ -133,7 +137,7 @@ def test_a_signal_that_a_library_turns_into_its_own_error_stops_the_command(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 75
-    assert "sfkt: stopped by SIGTERM: " in capsys.readouterr().err
+    assert f"sfkt: stopped by {kind.name}: " in capsys.readouterr().err
 
 
 def test_errors_that_the_user_can_mend_have_a_message_and_a_code() -> None:
