@@ -6,6 +6,7 @@ begin with a line that holds the checksum of what follows.
 """
 
 import contextlib
+import csv
 import errno
 import hashlib
 import json
@@ -182,6 +183,26 @@ def read_settings(path: Path) -> dict[str, Any]:
         return values
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise _damaged(path, error) from None
+
+
+def csv_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and cells of each row of a CSV text, by the names in its first line.
+
+    Commas separate the columns, or semicolons, as spreadsheets of some countries write them.
+
+    Raises:
+        DataError: A row has another number of columns, or quotes do not end; names ``path``.
+    """
+    lines = text.splitlines()
+    semicolons = bool(lines) and ";" in lines[0] and "," not in lines[0]
+    reader = csv.DictReader(lines, delimiter=";" if semicolons else ",", strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise DataError(f"{path}, line {reader.line_num}: wrong number of columns")
+            yield reader.line_num, {str(key).strip(): value.strip() for key, value in row.items()}
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:

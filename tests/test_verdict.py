@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sfkt_cli.evaluation.verdict import advice, verdict
+from sfkt_cli.evaluation.verdict import advice, judge_by_labels, rows_to_label, verdict
 
 CLASSES = 5
 
@@ -95,3 +98,73 @@ def test_without_a_third_view_nothing_is_said() -> None:
     assert few == "cannot tell"
     assert "cannot be told" in advice(few, "normals")
     assert "keep your RGB model with the encoding normals" in advice("worse", "normals")
+
+
+def test_labels_decide_as_all_signs_of_the_scenes_say() -> None:
+    random = np.random.default_rng(7)
+    for _ in range(20):
+        labels = random.integers(0, CLASSES, 24)
+        student, untouched = (view(labels, accuracy, random) for accuracy in (0.8, 0.4))
+        scenes = random.integers(0, 8, 24)
+        gains = (student == labels).astype(int) - (untouched == labels)
+        sums = np.array([gains[scenes == scene].sum() for scene in range(8)])
+        signs = np.array(list(itertools.product((-1, 1), repeat=8)))
+        p = (np.abs(signs @ sums) >= abs(sums.sum())).mean()
+        word, sentence = judge_by_labels(student, untouched, labels, scenes.astype(str), "normals")
+        assert f"(p {p:.2g})" in sentence
+        assert (word == "cannot tell") == (p >= 0.05)
+        assert word != "better" or gains.sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "word", "ends"),
+    [
+        (6, 0, "better", "ship the student."),
+        (5, 0, "cannot tell", "this may be chance."),
+        (0, 6, "worse", "keep your RGB model with the encoding normals."),
+        (3, 3, "cannot tell", "this may be chance."),
+        (0, 0, "cannot tell", "this may be chance."),
+    ],
+)
+def test_six_labels_of_one_kind_decide(right: int, wrong: int, word: str, ends: str) -> None:
+    student = np.array([0] * right + [1] * wrong + [1])
+    untouched = np.array([1] * right + [0] * wrong + [2])
+    labels = np.zeros(len(student), int)
+    scenes = [str(number) for number in range(len(labels))]
+    judged = judge_by_labels(student, untouched, labels, scenes, "normals")
+    assert judged.word == word
+    assert judged.sentence.endswith(ends)
+    assert f"Of {len(labels)} images" in judged.sentence
+    assert f"alone recognises {right}, your RGB model alone {wrong} (p " in judged.sentence
+    one_scene = judge_by_labels(student, untouched, labels, ["hall"] * len(labels), "normals")
+    assert one_scene.word == "cannot tell"
+
+
+def test_equally_good_models_are_rarely_told_apart_by_labels() -> None:
+    random = np.random.default_rng(8)
+    words: list[str] = []
+    for _ in range(400):
+        labels = random.integers(0, CLASSES, 200)
+        student, untouched = (view(labels, 0.6, random) for _ in range(2))
+        scenes = np.arange(200).astype(str)
+        rows = rows_to_label(student, untouched, scenes, seed=len(words))
+        views = (student[rows], untouched[rows], labels[rows], scenes[rows])
+        words.append(judge_by_labels(*views, "normals").word)
+    assert words.count("cannot tell") >= 380
+
+
+def test_images_to_label_differ_and_come_from_all_scenes_first() -> None:
+    random = np.random.default_rng(9)
+    labels = random.integers(0, CLASSES, 300)
+    student, untouched = (view(labels, accuracy, random) for accuracy in (0.9, 0.5))
+    scenes = [f"scene-{number // 10}" for number in range(300)]
+    rows = rows_to_label(student, untouched, scenes, seed=0)
+    assert len(rows) == len(set(rows.tolist())) == 50
+    assert (student[rows] != untouched[rows]).all()
+    differing = {scenes[row] for row in np.flatnonzero(student != untouched)}
+    assert {scenes[row] for row in rows[: len(differing)]} == differing
+    counts = Counter(scenes[row] for row in rows)
+    assert max(counts.values()) <= 2
+    assert rows.tolist() == rows_to_label(student, untouched, scenes, seed=0).tolist()
+    assert rows.tolist() != rows_to_label(student, untouched, scenes, seed=1).tolist()
+    assert not len(rows_to_label(student, student, scenes, seed=0))

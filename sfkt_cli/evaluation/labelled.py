@@ -1,7 +1,10 @@
-"""The labels of test.h5, matched to images by sample id. Only ``evaluate`` may come here."""
+"""The labels of test.h5 and of to_label.csv, matched to images. Only ``evaluate`` may come here."""
 
 import functools
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +12,12 @@ from numpy.typing import NDArray
 
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
+from sfkt_cli.files import csv_rows
 
 Numbers = NDArray[Any]
 SAME = ("archive_sha256", "parts_sha256")  # attributes that the files of one run have in common
+TO_LABEL = "to_label.csv"
+"""The list of images to label, in the run folder: ``name,label``, a line for each image."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,56 @@ def read_splits(transfer: Store, test: Store) -> list[Split]:
                 f"the {len(test.classes)} classes: run `sfkt prepare` again with --force"
             )
     return splits
+
+
+def read_own_labels(path: Path) -> dict[str, str]:
+    """The class names that the user wrote into to_label.csv, by the name of the image.
+
+    Lines without a label are left out; nothing where there is no such file.
+
+    Raises:
+        DataError: The file cannot be read, or is no such list.
+    """
+    if not path.is_file():
+        return {}
+    labels: dict[str, str] = {}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}; save it as UTF-8") from None
+    for number, row in csv_rows(str(path), text):
+        if row.keys() != {"name", "label"}:
+            found = ", ".join(row)
+            raise DataError(f"{path}: columns {found}, expected name, label")
+        name, label = (unicodedata.normalize("NFC", row[column]) for column in ("name", "label"))
+        if label and labels.setdefault(name, label) != label:
+            raise DataError(f"{path}, line {number}: {name} has the labels {labels[name]}, {label}")
+    return labels
+
+
+def match_own_labels(
+    path: Path, own: Mapping[str, str], split: Split, classes: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of a split that the user labelled, and their class indices.
+
+    Raises:
+        DataError: A name is none of the split's images, or a label none of the classes.
+    """
+    places = {unicodedata.normalize("NFC", name): row for row, name in enumerate(split.names)}
+    numbers = {unicodedata.normalize("NFC", name): number for number, name in enumerate(classes)}
+    for name, label in own.items():
+        if name not in places:
+            raise DataError(
+                f"{path}: {name} is none of the {len(places):,} {split.name} images of this run"
+            )
+        if label not in numbers:
+            raise DataError(
+                f"{path}: {name} has the label {label!r}, expected one of "
+                f"{', '.join(classes[:20])}{' ...' if len(classes) > 20 else ''}, or nothing where "
+                "it shows none of them"
+            )
+    rows = np.array([places[name] for name in own], np.int64)
+    return rows, np.array([numbers[label] for label in own.values()], np.int64)
 
 
 def _match(

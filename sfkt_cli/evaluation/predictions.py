@@ -64,6 +64,7 @@ class Evaluation:
     models: Models  # read back
     splits: dict[str, Split]  # by name; ``target`` is always there
     pairs: Pairs | None  # held-out TI pairs; None where there are none
+    own_labels: tuple[Numbers, Numbers]  # rows of target images that the user labelled, and classes
     runtime: Runtime  # device and precision
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # by method, bounds last
 
@@ -120,6 +121,11 @@ class Evaluation:
     def headline_split(self) -> Split | None:
         """The labelled split of the first line of the report: held-out images if there are any."""
         return next(reversed(self.labelled_splits), None)
+
+    def said(self, method: str) -> NDArray[np.int64]:
+        """A method's class indices (N,) of all target images."""
+        said: NDArray[np.int64] = self.outcomes[method].probabilities["target"].argmax(axis=1)
+        return said
 
     def labelled(self, method: str, split: Split) -> Numbers:
         """A method's probabilities (L, K) of the labelled images."""

@@ -11,7 +11,7 @@ import torch
 from sfkt_cli import __version__, scores
 from sfkt_cli.data.store import spread
 from sfkt_cli.evaluation import figures, galleries
-from sfkt_cli.evaluation.labelled import Split
+from sfkt_cli.evaluation.labelled import TO_LABEL, Split
 from sfkt_cli.evaluation.models import translate
 from sfkt_cli.evaluation.predictions import Evaluation
 from sfkt_cli.evaluation.report import (
@@ -23,8 +23,17 @@ from sfkt_cli.evaluation.report import (
     interval,
     named,
     percent,
+    to_csv,
 )
-from sfkt_cli.evaluation.verdict import Verdict, advice, verdict
+from sfkt_cli.evaluation.verdict import (
+    Judgement,
+    Verdict,
+    advice,
+    judge_by_labels,
+    rows_to_label,
+    verdict,
+)
+from sfkt_cli.files import write_text
 from sfkt_cli.losses import structural_dissimilarity
 from sfkt_cli.models.saving import CARD, WEIGHTS, read_card
 from sfkt_cli.settings.runs import Run
@@ -46,7 +55,7 @@ LABEL_FREE = {
 PICTURE_PAIRS = 256  # TI pairs that PSNR and SSIM look at, at most
 
 
-def headline(evaluation: Evaluation, judged: Verdict | None) -> Headline:
+def headline(evaluation: Evaluation, judged: Judgement | None) -> Headline:
     """The first line: with labels how often the student is right, without them the verdict."""
     main, split = evaluation.main_method, evaluation.headline_split
     images = f"{SENSORS[evaluation.store.modality]} images"
@@ -54,8 +63,8 @@ def headline(evaluation: Evaluation, judged: Verdict | None) -> Headline:
     if split is None:
         if judged is None:
             return Headline("There is no student yet, and no image has a label.")
-        tone = "open" if judged == "cannot tell" else judged
-        return Headline(advice(judged, evaluation.encoding), _on_pairs(evaluation), tone)
+        tone = "open" if judged.word == "cannot tell" else judged.word
+        return Headline(judged.sentence, _on_pairs(evaluation), tone)
     here = {row.method: row for row in evaluation.rows if row.split == split.name}
     alone, encoded = (percent(here[name].accuracy) for name in ("source-only", "source-encoded"))
     text = f"The {who} recognises {percent(here[main].accuracy)} % of the {images}"
@@ -72,8 +81,8 @@ def headline(evaluation: Evaluation, judged: Verdict | None) -> Headline:
         detail += f"; your RGB model on images encoded as {evaluation.encoding}: {encoded} %"
     if note := evaluation.outcomes[main].predictor.note:
         detail += f"; {note}"
-    elif judged not in (None, "cannot tell"):
-        detail += f"; without labels it would have been judged {judged} than your RGB model"
+    elif judged is not None and judged.word != "cannot tell":
+        detail += f"; without labels it would have been judged {judged.word} than your RGB model"
     rivals = [name for name in evaluation.rivals if name != "source-only"]
     if better := [name for name in rivals if evaluation.difference(name, main, split)[1] > 0]:
         best = max(better, key=lambda name: here[name].accuracy)
@@ -81,24 +90,43 @@ def headline(evaluation: Evaluation, judged: Verdict | None) -> Headline:
     return Headline(f"{text}; your RGB model alone {alone} %.", detail, tone)
 
 
-def judge(evaluation: Evaluation) -> Verdict | None:
-    """The verdict without labels on the main method; None where it is no student.
+def judge(evaluation: Evaluation) -> Judgement | None:
+    """The verdict on the main method: by the user's own labels, else without any.
 
-    It is the one that ``transfer`` gave, where there was a bridge then.
+    Without labels it is the one that ``transfer`` gave, where there was a bridge then. None: the
+    main method is no student.
     """
     if evaluation.student is None:
         return None
+    rows, labels = evaluation.own_labels
+    scenes, encoding = evaluation.splits["target"].scenes, evaluation.encoding
+    student, untouched = evaluation.said(evaluation.student), evaluation.said("source-encoded")
+    if len(rows):
+        groups = [scenes[row] for row in rows]
+        return judge_by_labels(student[rows], untouched[rows], labels, groups, encoding)
     record = evaluation.run.record(f"transfer/{evaluation.student}")
+    word: Verdict = "cannot tell"
     if "bridge" in record["inputs"] and record.get("verdict"):
-        return cast("Verdict", record["verdict"])
-    if "bridge-only" not in evaluation.outcomes:
-        return "cannot tell"
-    views = (
-        evaluation.outcomes[name].probabilities["target"].argmax(axis=1)
-        for name in (evaluation.student, "source-encoded", "bridge-only")
+        word = cast("Verdict", record["verdict"])
+    elif "bridge-only" in evaluation.outcomes:
+        bridge, classes = evaluation.said("bridge-only"), len(evaluation.classes)
+        word = verdict(
+            student, untouched, bridge,
+            classes=classes, groups=scenes, seed=evaluation.config.seed,
+        )  # fmt: skip
+    return Judgement(word, advice(word, encoding))
+
+
+def list_to_label(evaluation: Evaluation) -> None:
+    """Write the names of the images whose labels would decide to to_label.csv."""
+    student, untouched = (
+        evaluation.said(name) for name in (evaluation.main_method, "source-encoded")
     )
-    groups, classes = evaluation.store.strings("target/group"), len(evaluation.classes)
-    return verdict(*views, classes=classes, groups=groups, seed=evaluation.config.seed)
+    target = evaluation.splits["target"]
+    rows = rows_to_label(student, untouched, target.scenes, seed=evaluation.config.seed)
+    if len(rows):
+        lines = [(target.names[row], "") for row in rows]
+        write_text(evaluation.run.path(TO_LABEL), to_csv(("name", "label"), lines, "name"))
 
 
 def _on_pairs(evaluation: Evaluation) -> str:

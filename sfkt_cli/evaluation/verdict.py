@@ -1,24 +1,39 @@
-"""Is the student better than the untouched RGB model? An answer without labels (ours).
+"""Is the student better than the untouched RGB model? Answers without labels, and by few (ours).
 
 Three views look at each target image: the student, the RGB model on the encoded image, and the RGB
 model behind the translator. Where the first two differ, the third takes sides. If errors were
 independent, the one that the third view agrees with more often would be right more often
 (Platanios, Blum and Mitchell, UAI 2014). They are not: the third view is the RGB model, too, and
 sides with itself. So only its word for the student counts, and a student is called worse only where
-it certainly agrees with neither view. ``docs/results.md`` says how often the verdict was right.
+it certainly agrees with neither view.
+
+Where that does not tell, a few labels do: of images on which student and untouched model differ, as
+all others say nothing. ``docs/results.md`` says how often the verdicts were right.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Verdict = Literal["better", "worse", "cannot tell"]
 Predicted = Sequence[int] | NDArray[Any]
+Names = Sequence[str] | NDArray[np.str_]
 RESAMPLINGS = 2000
 FEWEST = 30  # of fewer images nothing is said
 AT_CHANCE = 0.1  # a kappa (agreement beyond chance) below this is no agreement
+TO_LABEL = 50
+"""Images that are listed to be labelled."""
+PROVEN = 0.05  # p below which labels decide
+
+
+class Judgement(NamedTuple):
+    """A verdict, and the sentence that says it."""
+
+    word: Verdict
+    sentence: str
 
 
 def verdict(
@@ -27,7 +42,7 @@ def verdict(
     bridge: Predicted,
     *,
     classes: int,
-    groups: Sequence[str] | None = None,
+    groups: Names | None = None,
     seed: int = 0,
 ) -> Verdict:
     """Compare a student with the untouched RGB model by a third view of the same images.
@@ -71,6 +86,69 @@ def verdict(
     return "cannot tell"
 
 
+def rows_to_label(
+    student: Predicted, untouched: Predicted, groups: Names, *, seed: int
+) -> NDArray[np.int64]:
+    """Rows (at most TO_LABEL) of images on which the two models differ, in a drawn order.
+
+    One image of each scene comes first, then a second one: images of a scene are alike.
+
+    Args:
+        student: (N,) predicted class indices.
+        untouched: (N,) those of the RGB model on the encoded images.
+        groups: (N,) names of scenes or recordings.
+        seed: Seed of the order.
+    """
+    differ = np.flatnonzero(np.asarray(student) != np.asarray(untouched))
+    drawn = np.random.default_rng([seed, 0x1AB]).permutation(differ)
+    seen: Counter[str] = Counter()
+    turns = []
+    for row in drawn:
+        turns.append(seen[groups[row]])
+        seen[groups[row]] += 1
+    return drawn[np.argsort(turns, kind="stable")][:TO_LABEL]
+
+
+def judge_by_labels(
+    student: Predicted,
+    untouched: Predicted,
+    labels: Predicted,
+    groups: Names,
+    encoding: str,
+) -> Judgement:
+    """Compare a student with the untouched RGB model by labels of a few images.
+
+    Scenes count (exact sign-flip test, two-sided, p < PROVEN): if both models were as good, the
+    images of a scene on which only one of them is right would be as likely the other one's.
+
+    Args:
+        student: (L,) predicted class indices of the labelled images.
+        untouched: (L,) those of the RGB model on the encoded images.
+        labels: (L,) their classes.
+        groups: (L,) names of scenes or recordings.
+        encoding: Name of the encoding of target images.
+    """
+    s, u, true = (np.asarray(view) for view in (student, untouched, labels))
+    gains = (s == true).astype(np.int64) - (u == true)
+    _, scene = np.unique(groups, return_inverse=True)
+    chances = np.ones(1)  # of each sum that drawn signs give, the lowest first
+    for size in np.abs(np.bincount(scene, gains)).astype(np.int64):
+        chances = (np.pad(chances, (0, 2 * size)) + np.pad(chances, (2 * size, 0))) / 2
+    sums = np.arange(len(chances)) - len(chances) // 2
+    p = float(chances[np.abs(sums) >= abs(gains.sum())].sum())
+    word: Verdict = "cannot tell" if p >= PROVEN else "better" if gains.sum() > 0 else "worse"
+    counts = (
+        f"Of {len(true)} images that you labelled, the student alone recognises "
+        f"{(gains > 0).sum()}, your RGB model alone {(gains < 0).sum()} (p {p:.2g}): "
+    )
+    what_to_do = {
+        "better": "ship the student.",
+        "worse": f"keep your RGB model with the encoding {encoding}.",
+        "cannot tell": "this may be chance.",
+    }
+    return Judgement(word, counts + what_to_do[word])
+
+
 def advice(word: Verdict, encoding: str) -> str:
     """The verdict as a sentence that says what to ship; ``encoding`` is that of target images."""
     if word == "better":
@@ -81,6 +159,7 @@ def advice(word: Verdict, encoding: str) -> str:
             f"with the encoding {encoding}."
         )
     return (
-        "Without labels it cannot be told whether the student is better than your RGB model: label "
-        "a few hundred images before you ship it."
+        "Without labels it cannot be told whether the student is better than your RGB model. A "
+        f"few labels show it: without any, `sfkt evaluate` lists up to {TO_LABEL} images in "
+        "to_label.csv."
     )

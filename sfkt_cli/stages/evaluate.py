@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from sfkt_cli.console import say, track, warn
@@ -11,7 +12,13 @@ from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.evaluation import predictions
 from sfkt_cli.evaluation.galleries import shots
 from sfkt_cli.evaluation.html import to_html
-from sfkt_cli.evaluation.labelled import Split, read_splits
+from sfkt_cli.evaluation.labelled import (
+    TO_LABEL,
+    Split,
+    match_own_labels,
+    read_own_labels,
+    read_splits,
+)
 from sfkt_cli.evaluation.models import load_models, model_digests, predictors_of, student_encoding
 from sfkt_cli.evaluation.oracle import oracle, recipe
 from sfkt_cli.evaluation.predictions import Evaluation
@@ -24,9 +31,8 @@ from sfkt_cli.evaluation.report import (
     to_latex,
     to_markdown,
 )
-from sfkt_cli.evaluation.sections import facts, headline, judge, made, sections
-from sfkt_cli.evaluation.verdict import advice
-from sfkt_cli.files import write_json, write_text
+from sfkt_cli.evaluation.sections import facts, headline, judge, list_to_label, made, sections
+from sfkt_cli.files import sha256_json, write_json, write_text
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run, Stage
 from sfkt_cli.training.runtime import Runtime, make_runtime
@@ -54,18 +60,26 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
     run.require("source", "sfkt source")
     transfer, test = open_store(run.transfer_store), open_store(run.test_store)
     inputs = {"transfer.h5": transfer.digest, "test.h5": test.digest, **model_digests(run)}
+    if own := read_own_labels(run.path(TO_LABEL)):
+        inputs[TO_LABEL] = sha256_json(own)
     if config.evaluate.oracle:
         inputs["oracle"] = recipe(config)
     with run.open("evaluate", config, inputs, renew=True) as stage:
         if stage is None:
             say(f"evaluate: nothing changed since {run.path('evaluate', 'report.md')}")
         else:
-            _measure(config, run, stage, transfer, read_splits(transfer, test))
+            _measure(config, run, stage, transfer, read_splits(transfer, test), own)
     folder = run.path("evaluate")
     show(read_results(run).rows)
     say(f"evaluate: report and pictures are in {folder}")
     if sentence := run.record("evaluate").get("verdict"):
         say(f"evaluate: {sentence}")
+    if run.path(TO_LABEL).is_file() and not own:
+        say(
+            f"evaluate: {run.path(TO_LABEL)} lists images on which the student and your RGB model "
+            "differ: write the class behind each name, nothing where it shows none of them, and "
+            "run `sfkt evaluate` again"
+        )
     if report is not None:
         copy_report(run.output("evaluate", COPIES[report.suffix.lower()]), report)
 
@@ -97,12 +111,23 @@ def copy_report(written: Path, report: Path) -> None:
         raise RunError(f"--report {report} cannot be written: {error.strerror or error}") from None
 
 
-def _measure(config: Config, run: Run, stage: Stage, store: Store, readable: list[Split]) -> None:
+def _measure(
+    config: Config,
+    run: Run,
+    stage: Stage,
+    store: Store,
+    readable: list[Split],
+    own: Mapping[str, str],
+) -> None:
     runtime = measuring_runtime(config)
     models = load_models(run, store, runtime)
     splits = {split.name: split for split in readable}
     pairs = predictions.ti_pairs(store, models, runtime, config.seed)
-    evaluation = Evaluation(config, run, stage.folder, store, models, splits, pairs, runtime)
+    classes = store.classes or models.card.classes
+    labelled = match_own_labels(run.path(TO_LABEL), own, splits["target"], classes)
+    evaluation = Evaluation(
+        config, run, stage.folder, store, models, splits, pairs, labelled, runtime
+    )
     outcomes = evaluation.outcomes
     encoding = student_encoding(config.encoding, store, models)
     competing = predictors_of(run, store, models, runtime, stage.inputs, encoding)
@@ -137,8 +162,10 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, readable: lis
         ("report.tex", to_latex(report)),
     ):
         write_text(stage.folder / name, text)
-    verdict = judged and advice(judged, evaluation.encoding)
-    stage.finish(verdict=verdict, methods=list(outcomes))
+    undecided = judged is not None and judged.word == "cannot tell"
+    if undecided and not (own or evaluation.labelled_splits or stage.dry):
+        list_to_label(evaluation)
+    stage.finish(verdict=judged and judged.sentence, methods=list(outcomes))
 
 
 def measuring_runtime(config: Config) -> Runtime:

@@ -292,6 +292,14 @@ def test_a_manifest_in_a_zip_file(name: str, top: str, tmp_path: Path) -> None:
     assert archive.loader.target(archive.records[0], 30).any()
 
 
+def test_a_manifest_with_semicolons(tmp_path: Path) -> None:
+    root = manifest(tmp_path / "mine")
+    expected = read_archive(settings_of(root)).records
+    commas = (root / "manifest.csv").read_text(encoding="utf-8")
+    (root / "manifest.csv").write_text(commas.replace(",", ";"), encoding="utf-8-sig")
+    assert read_archive(settings_of(root)).records == expected
+
+
 def test_a_manifest_deep_in_an_archive_is_a_note(tmp_path: Path) -> None:
     root = folders(tmp_path / "mine")
     (root / "tr/mug/manifest.csv").write_text("rgb,target\n")

@@ -262,6 +262,69 @@ def test_without_labels_there_is_no_accuracy(tmp_path: Path) -> None:
     assert run.path("evaluate", "gallery-tr.png").is_file()
 
 
+def test_with_labels_nothing_is_listed_to_label(evaluated: Run) -> None:
+    assert not evaluated.path("to_label.csv").exists()
+
+
+def _listed(run: Run) -> list[dict[str, str]]:
+    with run.path("to_label.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_few_labels_of_the_user_decide(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path, "tgkt", labelled=False)
+    evaluate(settings(pictures=False), run)
+    assert "to_label.csv lists images on which the student" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    with run.path("evaluate", "predictions.csv").open(encoding="utf-8", newline="") as file:
+        predicted = {row["name"]: row for row in csv.DictReader(file) if row["split"] == "target"}
+    listed = _listed(run)
+    differ = [name for name, row in predicted.items() if row["tgkt"] != row["source-encoded"]]
+    assert {row["name"] for row in listed} == set(differ)
+    assert all(row["label"] == "" for row in listed)
+
+    for winner, word in (("tgkt", "ship the student"), ("source-encoded", "keep your RGB model")):
+        labels = {name: predicted[name][winner].removeprefix("'") for name in differ}
+        lines = [f"{name};{label}\r\n" for name, label in labels.items()]  # as a spreadsheet does
+        text = "\ufeffname;label\r\n" + "".join(lines[1:]) + f"{differ[0]};\r\n"
+        run.path("to_label.csv").write_text(text, encoding="utf-8", newline="")
+        evaluate(settings(pictures=False), run)
+        sentence = run.record("evaluate")["verdict"]
+        assert f"Of {len(differ) - 1} images that you labelled" in sentence
+        assert word in sentence
+        assert sentence.replace("<", "\\<") in run.path("evaluate", "report.md").read_text("utf-8")
+        assert run.path("to_label.csv").read_bytes().decode() == text
+        assert _results(run)["rows"] == []
+        done = run.path("evaluate", "done.json").stat().st_mtime_ns
+        evaluate(settings(pictures=False), run)
+        assert run.path("evaluate", "done.json").stat().st_mtime_ns == done
+        assert word in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name,label\ntarget-0,disk\n", "target-0 has the label 'disk', expected one of disc, "),
+        ("name,label\nother-0,disc\n", "other-0 is none of the 30 target images"),
+        ("name,label\ntarget-0,disc\ntarget-0,=cross\n", "target-0 has the labels disc, =cross"),
+        ("image,label\ntarget-0,disc\n", "columns image, label, expected name, label"),
+        ("name,label\ntarget-0\n", "line 2: wrong number of columns"),
+        ("name,label\ntarget-0,\xe9\n", "save it as UTF-8"),
+    ],
+)
+def test_wrong_labels_of_the_user_are_refused(tmp_path: Path, text: str, told: str) -> None:
+    run = make_run(tmp_path, "tgkt", labelled=False)
+    run.path("to_label.csv").write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match=told) as error:
+        evaluate(settings(pictures=False), run)
+    assert "to_label.csv" in str(error.value)
+    assert run.path("to_label.csv").read_text(encoding="latin-1") == text
+    assert not run.path("evaluate", "done.json").exists()
+
+
 def test_a_single_label_is_enough_for_a_report(tmp_path: Path) -> None:
     run = make_run(tmp_path, "tgkt")
     attrs = {"dataset": "made", "modality": "depth", "unit": "mm", "classes": CLASSES}

@@ -12,7 +12,6 @@ Paths are relative to ``--root``, or to the folder in it that all files lie in. 
 group may be empty.
 """
 
-import csv
 import json
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from sfkt_cli.data.archive import Container, open_container
 from sfkt_cli.data.records import Record
 from sfkt_cli.errors import DataError
+from sfkt_cli.files import csv_rows
 
 COLUMNS = ("rgb", "target", "label", "role", "group")
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -116,7 +116,7 @@ def _rows(manifest: Manifest) -> Iterator[tuple[int, Mapping[str, str]]]:
         text = manifest.place.read(manifest.name).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} cannot be read: {error}; save it as UTF-8") from None
-    rows = _json_rows if path.lower().endswith(".jsonl") else _csv_rows
+    rows = _json_rows if path.lower().endswith(".jsonl") else csv_rows
     for number, row in rows(path, text):
         unknown = sorted(set(row) - set(COLUMNS))
         if unknown:
@@ -124,17 +124,6 @@ def _rows(manifest: Manifest) -> Iterator[tuple[int, Mapping[str, str]]]:
                 f"{path}, line {number}: column {unknown[0]!r}, expected {', '.join(COLUMNS)}"
             )
         yield number, {column: row.get(column, "") for column in COLUMNS}
-
-
-def _csv_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    reader = csv.DictReader(text.splitlines(), strict=True)
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise DataError(f"{path}, line {reader.line_num}: wrong number of columns")
-            yield reader.line_num, {str(key).strip(): value.strip() for key, value in row.items()}
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}") from None
 
 
 def _json_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
