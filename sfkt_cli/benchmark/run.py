@@ -194,11 +194,12 @@ def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> 
 def run_cells(cells: Iterable[Cell], output: Path, processes: int, progress: Progress) -> None:
     """Run what is missing; a failed stage takes only its own cells with it.
 
-    A stage runs once what it needs is there, and while no other command has claimed it.
+    A stage runs once what it needs is there, and while no other command has claimed it; cell by
+    cell, so that a benchmark that is stopped has whole cells to show.
     """
     tasks = {task.key: task for cell in cells for task in tasks_of(cell, output)}
     left = (task for task in tasks.values() if task.key not in progress.failed)
-    waiting = {task.key: task for task in sorted(left, key=lambda task: _level(task.stage))}
+    waiting = {task.key: task for task in left}
     workers = Workers(output, processes)
 
     def fail(task: Task, problem: str) -> None:

@@ -84,6 +84,13 @@ def test_cells_share_the_stages_on_whose_settings_they_agree(output: Path) -> No
     assert len({default, without, half}) == 3
 
 
+def test_a_cell_is_finished_before_the_next_begins(output: Path) -> None:
+    first, *others = (output / cell.folder for cell in cells_of(PLAN, {}))
+    evaluated = (first / "evaluate/done.json").stat().st_mtime_ns
+    trained = [(cell / "transfer/tgkt/done.json").stat().st_mtime_ns for cell in others]
+    assert evaluated < max(trained)
+
+
 def test_nothing_is_done_twice(output: Path) -> None:
     assert ran_again(PLAN, output) == []
 
