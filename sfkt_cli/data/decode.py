@@ -119,6 +119,8 @@ def _explaining(name: str, problem: str = "is damaged or cut off") -> Iterator[N
 def _load(image: Image.Image, name: str) -> None:
     with _explaining(name), warnings.catch_warnings(action="ignore"):
         image.load()
+        image.getexif()  # the image keeps it
+        image.info.clear()  # or it is written anew without the orientation, which odd tags prevent
         ImageOps.exif_transpose(image, in_place=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -147,6 +148,25 @@ def test_images_are_turned_as_exif_says(
     stored.save(file, kind, exif=exif, lossless=True)
     for decode in (decode_rgb, decode_target):
         np.testing.assert_array_equal(np.asarray(decode(file.getvalue(), "x")), upright)
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        (282, 2, 3, b"72\0\0"),  # XResolution as text
+        (256, 2, 3, b"60\0\0"),  # ImageWidth as text
+        (258, 8, 1, struct.pack("<hh", -1, 0)),  # BitsPerSample below 0
+        (296, 7, 1, b"\2\0\0\0"),  # ResolutionUnit as bytes
+    ],
+)
+def test_photographs_with_odd_exif_tags_are_turned_too(tag: tuple[int, int, int, bytes]) -> None:
+    tags = ((0x0112, 3, 1, struct.pack("<HH", 6, 0)), tag)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags))
+    exif += b"".join(struct.pack("<HHI4s", *each) for each in tags) + bytes(4)
+    file = io.BytesIO()
+    Image.fromarray(DEPTH.astype(np.uint8)).convert("RGB").save(file, "JPEG", exif=exif)
+    assert decode_rgb(file.getvalue(), "a.jpg").size == (48, 64)
+    assert decode_target(file.getvalue(), "a.jpg").shape == (64, 48, 3)
 
 
 def test_huge_images_are_refused_before_they_are_decoded() -> None:
