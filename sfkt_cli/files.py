@@ -191,16 +191,22 @@ def csv_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     Commas separate the columns, or semicolons, as spreadsheets of some countries write them.
 
     Raises:
-        DataError: A row has another number of columns, or quotes do not end; names ``path``.
+        DataError: A column is there twice, a row has another number of columns, or quotes do not
+            end; names ``path``.
     """
     lines = text.splitlines()
     semicolons = bool(lines) and ";" in lines[0] and "," not in lines[0]
     reader = csv.DictReader(lines, delimiter=";" if semicolons else ",", strict=True)
     try:
+        columns = [column.strip() for column in reader.fieldnames or ()]
+        for column in columns:
+            if columns.count(column) > 1:
+                raise DataError(f"{path}, line 1: column {column!r} is there twice")
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(f"{path}, line {reader.line_num}: wrong number of columns")
-            yield reader.line_num, {str(key).strip(): value.strip() for key, value in row.items()}
+            cells = (cell.strip() for cell in row.values())
+            yield reader.line_num, dict(zip(columns, cells, strict=True))
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}") from None
 

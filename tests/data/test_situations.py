@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +24,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfkt_cli.console import event, speak_json, stage_log, warn
-from sfkt_cli.data.archive import list_files
+from sfkt_cli.data.archive import Container, list_files
 from sfkt_cli.data.decode import decode_rgb, decode_target
 from sfkt_cli.data.readers import read_archive
+from sfkt_cli.data.readers.manifest import find_manifest
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.splits import choose_classes
 from sfkt_cli.errors import ConfigError, DataError
@@ -298,6 +301,45 @@ def test_a_manifest_with_semicolons(tmp_path: Path) -> None:
     commas = (root / "manifest.csv").read_text(encoding="utf-8")
     (root / "manifest.csv").write_text(commas.replace(",", ";"), encoding="utf-8-sig")
     assert read_archive(settings_of(root)).records == expected
+
+
+def test_cells_of_json_lines_are_those_of_csv(tmp_path: Path) -> None:
+    root = manifest(tmp_path / "mine")
+    expected = read_archive(settings_of(root)).records
+    with (root / "manifest.csv").open(encoding="utf-8") as file:
+        lines = [json.dumps({k: f" {v} " for k, v in row.items()}) for row in csv.DictReader(file)]
+    (root / "manifest.csv").unlink()
+    (root / "manifest.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert read_archive(settings_of(root)).records == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("manifest.csv", "target,label, target\ndepth/0.png,mug,depth/1.png\n"),
+        ("manifest.jsonl", '{"target": "depth/0.png", "target": "depth/1.png"}\n'),
+    ],
+)
+def test_a_manifest_that_says_a_thing_twice_is_refused(
+    name: str, text: str, tmp_path: Path
+) -> None:
+    root = manifest(tmp_path / "mine")
+    (root / "manifest.csv").unlink()
+    (root / name).write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=rf"{name}, line 1.*'target' is there twice"):
+        read_archive(settings_of(root))
+
+
+def test_a_manifest_is_found_among_many_files_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = ("ti/rgb", "ti/target")
+    names = sorted(f"{view}/{number:06d}.png" for view in views for number in range(10_000))
+    monkeypatch.setattr(Container, "names", lambda _: names)
+    (tmp_path / "a.png").touch()
+    start = time.perf_counter()
+    assert find_manifest(tmp_path, None) is None
+    assert time.perf_counter() - start < 1
 
 
 def test_a_manifest_deep_in_an_archive_is_a_note(tmp_path: Path) -> None:

@@ -62,8 +62,9 @@ def find_manifest(root: Path, chosen: Path | None) -> Manifest | None:
     for name in sorted(names, key=lambda name: name.count("/")):
         for end in NAMES if chosen is None else (chosen.as_posix(),):
             top = name[: -len(end)]
-            at_top = not top or (top[-1] == "/" and all(n.startswith(top) for n in names))
-            if at_top and name[len(top) :].casefold() == end.casefold():
+            if name[len(top) :].casefold() != end.casefold():
+                continue
+            if not top or (top[-1] == "/" and all(n.startswith(top) for n in names)):
                 inside = replace(images, prefix=images.prefix + top)
                 return Manifest(inside, name[len(top) :], inside)
     if chosen is not None:
@@ -131,9 +132,18 @@ def _json_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_unlike)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number} is no JSON: {error}") from None
+            raise DataError(f"{path}, line {number} is no JSON object: {error}") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number} is no JSON object")
-        yield number, {key: "" if value is None else str(value) for key, value in row.items()}
+        yield number, {k: "" if value is None else str(value).strip() for k, value in row.items()}
+
+
+def _unlike(entries: list[tuple[str, object]]) -> dict[str, object]:
+    """The entries of a JSON object; raises a ValueError if one is there twice."""
+    names = [name for name, _ in entries]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} is there twice")
+    return dict(entries)
