@@ -269,6 +269,9 @@ def test_own_targets_may_have_several_channels_and_other_sizes(
         ("tr/mug/Depth/0.png", "call it target"),
         ("tr/mug/RGB/0.png", "call it rgb"),
         ("tr/rgb/0.png", "without a class"),
+        ("tr/color/0.png", "without a class"),
+        ("tr/thermal/0.png", "call it target"),
+        ("tr/Target/hall/0.png", "call it target"),
     ],
 )
 def test_own_images_in_folders_of_other_names_are_told(
@@ -281,6 +284,12 @@ def test_own_images_in_folders_of_other_names_are_told(
         read_archive(settings("folders", root))
     (root / name).rename(root / name.replace(".png", ".txt"))  # notes lie where they like
     assert read_archive(settings("folders", root)).records
+
+
+def test_a_class_may_have_the_name_of_a_sensor(tmp_path: Path) -> None:
+    root = make_folders(tmp_path / "mine", labels=("thermal", "mug"))
+    labels = {record.label for record in read_archive(settings("folders", root)).records}
+    assert labels == {"thermal", "mug", None}
 
 
 def test_folders_in_capitals_few_pairs_and_a_wide_image(

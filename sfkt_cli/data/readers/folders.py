@@ -44,7 +44,7 @@ _VIEWS = {
     "rgb": "rgb", "color": "rgb", "colour": "rgb", "target": "target", "depth": "target",
     "nir": "target", "ir": "target", "infrared": "target", "thermal": "target",
 }  # fmt: skip
-"""What people call the two folders of a class; taken for groups, pairs would fall apart."""
+"""What people call the two folders; taken for groups or classes, nothing would be what it is."""
 Capture = tuple[str, str | None, str]  # role, label and path without suffix
 SAMPLES = 8  # target images that are searched for values that may stand for no reading
 NOTABLE_SHARE = 0.001
@@ -147,13 +147,16 @@ def _place(container: Container, name: str) -> tuple[Capture, str] | None:
     if role == "ti":
         view = top
         problem = "" if top in ("rgb", "target") else "lies neither in ti/rgb nor in ti/target"
-    elif top == "rgb":
-        problem = "is an RGB image without a class: it belongs into tr/<class>/rgb"
-    elif below in ("rgb", "target"):
+    elif below in ("rgb", "target") and top != "rgb":
         label, view, above = top, below, 3
+    elif _VIEWS.get(top.casefold()) == "rgb":
+        problem = "is an RGB image without a class: it belongs into tr/<class>/rgb"
     elif top not in ("", "target"):
-        label, meant = top, _VIEWS.get(below.casefold())
-        problem = f"lies in a folder {below}: call it {meant}" if meant else ""
+        label = top
+        folder = next((name for name in (top, below) if name.casefold() in _VIEWS), None)
+        problem = (
+            f"lies in a folder {folder}: call it {_VIEWS[folder.casefold()]}" if folder else ""
+        )
     if problem:
         raise DataError(f"{container.describe(name)} {problem}; {_ADVICE}")
     return (role, label, "/".join(plain.with_suffix("").parts[above:])), view
