@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
@@ -36,6 +37,7 @@ _NOTES = (
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PLAIN = (1, 2)  # TIFF's photometrics grey with 0 = black, and RGB
 _YCBCR_JPEG = (6, 7)  # photometric YCbCr and compression JPEG, which tifffile turns into RGB
+_opening = threading.Lock()  # Pillow's limit is one for all threads
 _PNM = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\n\r]*[\n\r])+(\d{1,9})" + rb"\s")
 
 
@@ -90,8 +92,7 @@ def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:
     if not content:
         raise DataError(f"{name} is empty (0 bytes)")
     try:
-        with warnings.catch_warnings(action="ignore"):
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image = _open_any_size(content)
     except Exception as error:  # Pillow raises almost anything on damaged bytes
         if content.startswith(b"\x89PNG"):
             raise DataError(f"{name} is damaged or cut off: {_short(error)}") from None
@@ -101,8 +102,18 @@ def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:
     _check_size(name, image.width, image.height, max_pixels)
     if image.format == "PNG":  # loading compares no checksums of pixels; a flipped bit would pass
         with _explaining(name):
-            Image.open(io.BytesIO(content), formats=("PNG",)).verify()
+            _open_any_size(content).verify()
     return image
+
+
+def _open_any_size(content: bytes) -> Image.Image:
+    """Read the header of an image; ``max_pixels`` is the limit, not Pillow's."""
+    with _opening, warnings.catch_warnings(action="ignore"):
+        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(content), formats=FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
 
 
 @contextlib.contextmanager

@@ -176,6 +176,18 @@ def test_huge_images_are_refused_before_they_are_decoded() -> None:
         decode_target(npy(np.zeros((100, 100))), "big.npy", 999)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_the_limit_of_pixels_is_ours_and_not_pillows(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)  # twice as many are an error
+    content = encoded(np.zeros((40, 50, 3), np.uint8), kind)
+    assert decode_rgb(content, "big.png", 0, 2000).size == (50, 40)
+    with pytest.raises(DataError, match=r"50 x 40 pixels, more than prepare.max_pixels = 1,999"):
+        decode_rgb(content, "big.png", 0, 1999)
+    assert Image.MAX_IMAGE_PIXELS == 900
+
+
 def test_flipped_bits_in_png_pixels_are_noticed() -> None:
     whole = encoded(DEPTH)
     for position in range(60, len(whole) - 20, 97):
