@@ -204,7 +204,7 @@ def open_store(path: Path) -> Store:
 
     try:
         _check_trailer(path)
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             attrs = _read_attrs(path, file)
             file.visititems(note)  # follows no link to another file
         if describe(attrs, columns) != attrs["digest"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import zipfile
@@ -156,6 +157,14 @@ def test_nyu_images_are_upright_and_depth_is_bit_exact(tmp_path: Path) -> None:
     for number, record in enumerate(archive.records):
         np.testing.assert_array_equal(archive.loader.rgb(record, SIZE), scene(number)[:, 5:35])
         np.testing.assert_array_equal(archive.loader.target(record, SIZE), depth(number)[:, 5:35])
+
+
+def test_a_locked_nyu_file_is_read(tmp_path: Path) -> None:
+    root = nyu_depth(tmp_path, 12)
+    with (root / "nyu_depth_v2_labeled.mat").open("rb") as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        archive = read_archive(settings("nyu-depth", root))
+        assert archive.loader.rgb(archive.records[0], SIZE).any()
 
 
 def test_nyu_official_split_holds_out_the_listed_images(tmp_path: Path) -> None:

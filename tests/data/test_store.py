@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -59,6 +60,13 @@ def test_other_programs_read_the_file_with_h5py_alone(tmp_path: Path) -> None:
         assert file["ti/id"].asstr()[0] == "bild-ä-0"
         assert file["ti/rgb"].shape == (ROWS, 4, 4, 3)
         assert file["ti/rgb"].chunks is None
+
+
+def test_a_locked_file_is_read(tmp_path: Path) -> None:
+    digest = write(tmp_path / "a.h5").digest
+    with (tmp_path / "a.h5").open("rb") as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        assert open_store(tmp_path / "a.h5").digest == digest
 
 
 def test_digest_names_the_content(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def read(config: Config, root: Path) -> Archive:
         raise DataError(f"{path} does not exist: give it with --root, or use --download")
     depth = DEPTHS[config.nyu_depth.depth]
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             _check_shapes(path, file, depth)
             types, scenes = _texts(path, file, "sceneTypes"), _texts(path, file, "scenes")
     except _ERRORS as error:
@@ -169,7 +169,7 @@ def _held_out(path: Path, count: int, config: Config) -> set[int]:
 
 @functools.lru_cache(maxsize=1)
 def _file(path: Path, process: int) -> h5py.File:
-    return h5py.File(path, "r")
+    return h5py.File(path, "r", locking=False)
 
 
 MAX_BYTES = 1 << 26
