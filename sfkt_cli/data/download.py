@@ -126,7 +126,10 @@ def fetch(file: RemoteFile, folder: Path, *, pause_s: float = 2.0) -> Path:
             break
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code == 416:  # more is there than the file has
+            if error.code == 416:  # all is there, or more than the file has
+                size = part.stat().st_size if part.is_file() else 0
+                if error.headers.get("Content-Range") == f"bytes */{size}":
+                    break
                 part.unlink(missing_ok=True)
             elif error.code < 500:
                 raise DataError(f"{file.url} answers {error.code} {error.reason}") from None

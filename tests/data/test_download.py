@@ -23,6 +23,7 @@ class Behaviour:
 
     def __init__(self) -> None:
         self.ranges = True
+        self.tells_size = True
         self.break_after: list[int] = []
         self.asked: list[str] = []
         self.status = 200
@@ -41,7 +42,10 @@ def server() -> Iterator[tuple[str, Behaviour]]:
                 self.send_error(behaviour.status)
                 return
             if first >= len(CONTENT):
-                self.send_error(416)
+                self.send_response(416)
+                if behaviour.tells_size:
+                    self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+                self.end_headers()
                 return
             rest = CONTENT[first:]
             self.send_response(206 if first else 200)
@@ -105,6 +109,19 @@ def test_remainder_longer_than_the_file_is_thrown_away(
     (tmp_path / "archive.zip.part").write_bytes(CONTENT + b"more")
     path = fetch(remote(server[0]), tmp_path, pause_s=0)
     assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("tells_size", [True, False])
+def test_a_download_that_was_complete_is_not_fetched_again(
+    server: tuple[str, Behaviour], tmp_path: Path, tells_size: bool
+) -> None:
+    url, behaviour = server
+    behaviour.tells_size = tells_size
+    (tmp_path / "archive.zip.part").write_bytes(CONTENT)
+    checksum = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
+    assert fetch(remote(url, checksum=checksum), tmp_path, pause_s=0).read_bytes() == CONTENT
+    again = [] if tells_size else [""]
+    assert behaviour.asked == [f"bytes={len(CONTENT)}-", *again]
 
 
 def test_wrong_checksum_names_the_address_and_leaves_nothing(
