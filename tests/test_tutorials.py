@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -155,7 +156,26 @@ def test_the_python_page_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
+    names: dict[str, object] = {"__name__": "__main__"}
     for block in blocks("python-api.md", "python"):
         exec(block, names)
     assert "sphere" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_the_python_page_is_a_script_whose_images_several_processes_decode(
+    guarded: bool, tmp_path: Path
+) -> None:
+    guard = 'if __name__ == "__main__":'
+    example = blocks("python-api.md", "python")[0]
+    assert guard in example
+    forced = "from sfkt_cli.data import ingest\ningest.FEW_IMAGES, ingest.cores = 1, lambda: 2\n"
+    script = forced + (example if guarded else example.replace(guard, "if True:"))
+    (tmp_path / "script.py").write_text(script, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(DOCS.parent)},
+    )  # fmt: skip
+    assert (done.returncode == 0) == guarded, done.stderr
+    assert (tmp_path / "runs/api/transfer/tgkt/done.json").exists() == guarded
+    assert (f"below `{guard}`" in done.stderr) != guarded

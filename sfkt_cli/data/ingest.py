@@ -216,7 +216,9 @@ def ingest(
             yield from (future.result() for future in finished)
     except BrokenProcessPool:
         raise DataError(
-            "a process that decoded images was killed (out of memory?): set prepare.workers lower"
+            "a process that decoded images ended early: set prepare.workers lower if the memory is "
+            'too small; in a script of your own, call prepare below `if __name__ == "__main__":`, '
+            "or each process runs the script again"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
