@@ -23,6 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from sfkt_cli.errors import DataError, first_line
 
 MAX_PIXELS = 100_000_000
+GREY = 8  # mean difference of the channels of a picture that has no colours, in 8 bit, at most
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pnm"),
@@ -66,11 +67,16 @@ def decode_rgb(
 
 
 def decode_target(
-    content: bytes, name: str, max_pixels: int = MAX_PIXELS, no_reading: Sequence[float] = ()
+    content: bytes,
+    name: str,
+    max_pixels: int = MAX_PIXELS,
+    no_reading: Sequence[float] = (),
+    *,
+    missing: bool = True,
 ) -> NDArray[Any]:
     """Decode a target image as it is stored: (H, W) or (H, W, C), uint8, uint16 or float32.
 
-    Values in ``no_reading`` become 0.
+    Values that stand for no reading are replaced as in :func:`known_type`.
 
     Raises:
         DataError: Damaged, of another type, or too large.
@@ -85,7 +91,7 @@ def decode_target(
         if image.mode not in ("L", "I;16", "LA", "RGB", "RGBA"):
             raise DataError(f"{name} has mode {image.mode}, expected 8-bit, 16-bit or float values")
         samples = np.asarray(image)
-    return known_type(samples, name, no_reading)
+    return known_type(samples, name, no_reading, missing=missing)
 
 
 def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:
@@ -298,10 +304,13 @@ def _decode_npy(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
     return values
 
 
-def known_type(values: NDArray[Any], name: str, no_reading: Sequence[float] = ()) -> NDArray[Any]:
+def known_type(
+    values: NDArray[Any], name: str, no_reading: Sequence[float] = (), *, missing: bool = True
+) -> NDArray[Any]:
     """Whole numbers as uint8 or uint16, others as float32, in one of the shapes of images.
 
-    Values in ``no_reading`` become 0.
+    Values in ``no_reading`` become 0 if 0 means "no reading" (``missing``). Otherwise they, NaN and
+    infinities become the median of the readings of their channel, which no encoding notices.
 
     Raises:
         DataError: Shape or type is none of an image, or whole numbers are not in 0..65535.
@@ -318,8 +327,11 @@ def known_type(values: NDArray[Any], name: str, no_reading: Sequence[float] = ()
     with np.errstate(over="ignore"):
         values = values.astype(np.float32) if floats else values
         marks = np.asarray(no_reading, np.float32 if floats else None)
-    if marks.size:
-        values = np.where(np.isin(values, marks), values.dtype.type(0), values)
+    lost = np.isin(values, marks) if marks.size else np.zeros((), np.bool_)
+    if floats and not missing:
+        lost = lost | ~np.isfinite(values)
+    if lost.any():
+        values = np.where(lost, values.dtype.type(0) if missing else _medians(values, lost), values)
     if floats or values.dtype in (np.uint8, np.uint16):
         return values
     if values.min() < 0 or values.max() > 65535:
@@ -327,6 +339,24 @@ def known_type(values: NDArray[Any], name: str, no_reading: Sequence[float] = ()
             f"{name} has values from {values.min()} to {values.max()}, expected 0..65535"
         )
     return values.astype(np.uint16)
+
+
+def is_coloured(values: NDArray[Any]) -> bool:
+    """Whether an image has three or four channels of 8 bit that differ: a picture with colours."""
+    picture = values.ndim == 3 and values.shape[2] >= 3 and values.dtype == np.uint8
+    return picture and float(np.ptp(values[:, :, :3], axis=2).mean()) > GREY
+
+
+def _medians(values: NDArray[Any], lost: NDArray[np.bool_]) -> NDArray[Any]:
+    """The lower median of the readings of each channel (C,), 0 where it has none."""
+    planes, lost = np.atleast_3d(values), np.atleast_3d(lost)
+    medians = np.zeros(planes.shape[2], values.dtype)
+    for channel in range(len(medians)):
+        readings = planes[:, :, channel][~lost[:, :, channel]]
+        if len(readings):
+            middle = (len(readings) - 1) // 2
+            medians[channel] = np.partition(readings, middle)[middle]
+    return medians
 
 
 def _check_size(name: str, width: int, height: int, max_pixels: int, channels: int = 1) -> None:

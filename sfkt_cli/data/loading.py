@@ -24,6 +24,7 @@ from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
 
 Fit = Literal["crop", "squash"]
+FINER = "add an offset and scale, degrees C to hundredths of a kelvin for example"
 Convert = Callable[[NDArray[Any], str], NDArray[Any]]
 """Decoded values and the file's name to values in the store's unit; raises DataError."""
 
@@ -33,7 +34,8 @@ class FileLoader:
     """Decodes, converts and resamples image files of a folder or zip file.
 
     ``convert`` is a function of a module, so that it can be pickled. ``missing``: whether 0 in
-    target images means "no reading"; values in ``no_reading`` become 0.
+    target images means "no reading"; ``no_reading``: other values that do, as in
+    :func:`~sfkt_cli.data.decode.known_type`.
     """
 
     container: Container
@@ -62,9 +64,9 @@ class FileLoader:
         return self.convert(self.decode(name), self.container.describe(name))
 
     def decode(self, name: str) -> NDArray[Any]:
-        """A target image as it is in its file, with 0 for values that stand for no reading."""
+        """A target image as it is in its file, but for values that stand for no reading."""
         content, place = self.container.read(name), self.container.describe(name)
-        return decode_target(content, place, self.max_pixels, self.no_reading)
+        return decode_target(content, place, self.max_pixels, self.no_reading, missing=self.missing)
 
 
 def archive_of_files(
@@ -159,14 +161,11 @@ class TargetValues:
         low, high = float(finite.min()), float(finite.max())
         largest = 65535.0 if self.unit == "raw" else 1.0
         if low < 0 or high > largest:
+            other = f"scale to that, or {FINER}, and set folders.unit=raw, which rounds them"
             raise DataError(
-                f"{name} has values from {low:g} to {high:g}, expected 0..{largest:g}"
-                + (
-                    ": add an offset and scale, degrees to hundredths of a kelvin for example"
-                    if self.unit == "raw"
-                    else ": scale to that, or set folders.unit=raw, which takes 0..65535 and "
-                    "rounds to whole numbers"
-                )
+                f"{name} has values from {low:g} to {high:g}, expected 0..{largest:g}: "
+                f"{FINER if self.unit == 'raw' else other}; name values that stand for no reading "
+                "in folders.missing"
             )
         scaled: NDArray[Any] = np.rint(finite * (65535.0 / largest)).astype(np.uint16)
         return scaled

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfkt_cli.console import warn
-from sfkt_cli.data.decode import MAX_PIXELS, decode_target, known_type
+from sfkt_cli.data.decode import MAX_PIXELS, decode_target, is_coloured, known_type
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.loading import Fit, TargetValues, fit_target
 from sfkt_cli.data.readers.sun_rgbd import undo_rotation
@@ -36,7 +36,6 @@ WIDER = 0.5  # likewise for values, as a share of their usual range
 FLATTER = 0.25  # an image with less than this share of the usual contrast is doubted
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts")
-GREY = 8  # mean difference of the channels of a picture that has no colours, in 8 bit, at most
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Sensor:
     rotated: bool = False  # depth values have their bits rotated, as in SUN RGB-D's files
     max_pixels: int = MAX_PIXELS  # larger image files are refused
     scale: float | None = None  # millimetres that 1 stands for; None: as the unit says
-    no_reading: tuple[float, ...] = ()  # values that become 0
+    no_reading: tuple[float, ...] = ()  # values that become 0, or the median where 0 is a reading
 
     @property
     def missing(self) -> bool:
@@ -62,13 +61,14 @@ class Sensor:
     @property
     def meaning(self) -> str:
         """Unit of stored values, ``mm`` or ``raw``, what 0 is, and how raw values become such."""
-        if not self.missing:
-            return "raw"
-        steps = [f"set {value:.9g} to 0" for value in self.no_reading]
-        scale = 1000 if self.unit == "m" else self.scale
+        values = " and ".join(f"{value:.9g}" for value in self.no_reading)
+        instead = "0" if self.missing else "the median of the others"
+        steps = [f"set {values} to {instead}"] if values else []
+        scale = 1000 if self.missing and self.unit == "m" else self.scale
         steps += [f"multiply by {scale:.9g}"] if scale else []
-        unit = "raw" if self.unit == "raw" else "mm"
-        return f"{unit}, 0 = no reading" + (f"; first {', then '.join(steps)}" if steps else "")
+        unit = "mm" if self.missing and self.unit != "raw" else "raw"
+        none = ", 0 = no reading" if self.missing else ""
+        return f"{unit}{none}" + (f"; first {', then '.join(steps)}" if steps else "")
 
     def decode(self, content: bytes, name: str) -> NDArray[Any]:
         """An image file to (S, S) or (S, S, C) in the stored unit; raises DataError if damaged."""
@@ -76,7 +76,9 @@ class Sensor:
 
     def decode_unfitted(self, content: bytes, name: str) -> NDArray[Any]:
         """The same at its own size."""
-        values = decode_target(content, name, self.max_pixels, self.no_reading)
+        values = decode_target(
+            content, name, self.max_pixels, self.no_reading, missing=self.missing
+        )
         return undo_rotation(values, name) if self.rotated else self.to_unit(values, name)
 
     def fit_values(self, values: NDArray[Any], name: str = "the image") -> NDArray[Any]:
@@ -85,7 +87,7 @@ class Sensor:
 
     def to_unit(self, values: NDArray[Any], name: str = "the image") -> NDArray[Any]:
         """The same at its own size; raises DataError if its values are not what is expected."""
-        values = known_type(values, name, self.no_reading)
+        values = known_type(values, name, self.no_reading, missing=self.missing)
         expected = TargetValues(self.modality, self.unit, self.dtype, self.channels, self.scale)
         return expected.convert(values, name)
 
@@ -229,8 +231,7 @@ def frames(entry: str, sensor: Sensor) -> Iterator[tuple[str, NDArray[Any]]]:
         name = f"{address}#{when}"
         planes = frame.shape[2] if frame.ndim == 3 else 1
         if planes == 3 and sensor.channels == 1:
-            spread = float(np.ptp(frame, axis=2).mean())
-            if spread > GREY and not coloured:
+            if not coloured and is_coloured(frame):
                 warn(f"{name} is coloured, its grey values are used: switch false colours off")
                 coloured = True
             frame = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)

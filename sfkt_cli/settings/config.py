@@ -174,14 +174,14 @@ class FoldersConfig(Section):
     scale: Positive | None = None
     """Millimetres that a stored 1 stands for, such as 0.2 for TUM's 1/5000 m."""
     missing: tuple[int | float, ...] = ()
-    """Depth values besides 0 that stand for no reading, such as [65535]."""
+    """Values that stand for no reading, such as [65535]; depth becomes 0, others the median."""
     registered: bool = True
     """False: the two images of a pair are not aligned; pixel losses are switched off."""
 
     @model_validator(mode="after")
     def _depth_alone(self) -> Self:
-        if self.modality != "depth" and (self.scale is not None or self.missing):
-            raise ValueError("scale and missing are for modality depth: leave them out")
+        if self.modality != "depth" and self.scale is not None:
+            raise ValueError("scale is for modality depth: leave it out")
         if self.unit != "auto" and self.scale is not None:
             raise ValueError("unit and scale exclude each other: set one of them")
         return self

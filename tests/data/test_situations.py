@@ -442,7 +442,7 @@ def test_depth_in_units_of_its_own_with_values_that_mean_no_reading(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "own", [{"modality": "nir", "missing": [0]}, {"unit": "mm", "scale": 2.0}, {"scale": 0.0}]
+    "own", [{"modality": "nir", "scale": 0.2}, {"unit": "mm", "scale": 2.0}, {"scale": 0.0}]
 )
 def test_scales_and_missing_values_that_mean_nothing_are_refused(own: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="folders"):

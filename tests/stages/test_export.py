@@ -364,6 +364,8 @@ def test_a_file_says_what_its_values_are_and_how_raw_ones_become_such() -> None:
     assert meaning("thermal", "auto") == "raw"
     scaled = meaning("depth", "auto", scale=0.2, no_reading=(65535,))
     assert scaled == "mm, 0 = no reading; first set 65535 to 0, then multiply by 0.2"
+    bordered = meaning("thermal", "auto", no_reading=(0, 65535))
+    assert bordered == "raw; first set 0 and 65535 to the median of the others"
     assert meaning("depth", "m") == "mm, 0 = no reading; first multiply by 1000"
 
 
