@@ -29,13 +29,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from sfkt_cli.data.archive import Container, open_container, tree_drawn_in
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
 from sfkt_cli.data.loading import FileLoader, TargetValues
 from sfkt_cli.data.readers.manifest import find_manifest, read_manifest
 from sfkt_cli.data.records import Archive, Record, collect, image_names
+from sfkt_cli.data.sanity import check_targets
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
 
@@ -46,8 +45,6 @@ _VIEWS = {
 }  # fmt: skip
 """What people call the two folders; taken for groups or classes, nothing would be what it is."""
 Capture = tuple[str, str | None, str]  # role, label and path without suffix
-SAMPLES = 8  # target images that are searched for values that may stand for no reading
-NOTABLE_SHARE = 0.001
 UNREGISTERED = "folders.registered is false: pixel losses are switched off"
 
 
@@ -79,8 +76,7 @@ def read(config: Config, root: Path) -> Archive:
     first = loader.target_values(min(targets))
     channels = first.shape[2] if first.ndim == 3 else 1
     expecting = replace(values, dtype=first.dtype.name, channels=channels)
-    if loader.missing:
-        notes += _largest_values(loader, sorted(targets))
+    notes += check_targets(loader, sorted(targets), config)
     digest = container.digest(image_names(records))
     if manifest is not None:
         listed = hashlib.sha256(manifest.place.read(manifest.name)).hexdigest()
@@ -96,20 +92,6 @@ def read(config: Config, root: Path) -> Archive:
         registered=own.registered,
         notes=notes,
         facts=() if own.registered else (UNREGISTERED,),
-    )
-
-
-def _largest_values(loader: FileLoader, names: Sequence[str]) -> tuple[str, ...]:
-    """A warning where pixels of some images hold the largest value there is: often no reading."""
-    some = [loader.decode(name) for name in names[:: -(-len(names) // SAMPLES)]]
-    largest = {np.iinfo(image.dtype).max for image in some if image.dtype.kind == "u"}
-    top = max(largest, default=-1)
-    share = float(np.mean([(image == top).mean() for image in some]))
-    if share < NOTABLE_SHARE:
-        return ()
-    return (
-        f"{100 * share:.1f} % of the pixels of {len(some)} depth images are {top}, the largest "
-        f"value there is: if it stands for no reading, set folders.missing=[{top}]",
     )
 
 
