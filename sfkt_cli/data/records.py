@@ -27,7 +27,8 @@ class Record:
     """One sample: an RGB image, a target image, or a pair of both; nothing is decoded yet."""
 
     id: str  # unique in the archive; :func:`settle_ids` makes a file name of it
-    group: str  # scene, place, capture or subject, which never lies in two parts; "": its own
+    # Scene, place, capture or subject, of which source, target and test share none; "": its own.
+    group: str
     label: str | None  # class name; None where nobody knows it
     rgb: str | None  # name of the RGB image in the archive; None where there is none
     target: str | None  # name of the target image in the archive
