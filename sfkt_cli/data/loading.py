@@ -8,7 +8,6 @@ proportions (a squashed 1920 x 1080 image is 44 % off, and source models were tr
 ones). ``squash`` keeps everything instead.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -91,17 +90,6 @@ def archive_of_files(
     )
 
 
-def one_channel(values: NDArray[Any], name: str, kind: type, meant: str) -> NDArray[Any]:
-    """Values of one channel and of a type, as they are; raises DataError if they are not."""
-    if values.ndim != 2 or values.dtype != kind:
-        raise DataError(f"{name} holds {describe_values(values)}, expected one channel {meant}")
-    return values
-
-
-plane_of_bytes = functools.partial(one_channel, kind=np.uint8, meant="of 8 bit")
-plane_of_millimetres = functools.partial(one_channel, kind=np.uint16, meant="of 16-bit depth")
-
-
 def describe_values(values: NDArray[Any]) -> str:
     """Such as ``3 channels of uint8``."""
     channels = values.shape[2] if values.ndim == 3 else 1
@@ -135,8 +123,8 @@ class TargetValues:
         wrong_type = self.dtype and stored.dtype.name != self.dtype
         if wrong_type or (self.channels and channels != self.channels):
             raise DataError(
-                f"{name} holds {describe_values(stored)}, but the first target image has "
-                f"{self.channels} of {self.dtype}: all must be alike"
+                f"{name} holds {describe_values(stored)}, expected {self.channels} of "
+                f"{self.dtype}: all target images must be alike"
             )
         return stored
 
@@ -169,6 +157,10 @@ class TargetValues:
             )
         scaled: NDArray[Any] = np.rint(finite * (65535.0 / largest)).astype(np.uint16)
         return scaled
+
+
+plane_of_bytes = TargetValues("other", "raw", "uint8", 1).convert
+plane_of_millimetres = TargetValues("other", "raw", "uint16", 1).convert  # 0 = no reading
 
 
 def kept_box(width: int, height: int, fit: Fit) -> tuple[int, int, int, int]:

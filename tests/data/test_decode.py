@@ -225,5 +225,7 @@ def test_own_values_are_converted_by_modality_and_unit() -> None:
         TargetValues("depth", "auto").convert(np.zeros((2, 2), np.uint8), "f")
     with pytest.raises(DataError, match="is it an RGB image"):
         TargetValues("depth", "auto").convert(np.zeros((2, 2, 3), np.uint8), "f")
-    with pytest.raises(DataError, match="all must be alike"):
+    with pytest.raises(
+        DataError, match="1 channel of uint16, expected 1 of uint8: all target images must be alike"
+    ):
         TargetValues("nir", "auto", "uint8", 1).convert(np.zeros((2, 2), np.uint16), "f")
