@@ -5,7 +5,7 @@ numbers for names. What they are called, where they came from and which scene th
 the class, so it lies in test.h5 (``names``).
 
 A task is one block of rows of one part: the process that gets it loads record after record, writes
-each row at its offset and hashes as it goes. So memory holds one image a process, whatever the
+each row at its offset and hashes as it goes. So memory holds one sample a process, whatever the
 size of the archive.
 """
 
@@ -13,7 +13,7 @@ import hashlib
 import os
 import signal
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -170,7 +170,7 @@ class Sample:
     id: str
     group: str
     label: str  # class name; "" where it is not known
-    hashes: dict[str, str]  # first 16 hex digits of the SHA-256 of each view's pixels
+    hashes: dict[str, bytes]  # SHA-256 of each view's pixels
     low: int = 0  # smallest reading of the target image; 0 where there is none
     high: int = 0  # largest reading
     missing: float = 0.0  # share of zeros
@@ -237,22 +237,28 @@ def run_task(task: Task, loader: Loader, size: int, missing: bool) -> Done:
     samples = []
     try:
         for row, record in enumerate(task.records, task.first):
-            hashes: dict[str, str] = {}
-            summary: tuple[int, int, float] = (0, 0, 0.0)
+            images: dict[str, NDArray[Any]] = {}
             for view in task.views:
-                pixels = loader.rgb(record, size) if view == "rgb" else loader.target(record, size)
-                written = task.writer.write(f"{task.part}/{view}", row, pixels)
-                row_digest = hashlib.sha256(written).digest()
-                digests[view].update(row_digest)
-                hashes[view] = row_digest.hex()[:16]
-                if view == "target":
-                    summary = summarise_target(pixels, missing)
+                load = loader.rgb if view == "rgb" else loader.target
+                images[view] = load(record, size)
+                task.writer.write(f"{task.part}/{view}", row, images[view])
             about = task.part, record.id, record.group, record.label or ""
-            samples.append(Sample(*about, hashes, *summary))
+            samples.append(sample_of(*about, images, missing))
+            for view in task.views:
+                digests[view].update(samples[-1].hashes[view])
     finally:
         close_descriptor(task.writer.path)
     sha256 = {view: digest.digest() for view, digest in digests.items()}
     return Done(task.part, task.first, sha256, samples)
+
+
+def sample_of(
+    part: str, id: str, group: str, label: str, images: Mapping[str, NDArray[Any]], missing: bool
+) -> Sample:
+    """The sample that these images are, by view; ``missing`` as in :func:`ingest`."""
+    hashes = {view: hashlib.sha256(pixels.tobytes()).digest() for view, pixels in images.items()}
+    summary = summarise_target(images["target"], missing) if "target" in images else ()
+    return Sample(part, id, group, label, hashes, *summary)
 
 
 def summarise_target(target: NDArray[Any], missing: bool) -> tuple[int, int, float]:

@@ -1,6 +1,5 @@
 """What a prepared data set looks like in numbers: a table, and images that occur in two parts."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from itertools import groupby
 
 import numpy as np
 
-from sfkt_cli.data.ingest import Sample, summarise_target
+from sfkt_cli.data.ingest import Sample, sample_of
 from sfkt_cli.data.records import PARTS
 from sfkt_cli.data.store import Store
 
@@ -42,14 +41,9 @@ def samples_of_store(store: Store) -> list[Sample]:
             names = [store.classes[label] for label in store.labels(part)]
         views = {v: store[f"{part}/{v}"] for v in ("rgb", "target") if f"{part}/{v}" in store}
         for row in range(count):
-            hashes = {
-                view: hashlib.sha256(rows[row].tobytes()).hexdigest()[:16]
-                for view, rows in views.items()
-            }
-            summary: tuple[int, int, float] = (0, 0, 0.0)
-            if "target" in views:
-                summary = summarise_target(views["target"][row], store.modality == "depth")
-            samples.append(Sample(part, ids[row], groups[row], names[row], hashes, *summary))
+            images = {view: rows[row] for view, rows in views.items()}
+            about = part, ids[row], groups[row], names[row]
+            samples.append(sample_of(*about, images, store.modality == "depth"))
     return samples
 
 
@@ -95,7 +89,7 @@ def table_text(lines: Sequence[Line], unit: str) -> str:
 
 def duplicates(samples: Iterable[Sample]) -> list[str]:
     """One warning for each two parts that hold the same image, pixel by pixel."""
-    owners: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    owners: dict[tuple[str, bytes], dict[str, str]] = defaultdict(dict)
     for sample in samples:
         for view, digest in sample.hashes.items():
             owners[view, digest].setdefault(sample.part, sample.id)

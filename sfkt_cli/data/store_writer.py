@@ -38,8 +38,8 @@ class StoreWriter:
     attrs: Mapping[str, Any]
     columns: Mapping[str, Column]
 
-    def write(self, name: str, row: int, values: NDArray[Any]) -> bytes:
-        """Write one row of a column and return its bytes.
+    def write(self, name: str, row: int, values: NDArray[Any]) -> None:
+        """Write one row of a column.
 
         Raises:
             ValueError: Shape or type are not the column's.
@@ -55,7 +55,6 @@ class StoreWriter:
         written = os.pwrite(_open_files[self.path], raw, column.offset + row * len(raw))
         if written != len(raw):
             raise OSError(f"{self.path}: wrote {written} of {len(raw)} bytes")
-        return raw
 
     def note(self, name: str, first: int, sha256: bytes) -> None:
         """Keep the checksum of the block that begins with row ``first``."""

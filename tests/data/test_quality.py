@@ -101,10 +101,10 @@ def test_holes_are_filled_from_their_rim() -> None:
 
 def test_duplicates_are_told_across_parts_only() -> None:
     samples = [
-        Sample("source", "a", "g", "x", {"rgb": "1"}),
-        Sample("source", "b", "g", "x", {"rgb": "1"}),
-        Sample("test", "c", "h", "x", {"rgb": "1", "target": "2"}),
-        Sample("ti", "d", "i", "", {"rgb": "3", "target": "2"}),
+        Sample("source", "a", "g", "x", {"rgb": b"1"}),
+        Sample("source", "b", "g", "x", {"rgb": b"1"}),
+        Sample("test", "c", "h", "x", {"rgb": b"1", "target": b"2"}),
+        Sample("ti", "d", "i", "", {"rgb": b"3", "target": b"2"}),
     ]
     assert duplicates(samples) == [
         "1 rgb image both in source and in test, such as a and c",
