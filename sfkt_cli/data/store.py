@@ -9,11 +9,11 @@
 Ids, groups and paths in transfer.h5 are numbers; ``names`` tells what they stand for.
 
 Root attributes: ``schema``, ``role`` (source, transfer or test), ``dataset``, ``modality``,
-``unit``, ``classes`` (a JSON list), ``complete``, ``digest`` and where the data came from. Each
-data set carries ``block_rows`` and ``sha256``, one checksum for each block of rows (over the
-SHA-256 of each row): images are compared with it block by block as they are first read, all other
-columns as a whole. HDF5 is only the description of the file: h5py reads it once, the pixels go
-through :class:`numpy.memmap` (14 times h5py's rate at 64 pixels).
+``unit``, ``classes`` (a JSON list), ``digest`` and where the data came from. Each data set carries
+``block_rows`` and ``sha256``, one checksum for each block of rows (over the SHA-256 of each row):
+images are compared with it block by block as they are first read, all other columns as a whole.
+HDF5 is only the description of the file: h5py reads it once, the pixels go through
+:class:`numpy.memmap` (14 times h5py's rate at 64 pixels).
 
 Behind the HDF5 data lies a trailer, which HDF5 ignores: the byte ranges of the description and
 their checksum. It is looked at first, because one flipped bit in a description can make the HDF5
@@ -39,7 +39,7 @@ ROLES = ("source", "transfer", "test")
 IMAGES = ("rgb", "target")  # columns of pixels
 TRAILER = b"\nsfkt-trailer "
 TRAILER_BYTES = 16_384  # the trailer is searched in so many bytes at the end of the file
-SEALS = ("digest", "complete")  # root attributes written last, which the digest does not cover
+SEALS = ("digest", "complete")  # not covered by the digest; earlier versions wrote the second
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 h5py only lays the file out: a full disk kills a process inside of the HDF5 library, and rows that
 are lost in a crash would read as zeros. So the space is claimed first (:func:`os.posix_fallocate`,
 a full disk is then an ordinary error), rows are written at their offsets by any process, and
-checksums and the ``complete`` flag follow into space that was set aside for them.
+checksums follow into space that was set aside for them, and a trailer behind it.
 """
 
 import contextlib
@@ -71,7 +71,7 @@ class StoreWriter:
             self.note(name, first, hash_rows(rows.tobytes(), column.row_bytes))
 
     def seal(self) -> None:
-        """Write checksums, digest and the ``complete`` flag."""
+        """Write checksums, digest and trailer."""
         close_descriptor(self.path)
         with h5py.File(self.path, "r+", libver="latest", locking=False) as file:
             for name, column in self.columns.items():
@@ -79,7 +79,6 @@ class StoreWriter:
                     file[name].attrs.modify("sha256", column.sha256)
             digest = describe(self.attrs, self.columns)
             file.attrs.modify("digest", np.bytes_(digest.encode()))
-            file.attrs.modify("complete", np.uint8(1))
         ranges = _between(self.columns.values(), self.path.stat().st_size)
         trailer = {"ranges": ranges, "sha256": hash_ranges(self.path, ranges)}
         with self.path.open("ab") as plain:
@@ -159,7 +158,6 @@ def _lay_out(path: Path, attrs: Mapping[str, Any], columns: Shapes) -> dict[str,
         for name, value in attrs.items():
             file.attrs[name] = json.dumps(value) if isinstance(value, list) else value
         file.attrs.create("digest", np.bytes_(b"0" * 64), dtype="S64")
-        file.attrs.create("complete", np.uint8(0))
         for name, (shape, dtype) in columns.items():
             kind = np.dtype(dtype)
             stored: Any = h5py.string_dtype("utf-8", kind.itemsize) if kind.kind == "S" else kind
