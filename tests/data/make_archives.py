@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 import struct
+import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
+
+from sfkt_cli.settings.config import Config, build
 
 HEIGHT, WIDTH = 30, 40
 
@@ -36,6 +42,42 @@ def save(path: Path, pixels: NDArray[np.generic]) -> None:
     """Write an image file, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
+
+
+def encoded(pixels: NDArray[Any], kind: str = "PNG", **how: Any) -> bytes:
+    """An image file as Pillow writes it."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **how)
+    return file.getvalue()
+
+
+def tiff(pixels: NDArray[Any], **how: Any) -> bytes:
+    """A TIFF file; several channels that come last need a photometric."""
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, **{"photometric": "minisblack", "metadata": None} | how)
+    return file.getvalue()
+
+
+def npy(values: NDArray[Any]) -> bytes:
+    """A NumPy file."""
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+def zipped(root: Path, top: str = "") -> Path:
+    """A zip file of a folder, beside it; ``top`` goes before all names."""
+    path = root.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(root.rglob("*")):
+            if file.is_file():
+                archive.write(file, top + str(file.relative_to(root)))
+    return path
+
+
+def settings_of(name: str, root: Path, **over: Any) -> Config:
+    """What prepares the data set ``name`` in ``root``, at 30 pixels unless ``over`` says other."""
+    return build({"dataset": name, "image_size": HEIGHT, "prepare": {"root": str(root)}}, over)
 
 
 def rgb_nir(root: Path, count: int = 4) -> Path:

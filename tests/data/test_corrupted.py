@@ -18,10 +18,10 @@ from PIL import Image
 from sfkt_cli.data.archive import MAX_FILE_BYTES, Container
 from sfkt_cli.data.readers import read_archive
 from sfkt_cli.errors import DataError, SfktError
-from sfkt_cli.settings.config import Config, build
+from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.prepare import make_plan, prepare
-from tests.data.make_archives import MAKERS, folders, manifest, save
+from tests.data.make_archives import MAKERS, folders, manifest, save, settings_of
 
 Damage = Callable[[Path], str]
 """Damages an archive and returns what the message must contain."""
@@ -30,14 +30,7 @@ FOLDERS = [name for name in MAKERS if name != "nyu-depth"]
 
 def settings(name: str, root: Path) -> Config:
     sensors = {"source_sensor": "kv1", "target_sensor": "kv1"}
-    return build(
-        {
-            "dataset": name,
-            "image_size": 16,
-            "prepare": {"root": str(root)},
-            "sun_rgbd": sensors,
-        }
-    )
+    return settings_of(name, root, image_size=16, sun_rgbd=sensors)
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +291,7 @@ def test_two_files_of_one_name_are_refused(name: str, tmp_path: Path) -> None:
     else:
         with Image.open(path) as image:
             save(path.with_name(Path(twin).name), np.asarray(image))
-    config = build({"dataset": name, "image_size": 16, "prepare": {"root": str(root)}})
+    config = settings(name, root)
     with pytest.raises(SfktError, match=rf"{path.stem}.* have the same name: remove one of them"):
         prepare(config, Run(tmp_path / "run"))
 
@@ -307,6 +300,6 @@ def test_names_with_spaces_and_other_letters_are_read(tmp_path: Path) -> None:
     root = tmp_path / "Ärchiv mit Leer zeichen 空"
     folders(root, labels=("große tasse", "急須"))
     run = Run(tmp_path / "run")
-    prepare(build({"dataset": "folders", "image_size": 16, "prepare": {"root": str(root)}}), run)
+    prepare(settings("folders", root), run)
     assert os.fspath(run.transfer_store)
     assert run.record("prepare")["classes"] == ["große tasse", "急須"]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -18,25 +17,7 @@ from PIL import Image
 from sfkt_cli.data.decode import decode_rgb, decode_target, known_type
 from sfkt_cli.data.loading import TargetValues, fit_rgb, fit_target, to_millimetres
 from sfkt_cli.errors import DataError
-
-
-def encoded(pixels: NDArray[Any], kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
-    return file.getvalue()
-
-
-def tiff(pixels: NDArray[Any]) -> bytes:
-    file = io.BytesIO()
-    tifffile.imwrite(file, pixels)
-    return file.getvalue()
-
-
-def npy(values: NDArray[Any]) -> bytes:
-    file = io.BytesIO()
-    np.save(file, values)
-    return file.getvalue()
-
+from tests.data.make_archives import encoded, npy, tiff
 
 DEPTH = np.random.default_rng(0).integers(0, 65536, (48, 64)).astype(np.uint16)
 
@@ -98,7 +79,7 @@ def test_channels_are_resampled_one_by_one() -> None:
         (encoded(DEPTH.astype(np.uint8)), "a.png", "uint8", (48, 64)),
         (tiff(DEPTH), "a.tiff", "uint16", (48, 64)),
         (tiff(DEPTH / np.float32(1000)), "a.tiff", "float32", (48, 64)),
-        (tiff(np.zeros((8, 9, 4), np.uint16)), "a.tiff", "uint16", (8, 9, 4)),
+        (tiff(np.zeros((8, 9, 4), np.uint16), photometric="rgb"), "a.tiff", "uint16", (8, 9, 4)),
         (npy(DEPTH.astype(np.float64)), "a.npy", "float32", (48, 64)),
         (npy(DEPTH.astype(np.int32)), "a.npy", "uint16", (48, 64)),
     ],
@@ -117,7 +98,7 @@ def test_all_kinds_of_target_files_are_read(
         (b"", "x.png", "empty"),
         (b"no image", "x.png", "cannot be read as an image: its content is of no known kind"),
         (encoded(DEPTH), "x.png", "are RGB and target swapped"),
-        (tiff(np.zeros((8, 8, 3), np.uint16)), "x.tiff", "16 bits a channel"),
+        (tiff(np.zeros((8, 8, 3), np.uint16), photometric="rgb"), "x.tiff", "16 bits a channel"),
         (encoded(np.zeros((8, 8, 3), np.uint8))[:-20], "x.png", "damaged or cut off"),
     ],
 )

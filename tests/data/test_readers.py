@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,9 @@ from tests.data.make_archives import (
     nyu_splits,
     save,
     scene,
+    settings_of,
     sun_rgbd,
+    zipped,
 )
 from tests.data.make_archives import folders as make_folders
 from tests.data.test_splits import shared_groups
@@ -39,25 +40,13 @@ SHARED = Path(os.environ.get("SFKT_SHARED_DATA", "../shared/data"))
 SIZE = 30
 
 
-def settings(name: str, root: Path, **over: Any) -> Config:
-    return build({"dataset": name, "image_size": SIZE, "prepare": {"root": str(root)}}, over)
-
-
-def zipped(root: Path) -> Path:
-    path = root.with_suffix(".zip")
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(root.rglob("*")):
-            archive.write(file, file.relative_to(root))
-    return path
-
-
 def test_every_reader_but_the_rendered_one_has_a_made_archive() -> None:
     assert set(MAKERS) | {"synthetic"} == set(READERS)
 
 
 @pytest.mark.parametrize("name", list(MAKERS))
 def test_reader_lists_samples_and_loads_each_of_them(name: str, tmp_path: Path) -> None:
-    config = settings(name, MAKERS[name](tmp_path / "archive"))
+    config = settings_of(name, MAKERS[name](tmp_path / "archive"))
     archive = read_archive(config)
     ids = [record.id for record in archive.records]
     assert ids == sorted(set(ids))
@@ -82,7 +71,7 @@ def test_reader_lists_samples_and_loads_each_of_them(name: str, tmp_path: Path) 
 def test_prepare_writes_three_files_without_labels_for_the_transfer(
     name: str, tmp_path: Path
 ) -> None:
-    config = settings(name, MAKERS[name](tmp_path / "archive"))
+    config = settings_of(name, MAKERS[name](tmp_path / "archive"))
     run = Run(tmp_path / "run")
     prepare(config, run)
     written = {entry.name for entry in run.path("prepare").iterdir()}
@@ -111,7 +100,7 @@ def test_prepare_writes_three_files_without_labels_for_the_transfer(
 def test_zip_files_are_read_without_unpacking(name: str, tmp_path: Path) -> None:
     root = MAKERS[name](tmp_path / "archive")
     path = zipped(root)
-    plain, packed = (read_archive(settings(name, place)) for place in (root, path))
+    plain, packed = (read_archive(settings_of(name, place)) for place in (root, path))
     assert packed.records == plain.records
     for record in packed.records[::9]:
         np.testing.assert_array_equal(
@@ -122,7 +111,7 @@ def test_zip_files_are_read_without_unpacking(name: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["rgb-nir", "sun-rgbd", "washington-rgbd", "diml-rgbd", "folders"])
 def test_files_that_no_sample_uses_may_come_and_go(name: str, tmp_path: Path) -> None:
-    config = settings(name, MAKERS[name](tmp_path))
+    config = settings_of(name, MAKERS[name](tmp_path))
     run = Run(tmp_path / "runs" / name)
     prepare(config, run)
     (tmp_path / "Thumbs.db").write_bytes(b"")
@@ -138,13 +127,13 @@ def is_read(path: Path, archive: Archive) -> bool:
 
 
 def test_a_manifest_that_changes_is_another_archive(tmp_path: Path) -> None:
-    config = settings("folders", manifest(tmp_path / "mine"))
+    config = settings_of("folders", manifest(tmp_path / "mine"))
     before = read_archive(config).digest
     (tmp_path / "mine" / "notes.txt").write_text("a window was open", encoding="utf-8")
     assert read_archive(config).digest == before
     rows = (tmp_path / "mine" / "manifest.csv").read_text(encoding="utf-8")
     (tmp_path / "mine" / "manifest.csv").rename(tmp_path / "list.csv")
-    elsewhere = settings(
+    elsewhere = settings_of(
         "folders", tmp_path / "mine", folders={"manifest": str(tmp_path / "list.csv")}
     )
     assert read_archive(elsewhere).digest == before
@@ -153,7 +142,7 @@ def test_a_manifest_that_changes_is_another_archive(tmp_path: Path) -> None:
 
 
 def test_nyu_images_are_upright_and_depth_is_bit_exact(tmp_path: Path) -> None:
-    archive = read_archive(settings("nyu-depth", nyu_depth(tmp_path, 12)))
+    archive = read_archive(settings_of("nyu-depth", nyu_depth(tmp_path, 12)))
     for number, record in enumerate(archive.records):
         np.testing.assert_array_equal(archive.loader.rgb(record, SIZE), scene(number)[:, 5:35])
         np.testing.assert_array_equal(archive.loader.target(record, SIZE), depth(number)[:, 5:35])
@@ -163,13 +152,13 @@ def test_a_locked_nyu_file_is_read(tmp_path: Path) -> None:
     root = nyu_depth(tmp_path, 12)
     with (root / "nyu_depth_v2_labeled.mat").open("rb") as locked:
         fcntl.flock(locked, fcntl.LOCK_EX)
-        archive = read_archive(settings("nyu-depth", root))
+        archive = read_archive(settings_of("nyu-depth", root))
         assert archive.loader.rgb(archive.records[0], SIZE).any()
 
 
 def test_nyu_official_split_holds_out_the_listed_images(tmp_path: Path) -> None:
     nyu_splits(nyu_depth(tmp_path, 24), range(13, 25))
-    config = settings("nyu-depth", tmp_path, nyu_depth={"split": "official"})
+    config = settings_of("nyu-depth", tmp_path, nyu_depth={"split": "official"})
     plan = plan_of(config)
     assert {record.id for record in plan.parts["test"]} <= {f"nyu-{n:04d}" for n in range(13, 25)}
     assert len(plan.parts["test"]) == 6
@@ -186,7 +175,7 @@ def test_all_sensor_pairs_of_sun_rgbd(
     if not root.exists():
         sun_rgbd(root)
     sensors = {"source_sensor": source, "target_sensor": target}
-    config = settings("sun-rgbd", root, sun_rgbd=sensors, split={"protocol": protocol})
+    config = settings_of("sun-rgbd", root, sun_rgbd=sensors, split={"protocol": protocol})
     plan = plan_of(config)
     assert plan.classes == ("bedroom", "lab", "office")
     assert {r.id[:2] for r in plan.parts["source"]} == {source[:2]}
@@ -199,14 +188,14 @@ def test_all_sensor_pairs_of_sun_rgbd(
 
 def test_sun_rgbd_leaves_out_what_nyu_has(tmp_path: Path) -> None:
     root = sun_rgbd(tmp_path)
-    every = read_archive(settings("sun-rgbd", root))
-    fewer = read_archive(settings("sun-rgbd", root, sun_rgbd={"nyu_overlap": False}))
+    every = read_archive(settings_of("sun-rgbd", root))
+    fewer = read_archive(settings_of("sun-rgbd", root, sun_rgbd={"nyu_overlap": False}))
     assert any("NYUdata" in record.id for record in every.records)
     assert not any("NYUdata" in record.id for record in fewer.records)
 
 
 def test_diml_full_set_and_messy_folder_names(tmp_path: Path) -> None:
-    archive = read_archive(settings("diml-rgbd", diml_full(tmp_path)))
+    archive = read_archive(settings_of("diml-rgbd", diml_full(tmp_path)))
     assert {r.label for r in archive.records} == {"warehouse", "cafe", "bathroom", "kitchen"}
     assert len({r.group for r in archive.records}) == 12
     assert clean_scene("04. Church") == "church"
@@ -217,7 +206,7 @@ def test_diml_full_set_and_messy_folder_names(tmp_path: Path) -> None:
 
 
 def test_manifest_gives_roles_groups_and_labels(tmp_path: Path) -> None:
-    archive = read_archive(settings("folders", manifest(tmp_path)))
+    archive = read_archive(settings_of("folders", manifest(tmp_path)))
     labels = [record.label for record in archive.records]
     assert {label: labels.count(label) for label in ("mug", "pot", None)} == {
         "mug": 4,
@@ -232,7 +221,7 @@ def test_manifest_gives_roles_groups_and_labels(tmp_path: Path) -> None:
     ]
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     over = {"folders": {"manifest": "list.jsonl"}}
-    again = read_archive(settings("folders", tmp_path, **over))
+    again = read_archive(settings_of("folders", tmp_path, **over))
     assert [r.id for r in again.records] == [r.id for r in archive.records]
 
 
@@ -241,7 +230,7 @@ def test_labels_are_only_needed_where_a_stage_learns_from_them(tmp_path: Path) -
     for number in range(5):
         save(tmp_path / "own" / "tr" / "target" / f"{number}.png", depth(number))
     run = Run(tmp_path / "run")
-    prepare(settings("folders", tmp_path / "own"), run)
+    prepare(settings_of("folders", tmp_path / "own"), run)
     assert not run.source_store.exists()
     transfer = open_store(run.transfer_store)
     assert (transfer.count("target"), transfer.count("ti")) == (5, 6)
@@ -261,7 +250,7 @@ def test_own_targets_may_have_several_channels_and_other_sizes(
             np.save(path, values)
     over = {"folders": {"modality": "thermal", "registered": False}}
     run = Run(tmp_path / "run")
-    prepare(settings("folders", tmp_path, **over), run)
+    prepare(settings_of("folders", tmp_path, **over), run)
     store = open_store(run.transfer_store)
     shape = (4, SIZE, SIZE) if channels == 1 else (4, SIZE, SIZE, channels)
     assert store["ti/target"].shape == shape
@@ -287,17 +276,17 @@ def test_own_images_in_folders_of_other_names_are_told(
     name: str, told: str, tmp_path: Path
 ) -> None:
     root = make_folders(tmp_path / "mine")
-    assert read_archive(settings("folders", root)).records
+    assert read_archive(settings_of("folders", root)).records
     save(root / name, depth(0))
     with pytest.raises(DataError, match=rf"{name}.*{told}.*the folders are"):
-        read_archive(settings("folders", root))
+        read_archive(settings_of("folders", root))
     (root / name).rename(root / name.replace(".png", ".txt"))  # notes lie where they like
-    assert read_archive(settings("folders", root)).records
+    assert read_archive(settings_of("folders", root)).records
 
 
 def test_a_class_may_have_the_name_of_a_sensor(tmp_path: Path) -> None:
     root = make_folders(tmp_path / "mine", labels=("thermal", "mug"))
-    labels = {record.label for record in read_archive(settings("folders", root)).records}
+    labels = {record.label for record in read_archive(settings_of("folders", root)).records}
     assert labels == {"thermal", "mug", None}
 
 
@@ -309,13 +298,13 @@ def test_folders_in_capitals_few_pairs_and_a_wide_image(
         for place in ("TI/target", "TR/cup", "TR/mug"):
             save(tmp_path / place / f"{number}.png", np.full((30, 40), 700 + number, np.uint16))
     run = Run(tmp_path / "run")
-    prepare(settings("folders", tmp_path), run)
+    prepare(settings_of("folders", tmp_path), run)
     assert open_store(run.transfer_store).count("ti") == 6
     assert open_store(run.transfer_store).classes == ["cup", "mug"]
     told = capsys.readouterr().err
     assert "has only 6 TI pairs" in told
     assert "only the middle square of 40 x 30 pixels is kept: 25% of the width is cut off" in told
-    prepare(settings("folders", tmp_path, prepare={"fit": "squash"}), Run(tmp_path / "whole"))
+    prepare(settings_of("folders", tmp_path, prepare={"fit": "squash"}), Run(tmp_path / "whole"))
     assert "cut off" not in capsys.readouterr().err
 
 
@@ -327,19 +316,19 @@ def test_classes_that_a_part_lacks_are_told(
             for view in ("rgb", "target"):
                 path = tmp_path / f"mine/tr/{name}/{view}/{number}.png"
                 save(path, scene(number) if view == "rgb" else depth(number))
-    prepare(settings("folders", tmp_path / "mine"), Run(tmp_path / "run"))
+    prepare(settings_of("folders", tmp_path / "mine"), Run(tmp_path / "run"))
     told = capsys.readouterr().err
     assert "part source has no image of mug" in told
     assert "part test has no image of mug" in told
     assert "part target" not in told
     (tmp_path / "mine/tr/mug").rename(tmp_path / "mug")
-    prepare(settings("folders", tmp_path / "mine"), Run(tmp_path / "all"))
+    prepare(settings_of("folders", tmp_path / "mine"), Run(tmp_path / "all"))
     told = capsys.readouterr().err
     assert "has no image of" not in told
     assert "bring a source model" not in told
     for path in (tmp_path / "mine/tr/cup").rglob("[1-9].png"):
         path.unlink()
-    prepare(settings("folders", tmp_path / "mine"), Run(tmp_path / "one"))
+    prepare(settings_of("folders", tmp_path / "mine"), Run(tmp_path / "one"))
     told = capsys.readouterr().err
     assert "labelled RGB images are all one group (cup-0)" in " ".join(told.split())
     assert "no target image is held out" in told
@@ -351,7 +340,7 @@ def test_nothing_is_missing_for_a_source_model_that_is_brought(
 ) -> None:
     make_folders(tmp_path, labels=())
     save(tmp_path / "tr" / "target" / "0.png", depth(0))
-    config = settings("folders", tmp_path)
+    config = settings_of("folders", tmp_path)
     assert any("to train a source model" in gap for gap in gaps(plan_of(config)))
     assert not gaps(plan_of(build(config.model_dump(mode="json"), {"source": origin})))
 
@@ -360,28 +349,28 @@ def test_pairs_that_a_brought_source_model_leaves_unused_are_told(tmp_path: Path
     root = make_folders(tmp_path)
     save(root / "tr" / "pan" / "rgb" / "0.jpg", scene(0))  # of use for a source model alone
     own = {"source": {"checkpoint": "rgb.pth"}}
-    plan = plan_of(settings("folders", root, **own))
+    plan = plan_of(settings_of("folders", root, **own))
     pairs = [record for record in plan.parts["source"] if record.target is not None]
     assert len(pairs) == len(plan.parts["source"]) - 1
     assert f"{len(pairs)} labelled pairs in part source will not be used" in gaps(plan)[0]
-    asked = plan_of(settings("folders", root, **own, split={"source": 0}))
+    asked = plan_of(settings_of("folders", root, **own, split={"source": 0}))
     assert len(asked.parts["target"]) == len(plan.parts["target"]) + len(pairs)
     for split in ({"source": 0}, {"protocol": "paper"}):
-        plan = plan_of(settings("folders", root, **own, split=split))
+        plan = plan_of(settings_of("folders", root, **own, split=split))
         assert not any("not be used" in gap for gap in gaps(plan))
-    assert not any("not be used" in gap for gap in gaps(plan_of(settings("folders", root))))
+    assert not any("not be used" in gap for gap in gaps(plan_of(settings_of("folders", root))))
 
 
 def test_images_that_are_in_no_part_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = manifest(tmp_path)
-    plan_of(settings("folders", root))
+    plan_of(settings_of("folders", root))
     assert "left out" not in capsys.readouterr().err
     save(root / "img" / "more.jpg", scene(0))
     with (root / "manifest.csv").open("a", encoding="utf-8") as file:
         file.write("img/more.jpg,,,,\n")
-    plan_of(settings("folders", root))
+    plan_of(settings_of("folders", root))
     told = " ".join(capsys.readouterr().err.split())
     assert "left out of all parts: 1 RGB images without a label" in told
 
@@ -391,14 +380,14 @@ def test_why_there_is_no_source_part_is_told(tmp_path: Path) -> None:
         for number in range(4):
             save(tmp_path / f"tr/{name}/rgb/session1/{number}.png", scene(number))
             save(tmp_path / f"tr/{name}/target/session1/{number}.png", depth(number))
-    (gap, *_) = gaps(plan_of(settings("folders", tmp_path)))
+    (gap, *_) = gaps(plan_of(settings_of("folders", tmp_path)))
     assert "labelled RGB images are all one group (tr/session1)" in gap
     assert "divide them" in gap
     for view in ("rgb", "target"):
         (tmp_path / f"tr/mug/{view}/session1").rename(tmp_path / f"tr/mug/{view}/session2")
-    (gap, *_) = gaps(plan_of(settings("folders", tmp_path)))
+    (gap, *_) = gaps(plan_of(settings_of("folders", tmp_path)))
     assert "are only 2 groups (tr/session1, tr/session2)" in gap
-    (gap, *_) = gaps(plan_of(settings("folders", tmp_path, split={"source": 0})))
+    (gap, *_) = gaps(plan_of(settings_of("folders", tmp_path, split={"source": 0})))
     assert "split.source = 0 leaves no" in gap
     assert "are only" not in gap
 
@@ -410,7 +399,7 @@ def plan_of(config: Config) -> Plan:
 def test_paths_that_read_alike_have_ids_of_their_own(tmp_path: Path) -> None:
     for number, place in enumerate(("table/lamp-1", "table-lamp/1", "table/rug-1", "box/a b")):
         save(tmp_path / f"tr/{place}.png", depth(number))
-    ids = {r.target: r.id for r in read_archive(settings("folders", tmp_path)).records}
+    ids = {r.target: r.id for r in read_archive(settings_of("folders", tmp_path)).records}
     assert ids == {
         "tr/table/lamp-1.png": "table-lamp-1-c3ddc7",
         "tr/table-lamp/1.png": "table-lamp-1-5f6f30",
@@ -419,11 +408,11 @@ def test_paths_that_read_alike_have_ids_of_their_own(tmp_path: Path) -> None:
     }
     lines = [f",tr/{place}.png,,," for place in ("table/lamp-1", "table-lamp/1", "table/lamp-1")]
     (tmp_path / "manifest.csv").write_text("\n".join(["rgb,target,label,role,group", *lines[:2]]))
-    records = read_archive(settings("folders", tmp_path)).records
+    records = read_archive(settings_of("folders", tmp_path)).records
     assert len({r.id for r in records}) == len({r.group for r in records}) == 2
     (tmp_path / "manifest.csv").write_text("\n".join(["rgb,target,label,role,group", *lines]))
     with pytest.raises(DataError, match="rename one of them"):
-        read_archive(settings("folders", tmp_path))
+        read_archive(settings_of("folders", tmp_path))
 
 
 def test_a_manifest_outside_of_a_zip_file_lists_what_is_in_the_zip_file(tmp_path: Path) -> None:
@@ -431,19 +420,19 @@ def test_a_manifest_outside_of_a_zip_file_lists_what_is_in_the_zip_file(tmp_path
     path = zipped(root)
     (root / "manifest.csv").rename(tmp_path / "list.csv")
     over = {"folders": {"manifest": str(tmp_path / "list.csv")}}
-    plain = read_archive(settings("folders", root, **over))
+    plain = read_archive(settings_of("folders", root, **over))
     for name in ("img", "depth"):  # beside the manifest lie others of the same names
         (root / name).rename(tmp_path / name)
     save(tmp_path / str(plain.records[0].target), np.zeros((9, 9), np.uint16))
-    packed = read_archive(settings("folders", path, **over))
+    packed = read_archive(settings_of("folders", path, **over))
     assert packed.records == plain.records
     assert packed.loader.target(packed.records[0], SIZE).any()
     with pytest.raises(DataError, match=r"nowhere does not exist: say with --root"):
-        read_archive(settings("folders", tmp_path / "nowhere", **over))
+        read_archive(settings_of("folders", tmp_path / "nowhere", **over))
 
 
 def test_wrong_class_is_told_with_a_near_name(tmp_path: Path) -> None:
-    config = settings("rgb-nir", MAKERS["rgb-nir"](tmp_path), classes={"tr": ["steet"]})
+    config = settings_of("rgb-nir", MAKERS["rgb-nir"](tmp_path), classes={"tr": ["steet"]})
     with pytest.raises(ConfigError, match="'street'"):
         prepare(config, Run(tmp_path / "run"))
 
@@ -451,13 +440,13 @@ def test_wrong_class_is_told_with_a_near_name(tmp_path: Path) -> None:
 def test_missing_archive_says_what_to_do(tmp_path: Path) -> None:
     for name in MAKERS:
         with pytest.raises(DataError, match="--root"):
-            read_archive(settings(name, tmp_path / "nowhere"))
+            read_archive(settings_of(name, tmp_path / "nowhere"))
 
 
 def genuine(name: str, folder: str, **over: Any) -> Archive:
     if not (SHARED / folder).is_dir():
         pytest.skip(f"no genuine files in {SHARED / folder}")
-    return read_archive(settings(name, SHARED / folder, **over))
+    return read_archive(settings_of(name, SHARED / folder, **over))
 
 
 def test_genuine_rgb_nir() -> None:

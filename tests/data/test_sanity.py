@@ -18,10 +18,10 @@ from sfkt_cli.data.readers import read_archive
 from sfkt_cli.data.sensor import Sensor, sensor_of_store
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import DataError
-from sfkt_cli.settings.config import Config, build
+from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.prepare import prepare
-from tests.data.make_archives import save, scene
+from tests.data.make_archives import save, scene, settings_of
 from tests.data.test_readers import SHARED
 
 Pixels = NDArray[Any]
@@ -47,11 +47,9 @@ def recorded(root: Path, image: Pixels) -> Path:
     return root
 
 
-def settings_of(root: Path, **own: Any) -> Config:
+def thermal(root: Path, **own: Any) -> Config:
     own = {"modality": "thermal"} | own
-    return build(
-        {"dataset": "folders", "image_size": 48, "prepare": {"root": str(root)}, "folders": own}
-    )
+    return settings_of("folders", root, image_size=48, folders=own)
 
 
 def contrast(stored: Pixels) -> float:
@@ -70,12 +68,12 @@ def test_a_border_that_takes_the_contrast_is_told_and_mended(
     unit = "raw" if dtype == "float32" else "auto"
     image = bordered(WARM, value).astype(dtype)
     root = recorded(tmp_path / "mine", image)
-    archive = read_archive(settings_of(root, unit=unit))
+    archive = read_archive(thermal(root, unit=unit))
     (told,) = archive.notes
     assert f"ti/target/0.npy is {value} in 18.78% of its pixels, far from the others" in told
     assert f"set folders.missing=[{value}] (5 of 5 images" in told
     assert contrast(archive.loader.target(archive.records[0], 48)) < 0.03
-    config = settings_of(root, unit=unit, missing=[value])
+    config = thermal(root, unit=unit, missing=[value])
     run = Run(tmp_path / "run")
     prepare(config, run)
     assert not read_archive(config).notes
@@ -96,7 +94,7 @@ def test_pixels_without_a_value_do_not_take_the_contrast(unit: str, tmp_path: Pa
     image = (WARM if unit == "raw" else WARM / 65535).astype(np.float32)
     image[::9, ::7] = np.nan
     image[1, 1] = np.inf
-    archive = read_archive(settings_of(recorded(tmp_path, image), unit=unit))
+    archive = read_archive(thermal(recorded(tmp_path, image), unit=unit))
     stored = archive.loader.target(archive.records[0], 48)
     assert contrast(stored) > 0.5
     assert 29_400 < stored.min() <= stored.max() < 29_600
@@ -125,14 +123,14 @@ ALPHA = np.stack([WARM, np.full((48, 64), 65535)], axis=2).astype(np.uint16)
 def test_values_that_the_settings_lose_are_told(
     image: Pixels, own: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
-    (note,) = read_archive(settings_of(recorded(tmp_path, image), **own)).notes
+    (note,) = read_archive(thermal(recorded(tmp_path, image), **own)).notes
     assert told in note
 
 
 @pytest.mark.parametrize("own", [{"modality": "depth", "scale": 500}, {"modality": "nir"}])
 def test_what_was_advised_mends_it(own: dict[str, Any], tmp_path: Path) -> None:
     image = FAR if own["modality"] == "depth" else (WARM / 65535).astype(np.float32)
-    archive = read_archive(settings_of(recorded(tmp_path, image), **own))
+    archive = read_archive(thermal(recorded(tmp_path, image), **own))
     assert not archive.notes
     assert len(np.unique(archive.loader.target(archive.records[0], 48))) > 64
 
@@ -140,7 +138,7 @@ def test_what_was_advised_mends_it(own: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize("unit", ["auto", "raw"])
 def test_degrees_are_refused_with_an_advice_that_keeps_them(unit: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"degrees C to hundredths of a kelvin.*folders\.missing"):
-        read_archive(settings_of(recorded(tmp_path, CELSIUS - 30), unit=unit))
+        read_archive(thermal(recorded(tmp_path, CELSIUS - 30), unit=unit))
 
 
 @pytest.mark.parametrize("flir", [True, False])
@@ -157,7 +155,7 @@ def test_false_colours_are_told(coloured: bool, flir: bool, tmp_path: Path) -> N
         if flir:
             marker = b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big")
             path.with_suffix(".jpg").write_bytes(content[:2] + marker + segment + content[2:])
-    notes = read_archive(settings_of(root)).notes
+    notes = read_archive(thermal(root)).notes
     assert len(notes) == coloured
     assert all(f"{root}/ti/target/0.jpg is coloured" in note for note in notes)
     assert all(("that this FLIR file holds" in note) == flir for note in notes)
@@ -169,4 +167,4 @@ def test_false_colours_are_told(coloured: bool, flir: bool, tmp_path: Path) -> N
 def test_nothing_is_told_of_good_images(folder: str, own: dict[str, Any]) -> None:
     if not (SHARED / folder).is_dir():
         pytest.skip(f"no genuine files in {SHARED / folder}")
-    assert not read_archive(settings_of(SHARED / folder, **own)).notes
+    assert not read_archive(thermal(SHARED / folder, **own)).notes

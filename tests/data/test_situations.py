@@ -32,10 +32,20 @@ from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.splits import choose_classes
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import write_text
-from sfkt_cli.settings.config import Config, build
 from sfkt_cli.stages.predict import expand, to_csv, to_jsonl
 from sfkt_cli.student import Prediction
-from tests.data.make_archives import depth, folders, manifest, save, scene
+from tests.data.make_archives import (
+    depth,
+    encoded,
+    folders,
+    manifest,
+    npy,
+    save,
+    scene,
+    settings_of,
+    tiff,
+    zipped,
+)
 
 Pixels = NDArray[Any]
 COMPRESSIONS = (None, "lzw", "zlib", "packbits", "lzma", "zstd", "png", "jpeg2000", "jpegxl")
@@ -44,25 +54,6 @@ COMPRESSIONS = (None, "lzw", "zlib", "packbits", "lzma", "zstd", "png", "jpeg200
 def pixels_of(seed: int, shape: tuple[int, ...], dtype: str, high: int = 1 << 16) -> Pixels:
     top = min(high, np.iinfo(dtype).max + 1 if np.dtype(dtype).kind in "iu" else high)
     return np.random.default_rng(seed).integers(0, top, shape).astype(dtype)
-
-
-def tiff(pixels: Pixels, **how: Any) -> bytes:
-    file = io.BytesIO()
-    how = {"photometric": "minisblack", "metadata": None} | how
-    tifffile.imwrite(file, pixels, **how)
-    return file.getvalue()
-
-
-def pillow(pixels: Pixels, kind: str, **how: Any) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind, **how)
-    return file.getvalue()
-
-
-def npy(pixels: Pixels) -> bytes:
-    file = io.BytesIO()
-    np.save(file, pixels)
-    return file.getvalue()
 
 
 def pnm(pixels: Pixels, maxval: int, *, raw: bool) -> bytes:
@@ -133,7 +124,7 @@ def test_other_files_have_the_pixels_that_were_written(
     elif kind == "PNM":
         content = pnm(pixels, maxval, raw=data.draw(st.booleans()))
     else:
-        content = pillow(
+        content = encoded(
             pixels, kind, **{"lossless": True, "exact": True} if kind == "WEBP" else {}
         )
     np.testing.assert_array_equal(decode_target(content, f"a.{kind.lower()}"), pixels)
@@ -216,7 +207,7 @@ def test_tiff_files_of_other_colours_are_refused(mode: str) -> None:
 def test_tiff_files_are_turned_as_other_images_are(orientation: int) -> None:
     pixels, exif = pixels_of(0, (6, 9, 3), "uint8"), Image.Exif()
     exif[0x0112] = orientation
-    turned = decode_rgb(pillow(pixels, "PNG", exif=exif), "a.png")
+    turned = decode_rgb(encoded(pixels, "PNG", exif=exif), "a.png")
     content = tiff(pixels, photometric="rgb", extratags=[(274, 3, 1, orientation, True)])
     for decode in (decode_target, decode_rgb):
         np.testing.assert_array_equal(decode(content, "a.tif"), turned)
@@ -224,7 +215,7 @@ def test_tiff_files_are_turned_as_other_images_are(orientation: int) -> None:
 
 def test_photographs_in_tiff_files_have_their_colours() -> None:
     coarse = Image.fromarray(pixels_of(0, (4, 5, 3), "uint8"))
-    content = pillow(np.asarray(coarse.resize((80, 60))), "TIFF", compression="jpeg")
+    content = encoded(np.asarray(coarse.resize((80, 60))), "TIFF", compression="jpeg")
     shown = Image.open(io.BytesIO(content)).convert("RGB")
     np.testing.assert_allclose(np.asarray(decode_rgb(content, "a.tif")), np.asarray(shown), atol=2)
 
@@ -234,7 +225,7 @@ def test_photographs_in_tiff_files_have_their_colours() -> None:
     [
         (lambda pixels: tiff(pixels, compression="zlib"), "a.tif"),
         (lambda pixels: tiff(pixels[None].repeat(4, 0), compression="zlib"), "a.tif"),
-        (lambda pixels: pillow(pixels, "PNG"), "a.png"),
+        (lambda pixels: encoded(pixels, "PNG"), "a.png"),
         (lambda pixels: pnm(pixels, 9, raw=True), "a.pgm"),
         (npy, "a.npy"),
     ],
@@ -264,30 +255,17 @@ def test_arrays_of_other_integers_do_not_wrap_around(dtype: str) -> None:
                 sensor.fit_values(np.full((30, 30), wrong, dtype))
 
 
-def settings_of(root: Path, **over: Any) -> Config:
-    return build({"dataset": "folders", "image_size": 30, "prepare": {"root": str(root)}}, over)
-
-
-def zipped(root: Path, top: str = "") -> Path:
-    path = root.with_suffix(".zip")
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in sorted(root.rglob("*")):
-            if file.is_file():
-                archive.write(file, top + str(file.relative_to(root)))
-    return path
-
-
 @pytest.mark.parametrize("top", ["", "mine/"])
 @pytest.mark.parametrize("name", ["manifest.csv", "Manifest.CSV", "lists/own.csv"])
 def test_a_manifest_in_a_zip_file(name: str, top: str, tmp_path: Path) -> None:
     root = manifest(tmp_path / "mine")
-    expected = read_archive(settings_of(root)).records
+    expected = read_archive(settings_of("folders", root)).records
     (root / name).parent.mkdir(exist_ok=True)
     (root / "manifest.csv").rename(root / name)
     chosen = {"manifest": name} if "/" in name else {}
     place = zipped(root, top)
     shutil.rmtree(root)
-    archive = read_archive(settings_of(place, folders=chosen))
+    archive = read_archive(settings_of("folders", place, folders=chosen))
     assert [r.parts for r in archive.records] == [r.parts for r in expected]
     assert [(r.id, r.label, r.group) for r in archive.records] == [
         (r.id, r.label, r.group) for r in expected
@@ -297,20 +275,20 @@ def test_a_manifest_in_a_zip_file(name: str, top: str, tmp_path: Path) -> None:
 
 def test_a_manifest_with_semicolons(tmp_path: Path) -> None:
     root = manifest(tmp_path / "mine")
-    expected = read_archive(settings_of(root)).records
+    expected = read_archive(settings_of("folders", root)).records
     commas = (root / "manifest.csv").read_text(encoding="utf-8")
     (root / "manifest.csv").write_text(commas.replace(",", ";"), encoding="utf-8-sig")
-    assert read_archive(settings_of(root)).records == expected
+    assert read_archive(settings_of("folders", root)).records == expected
 
 
 def test_cells_of_json_lines_are_those_of_csv(tmp_path: Path) -> None:
     root = manifest(tmp_path / "mine")
-    expected = read_archive(settings_of(root)).records
+    expected = read_archive(settings_of("folders", root)).records
     with (root / "manifest.csv").open(encoding="utf-8") as file:
         lines = [json.dumps({k: f" {v} " for k, v in row.items()}) for row in csv.DictReader(file)]
     (root / "manifest.csv").unlink()
     (root / "manifest.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    assert read_archive(settings_of(root)).records == expected
+    assert read_archive(settings_of("folders", root)).records == expected
 
 
 @pytest.mark.parametrize(
@@ -327,7 +305,7 @@ def test_a_manifest_that_says_a_thing_twice_is_refused(
     (root / "manifest.csv").unlink()
     (root / name).write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=rf"{name}, line 1.*'target' is there twice"):
-        read_archive(settings_of(root))
+        read_archive(settings_of("folders", root))
 
 
 def test_a_manifest_is_found_among_many_files_at_once(
@@ -345,7 +323,11 @@ def test_a_manifest_is_found_among_many_files_at_once(
 def test_a_manifest_deep_in_an_archive_is_a_note(tmp_path: Path) -> None:
     root = folders(tmp_path / "mine")
     (root / "tr/mug/manifest.csv").write_text("rgb,target\n")
-    assert {r.label for r in read_archive(settings_of(root)).records} == {"mug", "pot", None}
+    assert {r.label for r in read_archive(settings_of("folders", root)).records} == {
+        "mug",
+        "pot",
+        None,
+    }
 
 
 HIDDEN = [
@@ -358,12 +340,12 @@ HIDDEN = [
 @pytest.mark.parametrize("packed", [False, True])
 def test_hidden_and_system_folders_hold_no_images(packed: bool, tmp_path: Path) -> None:
     root = folders(tmp_path / "mine")
-    expected = read_archive(settings_of(root)).records
+    expected = read_archive(settings_of("folders", root)).records
     for name in HIDDEN:
         save(root / "new.png", depth(0))
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "new.png").rename(root / name)
-    archive = read_archive(settings_of(zipped(root) if packed else root))
+    archive = read_archive(settings_of("folders", zipped(root) if packed else root))
     assert archive.records == expected
     assert not archive.notes
     assert not {path.relative_to(root).as_posix() for path in expand([str(root)])} & set(HIDDEN)
@@ -382,7 +364,7 @@ def test_images_that_are_not_read_are_counted_and_named(
         (root / name).write_bytes(b"")
     save(root / "more/0.png", depth(0))
     save(root / "cover.png", depth(0))
-    archive = read_archive(settings_of(root))
+    archive = read_archive(settings_of("folders", root))
     assert len(archive.records) == 19
     unread, elsewhere = archive.notes
     assert "2 .heic, such as tr/mug/rgb/7.heic" in unread
@@ -393,7 +375,7 @@ def test_images_that_are_not_read_are_counted_and_named(
     assert "2 .heic, such as tr/mug/rgb/7.heic" in " ".join(capsys.readouterr().err.split())
     (root / "ti/rgb/5.jpg").rename(root / "ti/rgb/5.heic")
     with pytest.raises(DataError, match=r"no partner 5\.\*.*convert ti/rgb/5\.heic"):
-        read_archive(settings_of(root))
+        read_archive(settings_of("folders", root))
     with pytest.raises(DataError, match=r"7\.heic cannot be read.*convert it: PNG, JPEG"):
         decode_rgb(b"\0\0\0 ftypheic", "7.heic")
 
@@ -424,11 +406,11 @@ def test_depth_in_units_of_its_own_with_values_that_mean_no_reading(tmp_path: Pa
         steps = depth(0)[:, :30] * 5  # a fifth of a millimetre, as in TUM's files
         steps[steps == 0] = 65535
         save(path, steps)
-    (warning,) = read_archive(settings_of(root)).notes
+    (warning,) = read_archive(settings_of("folders", root)).notes
     assert "% of the pixels of 6 depth images are 65535" in warning
     assert "folders.missing=[65535]" in warning
     own = {"scale": 0.2, "missing": [-1, 65535]}
-    archive = read_archive(settings_of(root, folders=own))
+    archive = read_archive(settings_of("folders", root, folders=own))
     assert not archive.notes
     np.testing.assert_array_equal(archive.loader.target(archive.records[0], 30), depth(0)[:, :30])
     sensor = Sensor("depth", "auto", "", 1, 30, "crop", scale=0.2, no_reading=(-1, 65535))
@@ -446,7 +428,7 @@ def test_depth_in_units_of_its_own_with_values_that_mean_no_reading(tmp_path: Pa
 )
 def test_scales_and_missing_values_that_mean_nothing_are_refused(own: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="folders"):
-        settings_of(Path("mine"), folders=own)
+        settings_of("folders", Path("mine"), folders=own)
 
 
 LATIN = os.fsdecode(b"caf\xe9.png")
@@ -459,7 +441,7 @@ def test_file_names_that_are_not_utf_8(
     save(root / "tr/mug/target" / LATIN, depth(0))
     save(root / "tr/mug/rgb" / LATIN, scene(0))
     with pytest.raises(DataError, match=r"caf\\udce9\.png' is not UTF-8: rename it"):
-        read_archive(settings_of(root))
+        read_archive(settings_of("folders", root))
     prediction = Prediction("mug", 1.0, (("mug", 1.0),))
     for text in (to_csv([(Path(LATIN), prediction)], 1), to_jsonl([(Path(LATIN), prediction)], 1)):
         write_text(tmp_path / "predictions", text)
@@ -493,7 +475,7 @@ def test_ids_of_long_names_fit_into_file_names(tmp_path: Path) -> None:
         for number in range(2):
             place = "/".join([letter * (120 // len(letter.encode()))] * 2)
             save(tmp_path / f"mine/tr/{place}{number}.png", depth(0))
-    ids = [record.id for record in read_archive(settings_of(tmp_path / "mine")).records]
+    ids = [record.id for record in read_archive(settings_of("folders", tmp_path / "mine")).records]
     assert len(set(ids)) == 6
     assert max(len(name.encode()) for name in ids) <= 103
 
@@ -504,7 +486,7 @@ def test_class_names_with_signs_of_patterns_and_two_spellings_of_an_umlaut(tmp_p
     (root / "tr/Schu\u0308ssel/rgb").rename(root / "tr/Schüssel/rgb")
     (root / "tr/mug r/rgb/0.jpg").rename(root / "tr/mug r/rgb/o\u0308.jpg")
     (root / "tr/mug r/target/0.png").rename(root / "tr/mug r/target/ö.png")
-    archive = read_archive(settings_of(root))
+    archive = read_archive(settings_of("folders", root))
     assert len(archive.records) == 24
     for names, classes in (
         (["mug [red]"], ["mug [red]"]),
@@ -512,39 +494,39 @@ def test_class_names_with_signs_of_patterns_and_two_spellings_of_an_umlaut(tmp_p
         (["Schu\u0308ssel"], ["Schüssel"]),
         (["Schüssel"], ["Schüssel"]),
     ):
-        config = settings_of(root, classes={"tr": names})
+        config = settings_of("folders", root, classes={"tr": names})
         assert choose_classes(config.classes, archive)[0] == classes
 
 
 def test_names_that_yaml_takes_for_something_else() -> None:
     for value, kind in ((1, "int"), (True, "bool")):
         with pytest.raises(ConfigError, match=f"{value}: YAML reads it as {kind}: put it into quo"):
-            settings_of(Path("mine"), classes={"tr": [value]})
+            settings_of("folders", Path("mine"), classes={"tr": [value]})
 
 
 def test_paths_in_a_manifest_that_are_absolute_or_untidy(tmp_path: Path) -> None:
     root = manifest(tmp_path / "mine")
     text = (root / "manifest.csv").read_text(encoding="utf-8")
-    expected = read_archive(settings_of(root)).records
+    expected = read_archive(settings_of("folders", root)).records
     for there in (f"{root}/depth/", ".//depth/./", ".\\depth\\"):
         (root / "manifest.csv").write_text(text.replace("depth/", there), encoding="utf-8-sig")
-        assert read_archive(settings_of(root)).records == expected
+        assert read_archive(settings_of("folders", root)).records == expected
     (root / "manifest.csv").write_text(text.replace("depth/", "/elsewhere/"), encoding="utf-8")
     with pytest.raises(DataError, match=r"is not in .*mine.*: paths are relative to it"):
-        read_archive(settings_of(root))
+        read_archive(settings_of("folders", root))
 
 
 def test_a_zip_file_with_backslashes(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "own.zip", "w") as archive:
         archive.writestr("tr\\mug\\0.png", b"")
     with pytest.raises(DataError, match="has backslashes between its folders: unpack it"):
-        read_archive(settings_of(tmp_path / "own.zip"))
+        read_archive(settings_of("folders", tmp_path / "own.zip"))
 
 
 def test_a_zip_file_of_macos_with_names_that_it_does_not_call_utf_8(tmp_path: Path) -> None:
     path = zipped(folders(tmp_path / "mine", ["Sch__ssel"]))
     path.write_bytes(path.read_bytes().replace(b"Sch__ssel", "Schüssel".encode()))
-    archive = read_archive(settings_of(path))
+    archive = read_archive(settings_of("folders", path))
     assert {record.label for record in archive.records} == {"Schüssel", None}
     assert all(archive.loader.target(record, 30).any() for record in archive.records)
 
