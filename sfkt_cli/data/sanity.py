@@ -73,13 +73,15 @@ def _too_far(decoded: Images, stored: Images, own: FoldersConfig) -> str:
 
 def _rounded(decoded: Images, stored: Images, own: FoldersConfig) -> str:
     """Fractions that make up the image, and are rounded away."""
+    if own.unit not in ("raw", "mm"):
+        return ""
     levels = {
         place: len(np.unique(stored[place]))
         for place, values in decoded.items()
         if np.any(values[np.isfinite(values)] % 1)
     }
     place = max(levels, key=lambda place: levels[place], default="")
-    if own.unit not in ("raw", "mm") or not place or levels[place] >= LEVELS:
+    if not place or levels[place] >= LEVELS:
         return ""
     advice = FINER if own.unit == "raw" else "are they metres, folders.unit=m?"
     return (
