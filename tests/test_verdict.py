@@ -87,6 +87,20 @@ def test_frames_of_one_scene_do_not_make_a_student_better(scenes: int) -> None:
     assert words["grouped"].count("better") <= 6 < words["apart"].count("better")
 
 
+@pytest.mark.parametrize("scenes", [1, 2, 3])
+def test_a_few_scenes_prove_nothing(scenes: int) -> None:
+    random = np.random.default_rng(10)
+    groups = [f"scene-{number * scenes // 300}" for number in range(300)]
+    for accuracies in ((0.7, 0.7, 0.7), (0.9, 0.6, 0.6), (0.2, 0.8, 0.6)):
+        labels = random.integers(0, CLASSES, 300)
+        views = [view(labels, accuracy, random) for accuracy in accuracies]
+        assert verdict(*views, classes=CLASSES, groups=groups) == "cannot tell"
+        if accuracies[0] != 0.7:
+            assert verdict(*views, classes=CLASSES) != "cannot tell"
+    assert f"are of {scenes} scene" in advice("cannot tell", "normals", groups)
+    assert not len(rows_to_label(views[0], views[1], groups, seed=0)), "no label could decide"
+
+
 def test_without_a_third_view_nothing_is_said() -> None:
     random = np.random.default_rng(2)
     labels = random.integers(0, CLASSES, 500)
@@ -96,8 +110,9 @@ def test_without_a_third_view_nothing_is_said() -> None:
     assert verdict(student, untouched, chance, classes=CLASSES) == "cannot tell"
     few = verdict(student[:20], untouched[:20], labels[:20], classes=CLASSES)
     assert few == "cannot tell"
-    assert "cannot be told" in advice(few, "normals")
-    assert "keep your RGB model with the encoding normals" in advice("worse", "normals")
+    alone = [str(number) for number in range(500)]
+    assert "lists up to 50 images" in advice(few, "normals", alone)
+    assert "keep your RGB model with the encoding normals" in advice("worse", "normals", alone)
 
 
 def test_labels_decide_as_all_signs_of_the_scenes_say() -> None:
@@ -121,9 +136,10 @@ def test_labels_decide_as_all_signs_of_the_scenes_say() -> None:
     [
         (6, 0, "better", "ship the student."),
         (5, 0, "cannot tell", "this may be chance."),
+        (4, 0, "cannot tell", "they are of 5 scenes; at least 6 are needed."),
         (0, 6, "worse", "keep your RGB model with the encoding normals."),
         (3, 3, "cannot tell", "this may be chance."),
-        (0, 0, "cannot tell", "this may be chance."),
+        (0, 0, "cannot tell", "they are of 1 scene; at least 6 are needed."),
     ],
 )
 def test_six_labels_of_one_kind_decide(right: int, wrong: int, word: str, ends: str) -> None:
@@ -138,6 +154,7 @@ def test_six_labels_of_one_kind_decide(right: int, wrong: int, word: str, ends: 
     assert f"alone recognises {right}, your RGB model alone {wrong} (p " in judged.sentence
     one_scene = judge_by_labels(student, untouched, labels, ["hall"] * len(labels), "normals")
     assert one_scene.word == "cannot tell"
+    assert one_scene.sentence.endswith("they are of 1 scene; at least 6 are needed.")
 
 
 def test_equally_good_models_are_rarely_told_apart_by_labels() -> None:

@@ -114,7 +114,7 @@ def judge(evaluation: Evaluation) -> Judgement | None:
             student, untouched, bridge,
             classes=classes, groups=scenes, seed=evaluation.config.seed,
         )  # fmt: skip
-    return Judgement(word, advice(word, encoding))
+    return Judgement(word, advice(word, encoding, scenes))
 
 
 def list_to_label(evaluation: Evaluation) -> None:

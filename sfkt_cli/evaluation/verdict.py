@@ -23,10 +23,12 @@ Predicted = Sequence[int] | NDArray[Any]
 Names = Sequence[str] | NDArray[np.str_]
 RESAMPLINGS = 2000
 FEWEST = 30  # of fewer images nothing is said
+FEWEST_SCENES = 10  # nor of fewer scenes: draws of one to three have hardly any width
 AT_CHANCE = 0.1  # a kappa (agreement beyond chance) below this is no agreement
 TO_LABEL = 50
 """Images that are listed to be labelled."""
 PROVEN = 0.05  # p below which labels decide
+PROVING_SCENES = 6  # labels of fewer never decide: their smallest p is 2^(1 - scenes)
 
 
 class Judgement(NamedTuple):
@@ -50,7 +52,7 @@ def verdict(
     ``better``: the third view agrees with the student more often than with the untouched model
     (95 %, two-sided, over draws of the groups), and all three agree with each other beyond chance.
     ``worse``: the two views of the RGB model agree beyond chance, and the student's agreement with
-    both is certainly AT_CHANCE. Few images prove neither.
+    both is certainly AT_CHANCE. Few images, or few scenes, prove neither.
 
     Args:
         student: (N,) predicted class indices.
@@ -61,10 +63,10 @@ def verdict(
         seed: Seed of the draws.
     """
     s, u, b = (np.asarray(view) for view in (student, untouched, bridge))
-    if len(s) < FEWEST:
-        return "cannot tell"
     pattern = 4 * (s == u) + 2 * (s == b) + (u == b)
-    _, scene = np.unique(np.arange(len(s)) if groups is None else groups, return_inverse=True)
+    names, scene = np.unique(np.arange(len(s)) if groups is None else groups, return_inverse=True)
+    if len(s) < FEWEST or len(names) < FEWEST_SCENES:
+        return "cannot tell"
     table = np.bincount(8 * scene + pattern, minlength=8 * (scene.max() + 1)).reshape(-1, 8)
     kinds, times = np.unique(table, axis=0, return_counts=True)  # scenes that are alike
     random = np.random.default_rng([seed, 0x7E5])
@@ -91,7 +93,8 @@ def rows_to_label(
 ) -> NDArray[np.int64]:
     """Rows (at most TO_LABEL) of images on which the two models differ, in a drawn order.
 
-    One image of each scene comes first, then a second one: images of a scene are alike.
+    One image of each scene comes first, then a second one: images of a scene are alike. None where
+    there are too few scenes for labels to decide.
 
     Args:
         student: (N,) predicted class indices.
@@ -99,6 +102,8 @@ def rows_to_label(
         groups: (N,) names of scenes or recordings.
         seed: Seed of the order.
     """
+    if len(set(groups)) < PROVING_SCENES:
+        return np.zeros(0, np.int64)
     differ = np.flatnonzero(np.asarray(student) != np.asarray(untouched))
     drawn = np.random.default_rng([seed, 0x1AB]).permutation(differ)
     seen: Counter[str] = Counter()
@@ -130,7 +135,7 @@ def judge_by_labels(
     """
     s, u, true = (np.asarray(view) for view in (student, untouched, labels))
     gains = (s == true).astype(np.int64) - (u == true)
-    _, scene = np.unique(groups, return_inverse=True)
+    scenes, scene = np.unique(groups, return_inverse=True)
     chances = np.ones(1)  # of each sum that drawn signs give, the lowest first
     for size in np.abs(np.bincount(scene, gains)).astype(np.int64):
         chances = (np.pad(chances, (0, 2 * size)) + np.pad(chances, (2 * size, 0))) / 2
@@ -141,16 +146,23 @@ def judge_by_labels(
         f"Of {len(true)} images that you labelled, the student alone recognises "
         f"{(gains > 0).sum()}, your RGB model alone {(gains < 0).sum()} (p {p:.2g}): "
     )
+    few = f"they are of {_scenes(len(scenes))}; at least {PROVING_SCENES} are needed."
     what_to_do = {
         "better": "ship the student.",
         "worse": f"keep your RGB model with the encoding {encoding}.",
-        "cannot tell": "this may be chance.",
+        "cannot tell": few if len(scenes) < PROVING_SCENES else "this may be chance.",
     }
     return Judgement(word, counts + what_to_do[word])
 
 
-def advice(word: Verdict, encoding: str) -> str:
-    """The verdict as a sentence that says what to ship; ``encoding`` is that of target images."""
+def advice(word: Verdict, encoding: str, groups: Names) -> str:
+    """The verdict as a sentence that says what to ship.
+
+    Args:
+        word: The verdict without labels.
+        encoding: Name of the encoding of target images.
+        groups: (N,) names of their scenes or recordings.
+    """
     if word == "better":
         return "Judged without labels, the student is better than your RGB model: ship the student."
     if word == "worse":
@@ -158,8 +170,18 @@ def advice(word: Verdict, encoding: str) -> str:
             "Judged without labels, the student is worse than your RGB model: keep your RGB model "
             f"with the encoding {encoding}."
         )
+    unknown = "Without labels it cannot be told whether the student is better than your RGB model."
+    if (scenes := len(set(groups))) < PROVING_SCENES:
+        return (
+            f"{unknown} Nor would a few labels show it: the images are of {_scenes(scenes)}, and "
+            f"at least {PROVING_SCENES} are needed. Images of one folder (or group of a manifest) "
+            "are one scene: give each recording its own, and prepare them anew."
+        )
     return (
-        "Without labels it cannot be told whether the student is better than your RGB model. A "
-        f"few labels show it: without any, `sfkt evaluate` lists up to {TO_LABEL} images in "
-        "to_label.csv."
+        f"{unknown} A few labels show it: without any, `sfkt evaluate` lists up to {TO_LABEL} "
+        "images in to_label.csv."
     )
+
+
+def _scenes(count: int) -> str:
+    return f"{count} scene{'s'[: count > 1]}"

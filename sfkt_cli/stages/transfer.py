@@ -163,7 +163,8 @@ def transfer(config: Config, run: Run) -> None:
             **facts,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
-        say(f"{method}: {advice(word, encoding.kind)}")
+        groups = store.strings("target/group")
+        say(f"{method}: {advice(word, encoding.kind, groups)}")
 
 
 def start_student(source: Classifier) -> Classifier:
