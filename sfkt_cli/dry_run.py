@@ -4,7 +4,6 @@ Training stages do all that they do up to the training. Models look at a few ima
 all, and :class:`sfkt_cli.training.loop.Training` times one step. Nothing is written into the run.
 """
 
-import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -147,8 +146,6 @@ def _try_download(config: Config) -> dict[str, Any] | None:
 
 def _try_prepare(config: Config, run: Run) -> dict[str, Any]:
     """Read the archive's list of files, deal them out, and load some samples of each part."""
-    import numpy as np
-
     from sfkt_cli.data.ingest import cores
     from sfkt_cli.data.readers import archive_root, read_archive
     from sfkt_cli.stages.prepare import gaps, make_plan
@@ -161,12 +158,8 @@ def _try_prepare(config: Config, run: Run) -> dict[str, Any]:
     plan = make_plan(config, archive)
     for gap in gaps(plan):
         warn(gap)
-    writes, began, tried = {}, time.monotonic(), 0
-    for name, parts in plan.files().items():
-        writes[name] = sum(
-            math.prod(shape) * np.dtype(kind).itemsize
-            for shape, kind in plan.image_columns(parts).values()
-        )
+    writes, began, tried = plan.image_bytes(), time.monotonic(), 0
+    for parts in plan.files().values():
         for part in parts:
             records = plan.parts[part]
             for record in records[:: max(len(records) // SAMPLES, 1)]:

@@ -229,7 +229,7 @@ def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> 
         raise RunError(
             f"{path} does not exist: give a run such as runs/synthetic, or what `sfkt export` wrote"
         )
-    done = sorted(file.parent.name for file in path.glob("transfer/*/done.json"))
+    done = sorted(file.parent.name for file in path.glob("transfer/[!.]*/done.json"))
     if not done:
         raise RunError(f"{path} holds no finished student: first run `sfkt transfer`")
     chosen = method or (done[0] if len(done) == 1 else usual)

@@ -171,6 +171,46 @@ def test_force_starts_anew(tmp_path: Path) -> None:
     assert work(forced, "bridge", settings("seed=7"))
 
 
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_a_forced_start_that_cannot_begin_loses_nothing(
+    tmp_path: Path, error: type[BaseException], linked: bool, unfinished: bool
+) -> None:
+    run = Run(tmp_path / "run")
+    if linked:
+        (tmp_path / "large disk" / "bridge").mkdir(parents=True)
+        run.folder.mkdir()
+        run.path("bridge").symlink_to(tmp_path / "large disk" / "bridge")
+    begin(run, "bridge") if unfinished else work(run, "bridge", settings("seed=1"))
+    run.path("bridge", "images").mkdir()
+    run.path("bridge", "images", "a.png").write_text("a picture")
+    before, remembered = snapshot(tmp_path), run.remembered("bridge")
+    forced = Run(run.folder, force=True)
+    with contextlib.suppress(error), forced.open("bridge", settings("seed=2"), INPUTS):
+        assert run.remembered("bridge") == remembered, "nobody can tell yet what comes of it"
+        raise error
+    assert snapshot(tmp_path) == before
+    assert run.finished("bridge") != unfinished
+    assert run.remembered("bridge") == remembered
+    assert run.path("bridge").is_symlink() == linked
+    assert work(Run(run.folder, force=True), "bridge", settings("seed=2"))
+    assert set(snapshot(run.path("bridge"))) == {*FILES, "result"}
+    assert not list(tmp_path.rglob("*.before"))
+
+
+@pytest.mark.parametrize("size", [1, 2**62])
+def test_what_a_stage_was_makes_room_only_where_there_is_none(tmp_path: Path, size: int) -> None:
+    work(Run(tmp_path), "bridge", settings())
+    forced = Run(tmp_path, force=True)
+    with contextlib.suppress(ValueError), forced.open("bridge", settings(), INPUTS) as stage:
+        assert stage is not None
+        stage.make_room(size)
+        raise ValueError("a damaged image")
+    assert Run(tmp_path).finished("bridge") == (size == 1)
+    assert work(Run(tmp_path), "bridge", settings()) != (size == 1)
+
+
 def test_an_interrupted_stage_goes_on_with_its_checkpoint(tmp_path: Path) -> None:
     run = Run(tmp_path)
     begin(run, "bridge")
@@ -331,15 +371,54 @@ def test_killed_at_any_change_of_a_file_a_stage_starts_as_if_it_had_not_been(
                 _work_on(run, kind)
             os._exit(0)
         died = os.waitpid(child, 0)[1] != 0
-        _work_on(run if run.finished("bridge") else Run(run.folder), kind)
+        if kind == "forced":
+            _is_what_it_was_or_goes_on(Run(run.folder))
+        _work_on(run, kind)
         assert set(snapshot(run.folder)) == {f"bridge/{name}" for name in (*FILES, "result")}
         assert not run.path("bridge", "checkpoint").exists()
+        assert [path.name for path in run.folder.iterdir() if path.suffix != ".lock"] == ["bridge"]
         assert run.finished("bridge")
         assert run.path("bridge", "result").read_text() == "2"
         if not died:
             break
         calls += 1
     assert calls > 10
+
+
+def test_killed_at_any_moment_of_a_start_that_fails_nothing_is_lost(tmp_path: Path) -> None:
+    calls, died = 0, True
+    while died:
+        run = Run(tmp_path / str(calls))
+        work(run, "bridge", settings("seed=1"))
+        before = snapshot(run.folder)
+        child = os.fork()
+        if not child:
+            _die_before(calls)
+            again = Run(run.folder, force=True)
+            with (
+                contextlib.suppress(BaseException),
+                again.open("bridge", settings("seed=2"), INPUTS),
+            ):
+                raise ValueError("no such network")
+            os._exit(0)
+        died = os.waitpid(child, 0)[1] != 0
+        assert build(run.remembered("bridge")).seed == 1
+        assert not work(run, "bridge", settings("seed=1"))
+        assert snapshot(run.folder) == before
+        calls += 1
+    assert calls > 10
+
+
+def _is_what_it_was_or_goes_on(run: Run) -> None:
+    """The stage that was started anew and killed: the finished one counts, or the new work does."""
+    seed = build(run.remembered("bridge")).seed
+    if seed == 1:
+        assert not work(run, "bridge", settings("seed=1")), "it is finished as it was"
+        assert run.path("bridge", "result").read_text() == "1"
+    else:
+        _work_on(run, "forced")
+    assert run.finished("bridge")
+    assert build(run.remembered("bridge")).seed == seed
 
 
 def _work_on(run: Run, kind: str) -> None:

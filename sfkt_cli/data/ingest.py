@@ -10,6 +10,7 @@ size of the archive.
 """
 
 import hashlib
+import math
 import os
 import signal
 import tempfile
@@ -146,6 +147,16 @@ class Plan:
             f"{part}/{view}": ((len(self.parts[part]), *shapes[view][0]), shapes[view][1])
             for part in parts
             for view in self.views(part)
+        }
+
+    def image_bytes(self) -> dict[str, int]:
+        """About how large each file becomes."""
+        return {
+            name: sum(
+                math.prod(shape) * np.dtype(kind).itemsize
+                for shape, kind in self.image_columns(parts).values()
+            )
+            for name, parts in self.files().items()
         }
 
     def tasks(self, part: str, writer: StoreWriter) -> list[Task]:

@@ -52,6 +52,8 @@ from sfkt_cli.settings.config import (
 RUNS = Path("runs")
 LOG = "log.txt"
 _IN_PASSING = ("begun.json", "checkpoint")
+_MARKS = ("done.json", "begun.json")
+"""Without one of these a folder holds nothing that counts."""
 _HOW = ("stage", "settings", "inputs", "versions", "outputs")
 _OWN_CHECKSUM = (".h5", ".safetensors")
 _DISPENSABLE = (
@@ -84,7 +86,7 @@ READS: dict[str, tuple[str, ...]] = {
     "transfer": ("prepare/transfer.h5", "source/model.safetensors", "bridge/model.safetensors"),
     "evaluate": (
         "prepare/transfer.h5", "prepare/test.h5", "source/model.safetensors",
-        "bridge/model.safetensors", "transfer/*/model.safetensors",
+        "bridge/model.safetensors", "transfer/[!.]*/model.safetensors",
     ),
 }  # fmt: skip
 """What a stage reads, below the run folder."""
@@ -142,6 +144,12 @@ class Stage:
     def digest(self) -> str:
         """Digest of settings and inputs: what a resumable state belongs to."""
         return sha256_json({"settings": self.settings, "inputs": dict(self.inputs)})
+
+    def make_room(self, size: int) -> None:
+        """Delete what a forced stage was before, where ``size`` bytes do not fit beside it."""
+        before = _before(self.folder)
+        if before.is_dir() and shutil.disk_usage(before).free < size:
+            _delete(before)
 
     def finish(self, **summary: Any) -> None:
         """Write done.json, last of all, and drop the resumable state."""
@@ -278,15 +286,17 @@ class Run:
         """Settings this run used before: the stage's own, else those of the stages above it.
 
         The settings of a stage that did not finish do not count, except for that stage itself,
-        which goes on with them unless it is started anew.
+        which goes on with them unless it is started anew. Where it is killed before it has work
+        that could be lost, those of what it was before count.
 
         Raises:
             DataError: They are damaged, and the stage is not started anew.
         """
         settings: dict[str, Any] = {}
         for above in ("prepare", "source", "bridge", stage):
-            path, anew = self.path(above, "config.yaml"), self.force and above == stage
-            if path.is_file() and not self.path(above, "done.json").is_file():
+            folder, anew = _standing(self.path(above)), self.force and above == stage
+            path = folder / "config.yaml"
+            if path.is_file() and not (folder / "done.json").is_file():
                 if anew:
                     console.warn(
                         f"{stage} starts anew and forgets the settings of its unfinished start"
@@ -319,8 +329,9 @@ class Run:
 
         An interrupted stage is entered again with what it left (its checkpoint). One that fails
         before there is such work leaves no settings: later commands do not take over the settings
-        of a command that could not begin. Of several processes the main one looks, locks and
-        writes; the others wait for its verdict.
+        of a command that could not begin. With ``force`` it starts anew, and what it was before
+        comes back where the start fails, or is killed, before there is such work. Of several
+        processes the main one looks, locks and writes; the others wait for its verdict.
 
         ``inputs`` are the digests of its inputs by name. With ``renew`` it starts anew if settings
         or inputs have changed, as cheap and derived stages do.
@@ -343,11 +354,12 @@ class Run:
             with tempfile.TemporaryDirectory(prefix="sfkt-") as place:
                 yield replace(entered, folder=Path(place), dry=True)
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         busy = f"another sfkt process works on {folder}: wait for it to end"
         with locking(self.path(f".{stage.replace('/', '-')}.lock"), busy):
+            _settle(folder)
             if self.force:
-                _empty(folder)
+                _set_aside(folder)
             if renew:
                 _forget_stale(stage, folder, state)
             sweep_partials(folder)
@@ -366,12 +378,15 @@ class Run:
             write_record(begun, state)
             write_settings(folder / "config.yaml", to_yaml(config))
             self.agree(False)
-            with console.stage_log(stage, folder / LOG), _forgetting_failures(stage, folder):
-                installed = " ".join(f"{name} {number}" for name, number in versions().items())
-                console.log(f"{'goes on' if resumed else 'begins'}: {' '.join(sys.argv)}")
-                console.log(f"{installed} on {platform.node()}, {platform.platform()}")
-                console.event("started", folder=folder, resumed=resumed)
-                yield entered
+            try:
+                with console.stage_log(stage, folder / LOG), _forgetting_failures(stage, folder):
+                    installed = " ".join(f"{name} {number}" for name, number in versions().items())
+                    console.log(f"{'goes on' if resumed else 'begins'}: {' '.join(sys.argv)}")
+                    console.log(f"{installed} on {platform.node()}, {platform.platform()}")
+                    console.event("started", folder=folder, resumed=resumed)
+                    yield entered
+            finally:
+                _settle(folder)
             if (folder / "done.json").is_file():
                 begun.unlink(missing_ok=True)
 
@@ -490,7 +505,8 @@ def _has_begun(folder: Path) -> bool:
     """Whether a stage left more than what it writes before all else: work that could be lost."""
     if not (folder / "begun.json").is_file():
         return False
-    return any(entry.name not in ("begun.json", "config.yaml", LOG) for entry in folder.iterdir())
+    names = {entry.name for entry in folder.iterdir() if entry.name[0] != "."}
+    return bool(names - {"begun.json", "config.yaml", LOG})
 
 
 def _changes(stage: str, before: Begun, now: Mapping[str, Any]) -> list[str]:
@@ -525,12 +541,46 @@ def _forget_stale(stage: str, folder: Path, now: Mapping[str, Any]) -> None:
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
 
-def _empty(folder: Path) -> None:
-    """Delete all that a stage left, first the files that say that there is something."""
-    for name in ("done.json", "begun.json"):
-        (folder / name).unlink(missing_ok=True)
-    for entry in folder.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
+# Force: while a start has no work that could be lost, what the stage was before lies beside it.
+
+
+def _before(folder: Path) -> Path:
+    """Where what a stage was before lies; a link to the stage's folder stays as it is."""
+    real = folder.resolve()
+    return real.with_name(f".{real.name}.before")
+
+
+def _standing(folder: Path) -> Path:
+    """The folder of what counts of a stage: itself, or what it was before."""
+    before = _before(folder)
+    of_worth = any((before / name).is_file() for name in _MARKS)
+    replaced = (folder / "done.json").is_file() or _has_begun(folder)
+    return before if of_worth and not replaced else folder
+
+
+def _set_aside(folder: Path) -> None:
+    """Begin a stage anew."""
+    folder.resolve().rename(_before(folder))
+    _make(folder)
+
+
+def _settle(folder: Path) -> None:
+    """Keep what counts of a stage, which may have been killed at any moment, and nothing else."""
+    before, real = _before(folder), folder.resolve()
+    if before.is_dir():
+        if _standing(folder) == before:
+            shutil.rmtree(real, ignore_errors=True)
+            before.rename(real)
         else:
-            entry.unlink()
+            _delete(before)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder, first the files that say that there is something in it."""
+    for name in _MARKS:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
+def _make(folder: Path) -> None:
+    folder.resolve().mkdir(parents=True, exist_ok=True)
