@@ -50,7 +50,7 @@ class Pairs:
     rgb: Numbers  # (M, H, W, 3) RGB partners, as stored
     features: Tensor  # (M, D) of the RGB partners
     logits: Tensor  # (M, K) of the RGB partners
-    unseen: bool  # whether nothing was trained on them; there may be too few pairs for that
+    unseen: bool  # whether this run trained nothing on them; there may be too few pairs for that
 
 
 @dataclass(frozen=True)
@@ -169,11 +169,11 @@ class Evaluation:
         self.outcomes[predictor.method] = outcome
 
 
-def ti_pairs(store: Store, models: Models, runtime: Runtime, seed: int) -> Pairs | None:
+def ti_pairs(store: Store, models: Models, runtime: Runtime) -> Pairs | None:
     """The TI pairs that score the epochs of bridge and transfer; None where there are no pairs."""
     if not store.count("ti"):
         return None
-    trained, held_out = held_out_pairs(store, seed)
+    trained, held_out = held_out_pairs(store)
     rows = held_out[spread(len(held_out))]
     rgb = store["ti/rgb"][rows]
     features, logits = source_on_rgb(models, runtime).ask(rgb, runtime)

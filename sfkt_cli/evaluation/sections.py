@@ -386,11 +386,11 @@ def bridge_quality(evaluation: Evaluation) -> Section | None:
     if len(features) > 1:
         distance = scores.frechet_distance(features, pairs.features.numpy())
     record = evaluation.run.record("bridge")
-    trained = (
-        "Nothing was trained on these pairs."
-        if pairs.unseen
-        else "The bridge was trained on them, too: there were too few pairs to keep some back."
-    )
+    trained = "Nothing was trained on these pairs."
+    if not pairs.unseen:
+        trained = "The bridge was trained on them, too: there were too few pairs to keep some back."
+    elif "warm start" in record.get("inputs", {}):
+        trained = "The run that the bridge was started from may have been trained on some of them."
     cells = (
         ("TI agreement of the kept epoch", f"{percent(record.get('ti_agreement'))} %"),
         ("the same beyond chance (kappa)", amount(record.get("ti_kappa"))),

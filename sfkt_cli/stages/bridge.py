@@ -98,7 +98,7 @@ def bridge(config: Config, run: Run) -> None:
         )
         runtime.place(runtime.synchronised(objective))
         runtime.cast_frozen(source, objective)
-        _, held_out = held_out_pairs(store, config.seed)
+        _, held_out = held_out_pairs(store)
         judge = Judge(store, held_out, source, runtime)
         load, bridged = target_loader(runtime, encoding), through(translator, source)
         scores = partial(judge.scores, load, bridged, stage.folder)

@@ -122,7 +122,7 @@ def _measure(
     runtime = measuring_runtime(config)
     models = load_models(run, store, runtime)
     splits = {split.name: split for split in readable}
-    pairs = predictions.ti_pairs(store, models, runtime, config.seed)
+    pairs = predictions.ti_pairs(store, models, runtime)
     classes = store.classes or models.card.classes
     labelled = match_own_labels(run.path(TO_LABEL), own, splits["target"], classes)
     evaluation = Evaluation(

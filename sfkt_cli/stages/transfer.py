@@ -100,7 +100,7 @@ def transfer(config: Config, run: Run) -> None:
         if front is not None:
             encoding = front.encoding_of("bridge")
             architecture["front"] = front.card["architecture"]
-        pairs = held_out_pairs(store, config.seed)
+        pairs = held_out_pairs(store)
         outputs = look_through_frozen(
             store, source, translator, encoding, runtime, pairs, ti=objective_class.needs_ti
         )

@@ -131,7 +131,7 @@ def open_batches(
         Stream, seed=config.seed, batch_size=batch_size, shift=config.training.shift,
         flip=config.training.flip, runtime=runtime,
     )  # fmt: skip
-    trained, _ = held_out_pairs(store, config.seed)
+    trained, _ = held_out_pairs(store)
     if len(trained):
         order = np.random.default_rng([config.seed, 8]).permutation(len(trained))
         kept = max(round(config.training.ti_fraction * len(trained)), 1)
@@ -171,16 +171,17 @@ def settle_batches(
     return batches
 
 
-def held_out_pairs(store: Store, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def held_out_pairs(store: Store) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the TI pairs that are trained on, and of those that only score.
 
     A tenth of the pairs is held out, in whole groups and at most HELD_OUT; where that would be
     fewer than MIN_HELD_OUT, a fifth. Where no group is that small, all pairs are trained on, and
-    some of them score, too.
+    some of them score, too. The seed of ``sfkt prepare`` draws them, so that they are the same for
+    all stages.
     """
     count = store.count("ti")
     groups, of_group = np.unique(np.array(store.strings("ti/group")), return_inverse=True)
-    order = np.random.default_rng([seed, 7]).permutation(len(groups)).tolist()
+    order = np.random.default_rng([store.attrs.get("seed", 0), 7]).permutation(len(groups)).tolist()
     sizes = np.bincount(of_group, minlength=len(groups)).tolist()
     chosen, total = set[int](), 0
     for share in (10, 5):

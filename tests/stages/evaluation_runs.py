@@ -53,8 +53,13 @@ def images(random: np.random.Generator, labels: Numbers) -> tuple[Numbers, Numbe
     return rgb, depth
 
 
-def make_stores(folder: Path, *, labelled: bool = True, shuffle: bool = True) -> None:
-    """transfer.h5 and test.h5; the labels of the target images lie in another order."""
+def make_stores(
+    folder: Path, *, labelled: bool = True, shuffle: bool = True, recordings: int = 1
+) -> None:
+    """transfer.h5 and test.h5; the labels of the target images lie in another order.
+
+    The pairs are of so many ``recordings``.
+    """
     random = np.random.default_rng(0)
     attrs = {
         "dataset": "made", "modality": "depth", "unit": "mm", "classes": CLASSES,
@@ -68,7 +73,9 @@ def make_stores(folder: Path, *, labelled: bool = True, shuffle: bool = True) ->
         rgb, depth = seen[part]
         texts = {
             "id": ids[part],
-            "group": ["g0" if part == "ti" else f"g{i // 2}" for i in range(len(ids[part]))],
+            "group": [
+                f"g{i % recordings if part == 'ti' else i // 2}" for i in range(len(ids[part]))
+            ],
             "path_target": ids[part],
         }
         columns[name] |= {f"{part}/{key}": text_column(value) for key, value in texts.items()}
@@ -124,10 +131,12 @@ def save_weights(path: Path, *, classes: int, seed: int = 0) -> None:
     torch.save(weights, path)
 
 
-def make_run(folder: Path, *methods: str, bridge: bool = True, labelled: bool = True) -> Run:
+def make_run(
+    folder: Path, *methods: str, bridge: bool = True, labelled: bool = True, recordings: int = 1
+) -> Run:
     """A run with stores, source model, bridge and some methods."""
     run = Run(folder)
-    make_stores(run.path("prepare"), labelled=labelled)
+    make_stores(run.path("prepare"), labelled=labelled, recordings=recordings)
     write_record(run.path("prepare", "done.json"), {"stage": "prepare", "settings": {}})
     save_classifier(run, "source", 0, None)
     epochs = [{"epoch": e, "seconds": 1.0, "learning_rate": 0.1, "f": 1.0 / e} for e in (1, 2)]

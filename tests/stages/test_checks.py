@@ -65,7 +65,7 @@ def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path
     assert isinstance(source, Classifier)
     assert saved.encoding is not None
     student = saved.module.eval()
-    _, held = held_out_pairs(store, 0)
+    _, held = held_out_pairs(store)
     load = student_loader(CPU, saved.encoding)
     scores = Judge(store, held, freeze(source), CPU).scores(load, student, tmp_path, 0)
     with torch.inference_mode():
@@ -125,9 +125,11 @@ def test_an_epoch_passes_few_target_images_several_times(untrained_run: Run) -> 
 )
 def test_pairs_are_held_out_in_whole_groups(sizes: list[int], held: int) -> None:
     groups = np.repeat([f"place {number}" for number in range(len(sizes))], sizes)
-    store: Any = SimpleNamespace(strings=lambda name: list(groups), count=lambda name: len(groups))
     for seed in range(5):
-        trained, kept = held_out_pairs(store, seed)
+        store: Any = SimpleNamespace(
+            strings=lambda name: list(groups), count=lambda name: len(groups), attrs={"seed": seed}
+        )
+        trained, kept = held_out_pairs(store)
         assert len(kept) == held
         if len(trained) < len(groups):
             assert not set(groups[trained]) & set(groups[kept])
@@ -137,12 +139,22 @@ def test_pairs_are_held_out_in_whole_groups(sizes: list[int], held: int) -> None
             assert len(set(kept.tolist())) == held
 
 
+def test_a_stage_with_another_seed_trains_on_the_same_pairs(untrained_run: Run) -> None:
+    store = open_store(untrained_run.transfer_store)
+    _, held_out = held_out_pairs(store)
+    for seed in range(3):
+        config = settings().model_copy(update={"seed": seed})
+        batches = open_batches(config, store, CPU, 16)
+        seen = [batches(0, step)["ti_rows"].tolist() for step in range(batches.steps)]
+        assert not {row for rows in seen for row in rows} & {*held_out.tolist()}
+
+
 def test_pairs_that_the_bridge_was_trained_on_prove_nothing(untrained_run: Run) -> None:
     store = open_store(untrained_run.transfer_store)
     source, translator = (load_model(untrained_run.path(name)) for name in ("source", "bridge"))
     assert isinstance(source.module, Classifier)
     assert translator.encoding is not None
-    trained, held_out = held_out_pairs(store, 0)
+    trained, held_out = held_out_pairs(store)
     leads = []
     for rows in (held_out, trained):
         outputs = look_through_frozen(

@@ -349,9 +349,16 @@ def test_an_oracle_that_fails_leaves_the_rest_of_the_report(
 
 
 def test_pairs_that_were_trained_on_are_called_so(tmp_path: Path) -> None:
-    run = make_run(tmp_path, "tgkt")  # all pairs are of one group
-    evaluate(settings(oracle=False), run)
-    assert "trained on them, too" in run.path("evaluate", "report.md").read_text(encoding="utf-8")
+    usual = settings(oracle=False)
+    for recordings, inputs, told in (
+        (1, {}, "trained on them, too"),  # none can be held out
+        (12, {}, "Nothing was trained on these pairs"),
+        (12, {"warm start": "a digest"}, "started from may have been trained on some of them"),
+    ):
+        run = make_run(tmp_path / told, "tgkt", recordings=recordings)
+        finish(run, "bridge", inputs, [])
+        evaluate(usual, run)
+        assert told in run.path("evaluate", "report.md").read_text(encoding="utf-8")
 
 
 def test_source_alone_can_be_evaluated(tmp_path: Path) -> None:
