@@ -285,17 +285,17 @@ def tasks_of(cell: Cell, output: Path, *, link: bool = True) -> list[Task]:
 
 
 def done(task: Task) -> bool:
-    """Whether a task's folder is finished; ``evaluate`` with all models as they are now."""
+    """Whether a task's folder is finished; ``evaluate`` with all inputs as they are now."""
     run = Run(task.cell)
     if task.stage != "evaluate" or not run.finished(task.stage):
         return run.finished(task.stage)
-    from sfkt_cli.evaluation.models import model_digests
+    from sfkt_cli.stages.evaluate import inputs_of
 
-    record = run.record("evaluate")
-    if record.get("settings") != stage_settings("evaluate", build(dict(task.settings))):
+    record, config = run.record("evaluate"), build(dict(task.settings))
+    if record.get("settings") != stage_settings("evaluate", config):
         return False
-    try:
-        return bool(model_digests(run).items() <= record["inputs"].items())
+    try:  # it may have seen models that are no longer shown
+        return bool(inputs_of(config, run).items() <= record["inputs"].items())
     except (KeyError, SfktError):
         return False
 

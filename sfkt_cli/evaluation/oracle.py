@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
-from sfkt_cli.evaluation.models import Predictor, costs, parameters
+from sfkt_cli.evaluation.models import Predictor, costs, finished_methods, parameters
 from sfkt_cli.evaluation.predictions import Evaluation
 from sfkt_cli.files import sha256_json
 from sfkt_cli.models.classifier import freeze
@@ -20,13 +20,20 @@ from sfkt_cli.training.runtime import make_runtime
 from sfkt_cli.training.supervised import fit_labels
 
 
-def recipe(config: Config) -> str:
+def epochs_of(config: Config, run: Run) -> int:
+    """The most epochs that a student of the run had; without any, those of the settings."""
+    students = (run.record(f"transfer/{name}") for name in finished_methods(run))
+    had = [student.get("settings", {}).get("transfer.epochs") for student in students]
+    return max(filter(None, had), default=config.transfer.epochs)
+
+
+def recipe(config: Config, run: Run) -> str:
     """Digest of the settings that decide how the oracle is trained."""
     return sha256_json(
         {
             "seed": config.seed,
             "source": as_dict(config.source),
-            "epochs": config.transfer.epochs,
+            "epochs": epochs_of(config, run),
             "training": as_dict(config.training),
             "batch_size": fixed_batch_size(config.runtime),
         }
@@ -36,14 +43,14 @@ def recipe(config: Config) -> str:
 def oracle(evaluation: Evaluation, encoding: Encoding, inputs: Mapping[str, str]) -> Predictor:
     """The trained oracle: from the cache where nothing changed, else trained now.
 
-    It starts from the source model's weights and has its recipe, because that, too, has labels; the
-    epochs are those of the students. ``inputs`` are digests of transfer.h5, test.h5 and the source
+    It starts from the source model's weights and has its recipe, because that, too, has labels, and
+    the epochs of the students. ``inputs`` are digests of transfer.h5, test.h5 and the source
     model.
     """
     config, run, source = evaluation.config, evaluation.run, evaluation.models.card
     runtime = make_runtime(config.runtime)
     nested = Run(run.path("evaluate"))
-    made_from = {**inputs, "recipe": recipe(config), "encoding": sha256_json(asdict(encoding))}
+    made_from = {**inputs, "recipe": recipe(config, run), "encoding": sha256_json(asdict(encoding))}
     with nested.open("oracle", config, made_from, renew=True) as stage:
         if stage is not None:
             model = classifier_of(load_model(run.path("source"), runtime.device).module)
@@ -54,7 +61,7 @@ def oracle(evaluation: Evaluation, encoding: Encoding, inputs: Mapping[str, str]
                 "oracle", stage, model,
                 split.target if everything else split.target[split.rows], split.labels,
                 lambda stored: as_rgb(encode(stored, encoding)), runtime,
-                epochs=config.transfer.epochs,
+                epochs=epochs_of(config, run),
                 rates=config.source.rates(pretrained=source.pretrained),
                 batch_size=fixed_batch_size(config.runtime),
             )  # fmt: skip

@@ -58,21 +58,17 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
         check_suffix(report)
     run.require("prepare", "sfkt prepare NAME")
     run.require("source", "sfkt source")
-    transfer, test = open_store(run.transfer_store), open_store(run.test_store)
-    inputs = {"transfer.h5": transfer.digest, "test.h5": test.digest, **model_digests(run)}
-    if own := read_own_labels(run.path(TO_LABEL)):
-        inputs[TO_LABEL] = sha256_json(own)
-    if config.evaluate.oracle:
-        inputs["oracle"] = recipe(config)
-    with run.open("evaluate", config, inputs, renew=True) as stage:
+    own = read_own_labels(run.path(TO_LABEL))
+    with run.open("evaluate", config, inputs_of(config, run), renew=True) as stage:
         if stage is None:
             say(f"evaluate: nothing changed since {run.path('evaluate', 'report.md')}")
         else:
+            transfer, test = open_store(run.transfer_store), open_store(run.test_store)
             _measure(config, run, stage, transfer, read_splits(transfer, test), own)
     folder = run.path("evaluate")
     show(read_results(run).rows)
     say(f"evaluate: report and pictures are in {folder}")
-    if sentence := run.record("evaluate").get("verdict"):
+    if sentence := run.record("evaluate").get("headline"):
         say(f"evaluate: {sentence}")
     if run.path(TO_LABEL).is_file() and not own:
         say(
@@ -82,6 +78,21 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
         )
     if report is not None:
         copy_report(run.output("evaluate", COPIES[report.suffix.lower()]), report)
+
+
+def inputs_of(config: Config, run: Run) -> dict[str, str]:
+    """Digests of all that a report is made from.
+
+    Raises:
+        DataError: A store, a model or the user's list of labels is missing or damaged.
+    """
+    stores = {path.name: open_store(path) for path in (run.transfer_store, run.test_store)}
+    inputs = {name: store.digest for name, store in stores.items()} | model_digests(run)
+    if own := read_own_labels(run.path(TO_LABEL)):
+        inputs[TO_LABEL] = sha256_json(own)
+    if config.evaluate.oracle:
+        inputs["oracle"] = recipe(config, run)
+    return inputs
 
 
 def check_suffix(report: Path) -> None:
@@ -140,12 +151,13 @@ def _measure(
     _add_bounds(evaluation, stage, encoding)
     predictions.measure_speeds(evaluation)
     judged = judge(evaluation)
+    first_line = headline(evaluation, judged)
     report = Report(
         dataset=store.dataset,
         classes=tuple(evaluation.classes),
         rows=evaluation.rows,
         facts=facts(evaluation),
-        headline=headline(evaluation, judged),
+        headline=first_line,
         made=made(evaluation),
         shots=shots(evaluation),
         sections=sections(evaluation),
@@ -165,7 +177,9 @@ def _measure(
     undecided = judged is not None and judged.word == "cannot tell"
     if undecided and not (own or evaluation.labelled_splits or stage.dry):
         list_to_label(evaluation)
-    stage.finish(verdict=judged and judged.sentence, methods=list(outcomes))
+    stage.finish(
+        headline=first_line.text, verdict=judged and judged.sentence, methods=list(outcomes)
+    )
 
 
 def measuring_runtime(config: Config) -> Runtime:

@@ -96,7 +96,7 @@ def make_stores(
 
 
 def finish(
-    run: Run, stage: str, inputs: dict[str, str], epochs: list[dict[str, float]], **figures: float
+    run: Run, stage: str, inputs: dict[str, str], epochs: list[dict[str, float]], **figures: Any
 ) -> None:
     """Mark a stage done, and its curves with it."""
     lines = "".join(json.dumps(row) + "\n" for row in epochs)

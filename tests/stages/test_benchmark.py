@@ -212,6 +212,26 @@ def test_numbers_of_other_data_or_another_model_are_refused(change: str, tmp_pat
     assert rows() == []
 
 
+@pytest.mark.parametrize(
+    "change", [{"split.test": 0.5, "split.source": 0.1}, {"transfer.epochs": 2}]
+)
+def test_a_cell_is_evaluated_again_where_its_data_or_its_oracle_changed(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    save_weights(tmp_path / "mine.pth", classes=6)
+    brought = {"source": {"checkpoint": str(tmp_path / "mine.pth"), "width": 4}}
+    plan = BenchmarkPlan.model_validate(
+        {"methods": ["source-only", "oracle"], "seeds": [0], "settings": {**TINY, **brought}}
+    )
+    benchmark(plan, tmp_path / "out", processes=0)
+    cell = tmp_path / "out/cells/synthetic/default/seed-0"
+    before = json.loads((cell / "evaluate/done.json").read_text(encoding="utf-8"))["inputs"]
+    benchmark(plan, tmp_path / "out", processes=0, overrides=change)
+    after = json.loads((cell / "evaluate/done.json").read_text(encoding="utf-8"))["inputs"]
+    differ = {name for name in before if before[name] != after[name]}
+    assert differ == ({"oracle"} if "transfer.epochs" in change else {"transfer.h5", "test.h5"})
+
+
 def test_missing_data_are_named_before_anything_runs(tmp_path: Path) -> None:
     plan = BenchmarkPlan.model_validate(
         {

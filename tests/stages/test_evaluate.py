@@ -210,6 +210,12 @@ def test_rerun_does_nothing_and_copies_the_report(
     assert ("shot", "test") in _rows(run)
     assert _oracle_digest(run) == oracle
 
+    of_student = {"transfer.epochs": 3}
+    finish(run, "transfer/shot", {}, [], settings=of_student)
+    evaluate(settings(), run)
+    assert len(run.metrics("evaluate/oracle")) == 3
+    oracle = _oracle_digest(run)
+
     save_classifier(run, "source", 5, None)
     evaluate(settings(), run)
     assert _oracle_digest(run) != oracle
@@ -260,6 +266,20 @@ def test_without_labels_there_is_no_accuracy(tmp_path: Path) -> None:
     assert not run.path("evaluate", "oracle").exists()
     assert not run.path("evaluate", "confusion.png").exists()
     assert run.path("evaluate", "gallery-tr.png").is_file()
+
+
+def test_with_labels_the_last_line_is_what_they_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path, "tgkt")
+    digest = load_model(run.path("bridge")).digest
+    finish(run, "transfer/tgkt", {"bridge": digest}, [], verdict="better")
+    for _ in range(2):  # also where nothing has changed
+        evaluate(settings(oracle=False, pictures=False), run)
+        last = " ".join(capsys.readouterr().err.split()).rpartition("evaluate: ")[2]
+        accuracy = f"{100 * _rows(run)['tgkt', 'test']['accuracy']:.1f}"
+        assert last.startswith(f"The student recognises {accuracy} % of the depth images; your RGB")
+    assert "ship the student" in run.record("evaluate")["verdict"]
 
 
 def test_with_labels_nothing_is_listed_to_label(evaluated: Run) -> None:
