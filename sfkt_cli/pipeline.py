@@ -1,6 +1,8 @@
 """The stages with their settings: one after the other, or all in order."""
 
 import json
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,8 +147,7 @@ def run_benchmark(
     folder = output or plan.output
     if options.dry_run:
         return dry_run(plan, folder, overrides)
-    changes = [f"--set {text}" for text in options.assignments or []]
-    command = " ".join(["sfkt benchmark", *([str(file)] if file else []), *changes])
+    command = shlex.join(["sfkt", *sys.argv[1:]])
     benchmark(plan, folder, processes=processes, overrides=overrides, command=command)
     tables: dict[str, Any] = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
     return {"folder": folder, **tables}
@@ -175,7 +176,7 @@ def has_pairs(run: Run) -> bool:
 def check_file(path: Path) -> dict[str, Any]:
     """What a configuration file changes, by dotted name; raises one ConfigError for all."""
     written, problems = read_yaml(path), list[str]()
-    method = pick(written, "transfer.method")
+    method = pick(nested(written), "transfer.method")
     if isinstance(method, str) and method not in METHODS:
         problems.append(unknown_method(method))
     problems += problems_of(written)

@@ -108,7 +108,10 @@ def test_csv_holds_no_formulas() -> None:
 def test_off_a_terminal_the_table_is_plain(capfd: pytest.CaptureFixture[str]) -> None:
     report.show([TGKT, replace(TGKT, split="test"), ORACLE])
     lines = capfd.readouterr().err.splitlines()
-    assert [line.split()[1] for line in lines] == ["method", "-" * 6, "tgkt", "bounds", "oracle"]
+    *table, note = lines
+    assert [line.split()[1] for line in table] == ["method", "-" * 10, "tgkt", "bounds", "oracle"]
+    assert "| oracle (1) |" in table[-1]
+    assert note == "(1) cheats"
     report.show([])
     assert capfd.readouterr().err == ""
 
@@ -129,7 +132,8 @@ def test_on_a_terminal_of_80_columns_the_table_is_whole_and_ruled(
     assert max(map(len, lines)) <= 80
     assert "…" not in caught.get()
     rules = [number for number, line in enumerate(lines) if set(line.strip()) == {"─"}]
-    assert "oracle" in lines[rules[-1] + 1]
+    assert "oracle (1)" in lines[rules[-1] + 1]
+    assert lines[-1] == "(1) cheats"
     assert sum("99.9 .. 100.0" in line for line in lines) == 2
 
 
@@ -201,13 +205,21 @@ def test_page_fills_a_browser_in_dark_and_light(tmp_path: Path, scheme: int) -> 
 def test_latex_shows_texts_as_they_are_and_the_best_method_in_bold() -> None:
     rows = [("a_b", "61.3 ± 0.4", "7"), ("c&d", "9.0", "8"), ("e", "-", "9")]
     header, below = ("m", "accuracy %", "n"), [("z", "99", "1")]
-    text = report.latex_tables([Section("50 % of {x}", (), header, rows, bounds=below)])
+    table = Section("50 % of {x}", (), header, rows, bounds=below, footnotes=("(1) 5 %",))
+    text = report.latex_tables([table])
     lines = text.splitlines()
     assert r"a\_b & \textbf{61.3 $\pm$ 0.4} & 7 \\" in lines
     assert r"c\&d & 9.0 & 8 \\" in lines
     assert r"z & 99 & 1 \\" in lines
     assert r"\caption{50 \% of \{x\}}" in lines
     assert r"\begin{tabular}{lrr}" in lines
+    assert r"\par {\footnotesize (1) 5 \%}" in lines
+
+
+def test_a_note_of_some_rows_names_them() -> None:
+    assert report.joint_note({"target": "cheats", "test": "cheats"}) == "cheats"
+    assert report.joint_note({"target": "cheats", "test": None}) == "target: cheats"
+    assert report.joint_note({"target": None}) is None
 
 
 @pytest.mark.parametrize(

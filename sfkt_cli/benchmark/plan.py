@@ -15,7 +15,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import write_record
 from sfkt_cli.methods import METHODS
-from sfkt_cli.settings.config import Config, Sensor, build, explained, nested, pick, read_yaml
+from sfkt_cli.settings.config import (
+    Config,
+    Sensor,
+    UserPath,
+    build,
+    explained,
+    nested,
+    pick,
+    read_yaml,
+)
 from sfkt_cli.settings.runs import Run
 
 ROWS = (
@@ -100,7 +109,9 @@ class BenchmarkPlan(_Part):
     """A benchmark file."""
 
     title: str = "Benchmark"
-    output: Path = Path("runs/benchmark")  # folder for all of it, unless ``--output`` says another
+    output: UserPath = Path(
+        "runs/benchmark"
+    )  # folder for all of it, unless ``--output`` says another
     main: str = "tgkt"  # the method that the others are compared with
     # Rows that are shown; those that are methods are trained. ``{name: socket, tune: true}`` is the
     # row ``socket-tuned``: a label-free score chooses its rates and schedule.
@@ -176,12 +187,14 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
             if (value := pick(nested(settings), name)) is not None:
                 problems[f"{name} = {value}: {instead}"] = None
     possible = (*METHODS, *ROWS, *(name + TUNED for name in METHODS))
+    choices = f"is unknown: choose from {', '.join(possible)}"
+    if plan.main not in possible:
+        problems[f"main {plan.main!r} {choices}"] = None
     cells = []
     for seed, dataset, variant in product(plan.seeds, datasets, variants):
         rows = variant.methods or plan.methods
         for row in [row for row in rows if row not in possible]:
-            choices = ", ".join(possible)
-            problems[f"{variant.name}: method {row!r} is unknown: choose from {choices}"] = None
+            problems[f"{variant.name}: method {row!r} {choices}"] = None
         extra = {"seed": seed, "evaluate": {"oracle": "oracle" in rows}}
         layers = (plan.settings, dataset.settings, variant.settings)
         try:

@@ -14,8 +14,8 @@ import numpy as np
 from pydantic import BaseModel
 
 from sfkt_cli import scores
-from sfkt_cli.benchmark.plan import GRID, SENSORS, TUNED, BenchmarkPlan, Cell
-from sfkt_cli.console import say
+from sfkt_cli.benchmark.plan import GRID, SENSORS, TUNED, BenchmarkPlan, Cell, slug
+from sfkt_cli.console import warn
 from sfkt_cli.evaluation import figures, report
 from sfkt_cli.evaluation.report import BOUNDS, SPLITS, Columns, Row, Section, amount, percent
 from sfkt_cli.files import read_record, write_json, write_text
@@ -44,8 +44,9 @@ class Measured:
     """What one method got right on the labelled images of one split of one cell."""
 
     row: Row  # its row of results.json
-    right: dict[str, int]  # by sample id: 1 or 0
-    groups: dict[str, str]  # by sample id: its scene
+    # By what the archive calls an image, since ids are numbers: other settings, other images.
+    right: dict[str, int]  # 1 or 0
+    groups: dict[str, str]  # its scene
 
 
 Trial = Mapping[str, Any]  # an entry of tuning.json
@@ -78,6 +79,7 @@ class Result:
     parameters: int | None  # number of parameters of all networks that a prediction passes
     # Seconds of all trials that chose its settings; None: it was not tuned.
     tuning_seconds: float | None = None
+    note: str | None = None  # what a reader must know of this row; becomes a footnote
 
 
 COLUMNS: Columns[Result] = {
@@ -125,7 +127,9 @@ def write_report(
     problems = [message for message in failed.values() if message]
     if left_out := len(failed) - len(problems):
         problems.append(f"left out because of these: {left_out} stage{'s'[: left_out > 1]}")
-    measurements = collect([c for c in cells if str(c.folder) not in failed], output)
+    shown = [cell for cell in cells if str(cell.folder) not in failed]
+    measurements = collect(shown, output)
+    unlabelled = without_labels(shown, output)
     path = output / "tuning.json"
     trials = read_record(path, Tuning).trials if path.is_file() else []
     measured = {(key.dataset, key.variant, key.method) for key in measurements}
@@ -143,16 +147,19 @@ def write_report(
             "rows": [asdict(result) for result in results],
             "tuning": tuning,
             "failed": problems,
+            "unlabelled": unlabelled,
         },
     )
     tables = tables_of(results)
-    text = markdown(plan, results, tables, pictures, problems, command, tuning)
+    text = markdown(plan, results, tables, pictures, problems, unlabelled, command, tuning)
     write_text(output / "benchmark.csv", csv_text(results))
     write_text(output / "benchmark-long.csv", long_csv(measurements))
     write_text(output / "benchmark.tex", report.latex_tables(tables))
     write_text(output / "benchmark.md", text)
     for table in tables:
-        say(f"{table.title}\n{report.markdown_table(table)}")
+        report.say_table(table)
+    for line in unlabelled:
+        warn(line)
 
 
 def collect(cells: Iterable[Cell], output: Path) -> Measurements:
@@ -168,11 +175,26 @@ def collect(cells: Iterable[Cell], output: Path) -> Measurements:
             if row.method not in cell.rows:
                 continue
             here = [line for line in lines if line["split"] == row.split]
-            right = {line["id"]: int(line[row.method] == line["label"]) for line in here}
-            groups = {line["id"]: line["group"] for line in here}
+            right = {line["name"]: int(line[row.method] == line["label"]) for line in here}
+            groups = {line["name"]: line["group"] for line in here}
             key = Key(cell.dataset, cell.variant, row.split, row.method)
             measurements.setdefault(key, {})[cell.seed] = Measured(row, right, groups)
     return measurements
+
+
+def without_labels(cells: Iterable[Cell], output: Path) -> list[str]:
+    """A line for each data set that was evaluated and has no figures, because of its labels."""
+    places = {
+        cell.dataset: output / cell.folder / "evaluate"
+        for cell in cells
+        if (run := Run(output / cell.folder)).finished("evaluate")
+        and not report.read_results(run).rows
+    }
+    return [
+        f"{name}: no image has a label, so there is no accuracy; {place / 'report.md'} has scores "
+        "without labels"
+        for name, place in places.items()
+    ]
 
 
 def results_of(
@@ -209,14 +231,29 @@ def results_of(
     return results
 
 
+def same_model(first: Mapping[int, Measured], second: Mapping[int, Measured]) -> bool:
+    """Whether two rows are of one model, as where a sweep passes the default.
+
+    Two models hardly have the same answers and, by the calibration error, the same probabilities.
+    """
+    both = first.keys() & second.keys()
+    return bool(both) and all(
+        first[seed].right == second[seed].right and first[seed].row.ece == second[seed].row.ece
+        for seed in both
+    )
+
+
 def reference(plan: BenchmarkPlan, measurements: Measurements, key: Key) -> Key | None:
     """The row to compare with: the first variant for a variant, the main method for a peer.
 
-    The main method of the first variant is compared with the best of its peers.
+    The main method of the first variant is compared with the best of its peers. A variant that
+    changes nothing of the model is not compared.
     """
     first = plan.variants[0].name
     if key.variant != first:
-        return key._replace(variant=first)
+        other = key._replace(variant=first)
+        same = same_model(measurements[key], measurements.get(other, {}))
+        return None if same else other
     if key.method in BOUNDS:
         return None
     main = key._replace(method=plan.main)
@@ -263,6 +300,7 @@ def result_of(
         peak_memory_mb=max(filter(None, (row.peak_memory_mb for row in rows)), default=None),
         parameters=rows[0].parameters,
         tuning_seconds=sum(tried) if tried else None,
+        note=report.joint_note({f"seed {s}": m.row.note for s, m in measurements[key].items()}),
     )
 
 
@@ -294,10 +332,10 @@ def draw_sweeps(
             picture = lines.setdefault((row.dataset, sweep.setting, row.split), {})
             point = (values[row.variant], row.mean, row.deviation or 0.0)
             picture.setdefault(label, []).append(point)
+    several = len(plan.datasets) > 1 or any(data.sensor_pairs for data in plan.datasets)
     drawn = []
     for (dataset, setting, split), curves in lines.items():
-        name = f"sweep-{setting}-{split}" + (f"-{dataset}" if len(plan.datasets) > 1 else "")
-        file = name.replace(" ", "-").replace("/", "-") + ".png"
+        file = f"sweep-{setting}-{split}{f'-{slug(dataset)}' if several else ''}.png"
         figures.draw_sweep(output / file, curves, setting, f"accuracy %, {split}")
         drawn.append((file, f"{setting} on {dataset}, {split} split: mean and standard deviation"))
     return drawn
@@ -309,6 +347,7 @@ def markdown(
     tables: Sequence[Section],
     pictures: Sequence[tuple[str, str]],
     failed: Sequence[str],
+    unlabelled: Sequence[str],
     command: str,
     tuning: Sequence[Trial],
 ) -> str:
@@ -334,7 +373,8 @@ def markdown(
         f"{dataset}, {variant}: {seeds} alone, for {', '.join(methods)}"
         for (dataset, variant, seeds), methods in of_seeds.items()
     ]
-    for title, places in (("Not all seeds", fewer), ("Not finished", failed)):
+    lists = {"Not all seeds": fewer, "Not finished": failed, "No labels": unlabelled}
+    for title, places in lists.items():
         if places:
             parts += [f"## {title}", report.bullets(places)]
     parts += sensor_tables(plan, results)

@@ -167,12 +167,22 @@ COLUMNS: Columns[Row] = {
 
 
 def table_of(title: str, columns: Columns[Item], items: Iterable[Item], left: int = 1) -> Section:
-    """A table with a line for each item that has a ``method``; bounds lie below a rule."""
+    """A table with a line for each item that has a ``method``; bounds lie below a rule.
+
+    The ``note`` of an item becomes a footnote, whose number stands behind the method.
+    """
     lines: dict[bool, list[Cells]] = {False: [], True: []}
+    marks: dict[str, str] = {}
     for item in items:
+        texts = {name: text(item) for name, text in columns.items()}
+        if note := getattr(item, "note", None):
+            texts["method"] += " " + marks.setdefault(note, f"({len(marks) + 1})")
         is_bound = getattr(item, "method", "") in BOUNDS
-        lines[is_bound].append([text(item) for text in columns.values()])
-    return Section(title, header=tuple(columns), cells=lines[False], bounds=lines[True], left=left)
+        lines[is_bound].append(list(texts.values()))
+    return Section(
+        title, header=tuple(columns), cells=lines[False], bounds=lines[True], left=left,
+        footnotes=tuple(f"{mark} {note}" for note, mark in marks.items()),
+    )  # fmt: skip
 
 
 def split_tables(
@@ -188,15 +198,9 @@ def split_tables(
 
 
 def _split_table(title: str, rows: Sequence[Row], name: Callable[[str], str]) -> Section:
-    notes = list(dict.fromkeys(row.note for row in rows if row.note))
-
-    def method(row: Row) -> str:
-        return name(row.method) + (f" ({notes.index(row.note) + 1})" if row.note else "")
-
-    columns: Columns[Row] = {"method": method, **COLUMNS}
+    columns: Columns[Row] = {"method": lambda row: name(row.method), **COLUMNS}
     counts = " or ".join(f"{count:,}" for count in sorted({row.n for row in rows}))
-    table = table_of(f"{title}, n = {counts}", columns, rows)
-    return replace(table, footnotes=tuple(f"({i}) {note}" for i, note in enumerate(notes, 1)))
+    return table_of(f"{title}, n = {counts}", columns, rows)
 
 
 def to_markdown(report: Report) -> str:
@@ -272,6 +276,7 @@ def _latex_table(table: Section) -> str:
         return " & ".join(texts) + r" \\"
 
     below = [r"\midrule", *map(line, table.bounds)] if table.bounds else []
+    notes = [rf"\par {{\footnotesize {_latex(note)}}}" for note in table.footnotes]
     return "\n".join(
         [
             r"\begin{table}",
@@ -284,6 +289,7 @@ def _latex_table(table: Section) -> str:
             *below,
             r"\bottomrule",
             r"\end{tabular}",
+            *notes,
             r"\end{table}",
         ]
     )
@@ -328,36 +334,69 @@ def to_csv(header: Sequence[str], rows: Iterable[Sequence[str | float]], exact: 
     return file.getvalue()
 
 
+def joint_note(notes: Mapping[str, str | None]) -> str | None:
+    """The notes of several rows as one, by names such as ``target`` or ``seed 3``.
+
+    A note that not all of them have names those that have it.
+    """
+    having: dict[str, list[str]] = {}
+    for name, note in notes.items():
+        if note:
+            having.setdefault(note, []).append(name)
+    texts = (
+        note if len(names) == len(notes) else f"{', '.join(names)}: {note}"
+        for note, names in having.items()
+    )
+    return "; ".join(texts) or None
+
+
+def say_table(table: Section) -> None:
+    """Print a table as Markdown, with its title and footnotes."""
+    say("\n".join(filter(None, [table.title, markdown_table(table), *table.footnotes])))
+
+
 def show(rows: Sequence[Row]) -> None:
     """Print the accuracies: a rich table on a terminal, Markdown elsewhere."""
     if not rows:
         return
-    splits = [split for split in SPLITS if any(row.split == split for row in rows)]
-    header = ("method", *(f"{split} %" for split in splits), "training s", "memory MB")
-    above, below = list[Cells](), list[Cells]()
+    methods: dict[str, dict[str, Row]] = {}  # by method and split
+    for row in rows:
+        methods.setdefault(row.method, {})[row.split] = row
 
-    def accuracy(row: Row | None) -> str:
-        return f"{percent(row.accuracy)} ({interval(row.accuracy_ci95)})" if row else "-"
+    def accuracy(split: str) -> Callable[[Row], str]:
+        def text(of_method: Row) -> str:
+            row = methods[of_method.method].get(split)
+            return f"{percent(row.accuracy)} ({interval(row.accuracy_ci95)})" if row else "-"
 
-    for method in dict.fromkeys(row.method for row in rows):
-        here = {row.split: row for row in rows if row.method == method}
-        costs = next(iter(here.values()))  # the same for all splits
-        accuracies = (accuracy(here.get(split)) for split in splits)
-        texts = (method, *accuracies, amount(costs.train_seconds), amount(costs.peak_memory_mb))
-        (below if method in BOUNDS else above).append(texts)
+        return text
+
+    columns: Columns[Row] = {
+        "method": lambda row: row.method,
+        **{f"{s} %": accuracy(s) for s in SPLITS if any(row.split == s for row in rows)},
+        "training s": lambda row: amount(row.train_seconds),  # the same for all splits
+        "memory MB": lambda row: amount(row.peak_memory_mb),
+    }
+    lines = [
+        replace(next(iter(here.values())), note=joint_note({s: r.note for s, r in here.items()}))
+        for here in methods.values()
+    ]
+    listing = table_of("", columns, lines)
     if not console.is_terminal:
-        say(markdown_table(Section("", (), header, above, bounds=below)))
+        say_table(listing)
         return
     table = Table(
         caption="accuracy (95 % interval); below the rule: bounds, not methods",
         box=box.HORIZONTALS, show_edge=False, padding=(0, 0, 0, 1), pad_edge=False,
     )  # fmt: skip
-    for name, *column in zip(header, *above, *below, strict=True):
+    above, below = listing.cells, listing.bounds
+    for name, *column in zip(listing.header, *above, *below, strict=True):
         side: Literal["left", "right"] = "left" if name == "method" else "right"
         table.add_column(name, justify=side, min_width=max(map(len, column)))
     for line in (*above, *below):
         table.add_row(*line, end_section=line is above[-1])
     console.print(table)
+    for note in listing.footnotes:
+        say(note)
 
 
 def percent(share: float | None) -> str:

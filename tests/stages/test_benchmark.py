@@ -6,10 +6,12 @@ import csv
 import json
 import multiprocessing
 import os
+import shlex
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,21 @@ from sfkt_cli.benchmark.plan import (
     trial_cells,
     tuned,
 )
-from sfkt_cli.benchmark.report import Key, Measured, paired, results_of
+from sfkt_cli.benchmark.report import (
+    Key,
+    Measured,
+    draw_sweeps,
+    paired,
+    results_of,
+    tables_of,
+)
 from sfkt_cli.benchmark.run import Progress, benchmark, dry_run, gpus_of, run_cells
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
 from sfkt_cli.evaluation.report import Row
 from sfkt_cli.methods import METHODS
-from sfkt_cli.settings.config import read_yaml
-from tests.data.make_archives import depth, folders, save
+from sfkt_cli.scores import holm
+from sfkt_cli.settings.config import Config, read_yaml
+from tests.data.make_archives import depth, folders, save, scene
 from tests.stages.evaluation_runs import save_weights
 
 TINY: dict[str, Any] = {
@@ -119,7 +129,7 @@ def test_tables_and_curves_are_written(output: Path) -> None:
     assert all(len(row["accuracies"]) == 1 and row["deviation"] is None for row in found["rows"])
     lines = list(csv.DictReader((output / "benchmark.csv").read_text("utf-8").splitlines()))
     assert len(lines) == len(found["rows"])
-    words = {"dataset", "variant", "method", "split", "versus"}
+    words = {"dataset", "variant", "method", "split", "versus", "note"}
     for line in lines:
         assert all(
             text == "" or np.isfinite(float(text)) for k, text in line.items() if k not in words
@@ -321,8 +331,8 @@ def test_every_tuned_method_tries_the_same_and_no_label_chooses(
 def test_several_commands_divide_the_stages_and_a_killed_ones_are_taken_up(tmp_path: Path) -> None:
     plan = {"methods": ["source-only", "shot"], "seeds": [0, 1, 2], "settings": TINY,
             "output": str(tmp_path / "out")}  # fmt: skip
-    (tmp_path / "plan.yaml").write_text(json.dumps(plan), encoding="utf-8")
-    command = [sys.executable, "-m", "sfkt_cli", "benchmark", str(tmp_path / "plan.yaml"),
+    (tmp_path / "my plan.yaml").write_text(json.dumps(plan), encoding="utf-8")
+    command = [sys.executable, "-m", "sfkt_cli", "benchmark", str(tmp_path / "my plan.yaml"),
                "--processes", "0", "--json"]  # fmt: skip
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
@@ -342,8 +352,9 @@ def test_several_commands_divide_the_stages_and_a_killed_ones_are_taken_up(tmp_p
         events = [json.loads(line) for line in told.splitlines()]
         ran += [(e["name"], e["part"]) for e in events if e["event"] == "cell"]
     assert len(ran) == len(set(ran)) <= 3 * 4
-    rows = json.loads((tmp_path / "out" / "benchmark.json").read_text(encoding="utf-8"))["rows"]
-    assert {tuple(row["seeds"]) for row in rows} == {(0, 1, 2)}
+    report = json.loads((tmp_path / "out" / "benchmark.json").read_text(encoding="utf-8"))
+    assert {tuple(row["seeds"]) for row in report["rows"]} == {(0, 1, 2)}
+    assert report["command"] == shlex.join(["sfkt", *command[3:]])
 
 
 def test_processes_take_turns_on_the_gpus_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,10 +452,11 @@ def test_workers_do_not_outlive_a_killed_benchmark(tmp_path: Path) -> None:
     assert metrics.read_bytes() == before, "the worker goes on"
 
 
-def said(accuracy: float, right: list[int], scene: str = "") -> Measured:
+def said(accuracy: float, right: list[int], note: str | None = None) -> Measured:
     row = Row("m", 0, "test", len(right), accuracy, (0, 1), accuracy, accuracy, 0, 10.0, 100.0)
     names = [str(number) for number in range(len(right))]
-    return Measured(row, dict(zip(names, right, strict=True)), {n: scene or n for n in names})
+    right_by_name = dict(zip(names, right, strict=True))
+    return Measured(replace(row, note=note), right_by_name, {name: name for name in names})
 
 
 def test_differences_are_taken_image_by_image_over_the_seeds() -> None:
@@ -463,47 +475,94 @@ def test_differences_are_taken_image_by_image_over_the_seeds() -> None:
     assert paired(first, {5: said(0, [0])}) is None
 
 
-def test_mean_deviation_and_the_best_peer() -> None:
-    plan = BenchmarkPlan(methods=("source-only", "shot", "tgkt", "oracle"), seeds=(0, 1))
-    cells = cells_of(plan, {})
+def test_the_main_method_and_its_best_peer_are_one_comparison() -> None:
+    sweep = {"setting": "tgkt.beta_f", "values": [1, Config().tgkt.beta_f]}
     right = {"source-only": [0, 0, 1], "shot": [0, 1, 1], "tgkt": [1, 1, 1], "oracle": [1, 1, 1]}
-    found = {
-        Key("synthetic", "default", "test", method): {
-            seed: said(float(np.mean(hits)) - 0.1 * seed, hits) for seed in (0, 1)
-        }
-        for method, hits in right.items()
-    }
-    rows = {row.method: row for row in results_of(plan, cells, found)}
+    plan = BenchmarkPlan.model_validate({"methods": [*right], "seeds": [0, 1], "sweeps": [sweep]})
+    found: dict[Key, dict[int, Measured]] = {}
+    for cell in cells_of(plan, {}):
+        for method in cell.rows:
+            hits = [1, 1, 0] if "= 1," in cell.variant else right[method]
+            key = Key("synthetic", cell.variant, "test", method)
+            note = "earlier" if (method, cell.seed) == ("shot", 1) else None
+            measured = said(float(np.mean(hits)) - 0.1 * cell.seed, hits, note)
+            found.setdefault(key, {})[cell.seed] = measured
+    results = results_of(plan, cells_of(plan, {}), found)
+    changed, same = (row for row in results if row.variant != "default")
+    rows = {row.method: row for row in results if row.variant == "default"}
     assert rows["tgkt"].versus == "shot"
     assert rows["tgkt"].difference == pytest.approx(1 / 3)
     assert rows["shot"].versus == "tgkt"
     assert rows["oracle"].versus is None
     assert rows["shot"].mean == pytest.approx(2 / 3 - 0.05)
     assert rows["shot"].deviation == pytest.approx(0.1 / np.sqrt(2))
+    assert (changed.versus, same.versus, same.p_value) == ("default", None, None)
 
+    def alone(key: Key) -> float:
+        compared = paired(found[key._replace(method="tgkt", variant="default")], found[key])
+        assert compared is not None
+        assert compared[2] is not None
+        return compared[2]
 
-def test_the_main_method_and_its_best_peer_are_one_comparison() -> None:
-    plan = BenchmarkPlan(methods=("source-only", "shot", "tgkt", "oracle"), seeds=(0, 1))
-    right = {"source-only": [0, 0, 1], "shot": [0, 1, 1], "tgkt": [1, 1, 1], "oracle": [1, 1, 1]}
-    found = {
-        Key("synthetic", "default", "test", method): {
-            seed: said(sum(hits), hits) for seed in (0, 1)
-        }
-        for method, hits in right.items()
-    }
-    rows = {row.method: row for row in results_of(plan, cells_of(plan, {}), found)}
-    first, second = (found[Key("synthetic", "default", "test", name)] for name in ("tgkt", "shot"))
-    alone = paired(first, second)
-    assert alone is not None
-    assert alone[2] is not None
-    assert rows["tgkt"].versus == "shot"
-    # Two comparisons in the table, tgkt with shot and tgkt with source-only: twice the smaller p.
-    others = paired(first, found[Key("synthetic", "default", "test", "source-only")])
-    assert others is not None
-    assert others[2] is not None
+    # Three comparisons: tgkt with shot, with source-only and with its variant that differs.
+    key = Key("synthetic", "default", "test", "tgkt")
+    keys = (key._replace(method="shot"), key._replace(method="source-only"))
+    expected = holm([alone(other) for other in (*keys, key._replace(variant=changed.variant))])
+    compared_rows = (rows["shot"], rows["source-only"], changed)
+    assert [row.p_value for row in compared_rows] == pytest.approx(expected)
     assert rows["tgkt"].p_value == rows["shot"].p_value
-    assert rows["source-only"].p_value == pytest.approx(min(2 * others[2], 1))
-    assert rows["shot"].p_value == pytest.approx(min(max(alone[2], 2 * others[2]), 1))
+    (table,) = tables_of([*rows.values()])
+    assert table.footnotes == ("(1) seed 1: earlier",)
+    assert [cells[0] for cells in table.cells] == ["source-only", "shot (1)", "tgkt"]
+
+
+def test_the_same_image_is_compared_where_a_variant_changes_the_data(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for label in ("desk", "lamp"):
+        for number in range(20):
+            target = random.integers(300, 6000) + random.integers(0, 1500, (16, 16))
+            save(tmp_path / f"data/tr/{label}/rgb/{number}.png", scene(number, 16, 16))
+            save(tmp_path / f"data/tr/{label}/target/{number}.png", target.astype(np.uint16))
+    save_weights(tmp_path / "mine.pth", classes=2, seed=5)
+    settings = {**TINY, "dataset": "folders", "prepare.root": str(tmp_path / "data"),
+                "source": {"checkpoint": str(tmp_path / "mine.pth"), "width": 4}}  # fmt: skip
+    more = {"name": "more", "settings": {"split.source": 0}}
+    plan = {"methods": ["source-only"], "seeds": [0], "settings": settings,
+            "variants": [{"name": "default"}, more]}  # fmt: skip
+    benchmark(BenchmarkPlan.model_validate(plan), tmp_path / "out", processes=0)
+    rows = json.loads((tmp_path / "out/benchmark.json").read_text(encoding="utf-8"))["rows"]
+    (row,) = (row for row in rows if (row["variant"], row["split"]) == ("more", "target"))
+    assert 0 < row["mean"] < 1
+    assert row["difference"] == 0, "it is the same model"
+
+
+def test_data_without_labels_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders(tmp_path / "data", labels=())
+    for number in range(12):
+        save(tmp_path / f"data/tr/target/{number}.png", depth(number))
+    save_weights(tmp_path / "mine.pth", classes=2)
+    settings = {**TINY, "dataset": "folders", "prepare.root": str(tmp_path / "data"),
+                "classes.tr": ["desk", "lamp"],
+                "source": {"checkpoint": str(tmp_path / "mine.pth"), "width": 4}}  # fmt: skip
+    plan = {"methods": ["source-only"], "seeds": [0, 1], "settings": settings}
+    benchmark(BenchmarkPlan.model_validate(plan), tmp_path / "out", processes=0)
+    text = (tmp_path / "out/benchmark.md").read_text(encoding="utf-8")
+    assert text.count("folders: no image has a label, so there is no accuracy") == 1
+    assert "folders: no image has a label" in " ".join(capsys.readouterr().err.split())
+
+
+def test_each_pair_of_sensors_has_its_curves(tmp_path: Path) -> None:
+    pairs = [["kv1", "kv2"], ["kv2", "kv1"]]
+    data = {"name": "SUN", "settings": {"dataset": "sun-rgbd"}, "sensor_pairs": pairs}
+    sweep = {"setting": "tgkt.beta_f", "values": [1, 2]}
+    plan = BenchmarkPlan.model_validate({"seeds": [0], "datasets": [data], "sweeps": [sweep]})
+    cells = cells_of(plan, {})
+    found = {Key(cell.dataset, cell.variant, "test", "tgkt"): {0: said(0.5, [1, 0])}
+             for cell in cells}  # fmt: skip
+    drawn = draw_sweeps(plan, results_of(plan, cells, found), tmp_path)
+    names = [f"sweep-tgkt.beta_f-test-SUN-{a}-to-{b}.png" for a, b in pairs]
+    assert [name for name, _ in drawn] == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_sensor_pairs_unfold_into_data_sets() -> None:
@@ -524,6 +583,12 @@ def test_without_a_list_of_data_sets_it_is_that_of_the_settings() -> None:
     assert cells_of(plan, {"dataset": "rgb-nir"})[0].dataset == "rgb-nir"
 
 
+def test_the_output_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "plan.yaml").write_text("output: ~/bench\n", encoding="utf-8")
+    assert read_plan(tmp_path / "plan.yaml").output == tmp_path / "bench"
+
+
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
     twice = "variants: [{name: a}, {name: a}]"
@@ -540,11 +605,13 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
 
 def test_wrong_settings_and_methods_are_named_before_anything_runs(tmp_path: Path) -> None:
     plan = BenchmarkPlan.model_validate(
-        {"methods": ["tgkt", "shott"], "variants": [{"name": "v", "settings": {"bridge.alpha": 1}}]}
-    )
+        {"methods": ["tgkt", "shott"], "main": "tgktt",
+         "variants": [{"name": "v", "settings": {"bridge.alpha": 1}}]}
+    )  # fmt: skip
     with pytest.raises(ConfigError) as caught:
         benchmark(plan, tmp_path / "out", processes=0)
     assert "'shott' is unknown" in str(caught.value)
+    assert "main 'tgktt' is unknown: choose from tgkt" in str(caught.value)
     assert "unknown setting bridge.alpha" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -555,7 +622,7 @@ def test_the_demo_and_the_usual_methods_unfold() -> None:
     assert {method for method, _ in students.values()} == set(METHODS)
 
 
-@pytest.mark.parametrize("name", ["benchmark-demo", "ablation", "paper-tables"])
+@pytest.mark.parametrize("name", ["benchmark-demo", "benchmark-real", "ablation", "paper-tables"])
 def test_the_files_that_come_along_unfold(name: str) -> None:
     file = Path(__file__).parents[2] / "sample_configs" / f"{name}.yaml"
     first = file.read_text(encoding="utf-8").partition("\n")[0]
