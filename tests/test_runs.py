@@ -71,16 +71,18 @@ def test_settings_that_do_not_matter_may_change(tmp_path: Path) -> None:
 
 
 def test_a_setting_that_a_run_did_not_know_counts_as_what_the_run_did(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    work(run, "bridge", settings("bridge.alpha_p=0"))
+    run, before = Run(tmp_path), "bridge.alpha_p=0"
+    work(run, "bridge", settings(before))
     done = run.path("bridge", "done.json")
     record = run.record("bridge")
-    for name in ("bridge.alpha_p", "bridge.d_on"):
+    for name in ("bridge.alpha_p", "bridge.rec_loss"):
         del record["settings"][name]
     write_record(done, record)
-    assert not work(run, "bridge", settings("bridge.alpha_p=0"))
-    with pytest.raises(RunError, match=r"bridge.alpha_p: was 0.0, now 0.3"):
+    assert not work(run, "bridge", settings(before))
+    with pytest.raises(RunError, match=r"bridge\.alpha_p: was 0\.0, now 0\.3"):
         work(run, "bridge", settings())
+    with pytest.raises(RunError, match=r"bridge\.rec_loss: was 'mse', now 'l1'"):
+        work(run, "bridge", settings(before, "bridge.rec_loss=l1"))
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -110,17 +112,6 @@ def test_a_stage_that_failed_before_it_wrote_anything_may_be_corrected(tmp_path:
     assert [path.name for path in run.path("bridge").iterdir()] == ["log.txt"]
     assert run.remembered("bridge") == {}
     assert work(run, "bridge", settings("seed=1"))
-
-
-def test_a_setting_that_did_not_exist_then_counts_as_its_default(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    work(run, "bridge", settings())
-    record = run.record("bridge")
-    del record["settings"]["bridge.rec_loss"]
-    write_record(run.path("bridge", "done.json"), record)
-    assert not work(run, "bridge", settings())
-    with pytest.raises(RunError, match=r"bridge\.rec_loss: was 'mse', now 'l1'"):
-        work(run, "bridge", settings("bridge.rec_loss=l1"))
 
 
 def test_an_input_that_changed_is_named_without_its_digest(tmp_path: Path) -> None:

@@ -245,8 +245,7 @@ def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[C
         run = Run(output / trial.folder)
         for row, (method, changes) in trial.students.items():
             stage = f"transfer/{row}"
-            epochs = run.metrics(stage) if run.finished(stage) else []
-            if not epochs:
+            if not run.finished(stage) or not (epochs := run.metrics(stage)):
                 continue
             done = run.record(stage)
             scores = epochs[done["best_epoch"] - 1]
@@ -261,25 +260,20 @@ def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[C
                  "settings": dict(changes), "score": score, "value": scores[score],
                  "seconds": done["seconds"], "chosen": False}
             )  # fmt: skip
-    chosen: dict[tuple[str, str, str], Settings] = {}
+    chosen: dict[tuple[str, str], dict[str, tuple[str, Settings]]] = {}
     for record in sorted(records, key=lambda record: -record["value"]):
-        place = record["dataset"], record["variant"], record["method"]
-        record["chosen"] = place not in chosen
-        chosen.setdefault(place, record["settings"])
+        students = chosen.setdefault((record["dataset"], record["variant"]), {})
+        row = record["method"] + TUNED
+        record["chosen"] = row not in students
+        students.setdefault(row, (record["method"], record["settings"]))
     if records:
         write_record(output / "tuning.json", {"trials": records})
 
-    settled = []
-    for cell in cells:
-        students: dict[str, tuple[str, Settings]] = {}
-        for row, (method, changes) in cell.students.items():
-            place = cell.dataset, cell.variant, method
-            if not row.endswith(TUNED):
-                students[row] = method, changes
-            elif place in chosen:
-                students[row] = method, chosen[place]
-        settled.append(replace(cell, students=students))
-    return settled
+    def settled(cell: Cell) -> Cell:
+        usual = {row: own for row, own in cell.students.items() if not row.endswith(TUNED)}
+        return replace(cell, students=usual | chosen.get((cell.dataset, cell.variant), {}))
+
+    return [settled(cell) for cell in cells]
 
 
 def slug(name: str) -> str:
