@@ -248,7 +248,8 @@ def test_several_models_of_ones_own_need_no_source_data(
 def test_flag_beats_set_beats_file_beats_run_beats_default() -> None:
     Path("file.yaml").write_text("seed: 2\nbridge: {epochs: 2}\nsource.epochs: 2\n")
     run = Run(Path("runs/synthetic"))
-    before = {"seed": 1, "bridge": {"epochs": 1}, "source": {"epochs": 1}, "image_size": 64}
+    before = {"seed": 1, "bridge": {"epochs": 1}, "source": {"epochs": 1}, "image_size": 64,
+              "training": {"clip_norm": 5.0}}  # fmt: skip
     run.path("prepare").mkdir(parents=True)
     write_record(run.path("prepare", "done.json"), {"stage": "prepare"})
     write_settings(run.path("prepare", "config.yaml"), yaml.safe_dump(before))
@@ -256,7 +257,7 @@ def test_flag_beats_set_beats_file_beats_run_beats_default() -> None:
         Options(
             run=run.folder,
             config=Path("file.yaml"),
-            assignments=["seed=3", "bridge.epochs=3"],
+            assignments=["seed=3", "bridge.epochs=3", "training.clip_norm=null"],
             seed=4,
             flags={"transfer.method": None},
         ),
@@ -269,6 +270,7 @@ def test_flag_beats_set_beats_file_beats_run_beats_default() -> None:
             ("bridge.epochs", settings.config.bridge.epochs),
             ("source.epochs", settings.config.source.epochs),
             ("image_size", settings.config.image_size),
+            ("training.clip_norm", settings.config.training.clip_norm),
             ("transfer.epochs", settings.config.transfer.epochs),
         )
     }
@@ -277,6 +279,7 @@ def test_flag_beats_set_beats_file_beats_run_beats_default() -> None:
         "bridge.epochs": ("--set", 3),
         "source.epochs": ("file.yaml", 2),
         "image_size": ("runs/synthetic", 64),
+        "training.clip_norm": ("--set", None),
         "transfer.epochs": ("default", Config().transfer.epochs),
     }
 
@@ -312,7 +315,7 @@ def test_config_check_names_all_problems_at_once(capsys: pytest.CaptureFixture[s
     assert sfkt("config", "check", "wrong.yaml") == 1
     said = capsys.readouterr().err
     assert all(name in said for name in ("brigde", "seed = 1.5", "transfer.epochs = 0"))
-    Path("method.yaml").write_text("transfer: {method: sock}\nseeds: 1\n")
+    Path("method.yaml").write_text("transfer.method: sock\nseeds: 1\n")
     assert sfkt("config", "check", "method.yaml") == 1
     said = capsys.readouterr().err
     assert "did you mean socket?" in said

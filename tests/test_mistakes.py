@@ -184,6 +184,7 @@ MISTAKES = [
         manifest("rgb,target,label,role,group\n,gone.png,mug,target,a\n"),
     ),
     Mistake("unknown data set", "prepare nyu", ("nyu-depth",)),
+    Mistake("number for a data set", "prepare --set dataset=3", ("dataset = 3", "nyu-depth")),
     Mistake("unknown data set for a template", "config init nyu", ("'nyu'", "nyu-depth")),
     Mistake(
         "unknown choice",

@@ -437,9 +437,11 @@ def _die_before(count: int) -> None:
 def test_a_run_remembers_the_settings_it_used(tmp_path: Path) -> None:
     run = Run(tmp_path)
     assert run.remembered("bridge") == {}
-    work(run, "prepare", settings("seed=3", "image_size=32", "dataset=folders"))
+    clipped = ("seed=3", "training.clip_norm=5")
+    work(run, "prepare", settings(*clipped, "image_size=32", "dataset=folders"))
     work(run, "source", settings("seed=3", "source.epochs=4", "bridge.epochs=77"))
-    work(run, "bridge", settings("seed=3", "bridge.epochs=5", "training.shift=0.2"))
+    vqgan = ("bridge.translator=vqgan", "vqgan.codes=64")
+    work(run, "bridge", settings("seed=3", "bridge.epochs=5", "training.shift=0.2", *vqgan))
     work(run, "transfer/tgkt", settings("seed=3", "tgkt.beta_f=8", "transfer.epochs=6"))
     work(run, "transfer/shot", settings("seed=3", "transfer.epochs=9", "transfer.method=shot"))
     found = build(run.remembered("transfer/tgkt"))
@@ -452,6 +454,8 @@ def test_a_run_remembers_the_settings_it_used(tmp_path: Path) -> None:
     assert found.tgkt.beta_f == 8
     assert build(run.remembered("transfer/shot")).transfer.epochs == 9
     assert build(run.remembered("source")).source.epochs == 4
+    assert found.training.clip_norm is None, "the last one set it to null"
+    assert found.vqgan.codes == 64
     for stage in ("prepare", "source", "bridge", "transfer/tgkt", "transfer/shot"):
         again = build(run.remembered(stage))
         assert stage_settings(stage, again) == run.record(stage)["settings"], stage

@@ -47,7 +47,7 @@ class Settings:
     def origin(self, dotted: str) -> str:
         """Where a setting such as ``bridge.epochs`` came from; a run only if it differs."""
         for place, values in reversed(list(self.layers.items())):
-            if pick(values, dotted) is not None:
+            if pick(values, dotted, ...) is not ...:
                 usual = pick(as_dict(self.config), dotted) == pick(as_dict(Config()), dotted)
                 return DEFAULT if usual and place == str(self.run.folder) else place
         return DEFAULT
@@ -92,8 +92,11 @@ def resolve(options: Options, stage: str, *, new_run: bool = False) -> Settings:
                 message = message.replace(problem, f"{options.config}: {problem}")
             raise ConfigError(message) from None
 
+    dataset = merge(*typed.values()).get("dataset")
+    if not isinstance(dataset, str | None):
+        built()  # no name, and so no folder: this says so
     try:
-        run = find_run(options, merge(*typed.values()).get("dataset"), new_run=new_run)
+        run = find_run(options, dataset, new_run=new_run)
     except RunError:
         built()  # misspelled settings come first: they do not depend on the run
         raise

@@ -310,12 +310,8 @@ class Run:
                     raise
                 console.warn(f"{error}; {stage} starts anew without these settings")
                 break
-            kind, _, method = above.partition("/")
-            fields = {
-                name: value
-                for name in (*STAGE_FIELDS.get(kind, ()), section_of(method))
-                if (value := pick(used, name)) is not None
-            }
+            names = _fields(above, used)
+            fields = {n: value for n in names if (value := pick(used, n, ...)) is not ...}
             settings = merge(settings, used if above == "prepare" else {}, nested(fields))
             if above == stage:
                 break
@@ -417,16 +413,21 @@ def call_stage(name: str, config: Config, run: Run) -> None:
 def stage_settings(stage: str, config: Config) -> dict[str, Any]:
     """The settings that decide what a stage writes, as dotted names."""
     values = as_dict(config)
-    kind, _, method = stage.partition("/")
-    # A data set, a translator or a method may have a section of its own.
-    chosen = {"prepare": config.dataset, "bridge": config.bridge.translator}.get(kind, method)
-    own = [section_of(chosen)] if section_of(chosen) in values else []
     flat: dict[str, Any] = {}
-    for name in (*STAGE_FIELDS.get(kind, ()), *own):
+    for name in _fields(stage, values):
         value = pick(values, name)
         section = isinstance(value, dict)
         flat |= {f"{name}.{k}": v for k, v in value.items()} if section else {name: value}
     return flat
+
+
+def _fields(stage: str, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the settings and sections, among these values, that a stage works with."""
+    kind, _, method = stage.partition("/")
+    # A data set, a translator or a method may have a section of its own.
+    chosen = {"prepare": "dataset", "bridge": "bridge.translator"}.get(kind)
+    own = section_of(pick(values, chosen, "") if chosen else method)
+    return (*STAGE_FIELDS.get(kind, ()), *([own] if own in values else []))
 
 
 def versions() -> dict[str, str]:
