@@ -93,7 +93,8 @@ def _try_training(name: str, config: Config, run: Run) -> dict[str, Any]:
         if run.finished(name) and not run.force:
             return {"stage": name, "done": True}
         # A source model that is brought along was read, and is not trained.
-        brought, mixture = config.source.checkpoint, config.source.mixture
+        brought = config.source.checkpoint or config.training.warm_start
+        mixture = config.source.mixture
         does = f"imports the model of {brought} and tries it on RGB images"
         if mixture:
             does = f"puts the models of {', '.join(map(str, mixture))} side by side"

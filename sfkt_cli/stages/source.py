@@ -72,11 +72,11 @@ def source(config: Config, run: Run) -> None:
         ConfigError: The checkpoint does not fit the settings or the classes of the data.
     """
     run.require("prepare", "sfkt prepare NAME")
-    config = _taken_over(config, run)
-    settings = config.source
-    if settings.brought:
-        _bring(config, run)
+    taken_over = _taken_over(config, run)
+    if taken_over.source.brought:
+        _bring(taken_over, run, config)
         return
+    settings = config.source
     inputs = _inputs(run, "source.h5", run.source_store, _digest_of_images)
     with run.open("source", config, inputs) as stage:
         if stage is None:
@@ -112,8 +112,10 @@ def _taken_over(config: Config, run: Run) -> Config:
         raise ConfigError(
             f"--warm-start {earlier} is the run itself: prepare the larger data in another run"
         )
-    checkpoint = Run(earlier).require("source", f"sfkt source --run {earlier}").absolute()
-    source = config.source.model_copy(update={"checkpoint": checkpoint})
+    checkpoint = Run(earlier).path("source")
+    if not _is_made(run):  # else the earlier run may be gone
+        Run(earlier).require("source", f"sfkt source --run {earlier}")
+    source = config.source.model_copy(update={"checkpoint": checkpoint.absolute()})
     return config.model_copy(update={"source": source})
 
 
@@ -186,8 +188,12 @@ def import_model(
     return settings.run
 
 
-def _bring(config: Config, run: Run) -> None:
-    """Take the model of ``source.checkpoint``, or those of ``source.mixture`` side by side."""
+def _bring(config: Config, run: Run, told: Config) -> None:
+    """Take the model of ``source.checkpoint``, or those of ``source.mixture`` side by side.
+
+    ``told`` are the settings without a checkpoint that a warm start stands for: the run remembers
+    these, so that it can be started from another one.
+    """
     store = open_store(run.transfer_store)
     size = int(store["target/target"].shape[1])
     brought: Imported | None = None
@@ -198,7 +204,7 @@ def _bring(config: Config, run: Run) -> None:
         finished = _is_made(run)
         inputs = _inputs(run, "checkpoint", config.source.checkpoint, importing.digest_of)
         brought = None if finished else importing.import_source(config, store.classes, size=size)
-    with run.open("source", config, inputs) as stage:
+    with run.open("source", told, inputs) as stage:
         if stage is None or brought is None:
             say(f"source: already done in {run.path('source')}")
             return

@@ -31,6 +31,8 @@ from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
 from sfkt_cli.files import write_record
 from sfkt_cli.models.saving import Saved, classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, build, parse_assignments
+from sfkt_cli.settings.options import Options
+from sfkt_cli.settings.resolve import resolve
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.bridge import bridge
 from sfkt_cli.stages.prepare import prepare
@@ -39,6 +41,7 @@ from sfkt_cli.stages.transfer import transfer
 from sfkt_cli.training.predicting import predict_rows, rgb_loader, student_loader
 from sfkt_cli.training.runtime import Runtime
 from tests.data.make_archives import save
+from tests.stages.evaluation_runs import make_run, save_classifier
 
 SIDE = 32
 TR, TI = ("bars", "cross", "disc"), ("frame", "pair", "wedge")
@@ -325,6 +328,25 @@ def test_with_more_images_later_the_models_go_on_from_those_that_are_there(
     source(retrained, Run(other.folder, force=True))
     with pytest.raises(DataError, match="another source model"):
         bridge(settings(prepared.archive, *QUICK, f"training.warm_start={before.folder}"), other)
+
+
+def test_a_warm_start_may_be_changed_and_what_it_began_from_deleted(tmp_path: Path) -> None:
+    first, second, run = (make_run(tmp_path / name, bridge=False) for name in "abc")
+    save_classifier(second, "source", 7, None)
+    shutil.rmtree(run.path("source"))
+
+    def start(**options: Any) -> str:
+        told = resolve(Options(run=run.folder, assignments=["runtime.gpus=0"], **options), "source")
+        source(told.config, told.run)
+        return load_model(run.path("source")).digest
+
+    assert start(warm_start=first.folder) == load_model(first.path("source")).digest
+    with pytest.raises(RunError, match=r"warm_start: was .*, now "):
+        start(warm_start=second.folder)
+    taken = start(warm_start=second.folder, force=True)
+    assert taken == load_model(second.path("source")).digest
+    shutil.rmtree(second.folder)
+    assert start() == taken
 
 
 def test_a_rerun_does_nothing_and_other_settings_are_refused(
