@@ -140,6 +140,27 @@ def test_a_signal_that_a_library_turns_into_its_own_error_stops_the_command(
     assert f"sfkt: stopped by {kind.name}: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["bridge"], "bridge stopped; the same command goes on"),
+        (["bridge", "--force"], "bridge stopped; the same command (without --force) goes on"),
+    ],
+)
+def test_what_goes_on_with_force_is_the_command_without_it(
+    arguments: list[str],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop() -> None:
+        raise Interrupted("bridge stopped; the same command goes on from here")
+
+    monkeypatch.setattr(cli, "app", stop)
+    assert sfkt(*arguments) == 75
+    assert f"sfkt: {says} from here" in capsys.readouterr().err
+
+
 def test_errors_that_the_user_can_mend_have_a_message_and_a_code() -> None:
     assert explain(Interrupted("stopped")) == ("stopped", 75)
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a/.model.json.17.partial")
