@@ -23,7 +23,7 @@ from typer.core import TyperGroup
 from sfkt_cli import __version__
 from sfkt_cli.console import event, output, speak_json, tell
 from sfkt_cli.errors import STOPPED, Interrupted, SfktError, on_stop
-from sfkt_cli.settings.options import SETTINGS, STAGE, TRAINING, Options, shared_options
+from sfkt_cli.settings.options import FINISHED, SETTINGS, STAGE, TRAINING, Options, shared_options
 
 
 class _Program(TyperGroup):
@@ -237,7 +237,7 @@ def benchmark(
 
 
 @app.command(epilog="Example: sfkt export --format onnx --output model/")
-@shared_options(*SETTINGS, "force")
+@shared_options(*FINISHED, "force")
 def export(
     options: Options,
     method: Method = None,
@@ -299,7 +299,7 @@ def export(
 
 
 @app.command(epilog="Example: sfkt predict scans/*.png --output predictions.csv")
-@shared_options(*SETTINGS)
+@shared_options(*FINISHED)
 def predict(
     options: Options,
     images: Annotated[

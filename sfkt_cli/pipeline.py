@@ -97,9 +97,13 @@ def source_comes_first(settings: Settings) -> bool:
 
 
 def with_possible_method(options: Options) -> Options:
-    """The options of ``transfer``: without TI pairs shot takes the place of tgkt."""
+    """The options of ``transfer``: without TI pairs shot takes the place of tgkt.
+
+    A method that was asked for on the command line stays, and is refused later.
+    """
     settings = resolve(options, "transfer")
-    if settings.config.transfer.method != "tgkt" or has_pairs(settings.run):
+    asked = any(pick(settings.layers[place], "transfer.method") for place in ("--set", "flag"))
+    if asked or settings.config.transfer.method != "tgkt" or has_pairs(settings.run):
         return options
     warn("there are no TI pairs, and tgkt needs them: shot is used instead")
     return options.with_flags({"transfer.method": "shot"})

@@ -495,7 +495,8 @@ class EvaluateConfig(Section):
     bootstrap: int = Field(2000, ge=0, le=1_000_000)
     """Number of bootstrap resamplings for the 95 % intervals."""
     pictures: bool = True
-    """Draw galleries, confusion, reliability, features and curves (never in `sfkt benchmark`)."""
+    """Draw galleries, confusion, reliability, features and curves (`sfkt benchmark` draws none,
+    unless its file or --set says so)."""
 
 
 class Config(Section):

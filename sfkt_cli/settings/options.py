@@ -68,7 +68,9 @@ class Options:
 
 
 EVERYWHERE = ("as_json", "quiet", "verbose")
-SETTINGS = ("run", "config", "assignments", "gpus", "seed")
+FINISHED = ("run", "config", "assignments", "gpus")
+"""Of commands that use the models of a run."""
+SETTINGS = (*FINISHED, "seed")
 """Of commands that work with the settings of a run."""
 STAGE = (*SETTINGS, "force", "dry_run")
 TRAINING = (*STAGE, "warm_start")

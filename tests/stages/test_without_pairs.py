@@ -43,8 +43,9 @@ def test_a_run_falls_back_to_shot(
     assert not run.finished("bridge")
     with pytest.raises(DataError, match="holds no TI pairs"):
         train("bridge", Options(run=run.folder))
-    with pytest.raises(DataError, match="socket needs them"):
-        train("transfer", Options(run=run.folder, flags={"transfer.method": "socket"}))
+    for method in ("socket", "tgkt"):
+        with pytest.raises(DataError, match=f"{method} needs them"):
+            train("transfer", Options(run=run.folder, flags={"transfer.method": method}))
 
 
 def test_a_model_brought_along_needs_no_pairs(
