@@ -222,14 +222,21 @@ def _take_part(job: Job, number: int) -> None:
         lost = isinstance(error, distributed.DistError) or any(mark in str(error) for mark in LOST)
         if isinstance(error, torch.OutOfMemoryError) or not lost:
             raise
-        why = first_line(error)[:200]
-        raise RunError(
-            f"process {rank} lost the others ({why}): see their messages; the same command "
-            "continues from the last saved state"
-        ) from error
+        raise RunError(lost_message(rank, error, config.runtime.timeout_seconds)) from error
     if stop is not None:
         _leave()
         raise stop
+
+
+def lost_message(rank: int, error: BaseException, timeout_seconds: float) -> str:
+    """What a process says whose exchange with the others failed."""
+    why = first_line(error)[:200]
+    slow = f"if they are only slow, set runtime.timeout_seconds above {timeout_seconds:g}; "
+    timed_out = re.search("timed out|timeout", why, re.IGNORECASE)
+    return (
+        f"process {rank} lost the others ({why}): see their messages; {slow if timed_out else ''}"
+        "the same command continues from the last saved state"
+    )
 
 
 # ------------------------------------------------------------------ torchrun and SLURM

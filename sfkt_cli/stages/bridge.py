@@ -39,6 +39,7 @@ from sfkt_cli.training.predicting import (
     FEW,
     look_for_collapse,
     rgb_loader,
+    rows_at_once,
     student_loader,
     target_loader,
     through,
@@ -46,7 +47,7 @@ from sfkt_cli.training.predicting import (
 )
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 
-LEVEL_ROWS = 64  # RGB images on which the variance of the source model's activations is measured
+LEVEL_ROWS = 64  # RGB images that the variance of the source model's activations is measured on
 
 
 def bridge(config: Config, run: Run) -> None:
@@ -194,7 +195,7 @@ def feature_maps_of(
         return None
     backbone = source.backbone
     backbones = list(backbone) if isinstance(backbone, nn.ModuleList) else [backbone]  # a mixture
-    count = LEVEL_ROWS if runtime.trial is None else FEW
+    count = min(LEVEL_ROWS, rows_at_once(rgb)) if runtime.trial is None else FEW
     images = rgb_loader(runtime)(rgb[spread(len(rgb), count)])
     feature_maps = FeatureMaps(backbones, source.features, images)
     if feature_maps.names:

@@ -24,6 +24,7 @@ Loader = Callable[[NDArray[Any]], Tensor]
 Model = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Model input to features (B, D) and logits (B, K)."""
 FEW = 4  # images that a dry run looks at on a CPU; on a GPU it looks at one batch
+MOST_ROWS, MOST_PIXELS = 256, 256 * 128**2  # that a model looks at together
 ADAPTED_AT_ONCE = 64  # images that give one set of statistics; their mean is taken
 MOST_ADAPTED = 2048  # images whose statistics batch norms are given, at most
 COLLAPSED_SHARE = 0.9  # a larger share of images in one class is a sign of wrong preprocessing
@@ -46,14 +47,18 @@ def student_loader(runtime: Runtime, encoding: Encoding) -> Loader:
     return lambda stored: as_rgb(encode(runtime.tensor(stored), encoding))
 
 
+def rows_at_once(images: NDArray[Any], processes: int = 1) -> int:
+    """How many of these images (N, H, W[, C]) a model looks at together in each process.
+
+    Memory does not grow with the size of the images, and no process has much more to do than the
+    others, which wait for it.
+    """
+    fitting = min(MOST_ROWS, MOST_PIXELS // math.prod(images.shape[1:3]))
+    return max(min(fitting, -(-len(images) // processes)), 1)
+
+
 def predict_rows(
-    images: NDArray[Any],
-    load: Loader,
-    model: Model,
-    runtime: Runtime,
-    *,
-    flips: bool = False,
-    batch_size: int = 256,
+    images: NDArray[Any], load: Loader, model: Model, runtime: Runtime, *, flips: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Features (N, D) and logits (N, K) of stored images (N, H, W[, C]), float32, on the CPU.
 
@@ -63,6 +68,7 @@ def predict_rows(
     With ``flips`` results are the mean over each image and its mirror image; the stored image is
     mirrored, since some encodings (surface normals) look different behind a mirror.
     """
+    batch_size = rows_at_once(images, runtime.world)
     few = batch_size if runtime.device.type == "cuda" else FEW
     if runtime.trial is not None and len(images) > 2 * few:
         real = replace(runtime, trial=None)
@@ -107,6 +113,7 @@ def adapt_batch_norms(
     the same. A model without batch norms, or less than two images, change nothing.
     """
     images = images[spread(len(images), FEW if runtime.trial is not None else MOST_ADAPTED)]
+    at_once = min(ADAPTED_AT_ONCE, rows_at_once(images))
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms or len(images) < 2:
         return
@@ -117,7 +124,7 @@ def adapt_batch_norms(
         norm.momentum = None  # the mean over all batches
         norm.train()
     with torch.no_grad(), runtime.autocast():
-        for rows in np.array_split(np.arange(len(images)), -(-len(images) // ADAPTED_AT_ONCE)):
+        for rows in np.array_split(np.arange(len(images)), -(-len(images) // at_once)):
             model(load(np.asarray(images[rows[0] : rows[-1] + 1])))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -141,9 +148,10 @@ def look_for_collapse(
 
 def translated(images: NDArray[Any], load: Loader, translator: nn.Module) -> Iterator[Tensor]:
     """Translated pictures (B, H, W, 3) in [0, 1], on the CPU, batch by batch."""
-    for first in range(0, len(images), 256):
+    count = rows_at_once(images)
+    for first in range(0, len(images), count):
         with torch.inference_mode():
-            bridged: Tensor = translator(load(np.asarray(images[first : first + 256])))
+            bridged: Tensor = translator(load(np.asarray(images[first : first + count])))
             pictures = bridged.float().permute(0, 2, 3, 1).cpu()
         yield pictures
 

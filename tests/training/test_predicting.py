@@ -1,20 +1,66 @@
-"""Batch norms that take on the statistics of other images."""
+"""How many images a model looks at together, and batch norms that take on their statistics."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from sfkt_cli.settings.config import RuntimeConfig
-from sfkt_cli.training.predicting import adapt_batch_norms, rgb_loader
+from sfkt_cli.training.predicting import (
+    adapt_batch_norms,
+    predict_rows,
+    rgb_loader,
+    rows_at_once,
+    translated,
+)
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
 
 @pytest.fixture
 def runtime() -> Runtime:
     return make_runtime(RuntimeConfig(gpus=0, precision="fp32"))
+
+
+def stored(count: int, side: int) -> NDArray[np.uint8]:
+    """Images that take no memory."""
+    return np.broadcast_to(np.uint8(0), (count, side, side, 3))
+
+
+@pytest.mark.parametrize(
+    ("count", "side", "processes", "expected"),
+    [(1000, 48, 1, 256), (1000, 128, 1, 256), (1000, 224, 1, 83), (1000, 512, 1, 16),
+     (90, 128, 1, 90), (200, 128, 2, 100), (200, 512, 2, 16), (5, 48, 3, 2), (0, 48, 2, 1)],
+)  # fmt: skip
+def test_large_images_are_looked_at_a_few_at_a_time(
+    count: int, side: int, processes: int, expected: int
+) -> None:
+    assert rows_at_once(stored(count, side), processes) == expected
+
+
+def test_no_more_than_these_are_held_in_memory(runtime: Runtime) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(2)
+
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            together.append(len(images))
+            return images, self.norm(images)
+
+    together: list[int] = []
+    images, model = stored(40, 512), Model()
+
+    def load(part: NDArray[np.uint8]) -> Tensor:
+        return torch.rand(len(part), 2)
+
+    predict_rows(images, load, model.eval(), runtime, flips=True)
+    adapt_batch_norms(images, load, model, runtime)
+    assert together == [16, 16, 16, 16, 8, 8, 14, 13, 13]
+    pictures = translated(images, lambda part: torch.rand(len(part), 3, 2, 2), nn.Identity())
+    assert [len(part) for part in pictures] == [16, 16, 8]
 
 
 def network() -> tuple[nn.Sequential, nn.Conv2d, nn.BatchNorm2d]:

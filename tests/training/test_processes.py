@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from sfkt_cli.distributed import explain_failure, find_world
+from sfkt_cli.distributed import explain_failure, find_world, lost_message
 from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.files import sha256_file
 from sfkt_cli.settings.config import build, to_yaml
@@ -80,9 +80,11 @@ def test_two_processes_have_the_losses_of_one(found: Any) -> None:
 @pytest.mark.parametrize("count", COUNTS)
 def test_every_row_is_predicted_exactly_once(found: Any, count: int) -> None:
     for place in found:
-        features, logits = found[place]["predictions"][count]
+        features, logits, looked_at = found[place]["predictions"][count]
         assert features.flatten().tolist() == list(range(count)), place
         assert logits.shape == (count, 2)
+        if count <= 256:  # none is waited for longer than its share takes
+            assert looked_at <= -(-count // place[0])
 
 
 def test_a_batch_fits_into_the_memory_of_every_process(found: Any) -> None:
@@ -292,6 +294,13 @@ def test_the_cause_is_told_not_the_consequence() -> None:
         error = explain_failure(Failed(*failures), 2)  # type: ignore[arg-type]
         assert isinstance(error, RunError)
         assert expected in str(error)
+
+
+def test_a_process_that_waited_in_vain_names_the_setting() -> None:
+    slow = RuntimeError("[gloo/unbound_buffer.cc:129] Timed out waiting 60000ms for recv")
+    gone = RuntimeError("[gloo/pair.cc:561] Connection closed by peer")
+    assert "set runtime.timeout_seconds above 60; the same" in lost_message(1, slow, 60.0)
+    assert "runtime.timeout_seconds" not in lost_message(1, gone, 60.0)
 
 
 @pytest.mark.gpu

@@ -24,7 +24,7 @@ from sfkt_cli.training.optimizers import cosine
 from sfkt_cli.training.predicting import predict_rows
 from sfkt_cli.training.runtime import Runtime, seed_all
 
-SIZE, BATCH, FEATURES, COUNTS = 16, 8, 8, (1, 7, 100)
+SIZE, BATCH, FEATURES, COUNTS = 16, 8, 8, (1, 7, 200, 700)
 WEIGHTS = {"rec": 1.0, "d": 0.7, "im": 0.5, "f": 2.0}
 Tensors = dict[str, Tensor]
 
@@ -119,18 +119,24 @@ def training(runtime: Runtime, folder: Path) -> list[dict[str, float]]:
     return fitted.history
 
 
-def predictions(runtime: Runtime) -> dict[int, tuple[Tensor, Tensor]]:
-    """What every row gets, for several numbers of rows; a row is its own number."""
+def predictions(runtime: Runtime) -> dict[int, tuple[Tensor, Tensor, int]]:
+    """What every row gets, for several numbers of rows, and how many were looked at here.
+
+    A row is its own number.
+    """
+    looked_at = 0
 
     def model(rows: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal looked_at
+        looked_at += len(rows)
         return rows[:, None].float(), torch.stack([rows, rows + 1], dim=1).float()
 
-    return {
-        count: predict_rows(
-            np.arange(count), lambda rows: torch.from_numpy(rows), model, runtime, batch_size=4
-        )
-        for count in COUNTS
-    }
+    found = {}
+    for count in COUNTS:
+        looked_at = 0
+        outputs = predict_rows(np.arange(count), torch.from_numpy, model, runtime)
+        found[count] = (*outputs, looked_at)
+    return found
 
 
 class Narrow(nn.Module):
