@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sfkt_cli.console import warn
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.errors import DataError
 from sfkt_cli.files import write_bytes
@@ -48,6 +49,7 @@ class TransferBatches:
     ti: Stream | None  # TI pairs; None where there are none, or none are wanted
     tr: Stream  # TR target images
     draws_tr: bool  # whether target images are in the batches
+    paired: bool  # whether there are TI pairs, so that scores on them are known
 
     def __call__(self, epoch: int, step: int) -> Batch:
         """One batch, on the device; ``rows`` names its samples."""
@@ -97,7 +99,7 @@ class TransferBatches:
         config = self.config
         return Plan(
             title=title, seed=config.seed, epochs=epochs, steps=self.steps, weights=weights,
-            folder=stage.folder, select=selector(config, ti=self.ti is not None, auto=auto),
+            folder=stage.folder, select=selector(config, ti=self.paired, auto=auto),
             images=len(self.streams) * self.batch_size, clip_norm=config.training.clip_norm,
             checkpoint_seconds=config.runtime.checkpoint_seconds, patience=config.training.patience,
             made_for=stage.digest,
@@ -141,7 +143,7 @@ def open_batches(
         views = {name: store[f"ti/{name}"] for name in ("target", *(["rgb"] if ti_rgb else []))}
         pairs = stream(views, name="ti", rows=trained)
     targets = stream({"target": store["target/target"]}, name="tr", views=tr_views)
-    return TransferBatches(config, runtime, batch_size, pairs, targets, tr)
+    return TransferBatches(config, runtime, batch_size, pairs, targets, tr, len(trained) > 0)
 
 
 def settle_batches(
@@ -201,10 +203,21 @@ def held_out_pairs(store: Store) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def selector(config: Config, *, ti: bool, auto: str | None = None) -> str | None:
     """The score that chooses the epoch, ``auto`` where the settings say so; None: the last is kept.
 
-    ``ti``: whether the scores on TI pairs are known.
+    ``ti``: whether the scores on TI pairs are known. Settings that have no effect are warned of.
     """
-    chosen = auto if config.training.select == "auto" else config.training.select
-    return None if chosen == "last" or (not ti and chosen and chosen[:3] == "ti_") else chosen
+    wanted, patience = config.training.select, config.training.patience
+    chosen = auto if wanted == "auto" else wanted
+    if chosen is not None and chosen.startswith("ti_") and not ti:
+        warn(f"training.select={chosen}: there are no TI pairs to score on, the last epoch is kept")
+        chosen = "last"
+    if chosen not in (None, "last"):
+        return chosen
+    if patience:
+        warn(
+            f"training.patience={patience} stops nothing, because no score chooses the epoch: set "
+            "training.select, such as tr_mirror, or leave it out"
+        )
+    return None
 
 
 def write_epoch(folder: Path, epoch: int, logits: Tensor) -> None:

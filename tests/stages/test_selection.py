@@ -10,7 +10,9 @@ from sfkt_cli.evaluation.labelled import read_splits
 from sfkt_cli.evaluation.sections import epoch_choice
 from sfkt_cli.files import write_record, write_text
 from sfkt_cli.settings.config import build, parse_assignments
-from sfkt_cli.training.pairs import load_epochs, selector, write_epoch
+from sfkt_cli.settings.runs import Stage
+from sfkt_cli.training.pairs import load_epochs, open_batches, selector, write_epoch
+from sfkt_cli.training.runtime import Runtime
 from tests.stages.evaluation_runs import make_run
 
 
@@ -32,6 +34,37 @@ def test_the_score_that_chooses(setting: str, ti: bool, expected: str | None) ->
     config = build(parse_assignments([f"training.select={setting}"]))
     assert selector(config, ti=ti, auto="ti_closeness") == expected
     assert setting != "auto" or selector(config, ti=ti) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "ti", "warning"),
+    [
+        (["select=ti_rank"], False, "training.select=ti_rank: there are no TI pairs to score on"),
+        (["patience=3"], True, "training.patience=3 stops nothing"),
+        (["patience=3", "select=last"], True, "training.patience=3 stops nothing"),
+        (["patience=3", "select=tr_mirror"], False, ""),
+        (["select=ti_rank"], True, ""),
+        ([], False, ""),
+    ],
+)
+def test_settings_without_effect_are_warned_of(
+    settings: list[str], ti: bool, warning: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    selector(build(parse_assignments([f"training.{setting}" for setting in settings])), ti=ti)
+    said = capsys.readouterr().err
+    assert warning in said
+    assert bool(warning) == ("warning: " in said)
+
+
+@pytest.mark.parametrize("ti", [True, False])
+def test_pairs_choose_the_epoch_of_methods_that_are_not_trained_on_them(
+    tmp_path: Path, ti: bool
+) -> None:
+    config = build(parse_assignments(["training.select=ti_rank"]))
+    runtime = Runtime(torch.device("cpu"), torch.float32)
+    batches = open_batches(config, open_store(make_run(tmp_path).transfer_store), runtime, 2, ti=ti)
+    stage = Stage("transfer/shot", tmp_path, config, {}, {})
+    assert batches.plan(stage, "shot", 1, {}).select == "ti_rank"
 
 
 def test_epochs_are_overwritten_from_where_a_stage_goes_on(tmp_path: Path) -> None:
