@@ -39,6 +39,7 @@ from sfkt_cli.training.loop import Training
 from sfkt_cli.training.optimizers import SCHEDULES, classifier_optimizer
 from sfkt_cli.training.pairs import held_out_pairs, settle_batches
 from sfkt_cli.training.predicting import (
+    FEWEST,
     Loader,
     adapt_batch_norms,
     look_for_collapse,
@@ -279,12 +280,12 @@ def share_of_strangers(
 
 
 def calibrated(judge: Judge, load: Loader, student: Classifier) -> float:
-    """The student's temperature; 1 without TI pairs.
+    """The student's temperature; 1 where there are too few TI pairs to tell.
 
     What the source model says of the RGB image of a held-out TI pair stands for the truth, and
     counts as much as it is sure.
     """
-    if judge.partners is None:
+    if judge.partners is None or len(judge.partners[0]) < FEWEST:
         return 1.0
     _, logits = judge.look_at_pairs(load, student)
     sure, partners = judge.partners[1].softmax(dim=1).max(dim=1)

@@ -19,7 +19,7 @@ from sfkt_cli.models.saving import load_model
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.source import source
-from sfkt_cli.stages.transfer import look_through_frozen
+from sfkt_cli.stages.transfer import calibrated, look_through_frozen
 from sfkt_cli.training.pairs import held_out_pairs, open_batches, settle_batches
 from sfkt_cli.training.predicting import student_loader
 from sfkt_cli.training.runtime import Runtime
@@ -76,6 +76,22 @@ def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path
     gap = (features - partner).square().mean() / partner.var(dim=0, correction=0).mean()
     assert scores["ti_closeness"] == pytest.approx(-float(gap), rel=1e-4)
     assert scores["ti_agreement"] == float((said.argmax(1) == own.argmax(1)).float().mean())
+
+
+def test_a_few_pairs_calibrate_nothing(untrained_run: Run) -> None:
+    store = open_store(untrained_run.transfer_store)
+    saved = load_model(untrained_run.path("transfer", "tgkt"))
+    source = load_model(untrained_run.path("source")).module
+    assert isinstance(saved.module, Classifier)
+    assert isinstance(source, Classifier)
+    assert saved.encoding is not None
+    load, student = student_loader(CPU, saved.encoding), saved.module.eval()
+    temperatures = [
+        calibrated(Judge(store, np.arange(count), freeze(source), CPU), load, student)
+        for count in (0, 1, 19, 20)
+    ]
+    assert temperatures[:3] == [1.0, 1.0, 1.0]
+    assert temperatures[3] != 1.0
 
 
 def test_a_method_without_pairs_shows_no_image_twice_in_a_batch(untrained_run: Run) -> None:
