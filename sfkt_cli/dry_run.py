@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sfkt_cli.console import duration, event, say, warn
+from sfkt_cli.machine import cores
 from sfkt_cli.pipeline import folder_of, has_pairs, source_comes_first, with_possible_method
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.options import Options
@@ -147,7 +148,6 @@ def _try_download(config: Config) -> dict[str, Any] | None:
 
 def _try_prepare(config: Config, run: Run) -> dict[str, Any]:
     """Read the archive's list of files, deal them out, and load some samples of each part."""
-    from sfkt_cli.data.ingest import cores
     from sfkt_cli.data.readers import archive_root, read_archive
     from sfkt_cli.stages.prepare import gaps, make_plan
 

@@ -23,7 +23,7 @@ LAYERS = {
     3: ("training",),
     2: ("losses", "models"),
     1: ("data", "distributed", "scores", "settings"),
-    0: ("__init__", "console", "errors", "files"),
+    0: ("__init__", "console", "errors", "files", "machine"),
 }
 """The modules and folders below sfkt_cli, by layer."""
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
@@ -35,6 +35,7 @@ WITHOUT_TORCH = (
     "evaluation.figures",
     "evaluation.html",
     "evaluation.report",
+    "machine",
     "methods",
     "pipeline",
     "scores",

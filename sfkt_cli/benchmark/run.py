@@ -29,6 +29,7 @@ from sfkt_cli.console import console, duration, event, quieten, say, warn
 from sfkt_cli.data.readers import archive_root
 from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError, follow_parent
 from sfkt_cli.files import read_record, sha256_json
+from sfkt_cli.machine import cores
 from sfkt_cli.settings.config import Config, as_dict, build, merge, nest, section_of
 from sfkt_cli.settings.runs import Done, Run, call_stage, stage_settings
 
@@ -390,7 +391,7 @@ def _work(
     """
     follow_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     if processes > 1:
-        share = max((os.cpu_count() or 1) // processes, 1)
+        share = max(cores() // processes, 1)
         os.environ.setdefault("OMP_NUM_THREADS", str(share))
         if gpu:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu

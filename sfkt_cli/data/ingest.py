@@ -30,6 +30,7 @@ from sfkt_cli.data.splits import Parts
 from sfkt_cli.data.store_writer import StoreWriter, close_descriptor, text_column
 from sfkt_cli.errors import DataError, follow_parent
 from sfkt_cli.files import sha256_json
+from sfkt_cli.machine import cores
 from sfkt_cli.settings.config import Config
 
 FILES: dict[str, tuple[str, ...]] = {
@@ -233,13 +234,6 @@ def ingest(
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def cores() -> int:
-    """Number of cores that this process may use; all of them where the system does not tell."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run_task(task: Task, loader: Loader, size: int, missing: bool) -> Done:

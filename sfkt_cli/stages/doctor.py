@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from sfkt_cli.console import output, say, warn
-from sfkt_cli.data.ingest import cores
 from sfkt_cli.data.readers import DATA_FOLDER, READERS
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import RunError, SfktError
+from sfkt_cli.machine import cores
 from sfkt_cli.models.saving import CARD, WEIGHTS, load_model
 from sfkt_cli.settings.runs import RUNS, Run
 

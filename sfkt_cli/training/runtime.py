@@ -18,6 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from sfkt_cli.distributed import choose_device
 from sfkt_cli.errors import ConfigError
+from sfkt_cli.machine import cores_each
 from sfkt_cli.settings.config import RuntimeConfig
 from sfkt_cli.training.cpu import has_depthwise, is_depthwise, keep_freed_memory, leave_autocast
 
@@ -248,8 +249,7 @@ def make_runtime(config: RuntimeConfig, *, dry: bool = False) -> Runtime:
     if config.threads:
         torch.set_num_threads(config.threads)
     elif world > 1 and "OMP_NUM_THREADS" not in os.environ:
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max((os.cpu_count() or 1) // here, 1))
+        torch.set_num_threads(cores_each())
     if torch.are_deterministic_algorithms_enabled() != config.deterministic:
         torch.use_deterministic_algorithms(config.deterministic)  # loads the compiler: two seconds
     precision = _precision(config.precision, device)
