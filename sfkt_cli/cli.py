@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 from sfkt_cli import __version__
 from sfkt_cli.console import event, output, speak_json, tell
 from sfkt_cli.errors import STOPPED, Interrupted, SfktError, on_stop
+from sfkt_cli.machine import full_memory
 from sfkt_cli.settings.options import FINISHED, SETTINGS, STAGE, TRAINING, Options, shared_options
 
 
@@ -511,6 +512,8 @@ def explain(error: BaseException) -> tuple[str | None, int]:
         return str(error), 1
     if isinstance(error, Interrupted):
         return str(error), STOPPED
+    if full := full_memory(type(error).__name__, str(error)):
+        return full, 1
     if isinstance(error, OSError):
         name = re.sub(r"\.([^/]+)\.\d+\.partial$", r"\1", str(error.filename or "a file"))
         if error.errno == errno.ENOSPC:
@@ -519,7 +522,4 @@ def explain(error: BaseException) -> tuple[str | None, int]:
             return f"{name}: {error.strerror}: choose a place that you may write to with --run", 1
         if error.errno is not None:
             return f"{name}: {error.strerror}", 1
-    torch = sys.modules.get("torch")  # only asked where it is loaded already
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return "the memory of the GPU is full: lower runtime.batch_size", 1
     return None, 1

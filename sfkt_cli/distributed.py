@@ -45,6 +45,7 @@ from sfkt_cli.errors import (
     on_stop,
     stop_signals,
 )
+from sfkt_cli.machine import full_memory
 from sfkt_cli.settings.config import Config, RuntimeConfig, as_dict, build
 from sfkt_cli.settings.runs import Run, call_stage
 
@@ -220,7 +221,7 @@ def _take_part(job: Job, number: int) -> None:
         distributed.destroy_process_group()
     except RuntimeError as error:
         lost = isinstance(error, distributed.DistError) or any(mark in str(error) for mark in LOST)
-        if isinstance(error, torch.OutOfMemoryError) or not lost:
+        if full_memory(type(error).__name__, str(error)) or not lost:
             raise
         raise RunError(lost_message(rank, error, config.runtime.timeout_seconds)) from error
     if stop is not None:
@@ -412,8 +413,8 @@ def _explain(failure: ProcessFailure, process: str) -> tuple[int, SfktError]:
     lost = kind.startswith("Dist") or any(mark in text for mark in LOST)
     if kind in MENDABLE:
         return 3 if lost else 1, MENDABLE[kind](text)
-    if kind == "OutOfMemoryError":
-        return 1, RunError("the memory of the GPU is full: lower runtime.batch_size")
+    if full := full_memory(kind, text):
+        return 1, RunError(full)
     explained = RunError(f"{process} failed: {kind}: {text}")
     if "No space left on device" in text:
         explained = RunError(f"the disk is full: make room, and the same command goes on ({text})")

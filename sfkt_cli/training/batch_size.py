@@ -15,6 +15,7 @@ from sfkt_cli.console import say
 from sfkt_cli.distributed import by_itself
 from sfkt_cli.errors import RunError
 from sfkt_cli.files import read_record, write_record
+from sfkt_cli.machine import full_memory
 from sfkt_cli.training.cpu import TRANSIENT, free_memory, kept_bytes
 from sfkt_cli.training.runtime import Runtime
 
@@ -88,7 +89,9 @@ def _try_on_gpu(
         try:
             beside = torch.empty(3 * weights, dtype=torch.uint8, device=runtime.device)
             _step(objective, batch_of(size), runtime)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if full_memory(type(error).__name__, str(error)) is None:
+                raise
             full = True
         del beside  # before the cache is emptied, also where the step failed
         objective.zero_grad(set_to_none=True)

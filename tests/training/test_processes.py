@@ -287,6 +287,7 @@ def test_the_cause_is_told_not_the_consequence() -> None:
         ([told, Failure(1, "KeyError: 'x'")], "process 1 of 2 failed: KeyError: 'x'"),
         ([lost, Failure(-9, "")], "process 1 of 2 was killed (SIGKILL"),
         ([lost, Failure(1, "OutOfMemoryError: CUDA")], "lower runtime.batch_size"),
+        ([lost, Failure(1, "RuntimeError: DefaultCPUAllocator: not enough")], "memory is full"),
         ([lost, Failure(1, "OSError: [Errno 28] No space left on device: 'm'")], "disk is full"),
         ([Failure(-15, ""), Failure(1, "KeyError: 'x'")], "process 1 of 2 failed: KeyError: 'x'"),
     ]

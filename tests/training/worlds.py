@@ -26,6 +26,7 @@ from sfkt_cli.training.runtime import Runtime, seed_all
 
 SIZE, BATCH, FEATURES, COUNTS = 16, 8, 8, (1, 7, 200, 700)
 WEIGHTS = {"rec": 1.0, "d": 0.7, "im": 0.5, "f": 2.0}
+ALLOC_FAILED = "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"
 Tensors = dict[str, Tensor]
 
 
@@ -149,7 +150,7 @@ class Narrow(nn.Module):
 
     def forward(self, rows: Tensor) -> dict[str, Tensor]:
         if len(rows) > self._most:
-            raise torch.OutOfMemoryError
+            raise torch.OutOfMemoryError if len(rows) > 16 else RuntimeError(ALLOC_FAILED)
         return {"mean": mean_over_processes((self.weight * from_all_processes(rows)).mean())}
 
 
