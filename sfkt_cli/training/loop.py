@@ -23,7 +23,7 @@ from sfkt_cli.training.cpu import TRANSIENT, kept_bytes
 from sfkt_cli.training.runtime import Runtime, Trial, seed_all
 
 Batch = dict[str, Tensor]
-NAMED_ROWS = 8  # rows of a batch whose loss is not finite that the message names
+NAMED_ROWS = 8  # rows of each table of a batch whose loss is not finite that the message names
 TRIED_IMAGES = 4  # rows of the batch with which a dry run warms up
 TENSORBOARD = "tensorboard"  # folder below a stage's; ``tensorboard --logdir runs`` finds them all
 Numbers = Mapping[str, float]
@@ -81,8 +81,8 @@ class Training:
     # Called with a batch, returns the unweighted loss terms by name; holds all that is trained, and
     # as buffers all else that must survive an interruption.
     objective: nn.Module
-    # (epoch, step) to a batch; called one step ahead in a thread. ``rows`` in it names the samples
-    # if the loss is not finite.
+    # (epoch, step) to a batch; called one step ahead in a thread. If the loss is not finite,
+    # ``rows``, or ``ti_rows`` and so on in it name the samples.
     batches: Callable[[int, int], Batch]
     optimizer: torch.optim.Optimizer  # over the trained parameters
     runtime: Runtime  # device, precision, processes
@@ -100,7 +100,7 @@ class Training:
         self.progress = Fitted()
         self.best: dict[str, Any] = {}  # the weights of ``keep`` to be restored
         # Loss terms of the last step: names, a function that waits for their values, and rows.
-        self.pending: tuple[list[str], Callable[[], list[float]], Tensor | None] | None = None
+        self.pending: tuple[list[str], Callable[[], list[float]], Batch] | None = None
         self.latest: dict[str, float] = {}  # the loss terms of the step before
         self.stopped = threading.Event()
         self.checkpoint = self.plan.folder / "checkpoint"
@@ -114,7 +114,7 @@ class Training:
             What was done; ``keep`` holds the selected weights.
 
         Raises:
-            RunError: A loss is not finite.
+            RunError: A loss or a weight is not finite.
             Interrupted: A signal asked to stop; the state is saved.
             Tried: This is a dry run: two steps were tried, and nothing was written.
         """
@@ -239,13 +239,13 @@ class Training:
             late = runtime.main and self._is_late()
             stopping, due = runtime.any(self.stopped.is_set(), late)
             if stopping or (due and progress.step < plan.steps):
-                self._check()
+                self._check_weights()
                 now = time.monotonic()
                 progress.seconds, began = progress.seconds + now - began, now
                 self._save()
             if stopping:
                 raise Interrupted(f"{plan.title} stopped; the same command goes on from here")
-        self._check()
+        self._check_weights()
         runtime.wait()
         runtime.share_buffers(self.objective)
         progress.seconds += time.monotonic() - began
@@ -275,7 +275,8 @@ class Training:
         values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())])
         fetched = self.runtime.fetch(self.runtime.sum(values) / self.runtime.world)
         self._check()
-        self.pending = (list(terms), fetched, batch.get("rows"))
+        rows = {name: values for name, values in batch.items() if name.endswith("rows")}
+        self.pending = (list(terms), fetched, rows)
 
     def _check(self) -> None:
         """Add what was noted to the sums of the epoch; raises RunError if it is not finite."""
@@ -285,17 +286,31 @@ class Training:
         self.pending, values, at = None, fetched(), self.progress
         self.latest = dict(zip(names, values[1:], strict=True))
         if not all(math.isfinite(value) for value in values):
-            shares = self.runtime.gather([] if rows is None else rows.tolist())
-            every = [row for share in shares for row in share]
-            more = f" and {len(every) - NAMED_ROWS} more" if len(every) > NAMED_ROWS else ""
-            raise RunError(
-                f"{self.plan.title}: the loss is {values[0]} in epoch {at.epoch + 1}, "
-                f"step {at.step} ({terms_text(self.latest)}); rows of the batch: "
-                f"{every[:NAMED_ROWS]}{more}. The last good state is in "
-                f"{self.checkpoint}. Lower the learning rate, or set training.clip_norm=1"
-            )
+            shares = self.runtime.gather({name: part.tolist() for name, part in rows.items()})
+            named = ", ".join(_rows_text(name, [share[name] for share in shares]) for name in rows)
+            raise self._diverged(f"the loss is {values[0]}", f"; rows of the batch: {named}")
         for name, value in self.latest.items():
             at.totals[name] = at.totals.get(name, 0.0) + value
+
+    def _check_weights(self) -> None:
+        """Before weights are saved or kept: raises RunError if terms or weights are not finite."""
+        self._check()
+        trained = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        if not torch.stack([weight.detach().isfinite().all() for weight in trained]).all():
+            raise self._diverged("weights are not finite", "")
+
+    def _diverged(self, what: str, rows: str) -> RunError:
+        at, again = self.progress, "Start anew with"
+        if any(self.checkpoint.glob("*.pt")):
+            again = (
+                f"The same command goes on from the last good state, in {self.checkpoint}; if it "
+                "ends here again, start anew with --force and"
+            )
+        return RunError(
+            f"{self.plan.title}: {what} in epoch {at.epoch + 1}, step {at.step} "
+            f"({terms_text(self.latest)}){rows}. {again} a lower learning rate, "
+            "or with training.clip_norm=1"
+        )
 
     def _judge(self, epoch: int) -> tuple[dict[str, float], dict[str, float]]:
         """Score a finished epoch, note it, and keep its weights if it is the best so far."""
@@ -383,6 +398,13 @@ class Training:
         trial.state_bytes = 2 * (  # two states are kept
             _bytes(objective.state_dict().values()) + _bytes(momenta) + trial.model_bytes
         )
+
+
+def _rows_text(name: str, shares: Iterable[list[int]]) -> str:
+    """A few rows of a batch, behind the table that they are in: ``ti [3, 8]``."""
+    rows = [row for share in shares for row in share]
+    more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
+    return f"{name.removesuffix('rows').strip('_')} {rows[:NAMED_ROWS]}{more}".strip()
 
 
 def _bytes(values: Iterable[Any]) -> int:

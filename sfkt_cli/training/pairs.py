@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -52,7 +51,7 @@ class TransferBatches:
     paired: bool  # whether there are TI pairs, so that scores on them are known
 
     def __call__(self, epoch: int, step: int) -> Batch:
-        """One batch, on the device; ``rows`` names its samples."""
+        """One batch, on the device."""
         batch: Batch = {}
         if self.ti is not None:
             batch |= self._drawn("ti", self.ti, epoch, step)
@@ -66,7 +65,7 @@ class TransferBatches:
     def _drawn(self, kind: str, stream: Stream, epoch: int, step: int) -> Batch:
         images, rows = stream.batch(epoch, step)
         drawn = {f"{kind}_{name}": image for name, image in images.items()}
-        return {**drawn, f"{kind}_rows": self.runtime.tensor(rows), "rows": torch.from_numpy(rows)}
+        return {**drawn, f"{kind}_rows": self.runtime.tensor(rows)}
 
     @property
     def streams(self) -> list[Stream]:

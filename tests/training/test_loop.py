@@ -333,15 +333,67 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(
     assert f"epoch {at[0] + 1}, step {at[1] + 1} " in message
     assert str(batches(*at)["rows"].tolist()) in message
     assert "near" in message
-    assert "learning rate" in message
+    assert "Start anew with a lower learning rate" in message
+    assert str(tmp_path) not in message  # no state was saved
 
 
 def test_of_many_rows_with_an_infinite_loss_a_few_are_named(tmp_path: Path) -> None:
     def poisoned(epoch: int, step: int) -> Batch:
         return {"images": torch.full((64, 5), math.inf), "rows": torch.arange(64)}
 
-    with pytest.raises(RunError, match=r"\[0, 1, 2, 3, 4, 5, 6, 7\] and 56 more\. The last"):
+    with pytest.raises(RunError, match=r"batch: \[0, 1, 2, 3, 4, 5, 6, 7\] and 56 more\. Start"):
         train(tmp_path, batches=poisoned)
+
+
+def test_the_rows_of_pairs_are_named_beside_those_of_target_images(tmp_path: Path) -> None:
+    def poisoned(epoch: int, step: int) -> Batch:
+        rows = {"ti_rows": torch.tensor([5, 3]), "tr_rows": torch.tensor([8, 9])}
+        return {"images": torch.full((2, 5), math.inf), **rows}
+
+    with pytest.raises(RunError, match=r"rows of the batch: ti \[5, 3\], tr \[8, 9\]\. Start"):
+        train(tmp_path, batches=poisoned)
+
+
+class BrokenGradient(torch.autograd.Function):
+    """Identity whose gradient is no number."""
+
+    @staticmethod
+    def forward(ctx: object, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        return gradients[0] * math.nan
+
+
+class BreaksItsWeights(Objective):
+    """All its losses are finite; in one step its gradients are not."""
+
+    def __init__(self, at: tuple[int, int]) -> None:
+        super().__init__()
+        self._left = at[0] * STEPS + at[1]
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        terms = super().forward(batch)
+        if self._left == 0:
+            terms["near"] = BrokenGradient.apply(terms["near"])
+        self._left -= 1
+        return terms
+
+
+@pytest.mark.parametrize("at", [(0, 1), (1, 3), (EPOCHS - 1, STEPS - 1)])
+def test_weights_that_are_not_finite_are_neither_saved_nor_kept(
+    tmp_path: Path, at: tuple[int, int]
+) -> None:
+    whole, _ = train(tmp_path / "whole")
+    folder = tmp_path / "parts"
+    where = f"weights are not finite in epoch {at[0] + 1}, step {at[1] + 1} "
+    with pytest.raises(RunError, match=where) as caught:
+        train(folder, BreaksItsWeights(at), checkpoint_seconds=0.0)
+    assert f"goes on from the last good state, in {folder / 'checkpoint'};" in str(caught.value)
+    assert "--force" in str(caught.value)
+    resumed, _ = train(folder)
+    assert same(whole.state_dict(), resumed.state_dict())
 
 
 def test_each_step_of_the_optimiser_is_followed_by_after_step(tmp_path: Path) -> None:
