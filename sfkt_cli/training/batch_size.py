@@ -3,13 +3,16 @@
 The size is kept in the stage's folder: an interrupted training goes on with the same batches.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, PositiveInt
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sfkt_cli.console import say
 from sfkt_cli.distributed import by_itself
@@ -72,10 +75,23 @@ class Found(BaseModel):
 
 def _step(objective: nn.Module, batch: Any, runtime: Runtime) -> None:
     # Memory may be full here and not elsewhere: an exchange would wait for one that never comes.
-    with by_itself(), runtime.autocast(objective):
+    with by_itself(), _own_statistics(objective), runtime.autocast(objective):
         terms: dict[str, Tensor] = objective(batch)
     torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
     objective.zero_grad(set_to_none=True)
+
+
+@contextlib.contextmanager
+def _own_statistics(objective: nn.Module) -> Iterator[None]:
+    """Have batch norms over all processes take the statistics of this one alone in the block."""
+    norms = [layer for layer in objective.modules() if isinstance(layer, nn.SyncBatchNorm)]
+    for norm in norms:
+        norm.forward = partial(_BatchNorm.forward, norm)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.forward
 
 
 def _try_on_gpu(

@@ -82,7 +82,7 @@ class Training:
     # as buffers all else that must survive an interruption.
     objective: nn.Module
     # (epoch, step) to a batch; called one step ahead in a thread. If the loss is not finite,
-    # ``rows``, or ``ti_rows`` and so on in it name the samples.
+    # ``rows``, ``ti_rows`` and so on in it name the samples.
     batches: Callable[[int, int], Batch]
     optimizer: torch.optim.Optimizer  # over the trained parameters
     runtime: Runtime  # device, precision, processes
