@@ -84,10 +84,9 @@ def _try_training(name: str, config: Config, run: Run) -> dict[str, Any]:
 
     gpus = use_gpus(config.runtime)
     count = gpus or config.runtime.processes
-    alone = config.runtime.model_copy(update={"gpus": min(gpus, 1), "processes": 1})
     began = time.monotonic()
     try:
-        call_stage(name, config.model_copy(update={"runtime": alone}), run)
+        call_stage(name, config, run)
     except Tried as tried:
         trial = tried.trial
     else:
@@ -108,7 +107,9 @@ def _try_training(name: str, config: Config, run: Run) -> dict[str, Any]:
         store = open_store(run.transfer_store)
         pictures, side = store.count("target"), store["target/target"].shape[1]
         writes[f"{pictures:,} images"] = 2 * pictures * side**2
-    shared = f"tried in one process; {count} {'GPUs' if gpus else 'processes'} share each batch"
+    shared = f"tried in one process; {count} processes share each batch"
+    if gpus:
+        shared = f"tried on one GPU, with its share of a batch that {count} GPUs share"
     scaled = "a step with all images would take long here: time and memory are scaled up"
     begun = "there is an unfinished training: it continues, and takes less time"
     unfinished = run.path(name, "begun.json").is_file() and not run.force
@@ -180,13 +181,15 @@ def _try_prepare(config: Config, run: Run) -> dict[str, Any]:
 def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
     """Ask every model of the run about a few images."""
     from sfkt_cli.data.store import open_store
+    from sfkt_cli.distributed import use_gpus
     from sfkt_cli.evaluation import models as of_run
     from sfkt_cli.training.predicting import predict_rows
     from sfkt_cli.training.runtime import Trial, make_runtime
 
     run.require("prepare", "sfkt prepare NAME")
     run.require("source", "sfkt source")
-    store, runtime = open_store(run.transfer_store), make_runtime(config.runtime, dry=True)
+    alone = config.runtime.model_copy(update={"gpus": min(use_gpus(config.runtime), 1)})
+    store, runtime = open_store(run.transfer_store), make_runtime(alone, dry=True)
     models = of_run.load_models(run, store, runtime)
     began, names = time.monotonic(), []
     encoding = of_run.student_encoding(config.encoding, store, models)

@@ -52,15 +52,15 @@ def settle_batch_size(
         state = {name: value.detach().clone() for name, value in objective.state_dict().items()}
         training = objective.training
         find = _try_on_gpu if runtime.device.type == "cuda" else _reckon
-        share = max(count // runtime.world, SMALLEST)
+        share = max(count // runtime.shares, SMALLEST)
 
         def batch_of(rows: int) -> Any:
-            return batches_of(rows * runtime.world)(0, 0)
+            return batches_of(rows * runtime.shares)(0, 0)
 
         size = find(objective.train(), batch_of, 1 << (share.bit_length() - 1), runtime)
         objective.load_state_dict(state)
         objective.train(training)
-        size_of_stage = min(runtime.gather(size)) * runtime.world
+        size_of_stage = min(runtime.gather(size)) * runtime.shares
         if runtime.main:
             write_record(path, {"batch_size": size_of_stage})
             say(f"runtime.batch_size=auto: batches of {size_of_stage}")

@@ -141,7 +141,7 @@ class Stream:
     batch_size: int  # rows in a batch, over all processes
     shift: float  # largest shift as a share of the image side; edges are repeated
     flip: bool  # mirror half of the samples
-    runtime: Runtime  # device and processes; each takes every ``world``-th row of a batch
+    runtime: Runtime  # device and processes; each takes every ``shares``-th row of a batch
     rows: NDArray[np.int64] | None = None  # the rows that are drawn from; None: all
     # Views of each image, with a geometry of its own each; the second one of ``target`` is called
     # ``target_2``.
@@ -154,7 +154,7 @@ class Stream:
         self._shape = first.shape[1:3]
         self._readers = {name: RowReader(array) for name, array in self.arrays.items()}
         self._key = (self.seed, zlib.crc32(self.name.encode()))
-        self._share = slice(self.runtime.rank, None, self.runtime.world)
+        self._share = slice(self.runtime.rank, None, self.runtime.shares)
         self._pass: tuple[int, int] | None = None
 
     def draw(self, epoch: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

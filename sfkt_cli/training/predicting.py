@@ -76,7 +76,7 @@ def predict_rows(
             began = time.monotonic()
             features, logits = predict_rows(images[:few], load, model, real, flips=flips)
         share = (time.monotonic() - began) / few
-        runtime.trial.skipped_s += share * (len(images) - 2 * few)
+        runtime.trial.skipped_s += share * (len(images) / runtime.shares - 2 * few)
         rows = torch.arange(len(images)) % few
         return features[rows], logits[rows]
     # Into one tensor each: small results kept between large passing ones would fragment the heap.

@@ -16,7 +16,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
-from sfkt_cli.distributed import choose_device
+from sfkt_cli.distributed import choose_device, use_gpus
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.machine import cores_each
 from sfkt_cli.settings.config import RuntimeConfig
@@ -27,6 +27,7 @@ from sfkt_cli.training.cpu import has_depthwise, is_depthwise, keep_freed_memory
 class Trial:
     """What a dry run measured; see :class:`sfkt_cli.training.loop.Training`."""
 
+    shares: int = 1  # GPUs that would share each batch; one of them is tried
     epochs: int = 0  # epochs of the whole training
     steps: int = 0  # steps of each epoch
     images: int = 0  # images that a step sees
@@ -67,6 +68,11 @@ class Runtime:
     def main(self) -> bool:
         """Whether this process writes files and messages."""
         return self.rank == 0
+
+    @property
+    def shares(self) -> int:
+        """Processes that share each batch; in a dry run those that would."""
+        return self.world if self.trial is None else self.trial.shares
 
     def autocast(self, trained: nn.Module | None = None) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision for forward passes; nothing under fp32.
@@ -137,7 +143,7 @@ class Runtime:
 
     def batch_size(self, wanted: int, count: int) -> int:
         """Rows of a batch over all processes, with the same share of at least 2 for each."""
-        return max(min(wanted, count) // self.world, 2) * self.world
+        return max(min(wanted, count) // self.shares, 2) * self.shares
 
     def synchronised(self, module: nn.Module) -> nn.Module:
         """The module with batch norms over all processes, if that is wanted and possible.
@@ -255,7 +261,8 @@ def make_runtime(config: RuntimeConfig, *, dry: bool = False) -> Runtime:
     precision = _precision(config.precision, device)
     return Runtime(
         device, precision, rank, world, config.sync_batchnorm, config.tensorboard,
-        automatic=config.precision == "auto", trial=Trial() if dry else None,
+        automatic=config.precision == "auto",
+        trial=Trial(shares=max(use_gpus(config), 1)) if dry else None,
     )  # fmt: skip
 
 

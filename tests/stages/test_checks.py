@@ -22,7 +22,7 @@ from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import calibrated, look_through_frozen
 from sfkt_cli.training.pairs import held_out_pairs, open_batches, settle_batches
 from sfkt_cli.training.predicting import student_loader
-from sfkt_cli.training.runtime import Runtime
+from sfkt_cli.training.runtime import Runtime, make_runtime
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 STILL = {"shift": 0.0, "flip": False, "min_steps": 1}
@@ -107,6 +107,22 @@ def test_a_method_without_pairs_shows_no_image_twice_in_a_batch(untrained_run: R
         rows = batches(0, 0)["tr_rows"]
         assert (len(rows) == len(set(rows.tolist())) == count) != ti
         assert (batches.ti is not None) == ti
+
+
+@pytest.mark.parametrize("size", [16, "auto"])
+def test_a_dry_run_tries_one_of_several_gpus_with_its_share(
+    untrained_run: Run, tmp_path: Path, size: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sfkt_cli.training.runtime.use_gpus", lambda config: 2)
+    monkeypatch.setattr("sfkt_cli.training.batch_size._reckon", lambda *tried: 8)
+    store, config = open_store(untrained_run.transfer_store), settings()
+    runtime = make_runtime(config.runtime, dry=True)
+    real = settle_batches(config, store, tmp_path, CPU, nn.Identity())
+    asked = config.runtime.model_copy(update={"batch_size": size})
+    config = config.model_copy(update={"runtime": asked})
+    tried = settle_batches(config, store, tmp_path, runtime, nn.Identity())
+    assert (tried.batch_size, tried.steps) == (16, real.steps)
+    assert [len(batches(0, 0)["tr_rows"]) for batches in (real, tried)] == [16, 8]
 
 
 def test_a_method_may_ask_for_a_second_view(untrained_run: Run) -> None:
