@@ -19,6 +19,8 @@ from sfkt_cli.training.pairs import write_epoch
 from sfkt_cli.training.predicting import Loader, Model, predict_rows, rgb_loader
 from sfkt_cli.training.runtime import Runtime
 
+STRANGERS_AMONG = 10_000  # target images that tell the share of strangers, at most
+
 
 def agreement(logits: Tensor, partner_logits: Tensor) -> float:
     """TI agreement: share of pairs on whose two images the models name the same class.
@@ -115,7 +117,8 @@ def stranger_share(features: Tensor, ti_features: Tensor) -> float | None:
     Source: Garg et al., NeurIPS 2021 (mixture proportion estimation), without the confidence term.
 
     Args:
-        features: (N, D) of the source model on target images.
+        features: (N, D) of the source model on target images; of more than STRANGERS_AMONG, so many
+            are looked at.
         ti_features: (M, D) on the target images of TI pairs.
 
     Returns:
@@ -123,6 +126,7 @@ def stranger_share(features: Tensor, ti_features: Tensor) -> float | None:
     """
     if min(len(features), len(ti_features)) < 50:
         return None
+    features = features[spread(len(features), STRANGERS_AMONG)]
     both = torch.cat([features, ti_features]).double().cpu()
     both = (both - both.mean(dim=0)) / both.std(dim=0).clamp_min(1e-6)
     both = torch.cat([both, torch.ones(len(both), 1, dtype=torch.double)], dim=1)

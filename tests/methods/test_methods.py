@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sfkt_cli import losses
 from sfkt_cli.data.images import Encoding, as_rgb, encode
+from sfkt_cli.data.store import spread
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.methods import METHODS, find_method, label_free
 from sfkt_cli.methods.socket_match import Socket
@@ -541,6 +542,15 @@ def test_strangers_among_target_images_are_counted(strangers: int) -> None:
     assert share == pytest.approx(strangers / 300, abs=0.08)
     assert label_free.stranger_share(features[:49], draw(200, slice(3, 5))) is None
     assert label_free.stranger_share(features, draw(49, slice(3, 5))) is None
+
+
+def test_strangers_among_very_many_images_are_counted_in_some_of_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, ti_features = (torch.randn(count, 3, generator=generator) for count in (10_300, 60))
+    some = features[spread(len(features), 10_000)]
+    few = label_free.stranger_share(some, ti_features)
+    assert few == label_free.stranger_share(features, ti_features)
+    assert few != label_free.stranger_share(features[:10_000], ti_features)
 
 
 def test_socket_matches_the_statistics_of_the_target_images_alone() -> None:
