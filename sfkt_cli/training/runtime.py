@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import sys
 import warnings
 import zlib
 from collections.abc import Callable
@@ -219,7 +220,8 @@ class Runtime:
         """
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kilobytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def check_batch_norms(module: nn.Module) -> None:

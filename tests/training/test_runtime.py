@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -84,3 +88,12 @@ def test_frozen_depthwise_convolutions_with_a_stride_stay_in_fp32_on_a_cpu() -> 
     assert torch.equal(
         after, torch.conv2d(before.float(), strided.weight, strided.bias, 2, groups=4)
     )
+
+
+@pytest.mark.parametrize(("platform", "largest"), [("linux", 3 * 2**10), ("darwin", 3 * 2**20)])
+def test_peak_memory_is_in_megabytes_on_every_system(
+    platform: str, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(resource, "getrusage", lambda whose: SimpleNamespace(ru_maxrss=largest))
+    assert Runtime(torch.device("cpu"), torch.float32).peak_memory_mb() == 3.0
