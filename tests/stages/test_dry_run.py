@@ -116,4 +116,4 @@ def test_a_download_is_told_and_not_begun(
     assert "908.3 MB" in said.err
     assert not list(tmp_path.iterdir())
     assert called("prepare", "diml-rgbd", "--download", "--dry-run") == 1
-    assert "no public address" not in capsys.readouterr().out
+    assert "diml-rgbd cannot be fetched: only nyu-depth" in capsys.readouterr().err
