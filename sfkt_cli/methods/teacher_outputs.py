@@ -86,6 +86,12 @@ def _centroids(units: Tensor, weights: Tensor) -> Tensor:
     return normalize(weights.T @ units)
 
 
+def _whole_batch(values: Tensor) -> Tensor:
+    """The rows (B, ...) of all processes, in the order of the batch that they share."""
+    shares = torch.split(from_all_processes(values), len(values))
+    return torch.stack(shares, dim=1).flatten(0, 1)
+
+
 class Bank(nn.Module):
     """Unit features and predictions of all N target images, as buffers: a resumed run has them.
 
@@ -108,14 +114,19 @@ class Bank(nn.Module):
     def remember(self, rows: Tensor, features: Tensor, logits: Tensor) -> None:
         """Replace the entries of a batch, over all processes.
 
+        A batch in which one pass over the images ends and the next begins may hold an image twice:
+        its last place counts. Of two writes to one row, chance would keep one.
+
         Args:
             rows: (B,) row numbers of the images.
             features: (B, D).
             logits: (B, K).
         """
-        rows = from_all_processes(rows)
-        self.features[rows] = normalize(from_all_processes(features.float()))
-        self.probabilities[rows] = from_all_processes(logits.float()).softmax(dim=1)
+        rows = _whole_batch(rows)
+        places = torch.arange(len(rows), device=rows.device)
+        last = rows.new_zeros(len(self.features)).scatter_reduce_(0, rows, places, "amax")[rows]
+        self.features[rows] = normalize(_whole_batch(features.float()))[last]
+        self.probabilities[rows] = _whole_batch(logits.float()).softmax(dim=1)[last]
 
     @torch.no_grad()
     def neighbours(self, rows: Tensor, count: int) -> Tensor:

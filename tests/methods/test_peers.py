@@ -91,6 +91,22 @@ def test_the_bank_remembers_unit_features_and_probabilities() -> None:
     assert known.probabilities[2].tolist() == pytest.approx([0.5, 0.5])
 
 
+def test_of_an_image_that_a_batch_holds_twice_the_bank_keeps_the_last() -> None:
+    rows = torch.randint(5, (6000,), generator=torch.Generator().manual_seed(0))
+    places = torch.arange(6000.0)
+    features = torch.stack([places, torch.ones(6000)], 1)
+    known, threads = bank(), torch.get_num_threads()
+    torch.set_num_threads(4)  # on one thread the last one stays anyway
+    try:
+        known.remember(rows, features, torch.stack([places.log(), torch.zeros(6000)], 1))
+    finally:
+        torch.set_num_threads(threads)
+    for row in range(5):
+        last = float(places[rows == row].max())
+        assert known.features[row, 0] / known.features[row, 1] == pytest.approx(last, rel=1e-4)
+        assert float(known.probabilities[row, 0]) == pytest.approx(last / (last + 1), rel=1e-6)
+
+
 def test_reciprocal_neighbours_count_fully_and_the_image_itself_not_twice() -> None:
     known, rows = bank(), torch.tensor([0, 3])
     near = known.neighbours(rows, 2)

@@ -58,6 +58,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Any
 def test_gradients_of_two_processes_are_those_of_the_whole_batch(found: Any) -> None:
     one = found[1, 0]["gradients"]
     assert any(name.startswith("discriminator") for name in one)
+    assert {"dispersion", "norm", "im"} < set(one)
     gaps: dict[str, float] = {}
     for rank in (0, 1):
         two = found[2, rank]["gradients"]
@@ -66,6 +67,14 @@ def test_gradients_of_two_processes_are_those_of_the_whole_batch(found: Any) -> 
         for name in one:
             torch.testing.assert_close(two[name], one[name], rtol=TOLERANCE, atol=TOLERANCE)
     print(f"largest difference of a gradient: {max(gaps.values()):.1e}")
+
+
+def test_two_processes_remember_what_one_does(found: Any) -> None:
+    one = found[1, 0]["remembered"]
+    assert float(one["features"].std(dim=0).min()) > 0
+    for rank in (0, 1):
+        two = found[2, rank]["remembered"]
+        assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_two_processes_have_the_losses_of_one(found: Any) -> None:

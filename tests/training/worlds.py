@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
 
+from sfkt_cli import losses
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.distributed import from_all_processes, mean_over_processes
+from sfkt_cli.methods.teacher_outputs import Bank
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.training.batch_size import _try_on_gpu
@@ -104,6 +106,49 @@ def gradients(runtime: Runtime) -> Tensors:
     return {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
 
 
+class Terms(nn.Module):
+    """Terms that are no means over the samples of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(5, FEATURES)
+
+    def forward(self, images: Tensor, partners: Tensor) -> dict[str, Tensor]:
+        features = self.layer(images)
+        logits, prior = features[:, :3], torch.tensor([0.5, 0.3, 0.2])
+        return {
+            "dispersion": losses.dispersion(logits),
+            "norm": losses.feature_matching_norm(features, partners),
+            "im": losses.information_maximisation(logits, prior),
+        }
+
+
+def gradients_of_terms(runtime: Runtime) -> Tensors:
+    """The gradient of each of these terms over one batch that the processes share."""
+    terms = Terms()
+    parallel = runtime.parallel(terms)
+    generator = torch.Generator().manual_seed(1)
+    images, partners = (torch.randn(BATCH, size, generator=generator) for size in (5, FEATURES))
+    share, found = slice(runtime.rank, None, runtime.world), {}
+    for name in ("dispersion", "norm", "im"):
+        terms.zero_grad()
+        parallel(images[share], partners[share])[name].backward()
+        assert terms.layer.weight.grad is not None
+        found[name] = terms.layer.weight.grad.clone()
+    return found
+
+
+def remembered(runtime: Runtime) -> Tensors:
+    """What a bank holds after a batch in which images occur more than once."""
+    generator = torch.Generator().manual_seed(2)
+    bank = Bank(torch.ones(10, 4), torch.zeros(10, 3))
+    rows, share = torch.tensor([1, 3, 3, 7, 0, 1, 9, 7]), slice(runtime.rank, None, runtime.world)
+    features, logits = (torch.randn(len(rows), size, generator=generator) for size in (4, 3))
+    bank.remember(rows[share], features[share], logits[share])
+    return bank.state_dict()
+
+
 def training(runtime: Runtime, folder: Path) -> list[dict[str, float]]:
     """Rows of metrics of a short training."""
     objective = make_objective()
@@ -169,6 +214,10 @@ def run_all(runtime: Runtime, folder: Path) -> None:
     found: dict[str, Any] = {"predictions": predictions(runtime)}
     found["fitting_batch"] = fitting_batch(runtime)
     if runtime.world < 3:
-        found |= {"gradients": gradients(runtime), "history": training(runtime, folder)}
+        found |= {
+            "gradients": {**gradients(runtime), **gradients_of_terms(runtime)},
+            "remembered": remembered(runtime),
+            "history": training(runtime, folder),
+        }
     seed_all(0)
     torch.save(found, folder / f"found{runtime.world}-{runtime.rank}.pt")
