@@ -195,20 +195,9 @@ def target_scores(logits: Tensor, mirrored_logits: Tensor) -> dict[str, float]:
     """
     return {
         "tr_information": information(logits),
-        "tr_density": density(logits),
+        "tr_density": soft_neighbourhood_density(logits.softmax(dim=1).numpy()),
         "tr_mirror": kappa(logits, mirrored_logits),
     }
-
-
-def density(logits: Tensor) -> float:
-    """Soft neighbourhood density of the predictions, in nats, higher is better.
-
-    Source: Saito et al., ICCV 2021.
-
-    Args:
-        logits: (N, K) on TR target images, N > 1.
-    """
-    return soft_neighbourhood_density(logits.softmax(dim=1).numpy())
 
 
 class Judge:

@@ -27,7 +27,7 @@ from sfkt_cli.models.saving import CARD
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.student import ExportedStudent, Prediction, Student, load_student
-from sfkt_cli.training.predicting import COLLAPSED, FEWEST, Predictions, collapse_warning
+from sfkt_cli.training.predicting import COLLAPSED, FEWEST, collapse_warning
 from sfkt_cli.training.runtime import make_runtime
 
 BATCH = 64
@@ -194,9 +194,11 @@ class _Rows:
             )
         elif self.count >= FEWEST:
             shares = [self._votes[name] / self.count for name in self._classes]
-            seen = Predictions(self._entropy / self.count, math.log(len(shares)), shares)
-            advice = COLLAPSED["predict"]
-            if message := collapse_warning(seen, self._classes, "the student", "images", advice):
+            message = collapse_warning(
+                self._entropy / self.count, shares, self._classes, "the student", "images",
+                COLLAPSED["predict"],
+            )  # fmt: skip
+            if message:
                 warn(message)
         if self._unwritten:
             self._write()

@@ -1,5 +1,6 @@
 """`sfkt source`: train the RGB classifier on source.h5, or take one that somebody brought."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -286,16 +287,16 @@ def _look(model: nn.Module, store: Store, runtime: Runtime, classes: list[str]) 
             "source.checkpoint: the model's outputs on TI RGB images are not finite numbers: are "
             "the weights whole, and source.mean and source.std those it was trained with?"
         )
-    predictions = predicting.describe_predictions(logits)
-    shares = sorted(zip(predictions.histogram, classes, strict=True), reverse=True)
-    most_frequent = ", ".join(f"{name} {share:.0%}" for share, name in shares[:6])
+    entropy, shares = predicting.describe_predictions(logits)
+    by_share = sorted(zip(shares, classes, strict=True), reverse=True)
+    most_frequent = ", ".join(f"{name} {share:.0%}" for share, name in by_share[:6])
     say(
-        f"source: on {len(rgb)} TI RGB images: mean entropy {predictions.entropy:.2f} of "
-        f"{predictions.largest_entropy:.2f} nats; {most_frequent}"
+        f"source: on {len(rgb)} TI RGB images: mean entropy {entropy:.2f} of "
+        f"{math.log(len(classes)):.2f} nats; {most_frequent}"
     )
-    if warning := predicting.collapse_warning(predictions, classes):
+    if warning := predicting.collapse_warning(entropy, shares, classes):
         warn(warning)
-    return {"ti_rgb_entropy": predictions.entropy, "ti_rgb_histogram": predictions.histogram}
+    return {"ti_rgb_entropy": entropy, "ti_rgb_histogram": shares}
 
 
 def _train(

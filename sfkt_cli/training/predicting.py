@@ -6,7 +6,7 @@ The module also warns if the predictions do not look like those of a working mod
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -161,41 +161,34 @@ def through(translator: nn.Module, source: nn.Module) -> Model:
     return lambda encoded: source(translator(encoded))
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """How sure and how varied predictions are."""
-
-    entropy: float  # mean over the images, in nats
-    largest_entropy: float  # log K, that of a uniform prediction
-    histogram: list[float]  # share of the images in each class, (K,)
-
-
-def describe_predictions(logits: Tensor) -> Predictions:
-    """Mean entropy and class histogram of logits (N, K)."""
+def describe_predictions(logits: Tensor) -> tuple[float, list[float]]:
+    """Mean entropy in nats of logits (N, K), and the share of the images in each class (K,)."""
     log_shares = torch.log_softmax(logits.float(), 1)
     entropy = -(log_shares.exp() * log_shares).sum(1).mean()
     counts = torch.bincount(logits.argmax(1), minlength=logits.shape[1])
-    histogram = (counts / max(len(logits), 1)).tolist()
-    return Predictions(float(entropy), math.log(logits.shape[1]), histogram)
+    return float(entropy), (counts / max(len(logits), 1)).tolist()
 
 
 def collapse_warning(
-    predictions: Predictions,
+    entropy: float,
+    shares: Sequence[float],
     classes: Sequence[str],
     model: str = "the source model",
     images: str = "TI RGB images",
     advice: str = "are source.mean and source.std those that the model was trained with?",
 ) -> str | None:
-    """What is suspicious about a model's predictions, if anything is."""
-    top = max(predictions.histogram)
+    """What is suspicious about a model's predictions, if anything is.
+
+    ``entropy`` and ``shares`` are those of :func:`describe_predictions`.
+    """
+    top, largest = max(shares), math.log(len(shares))
     if len(classes) > 1 and top > COLLAPSED_SHARE:
-        name = classes[predictions.histogram.index(top)]
+        name = classes[shares.index(top)]
         return f"{model} calls {100 * top:.0f} % of the {images} {name!r}: {advice}"
-    if predictions.entropy > NEARLY_UNIFORM * predictions.largest_entropy:
+    if entropy > NEARLY_UNIFORM * largest:
         return (
-            f"{model} is unsure of the {images} (mean entropy "
-            f"{predictions.entropy:.2f} nats of {predictions.largest_entropy:.2f}): it has learned "
-            f"hardly anything; {advice}"
+            f"{model} is unsure of the {images} (mean entropy {entropy:.2f} nats of "
+            f"{largest:.2f}): it has learned hardly anything; {advice}"
         )
     return None
 
@@ -216,5 +209,5 @@ def warn_of_collapse(logits: Tensor, classes: Sequence[str], model: str, stage: 
     """Warn if logits (N, K) of enough target images name nearly always the same class, or none."""
     if len(logits) >= FEWEST:
         seen, images = describe_predictions(logits), "TR target images"
-        if message := collapse_warning(seen, classes, model, images, COLLAPSED[stage]):
+        if message := collapse_warning(*seen, classes, model, images, COLLAPSED[stage]):
             warn(message)

@@ -11,10 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfkt_cli.data.images import Encoding, as_rgb, encode
+from sfkt_cli.data.images import encode
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.methods import METHODS, find_method
-from sfkt_cli.methods.teacher_outputs import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.translators import Front, PointwiseTranslator
 from sfkt_cli.settings.config import Config, OptimiserConfig, build, method_settings
@@ -22,11 +21,11 @@ from sfkt_cli.stages.transfer import start_student
 from sfkt_cli.training.loop import Batch, Plan, Training
 from sfkt_cli.training.optimizers import classifier_optimizer, cosine
 from sfkt_cli.training.runtime import Runtime
+from tests.methods.made import ENCODING, make_outputs
 
 COUNT, CLASSES, SIDE = 12, 3, 16
 EPOCHS, STEPS, BATCH = 2, 2, 4
 RUNTIME = Runtime(torch.device("cpu"), torch.float32)
-ENCODING = Encoding("window", 0.0, 1000.0, 1, True)
 
 
 NORMS: dict[str, Callable[[], nn.Module]] = {
@@ -62,24 +61,11 @@ def make_objective(method: str, source: Classifier) -> Any:
         student.front = Front(translator, 1)
     freeze(translator)
 
-    @torch.inference_mode()
-    def predict_all(model: Classifier) -> tuple[Tensor, Tensor]:
-        training = model.training
-        features, logits = model.eval()(as_rgb(encode(targets, ENCODING)))
-        model.train(training)
-        return features, logits
-
     with torch.no_grad():
         ti_features, _ = source(rgb)
         _, bridged_logits = source(translator(encode(targets, ENCODING)))
-    outputs = TeacherOutputs(
-        source=source, encoding=ENCODING, targets=COUNT,
-        bridged_logits=bridged_logits if kind.needs_bridge else None,
-        adapt=lambda student: None,
-        bridge_lead=lambda student: 3.0,
-        ti_features=ti_features, predict_all=predict_all,
-    )  # fmt: skip
-    return kind(student, outputs, settings())
+    bridged = bridged_logits if kind.needs_bridge else None
+    return kind(student, make_outputs(source, targets, ti_features, bridged), settings())
 
 
 def settings() -> Config:

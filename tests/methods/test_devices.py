@@ -14,17 +14,16 @@ import torch
 from torch import Tensor
 
 from sfkt_cli.methods import METHODS, find_method
-from sfkt_cli.methods.teacher_outputs import TeacherOutputs
 from sfkt_cli.methods.tgmb import REC_LOSSES, Tgmb
-from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.models.classifier import freeze
 from sfkt_cli.models.translators import TRANSLATORS, Front, make_translator
 from sfkt_cli.settings.config import build
 from sfkt_cli.stages.transfer import start_student
+from tests.methods.made import ENCODING, make_outputs
 from tests.methods.test_contract import (
     BATCH,
     CLASSES,
     COUNT,
-    ENCODING,
     EPOCHS,
     KINDS,
     SIDE,
@@ -59,15 +58,9 @@ def test_a_step_of_transfer_stays_on_its_device_and_asks_it_nothing(method: str,
     if objective_class.translated:
         student.front = Front(make_translator("pointwise", channels=1, width=4).to(NOWHERE), 1)
 
-    def predict_all(model: Classifier) -> tuple[Tensor, Tensor]:
-        return blank(COUNT, model.feature_size), blank(COUNT, CLASSES)
-
-    outputs = TeacherOutputs(
-        source=source, encoding=ENCODING, bridged_logits=blank(COUNT, CLASSES),
-        targets=COUNT, adapt=lambda student: None, bridge_lead=lambda student: 3.0,
-        ti_features=blank(COUNT, source.feature_size),
-        predict_all=predict_all,
-    )  # fmt: skip
+    targets = blank(COUNT, SIDE, SIDE, dtype=torch.int32)
+    ti_features, bridged = blank(COUNT, source.feature_size), blank(COUNT, CLASSES)
+    outputs = make_outputs(source, targets, ti_features, bridged)
     all_terms = {"self_from": 0}
     config = build({"transfer": {"epochs": EPOCHS}, "tgkt": all_terms})
     objective = objective_class(student, outputs, config).to(NOWHERE)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sfkt_cli import losses
-from sfkt_cli.data.images import Encoding, as_rgb, encode
+from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.data.store import spread
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.methods import METHODS, find_method, label_free
@@ -27,13 +27,15 @@ from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.frozen import FeatureMaps
 from sfkt_cli.models.translators import Front, UNetTranslator
+from sfkt_cli.scores import soft_neighbourhood_density
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.stages.bridge import loss_weights
 from sfkt_cli.stages.transfer import start_student
 from sfkt_cli.training.loop import Batch
+from tests.methods import made
+from tests.methods.made import ENCODING
 
 COUNT, CLASSES, FEATURES, SIDE = 12, 3, 8, 16
-ENCODING = Encoding("window", 0.0, 1000.0, 1, True)
 
 
 def make_source() -> Classifier:
@@ -69,27 +71,10 @@ def make_outputs(
     source: Classifier, lead: Callable[[Classifier], float] = lambda student: 3.0
 ) -> TeacherOutputs:
     generator = torch.Generator().manual_seed(2)
-    batch = make_batch()
-
-    @torch.inference_mode()
-    def predict_all(student: Classifier) -> tuple[Tensor, Tensor]:
-        training = student.training
-        features, logits = student.eval()(as_rgb(encode(batch["tr_target"], ENCODING)))
-        student.train(training)
-        return features, logits
-
     with torch.no_grad():
         ti_features, _ = source(torch.rand(COUNT, 3, SIDE, SIDE, generator=generator))
-    return TeacherOutputs(
-        source=source,
-        encoding=ENCODING,
-        bridged_logits=2 * torch.randn(COUNT, CLASSES, generator=generator),
-        targets=COUNT,
-        adapt=lambda student: None,
-        bridge_lead=lead,
-        ti_features=ti_features,
-        predict_all=predict_all,
-    )
+    bridged = 2 * torch.randn(COUNT, CLASSES, generator=generator)
+    return made.make_outputs(source, make_batch()["tr_target"], ti_features, bridged, lead)
 
 
 def make_objective(method: str, source: Classifier, config: Config) -> Any:
@@ -525,7 +510,7 @@ def test_mirror_images_show_whether_a_model_sees_classes() -> None:
     collapsed = 9 * torch.eye(3)[torch.zeros(30, dtype=torch.long)]
     assert label_free.target_scores(collapsed, collapsed)["tr_mirror"] == 0.0
     assert same["tr_information"] == label_free.information(classes)
-    assert same["tr_density"] == label_free.density(classes)
+    assert same["tr_density"] == soft_neighbourhood_density(classes.softmax(dim=1).numpy())
 
 
 @pytest.mark.parametrize("strangers", [0, 60, 150])
