@@ -128,7 +128,9 @@ def _number(value: Any) -> Any:
 
 
 def _bounded(sizes: list[Any]) -> list[Any]:
-    if math.prod(sizes) > MOST_ELEMENTS:
+    # Export passes a symbol for the batch; to compare it would settle it to one number.
+    known = all(isinstance(size, int | float) for size in sizes)
+    if known and math.prod(sizes) > MOST_ELEMENTS:
         raise DataError(f"a tensor of shape {sizes} is too large")
     return sizes
 
@@ -305,7 +307,7 @@ def _tile(x: Tensor, repeats: Any) -> Tensor:
 
 def _range(start: Any, end: Any, step: Any) -> Tensor:
     first, last, by = _number(start), _number(end), _number(step)
-    _bounded([abs(last - first) / abs(by)])
+    _bounded([(last - first) // by])
     return torch.arange(first, last, by)
 
 

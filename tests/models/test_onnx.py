@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision import models
 
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.models import graph_files, onnx_network
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.graph_files import open_onnx, quietly, to_int8, to_onnx
+from sfkt_cli.models.graph_files import open_onnx, open_pt2, quietly, to_int8, to_onnx, to_pt2
 from sfkt_cli.models.importing import import_source
 from sfkt_cli.models.onnx_files import open_session, read_onnx
 from sfkt_cli.models.onnx_network import OnnxNetwork
@@ -61,6 +62,18 @@ def small() -> nn.Module:
     return network
 
 
+class Probabilities(nn.Module):
+    """Images to logits and probabilities, as exported files give them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        _, logits = self.model(images)
+        return logits, logits.softmax(1)
+
+
 def settings(path: Path, **source: Any) -> Config:
     return build({"source": {"checkpoint": str(path), **PLAIN, **source}})
 
@@ -96,6 +109,42 @@ def test_a_network_written_to_onnx_comes_back_and_can_be_trained_and_exported(
     assert not torch.equal(norm.running_mean, frozen.running_mean)  # type: ignore[arg-type]
     again = torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     torch.testing.assert_close(again.module()(images)[1], logits, atol=1e-5, rtol=1e-4)
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "class token": lambda: models.VisionTransformer(SIDE, 8, 1, 2, 8, 8, num_classes=3),
+    "convnext": lambda: models.ConvNeXt(
+        [models.convnext.CNBlockConfig(8, 12, 1), models.convnext.CNBlockConfig(12, None, 1)],
+        num_classes=3,
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("legacy", [False, True], ids=["dynamo", "legacy"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_that_came_as_onnx_is_exported_for_any_batch(
+    name: str, legacy: bool, tmp_path: Path
+) -> None:
+    """Its operations make tensors whose size is that of the batch."""
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    network, path = NETWORKS[name]().eval(), tmp_path / "model.onnx"
+    images = torch.rand(5, 3, SIDE, SIDE)
+    if legacy:
+        with quietly():
+            torch.onnx.export(
+                network, (images,), path, input_names=["images"],
+                dynamic_axes={"images": {0: "batch"}}, dynamo=False,
+            )  # fmt: skip
+    else:
+        path.write_bytes(to_onnx(network, images, {}, outputs=["logits"], keep_norms=True))
+    graph = Probabilities(import_source(settings(path), CLASSES, size=SIDE).model)
+    for content, open_file in (
+        (to_onnx(graph, images[:2], {}), open_onnx),
+        (to_pt2(graph, images[:2], {}, any_batch=True), open_pt2),
+    ):
+        torch.testing.assert_close(open_file(content)(images), graph(images)[1])
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {
