@@ -385,16 +385,17 @@ def _needed(nodes: Sequence[Node], output: str) -> list[Node]:
 def _name_norms(
     nodes: Sequence[Node], tensors: Mapping[str, Tensor], trace: Mapping[str, Any]
 ) -> list[tuple[list[Any], dict[str, Tensor]]]:
-    """Make layers of the batch norms over maps, so that training takes new statistics."""
+    """Make layers of the batch norms, so that training takes new statistics."""
     norms = []
     for node in nodes:
         kind, inputs, _, attributes = node
-        if kind != BATCH_NORM or trace[inputs[0]].ndim != 4 or not set(inputs[1:]) <= set(tensors):
+        if kind != BATCH_NORM or trace[inputs[0]].ndim > 4 or not set(inputs[1:]) <= set(tensors):
             continue
         names = ("weight", "bias", "running_mean", "running_var")
         values = {name: tensors[own] for name, own in zip(names, inputs[1:], strict=True)}
         eps, momentum = attributes.get("epsilon", 1e-5), 1 - attributes.get("momentum", 0.9)
-        norms.append(([len(values["weight"]), eps, round(momentum, 6)], values))
+        vectors = [] if trace[inputs[0]].ndim == 4 else [1]
+        norms.append(([len(values["weight"]), eps, round(momentum, 6), *vectors], values))
         node[1], node[3] = inputs[:1], {"layer": len(norms) - 1}
     return norms
 

@@ -33,7 +33,8 @@ class OnnxNetwork(nn.Module):
         output: str,  # name of the result, (B, F)
         channels_last: bool,  # whether the images go in as (B, H, W, 3)
         tensors: Mapping[str, Any],  # name to ``[shape, dtype, whether it is trained]``
-        norms: Sequence[Any],  # channels, eps and momentum of each BatchNorm2d layer
+        # Channels, eps and momentum of each batch norm; then 1 if it takes no maps, but vectors.
+        norms: Sequence[Any],
         features: int,  # size F of the result
     ) -> None:
         super().__init__()
@@ -53,7 +54,8 @@ class OnnxNetwork(nn.Module):
             else:
                 self.register_buffer(self._names[name], blank)
         self.norms = nn.ModuleList(
-            nn.BatchNorm2d(channels, eps, momentum) for channels, eps, momentum in norms
+            (nn.BatchNorm1d if vectors else nn.BatchNorm2d)(channels, eps, momentum)
+            for channels, eps, momentum, *vectors in norms
         )
         self.depthwise = any(
             attributes.get("group", 1) > 1 and tensors[inputs[1]][0][1] == 1
@@ -78,6 +80,8 @@ class OnnxNetwork(nn.Module):
                 results: Any = self.norms[attributes["layer"]](arguments[0])
             else:
                 results = OPERATIONS[kind](*arguments, **attributes)
+            if kind in MADE_OF_NUMBERS:
+                results = results.to(images.device)
             if self.watch is not None:
                 self.watch(f"{outputs[0]} {kind}", results)
             values.update(zip(outputs, as_tuple(results), strict=False))
@@ -391,3 +395,5 @@ NUMBERS = {
     **dict.fromkeys(("SplitToSequence", "Squeeze", "Tile", "Unsqueeze", *_REDUCTIONS), 1),
 }
 """From which place on inputs are numbers; they stand in the settled graph as literals."""
+MADE_OF_NUMBERS = ("ConstantOfShape", "Range", "Shape")
+"""Operations that make tensors of numbers alone, on the CPU."""

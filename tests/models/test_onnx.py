@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torchvision import models
 
@@ -222,7 +223,7 @@ def model_of(*nodes: Described, opset: int = 17, shape: Any = ("n", 3, SIDE, SID
         "w": torch.randn(4, 3, 3, 3), "f": torch.randn(2, 4), "b": torch.randn(2),
         "v": torch.rand(4) + 0.5, "axes": torch.tensor([2, 3]), "low": torch.tensor(-0.5),
         "high": torch.tensor(0.5), "pads": torch.tensor([0, 0, 1, 0, 0, 0, 2, 1]),
-        "sizes": torch.tensor([1, 3]), "zero": torch.tensor(0),
+        "sizes": torch.tensor([1, 3]), "zero": torch.tensor(0), "one": torch.tensor(1), "column": torch.tensor([-1, 1, 1, 1]),
         "zero1": torch.tensor([0]), "minus": torch.tensor([-1]),
     }  # fmt: skip
     helper = onnx.helper
@@ -264,6 +265,9 @@ SEMANTICS: dict[str, tuple[list[Described], tuple[int, ...]]] = {
     "clipped above": (between(("Clip", ["c", "", "high"], ["d"], {})), (13,)),
     "dropout": (between(("Dropout", ["c"], ["d"], {})), (7, 13)),
     "batch norm": (between(("BatchNormalization", ["c", "v", "v", "v", "v"], ["d"], {})), (9, 15)),
+    "batch norm of vectors": (
+        [CONV, POOL, FLAT, ("BatchNormalization", ["p", "v", "v", "v", "v"], ["q"], {}),
+         ("Gemm", ["q", "f", "b"], ["y"], {"transB": 1})], (9, 15)),
     "instance norm": (between(("InstanceNormalization", ["c", "v", "v"], ["d"], {})), (7,)),
     "split in as many as there are outputs": (
         between(("Split", ["c"], ["s", "t", "u", "e"], {"axis": 1}),
@@ -304,8 +308,36 @@ def test_every_operation_means_what_it_means_at_the_opset_of_the_file(
         outputs = logits.softmax(1) if what == "probabilities" else logits
         torch.testing.assert_close(outputs, torch.from_numpy(expected), atol=1e-5, rtol=1e-4)
         assert features.shape == (4, 4)
+        statistics = [value.clone() for value in brought.backbone.buffers()]
         brought.train()(images)[1].sum().backward()
+        renewed = [
+            not torch.equal(old, new)
+            for old, new in zip(statistics, brought.backbone.buffers(), strict=True)
+        ]
+        assert any(renewed) == what.startswith("batch norm")
         assert all(each.grad is not None for each in brought.backbone.parameters())
+
+
+def test_what_is_made_of_numbers_lies_where_the_images_are(tmp_path: Path) -> None:
+    """No GPU is needed: tensors without values stand for those on one."""
+    made = (
+        ("Shape", ["c"], ["k"], {}), ("Gather", ["k", "zero"], ["n"], {}),
+        ("ConstantOfShape", ["k"], ["o"], {}),
+        ("Range", ["zero", "n", "one"], ["r"], {}), ("Reshape", ["r", "column"], ["e"], {}),
+        ("Cast", ["e"], ["t"], {"to": FLOAT}), ("Cast", ["n"], ["m"], {"to": FLOAT}),
+        ("Sum", ["c", "o", "t", "m"], ["d"], {}),
+    )  # fmt: skip
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model_of(*between(*made)).SerializeToString())
+    graph = read_onnx(path, SIDE).graph
+    with FakeTensorMode():
+        network = OnnxNetwork(**graph)
+        for part in network.modules():
+            for tensors in (part._parameters, part._buffers):
+                for name, value in tensors.items():
+                    tensors[name] = nn.Parameter(value.to("cuda"), value.requires_grad)
+        result = network(torch.empty(5, 3, SIDE, SIDE, device="cuda"))
+    assert (result.device.type, result.shape) == ("cuda", (5, 4))
 
 
 def test_what_comes_out_otherwise_than_in_onnxruntime_is_refused(
