@@ -151,6 +151,9 @@ def _parse(path: Path, model: Any) -> tuple[dict[str, Tensor], list[Node]]:
             if stored.op_type == "Constant":
                 (value,) = attributes.values()
                 tensors[stored.output[0]] = torch.as_tensor(value)
+            elif stored.op_type == "Identity" and stored.input[0] in tensors:
+                # An exporter stores weights once that have the same values by chance.
+                tensors[stored.output[0]] = tensors[stored.input[0]].clone()
             else:
                 inputs = [name or None for name in stored.input]
                 nodes.append([stored.op_type, inputs, list(stored.output), attributes])

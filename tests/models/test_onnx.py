@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 import sys
 from collections.abc import Callable
@@ -223,7 +224,8 @@ def model_of(*nodes: Described, opset: int = 17, shape: Any = ("n", 3, SIDE, SID
         "w": torch.randn(4, 3, 3, 3), "f": torch.randn(2, 4), "b": torch.randn(2),
         "v": torch.rand(4) + 0.5, "axes": torch.tensor([2, 3]), "low": torch.tensor(-0.5),
         "high": torch.tensor(0.5), "pads": torch.tensor([0, 0, 1, 0, 0, 0, 2, 1]),
-        "sizes": torch.tensor([1, 3]), "zero": torch.tensor(0), "one": torch.tensor(1), "column": torch.tensor([-1, 1, 1, 1]),
+        "sizes": torch.tensor([1, 3]), "zero": torch.tensor(0), "one": torch.tensor(1),
+        "column": torch.tensor([-1, 1, 1, 1]),
         "zero1": torch.tensor([0]), "minus": torch.tensor([-1]),
     }  # fmt: skip
     helper = onnx.helper
@@ -265,6 +267,9 @@ SEMANTICS: dict[str, tuple[list[Described], tuple[int, ...]]] = {
     "clipped above": (between(("Clip", ["c", "", "high"], ["d"], {})), (13,)),
     "dropout": (between(("Dropout", ["c"], ["d"], {})), (7, 13)),
     "batch norm": (between(("BatchNormalization", ["c", "v", "v", "v", "v"], ["d"], {})), (9, 15)),
+    "batch norm, equal weights stored once": (
+        between(("Identity", ["v"], ["i"], {}),
+                ("BatchNormalization", ["c", "v", "v", "i", "i"], ["d"], {})), (15,)),
     "batch norm of vectors": (
         [CONV, POOL, FLAT, ("BatchNormalization", ["p", "v", "v", "v", "v"], ["q"], {}),
          ("Gemm", ["q", "f", "b"], ["y"], {"transB": 1})], (9, 15)),
@@ -320,22 +325,21 @@ def test_every_operation_means_what_it_means_at_the_opset_of_the_file(
 
 def test_what_is_made_of_numbers_lies_where_the_images_are(tmp_path: Path) -> None:
     """No GPU is needed: tensors without values stand for those on one."""
-    made = (
+    made: list[Described] = [
         ("Shape", ["c"], ["k"], {}), ("Gather", ["k", "zero"], ["n"], {}),
         ("ConstantOfShape", ["k"], ["o"], {}),
         ("Range", ["zero", "n", "one"], ["r"], {}), ("Reshape", ["r", "column"], ["e"], {}),
         ("Cast", ["e"], ["t"], {"to": FLOAT}), ("Cast", ["n"], ["m"], {"to": FLOAT}),
         ("Sum", ["c", "o", "t", "m"], ["d"], {}),
-    )  # fmt: skip
+    ]  # fmt: skip
     path = tmp_path / "model.onnx"
     path.write_bytes(model_of(*between(*made)).SerializeToString())
     graph = read_onnx(path, SIDE).graph
     with FakeTensorMode():
         network = OnnxNetwork(**graph)
-        for part in network.modules():
-            for tensors in (part._parameters, part._buffers):
-                for name, value in tensors.items():
-                    tensors[name] = nn.Parameter(value.to("cuda"), value.requires_grad)
+        held: list[Any] = [[p._parameters, p._buffers] for p in network.modules()]
+        for tensors in itertools.chain(*held):
+            tensors |= {name: value.detach().to("cuda") for name, value in tensors.items()}
         result = network(torch.empty(5, 3, SIDE, SIDE, device="cuda"))
     assert (result.device.type, result.shape) == ("cuda", (5, 4))
 
