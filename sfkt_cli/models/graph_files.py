@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.data.loading import Fit, areas, kept_box
+from sfkt_cli.errors import first_line
 from sfkt_cli.models.onnx_files import open_session
 
 NETWORKS = ("model", "translator")  # attributes of a :class:`SensorGraph` that hold them
@@ -276,6 +277,13 @@ def open_pt2(content: bytes) -> Predict:
 def open_graph(graph: nn.Module) -> Predict:
     """A graph itself."""
     return lambda images: graph(images)[1]
+
+
+def reason(error: BaseException) -> str:
+    """Why an export failed; the exporters hide it behind their own error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """`sfkt source`: train the RGB classifier on source.h5, or take one that somebody brought."""
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,11 +18,11 @@ from sfkt_cli.errors import ConfigError, DataError, RunError, first_line
 from sfkt_cli.files import write_bytes
 from sfkt_cli.models import importing
 from sfkt_cli.models.classifier import Classifier, Mixture
-from sfkt_cli.models.graph_files import to_onnx
+from sfkt_cli.models.graph_files import reason, to_onnx
 from sfkt_cli.models.importing import Imported, architecture_of
 from sfkt_cli.models.onnx_files import need_onnx
 from sfkt_cli.models.saving import CARD, save_model
-from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.config import Config, SourceConfig
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import resolve
 from sfkt_cli.settings.runs import Run, Stage
@@ -31,6 +32,8 @@ from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 from sfkt_cli.training.supervised import fit_labels
 
 USUAL_SIZE = 96  # pixels; few networks but the built-in one are trained on smaller images
+OF_CHECKPOINTS = {"backbone", "mixture", "classes", "features", "mean", "std", "channel_order"}
+"""Settings of ``source`` that say what a checkpoint is."""
 LOOKED_AT = 512  # TI RGB images that an imported model is tried on
 
 
@@ -159,16 +162,21 @@ def import_model(
             f"{size}: prepare them anew with --set image_size={image_size}"
         )
     path = folder.resolve() / "source.onnx"
-    options = Options(run=folder, force=force).with_flags(
+    usual = SourceConfig().model_dump(include=OF_CHECKPOINTS)  # not what an earlier import needed
+    options = Options(
+        run=folder,
+        force=force,
+        assignments=[f"source.{name}={json.dumps(value)}" for name, value in usual.items()],
+    ).with_flags(
         {
             "source.checkpoint": str(path),
             "source.classes": list(map(str, classes)) or None,
-            "source.mixture": [],
             "source.mean": None if mean is None else [float(value) for value in mean],
             "source.std": None if std is None else [float(value) for value in std],
         }
     )
     settings = resolve(options, "source")
+    module = _unwrapped(module)
     weights = next(module.parameters(), torch.empty(0))
     training = {part: part.training for part in module.modules()}
     try:
@@ -176,7 +184,7 @@ def import_model(
         content = to_onnx(module.eval(), images, {}, outputs=["logits"], keep_norms=True)
     except Exception as error:  # torch.onnx raises what it likes
         raise DataError(
-            f"import_model: the module cannot be exported to ONNX: {first_line(error)}"
+            f"import_model: the module cannot be exported to ONNX: {reason(error)}"
         ) from error
     finally:
         for part, was in training.items():
@@ -186,7 +194,18 @@ def import_model(
         raise RunError(f"{folder / 'source'} holds another model: force=True replaces it")
     write_bytes(path, content)
     source(settings.config, settings.run)
-    return settings.run
+    return replace(settings.run, force=False)  # the caller goes on with stages that may be done
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside of torch.compile and of data parallelism."""
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+            module = inner
+        else:
+            return module
 
 
 def _bring(config: Config, run: Run, told: Config) -> None:
