@@ -32,6 +32,10 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
 """Keys under which training scripts put the state dict."""
 PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
 """What data parallelism and torch.compile put in front of every name."""
+AS_ONNX = (
+    "bring the whole network as ONNX, torch.onnx.export(..., external_data=False), or with "
+    "sfkt_cli.import_model in Python"
+)
 COUNTER = "num_batches_tracked"  # of batch norms; old checkpoints have none
 PICKLE = b"\x80"  # first byte of every pickle since Python 2.3
 _DYNAMIC = "dynamo=True, external_data=False, dynamic_shapes=({0: 'batch'},)"
@@ -187,7 +191,9 @@ def _find_head(path: Path, state: Mapping[str, Tensor], model: Classifier, backb
             for name, value in state.items()
             if name.endswith(".weight") and value.ndim == 2
         ]
-        hint = "say which with source.features" if heads else "which architecture is it?"
+        hint = "which architecture is it?"
+        if heads:
+            hint = f"say which with source.features. If it predicts by several, {AS_ONNX}"
         raise ConfigError(
             f"{path} does not fit source.backbone = {backbone!r}: its last layer should be linear "
             f"with {features} inputs, found {', '.join(heads or linear[-1:]) or 'none'}; {hint}"
@@ -229,8 +235,9 @@ def _fill(
 ) -> list[str]:
     """Put a checkpoint's tensors into a model; remarks tell which are no part of it.
 
-    Such as a loss's own weights may be left out beside a whole network, but linear layers behind
-    the one that becomes the head may not.
+    Such as a loss's own weights and means of the weights may be left out beside a whole network.
+    What takes part in the predictions may not: further layers at the head, norms of the features, a
+    second head.
     """
     weight, parent = state[f"{head}.weight"], head.rpartition(".")[0]
     model.head = torch.nn.Linear(weight.shape[1], weight.shape[0])
@@ -242,17 +249,21 @@ def _fill(
     missing = [n for n in expected.keys() - renamed.keys() if not n.endswith(COUNTER)]
     unknown = renamed.keys() - expected.keys()
     rest = [name for name in state if f"backbone.{name}" in unknown]
-    behind = [
-        name.removesuffix(".weight")
-        for name in rest
-        if name.endswith(".weight") and state[name].ndim == 2
-        and (state[name].shape[1] == len(weight) or (parent and name.startswith(f"{parent}.")))
-    ]  # fmt: skip
+    own = dict(model.backbone.named_modules())  # where its heads were, it has nn.Identity
+    networks = {name.partition(".")[0] for name in rest if state[name].ndim > 1}
+
+    def takes_part(name: str) -> bool:
+        layer, _, kind = name.rpartition(".")
+        after_head = kind == "weight" and state[name].shape[1:] == (len(weight),)
+        of_features = state[name].shape == weight.shape[1:]
+        norm = of_features and name.partition(".")[0] not in networks  # not of one on the side
+        return after_head or norm or layer in own or bool(parent and name.startswith(f"{parent}."))
+
+    behind = list(dict.fromkeys(name.rpartition(".")[0] for name in rest if takes_part(name)))
     if behind:
         raise ConfigError(
             f"{path}: beside {head} it holds {', '.join(behind[:4])}, which source.backbone = "
-            f"{backbone!r} does not have. Bring a network of your own making as ONNX: "
-            "torch.onnx.export(..., external_data=False), or sfkt_cli.import_model in Python"
+            f"{backbone!r} does not have in front of or beside its one last linear layer: {AS_ONNX}"
         )
     remarks = []
     if rest and not missing:

@@ -134,6 +134,12 @@ def test_what_a_checkpoint_holds_besides_the_network_is_left_out_and_named(
             "left out" in remark and next(iter(extra)) in remark for remark in brought.remarks
         )
         torch.testing.assert_close(brought.model(images)[1], network(normalised(images)))
+    averaged = {f"ema.{name}": torch.zeros_like(value) for name, value in state.items()}
+    torch.save(averaged | state, path)
+    with pytest.raises(ConfigError, match=r"classifier\.3; say which with source\.features"):
+        import_source(settings(path), CLASSES)
+    brought = import_source(settings(path, features="classifier.3"), CLASSES)
+    torch.testing.assert_close(brought.model(images)[1], network(normalised(images)))
 
 
 def test_a_foreign_backbone_with_a_head_is_not_taken_for_a_model_of_sfkt(
@@ -160,13 +166,32 @@ def test_a_timm_network_of_a_fixed_size_says_which_size() -> None:
         check_image_size(model, name, 64)
 
 
-def test_a_head_of_several_layers_is_sent_to_onnx(tmp_path: Path) -> None:
-    state = dict(models.resnet18(num_classes=64).state_dict())
-    state |= {"fc.0.weight": state.pop("fc.weight"), "fc.0.bias": state.pop("fc.bias")}
-    state |= {"fc.2.weight": torch.zeros(3, 64), "fc.2.bias": torch.zeros(3)}
+@pytest.mark.parametrize("what", ["linear", "norm in front", "norm of features", "second head"])
+def test_what_takes_part_in_the_predictions_is_not_left_out(tmp_path: Path, what: str) -> None:
+    state = dict(models.resnet18(num_classes=64 if what == "linear" else 3).state_dict())
+    backbone, layer = "resnet18", "fc.1"
+    if what == "linear":
+        state |= {"fc.2.weight": torch.zeros(3, 64), "fc.2.bias": torch.zeros(3)}
+        layer = "fc.0"
+    elif what == "norm in front":
+        norm = nn.Sequential(nn.BatchNorm1d(512)).state_dict()
+        state |= {f"fc.{name}": value for name, value in norm.items()}
+    elif what == "norm of features":
+        state |= {f"neck.{name}": value for name, value in nn.LayerNorm(512).state_dict().items()}
+        layer = "fc"
+    else:
+        timm = pytest.importorskip("timm")
+        backbone, layer = "deit_tiny_distilled_patch16_224", "head"
+        state = dict(timm.create_model(backbone, num_classes=3).state_dict())
+        backbone = f"timm:{backbone}"
+    if layer.startswith("fc."):
+        state |= {f"{layer}.weight": state.pop("fc.weight"), f"{layer}.bias": state.pop("fc.bias")}
     torch.save(state, tmp_path / "deep.pth")
-    with pytest.raises(ConfigError, match=r"beside fc\.0 it holds fc\.2, .*as ONNX"):
-        import_source(settings(tmp_path / "deep.pth", backbone="resnet18"), CLASSES)
+    for features in ("", layer) if backbone.startswith("timm") else ("",):
+        with pytest.raises(ConfigError, match=r"as ONNX"):
+            import_source(
+                settings(tmp_path / "deep.pth", backbone=backbone, features=features), CLASSES
+            )
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "small"])
