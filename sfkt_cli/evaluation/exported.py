@@ -87,6 +87,11 @@ of the untouched RGB model, with the same interface."""
 WEIGHTS = """\
 The folders hold weights, each with the card that describes them. `student` is the
 transferred classifier. `sfkt` loads it; it takes raw images of the sensor."""
+OPEN = """\
+options = onnxruntime.SessionOptions()
+options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+session = onnxruntime.InferenceSession("{file}", options)"""
+"""How a file in float16 is opened; at the usual level, attention crashes onnxruntime."""
 CODE = {
     ".onnx": """\
 import json, numpy as np, onnxruntime
@@ -370,6 +375,8 @@ def model_card(
     taken = f"{images.dtype}, ({batch or 'batch'}, {shape}), {sensor.meaning}"
     names, one = json.dumps(student.classes), f"({batch or 1}, {shape})"
     template = CODE[Path(file).suffix]
+    if file.endswith("-fp16.onnx"):
+        template = template.replace('session = onnxruntime.InferenceSession("{file}")', OPEN)
     code = template.format(file=file, classes=names, shape=one, dtype=images.dtype)
     measured = "".join(f"## {title}\n\n{text}\n\n" for title, text in tables.items())
     return CARD.format(

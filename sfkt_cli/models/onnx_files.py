@@ -405,9 +405,16 @@ def _name_norms(
 
 def open_session(content: bytes) -> Any:
     """An ONNX file in onnxruntime, on the CPU, without its warnings."""
+    import onnx
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    parts = _parts(onnx.load_model_from_string(content))
+    half = onnx.TensorProto.FLOAT16
+    if any(kind == "TensorProto" and part.data_type == half for _, kind, part in parts):
+        # At ORT_ENABLE_ALL, attention in float16 ends the process (onnxruntime 1.32).
+        level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.graph_optimization_level = level
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

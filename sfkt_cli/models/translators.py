@@ -109,16 +109,17 @@ class Quantiser(nn.Module):
         """(B, D, H, W) to quantised (B, D, H, W) and the commitment term."""
         vectors = encoded.float().permute(0, 2, 3, 1)
         flat = vectors.reshape(-1, vectors.shape[-1])
+        codebook = self.codebook.float()
         with torch.autocast(flat.device.type, enabled=False):
             # Squared distance less the part that all entries share; cdist cannot be exported.
-            nearness = flat.detach() @ self.codebook.T - 0.5 * self.codebook.square().sum(dim=1)
+            nearness = flat.detach() @ codebook.T - 0.5 * codebook.square().sum(dim=1)
             nearest = nearness.argmax(dim=1)
-        codes = self.codebook[nearest].view(vectors.shape)
+        codes = codebook[nearest].view(vectors.shape)
         if self.training:
             self._follow(flat.detach(), nearest)
         commitment = losses.commitment(vectors, codes)
         passed = vectors + (codes - vectors).detach()
-        return passed.permute(0, 3, 1, 2), commitment
+        return passed.permute(0, 3, 1, 2).to(self.codebook.dtype), commitment
 
     @torch.no_grad()
     def _follow(self, vectors: Tensor, nearest: Tensor) -> None:

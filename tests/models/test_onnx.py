@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +18,26 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torchvision import models
 
+from sfkt_cli.data.images import Encoding
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.models import graph_files, onnx_network
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.graph_files import open_onnx, open_pt2, quietly, to_int8, to_onnx, to_pt2
+from sfkt_cli.models.graph_files import (
+    SensorGraph,
+    for_export,
+    halved,
+    open_onnx,
+    open_pt2,
+    quietly,
+    to_int8,
+    to_onnx,
+    to_pt2,
+)
 from sfkt_cli.models.importing import import_source
 from sfkt_cli.models.onnx_files import open_session, read_onnx
 from sfkt_cli.models.onnx_network import OnnxNetwork
 from sfkt_cli.models.saving import load_model, save_model
+from sfkt_cli.models.translators import TRANSLATORS, make_translator
 from sfkt_cli.settings.config import Config, build
 
 onnx = pytest.importorskip("onnx")
@@ -478,6 +491,45 @@ def test_damaged_files_are_refused_and_nothing_else_is_read(count: int, tmp_path
             opened, _opened = _opened, None
         assert set(opened) <= {str(path)}
     assert refused > count // 4
+
+
+ATTENTION = """
+import torch
+from sfkt_cli.models.graph_files import Half, to_onnx
+from sfkt_cli.models.onnx_files import open_session
+
+class Attention(torch.nn.MultiheadAttention):
+    def forward(self, words):
+        return super().forward(words, words, words, need_weights=False)[0]
+
+words = torch.rand(2, 5, 16)
+network = Half(Attention(16, 2, batch_first=True)).eval()
+content = to_onnx(network, words, {}, outputs=["words"])
+(found,) = open_session(content).run(None, {"images": words.numpy()})
+torch.testing.assert_close(torch.from_numpy(found), network(words), atol=1e-2, rtol=0.0)
+"""
+
+
+def test_attention_in_float16_does_not_crash_onnxruntime() -> None:
+    pytest.importorskip("onnxscript")
+    subprocess.run([sys.executable, "-W", "ignore", "-c", ATTENTION], check=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", TRANSLATORS)
+def test_every_translator_is_exported_in_float16(name: str) -> None:
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"codes": 8} if name == "vqgan" else {}
+    translator = make_translator(name, channels=1, width=4, **sizes)
+    model = Classifier(
+        backbone="small", classes=3, width=4, bottleneck=0, mean=(0.5,) * 3, std=(0.2,) * 3
+    )
+    encoding = Encoding("linear", 0, 65535, 1, False)
+    graph = for_export(SensorGraph(model, encoding, translator=translator))
+    images = torch.randint(0, 65536, (2, SIDE, SIDE)).to(torch.uint16)
+    found = open_onnx(to_onnx(halved(graph), images, {}))(images)
+    torch.testing.assert_close(found, graph(images)[1], atol=0.05, rtol=0.0)
 
 
 def test_corrected_biases_keep_the_mean_of_every_channel(monkeypatch: pytest.MonkeyPatch) -> None:
