@@ -40,6 +40,8 @@ CALIBRATION = 256  # images, others than those if possible, that ranges of activ
 ROUNDS = 50
 LEAST_ROUNDS = 10
 LONGEST_S = 3.0  # no more rounds than LEAST_ROUNDS after that
+FIRST_LINES = "---\nlibrary_name: sfkt\n"
+"""Of each model card."""
 CARD = """\
 ---
 {front}
@@ -185,7 +187,16 @@ def compare(
     ids: Sequence[str],
     labels: Mapping[str, int],
 ) -> Comparison:
-    """Compare probabilities (N, K) with PyTorch's; raises RunError if an fp32 file's differ."""
+    """Compare probabilities (N, K) with PyTorch's.
+
+    Raises RunError if those of an fp32 file differ, or those of a lowered one are not finite.
+    """
+    broken = int((~probabilities.isfinite()).any(1).sum())
+    if broken and precision != "fp32":
+        raise RunError(
+            f"{file} was not written: in {precision} the probabilities of {broken} of {len(ids)} "
+            f"images are not finite numbers: export without --precision {precision}"
+        )
     gaps = (probabilities - expected).abs().amax(1)
     predicted, of_pytorch = probabilities.argmax(1), expected.argmax(1)
     wrong = ~(gaps <= LARGEST_DIFFERENCE)  # classes equal but for rounding may change places

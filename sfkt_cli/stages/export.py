@@ -7,9 +7,11 @@ student/, translator/, source/           model.safetensors + model.json
 README.md                                model card
 """
 
+import contextlib
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -24,7 +26,7 @@ from sfkt_cli import files
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.sensor import Sensor, sensor_of_store
 from sfkt_cli.data.store import open_store
-from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.errors import ConfigError, DataError, RunError, SfktError
 from sfkt_cli.evaluation import exported
 from sfkt_cli.models import graph_files
 from sfkt_cli.models.classifier import Classifier
@@ -37,10 +39,19 @@ from sfkt_cli.student import find_student
 FORMATS = ("onnx", "pt2", "safetensors")
 PRECISIONS = ("fp32", "fp16", "int8")
 LEAST_AGREEMENT = 0.95  # share of images that a file gives PyTorch's class; less is warned of
-ENDS = (".onnx", "-fp16.onnx", "-int8.onnx", ".pt2")  # of the names of graphs
+ALWAYS = ("README.md", "config.yaml")  # files that each export has
+GRAPHS = tuple(
+    name + end
+    for name in ("student", "bridged-source")
+    for end in (".onnx", "-fp16.onnx", "-int8.onnx", ".pt2")
+)
+COPIES = tuple(
+    f"{name}/{file}" for name in ("student", "translator", "source") for file in (WEIGHTS, CARD)
+)
 BATCH = 16  # images at a time, where a file takes any number
 TIMED = (1, 32)  # batches that are timed, where a file takes any number
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_UNFINISHED = "export"
 _INSIDE = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 """A file of an export, at most one folder down."""
 
@@ -62,11 +73,12 @@ def export(
 
     The arguments are the options of the command; empty and None mean what is usual there. Does
     nothing if the folder already holds these files, made from the same models in the same way,
-    unless ``run.force`` is set.
+    unless ``run.force`` is set. An earlier export stays until all files of this one are made.
 
     Raises:
-        ConfigError: An option is unknown, an extra is not installed, or the output is a file.
-        RunError: There is no student, or a written file does not give PyTorch's results.
+        ConfigError: An option is unknown, an extra is not installed, or the output is a file, or a
+            folder with other files of these names.
+        RunError: There is no student, or a file cannot be made or does not give PyTorch's results.
         DataError: A model or transfer.h5 is missing or damaged.
     """
     _choose("precision", precisions, PRECISIONS)
@@ -106,55 +118,101 @@ def export(
         "inputs": inputs,
         "versions": versions(),
     }
-    if not _begin(target, made_of, run.force):
+    earlier = _earlier(target)
+    same = made_of.items() <= (earlier.model_extra or {}).items()
+    if same and all((target / name).is_file() for name in earlier.written) and not run.force:
         say(f"export: already done in {target}")
         return
+    if output is not None:
+        _refuse_foreign(target)
     measured, compared = images.choose(lowered=set(precisions) != {"fp32"})
     facts = _facts(saved["student"], sensor, images)
-    writer = _Writer(target, formats, precisions, images, measured, compared, facts, batch)
-    writer.labels = exported.labels_told(run, store)
     fit = None
     if input_size:
         fit = FitTarget(*images.size, sensor.image_size, sensor.fit, missing=sensor.missing)
-    for name, graph in _graphs(saved, fit).items():
-        writer.write(name, graph, benchmark=benchmark)
-    for name, model in saved.items() if "safetensors" in formats else ():
-        writer.copy(folders[name], name, model, sensor)
-    tables = writer.tables()
-    for title, text in tables.items():
-        say(f"{title}\n\n{text}")
-    first = next((file for file in writer.written if file.endswith((".onnx", ".pt2"))), "student")
-    card = exported.model_card(run, method, saved["student"], sensor, images, first, batch, tables)
-    files.write_text(target / "README.md", card)
-    files.write_settings(target / "config.yaml", to_yaml(config))
-    files.write_record(target / "done.json", {**made_of, **writer.record()})
+    with _unfinished(target) as folder:
+        writer = _Writer(folder, formats, precisions, images, measured, compared, facts, batch)
+        writer.labels = exported.labels_told(run, store)
+        for name, graph in _graphs(saved, fit).items():
+            writer.write(name, graph, benchmark=benchmark)
+        for name, model in saved.items() if "safetensors" in formats else ():
+            writer.copy(folders[name], name, model, sensor)
+        tables = writer.tables()
+        for title, text in tables.items():
+            say(f"{title}\n\n{text}")
+        graphs = (file for file in writer.written if file.endswith((".onnx", ".pt2")))
+        card = exported.model_card(
+            run, method, saved["student"], sensor, images, next(graphs, "student"), batch, tables
+        )
+        files.write_text(folder / "README.md", card)
+        files.write_settings(folder / "config.yaml", to_yaml(config))
+        files.write_record(folder / "done.json", {**made_of, **writer.record()})
+        _replace(target, folder, earlier.written, writer.written)
+    say(f"export: {len(writer.written)} files are in {target}")
 
 
-def _begin(target: Path, made_of: Mapping[str, Any], force: bool) -> bool:
-    """Clear the folder of an earlier export; False if that was made in the same way, and is whole.
-
-    Only files that the earlier one wrote are removed, and graphs, which an interrupted one leaves.
-    """
+def _earlier(target: Path) -> "Exported":
+    """The record of the export that a folder holds; an empty one where there is none."""
     try:
-        earlier = files.read_record(target / "done.json", Exported)
+        return files.read_record(target / "done.json", Exported)
     except DataError:
-        earlier = Exported(written=[])
-    same = made_of.items() <= (earlier.model_extra or {}).items()
-    if same and all((target / name).is_file() for name in earlier.written) and not force:
-        return False
+        return Exported(written=[])
+
+
+def _refuse_foreign(target: Path) -> None:
+    """Raise ConfigError if a folder holds files of other origin that an export would replace."""
+    readme = target / "README.md"
+    begins = readme.read_bytes()[: len(exported.FIRST_LINES)] if readme.is_file() else b""
+    if _earlier(target).written or begins == exported.FIRST_LINES.encode():
+        return
+    foreign = [
+        name for name in ("done.json", *ALWAYS, *GRAPHS, *COPIES) if (target / name).exists()
+    ]
+    if foreign:
+        raise ConfigError(
+            f"--output {target} holds {', '.join(foreign)}, which `sfkt export` would replace, but "
+            "it is no export: choose another folder"
+        )
+
+
+@contextlib.contextmanager
+def _unfinished(target: Path) -> Iterator[Path]:
+    """A folder inside of ``target``, for files that are not all there yet; gone at the end.
+
+    What an interrupted export left is removed.
+    """
     target.mkdir(parents=True, exist_ok=True)
-    graphs = (name + end for name in ("student", "bridged-source") for end in ENDS)
-    for name in ["done.json", *filter(_INSIDE.fullmatch, earlier.written), *graphs]:
-        for file in (target / name, *target.glob(f".{name}.*{files.PARTIAL}")):
-            file.unlink(missing_ok=True)
-    return True
+    for name in (_UNFINISHED, *ALWAYS, *GRAPHS, "done.json"):
+        for left in target.glob(f".{name}.*{files.PARTIAL}"):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{_UNFINISHED}.", suffix=files.PARTIAL, dir=target
+    ) as folder:
+        yield Path(folder)
+
+
+def _replace(target: Path, folder: Path, earlier: Sequence[str], written: Sequence[str]) -> None:
+    """Put new files in the place of an earlier export; the record comes last.
+
+    Only what the earlier one wrote is removed, and graphs, which an interrupted one leaves.
+    """
+    stale = {*filter(_INSIDE.fullmatch, earlier), *GRAPHS} - set(written)
+    for name in ("done.json", *stale):
+        (target / name).unlink(missing_ok=True)
+    for name in (*written, "done.json"):
+        (target / name).parent.mkdir(exist_ok=True)
+        (folder / name).replace(target / name)
+    files.sync_folder(target)
 
 
 @dataclass
 class _Writer:
     """Writes the files of graphs, and compares and times them on real images."""
 
-    target: Path
+    folder: Path  # where they go
     formats: Sequence[str]
     precisions: Sequence[str]
     images: exported.TargetImages
@@ -165,22 +223,23 @@ class _Writer:
     labels: Mapping[str, int] = field(default_factory=dict)  # class by sample id, where known
     comparisons: list[exported.Comparison] = field(default_factory=list)
     latencies: list[exported.Latency] = field(default_factory=list)
-    written: list[str] = field(default_factory=lambda: ["README.md", "config.yaml"])
+    written: list[str] = field(default_factory=lambda: list(ALWAYS))
 
     def write(self, name: str, graph: SensorGraph, *, benchmark: bool) -> None:
         """Write all files of a graph."""
         ids = [self.images.ids[row] for row in self.compared.tolist()]
         expected = self.images.ask(graph_files.open_graph(graph), self.compared)
         onnx_files = {}
-        for suffix, precision, content in self._contents(graph):
+        for suffix, precision, content in self._contents(name, graph):
             file = name + suffix
             open_file = graph_files.open_pt2 if suffix == ".pt2" else graph_files.open_onnx
-            probabilities = self.images.ask(open_file(content), self.compared)
+            with _making(file):
+                probabilities = self.images.ask(open_file(content), self.compared)
             comparison = exported.compare(
                 file, precision, content, probabilities, expected, ids, self.labels
             )
-            files.write_bytes(self.target / file, content)
-            _tell(self.target / file, comparison)
+            files.write_bytes(self.folder / file, content)
+            _tell(comparison)
             self.comparisons.append(comparison)
             self.written.append(file)
             if suffix != ".pt2":
@@ -190,31 +249,37 @@ class _Writer:
             batches = [self.images.read(np.resize(self.compared, size)) for size in sizes]
             self.latencies += exported.time_all(name, graph, onnx_files, batches)
 
-    def _contents(self, graph: SensorGraph) -> Iterator[tuple[str, str, bytes]]:
+    def _contents(self, name: str, graph: SensorGraph) -> Iterator[tuple[str, str, bytes]]:
         """End of the name, precision and content of each file of a graph."""
         some = next(self.images.batches(self.measured))
         how: dict[str, Any] = {"images": some, "facts": self.facts, "any_batch": self.batch is None}
         if "onnx" in self.formats:
-            content = graph_files.to_onnx(graph, **how)
+            with _making(f"{name}.onnx"):
+                content = graph_files.to_onnx(graph, **how)
             if "fp32" in self.precisions:
                 yield ".onnx", "fp32", content
             if "fp16" in self.precisions:
-                half = graph_files.halved(graph)
-                yield "-fp16.onnx", "fp16", graph_files.to_onnx(half, **how)
+                with _making(f"{name}-fp16.onnx"):
+                    half = graph_files.to_onnx(graph_files.halved(graph), **how)
+                yield "-fp16.onnx", "fp16", half
             if "int8" in self.precisions:
                 batches = partial(self.images.batches, self.measured)
-                yield "-int8.onnx", "int8", graph_files.to_int8(content, batches)
+                with _making(f"{name}-int8.onnx"):
+                    whole = graph_files.to_int8(content, batches)
+                yield "-int8.onnx", "int8", whole
         if "pt2" in self.formats:
-            yield ".pt2", "fp32", graph_files.to_pt2(graph, **how)
+            with _making(f"{name}.pt2"):
+                program = graph_files.to_pt2(graph, **how)
+            yield ".pt2", "fp32", program
 
     def copy(self, folder: Path, name: str, saved: Saved, sensor: Sensor) -> None:
         """Copy weights, then their card, which also tells how the sensor's images are read."""
-        target = self.target / name
+        target = self.folder / name
         with files.replacing(target / WEIGHTS) as unfinished:
             shutil.copyfile(folder / WEIGHTS, unfinished)
         more = {"sensor": asdict(sensor)} if saved.encoding is not None else {}
         files.write_record(target / CARD, {**saved.card, **more})
-        say(f"export: {target / WEIGHTS}")
+        say(f"export: {name}/{WEIGHTS}")
         self.written += [f"{name}/{WEIGHTS}", f"{name}/{CARD}"]
 
     def tables(self) -> dict[str, str]:
@@ -235,12 +300,24 @@ class _Writer:
             "files": [asdict(comparison) for comparison in self.comparisons],
             "latencies": [asdict(latency) for latency in self.latencies],
             "written": self.written,
-            "outputs": digest_outputs(self.target, here),
+            "outputs": digest_outputs(self.folder, here),
         }
 
 
-def _tell(file: Path, comparison: exported.Comparison) -> None:
-    """Say that a file is written and how far it can be trusted."""
+@contextlib.contextmanager
+def _making(file: str) -> Iterator[None]:
+    """Raise RunError, which names the file, if an exporter or a runtime fails."""
+    try:
+        yield
+    except (SfktError, OSError):
+        raise
+    except Exception as error:  # they raise errors of many kinds
+        raise RunError(f"{file} was not written: {graph_files.reason(error)}") from error
+
+
+def _tell(comparison: exported.Comparison) -> None:
+    """Say how far a file can be trusted."""
+    file = comparison.file
     same = round(comparison.agreement * comparison.images)
     say(
         f"export: {file}  the same class as PyTorch on {same} of {comparison.images} images, "
@@ -308,6 +385,14 @@ def _graphs(saved: Mapping[str, Saved], fit: FitTarget | None) -> dict[str, Sens
     }
     if "translator" in saved:
         translator = saved["translator"]
+        if (
+            translator.card["inputs"].get("source", saved["source"].digest)
+            != saved["source"].digest
+        ):
+            warn(
+                "bridged-source.*: the bridge was trained for an earlier source model: run "
+                "`sfkt bridge --force` to renew it, or do not use these files"
+            )
         graphs["bridged-source"] = SensorGraph(
             saved["source"].module,
             translator.encoding_of("bridge"),

@@ -220,7 +220,7 @@ def open_student(config: Config, path: Path, method: str | None) -> AnyStudent:
 
 def judged(prediction: Prediction, threshold: float) -> Prediction:
     """The prediction, or ``unknown`` where it is too unsure or its image is doubted."""
-    if threshold and (prediction.probability < threshold or prediction.warning):
+    if threshold and (not prediction.probability >= threshold or prediction.warning):
         return replace(prediction, label=UNKNOWN)
     return prediction
 

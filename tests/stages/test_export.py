@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import re
@@ -28,6 +29,7 @@ from sfkt_cli.files import write_record
 from sfkt_cli.models import graph_files
 from sfkt_cli.models.graph_files import FitTarget, SensorGraph, for_export, to_onnx
 from sfkt_cli.models.onnx_files import open_session
+from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages import export as stage
@@ -186,6 +188,9 @@ def test_an_export_without_onnx_has_code_that_runs_and_nothing_of_an_interrupted
     monkeypatch.chdir(tmp_path)
     for name in ("bridged-source-int8.onnx", ".student.onnx.12.partial", "notes.onnx"):
         (tmp_path / name).touch()
+    (tmp_path / ".export.a.partial").mkdir()
+    (tmp_path / ".export.a.partial/student.onnx").touch()
+    (tmp_path / "README.md").write_text(files.FIRST_LINES)
     export(untrained_config, untrained_run, formats=[kind], benchmark=True, output=tmp_path)
     left = {path.name for path in tmp_path.iterdir() if "onnx" in path.name}
     assert left == {"notes.onnx"}
@@ -270,6 +275,61 @@ def test_a_file_that_differs_from_pytorch_is_refused(
     with pytest.raises(RunError, match=rf"student\.pt2 was not written: 1 of .* class: {name}"):
         export(untrained_config, untrained_run, formats=["pt2"], output=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_export_says_why_and_leaves_the_earlier_one(
+    untrained_run: Run, untrained_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def content() -> dict[str, bytes]:
+        return {str(p): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+    export(untrained_config, untrained_run, formats=["safetensors"], output=tmp_path)
+    assert (tmp_path / "README.md").read_text().startswith(files.FIRST_LINES)
+    before, half = content(), graph_files.halved
+
+    def overflowing(graph: SensorGraph) -> torch.nn.Module:
+        graph = copy.deepcopy(graph)
+        graph.model.backbone.stem.weight.mul_(1e7)  # type: ignore[operator, union-attr]
+        return half(graph)
+
+    monkeypatch.setattr(graph_files, "halved", overflowing)
+    with pytest.raises(RunError, match=r"student-fp16\.onnx was not written: in fp16 .* finite"):
+        export(untrained_config, untrained_run, precisions=["fp16"], output=tmp_path)
+    forward = SensorGraph.forward
+
+    def branching(graph: SensorGraph, images: torch.Tensor) -> Any:
+        return forward(graph, images if images.float().sum() > 0 else images.flip(1))
+
+    monkeypatch.setattr(SensorGraph, "forward", branching)
+    with pytest.raises(RunError, match=r"student\.pt2 was not written: .* data-dependent"):
+        export(untrained_config, untrained_run, formats=["pt2"], output=tmp_path)
+    assert content() == before
+
+
+def test_files_of_other_origin_are_not_replaced(
+    untrained_run: Run, untrained_config: Config, tmp_path: Path
+) -> None:
+    for name in ("README.md", "student.onnx"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds README\.md, student\.onnx, which"):
+        export(untrained_config, untrained_run, formats=["safetensors"], output=tmp_path)
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"mine"}
+
+
+def test_a_bridge_of_an_earlier_source_model_is_warned_of(
+    untrained_run: Run, untrained_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(untrained_run.folder, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    saved = load_model(run.path("bridge"))
+    for digest, warned in ((load_model(run.path("source")).digest, False), ("0" * 64, True)):
+        save_model(
+            run.path("bridge"), saved.module, kind="translator",
+            architecture=saved.card["architecture"], classes=[], encoding=saved.encoding,
+            inputs={"source": digest}, seed=0,
+        )  # fmt: skip
+        export(untrained_config, replace(run, force=True), formats=["safetensors"])
+        assert ("sfkt bridge --force" in capsys.readouterr().err) is warned
 
 
 def test_other_precisions_types_and_batches(
