@@ -161,9 +161,11 @@ class ExportedStudent:
 def read_image(path: str | Path) -> bytes:
     """The content of an image file; raises DataError if it cannot be read."""
     path = Path(path)
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path} is no file, but a folder, a device or a pipe: give image files")
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(
+                f"{path} is no file, but a folder, a device or a pipe: give image files"
+            )
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None

@@ -1,5 +1,6 @@
 """`sfkt predict`: classes of new images of the target sensor, as CSV or JSONL."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -68,7 +69,7 @@ def predict(
 
     Raises:
         ConfigError: The output cannot be written, holds other columns, or ends neither in .csv nor
-            in .jsonl; or nothing matches ``images``.
+            in .jsonl; nothing matches ``images``; or pictures would be saved among them.
         DataError: Some files could not be read; the rows of the others are written.
     """
     is_file = output.suffix.lower() in (".csv", ".jsonl") and not output.is_dir()
@@ -79,6 +80,8 @@ def predict(
         raise ConfigError(
             f"{without_password(video)} is a video: give it alone, without other images or --follow"
         )
+    if save_images:
+        _refuse_among(images, save_images)
     student = open_student(config, model or run.folder, method)
     broken: list[str] = []
     total: int | None = None  # how many images there are, where somebody knows
@@ -225,6 +228,17 @@ def judged(prediction: Prediction, threshold: float) -> Prediction:
     return prediction
 
 
+def _refuse_among(images: Sequence[str], folder: Path) -> None:
+    """Raise ConfigError if pictures would be written below one of the folders of images."""
+    for entry in images:
+        with contextlib.suppress(OSError):  # such as a name that is too long
+            if Path(entry).is_dir() and folder.resolve().is_relative_to(Path(entry).resolve()):
+                raise ConfigError(
+                    f"--save-images {folder} lies in {entry}, whose images are classified: the "
+                    "pictures would be classified, too; choose a folder outside of it"
+                )
+
+
 def save(
     folder: Path,
     first: int,
@@ -306,17 +320,28 @@ def _matches(entry: str) -> list[Path]:
         lines = text.split("\0") if "\0" in text else text.splitlines()  # as `find -print0` does
         return [Path(line) for line in lines if line.strip()]
     path = Path(entry)
-    if path.is_dir():
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError:  # such as a name that is too long: reading it says so, and the others go on
+        return [path]
+    if is_folder:
         names = list_files(path)
         if unread := tell_unread(names):
             warn(f"{path}: {unread}")
         return sorted(path / name for name in names if name.lower().endswith(SUFFIXES))
-    if path.exists() or not any(sign in entry for sign in "*?["):
+    if is_there or not any(sign in entry for sign in "*?["):
         return [path]
     fixed = next(place for place, part in enumerate(path.parts) if set(part) & set("*?["))
     base = Path(*path.parts[:fixed])
     paths = base.glob(str(Path(*path.parts[fixed:])))
-    return sorted(p for p in paths if p.is_file() and not is_system(str(p.relative_to(base))))
+    return sorted(p for p in paths if _may_be_file(p) and not is_system(str(p.relative_to(base))))
+
+
+def _may_be_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # in a folder that cannot be read
+        return True
 
 
 def read(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import math
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,8 +31,8 @@ from sfkt_cli.files import read_settings, write_record, write_settings
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.stages.predict import BATCH, expand, predict, save, to_csv, watch
-from sfkt_cli.student import Prediction
+from sfkt_cli.stages.predict import BATCH, expand, judged, predict, save, to_csv, watch
+from sfkt_cli.student import Prediction, read_image
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +93,9 @@ def test_broken_files_do_not_stop_the_others(
     rgb = tmp_path / "rgb.png"
     Image.new("RGB", (20, 20)).save(rgb)
     output = tmp_path / "out.jsonl"
-    paths = [str(path) for path in (cut, good, rgb, tmp_path / "absent.png")]
-    with pytest.raises(DataError, match="3 of 4 images") as caught:
+    long = tmp_path / f"{300 * 'a'}.png"
+    paths = [str(path) for path in (cut, good, rgb, tmp_path / "absent.png", long)]
+    with pytest.raises(DataError, match="4 of 5 images") as caught:
         predict(untrained_config, untrained_run, paths, output=output, top_k=2)
     (line,) = output.read_text().splitlines()
     row = json.loads(line)
@@ -103,6 +107,42 @@ def test_broken_files_do_not_stop_the_others(
     with pytest.raises(DataError, match="1 of 1 images"):
         predict(untrained_config, untrained_run, [str(cut)], output=output)
     assert output.read_text() == before  # where there is nothing to say, nothing is overwritten
+
+
+def test_files_in_a_folder_that_cannot_be_read_are_broken(
+    depth_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user of the tests may read everything, so the system call is made to fail."""
+    closed, stat = depth_files / "000.png", os.stat
+
+    def refuse(path: Any, *more: Any, **options: Any) -> os.stat_result:
+        if str(path) == str(closed):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, *more, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    for entry in (str(closed), str(depth_files / "00[0].png")):
+        assert expand([entry]) == [closed]
+        with pytest.raises(DataError, match=r"000\.png cannot be read: Permission denied"):
+            read_image(closed)
+
+
+def test_pictures_are_not_saved_among_the_images(
+    untrained_run: Run, untrained_config: Config, depth_files: Path, tmp_path: Path
+) -> None:
+    for follow in (False, True):
+        with pytest.raises(ConfigError, match=r"--save-images .*shots lies in .* outside"):
+            predict(
+                untrained_config, untrained_run, [str(depth_files)], output=tmp_path / "p.csv",
+                save_images=depth_files / "sub" / ".." / "shots", follow=follow,
+            )  # fmt: skip
+    assert not (depth_files / "shots").exists()
+
+
+def test_an_image_without_a_probability_is_unknown() -> None:
+    lost = Prediction("cone", math.nan, (("cone", math.nan), ("box", math.nan)))
+    assert judged(lost, 0.5).label == "unknown"
+    assert judged(lost, 0.0).label == "cone"
 
 
 def test_files_folders_patterns_and_a_list(
