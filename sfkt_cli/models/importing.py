@@ -39,17 +39,23 @@ AS_ONNX = (
 COUNTER = "num_batches_tracked"  # of batch norms; old checkpoints have none
 PICKLE = b"\x80"  # first byte of every pickle since Python 2.3
 _DYNAMIC = "dynamo=True, external_data=False, dynamic_shapes=({0: 'batch'},)"
+PICKLED = "a pickle with more than tensors in it"
 LOADERS = {
     "a TorchScript program": (
         "torch.jit.load({0!r}).eval()",
         "input_names=['images'], dynamic_axes={'images': {0: 'batch'}}, dynamo=False",
     ),
     "an exported program": ("torch.export.load({0!r}).module()", _DYNAMIC),
-    "a pickle with more than tensors in it": (
+    PICKLED: (
         "torch.load({0!r}, weights_only=False).eval()", _DYNAMIC,
     ),
 }  # fmt: skip
 """How each kind of file that holds a whole network is loaded, and exported to ONNX."""
+OF_DICT = (
+    "If it holds a dict, as training scripts write it, take the weights out by their key, such as "
+    "state_dict or model: torch.save(torch.load({0!r}, weights_only=False)['state_dict'], "
+    "'weights.pth')"
+)
 
 
 @dataclass(frozen=True)
@@ -331,6 +337,7 @@ def _refuse_network(path: Path, kind: str) -> NoReturn:
         f"  model = {load.format(path.name)}\n"
         f"  torch.onnx.export(model, (torch.rand(2, 3, S, S),), {path.stem + '.onnx'!r}, {shape})\n"
         f"Or take its weights alone, {SAVE_WEIGHTS}, and name the network with source.backbone"
+        + (f"\n{OF_DICT.format(path.name)}" if kind == PICKLED else "")
     )
 
 

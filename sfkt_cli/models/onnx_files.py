@@ -372,7 +372,7 @@ def _split_head(
         )
     bias = tensors[shift] if name and shift else torch.zeros(1)
     features = inputs[0] if name else output
-    return features, ends, matrix.contiguous(), bias.expand(len(matrix)).clone()
+    return features, ends, matrix.contiguous(), bias.flatten().expand(len(matrix)).clone()
 
 
 def _needed(nodes: Sequence[Node], output: str) -> list[Node]:

@@ -121,7 +121,9 @@ def save_model(
         **more,
     }
     card = _as_read(Card.model_validate(card))
+    # Copies, because some networks use a tensor at two places, which safetensors refuses.
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    state = {name: value.clone() for name, value in state.items()}
     write_bytes(weights, to_bytes(state, {"used_as": _use_of(card)}))
     write_record(folder / CARD, {**card, "sha256": sha256_file(weights)})
 

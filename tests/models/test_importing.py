@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,19 @@ def test_damaged_and_foreign_files_are_errors_that_name_the_file(tmp_path: Path)
     for name in [*names, "absent.pth"]:
         with pytest.raises(DataError, match=name):
             import_source(settings(tmp_path / name), CLASSES)
+
+
+def test_a_dict_of_a_training_script_is_told_how_to_give_its_weights(
+    tmp_path: Path, network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"args": argparse.Namespace(lr=0.1), "state_dict": network.state_dict()}, "run.pth")
+    with pytest.raises(DataError, match="more than tensors in it") as refused:
+        import_source(settings(Path("run.pth")), CLASSES)
+    exec(str(refused.value).splitlines()[-1].partition(": ")[2], {"torch": torch})
+    brought = import_source(settings(Path("weights.pth")), CLASSES)
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(brought.model(images)[1], network(normalised(images)))
 
 
 def test_collapsed_predictions_are_noticed() -> None:

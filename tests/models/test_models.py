@@ -140,6 +140,21 @@ def test_a_classifier_comes_back_bit_for_bit(
     assert (tmp_path / "model.safetensors").read_bytes() == first
 
 
+def test_a_network_that_uses_a_tensor_twice_is_saved(tmp_path: Path) -> None:
+    architecture: dict[str, Any] = {
+        "backbone": "small", "classes": 2, "width": 4, "bottleneck": 8,
+        "mean": (0.5,) * 3, "std": (0.2,) * 3,
+    }  # fmt: skip
+    model = Classifier(**architecture).eval()
+    model.backbone.norm.bias = model.backbone.norm.weight  # type: ignore[union-attr]
+    save_model(
+        tmp_path, model, kind="classifier", architecture=architecture, classes=["a", "b"],
+        encoding=None, inputs={}, seed=0,
+    )  # fmt: skip
+    again, images = load_model(tmp_path).module, torch.rand(2, 3, 16, 16)
+    assert torch.equal(again(images)[1], model(images)[1])
+
+
 @pytest.mark.parametrize("name", TRANSLATORS)
 def test_a_translator_comes_back_bit_for_bit(tmp_path: Path, name: str) -> None:
     built = translator_sizes(name, 1)

@@ -238,7 +238,7 @@ def model_of(*nodes: Described, opset: int = 17, shape: Any = ("n", 3, SIDE, SID
         "v": torch.rand(4) + 0.5, "axes": torch.tensor([2, 3]), "low": torch.tensor(-0.5),
         "high": torch.tensor(0.5), "pads": torch.tensor([0, 0, 1, 0, 0, 0, 2, 1]),
         "sizes": torch.tensor([1, 3]), "zero": torch.tensor(0), "one": torch.tensor(1),
-        "column": torch.tensor([-1, 1, 1, 1]),
+        "column": torch.tensor([-1, 1, 1, 1]), "row": torch.randn(1, 2),
         "zero1": torch.tensor([0]), "minus": torch.tensor([-1]),
     }  # fmt: skip
     helper = onnx.helper
@@ -264,6 +264,8 @@ SEMANTICS: dict[str, tuple[list[Described], tuple[int, ...]]] = {
     "log softmax of one axis": (between(("LogSoftmax", ["c"], ["d"], {"axis": 2})), (11, 13)),
     "probabilities": ([CONV, POOL, FLAT, (*GEMM[:2], ["z"], GEMM[3]),
                        ("Softmax", ["z"], ["y"], {})], (11, 17)),
+    "a bias of one row": ([CONV, POOL, FLAT, ("Gemm", ["p", "f", "row"], ["y"], {"transB": 1})],
+                          (13,)),
     "squeezed by attribute": ([CONV, POOL, ("Squeeze", ["g"], ["p"], {"axes": [2, 3]}), GEMM],
                               (11,)),
     "squeezed by input": ([CONV, POOL, ("Squeeze", ["g", "axes"], ["p"], {}), GEMM], (13,)),
