@@ -32,6 +32,9 @@ SCALES = (0.3, 1.0, 1.0, 2.0, 5.0)
 LARGEST_DIFFERENCE = 1e-4  # of outputs, relative to the largest of them
 OLDEST_OPSET = 7
 SAVE_WEIGHTS = "torch.save(model.state_dict(), 'weights.pth')"
+ON_IMAGES = ("Add", "Cast", "Div", "Identity", "Mul", "Sub", "Transpose")
+"""Operations that normalise images, where they come before all others."""
+MASKED = 1e4  # so large are the numbers, such as -inf, that hide words from attention
 ENDS = {"Softmax": F.softmax, "LogSoftmax": F.log_softmax}
 Node = list[Any]
 
@@ -94,7 +97,8 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
         raise DataError(
             f"{path} gives {tuple(logits.shape)} for {BATCHES[1]} images: no classifier"
         )
-    nodes = _settle(nodes, tensors, seen)
+    weights = _weights(nodes, tensors, images_name)
+    nodes = _settle(nodes, tensors, weights, seen)
     output, ends, weight, bias = _split_head(path, nodes, tensors, logits_name, head)
     if not len(bias):
         weight, bias = torch.eye(logits.shape[1]), torch.zeros(logits.shape[1])
@@ -108,7 +112,7 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
         "channels_last": channels_last,
         "tensors": {
             name: [
-                list(value.shape), str(value.dtype).removeprefix("torch."), is_trained(value)
+                list(value.shape), str(value.dtype).removeprefix("torch."), name in weights
             ]
             for name, value in tensors.items() if name in used
         },
@@ -288,10 +292,13 @@ def _run(nodes: Sequence[Node], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settle(
-    nodes: Sequence[Node], tensors: dict[str, Tensor], traces: Sequence[Mapping[str, Any]]
+    nodes: Sequence[Node],
+    tensors: dict[str, Tensor],
+    weights: set[str],
+    traces: Sequence[Mapping[str, Any]],
 ) -> list[Node]:
     """Work out all that depends on the images' shape only; put numbers where numbers are wanted."""
-    fixed = {name for name, value in tensors.items() if not is_trained(value)}
+    fixed = tensors.keys() - weights
     kept: list[Node] = []
     for kind, inputs, outputs, attributes in nodes:
         settled = inputs[:1] if kind == "CastLike" else inputs
@@ -329,9 +336,22 @@ def _literal(one: Any, two: Any) -> Any:
     raise DataError(f"it does different things for {BATCHES[0]} and {BATCHES[1]} images")
 
 
-def is_trained(value: Tensor) -> bool:
-    """Whether a tensor of a file is a weight; single numbers and whole numbers are constants."""
-    return value.is_floating_point() and value.numel() > 1
+def _weights(nodes: Sequence[Node], tensors: Mapping[str, Tensor], images_name: str) -> set[str]:
+    """Names of the tensors that are trained.
+
+    Constants are whole numbers, single numbers, masks, and what normalises the images.
+    """
+    images, constants = {images_name}, set[str]()
+    for kind, inputs, outputs, _ in nodes:
+        if kind in ON_IMAGES and images & set(inputs) and set(inputs) <= images | tensors.keys():
+            images |= set(outputs)
+            constants |= set(inputs)
+    return {
+        name
+        for name, value in tensors.items()
+        if name not in constants and value.is_floating_point() and value.numel() > 1
+        and float(value.abs().max()) < MASKED
+    }  # fmt: skip
 
 
 def _split_head(

@@ -126,6 +126,19 @@ def test_a_network_written_to_onnx_comes_back_and_can_be_trained_and_exported(
     torch.testing.assert_close(again.module()(images)[1], logits, atol=1e-5, rtol=1e-4)
 
 
+def write(network: nn.Module, path: Path, *, legacy: bool) -> None:
+    """Export a network for any number of images."""
+    images = torch.rand(2, 3, SIDE, SIDE)
+    if legacy:
+        with quietly():
+            torch.onnx.export(
+                network, (images,), path, input_names=["images"],
+                dynamic_axes={"images": {0: "batch"}}, dynamo=False,
+            )  # fmt: skip
+    else:
+        path.write_bytes(to_onnx(network, images, {}, outputs=["logits"], keep_norms=True))
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "class token": lambda: models.VisionTransformer(SIDE, 8, 1, 2, 8, 8, num_classes=3),
     "convnext": lambda: models.ConvNeXt(
@@ -145,21 +158,53 @@ def test_a_network_that_came_as_onnx_is_exported_for_any_batch(
     pytest.importorskip("onnxscript")
     torch.manual_seed(0)
     network, path = NETWORKS[name]().eval(), tmp_path / "model.onnx"
+    write(network, path, legacy=legacy)
     images = torch.rand(5, 3, SIDE, SIDE)
-    if legacy:
-        with quietly():
-            torch.onnx.export(
-                network, (images,), path, input_names=["images"],
-                dynamic_axes={"images": {0: "batch"}}, dynamo=False,
-            )  # fmt: skip
-    else:
-        path.write_bytes(to_onnx(network, images, {}, outputs=["logits"], keep_norms=True))
     graph = Probabilities(import_source(settings(path), CLASSES, size=SIDE).model)
     for content, open_file in (
         (to_onnx(graph, images[:2], {}), open_onnx),
         (to_pt2(graph, images[:2], {}, any_batch=True), open_pt2),
     ):
         torch.testing.assert_close(open_file(content)(images), graph(images)[1])
+
+
+class WithConstants(nn.Module):
+    """Normalises its images itself, has a table of places and masked attention."""
+
+    middle: Tensor
+    spread: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("middle", torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1))
+        self.register_buffer("spread", torch.tensor([0.2, 0.3, 0.2]).view(3, 1, 1))
+        self.register_buffer("mask", torch.full((16, 16), -torch.inf).triu(1))
+        self.conv = nn.Conv2d(3, 8, 4, 4)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        words = self.conv((images - self.middle) / self.spread).flatten(2).transpose(1, 2)
+        places = torch.arange(words.shape[1] * 8, device=words.device).view(1, -1, 8)
+        words = words + torch.tanh(places / 8)
+        attention = torch.softmax(words @ words.transpose(1, 2) + self.mask, 2)
+        pooled: Tensor = self.fc((attention @ words).mean(1))
+        return pooled
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("legacy", [False, True], ids=["dynamo", "legacy"])
+def test_constants_of_a_network_are_not_trained(legacy: bool, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    network, path = WithConstants().eval(), tmp_path / "model.onnx"
+    write(network, path, legacy=legacy)
+    student = import_source(settings(path), CLASSES, size=SIDE).model.train()
+    shapes = sorted(sorted(parameter.shape) for parameter in student.parameters())
+    assert shapes == sorted(sorted(parameter.shape) for parameter in network.parameters())
+    optimizer = torch.optim.SGD(student.parameters(), 0.1, 0.9, weight_decay=0.1, nesterov=True)
+    student(torch.rand(2, 3, SIDE, SIDE))[1].sum().backward()
+    optimizer.step()
+    assert student(torch.rand(2, 3, SIDE, SIDE))[1].isfinite().all()
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {
