@@ -27,7 +27,7 @@ from sfkt_cli.console import event, speak_json, stage_log, warn
 from sfkt_cli.data.archive import Container, list_files
 from sfkt_cli.data.decode import decode_rgb, decode_target
 from sfkt_cli.data.readers import read_archive
-from sfkt_cli.data.readers.manifest import find_manifest
+from sfkt_cli.data.readers.folders import find_manifest
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.splits import choose_classes
 from sfkt_cli.errors import ConfigError, DataError
