@@ -16,8 +16,8 @@ from sfkt_cli.models.saving import classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, as_dict, fixed_batch_size
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.predicting import student_loader
+from sfkt_cli.training.recipes import fit_labels
 from sfkt_cli.training.runtime import make_runtime
-from sfkt_cli.training.supervised import fit_labels
 
 
 def epochs_of(config: Config, run: Run) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
@@ -33,7 +34,6 @@ from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run, Stage
 from sfkt_cli.training.loop import Fitted, Training
-from sfkt_cli.training.optimizers import cosine, translator_optimizer
 from sfkt_cli.training.pairs import held_out_pairs, settle_batches
 from sfkt_cli.training.predicting import (
     FEW,
@@ -45,6 +45,7 @@ from sfkt_cli.training.predicting import (
     through,
     translated,
 )
+from sfkt_cli.training.recipes import cosine
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 
 LEVEL_ROWS = 64  # RGB images that the variance of the source model's activations is measured on
@@ -228,11 +229,12 @@ def train(
     config, needs_tr = stage.config, bool(weights["d"] or weights["im"])
     batches = settle_batches(config, store, stage.folder, runtime, objective, tr=needs_tr)
     weights["im"] /= batches.passes
+    trained = [p for p in objective.parameters() if p.requires_grad]
     return Training(
         batches.plan(stage, "bridge", config.bridge.epochs, weights, auto="ti_closeness"),
         objective,
         batches,
-        translator_optimizer([objective], config.bridge.learning_rate),
+        torch.optim.Adam(trained, config.bridge.learning_rate, betas=(0.9, 0.99), fused=True),
         runtime,
         schedule=cosine,
         keep=objective.translator,

@@ -28,8 +28,8 @@ from sfkt_cli.settings.resolve import resolve
 from sfkt_cli.settings.runs import Run, Stage
 from sfkt_cli.training import predicting
 from sfkt_cli.training.loop import Fitted
+from sfkt_cli.training.recipes import fit_labels
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
-from sfkt_cli.training.supervised import fit_labels
 
 USUAL_SIZE = 96  # pixels; few networks but the built-in one are trained on smaller images
 OF_CHECKPOINTS = {"backbone", "mixture", "classes", "features", "mean", "std", "channel_order"}

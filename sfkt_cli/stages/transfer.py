@@ -36,7 +36,6 @@ from sfkt_cli.scores import fit_temperature
 from sfkt_cli.settings.config import Config, method_settings
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.loop import Training
-from sfkt_cli.training.optimizers import SCHEDULES, classifier_optimizer
 from sfkt_cli.training.pairs import held_out_pairs, settle_batches
 from sfkt_cli.training.predicting import (
     FEWEST,
@@ -49,6 +48,7 @@ from sfkt_cli.training.predicting import (
     target_loader,
     through,
 )
+from sfkt_cli.training.recipes import SCHEDULES, classifier_optimizer
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 
 BATCH_NORM_MOMENTUM = 0.1

@@ -27,7 +27,7 @@ from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages import transfer
 from sfkt_cli.training.loop import Training
-from sfkt_cli.training.optimizers import classifier_optimizer
+from sfkt_cli.training.recipes import classifier_optimizer
 from tests.benchmarks.made import CLASSES, make_run, settings
 from tests.benchmarks.measuring import Row, alternate, ratio_row
 from tests.benchmarks.step_time import capture

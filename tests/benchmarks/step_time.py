@@ -29,7 +29,7 @@ from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages import bridge, transfer
 from sfkt_cli.training.loop import Training
-from sfkt_cli.training.optimizers import classifier_optimizer, translator_optimizer
+from sfkt_cli.training.recipes import classifier_optimizer
 from sfkt_cli.training.runtime import make_runtime
 from tests.benchmarks.made import make_run, settings
 from tests.benchmarks.measuring import Row, ratio_row, seconds, time_row
@@ -81,7 +81,9 @@ def bridge_steps(
     runtime.place(source)
     if folded:
         runtime.cast_frozen(source, translator)
-    optimizer = translator_optimizer([translator], config.bridge.learning_rate)
+    optimizer = torch.optim.Adam(
+        translator.parameters(), config.bridge.learning_rate, betas=(0.9, 0.99), fused=True
+    )
     channels = card["architecture"]["channels"]
     encoded = torch.cat([pictures(channels, config), pictures(channels, config)])
     rgb = pictures(3, config)

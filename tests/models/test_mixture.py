@@ -13,7 +13,7 @@ from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.bridge import bridge
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import transfer
-from sfkt_cli.training.optimizers import classifier_optimizer
+from sfkt_cli.training.recipes import classifier_optimizer
 from tests.stages.evaluation_runs import ARCHITECTURE, CLASSES, make_run, save_classifier
 
 MEMBERS: list[dict[str, Any]] = [ARCHITECTURE, {**ARCHITECTURE, "width": 8, "bottleneck": 6}]

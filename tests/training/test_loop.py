@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from sfkt_cli.errors import Interrupted, RunError
 from sfkt_cli.training.checkpoint import PREVIOUS, STATE, load_states, save_state
 from sfkt_cli.training.loop import Batch, Fitted, Plan, Training, Tried
-from sfkt_cli.training.optimizers import cosine, inverse_decay
 from sfkt_cli.training.predicting import FEW, predict_rows
+from sfkt_cli.training.recipes import cosine, inverse_decay
 from sfkt_cli.training.runtime import Runtime, Trial, seed_all
 
 EPOCHS, STEPS = 3, 4

@@ -22,8 +22,8 @@ from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.training.batch_size import _try_on_gpu
 from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.loop import Batch, Plan, Training
-from sfkt_cli.training.optimizers import cosine
 from sfkt_cli.training.predicting import predict_rows
+from sfkt_cli.training.recipes import cosine
 from sfkt_cli.training.runtime import Runtime, seed_all
 
 SIZE, BATCH, FEATURES, COUNTS = 16, 8, 8, (1, 7, 200, 700)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.training.optimizers import classifier_optimizer
+from sfkt_cli.training.recipes import classifier_optimizer
 
 
 def test_parameters_whose_gradients_begin_late_are_trained_as_by_plain_sgd() -> None:
