@@ -1,6 +1,6 @@
 """One module a transfer method, and the table of them.
 
-``objective.py`` says what a method has, ``teacher_outputs.py`` what it may look at.
+``objective.py`` says what a method has, and what it may look at.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 from torch import Tensor
 
 from sfkt_cli import losses
-from sfkt_cli.methods.objective import Objective
-from sfkt_cli.methods.teacher_outputs import TeacherOutputs
+from sfkt_cli.methods.objective import Objective, TeacherOutputs
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from sfkt_cli import losses
-from sfkt_cli.methods.objective import Objective
-from sfkt_cli.methods.teacher_outputs import Bank, TeacherOutputs
+from sfkt_cli.methods.objective import Bank, Objective, TeacherOutputs
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch

@@ -1,12 +1,44 @@
-"""What every transfer method has: :class:`Objective`. CONTRIBUTING.md says how to add one."""
+"""What every transfer method has, and what it may look at: unlabelled images through frozen models.
 
+CONTRIBUTING.md says how to add a method. Two ways to learn from the target images alone are shared
+by several: clusters, and a bank of neighbours.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from sfkt_cli.data.images import as_rgb, encode
-from sfkt_cli.methods.teacher_outputs import TeacherOutputs
+from sfkt_cli.data.images import Encoding, as_rgb, encode
+from sfkt_cli.distributed import from_all_processes
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
+
+
+@dataclass(frozen=True)
+class TeacherOutputs:
+    """Frozen models and their outputs, computed once.
+
+    N target images (TR) and M TI pairs, in the order of transfer.h5, averaged over an image and its
+    mirror image; on the device.
+    """
+
+    source: Classifier  # the frozen source model
+    encoding: Encoding  # of target images for the student
+    targets: int  # number N of target images
+    bridged_logits: Tensor | None  # (N, K), source model on translated TR images; None: no bridge
+    # Gives a classifier's batch norms the statistics of the target images, in place; see
+    # :func:`sfkt_cli.training.predicting.adapt_batch_norms`.
+    adapt: Callable[[Classifier], None]
+    # By how many standard errors the bridge sees better than a classifier of target images; see
+    # :func:`sfkt_cli.methods.label_free.bridge_lead`. 0 without a bridge.
+    bridge_lead: Callable[[Classifier], float]
+    ti_features: Tensor | None  # (M, D), source model on RGB partners; None: the method needs none
+    # The student on all TR target images: features (N, D) and logits (N, K).
+    predict_all: Callable[[Classifier], tuple[Tensor, Tensor]]
 
 
 class Objective(nn.Module):
@@ -50,3 +82,110 @@ class Objective(nn.Module):
     def encoded(self, images: Tensor) -> Tensor:
         """What the student takes, (B, 3, H, W), of target images as stored."""
         return as_rgb(encode(images, self.outputs.encoding))
+
+
+def cluster_labels(
+    features: Tensor, logits: Tensor, *, rounds: int, euclidean: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Pseudo-labels from the clusters of the student's features.
+
+    A 1 is appended to the features, and they are scaled to unit length. Centroids start as means
+    weighted by the predicted probabilities. Each image takes the class of the nearest centroid in
+    cosine. Each further round takes the means of the hard assignments; in these rounds, a class
+    that no image is predicted as, or that has no images, has no centroid.
+
+    Source: rounds = 1 is SHOT as released (Liang et al., ICML 2020, Eq. 5 and 6); rounds = 0 with
+    ``euclidean`` is SOCKET as released.
+
+    Args:
+        features: (N, D).
+        logits: (N, K).
+        rounds: Repetitions with hard assignments.
+        euclidean: Take the nearest centroid in Euclidean distance; centroids keep their length.
+
+    Returns:
+        Labels (N,), and (N, K) cosine similarities or negative distances.
+    """
+    ones = torch.ones(len(features), 1, device=features.device)
+    units = normalize(torch.cat([features.float(), ones], dim=1))
+    weights = logits.float().softmax(dim=1)
+    if euclidean:
+        means = weights.T @ units / weights.sum(dim=0).clamp_min(1e-8).unsqueeze(1)
+        similarity = -torch.cdist(units, means)
+        return similarity.argmax(dim=1), similarity
+    similarity = units @ _centroids(units, weights).T
+    unused = _hard(logits).sum(dim=0) == 0
+    for _ in range(rounds):
+        assigned = _hard(similarity.masked_fill(unused, -1.0))
+        unused = unused | (assigned.sum(dim=0) == 0)
+        similarity = (units @ _centroids(units, assigned).T).masked_fill(unused, -1.0)
+    return similarity.argmax(dim=1), similarity
+
+
+def _hard(scores: Tensor) -> Tensor:
+    """Assignments (N, K), 1 at the largest of each row of scores (N, K)."""
+    return torch.nn.functional.one_hot(scores.argmax(dim=1), scores.shape[1]).float()
+
+
+def _centroids(units: Tensor, weights: Tensor) -> Tensor:
+    """Centroids (K, D + 1) of unit length of units (N, D + 1) under weights (N, K)."""
+    return normalize(weights.T @ units)
+
+
+def _whole_batch(values: Tensor) -> Tensor:
+    """The rows (B, ...) of all processes, in the order of the batch that they share."""
+    shares = torch.split(from_all_processes(values), len(values))
+    return torch.stack(shares, dim=1).flatten(0, 1)
+
+
+class Bank(nn.Module):
+    """Unit features and predictions of all N target images, as buffers: a resumed run has them.
+
+    Source: NRC (Yang et al., NeurIPS 2021) and AaD (Yang et al., NeurIPS 2022).
+
+    Args:
+        features: (N, D), from the student before its training.
+        logits: (N, K), from the student before its training.
+    """
+
+    features: Tensor
+    probabilities: Tensor
+
+    def __init__(self, features: Tensor, logits: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("features", normalize(features.float()))
+        self.register_buffer("probabilities", logits.float().softmax(dim=1))
+
+    @torch.no_grad()
+    def remember(self, rows: Tensor, features: Tensor, logits: Tensor) -> None:
+        """Replace the entries of a batch, over all processes.
+
+        A batch in which one pass over the images ends and the next begins may hold an image twice:
+        its last place counts. Of two writes to one row, chance would keep one.
+
+        Args:
+            rows: (B,) row numbers of the images.
+            features: (B, D).
+            logits: (B, K).
+        """
+        rows = _whole_batch(rows)
+        places = torch.arange(len(rows), device=rows.device)
+        last = rows.new_zeros(len(self.features)).scatter_reduce_(0, rows, places, "amax")[rows]
+        self.features[rows] = normalize(_whole_batch(features.float()))[last]
+        self.probabilities[rows] = _whole_batch(logits.float()).softmax(dim=1)[last]
+
+    @torch.no_grad()
+    def neighbours(self, rows: Tensor, count: int) -> Tensor:
+        """Row numbers of the nearest other images in cosine, the nearest first.
+
+        Args:
+            rows: (...,) row numbers of the images that ask.
+            count: How many; fewer where the bank is smaller.
+
+        Returns:
+            (..., count).
+        """
+        with torch.autocast(self.features.device.type, enabled=False):
+            similarity = self.features[rows] @ self.features.T
+        similarity.scatter_(-1, rows.unsqueeze(-1), -torch.inf)
+        return similarity.topk(min(count, len(self.features) - 1), dim=-1).indices

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkt_cli import losses
-from sfkt_cli.methods.objective import Objective
-from sfkt_cli.methods.teacher_outputs import TeacherOutputs, cluster_labels
+from sfkt_cli.methods.objective import Objective, TeacherOutputs, cluster_labels
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config, SocketConfig
 from sfkt_cli.training.loop import Batch

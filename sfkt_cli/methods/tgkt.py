@@ -33,8 +33,7 @@ from torch import Tensor
 
 from sfkt_cli import losses
 from sfkt_cli.errors import ConfigError
-from sfkt_cli.methods.objective import Objective
-from sfkt_cli.methods.teacher_outputs import TeacherOutputs, cluster_labels
+from sfkt_cli.methods.objective import Objective, TeacherOutputs, cluster_labels
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch

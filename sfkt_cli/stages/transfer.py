@@ -19,7 +19,7 @@ from sfkt_cli.errors import DataError
 from sfkt_cli.evaluation.verdict import Verdict, advice, verdict
 from sfkt_cli.methods import find_method, label_free
 from sfkt_cli.methods.label_free import Judge
-from sfkt_cli.methods.teacher_outputs import TeacherOutputs
+from sfkt_cli.methods.objective import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.frozen import fold_batch_norms
 from sfkt_cli.models.saving import (

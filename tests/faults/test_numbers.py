@@ -14,7 +14,7 @@ import torch
 from sfkt_cli import losses
 from sfkt_cli.data.images import choose_encoding, encode
 from sfkt_cli.data.store import Store, open_store
-from sfkt_cli.methods.teacher_outputs import cluster_labels
+from sfkt_cli.methods.objective import cluster_labels
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.runs import Run

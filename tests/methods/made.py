@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
-from sfkt_cli.methods.teacher_outputs import TeacherOutputs
+from sfkt_cli.methods.objective import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier
 
 ENCODING = Encoding("window", 0.0, 1000.0, 1, True)

@@ -20,8 +20,8 @@ from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.data.store import spread
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.methods import METHODS, find_method, label_free
+from sfkt_cli.methods.objective import TeacherOutputs, cluster_labels
 from sfkt_cli.methods.socket_match import Socket
-from sfkt_cli.methods.teacher_outputs import TeacherOutputs, cluster_labels
 from sfkt_cli.methods.tgkt import Tgkt
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfkt_cli import losses
 from sfkt_cli.methods.nrc import affinities
-from sfkt_cli.methods.teacher_outputs import Bank
+from sfkt_cli.methods.objective import Bank
 
 
 def slow_attraction(said: Tensor, neighbours: Tensor, affinity: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sfkt_cli.errors import ConfigError
-from sfkt_cli.methods.teacher_outputs import cluster_labels
+from sfkt_cli.methods.objective import cluster_labels
 from sfkt_cli.models.classifier import Mixture
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import build

@@ -16,7 +16,7 @@ from torch.multiprocessing.spawn import spawn
 from sfkt_cli import losses
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.distributed import from_all_processes, mean_over_processes
-from sfkt_cli.methods.teacher_outputs import Bank
+from sfkt_cli.methods.objective import Bank
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.training.batch_size import _try_on_gpu
