@@ -18,8 +18,7 @@ from sfkt_cli.console import say
 from sfkt_cli.distributed import by_itself
 from sfkt_cli.errors import RunError
 from sfkt_cli.files import read_record, write_record
-from sfkt_cli.machine import full_memory
-from sfkt_cli.training.cpu import TRANSIENT, free_memory, kept_bytes
+from sfkt_cli.machine import free_memory, full_memory
 from sfkt_cli.training.runtime import Runtime
 
 Batches = Callable[[int, int], Any]
@@ -28,6 +27,8 @@ FILE = "batch_size.json"
 SMALLEST = 2
 SHARE = 0.5
 """Of the free memory of a CPU that a step may take; the rest is for page cache and others."""
+TRANSIENT = 2.0
+"""Peak of a step over what its forward pass keeps: gradients of activations come and go."""
 
 
 def settle_batch_size(
@@ -138,3 +139,17 @@ def _reckon(
     while size > SMALLEST and size * row > room:
         size //= 2
     return size
+
+
+def kept_bytes(work: Callable[[], object]) -> int:
+    """Bytes that forward passes in some work keep for backward passes; it is done once."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        work()
+    return sum(storages.values())

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from sfkt_cli.console import Tracker, duration, event, say, terms_text, track, warn
 from sfkt_cli.errors import ConfigError, Interrupted, RunError, first_line, on_stop
 from sfkt_cli.files import write_text
+from sfkt_cli.training.batch_size import TRANSIENT, kept_bytes
 from sfkt_cli.training.checkpoint import load_states, save_state
-from sfkt_cli.training.cpu import TRANSIENT, kept_bytes
 from sfkt_cli.training.runtime import Runtime, Trial, seed_all
 
 Batch = dict[str, Tensor]

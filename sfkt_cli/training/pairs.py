@@ -20,11 +20,11 @@ from sfkt_cli.console import warn
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.errors import DataError
 from sfkt_cli.files import write_bytes
+from sfkt_cli.machine import prefer_large_pages
 from sfkt_cli.settings.config import Config, LabelFree
 from sfkt_cli.settings.runs import Stage
 from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.batches import Stream
-from sfkt_cli.training.cpu import prefer_large_pages
 from sfkt_cli.training.loop import Batch, Plan
 from sfkt_cli.training.runtime import Runtime
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfkt_cli.machine import prefer_large_pages
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.runs import Stage
 from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.batches import Stream
-from sfkt_cli.training.cpu import prefer_large_pages
 from sfkt_cli.training.loop import Batch, Fitted, Plan, Training
 from sfkt_cli.training.runtime import Runtime
 

@@ -19,9 +19,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from sfkt_cli.distributed import choose_device, use_gpus
 from sfkt_cli.errors import ConfigError
-from sfkt_cli.machine import cores_each
+from sfkt_cli.machine import cores_each, keep_freed_memory
 from sfkt_cli.settings.config import RuntimeConfig
-from sfkt_cli.training.cpu import has_depthwise, is_depthwise, keep_freed_memory, leave_autocast
 
 
 @dataclass
@@ -88,7 +87,7 @@ class Runtime:
 
     def precision_for(self, trained: nn.Module | None) -> torch.dtype:
         """The type of :meth:`autocast`."""
-        slow = self.automatic and self.device.type == "cpu" and has_depthwise(trained)
+        slow = self.automatic and self.device.type == "cpu" and _has_depthwise(trained)
         return torch.float32 if slow else self.precision
 
     def cast_frozen(self, model: nn.Module, trained: nn.Module) -> None:
@@ -103,8 +102,8 @@ class Runtime:
             for layer in model.modules():
                 if not isinstance(layer, nn.Conv2d) or is_parametrized(layer):
                     continue
-                if self.device.type == "cpu" and is_depthwise(layer) and max(layer.stride) > 1:
-                    leave_autocast(layer)
+                if self.device.type == "cpu" and _is_depthwise(layer) and max(layer.stride) > 1:
+                    _leave_autocast(layer)
                 else:
                     layer.to(self.precision)
 
@@ -222,6 +221,28 @@ class Runtime:
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kilobytes
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _has_depthwise(module: nn.Module | None) -> bool:
+    """Whether a module has depthwise convolutions; ONNX networks tell it themselves."""
+    layers = [] if module is None else module.modules()
+    return any(_is_depthwise(layer) or getattr(layer, "depthwise", False) for layer in layers)
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution of each channel by itself."""
+    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
+
+
+def _leave_autocast(layer: nn.Conv2d) -> None:
+    """Have a layer work in float32 inside autocast regions, too."""
+    forward = layer.forward
+
+    def in_fp32(input: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return forward(input.float())
+
+    layer.forward = in_fp32  # type: ignore[method-assign]
 
 
 def check_batch_norms(module: nn.Module) -> None:

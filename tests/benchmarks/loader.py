@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from sfkt_cli.data.store import open_store
+from sfkt_cli.machine import prefer_large_pages
 from sfkt_cli.training.batches import Stream
-from sfkt_cli.training.cpu import prefer_large_pages
 from sfkt_cli.training.runtime import Runtime
 from tests.benchmarks.made import make_store
 from tests.benchmarks.measuring import Row, alternate, ratio_row
