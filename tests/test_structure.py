@@ -177,7 +177,7 @@ def test_only_one_stage_knows_where_labels_are(
 
 
 def test_only_evaluation_reads_target_labels() -> None:
-    """Beside ``source`` and what ``evaluate`` is made of, ``prepare`` counts what it wrote."""
+    """Beside ``source`` and what ``evaluate`` is made of, ``inspect`` counts what was written."""
     reading = {
         name
         for name, tree in trees()
@@ -186,14 +186,14 @@ def test_only_evaluation_reads_target_labels() -> None:
         and isinstance(node.func, ast.Attribute)
         and node.func.attr == "labels"
     }
-    assert reading == {"stages.source", "evaluation.labelled", "data.quality"}
+    assert reading == {"stages.source", "evaluation.labelled", "stages.inspect"}
     knowing = {name for name, imported in edges().items() if "evaluation.labelled" in imported}
     assert knowing <= {name for name in edges() if name.split(".")[0] == "evaluation"} | {
         "stages.evaluate"
     }
     for stage in ("bridge", "transfer", "predict", "export"):
         assert not reachable(f"stages.{stage}") & knowing
-        assert not reachable(f"stages.{stage}") & {"evaluation.labelled", "data.quality"}
+        assert not reachable(f"stages.{stage}") & {"evaluation.labelled", "stages.inspect"}
 
 
 @functools.cache

@@ -1,14 +1,35 @@
 """`sfkt inspect`: a prepared file as a table and a picture; warnings of what looks wrong."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sfkt_cli.console import say, warn
-from sfkt_cli.data.ingest import Sample
+from sfkt_cli.data.ingest import Sample, sample_of
 from sfkt_cli.data.pictures import check_alignment, draw_contact_sheet
-from sfkt_cli.data.quality import duplicates, samples_of_store, table_text, tabulate
+from sfkt_cli.data.records import PARTS
 from sfkt_cli.data.store import Store, open_store
+
+SHOWN = 20  # classes of a part in the table, where there are more
+HEADER = ("part", "class", "images", "groups", "target range", "missing")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One class in one part."""
+
+    part: str  # source, target, test or ti
+    label: str  # class name; "" where it is not known or not told
+    images: int  # number of samples
+    groups: int  # scenes, places, captures or subjects among them
+    low: int | None  # smallest reading of the target images, None without target images
+    high: int | None  # largest reading
+    missing: float  # mean share of pixels without a reading; 0 outside of depth
 
 
 def inspect(path: Path, out: Path | None = None, verify: bool = False) -> dict[str, Any]:
@@ -66,3 +87,95 @@ def show(
     if drawn:
         say(f"contact sheet: {picture}")
     return [vars(line) for line in table], drawn
+
+
+def samples_of_store(store: Store) -> list[Sample]:
+    """Samples of a file, read again; labels are known where the file has them."""
+    samples = []
+    for part in PARTS:
+        count = store.count(part)
+        if not count:
+            continue
+        ids, groups = store.strings(f"{part}/id"), store.strings(f"{part}/group")
+        names = [""] * count
+        if f"{part}/label" in store:
+            names = [store.classes[label] for label in store.labels(part)]
+        views = {v: store[f"{part}/{v}"] for v in ("rgb", "target") if f"{part}/{v}" in store}
+        for row in range(count):
+            images = {view: rows[row] for view, rows in views.items()}
+            about = part, ids[row], groups[row], names[row]
+            samples.append(sample_of(*about, images, store.modality == "depth"))
+    return samples
+
+
+def tabulate(samples: Iterable[Sample]) -> list[Line]:
+    """One line a part and class, and one a part with several classes."""
+    cells: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        cells[sample.part, sample.label].append(sample)
+    lines = []
+    for part in PARTS:
+        labels = sorted(label for owner, label in cells if owner == part)
+        lines += [_line(part, label, cells[part, label]) for label in labels]
+        if len(labels) > 1:
+            everything = [sample for label in labels for sample in cells[part, label]]
+            lines.append(_line(part, "all", everything))
+    return lines
+
+
+def table_text(lines: Sequence[Line], unit: str) -> str:
+    """The lines as aligned text; of a part of many classes those that have the fewest images."""
+    rows: list[Sequence[str]] = [HEADER]
+    for part, group in groupby(lines, lambda line: line.part):
+        own = list(group)
+        rare = sorted(own, key=lambda line: line.images)[:SHOWN]
+        for line in own:
+            if line in rare or line is own[-1] or len(own) <= SHOWN + 2:
+                reach = "-" if line.low is None else f"{line.low}..{line.high}"
+                reach += " mm" if unit == "mm" and line.low is not None else ""
+                share = "-" if line.low is None else f"{100 * line.missing:.1f} %"
+                counts = str(line.images), str(line.groups)
+                rows.append((part, line.label or "-", *counts, reach, share))
+        if len(own) > SHOWN + 2:
+            rows.insert(-1, (part, f"({len(own) - 1 - SHOWN} with more)", "", "", "", ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def duplicates(samples: Iterable[Sample]) -> list[str]:
+    """One warning for each two parts that hold the same image, pixel by pixel."""
+    owners: dict[tuple[str, bytes], dict[str, str]] = defaultdict(dict)
+    for sample in samples:
+        for view, digest in sample.hashes.items():
+            owners[view, digest].setdefault(sample.part, sample.id)
+    pairs: dict[tuple[str, str, str], list[tuple[str, str]]] = defaultdict(list)
+    for (view, _), ids_by_part in owners.items():
+        parts = [part for part in PARTS if part in ids_by_part]
+        for index, first in enumerate(parts):
+            for second in parts[index + 1 :]:
+                pairs[view, first, second].append((ids_by_part[first], ids_by_part[second]))
+    return [
+        f"{len(ids)} {view} image{'s'[: len(ids) > 1]} both in {first} and in {second}, "
+        f"such as {ids[0][0]} and {ids[0][1]}"
+        for (view, first, second), ids in sorted(pairs.items())
+    ]
+
+
+def _line(part: str, label: str, samples: Sequence[Sample]) -> Line:
+    targets = [sample for sample in samples if "target" in sample.hashes]
+    read = [sample for sample in targets if sample.high > 0] or targets
+    return Line(
+        part=part,
+        label=label,
+        images=len(samples),
+        groups=len({sample.group for sample in samples}),
+        low=min((sample.low for sample in read), default=None),
+        high=max((sample.high for sample in read), default=None),
+        missing=round(float(np.mean([s.missing for s in targets] or [0.0])), 6),
+    )

@@ -12,13 +12,6 @@ from PIL import Image
 
 from sfkt_cli.data.ingest import Sample, summarise_target
 from sfkt_cli.data.pictures import Alignment, check_alignment, compare_edges, fill_holes
-from sfkt_cli.data.quality import (
-    Line,
-    duplicates,
-    samples_of_store,
-    table_text,
-    tabulate,
-)
 from sfkt_cli.data.readers import read_archive
 from sfkt_cli.data.splits import list_class_rows
 from sfkt_cli.data.store import open_store
@@ -26,7 +19,14 @@ from sfkt_cli.data.store_writer import writing
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import build
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.stages.inspect import inspect
+from sfkt_cli.stages.inspect import (
+    Line,
+    duplicates,
+    inspect,
+    samples_of_store,
+    table_text,
+    tabulate,
+)
 from sfkt_cli.stages.prepare import prepare
 from tests.data.make_archives import save, scene
 
