@@ -151,7 +151,7 @@ def test_the_command_line_starts_without_torch() -> None:
             "test.h5",
             "test_store",
             {"stages.evaluate"},
-            {"settings.runs", "data.ingest", "evaluation.oracle", "evaluation.sections"},
+            {"settings.runs", "data.ingest", "evaluation.sections"},
         ),
     ],
 )
