@@ -21,11 +21,12 @@ holes for things.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BeforeValidator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -55,7 +56,8 @@ USUAL_SLOPE = 0.5  # slope (tangent of the tilt) that the measured focal length 
 class Encoding:
     """How target images become model input; it travels with the model."""
 
-    kind: EncodingKind  # see the table above
+    # See the table above; models of earlier versions have earlier names.
+    kind: Annotated[EncodingKind, BeforeValidator(current_name)]
     low: float  # stored value shown as 0 (window, colormap, linear)
     high: float  # stored value shown as 1
     channels: int  # number of channels of the stored images
@@ -64,10 +66,6 @@ class Encoding:
     # crops of objects would look flat through the camera's own.
     focal: float = KINECT_FOCAL
     revision: int = 1  # of the kind; shading is at 2: in 1 holes were black
-
-    def __post_init__(self) -> None:
-        """Models of earlier versions have earlier names."""
-        object.__setattr__(self, "kind", current_name(self.kind))
 
     @property
     def encoded_channels(self) -> int:

@@ -146,7 +146,7 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
         )
     try:
         with safetensors.safe_open(weights, "pt") as file:
-            if (file.metadata() or {}).get("used_as") != _use_of(card):
+            if (file.metadata() or {}).get("used_as") not in (_use_of(card), _earlier_use_of(card)):
                 raise ValueError("the weights were saved for another use")
         module = _build(card["kind"], dict(card["architecture"]))
         module.load_state_dict(load_file(weights))
@@ -224,6 +224,14 @@ def _as_read(card: Card) -> dict[str, Any]:
 def _use_of(card: Mapping[str, Any]) -> str:
     """Digest of what decides predictions."""
     return sha256_json({name: card.get(name) for name in USE})
+
+
+def _earlier_use_of(card: Mapping[str, Any]) -> str:
+    """The digest by earlier versions, which called the encoding `standardised` `percentile`."""
+    encoding = card["encoding"]
+    if not encoding or encoding["kind"] != "standardised":
+        return _use_of(card)
+    return _use_of({**card, "encoding": {**encoding, "kind": "percentile"}})
 
 
 def check_classes(classes: list[str], store: Store) -> None:

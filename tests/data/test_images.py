@@ -290,7 +290,6 @@ def test_an_encoding_travels_as_plain_values() -> None:
 
 
 def test_the_earlier_name_of_an_encoding_is_taken() -> None:
-    assert Encoding("percentile", 0.0, 1.0, 1, False).kind == "standardised"  # type: ignore[arg-type]
     assert build({"encoding": "percentile"}).encoding == "standardised"
     with pytest.raises(ConfigError, match="encoding = \\['percentile'\\]"):
         build({"encoding": ["percentile"]})
