@@ -231,7 +231,7 @@ def _take_part(job: Job, number: int) -> None:
 
 def lost_message(rank: int, error: BaseException, timeout_seconds: float) -> str:
     """What a process says whose exchange with the others failed."""
-    why = first_line(error)[:200]
+    why = first_line(error)
     slow = f"if they are only slow, set runtime.timeout_seconds above {timeout_seconds:g}; "
     timed_out = re.search("timed out|timeout", why, re.IGNORECASE)
     return (

@@ -41,8 +41,12 @@ class RunError(SfktError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; the kind of an error that has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Why an error came, for a message: the first line of its own, at most 200 characters.
+
+    Of the system's errors without number and path; of an error without message its kind.
+    """
+    message = str(getattr(error, "strerror", None) or error).strip()
+    return (message.splitlines() or [type(error).__name__])[0][:200]
 
 
 def stop_signals() -> list[signal.Signals]:

@@ -19,7 +19,7 @@ import yaml
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
-from sfkt_cli.errors import DataError, RunError
+from sfkt_cli.errors import DataError, RunError, first_line
 
 PARTIAL = ".partial"
 SEAL = "record_sha256"
@@ -217,7 +217,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _damaged(path: Path, why: object) -> DataError:
     if isinstance(why, OSError):
-        why = why.strerror or why
+        why = first_line(why)
     return DataError(
         f"{path} is damaged or was edited ({why}): restore it, or make it again with --force"
     )

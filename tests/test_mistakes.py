@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sfkt_cli import cli
-from sfkt_cli.errors import DataError
+from sfkt_cli.errors import DataError, first_line
 from sfkt_cli.models.backbones import SmallResNet
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import build
@@ -449,3 +449,18 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     with pytest.raises(DataError, match="no file, but a folder, a device or a pipe"):
         read_image(pipe)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file", "/a/b.png"), "No such file"),
+        (OSError("the disk is full"), "the disk is full"),
+        (ValueError("\nshapes differ\nat layer 3"), "shapes differ"),
+        (EOFError(), "EOFError"),
+    ],
+)
+def test_the_reason_in_a_message_is_one_line_without_number_and_path(
+    error: Exception, told: str
+) -> None:
+    assert first_line(error) == told

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from sfkt_cli.errors import DataError
+from sfkt_cli.errors import DataError, first_line
 
 MAX_FILE_BYTES = 1 << 29  # larger single images are refused: 512 MB
 MAX_RATIO = 400  # a zip entry that unpacks to more than so many times its size is taken for a bomb
@@ -56,9 +56,9 @@ class Container:
         except DataError:
             raise
         except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError) as error:
-            raise DataError(f"{self.describe(name)} cannot be read: {_reason(error)}") from None
+            raise DataError(f"{self.describe(name)} cannot be read: {first_line(error)}") from None
         except Exception as error:  # zlib.error, lzma.LZMAError and others share no base class
-            raise DataError(f"{self.describe(name)} is damaged: {error}") from None
+            raise DataError(f"{self.describe(name)} is damaged: {first_line(error)}") from None
 
     def digest(self, names: Iterable[str]) -> str:
         """Hex SHA-256 of names, sizes and times of the files that an archive's samples are made of.
@@ -119,7 +119,7 @@ def list_files(folder: Path, *, skip_bad_links: bool = False) -> dict[str, str]:
                     )
         except OSError as error:
             if not above or not isinstance(error, FileNotFoundError):
-                raise DataError(f"{folder} cannot be read: {_reason(error)}") from None
+                raise DataError(f"{folder} cannot be read: {first_line(error)}") from None
 
     visit(folder, "", set())
     return index
@@ -227,14 +227,10 @@ def _zip(path: Path, process: int) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
-        raise DataError(f"{path} is no intact zip file: {_reason(error)}") from None
+        raise DataError(f"{path} is no intact zip file: {first_line(error)}") from None
     for info in archive.infolist():
         if not info.flag_bits & _UTF8_NAME and not info.filename.isascii():
             with contextlib.suppress(UnicodeError):  # macOS writes UTF-8 without saying so
                 info.filename = info.filename.encode("cp437").decode()
                 archive.NameToInfo[info.filename] = info
     return archive
-
-
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -100,10 +100,13 @@ def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:
     try:
         image = _open_any_size(content)
     except Exception as error:  # Pillow raises almost anything on damaged bytes
+        why = first_line(error)
+        if isinstance(error, UnidentifiedImageError):  # its text is the address of the bytes
+            why = "its content is of no known kind"
         if content.startswith(b"\x89PNG"):
-            raise DataError(f"{name} is damaged or cut off: {_short(error)}") from None
+            raise DataError(f"{name} is damaged or cut off: {why}") from None
         raise DataError(
-            f"{name} cannot be read as an image: {_short(error)}; convert it: {READABLE} are read"
+            f"{name} cannot be read as an image: {why}; convert it: {READABLE} are read"
         ) from None
     _check_size(name, image.width, image.height, max_pixels)
     if image.format == "PNG":  # loading compares no checksums of pixels; a flipped bit would pass
@@ -130,7 +133,7 @@ def _explaining(name: str, problem: str = "is damaged or cut off") -> Iterator[N
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{name} {problem}: {_short(error)}") from None
+        raise DataError(f"{name} {problem}: {first_line(error)}") from None
 
 
 def _load(image: Image.Image, name: str) -> None:
@@ -368,12 +371,6 @@ def _check_size(name: str, width: int, height: int, max_pixels: int, channels: i
         )
     if not 1 <= channels <= 4:
         raise DataError(f"{name} has {channels} channels, expected 1 to 4")
-
-
-def _short(error: BaseException) -> str:
-    if isinstance(error, UnidentifiedImageError):  # Pillow's own text is the address of the bytes
-        return "its content is of no known kind"
-    return first_line(error)[:160]
 
 
 def decode_mask(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfkt_cli.console import say, track, warn
-from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.errors import ConfigError, DataError, first_line
 from sfkt_cli.files import sync_folder
 
 BLOCK = 1 << 20
@@ -181,8 +181,7 @@ def _fetch_rest(file: RemoteFile, part: Path) -> None:
                     if output.write(block) < len(block):
                         raise OSError("the disk is full")
                 except OSError as error:
-                    reason = error.strerror or error
-                    raise DataError(f"{part} cannot be written: {reason}") from None
+                    raise DataError(f"{part} cannot be written: {first_line(error)}") from None
                 tracker.advance(len(block), len(block))
     if length and part.stat().st_size != total:
         raise http.client.IncompleteRead(b"", total - part.stat().st_size)

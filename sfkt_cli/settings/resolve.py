@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from sfkt_cli.console import warn
-from sfkt_cli.errors import ConfigError, RunError
+from sfkt_cli.errors import ConfigError, RunError, first_line
 from sfkt_cli.files import write_text
 from sfkt_cli.settings.config import (
     Config,
@@ -140,8 +140,8 @@ def remember_run(run: Run) -> None:
         write_text(CURRENT, f"{run.folder}\n")
     except OSError as error:
         warn(
-            f"{CURRENT} was not written ({error.strerror}): give --run {run.folder} with the next "
-            "commands"
+            f"{CURRENT} was not written ({first_line(error)}): give --run {run.folder} with the "
+            "next commands"
         )
 
 

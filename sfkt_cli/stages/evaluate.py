@@ -9,7 +9,7 @@ from pathlib import Path
 from sfkt_cli.console import say, track, warn
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.data.store import Store, open_store
-from sfkt_cli.errors import ConfigError, RunError
+from sfkt_cli.errors import ConfigError, RunError, first_line
 from sfkt_cli.evaluation import predictions
 from sfkt_cli.evaluation.galleries import shots
 from sfkt_cli.evaluation.html import to_html
@@ -132,7 +132,7 @@ def copy_report(written: Path, report: Path) -> None:
         report.parent.mkdir(parents=True, exist_ok=True)
         write_text(report, text)
     except OSError as error:
-        raise RunError(f"--report {report} cannot be written: {error.strerror or error}") from None
+        raise RunError(f"--report {report} cannot be written: {first_line(error)}") from None
 
 
 def _measure(
@@ -164,13 +164,13 @@ def _measure(
     _add_bounds(evaluation, stage, encoding)
     predictions.measure_speeds(evaluation)
     judged = judge(evaluation)
-    first_line = headline(evaluation, judged)
+    answer = headline(evaluation, judged)
     report = Report(
         dataset=store.dataset,
         classes=tuple(evaluation.classes),
         rows=evaluation.rows,
         facts=facts(evaluation),
-        headline=first_line,
+        headline=answer,
         made=made(evaluation),
         shots=shots(evaluation),
         sections=sections(evaluation),
@@ -190,9 +190,7 @@ def _measure(
     undecided = judged is not None and judged.word == "cannot tell"
     if undecided and not (own or evaluation.labelled_splits or stage.dry):
         list_to_label(evaluation)
-    stage.finish(
-        headline=first_line.text, verdict=judged and judged.sentence, methods=list(outcomes)
-    )
+    stage.finish(headline=answer.text, verdict=judged and judged.sentence, methods=list(outcomes))
 
 
 def measuring_runtime(config: Config) -> Runtime:

@@ -14,7 +14,7 @@ from sfkt_cli.data.records import PARTS, Archive
 from sfkt_cli.data.splits import choose_classes, left_out, split_records
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import StoreWriter, writing
-from sfkt_cli.errors import DataError, RunError
+from sfkt_cli.errors import DataError, RunError, first_line
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run, Stage
 from sfkt_cli.stages.inspect import show
@@ -204,9 +204,9 @@ def _write_stores(plan: Plan, stage: Stage) -> list[Sample]:
                 finished.append(done)
                 tracker.advance(len(done.samples), len(done.samples))
     except OSError as error:
-        reason = error.strerror or error
         raise RunError(
-            f"{stage.folder} cannot be written: {reason}: make room, or choose another with --run"
+            f"{stage.folder} cannot be written: {first_line(error)}: make room, or choose another "
+            "with --run"
         ) from None
     finished.sort(key=lambda done: (PARTS.index(done.part), done.first))
     return [sample for done in finished for sample in done.samples]
