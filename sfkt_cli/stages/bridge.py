@@ -39,7 +39,7 @@ from sfkt_cli.training.predicting import (
     FEW,
     look_for_collapse,
     rgb_loader,
-    rows_at_once,
+    rows_measured_at_once,
     student_loader,
     target_loader,
     through,
@@ -47,8 +47,6 @@ from sfkt_cli.training.predicting import (
 )
 from sfkt_cli.training.recipes import cosine
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
-
-LEVEL_ROWS = 64  # RGB images that the variance of the source model's activations is measured on
 
 
 def bridge(config: Config, run: Run) -> None:
@@ -196,7 +194,7 @@ def feature_maps_of(
         return None
     backbone = source.backbone
     backbones = list(backbone) if isinstance(backbone, nn.ModuleList) else [backbone]  # a mixture
-    count = min(LEVEL_ROWS, rows_at_once(rgb)) if runtime.trial is None else FEW
+    count = rows_measured_at_once(rgb) if runtime.trial is None else FEW
     images = rgb_loader(runtime)(rgb[spread(len(rgb), count)])
     feature_maps = FeatureMaps(backbones, source.features, images)
     if feature_maps.names:

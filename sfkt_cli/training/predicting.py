@@ -25,7 +25,8 @@ Model = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Model input to features (B, D) and logits (B, K)."""
 FEW = 4  # images that a dry run looks at on a CPU; on a GPU it looks at one batch
 MOST_ROWS, MOST_PIXELS = 256, 256 * 128**2  # that a model looks at together
-ADAPTED_AT_ONCE = 64  # images that give one set of statistics; their mean is taken
+FEWEST_MEASURED, MOST_MEASURED = 16, 64
+"""Images that give one set of statistics; fewer lack much of what differs between images."""
 MOST_ADAPTED = 2048  # images whose statistics batch norms are given, at most
 COLLAPSED_SHARE = 0.9  # a larger share of images in one class is a sign of wrong preprocessing
 NEARLY_UNIFORM = 0.97  # a mean entropy above this share of its maximum is one, too
@@ -55,6 +56,11 @@ def rows_at_once(images: NDArray[Any], processes: int = 1) -> int:
     """
     fitting = min(MOST_ROWS, MOST_PIXELS // math.prod(images.shape[1:3]))
     return max(min(fitting, -(-len(images) // processes)), 1)
+
+
+def rows_measured_at_once(images: NDArray[Any]) -> int:
+    """How many of these images (N, H, W[, C]) give one set of statistics."""
+    return min(MOST_MEASURED, max(FEWEST_MEASURED, rows_at_once(images)))
 
 
 def predict_rows(
@@ -113,7 +119,7 @@ def adapt_batch_norms(
     the same. A model without batch norms, or less than two images, change nothing.
     """
     images = images[spread(len(images), FEW if runtime.trial is not None else MOST_ADAPTED)]
-    at_once = min(ADAPTED_AT_ONCE, rows_at_once(images))
+    at_once = rows_measured_at_once(images)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms or len(images) < 2:
         return

@@ -84,6 +84,18 @@ def test_batch_norms_take_the_statistics_of_all_images(runtime: Runtime) -> None
         assert torch.equal(parameter, before)
 
 
+@pytest.mark.parametrize("side", [8, 512, 1500])
+def test_batch_norms_keep_what_differs_between_images(runtime: Runtime, side: int) -> None:
+    levels = np.random.default_rng(0).normal(size=64).astype(np.float32)
+    images = np.broadcast_to(levels[:, None, None], (64, side, side))
+    norm = nn.BatchNorm2d(1)
+    adapt_batch_norms(
+        images, lambda part: torch.from_numpy(part[:, :1, :1].copy())[:, None], norm, runtime
+    )
+    assert norm.running_var is not None
+    assert float(norm.running_var) > 0.9 * levels.var()
+
+
 def test_a_single_image_or_no_batch_norm_changes_nothing(runtime: Runtime) -> None:
     images = np.zeros((65, 6, 6, 3), np.uint8)
     model, _, norm = network()
