@@ -493,9 +493,10 @@ def main() -> None:
             # A library may have turned the signal into an error of its own, as torch.onnx does.
             error = stopped[0] if stopped and not isinstance(raised, Interrupted) else raised
             message, code = explain(error)
-            if message and "--force" in sys.argv:  # which begins anew, and does not go on
-                same = r"the same command(?! again)"
-                message = re.sub(same, "the same command (without --force)", message)
+            brought_back = getattr(raised, "__notes__", ())  # there is nothing to go on from
+            if message and "--force" in sys.argv and not brought_back:  # which begins anew
+                same = r"(the same command)(?! again)"
+                message = re.sub(same, r"\1 (without --force)", message, flags=re.IGNORECASE)
             event("error", message=message or f"{type(error).__name__}: {error}", exit_code=code)
             if message is None:
                 raise

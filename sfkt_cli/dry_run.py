@@ -112,7 +112,7 @@ def _try_training(name: str, config: Config, run: Run) -> dict[str, Any]:
         shared = f"tried on one GPU, with its share of a batch that {count} GPUs share"
     scaled = "a step with all images would take long here: time and memory are scaled up"
     begun = "there is an unfinished training: it continues, and takes less time"
-    unfinished = run.path(name, "begun.json").is_file() and not run.force
+    unfinished = run.has_begun(name) and not run.force
     notes = [shared] * (count > 1) + [scaled] * trial.scaled + [begun] * unfinished
     does = (
         f"trains {trial.trained:,} of {trial.parameters:,} parameters in {trial.epochs} epochs of "

@@ -231,7 +231,8 @@ def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> 
         raise RunError(
             f"{path} does not exist: give a run such as runs/synthetic, or what `sfkt export` wrote"
         )
-    done = sorted(file.parent.name for file in path.glob("transfer/[!.]*/done.json"))
+    run = Run(path)
+    done = run.methods()
     if not done:
         raise RunError(f"{path} holds no finished student: first run `sfkt transfer`")
     chosen = method or (done[0] if len(done) == 1 else usual)
@@ -240,7 +241,8 @@ def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> 
             f"{path} holds no student of method {chosen!r}, but of {', '.join(done)}: "
             f"first run `sfkt transfer --method {chosen}`, or choose another"
         )
-    if note := outdated_student(Run(path), chosen):
+    run.require(f"transfer/{chosen}", f"sfkt transfer --method {chosen}")
+    if note := outdated_student(run, chosen):
         warn(f"{path / 'transfer' / chosen} was {note}")
     return path / "transfer" / chosen
 

@@ -144,7 +144,8 @@ def test_a_signal_that_a_library_turns_into_its_own_error_stops_the_command(
     ("arguments", "says"),
     [
         (["bridge"], "bridge stopped; the same command goes on"),
-        (["bridge", "--force"], "bridge stopped; the same command (without --force) goes on"),
+        (["bridge", "--force"], "bridge stopped; The same command (without --force) goes on"),
+        (["bridge", "--force", "lost"], "bridge stopped; the same command goes on"),
     ],
 )
 def test_what_goes_on_with_force_is_the_command_without_it(
@@ -154,7 +155,11 @@ def test_what_goes_on_with_force_is_the_command_without_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def stop() -> None:
-        raise Interrupted("bridge stopped; the same command goes on from here")
+        the = "The" if arguments[-1] == "--force" else "the"
+        stopped = Interrupted(f"bridge stopped; {the} same command goes on from here")
+        if arguments[-1] == "lost":
+            stopped.add_note("bridge is what it was before")
+        raise stopped
 
     monkeypatch.setattr(cli, "app", stop)
     assert sfkt(*arguments) == 75

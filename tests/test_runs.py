@@ -7,9 +7,11 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from sfkt_cli.settings.config import Config, build, parse_assignments
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import find_run, remember_run
 from sfkt_cli.settings.runs import Run, Stage, stage_settings
+from sfkt_cli.stages.doctor import doctor
+from sfkt_cli.student import find_student
 from sfkt_cli.training.checkpoint import save_state
 
 INPUTS = {"transfer.h5": "abc"}
@@ -188,6 +192,71 @@ def test_a_forced_start_that_cannot_begin_loses_nothing(
     assert work(Run(run.folder, force=True), "bridge", settings("seed=2"))
     assert set(snapshot(run.path("bridge"))) == {*FILES, "result"}
     assert not list(tmp_path.rglob("*.before"))
+
+
+@pytest.mark.parametrize("left", ["batch_size.json", "tensorboard"])
+def test_what_comes_before_the_first_step_is_no_work(
+    tmp_path: Path, left: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work(Run(tmp_path), "bridge", settings())
+    before = snapshot(tmp_path)
+
+    def fail() -> None:
+        with Run(tmp_path, force=True).open("bridge", settings("seed=2"), INPUTS) as stage:
+            assert stage is not None
+            (stage.folder / left).mkdir()
+            raise RuntimeError("the memory is full")
+
+    with pytest.raises(RuntimeError) as caught:
+        fail()
+    assert snapshot(tmp_path) == before
+    assert "to start it anew, give --force again" in " ".join(capsys.readouterr().err.split())
+    assert caught.value.__notes__, "there is nothing to go on from"
+
+
+def test_a_forced_start_that_ends_before_it_has_begun_loses_nothing(tmp_path: Path) -> None:
+    def lose(finished: bool) -> bool:
+        raise KeyboardInterrupt
+
+    work(Run(tmp_path), "bridge", settings())
+    before = snapshot(tmp_path)
+    forced = Run(tmp_path, force=True, agree=lose)
+    with pytest.raises(KeyboardInterrupt), forced.open("bridge", settings("seed=2"), INPUTS):
+        pass
+    assert snapshot(tmp_path) == before
+
+
+def test_readers_are_told_of_a_stage_that_is_set_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, stage = Run(tmp_path), "transfer/tgkt"
+    for name in (stage, "transfer/shot"):
+        work(run, name, settings())
+    with Run(tmp_path, force=True).open(stage, settings("seed=2"), INPUTS):
+        told = r"transfer/tgkt is set aside by a start with --force: .* run `sfkt transfer --method"
+        for read in (run.has, lambda name: run.require(name, "sfkt transfer --method tgkt")):
+            with pytest.raises(RunError, match=told):
+                read(stage)
+        assert run.methods() == ["shot", "tgkt"]
+        with pytest.raises(RunError, match=told):
+            find_student(tmp_path)
+        with replace(run, dry=True).open(stage, settings(), INPUTS) as tried:
+            assert tried is None
+        assert doctor(tmp_path)["intact"] == [str(run.path("transfer/shot/done.json"))]
+        shutil.copytree(tmp_path, tmp_path.with_name("killed"))
+    killed = Run(tmp_path.with_name("killed"))
+    capsys.readouterr()
+    assert not work(killed, stage, settings()), "it is what it was"
+    assert "give --force again" in " ".join(capsys.readouterr().err.split())
+    assert killed.has(stage)
+
+
+def test_only_work_is_an_unfinished_start(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with run.open("bridge", settings(), INPUTS):
+        assert not run.has_begun("bridge")
+    begin(run, "transfer/tgkt")
+    assert run.has_begun("transfer/tgkt")
 
 
 @pytest.mark.parametrize("size", [1, 2**62])

@@ -73,8 +73,7 @@ class Models:
 
 def finished_methods(run: Run) -> list[str]:
     """Names of the finished transfer methods, ``tgkt`` last."""
-    names = [path.parent.name for path in run.path("transfer").glob("[!.]*/done.json")]
-    names = [name for name in names if run.has(f"transfer/{name}")]
+    names = [name for name in run.methods() if run.has(f"transfer/{name}")]
     return sorted(names, key=lambda name: (name == "tgkt", name))
 
 

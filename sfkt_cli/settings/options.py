@@ -44,7 +44,7 @@ class Options:
         int | None, Option(min=0, help="Seed of the split, order, augmentation and initialisation.")
     ] = None
     force: Annotated[
-        bool, Option("--force", help="Delete what this stage wrote and start it anew.")
+        bool, Option("--force", help="Start this stage anew; then what it wrote before is deleted.")
     ] = False
     dry_run: Annotated[
         bool, Option("--dry-run", help="Say what would be read, done and written; write nothing.")

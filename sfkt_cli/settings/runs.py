@@ -52,6 +52,8 @@ from sfkt_cli.settings.config import (
 RUNS = Path("runs")
 LOG = "log.txt"
 _IN_PASSING = ("begun.json", "checkpoint")
+_NO_WORK = ("begun.json", "config.yaml", LOG, "batch_size.json", "tensorboard")
+"""What a stage writes before it has work that could be lost."""
 _MARKS = ("done.json", "begun.json")
 """Without one of these a folder holds nothing that counts."""
 _HOW = ("stage", "settings", "inputs", "versions", "outputs")
@@ -217,14 +219,26 @@ class Run:
         """Whether a stage that a command does not need is finished.
 
         Raises:
-            RunError: It was finished, and lacks an output now: it must not be left out in silence.
+            RunError: It was finished, and lacks an output now, or is set aside while it starts
+                anew: it must not be left out in silence.
             DataError: Its done.json is damaged.
         """
-        if not self.path(stage, "done.json").is_file():
+        if not (_standing(self.path(stage)) / "done.json").is_file():
             return False
         kind, _, method = stage.partition("/")
         self.require(stage, f"sfkt {kind} --method {method}" if method else f"sfkt {kind}")
         return True
+
+    def has_begun(self, stage: str) -> bool:
+        """Whether a stage left work from which its next start goes on."""
+        return _has_begun(_standing(self.path(stage)))
+
+    def methods(self) -> list[str]:
+        """Names of the transfer methods that are finished, or set aside while they start anew."""
+        there = (path.name for path in self.path("transfer").glob("*"))
+        names = {name.removeprefix(".").removesuffix(BEFORE) for name in there}
+        folders = {name: _standing(self.path("transfer", name)) for name in sorted(names)}
+        return [name for name, folder in folders.items() if (folder / "done.json").is_file()]
 
     def record(self, stage: str) -> dict[str, Any]:
         """The done.json of a finished stage; raises DataError if it is damaged."""
@@ -265,10 +279,16 @@ class Run:
             RunError: It is not finished; the message names the command that makes it.
             DataError: Its done.json is damaged.
         """
-        lacking = _lacks(self.path(stage))
+        folder = self.path(stage)
+        lacking = _lacks(folder)
         if lacking:
+            if (standing := _standing(folder)) != folder and not _lacks(standing):
+                raise RunError(
+                    f"{folder} is set aside by a start with --force: wait for that to end or, if "
+                    f"it was killed, run `{command}`, which brings it back"
+                )
             raise RunError(f"{lacking}: first run `{command}`{self._or_another()}")
-        return self.path(stage)
+        return folder
 
     def _or_another(self) -> str:
         """A hint at the run that was meant, where this one does not exist; else nothing."""
@@ -344,7 +364,7 @@ class Run:
             yield None if self.agree(False) else entered
             return
         if self.dry:
-            if not self.force and _is_finished(stage, folder, state):
+            if not self.force and _is_finished(stage, _standing(folder), state):
                 yield None
                 return
             with tempfile.TemporaryDirectory(prefix="sfkt-") as place:
@@ -352,8 +372,8 @@ class Run:
             return
         _make(folder)
         busy = f"another sfkt process works on {folder}: wait for it to end"
-        with locking(self.path(f".{stage.replace('/', '-')}.lock"), busy):
-            _settle(folder)
+        lock = self.path(f".{stage.replace('/', '-')}.lock")
+        with locking(lock, busy), _settled(stage, folder, self.force):
             if self.force:
                 _set_aside(folder)
             if renew:
@@ -369,22 +389,17 @@ class Run:
                 return
             resumed = _has_begun(folder)
             (folder / "done.json").unlink(missing_ok=True)  # of a stage that lacks outputs
-            if not resumed:  # left by a start that was killed while it emptied the folder
+            if not resumed:  # left by a start that was killed before it had work
                 (folder / "batch_size.json").unlink(missing_ok=True)
             write_record(begun, state)
             write_settings(folder / "config.yaml", to_yaml(config))
             self.agree(False)
-            try:
-                with console.stage_log(stage, folder / LOG), _forgetting_failures(stage, folder):
-                    installed = " ".join(f"{name} {number}" for name, number in versions().items())
-                    console.log(f"{'goes on' if resumed else 'begins'}: {' '.join(sys.argv)}")
-                    console.log(f"{installed} on {platform.node()}, {platform.platform()}")
-                    console.event("started", folder=folder, resumed=resumed)
-                    yield entered
-            finally:
-                _settle(folder)
-            if (folder / "done.json").is_file():
-                begun.unlink(missing_ok=True)
+            with console.stage_log(stage, folder / LOG), _forgetting_failures(stage, folder):
+                installed = " ".join(f"{name} {number}" for name, number in versions().items())
+                console.log(f"{'goes on' if resumed else 'begins'}: {' '.join(sys.argv)}")
+                console.log(f"{installed} on {platform.node()}, {platform.platform()}")
+                console.event("started", folder=folder, resumed=resumed)
+                yield entered
 
 
 @contextlib.contextmanager
@@ -507,7 +522,7 @@ def _has_begun(folder: Path) -> bool:
     if not (folder / "begun.json").is_file():
         return False
     names = {entry.name for entry in folder.iterdir() if entry.name[0] != "."}
-    return bool(names - {"begun.json", "config.yaml", LOG})
+    return bool(names.difference(_NO_WORK))
 
 
 def _changes(stage: str, before: Begun, now: Mapping[str, Any]) -> list[str]:
@@ -544,11 +559,14 @@ def _forget_stale(stage: str, folder: Path, now: Mapping[str, Any]) -> None:
 
 # Force: while a start has no work that could be lost, what the stage was before lies beside it.
 
+BEFORE = ".before"
+"""End of the name of the folder in which it lies."""
+
 
 def _before(folder: Path) -> Path:
     """Where what a stage was before lies; a link to the stage's folder stays as it is."""
     real = folder.resolve()
-    return real.with_name(f".{real.name}.before")
+    return real.with_name(f".{real.name}{BEFORE}")
 
 
 def _standing(folder: Path) -> Path:
@@ -565,15 +583,43 @@ def _set_aside(folder: Path) -> None:
     _make(folder)
 
 
-def _settle(folder: Path) -> None:
-    """Keep what counts of a stage, which may have been killed at any moment, and nothing else."""
+@contextlib.contextmanager
+def _settled(stage: str, folder: Path, force: bool) -> Iterator[None]:
+    """Settle a stage before the block and however it ends.
+
+    Says so where the stage is what it was before; an error that ends the block carries it as a
+    note (``__notes__``), which tells that there is nothing to go on from.
+    """
+    back = f"{stage} is what it was before --force; to start it anew, give --force again"
+    if _settle(folder) and not force:  # an earlier start was killed
+        console.warn(back)
+    try:
+        yield
+    except BaseException as error:
+        if _settle(folder):
+            console.warn(back)
+            error.add_note(back)
+        raise
+    _settle(folder)
+    if (folder / "done.json").is_file():
+        (folder / "begun.json").unlink(missing_ok=True)
+
+
+def _settle(folder: Path) -> bool:
+    """Keep what counts of a stage, which may have been killed at any moment, and nothing else.
+
+    Returns:
+        Whether the stage is what it was before it was forced.
+    """
     before, real = _before(folder), folder.resolve()
-    if before.is_dir():
-        if _standing(folder) == before:
-            shutil.rmtree(real, ignore_errors=True)
-            before.rename(real)
-        else:
-            _delete(before)
+    if not before.is_dir():
+        return False
+    if _standing(folder) != before:
+        _delete(before)
+        return False
+    shutil.rmtree(real, ignore_errors=True)
+    before.rename(real)
+    return True
 
 
 def _delete(folder: Path) -> None:

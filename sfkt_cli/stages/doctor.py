@@ -80,13 +80,19 @@ def examine() -> Iterator[Finding]:
 
 def _checks_of(folder: Path) -> Iterator[tuple[Path, Callable[[], object]]]:
     """What can be damaged in a run, each with a function that raises an SfktError if it is."""
-    for done in sorted(folder.rglob("done.json")):
+    for done in _below(folder, "done.json"):
         stage = str(done.parent.relative_to(folder))
         yield done, functools.partial(_check_outputs, Run(folder), stage)
     for store in sorted(folder.glob("prepare/*.h5")):
         yield store, lambda path=store: open_store(path).verify()  # type: ignore[misc]
-    for card in sorted(folder.rglob(CARD)):
+    for card in _below(folder, CARD):
         yield card.with_name(WEIGHTS), functools.partial(load_model, card.parent)
+
+
+def _below(folder: Path, name: str) -> list[Path]:
+    """Files of that name in a run, but for hidden folders, which are about to be replaced."""
+    paths = sorted(folder.rglob(name))
+    return [p for p in paths if not any(part[0] == "." for part in p.relative_to(folder).parts)]
 
 
 def _verify(folder: Path) -> list[str]:
@@ -101,7 +107,7 @@ def _verify(folder: Path) -> list[str]:
         except SfktError as error:
             damaged += 1
             warn(str(error))
-    for unfinished in sorted(folder.rglob("begun.json")):
+    for unfinished in _below(folder, "begun.json"):
         say(f"unfinished  {unfinished.parent}: the same command goes on from there")
     if damaged:
         raise RunError(f"{damaged} of {len(checks)} files of {folder} are damaged (named above)")
