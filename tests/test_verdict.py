@@ -97,7 +97,9 @@ def test_a_few_scenes_prove_nothing(scenes: int) -> None:
         assert verdict(*views, classes=CLASSES, groups=groups) == "cannot tell"
         if accuracies[0] != 0.7:
             assert verdict(*views, classes=CLASSES) != "cannot tell"
-    assert f"are of {scenes} scene" in advice("cannot tell", "normals", groups)
+    told = advice("cannot tell", "normals", views[0], views[1], groups)
+    assert f"differ on images of {scenes} scene" in told
+    assert "give each recording its own" in told
     assert not len(rows_to_label(views[0], views[1], groups, seed=0)), "no label could decide"
 
 
@@ -111,8 +113,9 @@ def test_without_a_third_view_nothing_is_said() -> None:
     few = verdict(student[:20], untouched[:20], labels[:20], classes=CLASSES)
     assert few == "cannot tell"
     alone = [str(number) for number in range(500)]
-    assert "lists up to 50 images" in advice(few, "normals", alone)
-    assert "keep your RGB model with the encoding normals" in advice("worse", "normals", alone)
+    views = (student, untouched, alone)
+    assert "lists up to 50 images" in advice(few, "normals", *views)
+    assert "keep your RGB model with the encoding normals" in advice("worse", "normals", *views)
 
 
 def test_labels_decide_as_all_signs_of_the_scenes_say() -> None:
@@ -168,6 +171,20 @@ def test_equally_good_models_are_rarely_told_apart_by_labels() -> None:
         views = (student[rows], untouched[rows], labels[rows], scenes[rows])
         words.append(judge_by_labels(*views, "normals").word)
     assert words.count("cannot tell") >= 380
+
+
+@pytest.mark.parametrize("differing", [0, 1, 5, 6])
+def test_only_scenes_on_which_the_two_differ_can_decide(differing: int) -> None:
+    groups = [f"scene-{number}" for number in range(40) for _ in range(3)]
+    untouched = np.zeros(len(groups), int)
+    student = untouched.copy()
+    student[: 3 * differing] = 1
+    told = advice("cannot tell", "normals", student, untouched, groups)
+    assert ("lists up to 50 images" in told) == (differing == 6)
+    assert bool(len(rows_to_label(student, untouched, groups, seed=0))) == (differing == 6)
+    assert (f"differ on images of {differing} scene" in told) == (0 < differing < 6)
+    assert ("name the same class for every image" in told) == (not differing)
+    assert "one folder" not in told, "there are enough scenes"
 
 
 def test_images_to_label_differ_and_come_from_all_scenes_first() -> None:

@@ -134,6 +134,12 @@ class Store:
         columns = (self.strings(f"names/{column}") for column in ("id", "name", "group"))
         return {sample: (name, group) for sample, name, group in zip(*columns, strict=True)}
 
+    def files(self) -> dict[str, str]:
+        """Path of the target images of transfer.h5 in the archive, by id; only test.h5 has them."""
+        if "names/path_target" not in self:
+            return {}
+        return dict(zip(self.strings("names/id"), self.strings("names/path_target"), strict=True))
+
     def labels(self, group: str) -> NDArray[np.int64]:
         """Class indices (N,) of a group such as ``source``, ``labels`` or ``test``."""
         return np.array(self[f"{group}/label"], dtype=np.int64)

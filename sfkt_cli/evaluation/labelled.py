@@ -1,4 +1,4 @@
-"""The labels of test.h5 and of to_label.csv, matched to images. Only ``evaluate`` may come here."""
+"""The labels of test.h5 and of lists that users fill in. Only ``evaluate`` may come here."""
 
 import functools
 import unicodedata
@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
-from sfkt_cli.files import csv_rows
+from sfkt_cli.files import csv_rows, sha256_json
 
 Numbers = NDArray[Any]
 SAME = ("archive_sha256", "parts_sha256")  # attributes that the files of one run have in common
-TO_LABEL = "to_label.csv"
-"""The list of images to label, in the run folder: ``name,label``, a line for each image."""
+LISTS = "to_label-*.csv"
+"""Lists of images to label, in the run folder: ``name,label``, a line for each image.
+
+Each is of one student and one source model. It has images on which these differ, so that it would
+judge any other student by images on which that one, or the source model, is often wrong.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Split:
     name: str  # ``target`` or ``test``
     ids: list[str]  # sample ids (N,)
     names: list[str]  # what the archive calls them (N,)
+    paths: list[str]  # their files in the archive (N,); names where there are none
     target: Numbers  # (N, H, W[, C]) stored target images
     rgb: Numbers | None  # (N, H, W, 3) RGB partners; None where there are none
     rows: NDArray[np.int64]  # (L,) rows that have a label
@@ -68,14 +73,17 @@ def read_splits(transfer: Store, test: Store) -> list[Split]:
     names, scenes = [name for name, _ in named], [scene for _, scene in named]
     rows, labels = _match(transfer, test, ids)
     images = transfer["target/target"]
-    splits = [Split("target", ids, names, images, None, rows, labels, scenes)]
+    files = test.files()
+    paths = _distinct([files.get(sample, "") for sample in ids], names)
+    splits = [Split("target", ids, names, paths, images, None, rows, labels, scenes)]
     if test.count("test"):
         labels = test.labels("test") if "test/label" in test else np.zeros(0, np.int64)
         rows, rgb, images = np.arange(len(labels)), None, test["test/target"]
         if "test/rgb" in test:
             rgb = test["test/rgb"]
         ids, scenes = test.strings("test/id"), test.strings("test/group")
-        splits.append(Split("test", ids, ids, images, rgb, rows, labels, scenes))
+        paths = _distinct(test.strings("test/path_target"), ids)
+        splits.append(Split("test", ids, ids, paths, images, rgb, rows, labels, scenes))
     for split in splits:
         outside = (split.labels < 0) | (split.labels >= len(test.classes))
         if outside.any():
@@ -86,8 +94,13 @@ def read_splits(transfer: Store, test: Store) -> list[Split]:
     return splits
 
 
+def list_to_label(folder: Path, student: str, source: str) -> Path:
+    """The list of a run for one student and one source model, by the digests of their weights."""
+    return folder / LISTS.replace("*", sha256_json([student, source])[:8])
+
+
 def read_own_labels(path: Path) -> dict[str, str]:
-    """The class names that the user wrote into to_label.csv, by the name of the image.
+    """The class names that the user wrote into a list, by the name of the image.
 
     Lines without a label are left out; nothing where there is no such file.
 
@@ -105,7 +118,7 @@ def read_own_labels(path: Path) -> dict[str, str]:
         if row.keys() != {"name", "label"}:
             found = ", ".join(row)
             raise DataError(f"{path}: columns {found}, expected name, label")
-        name, label = (unicodedata.normalize("NFC", row[column]) for column in ("name", "label"))
+        name, label = _key(row["name"]), _key(row["label"])
         if label and labels.setdefault(name, label) != label:
             raise DataError(f"{path}, line {number}: {name} has the labels {labels[name]}, {label}")
     return labels
@@ -119,12 +132,15 @@ def match_own_labels(
     Raises:
         DataError: A name is none of the split's images, or a label none of the classes.
     """
-    places = {unicodedata.normalize("NFC", name): row for row, name in enumerate(split.names)}
-    numbers = {unicodedata.normalize("NFC", name): number for number, name in enumerate(classes)}
+    known = (split.ids, split.names, split.paths)  # earlier versions listed names
+    places = {_key(name): row for names in known for row, name in enumerate(names)}
+    numbers = {_key(name): number for number, name in enumerate(classes)}
     for name, label in own.items():
         if name not in places:
             raise DataError(
-                f"{path}: {name} is none of the {len(places):,} {split.name} images of this run"
+                f"{path}: {name} is none of the {len(split.paths):,} {split.name} images of this "
+                "run: correct it, or delete the line; if the images were prepared anew, delete the "
+                "file, and `sfkt evaluate` lists others"
             )
         if label not in numbers:
             raise DataError(
@@ -132,8 +148,18 @@ def match_own_labels(
                 f"{', '.join(classes[:20])}{' ...' if len(classes) > 20 else ''}, or nothing where "
                 "it shows none of them"
             )
-    rows = np.array([places[name] for name in own], np.int64)
-    return rows, np.array([numbers[label] for label in own.values()], np.int64)
+    label_of = {places[name]: numbers[label] for name, label in own.items()}
+    return np.array([*label_of], np.int64), np.array([*label_of.values()], np.int64)
+
+
+def _key(name: str) -> str:
+    """A name as it is compared, whatever an editor made of it."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def _distinct(paths: list[str], names: list[str]) -> list[str]:
+    """Paths where each image has one of its own; else names."""
+    return paths if all(paths) and len(set(map(_key, paths))) == len(paths) else names
 
 
 def _match(

@@ -33,6 +33,10 @@ from sfkt_cli.training.runtime import Runtime
 Numbers = NDArray[Any]
 
 
+KEPT = "the source model's weights: the student was judged worse"
+"""The note on a student whose own weights were not kept."""
+
+
 @dataclass(frozen=True)
 class Predictor:
     """A model, from stored images to logits."""
@@ -154,7 +158,7 @@ def predictors_of(
         records = [record, bridge] if "bridge" in record.get("inputs", {}) else [record]
         note = _outdated(f"transfer --method {name}", record, inputs)
         if record.get("untouched_kept"):
-            note = note or "the source model's weights: the student was judged worse"
+            note = note or KEPT
         temperature = read_card(run.path("transfer", name, CARD)).get("temperature", 1.0)
         load, size = student_loader(runtime, its_own), parameters(student)
         predictors.append(Predictor(name, student, load, size, *costs(*records), note, temperature))

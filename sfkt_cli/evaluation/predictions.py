@@ -14,10 +14,16 @@ from torch import Tensor
 from sfkt_cli import scores
 from sfkt_cli.console import printable
 from sfkt_cli.data.store import Store, spread
-from sfkt_cli.evaluation.labelled import Split
+from sfkt_cli.evaluation.labelled import (
+    Split,
+    list_to_label,
+    match_own_labels,
+    read_own_labels,
+)
 from sfkt_cli.evaluation.models import Models, Predictor, source_on_rgb
 from sfkt_cli.evaluation.report import BOUNDS, Row
 from sfkt_cli.methods import label_free
+from sfkt_cli.models.saving import CARD, read_card
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.pairs import held_out_pairs
@@ -64,7 +70,6 @@ class Evaluation:
     models: Models  # read back
     splits: dict[str, Split]  # by name; ``target`` is always there
     pairs: Pairs | None  # held-out TI pairs; None where there are none
-    own_labels: tuple[Numbers, Numbers]  # rows of target images that the user labelled, and classes
     runtime: Runtime  # device and precision
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # by method, bounds last
 
@@ -85,17 +90,38 @@ class Evaluation:
 
     @property
     def main_method(self) -> str:
-        """The method that pictures show: tgkt, else that of the settings, else the best known."""
-        students = list(self.models.students)
-        for name in ("tgkt", self.config.transfer.method, *students, "bridge-only"):
-            if name in self.outcomes:
-                return name
-        return "source-only"
+        """The method that pictures show: the student, else the bridge, else the source model."""
+        return self.student or ("bridge-only" if "bridge-only" in self.outcomes else "source-only")
 
     @property
     def student(self) -> str | None:
-        """The main method, where it is a student."""
-        return self.main_method if self.main_method in self.models.students else None
+        """The main student: tgkt, else that of the settings, else the first; None: no student."""
+        students = list(self.models.students)
+        wanted = ("tgkt", self.config.transfer.method, *students)
+        return next((name for name in wanted if name in students), None)
+
+    @functools.cached_property
+    def list_to_label(self) -> Path | None:
+        """The file that takes the user's labels for this student and source model."""
+        if self.student is None:
+            return None
+        cards = (self.run.path(stage, CARD) for stage in (f"transfer/{self.student}", "source"))
+        student, source = (str(read_card(path)["sha256"]) for path in cards)
+        return list_to_label(self.run.folder, student, source)
+
+    @functools.cached_property
+    def own_labels(self) -> tuple[Numbers, Numbers]:
+        """Rows of target images that the user labelled (L,), and classes (L,).
+
+        None where the data have labels: then these judge.
+
+        Raises:
+            DataError: The list cannot be read, or names other images or classes.
+        """
+        path = self.list_to_label
+        own = {} if path is None or self.labelled_splits else read_own_labels(path)
+        classes = self.store.classes or self.models.card.classes
+        return match_own_labels(path or Path(), own, self.splits["target"], classes)
 
     @property
     def encoding(self) -> str:

@@ -11,8 +11,8 @@ import torch
 from sfkt_cli import __version__, scores
 from sfkt_cli.data.store import spread
 from sfkt_cli.evaluation import figures, galleries
-from sfkt_cli.evaluation.labelled import TO_LABEL, Split
-from sfkt_cli.evaluation.models import translate
+from sfkt_cli.evaluation.labelled import Split
+from sfkt_cli.evaluation.models import KEPT, translate
 from sfkt_cli.evaluation.predictions import Evaluation
 from sfkt_cli.evaluation.report import (
     BOUNDS,
@@ -23,7 +23,6 @@ from sfkt_cli.evaluation.report import (
     interval,
     named,
     percent,
-    to_csv,
 )
 from sfkt_cli.evaluation.verdict import (
     Judgement,
@@ -33,7 +32,6 @@ from sfkt_cli.evaluation.verdict import (
     rows_to_label,
     verdict,
 )
-from sfkt_cli.files import write_text
 from sfkt_cli.losses import structural_dissimilarity
 from sfkt_cli.models.saving import CARD, WEIGHTS, read_card
 from sfkt_cli.settings.runs import Run
@@ -64,7 +62,9 @@ def headline(evaluation: Evaluation, judged: Judgement | None) -> Headline:
         if judged is None:
             return Headline("There is no student yet, and no image has a label.")
         tone = "open" if judged.word == "cannot tell" else judged.word
-        return Headline(judged.sentence, _on_pairs(evaluation), tone)
+        note = evaluation.outcomes[main].predictor.note
+        details = (note and f"{who.capitalize()}: {note}.", _on_pairs(evaluation))
+        return Headline(judged.sentence, " ".join(filter(None, details)), tone)
     here = {row.method: row for row in evaluation.rows if row.split == split.name}
     alone, encoded = (percent(here[name].accuracy) for name in ("source-only", "source-encoded"))
     text = f"The {who} recognises {percent(here[main].accuracy)} % of the {images}"
@@ -93,8 +93,8 @@ def headline(evaluation: Evaluation, judged: Judgement | None) -> Headline:
 def judge(evaluation: Evaluation) -> Judgement | None:
     """The verdict on the main method: by the user's own labels, else without any.
 
-    Without labels it is the one that ``transfer`` gave, where there was a bridge then. None: the
-    main method is no student.
+    Without labels it is the one that ``transfer`` gave, where there was a bridge then and nothing
+    has changed since. None: the main method is no student.
     """
     if evaluation.student is None:
         return None
@@ -106,7 +106,8 @@ def judge(evaluation: Evaluation) -> Judgement | None:
         return judge_by_labels(student[rows], untouched[rows], labels, groups, encoding)
     record = evaluation.run.record(f"transfer/{evaluation.student}")
     word: Verdict = "cannot tell"
-    if "bridge" in record["inputs"] and record.get("verdict"):
+    current = evaluation.outcomes[evaluation.student].predictor.note in (None, KEPT)
+    if current and "bridge" in record["inputs"] and record.get("verdict"):
         word = cast("Verdict", record["verdict"])
     elif "bridge-only" in evaluation.outcomes:
         bridge, classes = evaluation.said("bridge-only"), len(evaluation.classes)
@@ -114,19 +115,17 @@ def judge(evaluation: Evaluation) -> Judgement | None:
             student, untouched, bridge,
             classes=classes, groups=scenes, seed=evaluation.config.seed,
         )  # fmt: skip
-    return Judgement(word, advice(word, encoding, scenes))
+    return Judgement(word, advice(word, encoding, student, untouched, scenes))
 
 
-def list_to_label(evaluation: Evaluation) -> None:
-    """Write the names of the images whose labels would decide to to_label.csv."""
+def images_to_label(evaluation: Evaluation) -> list[str]:
+    """The files of the images whose labels would decide; none where they would not."""
     student, untouched = (
         evaluation.said(name) for name in (evaluation.main_method, "source-encoded")
     )
     target = evaluation.splits["target"]
     rows = rows_to_label(student, untouched, target.scenes, seed=evaluation.config.seed)
-    if len(rows):
-        lines = [(target.names[row], "") for row in rows]
-        write_text(evaluation.run.path(TO_LABEL), to_csv(("name", "label"), lines, "name"))
+    return [target.paths[row] for row in rows]
 
 
 def _on_pairs(evaluation: Evaluation) -> str:

@@ -94,7 +94,7 @@ def rows_to_label(
     """Rows (at most TO_LABEL) of images on which the two models differ, in a drawn order.
 
     One image of each scene comes first, then a second one: images of a scene are alike. None where
-    there are too few scenes for labels to decide.
+    the two differ on images of too few scenes for labels to decide.
 
     Args:
         student: (N,) predicted class indices.
@@ -102,9 +102,9 @@ def rows_to_label(
         groups: (N,) names of scenes or recordings.
         seed: Seed of the order.
     """
-    if len(set(groups)) < PROVING_SCENES:
-        return np.zeros(0, np.int64)
     differ = np.flatnonzero(np.asarray(student) != np.asarray(untouched))
+    if len({groups[row] for row in differ.tolist()}) < PROVING_SCENES:
+        return np.zeros(0, np.int64)
     drawn = np.random.default_rng([seed, 0x1AB]).permutation(differ)
     seen: Counter[str] = Counter()
     turns = []
@@ -155,13 +155,17 @@ def judge_by_labels(
     return Judgement(word, counts + what_to_do[word])
 
 
-def advice(word: Verdict, encoding: str, groups: Names) -> str:
+def advice(
+    word: Verdict, encoding: str, student: Predicted, untouched: Predicted, groups: Names
+) -> str:
     """The verdict as a sentence that says what to ship.
 
     Args:
         word: The verdict without labels.
         encoding: Name of the encoding of target images.
-        groups: (N,) names of their scenes or recordings.
+        student: (N,) predicted class indices.
+        untouched: (N,) those of the RGB model on the encoded images.
+        groups: (N,) names of scenes or recordings.
     """
     if word == "better":
         return "Judged without labels, the student is better than your RGB model: ship the student."
@@ -170,16 +174,25 @@ def advice(word: Verdict, encoding: str, groups: Names) -> str:
             "Judged without labels, the student is worse than your RGB model: keep your RGB model "
             f"with the encoding {encoding}."
         )
-    unknown = "Without labels it cannot be told whether the student is better than your RGB model."
-    if (scenes := len(set(groups))) < PROVING_SCENES:
-        return (
-            f"{unknown} Nor would a few labels show it: the images are of {_scenes(scenes)}, and "
-            f"at least {PROVING_SCENES} are needed. Images of one folder (or group of a manifest) "
-            "are one scene: give each recording its own, and prepare them anew."
+    unknown = "Without labels it cannot be told whether the student is better than your RGB model"
+    differ = np.flatnonzero(np.asarray(student) != np.asarray(untouched))
+    scenes = len({groups[row] for row in differ.tolist()})
+    if not scenes:
+        return f"{unknown}: the two name the same class for every image."
+    if scenes < PROVING_SCENES:
+        few = (
+            f"{unknown}. Nor would a few labels show it: the two differ on images of "
+            f"{_scenes(scenes)} only, and at least {PROVING_SCENES} are needed."
         )
+        if len(set(groups)) < PROVING_SCENES:
+            few += (
+                " Images of one folder (or group of a manifest) are one scene: give each recording "
+                "its own, and prepare them anew."
+            )
+        return few
     return (
-        f"{unknown} A few labels show it: without any, `sfkt evaluate` lists up to {TO_LABEL} "
-        "images in to_label.csv."
+        f"{unknown}. A few labels show it: without any, `sfkt evaluate` lists up to {TO_LABEL} "
+        "images to label."
     )
 
 

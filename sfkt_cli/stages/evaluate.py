@@ -13,13 +13,7 @@ from sfkt_cli.errors import ConfigError, RunError, first_line
 from sfkt_cli.evaluation import predictions
 from sfkt_cli.evaluation.galleries import shots
 from sfkt_cli.evaluation.html import to_html
-from sfkt_cli.evaluation.labelled import (
-    TO_LABEL,
-    Split,
-    match_own_labels,
-    read_own_labels,
-    read_splits,
-)
+from sfkt_cli.evaluation.labelled import LISTS, Split, read_own_labels, read_splits
 from sfkt_cli.evaluation.models import (
     Predictor,
     costs,
@@ -40,7 +34,7 @@ from sfkt_cli.evaluation.report import (
     to_latex,
     to_markdown,
 )
-from sfkt_cli.evaluation.sections import facts, headline, judge, list_to_label, made, sections
+from sfkt_cli.evaluation.sections import facts, headline, images_to_label, judge, made, sections
 from sfkt_cli.files import sha256_json, write_json, write_text
 from sfkt_cli.models.classifier import freeze
 from sfkt_cli.models.saving import classifier_of, load_model, save_model
@@ -71,24 +65,20 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
         check_suffix(report)
     run.require("prepare", "sfkt prepare NAME")
     run.require("source", "sfkt source")
-    own = read_own_labels(run.path(TO_LABEL))
     with run.open("evaluate", config, inputs_of(config, run), renew=True) as stage:
         if stage is None:
             say(f"evaluate: nothing changed since {run.path('evaluate', 'report.md')}")
         else:
             transfer, test = open_store(run.transfer_store), open_store(run.test_store)
-            _measure(config, run, stage, transfer, read_splits(transfer, test), own)
+            _measure(config, run, stage, transfer, read_splits(transfer, test))
     folder = run.path("evaluate")
     show(read_results(run).rows)
     say(f"evaluate: report and pictures are in {folder}")
-    if sentence := run.record("evaluate").get("headline"):
+    record = run.record("evaluate")
+    if sentence := record.get("headline") or record.get("verdict"):
         say(f"evaluate: {sentence}")
-    if run.path(TO_LABEL).is_file() and not own:
-        say(
-            f"evaluate: {run.path(TO_LABEL)} lists images on which the student and your RGB model "
-            "differ: write the class behind each name, nothing where it shows none of them, and "
-            "run `sfkt evaluate` again"
-        )
+    if record.get("to_label"):
+        _ask_for_labels(run, **record["to_label"])
     if report is not None:
         copy_report(run.output("evaluate", COPIES[report.suffix.lower()]), report)
 
@@ -97,12 +87,13 @@ def inputs_of(config: Config, run: Run) -> dict[str, str]:
     """Digests of all that a report is made from.
 
     Raises:
-        DataError: A store, a model or the user's list of labels is missing or damaged.
+        DataError: A store, a model or a list of the user's labels is missing or damaged.
     """
     stores = {path.name: open_store(path) for path in (run.transfer_store, run.test_store)}
     inputs = {name: store.digest for name, store in stores.items()} | model_digests(run)
-    if own := read_own_labels(run.path(TO_LABEL)):
-        inputs[TO_LABEL] = sha256_json(own)
+    for path in sorted(run.folder.glob(LISTS)):
+        if own := read_own_labels(path):
+            inputs[path.name] = sha256_json(own)
     if config.evaluate.oracle:
         inputs["oracle"] = oracle_recipe(config, run)
     return inputs
@@ -141,17 +132,14 @@ def _measure(
     stage: Stage,
     store: Store,
     readable: list[Split],
-    own: Mapping[str, str],
 ) -> None:
     runtime = measuring_runtime(config)
     models = load_models(run, store, runtime)
     splits = {split.name: split for split in readable}
     pairs = predictions.ti_pairs(store, models, runtime)
-    classes = store.classes or models.card.classes
-    labelled = match_own_labels(run.path(TO_LABEL), own, splits["target"], classes)
-    evaluation = Evaluation(
-        config, run, stage.folder, store, models, splits, pairs, labelled, runtime
-    )
+    evaluation = Evaluation(config, run, stage.folder, store, models, splits, pairs, runtime)
+    if count := len(evaluation.own_labels[0]):
+        say(f"evaluate: {evaluation.list_to_label} has labels of {count} images")
     outcomes = evaluation.outcomes
     encoding = student_encoding(config.encoding, store, models)
     competing = predictors_of(run, store, models, runtime, stage.inputs, encoding)
@@ -164,6 +152,9 @@ def _measure(
     _add_bounds(evaluation, stage, encoding)
     predictions.measure_speeds(evaluation)
     judged = judge(evaluation)
+    note = outcomes[evaluation.main_method].predictor.note
+    if note and not evaluation.labelled_splits:  # with labels the first line says it
+        warn(f"{evaluation.main_method}: {note}")
     answer = headline(evaluation, judged)
     report = Report(
         dataset=store.dataset,
@@ -187,10 +178,26 @@ def _measure(
         ("report.tex", to_latex(report)),
     ):
         write_text(stage.folder / name, text)
+    to_label, path = None, evaluation.list_to_label
     undecided = judged is not None and judged.word == "cannot tell"
-    if undecided and not (own or evaluation.labelled_splits or stage.dry):
-        list_to_label(evaluation)
-    stage.finish(headline=answer.text, verdict=judged and judged.sentence, methods=list(outcomes))
+    unlabelled = undecided and not evaluation.labelled_splits
+    if path and unlabelled and (images := images_to_label(evaluation)):
+        to_label = {"name": path.name, "images": images}
+    stage.finish(
+        headline=answer.text, verdict=judged and judged.sentence, to_label=to_label,
+        methods=list(outcomes),
+    )  # fmt: skip
+
+
+def _ask_for_labels(run: Run, name: str, images: list[str]) -> None:
+    """Say which images to label; their list is written where it is not there."""
+    path = run.path(name)
+    if not path.is_file():
+        write_text(path, to_csv(("name", "label"), [(image, "") for image in images], "name"))
+    say(
+        f"evaluate: {path} lists images on which the student and your RGB model differ: write the "
+        "class behind each name, nothing where it shows none of them, and run `sfkt evaluate` again"
+    )
 
 
 def measuring_runtime(config: Config) -> Runtime:

@@ -16,7 +16,7 @@ from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.sensor import describe_images
 from sfkt_cli.data.store import Store, open_store, spread
 from sfkt_cli.errors import DataError
-from sfkt_cli.evaluation.verdict import Verdict, advice, verdict
+from sfkt_cli.evaluation.verdict import Judgement, Verdict, advice, verdict
 from sfkt_cli.methods import find_method, label_free
 from sfkt_cli.methods.label_free import Judge
 from sfkt_cli.methods.objective import TeacherOutputs
@@ -137,10 +137,12 @@ def transfer(config: Config, run: Run) -> None:
         ).fit()
         untouched = start_student(source).eval()
         untouched_features, untouched_logits = outputs.predict_all(untouched)
-        word = compare(store, student.eval(), untouched_logits, outputs, config.seed)
+        judged = compare(
+            store, student.eval(), untouched_logits, outputs, encoding.kind, config.seed
+        )
         facts = objective.facts()  # every process takes part
         strangers = share_of_strangers(store, untouched, untouched_features, encoding, runtime)
-        kept = word != "worse" or not getattr(own, "keep_untouched", False)
+        kept = judged.word != "worse" or not getattr(own, "keep_untouched", False)
         if not kept:
             student = untouched
             warn(f"{method}: the student was judged worse, so the source model's weights are kept")
@@ -160,12 +162,11 @@ def transfer(config: Config, run: Run) -> None:
             best_epoch=fitted.best_epoch + 1,
             strangers=strangers,
             untouched_kept=not kept,
-            verdict=word,
+            verdict=judged.word,
             **facts,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
-        groups = store.strings("target/group")
-        say(f"{method}: {advice(word, encoding.kind, groups)}")
+        say(f"{method}: {judged.sentence}")
 
 
 def start_student(source: Classifier) -> Classifier:
@@ -255,15 +256,24 @@ def compare(
     student: Classifier,
     untouched_logits: Tensor,
     outputs: TeacherOutputs,
+    encoding: str,
     seed: int,
-) -> Verdict:
-    """Whether the student is better than the untouched source model, by all target images."""
-    if outputs.bridged_logits is None:
-        return "cannot tell"
-    views = (outputs.predict_all(student)[1], untouched_logits, outputs.bridged_logits)
-    predicted = (logits.argmax(dim=1).cpu().numpy() for logits in views)
-    groups = store.strings("target/group")
-    return verdict(*predicted, classes=untouched_logits.shape[1], groups=groups, seed=seed)
+) -> Judgement:
+    """Whether the student is better than the untouched source model, by all target images.
+
+    ``encoding`` is the name of that of target images.
+    """
+    groups, classes = store.strings("target/group"), untouched_logits.shape[1]
+    bridged = outputs.bridged_logits
+    word: Verdict = "cannot tell"
+    ours, untouched = (
+        logits.argmax(dim=1).cpu().numpy()
+        for logits in (outputs.predict_all(student)[1], untouched_logits)
+    )
+    if bridged is not None:
+        third = bridged.argmax(dim=1).cpu().numpy()
+        word = verdict(ours, untouched, third, classes=classes, groups=groups, seed=seed)
+    return Judgement(word, advice(word, encoding, ours, untouched, groups))
 
 
 def share_of_strangers(

@@ -13,7 +13,7 @@ from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.errors import ConfigError, DataError, RunError
-from sfkt_cli.evaluation.labelled import read_splits
+from sfkt_cli.evaluation.labelled import LISTS, list_to_label, read_splits
 from sfkt_cli.files import write_record
 from sfkt_cli.models.saving import classifier_of, load_model
 from sfkt_cli.settings.config import RuntimeConfig, build
@@ -283,11 +283,16 @@ def test_with_labels_the_last_line_is_what_they_say(
 
 
 def test_with_labels_nothing_is_listed_to_label(evaluated: Run) -> None:
-    assert not evaluated.path("to_label.csv").exists()
+    assert not list(evaluated.folder.glob(LISTS))
+
+
+def _list(run: Run) -> Path:
+    student, source = (load_model(run.path(stage)).digest for stage in ("transfer/tgkt", "source"))
+    return list_to_label(run.folder, student, source)
 
 
 def _listed(run: Run) -> list[dict[str, str]]:
-    with run.path("to_label.csv").open(encoding="utf-8", newline="") as file:
+    with _list(run).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -296,9 +301,8 @@ def test_a_few_labels_of_the_user_decide(
 ) -> None:
     run = make_run(tmp_path, "tgkt", labelled=False)
     evaluate(settings(pictures=False), run)
-    assert "to_label.csv lists images on which the student" in " ".join(
-        capsys.readouterr().err.split()
-    )
+    told = " ".join(capsys.readouterr().err.split())
+    assert "lists images on which the student and your RGB model differ" in told
     with run.path("evaluate", "predictions.csv").open(encoding="utf-8", newline="") as file:
         predicted = {row["name"]: row for row in csv.DictReader(file) if row["split"] == "target"}
     listed = _listed(run)
@@ -310,13 +314,13 @@ def test_a_few_labels_of_the_user_decide(
         labels = {name: predicted[name][winner].removeprefix("'") for name in differ}
         lines = [f"{name};{label}\r\n" for name, label in labels.items()]  # as a spreadsheet does
         text = "\ufeffname;label\r\n" + "".join(lines[1:]) + f"{differ[0]};\r\n"
-        run.path("to_label.csv").write_text(text, encoding="utf-8", newline="")
+        _list(run).write_text(text, encoding="utf-8", newline="")
         evaluate(settings(pictures=False), run)
         sentence = run.record("evaluate")["verdict"]
         assert f"Of {len(differ) - 1} images that you labelled" in sentence
         assert word in sentence
         assert sentence.replace("<", "\\<") in run.path("evaluate", "report.md").read_text("utf-8")
-        assert run.path("to_label.csv").read_bytes().decode() == text
+        assert _list(run).read_bytes().decode() == text
         assert _results(run)["rows"] == []
         done = run.path("evaluate", "done.json").stat().st_mtime_ns
         evaluate(settings(pictures=False), run)
@@ -337,12 +341,99 @@ def test_a_few_labels_of_the_user_decide(
 )
 def test_wrong_labels_of_the_user_are_refused(tmp_path: Path, text: str, told: str) -> None:
     run = make_run(tmp_path, "tgkt", labelled=False)
-    run.path("to_label.csv").write_text(text, encoding="latin-1")
+    _list(run).write_text(text, encoding="latin-1")
     with pytest.raises(DataError, match=told) as error:
         evaluate(settings(pictures=False), run)
-    assert "to_label.csv" in str(error.value)
-    assert run.path("to_label.csv").read_text(encoding="latin-1") == text
+    assert _list(run).name in str(error.value)
+    assert _list(run).read_text(encoding="latin-1") == text
     assert not run.path("evaluate", "done.json").exists()
+
+
+def test_labels_for_one_student_do_not_judge_the_next(tmp_path: Path) -> None:
+    run, config = make_run(tmp_path, "tgkt", labelled=False), settings(pictures=False)
+    evaluate(config, run)
+    first = _list(run)
+    first.unlink()
+    evaluate(config, run)
+    assert _listed(run), "a list that was deleted is written again"
+    names = [f"target-{row}" for row in range(30)]
+    text = "name,label\n" + "".join(f"{name},disc\n" for name in names)
+    first.write_text(text, encoding="utf-8")
+    evaluate(config, run)
+    assert "that you labelled" in run.record("evaluate")["verdict"]
+
+    digest = load_model(run.path("bridge")).digest
+    save_classifier(run, "transfer/tgkt", 77, ENCODING)
+    finish(run, "transfer/tgkt", {"bridge": digest}, [])
+    evaluate(config, run)
+    assert "that you labelled" not in run.record("evaluate")["verdict"]
+    assert _list(run) != first
+    assert all(row["label"] == "" for row in _listed(run))
+    assert first.read_text(encoding="utf-8") == text
+
+
+def test_where_the_data_have_labels_those_of_the_user_are_not_read(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "tgkt")
+    _list(run).write_text("name,label\nnobody,disc\n", encoding="utf-8")
+    evaluate(settings(pictures=False, oracle=False), run)
+    assert "that you labelled" not in run.record("evaluate")["verdict"]
+
+
+def test_the_files_of_images_are_listed_and_ids_are_taken_too(tmp_path: Path) -> None:
+    run, config = make_run(tmp_path, "tgkt", labelled=False), settings(pictures=False)
+    ids = [f"target-{row}" for row in range(30)]
+    files = [f"tr/target/hall {row // 2}/IMG {row}.png " for row in range(30)]
+    attrs = {"dataset": "made", "modality": "depth", "unit": "mm", "classes": CLASSES}
+    names = {"id": ids, "name": [f"tr_{row}-5d75e7" for row in range(30)], "path_target": files}
+    names |= {"group": [f"hall {row // 2}" for row in range(30)]}
+    columns = {f"names/{name}": text_column(texts) for name, texts in names.items()}
+    with writing(run.test_store, attrs, columns):
+        pass
+    evaluate(config, run)
+    assert {row["name"] for row in _listed(run)} <= set(files)
+    rows = [(files[3], "disc"), (names["name"][4], "disc"), (ids[5], "=cross")]
+    lines = [f"{name.strip()},{label}\n" for name, label in rows]
+    _list(run).write_text("name,label\n" + "".join(lines), encoding="utf-8")
+    evaluate(config, run)
+    assert "Of 3 images that you labelled" in run.record("evaluate")["verdict"]
+
+
+def test_a_verdict_on_what_has_changed_since_is_not_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, config = make_run(tmp_path, "tgkt", labelled=False), settings(pictures=False)
+    digest = load_model(run.path("bridge")).digest
+    for used, kept, word, note in (
+        (digest, False, "ship the student", None),
+        (digest, True, "ship the student", "the student was judged worse"),
+        ("another", False, "cannot be told", "made from an earlier bridge"),
+    ):
+        inputs = {"bridge": used}
+        finish(run, "transfer/tgkt", inputs, [], verdict="better", untouched_kept=kept)
+        run.path("evaluate", "done.json").unlink(missing_ok=True)
+        capsys.readouterr()
+        evaluate(config, run)
+        assert word in run.record("evaluate")["verdict"]
+        warned = " ".join(capsys.readouterr().err.split())
+        report = run.path("evaluate", "report.md").read_text(encoding="utf-8")
+        assert ("warning: tgkt: " in warned) == (note is not None)
+        if note:
+            assert note in warned
+            assert note in report.partition("\n## ")[0]
+
+
+def test_a_report_of_an_earlier_version_ends_with_its_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, config = make_run(tmp_path, "tgkt", labelled=False), settings(pictures=False)
+    evaluate(config, run)
+    record = run.record("evaluate")
+    for name in ("headline", "to_label"):
+        del record[name]
+    write_record(run.path("evaluate", "done.json"), record)
+    capsys.readouterr()
+    evaluate(config, run)
+    assert "evaluate: Without labels it cannot be told" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_single_label_is_enough_for_a_report(tmp_path: Path) -> None:
