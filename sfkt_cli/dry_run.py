@@ -160,7 +160,7 @@ def _try_prepare(config: Config, run: Run) -> dict[str, Any]:
     plan = make_plan(config, archive)
     for gap in gaps(plan):
         warn(gap)
-    writes, began, tried = plan.image_bytes(), time.monotonic(), 0
+    writes, began, tried = plan.file_bytes(), time.monotonic(), 0
     for parts in plan.files().values():
         for part in parts:
             records = plan.parts[part]

@@ -29,7 +29,7 @@ from sfkt_cli.console import console, duration, event, quieten, say, warn
 from sfkt_cli.data.readers import archive_root
 from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError, follow_parent
 from sfkt_cli.files import read_record, sha256_json
-from sfkt_cli.machine import cores
+from sfkt_cli.machine import cores, full_memory
 from sfkt_cli.settings.config import Config, as_dict, build, merge, nest, section_of
 from sfkt_cli.settings.runs import Done, Run, call_stage, stage_settings
 
@@ -415,6 +415,8 @@ def run_task(task: Task, output: Path, quiet: bool) -> End:
     except (SfktError, OSError) as error:
         return End(str(error))
     except Exception as error:  # a bug or a full GPU in one cell is no reason to lose a night
+        if full := full_memory(type(error).__name__, str(error)):
+            return End(full)
         traceback.print_exc()
         return End(f"{type(error).__name__}: {error}")
     finally:

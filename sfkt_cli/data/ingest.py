@@ -27,7 +27,12 @@ from numpy.typing import NDArray
 
 from sfkt_cli.data.records import Archive, Loader, Record
 from sfkt_cli.data.splits import Parts
-from sfkt_cli.data.store_writer import StoreWriter, close_descriptor, text_column
+from sfkt_cli.data.store_writer import (
+    DESCRIPTION_BYTES,
+    StoreWriter,
+    close_descriptor,
+    text_column,
+)
 from sfkt_cli.errors import DataError, follow_parent
 from sfkt_cli.files import sha256_json
 from sfkt_cli.machine import cores
@@ -150,15 +155,17 @@ class Plan:
             for view in self.views(part)
         }
 
-    def image_bytes(self) -> dict[str, int]:
-        """About how large each file becomes."""
-        return {
-            name: sum(
-                math.prod(shape) * np.dtype(kind).itemsize
-                for shape, kind in self.image_columns(parts).values()
+    def file_bytes(self) -> dict[str, int]:
+        """How much room each file needs, at most."""
+        sizes = {}
+        for name, parts in self.files().items():
+            images = self.image_columns(parts).values()
+            sizes[name] = (
+                sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in images)
+                + sum(column.nbytes for column in self.small_columns(parts).values())
+                + DESCRIPTION_BYTES
             )
-            for name, parts in self.files().items()
-        }
+        return sizes
 
     def tasks(self, part: str, writer: StoreWriter) -> list[Task]:
         """The blocks of rows of a part."""

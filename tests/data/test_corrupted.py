@@ -59,6 +59,16 @@ def used(name: str) -> tuple[str, ...]:
     return tuple(f for f in files if any(f == n or f.endswith(f"/{n}") for n in read))
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_no_file_is_larger_than_the_room_that_is_made_for_it(
+    name: str, archives: Path, tmp_path: Path
+) -> None:
+    config, run = settings(name, archives / name), Run(tmp_path)
+    prepare(config, run)
+    for file, size in make_plan(config, read_archive(config)).file_bytes().items():
+        assert run.path("prepare", file).stat().st_size <= size
+
+
 def victim(name: str, which: int) -> str:
     """One of the images that are read, in steps that reach both views."""
     return used(name)[which * 7 % len(used(name))]

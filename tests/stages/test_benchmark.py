@@ -173,17 +173,29 @@ def test_a_stage_that_fails_leaves_the_others(output: Path, tmp_path: Path) -> N
     assert left_out == "left out because of these: 1 stage"
 
 
-def test_a_bug_in_one_stage_leaves_the_others(
-    output: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("a bug"), "RuntimeError: a bug"),
+        (MemoryError(), "the memory is full: end other programs"),
+    ],
+)
+def test_a_bug_or_a_full_memory_in_one_stage_leaves_the_others(
+    output: Path,
+    error: Exception,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*values: object, **more: object) -> None:
-        raise RuntimeError("no memory is left on the device")
+        raise error
 
     monkeypatch.setattr("torch.optim.SGD", fail)
     broken = VariantPlan(name="broken", settings={"shot.beta_im": 0.5}, methods=("shot",))
     plan = PLAN.model_copy(update={"variants": (PLAN.variants[0], broken), "sweeps": ()})
-    with pytest.raises(RunError, match="RuntimeError: no memory is left on the device"):
+    with pytest.raises(RunError, match=told):
         benchmark(plan, output, processes=0)
+    assert ("Traceback" in capsys.readouterr().err) == (told == "RuntimeError: a bug")
     found = json.loads((output / "benchmark.json").read_text(encoding="utf-8"))
     assert {row["variant"] for row in found["rows"]} == {"default"}
 
