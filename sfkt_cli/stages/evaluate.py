@@ -190,8 +190,10 @@ def _measure(
 
 
 def _ask_for_labels(run: Run, name: str, images: list[str]) -> None:
-    """Say which images to label; their list is written where it is not there."""
+    """Say which images to label, unless all are; their list is written where it is not there."""
     path = run.path(name)
+    if len(read_own_labels(path)) >= len(images):
+        return
     if not path.is_file():
         write_text(path, to_csv(("name", "label"), [(image, "") for image in images], "name"))
     say(

@@ -349,7 +349,9 @@ def test_wrong_labels_of_the_user_are_refused(tmp_path: Path, text: str, told: s
     assert not run.path("evaluate", "done.json").exists()
 
 
-def test_labels_for_one_student_do_not_judge_the_next(tmp_path: Path) -> None:
+def test_labels_for_one_student_do_not_judge_the_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, config = make_run(tmp_path, "tgkt", labelled=False), settings(pictures=False)
     evaluate(config, run)
     first = _list(run)
@@ -359,7 +361,9 @@ def test_labels_for_one_student_do_not_judge_the_next(tmp_path: Path) -> None:
     names = [f"target-{row}" for row in range(30)]
     text = "name,label\n" + "".join(f"{name},disc\n" for name in names)
     first.write_text(text, encoding="utf-8")
+    capsys.readouterr()
     evaluate(config, run)
+    assert "lists images on which" not in capsys.readouterr().err, "all have a label"
     assert "that you labelled" in run.record("evaluate")["verdict"]
 
     digest = load_model(run.path("bridge")).digest
