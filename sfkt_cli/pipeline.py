@@ -23,7 +23,15 @@ from sfkt_cli.settings.config import (
     section_fields,
 )
 from sfkt_cli.settings.options import Options
-from sfkt_cli.settings.resolve import Settings, has_run, remember_run, resolve, show, typed_settings
+from sfkt_cli.settings.resolve import (
+    Settings,
+    has_run,
+    remember_run,
+    resolve,
+    show,
+    tell_late,
+    typed_settings,
+)
 from sfkt_cli.settings.runs import Run
 
 
@@ -35,6 +43,7 @@ def settings_of(stage: str, options: Options, *, new_run: bool = False) -> Setti
     settings = _resolved(stage, options, new_run=new_run and not has_run(options))
     if settings.run.finished("prepare"):
         remember_run(settings.run)
+        tell_late(settings)
     return settings
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sfkt_cli.console import warn
 from sfkt_cli.data.images import Encoding, as_rgb, encode
-from sfkt_cli.data.sensor import Sensor, doubt, sensor_of_settings, sensor_of_store
+from sfkt_cli.data.sensor import Sensor, doubt, prepared_sensor, sensor_of_settings
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import DataError, RunError, first_line
 from sfkt_cli.evaluation.models import outdated_student
@@ -212,7 +212,7 @@ def load_student(
     saved = load_model(folder, torch.device(device))
     if not isinstance(saved.module, Classifier) or saved.encoding is None:
         raise DataError(f"{folder} holds no classifier for a target sensor")
-    return Student(saved, saved.encoding, _sensor(folder, saved, saved.encoding))
+    return Student(saved, saved.encoding, sensor_of(folder, saved, saved.encoding))
 
 
 def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> Path:
@@ -247,13 +247,18 @@ def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> 
     return path / "transfer" / chosen
 
 
-def _sensor(folder: Path, saved: Saved, encoding: Encoding) -> Sensor:
-    """The sensor, from an exported model's card, from the run's data or from its settings."""
-    sensor = saved.card.get("sensor")
-    if sensor is not None:
+def sensor_of(folder: Path, saved: Saved, encoding: Encoding) -> Sensor:
+    """The sensor that a student was trained for.
+
+    Cards of earlier versions do not tell it: it comes from the run's prepared files, or, where
+    these are others by now, from the settings of the training.
+    """
+    if sensor := saved.card.get("sensor"):
         return Sensor(**sensor)
+    run, trained_on = Run(folder.parent.parent), saved.card["inputs"].get("transfer.h5")
+    if run.transfer_store.is_file():
+        digest = open_store(run.transfer_store).digest
+        if trained_on in (None, digest):
+            return prepared_sensor(run)
     config = build(known_settings(read_settings(folder / "config.yaml")))
-    store = folder.parent.parent / "prepare" / "transfer.h5"
-    if store.is_file():
-        return sensor_of_store(open_store(store), config)
     return sensor_of_settings(config, encoding)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sfkt_cli import cli
 from sfkt_cli.cli import app, config_app, explain, main
 from sfkt_cli.errors import Interrupted
 from sfkt_cli.files import write_record, write_settings
+from sfkt_cli.pipeline import settings_of
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import resolve
@@ -308,6 +310,26 @@ def test_flag_beats_set_beats_file_beats_run_beats_default() -> None:
         "training.clip_norm": ("--set", None),
         "transfer.epochs": ("default", Config().transfer.epochs),
     }
+
+
+def test_settings_of_the_data_that_come_too_late_are_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prepared = Path("runs/folders/prepare")
+    prepared.mkdir(parents=True)
+    write_record(prepared / "done.json", {"stage": "prepare"})
+    used = {"dataset": "folders", "image_size": 32, "seed": 1, "folders": {"missing": [65535.0]}}
+    write_settings(prepared / "config.yaml", yaml.safe_dump(used))
+    Path("mine.yaml").write_text("dataset: folders\nimage_size: 32\nfolders: {missing: [65535]}\n")
+    options = Options(run=prepared.parent, config=Path("mine.yaml"), seed=2)
+    settings_of("predict", options)
+    assert not capsys.readouterr().err
+    late = replace(options, assignments=["folders.missing=[]", "prepare.workers=1"])
+    settings_of("export", late)
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("warning") == 1
+    assert "folders.missing = [] has no effect here" in told
+    assert "made with [65535.0], and only `sfkt prepare --force` uses it" in told
 
 
 def test_the_run_used_last_is_left_for_another_data_set() -> None:

@@ -26,9 +26,11 @@ from sfkt_cli.data.decode import MAX_PIXELS, decode_target, is_coloured, known_t
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.loading import Fit, TargetValues, fit_target
 from sfkt_cli.data.readers.sun_rgbd import undo_rotation
-from sfkt_cli.data.store import Store
+from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, DataError
-from sfkt_cli.settings.config import Config
+from sfkt_cli.files import read_settings
+from sfkt_cli.settings.config import Config, build
+from sfkt_cli.settings.runs import Run, known_settings
 
 LARGEST = 96  # pixels across, at most, that are looked at
 MORE_MISSING = 0.15  # share of missing pixels beyond the usual that is no cause for doubt
@@ -52,6 +54,10 @@ class Sensor:
     max_pixels: int = MAX_PIXELS  # larger image files are refused
     scale: float | None = None  # millimetres that 1 stands for; None: as the unit says
     no_reading: tuple[float, ...] = ()  # values that become 0, or the median where 0 is a reading
+
+    def __post_init__(self) -> None:
+        """JSON knows no tuples."""
+        object.__setattr__(self, "no_reading", tuple(self.no_reading))
 
     @property
     def missing(self) -> bool:
@@ -96,8 +102,17 @@ class Sensor:
         return fit_target(stored, self.image_size, self.fit, missing=self.missing)
 
 
+def prepared_sensor(run: Run) -> Sensor:
+    """The sensor whose images a run was prepared from, as `sfkt prepare` read them.
+
+    Raises DataError if a prepared file is missing or damaged.
+    """
+    settings = known_settings(read_settings(run.path("prepare", "config.yaml")))
+    return sensor_of_store(open_store(run.transfer_store), build(settings))
+
+
 def sensor_of_store(store: Store, config: Config) -> Sensor:
-    """The sensor whose images a prepared file holds."""
+    """The sensor whose images a file holds that was prepared with these settings."""
     images = store.columns["target/target"]
     return Sensor(
         modality=store.modality,

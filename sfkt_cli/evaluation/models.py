@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
-from sfkt_cli.data.store import Store
+from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import DataError
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import CARD, Saved, check_classes, classifier_of, load_model, read_card
@@ -195,7 +195,7 @@ def _outdated(command: str, record: Mapping[str, Any], inputs: Mapping[str, str]
 
 
 def outdated_student(run: Run, method: str) -> str | None:
-    """A note where a run's student was made from a source model or bridge that has changed since.
+    """A note where a run's student was made from data or models that have changed since.
 
     The student works without them: where they are gone or damaged, nothing is said.
     """
@@ -203,6 +203,8 @@ def outdated_student(run: Run, method: str) -> str | None:
     try:
         used = [name for name in ("source", "bridge") if name in record.get("inputs", {})]
         digests = {stage: _digest(run, stage) for stage in used if run.has(stage)}
+        if run.transfer_store.is_file():
+            digests["transfer.h5"] = open_store(run.transfer_store).digest
     except DataError:
         return None
     return _outdated(f"transfer --method {method}", record, digests)

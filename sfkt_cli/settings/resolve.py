@@ -33,6 +33,10 @@ from sfkt_cli.settings.runs import DATA_SECTIONS, RUNS, Run
 
 DEFAULT = "default"
 CURRENT = RUNS / "current"  # holds the name of the run used last
+READING = (
+    "dataset", "image_size", "classes", "split", "prepare.fit", "prepare.max_pixels",
+)  # fmt: skip
+"""Settings of all data sets that `sfkt prepare` alone uses."""
 WIDTH = 96  # columns of a commented configuration file
 
 
@@ -127,6 +131,23 @@ def find_run(options: Options, dataset: str | None, *, new_run: bool) -> Run:
     if dataset is None and not new_run:
         raise RunError("no run here yet: start with `sfkt prepare NAME`, or give --run DIR")
     return Run(RUNS / (dataset or Config().dataset), options.force)
+
+
+def tell_late(settings: Settings) -> None:
+    """Warn of typed settings about the data that differ from those the run was prepared with."""
+    prepared = settings.run.remembered("prepare")
+    of_run = str(settings.run.folder)
+    typed = merge(*(values for place, values in settings.layers.items() if place != of_run))
+    sections = (*READING, DATA_SECTIONS.get(prepared.get("dataset", ""), ""))
+    for name in section_fields():
+        before, now = pick(prepared, name, ...), pick(as_dict(settings.config), name)
+        if name not in sections and name.partition(".")[0] not in sections:
+            continue
+        if before not in (now, ...) and pick(typed, name, ...) is not ...:
+            warn(
+                f"{name} = {one_line(now)} has no effect here: {settings.run.path('prepare')} was "
+                f"made with {one_line(before)}, and only `sfkt prepare --force` uses it"
+            )
 
 
 def has_run(options: Options) -> bool:

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import util
 from pathlib import Path
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sfkt_cli import files
 from sfkt_cli.console import say, warn
-from sfkt_cli.data.sensor import Sensor, sensor_of_store
+from sfkt_cli.data.sensor import Sensor, prepared_sensor
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError, RunError, SfktError
 from sfkt_cli.evaluation import exported
@@ -34,7 +34,7 @@ from sfkt_cli.models.graph_files import FitTarget, SensorGraph
 from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
 from sfkt_cli.settings.config import Config, to_yaml
 from sfkt_cli.settings.runs import Run, digest_outputs, versions
-from sfkt_cli.student import find_student
+from sfkt_cli.student import find_student, sensor_of
 
 FORMATS = ("onnx", "pt2", "safetensors")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -89,7 +89,7 @@ def export(
         folders |= {"translator": run.path("bridge"), "source": run.path("source")}
     saved = {name: load_model(folder) for name, folder in folders.items()}
     store = open_store(run.transfer_store)
-    sensor = sensor_of_store(store, config)
+    sensor = _sensor(run, folders["student"], saved["student"])
     _choose("input-type", [input_type or sensor.dtype], (sensor.dtype, "float32"))
     images = exported.TargetImages(
         store["target/target"],
@@ -400,6 +400,27 @@ def _graphs(saved: Mapping[str, Saved], fit: FitTarget | None) -> dict[str, Sens
             translator=translator.module,
         )
     return {name: graph_files.for_export(graph) for name, graph in graphs.items()}
+
+
+def _sensor(run: Run, folder: Path, student: Saved) -> Sensor:
+    """The sensor of a student; raises RunError if the prepared images are of another kind by now.
+
+    Files are compared and calibrated on them.
+    """
+    sensor = sensor_of(folder, student, student.encoding_of("transfer"))
+    prepared = replace(prepared_sensor(run), max_pixels=sensor.max_pixels)
+    changed = [
+        f"{name} {getattr(sensor, name)!r} (now {value!r})"
+        for name, value in asdict(prepared).items()
+        if getattr(sensor, name) != value
+    ]
+    if changed:
+        raise RunError(
+            f"{folder} was trained on other images than {run.transfer_store} holds now: "
+            f"{', '.join(changed)}; train it on these with `sfkt transfer --method {folder.name} "
+            "--force`, or prepare them as they were"
+        )
+    return sensor
 
 
 def _facts(student: Saved, sensor: Sensor, images: exported.TargetImages) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
-from sfkt_cli.data.sensor import describe_images
+from sfkt_cli.data.sensor import describe_images, prepared_sensor
 from sfkt_cli.data.store import Store, open_store, spread
 from sfkt_cli.errors import DataError
 from sfkt_cli.evaluation.verdict import Judgement, Verdict, advice, verdict
@@ -70,7 +71,7 @@ def transfer(config: Config, run: Run) -> None:
     own = method_settings(config, method)
     run.require("prepare", "sfkt prepare NAME")
     source_folder = run.require("source", "sfkt source")
-    store = open_store(run.transfer_store)
+    store, sensor = open_store(run.transfer_store), prepared_sensor(run)
     if objective_class.needs_ti and store.count("ti") == 0:
         raise DataError(
             f"{store.path} holds no TI pairs, and {method} needs them: record some, or use "
@@ -154,7 +155,7 @@ def transfer(config: Config, run: Run) -> None:
         save_model(
             stage.folder, student, kind="classifier", architecture=architecture,
             classes=saved.classes, encoding=encoding, inputs=inputs, seed=config.seed,
-            method=method, temperature=temperature,
+            method=method, temperature=temperature, sensor=asdict(sensor),
             images=describe_images(sample_rows(store), encoding.missing),
         )  # fmt: skip
         stage.finish(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 import torch
 
 from sfkt_cli.data.images import choose_encoding
+from sfkt_cli.data.sensor import prepared_sensor
 from sfkt_cli.data.store import open_store
 from sfkt_cli.files import write_record, write_settings
 from sfkt_cli.models.classifier import Classifier
@@ -57,10 +59,11 @@ def add_models(run: Run, config: Config) -> None:
             if translator
             else _spread(Classifier(**architecture))
         )
+        more = {"sensor": asdict(prepared_sensor(run))} if stage == "transfer/tgkt" else {}
         save_model(
             run.path(stage), module, kind=kind, architecture=sizes if translator else architecture,
             classes=[] if translator else store.classes,
-            encoding=None if stage == "source" else encoding, inputs={}, seed=0,
+            encoding=None if stage == "source" else encoding, inputs={}, seed=0, **more,
         )  # fmt: skip
         write_settings(run.path(stage, "config.yaml"), to_yaml(config))
         write_record(run.path(stage, "done.json"), {"stage": stage, "settings": {}, "inputs": {}})

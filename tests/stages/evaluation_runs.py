@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store_writer import text_column, writing
-from sfkt_cli.files import write_record, write_text
+from sfkt_cli.files import write_record, write_settings, write_text
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.saving import read_card, save_model
 from sfkt_cli.models.translators import make_translator
-from sfkt_cli.settings.config import Config, build
+from sfkt_cli.settings.config import Config, build, to_yaml
 from sfkt_cli.settings.runs import Run
 
 CLASSES = ["disc", "<b>bar</b>", "=cross"]
@@ -138,6 +138,7 @@ def make_run(
     run = Run(folder)
     make_stores(run.path("prepare"), labelled=labelled, recordings=recordings)
     write_record(run.path("prepare", "done.json"), {"stage": "prepare", "settings": {}})
+    write_settings(run.path("prepare", "config.yaml"), to_yaml(settings()))
     save_classifier(run, "source", 0, None)
     epochs = [{"epoch": e, "seconds": 1.0, "learning_rate": 0.1, "f": 1.0 / e} for e in (1, 2)]
     finish(run, "source", {}, epochs)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfkt_cli.data.images import Encoding
+from sfkt_cli.data.sensor import Sensor, prepared_sensor
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
 from sfkt_cli.files import write_record
@@ -277,7 +278,9 @@ def test_other_methods_leave_the_same_files(
     assert set(digests(run.path("transfer"))) == {
         f"{method}/{name}" for name in (*FILES, "epochs.npy")
     }
-    assert load_model(run.path("transfer", method)).card["method"] == method
+    card = load_model(run.path("transfer", method)).card
+    assert card["method"] == method
+    assert Sensor(**card["sensor"]) == prepared_sensor(run)
 
 
 def test_a_model_that_was_trained_elsewhere_is_changed_gently(

@@ -31,7 +31,9 @@ from sfkt_cli.files import read_settings, write_record, write_settings
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.stages.export import export
 from sfkt_cli.stages.predict import BATCH, expand, judged, predict, save, to_csv, watch
+from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.student import Prediction, read_image
 
 
@@ -62,6 +64,10 @@ def test_a_file_is_classified_like_its_row_in_the_store(
     assert student.predict(padded) == expected
     assert expected.label == expected.ranked[0][0]
     assert sum(probability for _, probability in expected.ranked) == pytest.approx(1)
+
+
+def read_depth(path: Path) -> NDArray[np.uint16]:
+    return np.asarray(Image.open(path), np.uint16)
 
 
 def test_every_image_gets_a_row_in_order(
@@ -187,6 +193,40 @@ def test_what_cannot_be_done_is_said_first(
         sfkt_cli.load_student(untrained_run.path("source"))
 
 
+def test_a_student_reads_images_as_those_it_was_trained_on(
+    untrained_run: Run, untrained_config: Config, depth_files: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = Run(Path(shutil.copytree(untrained_run.folder, tmp_path / "run")), force=True)
+    folder, before = run.path("transfer/tgkt"), open_store(run.transfer_store).digest
+    write_record(
+        folder / "done.json",
+        {"stage": "transfer/tgkt", "settings": {}, "inputs": {"transfer.h5": before}},
+    )
+    wide = tmp_path / "wide.npy"
+    np.save(wide, np.pad(read_depth(depth_files / "003.png").repeat(3, 1), ((0, 0), (5, 0))))
+    expected = sfkt_cli.load_student(run.folder).predict(wide)
+    assert "earlier" not in capsys.readouterr().err
+    config = untrained_config.model_copy(update={"image_size": 32})
+    squashed = config.model_copy(
+        update={"prepare": config.prepare.model_copy(update={"fit": "squash"})}
+    )
+    prepare(squashed, run)
+    assert sfkt_cli.load_student(run.folder).predict(wide) == expected
+    assert "was made from an earlier transfer.h5" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(RunError, match=r"image_size 16 \(now 32\), fit 'crop' \(now 'squash'\)"):
+        export(squashed, run, formats=["safetensors"])
+    card = load_model(folder).card
+    of_earlier_version = {name: value for name, value in card.items() if name != "sensor"}
+    for name, inputs, size in (("same", {}, 32), ("other", {"transfer.h5": before}, 16)):
+        earlier = Path(shutil.copytree(folder, run.path("transfer", name)))
+        write_record(earlier / "model.json", {**of_earlier_version, "inputs": inputs})
+        assert sfkt_cli.load_student(earlier).sensor.image_size == size
+    (folder / "config.yaml").unlink()
+    alone = shutil.copytree(folder, tmp_path / "alone")
+    assert sfkt_cli.load_student(alone).predict(wide) == expected
+
+
 def test_settings_that_another_version_knew_are_left_out(
     untrained_run: Run, tmp_path: Path
 ) -> None:
@@ -194,6 +234,8 @@ def test_settings_that_another_version_knew_are_left_out(
     shutil.copytree(untrained_run.path("transfer/tgkt"), folder)
     used = read_settings(folder / "config.yaml")
     write_settings(folder / "config.yaml", yaml.safe_dump({**used, "spells": 3}))
+    card = {n: value for n, value in load_model(folder).card.items() if n != "sensor"}
+    write_record(folder / "model.json", card)
     assert sfkt_cli.load_student(folder).sensor.image_size == used["image_size"]
 
 
