@@ -201,6 +201,23 @@ def fit_target(values: NDArray[Any], size: int, fit: Fit, *, missing: bool) -> N
     return _by_area(kept, size, missing)
 
 
+def place_targets(stored: NDArray[Any], height: int, width: int, fit: Fit) -> NDArray[Any]:
+    """Images (N, H, W) or (N, H, W, C) of which :func:`fit_target` makes those stored.
+
+    ``stored`` are (N, S, S) or (N, S, S, C). The pixels are repeated, beyond what is kept, too. The
+    way back is exact unless less than S x S pixels are kept.
+    """
+    left, upper, right, lower = kept_box(width, height, fit)
+
+    def sources(length: int, first: int, end: int) -> NDArray[np.int64]:
+        kept = np.clip(np.arange(length) - first, 0, end - first - 1)
+        starts, _ = areas(end - first, stored.shape[1])
+        return np.searchsorted(starts, kept, side="right") - 1
+
+    down, across = sources(height, upper, lower), sources(width, left, right)
+    return np.ascontiguousarray(stored[:, down][:, :, across])
+
+
 def areas(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """First pixel and number of pixels of each of ``size`` areas along a side of ``length`` pixels.
 

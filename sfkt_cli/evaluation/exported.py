@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sfkt_cli.console import printable
+from sfkt_cli.data.loading import Fit, place_targets
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.errors import RunError
@@ -125,7 +126,8 @@ class TargetImages:
 
     stored: NDArray[Any]  # (N, S, S) or (N, S, S, C) of transfer.h5
     ids: Sequence[str]  # of the samples
-    size: tuple[int, int]  # height and width that files take; stored pixels are repeated to fill it
+    size: tuple[int, int]  # height and width that files take
+    fit: Fit  # how the stored images were made of such
     dtype: str  # that files take, such as ``uint16``
     batch: int  # images at a time
 
@@ -138,8 +140,7 @@ class TargetImages:
         """(B, H, W) or (B, H, W, C)."""
         images = np.array(self.stored[rows])
         if images.shape[1:3] != self.size:
-            down, across = (np.arange(side) * images.shape[1] // side for side in self.size)
-            images = np.ascontiguousarray(images[:, down][:, :, across])
+            images = place_targets(images, *self.size, self.fit)
         return torch.from_numpy(images).to(getattr(torch, self.dtype))
 
     def batches(self, rows: Rows) -> Iterator[Tensor]:

@@ -95,6 +95,7 @@ def export(
         store["target/target"],
         store.strings("target/id"),
         parse_size(input_size) if input_size else (sensor.image_size, sensor.image_size),
+        sensor.fit,
         input_type or sensor.dtype,
         batch or BATCH,
     )

@@ -241,6 +241,20 @@ def test_resampling_in_the_graph_is_that_of_prepare_to_the_last_digit(
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("shape", [(48, 48), (33, 33, 3)])
+@pytest.mark.parametrize("size", [(480, 640), (424, 240), (100, 100), (48, 57)])
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_files_that_crop_are_measured_on_the_stored_images(
+    shape: tuple[int, ...], size: tuple[int, int], fit: Fit
+) -> None:
+    stored = np.random.default_rng(0).integers(0, 3, (2, *shape), dtype=np.uint16)
+    images = files.TargetImages(stored, ["a", "b"], size, fit, "uint16", 2)
+    batch = images.read(np.arange(2))
+    assert batch.shape == (2, *images.shape)
+    cropped = FitTarget(*size, shape[0], fit, missing=True)(batch)
+    np.testing.assert_array_equal(cropped.numpy(), stored)
+
+
 @pytest.mark.parametrize(("height", "width", "size"), [(480, 640, 48), (1080, 1920, 224)])
 def test_resampling_in_onnxruntime_is_that_of_prepare(height: int, width: int, size: int) -> None:
     pytest.importorskip("onnxscript")
@@ -381,7 +395,7 @@ def test_other_precisions_types_and_batches(
 
 
 def test_a_single_image_is_measured_and_compared() -> None:
-    images = files.TargetImages(np.ones((1, 4, 4), np.uint16), ["a"], (4, 4), "uint16", 2)
+    images = files.TargetImages(np.ones((1, 4, 4), np.uint16), ["a"], (4, 4), "crop", "uint16", 2)
     for lowered in (False, True):
         assert [rows.tolist() for rows in images.choose(lowered=lowered)] == [[0], [0]]
 
