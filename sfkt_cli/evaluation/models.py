@@ -151,12 +151,12 @@ def predictors_of(
     if models.translator:
         translator, its_own = models.translator
         model, load = through(translator, source), target_loader(runtime, its_own)
-        size, note = parameters(translator, source), _outdated("bridge", bridge, inputs)
+        size, note = parameters(translator, source), outdated("bridge", bridge, inputs)
         predictors.append(Predictor("bridge-only", model, load, size, *costs(bridge), note))
     for name, (student, its_own) in models.students.items():
         record = run.record(f"transfer/{name}")
         records = [record, bridge] if "bridge" in record.get("inputs", {}) else [record]
-        note = _outdated(f"transfer --method {name}", record, inputs)
+        note = outdated(f"transfer --method {name}", record, inputs)
         if record.get("untouched_kept"):
             note = note or KEPT
         temperature = read_card(run.path("transfer", name, CARD)).get("temperature", 1.0)
@@ -185,8 +185,12 @@ def translate(models: Models, images: Numbers, runtime: Runtime) -> Numbers:
     return np.concatenate([pictures.numpy() for pictures in bridged])
 
 
-def _outdated(command: str, record: Mapping[str, Any], inputs: Mapping[str, str]) -> str | None:
-    """A note where a stage was made from something that has changed since."""
+def outdated(command: str, record: Mapping[str, Any], inputs: Mapping[str, str]) -> str | None:
+    """A note where a stage was made from something that has changed since.
+
+    ``command`` is what makes it, such as ``bridge``, ``record`` its done.json, and ``inputs`` are
+    digests as they are now.
+    """
     used = record.get("inputs", {})
     changed = [name for name in used if name in inputs and used[name] != inputs[name]]
     if not changed:
@@ -207,7 +211,7 @@ def outdated_student(run: Run, method: str) -> str | None:
             digests["transfer.h5"] = open_store(run.transfer_store).digest
     except DataError:
         return None
-    return _outdated(f"transfer --method {method}", record, digests)
+    return outdated(f"transfer --method {method}", record, digests)
 
 
 def costs(*records: Mapping[str, Any]) -> tuple[float | None, float | None]:

@@ -16,7 +16,8 @@ from sfkt_cli.console import say, warn
 from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.sensor import describe_images, prepared_sensor
 from sfkt_cli.data.store import Store, open_store, spread
-from sfkt_cli.errors import DataError
+from sfkt_cli.errors import DataError, RunError
+from sfkt_cli.evaluation.models import outdated
 from sfkt_cli.evaluation.verdict import Judgement, Verdict, advice, verdict
 from sfkt_cli.methods import find_method, label_free
 from sfkt_cli.methods.label_free import Judge
@@ -63,7 +64,8 @@ def transfer(config: Config, run: Run) -> None:
 
     Raises:
         ConfigError: The method is unknown, or has no section of settings.
-        RunError: A stage before it has not been run.
+        RunError: A stage before it has not been run, or the bridge was made from other data or
+            another source model.
         DataError: The method needs TI pairs and there are none.
     """
     method = config.transfer.method
@@ -95,6 +97,8 @@ def transfer(config: Config, run: Run) -> None:
         if stage is None:
             say(f"transfer: {method} is already done in {run.path('transfer', method)}")
             return
+        if translator is not None and (note := outdated("bridge", run.record("bridge"), inputs)):
+            raise RunError(f"{run.path('bridge')} was {note}")
         source = freeze(classifier_of(saved.module))
         encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
         architecture = dict(saved.card["architecture"])

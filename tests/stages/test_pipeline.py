@@ -428,6 +428,24 @@ def test_stages_out_of_order_name_the_one_that_is_missing(
         bridge(config, run)
 
 
+@pytest.mark.parametrize("earlier", ["source", "transfer.h5"])
+def test_a_bridge_of_another_source_model_or_other_data_is_refused(
+    earlier: str, prepared: Prepared, tmp_path: Path
+) -> None:
+    run, config = prepared.copy(tmp_path / "run"), settings(prepared.archive, *QUICK)
+    bridge(config, run)
+    record = run.record("bridge")
+    write_record(
+        run.path("bridge/done.json"),
+        {**record, "inputs": {**record["inputs"], earlier: "another"}},
+    )
+    told = rf"made from an earlier {earlier}: run `sfkt bridge --force`"
+    with pytest.raises(RunError, match=told):
+        transfer(config, run)
+    assert not run.path("transfer/tgkt/model.json").exists()
+    transfer(settings(prepared.archive, *QUICK, "transfer.method=shot"), run)  # which needs none
+
+
 def test_a_source_model_of_other_classes_is_refused(prepared: Prepared, tmp_path: Path) -> None:
     run, config = prepared.copy(tmp_path / "run"), settings(prepared.archive, *QUICK)
     saved = load_model(run.path("source"))
