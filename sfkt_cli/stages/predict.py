@@ -1,6 +1,7 @@
 """`sfkt predict`: classes of new images of the target sensor, as CSV or JSONL."""
 
 import contextlib
+import csv
 import itertools
 import json
 import math
@@ -86,7 +87,7 @@ def predict(
     broken: list[str] = []
     total: int | None = None  # how many images there are, where somebody knows
     if follow:
-        batches = watch(student, images, broken)
+        batches = watch(student, images, broken, output)
     elif video:
         batches = batched(frames(video, student.sensor), 1 if is_live(video) else BATCH)
     else:
@@ -256,17 +257,21 @@ def save(
             captioned(image, student.sensor.missing, text).save(partial, format="PNG")
 
 
-def watch(student: AnyStudent, folders: Sequence[str], broken: list[str]) -> Iterator[Batch]:
+def watch(
+    student: AnyStudent, folders: Sequence[str], broken: list[str], output: Path
+) -> Iterator[Batch]:
     """Batches of the images of folders, and of those that come or change, without an end.
 
-    A file is read once it has stayed the same between two looks; a broken one is warned of, as is a
-    folder that cannot be read for a while. Raises ConfigError if one of them is not a folder.
+    Images that the ``output`` of an earlier start has, under the same path, are done. A file is
+    read once it has stayed the same between two looks; a broken one is warned of, as is a folder
+    that cannot be read for a while. Raises ConfigError if one of them is not a folder.
     """
     for folder in folders:
         if not Path(folder).is_dir():
             raise ConfigError(f"--follow watches folders, but {folder} is not a folder")
     before: set[tuple[str, str]] = set()
     done: set[tuple[str, str]] = set()
+    answered = _paths_in(output)
     trouble = ""
     while True:
         try:
@@ -284,12 +289,28 @@ def watch(student: AnyStudent, folders: Sequence[str], broken: list[str]) -> Ite
             for name, state in files.items()
             if name.lower().endswith(SUFFIXES)
         }
+        done |= {image for image in now if image[0] in answered}
+        answered.clear()  # what changes from now on is classified again
         ready = sorted((now & before) - done)
         yield from batched(read(student, [Path(path) for path, _ in ready], broken), BATCH)
         while broken:
             warn(broken.pop(0))
         before, done = now, (done | set(ready)) & now
         time.sleep(LOOK_EVERY_S)
+
+
+def _paths_in(output: Path) -> set[str]:
+    """Paths of the images that have a row in an output; none where it is not there."""
+    if str(output) == STDIN or not output.is_file():
+        return set()
+    with output.open(encoding="utf-8", errors="replace", newline="") as file:
+        if output.suffix.lower() == ".csv":
+            return {row["path"] for row in csv.DictReader(file)}
+        paths = set()
+        for line in file:
+            with contextlib.suppress(ValueError):  # a line that an interruption cut off
+                paths.add(json.loads(line)["path"])
+        return paths
 
 
 def _broken_files(broken: Sequence[str], count: int) -> str:

@@ -401,13 +401,13 @@ def test_a_watched_folder_gives_each_file_once_it_is_whole(
     monkeypatch.setattr("time.sleep", lambda seconds: looks.pop(0)())
     student = sfkt_cli.load_student(untrained_run.folder)
     seen: list[str] = []
-    batches = (row for batch in watch(student, [str(tmp_path)], []) for row in batch)
+    batches = (row for batch in watch(student, [str(tmp_path)], [], Path("-")) for row in batch)
     with pytest.raises(IndexError):  # nothing left to do: it would watch for ever
         seen.extend(Path(path).name for path, _ in batches)
     assert seen == ["a.png", "b.png"]
     assert "b.png is damaged" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="watches folders"):
-        next(watch(student, [str(depth_files / "000.png")], []))
+        next(watch(student, [str(depth_files / "000.png")], [], Path("-")))
 
 
 def test_a_watched_folder_may_change_while_it_is_listed(
@@ -430,7 +430,7 @@ def test_a_watched_folder_may_change_while_it_is_listed(
     monkeypatch.setattr("time.sleep", lambda seconds: looks.pop(0)())
     student = sfkt_cli.load_student(untrained_run.folder)
     seen: list[str] = []
-    batches = (row for batch in watch(student, [str(folder)], []) for row in batch)
+    batches = (row for batch in watch(student, [str(folder)], [], Path("-")) for row in batch)
     with pytest.raises(IndexError):
         seen.extend(Path(path).name for path, _ in batches)
     assert seen == ["a.png", "b.png"]
@@ -463,9 +463,14 @@ def test_a_watched_folder_keeps_the_rows_of_an_earlier_start(
         for file in (output, tmp_path / "rows.jsonl"):
             assert f"1 images in {file}" in start(file)
         (folder / name).unlink()
+    for name in ("a.png", "c.png"):  # one that has its row already, and one that came meanwhile
+        shutil.copy(depth_files / "000.png", folder / name)
+    for count in (1, 0):
+        for file in (output, tmp_path / "rows.jsonl"):
+            assert f"predict: {count} images" in start(file)
     rows = list(csv.DictReader(io.StringIO(output.read_text())))
-    assert [Path(row["path"]).name for row in rows] == ["a.png", "b.png"]
-    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2
+    assert [Path(row["path"]).name for row in rows] == ["a.png", "b.png", "c.png"]
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 3
     with pytest.raises(ConfigError, match=r"rows\.csv holds other columns.*--top-k"):
         start(output, top_k=2)
 
