@@ -388,7 +388,7 @@ def classes(options: Options, name: DatasetName = None, root: Root = None) -> Re
 
     options = options.with_flags({"dataset": name, "prepare.root": root})
     config = resolve(options, "prepare", new_run=True).config
-    rows = list_class_rows(config.classes, read_archive(config))
+    rows = list_class_rows(config.classes, read_archive(config), config.source.classes)
     output("role\timages\tpairs\tgroups\tclass")
     for row in rows:
         output(f"{row.role}\t{row.images}\t{row.pairs}\t{row.groups}\t{row.name}")

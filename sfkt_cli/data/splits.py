@@ -24,19 +24,23 @@ NEAR = 0.8  # likeness (0..1) that makes a new name a misspelled one: bx for box
 Parts = dict[str, list[Record]]
 
 
-def choose_classes(chosen: ClassesConfig, archive: Archive) -> tuple[list[str], list[str]]:
+def choose_classes(
+    chosen: ClassesConfig, archive: Archive, of_model: Collection[str] = ()
+) -> tuple[list[str], list[str]]:
     """The TR classes in the order of their labels, and the TI classes.
 
     Without a choice they are the data set's usual ones. Where only TR classes are given, all
     others are TI; where only TI classes are, TR are the usual ones, or all, without them.
-    Where some target images have no label, ``classes.tr`` may name classes that no label names.
+    ``classes.tr`` may also name classes ``of_model``, as ``source.classes`` has them, of which
+    there are no images, and, where some target images have no label, any that no label names.
 
     Raises:
         ConfigError: A pattern matches nothing, or a class would be both.
     """
     names = sorted({record.label for record in archive.records if record.label is not None})
     unlabelled = any(r.label is None and "ti" not in r.parts for r in archive.records)
-    tr = expand(chosen.tr, names, "classes.tr", new=unlabelled)
+    unseen = [name for name in of_model if name in chosen.tr and name not in names]
+    tr = expand(chosen.tr, [*names, *unseen], "classes.tr", new=unlabelled)
     ti = expand(chosen.ti, names, "classes.ti")
     both = [name for name in tr if name in ti]
     if both:
@@ -74,6 +78,8 @@ def expand(
                 expanded.append(pattern)
                 continue
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names[:40])}"
+            if setting == "classes.tr" and not near:
+                hint += "; a class of your model without images must be in source.classes, too"
             raise ConfigError(f"{setting} has {pattern!r}, which matches no class: {hint}")
         expanded += [name for name in matches if name not in expanded]
     return expanded
@@ -90,9 +96,11 @@ class ClassRow:
     groups: int  # scenes, places, captures or subjects among them
 
 
-def list_class_rows(chosen: ClassesConfig, archive: Archive) -> list[ClassRow]:
+def list_class_rows(
+    chosen: ClassesConfig, archive: Archive, of_model: Collection[str] = ()
+) -> list[ClassRow]:
     """All classes: TR as labelled, then TI, then the others; raises as :func:`choose_classes`."""
-    tr, ti = choose_classes(chosen, archive)
+    tr, ti = choose_classes(chosen, archive, of_model)
     of_class: dict[str, list[Record]] = defaultdict(list)
     for record in archive.records:
         of_class[record.label or ""].append(record)

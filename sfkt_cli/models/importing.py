@@ -230,8 +230,9 @@ def _outputs(
         )
         raise ConfigError(
             f"{path}: the checkpoint has {count} classes, the data {len(classes)}{detail}. "
-            "Name the model's classes with source.classes, in its order, or prepare the data anew "
-            "for all of them with --set 'classes.tr=[...]' --force"
+            "Name the model's classes with source.classes, in its order. If it knows more than you "
+            "recorded, prepare the data anew with all of them: "
+            "--set 'classes.tr=[...]' --set 'source.classes=[...]' --force"
         )
     return names
 

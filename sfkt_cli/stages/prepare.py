@@ -67,7 +67,7 @@ def make_plan(config: Config, archive: Archive) -> Plan:
         ConfigError: The chosen classes are not in the archive.
         DataError: There are no target images left.
     """
-    tr, ti = choose_classes(config.classes, archive)
+    tr, ti = choose_classes(config.classes, archive, config.source.classes)
     parts = split_records(archive.records, tr, ti, config.split, config.seed)
     root = archive_root(config)
     chosen = f"TR is {', '.join(tr) or 'nothing'}; TI is {', '.join(ti) or 'nothing'}"

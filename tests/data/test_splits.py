@@ -160,6 +160,17 @@ def test_classes_are_chosen_by_wildcards_in_the_order_given() -> None:
     )
 
 
+def test_classes_of_the_model_may_have_no_image() -> None:
+    of_model = ("vault", "office")
+    chosen = ClassesConfig(tr=("office", "vault"))
+    assert choose_classes(chosen, archive(), of_model)[0] == ["office", "vault"]
+    (row,) = [row for row in list_class_rows(chosen, archive(), of_model) if row.name == "vault"]
+    assert (row.role, row.images) == ("TR", 0)
+    for name in ("vaults", "attic"):
+        with pytest.raises(ConfigError, match=r"did you mean 'vault'|must be in source\.classes"):
+            choose_classes(ClassesConfig(tr=(name, "vault")), archive(), of_model)
+
+
 def test_wrong_class_names_are_told_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'office'"):
         expand(("ofice",), ["office", "cafe"], "classes.tr")
