@@ -25,7 +25,7 @@ from sfkt_cli.console import warn
 from sfkt_cli.data.decode import MAX_PIXELS, decode_target, is_coloured, known_type
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.loading import Fit, TargetValues, fit_target
-from sfkt_cli.data.readers.sun_rgbd import undo_rotation
+from sfkt_cli.data.readers.sun_rgbd import FARTHEST_MM, undo_rotation
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import read_settings
@@ -72,9 +72,18 @@ class Sensor:
         steps = [f"set {values} to {instead}"] if values else []
         scale = 1000 if self.missing and self.unit == "m" else self.scale
         steps += [f"multiply by {scale:.9g}"] if scale else []
+        steps += [f"set more than {FARTHEST_MM} to {FARTHEST_MM}"] if self.rotated else []
         unit = "mm" if self.missing and self.unit != "raw" else "raw"
         none = ", 0 = no reading" if self.missing else ""
-        return f"{unit}{none}" + (f"; first {', then '.join(steps)}" if steps else "")
+        first = f"; first {', then '.join(steps)}" if steps else ""
+        if self.dtype == "uint8":  # floats would become 16 bit
+            return f"{unit}{none}{first}"
+        floats = "are like whole numbers"
+        if self.missing and self.unit == "auto" and scale is None:
+            floats = "are metres, multiply them by 1000"
+        elif not self.missing and self.unit != "raw":
+            floats = "are 0..1, multiply them by 65535"
+        return f"{unit}{none}{first}; floats {floats}; NaN becomes {instead}"
 
     def decode(self, content: bytes, name: str) -> NDArray[Any]:
         """An image file to (S, S) or (S, S, C) in the stored unit; raises DataError if damaged."""
@@ -95,7 +104,8 @@ class Sensor:
         """The same at its own size; raises DataError if its values are not what is expected."""
         values = known_type(values, name, self.no_reading, missing=self.missing)
         expected = TargetValues(self.modality, self.unit, self.dtype, self.channels, self.scale)
-        return expected.convert(values, name)
+        stored = expected.convert(values, name)
+        return np.minimum(stored, stored.dtype.type(FARTHEST_MM)) if self.rotated else stored
 
     def to_size(self, stored: NDArray[Any]) -> NDArray[Any]:
         """An image in the model's unit to its size."""

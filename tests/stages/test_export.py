@@ -431,16 +431,25 @@ def test_the_graph_divides_logits_by_the_temperature() -> None:
 
 def test_a_file_says_what_its_values_are_and_how_raw_ones_become_such() -> None:
     def meaning(modality: str, unit: str, **more: Any) -> str:
-        return Sensor(modality, unit, "uint16", 1, 16, "crop", **more).meaning
+        dtype = more.pop("dtype", "uint16")
+        return Sensor(modality, unit, dtype, 1, 16, "crop", **more).meaning
 
-    assert meaning("depth", "auto") == "mm, 0 = no reading"
-    assert meaning("depth", "raw") == "raw, 0 = no reading"
-    assert meaning("thermal", "auto") == "raw"
+    metres = "; floats are metres, multiply them by 1000; NaN becomes 0"
+    alike = "; floats are like whole numbers; NaN becomes"
+    shares = "; floats are 0..1, multiply them by 65535; NaN becomes the median of the others"
+    assert meaning("depth", "auto") == f"mm, 0 = no reading{metres}"
+    assert meaning("depth", "raw") == f"raw, 0 = no reading{alike} 0"
+    assert meaning("thermal", "auto") == f"raw{shares}"
+    assert meaning("thermal", "raw") == f"raw{alike} the median of the others"
     scaled = meaning("depth", "auto", scale=0.2, no_reading=(65535,))
-    assert scaled == "mm, 0 = no reading; first set 65535 to 0, then multiply by 0.2"
+    first = "first set 65535 to 0, then multiply by 0.2"
+    assert scaled == f"mm, 0 = no reading; {first}{alike} 0"
     bordered = meaning("thermal", "auto", no_reading=(0, 65535))
-    assert bordered == "raw; first set 0 and 65535 to the median of the others"
-    assert meaning("depth", "m") == "mm, 0 = no reading; first multiply by 1000"
+    assert bordered == f"raw; first set 0 and 65535 to the median of the others{shares}"
+    assert meaning("depth", "m") == f"mm, 0 = no reading; first multiply by 1000{alike} 0"
+    rotated = meaning("depth", "auto", rotated=True)
+    assert rotated == f"mm, 0 = no reading; first set more than 8000 to 8000{metres}"
+    assert meaning("other", "auto", dtype="uint8") == "raw"
 
 
 def test_a_second_export_does_nothing_until_something_changed(

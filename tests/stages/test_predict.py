@@ -383,6 +383,8 @@ def test_only_files_of_sun_rgbd_have_their_bits_rotated(
     np.testing.assert_array_equal(student.read(tmp_path / "rotated.png"), depth_mm)
     np.testing.assert_array_equal(student.sensor.fit_values(depth_mm), depth_mm)
     np.testing.assert_array_equal(student.sensor.fit_values(depth_mm / 1000.0), depth_mm)
+    far = student.sensor.fit_values(np.full((16, 16), 9000, np.uint16))
+    assert (far.dtype.name, far.max()) == ("uint16", 8000)  # as prepared files have it
 
 
 def test_a_watched_folder_gives_each_file_once_it_is_whole(
