@@ -39,6 +39,9 @@ FLATTER = 0.25  # an image with less than this share of the usual contrast is do
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts")
 
+GREY_16 = (b"Y1\x00\x10", b"\x10\x001Y")
+"""FFmpeg's names of frames of 16 bit, which OpenCV would cut to 8."""
+
 
 @dataclass(frozen=True)
 class Sensor:
@@ -246,6 +249,11 @@ def frames(entry: str, sensor: Sensor) -> Iterator[tuple[str, NDArray[Any]]]:
     if not capture.isOpened():
         raise DataError(
             f"{address} cannot be opened as a video: does it exist, and play elsewhere?"
+        )
+    pixels = int(capture.get(cv2.CAP_PROP_CODEC_PIXEL_FORMAT)).to_bytes(8, "little", signed=True)
+    if sensor.dtype == "uint8" and pixels[:4] in GREY_16:
+        raise DataError(
+            f"{address} holds values of 16 bit, expected uint8: all target images must be alike"
         )
     # Not for 8 bit: the values of YUV as they are lie between 16 and 235, and holes are not 0.
     if (sensor.dtype or (sensor.missing and "uint16")) == "uint16":

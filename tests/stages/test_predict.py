@@ -373,6 +373,14 @@ def test_holes_in_a_video_of_8_bit_stay_0(untrained_run: Run, tmp_path: Path) ->
     assert stored.max() == pytest.approx(120, abs=2)
 
 
+def test_a_video_of_16_bit_is_refused_by_a_student_of_8(untrained_run: Run, tmp_path: Path) -> None:
+    video = tmp_path / "depth.mkv"
+    write_video(video, [np.full((48, 64), 1500, np.uint16)] * 3)
+    sensor = replace(sfkt_cli.load_student(untrained_run.folder).sensor, unit="raw", dtype="uint8")
+    with pytest.raises(DataError, match=r"depth\.mkv holds values of 16 bit, expected uint8"):
+        next(frames(str(video), sensor))
+
+
 def test_only_files_of_sun_rgbd_have_their_bits_rotated(
     untrained_run: Run, depth_files: Path, tmp_path: Path
 ) -> None:
