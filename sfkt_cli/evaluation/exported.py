@@ -75,9 +75,9 @@ Data set {data}.
 - Trained without labels of this sensor. It knows what the RGB source model knew, errors included.
 - Valid for this sensor at these settings: another depth range, resolution or mounting needs a new
   `sfkt transfer`.
-- Probabilities are not calibrated on labelled data. Those of `student.*` come from logits that are
-  divided by the temperature in model.json, fitted without labels; those of `bridged-source.*` do
-  not. Look at the report before you set thresholds.
+- Probabilities are not calibrated on labelled data. Those of the student come from logits that are
+  divided by {temperature:.4g}, a temperature that was fitted without labels.{not_bridged}
+  Look at the report before you set thresholds.
 - Every image is given one of the classes above, also when it shows none of them.
 """
 """README.md of an export."""
@@ -85,11 +85,16 @@ GRAPHS = """\
 Input `images`: {images}.
 Outputs: `logits` and `probabilities`, (batch, classes). Encoding and normalisation are
 inside.
-`student.*` is the transferred classifier; `bridged-source.*` is the translator in front
-of the untouched RGB model, with the same interface."""
+`student.*` is {student}"""
 WEIGHTS = """\
-The folders hold weights, each with the card that describes them. `student` is the
-transferred classifier. `sfkt` loads it; it takes raw images of the sensor."""
+The folders hold weights, each with the card that describes them. `sfkt` loads `student`, which
+takes raw images of the sensor. It is {student}"""
+TRANSFERRED = "the transferred classifier."
+UNTOUCHED = """the RGB model with its own weights: the transferred classifier was
+judged worse, and was not kept."""
+BRIDGED = """
+`bridged-source.*` is the translator in front of the untouched RGB model, with the same input and
+outputs."""
 OPEN = """\
 options = onnxruntime.SessionOptions()
 options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -351,14 +356,14 @@ def model_card(
     student: Saved,
     sensor: Sensor,
     images: TargetImages,
-    file: str,
+    written: Sequence[str],
     batch: int | None,
     tables: Mapping[str, str],
 ) -> str:
     """The text of README.md, with the results of ``evaluate`` where there are some.
 
-    ``images`` are those that the exported files take, ``file`` is the file or folder of the student
-    that the card opens, ``tables`` is what was measured on the files, by heading.
+    ``images`` are those that the exported files take, ``written`` are these files, the student's
+    first, and ``tables`` is what was measured on them, by heading.
     """
     results = _results(run, method)
     rows = [row for row in results.rows if row.method in (method, "bridge-only")] if results else []
@@ -383,6 +388,10 @@ def model_card(
             for row in rows
         ]
         accuracies = report.markdown_table(Section("", (), header, cells, left=2))
+    file = next((name for name in written if name.endswith((".onnx", ".pt2"))), "student")
+    bridged = any(name.startswith("bridged-source") for name in written)
+    untouched = run.record(f"transfer/{method}").get("untouched_kept")
+    interface = GRAPHS + BRIDGED * bridged if Path(file).suffix else WEIGHTS
     shape = ", ".join(map(str, images.shape))
     taken = f"{images.dtype}, ({batch or 'batch'}, {shape}), {sensor.meaning}"
     names, one = json.dumps(student.classes), f"({batch or 1}, {shape})"
@@ -396,11 +405,13 @@ def model_card(
         modality=sensor.modality,
         method=method,
         classes=", ".join(map(plain, student.classes)),
-        interface=GRAPHS.format(images=taken) if Path(file).suffix else WEIGHTS,
+        interface=interface.format(images=taken, student=UNTOUCHED if untouched else TRANSFERRED),
         code=code,
         data=f"{plain(dataset)}; {len(student.classes)} classes; seed {student.card['seed']}",
         accuracies=accuracies,
         measured=measured,
+        temperature=student.card.get("temperature", 1.0),
+        not_bridged=" Those of `bridged-source.*` do not." * bridged,
     )
 
 

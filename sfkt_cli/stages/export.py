@@ -127,7 +127,11 @@ def export(
     if output is not None:
         _refuse_foreign(target)
     measured, compared = images.choose(lowered=set(precisions) != {"fp32"})
-    facts = _facts(saved["student"], sensor, images)
+    facts = {
+        name: _facts(saved[model].classes, saved["student"], sensor, images)
+        for name, model in (("student", "student"), ("bridged-source", "source"))
+        if model in saved
+    }
     fit = None
     if input_size:
         fit = FitTarget(*images.size, sensor.image_size, sensor.fit, missing=sensor.missing)
@@ -141,9 +145,8 @@ def export(
         tables = writer.tables()
         for title, text in tables.items():
             say(f"{title}\n\n{text}")
-        graphs = (file for file in writer.written if file.endswith((".onnx", ".pt2")))
         card = exported.model_card(
-            run, method, saved["student"], sensor, images, next(graphs, "student"), batch, tables
+            run, method, saved["student"], sensor, images, writer.written, batch, tables
         )
         files.write_text(folder / "README.md", card)
         files.write_settings(folder / "config.yaml", to_yaml(config))
@@ -219,7 +222,7 @@ class _Writer:
     images: exported.TargetImages
     measured: exported.Rows  # images that ranges of activations are measured on
     compared: exported.Rows  # images that files are compared on
-    facts: Mapping[str, str]  # go into the files
+    facts: Mapping[str, Mapping[str, str]]  # by the graph into whose files they go
     batch: int | None  # number of images that the files take; None: any
     labels: Mapping[str, int] = field(default_factory=dict)  # class by sample id, where known
     comparisons: list[exported.Comparison] = field(default_factory=list)
@@ -253,7 +256,11 @@ class _Writer:
     def _contents(self, name: str, graph: SensorGraph) -> Iterator[tuple[str, str, bytes]]:
         """End of the name, precision and content of each file of a graph."""
         some = next(self.images.batches(self.measured))
-        how: dict[str, Any] = {"images": some, "facts": self.facts, "any_batch": self.batch is None}
+        how: dict[str, Any] = {
+            "images": some,
+            "facts": self.facts[name],
+            "any_batch": self.batch is None,
+        }
         if "onnx" in self.formats:
             with _making(f"{name}.onnx"):
                 content = graph_files.to_onnx(graph, **how)
@@ -424,10 +431,12 @@ def _sensor(run: Run, folder: Path, student: Saved) -> Sensor:
     return sensor
 
 
-def _facts(student: Saved, sensor: Sensor, images: exported.TargetImages) -> dict[str, str]:
+def _facts(
+    classes: Sequence[str], student: Saved, sensor: Sensor, images: exported.TargetImages
+) -> dict[str, str]:
     """What somebody who only has the ONNX file must know."""
     return {
-        "classes": json.dumps(student.classes),
+        "classes": json.dumps(classes),
         "input": f"{images.dtype} {list(images.shape)}",
         "unit": sensor.meaning,
         "modality": sensor.modality,

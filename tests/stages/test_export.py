@@ -179,6 +179,34 @@ def test_the_model_card_has_front_matter_and_code_that_runs(
     assert "uint16, (batch, 16, 16)" in text
 
 
+@pytest.mark.parametrize("bridge", [False, True])
+def test_the_model_card_describes_what_is_there(bridge: bool, tmp_path: Path) -> None:
+    run, config = make_run(tmp_path, "tgkt", bridge=bridge), settings()
+    source = load_model(run.path("source"))
+    turned = source.classes[::-1]
+    save_model(
+        run.path("source"), source.module, kind="classifier", classes=turned, encoding=None,
+        architecture=source.card["architecture"], inputs={}, seed=0,
+    )  # fmt: skip
+    done = run.path("transfer/tgkt/done.json")
+    for kept in (False, True):
+        write_record(done, {**run.record("transfer/tgkt"), "untouched_kept": kept})
+        export(config, replace(run, force=True), formats=["pt2"])
+        card = run.path("export/README.md").read_text()
+        assert ("bridged-source" in card) == bridge
+        assert ("the RGB model with its own weights" in card) == kept
+        assert "divided by 1, a temperature" in card
+        assert "model.json" not in card
+        assert "{" not in card.split("```")[0]
+    if bridge:
+        pytest.importorskip("onnxscript")
+        export(config, run, formats=["onnx"])
+        for name, classes in (("student", turned[::-1]), ("bridged-source", turned)):
+            session = open_session(run.path(f"export/{name}.onnx").read_bytes())
+            told = session.get_modelmeta().custom_metadata_map["classes"]
+            assert json.loads(told) == classes
+
+
 @pytest.mark.parametrize("kind", ["pt2", "safetensors"])
 def test_an_export_without_onnx_has_code_that_runs_and_nothing_of_an_interrupted_one(
     kind: str, untrained_run: Run, untrained_config: Config, tmp_path: Path,
