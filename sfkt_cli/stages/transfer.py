@@ -97,8 +97,10 @@ def transfer(config: Config, run: Run) -> None:
         if stage is None:
             say(f"transfer: {method} is already done in {run.path('transfer', method)}")
             return
-        if translator is not None and (note := outdated("bridge", run.record("bridge"), inputs)):
-            raise RunError(f"{run.path('bridge')} was {note}")
+        if translator is not None:
+            now = {name: inputs[name] for name in ("transfer.h5", "source")}
+            if note := outdated("bridge", run.record("bridge"), now):
+                raise RunError(f"{run.path('bridge')} was {note}")
         source = freeze(classifier_of(saved.module))
         encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
         architecture = dict(saved.card["architecture"])
