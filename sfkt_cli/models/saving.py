@@ -2,10 +2,10 @@
 
 model.json: ``kind`` (classifier, translator), ``architecture`` (arguments of the class),
 ``classes``, ``normalisation``, ``encoding``, ``inputs`` (digests), ``seed``, ``versions``,
-``sha256`` of the weights. A student's has ``images`` (what is usual in its training images) and
-``temperature`` (by which its logits are divided), too. It carries its own checksum, and the weights
-carry a digest of the fields that say how to use them, so neither file can change alone. Nothing
-here runs code from a file.
+``sha256`` of the weights. A student's has ``images`` (what is usual in its training images),
+``temperature`` (by which its logits are divided) and ``sensor`` (how new images are read), too. It
+carries its own checksum, and the weights carry a digest of the fields that say how stored images
+are used, so neither file can change alone. Nothing here runs code from a file.
 """
 
 import json

@@ -112,6 +112,7 @@ def export(
         "method": method,
         "formats": sorted(formats),
         "precisions": sorted(precisions),
+        "sensor": json.dumps(asdict(sensor)),
         "input_size": input_size,
         "input_type": images.dtype,
         "batch": batch,
