@@ -421,7 +421,7 @@ def _sensor(run: Run, folder: Path, student: Saved) -> Sensor:
     changed = [
         f"{name} {getattr(sensor, name)!r} (now {value!r})"
         for name, value in asdict(prepared).items()
-        if getattr(sensor, name) != value
+        if getattr(sensor, name) not in (value, "")  # an earlier version noted no dtype
     ]
     if changed:
         raise RunError(
