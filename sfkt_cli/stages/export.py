@@ -418,10 +418,14 @@ def _sensor(run: Run, folder: Path, student: Saved) -> Sensor:
     """
     sensor = sensor_of(folder, student, student.encoding_of("transfer"))
     prepared = replace(prepared_sensor(run), max_pixels=sensor.max_pixels)
+    if not sensor.dtype:  # an earlier version noted neither the type nor, of most data, what it is
+        sensor = replace(sensor, dtype=prepared.dtype)
+        if sensor.modality == "other" and not prepared.missing:
+            sensor = replace(sensor, modality=prepared.modality)
     changed = [
         f"{name} {getattr(sensor, name)!r} (now {value!r})"
         for name, value in asdict(prepared).items()
-        if getattr(sensor, name) not in (value, "")  # an earlier version noted no dtype
+        if getattr(sensor, name) != value
     ]
     if changed:
         raise RunError(

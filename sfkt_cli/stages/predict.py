@@ -5,6 +5,7 @@ import csv
 import itertools
 import json
 import math
+import os
 import re
 import sys
 import tempfile
@@ -144,6 +145,10 @@ class _Rows:
             if endless and self._output.exists():
                 with self._output.open("r+b") as file:
                     begin = file.read(len(header))
+                    if begin == header and file.seek(0, os.SEEK_END):
+                        file.seek(-1, os.SEEK_END)
+                        if file.read(1) != b"\n":  # a row that an interruption cut off
+                            file.write(b"\n")
             else:
                 tempfile.TemporaryFile(dir=self._output.parent).close()
         except OSError as error:
@@ -303,12 +308,15 @@ def _paths_in(output: Path) -> set[str]:
     """Paths of the images that have a row in an output; none where it is not there."""
     if str(output) == STDIN or not output.is_file():
         return set()
+    paths = set[str]()
     with output.open(encoding="utf-8", errors="replace", newline="") as file:
         if output.suffix.lower() == ".csv":
-            return {row["path"] for row in csv.DictReader(file)}
-        paths = set()
+            with contextlib.suppress(csv.Error):  # of a cell that an interruption cut off
+                paths |= {row["path"] for row in csv.DictReader(file) if None not in row.values()}
+            return paths
         for line in file:
-            with contextlib.suppress(ValueError):  # a line that an interruption cut off
+            # a line that an interruption cut off, or of another program
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 paths.add(json.loads(line)["path"])
         return paths
 

@@ -481,6 +481,11 @@ def test_a_watched_folder_keeps_the_rows_of_an_earlier_start(
     rows = list(csv.DictReader(io.StringIO(output.read_text())))
     assert [Path(row["path"]).name for row in rows] == ["a.png", "b.png", "c.png"]
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 3
+    for file in (output, tmp_path / "rows.jsonl"):  # as a kill in the middle of a row leaves it
+        file.write_text(file.read_text()[:-12])
+        assert "predict: 1 images" in start(file)
+    *_, last = csv.DictReader(io.StringIO(output.read_text()))
+    assert last == rows[-1]
     with pytest.raises(ConfigError, match=r"rows\.csv holds other columns.*--top-k"):
         start(output, top_k=2)
 
