@@ -109,9 +109,8 @@ class BenchmarkPlan(_Part):
     """A benchmark file."""
 
     title: str = "Benchmark"
-    output: UserPath = Path(
-        "runs/benchmark"
-    )  # folder for all of it, unless ``--output`` says another
+    # Folder for all of it, unless ``--output`` says another
+    output: UserPath = Path("runs/benchmark")
     main: str = "tgkt"  # the method that the others are compared with
     # Rows that are shown; those that are methods are trained. ``{name: socket, tune: true}`` is the
     # row ``socket-tuned``: a label-free score chooses its rates and schedule.

@@ -132,7 +132,7 @@ def match_own_labels(
     Raises:
         DataError: A name is none of the split's images, or a label none of the classes.
     """
-    known = (split.ids, split.names, split.paths)  # earlier versions listed names
+    known = (split.ids, split.names, split.paths)  # a list may hold names, see _distinct
     places = {_key(name): row for names in known for row, name in enumerate(names)}
     numbers = {_key(name): number for number, name in enumerate(classes)}
     for name, label in own.items():

@@ -70,7 +70,7 @@ def read_onnx(path: Path, size: int, head: str = "") -> OnnxModel:
         nodes = [f"{note}: " for note in getattr(error, "__notes__", ())]
         if isinstance(error, SfktError) and not nodes:
             raise
-        why = f"{''.join(nodes[:1])}{first_line(error)[:200]}"
+        why = f"{''.join(nodes[:1])}{first_line(error)}"
         raise DataError(f"{path} cannot be read as a classifier: {why}") from None
 
 

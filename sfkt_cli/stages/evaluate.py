@@ -126,13 +126,7 @@ def copy_report(written: Path, report: Path) -> None:
         raise RunError(f"--report {report} cannot be written: {first_line(error)}") from None
 
 
-def _measure(
-    config: Config,
-    run: Run,
-    stage: Stage,
-    store: Store,
-    readable: list[Split],
-) -> None:
+def _measure(config: Config, run: Run, stage: Stage, store: Store, readable: list[Split]) -> None:
     runtime = measuring_runtime(config)
     models = load_models(run, store, runtime)
     splits = {split.name: split for split in readable}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from sfkt_cli.data.images import as_rgb, encode
+from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.data.store import open_store
 from sfkt_cli.methods.label_free import Judge
 from sfkt_cli.models.classifier import Classifier, freeze
@@ -56,23 +56,28 @@ def test_a_share_of_the_pairs_leaves_the_steps_as_they_are(untrained_run: Run) -
     assert batches[0].steps == batches[1].steps
 
 
-def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path: Path) -> None:
-    """Neither over mirror images: the student's features against the partners', by hand."""
-    store = open_store(untrained_run.transfer_store)
-    saved = load_model(untrained_run.path("transfer", "tgkt"))
-    source = load_model(untrained_run.path("source")).module
+def models_of(run: Run) -> tuple[Classifier, Classifier, Encoding]:
+    """The student of tgkt, the source model, and the student's encoding."""
+    saved = load_model(run.path("transfer", "tgkt"))
+    source = load_model(run.path("source")).module
     assert isinstance(saved.module, Classifier)
     assert isinstance(source, Classifier)
     assert saved.encoding is not None
-    student = saved.module.eval()
+    return saved.module.eval(), source, saved.encoding
+
+
+def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path: Path) -> None:
+    """Neither over mirror images: the student's features against the partners', by hand."""
+    store = open_store(untrained_run.transfer_store)
+    student, source, encoding = models_of(untrained_run)
     _, held = held_out_pairs(store)
-    load = student_loader(CPU, saved.encoding)
+    load = student_loader(CPU, encoding)
     scores = Judge(store, held, freeze(source), CPU).scores(load, student, tmp_path, 0)
     with torch.inference_mode():
         rgb = torch.from_numpy(store["ti/rgb"][held]).permute(0, 3, 1, 2) / 255
         partner, said = source(rgb)
         stored = torch.from_numpy(store["ti/target"][held])
-        features, own = student(as_rgb(encode(stored, saved.encoding)))
+        features, own = student(as_rgb(encode(stored, encoding)))
     gap = (features - partner).square().mean() / partner.var(dim=0, correction=0).mean()
     assert scores["ti_closeness"] == pytest.approx(-float(gap), rel=1e-4)
     assert scores["ti_agreement"] == float((said.argmax(1) == own.argmax(1)).float().mean())
@@ -80,12 +85,8 @@ def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path
 
 def test_a_few_pairs_calibrate_nothing(untrained_run: Run) -> None:
     store = open_store(untrained_run.transfer_store)
-    saved = load_model(untrained_run.path("transfer", "tgkt"))
-    source = load_model(untrained_run.path("source")).module
-    assert isinstance(saved.module, Classifier)
-    assert isinstance(source, Classifier)
-    assert saved.encoding is not None
-    load, student = student_loader(CPU, saved.encoding), saved.module.eval()
+    student, source, encoding = models_of(untrained_run)
+    load = student_loader(CPU, encoding)
     temperatures = [
         calibrated(Judge(store, np.arange(count), freeze(source), CPU), load, student)
         for count in (0, 1, 19, 20)
