@@ -564,6 +564,22 @@ def test_socket_matches_the_statistics_of_the_target_images_alone() -> None:
     assert float(term.detach()) == pytest.approx(total, rel=1e-4)
 
 
+def test_sockets_gate_is_off_as_published_and_closes_itself_as_released() -> None:
+    terms = {}
+    for gated in (False, True):
+        source = make_source()
+        config = build({"socket": {"bn_gate": gated}})
+        objective = Socket(start_student(source), make_outputs(source), config).train()
+        terms[gated] = objective(make_batch())["bn"]
+        terms[gated].backward()
+        assert (objective.gate.grad is not None) == gated
+    assert objective.gate.grad is not None
+    assert objective.gate.grad > 0  # a step downhill closes it
+    share = 1 / (1 + math.exp(-1))
+    off, on = (float(terms[gated].detach()) for gated in (False, True))
+    assert on == pytest.approx(share * off, rel=1e-5)
+
+
 def test_socket_matches_batch_norms_that_run_over_all_processes() -> None:
     source = make_source()
     terms = []
