@@ -18,7 +18,8 @@ from sfkt_cli.pipeline import folder_of, has_pairs, source_comes_first, with_pos
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import Settings, resolve
-from sfkt_cli.settings.runs import Run, call_stage, stage_settings
+from sfkt_cli.settings.runs import Run, call_stage
+from sfkt_cli.settings.stage import stage_settings
 
 SAMPLES = 4  # samples of each part that ``prepare`` is tried on
 REPORT_BYTES = 3 * 2**20  # about what ``evaluate`` writes

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from sfkt_cli import cli
 from sfkt_cli.cli import app, config_app, explain, main
-from sfkt_cli.errors import Interrupted
+from sfkt_cli.errors import ConfigError, Interrupted
 from sfkt_cli.files import write_record, write_settings
 from sfkt_cli.pipeline import settings_of
 from sfkt_cli.settings.config import Config, build
@@ -310,6 +310,23 @@ def test_flag_beats_set_beats_file_beats_run_beats_default() -> None:
         "training.clip_norm": ("--set", None),
         "transfer.epochs": ("default", Config().transfer.epochs),
     }
+
+
+def test_a_wrong_value_is_told_with_the_place_that_it_came_from() -> None:
+    Path("file.yaml").write_text("bridge: {epochs: 0, width: 1}\nsource.epochs: -1\nseed: -1\n")
+    run = Run(Path("runs/synthetic"))
+    run.path("prepare").mkdir(parents=True)
+    write_record(run.path("prepare", "done.json"), {"stage": "prepare"})
+    write_settings(run.path("prepare", "config.yaml"), "image_size: 5\nbridge: {width: 1}\n")
+    options = Options(run.folder, Path("file.yaml"), ["bridge.epochs=0", "classes.tr=[1]"], seed=-1)
+    with pytest.raises(ConfigError) as caught:
+        resolve(options, "bridge")
+    lines = [line.partition(" = ")[0].strip() for line in str(caught.value).splitlines()[1:]]
+    assert sorted(lines) == [
+        "file.yaml: setting bridge.width", "file.yaml: setting source.epochs",
+        "runs/synthetic: setting image_size", "setting bridge.epochs", "setting classes.tr.0",
+        "setting seed",
+    ]  # fmt: skip
 
 
 def test_settings_of_the_data_that_come_too_late_are_told(

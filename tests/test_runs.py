@@ -22,7 +22,8 @@ from sfkt_cli.files import replacing, sync_folder, write_json, write_record
 from sfkt_cli.settings.config import Config, build, parse_assignments
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import find_run, remember_run
-from sfkt_cli.settings.runs import Run, Stage, stage_settings
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import Stage, stage_settings
 from sfkt_cli.stages.doctor import doctor
 from sfkt_cli.student import find_student
 from sfkt_cli.training.checkpoint import save_state

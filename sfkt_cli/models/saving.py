@@ -28,7 +28,8 @@ from sfkt_cli.errors import DataError
 from sfkt_cli.files import read_record, sha256_file, sha256_json, write_bytes, write_record
 from sfkt_cli.models.classifier import Classifier, Mixture
 from sfkt_cli.models.translators import Front, make_translator
-from sfkt_cli.settings.runs import Run, versions
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import versions
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"

@@ -259,7 +259,8 @@ class SourceConfig(Section):
 
     def rates(self, *, pretrained: bool) -> tuple[float, float]:
         """Learning rate, backbone's share of it; null: those that fit where training starts."""
-        return _rates(self, PRETRAINED_RATES if pretrained else (0.05, 1.0))
+        rate, share = PRETRAINED_RATES if pretrained else (0.05, 1.0)
+        return self.learning_rate or rate, self.backbone_rate or share
 
     @property
     def published(self) -> bool:
@@ -350,13 +351,8 @@ class OptimiserConfig(Section):
 
     def rates(self, *, pretrained: bool) -> tuple[float, float]:
         """Learning rate, backbone's share of it; null: those that fit where training starts."""
-        return _rates(self, PRETRAINED_RATES if pretrained else (0.03, 1.0))
-
-
-def _rates(
-    section: SourceConfig | OptimiserConfig, usual: tuple[float, float]
-) -> tuple[float, float]:
-    return section.learning_rate or usual[0], section.backbone_rate or usual[1]
+        rate, share = PRETRAINED_RATES if pretrained else (0.03, 1.0)
+        return self.learning_rate or rate, self.backbone_rate or share
 
 
 class DistillConfig(OptimiserConfig):
@@ -557,15 +553,19 @@ def method_settings(config: Config, method: str) -> OptimiserConfig:
     return section
 
 
-def section_fields(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
-    """Map every dotted setting, such as ``bridge.alpha_f``, to its pydantic field."""
+SECTIONS = {
+    name: section
+    for name, field in Config.model_fields.items()
+    if isinstance(section := field.annotation, type) and issubclass(section, Section)
+}
+
+
+def section_fields() -> dict[str, Any]:
+    """Map the name of every setting, such as ``bridge.alpha_f``, to its pydantic field."""
     fields: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            fields |= section_fields(annotation, f"{prefix}{name}.")
-        else:
-            fields[prefix + name] = field
+    for name, field in Config.model_fields.items():
+        inner = SECTIONS[name].model_fields if name in SECTIONS else {}
+        fields |= {f"{name}.{key}": value for key, value in inner.items()} or {name: field}
     return fields
 
 
@@ -616,77 +616,71 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """Turn ``section.field=value`` texts into nested dicts; raises ConfigError if one is none."""
-    values: list[dict[str, Any]] = []
+    """The values of ``section.field=value`` texts by name; raises ConfigError if one is none."""
+    values: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or not name.strip():
             raise ConfigError(f"--set {assignment!r}: write it as section.field=value")
         try:
-            value = yaml.safe_load(text) if text.strip() else text.strip()
+            values[name.strip()] = yaml.safe_load(text) if text.strip() else text.strip()
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(
                 f"--set {assignment!r}: the value is not valid YAML: {error}"
             ) from None
-        values.append(nest(name.strip(), value))
-    return merge(*values)
-
-
-def nest(dotted: str, value: Any) -> dict[str, Any]:
-    """``nest("bridge.epochs", 3)`` is ``{"bridge": {"epochs": 3}}``."""
-    first, dot, rest = dotted.partition(".")
-    return {first: nest(rest, value) if dot else value}
-
-
-def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by section; some may be named with a dot: ``bridge.epochs: 3``."""
-    return merge(*(nest(str(name), value) for name, value in settings.items()))
-
-
-def pick(values: Mapping[str, Any], dotted: str, otherwise: Any = None) -> Any:
-    """The value of a dotted name in nested settings, or something else where there is none."""
-    value: Any = values
-    for key in dotted.split("."):
-        value = value.get(key, otherwise) if isinstance(value, Mapping) else otherwise
-    return value
+    return values
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested settings; later layers win, lists are replaced."""
+    """Settings by dotted name, such as ``bridge.epochs``; later layers win, lists are replaced.
+
+    In a layer, settings may be grouped by section, as in a file, or have their dotted names.
+    """
     merged: dict[str, Any] = {}
     for layer in layers:
-        for key, value in layer.items():
-            below = merged.get(key)
-            both = isinstance(value, Mapping) and isinstance(below, Mapping)
-            merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
+        for name, value in layer.items():
+            grouped = name in SECTIONS and isinstance(value, Mapping)
+            inner = {f"{name}.{key}": each for key, each in value.items()} if grouped else {}
+            merged |= inner if grouped else {name: value}
     return merged
 
 
-def build(*layers: Mapping[str, Any], stage: str = "") -> Config:
-    """Validate nested settings, later ones over earlier; raises one ConfigError for all.
+def build(*layers: Mapping[str, Any], stage: str = "", places: Iterable[str] = ()) -> Config:
+    """Validate layers of settings, see :func:`merge`; raises one ConfigError for all problems.
 
-    ``stage``: whose settings are meant first where a name is unknown.
+    ``stage``: whose settings are meant first where a name is unknown. ``places``: where each layer
+    came from, which is told with what is wrong in it; empty where that needs no telling.
     """
+    sections: dict[str, Any] = {}
+    for name, value in merge(*layers).items():
+        section, dot, field = name.partition(".")
+        above = sections.get(section)
+        inner = {**(above if isinstance(above, Mapping) else {}), field: value}
+        sections[section] = inner if dot else value
     try:
-        return Config.model_validate(merge(*map(nested, layers)))
+        return Config.model_validate(sections)
     except ValidationError as error:
-        raise ConfigError(listed(explained(error, stage=stage))) from None
+        layered = zip(places, layers, strict=False)
+        origins = [(name, place) for place, layer in layered for name in merge(layer)]
+        problems = zip(error.errors(), explained(error, stage=stage), strict=True)
+        told = [f"{_origin(problem['loc'], origins)}{text}" for problem, text in problems]
+        raise ConfigError(*told) from None
 
 
-def problems_of(values: Mapping[str, Any], stage: str = "") -> list[str]:
-    """All problems of nested settings, with the nearest valid names."""
-    try:
-        Config.model_validate(nested(values))
-    except ValidationError as error:
-        return explained(error, stage=stage)
-    return []
+def _origin(loc: Sequence[str | int], origins: Iterable[tuple[str, str]]) -> str:
+    """The place of a setting, or of the last one of a section, with a colon."""
+    where = ".".join(map(str, loc)) + "."
+    places = [
+        place
+        for name, place in origins
+        if f"{name}.".startswith(where) or where.startswith(f"{name}.")
+    ]
+    return f"{places[-1]}: " if places and places[-1] else ""
 
 
-def listed(problems: Sequence[str]) -> str:
-    """One problem as it is; several as a list under their number."""
-    if len(problems) == 1:
-        return problems[0]
-    return "\n  ".join([f"{len(problems)} settings are wrong:", *problems])
+def values_of(config: Config) -> dict[str, Any]:
+    """The value of every setting by its dotted name, plain as for YAML and JSON."""
+    return merge(as_dict(config))
 
 
 def as_dict(config: BaseModel) -> dict[str, Any]:

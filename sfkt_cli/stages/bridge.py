@@ -32,7 +32,8 @@ from sfkt_cli.models.saving import (
 )
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config
-from sfkt_cli.settings.runs import Run, Stage
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training.loop import Fitted, Training
 from sfkt_cli.training.pairs import held_out_pairs, settle_batches
 from sfkt_cli.training.predicting import (

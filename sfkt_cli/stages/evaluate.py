@@ -39,7 +39,8 @@ from sfkt_cli.files import sha256_json, write_json, write_text
 from sfkt_cli.models.classifier import freeze
 from sfkt_cli.models.saving import classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, as_dict, fixed_batch_size
-from sfkt_cli.settings.runs import Run, Stage
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training.predicting import student_loader
 from sfkt_cli.training.recipes import fit_labels
 from sfkt_cli.training.runtime import Runtime, make_runtime

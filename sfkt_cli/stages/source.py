@@ -25,7 +25,8 @@ from sfkt_cli.models.saving import CARD, save_model
 from sfkt_cli.settings.config import Config, SourceConfig
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import resolve
-from sfkt_cli.settings.runs import Run, Stage
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training import predicting
 from sfkt_cli.training.loop import Fitted
 from sfkt_cli.training.recipes import fit_labels
