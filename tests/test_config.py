@@ -25,7 +25,7 @@ from sfkt_cli.settings.config import (
 
 def test_merging_takes_settings_by_section_or_by_name_and_replaces_lists() -> None:
     base = {"classes": {"tr": ["a", "b"], "ti": ["c"]}, "seed": 1, "bridge.epochs": 2}
-    over = {"classes.tr": ["d"], "bridge": {"width": 3}, "source": {}}
+    over = {"classes.tr": ["d"], "bridge": {"width": 3}, "source": {}, "evaluate": None}
     merged = {
         "classes.tr": ["d"], "classes.ti": ["c"], "seed": 1, "bridge.epochs": 2, "bridge.width": 3,
     }  # fmt: skip

@@ -399,18 +399,14 @@ class ShotConfig(OptimiserConfig):
     """SHOT (Liang et al., ICML 2020)."""
 
     beta_self: Weight = 0.3
-    """Weight of the pseudo-labels (SHOT: 0.3)."""
+    """Weight of the pseudo-labels (SHOT, SOCKET: 0.3)."""
     beta_im: Weight = 1.0
-    """Weight of information maximisation (SHOT: 1)."""
+    """Weight of information maximisation (SHOT, SOCKET: 1)."""
 
 
-class SocketConfig(OptimiserConfig):
+class SocketConfig(ShotConfig):
     """SOCKET (Ahmed et al., ECCV 2022)."""
 
-    beta_self: Weight = 0.3
-    """Weight of the pseudo-labels (SOCKET: 0.3)."""
-    beta_im: Weight = 1.0
-    """Weight of information maximisation (SOCKET: 1)."""
     beta_bn: Weight = 0.5
     """Weight of the BatchNorm statistics (SOCKET: 0.5)."""
     beta_f: Weight = 0.5
@@ -634,14 +630,16 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by dotted name, such as ``bridge.epochs``; later layers win, lists are replaced.
 
-    In a layer, settings may be grouped by section, as in a file, or have their dotted names.
+    In a layer, settings may be grouped by section, as in a file, or have their dotted names. A
+    section whose settings are all left out (null) changes nothing.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
         for name, value in layer.items():
-            grouped = name in SECTIONS and isinstance(value, Mapping)
-            inner = {f"{name}.{key}": each for key, each in value.items()} if grouped else {}
-            merged |= inner if grouped else {name: value}
+            if name in SECTIONS and isinstance(value, Mapping | None):
+                merged |= {f"{name}.{key}": each for key, each in (value or {}).items()}
+            else:
+                merged[name] = value
     return merged
 
 

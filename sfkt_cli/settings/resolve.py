@@ -47,14 +47,6 @@ class Settings:
     run: Run
     layers: Mapping[str, Mapping[str, Any]]
 
-    def origin(self, name: str) -> str:
-        """Where a setting such as ``bridge.epochs`` came from; a run only if it differs."""
-        places = [place for place, values in self.layers.items() if name in values]
-        usual = values_of(self.config)[name] == values_of(Config())[name]
-        if not places or (usual and places[-1] == str(self.run.folder)):
-            return DEFAULT
-        return places[-1]
-
 
 def typed_settings(options: Options) -> dict[str, dict[str, Any]]:
     """Settings of the YAML file, ``--set`` and flags, by that place, the weakest first.
@@ -159,11 +151,15 @@ def remember_run(run: Run) -> None:
 
 
 def origins(settings: Settings) -> list[dict[str, Any]]:
-    """Name, value and origin of every setting."""
-    return [
-        {"name": name, "value": value, "origin": settings.origin(name)}
-        for name, value in values_of(settings.config).items()
-    ]
+    """Name, value and origin of every setting; a run is the origin only if its value differs."""
+    places = {name: place for place, layer in settings.layers.items() for name in layer}
+    usual, rows = values_of(Config()), []
+    for name, value in values_of(settings.config).items():
+        origin = places.get(name, DEFAULT)
+        if origin == str(settings.run.folder) and value == usual[name]:
+            origin = DEFAULT
+        rows.append({"name": name, "value": value, "origin": origin})
+    return rows
 
 
 def show(settings: Settings, *, defaults: bool = True) -> str:
