@@ -84,16 +84,16 @@ def _stage(stage: str, options: Options, **given: Any) -> Result:
     return together(lambda: run_stage(stage, options)) or {}
 
 
-def _datasets(begun: str) -> list[str]:
+def _datasets() -> list[str]:
     from sfkt_cli.settings.config import DatasetName
 
-    return [name for name in get_args(DatasetName) if name.startswith(begun)]
+    return [*get_args(DatasetName)]
 
 
-def _methods(begun: str) -> list[str]:
+def _methods() -> list[str]:
     from sfkt_cli.methods import METHODS
 
-    return [name for name in METHODS if name.startswith(begun)]
+    return [*METHODS]
 
 
 DatasetName = Annotated[
@@ -466,6 +466,8 @@ def doctor(
 
 def main() -> None:
     """Run the program; an error that the user can mend is one message, without a traceback."""
+    if sys.stdin is None:  # closed by whoever started the program: there is nothing to read
+        sys.stdin = io.StringIO()
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):  # file names are bytes, terminals may be ASCII
             stream.reconfigure(errors=errors)

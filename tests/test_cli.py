@@ -357,6 +357,25 @@ def test_the_run_used_last_is_left_for_another_data_set() -> None:
         assert resolve(options, "bridge").run.folder == Path(folder)
 
 
+def test_paths_of_options_may_begin_at_home(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    Path("mine.yaml").write_text("seed: -7\n")
+    assert sfkt("config", "show", "--config=~/mine.yaml") == 1
+    assert f"{Path.cwd() / 'mine.yaml'}: setting seed = -7" in capsys.readouterr().err
+    assert sfkt("bridge", "--run=~/runs/a", "--set=seed=1") == 1
+    assert f"{Path.cwd()}/runs/a/prepare is missing" in capsys.readouterr().err
+
+
+def test_a_closed_standard_input_is_an_empty_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert sfkt("prepare", "nyu-depth", "--download") == 1
+    assert "--accept-licence" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("dataset", ["synthetic", "sun-rgbd", "folders"])
 def test_config_init_writes_the_defaults(dataset: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert sfkt("config", "init", dataset) == 0

@@ -140,8 +140,7 @@ class Stage:
         if self.dry:
             return
         files = sorted(path.name for path in self.folder.iterdir() if path.is_file())
-        passing = (*_IN_PASSING, LOG)
-        written = [name for name in files if name not in passing and name[0] != "."]
+        written = [n for n in files if n not in (*_IN_PASSING, LOG) and not n.startswith(".")]
         record = {
             "stage": self.name,
             **self.made_from,
@@ -189,23 +188,23 @@ class Stage:
 
     def _changes(self, before: Begun) -> list[str]:
         """Lines that name each setting and input that has changed."""
-        now, changes = Begun(**self.made_from), []
+        now = {**stage_settings(self.name, self.config), **self.inputs}
         # A setting that did not exist then counts as its default, which mostly changes nothing.
         usual = stage_settings(self.name, Config()) | WHAT_RUNS_DID_BEFORE
-        old = {name: usual[name] for name in now.settings if name in usual} | before.settings
-        if "encoding" in old:
-            old["encoding"] = current_name(old["encoding"])
-        for name in sorted({*old, *now.settings}):
-            was, value = old.get(name), now.settings.get(name)
-            if was != value:
-                changes.append(f"  {name}: was {was!r}, now {value!r}")
-        for name in sorted({*before.inputs, *now.inputs}):
-            was, value = before.inputs.get(name), now.inputs.get(name)
-            if was and value and was != value:
-                hint = " (names, sizes or times of its files; a copy may change the times)"
-                changes.append(f"  {name}: has changed since{hint if name == 'archive' else ''}")
-            elif was != value:
-                changes.append(f"  {name}: was {was!r}, now {value!r}")
+        was = {name: usual[name] for name in now if name in usual}
+        was |= before.settings | before.inputs
+        if "encoding" in was:
+            was["encoding"] = current_name(was["encoding"])
+        changes = []
+        for name in sorted(now.keys() | was.keys()):
+            if was.get(name) == now.get(name):
+                continue
+            change = f"was {was.get(name)!r}, now {now.get(name)!r}"
+            if before.inputs.get(name) and self.inputs.get(name):  # their digests tell nobody
+                change = "has changed since"
+                if name == "archive":
+                    change += " (names, sizes or times of its files; a copy may change the times)"
+            changes.append(f"  {name}: {change}")
         return changes
 
     @contextlib.contextmanager
