@@ -54,15 +54,16 @@ class _StandardError:
 
 
 _errors = _StandardError()
-_plain: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False, "emoji": False}
-console = Console(file=cast(TextIO, _errors), **_plain)
-_warnings = Console(file=cast(TextIO, _errors), **_plain)
+console = Console(
+    file=cast(TextIO, _errors), highlight=False, soft_wrap=True, markup=False, emoji=False
+)
 
 
 @dataclass
 class _Spoken:
     """Where messages also go: to scripts as events, and into the log of the running stage."""
 
+    muted: bool = False
     json: bool = False
     stage: str | None = None
     log: TextIO | None = None
@@ -101,25 +102,28 @@ def speaks_json() -> bool:
 
 def mute() -> None:
     """Say nothing at all: another process speaks."""
-    console.quiet = _warnings.quiet = True
+    console.quiet = _spoken.muted = True
     _spoken.json = False
 
 
 def say(message: str) -> None:
     """Print one message, without markup; on a terminal broken between words."""
-    message = printable(message)
-    shown = _broken(message, console.width) if console.is_terminal else message
-    console.print(shown)
-    log(message)
+    _show(message, "", quiet=console.quiet)
 
 
 def warn(message: str) -> None:
     """Print one warning."""
+    _show(f"warning: {message}", "yellow", quiet=_spoken.muted)
+    event("warning", message=printable(message))
+
+
+def _show(message: str, style: str, *, quiet: bool) -> None:
     message = printable(message)
-    shown = _broken(message, console.width - 9) if _warnings.is_terminal else message
-    _warnings.print(f"warning: {shown}", style="yellow")
-    log(f"warning: {message}")
-    event("warning", message=message)
+    shown = _broken(message, console.width) if console.is_terminal else message
+    before, console.quiet = console.quiet, quiet
+    console.print(shown, style=style)
+    console.quiet = before
+    log(message)
 
 
 def tell(message: str) -> None:

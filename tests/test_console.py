@@ -133,9 +133,11 @@ def test_names_are_shown_as_they_are(name: str, monkeypatch: pytest.MonkeyPatch)
     with track("predict", None) as tracker:
         tracker.advance(1, 1, f"{name} 98%")
         tracker.bar.refresh()
+        console_module.warn(name)
     written, shown = console.file.getvalue(), name.replace("\x1b", r"\x1b")  # type: ignore[attr-defined]
     assert f"class {shown}\n" in written
     assert f"{shown} 98%" in written
+    assert f"\x1b[2Kwarning: {shown}\n" in written, "the bar is taken away before"
 
 
 def test_without_a_terminal_a_line_tells_of_a_long_task(capfd: pytest.CaptureFixture[str]) -> None:
