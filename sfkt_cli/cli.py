@@ -281,12 +281,12 @@ def export(
     """
     from sfkt_cli.pipeline import settings_of
 
-    settings = settings_of("transfer", options)
+    settings = settings_of("transfer", replace(options, force=False))  # the student stays
     from sfkt_cli.stages.export import export
 
     export(
         settings.config,
-        settings.run,
+        replace(settings.run, force=options.force),
         method=method,
         formats=tuple(formats or ()),
         precisions=tuple(precision or ()),
@@ -522,7 +522,10 @@ def explain(error: BaseException) -> tuple[str | None, int]:
         if error.errno == errno.ENOSPC:
             return f"the disk is full, {name} was not written: make room", 1
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            return f"{name}: {error.strerror}: choose a place that you may write to with --run", 1
+            return (
+                f"{name}: {error.strerror}: choose a place that you may read and write, with --run",
+                1,
+            )
         if error.errno is not None:
             return f"{name}: {error.strerror}", 1
     return None, 1

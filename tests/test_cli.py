@@ -175,7 +175,7 @@ def test_errors_that_the_user_can_mend_have_a_message_and_a_code() -> None:
     assert explain(full) == (expected, 1)
     denied = PermissionError(errno.EACCES, "Permission denied", "runs")
     assert explain(denied) == (
-        "runs: Permission denied: choose a place that you may write to with --run",
+        "runs: Permission denied: choose a place that you may read and write, with --run",
         1,
     )
     assert explain(ZeroDivisionError("a bug"))[0] is None
@@ -341,6 +341,17 @@ def test_settings_of_the_data_that_come_too_late_are_told(
     assert told.count("warning") == 1
     assert "folders.missing = [] has no effect here" in told
     assert "made with [65535.0], and only `sfkt prepare --force` uses it" in told
+
+
+def test_only_the_stage_that_is_forced_starts_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(Path("runs/synthetic"))
+    for stage in ("prepare", "transfer/tgkt"):  # both were killed
+        run.path(stage, "checkpoint").mkdir(parents=True)
+        write_settings(run.path(stage, "config.yaml"), "dataset: synthetic\n")
+    Path("runs/current").write_text("runs/synthetic\n")
+    assert sfkt("export", "--force") == 1
+    assert sfkt("bridge", "--force", "--set", "dataset=synthetic") == 1
+    assert "starts anew" not in capsys.readouterr().err
 
 
 def test_the_run_used_last_is_left_for_another_data_set() -> None:

@@ -109,11 +109,11 @@ def find_run(options: Options, dataset: str | None, *, new_run: bool) -> Run:
         return Run(options.run, options.force)
     if CURRENT.is_file() and not new_run:
         try:
-            last = Run(Path(CURRENT.read_text(encoding="utf-8").strip()), options.force)
+            last = Path(CURRENT.read_text(encoding="utf-8").strip())
         except (OSError, ValueError) as error:
             raise RunError(f"{CURRENT} cannot be read ({error}): give --run DIR") from None
-        if dataset is None or last.remembered("prepare").get("dataset") == dataset:
-            return last
+        if dataset is None or Run(last).remembered("prepare").get("dataset") == dataset:
+            return Run(last, options.force)
     if dataset is None and not new_run:
         raise RunError("no run here yet: start with `sfkt prepare NAME`, or give --run DIR")
     return Run(RUNS / (dataset or Config().dataset), options.force)
