@@ -34,21 +34,6 @@ def test_merging_takes_settings_by_section_or_by_name_and_replaces_lists() -> No
     assert base["classes"] == {"tr": ["a", "b"], "ti": ["c"]}, "neither side is changed"
 
 
-def test_flag_beats_set_beats_yaml_beats_memory_beats_default(tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text("seed: 2\nbridge:\n  epochs: 2\n  width: 2\n  alpha_f: 2\n")
-    remembered = {"seed": 1, "bridge": {"epochs": 1, "width": 4, "alpha_f": 1, "alpha_im": 1}}
-    assigned = parse_assignments(["bridge.epochs=3", "bridge.width=3"])
-    flags = {"bridge.epochs": 5}
-    config = build(remembered, read_yaml(path), assigned, flags)
-    assert config.bridge.epochs == 5
-    assert config.bridge.width == 3
-    assert config.bridge.alpha_f == 2
-    assert config.seed == 2
-    assert config.bridge.alpha_im == 1
-    assert config.bridge.alpha_d == Config().bridge.alpha_d
-
-
 def test_a_file_may_name_settings_with_a_dot(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
     file.write_text("bridge.epochs: 3\nbridge: {width: 12}\ntgkt.beta_f: 0\n", encoding="utf-8")
