@@ -239,6 +239,9 @@ MISTAKES = [
         ("my.yml", "settings of one run", "`sfkt run my.yml`"),
         text_file("my.yml", "bridge.epochs: 3\nseed: 1"),
     ),
+    Mistake(
+        "a stage for a run", "bridge --run run/transfer/tgkt", ("sfkt prepare", "mean --run run?")
+    ),
     Mistake("misspelled run", "bridge --run rn", ("rn/prepare", "did you mean --run run?")),
     Mistake(
         "unknown setting",

@@ -744,19 +744,19 @@ def _explain(problem: Any, names: Sequence[str], otherwise: str) -> str:
             near = [ends[end] for end in alike] or near
         hint = f"did you mean {near[0]}?" if near else otherwise
         return f"unknown setting {where} = {value}: {hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    why = message[:1].lower() + message[1:]
     if problem["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
         near = difflib.get_close_matches(str(problem["input"]), choices, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
-        return f"setting {where} = {value}: {hint}choose one of {', '.join(choices)}"
-    if problem["type"] == "string_type":
-        read = f"YAML reads it as {type(problem['input']).__name__}"
-        return f"setting {where} = {value}: {read}: put it into quotes, as in ['001']"
-    if problem["type"] == "tuple_type":
-        example = f"{where}=[{str(problem['input'])[:60]}]"
-        return f"setting {where} = {value}: must be a list: write --set '{example}'"
-    if problem["type"] == "model_type":
+        why = f"{hint}choose one of {', '.join(choices)}"
+    elif problem["type"] == "string_type":
+        kind = type(problem["input"]).__name__
+        why = f"YAML reads it as {kind}: put it into quotes, as in ['001']"
+    elif problem["type"] == "tuple_type":
+        why = f"must be a list: write --set '{where}=[{str(problem['input'])[:60]}]'"
+    elif problem["type"] == "model_type":
         field = next((name for name in names if name.startswith(f"{where}.")), where)
-        return f"setting {where} = {value}: {where} is a section: name its setting, such as {field}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"setting {where} = {value}: {message[:1].lower()}{message[1:]}"
+        why = f"{where} is a section: name its setting, such as {field}"
+    return f"setting {where} = {value}: {why}"

@@ -175,15 +175,15 @@ class Run:
         return folder
 
     def _or_another(self) -> str:
-        """A hint at the run that was meant, where this one does not exist; else nothing."""
-        if self.folder.exists():
-            return ""
+        """A hint at the run that was meant, where this is no run, but may be a part of one."""
         runs = {
             path.parent.name: path.parent
             for folder in (RUNS, self.folder.parent)
             for path in folder.glob("*/prepare")
         }
         near = [str(runs[name]) for name in difflib.get_close_matches(self.folder.name, runs)]
+        if self.folder.exists():
+            near = [str(run) for run in self.folder.parents if (run / "prepare").is_dir()]
         return f", or did you mean --run {' or '.join(near)}?" if near else ""
 
     def remembered(self, stage: str) -> dict[str, Any]:
