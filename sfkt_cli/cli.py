@@ -373,7 +373,7 @@ def inspect(
 
     if file is None:
         run = find_run(options, None, new_run=False)
-        run.require("prepare", "sfkt prepare NAME")
+        run.require("prepare")
         file = run.transfer_store
     return inspect(file, output, verify)
 

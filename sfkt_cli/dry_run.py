@@ -187,8 +187,8 @@ def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
     from sfkt_cli.training.predicting import predict_rows
     from sfkt_cli.training.runtime import Trial, make_runtime
 
-    run.require("prepare", "sfkt prepare NAME")
-    run.require("source", "sfkt source")
+    run.require("prepare")
+    run.require("source")
     alone = config.runtime.model_copy(update={"gpus": min(use_gpus(config.runtime), 1)})
     store, runtime = open_store(run.transfer_store), make_runtime(alone, dry=True)
     models = of_run.load_models(run, store, runtime)

@@ -104,7 +104,7 @@ def test_wrong_usage_is_2_and_errors_are_1(capsys: pytest.CaptureFixture[str]) -
     assert "Did you mean" not in capsys.readouterr().err, "the option is right"
     for arguments, expected in (
         (["bridge"], "first run `sfkt prepare NAME`"),
-        (["transfer", "--run", "runs/x"], "first run `sfkt prepare NAME`"),
+        (["transfer", "--run", "runs/x"], "first run `sfkt prepare NAME --run runs/x`"),
         (["prepare", "rgb-nir", "--root", "absent"], "absent does not exist"),
         (["prepare", "synthetic", "--set", "bridge.epocs=3"], "did you mean bridge.epochs?"),
         (["bridge", "--set", "bridge.epocs=3"], "did you mean bridge.epochs?"),

@@ -229,7 +229,7 @@ def test_readers_are_told_of_a_stage_that_is_set_aside(
         work(run, name, settings())
     with Run(tmp_path, force=True).open(stage, settings("seed=2"), INPUTS):
         told = r"transfer/tgkt is set aside by a start with --force: .* run `sfkt transfer --method"
-        for read in (run.has, lambda name: run.require(name, "sfkt transfer --method tgkt")):
+        for read in (run.has, run.require):
             with pytest.raises(RunError, match=told):
                 read(stage)
         assert run.methods() == ["shot", "tgkt"]
@@ -346,10 +346,12 @@ def test_stray_partial_files_are_swept(tmp_path: Path) -> None:
 
 def test_a_missing_stage_says_which_command_makes_it(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    with pytest.raises(RunError, match="sfkt bridge"):
-        run.require("bridge", "sfkt bridge")
+    with pytest.raises(RunError, match=f"first run `sfkt bridge --run {tmp_path}`"):
+        run.require("bridge")
+    with pytest.raises(RunError, match=f"sfkt prepare NAME --run {tmp_path}`"):
+        run.require("prepare")
     work(run, "bridge", settings())
-    assert run.require("bridge", "sfkt bridge") == tmp_path / "bridge"
+    assert run.require("bridge") == tmp_path / "bridge"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", ""])
@@ -372,7 +374,7 @@ def test_a_stage_that_lacks_an_output_is_done_anew(
     work(run, "bridge", settings("seed=12"))
     result.unlink() if content is None else result.write_text(content)
     assert not run.finished("bridge")
-    with pytest.raises(RunError, match=r"bridge/result .*: first run `sfkt bridge`"):
+    with pytest.raises(RunError, match=r"bridge/result .*: first run `sfkt bridge --run"):
         run.has("bridge")
     assert work(run, "bridge", settings("seed=34"))
     assert "bridge is done anew" in capsys.readouterr().err

@@ -166,16 +166,14 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
     return Saved(module, card["classes"], encoding, card)
 
 
-def load_earlier(
-    run: Path | None, stage: str, command: str, device: torch.device | None = None
-) -> Saved | None:
+def load_earlier(run: Path | None, stage: str, device: torch.device | None = None) -> Saved | None:
     """The model of a stage of the run that ``training.warm_start`` names; None where it is not set.
 
-    Raises RunError, which names the ``command``, if that run has not finished the stage.
+    Raises RunError, which names the command, if that run has not finished the stage.
     """
     if run is None:
         return None
-    return load_model(Run(run).require(stage, f"{command} --run {run}"), device)
+    return load_model(Run(run).require(stage), device)
 
 
 def warm_start(

@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import json
 import platform
+import shlex
 import shutil
 import sys
 import tempfile
@@ -109,8 +110,7 @@ class Run:
         """
         if not (standing(self.path(stage)) / "done.json").is_file():
             return False
-        kind, _, method = stage.partition("/")
-        self.require(stage, f"sfkt {kind} --method {method}" if method else f"sfkt {kind}")
+        self.require(stage)
         return True
 
     def has_begun(self, stage: str) -> bool:
@@ -156,7 +156,7 @@ class Run:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return [json.loads(line) for line in lines]
 
-    def require(self, stage: str, command: str) -> Path:
+    def require(self, stage: str) -> Path:
         """The folder of a finished stage.
 
         Raises:
@@ -166,6 +166,10 @@ class Run:
         folder = self.path(stage)
         lacking = lacks(folder)
         if lacking:
+            kind, _, method = stage.partition("/")
+            what = "prepare NAME" if kind == "prepare" else kind
+            which = f"--method {method} " if method else ""
+            command = f"sfkt {what} {which}--run {shlex.quote(str(self.folder))}"
             if (aside := standing(folder)) != folder and not lacks(aside):
                 raise RunError(
                     f"{folder} is set aside by a start with --force: wait for that to end or, if "

@@ -82,8 +82,8 @@ class Output(BaseModel):
 class Begun(BaseModel):
     """The content of begun.json: what an unfinished stage is made from."""
 
-    settings: dict[str, Any]
-    inputs: dict[str, str]
+    settings: dict[str, Any] = {}
+    inputs: dict[str, str] = {}
 
 
 class Done(Begun):
@@ -92,8 +92,6 @@ class Done(Begun):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     stage: str
-    settings: dict[str, Any] = {}
-    inputs: dict[str, str] = {}
     outputs: dict[str, Output] = {}
     versions: dict[str, str] = {}
     seconds: float = 0.0

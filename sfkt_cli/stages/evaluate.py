@@ -64,8 +64,8 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
     """
     if report is not None:
         check_suffix(report)
-    run.require("prepare", "sfkt prepare NAME")
-    run.require("source", "sfkt source")
+    run.require("prepare")
+    run.require("source")
     with run.open("evaluate", config, inputs_of(config, run), renew=True) as stage:
         if stage is None:
             say(f"evaluate: nothing changed since {run.path('evaluate', 'report.md')}")

@@ -76,7 +76,7 @@ def source(config: Config, run: Run) -> None:
         RunError: There is neither source.h5 nor a checkpoint.
         ConfigError: The checkpoint does not fit the settings or the classes of the data.
     """
-    run.require("prepare", "sfkt prepare NAME")
+    run.require("prepare")
     taken_over = _taken_over(config, run)
     if taken_over.source.brought:
         _bring(taken_over, run, config)
@@ -119,7 +119,7 @@ def _taken_over(config: Config, run: Run) -> Config:
         )
     checkpoint = Run(earlier).path("source")
     if not _is_made(run):  # else the earlier run may be gone
-        Run(earlier).require("source", f"sfkt source --run {earlier}")
+        Run(earlier).require("source")
     source = config.source.model_copy(update={"checkpoint": checkpoint.absolute()})
     return config.model_copy(update={"source": source})
 
@@ -155,7 +155,7 @@ def import_model(
     """
     need_onnx("import_model", "onnxscript")
     folder = Path(run)
-    Run(folder).require("prepare", "sfkt prepare NAME")
+    Run(folder).require("prepare")
     size = int(open_store(Run(folder).transfer_store)["target/target"].shape[1])
     if image_size not in (None, size):
         raise ConfigError(
