@@ -32,7 +32,10 @@ class _StandardError:
     file full. A message that cannot be shown is dropped, because the work matters more.
     """
 
-    encoding = "utf-8"
+    @property
+    def encoding(self) -> str:
+        """What the stream can show: rich draws with ASCII where that is not UTF-8."""
+        return getattr(self._now, "encoding", None) or "utf-8"
 
     @property
     def _now(self) -> TextIO | None:

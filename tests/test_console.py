@@ -47,6 +47,18 @@ def test_elsewhere_a_message_stays_one_line(capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr().err == LINE * 3 + "\n"
 
 
+def test_a_terminal_without_utf_8_gets_a_bar_of_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    latin = io.TextIOWrapper(io.BytesIO(), "latin-1", errors="backslashreplace")
+    monkeypatch.setattr(console, "_force_terminal", True)
+    monkeypatch.setattr(console, "is_interactive", True)
+    monkeypatch.setattr(sys, "stderr", latin)
+    with track("bridge", 3) as tracker:
+        tracker.advance(1)
+    latin.seek(0)
+    assert "1/3" in (shown := latin.read())
+    assert r"\u" not in shown
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_scores_give_way_to_the_bar_the_losses_and_the_time_left(
     monkeypatch: pytest.MonkeyPatch, width: int
