@@ -567,6 +567,16 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
+    """So does a device: root must not lose /dev/null to `--output /dev/null`."""
+    os.mkfifo(pipe := tmp_path / "report.json")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_json(pipe, 1)
+    assert os.read(reader, 9) == b"1\n"
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
 def test_a_stage_ends_with_done_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is there when done.json appears, appears before it."""
     seen: list[Any] = []

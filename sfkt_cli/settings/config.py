@@ -594,13 +594,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 f"configuration file {path} has more than {MAX_YAML_BYTES:,} bytes: give a YAML "
                 "file of settings"
             )
-        values = yaml.load(content.decode(), _Loader)
+        text = content.decode()
     except FileNotFoundError:
         raise ConfigError(f"configuration file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration file {path} cannot be read: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"configuration file {path} is not valid YAML: {error}") from None
+    values = _yaml(text, f"configuration file {path} is")
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -618,13 +617,16 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         name, equals, text = assignment.partition("=")
         if not equals or not name.strip():
             raise ConfigError(f"--set {assignment!r}: write it as section.field=value")
-        try:
-            values[name.strip()] = yaml.safe_load(text) if text.strip() else text.strip()
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(
-                f"--set {assignment!r}: the value is not valid YAML: {error}"
-            ) from None
+        text = text.strip()
+        values[name.strip()] = _yaml(text, f"--set {assignment!r}: the value is") if text else ""
     return values
+
+
+def _yaml(text: str, what: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} not valid YAML: {error}") from None
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,6 @@ from sfkt_cli.settings.stage import (
     Stage,
     has_begun,
     lacks,
-    make_folder,
     outcome,
     settings_of_stage,
     settled,
@@ -252,7 +251,7 @@ class Run:
             with tempfile.TemporaryDirectory(prefix="sfkt-") as place:
                 yield replace(entered, folder=Path(place), dry=True)
             return
-        make_folder(folder)
+        folder.resolve().mkdir(parents=True, exist_ok=True)
         busy = f"another sfkt process works on {folder}: wait for it to end"
         lock = self.path(f".{stage.replace('/', '-')}.lock")
         with locking(lock, busy), settled(stage, folder, self.force):

@@ -311,7 +311,7 @@ def settled(stage: str, folder: Path, force: bool) -> Iterator[None]:
     try:
         if force:
             folder.resolve().rename(_before(folder))
-            make_folder(folder)
+            folder.resolve().mkdir()
         yield
     except BaseException as error:
         if _settle(folder):
@@ -345,8 +345,3 @@ def _delete(folder: Path) -> None:
     for name in _MARKS:
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder)
-
-
-def make_folder(folder: Path) -> None:
-    """Make a stage's folder; one that is a link stays where it leads."""
-    folder.resolve().mkdir(parents=True, exist_ok=True)
