@@ -285,7 +285,7 @@ def test_flag_beats_set_beats_file_beats_run_beats_default() -> None:
         Options(
             run=run.folder,
             config=Path("file.yaml"),
-            assignments=["seed=3", "bridge.epochs=3", "training.clip_norm=null"],
+            assignments=["seed=3", "bridge={epochs: 3}", "training.clip_norm=null"],
             seed=4,
             flags={"transfer.method": None},
         ),

@@ -619,7 +619,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {assignment!r}: write it as section.field=value")
         text = text.strip()
         values[name.strip()] = _yaml(text, f"--set {assignment!r}: the value is") if text else ""
-    return values
+    return merge(values)
 
 
 def _yaml(text: str, what: str) -> Any:
