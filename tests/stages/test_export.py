@@ -25,6 +25,7 @@ from sfkt_cli.data.store import open_store, spread
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.evaluation import exported as files
 from sfkt_cli.evaluation.exported import labels_told, open_openvino
+from sfkt_cli.evaluation.models import KEPT
 from sfkt_cli.files import write_record, write_settings
 from sfkt_cli.models import graph_files
 from sfkt_cli.models.graph_files import FitTarget, SensorGraph, for_export, to_onnx
@@ -214,7 +215,7 @@ def test_an_export_without_onnx_has_code_that_runs_and_nothing_of_an_interrupted
 ) -> None:  # fmt: skip
     monkeypatch.setattr(files, "LONGEST_S", 0)
     monkeypatch.chdir(tmp_path)
-    for name in ("bridged-source-int8.onnx", ".student.onnx.12.partial", "notes.onnx"):
+    for name in ("bridged-source-int8.onnx", "notes.onnx"):
         (tmp_path / name).touch()
     (tmp_path / ".export.a.partial").mkdir()
     (tmp_path / ".export.a.partial/student.onnx").touch()
@@ -311,7 +312,7 @@ def test_a_file_that_differs_from_pytorch_is_refused(
         return predict
 
     monkeypatch.setattr(graph_files, "open_pt2", open_wrongly)
-    monkeypatch.setattr(stage, "BATCH", 64)
+    monkeypatch.setattr(files, "BATCH", 64)
     store = open_store(untrained_run.transfer_store)
     name = store.strings("target/id")[spread(store.count("target"), 64)[3]]
     with pytest.raises(RunError, match=rf"student\.pt2 was not written: 1 of .* class: {name}"):
@@ -430,6 +431,8 @@ def test_a_single_image_is_measured_and_compared() -> None:
 
 def test_the_model_card_tells_no_results_of_earlier_weights(tmp_path: Path) -> None:
     run, config = make_run(tmp_path, "shot"), settings(oracle=False, pictures=False)
+    done = {**run.record("transfer/shot"), "untouched_kept": True}
+    write_record(run.path("transfer/shot/done.json"), done)
 
     def card() -> str:
         export(config, run, method="shot", formats=("safetensors",))
@@ -438,7 +441,8 @@ def test_the_model_card_tells_no_results_of_earlier_weights(tmp_path: Path) -> N
     assert "Not evaluated" in card()
     assert r"Recognises disc, \<b>bar\</b>, =cross" in card()
     evaluate(config, run)
-    assert re.search(r"\| shot +\| target +\| +30 \|", card())
+    assert re.search(r"\| shot \(1\) +\| target +\| +30 \|", card())
+    assert f"\n\n(1) {KEPT}\n" in card()
     store = open_store(run.transfer_store)
     labels = labels_told(run, store)
     assert sorted(labels) == sorted(store.strings("target/id"))
