@@ -7,7 +7,6 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfkt_cli.errors import ConfigError, DataError, SfktError, first_line
+from sfkt_cli.errors import ConfigError, DataError, SfktError, first_line, need
 from sfkt_cli.files import require_file
 from sfkt_cli.models.onnx_network import (
     BATCH_NORM,
@@ -61,7 +60,7 @@ def read_onnx(path: Path, size: int, head: str = "") -> OnnxModel:
         DataError: The file is missing, damaged, refers to other files, uses what is not known here,
             or computes something else than in onnxruntime.
     """
-    need_onnx(str(path))
+    need(str(path), "onnx", "onnx", "onnxruntime")
     require_file(path, "source.checkpoint")
     try:
         with warnings.catch_warnings(action="ignore"), torch.no_grad():
@@ -72,13 +71,6 @@ def read_onnx(path: Path, size: int, head: str = "") -> OnnxModel:
             raise
         why = f"{''.join(nodes[:1])}{first_line(error)}"
         raise DataError(f"{path} cannot be read as a classifier: {why}") from None
-
-
-def need_onnx(user: str, *more: str) -> None:
-    """Raise ConfigError if packages of the extra ``onnx`` are not installed."""
-    lacking = [name for name in ("onnx", "onnxruntime", *more) if find_spec(name) is None]
-    if lacking:
-        raise ConfigError(f"{user} needs {', '.join(lacking)}: pip install 'sfkt[onnx]'")
 
 
 def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:

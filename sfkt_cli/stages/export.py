@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib import util
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from sfkt_cli import files
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.sensor import Sensor, prepared_sensor
 from sfkt_cli.data.store import open_store
-from sfkt_cli.errors import ConfigError, DataError, RunError, SfktError
+from sfkt_cli.errors import ConfigError, DataError, RunError, SfktError, need
 from sfkt_cli.evaluation import exported, report
 from sfkt_cli.models import graph_files
 from sfkt_cli.models.classifier import Classifier
@@ -295,17 +295,16 @@ def _tell(comparison: exported.Comparison) -> None:
 def check_formats(formats: Sequence[str], precisions: Sequence[str]) -> list[str]:
     """The formats asked for, or all that are possible; raises ConfigError if one is not."""
     _choose("format", formats, FORMATS)
-    lacking = [name for name in ONNX_PACKAGES if util.find_spec(name) is None]
     lowered = next((precision for precision in precisions if precision != "fp32"), None)
     if formats and lowered and "onnx" not in formats:
         raise ConfigError(
             f"--precision {lowered} is for ONNX files: add --format onnx to --format {formats[0]}"
         )
-    if lacking and ("onnx" in formats or lowered):
-        option = f"--precision {lowered}" if lowered else "--format onnx"
-        instead = "" if lowered else ", or choose --format pt2"
-        raise ConfigError(f"{option} needs {', '.join(lacking)}: pip install 'sfkt[onnx]'{instead}")
-    if lacking and not formats:
+    if lowered:
+        need(f"--precision {lowered}", "onnx", *ONNX_PACKAGES)
+    elif "onnx" in formats:
+        need("--format onnx", "onnx", *ONNX_PACKAGES, instead=", or choose --format pt2")
+    elif not formats and not all(map(find_spec, ONNX_PACKAGES)):
         say("export: no ONNX files are written; they need pip install 'sfkt[onnx]'")
         return [name for name in FORMATS if name != "onnx"]
     return list(dict.fromkeys(formats or FORMATS))
