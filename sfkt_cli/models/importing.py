@@ -70,6 +70,11 @@ class Imported:
 
 def digest_of(checkpoint: Path) -> str:
     """SHA-256 of the file of ``source.checkpoint``; raises DataError if there is none."""
+    if checkpoint.is_dir() and not (checkpoint / CARD).is_file():
+        raise DataError(
+            f"source.checkpoint: {checkpoint} is no folder of `sfkt source`, it has no {CARD}: give "
+            "the file of weights in it, and name the network with source.backbone"
+        )
     path = checkpoint / WEIGHTS if checkpoint.is_dir() else checkpoint
     require_file(path, "source.checkpoint")
     return sha256_file(path)
