@@ -311,7 +311,7 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     text = info.read_text(encoding="utf-8") if info.is_file() else ""
     named = re.search(r"model name\s*: (.+)", text)
-    name = named[1] if named else platform.processor()
+    name = named[1] if named else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'s' * (threads > 1)}"
 

@@ -70,11 +70,6 @@ class Imported:
 
 def digest_of(checkpoint: Path) -> str:
     """SHA-256 of the file of ``source.checkpoint``; raises DataError if there is none."""
-    if checkpoint.is_dir() and not (checkpoint / CARD).is_file():
-        raise DataError(
-            f"source.checkpoint: {checkpoint} is no folder of `sfkt source`, it has no {CARD}: give "
-            "the file of weights in it, and name the network with source.backbone"
-        )
     path = checkpoint / WEIGHTS if checkpoint.is_dir() else checkpoint
     require_file(path, "source.checkpoint")
     return sha256_file(path)
@@ -109,6 +104,11 @@ def import_source(config: Config, classes: Sequence[str], *, size: int = 224) ->
 
 def own_model(folder: Path, setting: str) -> Imported:
     """A model of ``sfkt source``; raises ConfigError, which names the setting, if it is another."""
+    if not (folder / CARD).is_file():
+        raise ConfigError(
+            f"{setting}: {folder} holds no model of `sfkt source` (no {CARD}): run that first, or "
+            "give source.checkpoint the file of weights itself, and its network as source.backbone"
+        )
     saved = load_model(folder)
     if not isinstance(saved.module, Classifier) or saved.encoding is not None:
         raise ConfigError(f"{setting}: {folder} holds no RGB classifier")

@@ -125,11 +125,12 @@ def export(
     fit = None
     if input_size:
         fit = FitTarget(*images.size, sensor.image_size, sensor.fit, missing=sensor.missing)
+    graphs = list(_graphs(saved, fit))
     facts = _facts(saved["student"], sensor, images)
     with _unfinished(target) as folder:
         labels = exported.labels_told(run, store)
         writer = _Writer(folder, formats, precisions, images, labels, benchmark)
-        for name, classes, graph in _graphs(saved, fit):
+        for name, classes, graph in graphs:
             writer.write(name, graph, {"classes": json.dumps(classes), **facts})
         for name, model in saved.items() if "safetensors" in formats else ():
             _copy(folders[name], folder / name, model, sensor)

@@ -17,7 +17,7 @@ from torchvision import models
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.models.backbones import IMAGENET
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.importing import Imported, digest_of, import_source
+from sfkt_cli.models.importing import Imported, import_source, own_model
 from sfkt_cli.models.saving import save_model
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.stages.source import check_image_size
@@ -121,8 +121,10 @@ def test_a_model_of_sfkt_needs_no_architecture(tmp_path: Path) -> None:
 def test_a_folder_of_another_program_is_no_model_of_sfkt(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(DataError, match=r"no model\.json: give the file of weights in it"):
-        digest_of(tmp_path)
+    with pytest.raises(ConfigError, match=r"no model\.json.*give .* the file of weights itself"):
+        import_source(settings(tmp_path), CLASSES)
+    with pytest.raises(ConfigError, match=r"source\.mixture: .* holds no model of `sfkt source`"):
+        own_model(tmp_path, "source.mixture")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import platform
 import re
 import shutil
 import subprocess
@@ -427,6 +428,14 @@ def test_a_single_image_is_measured_and_compared() -> None:
     images = files.TargetImages(np.ones((1, 4, 4), np.uint16), ["a"], (4, 4), "crop", "uint16", 2)
     for lowered in (False, True):
         assert [rows.tolist() for rows in images.choose(lowered=lowered)] == [[0], [0]]
+
+
+def test_a_machine_whose_processor_has_no_name_is_told_by_its_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Path, "is_file", lambda path: False)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    assert files.machine().startswith(f"{platform.machine()}, ")
 
 
 def test_the_model_card_tells_no_results_of_earlier_weights(tmp_path: Path) -> None:
