@@ -34,7 +34,9 @@ SAVE_WEIGHTS = "torch.save(model.state_dict(), 'weights.pth')"
 ON_IMAGES = ("Add", "Cast", "Div", "Identity", "Mul", "Sub", "Transpose")
 """Operations that normalise images, where they come before all others."""
 MASKED = 1e4  # so large are the numbers, such as -inf, that hide words from attention
-ENDS = {"Softmax": F.softmax, "LogSoftmax": F.log_softmax}
+SOFTMAXES = {"Softmax": F.softmax, "LogSoftmax": F.log_softmax}
+ENDS = {"Identity": lambda logits, _: logits, **SOFTMAXES}
+"""Operations that may come behind the logits."""
 Node = list[Any]
 
 
@@ -225,7 +227,7 @@ def _adapt(node: Node, opset: int) -> None:
     Axes, bounds and paddings were attributes once and are inputs now; operations take both.
     """
     kind, _, outputs, attributes = node
-    if kind in ENDS and opset < 13:
+    if kind in SOFTMAXES and opset < 13:
         attributes.setdefault("axis", 1)
         attributes["flatten"] = 1
     elif kind == "Split":
@@ -349,12 +351,9 @@ def _split_head(
     """
     node_of = {name: node for node in nodes for name in node[2][:1]}
     ends: list[str] = []
-    while output in node_of and (node_of[output][0] in ENDS or node_of[output][0] == "Identity"):
-        kind, inputs, _, attributes = node_of[output]
-        if attributes.get("axis", -1) not in (1, -1):
-            break
-        ends[:0] = [kind] if kind in ENDS else []
-        output = inputs[0]
+    while (node := node_of.get(output)) and node[0] in ENDS and node[3].get("axis", -1) in (1, -1):
+        ends.insert(0, node[0])
+        output = node[1][0]
     kind, inputs, _, attributes = node_of.get(output, ["", [], [], {}])
     shift: Any = None
     if kind == "Add":

@@ -72,7 +72,8 @@ def export(
     Raises:
         ConfigError: An option is unknown, an extra is not installed, or the output is a file, or a
             folder with other files of these names.
-        RunError: There is no student, or a file cannot be made or does not give PyTorch's results.
+        RunError: There is no student, a file cannot be made or does not give PyTorch's results, or
+            another process exports to the run's folder.
         DataError: A model or transfer.h5 is missing or damaged.
     """
     _choose("precision", precisions, tuple(ENDS))
@@ -121,13 +122,17 @@ def export(
         say(f"export: already done in {target}")
         return
     if output is not None:
-        _refuse_foreign(target)
+        _refuse_foreign(target, earlier)
     fit = None
     if input_size:
         fit = FitTarget(*images.size, sensor.image_size, sensor.fit, missing=sensor.missing)
     graphs = list(_graphs(saved, fit))
     facts = _facts(saved["student"], sensor, images)
-    with _unfinished(target) as folder:
+    alone: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if output is None:  # a folder of the user's own gets no lock file
+        busy = f"another sfkt process exports to {target}: wait for it to end"
+        alone = files.locking(run.path(".export.lock"), busy)
+    with alone, _unfinished(target) as folder:
         labels = exported.labels_told(run, store)
         writer = _Writer(folder, formats, precisions, images, labels, benchmark)
         for name, classes, graph in graphs:
@@ -164,11 +169,11 @@ def _record_of(target: Path) -> dict[str, Any]:
         return {}
 
 
-def _refuse_foreign(target: Path) -> None:
+def _refuse_foreign(target: Path, earlier: Mapping[str, Any]) -> None:
     """Raise ConfigError if a folder holds files of other origin that an export would replace."""
     readme = target / "README.md"
     begins = readme.read_bytes()[: len(exported.FIRST_LINES)] if readme.is_file() else b""
-    if _record_of(target).get("stage") == "export" or begins == exported.FIRST_LINES.encode():
+    if earlier.get("stage") == "export" or begins == exported.FIRST_LINES.encode():
         return
     foreign = [
         name for name in ("done.json", *ALWAYS, *GRAPHS, *COPIES) if (target / name).exists()

@@ -27,7 +27,7 @@ from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.evaluation import exported as files
 from sfkt_cli.evaluation.exported import labels_told, open_openvino
 from sfkt_cli.evaluation.models import KEPT
-from sfkt_cli.files import write_record, write_settings
+from sfkt_cli.files import locking, write_record, write_settings
 from sfkt_cli.models import graph_files
 from sfkt_cli.models.graph_files import FitTarget, SensorGraph, for_export, to_onnx
 from sfkt_cli.models.onnx_files import open_session
@@ -348,6 +348,20 @@ def test_a_failed_export_says_why_and_leaves_the_earlier_one(
     with pytest.raises(RunError, match=r"student\.pt2 was not written: .* data-dependent"):
         export(untrained_config, untrained_run, formats=["pt2"], output=tmp_path)
     assert content() == before
+
+
+def test_two_exports_of_a_run_do_not_disturb_each_other(
+    untrained_run: Run, untrained_config: Config, exported: Path
+) -> None:
+    unfinished = exported / ".export.other.partial"
+    unfinished.mkdir()
+    forced = replace(untrained_run, force=True)
+    with (
+        locking(untrained_run.path(".export.lock"), ""),
+        pytest.raises(RunError, match="another sfkt process exports"),
+    ):
+        export(untrained_config, forced, formats=["safetensors"])
+    unfinished.rmdir()
 
 
 def test_files_of_other_origin_are_not_replaced(
