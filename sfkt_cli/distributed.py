@@ -166,21 +166,26 @@ def launch(name: str, config: Config, run: Run) -> None:
         "name": name, "config": as_dict(config), "folder": str(run.folder), "force": run.force,
         "quiet": console.quiet, "json": speaks_json(),
     }  # fmt: skip
-    if find_world():
-        number = next(_numbers)
-        _meet().set(f"job{number}", json.dumps(job))
-        _take_part(job, number)
-        return
-    gpus = use_gpus(config.runtime)
-    count = gpus or config.runtime.processes
-    if count == 1 or (run.finished(name) and not run.force):
-        call_stage(name, config, run)
-        return
-    where = "GPUs" if gpus else "CPU processes"
-    batch_size = config.runtime.batch_size
-    batch = "the size that fits" if batch_size == "auto" else str(batch_size // count * count)
-    say(f"{name}: {count} {where} share batches of {batch}")
-    _start(job, count)
+    try:
+        if find_world():
+            number = next(_numbers)
+            _meet().set(f"job{number}", json.dumps(job))
+            _take_part(job, number)
+            return
+        gpus = use_gpus(config.runtime)
+        count = gpus or config.runtime.processes
+        if count == 1 or (run.finished(name) and not run.force):
+            call_stage(name, config, run)
+            return
+        where = "GPUs" if gpus else "CPU processes"
+        batch_size = config.runtime.batch_size
+        batch = "the size that fits" if batch_size == "auto" else str(batch_size // count * count)
+        say(f"{name}: {count} {where} share batches of {batch}")
+        _start(job, count)
+    except (SfktError, Interrupted) as error:
+        if run.force and not run.has_begun(name):  # notes do not travel between processes
+            error.add_note(f"{name} saved nothing to go on from")
+        raise
 
 
 def _agree(verdict: bool) -> bool:
