@@ -15,7 +15,7 @@ from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.distributed import from_all_processes
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
-from sfkt_cli.training.loop import Batch
+from sfkt_cli.training.loop import LossTerms
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,11 @@ class TeacherOutputs:
     predict_all: Callable[[Classifier], tuple[Tensor, Tensor]]
 
 
-class Objective(nn.Module):
+class Objective(LossTerms):
     """A student, and what it is trained with: a batch in, named loss terms out.
 
-    A method sets ``weights``, writes :meth:`forward`, and overrides what else differs.
+    A method sets ``weights``, writes :meth:`forward`, and overrides what else differs, such as
+    :meth:`begin_epoch` and :meth:`after_step`.
 
     Batches hold TR target images as they are stored, shifted and mirrored at random
     (``tr_target``), and their row numbers among all target images (``tr_rows``). With ``needs_ti``
@@ -55,25 +56,19 @@ class Objective(nn.Module):
     needs_ti = False  # whether it looks at TI pairs
     # Whether batches hold ``tr_target_2``: the images of ``tr_target``, shifted and mirrored anew.
     needs_second_view = False
-    skips_parameters = False  # whether some steps leave trained parameters out
     # Whether the student sees translated images: the frozen translator stands in front of it.
     translated = False
-    weights: dict[str, float]  # the weight of each loss term, by name
 
     def __init__(self, student: Classifier, outputs: TeacherOutputs, config: Config) -> None:
         super().__init__()
         self.student = student
         self.outputs = outputs
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Called before each epoch, the first of which is 0."""
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss terms of a batch, scalars by name."""
-        raise NotImplementedError
-
-    def after_step(self) -> None:
-        """Called after each step of the optimiser."""
+    @property
+    def images(self) -> set[str]:
+        """The images that batches hold; see :class:`sfkt_cli.training.pairs.TransferBatches`."""
+        pairs = {"ti_target"} if self.needs_ti else set()
+        return pairs | {"tr_target"} | ({"tr_target_2"} if self.needs_second_view else set())
 
     def facts(self) -> dict[str, float]:
         """Figures for done.json, asked for after the training."""

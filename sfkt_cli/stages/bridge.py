@@ -34,7 +34,7 @@ from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run, Stage
 from sfkt_cli.training.loop import Fitted, Training
-from sfkt_cli.training.pairs import held_out_pairs, settle_batches
+from sfkt_cli.training.pairs import held_out_pairs, selector, settle_batches
 from sfkt_cli.training.predicting import (
     FEW,
     look_for_collapse,
@@ -102,7 +102,7 @@ def bridge(config: Config, run: Run) -> None:
         judge = Judge(store, held_out, source, runtime)
         load, bridged = target_loader(runtime, encoding), through(translator, source)
         scores = partial(judge.scores, load, bridged, stage.folder)
-        fitted = train(stage, store, objective, weights, scores, runtime)
+        fitted = train(stage, store, objective, scores, runtime)
         row = fitted.history[fitted.best_epoch]
         untouched = untouched_rank(judge, source, encoding, runtime)
         trained = row["ti_rank"] > untouched or not config.bridge.keep_untouched
@@ -219,24 +219,29 @@ def train(
     stage: Stage,
     store: Store,
     objective: Tgmb,
-    weights: dict[str, float],
     scores: Callable[[int], dict[str, float]],
     runtime: Runtime,
 ) -> Fitted:
     """Fit the objective to the pairs and target images of a store; ``scores`` follow an epoch."""
-    config, needs_tr = stage.config, bool(weights["d"] or weights["im"])
-    batches = settle_batches(config, store, stage.folder, runtime, objective, tr=needs_tr)
+    config, weights = stage.config, objective.weights
+    images = ["ti_target", "ti_rgb", *(["tr_target"] if weights["d"] or weights["im"] else [])]
+    batches = settle_batches(stage, store, images, runtime, objective)
     weights["im"] /= batches.passes
     trained = [p for p in objective.parameters() if p.requires_grad]
     return Training(
-        batches.plan(stage, "bridge", config.bridge.epochs, weights, auto="ti_closeness"),
+        "bridge",
+        stage,
         objective,
         batches,
         torch.optim.Adam(trained, config.bridge.learning_rate, betas=(0.9, 0.99), fused=True),
         runtime,
+        epochs=config.bridge.epochs,
+        steps=batches.steps,
+        images=batches.images,
         schedule=cosine,
         keep=objective.translator,
         scores=scores,
+        select=selector(config, ti=batches.paired, auto="ti_closeness"),
     ).fit()
 
 

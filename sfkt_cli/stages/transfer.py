@@ -38,7 +38,7 @@ from sfkt_cli.scores import fit_temperature
 from sfkt_cli.settings.config import Config, method_settings
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.loop import Training
-from sfkt_cli.training.pairs import held_out_pairs, settle_batches
+from sfkt_cli.training.pairs import held_out_pairs, selector, settle_batches
 from sfkt_cli.training.predicting import (
     FEWEST,
     Loader,
@@ -125,22 +125,23 @@ def transfer(config: Config, run: Run) -> None:
         runtime.place(objective)
         settings = config.transfer
         rates = own.rates(pretrained=saved.pretrained)
-        batches = settle_batches(
-            config, store, stage.folder, runtime, objective, ti_rgb=False, ti=objective.needs_ti
-        )
+        batches = settle_batches(stage, store, objective.images, runtime, objective)
         fitted = Training(
-            batches.plan(stage, method, settings.epochs, objective.weights),
+            method,
+            stage,
             objective,
             batches,
             classifier_optimizer(
                 student, *rates, settings.weight_decay, objective.parameters(recurse=False)
             ),
             runtime,
+            epochs=settings.epochs,
+            steps=batches.steps,
+            images=batches.images,
             schedule=SCHEDULES[own.schedule],
             keep=student,
-            begin_epoch=objective.begin_epoch,
-            after_step=objective.after_step,
             scores=partial(judge.scores, load, student, stage.folder),
+            select=selector(config, ti=batches.paired),
         ).fit()
         untouched = start_student(source).eval()
         untouched_features, untouched_logits = outputs.predict_all(untouched)
