@@ -22,7 +22,7 @@ from sfkt_cli.stages.transfer import start_student
 from sfkt_cli.training.loop import Batch, Training
 from sfkt_cli.training.recipes import classifier_optimizer, cosine
 from sfkt_cli.training.runtime import Runtime
-from tests.methods.made import ENCODING, make_outputs
+from tests.methods.made import ENCODING, Made
 
 COUNT, CLASSES, SIDE = 12, 3, 16
 EPOCHS, STEPS, BATCH = 2, 2, 4
@@ -66,7 +66,7 @@ def make_objective(method: str, source: Classifier) -> Any:
         ti_features, _ = source(rgb)
         _, bridged_logits = source(translator(encode(targets, ENCODING)))
     bridged = bridged_logits if kind.needs_bridge else None
-    return kind(student, make_outputs(source, targets, ti_features, bridged), settings())
+    return kind(student, Made(source, targets, ti_features, bridged), settings())
 
 
 def settings() -> Config:

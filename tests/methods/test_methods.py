@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,8 +31,7 @@ from sfkt_cli.settings.config import Config, build
 from sfkt_cli.stages.bridge import loss_weights
 from sfkt_cli.stages.transfer import start_student
 from sfkt_cli.training.loop import Batch
-from tests.methods import made
-from tests.methods.made import ENCODING
+from tests.methods.made import ENCODING, Made
 
 COUNT, CLASSES, FEATURES, SIDE = 12, 3, 8, 16
 
@@ -74,7 +72,7 @@ def make_outputs(
     with torch.no_grad():
         ti_features, _ = source(torch.rand(COUNT, 3, SIDE, SIDE, generator=generator))
     bridged = 2 * torch.randn(COUNT, CLASSES, generator=generator)
-    return made.make_outputs(source, make_batch()["tr_target"], ti_features, bridged, lead)
+    return Made(source, make_batch()["tr_target"], ti_features, bridged, lead)
 
 
 def make_objective(method: str, source: Classifier, config: Config) -> Any:
@@ -298,8 +296,9 @@ def test_the_bridge_is_compared_with_a_student_of_the_targets_statistics() -> No
     source = make_source()
     adapted: list[Classifier] = []
     outputs = make_outputs(source, lambda student: 2.5 if adapted == [student] else 9.0)
+    outputs.adapt = adapted.append  # type: ignore[method-assign, assignment]
     student = start_student(source)
-    assert Tgkt(student, replace(outputs, adapt=adapted.append), build({})).trust == 0.5
+    assert Tgkt(student, outputs, build({})).trust == 0.5
     assert Tgkt(student, make_outputs(source, lambda student: 9.0), build({})).trust == 1.0
 
 
@@ -630,9 +629,10 @@ def test_batch_norms_of_the_frozen_source_stay_asleep_under_train() -> None:
 @pytest.mark.parametrize("method", ["tgkt", "distill", "socket"])
 def test_what_a_method_needs_is_asked_for(method: str) -> None:
     source = make_source()
-    known = vars(make_outputs(source)) | {"bridged_logits": None, "ti_features": None}
+    outputs = make_outputs(source)
+    outputs.bridged_logits = outputs.ti_features = None
     with pytest.raises(ValueError, match="needs"):
-        find_method(method)(start_student(source), TeacherOutputs(**known), Config())
+        find_method(method)(start_student(source), outputs, Config())
 
 
 def test_label_free_scores() -> None:

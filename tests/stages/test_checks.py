@@ -14,12 +14,13 @@ from torch import nn
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.methods.label_free import Judge
+from sfkt_cli.methods.objective import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.runs import Run, Stage
 from sfkt_cli.stages.source import source
-from sfkt_cli.stages.transfer import calibrated, look_through_frozen
+from sfkt_cli.stages.transfer import calibrated
 from sfkt_cli.training.pairs import TransferBatches, held_out_pairs, settle_batches
 from sfkt_cli.training.predicting import student_loader
 from sfkt_cli.training.runtime import Runtime, make_runtime
@@ -199,7 +200,7 @@ def test_pairs_that_the_bridge_was_trained_on_prove_nothing(untrained_run: Run) 
     trained, held_out = held_out_pairs(store)
     leads = []
     for rows in (held_out, trained):
-        outputs = look_through_frozen(
+        outputs = TeacherOutputs(
             store, freeze(source.module), translator, translator.encoding, CPU, (trained, rows),
             ti=True,
         )  # fmt: skip
