@@ -1,7 +1,7 @@
 """`--dry-run`: what a stage would read, do and write, how long it takes and how large it gets.
 
 Training stages do all that they do up to the training. Models look at a few images that stand for
-all, and :class:`sfkt_cli.training.loop.Training` times one step. Nothing is written into the run.
+all, and :mod:`sfkt_cli.training.trial` times one step. Nothing is written into the run.
 """
 
 import shutil
@@ -80,7 +80,7 @@ def _later(stage: str, before: str) -> dict[str, Any]:
 def _try_training(name: str, config: Config, run: Run) -> dict[str, Any]:
     from sfkt_cli.data.store import open_store
     from sfkt_cli.distributed import use_gpus
-    from sfkt_cli.training.loop import Tried
+    from sfkt_cli.training.trial import Tried
 
     gpus = use_gpus(config.runtime)
     count = gpus or config.runtime.processes

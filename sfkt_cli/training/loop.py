@@ -19,17 +19,14 @@ from sfkt_cli.console import Tracker, duration, event, say, terms_text, track, w
 from sfkt_cli.errors import ConfigError, Interrupted, RunError, first_line, on_stop
 from sfkt_cli.files import write_text
 from sfkt_cli.settings.runs import Stage
-from sfkt_cli.training.batch_size import TRANSIENT, kept_bytes
 from sfkt_cli.training.checkpoint import load_states, save_state
-from sfkt_cli.training.runtime import Runtime, Trial, seed_all
+from sfkt_cli.training.runtime import Runtime, seed_all
+from sfkt_cli.training.trial import Tried, try_out
 
 Batch = dict[str, Tensor]
 NAMED_ROWS = 8  # rows of each table of a batch whose loss is not finite that the message names
-TRIED_IMAGES = 4  # rows of the batch with which a dry run warms up
 TENSORBOARD = "tensorboard"  # folder below a stage's; ``tensorboard --logdir runs`` finds them all
 Numbers = Mapping[str, float]
-PATIENCE_S = 4.0
-"""A dry run times a step with all rows where it would take no longer than this on a CPU."""
 
 
 class LossTerms(nn.Module):
@@ -65,13 +62,6 @@ class Fitted:
     totals: dict[str, float] = field(default_factory=dict)
     # One row of metrics an epoch, as in metrics.jsonl.
     history: list[dict[str, float]] = field(default_factory=list)
-
-
-class Tried(Exception):
-    """A dry run came to the training and measured it; ``Runtime.trial`` has the figures."""
-
-    def __init__(self, trial: Trial) -> None:
-        self.trial = trial
 
 
 @dataclass
@@ -120,7 +110,7 @@ class Training:
             Tried: This is a dry run: two steps were tried, and nothing was written.
         """
         if self.runtime.trial is not None:
-            self._try_out(self.runtime.trial)
+            try_out(self, self.runtime.trial)
             raise Tried(self.runtime.trial)
         self._resume()
         self._run()
@@ -241,7 +231,7 @@ class Training:
             factor = self.schedule((epoch * self.steps + step) / (self.epochs * self.steps))
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor
-            loss, terms = self._descend(self.parallel, batch)
+            loss, terms = self.descend(self.parallel, batch)
             self._note(loss, terms, batch)
             progress.step = step + 1
             tracker.advance(1, self.images, terms_text(self.latest))
@@ -259,7 +249,7 @@ class Training:
         runtime.share_buffers(self.objective)
         progress.seconds += time.monotonic() - began
 
-    def _descend(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def descend(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Take a step down the weighted sum of the loss terms; gives the sum and the terms."""
         with self.mixed:
             terms: dict[str, Tensor] = model(batch)
@@ -363,61 +353,12 @@ class Training:
         lines = "".join(json.dumps(row) + "\n" for row in history)
         write_text(self.stage.folder / "metrics.jsonl", lines)
 
-    def _try_out(self, trial: Trial) -> None:
-        """Time what an epoch does beside its steps, and one step after a smaller one to warm up.
-
-        Where a step with all rows would take long on a CPU, the timed one has few rows, too.
-        """
-        runtime, objective = self.runtime, self.objective
-        skipped_s, began = trial.skipped_s, time.monotonic()
-        self.objective.begin_epoch(0)
-        objective.eval()
-        with torch.inference_mode():
-            self.scores(0)
-        runtime.wait()
-        trial.epoch_s = time.monotonic() - began + trial.skipped_s - skipped_s
-        trial.skipped_s = skipped_s
-
-        batch = self.batches(0, 0)
-        rows = len(next(iter(batch.values())))
-        few = min(rows, TRIED_IMAGES)
-        objective.train()
-        seed_all(self.stage.config.seed, self.title, 0)
-
-        def step(count: int) -> float:
-            began = time.monotonic()
-            self._descend(objective, {name: values[:count] for name, values in batch.items()})
-            runtime.wait()
-            return time.monotonic() - began
-
-        took: list[float] = []
-        kept = kept_bytes(lambda: took.append(step(few)))
-        trial.scaled = runtime.device.type == "cpu" and took[0] * rows / few > PATIENCE_S
-        tried = few if trial.scaled else rows
-        trial.step_s = step(tried) * rows / tried
-        trial.peak_memory_mb = runtime.peak_memory_mb()
-        trial.peak_memory_mb += (rows / tried - 1) * kept * TRANSIENT / 2**20
-
-        trial.epochs, trial.steps, trial.images = self.epochs, self.steps, self.images
-        parameters = list(objective.parameters())
-        trial.parameters = sum(p.numel() for p in parameters)
-        trial.trained = sum(p.numel() for p in parameters if p.requires_grad)
-        momenta = [value for state in self.optimizer.state.values() for value in state.values()]
-        trial.model_bytes = _bytes(self.keep.state_dict().values())
-        trial.state_bytes = 2 * (  # two states are kept
-            _bytes(objective.state_dict().values()) + _bytes(momenta) + trial.model_bytes
-        )
-
 
 def _rows_text(name: str, shares: Iterable[list[int]]) -> str:
     """A few rows of a batch, behind the table that they are in: ``ti [3, 8]``."""
     rows = [row for share in shares for row in share]
     more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
     return f"{name.removesuffix('rows').strip('_')} {rows[:NAMED_ROWS]}{more}".strip()
-
-
-def _bytes(values: Iterable[Any]) -> int:
-    return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
 
 @contextlib.contextmanager

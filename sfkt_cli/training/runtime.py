@@ -25,7 +25,7 @@ from sfkt_cli.settings.config import RuntimeConfig
 
 @dataclass
 class Trial:
-    """What a dry run measured; see :class:`sfkt_cli.training.loop.Training`."""
+    """What a dry run measured; see :mod:`sfkt_cli.training.trial`."""
 
     shares: int = 1  # GPUs that would share each batch; one of them is tried
     epochs: int = 0  # epochs of the whole training

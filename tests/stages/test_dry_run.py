@@ -85,7 +85,7 @@ def test_what_is_slow_on_a_cpu_is_tried_with_few_images_and_scaled_up(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("sfkt_cli.training.loop.PATIENCE_S", 0.0)
+    monkeypatch.setattr("sfkt_cli.training.trial.PATIENCE_S", 0.0)
     (plan,) = plans("bridge --force", capsys, "--run", "runs/synthetic")
     assert plan["trial"]["scaled"]
     assert any("scaled up" in note for note in plan["notes"])

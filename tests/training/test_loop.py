@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -22,10 +23,11 @@ from sfkt_cli.errors import Interrupted, RunError
 from sfkt_cli.settings.config import build
 from sfkt_cli.settings.runs import Stage
 from sfkt_cli.training.checkpoint import PREVIOUS, STATE, load_states, save_state
-from sfkt_cli.training.loop import Batch, Fitted, LossTerms, Training, Tried
+from sfkt_cli.training.loop import Batch, Fitted, LossTerms, Training
 from sfkt_cli.training.predicting import FEW, predict_rows
 from sfkt_cli.training.recipes import cosine, inverse_decay
 from sfkt_cli.training.runtime import Runtime, Trial, seed_all
+from sfkt_cli.training.trial import Tried
 
 EPOCHS, STEPS = 3, 4
 RUNTIME = Runtime(torch.device("cpu"), torch.float32)
@@ -257,56 +259,39 @@ def test_schedules_stay_in_range(schedule: Callable[[float], float]) -> None:
     assert factors[-1] < 0.2
 
 
-def test_the_weights_of_the_best_score_are_kept(tmp_path: Path) -> None:
-    objective = Objective()
-    seen: list[State] = []
-    values = iter([0.2, 0.9, float("nan")])
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [([0.2, 0.9, math.nan], 1), ([math.nan, 0.5, 0.2], 1), ([math.nan] * 3, 0)],
+)
+def test_the_weights_of_the_best_score_are_kept(
+    tmp_path: Path, values: list[float], best: int
+) -> None:
+    """A score that is no number does not keep what never trained."""
+    objective, seen = Objective(), list[State]()
 
     def scores(epoch: int) -> dict[str, float]:
         assert not objective.training
         assert torch.is_inference_mode_enabled()
-        state = objective.network.state_dict()
-        seen.append({name: value.detach().clone() for name, value in state.items()})
-        return {"agreement": next(values)}
-
-    _, fitted = train(tmp_path, objective, scores=scores, select="agreement")
-    assert fitted.best_epoch == 1
-    assert not same(seen[1], seen[2])
-    assert same(objective.network.state_dict(), seen[1])
-
-
-@pytest.mark.parametrize(("values", "best"), [([math.nan, 0.5, 0.2], 1), ([math.nan] * 3, 0)])
-def test_a_score_that_is_no_number_does_not_keep_what_never_trained(
-    tmp_path: Path, values: list[float], best: int
-) -> None:
-    objective = Objective()
-    seen: list[State] = []
-
-    def scores(epoch: int) -> dict[str, float]:
-        state = objective.network.state_dict()
-        seen.append({name: value.detach().clone() for name, value in state.items()})
+        seen.append(copy.deepcopy(objective.network.state_dict()))
         return {"agreement": values[epoch]}
 
     _, fitted = train(tmp_path, objective, scores=scores, select="agreement")
     assert fitted.best_epoch == best
+    assert not same(seen[1], seen[2])
     assert same(objective.network.state_dict(), seen[best])
 
 
 def test_the_best_weights_survive_an_interruption(tmp_path: Path) -> None:
-    def scored() -> Callable[[int], dict[str, float]]:
-        return lambda epoch: {"agreement": values.pop(0)}
+    def train_on(folder: str, objective: Objective | None = None) -> tuple[Objective, Fitted]:
+        return train(tmp_path / folder, objective, scores=scores, select="agreement")
 
-    values = [0.9, 0.5, 0.1]
-    whole, _ = train(tmp_path / "whole", scores=scored(), select="agreement")
-    values = [0.9, 0.5, 0.1]
+    def scores(epoch: int) -> dict[str, float]:
+        return {"agreement": 0.9 - 0.4 * epoch}
+
+    whole, _ = train_on("whole")
     with pytest.raises(Interrupted):
-        train(
-            tmp_path / "parts",
-            Killed((2, 1), signal.SIGTERM),
-            scores=scored(),
-            select="agreement",
-        )
-    resumed, fitted = train(tmp_path / "parts", scores=scored(), select="agreement")
+        train_on("parts", Killed((2, 1), signal.SIGTERM))
+    resumed, fitted = train_on("parts")
     assert fitted.best_epoch == 0
     assert same(whole.state_dict(), resumed.state_dict())
 
@@ -461,21 +446,19 @@ def test_a_damaged_state_gives_way_to_the_one_before(
     assert load() == []
 
 
-def test_a_run_whose_state_is_damaged_goes_on_from_the_one_before(tmp_path: Path) -> None:
-    whole, _ = train(tmp_path / "whole")
-    with pytest.raises(Interrupted):
-        train(tmp_path / "parts", Killed((1, 2), signal.SIGTERM), checkpoint_seconds=0.0)
-    state = tmp_path / "parts" / "checkpoint" / STATE
-    state.write_bytes(state.read_bytes()[:-200])
-    resumed, _ = train(tmp_path / "parts")
-    assert same(whole.state_dict(), resumed.state_dict())
-
-
 def stopped(folder: Path, **more: Any) -> Path:
     """A training that was stopped in its second epoch, after two states; the newest of them."""
     with pytest.raises(Interrupted):
         train(folder, Killed((1, 2), signal.SIGTERM), checkpoint_seconds=0.0, **more)
     return folder / "checkpoint" / STATE
+
+
+def test_a_run_whose_state_is_damaged_goes_on_from_the_one_before(tmp_path: Path) -> None:
+    whole, _ = train(tmp_path / "whole")
+    state = stopped(tmp_path / "parts")
+    state.write_bytes(state.read_bytes()[:-200])
+    resumed, _ = train(tmp_path / "parts")
+    assert same(whole.state_dict(), resumed.state_dict())
 
 
 @pytest.mark.parametrize("change", ["objective", "optimizer", "best", "progress"])
