@@ -179,7 +179,9 @@ def launch(name: str, config: Config, run: Run) -> None:
             return
         where = "GPUs" if gpus else "CPU processes"
         batch_size = config.runtime.batch_size
-        batch = "the size that fits" if batch_size == "auto" else str(batch_size // count * count)
+        batch = "the size that fits"
+        if batch_size != "auto":
+            batch = str(max(batch_size // count, 2) * count)
         say(f"{name}: {count} {where} share batches of {batch}")
         _start(job, count)
     except (SfktError, Interrupted) as error:
@@ -225,13 +227,18 @@ def _take_part(job: Job, number: int) -> None:
         _hear(f"done{number}")
         distributed.destroy_process_group()
     except RuntimeError as error:
-        lost = isinstance(error, distributed.DistError) or any(mark in str(error) for mark in LOST)
-        if full_memory(type(error).__name__, str(error)) or not lost:
+        seen = type(error).__name__, str(error)
+        if full_memory(*seen) or not _is_lost(*seen):
             raise
         raise RunError(lost_message(rank, error, config.runtime.timeout_seconds)) from error
     if stop is not None:
         _leave()
         raise stop
+
+
+def _is_lost(kind: str, text: str) -> bool:
+    """Whether an error, by its class and message, means that another process went away."""
+    return kind.startswith("Dist") or any(mark in text for mark in LOST)
 
 
 def lost_message(rank: int, error: BaseException, timeout_seconds: float) -> str:
@@ -415,7 +422,7 @@ def _explain(failure: ProcessFailure, process: str) -> tuple[int, SfktError]:
     raised = message["message"] if isinstance(message, dict) else str(message)
     name, colon, text = raised.partition(": ")
     kind, text = (name.rpartition(".")[2], text) if colon else ("Error", raised)
-    lost = kind.startswith("Dist") or any(mark in text for mark in LOST)
+    lost = _is_lost(kind, text)
     if kind in MENDABLE:
         return 3 if lost else 1, MENDABLE[kind](text)
     if full := full_memory(kind, text):

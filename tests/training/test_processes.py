@@ -206,7 +206,7 @@ def test_where_nothing_was_saved_nobody_is_told_to_leave_force_out(
     shutil.copy(started.folder.parent / "tiny.yaml", tmp_path)
     bridge(build(TINY), run)
     endless = ("--set", "training.min_steps=100000", "--set", "runtime.checkpoint_seconds=1000")
-    process = start_bridge(run, "--force", *endless)
+    process = start_bridge(run, "--force", *endless, "--set", "runtime.batch_size=2")
     while not run.path(".bridge.before").exists() and process.poll() is None:
         time.sleep(0.02)
     os.kill(workers_of(process.pid)[1], signal.SIGKILL)
@@ -214,6 +214,7 @@ def test_where_nothing_was_saved_nobody_is_told_to_leave_force_out(
     assert "was killed (SIGKILL" in errors
     assert "without --force" not in errors
     assert "give --force again" in errors
+    assert "2 CPU processes share batches of 4" in errors  # two rows each, at least
     assert run.finished("bridge")
 
 
