@@ -15,7 +15,7 @@ from sfkt_cli.data.sensor import describe_images, prepared_sensor
 from sfkt_cli.data.store import Store, open_store, spread
 from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.evaluation.models import outdated
-from sfkt_cli.evaluation.verdict import Judgement, Verdict, advice, verdict
+from sfkt_cli.evaluation.verdict import Verdict, advice, verdict
 from sfkt_cli.methods import find_method, label_free
 from sfkt_cli.methods.label_free import Judge
 from sfkt_cli.methods.objective import TeacherOutputs
@@ -137,12 +137,17 @@ def transfer(config: Config, run: Run) -> None:
         untouched = start_student(source).eval()
         untouched_features, untouched_logits = outputs.predict_all(untouched)
         _, logits = outputs.predict_all(student.eval())
-        judged = compare(
-            store, logits, untouched_logits, outputs.bridged_logits, encoding.kind, config.seed
-        )
+        ours, before = (part.argmax(dim=1).cpu().numpy() for part in (logits, untouched_logits))
+        groups = store.strings("target/group")
+        word: Verdict = "cannot tell"
+        if outputs.bridged_logits is not None:
+            bridged = outputs.bridged_logits.argmax(dim=1).cpu().numpy()
+            word = verdict(
+                ours, before, bridged, classes=logits.shape[1], groups=groups, seed=config.seed
+            )
         facts = objective.facts()  # every process takes part
         strangers = share_of_strangers(store, untouched, untouched_features, outputs)
-        kept = judged.word != "worse" or not getattr(own, "keep_untouched", False)
+        kept = word != "worse" or not getattr(own, "keep_untouched", False)
         if not kept:
             student = untouched
             warn(f"{method}: the student was judged worse, so the source model's weights are kept")
@@ -163,11 +168,11 @@ def transfer(config: Config, run: Run) -> None:
             best_epoch=fitted.best_epoch + 1,
             strangers=strangers,
             untouched_kept=not kept,
-            verdict=judged.word,
+            verdict=word,
             **facts,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
-        say(f"{method}: {judged.sentence}")
+        say(f"{method}: {advice(word, encoding.kind, ours, before, groups)}")
 
 
 def start_student(source: Classifier) -> Classifier:
@@ -183,28 +188,6 @@ def start_student(source: Classifier) -> Classifier:
             module.momentum = max(module.momentum, BATCH_NORM_MOMENTUM)
     student.requires_grad_(True)
     return student.train()
-
-
-def compare(
-    store: Store, ours: Tensor, untouched: Tensor, bridged: Tensor | None, encoding: str, seed: int
-) -> Judgement:
-    """Whether the student is better than the untouched source model, by all target images.
-
-    Args:
-        store: The prepared transfer.h5.
-        ours: Logits (N, K) of the student on the target images.
-        untouched: Those of the untouched source model.
-        bridged: Those of the source model on translated images; None: no bridge.
-        encoding: Name of the encoding of target images.
-        seed: Seed of the draws.
-    """
-    groups = store.strings("target/group")
-    word: Verdict = "cannot tell"
-    student, before = (logits.argmax(dim=1).cpu().numpy() for logits in (ours, untouched))
-    if bridged is not None:
-        third = bridged.argmax(dim=1).cpu().numpy()
-        word = verdict(student, before, third, classes=untouched.shape[1], groups=groups, seed=seed)
-    return Judgement(word, advice(word, encoding, student, before, groups))
 
 
 def share_of_strangers(
