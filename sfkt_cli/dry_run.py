@@ -14,7 +14,7 @@ from typing import Any
 
 from sfkt_cli.console import duration, event, say, warn
 from sfkt_cli.machine import cores
-from sfkt_cli.pipeline import folder_of, has_pairs, source_comes_first, with_possible_method
+from sfkt_cli.pipeline import folder_of, source_comes_first, stages_of, with_possible_method
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import Settings, resolve
@@ -51,8 +51,7 @@ def dry_run_all(options: Options) -> dict[str, Any]:
     settings = resolve(options, "prepare", new_run=True)
     plans = [_try("prepare", settings)]
     options = replace(options, run=settings.run.folder)
-    bridge = ("bridge",) if has_pairs(settings.run) else ()
-    for before, stage in pairwise(("prepare", "source", *bridge, "transfer", "evaluate")):
+    for before, stage in pairwise(stages_of(settings.run)):
         options = with_possible_method(options) if stage == "transfer" else options
         settings = resolve(options, stage)
         ready = settings.run.finished(folder_of(before, settings)) and not options.force
