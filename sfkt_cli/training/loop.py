@@ -181,14 +181,9 @@ class Training:
 
     def _run(self) -> None:
         """Train epoch after epoch: its steps, its scores, its report, its state."""
-        runtime, progress, patience = (
-            self.runtime,
-            self.progress,
-            self.stage.config.training.patience,
-        )
-        self.parallel = runtime.parallel(
-            self.objective, skips_parameters=self.objective.skips_parameters
-        )
+        runtime, progress, objective = self.runtime, self.progress, self.objective
+        patience, curves = self.stage.config.training.patience, runtime.tensorboard and runtime.main
+        self.parallel = runtime.parallel(objective, skips_parameters=objective.skips_parameters)
         self.rates = [g.setdefault("full_rate", g["lr"]) for g in self.optimizer.param_groups]
         first, started = progress.epoch, time.monotonic()
         self.last_saved = started
@@ -196,9 +191,7 @@ class Training:
         with (
             on_stop(lambda number: self.stopped.set()),
             track(self.title, total, done=done, line_s=math.inf) as tracker,
-            tensorboard_curves(
-                self.stage.folder, first, runtime.tensorboard and runtime.main
-            ) as draw,
+            tensorboard_curves(self.stage.folder, first, curves) as draw,
         ):
             for epoch in range(first, self.epochs):
                 if patience and epoch - progress.best_epoch > patience:
