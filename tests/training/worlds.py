@@ -154,7 +154,7 @@ def remembered(runtime: Runtime) -> Tensors:
 def training(runtime: Runtime, folder: Path) -> list[dict[str, float]]:
     """Rows of metrics of a short training."""
     objective, place = make_objective(), folder / f"fit{runtime.world}"
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     config = build({"seed": 3, "runtime": {"checkpoint_seconds": 0.0}})
     fitted = Training(
         "test", Stage("test", place, config, {}, {}), objective, make_batches(runtime),
