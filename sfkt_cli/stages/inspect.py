@@ -103,7 +103,7 @@ def samples_of_store(store: Store) -> list[Sample]:
         views = {v: store[f"{part}/{v}"] for v in ("rgb", "target") if f"{part}/{v}" in store}
         for row in range(count):
             images = {view: rows[row] for view, rows in views.items()}
-            about = part, ids[row], groups[row], names[row]
+            about = part, row, ids[row], groups[row], names[row]
             samples.append(sample_of(*about, images, store.modality == "depth"))
     return samples
 

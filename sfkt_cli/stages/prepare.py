@@ -5,9 +5,10 @@
 """
 
 import contextlib
+import hashlib
 
 from sfkt_cli.console import say, track, warn
-from sfkt_cli.data.ingest import UNNAMED, Done, Plan, Sample, Task, ingest
+from sfkt_cli.data.ingest import UNNAMED, Plan, Sample, ingest
 from sfkt_cli.data.loading import FileLoader
 from sfkt_cli.data.readers import archive_root, read_archive
 from sfkt_cli.data.records import PARTS, Archive
@@ -182,31 +183,27 @@ def _read_unless_gone(config: Config, run: Run) -> Archive | None:
 
 def _write_stores(plan: Plan, stage: Stage) -> list[Sample]:
     """Write all files and return their samples, part by part; no file appears half written."""
-    archive, config = plan.archive, plan.config
     writers: dict[str, StoreWriter] = {}
-    tasks: list[Task] = []
-    finished: list[Done] = []
+    samples: list[Sample] = []
     try:
         with contextlib.ExitStack() as stack:
             for name, parts in plan.files().items():
                 columns, images = plan.small_columns(parts), plan.image_columns(parts)
-                writer = stack.enter_context(
-                    writing(stage.folder / name, plan.attributes(), columns, images)
-                )
-                for part in parts:
-                    writers[part] = writer
-                    tasks += plan.tasks(part, writer)
-            tracker = stack.enter_context(track("prepare", sum(len(t.records) for t in tasks)))
-            size, workers = config.image_size, config.prepare.workers
-            for done in ingest(tasks, archive.loader, size, archive.missing, workers):
-                for view, sha256 in done.sha256.items():
-                    writers[done.part].note(f"{done.part}/{view}", done.first, sha256)
-                finished.append(done)
-                tracker.advance(len(done.samples), len(done.samples))
+                layout = writing(stage.folder / name, plan.attributes(), columns, images)
+                writers |= dict.fromkeys(parts, stack.enter_context(layout))
+            count = sum(len(plan.parts[part]) for part in writers)
+            tracker = stack.enter_context(track("prepare", count))
+            for block in ingest(plan, writers):
+                part, first = block[0].part, block[0].row
+                for view in block[0].hashes:
+                    rows = b"".join(sample.hashes[view] for sample in block)
+                    sha256 = hashlib.sha256(rows).digest()
+                    writers[part].note(f"{part}/{view}", first, sha256)
+                samples += block
+                tracker.advance(len(block), len(block))
     except OSError as error:
         raise RunError(
             f"{stage.folder} cannot be written: {first_line(error)}: make room, or choose another "
             "with --run"
         ) from None
-    finished.sort(key=lambda done: (PARTS.index(done.part), done.first))
-    return [sample for done in finished for sample in done.samples]
+    return sorted(samples, key=lambda sample: (PARTS.index(sample.part), sample.row))
