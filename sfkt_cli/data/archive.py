@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -55,10 +55,8 @@ class Container:
             raise DataError(f"{self.describe(name)} is missing") from None
         except DataError:
             raise
-        except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError) as error:
+        except Exception as error:  # what zipfile and its codecs raise shares no base class
             raise DataError(f"{self.describe(name)} cannot be read: {first_line(error)}") from None
-        except Exception as error:  # zlib.error, lzma.LZMAError and others share no base class
-            raise DataError(f"{self.describe(name)} is damaged: {first_line(error)}") from None
 
     def digest(self, names: Iterable[str]) -> str:
         """Hex SHA-256 of names, sizes and times of the files that an archive's samples are made of.
@@ -154,7 +152,9 @@ def open_container(
     if root.is_dir():
         candidates += [root / name for name in zips if (root / name).is_file()]
     for candidate in candidates:
-        top = _find_top(_index(candidate), markers)
+        # Without markers, a folder that holds the official zip file alone would do, too.
+        names = [name for name in _index(candidate) if "/" in name or not zips]
+        top = _find_top(names, markers)
         if top is not None:
             return Container(candidate, top)
     top_names = sorted({name.partition("/")[0] for name in _index(root)})[:6]
@@ -170,11 +170,11 @@ def forget_indexes() -> None:
     _zip.cache_clear()
 
 
-def _find_top(index: Mapping[str, str], markers: tuple[str, ...]) -> str | None:
+def _find_top(names: Sequence[str], markers: tuple[str, ...]) -> str | None:
     if not markers:
-        return "" if index else None
+        return "" if names else None
     tops = set()
-    for name in index:
+    for name in names:
         folders = PurePosixPath(name).parts[:-1]
         for depth, folder in enumerate(folders[:4]):
             if folder in markers:

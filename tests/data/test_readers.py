@@ -109,6 +109,25 @@ def test_zip_files_are_read_without_unpacking(name: str, tmp_path: Path) -> None
     assert {entry.name for entry in tmp_path.iterdir()} == {"archive", "archive.zip"}
 
 
+@pytest.mark.parametrize(
+    ("name", "official"),
+    [
+        ("rgb-nir", "nirscene1.zip"),
+        ("sun-rgbd", "SUNRGBD.zip"),
+        ("washington-rgbd", "rgbd-dataset.zip"),
+    ],
+)
+def test_the_official_zip_file_is_found_in_its_folder(
+    name: str, official: str, tmp_path: Path
+) -> None:
+    root = MAKERS[name](tmp_path / "archive")
+    plain = read_archive(settings_of(name, root))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "readme.txt").touch()
+    zipped(root).rename(tmp_path / "data" / official)
+    assert read_archive(settings_of(name, tmp_path / "data")).records == plain.records
+
+
 @pytest.mark.parametrize("name", ["rgb-nir", "sun-rgbd", "washington-rgbd", "diml-rgbd", "folders"])
 def test_files_that_no_sample_uses_may_come_and_go(name: str, tmp_path: Path) -> None:
     config = settings_of(name, MAKERS[name](tmp_path))
