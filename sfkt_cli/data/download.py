@@ -173,7 +173,7 @@ def _fetch_rest(file: RemoteFile, part: Path) -> None:
                 "needed: make room, or give another folder with --root"
             )
         with (
-            track(file.name, max(total, 1), "bytes") as tracker,
+            track(file.name, max(total, 1), "bytes", done=have) as tracker,
             part.open("ab" if have else "wb", buffering=0) as output,
         ):
             while block := answer.read(BLOCK):

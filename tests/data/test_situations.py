@@ -110,7 +110,7 @@ def test_other_files_have_the_pixels_that_were_written(
         "PNG": ("uint8 1", "uint8 2", "uint8 3", "uint8 4", "uint16 1"),
         "BMP": ("uint8 1", "uint8 3"),
         "WEBP": ("uint8 3", "uint8 4"),
-        "NPY": ("uint8 1", "uint16 4", ">i4 2", "float32 3", "float64 1"),
+        "NPY": ("uint8 1", "uint8 3", "uint16 4", ">i4 2", "float32 3", "float64 1"),
         "PNM": ("uint16 1", "uint8 3"),
     }
     dtype, _, channels = data.draw(st.sampled_from(kinds[kind])).partition(" ")
