@@ -516,6 +516,16 @@ def test_paths_in_a_manifest_that_are_absolute_or_untidy(tmp_path: Path) -> None
         read_archive(settings_of("folders", root))
 
 
+def test_groups_of_a_manifest_in_two_spellings_are_one(tmp_path: Path) -> None:
+    root = manifest(tmp_path / "mine")
+    text = (root / "manifest.csv").read_text(encoding="utf-8")
+    for old, new in (("room0", "Küche"), ("room1", "Ku\u0308che")):
+        text = text.replace(old, new)
+    (root / "manifest.csv").write_text(text, encoding="utf-8")
+    groups = [record.group for record in read_archive(settings_of("folders", root)).records]
+    assert groups.count("Küche") == 6
+
+
 def test_a_zip_file_with_backslashes(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "own.zip", "w") as archive:
         archive.writestr("tr\\mug\\0.png", b"")
