@@ -33,8 +33,7 @@ def prepare(config: Config, run: Run) -> None:
         ConfigError: The chosen classes are not in the archive.
         RunError: The run was prepared with other settings, or the disk is full.
     """
-    archive = _read_unless_gone(config, run)
-    digest = archive.digest if archive else run.record("prepare")["inputs"]["archive"]
+    archive, digest = read_unless_gone(config, run)
     with run.open("prepare", config, {"archive": digest}) as stage:
         if stage is None or archive is None:
             say(f"prepare: {run.path('prepare')} is finished already")
@@ -173,12 +172,13 @@ def _why_no_source(plan: Plan) -> str:
     )
 
 
-def _read_unless_gone(config: Config, run: Run) -> Archive | None:
-    """The archive; None where the run is prepared and the archive was removed since."""
-    removable = config.dataset != "synthetic" and not archive_root(config).exists()
-    if removable and run.finished("prepare") and not run.force:
-        return None
-    return read_archive(config)
+def read_unless_gone(config: Config, run: Run) -> tuple[Archive | None, str]:
+    """The archive, None where the run is prepared and it was removed since, and its digest."""
+    gone = config.dataset != "synthetic" and not archive_root(config).exists()
+    if gone and run.finished("prepare") and not run.force:
+        return None, run.record("prepare")["inputs"]["archive"]
+    archive = read_archive(config)
+    return archive, archive.digest
 
 
 def _write_stores(plan: Plan, stage: Stage) -> list[Sample]:
