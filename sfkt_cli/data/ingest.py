@@ -28,12 +28,7 @@ from numpy.typing import NDArray
 
 from sfkt_cli.data.records import Archive, Loader, Record
 from sfkt_cli.data.splits import Parts
-from sfkt_cli.data.store_writer import (
-    DESCRIPTION_BYTES,
-    StoreWriter,
-    close_descriptor,
-    text_column,
-)
+from sfkt_cli.data.store_writer import DESCRIPTION_BYTES, StoreWriter, text_column
 from sfkt_cli.errors import DataError, follow_parent
 from sfkt_cli.files import sha256_json
 from sfkt_cli.machine import cores
@@ -237,17 +232,15 @@ def ingest(plan: Plan, writers: Mapping[str, StoreWriter]) -> Iterator[list[Samp
 def run_task(loader: Loader, size: int, missing: bool, task: Task) -> list[Sample]:
     """Load, write and hash one block of rows; ``missing``: whether 0 means "no reading"."""
     samples = []
-    try:
+    with task.writer.open() as file:
         for row, record in enumerate(task.records, task.first):
             images: dict[str, NDArray[Any]] = {}
             for view in task.views:
                 load = loader.rgb if view == "rgb" else loader.target
                 images[view] = load(record, size)
-                task.writer.write(f"{task.part}/{view}", row, images[view])
+                task.writer.write(file, f"{task.part}/{view}", row, images[view][None])
             about = task.part, row, record.id, record.group, record.label or ""
             samples.append(sample_of(*about, images, missing))
-    finally:
-        close_descriptor(task.writer.path)
     return samples
 
 
