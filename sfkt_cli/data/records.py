@@ -99,9 +99,12 @@ def settle_ids(records: Iterable[Record], where: object) -> tuple[Record, ...]:
             )
     for before, record in itertools.pairwise(ordered):
         if before.id == record.id:
+            first, second = before.target or before.rgb, record.target or record.rgb
+            if first == second:
+                raise DataError(f"{where}: {first} is listed twice: remove one of the lines")
             raise DataError(
-                f"{where}: {before.target or before.rgb} and {record.target or record.rgb} have "
-                f"the same name {record.id!r}: rename one of them"
+                f"{where}: {first} and {second} have the same name {record.id!r}: rename one of "
+                "them"
             )
     ids = {record.id: _safe(record.id) for record in ordered}
     counts = Counter(ids.values())

@@ -296,6 +296,7 @@ def test_cells_of_json_lines_are_those_of_csv(tmp_path: Path) -> None:
     [
         ("manifest.csv", "target,label, target\ndepth/0.png,mug,depth/1.png\n"),
         ("manifest.jsonl", '{"target": "depth/0.png", "target": "depth/1.png"}\n'),
+        ("manifest.csv", "target,label\ndepth/0.png,mug\ndepth/0.png,pot\n"),
     ],
 )
 def test_a_manifest_that_says_a_thing_twice_is_refused(
@@ -304,7 +305,18 @@ def test_a_manifest_that_says_a_thing_twice_is_refused(
     root = manifest(tmp_path / "mine")
     (root / "manifest.csv").unlink()
     (root / name).write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=rf"{name}, line 1.*'target' is there twice"):
+    told = rf"{name}, line 1.*'target' is there twice|mine: depth/0.png is listed twice"
+    with pytest.raises(DataError, match=told):
+        read_archive(settings_of("folders", root))
+
+
+@pytest.mark.parametrize("group", ["hall\n2", "\ud83d", "\0"])
+def test_a_cell_of_json_lines_that_is_no_text_is_refused(group: str, tmp_path: Path) -> None:
+    root = manifest(tmp_path / "mine")
+    (root / "manifest.csv").unlink()
+    line = json.dumps({"target": "depth/0.png", "group": group})
+    (root / "manifest.jsonl").write_text(line, encoding="utf-8")
+    with pytest.raises(DataError, match=r"manifest\.jsonl, line 1: group .* is no text of one"):
         read_archive(settings_of("folders", root))
 
 

@@ -24,6 +24,7 @@ Target images are 8- or 16-bit PNG or TIFF, float TIFF or NPY, with 1 to 4 chann
 import functools
 import hashlib
 import json
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -275,7 +276,11 @@ def _rows(manifest: Manifest) -> Iterator[tuple[int, Mapping[str, str]]]:
             raise DataError(
                 f"{path}, line {number}: column {unknown[0]!r}, expected {', '.join(COLUMNS)}"
             )
-        yield number, {column: _nfc(row.get(column, "")) for column in COLUMNS}
+        cells = {column: _nfc(row.get(column, "")) for column in COLUMNS}
+        for column, cell in cells.items():
+            if re.search("[\0-\x1f\ud800-\udfff]", cell):
+                raise DataError(f"{path}, line {number}: {column} {cell!r} is no text of one line")
+        yield number, cells
 
 
 def _json_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
