@@ -58,15 +58,17 @@ class Container:
         except Exception as error:  # what zipfile and its codecs raise shares no base class
             raise DataError(f"{self.describe(name)} cannot be read: {first_line(error)}") from None
 
-    def digest(self, names: Iterable[str]) -> str:
+    def digest(self, names: Iterable[str], *, times: bool = True) -> str:
         """Hex SHA-256 of names, sizes and times of the files that an archive's samples are made of.
 
-        In a folder others may come and go, such as notes or a run. A zip file counts as a whole, by
-        its names, sizes and checksums.
+        In a folder others may come and go, such as notes or a run, and a copy has other ``times``.
+        A zip file counts as a whole, by its names, sizes and checksums.
         """
-        index = _index(self.path)
-        listed = index if self.path.is_file() else {f"{self.prefix}{name}" for name in names}
-        lines = (f"{name}\t{index[name]}" for name in sorted(listed))
+        index: Mapping[str, str] = _index(self.path)
+        if not self.path.is_file():
+            listed = {f"{self.prefix}{name}" for name in names}
+            index = {n: index[n] if times else index[n].partition(" ")[0] for n in listed}
+        lines = (f"{name}\t{index[name]}" for name in sorted(index))
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 

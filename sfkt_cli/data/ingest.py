@@ -89,7 +89,7 @@ class Plan:
             "unit": self.archive.unit,
             "classes": list(self.classes),
             "registered": self.archive.registered,
-            "archive_sha256": self.archive.digest,
+            "archive_sha256": self.archive.content or self.archive.digest,
             "image_size": self.config.image_size,
             "fit": self.config.prepare.fit,
             "protocol": self.config.split.protocol,

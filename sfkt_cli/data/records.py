@@ -53,6 +53,7 @@ class Archive:
     records: tuple[Record, ...]  # of all samples
     loader: Loader  # loads their images
     digest: str  # names the archive's content, from names, sizes, and times or checksums of files
+    content: str = ""  # the same without times, as all copies have it; "": ``digest`` has no times
     modality: str = "depth"  # depth, nir, thermal or other
     unit: str = "mm"  # unit of target values: ``mm`` (0 = no reading) or ``raw``
     dtype: str = "uint16"  # type of target values: uint8 or uint16

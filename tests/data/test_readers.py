@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,22 @@ def test_files_that_no_sample_uses_may_come_and_go(name: str, tmp_path: Path) ->
     used = next(path for path in tmp_path.rglob("*.*") if is_read(path, before))
     os.utime(used, ns=(0, 0))
     assert read_archive(config).digest != before.digest
+
+
+@pytest.mark.parametrize("make", [MAKERS["folders"], manifest, MAKERS["sun-rgbd"]])
+def test_a_copy_of_an_archive_gives_the_same_files(make: Any, tmp_path: Path) -> None:
+    make(tmp_path / "archive")
+    shutil.copytree(tmp_path / "archive", tmp_path / "copy")
+    for path in (tmp_path / "copy").rglob("*"):
+        os.utime(path, ns=(0, 0))
+    runs = []
+    for place in ("archive", "copy"):
+        name = "sun-rgbd" if make is MAKERS["sun-rgbd"] else "folders"
+        runs.append(Run(tmp_path / f"run of {place}"))
+        prepare(settings_of(name, tmp_path / place), runs[-1])
+    for file in FILES:
+        first, second = (run.path("prepare", file).read_bytes() for run in runs)
+        assert first == second
 
 
 def is_read(path: Path, archive: Archive) -> bool:

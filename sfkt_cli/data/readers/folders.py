@@ -90,14 +90,15 @@ def read(config: Config, root: Path) -> Archive:
     channels = first.shape[2] if first.ndim == 3 else 1
     expecting = replace(values, dtype=first.dtype.name, channels=channels)
     notes += check_targets(loader, sorted(targets), config)
-    digest = container.digest(image_names(records))
+    digests = [container.digest(image_names(records), times=times) for times in (True, False)]
     if manifest is not None:
         listed = hashlib.sha256(manifest.place.read(manifest.name)).hexdigest()
-        digest = hashlib.sha256(f"{digest} {listed}".encode()).hexdigest()
+        digests = [hashlib.sha256(f"{each} {listed}".encode()).hexdigest() for each in digests]
     return Archive(
         records=tuple(records),
         loader=replace(loader, convert=expecting.convert),
-        digest=digest,
+        digest=digests[0],
+        content=digests[1],
         modality=own.modality,
         unit=values.stored_unit,
         dtype=first.dtype.name,
