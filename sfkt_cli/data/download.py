@@ -135,6 +135,8 @@ def fetch(file: RemoteFile, folder: Path, *, pause_s: float = 2.0) -> Path:
                 raise DataError(f"{file.url} answers {error.code} {error.reason}") from None
             reason = f"{error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
+            if getattr(error, "filename", None):  # of the file system, not of the network
+                raise DataError(f"{part} cannot be written: {first_line(error)}") from None
             reason = str(getattr(error, "reason", "") or error)
         if attempt == ATTEMPTS:
             raise DataError(

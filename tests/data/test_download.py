@@ -149,6 +149,15 @@ def test_full_disk_is_told_before_anything_is_fetched(
         fetch(remote(server[0]), tmp_path)
 
 
+def test_a_file_that_cannot_be_written_is_not_tried_again(
+    server: tuple[str, Behaviour], tmp_path: Path
+) -> None:
+    (tmp_path / "archive.zip.part").mkdir()
+    with pytest.raises(DataError, match=r"archive\.zip\.part cannot be written"):
+        fetch(remote(server[0]), tmp_path)
+    assert len(server[1].asked) == 1
+
+
 @pytest.mark.parametrize("status", [404, 503])
 def test_server_errors_end_in_a_message(
     server: tuple[str, Behaviour], tmp_path: Path, status: int
