@@ -11,7 +11,6 @@ size of the archive.
 
 import functools
 import hashlib
-import math
 import os
 import signal
 import tempfile
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 
 from sfkt_cli.data.records import Archive, Loader, Record
 from sfkt_cli.data.splits import Parts
-from sfkt_cli.data.store_writer import DESCRIPTION_BYTES, StoreWriter, text_column
+from sfkt_cli.data.store_writer import StoreWriter, file_bytes, text_column
 from sfkt_cli.errors import DataError, follow_parent
 from sfkt_cli.files import sha256_json
 from sfkt_cli.machine import cores
@@ -107,12 +106,12 @@ class Plan:
         for part in parts:
             records, unnamed = self.parts[part], part in UNNAMED
             ids = list(self.numbered(part)) if unnamed else [record.id for record in records]
-            scenes = [groups[r.group] if unnamed else r.group for r in records]
             columns[f"{part}/id"] = text_column(ids)
+            scenes = (groups[r.group] if unnamed else r.group for r in records)
             columns[f"{part}/group"] = text_column(scenes)
             for view in self.views(part):
-                paths = [(r.rgb if view == "rgb" else r.target) or "" for r in records]
-                columns[f"{part}/path_{view}"] = text_column(ids if unnamed else paths)
+                paths = ids if unnamed else [getattr(record, view) for record in records]
+                columns[f"{part}/path_{view}"] = text_column(paths)
             if part in ("source", "test"):
                 columns[f"{part}/label"] = self._labels(records)
         if "test" in parts:
@@ -129,13 +128,13 @@ class Plan:
         records = everything.values()
         labelled = {number: r for number, r in target.items() if r.label is not None}
         return {
-            "labels/id": text_column(list(labelled)),
+            "labels/id": text_column(labelled),
             "labels/label": self._labels(labelled.values()),
-            "names/id": text_column(list(everything)),
-            "names/name": text_column([record.id for record in records]),
-            "names/group": text_column([record.group for record in records]),
-            "names/path_rgb": text_column([record.rgb or "" for record in records]),
-            "names/path_target": text_column([record.target or "" for record in records]),
+            "names/id": text_column(everything),
+            "names/name": text_column(record.id for record in records),
+            "names/group": text_column(record.group for record in records),
+            "names/path_rgb": text_column(record.rgb for record in records),
+            "names/path_target": text_column(record.target for record in records),
         }
 
     def image_columns(self, parts: Sequence[str]) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -153,15 +152,10 @@ class Plan:
 
     def file_bytes(self) -> dict[str, int]:
         """How much room each file needs, at most."""
-        sizes = {}
-        for name, parts in self.files().items():
-            images = self.image_columns(parts).values()
-            sizes[name] = (
-                sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in images)
-                + sum(column.nbytes for column in self.small_columns(parts).values())
-                + DESCRIPTION_BYTES
-            )
-        return sizes
+        return {
+            name: file_bytes(self.small_columns(parts), self.image_columns(parts))
+            for name, parts in self.files().items()
+        }
 
     def tasks(self, part: str, writer: StoreWriter) -> list[Task]:
         """The blocks of rows of a part."""

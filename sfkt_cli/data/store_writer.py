@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -107,9 +107,10 @@ def writing(
     """
     role = path.stem if path.stem in ROLES else "none"
     attrs = {"schema": SCHEMA, "role": role, "sfkt_version": __version__, **attrs}
-    shapes: Shapes = {**(images or {}), **{n: (c.shape, c.dtype) for n, c in columns.items()}}
+    images = images or {}
+    shapes: Shapes = {**images, **{n: (c.shape, c.dtype) for n, c in columns.items()}}
     with replacing(path) as partial:
-        _check_room(partial, shapes)
+        _check_room(partial, file_bytes(columns, images))
         writer = StoreWriter(partial, attrs, _lay_out(partial, attrs, shapes))
         _claim_space(partial, partial.stat().st_size)
         for name, values in columns.items():
@@ -118,24 +119,29 @@ def writing(
         writer.seal()
 
 
-def text_column(texts: Sequence[str]) -> NDArray[np.bytes_]:
-    """Texts as a column of fixed-length UTF-8."""
-    encoded = [text.encode("utf-8") for text in texts]
+def file_bytes(columns: Mapping[str, NDArray[Any]], images: Shapes) -> int:
+    """How much room a file with these columns needs, at most."""
+    pixels = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in images.values())
+    return pixels + sum(column.nbytes for column in columns.values()) + DESCRIPTION_BYTES
+
+
+def text_column(texts: Iterable[str | None]) -> NDArray[np.bytes_]:
+    """Texts as a column of fixed-length UTF-8; None is empty."""
+    encoded = [(text or "").encode("utf-8") for text in texts]
     return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
 
 
-def _check_room(path: Path, columns: Shapes) -> None:
+def _check_room(path: Path, size: int) -> None:
     """Take all the room once, and give it back: h5py crashes on a full disk, this raises OSError.
 
     Some file systems (ext4) hand out all they have before they say that it is not enough, and
     whatever else writes to the disk fails meanwhile; so the free room is asked for first.
     """
-    images = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in columns.values())
     room = shutil.disk_usage(path.parent)
-    if room.total and images + DESCRIPTION_BYTES > room.free:
+    if room.total and size > room.free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     path.touch()
-    _claim_space(path, images + DESCRIPTION_BYTES)
+    _claim_space(path, size)
 
 
 def _lay_out(path: Path, attrs: Mapping[str, Any], columns: Shapes) -> dict[str, Column]:
