@@ -192,6 +192,8 @@ def _index(path: Path) -> Mapping[str, str]:
 def _index_zip(path: Path) -> Mapping[str, str]:
     index: dict[str, str] = {}
     for info in _zip(path, os.getpid()).infolist():
+        if info.is_dir():
+            continue
         name = info.filename
         parts = PurePosixPath(name).parts
         if "\\" in name:
@@ -203,7 +205,7 @@ def _index_zip(path: Path) -> Mapping[str, str]:
             raise DataError(f"{path}: entry {name!r} points outside of the archive; refused")
         if stat.S_ISLNK(info.external_attr >> 16):
             raise DataError(f"{path}: entry {name!r} is a symbolic link; refused")
-        if info.is_dir() or is_system(name):
+        if is_system(name):
             continue
         if name in index:
             raise DataError(f"{path}: two entries are named {name!r}")
@@ -231,8 +233,10 @@ def _zip(path: Path, process: int) -> zipfile.ZipFile:
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
         raise DataError(f"{path} is no intact zip file: {first_line(error)}") from None
     for info in archive.infolist():
+        if not info.is_dir():  # "./a.png", as bsdtar writes it, is "a.png"
+            info.filename = info.filename.removeprefix("./")
         if not info.flag_bits & _UTF8_NAME and not info.filename.isascii():
             with contextlib.suppress(UnicodeError):  # macOS writes UTF-8 without saying so
                 info.filename = info.filename.encode("cp437").decode()
-                archive.NameToInfo[info.filename] = info
+        archive.NameToInfo[info.filename] = info
     return archive

@@ -545,6 +545,19 @@ def test_a_zip_file_with_backslashes(tmp_path: Path) -> None:
         read_archive(settings_of("folders", tmp_path / "own.zip"))
 
 
+def test_a_zip_file_whose_names_begin_with_the_folder_itself(tmp_path: Path) -> None:
+    """As `tar -a -cf own.zip .` of macOS and Windows writes them."""
+    root = folders(tmp_path / "mine")
+    expected = read_archive(settings_of("folders", root)).records
+    path = zipped(root, "./")
+    with zipfile.ZipFile(path, "a") as packed:
+        packed.writestr("./", b"")
+        packed.writestr("./tr/.hidden.png", b"")
+    archive = read_archive(settings_of("folders", path))
+    assert archive.records == expected
+    assert archive.loader.target(archive.records[0], 30).any()
+
+
 def test_a_zip_file_of_macos_with_names_that_it_does_not_call_utf_8(tmp_path: Path) -> None:
     path = zipped(folders(tmp_path / "mine", ["Sch__ssel"]))
     path.write_bytes(path.read_bytes().replace(b"Sch__ssel", "Schüssel".encode()))
