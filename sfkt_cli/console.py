@@ -54,9 +54,8 @@ class _StandardError:
 
 
 _errors = _StandardError()
-_plain: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False, "emoji": False}
-console = Console(file=cast(TextIO, _errors), **_plain)
-_warnings = Console(file=cast(TextIO, _errors), **_plain)
+console = Console(file=cast(TextIO, _errors), highlight=False, soft_wrap=True)
+_warnings = Console(file=cast(TextIO, _errors), highlight=False, soft_wrap=True)
 
 
 @dataclass
@@ -109,7 +108,7 @@ def say(message: str) -> None:
     """Print one message, without markup; on a terminal broken between words."""
     message = printable(message)
     shown = _broken(message, console.width) if console.is_terminal else message
-    console.print(shown)
+    console.print(shown, markup=False)
     log(message)
 
 
@@ -117,7 +116,7 @@ def warn(message: str) -> None:
     """Print one warning."""
     message = printable(message)
     shown = _broken(message, console.width - 9) if _warnings.is_terminal else message
-    _warnings.print(f"warning: {shown}", style="yellow")
+    _warnings.print(f"warning: {shown}", style="yellow", markup=False)
     log(f"warning: {message}")
     event("warning", message=message)
 
@@ -141,7 +140,7 @@ def output(text: str) -> None:
     """Print a result on standard output; not under ``--json``, where that is for events only."""
     text = printable(text)
     if _spoken.json:
-        console.print(text)
+        console.print(text, markup=False)
     else:
         write_output(f"{text}\n")
 
@@ -237,34 +236,38 @@ class Tracker:
     terminal is narrow it is cut off first.
     """
 
-    bar: Progress  # with one task; disabled where there is no terminal
+    title: str
+    total: int | None
     unit: str
     line_s: float
-    done: int
+    bar: Progress | None
     note: str = ""
+    steps: int = 0
     counted: int = 0
+    started: float = field(default_factory=time.monotonic)
     last_line: float = field(default_factory=time.monotonic)
 
     def advance(self, steps: int = 1, count: int = 0, note: str = "") -> None:
         """Go on by some steps; ``count`` images passed in them; ``note`` is shown beside."""
-        (task,) = self.bar.tasks
         self.counted += count
-        elapsed_s = max(task.elapsed or 0.0, 1e-9)
-        both = printable("  ".join(filter(None, (note, self.note))))
-        speed = f"{self.counted / elapsed_s:,.0f} {self.unit}/s"
-        self.bar.update(task.id, advance=steps, rate=speed, note=both)
+        self.steps += steps
         now = time.monotonic()
-        if self.bar.disable and now - self.last_line >= self.line_s:
+        if self.bar is not None:
+            rate = self.counted / max(now - self.started, 1e-9)
+            both = "  ".join(filter(None, (note, self.note)))
+            speed = f"{rate:,.0f} {self.unit}/s"
+            self.bar.update(self.bar.task_ids[0], advance=steps, rate=speed, note=both)
+        elif now - self.last_line >= self.line_s:
             self.last_line = now
-            text = f"{task.completed:,} {self.unit}"
-            if task.total is not None:
-                left_s = elapsed_s / (task.completed - self.done) * (task.total - task.completed)
-                text = f"{task.completed:,} of {task.total:,} {self.unit}  {duration(left_s)} left"
+            text = f"{self.steps:,} {self.unit}"
+            if self.total is not None:
+                left_s = (now - self.started) / self.steps * (self.total - self.steps)
+                text = f"{self.steps:,} of {self.total:,} {self.unit}  {duration(left_s)} left"
             self.report(text)
 
     def report(self, message: str) -> None:
         """Print a line that stays."""
-        say(f"{self.bar.tasks[0].description}  {message}")
+        say(f"{self.title}  {message}")
 
 
 @contextlib.contextmanager
@@ -276,21 +279,23 @@ def track(
     ``unit`` is what the rate counts, ``done`` the steps that are done already. Where there is no
     terminal, a line is printed every ``line_s`` seconds.
     """
+    if not console.is_terminal or console.quiet:
+        yield Tracker(title, total, unit, line_s, None)
+        return
     # Where the terminal is narrow the rate gives way, and the note from its end.
-    rate = [] if console.width < WIDE else [TextColumn("{task.fields[rate]}", markup=False)]
+    rate = [] if console.width < WIDE else [TextColumn("{task.fields[rate]}")]
     fixed, rest = Column(no_wrap=True), Column(no_wrap=True, ratio=1, overflow="ellipsis")
     columns = (
-        TextColumn("{task.description}", markup=False, table_column=fixed),
+        TextColumn("{task.description}", table_column=fixed),
         BarColumn(bar_width=min(max((console.width - 72) // 2, 6), 40)),
         MofNCompleteColumn(table_column=fixed),
         *rate,
         TimeRemainingColumn(compact=True, table_column=fixed),
-        TextColumn("{task.fields[note]}", markup=False, style="dim", table_column=rest),
+        TextColumn("{task.fields[note]}", style="dim", table_column=rest),
     )
-    hidden = not console.is_terminal or console.quiet
-    with Progress(*columns, console=console, transient=True, expand=True, disable=hidden) as bar:
+    with Progress(*columns, console=console, transient=True, expand=True) as bar:
         bar.add_task(title, total=total, completed=done, rate="", note="")
-        yield Tracker(bar, unit, line_s, done)
+        yield Tracker(title, total, unit, line_s, bar)
 
 
 def terms_text(terms: Mapping[str, float]) -> str:
