@@ -539,10 +539,7 @@ def _changes(stage: str, before: Begun, now: Mapping[str, Any]) -> list[str]:
             if old is before.inputs and old.get(name) and new.get(name):
                 change = "has changed since"
                 if name == "archive":
-                    change += (
-                        " (names, sizes or times of its files; where it was only copied, --force "
-                        "writes the same data, and what was trained on them stays)"
-                    )
+                    change += " (names, sizes or times of its files; a copy may change the times)"
             changes.append(f"  {name}: {change}")
     return changes
 
