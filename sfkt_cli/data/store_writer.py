@@ -68,10 +68,10 @@ class StoreWriter:
         """Write a whole small column, such as labels."""
         column = self.columns[name]
         with self.open() as file:
-            self.write(file, name, 0, values)
-        for first in range(0, len(values), column.block_rows):
-            rows = values[first : first + column.block_rows]
-            self.note(name, first, hash_rows(rows.tobytes(), column.row_bytes))
+            for first in range(0, len(values), column.block_rows):
+                rows = values[first : first + column.block_rows]
+                self.write(file, name, first, rows)
+                self.note(name, first, hash_rows(rows.tobytes(), column.row_bytes))
 
     def seal(self) -> None:
         """Write checksums, digest and trailer."""
