@@ -446,9 +446,12 @@ def test_paths_that_read_alike_have_ids_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("\n".join(["rgb,target,label,role,group", *lines[:2]]))
     records = read_archive(settings_of("folders", tmp_path)).records
     assert len({r.id for r in records}) == len({r.group for r in records}) == 2
-    (tmp_path / "manifest.csv").write_text("\n".join(["rgb,target,label,role,group", *lines]))
-    with pytest.raises(DataError, match="rename one of them"):
-        read_archive(settings_of("folders", tmp_path))
+    save(tmp_path / "tr/table/lamp-1.tif", depth(0))
+    for other, told in (("png", "is listed twice"), ("tif", "rename one of them")):
+        lines[2] = f",tr/table/lamp-1.{other},,,"
+        (tmp_path / "manifest.csv").write_text("\n".join(["rgb,target,label,role,group", *lines]))
+        with pytest.raises(DataError, match=told):
+            read_archive(settings_of("folders", tmp_path))
 
 
 def test_a_manifest_outside_of_a_zip_file_lists_what_is_in_the_zip_file(tmp_path: Path) -> None:
