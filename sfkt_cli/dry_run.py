@@ -148,12 +148,12 @@ def _try_download(config: Config) -> dict[str, Any] | None:
 
 def _try_prepare(config: Config, run: Run) -> dict[str, Any]:
     """Read the archive's list of files, deal them out, and load some samples of each part."""
-    from sfkt_cli.data.readers import archive_root, read_archive
-    from sfkt_cli.stages.prepare import gaps, make_plan
+    from sfkt_cli.data.readers import archive_root
+    from sfkt_cli.stages.prepare import gaps, make_plan, read_unless_gone
 
-    archive = read_archive(config)
-    with run.open("prepare", config, {"archive": archive.digest}) as stage:
-        if stage is None:
+    archive, digest = read_unless_gone(config, run)
+    with run.open("prepare", config, {"archive": digest}) as stage:
+        if stage is None or archive is None:
             say(f"prepare: {run.path('prepare')} is finished already")
             return {"stage": "prepare", "done": True}
     plan = make_plan(config, archive)
