@@ -25,7 +25,7 @@ ORACLE = replace(TGKT, method="oracle", accuracy=1.0, accuracy_ci95=(1.0, 1.0), 
 
 
 def _report(picture: str | None = None) -> Report:
-    section = Section(NASTY, (NASTY,), ("class", "n"), ((NASTY, "1"),), picture, NASTY)
+    section = Section(NASTY, (NASTY,), [{"class": NASTY, "n": "1"}], picture, NASTY)
     return Report(NASTY, ("a",), (TGKT, ORACLE), (NASTY,), (section,))
 
 
@@ -203,9 +203,9 @@ def test_page_fills_a_browser_in_dark_and_light(tmp_path: Path, scheme: int) -> 
 
 
 def test_latex_shows_texts_as_they_are_and_the_best_method_in_bold() -> None:
-    rows = [("a_b", "61.3 ± 0.4", "7"), ("c&d", "9.0", "8"), ("e", "-", "9")]
-    header, below = ("m", "accuracy %", "n"), [("z", "99", "1")]
-    table = Section("50 % of {x}", (), header, rows, bounds=below, footnotes=("(1) 5 %",))
+    rows = [("a_b", "61.3 ± 0.4", "7"), ("c&d", "9.0", "8"), ("e", "-", "9"), ("z", "99", "1")]
+    *methods, bound = (dict(zip(("m", "accuracy %", "n"), row, strict=True)) for row in rows)
+    table = Section("50 % of {x}", lines=methods, bounds=[bound], footnotes=("(1) 5 %",))
     text = report.latex_tables([table])
     lines = text.splitlines()
     assert r"a\_b & \textbf{61.3 $\pm$ 0.4} & 7 \\" in lines
@@ -229,7 +229,7 @@ def test_a_note_of_some_rows_names_them() -> None:
 )
 def test_no_control_character_reaches_a_report(write: Callable[[Report], str]) -> None:
     nasty = "cup\x1b[2J\u202e"
-    section = Section(nasty, (nasty,), ("class", "n"), ((nasty, "1"),))
+    section = Section(nasty, (nasty,), [{"class": nasty, "n": "1"}])
     text = write(Report(nasty, (nasty,), (replace(TGKT, note=nasty),), (nasty,), (section,)))
     assert "x1b" in text
     assert printable(text) == text

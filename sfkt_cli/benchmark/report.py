@@ -1,6 +1,7 @@
 """The tables of a benchmark: mean, standard deviation, paired differences, and what it cost."""
 
 import csv
+import functools
 import os
 import platform
 import statistics
@@ -14,10 +15,10 @@ import numpy as np
 from pydantic import BaseModel
 
 from sfkt_cli import scores
-from sfkt_cli.benchmark.plan import GRID, SENSORS, TUNED, BenchmarkPlan, Cell, slug
+from sfkt_cli.benchmark.plan import SENSORS, TUNED, BenchmarkPlan, Cell, slug
 from sfkt_cli.console import warn
 from sfkt_cli.evaluation import figures, report
-from sfkt_cli.evaluation.report import BOUNDS, SPLITS, Columns, Row, Section, amount, percent
+from sfkt_cli.evaluation.report import BOUNDS, SPLITS, Line, Row, Section, amount, percent
 from sfkt_cli.files import read_record, write_json, write_text
 from sfkt_cli.settings.runs import Run, versions
 
@@ -80,30 +81,6 @@ class Result:
     # Seconds of all trials that chose its settings; None: it was not tuned.
     tuning_seconds: float | None = None
     note: str | None = None  # what a reader must know of this row; becomes a footnote
-
-
-COLUMNS: Columns[Result] = {
-    "variant": lambda result: result.variant,
-    "method": lambda result: result.method,
-    "accuracy %": lambda result: (
-        percent(result.mean)
-        + ("" if result.deviation is None else f" ± {percent(result.deviation)}")
-    ),
-    "balanced %": lambda result: percent(result.balanced_accuracy),
-    "difference": lambda result: (
-        "-" if result.difference is None else f"{100 * result.difference:+.1f}"
-    ),
-    "95 % interval": lambda result: report.interval(result.difference_ci95),
-    "p": lambda result: "-" if result.p_value is None else f"{result.p_value:.3f}",
-    "to": lambda result: result.versus or "-",
-    "seeds": lambda result: str(len(result.seeds)),
-    "n": lambda result: f"{result.n:,}",
-    "training s": lambda result: amount(result.train_seconds),
-    "tuning s": lambda result: amount(result.tuning_seconds),
-    "images/s": lambda result: amount(result.images_per_second),
-    "memory MB": lambda result: amount(result.peak_memory_mb),
-    "parameters": lambda result: amount(result.parameters),
-}
 
 
 class Tuning(BaseModel):
@@ -382,13 +359,20 @@ def markdown(
         parts += report.markdown_section(table)
     if tuning:
         text = "Tried on the first seed, the same for all methods; no label was looked at."
-        header = ("data", "variant", "method", *GRID, "score", "value", "training s", "chosen")
         lines = [
-            (t["dataset"], t["variant"], t["method"], *map(str, t["settings"].values()),
-             t["score"], amount(t["value"]), amount(t["seconds"]), "yes" if t["chosen"] else "")
-            for t in tuning
-        ]  # fmt: skip
-        parts += report.markdown_section(Section("Tuning", (text,), header, lines, left=3))
+            {
+                "data": trial["dataset"],
+                "variant": trial["variant"],
+                "method": trial["method"],
+                **{name: str(value) for name, value in trial["settings"].items()},
+                "score": trial["score"],
+                "value": amount(trial["value"]),
+                "training s": amount(trial["seconds"]),
+                "chosen": "yes" if trial["chosen"] else "",
+            }
+            for trial in tuning
+        ]
+        parts += report.markdown_section(Section("Tuning", (text,), lines, left=3))
     for file, caption in pictures:
         parts += [f"![{report.plain(caption)}]({file})", report.plain(caption)]
     return "\n\n".join(parts) + "\n"
@@ -403,14 +387,14 @@ def sensor_tables(plan: BenchmarkPlan, results: Sequence[Result]) -> list[str]:
                 r.dataset: percent(r.mean) for r in results
                 if (r.split, r.method, r.variant) == (split, method, first)
             }  # fmt: skip
-            cells = [
-                (row, *(mean.get(f"{dataset.name} {row} to {column}", "-") for column in SENSORS))
-                for row in SENSORS
+            lines = [
+                {"RGB, then depth": source}
+                | {to: mean.get(f"{dataset.name} {source} to {to}", "-") for to in SENSORS}
+                for source in SENSORS
             ]
-            title = f"{dataset.name}: {method}, {split} split, accuracy %"
-            table = Section(title, (), ("RGB, then depth", *SENSORS), cells)
-            heading, *lines = report.markdown_section(table)
-            parts += [f"#{heading}", *lines]
+            table = Section(f"{dataset.name}: {method}, {split} split, accuracy %", lines=lines)
+            heading, *rest = report.markdown_section(table)
+            parts += [f"#{heading}", *rest]
     return ["## Sensor pairs", *parts] if parts else []
 
 
@@ -420,10 +404,32 @@ def tables_of(results: Sequence[Result]) -> list[Section]:
     for (dataset, split), group in groupby(results, lambda row: (row.dataset, row.split)):
         rows = list(group)
         several = len({row.variant for row in rows}) > 1
-        columns = {name: text for name, text in COLUMNS.items() if several or name != "variant"}
+        line = functools.partial(_line, with_variant=several)
         title = f"{dataset}: {SPLITS[split]}"
-        tables.append(report.table_of(title, columns, rows, left=1 + several))
+        tables.append(report.table_of(title, rows, line, left=1 + several))
     return tables
+
+
+def _line(result: Result, *, with_variant: bool) -> Line:
+    deviation = "" if result.deviation is None else f" ± {percent(result.deviation)}"
+    difference, p_value = result.difference, result.p_value
+    return {
+        **({"variant": result.variant} if with_variant else {}),
+        "method": result.method,
+        "accuracy %": percent(result.mean) + deviation,
+        "balanced %": percent(result.balanced_accuracy),
+        "difference": "-" if difference is None else f"{100 * difference:+.1f}",
+        "95 % interval": report.interval(result.difference_ci95),
+        "p": "-" if p_value is None else f"{p_value:.3f}",
+        "to": result.versus or "-",
+        "seeds": str(len(result.seeds)),
+        "n": f"{result.n:,}",
+        "training s": amount(result.train_seconds),
+        "tuning s": amount(result.tuning_seconds),
+        "images/s": amount(result.images_per_second),
+        "memory MB": amount(result.peak_memory_mb),
+        "parameters": amount(result.parameters),
+    }
 
 
 def csv_text(results: Sequence[Result]) -> str:

@@ -253,19 +253,20 @@ def labels_told(run: Run, store: Store) -> dict[str, int]:
 
 def comparison_table(comparisons: Iterable[Comparison]) -> str:
     """What was written, as Markdown."""
-    header = (
-        "file", "precision", "MB", "PyTorch's class %", "of images",
-        "accuracy %", "PyTorch's %", "of labelled",
-    )  # fmt: skip
-    cells = [
-        (
-            one.file, one.precision, amount(one.megabytes), percent(one.agreement),
-            str(one.images), percent(one.accuracy), percent(one.pytorch_accuracy),
-            str(one.labelled or "-"),
-        )
+    lines = [
+        {
+            "file": one.file,
+            "precision": one.precision,
+            "MB": amount(one.megabytes),
+            "PyTorch's class %": percent(one.agreement),
+            "of images": str(one.images),
+            "accuracy %": percent(one.accuracy),
+            "PyTorch's %": percent(one.pytorch_accuracy),
+            "of labelled": str(one.labelled or "-"),
+        }
         for one in comparisons
-    ]  # fmt: skip
-    return report.markdown_table(Section("", (), header, cells, left=2))
+    ]
+    return report.markdown_table(Section("", lines=lines, left=2))
 
 
 @dataclass(frozen=True)
@@ -324,13 +325,18 @@ def machine() -> str:
 
 def latency_table(latencies: Iterable[Latency]) -> str:
     """The latencies as Markdown."""
-    header = ("runtime", "file", "batch", "median ms", "p95 ms", "images/s")
-    cells = [
-        (one.runtime, one.file, str(one.batch), amount(one.median_ms), amount(one.p95_ms),
-         amount(1000 * one.batch / one.median_ms))
+    lines = [
+        {
+            "runtime": one.runtime,
+            "file": one.file,
+            "batch": str(one.batch),
+            "median ms": amount(one.median_ms),
+            "p95 ms": amount(one.p95_ms),
+            "images/s": amount(1000 * one.batch / one.median_ms),
+        }
         for one in latencies
-    ]  # fmt: skip
-    return report.markdown_table(Section("", (), header, cells, left=2))
+    ]
+    return report.markdown_table(Section("", lines=lines, left=2))
 
 
 def _measure(predict: Predict, images: Tensor) -> tuple[float, float]:
@@ -376,18 +382,17 @@ def model_card(
     }
     accuracies = "Not evaluated: `sfkt evaluate` does it where some target images have labels."
     if rows:
-        header = ("method", "split", "n", "accuracy %", "95 % interval")
-        cells = [
-            (
-                row.method,
-                row.split,
-                str(row.n),
-                percent(row.accuracy),
-                report.interval(row.accuracy_ci95),
-            )
+        lines = [
+            {
+                "method": row.method,
+                "split": row.split,
+                "n": str(row.n),
+                "accuracy %": percent(row.accuracy),
+                "95 % interval": report.interval(row.accuracy_ci95),
+            }
             for row in rows
         ]
-        accuracies = report.markdown_table(Section("", (), header, cells, left=2))
+        accuracies = report.markdown_table(Section("", lines=lines, left=2))
     file = next((name for name in written if name.endswith((".onnx", ".pt2"))), "student")
     bridged = any(name.startswith("bridged-source") for name in written)
     untouched = run.record(f"transfer/{method}").get("untouched_kept")

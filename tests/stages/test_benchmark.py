@@ -525,7 +525,7 @@ def test_the_main_method_and_its_best_peer_are_one_comparison() -> None:
     assert rows["tgkt"].p_value == rows["shot"].p_value
     (table,) = tables_of([*rows.values()])
     assert table.footnotes == ("(1) seed 1: earlier",)
-    assert [cells[0] for cells in table.cells] == ["source-only", "shot (1)", "tgkt"]
+    assert [line["method"] for line in table.lines] == ["source-only", "shot (1)", "tgkt"]
 
 
 def test_the_same_image_is_compared_where_a_variant_changes_the_data(tmp_path: Path) -> None:
