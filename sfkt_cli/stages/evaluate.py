@@ -115,6 +115,8 @@ def copy_report(written: Path, report: Path) -> None:
     Raises:
         RunError: The file cannot be written.
     """
+    if report.resolve() == written.resolve():
+        return
     text = written.read_text(encoding="utf-8")
     if report.suffix.lower() == ".md":
         here = Path(os.path.relpath(written.parent.resolve(), report.parent.resolve())).as_posix()
