@@ -30,7 +30,7 @@ from sfkt_cli.data.readers import archive_root
 from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError, follow_parent
 from sfkt_cli.files import read_record, sha256_json
 from sfkt_cli.machine import cores, full_memory
-from sfkt_cli.settings.config import Config, as_dict, build, merge, nest, section_of
+from sfkt_cli.settings.config import as_dict, build, merge, nest, section_of
 from sfkt_cli.settings.runs import Done, Run, call_stage, stage_settings
 
 LEVELS = ("prepare", "source", "bridge", "transfer", "evaluate")
@@ -51,11 +51,6 @@ class Task:
     settings: Mapping[str, Any]  # all settings
     needs: tuple[str, ...]  # keys of the tasks without which it cannot run
     after: tuple[str, ...] = ()  # keys of the tasks that have to end first, well or not
-
-    @property
-    def level(self) -> str:
-        """The stage without the method."""
-        return self.stage.partition("/")[0]
 
     @property
     def finished(self) -> bool:
@@ -104,7 +99,9 @@ def benchmark(
         cells = tuned(cells, trials, output)
         run_cells(cells, output, processes, progress)
     finally:  # what there is, also when it is stopped
-        write_report(plan, cells, output, progress.failed, command)
+        evaluations = {cell.folder: tasks_of(cell, output, link=False)[-1] for cell in cells}
+        current = {folder for folder, task in evaluations.items() if done(task)}
+        write_report(plan, cells, current, output, progress.failed, command)
     say(f"benchmark: {len(progress.ran)} stages run, tables are in {output / 'benchmark.md'}")
     if progress.failed:
         first = next(iter(progress.failed.values()))
@@ -148,22 +145,20 @@ def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> 
         DataError: Archives or models that cells need are missing.
     """
     cells = cells_of(plan, overrides)
-    all_tasks = [
+    planned = [
         task
         for cell in [*trial_cells(cells), *cells]
         for task in tasks_of(cell, output, link=False)
     ]
-    tasks = {task.key: task for task in all_tasks}
-    total, planned = (Counter(task.stage for task in some) for some in (tasks.values(), all_tasks))
+    tasks = {task.key: task for task in planned}
+    total, asked = (Counter(task.stage for task in some) for some in (tasks.values(), planned))
     to_run = Counter(task.stage for task in tasks.values() if not task.finished)
-    costs = {kind: _costs(kind, output) for kind in sorted(total, key=_level)}
     of_methods = _costs("transfer/*", output)
     lines = [f"benchmark: dry run, nothing is written; {len(cells)} cells in {output}"]
     seconds, room, guessed, unknown = 0.0, 0, list[str](), list[str]()
-    for kind, measured in costs.items():
-        count, left = total[kind], to_run[kind]
-        shared = planned[kind] - count
-        text = f"  {kind:24}{count:5} stages, {shared} shared, {count - left} done"
+    for kind in sorted(total, key=lambda stage: LEVELS.index(stage.partition("/")[0])):
+        count, left, measured = total[kind], to_run[kind], _costs(kind, output)
+        text = f"  {kind:24}{count:5} stages, {asked[kind] - count} shared, {count - left} done"
         known = measured or (of_methods if "/" in kind else [])
         if left and known:
             typical = np.mean if measured else np.median
@@ -219,21 +214,20 @@ def run_cells(cells: Iterable[Cell], output: Path, processes: int, progress: Pro
                     if workers.full or claimed(task, output):
                         continue
                     workers.start(task)
-                elif task.level in _READ_OUTSIDE:
+                elif task.stage in _READ_OUTSIDE:
                     changed = run_task(task, output, console.quiet).problem
                     if changed is not None:
                         fail(task, f"{changed}\nfor a benchmark: another --output")
                 del waiting[task.key]
             for task, end in workers.ended(idle=len(waiting) == before):
-                if end.taken:
+                if not end.ran:
                     waiting[task.key] = task
                     continue
-                if end.ran:
-                    progress.ran.append(task.key)
-                    number, total = len(tasks) - len(waiting) - len(workers.running), len(tasks)
-                    say(f"benchmark: {number}/{total}  {task.cell}  {task.stage}")
-                    event("cell", level=task.level, number=number, total=total,
-                          name=str(task.cell), part=task.stage, problem=end.problem)  # fmt: skip
+                progress.ran.append(task.key)
+                number, total = len(tasks) - len(waiting) - len(workers.running), len(tasks)
+                say(f"benchmark: {number}/{total}  {task.cell}  {task.stage}")
+                event("cell", level=task.stage.partition("/")[0], number=number, total=total,
+                      name=str(task.cell), part=task.stage, problem=end.problem)  # fmt: skip
                 if end.problem is not None:
                     fail(task, end.problem)
     finally:
@@ -244,7 +238,10 @@ def tasks_of(cell: Cell, output: Path, *, link: bool = True) -> list[Task]:
     """The stages of a cell in order; its run folder gets links to where they belong."""
     from sfkt_cli.methods import find_method
 
-    folder, settings = output / cell.folder, as_dict(_limited(cell.config))
+    folder, gpus = output / cell.folder, cell.config.runtime.gpus
+    # Whole stages run side by side: each on one GPU at most.
+    limited = {"runtime": {"gpus": gpus and min(gpus, 1), "processes": 1}}
+    settings = merge(as_dict(cell.config), limited)
     made: dict[str, Task] = {}
     links: dict[Path, Path] = {}
 
@@ -292,13 +289,18 @@ def done(task: Task) -> bool:
         return run.finished(task.stage)
     from sfkt_cli.stages.evaluate import inputs_of
 
-    record, config = run.record("evaluate"), build(dict(task.settings))
-    if record.get("settings") != stage_settings("evaluate", config):
+    config = build(dict(task.settings))
+    try:
+        record, now = run.record("evaluate"), inputs_of(config, run)
+    except SfktError:
         return False
-    try:  # it may have seen models that are no longer shown
-        return bool(inputs_of(config, run).items() <= record["inputs"].items())
-    except (KeyError, SfktError):
-        return False
+    # It may have seen models that are no longer shown, and whose links are gone.
+    used = {
+        name: digest
+        for name, digest in record["inputs"].items()
+        if name in now or run.path(name).exists()
+    }
+    return bool(record["settings"] == stage_settings("evaluate", config) and used == now)
 
 
 def claimed(task: Task, output: Path) -> bool:
@@ -317,11 +319,10 @@ def _claim(task: Task, output: Path) -> FileLock:
 
 
 class End(NamedTuple):
-    """How a stage ended: a problem if any, whether it was run here, whether another has it."""
+    """How a task ended."""
 
     problem: str | None = None
-    ran: bool = True
-    taken: bool = False
+    ran: bool = True  # False: another process had done it, or works on it
 
 
 class Workers:
@@ -403,15 +404,16 @@ def _work(
 
 def run_task(task: Task, output: Path, quiet: bool) -> End:
     """Run one stage here, unless another process does."""
-    config, name = build(dict(task.settings)), task.level
-    quieten(quiet or name == "evaluate")  # one table at the end, not one a cell
+    quieten(quiet or task.stage == "evaluate")  # one table at the end, not one a cell
     try:
-        with _claim(task, output):
-            if done(task) and name not in _READ_OUTSIDE:
+        with _claim(task, output) as claim:
+            if done(task) and task.stage not in _READ_OUTSIDE:
                 return End(ran=False)
-            call_stage(name, config, Run(task.cell))
+            call_stage(task.stage, build(dict(task.settings)), Run(task.cell))
+            if task.stage not in _READ_OUTSIDE:  # what is done is not claimed again
+                Path(claim.lock_file).unlink()
     except Timeout:
-        return End(taken=True)
+        return End(ran=False)
     except (SfktError, OSError) as error:
         return End(str(error))
     except Exception as error:  # a bug or a full GPU in one cell is no reason to lose a night
@@ -433,13 +435,6 @@ def gpus_of(processes: int) -> list[str]:
     return [gpus[number % len(gpus)] for number in range(processes)]
 
 
-def _limited(config: Config) -> Config:
-    """The same on one GPU at most, because the benchmark runs whole stages side by side."""
-    gpus = config.runtime.gpus
-    limited = {"gpus": gpus if gpus is None else min(gpus, 1), "processes": 1}
-    return config.model_copy(update={"runtime": config.runtime.model_copy(update=limited)})
-
-
 def _link(link: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     link.parent.mkdir(parents=True, exist_ok=True)
@@ -451,10 +446,6 @@ def _link(link: Path, folder: Path) -> None:
     fresh = link.with_name(f".{link.name}.{os.getpid()}")
     fresh.symlink_to(place, target_is_directory=True)
     fresh.replace(link)
-
-
-def _level(stage: str) -> int:
-    return LEVELS.index(stage.partition("/")[0])
 
 
 def _costs(stage: str, output: Path) -> list[tuple[float, int]]:

@@ -200,6 +200,24 @@ def test_a_bug_or_a_full_memory_in_one_stage_leaves_the_others(
     assert {row["variant"] for row in found["rows"]} == {"default"}
 
 
+@pytest.mark.parametrize(
+    ("end", "shown"), [(RuntimeError("a bug"), {"source-only"}), (Interrupted("stopped"), set())]
+)
+def test_figures_of_earlier_settings_are_not_shown(
+    tmp_path: Path, end: BaseException, shown: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*values: object, **more: object) -> None:
+        raise end
+
+    plan = BenchmarkPlan(methods=("source-only", "shot"), seeds=(0,), settings=TINY)
+    benchmark(plan, tmp_path, processes=0)
+    monkeypatch.setattr("torch.optim.SGD", fail)
+    with pytest.raises((RunError, Interrupted)):
+        benchmark(plan, tmp_path, processes=0, overrides={"shot.beta_im": 0.5})
+    rows = json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8"))["rows"]
+    assert {row["method"] for row in rows} == shown
+
+
 @pytest.mark.parametrize("change", ["archive", "model"])
 def test_numbers_of_other_data_or_another_model_are_refused(change: str, tmp_path: Path) -> None:
     folders(tmp_path / "data", labels=("desk", "lamp"))
