@@ -195,18 +195,11 @@ def results_of(
             for of, variant, rows in places if of == dataset for method in rows
         ]  # fmt: skip
         versus = {key: reference(plan, measurements, key) for key in keys if key in measurements}
-        pairs = [frozenset({key, other}) for key, other in versus.items()]
-        table = [result_of(key, measurements, other, tuning) for key, other in versus.items()]
-        p_values = {
-            pair: row.p_value
-            for pair, row in zip(pairs, table, strict=True)
-            if row.p_value is not None
-        }
-        corrected = dict(zip(p_values, scores.holm(list(p_values.values())), strict=True))
-        results += [
-            replace(row, p_value=corrected.get(pair))
-            for pair, row in zip(pairs, table, strict=True)
-        ]
+        pair = {key: frozenset({key, other}) for key, other in versus.items()}
+        table = {key: result_of(key, measurements, other, tuning) for key, other in versus.items()}
+        p_values = {pair[key]: row.p_value for key, row in table.items() if row.p_value is not None}
+        corrected = dict(zip(p_values, scores.holm([*p_values.values()]), strict=True))
+        results += [replace(row, p_value=corrected.get(pair[key])) for key, row in table.items()]
     return results
 
 

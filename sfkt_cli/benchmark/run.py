@@ -287,11 +287,11 @@ def done(task: Task) -> bool:
     run = Run(task.cell)
     if task.stage != "evaluate" or not run.finished(task.stage):
         return run.finished(task.stage)
-    from sfkt_cli.stages.evaluate import inputs_of
+    from sfkt_cli.stages.evaluate import inputs_of, open_stores
 
     config = build(dict(task.settings))
     try:
-        record, now = run.record("evaluate"), inputs_of(config, run)
+        record, now = run.record("evaluate"), inputs_of(config, run, *open_stores(run))
     except SfktError:
         return False
     # It may have seen models that are no longer shown, and whose links are gone.

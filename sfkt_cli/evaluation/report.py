@@ -8,7 +8,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -79,7 +79,7 @@ class Results(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False)
 
     dataset: str
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # names in the order of the labels
     rows: tuple[Row, ...]
 
 
@@ -124,7 +124,6 @@ class Report:
     """All that is known of a run."""
 
     dataset: str  # its name
-    classes: tuple[str, ...]  # names in the order of the labels
     rows: tuple[Row, ...]  # methods first, bounds last
     facts: tuple[str, ...] = ()  # how it was measured
     sections: tuple[Section, ...] = ()  # what follows the accuracies
@@ -142,12 +141,6 @@ def meanings(rows: Iterable[Row]) -> tuple[tuple[str, str], ...]:
     """The methods of a report, in its order, and what they are."""
     names = dict.fromkeys(row.method for row in rows)
     return tuple((name, MEANINGS[name]) for name in names if name in MEANINGS)
-
-
-def results(report: Report) -> dict[str, Any]:
-    """The content of results.json."""
-    rows = [asdict(row) for row in report.rows]
-    return {"dataset": report.dataset, "classes": list(report.classes), "rows": rows}
 
 
 def read_results(run: Run) -> Results:

@@ -13,7 +13,7 @@ from sfkt_cli.errors import ConfigError, RunError, first_line
 from sfkt_cli.evaluation import predictions
 from sfkt_cli.evaluation.galleries import shots
 from sfkt_cli.evaluation.html import to_html
-from sfkt_cli.evaluation.labelled import LISTS, Split, read_own_labels, read_splits
+from sfkt_cli.evaluation.labelled import LISTS, read_own_labels, read_splits
 from sfkt_cli.evaluation.models import (
     Predictor,
     costs,
@@ -27,8 +27,8 @@ from sfkt_cli.evaluation.models import (
 from sfkt_cli.evaluation.predictions import Evaluation
 from sfkt_cli.evaluation.report import (
     Report,
+    Results,
     read_results,
-    results,
     show,
     to_csv,
     to_latex,
@@ -65,12 +65,12 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
         check_suffix(report)
     run.require("prepare", "sfkt prepare NAME")
     run.require("source", "sfkt source")
-    with run.open("evaluate", config, inputs_of(config, run), renew=True) as stage:
+    stores = open_stores(run)
+    with run.open("evaluate", config, inputs_of(config, run, *stores), renew=True) as stage:
         if stage is None:
             say(f"evaluate: nothing changed since {run.path('evaluate', 'report.md')}")
         else:
-            transfer, test = open_store(run.transfer_store), open_store(run.test_store)
-            _measure(config, run, stage, transfer, read_splits(transfer, test))
+            _measure(config, run, stage, *stores)
     folder = run.path("evaluate")
     show(read_results(run).rows)
     say(f"evaluate: report and pictures are in {folder}")
@@ -83,14 +83,18 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
         copy_report(run.output("evaluate", COPIES[report.suffix.lower()]), report)
 
 
-def inputs_of(config: Config, run: Run) -> dict[str, str]:
+def open_stores(run: Run) -> tuple[Store, Store]:
+    """transfer.h5 and test.h5; raises DataError if one is missing or damaged."""
+    return open_store(run.transfer_store), open_store(run.test_store)
+
+
+def inputs_of(config: Config, run: Run, *stores: Store) -> dict[str, str]:
     """Digests of all that a report is made from.
 
     Raises:
-        DataError: A store, a model or a list of the user's labels is missing or damaged.
+        DataError: A model or a list of the user's labels is missing or damaged.
     """
-    stores = {path.name: open_store(path) for path in (run.transfer_store, run.test_store)}
-    inputs = {name: store.digest for name, store in stores.items()} | model_digests(run)
+    inputs = {store.path.name: store.digest for store in stores} | model_digests(run)
     for path in sorted(run.folder.glob(LISTS)):
         if own := read_own_labels(path):
             inputs[path.name] = sha256_json(own)
@@ -128,10 +132,10 @@ def copy_report(written: Path, report: Path) -> None:
         raise RunError(f"--report {report} cannot be written: {first_line(error)}") from None
 
 
-def _measure(config: Config, run: Run, stage: Stage, store: Store, readable: list[Split]) -> None:
+def _measure(config: Config, run: Run, stage: Stage, store: Store, test: Store) -> None:
     runtime = measuring_runtime(config)
     models = load_models(run, store, runtime)
-    splits = {split.name: split for split in readable}
+    splits = {split.name: split for split in read_splits(store, test)}
     pairs = predictions.ti_pairs(store, models, runtime)
     evaluation = Evaluation(config, run, stage.folder, store, models, splits, pairs, runtime)
     if count := len(evaluation.own_labels[0]):
@@ -152,9 +156,11 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, readable: lis
     if note and not evaluation.labelled_splits:  # with labels the first line says it
         warn(f"{evaluation.main_method}: {note}")
     answer = headline(evaluation, judged)
+    results = Results(
+        dataset=store.dataset, classes=tuple(evaluation.classes), rows=evaluation.rows
+    )
     report = Report(
         dataset=store.dataset,
-        classes=tuple(evaluation.classes),
         rows=evaluation.rows,
         facts=facts(evaluation),
         headline=answer,
@@ -166,7 +172,7 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, readable: lis
     for picture in stage.folder.glob("*.png"):  # an earlier report may have had more
         if picture.name not in pictures:
             picture.unlink()
-    write_json(stage.folder / "results.json", results(report))
+    write_json(stage.folder / "results.json", results.model_dump(mode="json"))
     for name, text in (
         ("predictions.csv", predictions_csv(evaluation)),
         ("report.md", to_markdown(report)),
