@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.evaluation.report import NAMES
 from sfkt_cli.files import write_record
 from sfkt_cli.methods import METHODS
 from sfkt_cli.settings.config import (
@@ -27,11 +28,7 @@ from sfkt_cli.settings.config import (
 )
 from sfkt_cli.settings.runs import Run
 
-ROWS = (
-    "source-only", "source-encoded", "source-adapted", "bridge-only", "tgkt+bridge", "source-rgb",
-    "oracle",
-)  # fmt: skip
-"""Rows that ``evaluate`` adds to those of the methods."""
+ROWS = tuple(NAMES)
 SENSORS: tuple[Sensor, ...] = get_args(Sensor)
 Settings = dict[str, Any]
 TUNED = "-tuned"  # ends the name of the row of a method whose settings are chosen on each data set

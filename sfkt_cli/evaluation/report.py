@@ -43,10 +43,10 @@ NAMES = {
     "source-adapted": "RGB model, adapted",
     "bridge-only": "RGB model behind the translator",
     "tgkt+bridge": "student and translator together",
-    "oracle": "trained with labels",
     "source-rgb": "RGB model on RGB images",
+    "oracle": "trained with labels",
 }
-"""What people call them; all others are students."""
+"""What people call the rows that ``evaluate`` adds to those of the methods, which are students."""
 Line = dict[str, str]
 """A line of a table: each cell by the heading of its column."""
 
