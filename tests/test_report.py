@@ -205,14 +205,14 @@ def test_page_fills_a_browser_in_dark_and_light(tmp_path: Path, scheme: int) -> 
 def test_latex_shows_texts_as_they_are_and_the_best_method_in_bold() -> None:
     rows = [("a_b", "61.3 ± 0.4", "7"), ("c&d", "9.0", "8"), ("e", "-", "9"), ("z", "99", "1")]
     *methods, bound = (dict(zip(("m", "accuracy %", "n"), row, strict=True)) for row in rows)
-    table = Section("50 % of {x}", lines=methods, bounds=[bound], footnotes=("(1) 5 %",))
+    table = Section("50 % of {x}", lines=methods, bounds=[bound], left=2, footnotes=("(1) 5 %",))
     text = report.latex_tables([table])
     lines = text.splitlines()
     assert r"a\_b & \textbf{61.3 $\pm$ 0.4} & 7 \\" in lines
     assert r"c\&d & 9.0 & 8 \\" in lines
     assert r"z & 99 & 1 \\" in lines
     assert r"\caption{50 \% of \{x\}}" in lines
-    assert r"\begin{tabular}{lrr}" in lines
+    assert r"\begin{tabular}{llr}" in lines
     assert r"\par {\footnotesize (1) 5 \%}" in lines
 
 

@@ -5,7 +5,7 @@ import functools
 import os
 import platform
 import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, product
 from pathlib import Path
@@ -90,22 +90,21 @@ class Tuning(BaseModel):
 def write_report(
     plan: BenchmarkPlan,
     cells: Sequence[Cell],
-    current: Collection[Path],
+    evaluated: Sequence[Cell],
     output: Path,
     failed: Mapping[str, str],
     command: str,
 ) -> None:
     """Write benchmark.md, .tex, .csv, .json, benchmark-long.csv and the curves; print the tables.
 
-    ``current`` are the folders of the cells that are evaluated with the settings of the plan,
-    ``failed`` messages by the key of the stage, empty for a stage that was left out because
-    another one failed; ``command`` is as typed.
+    ``evaluated`` are the cells with results of the settings of the plan, ``failed`` messages by the
+    key of the stage, empty for a stage that was left out because another one failed; ``command`` is
+    as typed.
     """
     problems = [message for message in failed.values() if message]
     if left_out := len(failed) - len(problems):
         problems.append(f"left out because of these: {left_out} stage{'s'[: left_out > 1]}")
-    shown = [cell for cell in cells if cell.folder in current and str(cell.folder) not in failed]
-    measurements, unlabelled = collect(shown, output)
+    measurements, unlabelled = collect(evaluated, output)
     path = output / "tuning.json"
     trials = read_record(path, Tuning).trials if path.is_file() else []
     measured = {(key.dataset, key.variant, key.method) for key in measurements}

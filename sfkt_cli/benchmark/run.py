@@ -15,7 +15,7 @@ import signal
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -31,9 +31,8 @@ from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError, follow_
 from sfkt_cli.files import read_record, sha256_json
 from sfkt_cli.machine import cores, full_memory
 from sfkt_cli.settings.config import as_dict, build, merge, nest, section_of
-from sfkt_cli.settings.runs import Done, Run, call_stage, stage_settings
+from sfkt_cli.settings.runs import STAGE_FIELDS, Done, Run, call_stage, stage_settings
 
-LEVELS = ("prepare", "source", "bridge", "transfer", "evaluate")
 _READ_OUTSIDE = ("prepare", "source")
 """Stages that read what may change while the settings stay: an archive, a model brought along."""
 _KILLED = "its process was killed, perhaps because memory ran out: use fewer --processes"
@@ -56,15 +55,6 @@ class Task:
     def finished(self) -> bool:
         """Whether it is done, seen without the links of its cell."""
         return (self.folder / "done.json").is_file()
-
-
-@dataclass
-class Progress:
-    """What has happened."""
-
-    # Messages by key of the task; empty for one that was left out because another one failed.
-    failed: dict[str, str] = field(default_factory=dict)
-    ran: list[str] = field(default_factory=list)  # keys of the tasks that were run now
 
 
 def benchmark(
@@ -92,21 +82,20 @@ def benchmark(
     cells = cells_of(plan, overrides or {})
     check_inputs(cells, output)
     output.mkdir(parents=True, exist_ok=True)
-    progress = Progress()
+    trials, failed = trial_cells(cells), dict[str, str]()
     try:
-        trials = trial_cells(cells)
-        run_cells(trials, output, processes, progress)
-        cells = tuned(cells, trials, output)
-        run_cells(cells, output, processes, progress)
+        ran = run_cells(trials, output, processes, failed)
+        ran += run_cells(tuned(cells, trials, output), output, processes, failed)
     finally:  # what there is, also when it is stopped
-        evaluations = {cell.folder: tasks_of(cell, output, link=False)[-1] for cell in cells}
-        current = {folder for folder, task in evaluations.items() if done(task)}
-        write_report(plan, cells, current, output, progress.failed, command)
-    say(f"benchmark: {len(progress.ran)} stages run, tables are in {output / 'benchmark.md'}")
-    if progress.failed:
-        first = next(iter(progress.failed.values()))
+        cells = tuned(cells, trials, output)
+        last = [(cell, tasks_of(cell, output)[-1]) for cell in cells]
+        evaluated = [cell for cell, task in last if task.key not in failed and done(task)]
+        write_report(plan, cells, evaluated, output, failed, command)
+    say(f"benchmark: {len(ran)} stages run, tables are in {output / 'benchmark.md'}")
+    if failed:
+        first = next(iter(failed.values()))
         raise RunError(
-            f"{len(progress.failed)} stages failed or were left out, the first: {first}\n"
+            f"{len(failed)} stages failed or were left out, the first: {first}\n"
             f"The tables in {output} show the rest; the same command tries these again"
         )
 
@@ -156,7 +145,8 @@ def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> 
     of_methods = _costs("transfer/*", output)
     lines = [f"benchmark: dry run, nothing is written; {len(cells)} cells in {output}"]
     seconds, room, guessed, unknown = 0.0, 0, list[str](), list[str]()
-    for kind in sorted(total, key=lambda stage: LEVELS.index(stage.partition("/")[0])):
+    order = [*STAGE_FIELDS]
+    for kind in sorted(total, key=lambda stage: order.index(stage.partition("/")[0])):
         count, left, measured = total[kind], to_run[kind], _costs(kind, output)
         text = f"  {kind:24}{count:5} stages, {asked[kind] - count} shared, {count - left} done"
         known = measured or (of_methods if "/" in kind else [])
@@ -187,20 +177,22 @@ def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> 
     }  # fmt: skip
 
 
-def run_cells(cells: Iterable[Cell], output: Path, processes: int, progress: Progress) -> None:
-    """Run what is missing; a failed stage takes only its own cells with it.
+def run_cells(
+    cells: Iterable[Cell], output: Path, processes: int, failed: dict[str, str]
+) -> list[str]:
+    """Run what is missing, and return the keys of the tasks that were run.
 
     A stage runs once what it needs is there, and while no other command has claimed it; cell by
-    cell, so that a benchmark that is stopped has whole cells to show.
+    cell, so that a benchmark that is stopped has whole cells to show. One that fails takes only its
+    own cells with it: ``failed`` gets messages by key, empty where another one failed before.
     """
     tasks = {task.key: task for cell in cells for task in tasks_of(cell, output)}
-    left = (task for task in tasks.values() if task.key not in progress.failed)
-    waiting = {task.key: task for task in left}
-    workers = Workers(output, processes)
+    waiting = {key: task for key, task in tasks.items() if key not in failed}
+    workers, ran = Workers(output, processes), list[str]()
 
     def fail(task: Task, problem: str) -> None:
-        progress.failed[task.key] = f"{task.cell}: {task.stage}: {problem}"
-        warn(progress.failed[task.key])
+        failed[task.key] = f"{task.cell}: {task.stage}: {problem}"
+        warn(failed[task.key])
 
     try:
         while waiting or workers.running:
@@ -208,8 +200,8 @@ def run_cells(cells: Iterable[Cell], output: Path, processes: int, progress: Pro
             for task in list(waiting.values()):
                 if {*task.needs, *task.after} & (waiting.keys() | workers.keys()):
                     continue
-                if any(key in progress.failed for key in task.needs):
-                    progress.failed[task.key] = ""
+                if any(key in failed for key in task.needs):
+                    failed[task.key] = ""
                 elif not done(task):
                     if workers.full or claimed(task, output):
                         continue
@@ -223,7 +215,7 @@ def run_cells(cells: Iterable[Cell], output: Path, processes: int, progress: Pro
                 if not end.ran:
                     waiting[task.key] = task
                     continue
-                progress.ran.append(task.key)
+                ran.append(task.key)
                 number, total = len(tasks) - len(waiting) - len(workers.running), len(tasks)
                 say(f"benchmark: {number}/{total}  {task.cell}  {task.stage}")
                 event("cell", level=task.stage.partition("/")[0], number=number, total=total,
@@ -232,6 +224,7 @@ def run_cells(cells: Iterable[Cell], output: Path, processes: int, progress: Pro
                     fail(task, end.problem)
     finally:
         workers.stop()
+    return ran
 
 
 def tasks_of(cell: Cell, output: Path, *, link: bool = True) -> list[Task]:

@@ -276,7 +276,7 @@ def _latex_table(table: Section) -> str:
         [
             r"\begin{table}",
             rf"\caption{{{_latex(table.title)}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+            rf"\begin{{tabular}}{{{'l' * table.left}{'r' * (len(header) - table.left)}}}",
             r"\toprule",
             row({heading: heading for heading in header}),
             r"\midrule",

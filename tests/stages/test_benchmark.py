@@ -36,7 +36,7 @@ from sfkt_cli.benchmark.report import (
     results_of,
     tables_of,
 )
-from sfkt_cli.benchmark.run import Progress, benchmark, dry_run, gpus_of, run_cells
+from sfkt_cli.benchmark.run import benchmark, dry_run, gpus_of, run_cells
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
 from sfkt_cli.evaluation.report import Row
 from sfkt_cli.methods import METHODS
@@ -77,9 +77,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ran_again(plan: BenchmarkPlan, output: Path) -> list[str]:
-    progress = Progress()
-    run_cells(cells_of(plan, {}), output, 0, progress)
-    return progress.ran
+    return run_cells(cells_of(plan, {}), output, 0, {})
 
 
 def told(output: Path) -> dict[str, Any]:
@@ -112,6 +110,8 @@ def test_a_cell_is_finished_before_the_next_begins(output: Path) -> None:
 
 def test_nothing_is_done_twice(output: Path) -> None:
     assert ran_again(PLAN, output) == []
+    claimed = {path.name.partition("-")[0] for path in (output / "claims").iterdir()}
+    assert claimed == {"prepare", "source"}  # they look whether an archive or a model changed
 
 
 def test_a_further_method_is_added_to_what_is_there(output: Path) -> None:
@@ -205,16 +205,27 @@ def test_a_bug_or_a_full_memory_in_one_stage_leaves_the_others(
 
 
 @pytest.mark.parametrize(
-    ("end", "shown"), [(RuntimeError("a bug"), {"source-only"}), (Interrupted("stopped"), set())]
+    ("methods", "end", "shown"),
+    [
+        (["shot"], RuntimeError("a bug"), {"source-only"}),
+        (["shot"], Interrupted("stopped"), set()),
+        (["shot", "shot-tuned"], Interrupted("stopped while it is tuned"), set()),
+    ],
 )
 def test_figures_of_earlier_settings_are_not_shown(
-    tmp_path: Path, end: BaseException, shown: set[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    methods: list[str],
+    end: BaseException,
+    shown: set[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*values: object, **more: object) -> None:
         raise end
 
-    plan = BenchmarkPlan(methods=("source-only", "shot"), seeds=(0,), settings=TINY)
+    monkeypatch.setattr("sfkt_cli.benchmark.plan.GRID", {"learning_rate": (0.02,)})
+    plan = BenchmarkPlan(methods=("source-only", *methods), seeds=(0,), settings=TINY)
     benchmark(plan, tmp_path, processes=0)
+    assert {row["method"] for row in told(tmp_path)["rows"]} == {"source-only", *methods}
     monkeypatch.setattr("torch.optim.SGD", fail)
     with pytest.raises((RunError, Interrupted)):
         benchmark(plan, tmp_path, processes=0, overrides={"shot.beta_im": 0.5})

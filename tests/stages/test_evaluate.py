@@ -539,8 +539,6 @@ def test_stores_of_two_runs_are_refused(tmp_path: Path) -> None:
 
 def _renamed(folder: Path) -> Any:
     """transfer.h5 with other sample ids."""
-    from sfkt_cli.data.store_writer import text_column, writing
-
     store = open_store(folder / "transfer.h5")
     _, depth = images(np.random.default_rng(1), np.zeros(2, np.int64))
     columns = {
