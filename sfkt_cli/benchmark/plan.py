@@ -45,8 +45,6 @@ DECIDED = {
     "evaluate.oracle": "add `oracle` to the methods instead, or leave it out of them",
 }
 """Settings that the plan decides, and how."""
-PLAIN: Settings = {"evaluate": {"pictures": False}}
-"""Settings under those of every plan: pictures of many cells would take long."""
 
 
 def _named(row: Any) -> Any:
@@ -192,9 +190,10 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
         for row in [row for row in rows if row not in possible]:
             problems[f"{variant.name}: method {row!r} {choices}"] = None
         extra = {"seed": seed, "evaluate": {"oracle": "oracle" in rows}}
-        layers = (plan.settings, dataset.settings, variant.settings)
+        plain = {"evaluate": {"pictures": False}}  # those of many cells would take long
+        layers = (plain, plan.settings, dataset.settings, variant.settings)
         try:
-            config = build(PLAIN, *layers, overrides, extra)
+            config = build(*layers, overrides, extra)
         except ConfigError as error:
             problems[f"{dataset.name}, {variant.name}: {error}"] = None
             continue

@@ -99,7 +99,14 @@ def inputs_of(config: Config, run: Run, *stores: Store) -> dict[str, str]:
         if own := read_own_labels(path):
             inputs[path.name] = sha256_json(own)
     if config.evaluate.oracle:
-        inputs["oracle"] = oracle_recipe(config, run)
+        recipe = {
+            "seed": config.seed,
+            "source": as_dict(config.source),
+            "epochs": oracle_epochs(config, run),
+            "training": as_dict(config.training),
+            "batch_size": fixed_batch_size(config.runtime),
+        }
+        inputs["oracle"] = sha256_json(recipe)
     return inputs
 
 
@@ -213,9 +220,8 @@ def measuring_runtime(config: Config) -> Runtime:
 def _add_bounds(evaluation: Evaluation, stage: Stage, encoding: Encoding) -> None:
     """The models that saw what no method may see: target labels, or RGB of the test images."""
     if evaluation.config.evaluate.oracle and len(evaluation.splits["target"].rows) > 1:
-        inputs = {name: stage.inputs[name] for name in ("transfer.h5", "test.h5", "source")}
         try:
-            evaluation.ask(oracle(evaluation, encoding, inputs))
+            evaluation.ask(oracle(evaluation, encoding, stage.inputs))
         except RunError as error:  # only a bound: the rest of the report does not wait for it
             warn(f"the oracle is left out: {error}")
     predictions.add_rgb_bound(evaluation)
@@ -226,16 +232,13 @@ def oracle(evaluation: Evaluation, encoding: Encoding, inputs: Mapping[str, str]
 
     It is no method but a bound: what the network could reach on this sensor. It starts from the
     source model's weights and has its recipe, because that, too, has labels, and the epochs of the
-    students. ``inputs`` are digests of transfer.h5, test.h5 and the source model.
+    students. ``inputs`` are those of ``evaluate``.
     """
     config, run, source = evaluation.config, evaluation.run, evaluation.models.card
     runtime = make_runtime(config.runtime)
     nested = Run(run.path("evaluate"))
-    made_from = {
-        **inputs,
-        "recipe": oracle_recipe(config, run),
-        "encoding": sha256_json(asdict(encoding)),
-    }
+    made_from = {name: inputs[name] for name in ("transfer.h5", "test.h5", "source")}
+    made_from |= {"recipe": inputs["oracle"], "encoding": sha256_json(asdict(encoding))}
     with nested.open("oracle", config, made_from, renew=True) as stage:
         if stage is not None:
             model = classifier_of(load_model(run.path("source"), runtime.device).module)
@@ -260,19 +263,6 @@ def oracle(evaluation: Evaluation, encoding: Encoding, inputs: Mapping[str, str]
     return Predictor("oracle", student, load, parameters(student), *cost)
 
 
-def oracle_recipe(config: Config, run: Run) -> str:
-    """Digest of the settings that decide how the oracle is trained."""
-    return sha256_json(
-        {
-            "seed": config.seed,
-            "source": as_dict(config.source),
-            "epochs": oracle_epochs(config, run),
-            "training": as_dict(config.training),
-            "batch_size": fixed_batch_size(config.runtime),
-        }
-    )
-
-
 def oracle_epochs(config: Config, run: Run) -> int:
     """The most epochs that a student of the run had; without any, those of the settings."""
     students = (run.record(f"transfer/{name}") for name in finished_methods(run))
@@ -282,20 +272,19 @@ def oracle_epochs(config: Config, run: Run) -> int:
 
 def predictions_csv(evaluation: Evaluation) -> str:
     """All predictions as CSV: a line for each image, a class and a probability for each method."""
-    classes, outcomes = evaluation.classes, evaluation.outcomes
-    columns = [name for method in outcomes for name in (method, f"{method} probability")]
-    lines: list[list[str | float]] = []
+    classes = evaluation.classes
+    lines: list[dict[str, str | float]] = []
     for name, split in evaluation.splits.items():
-        predicted = [outcome.probabilities.get(name) for outcome in outcomes.values()]
         for row, (sample, known_as) in enumerate(zip(split.ids, split.names, strict=True)):
             label = split.truth.get(row)
             told = ("", "") if label is None else (classes[label], split.scenes[row])
-            line: list[str | float] = [name, sample, known_as, *told]
-            for probabilities in predicted:
-                if probabilities is None:
-                    line += ["", ""]
-                else:
+            line: dict[str, str | float] = {"split": name, "id": sample, "name": known_as}
+            line["label"], line["group"] = told
+            for method, outcome in evaluation.outcomes.items():
+                predicted: tuple[str, str | float] = ("", "")
+                if (probabilities := outcome.probabilities.get(name)) is not None:
                     best = int(probabilities[row].argmax())
-                    line += [classes[best], round(float(probabilities[row, best]), 4)]
+                    predicted = classes[best], round(float(probabilities[row, best]), 4)
+                line[method], line[f"{method} probability"] = predicted
             lines.append(line)
-    return to_csv(["split", "id", "name", "label", "group", *columns], lines)
+    return to_csv([*lines[0]], (line.values() for line in lines))
