@@ -137,6 +137,20 @@ def test_on_a_terminal_of_80_columns_the_table_is_whole_and_ruled(
     assert sum("99.9 .. 100.0" in line for line in lines) == 2
 
 
+def test_of_a_wide_table_a_terminal_shows_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_force_terminal", True)
+    monkeypatch.setattr(console, "width", 80)
+    numbers = {f"column {number}": "22.2 ± 16.7" for number in range(9)}
+    with console.capture() as caught:
+        report.say_table(
+            Section("t", lines=[{"method": name, **numbers} for name in ("a[b]", "c")])
+        )
+    _, header, _, first, _, *rest = caught.get().splitlines()
+    assert header.split()[-2:] == ["column", "4"]
+    assert first.split() == ["a[b]", *["22.2", "±", "16.7"] * 5]
+    assert "narrow: column 5, column 6, column 7, column 8" in " ".join(" ".join(rest).split())
+
+
 def test_numbers_are_short() -> None:
     assert [report.percent(v) for v in (0.6, None, float("nan"))] == ["60.0", "-", "-"]
     assert [report.amount(v) for v in (None, 0, 12.34, 12345.6)] == ["-", "0", "12.3", "12,346"]

@@ -315,7 +315,7 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[\\|<`*_\[]", r"\\\g<0>", printable(text)).split())
 
 
-def to_csv(header: Sequence[str], rows: Iterable[Sequence[str | float]], exact: str = "") -> str:
+def to_csv(header: Sequence[str], rows: Iterable[Iterable[str | float]], exact: str = "") -> str:
     """CSV that a spreadsheet does not take for formulas: texts that look so begin with '.
 
     A column ``exact``, which programs go by, such as paths, stays as it is.
@@ -345,13 +345,37 @@ def joint_note(notes: Mapping[str, str | None]) -> str | None:
     return "; ".join(texts) or None
 
 
-def say_table(table: Section) -> None:
-    """Print a table as Markdown, with its title and footnotes."""
-    say("\n".join(filter(None, [table.title, markdown_table(table), *table.footnotes])))
+def say_table(table: Section, caption: str = "") -> None:
+    """Print a table with its title and footnotes: a rich one on a terminal, Markdown elsewhere.
+
+    Columns for which a terminal is too narrow are left out, the last ones first.
+    """
+    if not console.is_terminal:
+        say("\n".join(filter(None, [table.title, markdown_table(table), *table.footnotes])))
+        return
+    if table.title:
+        say(table.title)
+    rich = Table(
+        caption=caption, box=box.HORIZONTALS, show_edge=False, padding=(0, 0, 0, 1), pad_edge=False,
+    )  # fmt: skip
+    lines, room, fitting = [*table.lines, *table.bounds], console.width + 2, list[str]()
+    for number, name in enumerate(table.header):
+        room -= 2 + max(len(text) for text in (name, *(line[name] for line in lines)))
+        if room < 0:
+            break
+        rich.add_column(name, justify="left" if number < table.left else "right")
+        fitting.append(name)
+    for number, line in enumerate(lines, 1):
+        rich.add_row(*map(line.get, fitting), end_section=number == len(table.lines))
+    console.print(rich, markup=False)
+    if left_out := table.header[len(fitting) :]:
+        say(f"left out, because the terminal is too narrow: {', '.join(left_out)}")
+    for note in table.footnotes:
+        say(note)
 
 
 def show(rows: Sequence[Row]) -> None:
-    """Print the accuracies: a rich table on a terminal, Markdown elsewhere."""
+    """Print the accuracies."""
     if not rows:
         return
     methods: dict[str, dict[str, Row]] = {}  # by method and split
@@ -378,23 +402,8 @@ def show(rows: Sequence[Row]) -> None:
         replace(next(iter(here.values())), note=joint_note({s: r.note for s, r in here.items()}))
         for here in methods.values()
     ]
-    listing = table_of("", of_methods, line)
-    if not console.is_terminal:
-        say_table(listing)
-        return
-    table = Table(
-        caption="accuracy (95 % interval); below the rule: bounds, not methods",
-        box=box.HORIZONTALS, show_edge=False, padding=(0, 0, 0, 1), pad_edge=False,
-    )  # fmt: skip
-    shown = [*listing.lines, *listing.bounds]
-    for name in listing.header:
-        width = max(len(texts[name]) for texts in shown)
-        table.add_column(name, justify="left" if name == "method" else "right", min_width=width)
-    for number, texts in enumerate(shown, 1):
-        table.add_row(*texts.values(), end_section=number == len(listing.lines))
-    console.print(table)
-    for note in listing.footnotes:
-        say(note)
+    caption = "accuracy (95 % interval); below the rule: bounds, not methods"
+    say_table(table_of("", of_methods, line), caption)
 
 
 def percent(share: float | None) -> str:
