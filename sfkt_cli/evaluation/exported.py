@@ -26,15 +26,27 @@ from sfkt_cli.data.loading import Fit, place_targets
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.errors import RunError
-from sfkt_cli.evaluation import report
 from sfkt_cli.evaluation.models import model_digests
-from sfkt_cli.evaluation.report import Row, Section, amount, percent, plain
+from sfkt_cli.evaluation.report import (
+    Line,
+    Results,
+    Row,
+    Section,
+    amount,
+    interval,
+    markdown_section,
+    percent,
+    plain,
+    read_results,
+    table_of,
+)
 from sfkt_cli.models.graph_files import Predict, open_graph, open_onnx
 from sfkt_cli.models.saving import Saved
 from sfkt_cli.settings.runs import Run
 
 LARGEST_DIFFERENCE = 1e-3
 """Between the probabilities of an fp32 file and of PyTorch; more is refused."""
+BATCH = 16  # images at a time, where a file takes any number
 SAMPLES = 64  # images that files are compared on where all of them are in fp32
 COMPARED = 1000  # the same where one is in fp16 or int8
 CALIBRATION = 256  # images, others than those if possible, that ranges of activations come from
@@ -66,11 +78,9 @@ classifier, unlabelled images of the sensor, and unlabelled pairs of other thing
 
 Data set {data}.
 
-## Results
+{measured}
 
-{accuracies}
-
-{measured}## Limits
+## Limits
 
 - Trained without labels of this sensor. It knows what the RGB source model knew, errors included.
 - Valid for this sensor at these settings: another depth range, resolution or mounting needs a new
@@ -134,7 +144,7 @@ class TargetImages:
     size: tuple[int, int]  # height and width that files take
     fit: Fit  # how the stored images were made of such
     dtype: str  # that files take, such as ``uint16``
-    batch: int  # images at a time
+    batch: int | None  # images that files take at a time; None: any number
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -150,8 +160,9 @@ class TargetImages:
 
     def batches(self, rows: Rows) -> Iterator[Tensor]:
         """All rows; the last batch begins again to fill up."""
-        for start in range(0, len(rows), self.batch):
-            yield self.read(np.resize(rows[start : start + self.batch], self.batch))
+        size = self.batch or BATCH
+        for start in range(0, len(rows), size):
+            yield self.read(np.resize(rows[start : start + size], size))
 
     def ask(self, predict: Predict, rows: Rows) -> Tensor:
         """Probabilities (N, K) that a model gives the rows."""
@@ -251,24 +262,6 @@ def labels_told(run: Run, store: Store) -> dict[str, int]:
         }
 
 
-def comparison_table(comparisons: Iterable[Comparison]) -> str:
-    """What was written, as Markdown."""
-    lines = [
-        {
-            "file": one.file,
-            "precision": one.precision,
-            "MB": amount(one.megabytes),
-            "PyTorch's class %": percent(one.agreement),
-            "of images": str(one.images),
-            "accuracy %": percent(one.accuracy),
-            "PyTorch's %": percent(one.pytorch_accuracy),
-            "of labelled": str(one.labelled or "-"),
-        }
-        for one in comparisons
-    ]
-    return report.markdown_table(Section("", lines=lines, left=2))
-
-
 @dataclass(frozen=True)
 class Latency:
     """How long one model takes in one runtime."""
@@ -314,18 +307,31 @@ def open_openvino(content: bytes) -> Predict:
 
 
 def machine() -> str:
-    """Processor and threads that times belong to."""
+    """Processor and threads."""
     info = Path("/proc/cpuinfo")
     text = info.read_text(encoding="utf-8") if info.is_file() else ""
     named = re.search(r"model name\s*: (.+)", text)
-    name = named[1] if named else platform.processor()
+    name = named[1] if named else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' * (threads > 1)}."
+    return f"{name}, {threads} thread{'s' * (threads > 1)}"
 
 
-def latency_table(latencies: Iterable[Latency]) -> str:
-    """The latencies as Markdown."""
-    lines = [
+def tables(comparisons: Iterable[Comparison], latencies: Iterable[Latency]) -> list[Section]:
+    """What was found out about the files; nothing where there are none."""
+    written = [
+        {
+            "file": one.file,
+            "precision": one.precision,
+            "MB": amount(one.megabytes),
+            "PyTorch's class %": percent(one.agreement),
+            "of images": str(one.images),
+            "accuracy %": percent(one.accuracy),
+            "PyTorch's %": percent(one.pytorch_accuracy),
+            "of labelled": str(one.labelled or "-"),
+        }
+        for one in comparisons
+    ]
+    timed = [
         {
             "runtime": one.runtime,
             "file": one.file,
@@ -336,7 +342,18 @@ def latency_table(latencies: Iterable[Latency]) -> str:
         }
         for one in latencies
     ]
-    return report.markdown_table(Section("", lines=lines, left=2))
+    lines = {"Files": written, f"Speed on {machine()}": timed}
+    return [Section(title, lines=those, left=2) for title, those in lines.items() if those]
+
+
+def _result(row: Row) -> Line:
+    return {
+        "method": row.method,
+        "split": row.split,
+        "n": str(row.n),
+        "accuracy %": percent(row.accuracy),
+        "95 % interval": interval(row.accuracy_ci95),
+    }
 
 
 def _measure(predict: Predict, images: Tensor) -> tuple[float, float]:
@@ -362,14 +379,13 @@ def model_card(
     student: Saved,
     sensor: Sensor,
     images: TargetImages,
-    written: Sequence[str],
-    batch: int | None,
-    tables: Mapping[str, str],
+    files: Sequence[str],
+    measured: Sequence[Section],
 ) -> str:
     """The text of README.md, with the results of ``evaluate`` where there are some.
 
-    ``images`` are those that the exported files take, ``written`` are these files, the student's
-    first, and ``tables`` is what was measured on them, by heading.
+    ``images`` are those that the exported ``files`` take, of which the student's come first, and
+    ``measured`` is what was found out about them.
     """
     results = _results(run, method)
     rows = [row for row in results.rows if row.method in (method, "bridge-only")] if results else []
@@ -380,47 +396,35 @@ def model_card(
         "tags": ["source-free", "cross-modal", sensor.modality, method],
         **({"model-index": [_index(method, dataset, rows)]} if rows else {}),
     }
-    accuracies = "Not evaluated: `sfkt evaluate` does it where some target images have labels."
-    if rows:
-        lines = [
-            {
-                "method": row.method,
-                "split": row.split,
-                "n": str(row.n),
-                "accuracy %": percent(row.accuracy),
-                "95 % interval": report.interval(row.accuracy_ci95),
-            }
-            for row in rows
-        ]
-        accuracies = report.markdown_table(Section("", lines=lines, left=2))
-    file = next((name for name in written if name.endswith((".onnx", ".pt2"))), "student")
-    bridged = any(name.startswith("bridged-source") for name in written)
+    none = "Not evaluated: sfkt evaluate does it where some target images have labels."
+    accuracies = table_of("Results", rows, _result, left=2) if rows else Section("Results", (none,))
+    file = next(iter(files), "student")
+    bridged = any(name.startswith("bridged-source") for name in files)
     untouched = run.record(f"transfer/{method}").get("untouched_kept")
-    interface = GRAPHS + BRIDGED * bridged if Path(file).suffix else WEIGHTS
+    interface = GRAPHS + BRIDGED * bridged if files else WEIGHTS
     shape = ", ".join(map(str, images.shape))
-    taken = f"{images.dtype}, ({batch or 'batch'}, {shape}), {sensor.meaning}"
-    names, one = json.dumps(student.classes), f"({batch or 1}, {shape})"
+    taken = f"{images.dtype}, ({images.batch or 'batch'}, {shape}), {sensor.meaning}"
+    names, one = json.dumps(student.classes), f"({images.batch or 1}, {shape})"
     template = CODE[Path(file).suffix]
     if file.endswith("-fp16.onnx"):
         template = template.replace('session = onnxruntime.InferenceSession("{file}")', OPEN)
-    code = template.format(file=file, classes=names, shape=one, dtype=images.dtype)
-    measured = "".join(f"## {title}\n\n{text}\n\n" for title, text in tables.items())
     return CARD.format(
         front=yaml.safe_dump(front).rstrip(),
         modality=sensor.modality,
         method=method,
         classes=", ".join(map(plain, student.classes)),
         interface=interface.format(images=taken, student=UNTOUCHED if untouched else TRANSFERRED),
-        code=code,
+        code=template.format(file=file, classes=names, shape=one, dtype=images.dtype),
         data=f"{plain(dataset)}; {len(student.classes)} classes; seed {student.card['seed']}",
-        accuracies=accuracies,
-        measured=measured,
+        measured="\n\n".join(
+            part for section in (accuracies, *measured) for part in markdown_section(section)
+        ),
         temperature=student.card.get("temperature", 1.0),
         not_bridged=" Those of `bridged-source.*` do not." * bridged,
     )
 
 
-def _results(run: Run, method: str) -> report.Results | None:
+def _results(run: Run, method: str) -> Results | None:
     """The results of evaluate for these very models; nothing if the models are newer."""
     if not run.has("evaluate"):
         return None
@@ -428,7 +432,7 @@ def _results(run: Run, method: str) -> report.Results | None:
     same = all(
         used.get(name) == now.get(name) for name in ("source", "bridge", f"transfer/{method}")
     )
-    return report.read_results(run) if same else None
+    return read_results(run) if same else None
 
 
 def _index(method: str, dataset: str, rows: Sequence[Row]) -> dict[str, Any]:
