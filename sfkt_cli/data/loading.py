@@ -84,9 +84,13 @@ def archive_of_files(
     """
     missing = about.get("modality", "depth") == "depth"
     fit, max_pixels = config.prepare.fit, config.prepare.max_pixels
-    digest = container.digest([*image_names(records), *more])
+    names = [*image_names(records), *more]
     return Archive(
-        tuple(records), loader(container, convert, missing, fit, max_pixels), digest, **about
+        tuple(records),
+        loader(container, convert, missing, fit, max_pixels),
+        container.digest(names),
+        container.digest(names, times=False),
+        **about,
     )
 
 
