@@ -84,7 +84,7 @@ def fit_temperature(logits: Numbers, labels: Numbers, weights: Numbers) -> float
     """
     temperatures = np.geomspace(1 / 30, 30, 121)
     rows = np.arange(len(labels))
-    losses = [-weights @ np.log(softmax(logits / t)[rows, labels] + 1e-12) for t in temperatures]
+    losses = [-weights @ np.log(softmax(logits / t)[rows, labels] + TINY) for t in temperatures]
     return round(float(temperatures[int(np.argmin(losses))]), 3)
 
 

@@ -1,5 +1,4 @@
 import csv
-import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -25,12 +24,13 @@ ORACLE = replace(TGKT, method="oracle", accuracy=1.0, accuracy_ci95=(1.0, 1.0), 
 
 
 def _report(picture: str | None = None) -> Report:
-    section = Section(NASTY, (NASTY,), ("class", "n"), ((NASTY, "1"),), picture, NASTY)
-    return Report(NASTY, ("a",), (TGKT, ORACLE), (NASTY,), (section,))
+    section = Section(NASTY, (NASTY,), [{"class": NASTY, "n": "1"}], picture, NASTY)
+    return Report(NASTY, (TGKT, ORACLE), (NASTY,), (section,))
 
 
 def test_results_survive_json(tmp_path: Path) -> None:
-    written = json.loads(json.dumps(report.results(_report())))
+    results = report.Results(dataset="made", classes=("a",), rows=(TGKT, ORACLE))
+    written = results.model_dump(mode="json")
     assert written["rows"][0]["accuracy_ci95"] == [0.55, 0.66]
     written["rows"][0]["something_new"] = 1
     run = Run(tmp_path)
@@ -137,6 +137,20 @@ def test_on_a_terminal_of_80_columns_the_table_is_whole_and_ruled(
     assert sum("99.9 .. 100.0" in line for line in lines) == 2
 
 
+def test_of_a_wide_table_a_terminal_shows_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_force_terminal", True)
+    monkeypatch.setattr(console, "width", 80)
+    numbers = {f"column {number}": "22.2 ± 16.7" for number in range(9)}
+    with console.capture() as caught:
+        report.say_table(
+            Section("t", lines=[{"method": name, **numbers} for name in ("a[b]", "c")])
+        )
+    _, header, _, first, _, *rest = caught.get().splitlines()
+    assert header.split()[-2:] == ["column", "4"]
+    assert first.split() == ["a[b]", *["22.2", "±", "16.7"] * 5]
+    assert "narrow: column 5, column 6, column 7, column 8" in " ".join(" ".join(rest).split())
+
+
 def test_numbers_are_short() -> None:
     assert [report.percent(v) for v in (0.6, None, float("nan"))] == ["60.0", "-", "-"]
     assert [report.amount(v) for v in (None, 0, 12.34, 12345.6)] == ["-", "0", "12.3", "12,346"]
@@ -203,16 +217,16 @@ def test_page_fills_a_browser_in_dark_and_light(tmp_path: Path, scheme: int) -> 
 
 
 def test_latex_shows_texts_as_they_are_and_the_best_method_in_bold() -> None:
-    rows = [("a_b", "61.3 ± 0.4", "7"), ("c&d", "9.0", "8"), ("e", "-", "9")]
-    header, below = ("m", "accuracy %", "n"), [("z", "99", "1")]
-    table = Section("50 % of {x}", (), header, rows, bounds=below, footnotes=("(1) 5 %",))
+    rows = [("a_b", "61.3 ± 0.4", "7"), ("c&d", "9.0", "8"), ("e", "-", "9"), ("z", "99", "1")]
+    *methods, bound = (dict(zip(("m", "accuracy %", "n"), row, strict=True)) for row in rows)
+    table = Section("50 % of {x}", lines=methods, bounds=[bound], left=2, footnotes=("(1) 5 %",))
     text = report.latex_tables([table])
     lines = text.splitlines()
     assert r"a\_b & \textbf{61.3 $\pm$ 0.4} & 7 \\" in lines
     assert r"c\&d & 9.0 & 8 \\" in lines
     assert r"z & 99 & 1 \\" in lines
     assert r"\caption{50 \% of \{x\}}" in lines
-    assert r"\begin{tabular}{lrr}" in lines
+    assert r"\begin{tabular}{llr}" in lines
     assert r"\par {\footnotesize (1) 5 \%}" in lines
 
 
@@ -229,7 +243,7 @@ def test_a_note_of_some_rows_names_them() -> None:
 )
 def test_no_control_character_reaches_a_report(write: Callable[[Report], str]) -> None:
     nasty = "cup\x1b[2J\u202e"
-    section = Section(nasty, (nasty,), ("class", "n"), ((nasty, "1"),))
-    text = write(Report(nasty, (nasty,), (replace(TGKT, note=nasty),), (nasty,), (section,)))
+    section = Section(nasty, (nasty,), [{"class": nasty, "n": "1"}])
+    text = write(Report(nasty, (replace(TGKT, note=nasty),), (nasty,), (section,)))
     assert "x1b" in text
     assert printable(text) == text

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.evaluation.report import NAMES
 from sfkt_cli.files import write_record
 from sfkt_cli.methods import METHODS
 from sfkt_cli.settings.config import (
@@ -26,11 +27,7 @@ from sfkt_cli.settings.config import (
 )
 from sfkt_cli.settings.runs import Run
 
-ROWS = (
-    "source-only", "source-encoded", "source-adapted", "bridge-only", "tgkt+bridge", "source-rgb",
-    "oracle",
-)  # fmt: skip
-"""Rows that ``evaluate`` adds to those of the methods."""
+ROWS = tuple(NAMES)
 SENSORS: tuple[Sensor, ...] = get_args(Sensor)
 Settings = dict[str, Any]
 TUNED = "-tuned"  # ends the name of the row of a method whose settings are chosen on each data set
@@ -47,8 +44,6 @@ DECIDED = {
     "evaluate.oracle": "add `oracle` to the methods instead, or leave it out of them",
 }
 """Settings that the plan decides, and how."""
-PLAIN: Settings = {"evaluate": {"pictures": False}}
-"""Settings under those of every plan: pictures of many cells would take long."""
 
 
 def _named(row: Any) -> Any:
@@ -194,9 +189,10 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
         for row in [row for row in rows if row not in possible]:
             problems[f"{variant.name}: method {row!r} {choices}"] = None
         extra = {"seed": seed, "evaluate": {"oracle": "oracle" in rows}}
-        layers = (plan.settings, dataset.settings, variant.settings)
+        plain = {"evaluate": {"pictures": False}}  # those of many cells would take long
+        layers = (plain, plan.settings, dataset.settings, variant.settings)
         try:
-            config = build(PLAIN, *layers, overrides, extra)
+            config = build(*layers, overrides, extra)
         except ConfigError as error:
             problems[f"{dataset.name}, {variant.name}: {error}"] = None
             continue

@@ -1,6 +1,7 @@
 """The tables of a benchmark: mean, standard deviation, paired differences, and what it cost."""
 
 import csv
+import functools
 import os
 import platform
 import statistics
@@ -14,10 +15,10 @@ import numpy as np
 from pydantic import BaseModel
 
 from sfkt_cli import scores
-from sfkt_cli.benchmark.plan import GRID, SENSORS, TUNED, BenchmarkPlan, Cell, slug
+from sfkt_cli.benchmark.plan import SENSORS, TUNED, BenchmarkPlan, Cell, slug
 from sfkt_cli.console import warn
 from sfkt_cli.evaluation import figures, report
-from sfkt_cli.evaluation.report import BOUNDS, SPLITS, Columns, Row, Section, amount, percent
+from sfkt_cli.evaluation.report import BOUNDS, SPLITS, Line, Row, Section, amount, percent
 from sfkt_cli.files import read_record, write_json, write_text
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import versions
@@ -27,8 +28,6 @@ METRICS = (
     "images_per_second", "peak_memory_mb", "parameters",
 )  # fmt: skip
 """Of a row of results.json, in benchmark-long.csv."""
-OWN = ("tgkt+bridge",)
-"""Methods that are made from the main one, so that it is not compared with them."""
 
 
 class Key(NamedTuple):
@@ -83,30 +82,6 @@ class Result:
     note: str | None = None  # what a reader must know of this row; becomes a footnote
 
 
-COLUMNS: Columns[Result] = {
-    "variant": lambda result: result.variant,
-    "method": lambda result: result.method,
-    "accuracy %": lambda result: (
-        percent(result.mean)
-        + ("" if result.deviation is None else f" ± {percent(result.deviation)}")
-    ),
-    "balanced %": lambda result: percent(result.balanced_accuracy),
-    "difference": lambda result: (
-        "-" if result.difference is None else f"{100 * result.difference:+.1f}"
-    ),
-    "95 % interval": lambda result: report.interval(result.difference_ci95),
-    "p": lambda result: "-" if result.p_value is None else f"{result.p_value:.3f}",
-    "to": lambda result: result.versus or "-",
-    "seeds": lambda result: str(len(result.seeds)),
-    "n": lambda result: f"{result.n:,}",
-    "training s": lambda result: amount(result.train_seconds),
-    "tuning s": lambda result: amount(result.tuning_seconds),
-    "images/s": lambda result: amount(result.images_per_second),
-    "memory MB": lambda result: amount(result.peak_memory_mb),
-    "parameters": lambda result: amount(result.parameters),
-}
-
-
 class Tuning(BaseModel):
     """The content of tuning.json: every trial, and whether it was chosen."""
 
@@ -116,27 +91,26 @@ class Tuning(BaseModel):
 def write_report(
     plan: BenchmarkPlan,
     cells: Sequence[Cell],
+    evaluated: Sequence[Cell],
     output: Path,
     failed: Mapping[str, str],
     command: str,
 ) -> None:
     """Write benchmark.md, .tex, .csv, .json, benchmark-long.csv and the curves; print the tables.
 
-    ``failed`` are messages by the key of the stage, empty for a stage that was left out because
-    another one failed; ``command`` is as typed.
+    ``evaluated`` are the cells with results of the settings of the plan, ``failed`` messages by the
+    key of the stage, empty for a stage that was left out because another one failed; ``command`` is
+    as typed.
     """
     problems = [message for message in failed.values() if message]
     if left_out := len(failed) - len(problems):
         problems.append(f"left out because of these: {left_out} stage{'s'[: left_out > 1]}")
-    shown = [cell for cell in cells if str(cell.folder) not in failed]
-    measurements = collect(shown, output)
-    unlabelled = without_labels(shown, output)
+    measurements, unlabelled = collect(evaluated, output)
     path = output / "tuning.json"
     trials = read_record(path, Tuning).trials if path.is_file() else []
     measured = {(key.dataset, key.variant, key.method) for key in measurements}
     tuning = [trial for trial in trials if _tuned_row(trial) in measured]
     results = results_of(plan, cells, measurements, tuning)
-    pictures = draw_sweeps(plan, results, output)
     write_json(
         output / "benchmark.json",
         {
@@ -151,28 +125,44 @@ def write_report(
             "unlabelled": unlabelled,
         },
     )
+    lists = {
+        "Not all seeds": without_all_seeds(plan, results),
+        "Not finished": problems,
+        "No labels": unlabelled,
+    }
     tables = tables_of(results)
-    text = markdown(plan, results, tables, pictures, problems, unlabelled, command, tuning)
+    parts = [
+        f"# {report.plain(plan.title)}",
+        report.bullets(facts(plan, command)),
+        *(f"## {title}\n\n{report.bullets(lines)}" for title, lines in lists.items() if lines),
+        *sensor_tables(plan, results),
+    ]
+    for section in [*tables, *tuning_tables(tuning)]:
+        parts += report.markdown_section(section)
+    for file, caption in draw_sweeps(plan, results, output):
+        parts += [f"![{report.plain(caption)}]({file})", report.plain(caption)]
     write_text(output / "benchmark.csv", csv_text(results))
     write_text(output / "benchmark-long.csv", long_csv(measurements))
     write_text(output / "benchmark.tex", report.latex_tables(tables))
-    write_text(output / "benchmark.md", text)
+    write_text(output / "benchmark.md", "\n\n".join(parts) + "\n")
     for table in tables:
         report.say_table(table)
     for line in unlabelled:
         warn(line)
 
 
-def collect(cells: Iterable[Cell], output: Path) -> Measurements:
-    """The results of every finished cell."""
+def collect(cells: Iterable[Cell], output: Path) -> tuple[Measurements, list[str]]:
+    """The results of evaluated cells, and a line for each data set that has no labels."""
     measurements: dict[Key, dict[int, Measured]] = {}
+    unlabelled: dict[str, Path] = {}
     for cell in cells:
         run = Run(output / cell.folder)
-        if not run.finished("evaluate"):
-            continue
+        rows = report.read_results(run).rows
+        if not rows:
+            unlabelled[cell.dataset] = run.path("evaluate", "report.md")
         with run.output("evaluate", "predictions.csv").open(encoding="utf-8", newline="") as file:
             lines = [line for line in csv.DictReader(file) if line["label"]]
-        for row in report.read_results(run).rows:
+        for row in rows:
             if row.method not in cell.rows:
                 continue
             here = [line for line in lines if line["split"] == row.split]
@@ -180,21 +170,9 @@ def collect(cells: Iterable[Cell], output: Path) -> Measurements:
             groups = {line["name"]: line["group"] for line in here}
             key = Key(cell.dataset, cell.variant, row.split, row.method)
             measurements.setdefault(key, {})[cell.seed] = Measured(row, right, groups)
-    return measurements
-
-
-def without_labels(cells: Iterable[Cell], output: Path) -> list[str]:
-    """A line for each data set that was evaluated and has no figures, because of its labels."""
-    places = {
-        cell.dataset: output / cell.folder / "evaluate"
-        for cell in cells
-        if (run := Run(output / cell.folder)).finished("evaluate")
-        and not report.read_results(run).rows
-    }
-    return [
-        f"{name}: no image has a label, so there is no accuracy; {place / 'report.md'} has scores "
-        "without labels"
-        for name, place in places.items()
+    return measurements, [
+        f"{name}: no image has a label, so there is no accuracy; {path} has scores without labels"
+        for name, path in unlabelled.items()
     ]
 
 
@@ -217,18 +195,11 @@ def results_of(
             for of, variant, rows in places if of == dataset for method in rows
         ]  # fmt: skip
         versus = {key: reference(plan, measurements, key) for key in keys if key in measurements}
-        pairs = [frozenset({key, other}) for key, other in versus.items()]
-        table = [result_of(key, measurements, other, tuning) for key, other in versus.items()]
-        p_values = {
-            pair: row.p_value
-            for pair, row in zip(pairs, table, strict=True)
-            if row.p_value is not None
-        }
-        corrected = dict(zip(p_values, scores.holm(list(p_values.values())), strict=True))
-        results += [
-            replace(row, p_value=corrected.get(pair))
-            for pair, row in zip(pairs, table, strict=True)
-        ]
+        pair = {key: frozenset({key, other}) for key, other in versus.items()}
+        table = {key: result_of(key, measurements, other, tuning) for key, other in versus.items()}
+        p_values = {pair[key]: row.p_value for key, row in table.items() if row.p_value is not None}
+        corrected = dict(zip(p_values, scores.holm([*p_values.values()]), strict=True))
+        results += [replace(row, p_value=corrected.get(pair[key])) for key, row in table.items()]
     return results
 
 
@@ -262,7 +233,7 @@ def reference(plan: BenchmarkPlan, measurements: Measurements, key: Key) -> Key 
         main = main._replace(method=plan.main + TUNED)
     if key != main:
         return main
-    own = (plan.main, plan.main + TUNED, *OWN, *BOUNDS)
+    own = (plan.main, plan.main + TUNED, "tgkt+bridge", *BOUNDS)
     peers = [other for other in measurements if other[:3] == key[:3] and other.method not in own]
 
     def mean_accuracy(other: Key) -> float:
@@ -342,18 +313,9 @@ def draw_sweeps(
     return drawn
 
 
-def markdown(
-    plan: BenchmarkPlan,
-    results: Sequence[Result],
-    tables: Sequence[Section],
-    pictures: Sequence[tuple[str, str]],
-    failed: Sequence[str],
-    unlabelled: Sequence[str],
-    command: str,
-    tuning: Sequence[Trial],
-) -> str:
-    """The report for people."""
-    facts = (
+def facts(plan: BenchmarkPlan, command: str) -> tuple[str, ...]:
+    """What was run, and what the columns of the tables mean."""
+    return (
         f"Command: {command}",
         f"Seeds: {', '.join(map(str, plan.seeds))}; machine: {machine()}; versions: "
         + ", ".join(f"{name} {number}" for name, number in versions().items()),
@@ -364,35 +326,36 @@ def markdown(
         "Training: seconds beyond the source model, for a method that uses the bridge with the "
         "bridge; images/s: inference. Bounds saw labels or RGB images of the target task",
     )
-    parts = [f"# {report.plain(plan.title)}", report.bullets(facts)]
-    of_seeds: dict[tuple[str, str, str], dict[str, None]] = {}  # methods in their order, once
+
+
+def without_all_seeds(plan: BenchmarkPlan, results: Sequence[Result]) -> list[str]:
+    """A line for the methods of a data set and variant that have fewer seeds than the plan."""
+    methods: dict[str, dict[str, None]] = {}  # in their order, once
     for result in results:
         if set(result.seeds) != set(plan.seeds):
-            place = result.dataset, result.variant, ", ".join(map(str, result.seeds))
-            of_seeds.setdefault(place, {})[result.method] = None
-    fewer = [
-        f"{dataset}, {variant}: {seeds} alone, for {', '.join(methods)}"
-        for (dataset, variant, seeds), methods in of_seeds.items()
+            seeds = ", ".join(map(str, result.seeds))
+            place = f"{result.dataset}, {result.variant}: {seeds} alone"
+            methods.setdefault(place, {})[result.method] = None
+    return [f"{place}, for {', '.join(names)}" for place, names in methods.items()]
+
+
+def tuning_tables(tuning: Sequence[Trial]) -> list[Section]:
+    """What was tried for the tuned rows; nothing where there are none."""
+    text = "Tried on the first seed, the same for all methods; no label was looked at."
+    lines = [
+        {
+            "data": trial["dataset"],
+            "variant": trial["variant"],
+            "method": trial["method"],
+            **{name: str(value) for name, value in trial["settings"].items()},
+            "score": trial["score"],
+            "value": amount(trial["value"]),
+            "training s": amount(trial["seconds"]),
+            "chosen": "yes" if trial["chosen"] else "",
+        }
+        for trial in tuning
     ]
-    lists = {"Not all seeds": fewer, "Not finished": failed, "No labels": unlabelled}
-    for title, places in lists.items():
-        if places:
-            parts += [f"## {title}", report.bullets(places)]
-    parts += sensor_tables(plan, results)
-    for table in tables:
-        parts += report.markdown_section(table)
-    if tuning:
-        text = "Tried on the first seed, the same for all methods; no label was looked at."
-        header = ("data", "variant", "method", *GRID, "score", "value", "training s", "chosen")
-        lines = [
-            (t["dataset"], t["variant"], t["method"], *map(str, t["settings"].values()),
-             t["score"], amount(t["value"]), amount(t["seconds"]), "yes" if t["chosen"] else "")
-            for t in tuning
-        ]  # fmt: skip
-        parts += report.markdown_section(Section("Tuning", (text,), header, lines, left=3))
-    for file, caption in pictures:
-        parts += [f"![{report.plain(caption)}]({file})", report.plain(caption)]
-    return "\n\n".join(parts) + "\n"
+    return [Section("Tuning", (text,), lines, left=3)] if lines else []
 
 
 def sensor_tables(plan: BenchmarkPlan, results: Sequence[Result]) -> list[str]:
@@ -404,14 +367,14 @@ def sensor_tables(plan: BenchmarkPlan, results: Sequence[Result]) -> list[str]:
                 r.dataset: percent(r.mean) for r in results
                 if (r.split, r.method, r.variant) == (split, method, first)
             }  # fmt: skip
-            cells = [
-                (row, *(mean.get(f"{dataset.name} {row} to {column}", "-") for column in SENSORS))
-                for row in SENSORS
+            lines = [
+                {"RGB, then depth": source}
+                | {to: mean.get(f"{dataset.name} {source} to {to}", "-") for to in SENSORS}
+                for source in SENSORS
             ]
-            title = f"{dataset.name}: {method}, {split} split, accuracy %"
-            table = Section(title, (), ("RGB, then depth", *SENSORS), cells)
-            heading, *lines = report.markdown_section(table)
-            parts += [f"#{heading}", *lines]
+            table = Section(f"{dataset.name}: {method}, {split} split, accuracy %", lines=lines)
+            heading, *rest = report.markdown_section(table)
+            parts += [f"#{heading}", *rest]
     return ["## Sensor pairs", *parts] if parts else []
 
 
@@ -421,10 +384,32 @@ def tables_of(results: Sequence[Result]) -> list[Section]:
     for (dataset, split), group in groupby(results, lambda row: (row.dataset, row.split)):
         rows = list(group)
         several = len({row.variant for row in rows}) > 1
-        columns = {name: text for name, text in COLUMNS.items() if several or name != "variant"}
+        line = functools.partial(_line, with_variant=several)
         title = f"{dataset}: {SPLITS[split]}"
-        tables.append(report.table_of(title, columns, rows, left=1 + several))
+        tables.append(report.table_of(title, rows, line, left=1 + several))
     return tables
+
+
+def _line(result: Result, *, with_variant: bool) -> Line:
+    deviation = "" if result.deviation is None else f" ± {percent(result.deviation)}"
+    difference, p_value = result.difference, result.p_value
+    return {
+        **({"variant": result.variant} if with_variant else {}),
+        "method": result.method,
+        "accuracy %": percent(result.mean) + deviation,
+        "balanced %": percent(result.balanced_accuracy),
+        "difference": "-" if difference is None else f"{100 * difference:+.1f}",
+        "95 % interval": report.interval(result.difference_ci95),
+        "p": "-" if p_value is None else f"{p_value:.3f}",
+        "to": result.versus or "-",
+        "seeds": str(len(result.seeds)),
+        "n": f"{result.n:,}",
+        "training s": amount(result.train_seconds),
+        "tuning s": amount(result.tuning_seconds),
+        "images/s": amount(result.images_per_second),
+        "memory MB": amount(result.peak_memory_mb),
+        "parameters": amount(result.parameters),
+    }
 
 
 def csv_text(results: Sequence[Result]) -> str:

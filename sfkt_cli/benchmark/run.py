@@ -15,7 +15,7 @@ import signal
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -30,11 +30,10 @@ from sfkt_cli.data.readers import archive_root
 from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError, follow_parent
 from sfkt_cli.files import read_record, sha256_json
 from sfkt_cli.machine import cores, full_memory
-from sfkt_cli.settings.config import Config, build, merge, section_of, values_of
+from sfkt_cli.settings.config import build, merge, section_of, values_of
 from sfkt_cli.settings.runs import Run, call_stage
-from sfkt_cli.settings.stage import Done, stage_settings
+from sfkt_cli.settings.stage import STAGE_FIELDS, Done, stage_settings
 
-LEVELS = ("prepare", "source", "bridge", "transfer", "evaluate")
 _READ_OUTSIDE = ("prepare", "source")
 """Stages that read what may change while the settings stay: an archive, a model brought along."""
 _KILLED = "its process was killed, perhaps because memory ran out: use fewer --processes"
@@ -54,23 +53,9 @@ class Task:
     after: tuple[str, ...] = ()  # keys of the tasks that have to end first, well or not
 
     @property
-    def level(self) -> str:
-        """The stage without the method."""
-        return self.stage.partition("/")[0]
-
-    @property
     def finished(self) -> bool:
         """Whether it is done, seen without the links of its cell."""
         return (self.folder / "done.json").is_file()
-
-
-@dataclass
-class Progress:
-    """What has happened."""
-
-    # Messages by key of the task; empty for one that was left out because another one failed.
-    failed: dict[str, str] = field(default_factory=dict)
-    ran: list[str] = field(default_factory=list)  # keys of the tasks that were run now
 
 
 def benchmark(
@@ -98,19 +83,20 @@ def benchmark(
     cells = cells_of(plan, overrides or {})
     check_inputs(cells, output)
     output.mkdir(parents=True, exist_ok=True)
-    progress = Progress()
+    trials, failed = trial_cells(cells), dict[str, str]()
     try:
-        trials = trial_cells(cells)
-        run_cells(trials, output, processes, progress)
-        cells = tuned(cells, trials, output)
-        run_cells(cells, output, processes, progress)
+        ran = run_cells(trials, output, processes, failed)
+        ran += run_cells(tuned(cells, trials, output), output, processes, failed)
     finally:  # what there is, also when it is stopped
-        write_report(plan, cells, output, progress.failed, command)
-    say(f"benchmark: {len(progress.ran)} stages run, tables are in {output / 'benchmark.md'}")
-    if progress.failed:
-        first = next(iter(progress.failed.values()))
+        cells = tuned(cells, trials, output)
+        last = [(cell, tasks_of(cell, output)[-1]) for cell in cells]
+        evaluated = [cell for cell, task in last if task.key not in failed and done(task)]
+        write_report(plan, cells, evaluated, output, failed, command)
+    say(f"benchmark: {len(ran)} stages run, tables are in {output / 'benchmark.md'}")
+    if failed:
+        first = next(iter(failed.values()))
         raise RunError(
-            f"{len(progress.failed)} stages failed or were left out, the first: {first}\n"
+            f"{len(failed)} stages failed or were left out, the first: {first}\n"
             f"The tables in {output} show the rest; the same command tries these again"
         )
 
@@ -149,22 +135,21 @@ def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> 
         DataError: Archives or models that cells need are missing.
     """
     cells = cells_of(plan, overrides)
-    all_tasks = [
+    planned = [
         task
         for cell in [*trial_cells(cells), *cells]
         for task in tasks_of(cell, output, link=False)
     ]
-    tasks = {task.key: task for task in all_tasks}
-    total, planned = (Counter(task.stage for task in some) for some in (tasks.values(), all_tasks))
+    tasks = {task.key: task for task in planned}
+    total, asked = (Counter(task.stage for task in some) for some in (tasks.values(), planned))
     to_run = Counter(task.stage for task in tasks.values() if not task.finished)
-    costs = {kind: _costs(kind, output) for kind in sorted(total, key=_level)}
     of_methods = _costs("transfer/*", output)
     lines = [f"benchmark: dry run, nothing is written; {len(cells)} cells in {output}"]
     seconds, room, guessed, unknown = 0.0, 0, list[str](), list[str]()
-    for kind, measured in costs.items():
-        count, left = total[kind], to_run[kind]
-        shared = planned[kind] - count
-        text = f"  {kind:24}{count:5} stages, {shared} shared, {count - left} done"
+    order = [*STAGE_FIELDS]
+    for kind in sorted(total, key=lambda stage: order.index(stage.partition("/")[0])):
+        count, left, measured = total[kind], to_run[kind], _costs(kind, output)
+        text = f"  {kind:24}{count:5} stages, {asked[kind] - count} shared, {count - left} done"
         known = measured or (of_methods if "/" in kind else [])
         if left and known:
             typical = np.mean if measured else np.median
@@ -193,20 +178,22 @@ def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> 
     }  # fmt: skip
 
 
-def run_cells(cells: Iterable[Cell], output: Path, processes: int, progress: Progress) -> None:
-    """Run what is missing; a failed stage takes only its own cells with it.
+def run_cells(
+    cells: Iterable[Cell], output: Path, processes: int, failed: dict[str, str]
+) -> list[str]:
+    """Run what is missing, and return the keys of the tasks that were run.
 
     A stage runs once what it needs is there, and while no other command has claimed it; cell by
-    cell, so that a benchmark that is stopped has whole cells to show.
+    cell, so that a benchmark that is stopped has whole cells to show. One that fails takes only its
+    own cells with it: ``failed`` gets messages by key, empty where another one failed before.
     """
     tasks = {task.key: task for cell in cells for task in tasks_of(cell, output)}
-    left = (task for task in tasks.values() if task.key not in progress.failed)
-    waiting = {task.key: task for task in left}
-    workers = Workers(output, processes)
+    waiting = {key: task for key, task in tasks.items() if key not in failed}
+    workers, ran = Workers(output, processes), list[str]()
 
     def fail(task: Task, problem: str) -> None:
-        progress.failed[task.key] = f"{task.cell}: {task.stage}: {problem}"
-        warn(progress.failed[task.key])
+        failed[task.key] = f"{task.cell}: {task.stage}: {problem}"
+        warn(failed[task.key])
 
     try:
         while waiting or workers.running:
@@ -214,38 +201,41 @@ def run_cells(cells: Iterable[Cell], output: Path, processes: int, progress: Pro
             for task in list(waiting.values()):
                 if {*task.needs, *task.after} & (waiting.keys() | workers.keys()):
                     continue
-                if any(key in progress.failed for key in task.needs):
-                    progress.failed[task.key] = ""
+                if any(key in failed for key in task.needs):
+                    failed[task.key] = ""
                 elif not done(task):
                     if workers.full or claimed(task, output):
                         continue
                     workers.start(task)
-                elif task.level in _READ_OUTSIDE:
+                elif task.stage in _READ_OUTSIDE:
                     changed = run_task(task, output, console.quiet).problem
                     if changed is not None:
                         fail(task, f"{changed}\nfor a benchmark: another --output")
                 del waiting[task.key]
             for task, end in workers.ended(idle=len(waiting) == before):
-                if end.taken:
+                if not end.ran:
                     waiting[task.key] = task
                     continue
-                if end.ran:
-                    progress.ran.append(task.key)
-                    number, total = len(tasks) - len(waiting) - len(workers.running), len(tasks)
-                    say(f"benchmark: {number}/{total}  {task.cell}  {task.stage}")
-                    event("cell", level=task.level, number=number, total=total,
-                          name=str(task.cell), part=task.stage, problem=end.problem)  # fmt: skip
+                ran.append(task.key)
+                number, total = len(tasks) - len(waiting) - len(workers.running), len(tasks)
+                say(f"benchmark: {number}/{total}  {task.cell}  {task.stage}")
+                event("cell", level=task.stage.partition("/")[0], number=number, total=total,
+                      name=str(task.cell), part=task.stage, problem=end.problem)  # fmt: skip
                 if end.problem is not None:
                     fail(task, end.problem)
     finally:
         workers.stop()
+    return ran
 
 
 def tasks_of(cell: Cell, output: Path, *, link: bool = True) -> list[Task]:
     """The stages of a cell in order; its run folder gets links to where they belong."""
     from sfkt_cli.methods import find_method
 
-    folder, settings = output / cell.folder, values_of(_limited(cell.config))
+    folder, gpus = output / cell.folder, cell.config.runtime.gpus
+    # Whole stages run side by side: each on one GPU at most.
+    limited = {"runtime": {"gpus": gpus and min(gpus, 1), "processes": 1}}
+    settings = merge(values_of(cell.config), limited)
     made: dict[str, Task] = {}
     links: dict[Path, Path] = {}
 
@@ -291,15 +281,20 @@ def done(task: Task) -> bool:
     run = Run(task.cell)
     if task.stage != "evaluate" or not run.finished(task.stage):
         return run.finished(task.stage)
-    from sfkt_cli.stages.evaluate import inputs_of
+    from sfkt_cli.stages.evaluate import inputs_of, open_stores
 
-    record, config = run.record("evaluate"), build(dict(task.settings))
-    if record.get("settings") != stage_settings("evaluate", config):
+    config = build(dict(task.settings))
+    try:
+        record, now = run.record("evaluate"), inputs_of(config, run, *open_stores(run))
+    except SfktError:
         return False
-    try:  # it may have seen models that are no longer shown
-        return bool(inputs_of(config, run).items() <= record["inputs"].items())
-    except (KeyError, SfktError):
-        return False
+    # It may have seen models that are no longer shown, and whose links are gone.
+    used = {
+        name: digest
+        for name, digest in record["inputs"].items()
+        if name in now or run.path(name).exists()
+    }
+    return bool(record["settings"] == stage_settings("evaluate", config) and used == now)
 
 
 def claimed(task: Task, output: Path) -> bool:
@@ -318,11 +313,10 @@ def _claim(task: Task, output: Path) -> FileLock:
 
 
 class End(NamedTuple):
-    """How a stage ended: a problem if any, whether it was run here, whether another has it."""
+    """How a task ended."""
 
     problem: str | None = None
-    ran: bool = True
-    taken: bool = False
+    ran: bool = True  # False: another process had done it, or works on it
 
 
 class Workers:
@@ -404,15 +398,16 @@ def _work(
 
 def run_task(task: Task, output: Path, quiet: bool) -> End:
     """Run one stage here, unless another process does."""
-    config, name = build(dict(task.settings)), task.level
-    quieten(quiet or name == "evaluate")  # one table at the end, not one a cell
+    quieten(quiet or task.stage == "evaluate")  # one table at the end, not one a cell
     try:
-        with _claim(task, output):
-            if done(task) and name not in _READ_OUTSIDE:
+        with _claim(task, output) as claim:
+            if done(task) and task.stage not in _READ_OUTSIDE:
                 return End(ran=False)
-            call_stage(name, config, Run(task.cell))
+            call_stage(task.stage, build(dict(task.settings)), Run(task.cell))
+            if task.stage not in _READ_OUTSIDE:  # what is done is not claimed again
+                Path(claim.lock_file).unlink()
     except Timeout:
-        return End(taken=True)
+        return End(ran=False)
     except (SfktError, OSError) as error:
         return End(str(error))
     except Exception as error:  # a bug or a full GPU in one cell is no reason to lose a night
@@ -434,13 +429,6 @@ def gpus_of(processes: int) -> list[str]:
     return [gpus[number % len(gpus)] for number in range(processes)]
 
 
-def _limited(config: Config) -> Config:
-    """The same on one GPU at most, because the benchmark runs whole stages side by side."""
-    gpus = config.runtime.gpus
-    limited = {"gpus": gpus if gpus is None else min(gpus, 1), "processes": 1}
-    return config.model_copy(update={"runtime": config.runtime.model_copy(update=limited)})
-
-
 def _link(link: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     link.parent.mkdir(parents=True, exist_ok=True)
@@ -452,10 +440,6 @@ def _link(link: Path, folder: Path) -> None:
     fresh = link.with_name(f".{link.name}.{os.getpid()}")
     fresh.symlink_to(place, target_is_directory=True)
     fresh.replace(link)
-
-
-def _level(stage: str) -> int:
-    return LEVELS.index(stage.partition("/")[0])
 
 
 def _costs(stage: str, output: Path) -> list[tuple[float, int]]:

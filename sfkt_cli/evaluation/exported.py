@@ -28,7 +28,7 @@ from sfkt_cli.data.store import Store, spread
 from sfkt_cli.errors import RunError
 from sfkt_cli.evaluation.models import model_digests
 from sfkt_cli.evaluation.report import (
-    Columns,
+    Line,
     Results,
     Row,
     Section,
@@ -316,38 +316,44 @@ def machine() -> str:
     return f"{name}, {threads} thread{'s' * (threads > 1)}"
 
 
-FILES: Columns[Comparison] = {
-    "file": lambda one: one.file,
-    "precision": lambda one: one.precision,
-    "MB": lambda one: amount(one.megabytes),
-    "PyTorch's class %": lambda one: percent(one.agreement),
-    "of images": lambda one: str(one.images),
-    "accuracy %": lambda one: percent(one.accuracy),
-    "PyTorch's %": lambda one: percent(one.pytorch_accuracy),
-    "of labelled": lambda one: str(one.labelled or "-"),
-}
-SPEED: Columns[Latency] = {
-    "runtime": lambda one: one.runtime,
-    "file": lambda one: one.file,
-    "batch": lambda one: str(one.batch),
-    "median ms": lambda one: amount(one.median_ms),
-    "p95 ms": lambda one: amount(one.p95_ms),
-    "images/s": lambda one: amount(1000 * one.batch / one.median_ms),
-}
-RESULTS: Columns[Row] = {
-    "method": lambda row: row.method,
-    "split": lambda row: row.split,
-    "n": lambda row: str(row.n),
-    "accuracy %": lambda row: percent(row.accuracy),
-    "95 % interval": lambda row: interval(row.accuracy_ci95),
-}
-
-
 def tables(comparisons: Iterable[Comparison], latencies: Iterable[Latency]) -> list[Section]:
     """What was found out about the files; nothing where there are none."""
-    written = table_of("Files", FILES, comparisons, left=2)
-    timed = table_of(f"Speed on {machine()}", SPEED, latencies, left=2)
-    return [table for table in (written, timed) if table.cells]
+    written = [
+        {
+            "file": one.file,
+            "precision": one.precision,
+            "MB": amount(one.megabytes),
+            "PyTorch's class %": percent(one.agreement),
+            "of images": str(one.images),
+            "accuracy %": percent(one.accuracy),
+            "PyTorch's %": percent(one.pytorch_accuracy),
+            "of labelled": str(one.labelled or "-"),
+        }
+        for one in comparisons
+    ]
+    timed = [
+        {
+            "runtime": one.runtime,
+            "file": one.file,
+            "batch": str(one.batch),
+            "median ms": amount(one.median_ms),
+            "p95 ms": amount(one.p95_ms),
+            "images/s": amount(1000 * one.batch / one.median_ms),
+        }
+        for one in latencies
+    ]
+    lines = {"Files": written, f"Speed on {machine()}": timed}
+    return [Section(title, lines=those, left=2) for title, those in lines.items() if those]
+
+
+def _result(row: Row) -> Line:
+    return {
+        "method": row.method,
+        "split": row.split,
+        "n": str(row.n),
+        "accuracy %": percent(row.accuracy),
+        "95 % interval": interval(row.accuracy_ci95),
+    }
 
 
 def _measure(predict: Predict, images: Tensor) -> tuple[float, float]:
@@ -391,7 +397,7 @@ def model_card(
         **({"model-index": [_index(method, dataset, rows)]} if rows else {}),
     }
     none = "Not evaluated: sfkt evaluate does it where some target images have labels."
-    accuracies = table_of("Results", RESULTS, rows, left=2) if rows else Section("Results", (none,))
+    accuracies = table_of("Results", rows, _result, left=2) if rows else Section("Results", (none,))
     file = next(iter(files), "student")
     bridged = any(name.startswith("bridged-source") for name in files)
     untouched = run.record(f"transfer/{method}").get("untouched_kept")

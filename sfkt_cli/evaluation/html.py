@@ -12,7 +12,7 @@ from pathlib import Path
 from sfkt_cli.console import printable
 from sfkt_cli.evaluation.report import (
     BOUNDS,
-    Cells,
+    Line,
     Report,
     Row,
     Section,
@@ -162,9 +162,9 @@ def interval_chart(rows: Sequence[Row]) -> str:
 
 def _section(section: Section, folder: Path) -> str:
     parts = [f'<p class="lead">{escape(text)}</p>' for text in section.text]
-    if section.cells or section.bounds:
+    if section.header:
         head = "".join(f'<th scope="col">{escape(name)}</th>' for name in section.header)
-        bodies = f"<tbody>{_rows(section.cells)}</tbody>"
+        bodies = f"<tbody>{_rows(section.lines)}</tbody>"
         if section.bounds:
             bodies += f'<tbody class="bounds">{_rows(section.bounds)}</tbody>'
         table = f'<table class="words{section.left}"><thead><tr>{head}</tr></thead>{bodies}</table>'
@@ -175,10 +175,9 @@ def _section(section: Section, folder: Path) -> str:
     return "".join(parts)
 
 
-def _rows(cells: Sequence[Cells]) -> str:
-    return "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in cells
-    )
+def _rows(lines: Sequence[Line]) -> str:
+    rows = ("".join(f"<td>{escape(cell)}</td>" for cell in line.values()) for line in lines)
+    return "".join(f"<tr>{row}</tr>\n" for row in rows)
 
 
 def _picture(path: Path, caption: str) -> str:

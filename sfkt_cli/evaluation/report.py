@@ -8,8 +8,8 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from rich import box
@@ -43,14 +43,12 @@ NAMES = {
     "source-adapted": "RGB model, adapted",
     "bridge-only": "RGB model behind the translator",
     "tgkt+bridge": "student and translator together",
-    "oracle": "trained with labels",
     "source-rgb": "RGB model on RGB images",
+    "oracle": "trained with labels",
 }
-"""What people call them; all others are students."""
-Cells = Sequence[str]
-Item = TypeVar("Item")
-Columns = Mapping[str, Callable[[Item], str]]
-"""Of a table: the heading of each column, and how its cells are written."""
+"""What people call the rows that ``evaluate`` adds to those of the methods, which are students."""
+Line = dict[str, str]
+"""A line of a table: each cell by the heading of its column."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Results(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False)
 
     dataset: str
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # names in the order of the labels
     rows: tuple[Row, ...]
 
 
@@ -91,13 +89,17 @@ class Section:
 
     title: str  # heading
     text: tuple[str, ...] = ()  # paragraphs
-    header: Cells = ()  # of a table; empty: none
-    cells: Sequence[Cells] = ()  # its rows
+    lines: Sequence[Line] = ()  # of a table
     picture: str | None = None  # name of a PNG beside the report
     caption: str = ""  # what the picture shows, for those who do not see it, too
     left: int = 1  # columns of the table, from the left, that hold words
-    bounds: Sequence[Cells] = ()  # rows below a rule
-    footnotes: tuple[str, ...] = ()  # lines below the table
+    bounds: Sequence[Line] = ()  # lines of the table below a rule
+    footnotes: tuple[str, ...] = ()  # below the table
+
+    @property
+    def header(self) -> list[str]:
+        """The headings of the table; none where there is no table."""
+        return [heading for line in [*self.lines, *self.bounds][:1] for heading in line]
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,6 @@ class Report:
     """All that is known of a run."""
 
     dataset: str  # its name
-    classes: tuple[str, ...]  # names in the order of the labels
     rows: tuple[Row, ...]  # methods first, bounds last
     facts: tuple[str, ...] = ()  # how it was measured
     sections: tuple[Section, ...] = ()  # what follows the accuracies
@@ -142,65 +143,54 @@ def meanings(rows: Iterable[Row]) -> tuple[tuple[str, str], ...]:
     return tuple((name, MEANINGS[name]) for name in names if name in MEANINGS)
 
 
-def results(report: Report) -> dict[str, Any]:
-    """The content of results.json."""
-    rows = [asdict(row) for row in report.rows]
-    return {"dataset": report.dataset, "classes": list(report.classes), "rows": rows}
-
-
 def read_results(run: Run) -> Results:
     """The results.json of an evaluated run; raises DataError if it is missing or damaged."""
     return read_record(run.output("evaluate", "results.json"), Results, sealed=False)
 
 
-COLUMNS: Columns[Row] = {
-    "accuracy % ↑": lambda row: percent(row.accuracy),
-    "95 % interval": lambda row: interval(row.accuracy_ci95),
-    "balanced % ↑": lambda row: percent(row.balanced_accuracy),
-    "macro F1 % ↑": lambda row: percent(row.macro_f1),
-    "ECE % ↓": lambda row: percent(row.ece),
-    "training s ↓": lambda row: amount(row.train_seconds),
-    "memory MB ↓": lambda row: amount(row.peak_memory_mb),
-    "images/s ↑": lambda row: amount(row.images_per_second),
-    "parameters ↓": lambda row: amount(row.parameters),
-}
+def table_of(
+    title: str, items: Iterable[Any], line_of: Callable[[Any], Line], left: int = 1
+) -> Section:
+    """A table with a line for each item, which has a ``method`` and a ``note``.
 
-
-def table_of(title: str, columns: Columns[Item], items: Iterable[Item], left: int = 1) -> Section:
-    """A table with a line for each item that has a ``method``; bounds lie below a rule.
-
-    The ``note`` of an item becomes a footnote, whose number stands behind the method.
+    Bounds lie below a rule. Notes become footnotes, whose numbers stand behind the methods.
     """
-    lines: dict[bool, list[Cells]] = {False: [], True: []}
+    lines, bounds = list[Line](), list[Line]()
     marks: dict[str, str] = {}
     for item in items:
-        texts = {name: text(item) for name, text in columns.items()}
-        if note := getattr(item, "note", None):
-            texts["method"] += " " + marks.setdefault(note, f"({len(marks) + 1})")
-        is_bound = getattr(item, "method", "") in BOUNDS
-        lines[is_bound].append(list(texts.values()))
-    return Section(
-        title, header=tuple(columns), cells=lines[False], bounds=lines[True], left=left,
-        footnotes=tuple(f"{mark} {note}" for note, mark in marks.items()),
-    )  # fmt: skip
+        line = line_of(item)
+        if item.note:
+            line["method"] += " " + marks.setdefault(item.note, f"({len(marks) + 1})")
+        (bounds if item.method in BOUNDS else lines).append(line)
+    notes = tuple(f"{mark} {note}" for note, mark in marks.items())
+    return Section(title, lines=lines, bounds=bounds, left=left, footnotes=notes)
 
 
 def split_tables(
     rows: Sequence[Row], name: Callable[[str], str] = str
 ) -> list[tuple[list[Row], Section]]:
     """Each split's rows and their table; ``name`` says what a method is called in it."""
+
+    def line(row: Row) -> Line:
+        return {
+            "method": name(row.method),
+            "accuracy % ↑": percent(row.accuracy),
+            "95 % interval": interval(row.accuracy_ci95),
+            "balanced % ↑": percent(row.balanced_accuracy),
+            "macro F1 % ↑": percent(row.macro_f1),
+            "ECE % ↓": percent(row.ece),
+            "training s ↓": amount(row.train_seconds),
+            "memory MB ↓": amount(row.peak_memory_mb),
+            "images/s ↑": amount(row.images_per_second),
+            "parameters ↓": amount(row.parameters),
+        }
+
     tables = []
     for split, title in SPLITS.items():
-        here = [row for row in rows if row.split == split]
-        if here:
-            tables.append((here, _split_table(title, here, name)))
+        if here := [row for row in rows if row.split == split]:
+            counts = " or ".join(f"{count:,}" for count in sorted({row.n for row in here}))
+            tables.append((here, table_of(f"{title}, n = {counts}", here, line)))
     return tables
-
-
-def _split_table(title: str, rows: Sequence[Row], name: Callable[[str], str]) -> Section:
-    columns: Columns[Row] = {"method": lambda row: name(row.method), **COLUMNS}
-    counts = " or ".join(f"{count:,}" for count in sorted({row.n for row in rows}))
-    return table_of(f"{title}, n = {counts}", columns, rows)
 
 
 def to_markdown(report: Report) -> str:
@@ -225,7 +215,7 @@ def bullets(lines: Iterable[str]) -> str:
 def markdown_section(section: Section) -> list[str]:
     """The heading of a section, and its paragraphs, table and picture."""
     parts = [f"## {plain(section.title)}", *map(plain, section.text)]
-    if section.cells or section.bounds:
+    if section.header:
         parts += [markdown_table(section), *map(plain, section.footnotes)]
     if section.picture:
         parts += [f"![{plain(section.title)}]({section.picture})", plain(section.caption)]
@@ -234,20 +224,25 @@ def markdown_section(section: Section) -> list[str]:
 
 def markdown_table(table: Section) -> str:
     """The table of a section, with columns of even width and bounds under a rule of dashes."""
-    texts = [[plain(cell) for cell in row] for row in (table.header, *table.cells, *table.bounds)]
+    lines = [table.header, *(line.values() for line in (*table.lines, *table.bounds))]
+    texts = [[plain(cell) for cell in line] for line in lines]
     widths = [max(3, *map(len, column)) for column in zip(*texts, strict=True)]
+    left = range(table.left)
 
-    def line(row: Sequence[str]) -> str:
+    def line(cells: Sequence[str]) -> str:
         padded = (
-            cell.ljust(width) if i < table.left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
         )
         return f"| {' | '.join(padded)} |"
 
-    marks = ["-" * w if i < table.left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    rule = [["bounds", *["—" * 3] * (len(widths) - 1)]] if table.bounds else []
-    split = 1 + len(table.cells)
-    return "\n".join(map(line, [texts[0], marks, *texts[1:split], *rule, *texts[split:]]))
+    marks = [
+        "-" * (w if i in left else w - 1) + ":" * (i not in left) for i, w in enumerate(widths)
+    ]
+    texts.insert(1, marks)
+    if table.bounds:
+        texts.insert(2 + len(table.lines), ["bounds", *["—" * 3] * (len(widths) - 1)])
+    return "\n".join(map(line, texts))
 
 
 def to_latex(report: Report) -> str:
@@ -265,27 +260,27 @@ def latex_tables(tables: Iterable[Section]) -> str:
 
 def _latex_table(table: Section) -> str:
     header = table.header
-    place = next(i for i, name in enumerate(header) if name.startswith("accuracy %"))
-    numbers = [_leading(row[place]) for row in table.cells]
+    accuracy = next(name for name in header if name.startswith("accuracy %"))
+    numbers = [_leading(line[accuracy]) for line in table.lines]
     top = max((number for number in numbers if number is not None), default=None)
 
-    def line(row: Cells, number: float | None = None) -> str:
-        texts = [_latex(cell) for cell in row]
+    def row(line: Line, number: float | None = None) -> str:
+        texts = {heading: _latex(cell) for heading, cell in line.items()}
         if number is not None and number == top:
-            texts[place] = rf"\textbf{{{texts[place]}}}"
-        return " & ".join(texts) + r" \\"
+            texts[accuracy] = rf"\textbf{{{texts[accuracy]}}}"
+        return " & ".join(texts.values()) + r" \\"
 
-    below = [r"\midrule", *map(line, table.bounds)] if table.bounds else []
+    below = [r"\midrule", *map(row, table.bounds)] if table.bounds else []
     notes = [rf"\par {{\footnotesize {_latex(note)}}}" for note in table.footnotes]
     return "\n".join(
         [
             r"\begin{table}",
             rf"\caption{{{_latex(table.title)}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+            rf"\begin{{tabular}}{{{'l' * table.left}{'r' * (len(header) - table.left)}}}",
             r"\toprule",
-            line(header),
+            row({heading: heading for heading in header}),
             r"\midrule",
-            *map(line, table.cells, numbers),
+            *map(row, table.lines, numbers),
             *below,
             r"\bottomrule",
             r"\end{tabular}",
@@ -320,7 +315,7 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[\\|<`*_\[]", r"\\\g<0>", printable(text)).split())
 
 
-def to_csv(header: Sequence[str], rows: Iterable[Sequence[str | float]], exact: str = "") -> str:
+def to_csv(header: Sequence[str], rows: Iterable[Iterable[str | float]], exact: str = "") -> str:
     """CSV that a spreadsheet does not take for formulas: texts that look so begin with '.
 
     A column ``exact``, which programs go by, such as paths, stays as it is.
@@ -350,53 +345,65 @@ def joint_note(notes: Mapping[str, str | None]) -> str | None:
     return "; ".join(texts) or None
 
 
-def say_table(table: Section) -> None:
-    """Print a table as Markdown, with its title and footnotes."""
-    say("\n".join(filter(None, [table.title, markdown_table(table), *table.footnotes])))
+def say_table(table: Section, caption: str = "") -> None:
+    """Print a table with its title and footnotes: a rich one on a terminal, Markdown elsewhere.
+
+    Columns for which a terminal is too narrow are left out, the last ones first.
+    """
+    if not console.is_terminal:
+        say("\n".join(filter(None, [table.title, markdown_table(table), *table.footnotes])))
+        return
+    if table.title:
+        say(table.title)
+    rich = Table(
+        caption=caption, box=box.HORIZONTALS, show_edge=False, padding=(0, 0, 0, 1), pad_edge=False,
+    )  # fmt: skip
+    lines, room, fitting = [*table.lines, *table.bounds], console.width + 2, list[str]()
+    for number, name in enumerate(table.header):
+        room -= 2 + max(len(text) for text in (name, *(line[name] for line in lines)))
+        if room < 0:
+            break
+        rich.add_column(name, justify="left" if number < table.left else "right")
+        fitting.append(name)
+    for number, line in enumerate(lines, 1):
+        rich.add_row(*map(line.get, fitting), end_section=number == len(table.lines))
+    console.print(rich, markup=False)
+    if left_out := table.header[len(fitting) :]:
+        say(f"left out, because the terminal is too narrow: {', '.join(left_out)}")
+    for note in table.footnotes:
+        say(note)
 
 
 def show(rows: Sequence[Row]) -> None:
-    """Print the accuracies: a rich table on a terminal, Markdown elsewhere."""
+    """Print the accuracies."""
     if not rows:
         return
     methods: dict[str, dict[str, Row]] = {}  # by method and split
     for row in rows:
         methods.setdefault(row.method, {})[row.split] = row
 
-    def accuracy(split: str) -> Callable[[Row], str]:
-        def text(of_method: Row) -> str:
-            row = methods[of_method.method].get(split)
-            return f"{percent(row.accuracy)} ({interval(row.accuracy_ci95)})" if row else "-"
+    splits = [split for split in SPLITS if any(split in here for here in methods.values())]
 
-        return text
+    def line(first: Row) -> Line:
+        here = methods[first.method]
+        accuracies = {
+            f"{split} %": f"{percent(row.accuracy)} ({interval(row.accuracy_ci95)})"
+            for split, row in here.items()
+        }
+        return {
+            "method": first.method,
+            **{f"{split} %": "-" for split in splits},
+            **accuracies,
+            "training s": amount(first.train_seconds),  # the same for all splits
+            "memory MB": amount(first.peak_memory_mb),
+        }
 
-    columns: Columns[Row] = {
-        "method": lambda row: row.method,
-        **{f"{s} %": accuracy(s) for s in SPLITS if any(row.split == s for row in rows)},
-        "training s": lambda row: amount(row.train_seconds),  # the same for all splits
-        "memory MB": lambda row: amount(row.peak_memory_mb),
-    }
-    lines = [
+    of_methods = [
         replace(next(iter(here.values())), note=joint_note({s: r.note for s, r in here.items()}))
         for here in methods.values()
     ]
-    listing = table_of("", columns, lines)
-    if not console.is_terminal:
-        say_table(listing)
-        return
-    table = Table(
-        caption="accuracy (95 % interval); below the rule: bounds, not methods",
-        box=box.HORIZONTALS, show_edge=False, padding=(0, 0, 0, 1), pad_edge=False,
-    )  # fmt: skip
-    above, below = listing.cells, listing.bounds
-    for name, *column in zip(listing.header, *above, *below, strict=True):
-        side: Literal["left", "right"] = "left" if name == "method" else "right"
-        table.add_column(name, justify=side, min_width=max(map(len, column)))
-    for line in (*above, *below):
-        table.add_row(*line, end_section=line is above[-1])
-    console.print(table)
-    for note in listing.footnotes:
-        say(note)
+    caption = "accuracy (95 % interval); below the rule: bounds, not methods"
+    say_table(table_of("", of_methods, line), caption)
 
 
 def percent(share: float | None) -> str:

@@ -18,6 +18,7 @@ from sfkt_cli.evaluation.report import (
     BOUNDS,
     NAMES,
     Headline,
+    Line,
     Section,
     amount,
     interval,
@@ -243,12 +244,16 @@ def sections(evaluation: Evaluation) -> tuple[Section, ...]:
 
 def differences(evaluation: Evaluation) -> Section | None:
     """The method shown against every other, image by image."""
-    main, cells = evaluation.main_method, []
+    main, lines = evaluation.main_method, list[Line]()
     for split in evaluation.labelled_splits:
         for other in evaluation.rivals:
-            points = [f"{100 * share:+.1f}" for share in evaluation.difference(main, other, split)]
-            cells.append((named(other), split.name, points[0], f"{points[1]} .. {points[2]}"))
-    if not cells:
+            shares = evaluation.difference(main, other, split)
+            points, low, high = (f"{100 * share:+.1f}" for share in shares)
+            lines.append(
+                {"against": named(other), "split": split.name, "points ↑": points,
+                 "95 % interval": f"{low} .. {high}"}
+            )  # fmt: skip
+    if not lines:
         return None
     return Section(
         f"{named(main)} against the others",
@@ -257,8 +262,7 @@ def differences(evaluation: Evaluation) -> Section | None:
             "images. The models have one seed: the interval does not include the scatter of "
             "training, which sfkt benchmark measures.",
         ),
-        ("against", "split", "points ↑", "95 % interval"),
-        cells,
+        lines,
         left=2,
     )
 
@@ -271,24 +275,27 @@ def thresholds(evaluation: Evaluation) -> Section | None:
     temperature = evaluation.outcomes[main].predictor.temperature
     confidence = evaluation.labelled(main, split).max(axis=1)
     right = evaluation.right(main, split)
-    cells = []
+    lines: list[Line] = []
     for threshold in [round(level, 3) for level in np.quantile(confidence, REJECTED).tolist()]:
         unsure = confidence < threshold
-        parts = (unsure, unsure[~right], unsure[right], right[~unsure])
-        shares = (percent(float(part.mean()) if len(part) else None) for part in parts)
-        cells.append((f"{threshold:.3f}", *shares))
+        parts = {
+            "unknown %": unsure,
+            "wrong answers rejected % ↑": unsure[~right],
+            "right answers rejected % ↓": unsure[right],
+            "accuracy of the rest % ↑": right[~unsure],
+        }
+        shares = {
+            name: percent(float(part.mean()) if len(part) else None) for name, part in parts.items()
+        }
+        lines.append({"threshold": f"{threshold:.3f}", **shares})
     return Section(
         "Thresholds",
         (
             f"What sfkt predict --threshold rejects with {named(main)}, on the {split.name} split. "
             f"Its logits are divided by the temperature {temperature:g}, fitted without labels.",
         ),
-        (
-            "threshold", "unknown %", "wrong answers rejected % ↑", "right answers rejected % ↓",
-            "accuracy of the rest % ↑",
-        ),
-        cells,
-    )  # fmt: skip
+        lines,
+    )
 
 
 def label_free(evaluation: Evaluation) -> Section:
@@ -296,35 +303,36 @@ def label_free(evaluation: Evaluation) -> Section:
     split = evaluation.main_split
     scored = {m: o.label_free for m, o in evaluation.outcomes.items() if m not in BOUNDS}
     names = [name for name in LABEL_FREE if name in scored["source-only"]]
-    header = ["method", *(LABEL_FREE[name] for name in names)]
-    cells = []
+    lines = []
     for method, values in scored.items():
-        texts = (
-            (percent if "%" in LABEL_FREE[name] else amount)(values.get(name)) for name in names
-        )
-        cells.append([named(method), *texts])
+        texts = {
+            heading: (percent if "%" in heading else amount)(values.get(name))
+            for name in names
+            if (heading := LABEL_FREE[name])
+        }
+        lines.append({"method": named(method), **texts})
     text = (
         "TI agreement: the share of TI pairs for which the method names the same class on the "
         "target image as the source model on the RGB image. Kappa: the agreement beyond chance, "
         "which is 0. No score here uses a label"
     )
     if split is None:
-        return Section("Label-free scores", (f"{text}.",), header, cells)
+        return Section("Label-free scores", (f"{text}.",), lines)
     paragraphs = [f"{text}; the last column does ({split.name} split)."]
-    header.append("accuracy % ↑")
     accuracy = {method: float(evaluation.right(method, split).mean()) for method in scored}
-    for line, share in zip(cells, accuracy.values(), strict=True):
-        line.append(percent(share))
+    for line, share in zip(lines, accuracy.values(), strict=True):
+        line["accuracy % ↑"] = percent(share)
     if len(scored) >= 4:
-        row = ["rank correlation"]
+        last = {"method": "rank correlation"}
         for name in names:
             having = [method for method, values in scored.items() if name in values]
             values_of = [scored[method][name] for method in having]
-            row.append(_correlation(values_of, [accuracy[method] for method in having]))
-        cells.append([*row, ""])
+            of_methods = [accuracy[method] for method in having]
+            last[LABEL_FREE[name]] = _correlation(values_of, of_methods)
+        lines.append({**last, "accuracy % ↑": ""})
         note = "Last row: Spearman's correlation with accuracy over the methods, afterwards."
         paragraphs.append(note)
-    return Section("Label-free scores", tuple(paragraphs), header, cells)
+    return Section("Label-free scores", tuple(paragraphs), lines)
 
 
 def epoch_choice(run: Run, target: Split, stages: Sequence[str]) -> Section | None:
@@ -333,7 +341,7 @@ def epoch_choice(run: Run, target: Split, stages: Sequence[str]) -> Section | No
     It tells how the kept epoch compares with the best one, and each score with accuracy.
     """
     labels = np.array([target.truth.get(row, -1) for row in spread(len(target.ids)).tolist()])
-    cells = []
+    lines: list[Line] = []
     for stage in stages:
         predicted = load_epochs(run.output(stage, FILE).parent)
         kept = run.record(stage).get("best_epoch") or len(predicted) + 1
@@ -342,12 +350,19 @@ def epoch_choice(run: Run, target: Split, stages: Sequence[str]) -> Section | No
         if not np.any(labels >= 0) or not whole:
             continue
         accuracy = (predicted == labels)[:, labels >= 0].mean(axis=1)
-        curves = ([row[name] for row in metrics if name in row] for name in SELECTORS)
-        correlations = [_correlation(values, accuracy.tolist()) for values in curves]
         of_kept, best = accuracy[kept - 1], accuracy.max()
-        cells.append((stage, f"{kept} of {len(predicted)}", percent(of_kept), percent(best),
-                      f"{100 * (best - of_kept):.1f}", *correlations))  # fmt: skip
-    if not cells:
+        line = {
+            "stage": stage,
+            "kept": f"{kept} of {len(predicted)}",
+            "its accuracy %": percent(of_kept),
+            "best %": percent(best),
+            "lost": f"{100 * (best - of_kept):.1f}",
+        }
+        for name in SELECTORS:
+            values = [row[name] for row in metrics if name in row]
+            line[figures.TERMS[name]] = _correlation(values, accuracy.tolist())
+        lines.append(line)
+    if not lines:
         return None
     return Section(
         "Choosing the epoch without labels",
@@ -356,12 +371,8 @@ def epoch_choice(run: Run, target: Split, stages: Sequence[str]) -> Section | No
             "best one, and Spearman's correlation of each label-free score with it over the "
             "epochs. This was computed afterwards; nothing was chosen by it.",
         ),
-        (
-            "stage", "kept", "its accuracy %", "best %", "lost",
-            *(figures.TERMS[name] for name in SELECTORS),
-        ),
-        cells,
-    )  # fmt: skip
+        lines,
+    )
 
 
 def _correlation(values: Sequence[float], accuracies: Sequence[float]) -> str:
@@ -390,19 +401,18 @@ def bridge_quality(evaluation: Evaluation) -> Section | None:
         trained = "The bridge was trained on them, too: there were too few pairs to keep some back."
     elif "warm start" in record.get("inputs", {}):
         trained = "The run that the bridge was started from may have been trained on some of them."
-    cells = (
-        ("TI agreement of the kept epoch", f"{percent(record.get('ti_agreement'))} %"),
-        ("the same beyond chance (kappa)", amount(record.get("ti_kappa"))),
-        ("epoch kept", str(record.get("best_epoch", "-"))),
-        ("PSNR", f"{scores.psnr(translated, rgb).mean():.1f} dB"),
-        ("SSIM", f"{1 - float(structural_dissimilarity(*pictures)):.3f}"),
-        ("Fréchet distance of source features", amount(distance)),
-    )
+    quantities = {
+        "TI agreement of the kept epoch": f"{percent(record.get('ti_agreement'))} %",
+        "the same beyond chance (kappa)": amount(record.get("ti_kappa")),
+        "epoch kept": str(record.get("best_epoch", "-")),
+        "PSNR": f"{scores.psnr(translated, rgb).mean():.1f} dB",
+        "SSIM": f"{1 - float(structural_dissimilarity(*pictures)):.3f}",
+        "Fréchet distance of source features": amount(distance),
+    }
     return Section(
         "The bridge on TI pairs",
         (f"{len(pairs.rgb):,} translated TI target images against their RGB partners. {trained}",),
-        ("quantity", "value"),
-        cells,
+        [{"quantity": name, "value": text} for name, text in quantities.items()],
         *galleries.ti_gallery(evaluation, pairs),
     )
 
@@ -411,9 +421,9 @@ def classes(evaluation: Evaluation, split: Split) -> Section:
     """Accuracy of each class."""
     here = [row for row in evaluation.rows if row.split == split.name]
     counts = np.bincount(split.labels, minlength=len(evaluation.classes))
-    cells = [
-        (name, f"{counts[k]:,}", *(percent(row.class_accuracy[k]) for row in here))
+    lines = [
+        {"class": name, "n": f"{counts[k]:,}"}
+        | {named(row.method): percent(row.class_accuracy[k]) for row in here}
         for k, name in enumerate(evaluation.classes)
     ]
-    header = ("class", "n", *(named(row.method) for row in here))
-    return Section(f"Accuracy by class, {split.name} split (%)", (), header, cells)
+    return Section(f"Accuracy by class, {split.name} split (%)", lines=lines)

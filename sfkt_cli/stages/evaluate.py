@@ -13,7 +13,7 @@ from sfkt_cli.errors import ConfigError, RunError, first_line
 from sfkt_cli.evaluation import predictions
 from sfkt_cli.evaluation.galleries import shots
 from sfkt_cli.evaluation.html import to_html
-from sfkt_cli.evaluation.labelled import LISTS, Split, read_own_labels, read_splits
+from sfkt_cli.evaluation.labelled import LISTS, read_own_labels, read_splits
 from sfkt_cli.evaluation.models import (
     Predictor,
     costs,
@@ -27,8 +27,8 @@ from sfkt_cli.evaluation.models import (
 from sfkt_cli.evaluation.predictions import Evaluation
 from sfkt_cli.evaluation.report import (
     Report,
+    Results,
     read_results,
-    results,
     show,
     to_csv,
     to_latex,
@@ -66,12 +66,12 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
         check_suffix(report)
     run.require("prepare")
     run.require("source")
-    with run.open("evaluate", config, inputs_of(config, run), renew=True) as stage:
+    stores = open_stores(run)
+    with run.open("evaluate", config, inputs_of(config, run, *stores), renew=True) as stage:
         if stage is None:
             say(f"evaluate: nothing changed since {run.path('evaluate', 'report.md')}")
         else:
-            transfer, test = open_store(run.transfer_store), open_store(run.test_store)
-            _measure(config, run, stage, transfer, read_splits(transfer, test))
+            _measure(config, run, stage, *stores)
     folder = run.path("evaluate")
     show(read_results(run).rows)
     say(f"evaluate: report and pictures are in {folder}")
@@ -84,19 +84,30 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
         copy_report(run.output("evaluate", COPIES[report.suffix.lower()]), report)
 
 
-def inputs_of(config: Config, run: Run) -> dict[str, str]:
+def open_stores(run: Run) -> tuple[Store, Store]:
+    """transfer.h5 and test.h5; raises DataError if one is missing or damaged."""
+    return open_store(run.transfer_store), open_store(run.test_store)
+
+
+def inputs_of(config: Config, run: Run, *stores: Store) -> dict[str, str]:
     """Digests of all that a report is made from.
 
     Raises:
-        DataError: A store, a model or a list of the user's labels is missing or damaged.
+        DataError: A model or a list of the user's labels is missing or damaged.
     """
-    stores = {path.name: open_store(path) for path in (run.transfer_store, run.test_store)}
-    inputs = {name: store.digest for name, store in stores.items()} | model_digests(run)
+    inputs = {store.path.name: store.digest for store in stores} | model_digests(run)
     for path in sorted(run.folder.glob(LISTS)):
         if own := read_own_labels(path):
             inputs[path.name] = sha256_json(own)
     if config.evaluate.oracle:
-        inputs["oracle"] = oracle_recipe(config, run)
+        recipe = {
+            "seed": config.seed,
+            "source": as_dict(config.source),
+            "epochs": oracle_epochs(config, run),
+            "training": as_dict(config.training),
+            "batch_size": fixed_batch_size(config.runtime),
+        }
+        inputs["oracle"] = sha256_json(recipe)
     return inputs
 
 
@@ -116,6 +127,8 @@ def copy_report(written: Path, report: Path) -> None:
     Raises:
         RunError: The file cannot be written.
     """
+    if report.resolve() == written.resolve():
+        return
     text = written.read_text(encoding="utf-8")
     if report.suffix.lower() == ".md":
         here = Path(os.path.relpath(written.parent.resolve(), report.parent.resolve())).as_posix()
@@ -127,10 +140,10 @@ def copy_report(written: Path, report: Path) -> None:
         raise RunError(f"--report {report} cannot be written: {first_line(error)}") from None
 
 
-def _measure(config: Config, run: Run, stage: Stage, store: Store, readable: list[Split]) -> None:
+def _measure(config: Config, run: Run, stage: Stage, store: Store, test: Store) -> None:
     runtime = measuring_runtime(config)
     models = load_models(run, store, runtime)
-    splits = {split.name: split for split in readable}
+    splits = {split.name: split for split in read_splits(store, test)}
     pairs = predictions.ti_pairs(store, models, runtime)
     evaluation = Evaluation(config, run, stage.folder, store, models, splits, pairs, runtime)
     if count := len(evaluation.own_labels[0]):
@@ -151,9 +164,11 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, readable: lis
     if note and not evaluation.labelled_splits:  # with labels the first line says it
         warn(f"{evaluation.main_method}: {note}")
     answer = headline(evaluation, judged)
+    results = Results(
+        dataset=store.dataset, classes=tuple(evaluation.classes), rows=evaluation.rows
+    )
     report = Report(
         dataset=store.dataset,
-        classes=tuple(evaluation.classes),
         rows=evaluation.rows,
         facts=facts(evaluation),
         headline=answer,
@@ -165,7 +180,7 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, readable: lis
     for picture in stage.folder.glob("*.png"):  # an earlier report may have had more
         if picture.name not in pictures:
             picture.unlink()
-    write_json(stage.folder / "results.json", results(report))
+    write_json(stage.folder / "results.json", results.model_dump(mode="json"))
     for name, text in (
         ("predictions.csv", predictions_csv(evaluation)),
         ("report.md", to_markdown(report)),
@@ -206,9 +221,8 @@ def measuring_runtime(config: Config) -> Runtime:
 def _add_bounds(evaluation: Evaluation, stage: Stage, encoding: Encoding) -> None:
     """The models that saw what no method may see: target labels, or RGB of the test images."""
     if evaluation.config.evaluate.oracle and len(evaluation.splits["target"].rows) > 1:
-        inputs = {name: stage.inputs[name] for name in ("transfer.h5", "test.h5", "source")}
         try:
-            evaluation.ask(oracle(evaluation, encoding, inputs))
+            evaluation.ask(oracle(evaluation, encoding, stage.inputs))
         except RunError as error:  # only a bound: the rest of the report does not wait for it
             warn(f"the oracle is left out: {error}")
     predictions.add_rgb_bound(evaluation)
@@ -219,16 +233,13 @@ def oracle(evaluation: Evaluation, encoding: Encoding, inputs: Mapping[str, str]
 
     It is no method but a bound: what the network could reach on this sensor. It starts from the
     source model's weights and has its recipe, because that, too, has labels, and the epochs of the
-    students. ``inputs`` are digests of transfer.h5, test.h5 and the source model.
+    students. ``inputs`` are those of ``evaluate``.
     """
     config, run, source = evaluation.config, evaluation.run, evaluation.models.card
     runtime = make_runtime(config.runtime)
     nested = Run(run.path("evaluate"))
-    made_from = {
-        **inputs,
-        "recipe": oracle_recipe(config, run),
-        "encoding": sha256_json(asdict(encoding)),
-    }
+    made_from = {name: inputs[name] for name in ("transfer.h5", "test.h5", "source")}
+    made_from |= {"recipe": inputs["oracle"], "encoding": sha256_json(asdict(encoding))}
     with nested.open("oracle", config, made_from, renew=True) as stage:
         if stage is not None:
             model = classifier_of(load_model(run.path("source"), runtime.device).module)
@@ -253,19 +264,6 @@ def oracle(evaluation: Evaluation, encoding: Encoding, inputs: Mapping[str, str]
     return Predictor("oracle", student, load, parameters(student), *cost)
 
 
-def oracle_recipe(config: Config, run: Run) -> str:
-    """Digest of the settings that decide how the oracle is trained."""
-    return sha256_json(
-        {
-            "seed": config.seed,
-            "source": as_dict(config.source),
-            "epochs": oracle_epochs(config, run),
-            "training": as_dict(config.training),
-            "batch_size": fixed_batch_size(config.runtime),
-        }
-    )
-
-
 def oracle_epochs(config: Config, run: Run) -> int:
     """The most epochs that a student of the run had; without any, those of the settings."""
     students = (run.record(f"transfer/{name}") for name in finished_methods(run))
@@ -275,20 +273,19 @@ def oracle_epochs(config: Config, run: Run) -> int:
 
 def predictions_csv(evaluation: Evaluation) -> str:
     """All predictions as CSV: a line for each image, a class and a probability for each method."""
-    classes, outcomes = evaluation.classes, evaluation.outcomes
-    columns = [name for method in outcomes for name in (method, f"{method} probability")]
-    lines: list[list[str | float]] = []
+    classes = evaluation.classes
+    lines: list[dict[str, str | float]] = []
     for name, split in evaluation.splits.items():
-        predicted = [outcome.probabilities.get(name) for outcome in outcomes.values()]
         for row, (sample, known_as) in enumerate(zip(split.ids, split.names, strict=True)):
             label = split.truth.get(row)
             told = ("", "") if label is None else (classes[label], split.scenes[row])
-            line: list[str | float] = [name, sample, known_as, *told]
-            for probabilities in predicted:
-                if probabilities is None:
-                    line += ["", ""]
-                else:
+            line: dict[str, str | float] = {"split": name, "id": sample, "name": known_as}
+            line["label"], line["group"] = told
+            for method, outcome in evaluation.outcomes.items():
+                predicted: tuple[str, str | float] = ("", "")
+                if (probabilities := outcome.probabilities.get(name)) is not None:
                     best = int(probabilities[row].argmax())
-                    line += [classes[best], round(float(probabilities[row, best]), 4)]
+                    predicted = classes[best], round(float(probabilities[row, best]), 4)
+                line[method], line[f"{method} probability"] = predicted
             lines.append(line)
-    return to_csv(["split", "id", "name", "label", "group", *columns], lines)
+    return to_csv([*lines[0]], (line.values() for line in lines))

@@ -36,7 +36,7 @@ from sfkt_cli.benchmark.report import (
     results_of,
     tables_of,
 )
-from sfkt_cli.benchmark.run import Progress, benchmark, dry_run, gpus_of, run_cells
+from sfkt_cli.benchmark.run import benchmark, dry_run, gpus_of, run_cells
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
 from sfkt_cli.evaluation.report import Row
 from sfkt_cli.methods import METHODS
@@ -65,6 +65,9 @@ PLAN = BenchmarkPlan.model_validate(
     }
 )
 
+DEFAULT: dict[str, Any] = {"variants": PLAN.variants[:1], "sweeps": ()}
+"""A change of a plan: no other settings are compared."""
+
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -74,9 +77,13 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ran_again(plan: BenchmarkPlan, output: Path) -> list[str]:
-    progress = Progress()
-    run_cells(cells_of(plan, {}), output, 0, progress)
-    return progress.ran
+    return run_cells(cells_of(plan, {}), output, 0, {})
+
+
+def told(output: Path) -> dict[str, Any]:
+    """The content of benchmark.json."""
+    found: dict[str, Any] = json.loads((output / "benchmark.json").read_text(encoding="utf-8"))
+    return found
 
 
 def stages(output: Path) -> dict[str, int]:
@@ -103,11 +110,12 @@ def test_a_cell_is_finished_before_the_next_begins(output: Path) -> None:
 
 def test_nothing_is_done_twice(output: Path) -> None:
     assert ran_again(PLAN, output) == []
+    claimed = {path.name.partition("-")[0] for path in (output / "claims").iterdir()}
+    assert claimed == {"prepare", "source"}  # they look whether an archive or a model changed
 
 
 def test_a_further_method_is_added_to_what_is_there(output: Path) -> None:
-    more = PLAN.model_copy(update={"methods": (*PLAN.methods, "aad"), "variants": PLAN.variants[:1],
-                                   "sweeps": ()})  # fmt: skip
+    more = PLAN.model_copy(update={**DEFAULT, "methods": (*PLAN.methods, "aad")})
     assert [name.rpartition("-")[0] for name in ran_again(more, output)] == [
         "transfer-aad",
         "cells/synthetic/default/seed",
@@ -120,7 +128,7 @@ def test_tables_and_curves_are_written(output: Path) -> None:
         "benchmark.md", "benchmark.csv", "benchmark.json", "benchmark-long.csv", "benchmark.tex",
         "sweep-tgkt.beta_im-target.png", "sweep-tgkt.beta_im-test.png",
     }  # fmt: skip
-    found = json.loads((output / "benchmark.json").read_text(encoding="utf-8"))
+    found = told(output)
     assert found["failed"] == []
     methods = [
         r["method"] for r in found["rows"] if (r["split"], r["variant"]) == ("test", "default")
@@ -155,16 +163,12 @@ def test_tables_and_curves_are_written(output: Path) -> None:
 def test_a_stage_that_fails_leaves_the_others(output: Path, tmp_path: Path) -> None:
     off = {f"bridge.alpha_{term}": 0 for term in ("rec", "f", "p")}
     broken = {"name": "no TI", "settings": off}
-    plan = PLAN.model_copy(
-        update={
-            "variants": (PLAN.variants[0], type(PLAN.variants[0]).model_validate(broken)),
-            "methods": ("source-only", "shot", "tgkt"),
-            "sweeps": (),
-        }
-    )
+    variants = (PLAN.variants[0], VariantPlan.model_validate(broken))
+    changes = {"variants": variants, "methods": ("source-only", "shot", "tgkt"), "sweeps": ()}
+    plan = PLAN.model_copy(update=changes)
     with pytest.raises(RunError, match="2 stages failed or were left out"):
         benchmark(plan, output, processes=0)
-    found = json.loads((output / "benchmark.json").read_text(encoding="utf-8"))
+    found = told(output)
     shown = {(row["variant"], row["method"]) for row in found["rows"]}
     assert ("no TI", "shot") in shown
     assert ("no TI", "tgkt") not in shown
@@ -174,7 +178,7 @@ def test_a_stage_that_fails_leaves_the_others(output: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (RuntimeError("a bug"), "RuntimeError: a bug"),
         (MemoryError(), "the memory is full: end other programs"),
@@ -183,7 +187,7 @@ def test_a_stage_that_fails_leaves_the_others(output: Path, tmp_path: Path) -> N
 def test_a_bug_or_a_full_memory_in_one_stage_leaves_the_others(
     output: Path,
     error: Exception,
-    told: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -193,11 +197,40 @@ def test_a_bug_or_a_full_memory_in_one_stage_leaves_the_others(
     monkeypatch.setattr("torch.optim.SGD", fail)
     broken = VariantPlan(name="broken", settings={"shot.beta_im": 0.5}, methods=("shot",))
     plan = PLAN.model_copy(update={"variants": (PLAN.variants[0], broken), "sweeps": ()})
-    with pytest.raises(RunError, match=told):
+    with pytest.raises(RunError, match=message):
         benchmark(plan, output, processes=0)
-    assert ("Traceback" in capsys.readouterr().err) == (told == "RuntimeError: a bug")
-    found = json.loads((output / "benchmark.json").read_text(encoding="utf-8"))
+    assert ("Traceback" in capsys.readouterr().err) == (message == "RuntimeError: a bug")
+    found = told(output)
     assert {row["variant"] for row in found["rows"]} == {"default"}
+
+
+@pytest.mark.parametrize(
+    ("methods", "end", "shown"),
+    [
+        (["shot"], RuntimeError("a bug"), {"source-only"}),
+        (["shot"], Interrupted("stopped"), set()),
+        (["shot", "shot-tuned"], Interrupted("stopped while it is tuned"), set()),
+    ],
+)
+def test_figures_of_earlier_settings_are_not_shown(
+    tmp_path: Path,
+    methods: list[str],
+    end: BaseException,
+    shown: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*values: object, **more: object) -> None:
+        raise end
+
+    monkeypatch.setattr("sfkt_cli.benchmark.plan.GRID", {"learning_rate": (0.02,)})
+    plan = BenchmarkPlan(methods=("source-only", *methods), seeds=(0,), settings=TINY)
+    benchmark(plan, tmp_path, processes=0)
+    assert {row["method"] for row in told(tmp_path)["rows"]} == {"source-only", *methods}
+    monkeypatch.setattr("torch.optim.SGD", fail)
+    with pytest.raises((RunError, Interrupted)):
+        benchmark(plan, tmp_path, processes=0, overrides={"shot.beta_im": 0.5})
+    rows = told(tmp_path)["rows"]
+    assert {row["method"] for row in rows} == shown
 
 
 @pytest.mark.parametrize("change", ["archive", "model"])
@@ -207,23 +240,11 @@ def test_numbers_of_other_data_or_another_model_are_refused(change: str, tmp_pat
     brought = {"checkpoint": str(tmp_path / "mine.pth"), "width": 4}
     settings = {**TINY, "dataset": "folders", "prepare.root": str(tmp_path / "data"),
                 "source": brought}  # fmt: skip
-    plan = PLAN.model_copy(
-        update={
-            "methods": ("source-only",),
-            "settings": settings,
-            "variants": PLAN.variants[:1],
-            "sweeps": (),
-        }
-    )
-
-    def rows() -> list[Any]:
-        text = (tmp_path / "out" / "benchmark.json").read_text(encoding="utf-8")
-        found: list[Any] = json.loads(text)["rows"]
-        return found
-
+    changes = {**DEFAULT, "methods": ("source-only",), "settings": settings}
+    plan = PLAN.model_copy(update=changes)
     for _ in range(2):
         benchmark(plan, tmp_path / "out", processes=0)
-        assert rows()
+        assert told(tmp_path / "out")["rows"]
     if change == "archive":
         for view in ("rgb", "target"):
             save(tmp_path / f"data/tr/desk/{view}/more.png", depth(99))
@@ -231,7 +252,7 @@ def test_numbers_of_other_data_or_another_model_are_refused(change: str, tmp_pat
         save_weights(tmp_path / "mine.pth", classes=2, seed=1)
     with pytest.raises(RunError, match=r"has changed since(?s:.*)another --output"):
         benchmark(plan, tmp_path / "out", processes=0)
-    assert rows() == []
+    assert told(tmp_path / "out")["rows"] == []
 
 
 @pytest.mark.parametrize(
@@ -275,27 +296,27 @@ def test_missing_data_are_named_before_anything_runs(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_counts_and_writes_nothing(output: Path, tmp_path: Path) -> None:
-    told = dry_run(PLAN, tmp_path / "out", {})
+    tried = dry_run(PLAN, tmp_path / "out", {})
     assert not (tmp_path / "out").exists()
-    assert (told["cells"], told["stages"], told["to_run"]) == (4, 11, 11)
-    assert {"evaluate", "prepare"} <= set(told["unknown"]), "nothing was measured yet"
-    assert (told["seconds"], told["bytes"]) == (0, 0)
+    assert (tried["cells"], tried["stages"], tried["to_run"]) == (4, 11, 11)
+    assert {"evaluate", "prepare"} <= set(tried["unknown"]), "nothing was measured yet"
+    assert (tried["seconds"], tried["bytes"]) == (0, 0)
     more = PLAN.model_copy(update={"seeds": (0, 1)})
     before = sorted(output.rglob("*"))
-    told = dry_run(more, output, {})
+    tried = dry_run(more, output, {})
     assert sorted(output.rglob("*")) == before
-    assert (told["stages"], told["to_run"], told["unknown"]) == (22, 11, [])
-    assert told["seconds"] > 0 < told["bytes"]
-    assert told["guessed"] == []
+    assert (tried["stages"], tried["to_run"], tried["unknown"]) == (22, 11, [])
+    assert tried["seconds"] > 0 < tried["bytes"]
+    assert tried["guessed"] == []
 
 
 def test_a_dry_run_guesses_the_time_of_a_method_by_that_of_the_others(output: Path) -> None:
-    changes = {"methods": (*PLAN.methods, "distill"), "variants": PLAN.variants[:1], "sweeps": ()}
-    told = dry_run(PLAN.model_copy(update=changes), output, {})
+    changes = {**DEFAULT, "methods": (*PLAN.methods, "distill")}
+    tried = dry_run(PLAN.model_copy(update=changes), output, {})
     done = [json.loads(path.read_text(encoding="utf-8"))
             for path in output.glob("stages/transfer-*/done.json")]  # fmt: skip
-    assert (told["to_run"], told["guessed"], told["unknown"]) == (1, ["transfer/distill"], [])
-    assert told["seconds"] == pytest.approx(np.median([stage["seconds"] for stage in done]))
+    assert (tried["to_run"], tried["guessed"], tried["unknown"]) == (1, ["transfer/distill"], [])
+    assert tried["seconds"] == pytest.approx(np.median([stage["seconds"] for stage in done]))
 
 
 TUNED_PLAN: dict[str, Any] = {
@@ -325,7 +346,7 @@ def test_every_tuned_method_tries_the_same_and_no_label_chooses(
         run = tmp_path / f"cells/synthetic/default/seed-{seed}"
         used = read_yaml(run / "transfer/shot-tuned/config.yaml")["shot"]
         assert {name: used[name] for name in GRID} == chosen["settings"]
-    rows = json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8"))["rows"]
+    rows = told(tmp_path)["rows"]
     costs = {row["method"]: row["tuning_seconds"] for row in rows}
     assert costs["shot"] is None
     assert costs["shot-tuned"] == pytest.approx(sum(line["seconds"] for line in tried))
@@ -359,12 +380,12 @@ def test_several_commands_divide_the_stages_and_a_killed_ones_are_taken_up(tmp_p
     killed.communicate()
     ran = []
     for process in others:
-        told, _ = process.communicate(timeout=300)
+        said, _ = process.communicate(timeout=300)
         assert process.returncode == 0
-        events = [json.loads(line) for line in told.splitlines()]
+        events = [json.loads(line) for line in said.splitlines()]
         ran += [(e["name"], e["part"]) for e in events if e["event"] == "cell"]
     assert len(ran) == len(set(ran)) <= 3 * 4
-    report = json.loads((tmp_path / "out" / "benchmark.json").read_text(encoding="utf-8"))
+    report = told(tmp_path / "out")
     assert {tuple(row["seeds"]) for row in report["rows"]} == {(0, 1, 2)}
     assert report["command"] == shlex.join(["sfkt", *command[3:]])
 
@@ -379,23 +400,16 @@ def test_processes_take_turns_on_the_gpus_that_are_visible(monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_stages_run_in_processes_of_their_own(tmp_path: Path) -> None:
-    plan = PLAN.model_copy(
-        update={
-            "methods": ("source-only", "shot", "aad"),
-            "sweeps": (),
-            "variants": PLAN.variants[:1],
-        }
-    )
+    plan = PLAN.model_copy(update={**DEFAULT, "methods": ("source-only", "shot", "aad")})
     benchmark(plan, tmp_path, processes=2)
-    found = json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8"))
+    found = told(tmp_path)
     assert {row["method"] for row in found["rows"]} == {"source-only", "shot", "aad"}
 
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_takes_only_its_own_stage_with_it(tmp_path: Path) -> None:
     settings = {**TINY, "source": {"epochs": 300, "width": 4, "bottleneck": 8}}
-    changes = {"methods": ("source-only",), "seeds": (0, 1), "settings": settings, "sweeps": (),
-               "variants": PLAN.variants[:1]}  # fmt: skip
+    changes = {**DEFAULT, "methods": ("source-only",), "seeds": (0, 1), "settings": settings}
     plan = PLAN.model_copy(update=changes)
 
     def kill_the_first_that_trains() -> None:
@@ -409,7 +423,7 @@ def test_a_process_that_is_killed_takes_only_its_own_stage_with_it(tmp_path: Pat
     with pytest.raises(RunError, match="was killed, perhaps because memory ran out"):
         benchmark(plan, tmp_path, processes=1)
     killer.join()
-    found = json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8"))
+    found = told(tmp_path)
     assert {tuple(row["seeds"]) for row in found["rows"]} == {(1,)}
     text = (tmp_path / "benchmark.md").read_text(encoding="utf-8")
     assert "synthetic, default: 1 alone, for source-only" in text
@@ -423,11 +437,11 @@ def test_tables_are_written_when_it_is_stopped(
     def stop(*values: object, **more: object) -> None:
         raise Interrupted("stopped")
 
-    plan = PLAN.model_copy(update={"variants": PLAN.variants[:1], "sweeps": ()})
+    plan = PLAN.model_copy(update=DEFAULT)
     monkeypatch.setattr("sfkt_cli.stages.source.source", stop)
     with pytest.raises(Interrupted):
         benchmark(plan, tmp_path, processes=0)
-    assert json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8"))["rows"] == []
+    assert told(tmp_path)["rows"] == []
 
 
 def test_what_the_plan_decides_is_no_setting() -> None:
@@ -525,7 +539,7 @@ def test_the_main_method_and_its_best_peer_are_one_comparison() -> None:
     assert rows["tgkt"].p_value == rows["shot"].p_value
     (table,) = tables_of([*rows.values()])
     assert table.footnotes == ("(1) seed 1: earlier",)
-    assert [cells[0] for cells in table.cells] == ["source-only", "shot (1)", "tgkt"]
+    assert [line["method"] for line in table.lines] == ["source-only", "shot (1)", "tgkt"]
 
 
 def test_the_same_image_is_compared_where_a_variant_changes_the_data(tmp_path: Path) -> None:
@@ -542,7 +556,7 @@ def test_the_same_image_is_compared_where_a_variant_changes_the_data(tmp_path: P
     plan = {"methods": ["source-only"], "seeds": [0], "settings": settings,
             "variants": [{"name": "default"}, more]}  # fmt: skip
     benchmark(BenchmarkPlan.model_validate(plan), tmp_path / "out", processes=0)
-    rows = json.loads((tmp_path / "out/benchmark.json").read_text(encoding="utf-8"))["rows"]
+    rows = told(tmp_path / "out")["rows"]
     (row,) = (row for row in rows if (row["variant"], row["split"]) == ("more", "target"))
     assert 0 < row["mean"] < 1
     assert row["difference"] == 0, "it is the same model"

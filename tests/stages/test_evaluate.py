@@ -221,6 +221,14 @@ def test_rerun_does_nothing_and_copies_the_report(
     assert _oracle_digest(run) != oracle
 
 
+def test_a_report_that_is_copied_onto_itself_stays_whole(evaluated: Run) -> None:
+    report = evaluated.path("evaluate", "report.md")
+    before = report.read_bytes()
+    evaluate(settings(), evaluated, report)
+    assert report.read_bytes() == before
+    assert evaluated.has("evaluate")
+
+
 def test_what_another_evaluation_works_on_is_not_unmarked(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     evaluate(settings(oracle=False), run)
@@ -531,8 +539,6 @@ def test_stores_of_two_runs_are_refused(tmp_path: Path) -> None:
 
 def _renamed(folder: Path) -> Any:
     """transfer.h5 with other sample ids."""
-    from sfkt_cli.data.store_writer import text_column, writing
-
     store = open_store(folder / "transfer.h5")
     _, depth = images(np.random.default_rng(1), np.zeros(2, np.int64))
     columns = {

@@ -109,7 +109,8 @@ def test_the_kept_epoch_is_held_against_the_best(tmp_path: Path) -> None:
     write_record(folder / "done.json", {"stage": "transfer/tgkt", "best_epoch": 4})
     section = epoch_choice(run, target, ["transfer/tgkt"])
     assert section is not None
-    ((stage, kept, accuracy, best, lost, *correlations),) = section.cells
+    (line,) = section.lines
+    stage, kept, accuracy, best, lost, *correlations = line.values()
     assert (stage, kept) == ("transfer/tgkt", "4 of 4")
     assert float(best) == 100.0
     assert float(lost) == pytest.approx(100 - float(accuracy), abs=0.11)
