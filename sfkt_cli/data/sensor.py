@@ -39,8 +39,8 @@ FLATTER = 0.25  # an image with less than this share of the usual contrast is do
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts")
 
-GREY_16 = (b"Y1\x00\x10", b"\x10\x001Y")
-"""FFmpeg's names of frames of 16 bit, which OpenCV would cut to 8."""
+GREY_16 = (b"Y1\x00\x10", b"\x10\x001Y", b"Y16 ", b"Y16\xa0", b"Y12 ", b"Y10 ")
+"""Names of frames of 16 bit, which OpenCV would cut to 8: FFmpeg's, and V4L2's for cameras."""
 
 
 @dataclass(frozen=True)
@@ -250,8 +250,9 @@ def frames(entry: str, sensor: Sensor) -> Iterator[tuple[str, NDArray[Any]]]:
         raise DataError(
             f"{address} cannot be opened as a video: does it exist, and play elsewhere?"
         )
-    pixels = int(capture.get(cv2.CAP_PROP_CODEC_PIXEL_FORMAT)).to_bytes(8, "little", signed=True)
-    if sensor.dtype == "uint8" and pixels[:4] in GREY_16:
+    formats = (capture.get(name) for name in (cv2.CAP_PROP_CODEC_PIXEL_FORMAT, cv2.CAP_PROP_FOURCC))
+    names = [int(code).to_bytes(8, "little", signed=True)[:4] for code in formats]
+    if sensor.dtype == "uint8" and not set(GREY_16).isdisjoint(names):
         raise DataError(
             f"{address} holds values of 16 bit, expected uint8: all target images must be alike"
         )

@@ -143,12 +143,12 @@ class _Rows:
         try:
             self._output.parent.mkdir(parents=True, exist_ok=True)
             if endless and self._output.exists():
-                with self._output.open("r+b") as file:
+                with self._output.open("r+b") as file:  # not written before there are rows
                     begin = file.read(len(header))
                     if begin == header and file.seek(0, os.SEEK_END):
                         file.seek(-1, os.SEEK_END)
                         if file.read(1) != b"\n":  # a row that an interruption cut off
-                            file.write(b"\n")
+                            self._unwritten.append("\n")
             else:
                 tempfile.TemporaryFile(dir=self._output.parent).close()
         except OSError as error:
@@ -267,9 +267,10 @@ def watch(
 ) -> Iterator[Batch]:
     """Batches of the images of folders, and of those that come or change, without an end.
 
-    Images that the ``output`` of an earlier start has, under the same path, are done. A file is
-    read once it has stayed the same between two looks; a broken one is warned of, as is a folder
-    that cannot be read for a while. Raises ConfigError if one of them is not a folder.
+    Images that the ``output`` of an earlier start has, under the same path, are done unless they
+    changed after it was written. A file is read once it has stayed the same between two looks; a
+    broken one is warned of, as is a folder that cannot be read for a while. Raises ConfigError if
+    one of them is not a folder.
     """
     for folder in folders:
         if not Path(folder).is_dir():
@@ -277,6 +278,7 @@ def watch(
     before: set[tuple[str, str]] = set()
     done: set[tuple[str, str]] = set()
     answered = _paths_in(output)
+    written_ns = output.stat().st_mtime_ns if answered else 0
     trouble = ""
     while True:
         try:
@@ -294,7 +296,11 @@ def watch(
             for name, state in files.items()
             if name.lower().endswith(SUFFIXES)
         }
-        done |= {image for image in now if image[0] in answered}
+        done |= {
+            (path, state)
+            for path, state in now
+            if path in answered and int(state.split()[1]) <= written_ns
+        }
         answered.clear()  # what changes from now on is classified again
         ready = sorted((now & before) - done)
         yield from batched(read(student, [Path(path) for path, _ in ready], broken), BATCH)

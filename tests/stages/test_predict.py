@@ -381,6 +381,30 @@ def test_a_video_of_16_bit_is_refused_by_a_student_of_8(untrained_run: Run, tmp_
         next(frames(str(video), sensor))
 
 
+@pytest.mark.parametrize("name", ["Y16 ", "Y16\xa0"])
+def test_a_camera_of_16_bit_is_refused_by_a_student_of_8(
+    name: str, untrained_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenCV tells V4L2's name of a camera's frames as the fourcc, and no pixel format."""
+    cv2 = pytest.importorskip("cv2")
+
+    class Camera:
+        def __init__(self, number: int) -> None:
+            assert number == 0
+
+        def isOpened(self) -> bool:  # noqa: N802
+            return True
+
+        def get(self, property: int) -> float:
+            known = {cv2.CAP_PROP_FOURCC: int.from_bytes(name.encode("latin-1"), "little")}
+            return float(known.get(property, -1))
+
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    sensor = replace(sfkt_cli.load_student(untrained_run.folder).sensor, unit="raw", dtype="uint8")
+    with pytest.raises(DataError, match=r"0 holds values of 16 bit, expected uint8"):
+        next(frames("0", sensor))
+
+
 def test_only_files_of_sun_rgbd_have_their_bits_rotated(
     untrained_run: Run, depth_files: Path, tmp_path: Path
 ) -> None:
@@ -468,20 +492,20 @@ def test_a_watched_folder_keeps_the_rows_of_an_earlier_start(
 
     assert "0 images in" not in start(output)
     assert not output.exists()
+    both = (output, tmp_path / "rows.jsonl")
     for name in ("a.png", "b.png"):
         shutil.copy(depth_files / "000.png", folder / name)
-        for file in (output, tmp_path / "rows.jsonl"):
+        for file in both:
             assert f"1 images in {file}" in start(file)
-        (folder / name).unlink()
-    for name in ("a.png", "c.png"):  # one that has its row already, and one that came meanwhile
-        shutil.copy(depth_files / "000.png", folder / name)
-    for count in (1, 0):
-        for file in (output, tmp_path / "rows.jsonl"):
-            assert f"predict: {count} images" in start(file)
+    assert all("predict: 0 images" in start(file) for file in both)
+    shutil.copy(depth_files / "000.png", folder / "a.png")  # overwritten while nobody watched
+    assert all("predict: 1 images" in start(file) for file in both)
+    shutil.copy(depth_files / "000.png", folder / "c.png")
+    assert all("predict: 1 images" in start(file) for file in both)
     rows = list(csv.DictReader(io.StringIO(output.read_text())))
-    assert [Path(row["path"]).name for row in rows] == ["a.png", "b.png", "c.png"]
-    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 3
-    for file in (output, tmp_path / "rows.jsonl"):  # as a kill in the middle of a row leaves it
+    assert [Path(row["path"]).name for row in rows] == ["a.png", "b.png", "a.png", "c.png"]
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 4
+    for file in both:  # as a kill in the middle of a row leaves it
         file.write_text(file.read_text()[:-12])
         assert "predict: 1 images" in start(file)
     *_, last = csv.DictReader(io.StringIO(output.read_text()))
