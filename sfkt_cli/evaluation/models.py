@@ -1,7 +1,7 @@
 """What is compared: every model of a run, how it sees a target image, and what it cost."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from sfkt_cli.errors import DataError
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import CARD, Saved, check_classes, classifier_of, load_model, read_card
 from sfkt_cli.scores import softmax
+from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.predicting import (
     Loader,
@@ -81,14 +82,21 @@ def finished_methods(run: Run) -> list[str]:
     return sorted(names, key=lambda name: (name == "tgkt", name))
 
 
+def main_student(config: Config, methods: Sequence[str]) -> str | None:
+    """The student that counts: tgkt, else that of the settings, else the first."""
+    wanted = ("tgkt", config.transfer.method, *methods)
+    return next((name for name in wanted if name in methods), None)
+
+
 def model_digests(run: Run) -> dict[str, str]:
     """SHA-256 of the weights of every finished model, by stage."""
     stages = ["source", *(["bridge"] if run.has("bridge") else [])]
     stages += [f"transfer/{name}" for name in finished_methods(run)]
-    return {stage: _digest(run, stage) for stage in stages}
+    return {stage: model_digest(run, stage) for stage in stages}
 
 
-def _digest(run: Run, stage: str) -> str:
+def model_digest(run: Run, stage: str) -> str:
+    """SHA-256 of the weights of a stage's model, as its card says."""
     return str(read_card(run.path(stage, CARD))["sha256"])
 
 
@@ -206,7 +214,7 @@ def outdated_student(run: Run, method: str) -> str | None:
     record = run.record(f"transfer/{method}")
     try:
         used = [name for name in ("source", "bridge") if name in record.get("inputs", {})]
-        digests = {stage: _digest(run, stage) for stage in used if run.has(stage)}
+        digests = {stage: model_digest(run, stage) for stage in used if run.has(stage)}
         if run.transfer_store.is_file():
             digests["transfer.h5"] = open_store(run.transfer_store).digest
     except DataError:

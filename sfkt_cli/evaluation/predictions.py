@@ -20,10 +20,9 @@ from sfkt_cli.evaluation.labelled import (
     match_own_labels,
     read_own_labels,
 )
-from sfkt_cli.evaluation.models import Models, Predictor, source_on_rgb
+from sfkt_cli.evaluation.models import Models, Predictor, main_student, source_on_rgb
 from sfkt_cli.evaluation.report import BOUNDS, Row
 from sfkt_cli.methods import label_free
-from sfkt_cli.models.saving import CARD, read_card
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.pairs import held_out_pairs
@@ -95,19 +94,13 @@ class Evaluation:
 
     @property
     def student(self) -> str | None:
-        """The main student: tgkt, else that of the settings, else the first; None: no student."""
-        students = list(self.models.students)
-        wanted = ("tgkt", self.config.transfer.method, *students)
-        return next((name for name in wanted if name in students), None)
+        """The main student; None where there is none."""
+        return main_student(self.config, list(self.models.students))
 
     @functools.cached_property
     def list_to_label(self) -> Path | None:
         """The file that takes the user's labels for this student and source model."""
-        if self.student is None:
-            return None
-        cards = (self.run.path(stage, CARD) for stage in (f"transfer/{self.student}", "source"))
-        student, source = (str(read_card(path)["sha256"]) for path in cards)
-        return list_to_label(self.run.folder, student, source)
+        return None if self.student is None else list_to_label(self.run, self.student)
 
     @functools.cached_property
     def own_labels(self) -> tuple[Numbers, Numbers]:

@@ -13,12 +13,13 @@ from sfkt_cli.errors import ConfigError, RunError, first_line
 from sfkt_cli.evaluation import predictions
 from sfkt_cli.evaluation.galleries import shots
 from sfkt_cli.evaluation.html import to_html
-from sfkt_cli.evaluation.labelled import LISTS, Split, read_own_labels, read_splits
+from sfkt_cli.evaluation.labelled import Split, list_to_label, read_own_labels, read_splits
 from sfkt_cli.evaluation.models import (
     Predictor,
     costs,
     finished_methods,
     load_models,
+    main_student,
     model_digests,
     parameters,
     predictors_of,
@@ -87,13 +88,13 @@ def inputs_of(config: Config, run: Run) -> dict[str, str]:
     """Digests of all that a report is made from.
 
     Raises:
-        DataError: A store, a model or a list of the user's labels is missing or damaged.
+        DataError: A store or a model is missing or damaged, or the student's list of labels is.
     """
     stores = {path.name: open_store(path) for path in (run.transfer_store, run.test_store)}
     inputs = {name: store.digest for name, store in stores.items()} | model_digests(run)
-    for path in sorted(run.folder.glob(LISTS)):
-        if own := read_own_labels(path):
-            inputs[path.name] = sha256_json(own)
+    student = main_student(config, finished_methods(run))
+    if student and (own := read_own_labels(path := list_to_label(run, student))):
+        inputs[path.name] = sha256_json(own)
     if config.evaluate.oracle:
         inputs["oracle"] = oracle_recipe(config, run)
     return inputs

@@ -287,8 +287,7 @@ def test_with_labels_nothing_is_listed_to_label(evaluated: Run) -> None:
 
 
 def _list(run: Run) -> Path:
-    student, source = (load_model(run.path(stage)).digest for stage in ("transfer/tgkt", "source"))
-    return list_to_label(run.folder, student, source)
+    return list_to_label(run, "tgkt")
 
 
 def _listed(run: Run) -> list[dict[str, str]]:
@@ -374,6 +373,13 @@ def test_labels_for_one_student_do_not_judge_the_next(
     assert _list(run) != first
     assert all(row["label"] == "" for row in _listed(run))
     assert first.read_text(encoding="utf-8") == text
+    for path in (first, _list(run)):
+        path.write_text("name\nx\n", encoding="utf-8")
+    with pytest.raises(DataError, match=f"{_list(run).name}: columns name, expected name, label"):
+        evaluate(config, run)
+    assert run.path("evaluate", "done.json").exists(), "the earlier report stays"
+    _list(run).unlink()
+    evaluate(config, run)  # the list of the earlier student stops nothing
 
 
 def test_where_the_data_have_labels_those_of_the_user_are_not_read(tmp_path: Path) -> None:
