@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sfkt_cli.console import warn
 from sfkt_cli.data.images import Encoding, as_rgb, encode
-from sfkt_cli.data.sensor import Sensor, doubt, prepared_sensor, sensor_of_settings
+from sfkt_cli.data.sensor import Sensor, doubt, prepared_sensor, sensor_of_config
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import DataError, RunError, first_line
 from sfkt_cli.evaluation.models import outdated_student
@@ -261,4 +261,7 @@ def sensor_of(folder: Path, saved: Saved, encoding: Encoding) -> Sensor:
         if trained_on in (None, digest):
             return prepared_sensor(run)
     config = build(known_settings(read_settings(folder / "config.yaml")))
-    return sensor_of_settings(config, encoding)
+    modality = "depth" if encoding.missing else "other"
+    if config.dataset == "folders":
+        modality = config.folders.modality
+    return sensor_of_config(config, modality=modality, dtype="", channels=encoding.channels)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sfkt_cli.console import printable
-from sfkt_cli.data.loading import Fit, place_targets
+from sfkt_cli.data.grid import Fit, place_targets
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.errors import RunError

@@ -22,7 +22,7 @@ from sfkt_cli.console import event, say, speaks_json, track, warn, write_output
 from sfkt_cli.data.archive import is_system, list_files
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
 from sfkt_cli.data.pictures import captioned
-from sfkt_cli.data.sensor import frames, is_live, is_video, without_password
+from sfkt_cli.data.video import frames, is_live, is_video, without_password
 from sfkt_cli.errors import ConfigError, DataError, Interrupted
 from sfkt_cli.evaluation.report import to_csv as harmless_csv
 from sfkt_cli.files import replacing, write_text

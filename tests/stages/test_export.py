@@ -19,7 +19,7 @@ import torch
 import yaml
 
 import sfkt_cli
-from sfkt_cli.data.loading import Fit, fit_target
+from sfkt_cli.data.grid import Fit, fit_target
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import open_store, spread
 from sfkt_cli.errors import ConfigError, DataError, RunError

@@ -24,8 +24,9 @@ from PIL import Image
 from torch import nn
 
 import sfkt_cli
-from sfkt_cli.data.sensor import describe_images, doubt, frames
+from sfkt_cli.data.sensor import describe_images, doubt
 from sfkt_cli.data.store import open_store
+from sfkt_cli.data.video import frames
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
 from sfkt_cli.files import read_settings, write_record, write_settings
 from sfkt_cli.models.saving import load_model, save_model

@@ -28,8 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfkt_cli.data.loading import Fit, fit_rgb, fit_target, to_millimetres
+from sfkt_cli.data.grid import Fit, fit_rgb, fit_target
 from sfkt_cli.data.records import TR_PARTS, Archive, Record
+from sfkt_cli.data.sensor import to_millimetres
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
 
