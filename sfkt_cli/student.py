@@ -52,8 +52,8 @@ class Student(nn.Module):
         self.classes = tuple(saved.classes)
         self.encoding = encoding
         self.sensor = sensor
-        self.usual: Mapping[str, Any] = saved.card.get("images") or {}
-        self.temperature = float(saved.card.get("temperature", 1.0))
+        self.usual: Mapping[str, Any] = saved.card.images or {}
+        self.temperature = saved.card.temperature
         self.eval()
 
     @property
@@ -253,9 +253,9 @@ def sensor_of(folder: Path, saved: Saved, encoding: Encoding) -> Sensor:
     Cards of earlier versions do not tell it: it comes from the run's prepared files, or, where
     these are others by now, from the settings of the training.
     """
-    if sensor := saved.card.get("sensor"):
-        return Sensor(**sensor)
-    run, trained_on = Run(folder.parent.parent), saved.card["inputs"].get("transfer.h5")
+    if saved.card.sensor is not None:
+        return saved.card.sensor
+    run, trained_on = Run(folder.parent.parent), saved.card.inputs.get("transfer.h5")
     if run.transfer_store.is_file():
         digest = open_store(run.transfer_store).digest
         if trained_on in (None, digest):

@@ -407,10 +407,10 @@ def model_card(
         classes=", ".join(map(plain, student.classes)),
         interface=interface.format(images=taken, student=UNTOUCHED if untouched else TRANSFERRED),
         code=code,
-        data=f"{plain(dataset)}; {len(student.classes)} classes; seed {student.card['seed']}",
+        data=f"{plain(dataset)}; {len(student.classes)} classes; seed {student.card.seed}",
         accuracies=accuracies,
         measured=measured,
-        temperature=student.card.get("temperature", 1.0),
+        temperature=student.card.temperature,
         not_bridged=" Those of `bridged-source.*` do not." * bridged,
     )
 

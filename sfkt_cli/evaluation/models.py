@@ -97,7 +97,7 @@ def model_digests(run: Run) -> dict[str, str]:
 
 def model_digest(run: Run, stage: str) -> str:
     """SHA-256 of the weights of a stage's model, as its card says."""
-    return str(read_card(run.path(stage, CARD))["sha256"])
+    return read_card(run.path(stage, CARD)).sha256
 
 
 def load_models(run: Run, store: Store, runtime: Runtime) -> Models:
@@ -167,7 +167,7 @@ def predictors_of(
         note = outdated(f"transfer --method {name}", record, inputs)
         if record.get("untouched_kept"):
             note = note or KEPT
-        temperature = read_card(run.path("transfer", name, CARD)).get("temperature", 1.0)
+        temperature = read_card(run.path("transfer", name, CARD)).temperature
         load, size = student_loader(runtime, its_own), parameters(student)
         predictors.append(Predictor(name, student, load, size, *costs(*records), note, temperature))
     return predictors

@@ -12,7 +12,7 @@ from sfkt_cli import __version__, scores
 from sfkt_cli.data.store import spread
 from sfkt_cli.evaluation import figures, galleries
 from sfkt_cli.evaluation.labelled import Split
-from sfkt_cli.evaluation.models import KEPT, translate
+from sfkt_cli.evaluation.models import KEPT, model_digest, translate
 from sfkt_cli.evaluation.predictions import Evaluation
 from sfkt_cli.evaluation.report import (
     BOUNDS,
@@ -33,7 +33,7 @@ from sfkt_cli.evaluation.verdict import (
     verdict,
 )
 from sfkt_cli.losses import structural_dissimilarity
-from sfkt_cli.models.saving import CARD, WEIGHTS, read_card
+from sfkt_cli.models.saving import WEIGHTS
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.pairs import FILE, SELECTORS, load_epochs
 
@@ -149,7 +149,7 @@ def made(evaluation: Evaluation) -> str:
     main, run = evaluation.main_method, evaluation.run
     model = {"source-only": "source", "bridge-only": "bridge"}.get(main, f"transfer/{main}")
     file = Path(run.folder.name) / model / WEIGHTS
-    digest = str(read_card(run.path(model, CARD)).get("sha256"))[:12]
+    digest = model_digest(run, model)[:12]
     return f"{time.strftime('%Y-%m-%d')}, sfkt {__version__}, model {file.as_posix()} ({digest})"
 
 

@@ -81,10 +81,10 @@ def bridge(config: Config, run: Run) -> None:
         runtime.place(source)
         weights = loss_weights(config, store.registered)
         encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
-        architecture = architecture_of(config, encoding, pretrained=saved.pretrained)
+        architecture = architecture_of(config, encoding, pretrained=saved.card.pretrained)
         seed_all(config.seed, "bridge")
         translator = make_translator(**architecture)
-        if earlier is not None and earlier.card["architecture"]["name"] != "identity":
+        if earlier is not None and earlier.card.architecture["name"] != "identity":
             warm_start(earlier, translator, architecture, saved)
         objective = Tgmb(
             translator,

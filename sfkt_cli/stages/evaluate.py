@@ -240,11 +240,11 @@ def oracle(evaluation: Evaluation, encoding: Encoding, inputs: Mapping[str, str]
                 split.target if everything else split.target[split.rows], split.labels,
                 lambda stored: as_rgb(encode(stored, encoding)), runtime,
                 epochs=oracle_epochs(config, run),
-                rates=config.source.rates(pretrained=source.pretrained),
+                rates=config.source.rates(pretrained=source.card.pretrained),
                 batch_size=fixed_batch_size(config.runtime),
             )  # fmt: skip
             save_model(
-                stage.folder, model, kind="classifier", architecture=source.card["architecture"],
+                stage.folder, model, kind="classifier", architecture=source.card.architecture,
                 classes=source.classes, encoding=encoding, inputs=made_from, seed=config.seed,
             )  # fmt: skip
             stage.finish(seconds=fitted.seconds, peak_memory_mb=round(runtime.peak_memory_mb(), 1))

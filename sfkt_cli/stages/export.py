@@ -287,7 +287,7 @@ class _Writer:
         with files.replacing(target / WEIGHTS) as unfinished:
             shutil.copyfile(folder / WEIGHTS, unfinished)
         more = {"sensor": asdict(sensor)} if saved.encoding is not None else {}
-        files.write_record(target / CARD, {**saved.card, **more})
+        files.write_record(target / CARD, {**saved.card.as_json(), **more})
         say(f"export: {name}/{WEIGHTS}")
         self.written += [f"{name}/{WEIGHTS}", f"{name}/{CARD}"]
 
@@ -388,16 +388,13 @@ def _graphs(saved: Mapping[str, Saved], fit: FitTarget | None) -> dict[str, Sens
     student = saved["student"]
     if not isinstance(student.module, Classifier) or student.encoding is None:
         raise DataError("the student's model.json describes no classifier for a target sensor")
-    temperature = student.card.get("temperature", 1.0)
+    temperature = student.card.temperature
     graphs = {
         "student": SensorGraph(student.module, student.encoding, fit, temperature=temperature)
     }
     if "translator" in saved:
         translator = saved["translator"]
-        if (
-            translator.card["inputs"].get("source", saved["source"].digest)
-            != saved["source"].digest
-        ):
+        if translator.card.inputs.get("source", saved["source"].digest) != saved["source"].digest:
             warn(
                 "bridged-source.*: the bridge was trained for an earlier source model: run "
                 "`sfkt bridge --force` to renew it, or do not use these files"
@@ -446,5 +443,5 @@ def _facts(
         "unit": sensor.meaning,
         "modality": sensor.modality,
         "sensor": json.dumps(asdict(sensor)),
-        "usual": json.dumps(student.card.get("images") or {}),
+        "usual": json.dumps(student.card.images or {}),
     }

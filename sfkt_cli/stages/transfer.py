@@ -103,11 +103,11 @@ def transfer(config: Config, run: Run) -> None:
                 raise RunError(f"{run.path('bridge')} was {note}")
         source = freeze(classifier_of(saved.module))
         encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
-        architecture = dict(saved.card["architecture"])
+        architecture = dict(saved.card.architecture)
         front = translator if objective_class.translated else None
         if front is not None:
             encoding = front.encoding_of("bridge")
-            architecture["front"] = front.card["architecture"]
+            architecture["front"] = front.card.architecture
         pairs = held_out_pairs(store)
         outputs = look_through_frozen(
             store, source, translator, encoding, runtime, pairs, ti=objective_class.needs_ti
@@ -124,7 +124,7 @@ def transfer(config: Config, run: Run) -> None:
         objective = objective_class(student, outputs, config)
         runtime.place(objective)
         settings = config.transfer
-        rates = own.rates(pretrained=saved.pretrained)
+        rates = own.rates(pretrained=saved.card.pretrained)
         batches = settle_batches(
             config, store, stage.folder, runtime, objective, ti_rgb=False, ti=objective.needs_ti
         )

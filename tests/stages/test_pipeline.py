@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfkt_cli.data.images import Encoding
-from sfkt_cli.data.sensor import Sensor, prepared_sensor
+from sfkt_cli.data.sensor import prepared_sensor
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
 from sfkt_cli.files import write_record
@@ -279,8 +279,8 @@ def test_other_methods_leave_the_same_files(
         f"{method}/{name}" for name in (*FILES, "epochs.npy")
     }
     card = load_model(run.path("transfer", method)).card
-    assert card["method"] == method
-    assert Sensor(**card["sensor"]) == prepared_sensor(run)
+    assert card.method == method
+    assert card.sensor == prepared_sensor(run)
 
 
 def test_a_model_that_was_trained_elsewhere_is_changed_gently(
@@ -451,7 +451,7 @@ def test_a_source_model_of_other_classes_is_refused(prepared: Prepared, tmp_path
     saved = load_model(run.path("source"))
     save_model(
         run.path("source"), saved.module, kind="classifier", encoding=None, inputs={}, seed=0,
-        architecture=saved.card["architecture"], classes=["crosses", *saved.classes[1:]],
+        architecture=saved.card.architecture, classes=["crosses", *saved.classes[1:]],
     )  # fmt: skip
     write_record(run.path("source", "done.json"), run.record("source") | {"outputs": {}})
     for stage in (bridge, transfer):

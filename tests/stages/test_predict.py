@@ -217,7 +217,7 @@ def test_a_student_reads_images_as_those_it_was_trained_on(
     assert "was made from an earlier transfer.h5" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(RunError, match=r"image_size 16 \(now 32\), fit 'crop' \(now 'squash'\)"):
         export(squashed, run, formats=["safetensors"])
-    card = load_model(folder).card
+    card = load_model(folder).card.as_json()
     of_earlier_version = {name: value for name, value in card.items() if name != "sensor"}
     for name, inputs, size in (("same", {}, 32), ("other", {"transfer.h5": before}, 16)):
         earlier = Path(shutil.copytree(folder, run.path("transfer", name)))
@@ -235,7 +235,7 @@ def test_settings_that_another_version_knew_are_left_out(
     shutil.copytree(untrained_run.path("transfer/tgkt"), folder)
     used = read_settings(folder / "config.yaml")
     write_settings(folder / "config.yaml", yaml.safe_dump({**used, "spells": 3}))
-    card = {n: value for n, value in load_model(folder).card.items() if n != "sensor"}
+    card = {n: value for n, value in load_model(folder).card.as_json().items() if n != "sensor"}
     write_record(folder / "model.json", card)
     assert sfkt_cli.load_student(folder).sensor.image_size == used["image_size"]
 
@@ -281,7 +281,7 @@ def test_a_doubted_image_has_a_warning_in_its_row(
     images = open_store(untrained_run.transfer_store)["target/target"]
     saved = load_model(model)
     save_model(
-        model, saved.module, kind="classifier", architecture=saved.card["architecture"],
+        model, saved.module, kind="classifier", architecture=saved.card.architecture,
         classes=saved.classes, encoding=saved.encoding, inputs={}, seed=0,
         images=describe_images(images, True),
     )  # fmt: skip
