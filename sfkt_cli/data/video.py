@@ -90,8 +90,12 @@ def frames(entry: str, sensor: Sensor) -> Iterator[tuple[str, NDArray[Any]]]:
 
 
 def _all(capture: Any) -> Iterator[NDArray[Any]]:
-    while (answer := capture.read())[0]:
-        yield answer[1]
+    """Frames up to the end, or to one that OpenCV fails at."""
+    import cv2
+
+    with contextlib.suppress(cv2.error):
+        while (answer := capture.read())[0]:
+            yield answer[1]
 
 
 def _newest(capture: Any) -> Iterator[NDArray[Any]]:

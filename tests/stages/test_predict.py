@@ -282,7 +282,7 @@ def test_a_doubted_image_has_a_warning_in_its_row(
     saved = load_model(model)
     save_model(
         model, saved.module, kind="classifier", architecture=saved.card.architecture,
-        classes=saved.classes, encoding=saved.encoding, inputs={}, seed=0,
+        classes=saved.card.classes, encoding=saved.card.encoding, inputs={}, seed=0,
         images=describe_images(images, True),
     )  # fmt: skip
     Image.fromarray(0 * FLAT).save(tmp_path / "black.png")
@@ -382,28 +382,58 @@ def test_a_video_of_16_bit_is_refused_by_a_student_of_8(untrained_run: Run, tmp_
         next(frames(str(video), sensor))
 
 
-@pytest.mark.parametrize("name", ["Y16 ", "Y16\xa0"])
-def test_a_camera_of_16_bit_is_refused_by_a_student_of_8(
-    name: str, untrained_run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """OpenCV tells V4L2's name of a camera's frames as the fourcc, and no pixel format."""
+@pytest.fixture
+def camera(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A camera as V4L2's: OpenCV tells the name of its frames as the fourcc, no pixel format."""
     cv2 = pytest.importorskip("cv2")
 
     class Camera:
-        def __init__(self, number: int) -> None:
-            assert number == 0
+        fourcc = "YUYV"
+        images = [np.full((48, 64), 1500, np.uint16)]  # noqa: RUF012
+
+        def __init__(self, number: int | str) -> None:
+            self.left = list(self.images)
 
         def isOpened(self) -> bool:  # noqa: N802
             return True
 
         def get(self, property: int) -> float:
-            known = {cv2.CAP_PROP_FOURCC: int.from_bytes(name.encode("latin-1"), "little")}
+            name = int.from_bytes(self.fourcc.encode("latin-1"), "little")
+            known = {cv2.CAP_PROP_FOURCC: name, cv2.CAP_PROP_FRAME_COUNT: 9}
             return float(known.get(property, -1))
 
+        def set(self, property: int, value: float) -> None:
+            assert property == cv2.CAP_PROP_CONVERT_RGB
+
+        def read(self) -> tuple[bool, NDArray[np.uint16]]:
+            if not self.left:
+                raise cv2.error("imdecode: !buf.empty()")
+            return True, self.left.pop()
+
     monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    return Camera
+
+
+@pytest.mark.parametrize("name", ["Y16 ", "Y16\xa0"])
+def test_a_camera_of_16_bit_is_refused_by_a_student_of_8(
+    name: str, untrained_run: Run, camera: Any
+) -> None:
+    camera.fourcc = name
     sensor = replace(sfkt_cli.load_student(untrained_run.folder).sensor, unit="raw", dtype="uint8")
     with pytest.raises(DataError, match=r"0 holds values of 16 bit, expected uint8"):
         next(frames("0", sensor))
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"), [("0", "0 has ended"), ("a.avi", r"a\.avi ends after 1 of")]
+)
+def test_a_frame_that_opencv_fails_at_ends_a_video(
+    entry: str, told: str, untrained_run: Run, camera: Any
+) -> None:
+    seen = frames(entry, sfkt_cli.load_student(untrained_run.folder).sensor)
+    assert next(seen)[1].max() == 1500
+    with pytest.raises(DataError, match=told):
+        next(seen)
 
 
 def test_only_files_of_sun_rgbd_have_their_bits_rotated(
