@@ -185,10 +185,8 @@ class _Rows:
             if not speaks_json():
                 write_output(text)
         elif self._begun:
-            with self._output.open(
-                "a", encoding="utf-8", errors="backslashreplace", newline=""
-            ) as file:
-                file.write(text)
+            with self._output.open("ab") as file:
+                file.write(text.encode("utf-8", "backslashreplace"))
         else:
             write_text(self._output, text)
         self._begun = True
