@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.data.store import open_store
 from sfkt_cli.evaluation.figures import Strip, draw_gallery
 from sfkt_cli.evaluation.models import load_models, raw_encoding, translate
 from sfkt_cli.settings.config import RuntimeConfig
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.predicting import predict_rows, student_loader
+from sfkt_cli.training.predicting import predict_rows, view_of
 from sfkt_cli.training.runtime import make_runtime
 
 
@@ -36,13 +37,13 @@ def main(folder: Path, picture: Path) -> None:
     generator = np.random.default_rng(0)
     rows = np.array([generator.choice(np.flatnonzero(labels == k)) for k in np.unique(labels)])
     depth, rgb, labels = test["test/target"][rows], test["test/rgb"][rows], labels[rows]
-    raw = student_loader(runtime, raw_encoding(store))
-    encoded = student_loader(runtime, encoding)
+    raw = raw_encoding(store)
     translated = translate(models, depth, runtime)
-    _, before = predict_rows(depth, raw, models.source, runtime)
-    _, after = predict_rows(depth, encoded, student, runtime)
+    _, before = predict_rows(depth, view_of(runtime, models.source, raw), runtime)
+    _, after = predict_rows(depth, view_of(runtime, student, encoding), runtime)
     with torch.inference_mode():
-        pictures = [load(depth).permute(0, 2, 3, 1).numpy() for load in (raw, encoded)]
+        encoded = [as_rgb(encode(torch.from_numpy(depth), used)) for used in (raw, encoding)]
+        pictures = [images.permute(0, 2, 3, 1).numpy() for images in encoded]
         _, behind = models.source(torch.from_numpy(translated).permute(0, 3, 1, 2))
 
     def strip(title: str, images: NDArray[Any], model: str, logits: torch.Tensor) -> Strip:

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.evaluation.figures import Strip, draw_gallery
 from sfkt_cli.evaluation.models import Models, load_models, raw_encoding, translate
 from sfkt_cli.settings.config import RuntimeConfig
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.predicting import predict_rows, student_loader, target_loader, through
+from sfkt_cli.training.predicting import predict_rows, view_of
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
 COLUMNS = 6
@@ -33,8 +34,8 @@ def said(models: Models, depth: Numbers, runtime: Runtime) -> Numbers:
     """Class that the source model names behind the bridge, (N,)."""
     assert models.translator is not None
     translator, encoding = models.translator
-    load = target_loader(runtime, encoding)
-    _, logits = predict_rows(depth, load, through(translator, models.source), runtime)
+    view = view_of(runtime, models.source, encoding, translator)
+    _, logits = predict_rows(depth, view, runtime)
     found: Numbers = logits.argmax(dim=1).numpy()
     return found
 
@@ -50,9 +51,8 @@ def draw(
     """Depth, each bridge's translation with the prediction, and the RGB image."""
     depth, rgb = test["test/target"][rows], test["test/rgb"][rows]
     labels, names = test.labels("test")[rows], test.classes
-    load = student_loader(runtime, raw_encoding(store))
-    with torch.inference_mode():
-        window = load(depth).permute(0, 2, 3, 1).numpy()
+    encoded = as_rgb(encode(torch.from_numpy(depth), raw_encoding(store)))
+    window = encoded.permute(0, 2, 3, 1).numpy()
     strips = [Strip("depth", window, tuple(names[label] for label in labels))]
     for name, models in runs:
         guesses = said(models, depth, runtime)

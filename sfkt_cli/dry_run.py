@@ -183,7 +183,6 @@ def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
     from sfkt_cli.data.store import open_store
     from sfkt_cli.distributed import use_gpus
     from sfkt_cli.evaluation import models as of_run
-    from sfkt_cli.training.predicting import predict_rows
     from sfkt_cli.training.runtime import Trial, make_runtime
 
     run.require("prepare", "sfkt prepare NAME")
@@ -196,7 +195,7 @@ def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
     digests = of_run.model_digests(run)
     for predictor in of_run.predictors_of(run, store, models, runtime, digests, encoding):
         names.append(predictor.method)
-        predict_rows(store["target/target"], predictor.load, predictor.model, runtime)
+        predictor.ask(store["target/target"], runtime)
     trial = runtime.trial or Trial()
     target = store.count("target")
     count = target + run.record("prepare").get("samples", {}).get("test", 0) + store.count("ti")

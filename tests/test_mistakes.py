@@ -380,7 +380,7 @@ def reorder(folder: Path) -> None:
     saved = load_model(source)
     save_model(
         source, saved.module, kind="classifier", architecture=saved.card.architecture,
-        classes=saved.classes[::-1], encoding=None, inputs={}, seed=0,
+        classes=saved.card.classes[::-1], encoding=None, inputs={}, seed=0,
     )  # fmt: skip
 
 

@@ -394,7 +394,7 @@ def model_card(
     interface = GRAPHS + BRIDGED * bridged if Path(file).suffix else WEIGHTS
     shape = ", ".join(map(str, images.shape))
     taken = f"{images.dtype}, ({batch or 'batch'}, {shape}), {sensor.meaning}"
-    names, one = json.dumps(student.classes), f"({batch or 1}, {shape})"
+    names, one = json.dumps(student.card.classes), f"({batch or 1}, {shape})"
     template = CODE[Path(file).suffix]
     if file.endswith("-fp16.onnx"):
         template = template.replace('session = onnxruntime.InferenceSession("{file}")', OPEN)
@@ -404,10 +404,10 @@ def model_card(
         front=yaml.safe_dump(front).rstrip(),
         modality=sensor.modality,
         method=method,
-        classes=", ".join(map(plain, student.classes)),
+        classes=", ".join(map(plain, student.card.classes)),
         interface=interface.format(images=taken, student=UNTOUCHED if untouched else TRANSFERRED),
         code=code,
-        data=f"{plain(dataset)}; {len(student.classes)} classes; seed {student.card.seed}",
+        data=f"{plain(dataset)}; {len(student.card.classes)} classes; seed {student.card.seed}",
         accuracies=accuracies,
         measured=measured,
         temperature=student.card.temperature,

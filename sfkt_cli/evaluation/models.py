@@ -14,20 +14,24 @@ from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import DataError
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.saving import CARD, Saved, check_classes, classifier_of, load_model, read_card
+from sfkt_cli.models.saving import (
+    CARD,
+    Card,
+    Saved,
+    check_classes,
+    classifier_of,
+    load_model,
+    read_card,
+)
 from sfkt_cli.scores import softmax
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.predicting import (
-    Loader,
-    Model,
+    View,
     adapt_batch_norms,
     predict_rows,
-    rgb_loader,
-    student_loader,
-    target_loader,
-    through,
     translated,
+    view_of,
 )
 from sfkt_cli.training.runtime import Runtime
 
@@ -43,8 +47,7 @@ class Predictor:
     """A model, from stored images to logits."""
 
     method: str  # its name in the report
-    model: Model
-    load: Loader  # stored images to model input
+    view: View
     parameters: int  # number of parameters of all networks that a prediction passes
     train_seconds: float | None  # all that it cost beyond the source model; None: unknown
     peak_memory_mb: float | None  # largest of the stages that made it; None: nothing was trained
@@ -53,7 +56,7 @@ class Predictor:
 
     def ask(self, images: Numbers, runtime: Runtime) -> tuple[Tensor, Tensor]:
         """Features (N, D) and logits (N, K) of stored images."""
-        return predict_rows(images, self.load, self.model, runtime)
+        return predict_rows(images, self.view, runtime)
 
     def probabilities(self, images: Numbers, runtime: Runtime) -> Numbers:
         """Probabilities (N, K) of stored images."""
@@ -65,7 +68,7 @@ class Models:
     """The models of a run, read back; each that sees target images with its encoding."""
 
     source: Classifier  # the frozen source model
-    card: Saved  # the same with its card
+    card: Card  # its card
     translator: tuple[nn.Module, Encoding] | None  # None where there is no bridge
     students: dict[str, tuple[Classifier, Encoding]]  # by method
 
@@ -105,8 +108,8 @@ def load_models(run: Run, store: Store, runtime: Runtime) -> Models:
 
     def read(folder: Path) -> Saved:
         saved = load_model(folder, runtime.device)
-        if saved.classes:
-            check_classes(saved.classes, store)
+        if saved.card.classes:
+            check_classes(saved.card.classes, store)
         return saved
 
     source, translator = read(run.path("source")), None
@@ -118,7 +121,7 @@ def load_models(run: Run, store: Store, runtime: Runtime) -> Models:
         saved = read(run.path("transfer", name))
         encoding = saved.encoding_of(f"transfer/{name}")
         students[name] = freeze(classifier_of(saved.module)), encoding
-    return Models(freeze(classifier_of(source.module)), source, translator, students)
+    return Models(freeze(classifier_of(source.module)), source.card, translator, students)
 
 
 def raw_encoding(store: Store) -> Encoding:
@@ -146,21 +149,20 @@ def predictors_of(
     ``encoding``.
     """
     source, untrained = models.source, (parameters(models.source), 0.0, None)
-    raw = student_loader(runtime, raw_encoding(store))
-    encoded = student_loader(runtime, encoding)
     adapted = copy.deepcopy(source)
-    adapt_batch_norms(store["target/target"], encoded, adapted, runtime)
+    view = view_of(runtime, adapted, encoding)
+    adapt_batch_norms(store["target/target"], view, adapted, runtime)
     predictors = [
-        Predictor("source-only", source, raw, *untrained),
-        Predictor("source-encoded", source, encoded, *untrained),
-        Predictor("source-adapted", adapted, encoded, *untrained),
+        Predictor("source-only", view_of(runtime, source, raw_encoding(store)), *untrained),
+        Predictor("source-encoded", view_of(runtime, source, encoding), *untrained),
+        Predictor("source-adapted", view, *untrained),
     ]
     bridge = run.record("bridge") if models.translator else {}
     if models.translator:
         translator, its_own = models.translator
-        model, load = through(translator, source), target_loader(runtime, its_own)
+        view = view_of(runtime, source, its_own, translator)
         size, note = parameters(translator, source), outdated("bridge", bridge, inputs)
-        predictors.append(Predictor("bridge-only", model, load, size, *costs(bridge), note))
+        predictors.append(Predictor("bridge-only", view, size, *costs(bridge), note))
     for name, (student, its_own) in models.students.items():
         record = run.record(f"transfer/{name}")
         records = [record, bridge] if "bridge" in record.get("inputs", {}) else [record]
@@ -168,15 +170,15 @@ def predictors_of(
         if record.get("untouched_kept"):
             note = note or KEPT
         temperature = read_card(run.path("transfer", name, CARD)).temperature
-        load, size = student_loader(runtime, its_own), parameters(student)
-        predictors.append(Predictor(name, student, load, size, *costs(*records), note, temperature))
+        view, size = view_of(runtime, student, its_own), parameters(student)
+        predictors.append(Predictor(name, view, size, *costs(*records), note, temperature))
     return predictors
 
 
 def source_on_rgb(models: Models, runtime: Runtime) -> Predictor:
     """The source model on RGB images: the bound of all that imitates it."""
-    source = models.source
-    return Predictor("source-rgb", source, rgb_loader(runtime), parameters(source), 0.0, None)
+    view, size = view_of(runtime, models.source), parameters(models.source)
+    return Predictor("source-rgb", view, size, 0.0, None)
 
 
 def parameters(*modules: nn.Module) -> int:
@@ -189,7 +191,7 @@ def translate(models: Models, images: Numbers, runtime: Runtime) -> Numbers:
     if models.translator is None:
         raise ValueError("a run without a bridge translates nothing")
     translator, encoding = models.translator
-    bridged = translated(images, target_loader(runtime, encoding), translator)
+    bridged = translated(images, translator, encoding, runtime)
     return np.concatenate([pictures.numpy() for pictures in bridged])
 
 

@@ -106,10 +106,10 @@ def import_source(config: Config, classes: Sequence[str], *, size: int = 224) ->
 def own_model(folder: Path, setting: str) -> Imported:
     """A model of ``sfkt source``; raises ConfigError, which names the setting, if it is another."""
     saved = load_model(folder)
-    if not isinstance(saved.module, Classifier) or saved.encoding is not None:
+    if not isinstance(saved.module, Classifier) or saved.card.encoding is not None:
         raise ConfigError(f"{setting}: {folder} holds no RGB classifier")
     architecture = dict(saved.card.architecture)
-    return Imported(saved.module, architecture, saved.classes, (), saved.card.pretrained)
+    return Imported(saved.module, architecture, saved.card.classes, (), saved.card.pretrained)
 
 
 def _from_onnx(settings: SourceConfig, path: Path, size: int) -> Imported:

@@ -1,11 +1,8 @@
 """Models on disk: model.safetensors beside model.json, which says all that is needed to use them.
 
-model.json: ``kind`` (classifier, translator), ``architecture`` (arguments of the class),
-``classes``, ``normalisation``, ``encoding``, ``inputs`` (digests), ``seed``, ``versions``,
-``sha256`` of the weights. A student's has ``images`` (what is usual in its training images),
-``temperature`` (by which its logits are divided) and ``sensor`` (how new images are read), too. It
-carries its own checksum, and the weights carry a digest of the fields that say how stored images
-are used, so neither file can change alone. Nothing here runs code from a file.
+The card, model.json, carries its own checksum, and the weights carry a digest of the fields that
+say how stored images are used, so neither file can change alone. Nothing here runs code from a
+file.
 """
 
 import hashlib
@@ -38,24 +35,24 @@ USE = ("kind", "architecture", "classes", "encoding", "temperature", "images")
 
 
 class Card(BaseModel):
-    """The content of model.json."""
+    """The content of model.json; the last four fields are those of a student."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     kind: Literal["classifier", "translator"]
-    architecture: dict[str, Any]
-    classes: list[str]
+    architecture: dict[str, Any]  # arguments of the class
+    classes: list[str]  # names in the order of the outputs; empty for a translator
     normalisation: dict[Literal["mean", "std"], tuple[float, float, float]]
-    encoding: Encoding | None
-    inputs: dict[str, str]
+    encoding: Encoding | None  # of its target images; None for an RGB model
+    inputs: dict[str, str]  # digests of what it was made from
     seed: int
     versions: dict[str, str]
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    pretrained: bool = False
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")  # of the weights
+    pretrained: bool = False  # whether a source model was trained elsewhere, wholly or at first
     method: str | None = None
-    sensor: Sensor | None = None
-    temperature: float = Field(1.0, gt=0)
-    images: dict[str, str | tuple[float, float]] | None = None
+    sensor: Sensor | None = None  # how new images are read; earlier versions do not tell
+    temperature: float = Field(1.0, gt=0)  # by which the logits are divided
+    images: dict[str, str | tuple[float, float]] | None = None  # what is usual in those of training
 
     @field_validator("encoding")
     @classmethod
@@ -80,26 +77,16 @@ class Saved:
     card: Card
 
     @property
-    def classes(self) -> list[str]:
-        """Class names in the order of the outputs; empty for a translator."""
-        return self.card.classes
-
-    @property
-    def encoding(self) -> Encoding | None:
-        """Encoding of its target images; None for an RGB model."""
-        return self.card.encoding
-
-    @property
     def digest(self) -> str:
         """SHA-256 of the weights."""
         return self.card.sha256
 
     def encoding_of(self, stage: str) -> Encoding:
         """The encoding of a model that takes target images; raises DataError without one."""
-        if self.encoding is None:
+        if self.card.encoding is None:
             command = stage.partition("/")[0]
             raise DataError(f"the model in {stage}/ has no encoding: run `sfkt {command} --force`")
-        return self.encoding
+        return self.card.encoding
 
 
 def save_model(

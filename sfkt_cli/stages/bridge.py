@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from sfkt_cli.console import say, track, warn
-from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
+from sfkt_cli.data.images import Encoding, choose_encoding, rgb_to_float, sample_rows
 from sfkt_cli.data.store import Store, open_store, spread
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import replacing
@@ -38,12 +38,9 @@ from sfkt_cli.training.pairs import held_out_pairs, settle_batches
 from sfkt_cli.training.predicting import (
     FEW,
     look_for_collapse,
-    rgb_loader,
     rows_measured_at_once,
-    student_loader,
-    target_loader,
-    through,
     translated,
+    view_of,
 )
 from sfkt_cli.training.recipes import cosine
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
@@ -67,7 +64,7 @@ def bridge(config: Config, run: Run) -> None:
         )
     runtime = make_runtime(config.runtime, dry=run.dry)
     saved = load_model(source_folder)
-    check_classes(saved.classes, store)
+    check_classes(saved.card.classes, store)
     inputs = {"transfer.h5": store.digest, "source": saved.digest}
     earlier = load_earlier(config.training.warm_start, "bridge", "sfkt bridge")
     if earlier is not None:
@@ -100,8 +97,8 @@ def bridge(config: Config, run: Run) -> None:
         runtime.cast_frozen(source, objective)
         _, held_out = held_out_pairs(store)
         judge = Judge(store, held_out, source, runtime)
-        load, bridged = target_loader(runtime, encoding), through(translator, source)
-        scores = partial(judge.scores, load, bridged, stage.folder)
+        view = view_of(runtime, source, encoding, translator)
+        scores = partial(judge.scores, view, stage.folder)
         fitted = train(stage, store, objective, weights, scores, runtime)
         row = fitted.history[fitted.best_epoch]
         untouched = untouched_rank(judge, source, encoding, runtime)
@@ -109,8 +106,8 @@ def bridge(config: Config, run: Run) -> None:
         if not trained:
             architecture = {"name": "identity", "channels": encoding.encoded_channels, "width": 0}
             translator = make_translator(**architecture)
-        model = through(translator.eval(), source)
-        look_for_collapse(store, load, model, runtime, "bridge")
+        view = view_of(runtime, source, encoding, translator.eval())
+        look_for_collapse(store, view, runtime, "bridge")
         if not runtime.main:
             return
         save_model(
@@ -195,7 +192,7 @@ def feature_maps_of(
     backbone = source.backbone
     backbones = list(backbone) if isinstance(backbone, nn.ModuleList) else [backbone]  # a mixture
     count = rows_measured_at_once(rgb) if runtime.trial is None else FEW
-    images = rgb_loader(runtime)(rgb[spread(len(rgb), count)])
+    images = rgb_to_float(runtime.tensor(rgb[spread(len(rgb), count)]))
     feature_maps = FeatureMaps(backbones, source.features, images)
     if feature_maps.names:
         return feature_maps
@@ -211,7 +208,7 @@ def feature_maps_of(
 def untouched_rank(judge: Judge, source: Classifier, encoding: Encoding, runtime: Runtime) -> float:
     """How well encoded target images find their RGB partners without a translator."""
     assert judge.partners is not None
-    features, _ = judge.look_at_pairs(student_loader(runtime, encoding), source)
+    features, _ = judge.look_at_pairs(view_of(runtime, source, encoding))
     return float(partner_rank(features, judge.partners[0]).mean())
 
 
@@ -245,7 +242,6 @@ def write_bridged(
 ) -> None:
     """Write the translation of every target image as ``<sample id>.png``."""
     ids = iter(store.strings("target/id"))
-    load = target_loader(runtime, encoding)
     folder.mkdir(exist_ok=True)
 
     def write(sample: str, pixels: NDArray[np.uint8]) -> None:
@@ -253,7 +249,7 @@ def write_bridged(
             Image.fromarray(pixels).save(unfinished, format="PNG", compress_level=1)
 
     with ThreadPoolExecutor(4) as pool, track("pictures", store.count("target")) as tracker:
-        for pictures in translated(store["target/target"], load, translator):
+        for pictures in translated(store["target/target"], translator, encoding, runtime):
             pixels = pictures.mul(255).round().byte().numpy()
             list(pool.map(write, islice(ids, len(pixels)), pixels))
             tracker.advance(len(pixels), len(pixels))

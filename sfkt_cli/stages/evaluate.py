@@ -41,7 +41,7 @@ from sfkt_cli.models.classifier import freeze
 from sfkt_cli.models.saving import classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, as_dict, fixed_batch_size
 from sfkt_cli.settings.runs import Run, Stage
-from sfkt_cli.training.predicting import student_loader
+from sfkt_cli.training.predicting import view_of
 from sfkt_cli.training.recipes import fit_labels
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
@@ -240,17 +240,17 @@ def oracle(evaluation: Evaluation, encoding: Encoding, inputs: Mapping[str, str]
                 split.target if everything else split.target[split.rows], split.labels,
                 lambda stored: as_rgb(encode(stored, encoding)), runtime,
                 epochs=oracle_epochs(config, run),
-                rates=config.source.rates(pretrained=source.card.pretrained),
+                rates=config.source.rates(pretrained=source.pretrained),
                 batch_size=fixed_batch_size(config.runtime),
             )  # fmt: skip
             save_model(
-                stage.folder, model, kind="classifier", architecture=source.card.architecture,
+                stage.folder, model, kind="classifier", architecture=source.architecture,
                 classes=source.classes, encoding=encoding, inputs=made_from, seed=config.seed,
             )  # fmt: skip
             stage.finish(seconds=fitted.seconds, peak_memory_mb=round(runtime.peak_memory_mb(), 1))
     student = freeze(classifier_of(load_model(nested.path("oracle"), runtime.device).module))
-    load, cost = student_loader(runtime, encoding), costs(nested.record("oracle"))
-    return Predictor("oracle", student, load, parameters(student), *cost)
+    view, cost = view_of(runtime, student, encoding), costs(nested.record("oracle"))
+    return Predictor("oracle", view, parameters(student), *cost)
 
 
 def oracle_recipe(config: Config, run: Run) -> str:

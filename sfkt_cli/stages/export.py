@@ -129,7 +129,7 @@ def export(
         _refuse_foreign(target)
     measured, compared = images.choose(lowered=set(precisions) != {"fp32"})
     facts = {
-        name: _facts(saved[model].classes, saved["student"], sensor, images)
+        name: _facts(saved[model].card.classes, saved["student"], sensor, images)
         for name, model in (("student", "student"), ("bridged-source", "source"))
         if model in saved
     }
@@ -286,7 +286,7 @@ class _Writer:
         target = self.folder / name
         with files.replacing(target / WEIGHTS) as unfinished:
             shutil.copyfile(folder / WEIGHTS, unfinished)
-        more = {"sensor": asdict(sensor)} if saved.encoding is not None else {}
+        more = {"sensor": asdict(sensor)} if saved.card.encoding is not None else {}
         files.write_record(target / CARD, {**saved.card.as_json(), **more})
         say(f"export: {name}/{WEIGHTS}")
         self.written += [f"{name}/{WEIGHTS}", f"{name}/{CARD}"]
@@ -386,11 +386,11 @@ def parse_size(text: str) -> tuple[int, int]:
 def _graphs(saved: Mapping[str, Saved], fit: FitTarget | None) -> dict[str, SensorGraph]:
     """Student and bridged source, ready for export."""
     student = saved["student"]
-    if not isinstance(student.module, Classifier) or student.encoding is None:
+    if not isinstance(student.module, Classifier) or student.card.encoding is None:
         raise DataError("the student's model.json describes no classifier for a target sensor")
     temperature = student.card.temperature
     graphs = {
-        "student": SensorGraph(student.module, student.encoding, fit, temperature=temperature)
+        "student": SensorGraph(student.module, student.card.encoding, fit, temperature=temperature)
     }
     if "translator" in saved:
         translator = saved["translator"]

@@ -41,14 +41,11 @@ from sfkt_cli.training.loop import Training
 from sfkt_cli.training.pairs import held_out_pairs, settle_batches
 from sfkt_cli.training.predicting import (
     FEWEST,
-    Loader,
+    View,
     adapt_batch_norms,
     look_for_collapse,
     predict_rows,
-    rgb_loader,
-    student_loader,
-    target_loader,
-    through,
+    view_of,
 )
 from sfkt_cli.training.recipes import SCHEDULES, classifier_optimizer
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
@@ -81,7 +78,7 @@ def transfer(config: Config, run: Run) -> None:
         )
     runtime = make_runtime(config.runtime, dry=run.dry)
     saved = load_model(source_folder, runtime.device)
-    check_classes(saved.classes, store)
+    check_classes(saved.card.classes, store)
     inputs = {"transfer.h5": store.digest, "source": saved.digest}
     translator: Saved | None = None
     if objective_class.needs_bridge:
@@ -120,7 +117,7 @@ def transfer(config: Config, run: Run) -> None:
         if earlier is not None:
             warm_start(earlier, student, architecture, saved)
         runtime.synchronised(student)
-        load = student_loader(runtime, encoding)
+        view = view_of(runtime, student, encoding)
         objective = objective_class(student, outputs, config)
         runtime.place(objective)
         settings = config.transfer
@@ -140,7 +137,7 @@ def transfer(config: Config, run: Run) -> None:
             keep=student,
             begin_epoch=objective.begin_epoch,
             after_step=objective.after_step,
-            scores=partial(judge.scores, load, student, stage.folder),
+            scores=partial(judge.scores, view, stage.folder),
         ).fit()
         untouched = start_student(source).eval()
         untouched_features, untouched_logits = outputs.predict_all(untouched)
@@ -151,16 +148,16 @@ def transfer(config: Config, run: Run) -> None:
         strangers = share_of_strangers(store, untouched, untouched_features, encoding, runtime)
         kept = judged.word != "worse" or not getattr(own, "keep_untouched", False)
         if not kept:
-            student = untouched
+            student, view = untouched, view_of(runtime, untouched, encoding)
             warn(f"{method}: the student was judged worse, so the source model's weights are kept")
         else:
-            look_for_collapse(store, load, student, runtime, "transfer")
-        temperature = calibrated(judge, load, student.eval())
+            look_for_collapse(store, view, runtime, "transfer")
+        temperature = calibrated(judge, view)
         if not runtime.main:
             return
         save_model(
             stage.folder, student, kind="classifier", architecture=architecture,
-            classes=saved.classes, encoding=encoding, inputs=inputs, seed=config.seed,
+            classes=saved.card.classes, encoding=encoding, inputs=inputs, seed=config.seed,
             method=method, temperature=temperature, sensor=asdict(sensor),
             images=describe_images(sample_rows(store), encoding.missing),
         )  # fmt: skip
@@ -208,13 +205,13 @@ def look_through_frozen(
     """
     targets = store["target/target"]
     quick = fold_batch_norms(source, targets.shape[1])
-    load = student_loader(runtime, encoding)
     trained, held_out = pairs
     groups = np.array(store.strings("ti/group"))[held_out].tolist()
 
     def predict(images: NDArray[Any], student: Classifier) -> tuple[Tensor, Tensor]:
         training = student.training
-        features, logits = predict_rows(images, load, student.eval(), runtime, flips=True)
+        view = view_of(runtime, student.eval(), encoding)
+        features, logits = predict_rows(images, view, runtime, flips=True)
         student.train(training)
         return features, logits
 
@@ -224,20 +221,21 @@ def look_through_frozen(
 
     ti_features = bridged_logits = held_out_features = None
     if ti:
-        partners, _ = predict_rows(store["ti/rgb"], rgb_loader(runtime), quick, runtime, flips=True)
+        partners, _ = predict_rows(store["ti/rgb"], view_of(runtime, quick), runtime, flips=True)
         ti_features = partners.to(runtime.device)
     if translator is not None:
-        model = through(freeze(translator.module), quick)
-        bridge_load = target_loader(runtime, translator.encoding_of("bridge"))
-        _, bridged = predict_rows(targets, bridge_load, model, runtime, flips=True)
+        bridge = view_of(
+            runtime, quick, translator.encoding_of("bridge"), freeze(translator.module)
+        )
+        _, bridged = predict_rows(targets, bridge, runtime, flips=True)
         bridged_logits = bridged.to(runtime.device)
         if ti and not np.isin(held_out, trained).any():
             held_out_features, _ = predict_rows(
-                store["ti/target"][held_out], bridge_load, model, runtime, flips=True
+                store["ti/target"][held_out], bridge, runtime, flips=True
             )
 
     def adapt(student: Classifier) -> None:
-        adapt_batch_norms(targets, load, student, runtime)
+        adapt_batch_norms(targets, view_of(runtime, student, encoding), student, runtime)
 
     def bridge_lead(student: Classifier) -> float:
         if held_out_features is None or ti_features is None:
@@ -289,14 +287,14 @@ def share_of_strangers(
     """At most about how many target images show none of the classes; None for few images."""
     if not store.count("ti"):
         return None
-    load = student_loader(runtime, encoding)
+    view = view_of(runtime, untouched, encoding)
     ti_target = store["ti/target"][spread(store.count("ti"), STRANGER_ROWS)]
-    ti_features, _ = predict_rows(ti_target, load, untouched, runtime, flips=True)
+    ti_features, _ = predict_rows(ti_target, view, runtime, flips=True)
     share = label_free.stranger_share(features.cpu(), ti_features)
     return None if share is None else round(share, 3)
 
 
-def calibrated(judge: Judge, load: Loader, student: Classifier) -> float:
+def calibrated(judge: Judge, view: View) -> float:
     """The student's temperature; 1 where there are too few TI pairs to tell.
 
     What the source model says of the RGB image of a held-out TI pair stands for the truth, and
@@ -304,6 +302,6 @@ def calibrated(judge: Judge, load: Loader, student: Classifier) -> float:
     """
     if judge.partners is None or len(judge.partners[0]) < FEWEST:
         return 1.0
-    _, logits = judge.look_at_pairs(load, student)
+    _, logits = judge.look_at_pairs(view)
     sure, partners = judge.partners[1].softmax(dim=1).max(dim=1)
     return fit_temperature(logits.numpy(), partners.numpy(), sure.numpy())

@@ -20,9 +20,8 @@ from sfkt_cli.data.images import Encoding, as_rgb, encode, rgb_to_float
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.training.runtime import Runtime
 
-Loader = Callable[[NDArray[Any]], Tensor]
-Model = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Model input to features (B, D) and logits (B, K)."""
+View = Callable[[NDArray[Any]], tuple[Tensor, Tensor]]
+"""Stored images (B, H, W[, C]) to features (B, D) and logits (B, K)."""
 FEW = 4  # images that a dry run looks at on a CPU; on a GPU it looks at one batch
 MOST_ROWS, MOST_PIXELS = 256, 256 * 128**2  # that a model looks at together
 FEWEST_MEASURED, MOST_MEASURED = 16, 64
@@ -33,19 +32,25 @@ NEARLY_UNIFORM = 0.97  # a mean entropy above this share of its maximum is one, 
 FEWEST = 20  # of fewer images nothing can be said
 
 
-def rgb_loader(runtime: Runtime) -> Loader:
-    """Stored RGB (B, H, W, 3) to model input (B, 3, H, W) on the device."""
-    return lambda rgb: rgb_to_float(runtime.tensor(rgb))
+def view_of(
+    runtime: Runtime,
+    model: nn.Module,
+    encoding: Encoding | None = None,
+    translator: nn.Module | None = None,
+) -> View:
+    """How a classifier sees stored images: as RGB; encoded; or encoded and translated."""
 
+    def view(stored: NDArray[Any]) -> tuple[Tensor, Tensor]:
+        images = runtime.tensor(stored)
+        if encoding is None:
+            seen = rgb_to_float(images)
+        else:
+            encoded = encode(images, encoding)
+            seen = as_rgb(encoded) if translator is None else translator(encoded)
+        features, logits = model(seen)
+        return features, logits
 
-def target_loader(runtime: Runtime, encoding: Encoding) -> Loader:
-    """Stored target images to encoded ones (B, C, H, W) on the device."""
-    return lambda stored: encode(runtime.tensor(stored), encoding)
-
-
-def student_loader(runtime: Runtime, encoding: Encoding) -> Loader:
-    """Stored target images to what an RGB-shaped classifier takes (B, 3, H, W)."""
-    return lambda stored: as_rgb(encode(runtime.tensor(stored), encoding))
+    return view
 
 
 def rows_at_once(images: NDArray[Any], processes: int = 1) -> int:
@@ -64,7 +69,7 @@ def rows_measured_at_once(images: NDArray[Any]) -> int:
 
 
 def predict_rows(
-    images: NDArray[Any], load: Loader, model: Model, runtime: Runtime, *, flips: bool = False
+    images: NDArray[Any], view: View, runtime: Runtime, *, flips: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Features (N, D) and logits (N, K) of stored images (N, H, W[, C]), float32, on the CPU.
 
@@ -80,7 +85,7 @@ def predict_rows(
         real = replace(runtime, trial=None)
         for _ in range(2):  # the first one warms up
             began = time.monotonic()
-            features, logits = predict_rows(images[:few], load, model, real, flips=flips)
+            features, logits = predict_rows(images[:few], view, real, flips=flips)
         share = (time.monotonic() - began) / few
         runtime.trial.skipped_s += share * (len(images) / runtime.shares - 2 * few)
         rows = torch.arange(len(images)) % few
@@ -91,9 +96,9 @@ def predict_rows(
     with torch.inference_mode():
         for first in firsts[runtime.rank :: runtime.world]:
             stored = np.asarray(images[first : first + batch_size])
-            views = [stored, stored[:, :, ::-1]] if flips else [stored]
+            sides = [stored, stored[:, :, ::-1]] if flips else [stored]
             with runtime.autocast():
-                predicted = [model(load(view)) for view in views]
+                predicted = [view(side) for side in sides]
             means = [
                 torch.stack([part.float() for part in parts]).mean(0)
                 for parts in zip(*predicted, strict=True)
@@ -110,10 +115,8 @@ def predict_rows(
     return features, logits
 
 
-def adapt_batch_norms(
-    images: NDArray[Any], load: Loader, model: nn.Module, runtime: Runtime
-) -> None:
-    """Give the batch norms of a model the statistics of these images, in place.
+def adapt_batch_norms(images: NDArray[Any], view: View, model: nn.Module, runtime: Runtime) -> None:
+    """Give the batch norms of a model, whose view it is, the statistics of these images, in place.
 
     Source: AdaBN (Li et al., 2016). At most ``MOST_ADAPTED`` images are looked at, by every process
     the same. A model without batch norms, or less than two images, change nothing.
@@ -131,40 +134,35 @@ def adapt_batch_norms(
         norm.train()
     with torch.no_grad(), runtime.autocast():
         for rows in np.array_split(np.arange(len(images)), -(-len(images) // at_once)):
-            model(load(np.asarray(images[rows[0] : rows[-1] + 1])))
+            view(np.asarray(images[rows[0] : rows[-1] + 1]))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(training)
 
 
-def look_for_collapse(
-    store: Store, load: Loader, model: Model, runtime: Runtime, stage: str
-) -> None:
+def look_for_collapse(store: Store, view: View, runtime: Runtime, stage: str) -> None:
     """Warn if a finished model names one class for nearly all TR target images, or none.
 
     ``stage`` is ``bridge`` or ``transfer``, whose log names no class of a target image.
     """
-    _, logits = predict_rows(
-        store["target/target"][spread(store.count("target"))], load, model, runtime
-    )
+    images = store["target/target"][spread(store.count("target"))]
+    _, logits = predict_rows(images, view, runtime)
     name = "the student" if stage == "transfer" else "the source model behind the bridge"
     classes = [f"class {number}" for number in range(logits.shape[1])]
     warn_of_collapse(logits, classes, name, stage)
 
 
-def translated(images: NDArray[Any], load: Loader, translator: nn.Module) -> Iterator[Tensor]:
+def translated(
+    images: NDArray[Any], translator: nn.Module, encoding: Encoding, runtime: Runtime
+) -> Iterator[Tensor]:
     """Translated pictures (B, H, W, 3) in [0, 1], on the CPU, batch by batch."""
     count = rows_at_once(images)
     for first in range(0, len(images), count):
         with torch.inference_mode():
-            bridged: Tensor = translator(load(np.asarray(images[first : first + count])))
+            stored = runtime.tensor(np.asarray(images[first : first + count]))
+            bridged: Tensor = translator(encode(stored, encoding))
             pictures = bridged.float().permute(0, 2, 3, 1).cpu()
         yield pictures
-
-
-def through(translator: nn.Module, source: nn.Module) -> Model:
-    """The source model on translated images."""
-    return lambda encoded: source(translator(encoded))
 
 
 def describe_predictions(logits: Tensor) -> tuple[float, list[float]]:

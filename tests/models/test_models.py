@@ -136,8 +136,8 @@ def test_a_classifier_comes_back_bit_for_bit(
     built = architecture(backbone, bottleneck=bottleneck)
     save(tmp_path, model, architecture=built, method="tgkt")
     saved = load_model(tmp_path)
-    assert saved.classes == CLASSES
-    assert saved.encoding == ENCODING
+    assert saved.card.classes == CLASSES
+    assert saved.card.encoding == ENCODING
     assert saved.card.method == "tgkt"
     assert saved.card.normalisation == {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
     assert saved.card.seed == 5
@@ -341,7 +341,7 @@ def test_a_model_of_earlier_shading_is_refused_and_other_cards_stay_as_they_were
         with pytest.raises(DataError, match="missing depth was black"):
             load_model(tmp_path)
     else:
-        assert load_model(tmp_path).encoding == encoding
+        assert load_model(tmp_path).card.encoding == encoding
 
 
 def test_a_model_that_has_the_earlier_name_of_its_encoding_is_read(tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_a_model_that_has_the_earlier_name_of_its_encoding_is_read(tmp_path: Pat
     used_as = sha256_json({name: card.get(name) for name in USE})
     weights.write_bytes(to_bytes(load_file(weights), {"used_as": used_as}))
     write_record(tmp_path / CARD, card | {"sha256": sha256_file(weights)})
-    assert load_model(tmp_path).encoding == encoding
+    assert load_model(tmp_path).card.encoding == encoding
     write_record(tmp_path / CARD, read_card(tmp_path / CARD).as_json() | {"encoding": None})
     with pytest.raises(DataError, match="saved for another use"):
         load_model(tmp_path)

@@ -183,7 +183,7 @@ def test_the_model_card_has_front_matter_and_code_that_runs(
 def test_the_model_card_describes_what_is_there(bridge: bool, tmp_path: Path) -> None:
     run, config = make_run(tmp_path, "tgkt", bridge=bridge), settings()
     source = load_model(run.path("source"))
-    turned = source.classes[::-1]
+    turned = source.card.classes[::-1]
     save_model(
         run.path("source"), source.module, kind="classifier", classes=turned, encoding=None,
         architecture=source.card.architecture, inputs={}, seed=0,
@@ -367,7 +367,7 @@ def test_a_bridge_of_an_earlier_source_model_is_warned_of(
     for digest, warned in ((load_model(run.path("source")).digest, False), ("0" * 64, True)):
         save_model(
             run.path("bridge"), saved.module, kind="translator",
-            architecture=saved.card.architecture, classes=[], encoding=saved.encoding,
+            architecture=saved.card.architecture, classes=[], encoding=saved.card.encoding,
             inputs={"source": digest}, seed=0,
         )  # fmt: skip
         export(untrained_config, replace(run, force=True), formats=["safetensors"])

@@ -126,7 +126,9 @@ def test_a_dry_run_looks_at_a_few_rows_for_all() -> None:
 
     trial = Trial()
     images = np.arange(100 * 3, dtype=np.float32).reshape(100, 3)
-    features, logits = predict_rows(images, torch.from_numpy, model, replace(RUNTIME, trial=trial))
+    features, logits = predict_rows(
+        images, lambda part: model(torch.from_numpy(part)), replace(RUNTIME, trial=trial)
+    )
     assert sum(looked_at) == 2 * FEW
     assert (features.shape, logits.shape) == ((100, 3), (100, 2))
     assert trial.skipped_s > 0

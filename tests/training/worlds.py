@@ -180,7 +180,9 @@ def predictions(runtime: Runtime) -> dict[int, tuple[Tensor, Tensor, int]]:
     found = {}
     for count in COUNTS:
         looked_at = 0
-        outputs = predict_rows(np.arange(count), torch.from_numpy, model, runtime)
+        outputs = predict_rows(
+            np.arange(count), lambda rows: model(torch.from_numpy(rows)), runtime
+        )
         found[count] = (*outputs, looked_at)
     return found
 
