@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sfkt_cli.data.decode import MAX_PIXELS, decode_target, known_type
 from sfkt_cli.data.grid import Fit, fit_target
-from sfkt_cli.data.store import Store, open_store
+from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import DataError
 from sfkt_cli.files import read_settings
 from sfkt_cli.settings.config import Config, build
@@ -186,12 +186,8 @@ def prepared_sensor(run: Run) -> Sensor:
 
     Raises DataError if a prepared file is missing or damaged.
     """
-    settings = known_settings(read_settings(run.path("prepare", "config.yaml")))
-    return sensor_of_store(open_store(run.transfer_store), build(settings))
-
-
-def sensor_of_store(store: Store, config: Config) -> Sensor:
-    """The sensor whose images a file holds that was prepared with these settings."""
+    config = build(known_settings(read_settings(run.path("prepare", "config.yaml"))))
+    store = open_store(run.transfer_store)
     images = store.columns["target/target"]
     return sensor_of_config(
         config,
