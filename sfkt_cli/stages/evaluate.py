@@ -92,8 +92,9 @@ def inputs_of(config: Config, run: Run) -> dict[str, str]:
     """
     stores = {path.name: open_store(path) for path in (run.transfer_store, run.test_store)}
     inputs = {name: store.digest for name, store in stores.items()} | model_digests(run)
-    student = main_student(config, finished_methods(run))
-    if student and (own := read_own_labels(path := list_to_label(run, student))):
+    test, student = stores[run.test_store.name], main_student(config, finished_methods(run))
+    labelled = test.count("labels") or "test/label" in test
+    if student and not labelled and (own := read_own_labels(path := list_to_label(run, student))):
         inputs[path.name] = sha256_json(own)
     if config.evaluate.oracle:
         inputs["oracle"] = oracle_recipe(config, run)

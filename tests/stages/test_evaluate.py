@@ -384,9 +384,10 @@ def test_labels_for_one_student_do_not_judge_the_next(
 
 def test_where_the_data_have_labels_those_of_the_user_are_not_read(tmp_path: Path) -> None:
     run = make_run(tmp_path, "tgkt")
-    _list(run).write_text("name,label\nnobody,disc\n", encoding="utf-8")
-    evaluate(settings(pictures=False, oracle=False), run)
-    assert "that you labelled" not in run.record("evaluate")["verdict"]
+    for text in ("name,label\nnobody,disc\n", "name\nnobody\n"):
+        _list(run).write_text(text, encoding="utf-8")
+        evaluate(settings(pictures=False, oracle=False), run)
+        assert "that you labelled" not in run.record("evaluate")["verdict"]
 
 
 def test_the_files_of_images_are_listed_and_ids_are_taken_too(tmp_path: Path) -> None:
