@@ -71,7 +71,7 @@ def predict(
 
     Raises:
         ConfigError: The output cannot be written, holds other columns, or ends neither in .csv nor
-            in .jsonl; nothing matches ``images``; or pictures would be saved among them.
+            in .jsonl; nothing matches ``images``; or pictures cannot be saved, or among them.
         DataError: Some files could not be read; the rows of the others are written.
     """
     is_file = output.suffix.lower() in (".csv", ".jsonl") and not output.is_dir()
@@ -83,7 +83,7 @@ def predict(
             f"{without_password(video)} is a video: give it alone, without other images or --follow"
         )
     if save_images:
-        _refuse_among(images, save_images)
+        _make_folder(save_images, images)
     student = open_student(config, model or run.folder, method)
     broken: list[str] = []
     total: int | None = None  # how many images there are, where somebody knows
@@ -232,8 +232,8 @@ def judged(prediction: Prediction, threshold: float) -> Prediction:
     return prediction
 
 
-def _refuse_among(images: Sequence[str], folder: Path) -> None:
-    """Raise ConfigError if pictures would be written below one of the folders of images."""
+def _make_folder(folder: Path, images: Sequence[str]) -> None:
+    """A folder for pictures; raises ConfigError where it lies below those of images, or cannot."""
     for entry in images:
         with contextlib.suppress(OSError):  # such as a name that is too long
             if Path(entry).is_dir() and folder.resolve().is_relative_to(Path(entry).resolve()):
@@ -241,6 +241,13 @@ def _refuse_among(images: Sequence[str], folder: Path) -> None:
                     f"--save-images {folder} lies in {entry}, whose images are classified: the "
                     "pictures would be classified, too; choose a folder outside of it"
                 )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(
+            f"--save-images {folder} cannot be written ({error.strerror}): choose another folder"
+        ) from None
 
 
 def save(
@@ -251,7 +258,6 @@ def save(
     rows: Sequence[Row],
 ) -> None:
     """Write a PNG for each image: its place in the output, its name, and its class drawn below."""
-    folder.mkdir(parents=True, exist_ok=True)
     for number, (image, (path, answer)) in enumerate(zip(images, rows, strict=True), first):
         text = f"{answer.label}  {answer.probability:.0%}" + ("  doubted" if answer.warning else "")
         name = re.sub(r"[^\w.#-]+", "_", Path(path).name.removesuffix(".png"))

@@ -144,6 +144,13 @@ def test_pictures_are_not_saved_among_the_images(
                 save_images=depth_files / "sub" / ".." / "shots", follow=follow,
             )  # fmt: skip
     assert not (depth_files / "shots").exists()
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "shots"):
+        with pytest.raises(ConfigError, match=r"--save-images .*file.* cannot be written"):
+            predict(
+                untrained_config, untrained_run, [str(depth_files)], output=tmp_path / "p.csv",
+                save_images=folder,
+            )  # fmt: skip
 
 
 def test_an_image_without_a_probability_is_unknown() -> None:
