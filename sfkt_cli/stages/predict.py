@@ -303,7 +303,7 @@ def watch(
         done |= {
             (path, state)
             for path, state in now
-            if path in answered and int(state.split()[1]) <= written_ns
+            if path in answered and _changed_ns(path) <= written_ns
         }
         answered.clear()  # what changes from now on is classified again
         ready = sorted((now & before) - done)
@@ -312,6 +312,14 @@ def watch(
             warn(broken.pop(0))
         before, done = now, (done | set(ready)) & now
         time.sleep(LOOK_EVERY_S)
+
+
+def _changed_ns(path: str) -> int:
+    """When a file was put there or changed, whatever time its writer gave it; 0: it is gone."""
+    try:
+        return Path(path).stat().st_ctime_ns
+    except OSError:
+        return 0
 
 
 def _paths_in(output: Path) -> set[str]:

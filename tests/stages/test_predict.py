@@ -536,7 +536,7 @@ def test_a_watched_folder_keeps_the_rows_of_an_earlier_start(
         for file in both:
             assert f"1 images in {file}" in start(file)
     assert all("predict: 0 images" in start(file) for file in both)
-    shutil.copy(depth_files / "000.png", folder / "a.png")  # overwritten while nobody watched
+    shutil.copy2(depth_files / "000.png", folder / "a.png")  # overwritten while nobody watched
     assert all("predict: 1 images" in start(file) for file in both)
     shutil.copy(depth_files / "000.png", folder / "c.png")
     assert all("predict: 1 images" in start(file) for file in both)
