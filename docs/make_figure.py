@@ -23,7 +23,7 @@ from sfkt_cli.evaluation.figures import Strip, draw_gallery
 from sfkt_cli.evaluation.models import load_models, raw_encoding, translate
 from sfkt_cli.settings.config import RuntimeConfig
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.predicting import predict_rows, view_of
+from sfkt_cli.training.predicting import View, predict_rows
 from sfkt_cli.training.runtime import make_runtime
 
 
@@ -38,9 +38,9 @@ def main(folder: Path, picture: Path) -> None:
     rows = np.array([generator.choice(np.flatnonzero(labels == k)) for k in np.unique(labels)])
     depth, rgb, labels = test["test/target"][rows], test["test/rgb"][rows], labels[rows]
     raw = raw_encoding(store)
-    translated = translate(models, depth, runtime)
-    _, before = predict_rows(depth, view_of(runtime, models.source, raw), runtime)
-    _, after = predict_rows(depth, view_of(runtime, student, encoding), runtime)
+    translated = translate(models, depth)
+    _, before = predict_rows(depth, View(runtime, models.source, raw))
+    _, after = predict_rows(depth, View(runtime, student, encoding))
     with torch.inference_mode():
         encoded = [as_rgb(encode(torch.from_numpy(depth), used)) for used in (raw, encoding)]
         pictures = [images.permute(0, 2, 3, 1).numpy() for images in encoded]

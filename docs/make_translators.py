@@ -23,7 +23,7 @@ from sfkt_cli.evaluation.figures import Strip, draw_gallery
 from sfkt_cli.evaluation.models import Models, load_models, raw_encoding, translate
 from sfkt_cli.settings.config import RuntimeConfig
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.predicting import predict_rows, view_of
+from sfkt_cli.training.predicting import View, predict_rows
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
 COLUMNS = 6
@@ -34,8 +34,8 @@ def said(models: Models, depth: Numbers, runtime: Runtime) -> Numbers:
     """Class that the source model names behind the bridge, (N,)."""
     assert models.translator is not None
     translator, encoding = models.translator
-    view = view_of(runtime, models.source, encoding, translator)
-    _, logits = predict_rows(depth, view, runtime)
+    view = View(runtime, models.source, encoding, translator)
+    _, logits = predict_rows(depth, view)
     found: Numbers = logits.argmax(dim=1).numpy()
     return found
 
@@ -61,7 +61,7 @@ def draw(
             f"{'✓' if sure else '✗'} {names[guess]}"
             for sure, guess in zip(right, guesses, strict=True)
         )
-        strips.append(Strip(name, translate(models, depth, runtime), texts, right))
+        strips.append(Strip(name, translate(models, depth), texts, right))
     draw_gallery(picture, [*strips, Strip("RGB, never seen", rgb / 255.0)])
 
 

@@ -193,9 +193,9 @@ def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
     began, names = time.monotonic(), []
     encoding = of_run.student_encoding(config.encoding, store, models)
     digests = of_run.model_digests(run)
-    for predictor in of_run.predictors_of(run, store, models, runtime, digests, encoding):
+    for predictor in of_run.predictors_of(run, store, models, digests, encoding):
         names.append(predictor.method)
-        predictor.ask(store["target/target"], runtime)
+        predictor.ask(store["target/target"])
     trial = runtime.trial or Trial()
     target = store.count("target")
     count = target + run.record("prepare").get("samples", {}).get("test", 0) + store.count("ti")

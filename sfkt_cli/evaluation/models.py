@@ -31,7 +31,6 @@ from sfkt_cli.training.predicting import (
     adapt_batch_norms,
     predict_rows,
     translated,
-    view_of,
 )
 from sfkt_cli.training.runtime import Runtime
 
@@ -54,19 +53,20 @@ class Predictor:
     note: str | None = None  # what a reader must know of it
     temperature: float = 1.0  # by which its logits are divided, as `sfkt predict` does
 
-    def ask(self, images: Numbers, runtime: Runtime) -> tuple[Tensor, Tensor]:
+    def ask(self, images: Numbers) -> tuple[Tensor, Tensor]:
         """Features (N, D) and logits (N, K) of stored images."""
-        return predict_rows(images, self.view, runtime)
+        return predict_rows(images, self.view)
 
-    def probabilities(self, images: Numbers, runtime: Runtime) -> Numbers:
+    def probabilities(self, images: Numbers) -> Numbers:
         """Probabilities (N, K) of stored images."""
-        return softmax(self.ask(images, runtime)[1].numpy() / self.temperature)
+        return softmax(self.ask(images)[1].numpy() / self.temperature)
 
 
 @dataclass(frozen=True)
 class Models:
     """The models of a run, read back; each that sees target images with its encoding."""
 
+    runtime: Runtime  # device and precision
     source: Classifier  # the frozen source model
     card: Card  # its card
     translator: tuple[nn.Module, Encoding] | None  # None where there is no bridge
@@ -121,7 +121,7 @@ def load_models(run: Run, store: Store, runtime: Runtime) -> Models:
         saved = read(run.path("transfer", name))
         encoding = saved.encoding_of(f"transfer/{name}")
         students[name] = freeze(classifier_of(saved.module)), encoding
-    return Models(freeze(classifier_of(source.module)), source.card, translator, students)
+    return Models(runtime, freeze(classifier_of(source.module)), source.card, translator, students)
 
 
 def raw_encoding(store: Store) -> Encoding:
@@ -139,7 +139,6 @@ def predictors_of(
     run: Run,
     store: Store,
     models: Models,
-    runtime: Runtime,
     inputs: Mapping[str, str],
     encoding: Encoding,
 ) -> list[Predictor]:
@@ -148,19 +147,20 @@ def predictors_of(
     ``inputs`` are digests of the stores and of every model as they are now; students see
     ``encoding``.
     """
+    runtime = models.runtime
     source, untrained = models.source, (parameters(models.source), 0.0, None)
     adapted = copy.deepcopy(source)
-    view = view_of(runtime, adapted, encoding)
-    adapt_batch_norms(store["target/target"], view, adapted, runtime)
+    view = View(runtime, adapted, encoding)
+    adapt_batch_norms(store["target/target"], view)
     predictors = [
-        Predictor("source-only", view_of(runtime, source, raw_encoding(store)), *untrained),
-        Predictor("source-encoded", view_of(runtime, source, encoding), *untrained),
+        Predictor("source-only", View(runtime, source, raw_encoding(store)), *untrained),
+        Predictor("source-encoded", View(runtime, source, encoding), *untrained),
         Predictor("source-adapted", view, *untrained),
     ]
     bridge = run.record("bridge") if models.translator else {}
     if models.translator:
         translator, its_own = models.translator
-        view = view_of(runtime, source, its_own, translator)
+        view = View(runtime, source, its_own, translator)
         size, note = parameters(translator, source), outdated("bridge", bridge, inputs)
         predictors.append(Predictor("bridge-only", view, size, *costs(bridge), note))
     for name, (student, its_own) in models.students.items():
@@ -170,14 +170,14 @@ def predictors_of(
         if record.get("untouched_kept"):
             note = note or KEPT
         temperature = read_card(run.path("transfer", name, CARD)).temperature
-        view, size = view_of(runtime, student, its_own), parameters(student)
+        view, size = View(runtime, student, its_own), parameters(student)
         predictors.append(Predictor(name, view, size, *costs(*records), note, temperature))
     return predictors
 
 
-def source_on_rgb(models: Models, runtime: Runtime) -> Predictor:
+def source_on_rgb(models: Models) -> Predictor:
     """The source model on RGB images: the bound of all that imitates it."""
-    view, size = view_of(runtime, models.source), parameters(models.source)
+    view, size = View(models.runtime, models.source), parameters(models.source)
     return Predictor("source-rgb", view, size, 0.0, None)
 
 
@@ -186,12 +186,11 @@ def parameters(*modules: nn.Module) -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
-def translate(models: Models, images: Numbers, runtime: Runtime) -> Numbers:
+def translate(models: Models, images: Numbers) -> Numbers:
     """Translated pictures (N, H, W, 3) in [0, 1] of stored target images; there is a bridge."""
-    if models.translator is None:
-        raise ValueError("a run without a bridge translates nothing")
+    assert models.translator is not None
     translator, encoding = models.translator
-    bridged = translated(images, translator, encoding, runtime)
+    bridged = translated(images, translator, encoding, models.runtime)
     return np.concatenate([pictures.numpy() for pictures in bridged])
 
 

@@ -170,7 +170,7 @@ def facts(evaluation: Evaluation) -> tuple[str, ...]:
         *_measured(evaluation),
         f"Intervals: 95 %, {how}; images of one group (scene, subject) are drawn together",
         "Training: seconds and memory beyond the source model (the bridge counts for methods that "
-        f"use it); speed on {evaluation.runtime.device.type}; seed {evaluation.config.seed}",
+        f"use it); speed on {evaluation.models.runtime.device.type}; seed {evaluation.config.seed}",
     )
 
 
@@ -379,7 +379,7 @@ def bridge_quality(evaluation: Evaluation) -> Section | None:
         return None
     few = spread(len(pairs.rgb), PICTURE_PAIRS)
     rgb = pairs.rgb[few] / 255.0
-    translated = translate(models, pairs.target[few], evaluation.runtime)
+    translated = translate(models, pairs.target[few])
     pictures = (torch.from_numpy(images).permute(0, 3, 1, 2) for images in (translated, rgb))
     features, distance = evaluation.features("bridge-only", pairs.target), None
     if len(features) > 1:

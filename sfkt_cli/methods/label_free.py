@@ -16,7 +16,7 @@ from sfkt_cli.data.store import Store, spread
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.scores import soft_neighbourhood_density
 from sfkt_cli.training.pairs import write_epoch
-from sfkt_cli.training.predicting import View, predict_rows, view_of
+from sfkt_cli.training.predicting import View, predict_rows
 from sfkt_cli.training.runtime import Runtime
 
 STRANGERS_AMONG = 10_000  # target images that tell the share of strangers, at most
@@ -219,17 +219,17 @@ class Judge:
         self.partners: tuple[Tensor, Tensor] | None = None  # features, logits of the RGB images
         if len(held_out):
             rgb = store["ti/rgb"][held_out]
-            self.partners = predict_rows(rgb, view_of(runtime, source), runtime)
+            self.partners = predict_rows(rgb, View(runtime, source))
 
     def look_at_pairs(self, view: View) -> tuple[Tensor, Tensor]:
         """Features (N, D) and logits (N, K) of the pairs' target images."""
         assert self._ti_target is not None
-        return predict_rows(self._ti_target, view, self._runtime)
+        return predict_rows(self._ti_target, view)
 
     def scores(self, view: View, folder: Path, epoch: int) -> dict[str, float]:
         """The scores after an epoch; its predictions are written into the stage's folder."""
-        _, logits = predict_rows(self._tr_target, view, self._runtime)
-        _, mirrored = predict_rows(self._tr_target[:, :, ::-1], view, self._runtime)
+        _, logits = predict_rows(self._tr_target, view)
+        _, mirrored = predict_rows(self._tr_target[:, :, ::-1], view)
         if self._runtime.main:
             write_epoch(folder, epoch, logits)
         values = target_scores(logits, mirrored)

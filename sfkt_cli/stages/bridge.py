@@ -37,10 +37,10 @@ from sfkt_cli.training.loop import Fitted, Training
 from sfkt_cli.training.pairs import held_out_pairs, settle_batches
 from sfkt_cli.training.predicting import (
     FEW,
+    View,
     look_for_collapse,
     rows_measured_at_once,
     translated,
-    view_of,
 )
 from sfkt_cli.training.recipes import cosine
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
@@ -97,7 +97,7 @@ def bridge(config: Config, run: Run) -> None:
         runtime.cast_frozen(source, objective)
         _, held_out = held_out_pairs(store)
         judge = Judge(store, held_out, source, runtime)
-        view = view_of(runtime, source, encoding, translator)
+        view = View(runtime, source, encoding, translator)
         scores = partial(judge.scores, view, stage.folder)
         fitted = train(stage, store, objective, weights, scores, runtime)
         row = fitted.history[fitted.best_epoch]
@@ -106,8 +106,8 @@ def bridge(config: Config, run: Run) -> None:
         if not trained:
             architecture = {"name": "identity", "channels": encoding.encoded_channels, "width": 0}
             translator = make_translator(**architecture)
-        view = view_of(runtime, source, encoding, translator.eval())
-        look_for_collapse(store, view, runtime, "bridge")
+        view = View(runtime, source, encoding, translator.eval())
+        look_for_collapse(store, view, "bridge")
         if not runtime.main:
             return
         save_model(
@@ -208,7 +208,7 @@ def feature_maps_of(
 def untouched_rank(judge: Judge, source: Classifier, encoding: Encoding, runtime: Runtime) -> float:
     """How well encoded target images find their RGB partners without a translator."""
     assert judge.partners is not None
-    features, _ = judge.look_at_pairs(view_of(runtime, source, encoding))
+    features, _ = judge.look_at_pairs(View(runtime, source, encoding))
     return float(partner_rank(features, judge.partners[0]).mean())
 
 

@@ -41,7 +41,7 @@ from sfkt_cli.models.classifier import freeze
 from sfkt_cli.models.saving import classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, as_dict, fixed_batch_size
 from sfkt_cli.settings.runs import Run, Stage
-from sfkt_cli.training.predicting import view_of
+from sfkt_cli.training.predicting import View
 from sfkt_cli.training.recipes import fit_labels
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
@@ -132,13 +132,13 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, readable: lis
     runtime = measuring_runtime(config)
     models = load_models(run, store, runtime)
     splits = {split.name: split for split in readable}
-    pairs = predictions.ti_pairs(store, models, runtime)
-    evaluation = Evaluation(config, run, stage.folder, store, models, splits, pairs, runtime)
+    pairs = predictions.ti_pairs(store, models)
+    evaluation = Evaluation(config, run, stage.folder, store, models, splits, pairs)
     if count := len(evaluation.own_labels[0]):
         say(f"evaluate: {evaluation.list_to_label} has labels of {count} images")
     outcomes = evaluation.outcomes
     encoding = student_encoding(config.encoding, store, models)
-    competing = predictors_of(run, store, models, runtime, stage.inputs, encoding)
+    competing = predictors_of(run, store, models, stage.inputs, encoding)
     with track("evaluate", len(competing), "models") as tracker:
         for predictor in competing:
             evaluation.ask(predictor)
@@ -250,7 +250,7 @@ def oracle(evaluation: Evaluation, encoding: Encoding, inputs: Mapping[str, str]
             )  # fmt: skip
             stage.finish(seconds=fitted.seconds, peak_memory_mb=round(runtime.peak_memory_mb(), 1))
     student = freeze(classifier_of(load_model(nested.path("oracle"), runtime.device).module))
-    view, cost = view_of(runtime, student, encoding), costs(nested.record("oracle"))
+    view, cost = View(runtime, student, encoding), costs(nested.record("oracle"))
     return Predictor("oracle", view, parameters(student), *cost)
 
 

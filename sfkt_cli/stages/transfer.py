@@ -45,7 +45,6 @@ from sfkt_cli.training.predicting import (
     adapt_batch_norms,
     look_for_collapse,
     predict_rows,
-    view_of,
 )
 from sfkt_cli.training.recipes import SCHEDULES, classifier_optimizer
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
@@ -117,7 +116,7 @@ def transfer(config: Config, run: Run) -> None:
         if earlier is not None:
             warm_start(earlier, student, architecture, saved)
         runtime.synchronised(student)
-        view = view_of(runtime, student, encoding)
+        view = View(runtime, student, encoding)
         objective = objective_class(student, outputs, config)
         runtime.place(objective)
         settings = config.transfer
@@ -148,10 +147,10 @@ def transfer(config: Config, run: Run) -> None:
         strangers = share_of_strangers(store, untouched, untouched_features, encoding, runtime)
         kept = judged.word != "worse" or not getattr(own, "keep_untouched", False)
         if not kept:
-            student, view = untouched, view_of(runtime, untouched, encoding)
+            student, view = untouched, View(runtime, untouched, encoding)
             warn(f"{method}: the student was judged worse, so the source model's weights are kept")
         else:
-            look_for_collapse(store, view, runtime, "transfer")
+            look_for_collapse(store, view, "transfer")
         temperature = calibrated(judge, view)
         if not runtime.main:
             return
@@ -210,8 +209,8 @@ def look_through_frozen(
 
     def predict(images: NDArray[Any], student: Classifier) -> tuple[Tensor, Tensor]:
         training = student.training
-        view = view_of(runtime, student.eval(), encoding)
-        features, logits = predict_rows(images, view, runtime, flips=True)
+        view = View(runtime, student.eval(), encoding)
+        features, logits = predict_rows(images, view, flips=True)
         student.train(training)
         return features, logits
 
@@ -221,21 +220,18 @@ def look_through_frozen(
 
     ti_features = bridged_logits = held_out_features = None
     if ti:
-        partners, _ = predict_rows(store["ti/rgb"], view_of(runtime, quick), runtime, flips=True)
+        partners, _ = predict_rows(store["ti/rgb"], View(runtime, quick), flips=True)
         ti_features = partners.to(runtime.device)
     if translator is not None:
-        bridge = view_of(
-            runtime, quick, translator.encoding_of("bridge"), freeze(translator.module)
-        )
-        _, bridged = predict_rows(targets, bridge, runtime, flips=True)
+        bridge = View(runtime, quick, translator.encoding_of("bridge"), freeze(translator.module))
+        _, bridged = predict_rows(targets, bridge, flips=True)
         bridged_logits = bridged.to(runtime.device)
         if ti and not np.isin(held_out, trained).any():
-            held_out_features, _ = predict_rows(
-                store["ti/target"][held_out], bridge, runtime, flips=True
-            )
+            ti_target = store["ti/target"][held_out]
+            held_out_features, _ = predict_rows(ti_target, bridge, flips=True)
 
     def adapt(student: Classifier) -> None:
-        adapt_batch_norms(targets, view_of(runtime, student, encoding), student, runtime)
+        adapt_batch_norms(targets, View(runtime, student, encoding))
 
     def bridge_lead(student: Classifier) -> float:
         if held_out_features is None or ti_features is None:
@@ -287,9 +283,9 @@ def share_of_strangers(
     """At most about how many target images show none of the classes; None for few images."""
     if not store.count("ti"):
         return None
-    view = view_of(runtime, untouched, encoding)
+    view = View(runtime, untouched, encoding)
     ti_target = store["ti/target"][spread(store.count("ti"), STRANGER_ROWS)]
-    ti_features, _ = predict_rows(ti_target, view, runtime, flips=True)
+    ti_features, _ = predict_rows(ti_target, view, flips=True)
     share = label_free.stranger_share(features.cpu(), ti_features)
     return None if share is None else round(share, 3)
 

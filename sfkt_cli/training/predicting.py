@@ -5,8 +5,8 @@ The module also warns if the predictions do not look like those of a working mod
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,6 @@ from sfkt_cli.data.images import Encoding, as_rgb, encode, rgb_to_float
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.training.runtime import Runtime
 
-View = Callable[[NDArray[Any]], tuple[Tensor, Tensor]]
-"""Stored images (B, H, W[, C]) to features (B, D) and logits (B, K)."""
 FEW = 4  # images that a dry run looks at on a CPU; on a GPU it looks at one batch
 MOST_ROWS, MOST_PIXELS = 256, 256 * 128**2  # that a model looks at together
 FEWEST_MEASURED, MOST_MEASURED = 16, 64
@@ -32,25 +30,25 @@ NEARLY_UNIFORM = 0.97  # a mean entropy above this share of its maximum is one, 
 FEWEST = 20  # of fewer images nothing can be said
 
 
-def view_of(
-    runtime: Runtime,
-    model: nn.Module,
-    encoding: Encoding | None = None,
-    translator: nn.Module | None = None,
-) -> View:
-    """How a classifier sees stored images: as RGB; encoded; or encoded and translated."""
+@dataclass(frozen=True)
+class View:
+    """A classifier, and how it sees stored images: as RGB; encoded; or encoded and translated."""
 
-    def view(stored: NDArray[Any]) -> tuple[Tensor, Tensor]:
-        images = runtime.tensor(stored)
-        if encoding is None:
+    runtime: Runtime
+    model: nn.Module  # model input to features (B, D) and logits (B, K)
+    encoding: Encoding | None = None  # of target images; None: it sees RGB images
+    translator: nn.Module | None = None
+
+    def __call__(self, stored: NDArray[Any]) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and logits (B, K) of a batch (B, H, W[, C])."""
+        images = self.runtime.tensor(stored)
+        if self.encoding is None:
             seen = rgb_to_float(images)
         else:
-            encoded = encode(images, encoding)
-            seen = as_rgb(encoded) if translator is None else translator(encoded)
-        features, logits = model(seen)
+            encoded = encode(images, self.encoding)
+            seen = as_rgb(encoded) if self.translator is None else self.translator(encoded)
+        features, logits = self.model(seen)
         return features, logits
-
-    return view
 
 
 def rows_at_once(images: NDArray[Any], processes: int = 1) -> int:
@@ -68,9 +66,7 @@ def rows_measured_at_once(images: NDArray[Any]) -> int:
     return min(MOST_MEASURED, max(FEWEST_MEASURED, rows_at_once(images)))
 
 
-def predict_rows(
-    images: NDArray[Any], view: View, runtime: Runtime, *, flips: bool = False
-) -> tuple[Tensor, Tensor]:
+def predict_rows(images: NDArray[Any], view: View, *, flips: bool = False) -> tuple[Tensor, Tensor]:
     """Features (N, D) and logits (N, K) of stored images (N, H, W[, C]), float32, on the CPU.
 
     Several processes take turns batch by batch, and all of them get everything; they must all ask.
@@ -79,13 +75,14 @@ def predict_rows(
     With ``flips`` results are the mean over each image and its mirror image; the stored image is
     mirrored, since some encodings (surface normals) look different behind a mirror.
     """
+    runtime = view.runtime
     batch_size = rows_at_once(images, runtime.world)
     few = batch_size if runtime.device.type == "cuda" else FEW
     if runtime.trial is not None and len(images) > 2 * few:
-        real = replace(runtime, trial=None)
+        real = replace(view, runtime=replace(runtime, trial=None))
         for _ in range(2):  # the first one warms up
             began = time.monotonic()
-            features, logits = predict_rows(images[:few], view, real, flips=flips)
+            features, logits = predict_rows(images[:few], real, flips=flips)
         share = (time.monotonic() - began) / few
         runtime.trial.skipped_s += share * (len(images) / runtime.shares - 2 * few)
         rows = torch.arange(len(images)) % few
@@ -115,12 +112,13 @@ def predict_rows(
     return features, logits
 
 
-def adapt_batch_norms(images: NDArray[Any], view: View, model: nn.Module, runtime: Runtime) -> None:
-    """Give the batch norms of a model, whose view it is, the statistics of these images, in place.
+def adapt_batch_norms(images: NDArray[Any], view: View) -> None:
+    """Give the batch norms of a view's model the statistics of these images, in place.
 
     Source: AdaBN (Li et al., 2016). At most ``MOST_ADAPTED`` images are looked at, by every process
     the same. A model without batch norms, or less than two images, change nothing.
     """
+    model, runtime = view.model, view.runtime
     images = images[spread(len(images), FEW if runtime.trial is not None else MOST_ADAPTED)]
     at_once = rows_measured_at_once(images)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
@@ -140,13 +138,13 @@ def adapt_batch_norms(images: NDArray[Any], view: View, model: nn.Module, runtim
     model.train(training)
 
 
-def look_for_collapse(store: Store, view: View, runtime: Runtime, stage: str) -> None:
+def look_for_collapse(store: Store, view: View, stage: str) -> None:
     """Warn if a finished model names one class for nearly all TR target images, or none.
 
     ``stage`` is ``bridge`` or ``transfer``, whose log names no class of a target image.
     """
     images = store["target/target"][spread(store.count("target"))]
-    _, logits = predict_rows(images, view, runtime)
+    _, logits = predict_rows(images, view)
     name = "the student" if stage == "transfer" else "the source model behind the bridge"
     classes = [f"class {number}" for number in range(logits.shape[1])]
     warn_of_collapse(logits, classes, name, stage)

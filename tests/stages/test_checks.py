@@ -21,7 +21,7 @@ from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import calibrated, look_through_frozen
 from sfkt_cli.training.pairs import held_out_pairs, open_batches, settle_batches
-from sfkt_cli.training.predicting import view_of
+from sfkt_cli.training.predicting import View
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -71,7 +71,7 @@ def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path
     store = open_store(untrained_run.transfer_store)
     student, source, encoding = models_of(untrained_run)
     _, held = held_out_pairs(store)
-    view = view_of(CPU, student, encoding)
+    view = View(CPU, student, encoding)
     scores = Judge(store, held, freeze(source), CPU).scores(view, tmp_path, 0)
     with torch.inference_mode():
         rgb = torch.from_numpy(store["ti/rgb"][held]).permute(0, 3, 1, 2) / 255
@@ -86,7 +86,7 @@ def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path
 def test_a_few_pairs_calibrate_nothing(untrained_run: Run) -> None:
     store = open_store(untrained_run.transfer_store)
     student, source, encoding = models_of(untrained_run)
-    view = view_of(CPU, student, encoding)
+    view = View(CPU, student, encoding)
     temperatures = [
         calibrated(Judge(store, np.arange(count), freeze(source), CPU), view)
         for count in (0, 1, 19, 20)

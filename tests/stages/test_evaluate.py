@@ -19,7 +19,7 @@ from sfkt_cli.models.saving import classifier_of, load_model
 from sfkt_cli.settings.config import RuntimeConfig, build
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.evaluate import evaluate, measuring_runtime
-from sfkt_cli.training.predicting import adapt_batch_norms, predict_rows, view_of
+from sfkt_cli.training.predicting import View, adapt_batch_norms, predict_rows
 from sfkt_cli.training.runtime import make_runtime
 from tests.stages.evaluation_runs import (
     CLASSES,
@@ -138,9 +138,9 @@ def test_the_adapted_source_model_has_the_statistics_of_target_images(evaluated:
     test = open_store(evaluated.test_store)
     source = classifier_of(load_model(evaluated.path("source")).module)
     runtime = make_runtime(RuntimeConfig(gpus=0, precision="fp32"))
-    view = view_of(runtime, source.eval(), ENCODING)
-    adapt_batch_norms(store["target/target"], view, source, runtime)
-    _, logits = predict_rows(test["test/target"], view, runtime)
+    view = View(runtime, source.eval(), ENCODING)
+    adapt_batch_norms(store["target/target"], view)
+    _, logits = predict_rows(test["test/target"], view)
     expected = float((logits.argmax(dim=1).numpy() == test.labels("test")).mean())
     assert _rows(evaluated)["source-adapted", "test"]["accuracy"] == pytest.approx(expected)
 

@@ -39,7 +39,7 @@ from sfkt_cli.stages.bridge import bridge
 from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import transfer
-from sfkt_cli.training.predicting import predict_rows, view_of
+from sfkt_cli.training.predicting import View, predict_rows
 from sfkt_cli.training.runtime import Runtime
 from tests.data.make_archives import save
 from tests.stages.evaluation_runs import make_run, save_classifier
@@ -148,8 +148,8 @@ class Prepared:
             seen = open_store(self.stores / "transfer.h5")
             rows = seen["target/target"]
             labels = np.array([label_of[name] for name in seen.strings("target/id")])
-        view = view_of(RUNTIME, classifier_of(model.module), encoding)
-        _, logits = predict_rows(rows, view, RUNTIME)
+        view = View(RUNTIME, classifier_of(model.module), encoding)
+        _, logits = predict_rows(rows, view)
         return float((logits.argmax(dim=1).numpy() == labels).mean())
 
 

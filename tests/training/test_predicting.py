@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sfkt_cli.data.images import Encoding, rgb_to_float
 from sfkt_cli.settings.config import RuntimeConfig
 from sfkt_cli.training.predicting import (
+    View,
     adapt_batch_norms,
     predict_rows,
     rows_at_once,
@@ -53,13 +54,14 @@ def test_no_more_than_these_are_held_in_memory(runtime: Runtime) -> None:
     together: list[int] = []
     images, model = stored(40, 512), Model()
 
-    def view(part: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        features, logits = model(torch.rand(len(part), 2))
-        return features, logits
+    class Look(View):
+        def __call__(self, stored: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+            features, logits = self.model(torch.rand(len(stored), 2))
+            return features, logits
 
-    model.eval()
-    predict_rows(images, view, runtime, flips=True)
-    adapt_batch_norms(images, view, model, runtime)
+    view = Look(runtime, model.eval())
+    predict_rows(images, view, flips=True)
+    adapt_batch_norms(images, view)
     assert together == [16, 16, 16, 16, 8, 8, 14, 13, 13]
     pictures = translated(
         images[:, :, :, 0], nn.Identity(), Encoding("linear", 0, 255, 1, False), runtime
@@ -67,11 +69,20 @@ def test_no_more_than_these_are_held_in_memory(runtime: Runtime) -> None:
     assert [len(part) for part in pictures] == [16, 16, 8]
 
 
-def adapt(images: NDArray[np.uint8], model: nn.Module, runtime: Runtime) -> None:
-    def view(part: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        return (model(rgb_to_float(torch.from_numpy(part))),) * 2
+class Twice(nn.Module):
+    """Gives what a network gives as features and as logits."""
 
-    adapt_batch_norms(images, view, model, runtime)
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return (self.network(images),) * 2
+
+
+def adapt(images: NDArray[np.uint8], model: nn.Module, runtime: Runtime) -> None:
+    twice = Twice(model).train(model.training)
+    adapt_batch_norms(images, View(runtime, twice))
 
 
 def network() -> tuple[nn.Sequential, nn.Conv2d, nn.BatchNorm2d]:
@@ -101,10 +112,11 @@ def test_batch_norms_keep_what_differs_between_images(runtime: Runtime, side: in
     images = np.broadcast_to(levels[:, None, None], (64, side, side))
     norm = nn.BatchNorm2d(1)
 
-    def view(part: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-        return (norm(torch.from_numpy(part[:, :1, :1].copy())[:, None]),) * 2
+    class Corner(View):
+        def __call__(self, stored: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+            return (self.model(torch.from_numpy(stored[:, :1, :1].copy())[:, None]),) * 2
 
-    adapt_batch_norms(images, view, norm, runtime)
+    adapt_batch_norms(images, Corner(runtime, norm))
     assert norm.running_var is not None
     assert float(norm.running_var) > 0.9 * levels.var()
 
