@@ -19,9 +19,6 @@ from sfkt_cli.errors import ConfigError, DataError
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts")
 
-GREY_16 = (b"Y1\x00\x10", b"\x10\x001Y", b"Y16 ", b"Y16\xa0", b"Y12 ", b"Y10 ")
-"""Names of frames of 16 bit, which OpenCV would cut to 8: FFmpeg's, and V4L2's for cameras."""
-
 
 def is_live(entry: str) -> bool:
     """Whether it is a camera's number or an address: frames without an end."""
@@ -60,9 +57,11 @@ def frames(entry: str, sensor: Sensor) -> Iterator[tuple[str, NDArray[Any]]]:
         raise DataError(
             f"{address} cannot be opened as a video: does it exist, and play elsewhere?"
         )
+    # FFmpeg's name of a video's frames, and V4L2's of a camera's. OpenCV would cut them to 8 bit.
     formats = (capture.get(name) for name in (cv2.CAP_PROP_CODEC_PIXEL_FORMAT, cv2.CAP_PROP_FOURCC))
     names = [int(code).to_bytes(8, "little", signed=True)[:4] for code in formats]
-    if sensor.dtype == "uint8" and not set(GREY_16).isdisjoint(names):
+    grey_16 = any(name.startswith(b"Y1") or name.endswith(b"1Y") for name in names)  # or 9 to 14
+    if grey_16 and sensor.dtype == "uint8":
         raise DataError(
             f"{address} holds values of 16 bit, expected uint8: all target images must be alike"
         )

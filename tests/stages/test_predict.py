@@ -421,7 +421,7 @@ def camera(monkeypatch: pytest.MonkeyPatch) -> Any:
     return Camera
 
 
-@pytest.mark.parametrize("name", ["Y16 ", "Y16\xa0"])
+@pytest.mark.parametrize("name", ["Y16 ", "Y16\xa0", "Y12 "])
 def test_a_camera_of_16_bit_is_refused_by_a_student_of_8(
     name: str, untrained_run: Run, camera: Any
 ) -> None:
