@@ -14,12 +14,7 @@ from torch import Tensor
 from sfkt_cli import scores
 from sfkt_cli.console import printable
 from sfkt_cli.data.store import Store, spread
-from sfkt_cli.evaluation.labelled import (
-    Split,
-    list_to_label,
-    match_own_labels,
-    read_own_labels,
-)
+from sfkt_cli.evaluation.labelled import Split, list_to_label, match_own_labels, read_own_labels
 from sfkt_cli.evaluation.models import Models, Predictor, main_student, source_on_rgb
 from sfkt_cli.evaluation.report import BOUNDS, Row
 from sfkt_cli.methods import label_free
