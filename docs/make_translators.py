@@ -14,28 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.evaluation.figures import Strip, draw_gallery
 from sfkt_cli.evaluation.models import Models, load_models, raw_encoding, translate
 from sfkt_cli.settings.config import RuntimeConfig
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.predicting import View, predict_rows
+from sfkt_cli.training.predicting import View, pictures_of, predict_rows
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
 COLUMNS = 6
 Numbers = NDArray[Any]
 
 
-def said(models: Models, depth: Numbers, runtime: Runtime) -> Numbers:
+def said(models: Models, depth: Numbers) -> Numbers:
     """Class that the source model names behind the bridge, (N,)."""
-    assert models.translator is not None
-    translator, encoding = models.translator
-    view = View(runtime, models.source, encoding, translator)
-    _, logits = predict_rows(depth, view)
+    assert models.bridge is not None
+    _, logits = predict_rows(depth, models.bridge)
     found: Numbers = logits.argmax(dim=1).numpy()
     return found
 
@@ -51,11 +47,11 @@ def draw(
     """Depth, each bridge's translation with the prediction, and the RGB image."""
     depth, rgb = test["test/target"][rows], test["test/rgb"][rows]
     labels, names = test.labels("test")[rows], test.classes
-    encoded = as_rgb(encode(torch.from_numpy(depth), raw_encoding(store)))
-    window = encoded.permute(0, 2, 3, 1).numpy()
+    raw = View(runtime, runs[0][1].source, raw_encoding(store))
+    window = next(pictures_of(depth, raw)).numpy()
     strips = [Strip("depth", window, tuple(names[label] for label in labels))]
     for name, models in runs:
-        guesses = said(models, depth, runtime)
+        guesses = said(models, depth)
         right = tuple(bool(each) for each in guesses == labels)
         texts = tuple(
             f"{'✓' if sure else '✗'} {names[guess]}"
@@ -82,7 +78,7 @@ def main(translators: Path, failures: Path, folders: list[Path]) -> None:
     generator = np.random.default_rng(0)
     each = [generator.choice(np.flatnonzero(labels == k)) for k in np.unique(labels)]
     draw(translators, runs, store, test, np.array(each), runtime)
-    wrong = np.flatnonzero(said(runs[-1][1], test["test/target"], runtime) != labels)
+    wrong = np.flatnonzero(said(runs[-1][1], test["test/target"]) != labels)
     few = np.sort(generator.choice(wrong, min(COLUMNS, len(wrong)), replace=False))
     draw(failures, runs[-1:], store, test, few, runtime)
 

@@ -130,7 +130,7 @@ def feature_map(evaluation: Evaluation) -> Section | None:
     if test is not None and test.rgb is not None:
         rgb = np.asarray(test.rgb[spread(len(test.rgb), POINTS)])
         of_source["RGB (test)"] = source_on_rgb(evaluation.models).ask(rgb)[0].numpy()
-    if evaluation.models.translator:
+    if evaluation.models.bridge:
         of_source["translated target"] = evaluation.features("bridge-only", stored)
     of_source["raw target"] = evaluation.features("source-only", stored)
     panels = {"source model": of_source}
@@ -205,7 +205,7 @@ def _draw_tr(evaluation: Evaluation, split: Split, rows: Numbers, name: str) -> 
     truth = "the true class and " if split.truth else ""
     legend = f"below each target image {truth}what {main} predicts"
     strips = [_target_strip(evaluation, stored, *captions(main, True))]
-    if evaluation.models.translator:
+    if evaluation.models.bridge:
         translated = translate(evaluation.models, stored)
         strips.append(Strip("translated", translated, *captions("bridge-only", False)))
         legend += ", below its translation what the source model predicts"

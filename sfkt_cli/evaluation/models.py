@@ -3,12 +3,11 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.store import Store, open_store
@@ -29,8 +28,8 @@ from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.predicting import (
     View,
     adapt_batch_norms,
+    pictures_of,
     predict_rows,
-    translated,
 )
 from sfkt_cli.training.runtime import Runtime
 
@@ -47,11 +46,16 @@ class Predictor:
 
     method: str  # its name in the report
     view: View
-    parameters: int  # number of parameters of all networks that a prediction passes
     train_seconds: float | None  # all that it cost beyond the source model; None: unknown
     peak_memory_mb: float | None  # largest of the stages that made it; None: nothing was trained
     note: str | None = None  # what a reader must know of it
     temperature: float = 1.0  # by which its logits are divided, as `sfkt predict` does
+    beside: View | None = None  # a second view, whose answers are averaged with its own
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of all networks that a prediction passes."""
+        return self.view.parameters + (self.beside.parameters if self.beside else 0)
 
     def ask(self, images: Numbers) -> tuple[Tensor, Tensor]:
         """Features (N, D) and logits (N, K) of stored images."""
@@ -64,19 +68,19 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Models:
-    """The models of a run, read back; each that sees target images with its encoding."""
+    """The models of a run, read back, frozen."""
 
     runtime: Runtime  # device and precision
     source: Classifier  # the frozen source model
     card: Card  # its card
-    translator: tuple[nn.Module, Encoding] | None  # None where there is no bridge
-    students: dict[str, tuple[Classifier, Encoding]]  # by method
+    bridge: View | None  # the source model behind the translator; None where there is no bridge
+    students: dict[str, View]  # by method
 
     @property
     def encoding(self) -> Encoding | None:
         """The encoding of the first student, or of the bridge."""
-        of_models = [*self.students.values(), *([self.translator] if self.translator else [])]
-        return of_models[0][1] if of_models else None
+        views = [*self.students.values(), *filter(None, [self.bridge])]
+        return views[0].encoding if views else None
 
 
 def finished_methods(run: Run) -> list[str]:
@@ -106,22 +110,22 @@ def model_digest(run: Run, stage: str) -> str:
 def load_models(run: Run, store: Store, runtime: Runtime) -> Models:
     """Read every finished model of a run; raises DataError if one has other classes."""
 
-    def read(folder: Path) -> Saved:
-        saved = load_model(folder, runtime.device)
+    def read(stage: str) -> Saved:
+        saved = load_model(run.path(stage), runtime.device)
         if saved.card.classes:
             check_classes(saved.card.classes, store)
+        freeze(saved.module)
         return saved
 
-    source, translator = read(run.path("source")), None
+    first, bridge, students = read("source"), None, {}
+    source = classifier_of(first.module)
     if run.has("bridge"):
-        saved = read(run.path("bridge"))
-        translator = freeze(saved.module), saved.encoding_of("bridge")
-    students = {}
+        saved = read("bridge")
+        bridge = View(runtime, source, saved.encoding_of("bridge"), saved.module)
     for name in finished_methods(run):
-        saved = read(run.path("transfer", name))
-        encoding = saved.encoding_of(f"transfer/{name}")
-        students[name] = freeze(classifier_of(saved.module)), encoding
-    return Models(runtime, freeze(classifier_of(source.module)), source.card, translator, students)
+        saved = read(stage := f"transfer/{name}")
+        students[name] = View(runtime, classifier_of(saved.module), saved.encoding_of(stage))
+    return Models(runtime, source, first.card, bridge, students)
 
 
 def raw_encoding(store: Store) -> Encoding:
@@ -147,51 +151,39 @@ def predictors_of(
     ``inputs`` are digests of the stores and of every model as they are now; students see
     ``encoding``.
     """
-    runtime = models.runtime
-    source, untrained = models.source, (parameters(models.source), 0.0, None)
-    adapted = copy.deepcopy(source)
-    view = View(runtime, adapted, encoding)
-    adapt_batch_norms(store["target/target"], view)
-    predictors = [
-        Predictor("source-only", View(runtime, source, raw_encoding(store)), *untrained),
-        Predictor("source-encoded", View(runtime, source, encoding), *untrained),
-        Predictor("source-adapted", view, *untrained),
-    ]
-    bridge = run.record("bridge") if models.translator else {}
-    if models.translator:
-        translator, its_own = models.translator
-        view = View(runtime, source, its_own, translator)
-        size, note = parameters(translator, source), outdated("bridge", bridge, inputs)
-        predictors.append(Predictor("bridge-only", view, size, *costs(bridge), note))
-    for name, (student, its_own) in models.students.items():
+    runtime, source = models.runtime, models.source
+    adapted = View(runtime, copy.deepcopy(source), encoding)
+    adapt_batch_norms(store["target/target"], adapted)
+    untrained = {
+        "source-only": View(runtime, source, raw_encoding(store)),
+        "source-encoded": View(runtime, source, encoding),
+        "source-adapted": adapted,
+    }
+    predictors = [Predictor(name, view, 0.0, None) for name, view in untrained.items()]
+    bridge = run.record("bridge") if models.bridge else {}
+    if models.bridge:
+        note = outdated("bridge", bridge, inputs)
+        predictors.append(Predictor("bridge-only", models.bridge, *costs(bridge), note))
+    for name, view in models.students.items():
         record = run.record(f"transfer/{name}")
         records = [record, bridge] if "bridge" in record.get("inputs", {}) else [record]
         note = outdated(f"transfer --method {name}", record, inputs)
         if record.get("untouched_kept"):
             note = note or KEPT
         temperature = read_card(run.path("transfer", name, CARD)).temperature
-        view, size = View(runtime, student, its_own), parameters(student)
-        predictors.append(Predictor(name, view, size, *costs(*records), note, temperature))
+        predictors.append(Predictor(name, view, *costs(*records), note, temperature))
     return predictors
 
 
 def source_on_rgb(models: Models) -> Predictor:
     """The source model on RGB images: the bound of all that imitates it."""
-    view, size = View(models.runtime, models.source), parameters(models.source)
-    return Predictor("source-rgb", view, size, 0.0, None)
-
-
-def parameters(*modules: nn.Module) -> int:
-    """Trainable and frozen parameters of some modules, buffers left out."""
-    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+    return Predictor("source-rgb", View(models.runtime, models.source), 0.0, None)
 
 
 def translate(models: Models, images: Numbers) -> Numbers:
     """Translated pictures (N, H, W, 3) in [0, 1] of stored target images; there is a bridge."""
-    assert models.translator is not None
-    translator, encoding = models.translator
-    bridged = translated(images, translator, encoding, models.runtime)
-    return np.concatenate([pictures.numpy() for pictures in bridged])
+    assert models.bridge is not None
+    return np.concatenate([batch.numpy() for batch in pictures_of(images, models.bridge)])
 
 
 def outdated(command: str, record: Mapping[str, Any], inputs: Mapping[str, str]) -> str | None:

@@ -112,7 +112,9 @@ class Evaluation:
     @property
     def encoding(self) -> str:
         """Name of the encoding that the student sees."""
-        return self.models.students[self.main_method][1].kind
+        encoding = self.models.students[self.main_method].encoding
+        assert encoding is not None
+        return encoding.kind
 
     @property
     def rivals(self) -> list[str]:
@@ -226,7 +228,7 @@ def add_ensemble(evaluation: Evaluation) -> None:
     both = replace(
         first,
         method=ENSEMBLE,
-        parameters=first.parameters + second.parameters,
+        beside=second.view,
         peak_memory_mb=max(first.peak_memory_mb or 0, second.peak_memory_mb or 0) or None,
         note=first.note or second.note,
     )

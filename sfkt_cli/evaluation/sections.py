@@ -218,7 +218,7 @@ def _gap_closed(evaluation: Evaluation) -> list[str]:
 def sections(evaluation: Evaluation) -> tuple[Section, ...]:
     """All sections; pictures, where they are wanted, are written into the folder."""
     pictures, split = evaluation.config.evaluate.pictures, evaluation.main_split
-    stages = ["bridge"] if evaluation.models.translator else []
+    stages = ["bridge"] if evaluation.models.bridge else []
     stages += [f"transfer/{name}" for name in evaluation.models.students]
     parts = [
         differences(evaluation),
@@ -375,7 +375,7 @@ def _correlation(values: Sequence[float], accuracies: Sequence[float]) -> str:
 def bridge_quality(evaluation: Evaluation) -> Section | None:
     """How good the translations of TI images are, in pictures and figures."""
     models, pairs = evaluation.models, evaluation.pairs
-    if models.translator is None or pairs is None:
+    if models.bridge is None or pairs is None:
         return None
     few = spread(len(pairs.rgb), PICTURE_PAIRS)
     rgb = pairs.rgb[few] / 255.0

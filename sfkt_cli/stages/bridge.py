@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from sfkt_cli.console import say, track, warn
-from sfkt_cli.data.images import Encoding, choose_encoding, rgb_to_float, sample_rows
+from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.store import Store, open_store, spread
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import replacing
@@ -39,8 +39,8 @@ from sfkt_cli.training.predicting import (
     FEW,
     View,
     look_for_collapse,
+    pictures_of,
     rows_measured_at_once,
-    translated,
 )
 from sfkt_cli.training.recipes import cosine
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
@@ -114,7 +114,7 @@ def bridge(config: Config, run: Run) -> None:
             stage.folder, translator, kind="translator", architecture=architecture, classes=[],
             encoding=encoding, inputs=inputs, seed=config.seed,
         )  # fmt: skip
-        write_bridged(stage.folder / "images", store, translator, encoding, runtime)
+        write_bridged(stage.folder / "images", store, view)
         stage.finish(
             seconds=fitted.seconds,
             best_epoch=fitted.best_epoch + 1,
@@ -192,7 +192,7 @@ def feature_maps_of(
     backbone = source.backbone
     backbones = list(backbone) if isinstance(backbone, nn.ModuleList) else [backbone]  # a mixture
     count = rows_measured_at_once(rgb) if runtime.trial is None else FEW
-    images = rgb_to_float(runtime.tensor(rgb[spread(len(rgb), count)]))
+    images = View(runtime, source).seen(rgb[spread(len(rgb), count)])
     feature_maps = FeatureMaps(backbones, source.features, images)
     if feature_maps.names:
         return feature_maps
@@ -237,9 +237,7 @@ def train(
     ).fit()
 
 
-def write_bridged(
-    folder: Path, store: Store, translator: nn.Module, encoding: Encoding, runtime: Runtime
-) -> None:
+def write_bridged(folder: Path, store: Store, view: View) -> None:
     """Write the translation of every target image as ``<sample id>.png``."""
     ids = iter(store.strings("target/id"))
     folder.mkdir(exist_ok=True)
@@ -249,7 +247,7 @@ def write_bridged(
             Image.fromarray(pixels).save(unfinished, format="PNG", compress_level=1)
 
     with ThreadPoolExecutor(4) as pool, track("pictures", store.count("target")) as tracker:
-        for pictures in translated(store["target/target"], translator, encoding, runtime):
+        for pictures in pictures_of(store["target/target"], view):
             pixels = pictures.mul(255).round().byte().numpy()
             list(pool.map(write, islice(ids, len(pixels)), pixels))
             tracker.advance(len(pixels), len(pixels))

@@ -21,7 +21,6 @@ from sfkt_cli.evaluation.models import (
     load_models,
     main_student,
     model_digests,
-    parameters,
     predictors_of,
     student_encoding,
 )
@@ -251,7 +250,7 @@ def oracle(evaluation: Evaluation, encoding: Encoding, inputs: Mapping[str, str]
             stage.finish(seconds=fitted.seconds, peak_memory_mb=round(runtime.peak_memory_mb(), 1))
     student = freeze(classifier_of(load_model(nested.path("oracle"), runtime.device).module))
     view, cost = View(runtime, student, encoding), costs(nested.record("oracle"))
-    return Predictor("oracle", view, parameters(student), *cost)
+    return Predictor("oracle", view, *cost)
 
 
 def oracle_recipe(config: Config, run: Run) -> str:

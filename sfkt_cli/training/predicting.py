@@ -39,16 +39,25 @@ class View:
     encoding: Encoding | None = None  # of target images; None: it sees RGB images
     translator: nn.Module | None = None
 
-    def __call__(self, stored: NDArray[Any]) -> tuple[Tensor, Tensor]:
-        """Features (B, D) and logits (B, K) of a batch (B, H, W[, C])."""
+    def seen(self, stored: NDArray[Any]) -> Tensor:
+        """Model input (B, 3, H, W) in [0, 1] of stored images (B, H, W[, C]), on the device."""
         images = self.runtime.tensor(stored)
         if self.encoding is None:
-            seen = rgb_to_float(images)
-        else:
-            encoded = encode(images, self.encoding)
-            seen = as_rgb(encoded) if self.translator is None else self.translator(encoded)
-        features, logits = self.model(seen)
+            return rgb_to_float(images)
+        encoded = encode(images, self.encoding)
+        seen: Tensor = as_rgb(encoded) if self.translator is None else self.translator(encoded)
+        return seen
+
+    def __call__(self, stored: NDArray[Any]) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and logits (B, K) of stored images (B, H, W[, C])."""
+        features, logits = self.model(self.seen(stored))
         return features, logits
+
+    @property
+    def parameters(self) -> int:
+        """Trainable and frozen parameters of the networks, buffers left out."""
+        networks = [self.model] if self.translator is None else [self.model, self.translator]
+        return sum(part.numel() for network in networks for part in network.parameters())
 
 
 def rows_at_once(images: NDArray[Any], processes: int = 1) -> int:
@@ -150,16 +159,13 @@ def look_for_collapse(store: Store, view: View, stage: str) -> None:
     warn_of_collapse(logits, classes, name, stage)
 
 
-def translated(
-    images: NDArray[Any], translator: nn.Module, encoding: Encoding, runtime: Runtime
-) -> Iterator[Tensor]:
-    """Translated pictures (B, H, W, 3) in [0, 1], on the CPU, batch by batch."""
+def pictures_of(images: NDArray[Any], view: View) -> Iterator[Tensor]:
+    """What the model of a view sees: pictures (B, H, W, 3) in [0, 1], on the CPU, by batches."""
     count = rows_at_once(images)
     for first in range(0, len(images), count):
         with torch.inference_mode():
-            stored = runtime.tensor(np.asarray(images[first : first + count]))
-            bridged: Tensor = translator(encode(stored, encoding))
-            pictures = bridged.float().permute(0, 2, 3, 1).cpu()
+            seen = view.seen(np.asarray(images[first : first + count]))
+            pictures = seen.float().permute(0, 2, 3, 1).cpu()
         yield pictures
 
 

@@ -8,14 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sfkt_cli.data.images import Encoding, rgb_to_float
+from sfkt_cli.data.images import rgb_to_float
 from sfkt_cli.settings.config import RuntimeConfig
 from sfkt_cli.training.predicting import (
     View,
     adapt_batch_norms,
+    pictures_of,
     predict_rows,
     rows_at_once,
-    translated,
 )
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
@@ -63,9 +63,7 @@ def test_no_more_than_these_are_held_in_memory(runtime: Runtime) -> None:
     predict_rows(images, view, flips=True)
     adapt_batch_norms(images, view)
     assert together == [16, 16, 16, 16, 8, 8, 14, 13, 13]
-    pictures = translated(
-        images[:, :, :, 0], nn.Identity(), Encoding("linear", 0, 255, 1, False), runtime
-    )
+    pictures = pictures_of(images, View(runtime, model))
     assert [len(part) for part in pictures] == [16, 16, 8]
 
 
