@@ -303,7 +303,7 @@ def watch(
         done |= {
             (path, state)
             for path, state in now
-            if path in answered and _changed_ns(path) <= written_ns
+            if _escaped(path) in answered and _changed_ns(path) <= written_ns
         }
         answered.clear()  # what changes from now on is classified again
         ready = sorted((now & before) - done)
@@ -312,6 +312,11 @@ def watch(
             warn(broken.pop(0))
         before, done = now, (done | set(ready)) & now
         time.sleep(LOOK_EVERY_S)
+
+
+def _escaped(path: str) -> str:
+    """A path as it stands in CSV: bytes that are not UTF-8 are escaped."""
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def _changed_ns(path: str) -> int:
@@ -334,8 +339,8 @@ def _paths_in(output: Path) -> set[str]:
             return paths
         for line in file:
             # a line that an interruption cut off, or of another program
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                paths.add(json.loads(line)["path"])
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                paths.add(_escaped(json.loads(line)["path"]))
         return paths
 
 
