@@ -9,6 +9,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from multiprocessing import connection, parent_process
 
 STOPPED = 75
@@ -38,6 +39,15 @@ class Interrupted(BaseException):
 
 class RunError(SfktError):
     """A stage is out of order, already done with other settings, or could not finish."""
+
+
+def need(user: str, extra: str, *modules: str, instead: str = "") -> None:
+    """Raise ConfigError if modules that ``user`` needs, and an extra brings, are not installed."""
+    lacking = [name for name in modules if find_spec(name) is None]
+    if lacking:
+        raise ConfigError(
+            f"{user} needs {', '.join(lacking)}: pip install 'sfkt[{extra}]'{instead}"
+        )
 
 
 def first_line(error: BaseException) -> str:

@@ -18,11 +18,11 @@ from sfkt_cli.console import warn
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.data.sensor import Sensor, doubt, prepared_sensor, sensor_of_config
 from sfkt_cli.data.store import open_store
-from sfkt_cli.errors import DataError, RunError, first_line
+from sfkt_cli.errors import DataError, RunError, first_line, need
 from sfkt_cli.evaluation.models import outdated_student
 from sfkt_cli.files import read_settings
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.onnx_files import need_onnx, open_session, refuse_what_is_elsewhere
+from sfkt_cli.models.onnx_files import open_session, refuse_what_is_elsewhere
 from sfkt_cli.models.saving import CARD, Saved, load_model
 from sfkt_cli.settings.config import build
 from sfkt_cli.settings.runs import Run, known_settings
@@ -103,7 +103,7 @@ class ExportedStudent:
     """
 
     def __init__(self, path: Path) -> None:
-        need_onnx(f"--model {path}")
+        need(f"--model {path}", "onnx", "onnx", "onnxruntime")
         import onnx
 
         try:

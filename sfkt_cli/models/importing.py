@@ -39,17 +39,16 @@ AS_ONNX = (
 COUNTER = "num_batches_tracked"  # of batch norms; old checkpoints have none
 PICKLE = b"\x80"  # first byte of every pickle since Python 2.3
 _DYNAMIC = "dynamo=True, external_data=False, dynamic_shapes=({0: 'batch'},)"
+SCRIPT, PROGRAM = "a TorchScript program", "an exported program"
 PICKLED = "a pickle with more than tensors in it"
 LOADERS = {
-    "a TorchScript program": (
+    SCRIPT: (
         "torch.jit.load({0!r}).eval()",
         "input_names=['images'], dynamic_axes={'images': {0: 'batch'}}, dynamo=False",
     ),
-    "an exported program": ("torch.export.load({0!r}).module()", _DYNAMIC),
-    PICKLED: (
-        "torch.load({0!r}, weights_only=False).eval()", _DYNAMIC,
-    ),
-}  # fmt: skip
+    PROGRAM: ("torch.export.load({0!r}).module()", _DYNAMIC),
+    PICKLED: ("torch.load({0!r}, weights_only=False).eval()", _DYNAMIC),
+}
 """How each kind of file that holds a whole network is loaded, and exported to ONNX."""
 OF_DICT = (
     "If it holds a dict, as training scripts write it, take the weights out by their key, such as "
@@ -105,6 +104,11 @@ def import_source(config: Config, classes: Sequence[str], *, size: int = 224) ->
 
 def own_model(folder: Path, setting: str) -> Imported:
     """A model of ``sfkt source``; raises ConfigError, which names the setting, if it is another."""
+    if not (folder / CARD).is_file():
+        raise ConfigError(
+            f"{setting}: {folder} holds no model of `sfkt source` (no {CARD}): run that first, or "
+            "give source.checkpoint the file of weights itself, and its network as source.backbone"
+        )
     saved = load_model(folder)
     if not isinstance(saved.module, Classifier) or saved.card.encoding is not None:
         raise ConfigError(f"{setting}: {folder} holds no RGB classifier")
@@ -242,20 +246,14 @@ def _fill(
 ) -> list[str]:
     """Put a checkpoint's tensors into a model; remarks tell which are no part of it.
 
-    Such as a loss's own weights and means of the weights may be left out beside a whole network.
-    What takes part in the predictions may not: further layers at the head, norms of the features, a
-    second head.
+    Beside a whole network, a loss's own weights and means of the weights may be left out. What
+    takes part in the predictions may not: more layers at the head, norms of features, other heads.
     """
     weight, parent = state[f"{head}.weight"], head.rpartition(".")[0]
-    model.head = torch.nn.Linear(weight.shape[1], weight.shape[0])
-    renamed = {"mean": model.mean, "std": model.std, "head.bias": torch.zeros(weight.shape[0])}
-    for name, value in state.items():
-        is_head = name.rpartition(".")[0] == head
-        renamed[f"head.{name.rpartition('.')[2]}" if is_head else f"backbone.{name}"] = value
-    expected = model.state_dict()
-    missing = [n for n in expected.keys() - renamed.keys() if not n.endswith(COUNTER)]
-    unknown = renamed.keys() - expected.keys()
-    rest = [name for name in state if f"backbone.{name}" in unknown]
+    of_head = {f"{head}.weight": weight, f"{head}.bias": torch.zeros(len(weight))}
+    state = {**of_head, **state}
+    expected = {**model.backbone.state_dict(), **of_head}
+    rest = [name for name in state if name not in expected]
     own = dict(model.backbone.named_modules())  # where its heads were, it has nn.Identity
     networks = {name.partition(".")[0] for name in rest if state[name].ndim > 1}
 
@@ -272,26 +270,25 @@ def _fill(
             f"{path}: beside {head} it holds {', '.join(behind[:4])}, which source.backbone = "
             f"{backbone!r} does not have in front of or beside its one last linear layer: {AS_ONNX}"
         )
-    remarks = []
-    if rest and not missing:
-        more = f" and {len(rest) - 6} more" if len(rest) > 6 else ""
-        remarks = [f"left out of {path}, no part of {backbone}: {', '.join(rest[:6])}{more}"]
-        unknown -= {f"backbone.{name}" for name in rest}
+    missing = [name for name in expected if name not in state and not name.endswith(COUNTER)]
     wrong = [
-        f"{name} has shape {tuple(renamed[name].shape)} and not {tuple(expected[name].shape)}"
-        for name in renamed.keys() & expected.keys()
-        if renamed[name].shape != expected[name].shape
+        f"{name} has shape {tuple(state[name].shape)} and not {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
     ]
     wrong += [f"{name} is missing" for name in missing]
-    wrong += [f"{name} is unknown" for name in unknown]
+    wrong += [f"{name} is unknown" for name in rest if missing]
     if wrong:
-        first = "; ".join(sorted(name.removeprefix("backbone.") for name in wrong)[:4])
         raise ConfigError(
-            f"{path} does not fit source.backbone = {backbone!r} in {len(wrong)} tensors: {first}. "
-            "Which architecture is it?"
+            f"{path} does not fit source.backbone = {backbone!r} in {len(wrong)} tensors: "
+            f"{'; '.join(sorted(wrong)[:4])}. Which architecture is it?"
         )
-    model.load_state_dict(renamed, strict=False)
-    return remarks
+    model.backbone.load_state_dict(state, strict=False)
+    model.head = torch.nn.Linear(weight.shape[1], len(weight))
+    model.head.load_state_dict({name.rpartition(".")[2]: state[name] for name in of_head})
+    more = f" and {len(rest) - 6} more" if len(rest) > 6 else ""
+    left_out = f"left out of {path}, no part of {backbone}: {', '.join(rest[:6])}{more}"
+    return [left_out] if rest else []
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -348,16 +345,16 @@ def _read_torch(path: Path) -> Any:
         if is_zip:
             with zipfile.ZipFile(path) as file:
                 inside = [name.partition("/")[2] for name in file.namelist()]
-            if any(name.startswith("code/") or name == "constants.pkl" for name in inside):
-                _refuse_network(path, "a TorchScript program")
+            if any(name.startswith(("code/", "constants.pkl")) for name in inside):
+                _refuse_network(path, SCRIPT)
             if any(name.startswith(("models/", "archive_format")) for name in inside):
-                _refuse_network(path, "an exported program")
+                _refuse_network(path, PROGRAM)
         return torch.load(path, map_location="cpu", weights_only=True)
     except DataError:
         raise
     except pickle.UnpicklingError:
         if is_zip or path.read_bytes()[:1] == PICKLE:
-            _refuse_network(path, "a pickle with more than tensors in it")
+            _refuse_network(path, PICKLED)
         raise DataError(
             f"{path} cannot be read: it is no file of weights; write one with {SAVE_WEIGHTS}"
         ) from None

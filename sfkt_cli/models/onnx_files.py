@@ -7,7 +7,6 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfkt_cli.errors import ConfigError, DataError, SfktError, first_line
+from sfkt_cli.errors import ConfigError, DataError, SfktError, first_line, need
 from sfkt_cli.files import require_file
 from sfkt_cli.models.onnx_network import (
     BATCH_NORM,
@@ -35,7 +34,9 @@ SAVE_WEIGHTS = "torch.save(model.state_dict(), 'weights.pth')"
 ON_IMAGES = ("Add", "Cast", "Div", "Identity", "Mul", "Sub", "Transpose")
 """Operations that normalise images, where they come before all others."""
 MASKED = 1e4  # so large are the numbers, such as -inf, that hide words from attention
-ENDS = {"Softmax": F.softmax, "LogSoftmax": F.log_softmax}
+SOFTMAXES = {"Softmax": F.softmax, "LogSoftmax": F.log_softmax}
+ENDS = {"Identity": lambda logits, _: logits, **SOFTMAXES}
+"""Operations that may come behind the logits."""
 Node = list[Any]
 
 
@@ -61,7 +62,7 @@ def read_onnx(path: Path, size: int, head: str = "") -> OnnxModel:
         DataError: The file is missing, damaged, refers to other files, uses what is not known here,
             or computes something else than in onnxruntime.
     """
-    need_onnx(str(path))
+    need(str(path), "onnx", "onnx", "onnxruntime")
     require_file(path, "source.checkpoint")
     try:
         with warnings.catch_warnings(action="ignore"), torch.no_grad():
@@ -72,13 +73,6 @@ def read_onnx(path: Path, size: int, head: str = "") -> OnnxModel:
             raise
         why = f"{''.join(nodes[:1])}{first_line(error)}"
         raise DataError(f"{path} cannot be read as a classifier: {why}") from None
-
-
-def need_onnx(user: str, *more: str) -> None:
-    """Raise ConfigError if packages of the extra ``onnx`` are not installed."""
-    lacking = [name for name in ("onnx", "onnxruntime", *more) if find_spec(name) is None]
-    if lacking:
-        raise ConfigError(f"{user} needs {', '.join(lacking)}: pip install 'sfkt[onnx]'")
 
 
 def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
@@ -111,14 +105,13 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
         "output": output,
         "channels_last": channels_last,
         "tensors": {
-            name: [
-                list(value.shape), str(value.dtype).removeprefix("torch."), name in weights
-            ]
-            for name, value in tensors.items() if name in used
+            name: [list(value.shape), str(value.dtype).removeprefix("torch."), name in weights]
+            for name, value in tensors.items()
+            if name in used
         },
         "norms": [settings for settings, _ in norms],
         "features": weight.shape[1],
-    }  # fmt: skip
+    }
     network = OnnxNetwork(**kept).eval()
     for name, own in network.named_tensors().items():
         own.copy_(tensors[name])
@@ -128,7 +121,13 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
     for end in ends:
         ours = ENDS[end](ours, 1)
     (theirs,) = open_session(content).run([logits_name], {images_name: as_given.numpy()})
-    _compare(path, ours, torch.from_numpy(theirs))
+    gap = float((ours - torch.from_numpy(theirs)).abs().max())
+    if not gap <= LARGEST_DIFFERENCE * max(1.0, float(abs(theirs).max())):
+        raise DataError(
+            f"{path} was not imported: its outputs differ by {gap:.2g} from those in onnxruntime. "
+            "Does it branch on the content of the images? Otherwise bring the weights of the "
+            f"network that it was exported from: {SAVE_WEIGHTS}"
+        )
     return OnnxModel(kept, network, weight, bias)
 
 
@@ -163,17 +162,6 @@ def _parse(path: Path, model: Any) -> tuple[dict[str, Tensor], list[Node]]:
                 nodes.append([stored.op_type, inputs, list(stored.output), attributes])
                 _adapt(nodes[-1], opset)
     return tensors, nodes
-
-
-def _compare(path: Path, ours: Tensor, theirs: Tensor) -> None:
-    """Refuse a file whose outputs are not those in onnxruntime."""
-    gap = float((ours - theirs).abs().max())
-    if not gap <= LARGEST_DIFFERENCE * max(1.0, float(theirs.abs().max())):
-        raise DataError(
-            f"{path} was not imported: its outputs differ by {gap:.2g} from those in onnxruntime. "
-            "Does it branch on the content of the images? Otherwise bring the weights of the "
-            f"network that it was exported from: {SAVE_WEIGHTS}"
-        )
 
 
 @contextlib.contextmanager
@@ -239,7 +227,7 @@ def _adapt(node: Node, opset: int) -> None:
     Axes, bounds and paddings were attributes once and are inputs now; operations take both.
     """
     kind, _, outputs, attributes = node
-    if kind in ENDS and opset < 13:
+    if kind in SOFTMAXES and opset < 13:
         attributes.setdefault("axis", 1)
         attributes["flatten"] = 1
     elif kind == "Split":
@@ -363,12 +351,9 @@ def _split_head(
     """
     node_of = {name: node for node in nodes for name in node[2][:1]}
     ends: list[str] = []
-    while output in node_of and (node_of[output][0] in ENDS or node_of[output][0] == "Identity"):
-        kind, inputs, _, attributes = node_of[output]
-        if attributes.get("axis", -1) not in (1, -1):
-            break
-        ends[:0] = [kind] if kind in ENDS else []
-        output = inputs[0]
+    while (node := node_of.get(output)) and node[0] in ENDS and node[3].get("axis", -1) in (1, -1):
+        ends.insert(0, node[0])
+        output = node[1][0]
     kind, inputs, _, attributes = node_of.get(output, ["", [], [], {}])
     shift: Any = None
     if kind == "Add":

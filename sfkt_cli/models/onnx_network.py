@@ -225,8 +225,7 @@ def _softmax(how: Callable[..., Tensor], x: Tensor, *, axis: int = -1, flatten: 
 
 
 def _squeeze(x: Tensor, axes: Any = None) -> Tensor:
-    chosen = [i for i, n in enumerate(x.shape) if n == 1] if axes is None else _numbers(axes)
-    return x.squeeze(tuple(chosen))
+    return x.squeeze() if axes is None else x.squeeze(tuple(_numbers(axes)))
 
 
 def _unsqueeze(x: Tensor, axes: Any) -> Tensor:
@@ -315,10 +314,6 @@ def _range(start: Any, end: Any, step: Any) -> Tensor:
     return torch.arange(first, last, by)
 
 
-def _over_all(how: Callable[[Tensor, Tensor], Tensor], *tensors: Tensor) -> Tensor:
-    return reduce(how, tensors)
-
-
 _PLAIN = """
 Abs:abs Add:add And:logical_and Ceil:ceil Equal:eq Erf:erf Exp:exp Floor:floor Greater:gt
 GreaterOrEqual:ge IsNaN:isnan Less:lt LessOrEqual:le Log:log MatMul:matmul Mul:mul Neg:neg
@@ -364,9 +359,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     ),
     "LeakyRelu": lambda x, alpha=0.01: F.leaky_relu(x, alpha),
     "LogSoftmax": partial(_softmax, F.log_softmax),
-    "Max": partial(_over_all, torch.maximum),
+    "Max": lambda *tensors: reduce(torch.maximum, tensors),
     "MaxPool": _max_pool,
-    "Min": partial(_over_all, torch.minimum),
+    "Min": lambda *tensors: reduce(torch.minimum, tensors),
     "Mish": F.mish,
     "Mod": lambda a, b, fmod=0: torch.fmod(a, b) if fmod else torch.remainder(a, b),
     "Pad": _pad,
@@ -383,7 +378,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "Split": _split,
     "SplitToSequence": _split_to_sequence,
     "Squeeze": _squeeze,
-    "Sum": partial(_over_all, torch.add),
+    "Sum": lambda *tensors: reduce(torch.add, tensors),
     "Tile": _tile,
     "Transpose": lambda x, perm=None: x.permute(perm or list(range(x.ndim))[::-1]),
     "Unsqueeze": _unsqueeze,

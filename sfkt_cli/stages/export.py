@@ -8,52 +8,46 @@ README.md                                model card
 """
 
 import contextlib
+import functools
 import json
-import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib import util
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from sfkt_cli import files
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.sensor import Sensor, prepared_sensor
 from sfkt_cli.data.store import open_store
-from sfkt_cli.errors import ConfigError, DataError, RunError, SfktError
-from sfkt_cli.evaluation import exported
+from sfkt_cli.errors import ConfigError, DataError, RunError, SfktError, need
+from sfkt_cli.evaluation import exported, report
 from sfkt_cli.models import graph_files
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.graph_files import FitTarget, SensorGraph
 from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
 from sfkt_cli.settings.config import Config, to_yaml
-from sfkt_cli.settings.runs import Run, digest_outputs, versions
+from sfkt_cli.settings.runs import Done, Run, digest_outputs, versions
 from sfkt_cli.student import find_student, sensor_of
 
 FORMATS = ("onnx", "pt2", "safetensors")
-PRECISIONS = ("fp32", "fp16", "int8")
+ENDS = {"fp32": ".onnx", "fp16": "-fp16.onnx", "int8": "-int8.onnx"}
+"""Precisions of ONNX files, and how the names of such files end."""
 LEAST_AGREEMENT = 0.95  # share of images that a file gives PyTorch's class; less is warned of
 ALWAYS = ("README.md", "config.yaml")  # files that each export has
 GRAPHS = tuple(
-    name + end
-    for name in ("student", "bridged-source")
-    for end in (".onnx", "-fp16.onnx", "-int8.onnx", ".pt2")
+    name + end for name in ("student", "bridged-source") for end in (*ENDS.values(), ".pt2")
 )
 COPIES = tuple(
     f"{name}/{file}" for name in ("student", "translator", "source") for file in (WEIGHTS, CARD)
 )
-BATCH = 16  # images at a time, where a file takes any number
 TIMED = (1, 32)  # batches that are timed, where a file takes any number
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_UNFINISHED = "export"
-_INSIDE = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-"""A file of an export, at most one folder down."""
 
 
 def export(
@@ -78,10 +72,11 @@ def export(
     Raises:
         ConfigError: An option is unknown, an extra is not installed, or the output is a file, or a
             folder with other files of these names.
-        RunError: There is no student, or a file cannot be made or does not give PyTorch's results.
+        RunError: There is no student, a file cannot be made or does not give PyTorch's results, or
+            another process exports to the run's folder.
         DataError: A model or transfer.h5 is missing or damaged.
     """
-    _choose("precision", precisions, PRECISIONS)
+    _choose("precision", precisions, tuple(ENDS))
     formats = check_formats(formats, precisions)
     precisions = precisions or (("fp32", "int8") if benchmark and "onnx" in formats else ("fp32",))
     folders = {"student": find_student(run.folder, method, config.transfer.method)}
@@ -97,7 +92,7 @@ def export(
         parse_size(input_size) if input_size else (sensor.image_size, sensor.image_size),
         sensor.fit,
         input_type or sensor.dtype,
-        batch or BATCH,
+        batch,
     )
     target = output or run.path("export")
     if target.is_file():
@@ -120,55 +115,65 @@ def export(
         "inputs": inputs,
         "versions": versions(),
     }
-    earlier = _earlier(target)
-    same = made_of.items() <= (earlier.model_extra or {}).items()
-    if same and all((target / name).is_file() for name in earlier.written) and not run.force:
+    earlier = _record_of(target)
+    before: list[str] = earlier.get("written", [])
+    same = made_of.items() <= earlier.items()
+    if same and all((target / name).is_file() for name in before) and not run.force:
         say(f"export: already done in {target}")
         return
     if output is not None:
-        _refuse_foreign(target)
-    measured, compared = images.choose(lowered=set(precisions) != {"fp32"})
-    facts = {
-        name: _facts(saved[model].card.classes, saved["student"], sensor, images)
-        for name, model in (("student", "student"), ("bridged-source", "source"))
-        if model in saved
-    }
+        _refuse_foreign(target, earlier)
     fit = None
     if input_size:
         fit = FitTarget(*images.size, sensor.image_size, sensor.fit, missing=sensor.missing)
-    with _unfinished(target) as folder:
-        writer = _Writer(folder, formats, precisions, images, measured, compared, facts, batch)
-        writer.labels = exported.labels_told(run, store)
-        for name, graph in _graphs(saved, fit).items():
-            writer.write(name, graph, benchmark=benchmark)
+    graphs = list(_graphs(saved, fit))
+    facts = _facts(saved["student"], sensor, images)
+    alone: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if output is None:  # a folder of the user's own gets no lock file
+        busy = f"another sfkt process exports to {target}: wait for it to end"
+        alone = files.locking(run.path(".export.lock"), busy)
+    with alone, _unfinished(target) as folder:
+        labels = exported.labels_told(run, store)
+        writer = _Writer(folder, formats, precisions, images, labels, benchmark)
+        for name, classes, graph in graphs:
+            writer.write(name, graph, {"classes": json.dumps(classes), **facts})
         for name, model in saved.items() if "safetensors" in formats else ():
-            writer.copy(folders[name], name, model, sensor)
-        tables = writer.tables()
-        for title, text in tables.items():
-            say(f"{title}\n\n{text}")
+            _copy(folders[name], folder / name, model, sensor)
+        tables = exported.tables(writer.comparisons.values(), writer.latencies)
+        for table in tables:
+            report.say_table(table)
         card = exported.model_card(
-            run, method, saved["student"], sensor, images, writer.written, batch, tables
+            run, method, saved["student"], sensor, images, list(writer.comparisons), tables
         )
         files.write_text(folder / "README.md", card)
         files.write_settings(folder / "config.yaml", to_yaml(config))
-        files.write_record(folder / "done.json", {**made_of, **writer.record()})
-        _replace(target, folder, earlier.written, writer.written)
-    say(f"export: {len(writer.written)} files are in {target}")
+        written = [name for name in (*ALWAYS, *GRAPHS, *COPIES) if (folder / name).is_file()]
+        record = {
+            **made_of,
+            "largest_difference": {k: v.largest_difference for k, v in writer.comparisons.items()},
+            "files": [asdict(comparison) for comparison in writer.comparisons.values()],
+            "latencies": [asdict(latency) for latency in writer.latencies],
+            "written": written,
+            "outputs": digest_outputs(folder, [name for name in written if name not in COPIES]),
+        }
+        files.write_record(folder / "done.json", record)
+        _replace(target, folder, before, written)
+    say(f"export: {len(written)} files are in {target}")
 
 
-def _earlier(target: Path) -> "Exported":
-    """The record of the export that a folder holds; an empty one where there is none."""
+def _record_of(target: Path) -> dict[str, Any]:
+    """The done.json of the export that a folder holds; empty where there is none."""
     try:
-        return files.read_record(target / "done.json", Exported)
+        return files.read_record(target / "done.json", Done).model_dump(exclude_unset=True)
     except DataError:
-        return Exported(written=[])
+        return {}
 
 
-def _refuse_foreign(target: Path) -> None:
+def _refuse_foreign(target: Path, earlier: Mapping[str, Any]) -> None:
     """Raise ConfigError if a folder holds files of other origin that an export would replace."""
     readme = target / "README.md"
     begins = readme.read_bytes()[: len(exported.FIRST_LINES)] if readme.is_file() else b""
-    if _earlier(target).written or begins == exported.FIRST_LINES.encode():
+    if earlier.get("stage") == "export" or begins == exported.FIRST_LINES.encode():
         return
     foreign = [
         name for name in ("done.json", *ALWAYS, *GRAPHS, *COPIES) if (target / name).exists()
@@ -182,35 +187,36 @@ def _refuse_foreign(target: Path) -> None:
 
 @contextlib.contextmanager
 def _unfinished(target: Path) -> Iterator[Path]:
-    """A folder inside of ``target``, for files that are not all there yet; gone at the end.
-
-    What an interrupted export left is removed.
-    """
+    """A folder inside of ``target``, for files that are not all there yet; gone at the end."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in (_UNFINISHED, *ALWAYS, *GRAPHS, "done.json"):
-        for left in target.glob(f".{name}.*{files.PARTIAL}"):
-            if left.is_dir():
-                shutil.rmtree(left)
-            else:
-                left.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f".{_UNFINISHED}.", suffix=files.PARTIAL, dir=target
-    ) as folder:
+    prefix = ".export."
+    for left in target.glob(f"{prefix}*{files.PARTIAL}"):  # by an export that was killed
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(files.PARTIAL, prefix, target) as folder:
         yield Path(folder)
 
 
-def _replace(target: Path, folder: Path, earlier: Sequence[str], written: Sequence[str]) -> None:
+def _replace(target: Path, folder: Path, before: Sequence[str], written: Sequence[str]) -> None:
     """Put new files in the place of an earlier export; the record comes last.
 
     Only what the earlier one wrote is removed, and graphs, which an interrupted one leaves.
     """
-    stale = {*filter(_INSIDE.fullmatch, earlier), *GRAPHS} - set(written)
+    stale = {*GRAPHS, *(name for name in COPIES if name in before)} - {*written}
     for name in ("done.json", *stale):
         (target / name).unlink(missing_ok=True)
     for name in (*written, "done.json"):
         (target / name).parent.mkdir(exist_ok=True)
         (folder / name).replace(target / name)
     files.sync_folder(target)
+
+
+def _copy(folder: Path, target: Path, saved: Saved, sensor: Sensor) -> None:
+    """Copy weights, then their card, which also tells how the sensor's images are read."""
+    with files.replacing(target / WEIGHTS) as unfinished:
+        shutil.copyfile(folder / WEIGHTS, unfinished)
+    more = {"sensor": asdict(sensor)} if saved.card.encoding is not None else {}
+    files.write_record(target / CARD, {**saved.card.as_json(), **more})
+    say(f"export: {target.name}/{WEIGHTS}")
 
 
 @dataclass
@@ -221,107 +227,60 @@ class _Writer:
     formats: Sequence[str]
     precisions: Sequence[str]
     images: exported.TargetImages
-    measured: exported.Rows  # images that ranges of activations are measured on
-    compared: exported.Rows  # images that files are compared on
-    facts: Mapping[str, Mapping[str, str]]  # by the graph into whose files they go
-    batch: int | None  # number of images that the files take; None: any
-    labels: Mapping[str, int] = field(default_factory=dict)  # class by sample id, where known
-    comparisons: list[exported.Comparison] = field(default_factory=list)
+    labels: Mapping[str, int]  # class by sample id, where known
+    benchmark: bool  # whether the files are timed
+    comparisons: dict[str, exported.Comparison] = field(default_factory=dict)  # by file
     latencies: list[exported.Latency] = field(default_factory=list)
-    written: list[str] = field(default_factory=lambda: list(ALWAYS))
 
-    def write(self, name: str, graph: SensorGraph, *, benchmark: bool) -> None:
-        """Write all files of a graph."""
-        ids = [self.images.ids[row] for row in self.compared.tolist()]
-        expected = self.images.ask(graph_files.open_graph(graph), self.compared)
-        onnx_files = {}
-        for suffix, precision, content in self._contents(name, graph):
-            file = name + suffix
-            open_file = graph_files.open_pt2 if suffix == ".pt2" else graph_files.open_onnx
-            with _making(file):
-                probabilities = self.images.ask(open_file(content), self.compared)
+    def write(self, name: str, graph: SensorGraph, facts: Mapping[str, str]) -> None:
+        """Write all files of a graph; the facts go into each."""
+        images, onnx_files = self.images, {}
+        measured, compared = images.choose(lowered=set(self.precisions) != {"fp32"})
+        ids = [images.ids[row] for row in compared.tolist()]
+        expected = images.ask(graph_files.open_graph(graph), compared)
+        for file, precision, make in self._files(name, graph, facts, measured):
+            is_onnx = file.endswith(".onnx")
+            try:
+                content = make()
+                predict = (graph_files.open_onnx if is_onnx else graph_files.open_pt2)(content)
+                probabilities = images.ask(predict, compared)
+            except (SfktError, OSError):
+                raise
+            except Exception as error:  # exporters and runtimes raise errors of many kinds
+                why = graph_files.reason(error)
+                raise RunError(f"{file} was not written: {why}") from error
             comparison = exported.compare(
                 file, precision, content, probabilities, expected, ids, self.labels
             )
             files.write_bytes(self.folder / file, content)
             _tell(comparison)
-            self.comparisons.append(comparison)
-            self.written.append(file)
-            if suffix != ".pt2":
+            self.comparisons[file] = comparison
+            if is_onnx:
                 onnx_files[file] = content
-        if benchmark:
-            sizes = TIMED if self.batch is None else (self.batch,)
-            batches = [self.images.read(np.resize(self.compared, size)) for size in sizes]
+        if self.benchmark:
+            sizes = TIMED if images.batch is None else (images.batch,)
+            batches = [images.read(np.resize(compared, size)) for size in sizes]
             self.latencies += exported.time_all(name, graph, onnx_files, batches)
 
-    def _contents(self, name: str, graph: SensorGraph) -> Iterator[tuple[str, str, bytes]]:
-        """End of the name, precision and content of each file of a graph."""
-        some = next(self.images.batches(self.measured))
+    def _files(
+        self, name: str, graph: SensorGraph, facts: Mapping[str, str], measured: exported.Rows
+    ) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
+        """Name, precision and maker of each file of a graph."""
+        batches = partial(self.images.batches, measured)
         how: dict[str, Any] = {
-            "images": some,
-            "facts": self.facts[name],
-            "any_batch": self.batch is None,
+            "images": next(batches()), "facts": facts, "any_batch": self.images.batch is None,
+        }  # fmt: skip
+        fp32 = functools.cache(partial(graph_files.to_onnx, graph, **how))
+        makers: dict[str, Callable[[], bytes]] = {
+            "fp32": fp32,
+            "fp16": lambda: graph_files.to_onnx(graph_files.halved(graph), **how),
+            "int8": lambda: graph_files.to_int8(fp32(), batches),
         }
-        if "onnx" in self.formats:
-            with _making(f"{name}.onnx"):
-                content = graph_files.to_onnx(graph, **how)
-            if "fp32" in self.precisions:
-                yield ".onnx", "fp32", content
-            if "fp16" in self.precisions:
-                with _making(f"{name}-fp16.onnx"):
-                    half = graph_files.to_onnx(graph_files.halved(graph), **how)
-                yield "-fp16.onnx", "fp16", half
-            if "int8" in self.precisions:
-                batches = partial(self.images.batches, self.measured)
-                with _making(f"{name}-int8.onnx"):
-                    whole = graph_files.to_int8(content, batches)
-                yield "-int8.onnx", "int8", whole
+        for precision, make in makers.items() if "onnx" in self.formats else ():
+            if precision in self.precisions:
+                yield name + ENDS[precision], precision, make
         if "pt2" in self.formats:
-            with _making(f"{name}.pt2"):
-                program = graph_files.to_pt2(graph, **how)
-            yield ".pt2", "fp32", program
-
-    def copy(self, folder: Path, name: str, saved: Saved, sensor: Sensor) -> None:
-        """Copy weights, then their card, which also tells how the sensor's images are read."""
-        target = self.folder / name
-        with files.replacing(target / WEIGHTS) as unfinished:
-            shutil.copyfile(folder / WEIGHTS, unfinished)
-        more = {"sensor": asdict(sensor)} if saved.card.encoding is not None else {}
-        files.write_record(target / CARD, {**saved.card.as_json(), **more})
-        say(f"export: {name}/{WEIGHTS}")
-        self.written += [f"{name}/{WEIGHTS}", f"{name}/{CARD}"]
-
-    def tables(self) -> dict[str, str]:
-        """What was found, as Markdown by title."""
-        tables = {}
-        if self.comparisons:
-            tables["Files"] = exported.comparison_table(self.comparisons)
-        if self.latencies:
-            table = exported.latency_table(self.latencies)
-            tables["Speed"] = f"{exported.machine()}\n\n{table}"
-        return tables
-
-    def record(self) -> dict[str, Any]:
-        """What was written and found, for done.json."""
-        here = [name for name in self.written if "/" not in name]
-        return {
-            "largest_difference": {one.file: one.largest_difference for one in self.comparisons},
-            "files": [asdict(comparison) for comparison in self.comparisons],
-            "latencies": [asdict(latency) for latency in self.latencies],
-            "written": self.written,
-            "outputs": digest_outputs(self.folder, here),
-        }
-
-
-@contextlib.contextmanager
-def _making(file: str) -> Iterator[None]:
-    """Raise RunError, which names the file, if an exporter or a runtime fails."""
-    try:
-        yield
-    except (SfktError, OSError):
-        raise
-    except Exception as error:  # they raise errors of many kinds
-        raise RunError(f"{file} was not written: {graph_files.reason(error)}") from error
+            yield f"{name}.pt2", "fp32", partial(graph_files.to_pt2, graph, **how)
 
 
 def _tell(comparison: exported.Comparison) -> None:
@@ -339,28 +298,19 @@ def _tell(comparison: exported.Comparison) -> None:
         )
 
 
-class Exported(BaseModel):
-    """The content of an export's done.json."""
-
-    model_config = ConfigDict(extra="allow")
-
-    written: list[str]
-
-
 def check_formats(formats: Sequence[str], precisions: Sequence[str]) -> list[str]:
     """The formats asked for, or all that are possible; raises ConfigError if one is not."""
     _choose("format", formats, FORMATS)
-    lacking = [name for name in ONNX_PACKAGES if util.find_spec(name) is None]
     lowered = next((precision for precision in precisions if precision != "fp32"), None)
     if formats and lowered and "onnx" not in formats:
         raise ConfigError(
             f"--precision {lowered} is for ONNX files: add --format onnx to --format {formats[0]}"
         )
-    if lacking and ("onnx" in formats or lowered):
-        option = f"--precision {lowered}" if lowered else "--format onnx"
-        instead = "" if lowered else ", or choose --format pt2"
-        raise ConfigError(f"{option} needs {', '.join(lacking)}: pip install 'sfkt[onnx]'{instead}")
-    if lacking and not formats:
+    if lowered:
+        need(f"--precision {lowered}", "onnx", *ONNX_PACKAGES)
+    elif "onnx" in formats:
+        need("--format onnx", "onnx", *ONNX_PACKAGES, instead=", or choose --format pt2")
+    elif not formats and not all(map(find_spec, ONNX_PACKAGES)):
         say("export: no ONNX files are written; they need pip install 'sfkt[onnx]'")
         return [name for name in FORMATS if name != "onnx"]
     return list(dict.fromkeys(formats or FORMATS))
@@ -383,29 +333,26 @@ def parse_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def _graphs(saved: Mapping[str, Saved], fit: FitTarget | None) -> dict[str, SensorGraph]:
-    """Student and bridged source, ready for export."""
+def _graphs(
+    saved: Mapping[str, Saved], fit: FitTarget | None
+) -> Iterator[tuple[str, Sequence[str], SensorGraph]]:
+    """Name, classes and graph of the student and of the bridged source, ready for export."""
     student = saved["student"]
     if not isinstance(student.module, Classifier) or student.card.encoding is None:
         raise DataError("the student's model.json describes no classifier for a target sensor")
     temperature = student.card.temperature
-    graphs = {
-        "student": SensorGraph(student.module, student.card.encoding, fit, temperature=temperature)
-    }
+    graph = SensorGraph(student.module, student.card.encoding, fit, temperature=temperature)
+    yield "student", student.card.classes, graph_files.for_export(graph)
     if "translator" in saved:
-        translator = saved["translator"]
-        if translator.card.inputs.get("source", saved["source"].digest) != saved["source"].digest:
+        translator, source = saved["translator"], saved["source"]
+        if translator.card.inputs.get("source", source.digest) != source.digest:
             warn(
                 "bridged-source.*: the bridge was trained for an earlier source model: run "
                 "`sfkt bridge --force` to renew it, or do not use these files"
             )
-        graphs["bridged-source"] = SensorGraph(
-            saved["source"].module,
-            translator.encoding_of("bridge"),
-            fit,
-            translator=translator.module,
-        )
-    return {name: graph_files.for_export(graph) for name, graph in graphs.items()}
+        encoding = translator.encoding_of("bridge")
+        graph = SensorGraph(source.module, encoding, fit, translator=translator.module)
+        yield "bridged-source", source.card.classes, graph_files.for_export(graph)
 
 
 def _sensor(run: Run, folder: Path, student: Saved) -> Sensor:
@@ -433,12 +380,9 @@ def _sensor(run: Run, folder: Path, student: Saved) -> Sensor:
     return sensor
 
 
-def _facts(
-    classes: Sequence[str], student: Saved, sensor: Sensor, images: exported.TargetImages
-) -> dict[str, str]:
-    """What somebody who only has the ONNX file must know."""
+def _facts(student: Saved, sensor: Sensor, images: exported.TargetImages) -> dict[str, str]:
+    """What somebody who only has the ONNX file must know, beside the classes."""
     return {
-        "classes": json.dumps(classes),
         "input": f"{images.dtype} {list(images.shape)}",
         "unit": sensor.meaning,
         "modality": sensor.modality,

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.images import rgb_to_float
 from sfkt_cli.data.store import Store, open_store
-from sfkt_cli.errors import ConfigError, DataError, RunError, first_line
+from sfkt_cli.errors import ConfigError, DataError, RunError, first_line, need
 from sfkt_cli.files import write_bytes
 from sfkt_cli.models import importing
 from sfkt_cli.models.classifier import Classifier, Mixture
 from sfkt_cli.models.graph_files import reason, to_onnx
 from sfkt_cli.models.importing import Imported, architecture_of
-from sfkt_cli.models.onnx_files import need_onnx
 from sfkt_cli.models.saving import CARD, save_model
 from sfkt_cli.settings.config import Config, SourceConfig
 from sfkt_cli.settings.options import Options
@@ -152,7 +151,7 @@ def import_model(
         DataError: The module cannot be exported, or is no classifier.
         RunError: The run is not prepared, or has another source model.
     """
-    need_onnx("import_model", "onnxscript")
+    need("import_model", "onnx", "onnx", "onnxruntime", "onnxscript")
     folder = Path(run)
     Run(folder).require("prepare", "sfkt prepare NAME")
     size = int(open_store(Run(folder).transfer_store)["target/target"].shape[1])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkt_cli.console import Tracker, duration, event, say, terms_text, track, warn
-from sfkt_cli.errors import ConfigError, Interrupted, RunError, first_line, on_stop
+from sfkt_cli.errors import Interrupted, RunError, first_line, need, on_stop
 from sfkt_cli.files import write_text
 from sfkt_cli.training.batch_size import TRANSIENT, kept_bytes
 from sfkt_cli.training.checkpoint import load_states, save_state
@@ -425,13 +425,10 @@ def tensorboard_curves(
     if not wanted:
         yield lambda epoch, terms, scores: None
         return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError(
-            "runtime.tensorboard = true needs tensorboard, which is not installed: "
-            "pip install 'sfkt[tensorboard]', or leave the setting out"
-        ) from None
+    user, instead = "runtime.tensorboard = true", ", or leave the setting out"
+    need(user, "tensorboard", "tensorboard", instead=instead)
+    from torch.utils.tensorboard import SummaryWriter
+
     with SummaryWriter(folder / TENSORBOARD, purge_step=epoch + 1) as writer:
 
         def add(epoch: int, terms: Numbers, scores: Numbers) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from torchvision import models
 
 from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.models.backbones import IMAGENET
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.importing import import_source
+from sfkt_cli.models.importing import Imported, import_source, own_model
 from sfkt_cli.models.saving import save_model
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.stages.source import check_image_size
@@ -38,52 +41,59 @@ def settings(path: Path, **source: Any) -> Config:
     return build({"source": {"checkpoint": str(path), "backbone": "mobilenet_v3_small", **source}})
 
 
-def normalised(images: Tensor) -> Tensor:
-    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
-    std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
-    return (images - mean) / std
+def take(path: Path, state: Any, of_data: list[str] = CLASSES, **source: Any) -> Imported:
+    """Save a state dict and import it."""
+    torch.save(state, path)
+    return import_source(settings(path, **source), of_data)
 
 
-@pytest.mark.parametrize(
-    "wrapping", ["plain", "capitals", "ddp", "compiled", "trainer", "lightning", "safetensors"]
-)
+def assert_alike(brought: Imported, network: nn.Module) -> None:
+    """Compare logits; the network wants its images normalised."""
+    images = torch.rand(2, 3, 64, 64)
+    mean, std = (torch.tensor(three).view(1, 3, 1, 1) for three in IMAGENET)
+    with torch.no_grad():
+        features, logits = brought.model(images)
+        torch.testing.assert_close(logits, network((images - mean) / std))
+        torch.testing.assert_close(brought.model.head(features), logits)
+
+
+def prefixed(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+WRAPPINGS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "plain": dict,
+    "ddp": partial(prefixed, "module."),
+    "compiled": partial(prefixed, "_orig_mod.module."),
+    "trainer": lambda state: {"epoch": 3, "model": state, "optimizer": {"state": {}}},
+    "lightning": lambda state: {
+        "state_dict": prefixed("net.model.", state), "hyper_parameters": {"lr": 0.1}
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapping", [*WRAPPINGS, "capitals", "safetensors"])
 def test_a_state_dict_gives_the_logits_of_the_network_it_came_from(
     tmp_path: Path, network: nn.Module, wrapping: str
 ) -> None:
     state = network.state_dict()
-    names = {"safetensors": "model.safetensors", "capitals": "MODEL.PTH"}
-    path = tmp_path / names.get(wrapping, "model.pth")
     if wrapping == "safetensors":
-        save_file(state, path)
-    elif wrapping == "trainer":
-        torch.save({"epoch": 3, "model": state, "optimizer": {"state": {}}}, path)
-    elif wrapping == "lightning":
-        inside = {f"net.model.{name}": value for name, value in state.items()}
-        torch.save({"state_dict": inside, "hyper_parameters": {"lr": 0.1}}, path)
+        save_file(state, tmp_path / "model.safetensors")
+        brought = import_source(settings(tmp_path / "model.safetensors"), CLASSES)
     else:
-        prefix = {"plain": "", "capitals": "", "ddp": "module.", "compiled": "_orig_mod.module."}[
-            wrapping
-        ]
-        torch.save({prefix + name: value for name, value in state.items()}, path)
-    brought = import_source(settings(path), CLASSES)
+        path = tmp_path / ("MODEL.PTH" if wrapping == "capitals" else "model.pth")
+        brought = take(path, WRAPPINGS.get(wrapping, dict)(state))
     assert ("net.model." in brought.remarks[0]) == (wrapping == "lightning")
-    images = torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        features, logits = brought.model(images)
-        torch.testing.assert_close(logits, network(normalised(images)))
-        torch.testing.assert_close(brought.model.head(features), logits)
-    again = Classifier(**brought.architecture)
-    again.load_state_dict(brought.model.state_dict())
+    assert_alike(brought, network)
+    Classifier(**brought.architecture).load_state_dict(brought.model.state_dict())
     assert brought.classes == CLASSES
 
 
 def test_outputs_in_another_order_are_brought_into_that_of_the_data(
     tmp_path: Path, network: nn.Module
 ) -> None:
-    path = tmp_path / "model.pth"
-    torch.save(network.state_dict(), path)
-    images = torch.rand(2, 3, 64, 64)
-    in_order = import_source(settings(path), CLASSES).model(images)[1]
+    path, images = tmp_path / "model.pth", torch.rand(2, 3, 64, 64)
+    in_order = take(path, network.state_dict()).model(images)[1]
     other = import_source(settings(path, classes=["sphere", "box", "cone"]), CLASSES)
     assert other.classes == CLASSES
     torch.testing.assert_close(other.model(images)[1], in_order[:, [1, 2, 0]])
@@ -108,18 +118,30 @@ def test_a_model_of_sfkt_needs_no_architecture(tmp_path: Path) -> None:
         assert not brought.pretrained
 
 
-def test_the_number_of_classes_must_fit(tmp_path: Path, network: nn.Module) -> None:
-    path = tmp_path / "model.pth"
-    torch.save(network.state_dict(), path)
-    with pytest.raises(ConfigError, match=r"the checkpoint has 3 classes, the data 4"):
-        import_source(settings(path), [*CLASSES, "torus"])
-    told = (
-        r"only in the data: sphere; only in the model: ball.* prepare the data anew .*classes\.tr"
-    )
-    with pytest.raises(ConfigError, match=told):
-        import_source(settings(path, classes=["box", "cone", "ball"]), CLASSES)
-    with pytest.raises(ConfigError, match=r"has 3 outputs, source\.classes names 2"):
-        import_source(settings(path, classes=["box", "cone"]), CLASSES)
+def test_a_folder_of_another_program_is_no_model_of_sfkt(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"no model\.json.*give .* the file of weights itself"):
+        import_source(settings(tmp_path), CLASSES)
+    with pytest.raises(ConfigError, match=r"source\.mixture: .* holds no model of `sfkt source`"):
+        own_model(tmp_path, "source.mixture")
+
+
+@pytest.mark.parametrize(
+    ("names", "of_data", "message"),
+    [
+        ([], [*CLASSES, "torus"], "the checkpoint has 3 classes, the data 4"),
+        (["box", "cone", "ball"], CLASSES, "only in the data: sphere; only in the model: ball"),
+        (["box", "cone", "ball"], CLASSES, r"prepare the data anew .*classes\.tr"),
+        (["box", "cone"], CLASSES, r"has 3 outputs, source\.classes names 2"),
+        (["box", "cone", "box"], CLASSES, "names a class twice"),
+    ],
+)
+def test_the_number_of_classes_must_fit(
+    names: list[str], of_data: list[str], message: str, tmp_path: Path, network: nn.Module
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        take(tmp_path / "model.pth", network.state_dict(), of_data, classes=names)
 
 
 def test_what_a_checkpoint_holds_besides_the_network_is_left_out_and_named(
@@ -127,20 +149,14 @@ def test_what_a_checkpoint_holds_besides_the_network_is_left_out_and_named(
 ) -> None:
     state = dict(network.state_dict())
     path = tmp_path / "model.pth"
-    images = torch.rand(2, 3, 64, 64)
-    for extra in ({"criterion.weight": torch.ones(3)}, {"arcface.weight": torch.ones(3, 1024)}):
-        torch.save(state | extra, path)
-        brought = import_source(settings(path), CLASSES)
-        assert any(
-            "left out" in remark and next(iter(extra)) in remark for remark in brought.remarks
-        )
-        torch.testing.assert_close(brought.model(images)[1], network(normalised(images)))
+    for name, value in (("criterion.weight", (3,)), ("arcface.weight", (3, 1024))):
+        brought = take(path, {**state, name: torch.ones(value)})
+        assert any("left out" in remark and name in remark for remark in brought.remarks)
+        assert_alike(brought, network)
     averaged = {f"ema.{name}": torch.zeros_like(value) for name, value in state.items()}
-    torch.save(averaged | state, path)
     with pytest.raises(ConfigError, match=r"classifier\.3; say which with source\.features"):
-        import_source(settings(path), CLASSES)
-    brought = import_source(settings(path, features="classifier.3"), CLASSES)
-    torch.testing.assert_close(brought.model(images)[1], network(normalised(images)))
+        take(path, averaged | state)
+    assert_alike(import_source(settings(path, features="classifier.3"), CLASSES), network)
 
 
 def test_a_foreign_backbone_with_a_head_is_not_taken_for_a_model_of_sfkt(
@@ -148,13 +164,9 @@ def test_a_foreign_backbone_with_a_head_is_not_taken_for_a_model_of_sfkt(
 ) -> None:
     own = {f"classifier.3.{name}": f"head.{name}" for name in ("weight", "bias")}
     state = {own.get(k, f"backbone.{k}"): value for k, value in network.state_dict().items()}
-    torch.save(state, tmp_path / "model.pth")
-    brought = import_source(settings(tmp_path / "model.pth"), CLASSES)
-    images = torch.rand(2, 3, 64, 64)
-    torch.testing.assert_close(brought.model(images)[1], network(normalised(images)))
-    torch.save(state | {"mean": torch.zeros(3), "std": torch.ones(3)}, tmp_path / "model.pth")
+    assert_alike(take(tmp_path / "model.pth", state), network)
     with pytest.raises(DataError, match=r"written by sfkt, but its model\.json"):
-        import_source(settings(tmp_path / "model.pth"), CLASSES)
+        take(tmp_path / "model.pth", {**state, "mean": torch.zeros(3), "std": torch.ones(3)})
 
 
 def test_a_timm_network_of_a_fixed_size_says_which_size() -> None:
@@ -187,28 +199,22 @@ def test_what_takes_part_in_the_predictions_is_not_left_out(tmp_path: Path, what
         backbone = f"timm:{backbone}"
     if layer.startswith("fc."):
         state |= {f"{layer}.weight": state.pop("fc.weight"), f"{layer}.bias": state.pop("fc.bias")}
-    torch.save(state, tmp_path / "deep.pth")
     for features in ("", layer) if backbone.startswith("timm") else ("",):
-        with pytest.raises(ConfigError, match=r"as ONNX"):
-            import_source(
-                settings(tmp_path / "deep.pth", backbone=backbone, features=features), CLASSES
-            )
+        with pytest.raises(ConfigError, match="as ONNX"):
+            take(tmp_path / "deep.pth", state, backbone=backbone, features=features)
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "small"])
 def test_another_architecture_is_refused(tmp_path: Path, network: nn.Module, backbone: str) -> None:
-    path = tmp_path / "model.pth"
-    torch.save(network.state_dict(), path)
     with pytest.raises(ConfigError, match=f"does not fit source.backbone = '{backbone}'"):
-        import_source(settings(path, backbone=backbone), CLASSES)
+        take(tmp_path / "model.pth", network.state_dict(), backbone=backbone)
 
 
 def test_a_checkpoint_with_other_shapes_names_them(tmp_path: Path, network: nn.Module) -> None:
     state = dict(network.state_dict())
     state["features.0.0.weight"] = torch.zeros(16, 1, 3, 3)
-    torch.save(state, tmp_path / "grey.pth")
     with pytest.raises(ConfigError, match=r"features\.0\.0\.weight has shape \(16, 1, 3, 3\)"):
-        import_source(settings(tmp_path / "grey.pth"), CLASSES)
+        take(tmp_path / "grey.pth", state)
 
 
 def test_damaged_and_foreign_files_are_errors_that_name_the_file(tmp_path: Path) -> None:
@@ -230,13 +236,11 @@ def test_a_dict_of_a_training_script_is_told_how_to_give_its_weights(
     tmp_path: Path, network: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"args": argparse.Namespace(lr=0.1), "state_dict": network.state_dict()}, "run.pth")
+    saved = {"args": argparse.Namespace(lr=0.1), "state_dict": network.state_dict()}
     with pytest.raises(DataError, match="more than tensors in it") as refused:
-        import_source(settings(Path("run.pth")), CLASSES)
+        take(Path("run.pth"), saved)
     exec(str(refused.value).splitlines()[-1].partition(": ")[2], {"torch": torch})
-    brought = import_source(settings(Path("weights.pth")), CLASSES)
-    images = torch.rand(2, 3, 64, 64)
-    torch.testing.assert_close(brought.model(images)[1], network(normalised(images)))
+    assert_alike(import_source(settings(Path("weights.pth")), CLASSES), network)
 
 
 def test_collapsed_predictions_are_noticed() -> None:

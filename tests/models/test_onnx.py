@@ -269,6 +269,7 @@ def test_planted_code_does_not_run(kind: str, suffix: str, tmp_path: Path) -> No
 
 
 Described = tuple[str, list[str], list[str], dict[str, Any]]
+Breaking = Callable[[Any], object]
 CONV: Described = ("Conv", ["x", "w"], ["c"], {"strides": [2, 2], "auto_pad": "SAME_UPPER"})
 POOL: Described = ("GlobalAveragePool", ["c"], ["g"], {})
 FLAT: Described = ("Flatten", ["g"], ["p"], {})
@@ -297,6 +298,12 @@ def model_of(*nodes: Described, opset: int = 17, shape: Any = ("n", 3, SIDE, SID
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     model.ir_version = 8
     return model
+
+
+def stored(folder: Path, model: Any) -> Path:
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
 
 
 def between(*nodes: Described) -> list[Described]:
@@ -361,12 +368,10 @@ def test_every_operation_means_what_it_means_at_the_opset_of_the_file(
     for opset in opsets:
         last = what == "channels last"
         shape = ("n", SIDE, SIDE, 3) if last else ("n", 3, SIDE, SIDE)
-        content = model_of(*nodes, opset=opset, shape=shape).SerializeToString()
-        path = tmp_path / "model.onnx"
-        path.write_bytes(content)
+        path = stored(tmp_path, model_of(*nodes, opset=opset, shape=shape))
         brought = import_source(settings(path), ["box", "cone"], size=SIDE).model
         images = torch.rand(4, 3, SIDE, SIDE)
-        (expected,) = open_session(content).run(
+        (expected,) = open_session(path.read_bytes()).run(
             None, {"x": (images.permute(0, 2, 3, 1) if last else images).numpy()}
         )
         features, logits = brought(images)
@@ -392,9 +397,7 @@ def test_what_is_made_of_numbers_lies_where_the_images_are(tmp_path: Path) -> No
         ("Cast", ["e"], ["t"], {"to": FLOAT}), ("Cast", ["n"], ["m"], {"to": FLOAT}),
         ("Sum", ["c", "o", "t", "m"], ["d"], {}),
     ]  # fmt: skip
-    path = tmp_path / "model.onnx"
-    path.write_bytes(model_of(*between(*made)).SerializeToString())
-    graph = read_onnx(path, SIDE).graph
+    graph = read_onnx(stored(tmp_path, model_of(*between(*made))), SIDE).graph
     with FakeTensorMode():
         network = OnnxNetwork(**graph)
         held: list[Any] = [[p._parameters, p._buffers] for p in network.modules()]
@@ -408,8 +411,7 @@ def test_what_comes_out_otherwise_than_in_onnxruntime_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(onnx_network.OPERATIONS, "Relu", torch.sigmoid)
-    path = tmp_path / "model.onnx"
-    path.write_bytes(model_of(*between(("Relu", ["c"], ["d"], {}))).SerializeToString())
+    path = stored(tmp_path, model_of(*between(("Relu", ["c"], ["d"], {}))))
     with pytest.raises(DataError, match=r"differ by .* from those in onnxruntime"):
         read_onnx(path, SIDE)
 
@@ -421,77 +423,68 @@ def elsewhere() -> Any:
     return tensor
 
 
+def added(kind: str, given: list[str], out: list[str], domain: str = "", **more: Any) -> Breaking:
+    """Adds a node."""
+    name = "mine" if domain else None
+    made = onnx.helper.make_node(kind, given, out, name, domain=domain, **more)
+    return lambda model: model.graph.node.append(made)
+
+
+def side(place: int, length: int) -> Breaking:
+    """Fixes a side of the input."""
+    return lambda model: setattr(
+        model.graph.input[0].type.tensor_type.shape.dim[place], "dim_value", length
+    )
+
+
+INNER = onnx.helper.make_graph([], "inner", [], [], [elsewhere()])
+ELSEWHERE = "keeps its values in another file"
+BROKEN: dict[str, tuple[Breaking, str]] = {
+    "weight": (lambda model: model.graph.initializer.append(elsewhere()),
+               f"weight 'e' {ELSEWHERE}"),
+    "constant": (added("Constant", [], ["e"], value=elsewhere()),
+                 rf"node 'e' \(Constant\) {ELSEWHERE}"),
+    "attribute": (added("ConstantOfShape", ["axes"], ["e"], value=elsewhere()),
+                  rf"node 'e' \(ConstantOfShape\) {ELSEWHERE}"),
+    "subgraph": (added("If", ["k"], ["e"], then_branch=INNER, else_branch=INNER),
+                 f"weight 'e' {ELSEWHERE}"),
+    "sparse": (lambda model: model.graph.sparse_initializer.add().values.CopyFrom(elsewhere()),
+               f"weight 'sparse' {ELSEWHERE}"),
+    "domain": (added("Gelu", ["c"], ["e"], "com.microsoft"),
+               r"node 'mine' \(Gelu\) of 'com.microsoft'"),
+    "order": (lambda model: model.graph.node.append(model.graph.node.pop(0)),
+              r"node 'g' \(GlobalAveragePool\)"),
+    "old": (lambda model: setattr(model.opset_import[0], "version", 6), "opset 6"),
+    "batch": (side(0, 1), "takes 1 images at a time"),
+    "size": (side(2, 64), "--set image_size=64"),
+    "operation": (lambda model: setattr(model.graph.node[1], "op_type", "Hardmax"),
+                  "not known here: Hardmax"),
+    "pooling": (added("AveragePool", ["c"], ["d"], kernel_shape=[2, 2], pads=[0, 0, 1, 1]),
+                r"model\.onnx cannot be read .* node 'd' \(AveragePool\): .* on one side only"),
+    "shape": (lambda model: model.graph.node[0].attribute.append(
+                  onnx.helper.make_attribute("group", 2)), r"node 'c' \(Conv\)"),
+}  # fmt: skip
+
+
 def broken(what: str) -> Any:
     model = model_of(CONV, POOL, FLAT, GEMM)
-    graph, helper = model.graph, onnx.helper
-    if what == "weight":
-        graph.initializer.append(elsewhere())
-    elif what == "constant":
-        graph.node.append(helper.make_node("Constant", [], ["e"], value=elsewhere()))
-    elif what == "attribute":
-        graph.node.append(helper.make_node("ConstantOfShape", ["axes"], ["e"], value=elsewhere()))
-    elif what == "subgraph":
-        inner = helper.make_graph([], "inner", [], [], [elsewhere()])
-        graph.node.append(
-            helper.make_node("If", ["k"], ["e"], then_branch=inner, else_branch=inner)
-        )
-    elif what == "sparse":
-        graph.sparse_initializer.add().values.CopyFrom(elsewhere())
-    elif what == "domain":
-        graph.node.append(helper.make_node("Gelu", ["c"], ["e"], "mine", domain="com.microsoft"))
-    elif what == "order":
-        first = copy.deepcopy(graph.node[0])
-        del graph.node[0]
-        graph.node.append(first)
-    elif what == "old":
-        model.opset_import[0].version = 6
-    elif what == "batch":
-        graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    elif what == "size":
-        graph.input[0].type.tensor_type.shape.dim[2].dim_value = 64
-    elif what == "operation":
-        graph.node[1].op_type = "Hardmax"
-    elif what == "pooling":
-        uneven = {"kernel_shape": [2, 2], "pads": [0, 0, 1, 1]}
-        graph.node.append(helper.make_node("AveragePool", ["c"], ["d"], **uneven))
-    elif what == "shape":
-        graph.node[0].attribute.append(helper.make_attribute("group", 2))
+    BROKEN[what][0](model)
     return model
 
 
-MESSAGES = {
-    "weight": "weight 'e' keeps its values in another file",
-    "constant": r"node 'e' \(Constant\) keeps its values in another file",
-    "attribute": r"node 'e' \(ConstantOfShape\) keeps its values in another file",
-    "subgraph": "weight 'e' keeps its values in another file",
-    "sparse": "weight 'sparse' keeps its values in another file",
-    "domain": r"node 'mine' \(Gelu\) of 'com.microsoft'",
-    "order": r"node 'g' \(GlobalAveragePool\)",
-    "old": "opset 6",
-    "batch": "takes 1 images at a time",
-    "size": r"--set image_size=64",
-    "operation": "not known here: Hardmax",
-    "pooling": r"model\.onnx cannot be read .* node 'd' \(AveragePool\): .* on one side only",
-    "shape": r"node 'c' \(Conv\)",
-}
-
-
-@pytest.mark.parametrize("what", MESSAGES)
+@pytest.mark.parametrize("what", BROKEN)
 def test_what_is_refused_is_named(what: str, tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(broken(what).SerializeToString())
-    with pytest.raises(DataError, match=MESSAGES[what]):
+    path = stored(tmp_path, broken(what))
+    with pytest.raises(DataError, match=BROKEN[what][1]):
         read_onnx(path, SIDE)
 
 
 def test_the_last_layer_is_the_one_that_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(model_of(CONV, POOL, FLAT, GEMM).SerializeToString())
+    path = stored(tmp_path, model_of(CONV, POOL, FLAT, GEMM))
     assert read_onnx(path, SIDE, "f").weight.shape == (2, 4)
     with pytest.raises(ConfigError, match=r"source\.features = 'head': .* linear layer 'f'"):
         read_onnx(path, SIDE, "head")
-    whole = model_of(CONV, POOL, (FLAT[0], ["g"], ["y"], {}))
-    path.write_bytes(whole.SerializeToString())
+    stored(tmp_path, model_of(CONV, POOL, (FLAT[0], ["g"], ["y"], {})))
     assert torch.equal(read_onnx(path, SIDE).weight, torch.eye(4))
 
 
@@ -517,13 +510,12 @@ def test_damaged_files_are_refused_and_nothing_else_is_read(count: int, tmp_path
     global _opened
     from tests.faults.test_mutations import mutate
 
-    clipped = model_of(
+    constant = broken("constant").SerializeToString()
+    path = stored(tmp_path, model_of(
         CONV, ("Clip", ["c", "low", "high"], ["d"], {}), ("Pad", ["d", "pads"], ["e"], {}),
         ("ReduceMean", ["e"], ["p"], {"axes": [2, 3], "keepdims": 0}), GEMM,
-    ).SerializeToString()  # fmt: skip
-    constant = broken("constant").SerializeToString()
-    path = tmp_path / "model.onnx"
-    path.write_bytes(clipped)
+    ))  # fmt: skip
+    clipped = path.read_bytes()
     read_onnx(path, SIDE)  # what is loaded once is loaded now
     refused = 0
     for number in range(count):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import platform
 import re
 import shutil
 import subprocess
@@ -25,7 +26,8 @@ from sfkt_cli.data.store import open_store, spread
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.evaluation import exported as files
 from sfkt_cli.evaluation.exported import labels_told, open_openvino
-from sfkt_cli.files import write_record, write_settings
+from sfkt_cli.evaluation.models import KEPT
+from sfkt_cli.files import locking, write_record, write_settings
 from sfkt_cli.models import graph_files
 from sfkt_cli.models.graph_files import FitTarget, SensorGraph, for_export, to_onnx
 from sfkt_cli.models.onnx_files import open_session
@@ -214,7 +216,7 @@ def test_an_export_without_onnx_has_code_that_runs_and_nothing_of_an_interrupted
 ) -> None:  # fmt: skip
     monkeypatch.setattr(files, "LONGEST_S", 0)
     monkeypatch.chdir(tmp_path)
-    for name in ("bridged-source-int8.onnx", ".student.onnx.12.partial", "notes.onnx"):
+    for name in ("bridged-source-int8.onnx", "notes.onnx"):
         (tmp_path / name).touch()
     (tmp_path / ".export.a.partial").mkdir()
     (tmp_path / ".export.a.partial/student.onnx").touch()
@@ -311,7 +313,7 @@ def test_a_file_that_differs_from_pytorch_is_refused(
         return predict
 
     monkeypatch.setattr(graph_files, "open_pt2", open_wrongly)
-    monkeypatch.setattr(stage, "BATCH", 64)
+    monkeypatch.setattr(files, "BATCH", 64)
     store = open_store(untrained_run.transfer_store)
     name = store.strings("target/id")[spread(store.count("target"), 64)[3]]
     with pytest.raises(RunError, match=rf"student\.pt2 was not written: 1 of .* class: {name}"):
@@ -346,6 +348,20 @@ def test_a_failed_export_says_why_and_leaves_the_earlier_one(
     with pytest.raises(RunError, match=r"student\.pt2 was not written: .* data-dependent"):
         export(untrained_config, untrained_run, formats=["pt2"], output=tmp_path)
     assert content() == before
+
+
+def test_two_exports_of_a_run_do_not_disturb_each_other(
+    untrained_run: Run, untrained_config: Config, exported: Path
+) -> None:
+    unfinished = exported / ".export.other.partial"
+    unfinished.mkdir()
+    forced = replace(untrained_run, force=True)
+    with (
+        locking(untrained_run.path(".export.lock"), ""),
+        pytest.raises(RunError, match="another sfkt process exports"),
+    ):
+        export(untrained_config, forced, formats=["safetensors"])
+    unfinished.rmdir()
 
 
 def test_files_of_other_origin_are_not_replaced(
@@ -428,8 +444,18 @@ def test_a_single_image_is_measured_and_compared() -> None:
         assert [rows.tolist() for rows in images.choose(lowered=lowered)] == [[0], [0]]
 
 
+def test_a_machine_whose_processor_has_no_name_is_told_by_its_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Path, "is_file", lambda path: False)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    assert files.machine().startswith(f"{platform.machine()}, ")
+
+
 def test_the_model_card_tells_no_results_of_earlier_weights(tmp_path: Path) -> None:
     run, config = make_run(tmp_path, "shot"), settings(oracle=False, pictures=False)
+    done = {**run.record("transfer/shot"), "untouched_kept": True}
+    write_record(run.path("transfer/shot/done.json"), done)
 
     def card() -> str:
         export(config, run, method="shot", formats=("safetensors",))
@@ -438,7 +464,8 @@ def test_the_model_card_tells_no_results_of_earlier_weights(tmp_path: Path) -> N
     assert "Not evaluated" in card()
     assert r"Recognises disc, \<b>bar\</b>, =cross" in card()
     evaluate(config, run)
-    assert re.search(r"\| shot +\| target +\| +30 \|", card())
+    assert re.search(r"\| shot \(1\) +\| target +\| +30 \|", card())
+    assert f"\n\n(1) {KEPT}\n" in card()
     store = open_store(run.transfer_store)
     labels = labels_told(run, store)
     assert sorted(labels) == sorted(store.strings("target/id"))

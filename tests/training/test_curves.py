@@ -14,7 +14,7 @@ from sfkt_cli.training.loop import TENSORBOARD, tensorboard_curves
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     with (
         pytest.raises(ConfigError, match=r"pip install 'sfkt\[tensorboard\]'"),
         tensorboard_curves(tmp_path, 0, wanted=True),
