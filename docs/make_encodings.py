@@ -20,7 +20,8 @@ from sfkt_cli.evaluation.figures import Strip, draw_gallery
 
 def main(picture: Path) -> None:
     """Render six solids at 96 pixels and encode them."""
-    rgb, depth = render(np.arange(6) * 3 % len(CLASSES), seed=4, size=96)
+    pairs = [render(CLASSES[3 * index], index, seed=4, size=96) for index in range(6)]
+    rgb, depth = map(np.stack, zip(*pairs, strict=True))
     grey = rgb.astype(np.float32).mean(axis=3).astype(np.uint8)
     strips = [Strip("RGB", rgb / 255.0)]
     for modality, stored in (("depth", depth), ("nir", grey)):

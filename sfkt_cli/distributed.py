@@ -166,21 +166,28 @@ def launch(name: str, config: Config, run: Run) -> None:
         "name": name, "config": as_dict(config), "folder": str(run.folder), "force": run.force,
         "quiet": console.quiet, "json": speaks_json(),
     }  # fmt: skip
-    if find_world():
-        number = next(_numbers)
-        _meet().set(f"job{number}", json.dumps(job))
-        _take_part(job, number)
-        return
-    gpus = use_gpus(config.runtime)
-    count = gpus or config.runtime.processes
-    if count == 1 or (run.finished(name) and not run.force):
-        call_stage(name, config, run)
-        return
-    where = "GPUs" if gpus else "CPU processes"
-    batch_size = config.runtime.batch_size
-    batch = "the size that fits" if batch_size == "auto" else str(batch_size // count * count)
-    say(f"{name}: {count} {where} share batches of {batch}")
-    _start(job, count)
+    try:
+        if find_world():
+            number = next(_numbers)
+            _meet().set(f"job{number}", json.dumps(job))
+            _take_part(job, number)
+            return
+        gpus = use_gpus(config.runtime)
+        count = gpus or config.runtime.processes
+        if count == 1 or (run.finished(name) and not run.force):
+            call_stage(name, config, run)
+            return
+        where = "GPUs" if gpus else "CPU processes"
+        batch_size = config.runtime.batch_size
+        batch = "the size that fits"
+        if batch_size != "auto":
+            batch = str(max(batch_size // count, 2) * count)
+        say(f"{name}: {count} {where} share batches of {batch}")
+        _start(job, count)
+    except (SfktError, Interrupted) as error:
+        if run.force and not run.has_begun(name):  # notes do not travel between processes
+            error.add_note(f"{name} saved nothing to go on from")
+        raise
 
 
 def _agree(verdict: bool) -> bool:
@@ -220,13 +227,18 @@ def _take_part(job: Job, number: int) -> None:
         _hear(f"done{number}")
         distributed.destroy_process_group()
     except RuntimeError as error:
-        lost = isinstance(error, distributed.DistError) or any(mark in str(error) for mark in LOST)
-        if full_memory(type(error).__name__, str(error)) or not lost:
+        seen = type(error).__name__, str(error)
+        if full_memory(*seen) or not _is_lost(*seen):
             raise
         raise RunError(lost_message(rank, error, config.runtime.timeout_seconds)) from error
     if stop is not None:
         _leave()
         raise stop
+
+
+def _is_lost(kind: str, text: str) -> bool:
+    """Whether an error, by its class and message, means that another process went away."""
+    return kind.startswith("Dist") or any(mark in text for mark in LOST)
 
 
 def lost_message(rank: int, error: BaseException, timeout_seconds: float) -> str:
@@ -410,7 +422,7 @@ def _explain(failure: ProcessFailure, process: str) -> tuple[int, SfktError]:
     raised = message["message"] if isinstance(message, dict) else str(message)
     name, colon, text = raised.partition(": ")
     kind, text = (name.rpartition(".")[2], text) if colon else ("Error", raised)
-    lost = kind.startswith("Dist") or any(mark in text for mark in LOST)
+    lost = _is_lost(kind, text)
     if kind in MENDABLE:
         return 3 if lost else 1, MENDABLE[kind](text)
     if full := full_memory(kind, text):

@@ -1,7 +1,7 @@
 """`--dry-run`: what a stage would read, do and write, how long it takes and how large it gets.
 
 Training stages do all that they do up to the training. Models look at a few images that stand for
-all, and :class:`sfkt_cli.training.loop.Training` times one step. Nothing is written into the run.
+all, and :mod:`sfkt_cli.training.trial` times one step. Nothing is written into the run.
 """
 
 import shutil
@@ -14,7 +14,7 @@ from typing import Any
 
 from sfkt_cli.console import duration, event, say, warn
 from sfkt_cli.machine import cores
-from sfkt_cli.pipeline import folder_of, has_pairs, source_comes_first, with_possible_method
+from sfkt_cli.pipeline import folder_of, source_comes_first, stages_of, with_possible_method
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import Settings, resolve
@@ -51,8 +51,7 @@ def dry_run_all(options: Options) -> dict[str, Any]:
     settings = resolve(options, "prepare", new_run=True)
     plans = [_try("prepare", settings)]
     options = replace(options, run=settings.run.folder)
-    bridge = ("bridge",) if has_pairs(settings.run) else ()
-    for before, stage in pairwise(("prepare", "source", *bridge, "transfer", "evaluate")):
+    for before, stage in pairwise(stages_of(settings.run)):
         options = with_possible_method(options) if stage == "transfer" else options
         settings = resolve(options, stage)
         ready = settings.run.finished(folder_of(before, settings)) and not options.force
@@ -80,7 +79,7 @@ def _later(stage: str, before: str) -> dict[str, Any]:
 def _try_training(name: str, config: Config, run: Run) -> dict[str, Any]:
     from sfkt_cli.data.store import open_store
     from sfkt_cli.distributed import use_gpus
-    from sfkt_cli.training.loop import Tried
+    from sfkt_cli.training.trial import Tried
 
     gpus = use_gpus(config.runtime)
     count = gpus or config.runtime.processes
@@ -149,12 +148,12 @@ def _try_download(config: Config) -> dict[str, Any] | None:
 
 def _try_prepare(config: Config, run: Run) -> dict[str, Any]:
     """Read the archive's list of files, deal them out, and load some samples of each part."""
-    from sfkt_cli.data.readers import archive_root, read_archive
-    from sfkt_cli.stages.prepare import gaps, make_plan
+    from sfkt_cli.data.readers import archive_root
+    from sfkt_cli.stages.prepare import gaps, make_plan, read_unless_gone
 
-    archive = read_archive(config)
-    with run.open("prepare", config, {"archive": archive.digest}) as stage:
-        if stage is None:
+    archive, digest = read_unless_gone(config, run)
+    with run.open("prepare", config, {"archive": digest}) as stage:
+        if stage is None or archive is None:
             say(f"prepare: {run.path('prepare')} is finished already")
             return {"stage": "prepare", "done": True}
     plan = make_plan(config, archive)

@@ -22,14 +22,11 @@ def reconstruction(bridged: Tensor, rgb: Tensor) -> Tensor:
     L_rec = mean (T(x_target^TI) - x_rgb^TI)^2
 
     Source: arXiv:2401.05014, Eq. 1. Large: the picture differs (0.08 is a grey card before a
-    natural image); small: the same picture, pixel by pixel.
+    natural image); small: the same picture, pixel by pixel. Without unit.
 
     Args:
         bridged: (B, 3, H, W), translated, in [0, 1]; receives a gradient.
         rgb: (B, 3, H, W), the partners, in [0, 1].
-
-    Returns:
-        A scalar without unit.
     """
     return F.mse_loss(bridged.float(), rgb.float())
 
@@ -40,14 +37,11 @@ def absolute_error(bridged: Tensor, rgb: Tensor) -> Tensor:
     L_l1 = mean |T(x_target^TI) - x_rgb^TI|
 
     Source: ours, as in pix2pix (Isola et al., CVPR 2017), in place of the paper's L_rec; blurs
-    less. 0.25 is a grey card before white noise; 0: the same picture.
+    less. 0.25 is a grey card before white noise; 0: the same picture. Without unit.
 
     Args:
         bridged: (B, 3, H, W), translated, in [0, 1]; receives a gradient.
         rgb: (B, 3, H, W), the partners, in [0, 1].
-
-    Returns:
-        A scalar without unit.
     """
     return (bridged.float() - rgb.float()).abs().mean()
 
@@ -58,14 +52,11 @@ def structural_dissimilarity(bridged: Tensor, rgb: Tensor) -> Tensor:
     L_ssim = 1 - mean SSIM, over windows of 11 x 11 pixels under a Gaussian of 1.5, no padding
 
     Source: Wang et al., IEEE TIP 2004, Eq. 13; ours, in place of the paper's L_rec. 1: nothing in
-    common; 0: the same structure, contrast and brightness everywhere.
+    common; 0: the same structure, contrast and brightness everywhere. Without unit.
 
     Args:
         bridged: (B, 3, H, W), translated, in [0, 1], H and W at least 11; receives a gradient.
         rgb: (B, 3, H, W), the partners, in [0, 1].
-
-    Returns:
-        A scalar without unit.
     """
     first, second = bridged.float(), rgb.float()
     offsets = torch.arange(-5.0, 6.0, device=first.device)
@@ -93,14 +84,11 @@ def commitment(encoded: Tensor, codes: Tensor) -> Tensor:
     L_commit = mean (z - sg(e))^2
 
     Source: VQ-VAE (van den Oord et al., NeurIPS 2017), Eq. 3, last term. 0: every vector is an
-    entry; the variance of the vectors: the codebook says nothing.
+    entry; the variance of the vectors: the codebook says nothing. In squared code units.
 
     Args:
         encoded: (..., D), z; receives a gradient.
         codes: (..., D), the nearest entries e; a constant.
-
-    Returns:
-        A scalar in squared code units.
     """
     return F.mse_loss(encoded.float(), codes.detach().float())
 
@@ -200,14 +188,12 @@ def feature_matching(features: Tensor, partners: Tensor) -> Tensor:
 
     Source: arXiv:2401.05014, L_f with F_t(x_target^TI) and F_s(x_rgb^TI); the distance there is not
     known to us. The same equation with F_s(T(x_target^TI)) is the feature term of the bridge
-    (ours). 0: both sensors look alike to the model; twice the features' variance: unrelated.
+    (ours). 0: both sensors look alike to the model; twice the features' variance: unrelated. In
+    squared feature units.
 
     Args:
         features: (B, D); receives a gradient.
         partners: (B, D), of the RGB partners; a constant.
-
-    Returns:
-        A scalar in squared feature units.
     """
     return F.mse_loss(features.float(), partners.detach().float())
 
@@ -220,18 +206,15 @@ def perceptual(
     L_p = mean_l mean (a_l - g_l)^2 / v_l
 
     Source: Johnson et al., ECCV 2016, Eq. 2, with the frozen source model in place of a VGG and
-    each level over the variance of its activations (ours), so that all have equal weight.
-    0: the source model sees the same on all levels; 1: no more is known than the mean of a level;
-    2: unrelated.
+    each level over the variance of its activations (ours), so that all have equal weight. 0: the
+    source model sees the same on all levels; 1: no more is known than the mean of a level; 2:
+    unrelated. Without unit.
 
     Args:
         seen: For each level l the maps (B' >= B, C, H, W), of which the first B are a_l and receive
             a gradient; the others, of TR images that went along, receive none.
         partners: (B, C, H, W) of the RGB partners, g_l; constants.
         variances: Variances of the activations of RGB images at each level, v_l.
-
-    Returns:
-        A scalar without unit.
     """
     gaps = [
         _SquaredGap.apply(level, partner) / variance
@@ -318,15 +301,12 @@ def attraction(logits: Tensor, neighbours: Tensor, affinity: Tensor | None = Non
 
     Source: AaD (Yang et al., NeurIPS 2022), the attracting term, with a = 1; NRC (Yang et al.,
     NeurIPS 2021), the terms of near and wider neighbours and of the image itself. -k: all say the
-    same with certainty; 0: no neighbour agrees.
+    same with certainty; 0: no neighbour agrees. Without unit.
 
     Args:
         logits: (B, K); receives a gradient.
         neighbours: (B, k, K), probabilities of the k neighbours; a constant.
         affinity: (B, k), non-negative weights; a constant. None: 1 each.
-
-    Returns:
-        A scalar without unit.
     """
     probabilities = F.softmax(logits.float(), dim=1)
     agreement = (probabilities.unsqueeze(1) * neighbours.detach().float()).sum(dim=2)
@@ -341,13 +321,10 @@ def dispersion(logits: Tensor) -> Tensor:
     L_disperse = mean_b sum_{c != b} <p_b, p_c>
 
     Source: AaD (Yang et al., NeurIPS 2022), the dispersing term. B - 1: all say the same with
-    certainty; 0: no two agree. Grows with B.
+    certainty; 0: no two agree. Grows with B. Without unit.
 
     Args:
         logits: (B, K); receives a gradient.
-
-    Returns:
-        A scalar without unit.
     """
     probabilities = F.softmax(logits.float(), dim=1)
     mean = mean_over_processes(probabilities.mean(dim=0))

@@ -169,14 +169,18 @@ def run_benchmark(
 def run_all(options: Options) -> dict[str, Any]:
     """Run every stage in order; finished ones say so and are left out. Tells what came of it."""
     run = run_prepare(options)
-    options = replace(options, run=run.folder)
-    train("source", options)
-    if has_pairs(run):
-        train("bridge", options)
-    else:
+    options, outcome = replace(options, run=run.folder), dict[str, Any]()
+    if not has_pairs(run):
         warn("bridge: left out, there are no TI pairs to learn it from")
-    train("transfer", options)
-    return run_evaluate(options)
+    for stage in stages_of(run)[1:]:
+        outcome = run_stage(stage, options)
+    return outcome
+
+
+def stages_of(run: Run) -> tuple[str, ...]:
+    """The stages in order; ``bridge`` is left out where there are no TI pairs to learn it from."""
+    bridge = ["bridge"] if has_pairs(run) else []
+    return ("prepare", "source", *bridge, "transfer", "evaluate")
 
 
 def has_pairs(run: Run) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -55,20 +55,20 @@ class Container:
             raise DataError(f"{self.describe(name)} is missing") from None
         except DataError:
             raise
-        except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError) as error:
+        except Exception as error:  # what zipfile and its codecs raise shares no base class
             raise DataError(f"{self.describe(name)} cannot be read: {first_line(error)}") from None
-        except Exception as error:  # zlib.error, lzma.LZMAError and others share no base class
-            raise DataError(f"{self.describe(name)} is damaged: {first_line(error)}") from None
 
-    def digest(self, names: Iterable[str]) -> str:
+    def digest(self, names: Iterable[str], *, times: bool = True) -> str:
         """Hex SHA-256 of names, sizes and times of the files that an archive's samples are made of.
 
-        In a folder others may come and go, such as notes or a run. A zip file counts as a whole, by
-        its names, sizes and checksums.
+        In a folder others may come and go, such as notes or a run, and a copy has other ``times``.
+        A zip file counts as a whole, by its names, sizes and checksums.
         """
-        index = _index(self.path)
-        listed = index if self.path.is_file() else {f"{self.prefix}{name}" for name in names}
-        lines = (f"{name}\t{index[name]}" for name in sorted(listed))
+        index: Mapping[str, str] = _index(self.path)
+        if not self.path.is_file():
+            listed = {f"{self.prefix}{name}" for name in names}
+            index = {n: index[n] if times else index[n].partition(" ")[0] for n in listed}
+        lines = (f"{name}\t{index[name]}" for name in sorted(index))
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -154,7 +154,9 @@ def open_container(
     if root.is_dir():
         candidates += [root / name for name in zips if (root / name).is_file()]
     for candidate in candidates:
-        top = _find_top(_index(candidate), markers)
+        # Without markers, a folder that holds the official zip file alone would do, too.
+        names = [name for name in _index(candidate) if "/" in name or not zips]
+        top = _find_top(names, markers)
         if top is not None:
             return Container(candidate, top)
     top_names = sorted({name.partition("/")[0] for name in _index(root)})[:6]
@@ -170,11 +172,11 @@ def forget_indexes() -> None:
     _zip.cache_clear()
 
 
-def _find_top(index: Mapping[str, str], markers: tuple[str, ...]) -> str | None:
+def _find_top(names: Sequence[str], markers: tuple[str, ...]) -> str | None:
     if not markers:
-        return "" if index else None
+        return "" if names else None
     tops = set()
-    for name in index:
+    for name in names:
         folders = PurePosixPath(name).parts[:-1]
         for depth, folder in enumerate(folders[:4]):
             if folder in markers:
@@ -190,6 +192,8 @@ def _index(path: Path) -> Mapping[str, str]:
 def _index_zip(path: Path) -> Mapping[str, str]:
     index: dict[str, str] = {}
     for info in _zip(path, os.getpid()).infolist():
+        if info.is_dir():
+            continue
         name = info.filename
         parts = PurePosixPath(name).parts
         if "\\" in name:
@@ -201,7 +205,7 @@ def _index_zip(path: Path) -> Mapping[str, str]:
             raise DataError(f"{path}: entry {name!r} points outside of the archive; refused")
         if stat.S_ISLNK(info.external_attr >> 16):
             raise DataError(f"{path}: entry {name!r} is a symbolic link; refused")
-        if info.is_dir() or is_system(name):
+        if is_system(name):
             continue
         if name in index:
             raise DataError(f"{path}: two entries are named {name!r}")
@@ -229,8 +233,10 @@ def _zip(path: Path, process: int) -> zipfile.ZipFile:
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
         raise DataError(f"{path} is no intact zip file: {first_line(error)}") from None
     for info in archive.infolist():
+        if not info.is_dir():  # "./a.png", as bsdtar writes it, is "a.png"
+            info.filename = info.filename.removeprefix("./")
         if not info.flag_bits & _UTF8_NAME and not info.filename.isascii():
             with contextlib.suppress(UnicodeError):  # macOS writes UTF-8 without saying so
                 info.filename = info.filename.encode("cp437").decode()
-                archive.NameToInfo[info.filename] = info
+        archive.NameToInfo[info.filename] = info
     return archive

@@ -82,8 +82,6 @@ def decode_target(
         DataError: Damaged, of another type, or too large.
     """
     samples = _read_samples(content, name, max_pixels)
-    if samples is None and name.lower().endswith(".npy"):
-        samples = _decode_npy(content, name, max_pixels)
     if samples is None:
         image = _open(content, name, max_pixels)
         _check_bits(image, name)
@@ -192,9 +190,11 @@ def tell_unread(names: Iterable[str]) -> str:
 
 
 def _read_samples(content: bytes, name: str, max_pixels: int) -> NDArray[Any] | None:
-    """TIFF and PNM as (H, W) or (H, W, C); None where the content is neither."""
+    """TIFF, PNM and NPY, mostly as (H, W) or (H, W, C); None where the content is none of them."""
     if content.startswith(_TIFF):
         return _decode_tiff(content, name, max_pixels)
+    if content.startswith(np.lib.format.MAGIC_PREFIX):
+        return _decode_npy(content, name, max_pixels)
     if re.match(rb"P[2356]\s", content):
         return _decode_pnm(content, name, max_pixels)
     return None
@@ -296,14 +296,9 @@ def _decode_pnm(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
 
 def _decode_npy(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
     with _explaining(name, "cannot be read as a NumPy file"):
-        file = io.BytesIO(content)
-        first = np.lib.format.read_magic(file) == (1, 0)
-        read = "read_array_header_1_0" if first else "read_array_header_2_0"
-        shape, _, dtype = getattr(np.lib.format, read)(file)
-        if dtype.hasobject or not 2 <= len(shape) <= 3:
-            raise DataError(f"{name} declares {shape} values of type {dtype}; refused")
-        _check_size(name, shape[1], shape[0], max_pixels, *shape[2:])
-        values: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+        values: NDArray[Any] = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    if values.ndim > 1:
+        _check_size(name, values.shape[1], values.shape[0], max_pixels)
     return values
 
 

@@ -135,6 +135,8 @@ def fetch(file: RemoteFile, folder: Path, *, pause_s: float = 2.0) -> Path:
                 raise DataError(f"{file.url} answers {error.code} {error.reason}") from None
             reason = f"{error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
+            if getattr(error, "filename", None):  # of the file system, not of the network
+                raise DataError(f"{part} cannot be written: {first_line(error)}") from None
             reason = str(getattr(error, "reason", "") or error)
         if attempt == ATTEMPTS:
             raise DataError(
@@ -161,8 +163,8 @@ def _fetch_rest(file: RemoteFile, part: Path) -> None:
         length = int(answer.headers.get("Content-Length") or 0)
         if have and answer.status != 206:
             have = 0
-        total = have + length or file.size
-        if file.size and length and total != file.size:
+        total = have + length if length else file.size
+        if file.size and total != file.size:
             raise DataError(
                 f"{file.url} has {total:,} bytes, expected {file.size:,}: it is another file"
             )
@@ -173,7 +175,7 @@ def _fetch_rest(file: RemoteFile, part: Path) -> None:
                 "needed: make room, or give another folder with --root"
             )
         with (
-            track(file.name, max(total, 1), "bytes") as tracker,
+            track(file.name, max(total, 1), "bytes", done=have) as tracker,
             part.open("ab" if have else "wb", buffering=0) as output,
         ):
             while block := answer.read(BLOCK):
@@ -183,7 +185,7 @@ def _fetch_rest(file: RemoteFile, part: Path) -> None:
                 except OSError as error:
                     raise DataError(f"{part} cannot be written: {first_line(error)}") from None
                 tracker.advance(len(block), len(block))
-    if length and part.stat().st_size != total:
+    if total and part.stat().st_size != total:
         raise http.client.IncompleteRead(b"", total - part.stat().st_size)
 
 

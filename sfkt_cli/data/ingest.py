@@ -4,13 +4,13 @@ A :class:`Plan` says which columns and attributes each file has. The samples of 
 numbers for names. What they are called, where they came from and which scene they show often tells
 the class, so it lies in test.h5 (``names``).
 
-A task is one block of rows of one part: the process that gets it loads record after record, writes
-each row at its offset and hashes as it goes. So memory holds one sample a process, whatever the
+A task is one block of rows of one part: the process that gets it loads record after record and
+writes each row at its offset. So memory holds one sample a process, whatever the
 size of the archive.
 """
 
+import functools
 import hashlib
-import math
 import os
 import signal
 import tempfile
@@ -27,12 +27,7 @@ from numpy.typing import NDArray
 
 from sfkt_cli.data.records import Archive, Loader, Record
 from sfkt_cli.data.splits import Parts
-from sfkt_cli.data.store_writer import (
-    DESCRIPTION_BYTES,
-    StoreWriter,
-    close_descriptor,
-    text_column,
-)
+from sfkt_cli.data.store_writer import StoreWriter, file_bytes, text_column
 from sfkt_cli.errors import DataError, follow_parent
 from sfkt_cli.files import sha256_json
 from sfkt_cli.machine import cores
@@ -93,7 +88,7 @@ class Plan:
             "unit": self.archive.unit,
             "classes": list(self.classes),
             "registered": self.archive.registered,
-            "archive_sha256": self.archive.digest,
+            "archive_sha256": self.archive.content or self.archive.digest,
             "image_size": self.config.image_size,
             "fit": self.config.prepare.fit,
             "protocol": self.config.split.protocol,
@@ -111,12 +106,12 @@ class Plan:
         for part in parts:
             records, unnamed = self.parts[part], part in UNNAMED
             ids = list(self.numbered(part)) if unnamed else [record.id for record in records]
-            scenes = [groups[r.group] if unnamed else r.group for r in records]
             columns[f"{part}/id"] = text_column(ids)
+            scenes = (groups[r.group] if unnamed else r.group for r in records)
             columns[f"{part}/group"] = text_column(scenes)
             for view in self.views(part):
-                paths = [(r.rgb if view == "rgb" else r.target) or "" for r in records]
-                columns[f"{part}/path_{view}"] = text_column(ids if unnamed else paths)
+                paths = ids if unnamed else [getattr(record, view) for record in records]
+                columns[f"{part}/path_{view}"] = text_column(paths)
             if part in ("source", "test"):
                 columns[f"{part}/label"] = self._labels(records)
         if "test" in parts:
@@ -133,13 +128,13 @@ class Plan:
         records = everything.values()
         labelled = {number: r for number, r in target.items() if r.label is not None}
         return {
-            "labels/id": text_column(list(labelled)),
+            "labels/id": text_column(labelled),
             "labels/label": self._labels(labelled.values()),
-            "names/id": text_column(list(everything)),
-            "names/name": text_column([record.id for record in records]),
-            "names/group": text_column([record.group for record in records]),
-            "names/path_rgb": text_column([record.rgb or "" for record in records]),
-            "names/path_target": text_column([record.target or "" for record in records]),
+            "names/id": text_column(everything),
+            "names/name": text_column(record.id for record in records),
+            "names/group": text_column(record.group for record in records),
+            "names/path_rgb": text_column(record.rgb for record in records),
+            "names/path_target": text_column(record.target for record in records),
         }
 
     def image_columns(self, parts: Sequence[str]) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -157,15 +152,10 @@ class Plan:
 
     def file_bytes(self) -> dict[str, int]:
         """How much room each file needs, at most."""
-        sizes = {}
-        for name, parts in self.files().items():
-            images = self.image_columns(parts).values()
-            sizes[name] = (
-                sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in images)
-                + sum(column.nbytes for column in self.small_columns(parts).values())
-                + DESCRIPTION_BYTES
-            )
-        return sizes
+        return {
+            name: file_bytes(self.small_columns(parts), self.image_columns(parts))
+            for name, parts in self.files().items()
+        }
 
     def tasks(self, part: str, writer: StoreWriter) -> list[Task]:
         """The blocks of rows of a part."""
@@ -186,6 +176,7 @@ class Sample:
     """What is known of a stored sample without keeping its pixels."""
 
     part: str
+    row: int
     id: str
     group: str
     label: str  # class name; "" where it is not known
@@ -195,37 +186,26 @@ class Sample:
     missing: float = 0.0  # share of zeros
 
 
-@dataclass(frozen=True)
-class Done:
-    """A finished task: where it began, its checksums by view, and its samples."""
+def ingest(plan: Plan, writers: Mapping[str, StoreWriter]) -> Iterator[list[Sample]]:
+    """Write all images, in parallel processes; yield the samples of each block as it is done.
 
-    part: str
-    first: int
-    sha256: dict[View, bytes]
-    samples: list[Sample]
-
-
-def ingest(
-    tasks: Sequence[Task], loader: Loader, size: int, missing: bool, workers: int
-) -> Iterator[Done]:
-    """Run tasks in parallel processes and yield them as they are done.
-
-    No two tasks write the same row. ``missing``: whether 0 means "no reading"; ``workers``:
-    processes, 0: one a core.
+    ``writers`` are the files by part. No two blocks have the same row.
 
     Raises:
         DataError: An image is damaged; the message names it.
         OSError: From the file system.
     """
-    processes = workers or cores()
+    tasks = [task for part, writer in writers.items() for task in plan.tasks(part, writer)]
+    archive, size = plan.archive, plan.config.image_size
+    run = functools.partial(run_task, archive.loader, size, archive.missing)
+    processes = plan.config.prepare.workers or cores()
     if processes == 1 or sum(len(task.records) for task in tasks) <= FEW_IMAGES:
-        for task in tasks:
-            yield run_task(task, loader, size, missing)
+        yield from map(run, tasks)
         return
     # The fork server listens on a socket below TMPDIR, and its path may have 103 bytes at most.
     start = "forkserver" if len(os.fsencode(tempfile.gettempdir())) <= 70 else "spawn"
     pool = ProcessPoolExecutor(processes, get_context(start), _begin_worker)
-    waiting = (pool.submit(run_task, task, loader, size, missing) for task in tasks)
+    waiting = (pool.submit(run, task) for task in tasks)
     try:
         # A few at a time: each task carries its records.
         running = set(islice(waiting, 2 * processes + 2))
@@ -243,34 +223,29 @@ def ingest(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def run_task(task: Task, loader: Loader, size: int, missing: bool) -> Done:
-    """Load, write and hash one block of rows."""
-    digests = {view: hashlib.sha256() for view in task.views}
+def run_task(loader: Loader, size: int, missing: bool, task: Task) -> list[Sample]:
+    """Load, write and hash one block of rows; ``missing``: whether 0 means "no reading"."""
     samples = []
-    try:
+    with task.writer.open() as file:
         for row, record in enumerate(task.records, task.first):
             images: dict[str, NDArray[Any]] = {}
             for view in task.views:
                 load = loader.rgb if view == "rgb" else loader.target
                 images[view] = load(record, size)
-                task.writer.write(f"{task.part}/{view}", row, images[view])
-            about = task.part, record.id, record.group, record.label or ""
+                task.writer.write(file, f"{task.part}/{view}", row, images[view][None])
+            about = task.part, row, record.id, record.group, record.label or ""
             samples.append(sample_of(*about, images, missing))
-            for view in task.views:
-                digests[view].update(samples[-1].hashes[view])
-    finally:
-        close_descriptor(task.writer.path)
-    sha256 = {view: digest.digest() for view, digest in digests.items()}
-    return Done(task.part, task.first, sha256, samples)
+    return samples
 
 
 def sample_of(
-    part: str, id: str, group: str, label: str, images: Mapping[str, NDArray[Any]], missing: bool
-) -> Sample:
-    """The sample that these images are, by view; ``missing`` as in :func:`ingest`."""
+    part: str, row: int, id: str, group: str, label: str, images: Mapping[str, NDArray[Any]],
+    missing: bool,
+) -> Sample:  # fmt: skip
+    """The sample that these images are, by view; ``missing`` as in :func:`run_task`."""
     hashes = {view: hashlib.sha256(pixels.tobytes()).digest() for view, pixels in images.items()}
     summary = summarise_target(images["target"], missing) if "target" in images else ()
-    return Sample(part, id, group, label, hashes, *summary)
+    return Sample(part, row, id, group, label, hashes, *summary)
 
 
 def summarise_target(target: NDArray[Any], missing: bool) -> tuple[int, int, float]:

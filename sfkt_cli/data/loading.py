@@ -62,10 +62,12 @@ def archive_of_files(
     ``more`` are other files that its digest is to name, ``about`` further fields of the archive.
     """
     sensor = sensor_of_config(config, modality=modality, dtype=dtype, channels=1)
+    names = [*image_names(records), *more]
     return Archive(
         tuple(records),
         loader(container, sensor),
-        container.digest([*image_names(records), *more]),
+        container.digest(names),
+        container.digest(names, times=False),
         modality=modality,
         unit=sensor.stored_unit,
         dtype=dtype,

@@ -53,6 +53,7 @@ class Archive:
     records: tuple[Record, ...]  # of all samples
     loader: Loader  # loads their images
     digest: str  # names the archive's content, from names, sizes, and times or checksums of files
+    content: str = ""  # the same without times, as all copies have it; "": ``digest`` has no times
     modality: str = "depth"  # depth, nir, thermal or other
     unit: str = "mm"  # unit of target values: ``mm`` (0 = no reading) or ``raw``
     dtype: str = "uint16"  # type of target values: uint8 or uint16
@@ -99,9 +100,12 @@ def settle_ids(records: Iterable[Record], where: object) -> tuple[Record, ...]:
             )
     for before, record in itertools.pairwise(ordered):
         if before.id == record.id:
+            first, second = before.target or before.rgb, record.target or record.rgb
+            if first == second:
+                raise DataError(f"{where}: {first} is listed twice: remove one of the lines")
             raise DataError(
-                f"{where}: {before.target or before.rgb} and {record.target or record.rgb} have "
-                f"the same name {record.id!r}: rename one of them"
+                f"{where}: {first} and {second} have the same name {record.id!r}: rename one of "
+                "them"
             )
     ids = {record.id: _safe(record.id) for record in ordered}
     counts = Counter(ids.values())

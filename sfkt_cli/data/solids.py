@@ -2,9 +2,7 @@
 
 A solid is a union of parts. A part is either a torus or a convex piece: the points inside one
 quadric and on the inner side of some planes, less what an optional second quadric (the bore) takes
-out. Every number may differ from sample to sample, so parameters carry a trailing axis B (samples),
-rays a trailing axis M (rays of all samples, with `owner` naming each ray's sample). The upright
-axis is z.
+out. Rays carry a trailing axis M. The upright axis is z.
 """
 
 from collections.abc import Callable
@@ -12,10 +10,9 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.floating[Any]]
-Ints = NDArray[np.integer[Any]]
 
 _TINY = 1e-6
 
@@ -23,32 +20,22 @@ _TINY = 1e-6
 class Part(NamedTuple):
     """A convex piece: `quadric <= 0`, every `n . p <= w`, and not `bore < 0`."""
 
-    planes: Floats  # `(F, 4, B)`, rows `(n_x, n_y, n_z, w)`
-    quadric: Floats | None = None  # `(5, B)`, the factors of `x^2, y^2, z^2, z, 1`, or None
-    bore: Floats | None = None  # like `quadric`: the region taken out
+    planes: ArrayLike = ()  # `(F, 4)`, rows `(n_x, n_y, n_z, w)`
+    quadric: ArrayLike | None = None  # `(5,)`, the factors of `x^2, y^2, z^2, z, 1`, or None
+    bore: ArrayLike | None = None  # like `quadric`: the region taken out
 
 
 class Torus(NamedTuple):
-    """A ring around z: the radius to the tube's middle and the tube's own radius, each `(B,)`."""
+    """A ring around z, of radius 1 to the tube's middle."""
 
-    major: Floats
-    minor: Floats
+    minor: float  # the tube's own radius
 
 
 class Solid(NamedTuple):
-    """A union of parts, and points `(K, 3, B)` whose convex hull is (nearly) that of the solid."""
+    """A union of parts, and points `(K, 3)` whose convex hull is (nearly) that of the solid."""
 
     parts: tuple[Part | Torus, ...]
-    points: Floats
-
-
-def cast(solid: Solid, kind: type[np.floating[Any]]) -> Solid:
-    """The same solid with parts in another precision."""
-
-    def converted(part: Any) -> Any:
-        return type(part)(*(None if rows is None else rows.astype(kind) for rows in part))
-
-    return solid._replace(parts=tuple(converted(part) for part in solid.parts))
+    points: ArrayLike
 
 
 def dot(a: Floats, b: Floats) -> Floats:
@@ -57,14 +44,11 @@ def dot(a: Floats, b: Floats) -> Floats:
     return product
 
 
-def first_hit(
-    solid: Solid, owner: Ints, origin: Floats, direction: Floats
-) -> tuple[Floats, Floats]:
-    """First meeting of each ray with its sample's solid.
+def first_hit(solid: Solid, origin: Floats, direction: Floats) -> tuple[Floats, Floats]:
+    """First meeting of each ray with a solid, in the precision of the rays.
 
     Args:
-        solid: Parameters of B samples.
-        owner: `(M,)`, the sample of each ray, below B.
+        solid: The solid.
         origin: `(3, M)`, in the solid's frame, outside the solid.
         direction: `(3, M)`, any length but 0.
 
@@ -79,10 +63,10 @@ def first_hit(
     foot = origin - start * unit
     best, normal = np.full_like(start, np.inf), np.zeros_like(foot)
     for part in solid.parts:
-        hit: Callable[..., tuple[Floats, Floats]] = (
-            _torus_hit if isinstance(part, Torus) else _convex_hit
-        )
-        distance, part_normal = hit(part, owner, foot, unit, start)
+        if isinstance(part, Torus):
+            distance, part_normal = _torus_hit(part, foot, unit, start)
+        else:
+            distance, part_normal = _convex_hit(part, foot, unit, start)
         nearer = distance < best
         best = np.where(nearer, distance, best)
         normal = np.where(nearer, part_normal, normal)
@@ -90,20 +74,21 @@ def first_hit(
     return (best - start) * inverse_length, normal
 
 
-def _convex_hit(
-    part: Part, owner: Ints, foot: Floats, unit: Floats, start: Floats
-) -> tuple[Floats, Floats]:
+def _convex_hit(part: Part, foot: Floats, unit: Floats, start: Floats) -> tuple[Floats, Floats]:
     """Clip the ray to the piece: it enters at the last entrance, if before the first exit."""
-    if part.quadric is None:
-        near, far = np.full_like(start, -np.inf), np.full_like(start, np.inf)
-    else:
-        near, far = _inside(part.quadric[:, owner], foot, unit)
+    planes = np.array(part.planes, start.dtype)
+    quadric, bore = (
+        None if factors is None else np.array(factors, start.dtype)
+        for factors in (part.quadric, part.bore)
+    )
+    near, far = np.full_like(start, -np.inf), np.full_like(start, np.inf)
+    if quadric is not None:
+        near, far = _inside(quadric, foot, unit)
     face = np.full(len(start), -1)
-    for number, plane in enumerate(part.planes):
-        plane = plane.take(owner, axis=1)
-        slope = dot(plane[:3], unit)
+    for number, plane in enumerate(planes):
+        slope = dot(plane, unit)
         slope = np.where(np.abs(slope) < _TINY, np.float32(_TINY), slope)
-        at = (plane[3] - dot(plane[:3], foot)) / slope
+        at = (plane[3] - dot(plane, foot)) / slope
         enters = slope < 0
         later = enters & (at > near)
         near = np.where(later, at, near)
@@ -111,19 +96,17 @@ def _convex_hit(
         far = np.where(enters, far, np.minimum(far, at))
     near = np.maximum(near, start)
     in_bore = np.zeros(len(start), bool)
-    if part.bore is not None:
-        bore_near, bore_far = _inside(part.bore[:, owner], foot, unit)
+    if bore is not None:
+        bore_near, bore_far = _inside(bore, foot, unit)
         in_bore = (bore_near <= near) & (near < bore_far)
         near = np.where(in_bore, bore_far, near)
     missed = ~(near < far)
     point = foot + np.where(missed, 0, near) * unit
-    normal = np.zeros_like(foot)
-    if len(part.planes):
-        normal = np.stack([part.planes[face, axis, owner] for axis in range(3)])
-    if part.quadric is not None:
-        normal = np.where(face < 0, _gradient(part.quadric[:, owner], point), normal)
-    if part.bore is not None:
-        normal = np.where(in_bore, -_gradient(part.bore[:, owner], point), normal)
+    normal = planes[face, :3].T if len(planes) else np.zeros_like(foot)
+    if quadric is not None:
+        normal = np.where(face < 0, _gradient(quadric, point), normal)
+    if bore is not None:
+        normal = np.where(in_bore, -_gradient(bore, point), normal)
     return np.where(missed, np.inf, near), normal
 
 
@@ -146,26 +129,24 @@ def _inside(quadric: Floats, foot: Floats, unit: Floats) -> tuple[Floats, Floats
 
 
 def _gradient(quadric: Floats, point: Floats) -> Floats:
-    gradient = 2 * quadric[:3] * point
+    gradient = 2 * quadric[:3, None] * point
     gradient[2] += quadric[3]
     return gradient
 
 
-def _torus_hit(
-    torus: Torus, owner: Ints, foot: Floats, unit: Floats, start: Floats
-) -> tuple[Floats, Floats]:
+def _torus_hit(torus: Torus, foot: Floats, unit: Floats, start: Floats) -> tuple[Floats, Floats]:
     """Ferrari's solution in float64.
 
     With t counted from the foot point the quartic, `t^4 + p t^2 + q t + s`, has no cubic term.
     """
     kind = start.dtype
     foot, unit = foot.astype(np.float64), unit.astype(np.float64)
-    major, minor = torus.major[owner].astype(np.float64), torus.minor[owner].astype(np.float64)
-    k = dot(foot, foot) + major**2 - minor**2
-    p = 2 * k - 4 * major**2 * (unit[0] ** 2 + unit[1] ** 2)
-    q = -8 * major**2 * (foot[0] * unit[0] + foot[1] * unit[1])
+    minor = float(kind.type(torus.minor))
+    k = dot(foot, foot) + 1 - minor * minor
+    p = 2 * k - 4 * (unit[0] ** 2 + unit[1] ** 2)
+    q = -8 * (foot[0] * unit[0] + foot[1] * unit[1])
     q = np.where(np.abs(q) < 1e-9, 1e-9, q)  # q = 0 would need a case of its own
-    s = k * k - 4 * major**2 * (foot[0] ** 2 + foot[1] ** 2)
+    s = k * k - 4 * (foot[0] ** 2 + foot[1] ** 2)
     root = np.sqrt(2 * np.maximum(_largest_cubic_root(p, p * p / 4 - s, -q * q / 8), 1e-30))
     best = np.full(len(p), np.inf)
     for sign in (1.0, -1.0):
@@ -182,7 +163,7 @@ def _torus_hit(
             best = np.where(valid, at, best)
     point = foot + np.where(np.isfinite(best), best, 0) * unit
     around = np.maximum(np.hypot(point[0], point[1]), 1e-9)
-    normal = point * np.stack([1 - major / around, 1 - major / around, np.ones_like(around)])
+    normal = point * np.stack([1 - 1 / around, 1 - 1 / around, np.ones_like(around)])
     return best.astype(kind), normal.astype(kind)
 
 
@@ -206,55 +187,40 @@ def _largest_cubic_root(a: Floats, b: Floats, c: Floats) -> Floats:
     return largest
 
 
-# --- the shapes: functions of uniforms (4, B), each solid about 2 units wide and centred near 0 ---
+# --- the shapes: functions of four uniforms, each about 2 units wide and centred near 0 ---
 
 
-def _rows(like: Floats, *rows: tuple[float | Floats, ...]) -> Floats:
-    """Numbers and `(B,)` arrays to `(rows, columns, B)`; `like` gives B."""
-    zeros = np.zeros_like(like)
-    return np.array([[value + zeros for value in row] for row in rows])
-
-
-def _quadric(like: Floats, *factors: float | Floats) -> Floats:
-    return np.array([factor + np.zeros_like(like) for factor in factors])
-
-
-def _ring(radius: Floats, z: float | Floats) -> Floats:
+def _ring(radius: float, z: float) -> Floats:
     turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    return _rows(radius, *((np.cos(a) * radius, np.sin(a) * radius, z) for a in turn))
+    return np.stack([np.cos(turn) * radius, np.sin(turn) * radius, np.full(24, z)], axis=1)
 
 
-def _ball(radius: Floats, z: float | Floats = 0.0, squeeze: float | Floats = 1.0) -> Floats:
+def _ball(radius: float, z: float = 0.0, squeeze: float = 1.0) -> Floats:
     """Points all over an ellipsoid around the axis, by circles of latitude."""
     latitudes = np.linspace(-np.pi / 2, np.pi / 2, 13)
     rings = [_ring(radius * np.cos(a), z + squeeze * radius * np.sin(a)) for a in latitudes]
     return np.concatenate(rings)
 
 
-def _caps(like: Floats, low: float | Floats, high: float | Floats) -> Floats:
-    return _rows(like, (0, 0, -1, -low), (0, 0, 1, high))
+def _caps(low: float, high: float) -> list[tuple[float, ...]]:
+    return [(0, 0, -1, -low), (0, 0, 1, high)]
 
 
-def _cuboid(
-    low: tuple[float | Floats, ...], high: tuple[float | Floats, ...], like: Floats
-) -> Solid:
+def _cuboid(low: tuple[float, ...], high: tuple[float, ...]) -> Solid:
     axes = np.eye(3)
-    rows = [(*axes[i], high[i]) for i in range(3)] + [(*-axes[i], -low[i]) for i in range(3)]
-    corners = product(*zip(low, high, strict=True))
-    return Solid((Part(_rows(like, *rows)),), _rows(like, *corners))
+    planes = np.concatenate([np.c_[axes, high], np.c_[-axes, np.negative(low)]])
+    return Solid((Part(planes),), list(product(*zip(low, high, strict=True))))
 
 
-def _spheroid(radius: Floats, z: float | Floats = 0.0, squeeze: float | Floats = 1.0) -> Solid:
+def _spheroid(radius: float, z: float = 0.0, squeeze: float = 1.0) -> Solid:
     """A ball around a point of the axis; `squeeze` times as high as wide, for those around 0."""
-    quadric = _quadric(radius, 1, 1, squeeze**-2, -2 * z, z * z - radius * radius)
-    return Solid((Part(_rows(radius), quadric),), _ball(radius, z, squeeze))
+    quadric = (1, 1, squeeze**-2, -2 * z, z * z - radius * radius)
+    return Solid((Part(quadric=quadric),), _ball(radius, z, squeeze))
 
 
-def _column(
-    radius: Floats, low: float | Floats, high: float | Floats, bore: Floats | None = None
-) -> Solid:
+def _column(radius: float, low: float, high: float, bore: ArrayLike | None = None) -> Solid:
     """A cylinder around the axis."""
-    part = Part(_caps(radius, low, high), _quadric(radius, 1, 1, 0, 0, -radius * radius), bore)
+    part = Part(_caps(low, high), (1, 1, 0, 0, -radius * radius), bore)
     return Solid((part,), np.concatenate([_ring(radius, low), _ring(radius, high)]))
 
 
@@ -265,49 +231,49 @@ def _union(*solids: Solid) -> Solid:
 
 def sphere(u: Floats) -> Solid:
     """A ball of radius 1."""
-    return _spheroid(np.ones_like(u[0]))
+    del u
+    return _spheroid(1)
 
 
 def box(u: Floats) -> Solid:
     """A cuboid; each half edge 0.62..1."""
     x, y, z = 0.62 + 0.38 * u[:3]
-    return _cuboid((-x, -y, -z), (x, y, z), x)
+    return _cuboid((-x, -y, -z), (x, y, z))
 
 
 def cylinder(u: Floats) -> Solid:
     """Radius 1, half height 1.2..1.8."""
     h = 1.2 + 0.6 * u[0]
-    return _column(np.ones_like(h), -h, h)
+    return _column(1, -h, h)
 
 
-def _cone(radius: Floats, low: Floats, high: Floats, apex: Floats) -> Solid:
-    """A cone with its point at `apex`, cut at `high`; `radius` is that at `low`."""
-    k = (radius / (apex - low)) ** 2
-    part = Part(_caps(k, low, high), _quadric(k, 1, 1, -k, 2 * k * apex, -k * apex * apex))
-    return Solid(
-        (part,), np.concatenate([_ring(radius, low), _ring(np.sqrt(k) * (apex - high), high)])
-    )
+def _cone(low: float, high: float, apex: float) -> Solid:
+    """A cone with its point at `apex`, cut at `high`, and of radius 1 at `low`."""
+    slope = 1 / (apex - low)
+    k = slope * slope
+    part = Part(_caps(low, high), (1, 1, -k, 2 * k * apex, -k * apex * apex))
+    return Solid((part,), np.concatenate([_ring(1, low), _ring(np.sqrt(k) * (apex - high), high)]))
 
 
 def cone(u: Floats) -> Solid:
     """Base radius 1, half height 0.9..1.3."""
     h = 0.9 + 0.4 * u[0]
-    return _cone(np.ones_like(h), -h, h, h)
+    return _cone(-h, h, h)
 
 
 def torus(u: Floats) -> Solid:
     """A ring of radius 1 with a tube of radius 0.26..0.44."""
     minor = 0.26 + 0.18 * u[0]
     rings = [_ring(1 + minor * np.cos(a), minor * np.sin(a)) for a in np.linspace(-1.6, 1.6, 7)]
-    return Solid((Torus(np.ones_like(minor), minor),), np.concatenate(rings))
+    return Solid((Torus(minor),), np.concatenate(rings))
 
 
 def octahedron(u: Floats) -> Solid:
     """Regular but for its height."""
     h = 1.1 + 0.3 * u[0]
     tips = [(-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -h), (0, 0, h)]
-    planes = _rows(h, *((x, y, z / h, 1) for x, y, z in product((-1, 1), repeat=3)))
-    return Solid((Part(planes),), _rows(h, *tips))
+    planes = [(x, y, z / h, 1) for x, y, z in product((-1, 1), repeat=3)]
+    return Solid((Part(planes),), tips)
 
 
 def pyramid(u: Floats) -> Solid:
@@ -316,78 +282,74 @@ def pyramid(u: Floats) -> Solid:
     k = 1 / (2 * h)
     sides = [(1, 0, k, 0.5), (-1, 0, k, 0.5), (0, 1, k, 0.5), (0, -1, k, 0.5)]
     corners = [(x, y, -h) for x in (-1, 1) for y in (-1, 1)]
-    return Solid((Part(_rows(h, *sides, (0, 0, -1, h))),), _rows(h, *corners, (0, 0, h)))
+    return Solid((Part([*sides, (0, 0, -1, h)]),), [*corners, (0, 0, h)])
 
 
 def capsule(u: Floats) -> Solid:
     """A cylinder with round ends."""
-    h, r = 0.6 + 0.6 * u[0], np.full_like(u[0], 0.8)
+    h, r = 0.6 + 0.6 * u[0], 0.8
     return _union(_column(r, -h, h), _spheroid(r, -h), _spheroid(r, h))
 
 
 def prism(u: Floats) -> Solid:
     """A hexagonal prism."""
     h, turn = 0.4 + 0.9 * u[0], np.arange(6) * np.pi / 3
-    sides = _rows(h, *((np.cos(a), np.sin(a), 0, np.sqrt(0.75)) for a in turn))
+    sides = [(np.cos(a), np.sin(a), 0, np.sqrt(0.75)) for a in turn]
     corners = [(np.cos(a), np.sin(a), z) for a in turn + np.pi / 6 for z in (-h, h)]
-    return Solid((Part(np.concatenate([sides, _caps(h, -h, h)])),), _rows(h, *corners))
+    return Solid((Part([*sides, *_caps(-h, h)]),), corners)
 
 
 def wedge(u: Floats) -> Solid:
     """A ramp."""
     h, y = 0.55 + 0.4 * u[0], 0.5 + 0.4 * u[1]
-    rows = [(-1, 0, 0, 1), (0, 1, 0, y), (0, -1, 0, y), (0, 0, -1, h), (1, 0, 1 / h, 0)]
+    planes = [(-1, 0, 0, 1), (0, 1, 0, y), (0, -1, 0, y), (0, 0, -1, h), (1, 0, 1 / h, 0)]
     corners = [(x, side, z) for x, z in ((-1, -h), (1, -h), (-1, h)) for side in (-y, y)]
-    return Solid((Part(_rows(h, *rows)),), _rows(h, *corners))
+    return Solid((Part(planes),), corners)
 
 
 def dome(u: Floats) -> Solid:
     """A cut ball, about half of one."""
-    one, cut = np.ones_like(u[0]), 0.3 * u[0] - 0.2
-    ball = _ball(one)
-    points = np.stack([ball[:, 0], ball[:, 1], np.maximum(ball[:, 2], cut)], axis=1)
-    return Solid((Part(_rows(one, (0, 0, -1, -cut)), _quadric(one, 1, 1, 1, 0, -1)),), points)
+    cut = 0.3 * u[0] - 0.2
+    points = np.maximum(_ball(1), (-np.inf, -np.inf, cut))
+    return Solid((Part([(0, 0, -1, -cut)], (1, 1, 1, 0, -1)),), points)
 
 
 def cross(u: Floats) -> Solid:
     """Two crossing bars."""
     a, b = 0.25 + 0.15 * u[0], 0.25 + 0.2 * u[1]
-    one = np.ones_like(a)
-    lying = _cuboid((-one, -b, -a), (one, b, a), a)
-    return _union(lying, _cuboid((-a, -b, -one), (a, b, one), a))
+    return _union(_cuboid((-1, -b, -a), (1, b, a)), _cuboid((-a, -b, -1), (a, b, 1)))
 
 
 def frustum(u: Floats) -> Solid:
     """A cone without its top."""
     h, top = 0.6 + 0.5 * u[0], 0.35 + 0.3 * u[1]
-    return _cone(np.ones_like(h), -h, h, h * (1 + top) / (1 - top))
+    return _cone(-h, h, h * (1 + top) / (1 - top))
 
 
 def tube(u: Floats) -> Solid:
     """A cylinder with a bore."""
     h, r = 0.35 + 0.7 * u[0], 0.55 + 0.25 * u[1]
-    return _column(np.ones_like(h), -h, h, bore=_quadric(h, 1, 1, 0, 0, -r * r))
+    return _column(1, -h, h, bore=(1, 1, 0, 0, -r * r))
 
 
 def ellipsoid(u: Floats) -> Solid:
     """Flat or long, round about the axis."""
-    squeeze = np.where(u[1] < 0.5, 0.45 + 0.2 * u[0], 1.5 + 0.4 * u[0])
-    return _spheroid(np.ones_like(squeeze), squeeze=squeeze)
+    return _spheroid(1, squeeze=0.45 + 0.2 * u[0] if u[1] < 0.5 else 1.5 + 0.4 * u[0])
 
 
 def tetrahedron(u: Floats) -> Solid:
     """Four equal faces."""
+    del u
     corners = [(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)]
-    planes = _rows(u[0], *((-x, -y, -z, 1) for x, y, z in corners))
-    return Solid((Part(planes),), _rows(u[0], *corners))
+    return Solid((Part([(-x, -y, -z, 1) for x, y, z in corners]),), corners)
 
 
 def stairs(u: Floats) -> Solid:
     """Three steps."""
     y, h = 0.5 + 0.4 * u[0], 0.5 + 0.25 * u[1]
-    thirds = (-1.0, -1 / 3, 1 / 3, 1.0)
     steps = [
-        _cuboid((-1, -y, -h), (thirds[3 - i], y, -h + 2 * h * (i + 1) / 3), y) for i in range(3)
+        _cuboid((-1, -y, -h), (end, y, -h + 2 * h * (i + 1) / 3))
+        for i, end in enumerate((1.0, 1 / 3, -1 / 3))
     ]
     return _union(*steps)
 
@@ -395,7 +357,7 @@ def stairs(u: Floats) -> Solid:
 def mushroom(u: Floats) -> Solid:
     """Half a ball on a stem."""
     stem = _column(0.3 + 0.2 * u[0], -0.7 - 0.5 * u[1], 0.1)
-    return _union(dome(np.full_like(u, 2 / 3)), stem)
+    return _union(dome(np.full(4, 2 / 3)), stem)
 
 
 SHAPES: dict[str, Callable[[Floats], Solid]] = {

@@ -101,20 +101,22 @@ def list_class_rows(
 ) -> list[ClassRow]:
     """All classes: TR as labelled, then TI, then the others; raises as :func:`choose_classes`."""
     tr, ti = choose_classes(chosen, archive, of_model)
-    of_class: dict[str, list[Record]] = defaultdict(list)
+    chosen_rows = [(name, "TR") for name in tr] + [(name, "TI") for name in ti]
+    roles = dict(chosen_rows)
+    members: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in archive.records:
-        of_class[record.label or ""].append(record)
-    others = sorted(set(of_class) - set(tr) - set(ti))
-    roles = [(n, "TR") for n in tr] + [(n, "TI") for n in ti] + [(n, "") for n in others]
+        unlabelled = "(no label)", "TI" if "ti" in record.parts else "TR"
+        name = record.label
+        members[unlabelled if name is None else (name, roles.get(name, ""))].append(record)
     return [
         ClassRow(
-            name=name or "(no label)",
+            name=name,
             role=role,
-            images=len(of_class[name]),
-            pairs=sum(r.rgb is not None and r.target is not None for r in of_class[name]),
-            groups=len({r.group for r in of_class[name]}),
+            images=len(members[name, role]),
+            pairs=sum(r.rgb is not None and r.target is not None for r in members[name, role]),
+            groups=len({r.group for r in members[name, role]}),
         )
-        for name, role in roles
+        for name, role in [*chosen_rows, *sorted(members.keys() - set(chosen_rows))]
     ]
 
 

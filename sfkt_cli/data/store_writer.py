@@ -12,8 +12,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,12 @@ class StoreWriter:
     attrs: Mapping[str, Any]
     columns: Mapping[str, Column]
 
-    def write(self, name: str, row: int, values: NDArray[Any]) -> None:
-        """Write one row of a column.
+    def open(self) -> FileIO:
+        """The file, for :meth:`write`."""
+        return self.path.open("rb+", buffering=0)
+
+    def write(self, file: FileIO, name: str, first: int, rows: NDArray[Any]) -> None:
+        """Write rows of a column, from row ``first`` on.
 
         Raises:
             ValueError: Shape or type are not the column's.
@@ -47,14 +52,12 @@ class StoreWriter:
         """
         column = self.columns[name]
         shape, dtype = column.shape[1:], column.dtype
-        if values.shape != shape or values.dtype != dtype:
-            raise ValueError(f"row of {values.dtype} {values.shape}, expected {dtype.str} {shape}")
-        raw = values.tobytes()
-        if self.path not in _open_files:
-            _open_files[self.path] = os.open(self.path, os.O_WRONLY)
-        written = os.pwrite(_open_files[self.path], raw, column.offset + row * len(raw))
-        if written != len(raw):
-            raise OSError(f"{self.path}: wrote {written} of {len(raw)} bytes")
+        if rows.shape[1:] != shape or rows.dtype != dtype:
+            raise ValueError(f"rows of {rows.dtype} {rows.shape}, expected {dtype.str} {shape}")
+        file.seek(column.offset + first * column.row_bytes)
+        written = file.write(rows.tobytes())
+        if written != rows.nbytes:
+            raise OSError(f"{self.path}: wrote {written} of {rows.nbytes} bytes")
 
     def note(self, name: str, first: int, sha256: bytes) -> None:
         """Keep the checksum of the block that begins with row ``first``."""
@@ -64,15 +67,14 @@ class StoreWriter:
     def put(self, name: str, values: NDArray[Any]) -> None:
         """Write a whole small column, such as labels."""
         column = self.columns[name]
-        for row in range(len(values)):
-            self.write(name, row, values[row : row + 1].reshape(column.shape[1:]))
-        for first in range(0, len(values), column.block_rows):
-            rows = values[first : first + column.block_rows]
-            self.note(name, first, hash_rows(rows.tobytes(), column.row_bytes))
+        with self.open() as file:
+            for first in range(0, len(values), column.block_rows):
+                rows = values[first : first + column.block_rows]
+                self.write(file, name, first, rows)
+                self.note(name, first, hash_rows(rows.tobytes(), column.row_bytes))
 
     def seal(self) -> None:
         """Write checksums, digest and trailer."""
-        close_descriptor(self.path)
         with h5py.File(self.path, "r+", libver="latest", locking=False) as file:
             for name, column in self.columns.items():
                 if column.shape[0]:
@@ -105,49 +107,41 @@ def writing(
     """
     role = path.stem if path.stem in ROLES else "none"
     attrs = {"schema": SCHEMA, "role": role, "sfkt_version": __version__, **attrs}
-    shapes: Shapes = {**(images or {}), **{n: (c.shape, c.dtype) for n, c in columns.items()}}
+    images = images or {}
+    shapes: Shapes = {**images, **{n: (c.shape, c.dtype) for n, c in columns.items()}}
     with replacing(path) as partial:
-        _check_room(partial, shapes)
+        _check_room(partial, file_bytes(columns, images))
         writer = StoreWriter(partial, attrs, _lay_out(partial, attrs, shapes))
-        try:
-            _claim_space(partial, partial.stat().st_size)
-            for name, values in columns.items():
-                writer.put(name, values)
-            yield writer
-            writer.seal()
-        finally:
-            close_descriptor(partial)
+        _claim_space(partial, partial.stat().st_size)
+        for name, values in columns.items():
+            writer.put(name, values)
+        yield writer
+        writer.seal()
 
 
-def text_column(texts: Sequence[str]) -> NDArray[np.bytes_]:
-    """Texts as a column of fixed-length UTF-8."""
-    encoded = [text.encode("utf-8") for text in texts]
+def file_bytes(columns: Mapping[str, NDArray[Any]], images: Shapes) -> int:
+    """How much room a file with these columns needs, at most."""
+    pixels = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in images.values())
+    return pixels + sum(column.nbytes for column in columns.values()) + DESCRIPTION_BYTES
+
+
+def text_column(texts: Iterable[str | None]) -> NDArray[np.bytes_]:
+    """Texts as a column of fixed-length UTF-8; None is empty."""
+    encoded = [(text or "").encode("utf-8") for text in texts]
     return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
 
 
-_open_files: dict[Path, int] = {}  # this process's handles on unfinished files
-
-
-def close_descriptor(path: Path) -> None:
-    """Close this process's handle on an unfinished file, if it has one."""
-    descriptor = _open_files.pop(path, None)
-    if descriptor is not None:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-
-
-def _check_room(path: Path, columns: Shapes) -> None:
+def _check_room(path: Path, size: int) -> None:
     """Take all the room once, and give it back: h5py crashes on a full disk, this raises OSError.
 
     Some file systems (ext4) hand out all they have before they say that it is not enough, and
     whatever else writes to the disk fails meanwhile; so the free room is asked for first.
     """
-    images = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in columns.values())
     room = shutil.disk_usage(path.parent)
-    if room.total and images + DESCRIPTION_BYTES > room.free:
+    if room.total and size > room.free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     path.touch()
-    _claim_space(path, images + DESCRIPTION_BYTES)
+    _claim_space(path, size)
 
 
 def _lay_out(path: Path, attrs: Mapping[str, Any], columns: Shapes) -> dict[str, Column]:

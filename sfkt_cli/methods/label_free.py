@@ -1,4 +1,8 @@
-"""Scores that need no labels: they choose checkpoints, weigh teachers, warn of what is wrong."""
+"""Scores that need no labels: they choose checkpoints, weigh teachers, warn of what is wrong.
+
+Logits are (N, K) and features (N, D), of N images. On TI pairs, a model's are those of the
+(translated) target images, the partners' those of the source model on the RGB images.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +27,7 @@ STRANGERS_AMONG = 10_000  # target images that tell the share of strangers, at m
 
 
 def agreement(logits: Tensor, partner_logits: Tensor) -> float:
-    """TI agreement: share of pairs on whose two images the models name the same class.
-
-    Args:
-        logits: (N, K) on (translated) target images of TI pairs.
-        partner_logits: (N, K) of the source model on their RGB partners.
-    """
+    """TI agreement: share of pairs on whose two images the models name the same class."""
     return float((logits.argmax(dim=1) == partner_logits.argmax(dim=1)).float().mean())
 
 
@@ -37,10 +36,6 @@ def kappa(logits: Tensor, partner_logits: Tensor) -> float:
 
     A model that names one class for all images agrees with the source model as often as that class
     is frequent; its kappa is 0.
-
-    Args:
-        logits: (N, K) on (translated) target images of TI pairs.
-        partner_logits: (N, K) of the source model on their RGB partners.
     """
     first, second = (
         torch.bincount(part.argmax(dim=1), minlength=part.shape[1]).float() / len(part)
@@ -58,10 +53,6 @@ def partner_rank(features: Tensor, partner_features: Tensor) -> Tensor:
     0.5 is chance; 1: the partner is the nearest of all. Kappa looks at the named class alone, which
     for task-irrelevant pairs is mostly the same few; this looks at all that the source model sees,
     so a few dozen pairs tell two models apart. A single pair is given 0.5.
-
-    Args:
-        features: (N, D) on (translated) target images of TI pairs.
-        partner_features: (N, D) of the source model on their RGB partners.
 
     Returns:
         (N,) ranks.
@@ -150,31 +141,18 @@ def feature_distance(features: Tensor, partner_features: Tensor) -> float:
     """TI feature distance: mean squared difference, as a share of the partners' variance.
 
     0: the same features; 1: no better than always saying the mean; 2: unrelated.
-
-    Args:
-        features: (N, D) on (translated) target images of TI pairs.
-        partner_features: (N, D) of the source model on their RGB partners.
     """
     variance = partner_features.var(dim=0, correction=0).mean().clamp_min(1e-12)
     return float((features - partner_features).square().mean() / variance)
 
 
 def information(logits: Tensor) -> float:
-    """Mutual information of image and prediction, in nats: 0 .. log K, higher is better.
-
-    Args:
-        logits: (N, K) on TR target images.
-    """
+    """Mutual information of image and prediction, in nats: 0 .. log K, higher is better."""
     return -float(losses.information_maximisation(logits))
 
 
 def pair_scores(seen: tuple[Tensor, Tensor], partners: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """The scores on TI pairs, by name; all are better the larger.
-
-    Args:
-        seen: Features (N, D) and logits (N, K) on (translated) target images.
-        partners: Likewise of the source model on their RGB partners.
-    """
+    """The scores on TI pairs, from features and logits, by name; all are better the larger."""
     return {
         "ti_agreement": agreement(seen[1], partners[1]),
         "ti_kappa": kappa(seen[1], partners[1]),
@@ -188,10 +166,6 @@ def target_scores(logits: Tensor, mirrored_logits: Tensor) -> dict[str, float]:
 
     ``tr_mirror`` is the :func:`kappa` of images and their mirror images: a model that sees the
     class names it for both, one that names a single class for all has 0 (ours).
-
-    Args:
-        logits: (N, K) on the images.
-        mirrored_logits: (N, K) on their mirror images.
     """
     return {
         "tr_information": information(logits),

@@ -4,47 +4,118 @@ CONTRIBUTING.md says how to add a method. Two ways to learn from the target imag
 by several: clusters, and a bank of neighbours.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
+from sfkt_cli.data.store import Store
 from sfkt_cli.distributed import from_all_processes
-from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.methods import label_free
+from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.models.frozen import fold_batch_norms
+from sfkt_cli.models.saving import Saved
 from sfkt_cli.settings.config import Config
-from sfkt_cli.training.loop import Batch
+from sfkt_cli.training.loop import LossTerms
+from sfkt_cli.training.predicting import (
+    View,
+    adapt_batch_norms,
+    predict_rows,
+)
+from sfkt_cli.training.runtime import Runtime
 
 
-@dataclass(frozen=True)
 class TeacherOutputs:
-    """Frozen models and their outputs, computed once.
+    """Frozen models and what they say of the unlabelled images, asked once.
 
     N target images (TR) and M TI pairs, in the order of transfer.h5, averaged over an image and its
     mirror image; on the device.
+
+    Args:
+        store: The prepared transfer.h5.
+        source: The frozen source model.
+        translator: The bridge's translator; None: no bridge.
+        encoding: Of target images for the student.
+        runtime: Device and precision.
+        pairs: Rows of the pairs that are trained on, and of those that only score.
+        ti: Whether the pairs are looked at.
     """
 
-    source: Classifier  # the frozen source model
-    encoding: Encoding  # of target images for the student
-    targets: int  # number N of target images
-    bridged_logits: Tensor | None  # (N, K), source model on translated TR images; None: no bridge
-    # Gives a classifier's batch norms the statistics of the target images, in place; see
-    # :func:`sfkt_cli.training.predicting.adapt_batch_norms`.
-    adapt: Callable[[Classifier], None]
-    # By how many standard errors the bridge sees better than a classifier of target images; see
-    # :func:`sfkt_cli.methods.label_free.bridge_lead`. 0 without a bridge.
-    bridge_lead: Callable[[Classifier], float]
-    ti_features: Tensor | None  # (M, D), source model on RGB partners; None: the method needs none
-    # The student on all TR target images: features (N, D) and logits (N, K).
-    predict_all: Callable[[Classifier], tuple[Tensor, Tensor]]
+    def __init__(
+        self,
+        store: Store,
+        source: Classifier,
+        translator: Saved | None,
+        encoding: Encoding,
+        runtime: Runtime,
+        pairs: tuple[NDArray[np.int64], NDArray[np.int64]],
+        *,
+        ti: bool,
+    ) -> None:
+        self.source = source
+        self.encoding = encoding
+        self.targets = store.count("target")  # N
+        self.ti_features: Tensor | None = None  # (M, D), source model on RGB partners; with ``ti``
+        self.bridged_logits: Tensor | None = None  # (N, K), source model on translated TR images
+        self._store, self._runtime = store, runtime
+        trained, self._held_out = pairs
+        # Features (H, D) of translated held-out pairs; None where they prove nothing of the bridge.
+        self._bridged_pairs: Tensor | None = None
+        targets = store["target/target"]
+        quick = fold_batch_norms(source, targets.shape[1])
+        if ti:
+            rgb = store["ti/rgb"]
+            partners, _ = predict_rows(rgb, View(runtime, quick), flips=True)
+            self.ti_features = partners.to(runtime.device)
+        if translator is not None:
+            its_own = translator.encoding_of("bridge")
+            view = View(runtime, quick, its_own, freeze(translator.module))
+            _, bridged = predict_rows(targets, view, flips=True)
+            self.bridged_logits = bridged.to(runtime.device)
+            if ti and not np.isin(self._held_out, trained).any():
+                pictures = store["ti/target"][self._held_out]
+                self._bridged_pairs, _ = predict_rows(pictures, view, flips=True)
+
+    def predict(self, images: NDArray[Any], student: Classifier) -> tuple[Tensor, Tensor]:
+        """A student's features and logits of stored target images (n, H, W[, C]), on the CPU."""
+        training = student.training
+        view = View(self._runtime, student.eval(), self.encoding)
+        outputs = predict_rows(images, view, flips=True)
+        student.train(training)
+        return outputs
+
+    def predict_all(self, student: Classifier) -> tuple[Tensor, Tensor]:
+        """A student's features (N, D) and logits (N, K) of all TR target images."""
+        features, logits = self.predict(self._store["target/target"], student)
+        return features.to(self._runtime.device), logits.to(self._runtime.device)
+
+    def adapt(self, student: Classifier) -> None:
+        """Give a student's batch norms the statistics of the target images, in place."""
+        view = View(self._runtime, student, self.encoding)
+        adapt_batch_norms(self._store["target/target"], view)
+
+    def bridge_lead(self, student: Classifier) -> float:
+        """By how many standard errors the bridge sees better than a student; 0 without proof.
+
+        See :func:`sfkt_cli.methods.label_free.bridge_lead`.
+        """
+        if self._bridged_pairs is None or self.ti_features is None:
+            return 0.0
+        features, _ = self.predict(self._store["ti/target"][self._held_out], student)
+        partners = self.ti_features.cpu()[self._held_out]
+        groups = np.array(self._store.strings("ti/group"))[self._held_out].tolist()
+        return label_free.bridge_lead(self._bridged_pairs, features, partners, groups)
 
 
-class Objective(nn.Module):
+class Objective(LossTerms):
     """A student, and what it is trained with: a batch in, named loss terms out.
 
-    A method sets ``weights``, writes :meth:`forward`, and overrides what else differs.
+    A method sets ``weights``, writes :meth:`forward`, and overrides what else differs, such as
+    :meth:`begin_epoch` and :meth:`after_step`.
 
     Batches hold TR target images as they are stored, shifted and mirrored at random
     (``tr_target``), and their row numbers among all target images (``tr_rows``). With ``needs_ti``
@@ -55,25 +126,19 @@ class Objective(nn.Module):
     needs_ti = False  # whether it looks at TI pairs
     # Whether batches hold ``tr_target_2``: the images of ``tr_target``, shifted and mirrored anew.
     needs_second_view = False
-    skips_parameters = False  # whether some steps leave trained parameters out
     # Whether the student sees translated images: the frozen translator stands in front of it.
     translated = False
-    weights: dict[str, float]  # the weight of each loss term, by name
 
     def __init__(self, student: Classifier, outputs: TeacherOutputs, config: Config) -> None:
         super().__init__()
         self.student = student
         self.outputs = outputs
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Called before each epoch, the first of which is 0."""
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss terms of a batch, scalars by name."""
-        raise NotImplementedError
-
-    def after_step(self) -> None:
-        """Called after each step of the optimiser."""
+    @property
+    def images(self) -> set[str]:
+        """The images that batches hold; see :class:`sfkt_cli.training.pairs.TransferBatches`."""
+        pairs = {"ti_target"} if self.needs_ti else set()
+        return pairs | {"tr_target"} | ({"tr_target_2"} if self.needs_second_view else set())
 
     def facts(self) -> dict[str, float]:
         """Figures for done.json, asked for after the training."""

@@ -25,7 +25,7 @@ from sfkt_cli.data.images import Encoding, encode, rgb_to_float
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.frozen import FeatureMaps
 from sfkt_cli.models.translators import VqganTranslator, patch_discriminator
-from sfkt_cli.training.loop import Batch
+from sfkt_cli.training.loop import Batch, LossTerms
 
 REC_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": losses.reconstruction,
@@ -35,7 +35,7 @@ REC_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """Value of ``bridge.rec_loss`` to the equation of L_rec."""
 
 
-class Tgmb(nn.Module):
+class Tgmb(LossTerms):
     """The objective of ``sfkt bridge``.
 
     Args:
@@ -77,13 +77,13 @@ class Tgmb(nn.Module):
         self._frozen = (source,)
         self._feature_maps = feature_maps
         self._encoding = encoding
-        self._weights = weights
+        self.weights = weights
         self.skips_parameters = not weights["d"]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms of ``ti_rgb`` and ``ti_target`` (pairs) and ``tr_target``, as stored."""
         (source,) = self._frozen
-        weights = self._weights
+        weights = self.weights
         rgb = rgb_to_float(batch["ti_rgb"])
         pairs = len(rgb)
         stored = batch["ti_target"].to(torch.float32)

@@ -1,6 +1,6 @@
 """`sfkt bridge`: train the translator (TGMB) on transfer.h5, and translate the target images."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -32,9 +32,9 @@ from sfkt_cli.models.saving import (
 )
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config
-from sfkt_cli.settings.runs import Run, Stage
-from sfkt_cli.training.loop import Fitted, Training
-from sfkt_cli.training.pairs import held_out_pairs, settle_batches
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.training.loop import Training
+from sfkt_cli.training.pairs import held_out_pairs, selector, settle_batches
 from sfkt_cli.training.predicting import (
     FEW,
     View,
@@ -98,12 +98,29 @@ def bridge(config: Config, run: Run) -> None:
         _, held_out = held_out_pairs(store)
         judge = Judge(store, held_out, source, runtime)
         view = View(runtime, source, encoding, translator)
-        scores = partial(judge.scores, view, stage.folder)
-        fitted = train(stage, store, objective, weights, scores, runtime)
+        images = ["ti_target", "ti_rgb", *(["tr_target"] if weights["d"] or weights["im"] else [])]
+        batches = settle_batches(stage, store, images, runtime, objective)
+        weights["im"] /= batches.passes
+        trained = [p for p in objective.parameters() if p.requires_grad]
+        fitted = Training(
+            "bridge",
+            stage,
+            objective,
+            batches,
+            torch.optim.Adam(trained, config.bridge.learning_rate, betas=(0.9, 0.99), fused=True),
+            runtime,
+            epochs=config.bridge.epochs,
+            steps=batches.steps,
+            images=batches.images,
+            schedule=cosine,
+            keep=translator,
+            scores=partial(judge.scores, view, stage.folder),
+            select=selector(config, ti=batches.paired, auto="ti_closeness"),
+        ).fit()
         row = fitted.history[fitted.best_epoch]
         untouched = untouched_rank(judge, source, encoding, runtime)
-        trained = row["ti_rank"] > untouched or not config.bridge.keep_untouched
-        if not trained:
+        kept = row["ti_rank"] > untouched or not config.bridge.keep_untouched
+        if not kept:
             architecture = {"name": "identity", "channels": encoding.encoded_channels, "width": 0}
             translator = make_translator(**architecture)
         view = View(runtime, source, encoding, translator.eval())
@@ -120,7 +137,7 @@ def bridge(config: Config, run: Run) -> None:
             best_epoch=fitted.best_epoch + 1,
             **{name: row[name] for name in ("ti_agreement", "ti_kappa", "ti_rank")},
             untouched_rank=untouched,
-            trained=trained,
+            trained=kept,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
         say(
@@ -129,7 +146,7 @@ def bridge(config: Config, run: Run) -> None:
             f"{row['ti_kappa']:.2f}. A target image is closer to its RGB partner than to "
             f"{row['ti_rank']:.0%} of the others ({untouched:.0%} without the translator)"
         )
-        if not trained:
+        if not kept:
             warn(
                 "the translator does not help the source model to see more in target images, so "
                 "the encoded images are used without it; more TI pairs or more epochs may help "
@@ -210,31 +227,6 @@ def untouched_rank(judge: Judge, source: Classifier, encoding: Encoding, runtime
     assert judge.partners is not None
     features, _ = judge.look_at_pairs(View(runtime, source, encoding))
     return float(partner_rank(features, judge.partners[0]).mean())
-
-
-def train(
-    stage: Stage,
-    store: Store,
-    objective: Tgmb,
-    weights: dict[str, float],
-    scores: Callable[[int], dict[str, float]],
-    runtime: Runtime,
-) -> Fitted:
-    """Fit the objective to the pairs and target images of a store; ``scores`` follow an epoch."""
-    config, needs_tr = stage.config, bool(weights["d"] or weights["im"])
-    batches = settle_batches(config, store, stage.folder, runtime, objective, tr=needs_tr)
-    weights["im"] /= batches.passes
-    trained = [p for p in objective.parameters() if p.requires_grad]
-    return Training(
-        batches.plan(stage, "bridge", config.bridge.epochs, weights, auto="ti_closeness"),
-        objective,
-        batches,
-        torch.optim.Adam(trained, config.bridge.learning_rate, betas=(0.9, 0.99), fused=True),
-        runtime,
-        schedule=cosine,
-        keep=objective.translator,
-        scores=scores,
-    ).fit()
 
 
 def write_bridged(folder: Path, store: Store, view: View) -> None:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def samples_of_store(store: Store) -> list[Sample]:
         views = {v: store[f"{part}/{v}"] for v in ("rgb", "target") if f"{part}/{v}" in store}
         for row in range(count):
             images = {view: rows[row] for view, rows in views.items()}
-            about = part, ids[row], groups[row], names[row]
+            about = part, row, ids[row], groups[row], names[row]
             samples.append(sample_of(*about, images, store.modality == "depth"))
     return samples
 
@@ -156,10 +156,8 @@ def duplicates(samples: Iterable[Sample]) -> list[str]:
             owners[view, digest].setdefault(sample.part, sample.id)
     pairs: dict[tuple[str, str, str], list[tuple[str, str]]] = defaultdict(list)
     for (view, _), ids_by_part in owners.items():
-        parts = [part for part in PARTS if part in ids_by_part]
-        for index, first in enumerate(parts):
-            for second in parts[index + 1 :]:
-                pairs[view, first, second].append((ids_by_part[first], ids_by_part[second]))
+        for first, second in combinations(sorted(ids_by_part, key=PARTS.index), 2):
+            pairs[view, first, second].append((ids_by_part[first], ids_by_part[second]))
     return [
         f"{len(ids)} {view} image{'s'[: len(ids) > 1]} both in {first} and in {second}, "
         f"such as {ids[0][0]} and {ids[0][1]}"

@@ -5,9 +5,10 @@
 """
 
 import contextlib
+import hashlib
 
 from sfkt_cli.console import say, track, warn
-from sfkt_cli.data.ingest import UNNAMED, Done, Plan, Sample, Task, ingest
+from sfkt_cli.data.ingest import UNNAMED, Plan, Sample, ingest
 from sfkt_cli.data.loading import FileLoader
 from sfkt_cli.data.readers import archive_root, read_archive
 from sfkt_cli.data.records import PARTS, Archive
@@ -32,8 +33,7 @@ def prepare(config: Config, run: Run) -> None:
         ConfigError: The chosen classes are not in the archive.
         RunError: The run was prepared with other settings, or the disk is full.
     """
-    archive = _read_unless_gone(config, run)
-    digest = archive.digest if archive else run.record("prepare")["inputs"]["archive"]
+    archive, digest = read_unless_gone(config, run)
     with run.open("prepare", config, {"archive": digest}) as stage:
         if stage is None or archive is None:
             say(f"prepare: {run.path('prepare')} is finished already")
@@ -172,41 +172,38 @@ def _why_no_source(plan: Plan) -> str:
     )
 
 
-def _read_unless_gone(config: Config, run: Run) -> Archive | None:
-    """The archive; None where the run is prepared and the archive was removed since."""
-    removable = config.dataset != "synthetic" and not archive_root(config).exists()
-    if removable and run.finished("prepare") and not run.force:
-        return None
-    return read_archive(config)
+def read_unless_gone(config: Config, run: Run) -> tuple[Archive | None, str]:
+    """The archive, None where the run is prepared and it was removed since, and its digest."""
+    gone = config.dataset != "synthetic" and not archive_root(config).exists()
+    if gone and run.finished("prepare") and not run.force:
+        return None, run.record("prepare")["inputs"]["archive"]
+    archive = read_archive(config)
+    return archive, archive.digest
 
 
 def _write_stores(plan: Plan, stage: Stage) -> list[Sample]:
     """Write all files and return their samples, part by part; no file appears half written."""
-    archive, config = plan.archive, plan.config
     writers: dict[str, StoreWriter] = {}
-    tasks: list[Task] = []
-    finished: list[Done] = []
+    samples: list[Sample] = []
     try:
         with contextlib.ExitStack() as stack:
             for name, parts in plan.files().items():
                 columns, images = plan.small_columns(parts), plan.image_columns(parts)
-                writer = stack.enter_context(
-                    writing(stage.folder / name, plan.attributes(), columns, images)
-                )
-                for part in parts:
-                    writers[part] = writer
-                    tasks += plan.tasks(part, writer)
-            tracker = stack.enter_context(track("prepare", sum(len(t.records) for t in tasks)))
-            size, workers = config.image_size, config.prepare.workers
-            for done in ingest(tasks, archive.loader, size, archive.missing, workers):
-                for view, sha256 in done.sha256.items():
-                    writers[done.part].note(f"{done.part}/{view}", done.first, sha256)
-                finished.append(done)
-                tracker.advance(len(done.samples), len(done.samples))
+                layout = writing(stage.folder / name, plan.attributes(), columns, images)
+                writers |= dict.fromkeys(parts, stack.enter_context(layout))
+            count = sum(len(plan.parts[part]) for part in writers)
+            tracker = stack.enter_context(track("prepare", count))
+            for block in ingest(plan, writers):
+                part, first = block[0].part, block[0].row
+                for view in block[0].hashes:
+                    rows = b"".join(sample.hashes[view] for sample in block)
+                    sha256 = hashlib.sha256(rows).digest()
+                    writers[part].note(f"{part}/{view}", first, sha256)
+                samples += block
+                tracker.advance(len(block), len(block))
     except OSError as error:
         raise RunError(
             f"{stage.folder} cannot be written: {first_line(error)}: make room, or choose another "
             "with --run"
         ) from None
-    finished.sort(key=lambda done: (PARTS.index(done.part), done.first))
-    return [sample for done in finished for sample in done.samples]
+    return sorted(samples, key=lambda sample: (PARTS.index(sample.part), sample.row))

@@ -5,25 +5,21 @@ from __future__ import annotations
 import copy
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sfkt_cli.console import say, warn
-from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
+from sfkt_cli.data.images import choose_encoding, sample_rows
 from sfkt_cli.data.sensor import describe_images, prepared_sensor
 from sfkt_cli.data.store import Store, open_store, spread
 from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.evaluation.models import outdated
-from sfkt_cli.evaluation.verdict import Judgement, Verdict, advice, verdict
+from sfkt_cli.evaluation.verdict import Verdict, advice, verdict
 from sfkt_cli.methods import find_method, label_free
 from sfkt_cli.methods.label_free import Judge
 from sfkt_cli.methods.objective import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.frozen import fold_batch_norms
 from sfkt_cli.models.saving import (
     Saved,
     check_classes,
@@ -38,16 +34,14 @@ from sfkt_cli.scores import fit_temperature
 from sfkt_cli.settings.config import Config, method_settings
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.loop import Training
-from sfkt_cli.training.pairs import held_out_pairs, settle_batches
+from sfkt_cli.training.pairs import held_out_pairs, selector, settle_batches
 from sfkt_cli.training.predicting import (
     FEWEST,
     View,
-    adapt_batch_norms,
-    look_for_collapse,
-    predict_rows,
+    warn_of_collapse,
 )
 from sfkt_cli.training.recipes import SCHEDULES, classifier_optimizer
-from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
+from sfkt_cli.training.runtime import make_runtime, seed_all
 
 BATCH_NORM_MOMENTUM = 0.1
 """Smallest share of a batch in the student's running statistics; torch's default."""
@@ -105,7 +99,7 @@ def transfer(config: Config, run: Run) -> None:
             encoding = front.encoding_of("bridge")
             architecture["front"] = front.card.architecture
         pairs = held_out_pairs(store)
-        outputs = look_through_frozen(
+        outputs = TeacherOutputs(
             store, source, translator, encoding, runtime, pairs, ti=objective_class.needs_ti
         )
         judge = Judge(store, pairs[1], source, runtime)
@@ -121,36 +115,44 @@ def transfer(config: Config, run: Run) -> None:
         runtime.place(objective)
         settings = config.transfer
         rates = own.rates(pretrained=saved.card.pretrained)
-        batches = settle_batches(
-            config, store, stage.folder, runtime, objective, ti_rgb=False, ti=objective.needs_ti
-        )
+        batches = settle_batches(stage, store, objective.images, runtime, objective)
         fitted = Training(
-            batches.plan(stage, method, settings.epochs, objective.weights),
+            method,
+            stage,
             objective,
             batches,
             classifier_optimizer(
                 student, *rates, settings.weight_decay, objective.parameters(recurse=False)
             ),
             runtime,
+            epochs=settings.epochs,
+            steps=batches.steps,
+            images=batches.images,
             schedule=SCHEDULES[own.schedule],
             keep=student,
-            begin_epoch=objective.begin_epoch,
-            after_step=objective.after_step,
             scores=partial(judge.scores, view, stage.folder),
+            select=selector(config, ti=batches.paired),
         ).fit()
         untouched = start_student(source).eval()
         untouched_features, untouched_logits = outputs.predict_all(untouched)
-        judged = compare(
-            store, student.eval(), untouched_logits, outputs, encoding.kind, config.seed
-        )
+        _, logits = outputs.predict_all(student.eval())
+        ours, before = (part.argmax(dim=1).cpu().numpy() for part in (logits, untouched_logits))
+        groups = store.strings("target/group")
+        word: Verdict = "cannot tell"
+        if outputs.bridged_logits is not None:
+            bridged = outputs.bridged_logits.argmax(dim=1).cpu().numpy()
+            word = verdict(
+                ours, before, bridged, classes=logits.shape[1], groups=groups, seed=config.seed
+            )
         facts = objective.facts()  # every process takes part
-        strangers = share_of_strangers(store, untouched, untouched_features, encoding, runtime)
-        kept = judged.word != "worse" or not getattr(own, "keep_untouched", False)
+        strangers = share_of_strangers(store, untouched, untouched_features, outputs)
+        kept = word != "worse" or not getattr(own, "keep_untouched", False)
         if not kept:
             student, view = untouched, View(runtime, untouched, encoding)
             warn(f"{method}: the student was judged worse, so the source model's weights are kept")
         else:
-            look_for_collapse(store, view, "transfer")
+            numbered = [f"class {number}" for number in range(logits.shape[1])]
+            warn_of_collapse(logits.cpu(), numbered, "the student", "transfer")
         temperature = calibrated(judge, view)
         if not runtime.main:
             return
@@ -165,11 +167,11 @@ def transfer(config: Config, run: Run) -> None:
             best_epoch=fitted.best_epoch + 1,
             strangers=strangers,
             untouched_kept=not kept,
-            verdict=judged.word,
+            verdict=word,
             **facts,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
-        say(f"{method}: {judged.sentence}")
+        say(f"{method}: {advice(word, encoding.kind, ours, before, groups)}")
 
 
 def start_student(source: Classifier) -> Classifier:
@@ -187,105 +189,14 @@ def start_student(source: Classifier) -> Classifier:
     return student.train()
 
 
-def look_through_frozen(
-    store: Store,
-    source: Classifier,
-    translator: Saved | None,
-    encoding: Encoding,
-    runtime: Runtime,
-    pairs: tuple[NDArray[np.int64], NDArray[np.int64]],
-    *,
-    ti: bool,
-) -> TeacherOutputs:
-    """Ask the frozen models once about all target images, with ``ti`` also about the pairs.
-
-    ``pairs`` are the rows of the pairs that are trained on, and of those that only score. Where
-    they overlap, nothing proves that the bridge sees well, and its lead is 0.
-    """
-    targets = store["target/target"]
-    quick = fold_batch_norms(source, targets.shape[1])
-    trained, held_out = pairs
-    groups = np.array(store.strings("ti/group"))[held_out].tolist()
-
-    def predict(images: NDArray[Any], student: Classifier) -> tuple[Tensor, Tensor]:
-        training = student.training
-        view = View(runtime, student.eval(), encoding)
-        features, logits = predict_rows(images, view, flips=True)
-        student.train(training)
-        return features, logits
-
-    def predict_all(student: Classifier) -> tuple[Tensor, Tensor]:
-        features, logits = predict(targets, student)
-        return features.to(runtime.device), logits.to(runtime.device)
-
-    ti_features = bridged_logits = held_out_features = None
-    if ti:
-        partners, _ = predict_rows(store["ti/rgb"], View(runtime, quick), flips=True)
-        ti_features = partners.to(runtime.device)
-    if translator is not None:
-        bridge = View(runtime, quick, translator.encoding_of("bridge"), freeze(translator.module))
-        _, bridged = predict_rows(targets, bridge, flips=True)
-        bridged_logits = bridged.to(runtime.device)
-        if ti and not np.isin(held_out, trained).any():
-            ti_target = store["ti/target"][held_out]
-            held_out_features, _ = predict_rows(ti_target, bridge, flips=True)
-
-    def adapt(student: Classifier) -> None:
-        adapt_batch_norms(targets, View(runtime, student, encoding))
-
-    def bridge_lead(student: Classifier) -> float:
-        if held_out_features is None or ti_features is None:
-            return 0.0
-        features, _ = predict(store["ti/target"][held_out], student)
-        partners = ti_features.cpu()[held_out]
-        return label_free.bridge_lead(held_out_features, features, partners, groups)
-
-    return TeacherOutputs(
-        source=source,
-        encoding=encoding,
-        targets=len(targets),
-        bridged_logits=bridged_logits,
-        adapt=adapt,
-        bridge_lead=bridge_lead,
-        ti_features=ti_features,
-        predict_all=predict_all,
-    )
-
-
-def compare(
-    store: Store,
-    student: Classifier,
-    untouched_logits: Tensor,
-    outputs: TeacherOutputs,
-    encoding: str,
-    seed: int,
-) -> Judgement:
-    """Whether the student is better than the untouched source model, by all target images.
-
-    ``encoding`` is the name of that of target images.
-    """
-    groups, classes = store.strings("target/group"), untouched_logits.shape[1]
-    bridged = outputs.bridged_logits
-    word: Verdict = "cannot tell"
-    ours, untouched = (
-        logits.argmax(dim=1).cpu().numpy()
-        for logits in (outputs.predict_all(student)[1], untouched_logits)
-    )
-    if bridged is not None:
-        third = bridged.argmax(dim=1).cpu().numpy()
-        word = verdict(ours, untouched, third, classes=classes, groups=groups, seed=seed)
-    return Judgement(word, advice(word, encoding, ours, untouched, groups))
-
-
 def share_of_strangers(
-    store: Store, untouched: Classifier, features: Tensor, encoding: Encoding, runtime: Runtime
+    store: Store, untouched: Classifier, features: Tensor, outputs: TeacherOutputs
 ) -> float | None:
     """At most about how many target images show none of the classes; None for few images."""
     if not store.count("ti"):
         return None
-    view = View(runtime, untouched, encoding)
     ti_target = store["ti/target"][spread(store.count("ti"), STRANGER_ROWS)]
-    ti_features, _ = predict_rows(ti_target, view, flips=True)
+    ti_features, _ = outputs.predict(ti_target, untouched)
     share = label_free.stranger_share(features.cpu(), ti_features)
     return None if share is None else round(share, 3)
 

@@ -1,7 +1,7 @@
-"""From store rows to augmented batches: seeded order, paired geometry, no Python per sample.
+"""From store rows to augmented batches: a seeded order, one geometry for all views of a sample.
 
-A CPU shifts and mirrors while it copies rows; for a GPU rows are copied as they are stored, and it
-shifts and mirrors the batch itself. The pictures are the same byte for byte.
+A CPU shifts and mirrors rows before they become a batch, a GPU the batch that it already holds. The
+pictures are the same byte for byte.
 
 Order and augmentation depend on (seed, stream, epoch, pass, sample) alone: not on the number of
 processes, and a resumed run draws what an uninterrupted one would have drawn.
@@ -14,59 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfkt_cli.data.store import Pixels
 from sfkt_cli.training.runtime import Runtime
 
 Images = NDArray[Any]
 _OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Types that torch can mirror and look up, by bytes of an element; values are only moved."""
-
-
-class RowReader:
-    """Rows of a contiguous array, (N, H, W) or (N, H, W, C); a memory map is never copied whole."""
-
-    def __init__(self, images: Images) -> None:
-        if not images.flags.c_contiguous:
-            raise ValueError("images must lie in memory one after the other")
-        self._images = images
-        count, height, width = images.shape[:3]
-        self._pixels = height * width
-        flat = images.reshape(count * self._pixels, *images.shape[3:])
-        runs = (max(len(flat) - self._pixels + 1, 0), self._pixels, *flat.shape[1:])
-        self._runs = as_strided(flat, runs, (flat.strides[0], *flat.strides), writeable=False)
-
-    def plain(self, rows: NDArray[np.int64]) -> Images:
-        """The images of these rows as they are stored."""
-        return np.asarray(self._images[rows])
-
-    def shifted(
-        self, rows: NDArray[np.int64], offsets: NDArray[np.int64], mirrored: NDArray[np.bool_]
-    ) -> Images:
-        """Images of rows (B,), shifted by offsets (B, 2), then mirrored left to right where asked.
-
-        Offsets are pixels down and right at which the first pixel is taken, fewer than the image
-        has; what lies outside repeats the edge.
-        """
-        if isinstance(self._images, Pixels):
-            self._images.compare(rows)
-        height, width = self._images.shape[1:3]
-        starts = rows * self._pixels + offsets[:, 0] * width + offsets[:, 1]
-        within = np.clip(starts, 0, len(self._runs) - 1)
-        taken: Images = self._runs[within].reshape(-1, *self._images.shape[1:])
-        # The first and the last image of the array, where a run would begin or end outside.
-        ends = np.flatnonzero(starts != within)
-        down, right = offsets[ends, :1, None], offsets[ends, None, 1:]
-        lines = np.clip(np.arange(height)[:, None] + down, 0, height - 1)
-        columns = np.clip(np.arange(width) + right, 0, width - 1)
-        taken[ends] = self._images[rows[ends, None, None], lines, columns]
-        _repeat_columns(taken, offsets[:, 1])
-        _repeat_lines(taken, offsets[:, 0])
-        _mirror(taken, np.flatnonzero(mirrored))
-        return taken
 
 
 def geometry(
@@ -81,12 +36,31 @@ def geometry(
     return offsets, (noise[:, 2] < 0.5) & flip
 
 
-def shift_and_mirror(images: Tensor, offsets: Tensor, mirrored: Tensor) -> Tensor:
-    """What :meth:`RowReader.shifted` makes, of a batch that a GPU already holds.
+def shift_and_mirror(
+    images: Images, offsets: NDArray[np.int64], mirrored: NDArray[np.bool_]
+) -> Images:
+    """Images (B, H, W) or (B, H, W, C), shifted and then mirrored left to right where asked.
+
+    ``offsets`` (B, 2) are pixels down and right at which the first pixel is taken, fewer than the
+    image has; what lies outside repeats the edge. ``mirrored`` is (B,).
+    """
+    height, width = images.shape[1:3]
+    shifted = np.empty_like(images)
+    for image, stored, (down, right) in zip(shifted, images, offsets.tolist(), strict=True):
+        top, bottom = max(-down, 0), height - max(down, 0)
+        left, end = max(-right, 0), width - max(right, 0)
+        image[top:bottom, left:end] = stored[top + down : bottom + down, left + right : end + right]
+        image[top:bottom, :left] = image[top:bottom, left, None]
+        image[top:bottom, end:] = image[top:bottom, end - 1, None]
+        image[:top], image[bottom:] = image[top], image[bottom - 1]
+    _mirror(shifted, np.flatnonzero(mirrored))
+    return shifted
+
+
+def shift_and_mirror_on_gpu(images: Tensor, offsets: Tensor, mirrored: Tensor) -> Tensor:
+    """What :func:`shift_and_mirror` makes, of a batch that a GPU already holds.
 
     One look-up a pixel: next to nothing on a GPU, three to five times as long on a CPU.
-
-    Images are (B, H, W) or (B, H, W, C) as stored; the rest is that of the method.
     """
     batch, height, width = images.shape[:3]
     lines = torch.arange(height, device=images.device) + offsets[:, :1]
@@ -96,26 +70,6 @@ def shift_and_mirror(images: Tensor, offsets: Tensor, mirrored: Tensor) -> Tenso
     which = torch.arange(batch, device=images.device)[:, None, None]
     moved = images.view(_OF_SIZE[images.itemsize])
     return moved[which, lines[:, :, None], columns[:, None, :]].view(images.dtype)
-
-
-def _repeat_columns(images: Images, right: NDArray[np.int64]) -> None:
-    width = images.shape[2]
-    if images.ndim == 4:  # a pixel is moved as one
-        images = images.view(f"V{images.shape[3] * images.itemsize}")[..., 0]
-    for offset in np.unique(right).tolist():
-        which = np.flatnonzero(right == offset)
-        if offset > 0:
-            images[which, :, width - offset :] = images[which, :, width - offset - 1, None]
-        elif offset < 0:
-            images[which, :, :-offset] = images[which, :, -offset, None]
-
-
-def _repeat_lines(images: Images, down: NDArray[np.int64]) -> None:
-    line = np.arange(images.shape[1])
-    first, last = np.maximum(-down, 0), line[-1] - np.maximum(down, 0)
-    kept = np.clip(line, first[:, None], last[:, None])
-    batch, lines = np.nonzero(kept != line)
-    images[batch, lines] = images[batch, kept[batch, lines]]
 
 
 def _mirror(images: Images, which: NDArray[np.int64]) -> None:
@@ -152,7 +106,6 @@ class Stream:
         self._rows = np.arange(len(first)) if self.rows is None else self.rows
         self.count = len(self._rows)
         self._shape = first.shape[1:3]
-        self._readers = {name: RowReader(array) for name, array in self.arrays.items()}
         self._key = (self.seed, zlib.crc32(self.name.encode()))
         self._share = slice(self.runtime.rank, None, self.runtime.shares)
         self._pass: tuple[int, int] | None = None
@@ -178,16 +131,18 @@ class Stream:
     def batch(self, epoch: int, step: int) -> tuple[dict[str, Tensor], NDArray[np.int64]]:
         """Augmented images by name, as stored but on the device, and the row of each sample."""
         rows, noise = self.draw(epoch, step)
-        place, images = self.runtime.tensor, dict[str, Tensor]()
-        for view, numbers in enumerate(noise, start=1):
-            offsets, mirrored = geometry(numbers, self._shape, shift=self.shift, flip=self.flip)
-            for name, reader in self._readers.items():
-                if not self.flip and not self.shift:
-                    image = place(reader.plain(rows))
-                elif self.runtime.device.type == "cpu":
-                    image = place(reader.shifted(rows, offsets, mirrored))
-                else:
-                    stored = place(reader.plain(rows))
-                    image = shift_and_mirror(stored, place(offsets), place(mirrored))
-                images[name if view == 1 else f"{name}_{view}"] = image
+        images = dict[str, Tensor]()
+        for name, array in self.arrays.items():
+            stored = np.asarray(array[rows])
+            for view, numbers in enumerate(noise, start=1):
+                images[name if view == 1 else f"{name}_{view}"] = self._augmented(stored, numbers)
         return images, rows
+
+    def _augmented(self, stored: Images, noise: NDArray[np.float32]) -> Tensor:
+        place = self.runtime.tensor
+        if not self.flip and not self.shift:
+            return place(stored)
+        offsets, mirrored = geometry(noise, self._shape, shift=self.shift, flip=self.flip)
+        if self.runtime.device.type == "cpu":
+            return place(shift_and_mirror(stored, offsets, mirrored))
+        return shift_and_mirror_on_gpu(place(stored), place(offsets), place(mirrored))

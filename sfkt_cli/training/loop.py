@@ -18,37 +18,35 @@ from torch import Tensor, nn
 from sfkt_cli.console import Tracker, duration, event, say, terms_text, track, warn
 from sfkt_cli.errors import Interrupted, RunError, first_line, need, on_stop
 from sfkt_cli.files import write_text
-from sfkt_cli.training.batch_size import TRANSIENT, kept_bytes
+from sfkt_cli.settings.runs import Stage
 from sfkt_cli.training.checkpoint import load_states, save_state
-from sfkt_cli.training.runtime import Runtime, Trial, seed_all
+from sfkt_cli.training.runtime import Runtime, seed_all
+from sfkt_cli.training.trial import Tried, try_out
 
 Batch = dict[str, Tensor]
 NAMED_ROWS = 8  # rows of each table of a batch whose loss is not finite that the message names
-TRIED_IMAGES = 4  # rows of the batch with which a dry run warms up
 TENSORBOARD = "tensorboard"  # folder below a stage's; ``tensorboard --logdir runs`` finds them all
 Numbers = Mapping[str, float]
-PATIENCE_S = 4.0
-"""A dry run times a step with all rows where it would take no longer than this on a CPU."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a training is to do, beside the networks."""
+class LossTerms(nn.Module):
+    """What is trained: a batch in, named loss terms out.
 
-    title: str  # shown in front of messages; also part of the random seeds
-    seed: int  # seed of everything random within a step
-    epochs: int  # number of epochs
-    steps: int  # steps of each epoch
-    weights: Mapping[str, float]  # weight of each loss term, by name; a missing one counts 1
-    folder: Path  # where metrics.jsonl and checkpoint/ go
-    # Label-free score, of those that ``scores`` gives, whose largest value picks the weights that
-    # are kept; None keeps the last.
-    select: str | None = None
-    images: int = 0  # images that one step sees, for the rate
-    clip_norm: float | None = None  # largest gradient norm, or None
-    checkpoint_seconds: float = 60.0  # a state is written at most this often
-    patience: int = 0  # stop when so many epochs brought no better score; 0: never
-    made_for: str = ""  # digest of settings and inputs; a state of others is not gone on from
+    It holds all that is trained, and as buffers all else that must survive an interruption.
+    """
+
+    weights: dict[str, float]  # weight of each loss term, by name; a missing one counts 1
+    skips_parameters = False  # whether some steps leave trained parameters out
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before each epoch, the first of which is 0."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss terms of a batch, scalars by name."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Called after each step of the optimiser."""
 
 
 @dataclass
@@ -66,35 +64,28 @@ class Fitted:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-class Tried(Exception):
-    """A dry run came to the training and measured it; ``Runtime.trial`` has the figures."""
-
-    def __init__(self, trial: Trial) -> None:
-        self.trial = trial
-
-
 @dataclass
 class Training:
     """What is to be trained, with what; :meth:`fit` does it."""
 
-    plan: Plan  # lengths, weights, folder
-    # Called with a batch, returns the unweighted loss terms by name; holds all that is trained, and
-    # as buffers all else that must survive an interruption.
-    objective: nn.Module
+    title: str  # shown in front of messages; also part of the random seeds
+    stage: Stage  # the settings, and the folder of metrics.jsonl and checkpoint/
+    objective: LossTerms
     # (epoch, step) to a batch; called one step ahead in a thread. If the loss is not finite,
     # ``rows``, ``ti_rows`` and so on in it name the samples.
     batches: Callable[[int, int], Batch]
     optimizer: torch.optim.Optimizer  # over the trained parameters
     runtime: Runtime  # device, precision, processes
     _: KW_ONLY
+    epochs: int  # number of epochs
+    steps: int  # steps of each epoch
+    images: int = 0  # images that one step sees, for the rate
     schedule: Callable[[float], float]  # progress in [0, 1) to the factor of every learning rate
     keep: nn.Module  # the part of ``objective`` whose best weights are restored at the end
-    # Called before each epoch, such as to refresh pseudo-labels.
-    begin_epoch: Callable[[int], None] = lambda epoch: None
-    # Called after each step of the optimiser, such as to move a mean teacher.
-    after_step: Callable[[], None] = lambda: None
     # Called with the epoch after its end, in inference mode: label-free scores.
     scores: Callable[[int], dict[str, float]] = lambda epoch: {}
+    # The score whose largest value picks the weights that are kept; None keeps the last.
+    select: str | None = None
 
     def __post_init__(self) -> None:
         self.progress = Fitted()
@@ -103,7 +94,7 @@ class Training:
         self.pending: tuple[list[str], Callable[[], list[float]], Batch] | None = None
         self.latest: dict[str, float] = {}  # the loss terms of the step before
         self.stopped = threading.Event()
-        self.checkpoint = self.plan.folder / "checkpoint"
+        self.checkpoint = self.stage.checkpoint
         self.scaler = torch.amp.GradScaler(enabled=self.runtime.precision == torch.float16)
         self.mixed = self.runtime.autocast(self.objective)
 
@@ -119,7 +110,7 @@ class Training:
             Tried: This is a dry run: two steps were tried, and nothing was written.
         """
         if self.runtime.trial is not None:
-            self._try_out(self.runtime.trial)
+            try_out(self, self.runtime.trial)
             raise Tried(self.runtime.trial)
         self._resume()
         self._run()
@@ -131,9 +122,9 @@ class Training:
         self.best = _snapshot(self.keep)
         if not any(self.checkpoint.glob("*.pt")):
             return
-        title, fresh = self.plan.title, _snapshot(self.objective)
+        title, fresh = self.title, _snapshot(self.objective)
         momenta = copy.deepcopy(self.optimizer.state_dict())
-        for state in load_states(self.checkpoint, self.runtime.device, self.plan.made_for):
+        for state in load_states(self.checkpoint, self.runtime.device, self.stage.digest):
             try:
                 self._take_over(state)
             except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -167,7 +158,7 @@ class Training:
         ]
         if changes:
             warn(
-                f"{self.plan.title}: the state was saved elsewhere ({', '.join(changes)}): results "
+                f"{self.title}: the state was saved elsewhere ({', '.join(changes)}): results "
                 "agree to rounding, not bit for bit"
             )
 
@@ -180,90 +171,91 @@ class Training:
                 "best": self.best,
                 "progress": vars(self.progress),
                 "environment": self.runtime.environment(self.objective),
-                "made_for": self.plan.made_for,
+                "made_for": self.stage.digest,
             }
             save_state(self.checkpoint, state)
         self.last_saved = time.monotonic()
 
     def _is_late(self) -> bool:
-        return time.monotonic() - self.last_saved >= self.plan.checkpoint_seconds
+        return time.monotonic() - self.last_saved >= self.stage.config.runtime.checkpoint_seconds
 
     def _run(self) -> None:
         """Train epoch after epoch: its steps, its scores, its report, its state."""
-        plan, runtime, progress = self.plan, self.runtime, self.progress
-        self.parallel = runtime.parallel(self.objective)
+        runtime, progress, objective = self.runtime, self.progress, self.objective
+        patience, curves = self.stage.config.training.patience, runtime.tensorboard and runtime.main
+        self.parallel = runtime.parallel(objective, skips_parameters=objective.skips_parameters)
         self.rates = [g.setdefault("full_rate", g["lr"]) for g in self.optimizer.param_groups]
         first, started = progress.epoch, time.monotonic()
         self.last_saved = started
-        total, done = plan.epochs * plan.steps, first * plan.steps + progress.step
+        total, done = self.epochs * self.steps, first * self.steps + progress.step
         with (
             on_stop(lambda number: self.stopped.set()),
-            track(plan.title, total, done=done, line_s=math.inf) as tracker,
-            tensorboard_curves(plan.folder, first, runtime.tensorboard and runtime.main) as draw,
+            track(self.title, total, done=done, line_s=math.inf) as tracker,
+            tensorboard_curves(self.stage.folder, first, curves) as draw,
         ):
-            for epoch in range(first, plan.epochs):
-                if plan.patience and epoch - progress.best_epoch > plan.patience:
-                    say(f"{plan.title}: no better {plan.select} in {plan.patience} epochs, stopped")
+            for epoch in range(first, self.epochs):
+                if patience and epoch - progress.best_epoch > patience:
+                    say(f"{self.title}: no better {self.select} in {patience} epochs, stopped")
                     break
                 self._pass(epoch, tracker)
                 terms, scores = self._judge(epoch)
                 if runtime.main:
                     draw(epoch + 1, terms, scores)
                     left_s = (time.monotonic() - started) / (epoch + 1 - first)
-                    self._report(terms, scores, left_s * (plan.epochs - epoch - 1), tracker)
+                    self._report(terms, scores, left_s * (self.epochs - epoch - 1), tracker)
                 if self._is_late():
                     self._save()
             if runtime.any(self.stopped.is_set())[0]:
                 self._save()
-                raise Interrupted(f"{plan.title} stopped; the same command goes on from here")
+                raise Interrupted(f"{self.title} stopped; the same command goes on from here")
 
     def _pass(self, epoch: int, tracker: Tracker) -> None:
         """Train for the steps of an epoch that are left."""
-        plan, runtime, progress = self.plan, self.runtime, self.progress
+        runtime, progress, seed = self.runtime, self.progress, self.stage.config.seed
         if progress.step == 0:
-            seed_all(plan.seed, plan.title, epoch)
-            self.begin_epoch(epoch)
+            seed_all(seed, self.title, epoch)
+            self.objective.begin_epoch(epoch)
             runtime.share_buffers(self.objective)
         self.objective.train()
         self.latest = {}
         began = time.monotonic()
-        for step, batch in _ahead(self.batches, epoch, progress.step, plan.steps):
-            seed_all(plan.seed, plan.title, epoch, step)
-            factor = self.schedule((epoch * plan.steps + step) / (plan.epochs * plan.steps))
+        for step, batch in _ahead(self.batches, epoch, progress.step, self.steps):
+            seed_all(seed, self.title, epoch, step)
+            factor = self.schedule((epoch * self.steps + step) / (self.epochs * self.steps))
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor
-            loss, terms = self._descend(self.parallel, batch)
+            loss, terms = self.descend(self.parallel, batch)
             self._note(loss, terms, batch)
             progress.step = step + 1
-            tracker.advance(1, plan.images, terms_text(self.latest))
+            tracker.advance(1, self.images, terms_text(self.latest))
             late = runtime.main and self._is_late()
             stopping, due = runtime.any(self.stopped.is_set(), late)
-            if stopping or (due and progress.step < plan.steps):
+            if stopping or (due and progress.step < self.steps):
                 self._check_weights()
                 now = time.monotonic()
                 progress.seconds, began = progress.seconds + now - began, now
                 self._save()
             if stopping:
-                raise Interrupted(f"{plan.title} stopped; the same command goes on from here")
+                raise Interrupted(f"{self.title} stopped; the same command goes on from here")
         self._check_weights()
         runtime.wait()
         runtime.share_buffers(self.objective)
         progress.seconds += time.monotonic() - began
 
-    def _descend(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def descend(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Take a step down the weighted sum of the loss terms; gives the sum and the terms."""
         with self.mixed:
             terms: dict[str, Tensor] = model(batch)
-        weighted = [self.plan.weights.get(name, 1.0) * term for name, term in terms.items()]
+        weighted = [self.objective.weights.get(name, 1.0) * term for name, term in terms.items()]
         loss = torch.stack(weighted).sum()
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if self.plan.clip_norm is not None:
+        if (clip_norm := self.stage.config.training.clip_norm) is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.objective.parameters(), self.plan.clip_norm)
+            nn.utils.clip_grad_norm_(self.objective.parameters(), clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.after_step()
+        self.objective.after_step()
         return loss, terms
 
     def _note(self, loss: Tensor, terms: dict[str, Tensor], batch: Batch) -> None:
@@ -307,18 +299,18 @@ class Training:
                 "ends here again, start anew with --force and"
             )
         return RunError(
-            f"{self.plan.title}: {what} in epoch {at.epoch + 1}, step {at.step} "
+            f"{self.title}: {what} in epoch {at.epoch + 1}, step {at.step} "
             f"({terms_text(self.latest)}){rows}. {again} a lower learning rate, "
             "or with training.clip_norm=1"
         )
 
     def _judge(self, epoch: int) -> tuple[dict[str, float], dict[str, float]]:
         """Score a finished epoch, note it, and keep its weights if it is the best so far."""
-        plan, progress = self.plan, self.progress
+        progress = self.progress
         self.objective.eval()
         with torch.inference_mode():
             scores = self.scores(epoch)
-        terms = {name: total / plan.steps for name, total in progress.totals.items()}
+        terms = {name: total / self.steps for name, total in progress.totals.items()}
         progress.history.append(
             {
                 "epoch": epoch + 1,
@@ -328,7 +320,7 @@ class Training:
                 **scores,
             }
         )
-        score = scores[plan.select] if plan.select else float(epoch)
+        score = scores[self.select] if self.select else float(epoch)
         if score > progress.best_score or progress.best_epoch < 0:
             progress.best_score = max(progress.best_score, score)  # the first may be NaN
             progress.best_epoch = epoch
@@ -338,66 +330,21 @@ class Training:
 
     def _report(self, terms: Numbers, scores: Numbers, left_s: float, tracker: Tracker) -> None:
         """Report an epoch to people and scripts: terms, scores, rate and remaining time."""
-        plan, history = self.plan, self.progress.history
+        select, history = self.select, self.progress.history
         row = history[-1]
-        rate = row["epoch"] * plan.steps * plan.images / max(row["seconds"], 1e-9)
-        tracker.note = terms_text({plan.select: scores[plan.select]} if plan.select else scores)
+        rate = row["epoch"] * self.steps * self.images / max(row["seconds"], 1e-9)
+        tracker.note = terms_text({select: scores[select]} if select else scores)
         tracker.report(
-            f"{int(row['epoch'])}/{plan.epochs}  {terms_text({**terms, **scores})}  "
+            f"{int(row['epoch'])}/{self.epochs}  {terms_text({**terms, **scores})}  "
             f"{rate:,.0f} images/s" + (f"  {duration(left_s)} left" if left_s else "")
         )
         event(
-            "epoch", title=plan.title, epoch=row["epoch"], epochs=plan.epochs,
+            "epoch", title=self.title, epoch=row["epoch"], epochs=self.epochs,
             seconds=row["seconds"], learning_rate=row["learning_rate"], terms=terms,
             scores=scores, images_per_second=round(rate, 1), remaining_seconds=round(left_s, 1),
         )  # fmt: skip
         lines = "".join(json.dumps(row) + "\n" for row in history)
-        write_text(plan.folder / "metrics.jsonl", lines)
-
-    def _try_out(self, trial: Trial) -> None:
-        """Time what an epoch does beside its steps, and one step after a smaller one to warm up.
-
-        Where a step with all rows would take long on a CPU, the timed one has few rows, too.
-        """
-        plan, runtime, objective = self.plan, self.runtime, self.objective
-        skipped_s, began = trial.skipped_s, time.monotonic()
-        self.begin_epoch(0)
-        objective.eval()
-        with torch.inference_mode():
-            self.scores(0)
-        runtime.wait()
-        trial.epoch_s = time.monotonic() - began + trial.skipped_s - skipped_s
-        trial.skipped_s = skipped_s
-
-        batch = self.batches(0, 0)
-        rows = len(next(iter(batch.values())))
-        few = min(rows, TRIED_IMAGES)
-        objective.train()
-        seed_all(plan.seed, plan.title, 0)
-
-        def step(count: int) -> float:
-            began = time.monotonic()
-            self._descend(objective, {name: values[:count] for name, values in batch.items()})
-            runtime.wait()
-            return time.monotonic() - began
-
-        took: list[float] = []
-        kept = kept_bytes(lambda: took.append(step(few)))
-        trial.scaled = runtime.device.type == "cpu" and took[0] * rows / few > PATIENCE_S
-        tried = few if trial.scaled else rows
-        trial.step_s = step(tried) * rows / tried
-        trial.peak_memory_mb = runtime.peak_memory_mb()
-        trial.peak_memory_mb += (rows / tried - 1) * kept * TRANSIENT / 2**20
-
-        trial.epochs, trial.steps, trial.images = plan.epochs, plan.steps, plan.images
-        parameters = list(objective.parameters())
-        trial.parameters = sum(p.numel() for p in parameters)
-        trial.trained = sum(p.numel() for p in parameters if p.requires_grad)
-        momenta = [value for state in self.optimizer.state.values() for value in state.values()]
-        trial.model_bytes = _bytes(self.keep.state_dict().values())
-        trial.state_bytes = 2 * (  # two states are kept
-            _bytes(objective.state_dict().values()) + _bytes(momenta) + trial.model_bytes
-        )
+        write_text(self.stage.folder / "metrics.jsonl", lines)
 
 
 def _rows_text(name: str, shares: Iterable[list[int]]) -> str:
@@ -405,10 +352,6 @@ def _rows_text(name: str, shares: Iterable[list[int]]) -> str:
     rows = [row for share in shares for row in share]
     more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
     return f"{name.removesuffix('rows').strip('_')} {rows[:NAMED_ROWS]}{more}".strip()
-
-
-def _bytes(values: Iterable[Any]) -> int:
-    return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
 
 @contextlib.contextmanager

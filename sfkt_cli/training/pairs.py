@@ -6,8 +6,7 @@ A label-free score may choose the epoch. Both stages write the classes predicted
 
 import hashlib
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -25,7 +24,7 @@ from sfkt_cli.settings.config import Config, LabelFree
 from sfkt_cli.settings.runs import Stage
 from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.batches import Stream
-from sfkt_cli.training.loop import Batch, Plan
+from sfkt_cli.training.loop import Batch
 from sfkt_cli.training.runtime import Runtime
 
 HELD_OUT = 2000  # TI pairs that only score, at most
@@ -34,141 +33,82 @@ SELECTORS: tuple[str, ...] = get_args(LabelFree)
 FILE = "epochs.npy"  # in the folder of a stage: the classes predicted after each epoch
 
 
-@dataclass(frozen=True)
 class TransferBatches:
     """(epoch, step) to a batch of what an objective of bridge or transfer looks at.
 
-    Of pairs it is ``ti_target`` and ``ti_rows``, and ``ti_rgb`` where the partners are read; of
-    target images ``tr_target`` and ``tr_rows``, and with two views ``tr_target_2``.
-    """
-
-    config: Config
-    runtime: Runtime
-    batch_size: int  # rows of each kind in a step, over all processes
-    ti: Stream | None  # TI pairs; None where there are none, or none are wanted
-    tr: Stream  # TR target images
-    draws_tr: bool  # whether target images are in the batches
-    paired: bool  # whether there are TI pairs, so that scores on them are known
-
-    def __call__(self, epoch: int, step: int) -> Batch:
-        """One batch, on the device."""
-        batch: Batch = {}
-        if self.ti is not None:
-            batch |= self._drawn("ti", self.ti, epoch, step)
-            if self.config.training.shuffle_pairs:  # rows stand for the partners' features
-                for name in {"ti_rgb", "ti_rows"} & set(batch):
-                    batch[name] = batch[name].roll(1, dims=0)
-        if self.draws_tr:
-            batch |= self._drawn("tr", self.tr, epoch, step)
-        return batch
-
-    def _drawn(self, kind: str, stream: Stream, epoch: int, step: int) -> Batch:
-        images, rows = stream.batch(epoch, step)
-        drawn = {f"{kind}_{name}": image for name, image in images.items()}
-        return {**drawn, f"{kind}_rows": self.runtime.tensor(rows)}
-
-    @property
-    def streams(self) -> list[Stream]:
-        """What batches are drawn from."""
-        pairs = [] if self.ti is None else [self.ti]
-        return [*pairs, self.tr] if self.draws_tr else pairs
-
-    @property
-    def steps(self) -> int:
-        """Steps of an epoch: the larger stream passes once, and at least ``training.min_steps``."""
-        training = self.config.training
-        pairs = round(self.ti.count / training.ti_fraction) if self.ti else 0
-        return max(max(self.tr.count, pairs) // self.batch_size, training.min_steps)
-
-    @property
-    def passes(self) -> float:
-        """How often an epoch passes the target images, at least 1."""
-        return max(self.steps * self.batch_size / self.tr.count, 1.0)
-
-    def plan(
-        self,
-        stage: Stage,  # stage that trains; its folder is written to
-        title: str,  # shown in front of messages
-        epochs: int,  # number of epochs
-        weights: Mapping[str, float],  # weights of the loss terms
-        # The score that ``training.select=auto`` stands for; None: the last epoch is kept.
-        auto: str | None = None,
-    ) -> Plan:
-        """The plan of a training with these batches."""
-        config = self.config
-        return Plan(
-            title=title, seed=config.seed, epochs=epochs, steps=self.steps, weights=weights,
-            folder=stage.folder, select=selector(config, ti=self.paired, auto=auto),
-            images=len(self.streams) * self.batch_size, clip_norm=config.training.clip_norm,
-            checkpoint_seconds=config.runtime.checkpoint_seconds, patience=config.training.patience,
-            made_for=stage.digest,
-        )  # fmt: skip
-
-
-def open_batches(
-    config: Config,
-    store: Store,
-    runtime: Runtime,
-    batch_size: int,
-    *,
-    ti: bool = True,
-    ti_rgb: bool = True,
-    tr: bool = True,
-    tr_views: int = 1,
-) -> TransferBatches:
-    """Batches of transfer.h5 with ``batch_size`` rows of each kind, over all processes.
-
-    Without ``ti`` there are no pairs in them; without ``ti_rgb`` only their target images; without
-    ``tr`` no TR target images, of which else there are ``tr_views`` augmented views.
+    Args:
+        config: The settings.
+        store: The prepared transfer.h5.
+        images: Names of the images in a batch: ``ti_target`` and ``ti_rgb`` of pairs, ``tr_target``
+            of target images and, shifted and mirrored anew, ``tr_target_2``. Their row numbers come
+            along, ``ti_rows`` and ``tr_rows``. Where there are no pairs, nothing of them comes.
+        runtime: Device and processes.
+        batch_size: Rows of each kind in a step, over all processes.
 
     Raises:
         DataError: There are fewer than two target images.
     """
-    if store.count("target") < 2:
-        raise DataError(
-            f"{store.path} holds {store.count('target')} TR target images: at least 2 are needed"
-        )
-    stream = partial(
-        Stream, seed=config.seed, batch_size=batch_size, shift=config.training.shift,
-        flip=config.training.flip, runtime=runtime,
-    )  # fmt: skip
-    trained, _ = held_out_pairs(store)
-    if len(trained):
+
+    def __init__(
+        self, config: Config, store: Store, images: Collection[str], runtime: Runtime,
+        batch_size: int,
+    ) -> None:  # fmt: skip
+        targets, training = store.count("target"), config.training
+        if targets < 2:
+            raise DataError(f"{store.path} holds {targets} TR target images: at least 2 are needed")
+        stream = partial(
+            Stream, seed=config.seed, batch_size=batch_size, shift=training.shift,
+            flip=training.flip, runtime=runtime,
+        )  # fmt: skip
+        trained, _ = held_out_pairs(store)
         order = np.random.default_rng([config.seed, 8]).permutation(len(trained))
-        kept = max(round(config.training.ti_fraction * len(trained)), 1)
+        kept = max(round(training.ti_fraction * len(trained)), 1)
         trained = np.sort(trained[order[:kept]])
-    pairs = None
-    if ti and len(trained):
-        views = {name: store[f"ti/{name}"] for name in ("target", *(["rgb"] if ti_rgb else []))}
-        pairs = stream(views, name="ti", rows=trained)
-    targets = stream({"target": store["target/target"]}, name="tr", views=tr_views)
-    return TransferBatches(config, runtime, batch_size, pairs, targets, tr, len(trained) > 0)
+        views = {v: store[f"ti/{v}"] for v in ("target", "rgb") if f"ti_{v}" in images}
+        self.paired = len(trained) > 0  # whether there are pairs, so that scores on them are known
+        self.streams: dict[str, Stream] = {}  # what batches are drawn from
+        if views and self.paired:
+            self.streams["ti"] = stream(views, name="ti", rows=trained)
+        if "tr_target" in images:
+            both = 2 if "tr_target_2" in images else 1
+            self.streams["tr"] = stream({"target": store["target/target"]}, name="tr", views=both)
+        pairs = (
+            round(self.streams["ti"].count / training.ti_fraction) if "ti" in self.streams else 0
+        )
+        self.batch_size = batch_size
+        self.images = len(self.streams) * batch_size  # images that a step sees
+        # Steps of an epoch: the larger stream passes once.
+        self.steps = max(max(targets, pairs) // batch_size, training.min_steps)
+        # How often an epoch passes the target images.
+        self.passes = max(self.steps * batch_size / targets, 1.0)
+        self._runtime, self._shuffled = runtime, training.shuffle_pairs
+
+    def __call__(self, epoch: int, step: int) -> Batch:
+        """One batch, on the device."""
+        batch: Batch = {}
+        for kind, stream in self.streams.items():
+            images, rows = stream.batch(epoch, step)
+            batch |= {f"{kind}_{name}": image for name, image in images.items()}
+            batch[f"{kind}_rows"] = self._runtime.tensor(rows)
+        if self._shuffled:  # rows stand for the partners' features
+            for name in {"ti_rgb", "ti_rows"} & set(batch):
+                batch[name] = batch[name].roll(1, dims=0)
+        return batch
 
 
 def settle_batches(
-    config: Config,
-    store: Store,
-    folder: Path,
-    runtime: Runtime,
-    objective: nn.Module,
-    *,
-    ti: bool = True,
-    ti_rgb: bool = True,
-    tr: bool = True,
+    stage: Stage, store: Store, images: Collection[str], runtime: Runtime, objective: nn.Module
 ) -> TransferBatches:
-    """The batches of :func:`open_batches` in the size that is set or that fits.
+    """The batches of these images, in the size that is set, or in the one that fits.
 
-    Where the size is ``auto``, the objective is tried out. One with ``needs_second_view`` gets a
-    second view of each TR target image.
+    Where the size is ``auto``, the objective is tried out.
     """
-    views = 2 if getattr(objective, "needs_second_view", False) else 1
-    opened = partial(
-        open_batches, config, store, runtime, ti=ti, ti_rgb=ti_rgb, tr=tr, tr_views=views
-    )
-    count = max(store.count("ti") * ti, store.count("target"))
-    setting = config.runtime.batch_size
-    batches = opened(settle_batch_size(setting, count, folder, runtime, objective, opened))
-    prefer_large_pages([array for stream in batches.streams for array in stream.arrays.values()])
+    opened = partial(TransferBatches, stage.config, store, images, runtime)
+    count = max(store.count("ti") * ("ti_target" in images), store.count("target"))
+    setting = stage.config.runtime.batch_size
+    batches = opened(settle_batch_size(setting, count, stage.folder, runtime, objective, opened))
+    drawn_from = batches.streams.values()
+    prefer_large_pages([array for stream in drawn_from for array in stream.arrays.values()])
     return batches
 
 

@@ -17,7 +17,7 @@ from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.runs import Stage
 from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.batches import Stream
-from sfkt_cli.training.loop import Batch, Fitted, Plan, Training
+from sfkt_cli.training.loop import Batch, Fitted, LossTerms, Training
 from sfkt_cli.training.runtime import Runtime
 
 Load = Callable[[Tensor], Tensor]
@@ -74,12 +74,13 @@ SCHEDULES = {"cosine": cosine, "inverse": inverse_decay}
 """Progress in [0, 1) to the factor of the learning rate, by name."""
 
 
-class Supervised(nn.Module):
+class Supervised(LossTerms):
     """Cross-entropy with label smoothing, of a classifier behind ``load``."""
 
     def __init__(self, model: Classifier, load: Load, label_smoothing: float) -> None:
         super().__init__()
         self.model = model
+        self.weights = {"cross_entropy": 1.0}
         self._load = load
         self._label_smoothing = label_smoothing
 
@@ -121,14 +122,10 @@ def fit_labels(
         return batches
 
     size = settle_batch_size(batch_size, len(images), stage.folder, runtime, objective, batches_of)
-    plan = Plan(
-        title=title, seed=config.seed, epochs=epochs,
-        steps=max(len(images) // size, training.min_steps), weights={}, folder=stage.folder,
-        images=size, clip_norm=training.clip_norm,
-        checkpoint_seconds=config.runtime.checkpoint_seconds, made_for=stage.digest,
-    )  # fmt: skip
     prefer_large_pages([images])
-    optimizer = classifier_optimizer(model, *rates, config.source.weight_decay)
     return Training(
-        plan, objective, batches_of(size), optimizer, runtime, schedule=cosine, keep=model
-    ).fit()
+        title, stage, objective, batches_of(size),
+        classifier_optimizer(model, *rates, config.source.weight_decay), runtime,
+        epochs=epochs, steps=max(len(images) // size, training.min_steps), images=size,
+        schedule=cosine, keep=model,
+    ).fit()  # fmt: skip

@@ -25,7 +25,7 @@ from sfkt_cli.settings.config import RuntimeConfig
 
 @dataclass
 class Trial:
-    """What a dry run measured; see :class:`sfkt_cli.training.loop.Training`."""
+    """What a dry run measured; see :mod:`sfkt_cli.training.trial`."""
 
     shares: int = 1  # GPUs that would share each batch; one of them is tried
     epochs: int = 0  # epochs of the whole training
@@ -157,21 +157,19 @@ class Runtime:
             return converted
         return module
 
-    def parallel(self, objective: nn.Module) -> nn.Module:
+    def parallel(self, objective: nn.Module, *, skips_parameters: bool = False) -> nn.Module:
         """The objective with gradients averaged over the processes.
 
-        One that may leave trained parameters out of a step says so with ``skips_parameters``.
-        Buffers stay each process's own until :meth:`share_buffers`: those of process 0 count, so
-        that its state alone says how training goes on.
+        ``skips_parameters``: whether some steps leave trained parameters out. Buffers stay each
+        process's own until :meth:`share_buffers`: those of process 0 count, so that its state alone
+        says how training goes on.
         """
         if self.world == 1:
             return objective
         with warnings.catch_warnings():  # torch 2.14 renames the option; 2.9 knows only this one
             warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
             return DistributedDataParallel(
-                objective,
-                broadcast_buffers=False,
-                find_unused_parameters=getattr(objective, "skips_parameters", False),
+                objective, broadcast_buffers=False, find_unused_parameters=skips_parameters
             )
 
     def share_buffers(self, module: nn.Module) -> None:

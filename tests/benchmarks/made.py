@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sfkt_cli.data.images import choose_encoding
 from sfkt_cli.data.store import open_store
-from sfkt_cli.data.store_writer import StoreWriter, text_column, writing
+from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.files import write_record, write_settings
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.saving import save_model
@@ -37,30 +38,24 @@ def make_store(path: Path, size: int, pairs: int, targets: int) -> None:
         pairs: TI pairs.
         targets: TR target images.
     """
-    texts = {"ti": pairs, "target": targets}
-    images: dict[str, Any] = {
-        "ti/rgb": ((pairs, size, size, 3), np.uint8),
-        "ti/target": ((pairs, size, size), np.uint16),
-        "target/target": ((targets, size, size), np.uint16),
+    columns: dict[str, NDArray[Any]] = {
+        "ti/rgb": _noise((pairs, size, size, 3), np.uint8, 256),
+        "ti/target": _noise((pairs, size, size), np.uint16, 4000),
+        "target/target": _noise((targets, size, size), np.uint16, 4000),
     }
-    names = {
-        f"{group}/{name}": text_column([f"{name}{row:06}" for row in range(count)])
-        for group, count in texts.items()
-        for name in ("id", "group")
-    }
+    for group, count in (("ti", pairs), ("target", targets)):
+        for name in ("id", "group"):
+            columns[f"{group}/{name}"] = text_column([f"{name}{row:06}" for row in range(count)])
     attrs = {"dataset": "synthetic", "modality": "depth", "unit": "mm", "classes": CLASSES}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path, attrs, names, images) as writer:
-        _fill(writer, "ti/rgb", (pairs, size, size, 3), np.uint8, 256)
-        _fill(writer, "ti/target", (pairs, size, size), np.uint16, 4000)
-        _fill(writer, "target/target", (targets, size, size), np.uint16, 4000)
+    with writing(path, attrs, columns):
+        pass
 
 
-def _fill(writer: StoreWriter, name: str, shape: tuple[int, ...], kind: Any, most: int) -> None:
+def _noise(shape: tuple[int, ...], kind: Any, most: int) -> NDArray[Any]:
     """Noise, the same block over and over: what the numbers are does not matter for time."""
-    noise = np.random.default_rng(0).integers(1, most, (min(BLOCK, shape[0]), *shape[1:]), kind)
-    for row in range(shape[0]):
-        writer.write(name, row, noise[row % len(noise)])
+    block = np.random.default_rng(0).integers(1, most, (min(BLOCK, shape[0]), *shape[1:]), kind)
+    return np.resize(block, shape)
 
 
 def make_run(folder: Path, config: Config, *, pairs: int, targets: int) -> Run:

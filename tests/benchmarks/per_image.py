@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,11 +25,10 @@ from sfkt_cli.models.saving import load_model
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages import transfer
-from sfkt_cli.training.loop import Training
 from sfkt_cli.training.recipes import classifier_optimizer
 from tests.benchmarks.made import CLASSES, make_run, settings
 from tests.benchmarks.measuring import Row, alternate, ratio_row
-from tests.benchmarks.step_time import capture
+from tests.benchmarks.step_time import capture, elsewhere
 
 BATCH, WORKERS, SIZE, REACH = 64, 2, 48, 4
 
@@ -73,13 +71,12 @@ def run(quick: bool) -> list[Row]:
 
 def _ours(config: Config, made: Run, steps: int) -> Callable[[], None]:
     """An epoch of the stage's own training."""
-    handed = capture(transfer, lambda: transfer.transfer(config, made))
+    training = capture(lambda: transfer.transfer(config, made))
+    training.objective.begin_epoch = lambda epoch: None  # type: ignore[method-assign]
 
     def epoch() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            plan = replace(handed["plan"], epochs=1, steps=steps, folder=Path(folder), select=None)
-            own = {"plan": plan, "begin_epoch": lambda epoch: None, "scores": lambda epoch: {}}
-            Training(**handed | own).fit()
+            elsewhere(training, folder, epochs=1, steps=steps).fit()
 
     return epoch
 

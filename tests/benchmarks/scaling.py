@@ -22,7 +22,6 @@ from typing import Any
 from sfkt_cli.console import quieten
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages import bridge, transfer
-from sfkt_cli.training.loop import Training
 from tests.benchmarks.made import make_run, settings
 from tests.benchmarks.measuring import Row, own_peak_mb, ratio_row
 from tests.benchmarks.step_time import capture
@@ -88,10 +87,9 @@ def measure(folder: Path, stage: str) -> dict[str, float]:
         for before in ("prepare", "source", *(["bridge"] if stage == "transfer" else [])):
             (Path(name) / before).symlink_to(folder / before)
         peak = _Peak()
-        handed = capture(module, lambda: getattr(module, stage)(_config(), run))
-        plan = handed["plan"]
+        training = capture(lambda: getattr(module, stage)(_config(), run))
         began = time.perf_counter()
-        Training(**handed | {"plan": replace(plan, epochs=1, select=None)}).fit()
+        replace(training, epochs=1, select=None).fit()
         return {
             "seconds": time.perf_counter() - began,
             "own_mb": peak.stop(),

@@ -97,7 +97,7 @@ def bridge_steps(
         _step(loss + logits[len(rgb) :].float().square().mean(), optimizer)
 
     anew = Run(run.folder, force=True)
-    return in_turn(capture(bridge, lambda: bridge.bridge(config, anew)), bare, steps, rounds)
+    return in_turn(capture(lambda: bridge.bridge(config, anew)), bare, steps, rounds)
 
 
 def transfer_steps(
@@ -116,30 +116,32 @@ def transfer_steps(
             features = student.features(ti)
         _step(logits.float().square().mean() + features.float().square().mean(), optimizer)
 
-    return in_turn(capture(transfer, lambda: transfer.transfer(config, run)), bare, steps, rounds)
+    return in_turn(capture(lambda: transfer.transfer(config, run)), bare, steps, rounds)
 
 
-def capture(module: Any, stage: Callable[[], None]) -> dict[str, Any]:
-    """What a stage hands to the training loop, without training."""
-    handed: dict[str, Any] = {}
+def capture(stage: Callable[[], None]) -> Training:
+    """What a stage would train, before it does."""
 
-    def note(plan: Any, objective: Any, batches: Any, optimizer: Any, runtime: Any, **more: Any):  # type: ignore[no-untyped-def]
-        handed.update(
-            plan=plan, objective=objective, batches=batches, optimizer=optimizer, runtime=runtime
-        )
-        handed.update(more)
-        raise _Captured
+    def note(training: Training) -> None:
+        raise _Captured(training)
 
-    with mock.patch.object(module, "Training", note):
+    with mock.patch.object(Training, "fit", note):
         try:
             stage()
-        except _Captured:
-            return handed
+        except _Captured as captured:
+            training: Training = captured.args[0]
+            return training
     raise AssertionError("the stage did not train")
 
 
+def elsewhere(training: Training, folder: str, **more: Any) -> Training:
+    """The same training in another folder, without scores."""
+    stage = replace(training.stage, folder=Path(folder))
+    return replace(training, stage=stage, select=None, scores=lambda epoch: {}, **more)
+
+
 def in_turn(
-    handed: dict[str, Any], bare: Callable[[], None], steps: int, rounds: int
+    training: Training, bare: Callable[[], None], steps: int, rounds: int
 ) -> tuple[list[float], list[float]]:
     """Seconds of ``steps`` steps of the loop and of the bare networks, in each round.
 
@@ -153,21 +155,20 @@ def in_turn(
         for _ in range(steps):
             bare()
 
+    begin_own = training.objective.begin_epoch
+
     def begin_epoch(epoch: int) -> None:
-        handed.get("begin_epoch", int)(epoch)
+        begin_own(epoch)
         bare()
         bare_times.append(seconds(repeated))
 
     def schedule(progress: float) -> float:
         marks.append(time.perf_counter())
-        return float(handed["schedule"](progress))
+        return training.schedule(progress)
 
+    training.objective.begin_epoch = begin_epoch  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
-        plan = replace(
-            handed["plan"], epochs=rounds + 1, steps=steps + 2, folder=Path(folder), select=None
-        )
-        own = {"plan": plan, "begin_epoch": begin_epoch, "schedule": schedule}
-        Training(**handed | own | {"scores": lambda epoch: {}}).fit()
+        elsewhere(training, folder, epochs=rounds + 1, steps=steps + 2, schedule=schedule).fit()
     epochs = [marks[first : first + steps + 2] for first in range(0, len(marks), steps + 2)]
     ours = [epoch[-1] - epoch[1] for epoch in epochs]
     return ours[1:], bare_times[1:]

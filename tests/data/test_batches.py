@@ -11,7 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sfkt_cli.training.batches import RowReader, Stream, geometry, shift_and_mirror
+from sfkt_cli.training.batches import (
+    Stream,
+    geometry,
+    shift_and_mirror,
+    shift_and_mirror_on_gpu,
+)
 from sfkt_cli.training.runtime import Runtime
 
 Images = NDArray[Any]
@@ -152,9 +157,8 @@ def test_gathering_equals_a_loop_over_pixels(
     noise[:3] = np.array([[0], [0.5], [0.99999]])
     noise[-1] = 0.99999
     images = random.integers(200, size=(count, height, width, *channels)).astype(kind)
-    rows = np.arange(count)
     offsets, mirrored = geometry(noise, (height, width), shift=shift, flip=flip)
-    found = RowReader(images).shifted(rows, offsets, mirrored)
+    found = shift_and_mirror(images, offsets, mirrored)
     assert found.dtype == images.dtype
     for b in range(count):
         shift_down = round((2 * float(noise[b, 0]) - 1) * shift * height)
@@ -166,8 +170,8 @@ def test_gathering_equals_a_loop_over_pixels(
                 column = min(max(column + shift_right, 0), width - 1)
                 assert (found[b, y, x] == images[b, row, column]).all()
     # And so a GPU makes them, of the batch as it is stored.
-    moved = [torch.from_numpy(each) for each in (images[rows], offsets, mirrored)]
-    np.testing.assert_array_equal(shift_and_mirror(*moved).numpy(), found)
+    moved = [torch.from_numpy(each) for each in (images, offsets, mirrored)]
+    np.testing.assert_array_equal(shift_and_mirror_on_gpu(*moved).numpy(), found)
 
 
 @pytest.mark.gpu
@@ -179,11 +183,6 @@ def test_a_gpu_makes_the_batches_of_the_cpu() -> None:
     for name, images in expected.items():
         assert found[name].device.type == "cuda"
         np.testing.assert_array_equal(found[name].cpu().numpy(), images.numpy())
-
-
-def test_images_that_lie_scattered_in_memory_are_refused() -> None:
-    with pytest.raises(ValueError, match="one after the other"):
-        RowReader(np.zeros((4, 5, 6, 3))[:, ::2])
 
 
 def test_shifts_and_mirrors_are_spread_evenly() -> None:

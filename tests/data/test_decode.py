@@ -93,12 +93,19 @@ def test_all_kinds_of_target_files_are_read(
     assert read.shape == shape
 
 
+def test_rgb_images_may_be_arrays() -> None:
+    rgb = np.random.default_rng(1).integers(0, 256, (6, 9, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(decode_rgb(npy(rgb), "x.npy")), rgb)
+
+
 @pytest.mark.parametrize(
     ("content", "name", "told"),
     [
         (b"", "x.png", "empty"),
         (b"no image", "x.png", "cannot be read as an image: its content is of no known kind"),
         (encoded(DEPTH), "x.png", "are RGB and target swapped"),
+        (npy(DEPTH), "x.npy", "has 1 channel.*are RGB and target swapped"),
+        (npy(np.zeros((8, 8, 3))), "x.npy", "64 bits a channel"),
         (tiff(np.zeros((8, 8, 3), np.uint16), photometric="rgb"), "x.tiff", "16 bits a channel"),
         (encoded(np.zeros((8, 8, 3), np.uint8))[:-20], "x.png", "damaged or cut off"),
     ],

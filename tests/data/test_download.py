@@ -49,7 +49,8 @@ def server() -> Iterator[tuple[str, Behaviour]]:
                 return
             rest = CONTENT[first:]
             self.send_response(206 if first else 200)
-            self.send_header("Content-Length", str(len(rest)))
+            if behaviour.tells_size:
+                self.send_header("Content-Length", str(len(rest)))
             self.end_headers()
             if behaviour.break_after:
                 rest = rest[: behaviour.break_after.pop(0)]
@@ -81,15 +82,15 @@ def test_file_arrives_whole_and_nothing_else_is_left(
 
 
 @pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("tells_size", [True, False])
 def test_broken_connections_are_taken_up_again(
-    server: tuple[str, Behaviour], tmp_path: Path, ranges: bool
+    server: tuple[str, Behaviour], tmp_path: Path, ranges: bool, tells_size: bool
 ) -> None:
     url, behaviour = server
-    behaviour.ranges = ranges
+    behaviour.ranges, behaviour.tells_size = ranges, tells_size
     behaviour.break_after = [300_000, 200_000]
-    path = fetch(
-        remote(url, checksum=f"md5:{hashlib.md5(CONTENT).hexdigest()}"), tmp_path, pause_s=0
-    )
+    size = 0 if tells_size else len(CONTENT)
+    path = fetch(remote(url, size=size), tmp_path, pause_s=0)
     assert path.read_bytes() == CONTENT
     assert behaviour.asked[1] == "bytes=300000-"
 
@@ -146,6 +147,15 @@ def test_full_disk_is_told_before_anything_is_fetched(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DataError, match="GB are needed"):
         fetch(remote(server[0]), tmp_path)
+
+
+def test_a_file_that_cannot_be_written_is_not_tried_again(
+    server: tuple[str, Behaviour], tmp_path: Path
+) -> None:
+    (tmp_path / "archive.zip.part").mkdir()
+    with pytest.raises(DataError, match=r"archive\.zip\.part cannot be written"):
+        fetch(remote(server[0]), tmp_path)
+    assert len(server[1].asked) == 1
 
 
 @pytest.mark.parametrize("status", [404, 503])

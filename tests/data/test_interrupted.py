@@ -23,7 +23,7 @@ from tests.data.make_archives import rgb_nir
 SETTINGS = {"dataset": "synthetic", "image_size": 32, "synthetic": {"pairs": 500}}
 COMMAND = [
     sys.executable, "-m", "sfkt_cli", "prepare", "synthetic", "--run", "run", "--json",
-    "--set", "image_size=32", "--set", "synthetic.pairs=2000",
+    "--set", "image_size=32", "--set", "synthetic.pairs=8000",
 ]  # fmt: skip
 
 

@@ -101,10 +101,10 @@ def test_holes_are_filled_from_their_rim() -> None:
 
 def test_duplicates_are_told_across_parts_only() -> None:
     samples = [
-        Sample("source", "a", "g", "x", {"rgb": b"1"}),
-        Sample("source", "b", "g", "x", {"rgb": b"1"}),
-        Sample("test", "c", "h", "x", {"rgb": b"1", "target": b"2"}),
-        Sample("ti", "d", "i", "", {"rgb": b"3", "target": b"2"}),
+        Sample("source", 0, "a", "g", "x", {"rgb": b"1"}),
+        Sample("source", 1, "b", "g", "x", {"rgb": b"1"}),
+        Sample("test", 0, "c", "h", "x", {"rgb": b"1", "target": b"2"}),
+        Sample("ti", 0, "d", "i", "", {"rgb": b"3", "target": b"2"}),
     ]
     assert duplicates(samples) == [
         "1 rgb image both in source and in test, such as a and c",

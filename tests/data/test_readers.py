@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,25 @@ def test_zip_files_are_read_without_unpacking(name: str, tmp_path: Path) -> None
     assert {entry.name for entry in tmp_path.iterdir()} == {"archive", "archive.zip"}
 
 
+@pytest.mark.parametrize(
+    ("name", "official"),
+    [
+        ("rgb-nir", "nirscene1.zip"),
+        ("sun-rgbd", "SUNRGBD.zip"),
+        ("washington-rgbd", "rgbd-dataset.zip"),
+    ],
+)
+def test_the_official_zip_file_is_found_in_its_folder(
+    name: str, official: str, tmp_path: Path
+) -> None:
+    root = MAKERS[name](tmp_path / "archive")
+    plain = read_archive(settings_of(name, root))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "readme.txt").touch()
+    zipped(root).rename(tmp_path / "data" / official)
+    assert read_archive(settings_of(name, tmp_path / "data")).records == plain.records
+
+
 @pytest.mark.parametrize("name", ["rgb-nir", "sun-rgbd", "washington-rgbd", "diml-rgbd", "folders"])
 def test_files_that_no_sample_uses_may_come_and_go(name: str, tmp_path: Path) -> None:
     config = settings_of(name, MAKERS[name](tmp_path))
@@ -120,6 +140,22 @@ def test_files_that_no_sample_uses_may_come_and_go(name: str, tmp_path: Path) ->
     used = next(path for path in tmp_path.rglob("*.*") if is_read(path, before))
     os.utime(used, ns=(0, 0))
     assert read_archive(config).digest != before.digest
+
+
+@pytest.mark.parametrize("make", [MAKERS["folders"], manifest, MAKERS["sun-rgbd"]])
+def test_a_copy_of_an_archive_gives_the_same_files(make: Any, tmp_path: Path) -> None:
+    make(tmp_path / "archive")
+    shutil.copytree(tmp_path / "archive", tmp_path / "copy")
+    for path in (tmp_path / "copy").rglob("*"):
+        os.utime(path, ns=(0, 0))
+    runs = []
+    for place in ("archive", "copy"):
+        name = "sun-rgbd" if make is MAKERS["sun-rgbd"] else "folders"
+        runs.append(Run(tmp_path / f"run of {place}"))
+        prepare(settings_of(name, tmp_path / place), runs[-1])
+    for file in FILES:
+        first, second = (run.path("prepare", file).read_bytes() for run in runs)
+        assert first == second
 
 
 def is_read(path: Path, archive: Archive) -> bool:
@@ -410,9 +446,12 @@ def test_paths_that_read_alike_have_ids_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("\n".join(["rgb,target,label,role,group", *lines[:2]]))
     records = read_archive(settings_of("folders", tmp_path)).records
     assert len({r.id for r in records}) == len({r.group for r in records}) == 2
-    (tmp_path / "manifest.csv").write_text("\n".join(["rgb,target,label,role,group", *lines]))
-    with pytest.raises(DataError, match="rename one of them"):
-        read_archive(settings_of("folders", tmp_path))
+    save(tmp_path / "tr/table/lamp-1.tif", depth(0))
+    for other, told in (("png", "is listed twice"), ("tif", "rename one of them")):
+        lines[2] = f",tr/table/lamp-1.{other},,,"
+        (tmp_path / "manifest.csv").write_text("\n".join(["rgb,target,label,role,group", *lines]))
+        with pytest.raises(DataError, match=told):
+            read_archive(settings_of("folders", tmp_path))
 
 
 def test_a_manifest_outside_of_a_zip_file_lists_what_is_in_the_zip_file(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_other_files_have_the_pixels_that_were_written(
         "PNG": ("uint8 1", "uint8 2", "uint8 3", "uint8 4", "uint16 1"),
         "BMP": ("uint8 1", "uint8 3"),
         "WEBP": ("uint8 3", "uint8 4"),
-        "NPY": ("uint8 1", "uint16 4", ">i4 2", "float32 3", "float64 1"),
+        "NPY": ("uint8 1", "uint8 3", "uint16 4", ">i4 2", "float32 3", "float64 1"),
         "PNM": ("uint16 1", "uint8 3"),
     }
     dtype, _, channels = data.draw(st.sampled_from(kinds[kind])).partition(" ")
@@ -296,6 +296,7 @@ def test_cells_of_json_lines_are_those_of_csv(tmp_path: Path) -> None:
     [
         ("manifest.csv", "target,label, target\ndepth/0.png,mug,depth/1.png\n"),
         ("manifest.jsonl", '{"target": "depth/0.png", "target": "depth/1.png"}\n'),
+        ("manifest.csv", "target,label\ndepth/0.png,mug\ndepth/0.png,pot\n"),
     ],
 )
 def test_a_manifest_that_says_a_thing_twice_is_refused(
@@ -304,7 +305,18 @@ def test_a_manifest_that_says_a_thing_twice_is_refused(
     root = manifest(tmp_path / "mine")
     (root / "manifest.csv").unlink()
     (root / name).write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=rf"{name}, line 1.*'target' is there twice"):
+    told = rf"{name}, line 1.*'target' is there twice|mine: depth/0.png is listed twice"
+    with pytest.raises(DataError, match=told):
+        read_archive(settings_of("folders", root))
+
+
+@pytest.mark.parametrize("group", ["hall\n2", "\ud83d", "\0"])
+def test_a_cell_of_json_lines_that_is_no_text_is_refused(group: str, tmp_path: Path) -> None:
+    root = manifest(tmp_path / "mine")
+    (root / "manifest.csv").unlink()
+    line = json.dumps({"target": "depth/0.png", "group": group})
+    (root / "manifest.jsonl").write_text(line, encoding="utf-8")
+    with pytest.raises(DataError, match=r"manifest\.jsonl, line 1: group .* is no text of one"):
         read_archive(settings_of("folders", root))
 
 
@@ -516,11 +528,34 @@ def test_paths_in_a_manifest_that_are_absolute_or_untidy(tmp_path: Path) -> None
         read_archive(settings_of("folders", root))
 
 
+def test_groups_of_a_manifest_in_two_spellings_are_one(tmp_path: Path) -> None:
+    root = manifest(tmp_path / "mine")
+    text = (root / "manifest.csv").read_text(encoding="utf-8")
+    for old, new in (("room0", "Küche"), ("room1", "Ku\u0308che")):
+        text = text.replace(old, new)
+    (root / "manifest.csv").write_text(text, encoding="utf-8")
+    groups = [record.group for record in read_archive(settings_of("folders", root)).records]
+    assert groups.count("Küche") == 6
+
+
 def test_a_zip_file_with_backslashes(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "own.zip", "w") as archive:
         archive.writestr("tr\\mug\\0.png", b"")
     with pytest.raises(DataError, match="has backslashes between its folders: unpack it"):
         read_archive(settings_of("folders", tmp_path / "own.zip"))
+
+
+def test_a_zip_file_whose_names_begin_with_the_folder_itself(tmp_path: Path) -> None:
+    """As `tar -a -cf own.zip .` of macOS and Windows writes them."""
+    root = folders(tmp_path / "mine")
+    expected = read_archive(settings_of("folders", root)).records
+    path = zipped(root, "./")
+    with zipfile.ZipFile(path, "a") as packed:
+        packed.writestr("./", b"")
+        packed.writestr("./tr/.hidden.png", b"")
+    archive = read_archive(settings_of("folders", path))
+    assert archive.records == expected
+    assert archive.loader.target(archive.records[0], 30).any()
 
 
 def test_a_zip_file_of_macos_with_names_that_it_does_not_call_utf_8(tmp_path: Path) -> None:

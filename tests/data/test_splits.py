@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -179,10 +180,15 @@ def test_wrong_class_names_are_told_with_the_nearest() -> None:
 
 
 def test_class_listing_tells_numbers_and_roles() -> None:
-    rows = list_class_rows(ClassesConfig(tr=("office",), ti=("cafe",)), archive())
+    unlabelled = (Record("a", "a", None, None, "t"), Record("b", "b", None, "r", "t", ("ti",)))
+    own = archive()
+    own = replace(own, records=own.records + unlabelled)
+    rows = list_class_rows(ClassesConfig(tr=("office",), ti=("cafe",)), own)
     assert [(row.name, row.role, row.pairs) for row in rows] == [
         ("office", "TR", 1),
         ("cafe", "TI", 1),
+        ("(no label)", "TI", 1),
+        ("(no label)", "TR", 0),
         ("bath room", "", 1),
         ("bed room", "", 1),
     ]

@@ -17,7 +17,6 @@ from sfkt_cli.data import store_writer
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.errors import DataError
-from sfkt_cli.training.batches import RowReader
 
 ROWS = 70
 ATTRS = {"dataset": "made", "modality": "depth", "unit": "mm", "classes": ["cup", "jüg"]}
@@ -120,13 +119,10 @@ def test_images_are_compared_block_by_block_as_they_are_read(tmp_path: Path) -> 
     images = open_store(path)["ti/rgb"]
     assert images[:32].shape == (32, 4, 4, 3)
     rows = np.array([0, 40])
-    none = np.zeros((2, 2), np.int64)
     for read in (
         lambda: images[63],
         lambda: images[rows],
         lambda: images[30:40, 1],
-        lambda: RowReader(images).plain(rows),
-        lambda: RowReader(images).shifted(rows, none, none[:, 0] > 0),
     ):
         with pytest.raises(DataError, match=r"rows 32\.\.63 of ti/rgb do not match"):
             read()

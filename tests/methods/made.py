@@ -14,24 +14,30 @@ from sfkt_cli.models.classifier import Classifier
 ENCODING = Encoding("window", 0.0, 1000.0, 1, True)
 
 
-def make_outputs(
-    source: Classifier,
-    targets: Tensor,  # stored target images (N, H, W)
-    ti_features: Tensor | None,
-    bridged_logits: Tensor | None,
-    lead: Callable[[Classifier], float] = lambda student: 3.0,
-) -> TeacherOutputs:
-    """What ``transfer`` would hand to a method."""
+class Made(TeacherOutputs):
+    """What ``transfer`` would hand to a method, of stored target images (N, H, W)."""
+
+    def __init__(
+        self,
+        source: Classifier,
+        targets: Tensor,
+        ti_features: Tensor | None,
+        bridged_logits: Tensor | None,
+        lead: Callable[[Classifier], float] = lambda student: 3.0,
+    ) -> None:
+        self.source, self.encoding, self.targets = source, ENCODING, len(targets)
+        self.ti_features, self.bridged_logits = ti_features, bridged_logits
+        self._images, self._lead = targets, lead
 
     @torch.inference_mode()
-    def predict_all(student: Classifier) -> tuple[Tensor, Tensor]:
+    def predict_all(self, student: Classifier) -> tuple[Tensor, Tensor]:
         training = student.training
-        features, logits = student.eval()(as_rgb(encode(targets, ENCODING)))
+        features, logits = student.eval()(as_rgb(encode(self._images, ENCODING)))
         student.train(training)
         return features, logits
 
-    return TeacherOutputs(
-        source=source, encoding=ENCODING, targets=len(targets), bridged_logits=bridged_logits,
-        adapt=lambda student: None, bridge_lead=lead, ti_features=ti_features,
-        predict_all=predict_all,
-    )  # fmt: skip
+    def adapt(self, student: Classifier) -> None:
+        pass
+
+    def bridge_lead(self, student: Classifier) -> float:
+        return self._lead(student)

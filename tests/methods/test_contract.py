@@ -17,11 +17,12 @@ from sfkt_cli.methods import METHODS, find_method
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.translators import Front, PointwiseTranslator
 from sfkt_cli.settings.config import Config, OptimiserConfig, build, method_settings
+from sfkt_cli.settings.runs import Stage
 from sfkt_cli.stages.transfer import start_student
-from sfkt_cli.training.loop import Batch, Plan, Training
+from sfkt_cli.training.loop import Batch, Training
 from sfkt_cli.training.recipes import classifier_optimizer, cosine
 from sfkt_cli.training.runtime import Runtime
-from tests.methods.made import ENCODING, make_outputs
+from tests.methods.made import ENCODING, Made
 
 COUNT, CLASSES, SIDE = 12, 3, 16
 EPOCHS, STEPS, BATCH = 2, 2, 4
@@ -65,7 +66,7 @@ def make_objective(method: str, source: Classifier) -> Any:
         ti_features, _ = source(rgb)
         _, bridged_logits = source(translator(encode(targets, ENCODING)))
     bridged = bridged_logits if kind.needs_bridge else None
-    return kind(student, make_outputs(source, targets, ti_features, bridged), settings())
+    return kind(student, Made(source, targets, ti_features, bridged), settings())
 
 
 def settings() -> Config:
@@ -89,23 +90,19 @@ def batches(epoch: int, step: int) -> Batch:
 
 def asked_for(objective: Any, batch: Batch) -> Batch:
     """What of a batch `sfkt transfer` would hand to this objective."""
-    views = ("tr_target_2",) if objective.needs_second_view else ()
-    pairs = ("ti_target", "ti_rows") if objective.needs_ti else ()
-    return {name: batch[name] for name in ("tr_target", "tr_rows", *views, *pairs)}
+    kinds = {f"{name[:2]}_rows" for name in objective.images}
+    return {name: batch[name] for name in objective.images | kinds}
 
 
 def train(method: str, objective: Any, folder: Path, batches: Callable[[int, int], Batch]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     own = method_settings(settings(), method)
-    plan = Plan(
-        title=method, seed=0, epochs=EPOCHS, steps=STEPS, weights=objective.weights, folder=folder,
-        checkpoint_seconds=0.0,
-    )  # fmt: skip
+    config = build({"runtime": {"checkpoint_seconds": 0.0}})
     Training(
-        plan, objective, lambda epoch, step: asked_for(objective, batches(epoch, step)),
-        classifier_optimizer(objective.student, *own.rates(pretrained=False), 1e-3),
-        RUNTIME, schedule=cosine, keep=objective.student, begin_epoch=objective.begin_epoch,
-        after_step=objective.after_step,
+        method, Stage(method, folder, config, {}, {}), objective,
+        lambda epoch, step: asked_for(objective, batches(epoch, step)),
+        classifier_optimizer(objective.student, *own.rates(pretrained=False), 1e-3), RUNTIME,
+        epochs=EPOCHS, steps=STEPS, schedule=cosine, keep=objective.student,
     ).fit()  # fmt: skip
 
 

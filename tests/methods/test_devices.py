@@ -19,7 +19,7 @@ from sfkt_cli.models.classifier import freeze
 from sfkt_cli.models.translators import TRANSLATORS, Front, make_translator
 from sfkt_cli.settings.config import build
 from sfkt_cli.stages.transfer import start_student
-from tests.methods.made import ENCODING, make_outputs
+from tests.methods.made import ENCODING, Made
 from tests.methods.test_contract import (
     BATCH,
     CLASSES,
@@ -60,7 +60,7 @@ def test_a_step_of_transfer_stays_on_its_device_and_asks_it_nothing(method: str,
 
     targets = blank(COUNT, SIDE, SIDE, dtype=torch.int32)
     ti_features, bridged = blank(COUNT, source.feature_size), blank(COUNT, CLASSES)
-    outputs = make_outputs(source, targets, ti_features, bridged)
+    outputs = Made(source, targets, ti_features, bridged)
     all_terms = {"self_from": 0}
     config = build({"transfer": {"epochs": EPOCHS}, "tgkt": all_terms})
     objective = objective_class(student, outputs, config).to(NOWHERE)

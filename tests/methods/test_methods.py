@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,8 +31,7 @@ from sfkt_cli.settings.config import Config, build
 from sfkt_cli.stages.bridge import loss_weights
 from sfkt_cli.stages.transfer import start_student
 from sfkt_cli.training.loop import Batch
-from tests.methods import made
-from tests.methods.made import ENCODING
+from tests.methods.made import ENCODING, Made
 
 COUNT, CLASSES, FEATURES, SIDE = 12, 3, 8, 16
 
@@ -74,7 +72,7 @@ def make_outputs(
     with torch.no_grad():
         ti_features, _ = source(torch.rand(COUNT, 3, SIDE, SIDE, generator=generator))
     bridged = 2 * torch.randn(COUNT, CLASSES, generator=generator)
-    return made.make_outputs(source, make_batch()["tr_target"], ti_features, bridged, lead)
+    return Made(source, make_batch()["tr_target"], ti_features, bridged, lead)
 
 
 def make_objective(method: str, source: Classifier, config: Config) -> Any:
@@ -83,6 +81,13 @@ def make_objective(method: str, source: Classifier, config: Config) -> Any:
     if kind.translated:
         student.front = Front(freeze(UNetTranslator(1, 4)), 1)
     return kind(student, make_outputs(source), config)
+
+
+def make_tgkt(
+    settings: dict[str, Any], lead: Callable[[Classifier], float] = lambda student: 3.0
+) -> Tgkt:
+    source = make_source()
+    return Tgkt(start_student(source), make_outputs(source, lead), build(settings))
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
@@ -280,13 +285,11 @@ def test_pseudo_labels_equal_a_slow_loop(seed: int, rounds: int) -> None:
 
 
 def test_the_bridge_teaches_as_far_as_it_is_trusted_beside_the_student() -> None:
-    source = make_source()
-    beside_student = iter([2.6, 0.0, -0.7, 5.0, -1.0])
-    outputs = make_outputs(source, lambda student: next(beside_student))
-    assert outputs.bridged_logits is not None
-    objective = Tgkt(start_student(source), outputs, build({"transfer": {"epochs": 5}})).eval()
+    leads = iter([2.6, 0.0, -0.7, 5.0, -1.0])
+    objective = make_tgkt({"transfer": {"epochs": 5}}, lambda student: next(leads)).eval()
     batch = make_batch()
-    teacher = outputs.bridged_logits.softmax(dim=1)[batch["tr_rows"]]
+    assert objective.outputs.bridged_logits is not None
+    teacher = objective.outputs.bridged_logits.softmax(dim=1)[batch["tr_rows"]]
     for epoch, weight in enumerate([0.6, 0.6, 0.3, 0.4, 0.0]):
         objective.begin_epoch(epoch)
         _, logits = objective.student(as_rgb(encode(batch["tr_target"], ENCODING)))
@@ -298,66 +301,52 @@ def test_the_bridge_is_compared_with_a_student_of_the_targets_statistics() -> No
     source = make_source()
     adapted: list[Classifier] = []
     outputs = make_outputs(source, lambda student: 2.5 if adapted == [student] else 9.0)
+    outputs.adapt = adapted.append  # type: ignore[method-assign, assignment]
     student = start_student(source)
-    assert Tgkt(student, replace(outputs, adapt=adapted.append), build({})).trust == 0.5
+    assert Tgkt(student, outputs, build({})).trust == 0.5
     assert Tgkt(student, make_outputs(source, lambda student: 9.0), build({})).trust == 1.0
 
 
 def test_the_paper_trusts_its_bridge_to_the_end() -> None:
-    source = make_source()
-    paper = build({"transfer": {"epochs": 4}, "tgkt": {"trust": "full"}})
-    objective = Tgkt(start_student(source), make_outputs(source, lambda student: 0.0), paper)
+    paper = {"transfer": {"epochs": 4}, "tgkt": {"trust": "full"}}
+    objective = make_tgkt(paper, lambda student: 0.0)
     for epoch in range(4):
         objective.begin_epoch(epoch)
         assert float(objective.bridge_weight) == 1.0
 
 
 def test_a_bridge_without_trust_teaches_nothing() -> None:
-    source = make_source()
-    beside_student = iter([2.0, 9.0])
-    outputs = make_outputs(source, lambda student: next(beside_student))
-    objective = Tgkt(start_student(source), outputs, build({}))
+    leads = iter([2.0, 9.0])
+    objective = make_tgkt({}, lambda student: next(leads))
     for epoch in range(2):
         objective.begin_epoch(epoch)
     terms = objective(make_batch())
     assert set(terms) == {"kl", "f", "im", "self"}
     assert terms["kl"].item() == 0.0
-    outputs = make_outputs(source, lambda student: 0.0)
     with pytest.raises(ConfigError, match=r"tgkt.beta_f are 0.*may get no trust"):
-        Tgkt(
-            start_student(source),
-            outputs,
-            build({"tgkt": {"beta_im": 0, "beta_f": 0, "beta_self": 0}}),
-        )
+        make_tgkt({"tgkt": {"beta_im": 0, "beta_f": 0, "beta_self": 0}}, lambda student: 0.0)
 
 
 def test_no_pairs_are_loaded_without_their_term() -> None:
-    source = make_source()
-    objective = Tgkt(start_student(source), make_outputs(source), build({"tgkt": {"beta_f": 0}}))
-    batch = make_batch()
+    objective, batch = make_tgkt({"tgkt": {"beta_f": 0}}), make_batch()
     assert not objective.needs_ti
     del batch["ti_target"], batch["ti_rows"]
     assert set(objective(batch)) == {"kl", "im"}
 
 
 def test_pseudo_labels_come_when_they_are_due() -> None:
-    source = make_source()
-    config = build({"transfer": {"epochs": 4}, "tgkt": {"self_from": 0.5}})
-    outputs = make_outputs(source)
-    objective = Tgkt(start_student(source), outputs, config)
+    objective = make_tgkt({"transfer": {"epochs": 4}, "tgkt": {"self_from": 0.5}})
     for epoch in range(4):
         objective.begin_epoch(epoch)
         terms = {"kl", "f", "im"} | ({"self"} if epoch >= 2 else set())
         assert set(objective(make_batch())) == terms
         assert bool(objective.prior.eq(1.0 / CLASSES).all()) == (epoch < 2)
-    labels, _ = cluster_labels(*outputs.predict_all(objective.student), rounds=1)
+    labels, _ = cluster_labels(*objective.outputs.predict_all(objective.student), rounds=1)
     assert objective.pseudo_labels.equal(labels)
 
 
 def test_target_images_and_pairs_share_their_batch_statistics() -> None:
-    source = make_source()
-    objective = Tgkt(start_student(source), make_outputs(source), build({}))
-    batch = make_batch()
+    objective, batch = make_tgkt({}), make_batch()
     alone = copy.deepcopy(objective.student)
     terms = objective(batch)
     both = torch.cat([batch["tr_target"], batch["ti_target"]])
@@ -436,17 +425,14 @@ def test_kappa_of_a_hand_computed_example() -> None:
 
 
 def test_class_frequencies_are_the_students_own_from_when_they_are_due() -> None:
-    source = make_source()
-    student, outputs = start_student(source), make_outputs(source)
-    later = build({"transfer": {"epochs": 10}, "tgkt": {"self_from": 0.3}})
-    objective = Tgkt(student, outputs, later)
+    objective = make_tgkt({"transfer": {"epochs": 10}, "tgkt": {"self_from": 0.3}})
     objective.begin_epoch(2)
     assert torch.allclose(objective.prior, torch.full((CLASSES,), 1 / CLASSES))
     objective.begin_epoch(3)
-    predicted = outputs.predict_all(student)[1].softmax(dim=1).mean(dim=0)
+    predicted = objective.outputs.predict_all(objective.student)[1].softmax(dim=1).mean(dim=0)
     assert torch.allclose(objective.prior, 0.5 * predicted + 0.5 / CLASSES)
     assert float(objective.prior.std()) > 0.005
-    equal = Tgkt(student, outputs, build({"tgkt": {"prior": "equal", "self_from": 0}}))
+    equal = make_tgkt({"tgkt": {"prior": "equal", "self_from": 0}})
     equal.begin_epoch(0)
     assert torch.allclose(equal.prior, torch.full((CLASSES,), 1 / CLASSES))
 
@@ -630,9 +616,10 @@ def test_batch_norms_of_the_frozen_source_stay_asleep_under_train() -> None:
 @pytest.mark.parametrize("method", ["tgkt", "distill", "socket"])
 def test_what_a_method_needs_is_asked_for(method: str) -> None:
     source = make_source()
-    known = vars(make_outputs(source)) | {"bridged_logits": None, "ti_features": None}
+    outputs = make_outputs(source)
+    outputs.bridged_logits = outputs.ti_features = None
     with pytest.raises(ValueError, match="needs"):
-        find_method(method)(start_student(source), TeacherOutputs(**known), Config())
+        find_method(method)(start_student(source), outputs, Config())
 
 
 def test_label_free_scores() -> None:

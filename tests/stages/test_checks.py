@@ -12,19 +12,21 @@ import torch
 from torch import nn
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
-from sfkt_cli.data.store import open_store
+from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.methods.label_free import Judge
+from sfkt_cli.methods.objective import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model
 from sfkt_cli.settings.config import Config, build
-from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.runs import Run, Stage
 from sfkt_cli.stages.source import source
-from sfkt_cli.stages.transfer import calibrated, look_through_frozen
-from sfkt_cli.training.pairs import held_out_pairs, open_batches, settle_batches
+from sfkt_cli.stages.transfer import calibrated
+from sfkt_cli.training.pairs import TransferBatches, held_out_pairs, settle_batches
 from sfkt_cli.training.predicting import View
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
+IMAGES = ("ti_target", "ti_rgb", "tr_target")
 STILL = {"shift": 0.0, "flip": False, "min_steps": 1}
 
 
@@ -32,12 +34,23 @@ def settings(**training: object) -> Config:
     return build({"training": {**STILL, **training}, "runtime": {"gpus": 0, "batch_size": 16}})
 
 
+def make_batches(config: Config, store: Store, size: int = 16) -> TransferBatches:
+    return TransferBatches(config, store, IMAGES, CPU, size)
+
+
+def settled(
+    config: Config, store: Store, folder: Path, *images: str, runtime: Runtime = CPU
+) -> TransferBatches:
+    stage = Stage("test", folder, config, {}, {})
+    return settle_batches(stage, store, images or IMAGES, runtime, nn.Identity())
+
+
 def test_shuffled_pairs_have_partners_of_other_pairs(untrained_run: Run) -> None:
     store = open_store(untrained_run.transfer_store)
     rgb = store["ti/rgb"]
     for shuffle in (False, True):
         config = settings(shuffle_pairs=shuffle)
-        batch = open_batches(config, store, CPU, 16)(0, 0)
+        batch = make_batches(config, store)(0, 0)
         targets = [
             int(np.flatnonzero((store["ti/target"] == image).all(axis=(1, 2)))[0])
             for image in batch["ti_target"].numpy()
@@ -50,8 +63,8 @@ def test_shuffled_pairs_have_partners_of_other_pairs(untrained_run: Run) -> None
 def test_a_share_of_the_pairs_leaves_the_steps_as_they_are(untrained_run: Run) -> None:
     store = open_store(untrained_run.transfer_store)
     whole, part = settings(), settings(ti_fraction=0.25)
-    batches = [open_batches(config, store, CPU, 16) for config in (whole, part)]
-    counts = [each.ti.count for each in batches if each.ti is not None]
+    batches = [make_batches(config, store) for config in (whole, part)]
+    counts = [each.streams["ti"].count for each in batches]
     assert counts[1] == round(counts[0] / 4)
     assert batches[0].steps == batches[1].steps
 
@@ -102,12 +115,11 @@ def test_a_method_without_pairs_shows_no_image_twice_in_a_batch(untrained_run: R
         update={"runtime": config.runtime.model_copy(update={"batch_size": 4096})}
     )
     for ti in (False, True):
-        batches = settle_batches(
-            config, store, untrained_run.folder, CPU, nn.Identity(), ti_rgb=False, ti=ti
-        )
+        pairs = ("ti_target",) if ti else ()
+        batches = settled(config, store, untrained_run.folder, "tr_target", *pairs)
         rows = batches(0, 0)["tr_rows"]
         assert (len(rows) == len(set(rows.tolist())) == count) != ti
-        assert (batches.ti is not None) == ti
+        assert ("ti" in batches.streams) == ti
 
 
 @pytest.mark.parametrize("size", [16, "auto"])
@@ -118,20 +130,18 @@ def test_a_dry_run_tries_one_of_several_gpus_with_its_share(
     monkeypatch.setattr("sfkt_cli.training.batch_size._reckon", lambda *tried: 8)
     store, config = open_store(untrained_run.transfer_store), settings()
     runtime = make_runtime(config.runtime, dry=True)
-    real = settle_batches(config, store, tmp_path, CPU, nn.Identity())
+    real = settled(config, store, tmp_path)
     asked = config.runtime.model_copy(update={"batch_size": size})
     config = config.model_copy(update={"runtime": asked})
-    tried = settle_batches(config, store, tmp_path, runtime, nn.Identity())
+    tried = settled(config, store, tmp_path, runtime=runtime)
     assert (tried.batch_size, tried.steps) == (16, real.steps)
     assert [len(batches(0, 0)["tr_rows"]) for batches in (real, tried)] == [16, 8]
 
 
 def test_a_method_may_ask_for_a_second_view(untrained_run: Run) -> None:
     store, config = open_store(untrained_run.transfer_store), settings(shift=0.2)
-    objective = nn.Identity()
-    objective.needs_second_view = True  # type: ignore[assignment]
-    batches = settle_batches(config, store, untrained_run.folder, CPU, objective, ti_rgb=False)
-    batch = batches(0, 0)
+    images = ("ti_target", "tr_target", "tr_target_2")
+    batch = settled(config, store, untrained_run.folder, *images)(0, 0)
     assert batch["tr_target"].shape == batch["tr_target_2"].shape
     assert not torch.equal(batch["tr_target"], batch["tr_target_2"])
     assert "ti_target_2" not in batch
@@ -141,7 +151,7 @@ def test_an_epoch_passes_few_target_images_several_times(untrained_run: Run) -> 
     store = open_store(untrained_run.transfer_store)
     count = store.count("target")
     few, many = settings(min_steps=1), settings(min_steps=100)
-    passes = [open_batches(config, store, CPU, 16).passes for config in (few, many)]
+    passes = [make_batches(config, store).passes for config in (few, many)]
     assert 1.0 <= passes[0] < passes[1]
     assert passes[1] == 100 * 16 / count
 
@@ -177,7 +187,7 @@ def test_a_stage_with_another_seed_trains_on_the_same_pairs(untrained_run: Run) 
     _, held_out = held_out_pairs(store)
     for seed in range(3):
         config = settings().model_copy(update={"seed": seed})
-        batches = open_batches(config, store, CPU, 16)
+        batches = make_batches(config, store)
         seen = [batches(0, step)["ti_rows"].tolist() for step in range(batches.steps)]
         assert not {row for rows in seen for row in rows} & {*held_out.tolist()}
 
@@ -190,7 +200,7 @@ def test_pairs_that_the_bridge_was_trained_on_prove_nothing(untrained_run: Run) 
     trained, held_out = held_out_pairs(store)
     leads = []
     for rows in (held_out, trained):
-        outputs = look_through_frozen(
+        outputs = TeacherOutputs(
             store, freeze(source.module), translator, translator.card.encoding, CPU,
             (trained, rows), ti=True,
         )  # fmt: skip

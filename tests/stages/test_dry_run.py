@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from sfkt_cli.settings.runs import Run
+from tests.data.make_archives import folders
 from tests.stages.test_json import TINY, called
 
 STAGES = ("source", "bridge", "transfer --method shot", "transfer --method nrc", "evaluate")
@@ -85,7 +86,7 @@ def test_what_is_slow_on_a_cpu_is_tried_with_few_images_and_scaled_up(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("sfkt_cli.training.loop.PATIENCE_S", 0.0)
+    monkeypatch.setattr("sfkt_cli.training.trial.PATIENCE_S", 0.0)
     (plan,) = plans("bridge --force", capsys, "--run", "runs/synthetic")
     assert plan["trial"]["scaled"]
     assert any("scaled up" in note for note in plan["notes"])
@@ -98,6 +99,20 @@ def test_what_the_stage_would_refuse_is_refused(
     words = ("prepare", "synthetic", "--config", "tiny.yaml", "--set", "seed=5", "--dry-run")
     assert called(*words) == 1
     assert "was 0, now 5" in capsys.readouterr().err
+
+
+def test_a_prepared_archive_may_be_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders(tmp_path / "mine").rename("archive")
+    words = ("prepare", "folders", "--root", "archive", "--set", "image_size=30")
+    assert called(*words) == 0
+    Path("archive").rename("mine")
+    for more in ((), ("--dry-run",)):
+        capsys.readouterr()
+        assert called(*words, *more) == 0
+        assert "finished already" in capsys.readouterr().err
 
 
 def test_a_download_is_told_and_not_begun(

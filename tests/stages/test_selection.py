@@ -10,8 +10,7 @@ from sfkt_cli.evaluation.labelled import read_splits
 from sfkt_cli.evaluation.sections import epoch_choice
 from sfkt_cli.files import write_record, write_text
 from sfkt_cli.settings.config import build, parse_assignments
-from sfkt_cli.settings.runs import Stage
-from sfkt_cli.training.pairs import load_epochs, open_batches, selector, write_epoch
+from sfkt_cli.training.pairs import TransferBatches, load_epochs, selector, write_epoch
 from sfkt_cli.training.runtime import Runtime
 from tests.stages.evaluation_runs import make_run
 
@@ -62,9 +61,10 @@ def test_pairs_choose_the_epoch_of_methods_that_are_not_trained_on_them(
 ) -> None:
     config = build(parse_assignments(["training.select=ti_rank"]))
     runtime = Runtime(torch.device("cpu"), torch.float32)
-    batches = open_batches(config, open_store(make_run(tmp_path).transfer_store), runtime, 2, ti=ti)
-    stage = Stage("transfer/shot", tmp_path, config, {}, {})
-    assert batches.plan(stage, "shot", 1, {}).select == "ti_rank"
+    images = ["tr_target", *(["ti_target"] if ti else [])]
+    store = open_store(make_run(tmp_path).transfer_store)
+    batches = TransferBatches(config, store, images, runtime, 2)
+    assert selector(config, ti=batches.paired) == "ti_rank"
 
 
 def test_epochs_are_overwritten_from_where_a_stage_goes_on(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -19,11 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from sfkt_cli.errors import Interrupted, RunError
+from sfkt_cli.settings.config import build
+from sfkt_cli.settings.runs import Stage
 from sfkt_cli.training.checkpoint import PREVIOUS, STATE, load_states, save_state
-from sfkt_cli.training.loop import Batch, Fitted, Plan, Training, Tried
+from sfkt_cli.training.loop import Batch, Fitted, LossTerms, Training
 from sfkt_cli.training.predicting import FEW, predict_rows
 from sfkt_cli.training.recipes import cosine, inverse_decay
 from sfkt_cli.training.runtime import Runtime, Trial, seed_all
+from sfkt_cli.training.trial import Tried
 from tests.training.worlds import Plain
 
 EPOCHS, STEPS = 3, 4
@@ -31,7 +35,7 @@ RUNTIME = Runtime(torch.device("cpu"), torch.float32)
 State = dict[str, Tensor]
 
 
-class Objective(nn.Module):
+class Objective(LossTerms):
     """Regression with batch norm, dropout, noise and a target that is refreshed each epoch."""
 
     goal: Tensor
@@ -43,6 +47,7 @@ class Objective(nn.Module):
             nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 2)
         )
         self.register_buffer("goal", torch.zeros(2))
+        self.weights = {"small": 0.1}
 
     def begin_epoch(self, epoch: int) -> None:
         self.goal.copy_(torch.rand(2) + epoch)
@@ -61,56 +66,48 @@ def batches(epoch: int, step: int) -> Batch:
     return {"images": torch.rand(6, 5, generator=generator), "rows": rows}
 
 
-def make_plan(folder: Path, **more: Any) -> Plan:
-    usual: dict[str, Any] = {
-        "title": "test",
-        "seed": 3,
-        "epochs": EPOCHS,
-        "steps": STEPS,
-        "weights": {"small": 0.1},
-        "folder": folder,
-        "checkpoint_seconds": 1e9,
-    }
-    return Plan(**usual | more)
-
-
-def train(
+def make_training(
     folder: Path,
     objective: Objective | None = None,
-    batches: Callable[[int, int], Batch] = batches,
-    scores: Callable[[int], dict[str, float]] = lambda epoch: {},
+    *,
     learning_rate: float = 0.05,
-    **plan: Any,
-) -> tuple[Objective, Fitted]:
+    settings: dict[str, Any] | None = None,  # of ``training``
+    checkpoint_seconds: float = 1e9,
+    inputs: dict[str, str] | None = None,
+    **more: Any,
+) -> Training:
     folder.mkdir(parents=True, exist_ok=True)
     objective = objective or Objective()
+    runtime = {"checkpoint_seconds": checkpoint_seconds}
+    config = build({"seed": 3, "training": settings or {}, "runtime": runtime})
     optimizer = torch.optim.SGD(
         objective.parameters(), lr=learning_rate, momentum=0.9, nesterov=True
     )
-    fitted = Training(
-        make_plan(folder, **plan),
-        objective,
-        batches,
-        optimizer,
-        RUNTIME,
-        schedule=cosine,
-        keep=objective.network,
-        begin_epoch=objective.begin_epoch,
-        scores=scores,
-    ).fit()
-    return objective, fitted
+    usual: dict[str, Any] = {
+        "batches": batches, "runtime": RUNTIME, "epochs": EPOCHS, "steps": STEPS,
+        "schedule": cosine, "keep": objective.network,
+    }  # fmt: skip
+    stage = Stage("test", folder, config, {}, inputs or {})
+    return Training("test", stage, objective, optimizer=optimizer, **usual | more)
+
+
+def train(
+    folder: Path, objective: Objective | None = None, **more: Any
+) -> tuple[Objective, Fitted]:
+    training = make_training(folder, objective, **more)
+    fitted = training.fit()
+    assert isinstance(training.objective, Objective)
+    return training.objective, fitted
 
 
 def test_a_dry_run_takes_two_steps_and_writes_nothing(tmp_path: Path) -> None:
-    objective, trial = Objective(), Trial()
-    optimizer = torch.optim.SGD(objective.parameters(), lr=0.05, momentum=0.9)
-    steps = []
+    objective, trial, steps = Objective(), Trial(), list[int]()
     objective.register_forward_hook(lambda *given: steps.append(len(given[1][0]["images"])))
     with pytest.raises(Tried):
-        Training(
-            make_plan(tmp_path), objective, batches, optimizer, replace(RUNTIME, trial=trial),
-            schedule=cosine, keep=objective.network, scores=lambda epoch: {"score": 1.0},
-        ).fit()  # fmt: skip
+        train(
+            tmp_path, objective, runtime=replace(RUNTIME, trial=trial),
+            scores=lambda epoch: {"score": 1.0},
+        )  # fmt: skip
     assert steps == [4, 6]
     assert (trial.epochs, trial.steps) == (EPOCHS, STEPS)
     assert trial.seconds > EPOCHS * STEPS * trial.step_s
@@ -264,56 +261,39 @@ def test_schedules_stay_in_range(schedule: Callable[[float], float]) -> None:
     assert factors[-1] < 0.2
 
 
-def test_the_weights_of_the_best_score_are_kept(tmp_path: Path) -> None:
-    objective = Objective()
-    seen: list[State] = []
-    values = iter([0.2, 0.9, float("nan")])
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [([0.2, 0.9, math.nan], 1), ([math.nan, 0.5, 0.2], 1), ([math.nan] * 3, 0)],
+)
+def test_the_weights_of_the_best_score_are_kept(
+    tmp_path: Path, values: list[float], best: int
+) -> None:
+    """A score that is no number does not keep what never trained."""
+    objective, seen = Objective(), list[State]()
 
     def scores(epoch: int) -> dict[str, float]:
         assert not objective.training
         assert torch.is_inference_mode_enabled()
-        state = objective.network.state_dict()
-        seen.append({name: value.detach().clone() for name, value in state.items()})
-        return {"agreement": next(values)}
-
-    _, fitted = train(tmp_path, objective, scores=scores, select="agreement")
-    assert fitted.best_epoch == 1
-    assert not same(seen[1], seen[2])
-    assert same(objective.network.state_dict(), seen[1])
-
-
-@pytest.mark.parametrize(("values", "best"), [([math.nan, 0.5, 0.2], 1), ([math.nan] * 3, 0)])
-def test_a_score_that_is_no_number_does_not_keep_what_never_trained(
-    tmp_path: Path, values: list[float], best: int
-) -> None:
-    objective = Objective()
-    seen: list[State] = []
-
-    def scores(epoch: int) -> dict[str, float]:
-        state = objective.network.state_dict()
-        seen.append({name: value.detach().clone() for name, value in state.items()})
+        seen.append(copy.deepcopy(objective.network.state_dict()))
         return {"agreement": values[epoch]}
 
     _, fitted = train(tmp_path, objective, scores=scores, select="agreement")
     assert fitted.best_epoch == best
+    assert not same(seen[1], seen[2])
     assert same(objective.network.state_dict(), seen[best])
 
 
 def test_the_best_weights_survive_an_interruption(tmp_path: Path) -> None:
-    def scored() -> Callable[[int], dict[str, float]]:
-        return lambda epoch: {"agreement": values.pop(0)}
+    def train_on(folder: str, objective: Objective | None = None) -> tuple[Objective, Fitted]:
+        return train(tmp_path / folder, objective, scores=scores, select="agreement")
 
-    values = [0.9, 0.5, 0.1]
-    whole, _ = train(tmp_path / "whole", scores=scored(), select="agreement")
-    values = [0.9, 0.5, 0.1]
+    def scores(epoch: int) -> dict[str, float]:
+        return {"agreement": 0.9 - 0.4 * epoch}
+
+    whole, _ = train_on("whole")
     with pytest.raises(Interrupted):
-        train(
-            tmp_path / "parts",
-            Killed((2, 1), signal.SIGTERM),
-            scores=scored(),
-            select="agreement",
-        )
-    resumed, fitted = train(tmp_path / "parts", scores=scored(), select="agreement")
+        train_on("parts", Killed((2, 1), signal.SIGTERM))
+    resumed, fitted = train_on("parts")
     assert fitted.best_epoch == 0
     assert same(whole.state_dict(), resumed.state_dict())
 
@@ -401,11 +381,8 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_kept(
 def test_each_step_of_the_optimiser_is_followed_by_after_step(tmp_path: Path) -> None:
     objective, weights = Objective(), list[Tensor]()
     first = next(objective.parameters())
-    optimizer = torch.optim.SGD(objective.parameters(), lr=0.05)
-    Training(
-        make_plan(tmp_path), objective, batches, optimizer, RUNTIME, schedule=cosine,
-        keep=objective.network, after_step=lambda: weights.append(first.detach().clone()),
-    ).fit()  # fmt: skip
+    objective.after_step = lambda: weights.append(first.detach().clone())  # type: ignore[method-assign]
+    train(tmp_path, objective)
     assert len(weights) == EPOCHS * STEPS
     assert not any(torch.equal(weight, later) for weight, later in pairwise(weights))
     assert torch.equal(weights[-1], first)
@@ -441,7 +418,7 @@ def test_the_gradient_norm_is_clipped(tmp_path: Path) -> None:
         return {"images": 1e3 * batches(epoch, step)["images"]}
 
     objective, _ = train(
-        tmp_path, batches=large, clip_norm=1e-3, learning_rate=1.0, epochs=1, steps=1
+        tmp_path, batches=large, settings={"clip_norm": 1e-3}, learning_rate=1.0, epochs=1, steps=1
     )
     before, after = Objective().state_dict(), objective.state_dict()
     names = [name for name, _ in objective.named_parameters()]
@@ -471,21 +448,19 @@ def test_a_damaged_state_gives_way_to_the_one_before(
     assert load() == []
 
 
+def stopped(folder: Path, **more: Any) -> Path:
+    """A training that was stopped in its second epoch, after two states; the newest of them."""
+    with pytest.raises(Interrupted):
+        train(folder, Killed((1, 2), signal.SIGTERM), checkpoint_seconds=0.0, **more)
+    return folder / "checkpoint" / STATE
+
+
 def test_a_run_whose_state_is_damaged_goes_on_from_the_one_before(tmp_path: Path) -> None:
     whole, _ = train(tmp_path / "whole")
-    with pytest.raises(Interrupted):
-        train(tmp_path / "parts", Killed((1, 2), signal.SIGTERM), checkpoint_seconds=0.0)
-    state = tmp_path / "parts" / "checkpoint" / STATE
+    state = stopped(tmp_path / "parts")
     state.write_bytes(state.read_bytes()[:-200])
     resumed, _ = train(tmp_path / "parts")
     assert same(whole.state_dict(), resumed.state_dict())
-
-
-def stopped(folder: Path, **plan: Any) -> Path:
-    """A training that was stopped in its second epoch, after two states; the newest of them."""
-    with pytest.raises(Interrupted):
-        train(folder, Killed((1, 2), signal.SIGTERM), checkpoint_seconds=0.0, **plan)
-    return folder / "checkpoint" / STATE
 
 
 @pytest.mark.parametrize("change", ["objective", "optimizer", "best", "progress"])
@@ -508,7 +483,7 @@ def test_states_of_other_settings_are_not_gone_on_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, _ = train(tmp_path / "whole")
-    stopped(tmp_path / "parts", made_for="others")
+    stopped(tmp_path / "parts", inputs={"images": "others"})
     resumed, fitted = train(tmp_path / "parts")
     said = capsys.readouterr().err
     assert "belongs to other settings" in said
@@ -523,7 +498,7 @@ def test_patience_stops_after_epochs_without_a_better_score(tmp_path: Path) -> N
     def scores(epoch: int) -> dict[str, float]:
         return {"label_free": values[epoch]}
 
-    more: dict[str, Any] = {"epochs": 6, "select": "label_free", "patience": 2}
+    more: dict[str, Any] = {"epochs": 6, "select": "label_free", "settings": {"patience": 2}}
     _, fitted = train(tmp_path / "whole", scores=scores, **more)
     assert (fitted.best_epoch, len(fitted.history)) == (1, 4)
     killed = Killed((2, 1), signal.SIGTERM)
@@ -531,5 +506,5 @@ def test_patience_stops_after_epochs_without_a_better_score(tmp_path: Path) -> N
         train(tmp_path / "parts", killed, scores=scores, **more)
     _, again = train(tmp_path / "parts", scores=scores, **more)
     assert without_time(again.history) == without_time(fitted.history)
-    _, patient = train(tmp_path / "patient", scores=scores, **more | {"patience": 3})
+    _, patient = train(tmp_path / "patient", scores=scores, **more | {"settings": {"patience": 3}})
     assert patient.best_epoch == 4

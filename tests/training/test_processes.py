@@ -22,6 +22,7 @@ from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.files import sha256_file
 from sfkt_cli.settings.config import build, to_yaml
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.stages.bridge import bridge
 from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.stages.source import source
 from sfkt_cli.training.runtime import Runtime, check_batch_norms
@@ -195,6 +196,26 @@ def test_a_failed_process_leaves_no_temporary_file(
     assert "do not match their checksum" in errors
     assert errors.count("sfkt: ") == 1, errors
     assert not list(temporary.iterdir())
+
+
+def test_where_nothing_was_saved_nobody_is_told_to_leave_force_out(
+    started: Run, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run", force=True)
+    shutil.copytree(started.folder, run.folder)
+    shutil.copy(started.folder.parent / "tiny.yaml", tmp_path)
+    bridge(build(TINY), run)
+    endless = ("--set", "training.min_steps=100000", "--set", "runtime.checkpoint_seconds=1000")
+    process = start_bridge(run, "--force", *endless, "--set", "runtime.batch_size=2")
+    while not run.path(".bridge.before").exists() and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(workers_of(process.pid)[1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=90)
+    assert "was killed (SIGKILL" in errors
+    assert "without --force" not in errors
+    assert "give --force again" in errors
+    assert "2 CPU processes share batches of 4" in errors  # two rows each, at least
+    assert run.finished("bridge")
 
 
 @pytest.mark.slow

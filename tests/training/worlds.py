@@ -20,9 +20,11 @@ from sfkt_cli.distributed import from_all_processes, mean_over_processes
 from sfkt_cli.methods.objective import Bank
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.settings.config import build
+from sfkt_cli.settings.runs import Stage
 from sfkt_cli.training.batch_size import _try_on_gpu
 from sfkt_cli.training.batches import Stream
-from sfkt_cli.training.loop import Batch, Plan, Training
+from sfkt_cli.training.loop import Batch, Training
 from sfkt_cli.training.predicting import View, predict_rows
 from sfkt_cli.training.recipes import cosine
 from sfkt_cli.training.runtime import Runtime, seed_all
@@ -152,17 +154,14 @@ def remembered(runtime: Runtime) -> Tensors:
 
 def training(runtime: Runtime, folder: Path) -> list[dict[str, float]]:
     """Rows of metrics of a short training."""
-    objective = make_objective()
-    plan = Plan(
-        title="test", seed=3, epochs=2, steps=5, weights=WEIGHTS,
-        folder=folder / f"fit{runtime.world}", checkpoint_seconds=0.0,
-    )  # fmt: skip
-    plan.folder.mkdir(exist_ok=True)
-    optimizer = torch.optim.SGD(objective.parameters(), lr=0.05, momentum=0.9)
-    batches = make_batches(runtime)
+    objective, place = make_objective(), folder / f"fit{runtime.world}"
+    place.mkdir(exist_ok=True)
+    config = build({"seed": 3, "runtime": {"checkpoint_seconds": 0.0}})
     fitted = Training(
-        plan, objective, batches, optimizer, runtime, schedule=cosine, keep=objective.translator
-    ).fit()
+        "test", Stage("test", place, config, {}, {}), objective, make_batches(runtime),
+        torch.optim.SGD(objective.parameters(), lr=0.05, momentum=0.9), runtime,
+        epochs=2, steps=5, schedule=cosine, keep=objective.translator,
+    ).fit()  # fmt: skip
     return fitted.history
 
 

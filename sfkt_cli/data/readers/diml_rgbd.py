@@ -73,7 +73,10 @@ def read(config: Config, root: Path) -> Archive:
         records.append(
             Record(f"{place}-{stem}", group, label, files["rgb"], files["target"], parts)
         )
-    records = _regroup(records)
+    groups: dict[str | None, set[str]] = defaultdict(set)
+    for record in records:
+        groups[record.label].add(record.group)
+    records = [r if len(groups[r.label]) >= 3 else replace(r, group="") for r in records]
     notes = [f"diml-rgbd: folder {name!r} names no scene: left out" for name in sorted(nameless)]
     folds = [fold for record in records for fold in PUBLISHED if f"-{fold}-" in record.id]
     published = {fold: PUBLISHED[fold] for fold in set(folds)}
@@ -115,14 +118,3 @@ def _place(settings: DimlRgbdConfig, name: str) -> tuple[tuple[str, str, str, st
         return capture, "rgb"
     is_target = view == settings.depth or (sample and view == "filled")
     return (capture, "target") if is_target else None
-
-
-def _regroup(records: list[Record]) -> list[Record]:
-    """Take images as groups in classes that would have fewer than three."""
-    groups: dict[str | None, set[str]] = defaultdict(set)
-    for record in records:
-        groups[record.label].add(record.group)
-    return [
-        record if len(groups[record.label]) >= 3 else replace(record, group="")
-        for record in records
-    ]

@@ -24,6 +24,7 @@ Target images are 8- or 16-bit PNG or TIFF, float TIFF or NPY, with 1 to 4 chann
 import functools
 import hashlib
 import json
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,6 +58,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
 """The columns of a manifest that each role needs."""
 MANIFESTS = ("manifest.csv", "manifest.jsonl")
 Capture = tuple[str, str | None, str]  # role, label and path without suffix
+_nfc = functools.partial(unicodedata.normalize, "NFC")  # names are compared so, whatever wrote them
 UNREGISTERED = "folders.registered is false: pixel losses are switched off"
 
 
@@ -86,14 +88,15 @@ def read(config: Config, root: Path) -> Archive:
     channels = first.shape[2] if first.ndim == 3 else 1
     expecting = replace(sensor, dtype=first.dtype.name, channels=channels)
     notes += check_targets(loader, sorted(targets), config)
-    digest = container.digest(image_names(records))
+    digests = [container.digest(image_names(records), times=times) for times in (True, False)]
     if manifest is not None:
         listed = hashlib.sha256(manifest.place.read(manifest.name)).hexdigest()
-        digest = hashlib.sha256(f"{digest} {listed}".encode()).hexdigest()
+        digests = [hashlib.sha256(f"{each} {listed}".encode()).hexdigest() for each in digests]
     return Archive(
         records=tuple(records),
         loader=FileLoader(container, expecting),
-        digest=digest,
+        digest=digests[0],
+        content=digests[1],
         modality=own.modality,
         unit=sensor.stored_unit,
         dtype=first.dtype.name,
@@ -125,11 +128,8 @@ def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...]]:
 
 
 def _place(container: Container, name: str) -> tuple[Capture, str] | None:
-    """Capture and view of an image; None for other files, a DataError for misplaced ones.
-
-    Names are compared as NFC, whatever system wrote them.
-    """
-    plain = PurePosixPath(unicodedata.normalize("NFC", name))
+    """Capture and view of an image; None for other files, a DataError for misplaced ones."""
+    plain = PurePosixPath(_nfc(name))
     role, top, below = (*plain.parts[:-1], "", "", "")[:3]
     role = role.lower()
     if role not in ("tr", "ti") or plain.suffix.lower() not in SUFFIXES:
@@ -227,7 +227,7 @@ def find_manifest(root: Path, chosen: Path | None) -> Manifest | None:
 def read_manifest(manifest: Manifest) -> list[Record]:
     """The records of a manifest; raises DataError if a line is malformed or names no file."""
     container = manifest.images
-    files = {unicodedata.normalize("NFC", name): name for name in container.names()}
+    files = {_nfc(name): name for name in container.names()}
     records: list[Record] = []
     for number, row in _rows(manifest):
         where = f"{manifest}, line {number}"
@@ -251,16 +251,15 @@ def read_manifest(manifest: Manifest) -> list[Record]:
             raise DataError(f"{where} names neither an RGB nor a target image")
         stem = str(PurePosixPath(image).with_suffix(""))
         parts = () if role == "tr" else (role,)
-        label = None if role == "ti" else unicodedata.normalize("NFC", row["label"]) or None
+        label = None if role == "ti" else row["label"] or None
         records.append(Record(stem, row["group"], label, names["rgb"], names["target"], parts))
     return records
 
 
 def _inside(path: str, container: Container) -> str:
-    """A path as the container's names are written: relative, ``/`` once, NFC."""
-    top = f"{Path(container.describe('')).absolute()}/"
-    plain = PurePosixPath(path.replace("\\", "/").removeprefix(top)).as_posix()
-    return unicodedata.normalize("NFC", plain) if path else ""
+    """A path as the container's names are written: relative, ``/`` once."""
+    top = _nfc(f"{Path(container.describe('')).absolute()}/")
+    return PurePosixPath(path.replace("\\", "/").removeprefix(top)).as_posix() if path else ""
 
 
 def _rows(manifest: Manifest) -> Iterator[tuple[int, Mapping[str, str]]]:
@@ -276,7 +275,11 @@ def _rows(manifest: Manifest) -> Iterator[tuple[int, Mapping[str, str]]]:
             raise DataError(
                 f"{path}, line {number}: column {unknown[0]!r}, expected {', '.join(COLUMNS)}"
             )
-        yield number, {column: row.get(column, "") for column in COLUMNS}
+        cells = {column: _nfc(row.get(column, "")) for column in COLUMNS}
+        for column, cell in cells.items():
+            if re.search("[\0-\x1f\ud800-\udfff]", cell):
+                raise DataError(f"{path}, line {number}: {column} {cell!r} is no text of one line")
+        yield number, cells
 
 
 def _json_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:

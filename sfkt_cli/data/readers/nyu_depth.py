@@ -19,7 +19,6 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfkt_cli.data.grid import Fit, fit_rgb, fit_target
+from sfkt_cli.data.archive import Container
+from sfkt_cli.data.loading import FileLoader
 from sfkt_cli.data.records import TR_PARTS, Archive, Record
-from sfkt_cli.data.sensor import to_millimetres
+from sfkt_cli.data.sensor import sensor_of_config
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
 
@@ -45,35 +45,24 @@ _TEXT_LENGTH = 200
 _ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError)
 
 
-@dataclass(frozen=True)
-class MatLoader:
-    """Reads single images of the .mat file and turns them upright."""
+class MatLoader(FileLoader):
+    """Reads single images of the .mat file, such as ``images/12``, and turns them upright."""
 
-    path: Path
-    depth: str
-    fit: Fit
+    def picture(self, name: str, size: int = 0) -> Image.Image:
+        """An RGB image at its full size."""
+        return Image.fromarray(np.ascontiguousarray(self.decode(name)))
 
-    def rgb(self, record: Record, size: int) -> NDArray[np.uint8]:
-        """See :class:`~sfkt_cli.data.records.Loader`."""
-        planes = self._row("images", record)
-        return fit_rgb(Image.fromarray(np.ascontiguousarray(planes.T)), size, self.fit)
-
-    def target(self, record: Record, size: int) -> NDArray[Any]:
-        """See :class:`~sfkt_cli.data.records.Loader`."""
-        name = f"{self.path}:{record.target}"
-        depth_mm = to_millimetres(self._row(self.depth, record).T, name)
-        return fit_target(depth_mm, size, self.fit, missing=True)
-
-    def _row(self, name: str, record: Record) -> NDArray[Any]:
-        index = int(record.id.rpartition("-")[2]) - 1
+    def decode(self, name: str) -> NDArray[Any]:
+        """An image (H, W, 3) or (H, W) as it is in the file."""
+        column, number = name.split("/")
         try:
-            row: NDArray[Any] = _file(self.path, os.getpid())[name][index]
+            planes: NDArray[Any] = _file(self.container.path, os.getpid())[column][int(number) - 1]
         except _ERRORS as error:
             raise DataError(
-                f"{self.path}: image {index + 1} of {name} cannot be read ({error}): "
+                f"{self.container.path}: image {number} of {column} cannot be read ({error}): "
                 "the file is damaged, download it again"
             ) from None
-        return row
+        return planes.T
 
 
 def read(config: Config, root: Path) -> Archive:
@@ -103,12 +92,14 @@ def read(config: Config, root: Path) -> Archive:
         )
         for number, (label, scene) in enumerate(zip(types, scenes, strict=True), 1)
     ]
-    status = path.stat()
+    size = path.stat().st_size
     other_count = f"nyu-depth: {len(records)} images, published are {PUBLISHED}"
     return Archive(
         records=tuple(records),
-        loader=MatLoader(path, depth, config.prepare.fit),
-        digest=hashlib.sha256(f"{status.st_size} {types} {scenes}".encode()).hexdigest(),
+        loader=MatLoader(
+            Container(path), sensor_of_config(config, modality="depth", dtype="uint16", channels=1)
+        ),
+        digest=hashlib.sha256(f"{size} {types} {scenes}".encode()).hexdigest(),
         usual_tr=TR_CLASSES,
         notes=(other_count,) if len(records) != PUBLISHED else (),
     )
@@ -162,7 +153,10 @@ def _held_out(path: Path, count: int, config: Config) -> set[int]:
         return set()
     if not path.is_file():
         raise DataError(f"nyu_depth.split is official, and {path} does not exist: download it")
-    numbers = set(read_indices(path, "testNdxs"))
+    try:
+        numbers = _test_numbers(path.read_bytes())
+    except (OSError, ValueError, IndexError, KeyError, struct.error, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error}): download it again") from None
     if not numbers or min(numbers) < 1 or max(numbers) > count:
         raise DataError(f"{path}: testNdxs is no list of image numbers from 1 to {count}")
     return numbers
@@ -180,22 +174,16 @@ _TYPES = {
 }  # fmt: skip
 
 
-def read_indices(path: Path, name: str) -> list[int]:
-    """The integers of a numeric variable; raises DataError if there is no such variable."""
-    try:
-        content = path.read_bytes()
-        if len(content) > MAX_BYTES or not content.startswith(b"MATLAB 5.0"):
-            raise ValueError("no MATLAB file of version 5")
-        for kind, element in _elements(content[128:]):
-            if kind != _MATRIX:
-                continue
-            fields = list(_elements(element))
-            if fields[2][1].decode("ascii", "replace") == name:
-                kind, values = fields[3]
-                return [int(value) for value in np.frombuffer(values, f"<{_TYPES[kind]}")]
-    except (OSError, ValueError, IndexError, KeyError, struct.error, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}): download it again") from None
-    raise DataError(f"{path} has no variable {name}: is it the official file?")
+def _test_numbers(content: bytes) -> set[int]:
+    """The integers of the variable ``testNdxs`` of a MATLAB file of version 5."""
+    if len(content) > MAX_BYTES or not content.startswith(b"MATLAB 5.0"):
+        raise ValueError("no MATLAB file of version 5")
+    for kind, element in _elements(content[128:]):
+        fields = list(_elements(element)) if kind == _MATRIX else []
+        if fields and fields[2][1] == b"testNdxs":
+            kind, values = fields[3]
+            return set(np.frombuffer(values, f"<{_TYPES[kind]}").astype(int).tolist())
+    raise ValueError("it has no variable testNdxs")
 
 
 def _elements(content: bytes) -> Iterator[tuple[int, bytes]]:
