@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.evaluation.figures import Strip, draw_gallery
 from sfkt_cli.evaluation.models import Models, load_models, raw_encoding, translate
+from sfkt_cli.files import read_settings
 from sfkt_cli.settings.config import RuntimeConfig
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.predicting import View, pictures_of, predict_rows
@@ -69,11 +70,8 @@ def main(translators: Path, failures: Path, folders: list[Path]) -> None:
     runs = []
     for folder in folders:
         models = load_models(Run(folder), store, runtime)
-        card = (folder / "bridge" / "config.yaml").read_text(encoding="utf-8")
-        name = next(
-            line.split(":")[1].strip() for line in card.splitlines() if "translator:" in line
-        )
-        runs.append((name, models))
+        settings = read_settings(folder / "bridge" / "config.yaml")
+        runs.append((settings["bridge"]["translator"], models))
     labels = test.labels("test")
     generator = np.random.default_rng(0)
     each = [generator.choice(np.flatnonzero(labels == k)) for k in np.unique(labels)]

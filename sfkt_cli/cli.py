@@ -84,16 +84,16 @@ def _stage(stage: str, options: Options, **given: Any) -> Result:
     return together(lambda: run_stage(stage, options)) or {}
 
 
-def _datasets(begun: str) -> list[str]:
+def _datasets() -> list[str]:
     from sfkt_cli.settings.config import DatasetName
 
-    return [name for name in get_args(DatasetName) if name.startswith(begun)]
+    return [*get_args(DatasetName)]
 
 
-def _methods(begun: str) -> list[str]:
+def _methods() -> list[str]:
     from sfkt_cli.methods import METHODS
 
-    return [name for name in METHODS if name.startswith(begun)]
+    return [*METHODS]
 
 
 DatasetName = Annotated[
@@ -281,12 +281,12 @@ def export(
     """
     from sfkt_cli.pipeline import settings_of
 
-    settings = settings_of("transfer", options)
+    settings = settings_of("transfer", replace(options, force=False))  # the student stays
     from sfkt_cli.stages.export import export
 
     export(
         settings.config,
-        settings.run,
+        replace(settings.run, force=options.force),
         method=method,
         formats=tuple(formats or ()),
         precisions=tuple(precision or ()),
@@ -373,7 +373,7 @@ def inspect(
 
     if file is None:
         run = find_run(options, None, new_run=False)
-        run.require("prepare", "sfkt prepare NAME")
+        run.require("prepare")
         file = run.transfer_store
     return inspect(file, output, verify)
 
@@ -466,6 +466,8 @@ def doctor(
 
 def main() -> None:
     """Run the program; an error that the user can mend is one message, without a traceback."""
+    if sys.stdin is None:  # closed by whoever started the program: there is nothing to read
+        sys.stdin = io.StringIO()
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):  # file names are bytes, terminals may be ASCII
             stream.reconfigure(errors=errors)
@@ -520,7 +522,10 @@ def explain(error: BaseException) -> tuple[str | None, int]:
         if error.errno == errno.ENOSPC:
             return f"the disk is full, {name} was not written: make room", 1
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            return f"{name}: {error.strerror}: choose a place that you may write to with --run", 1
+            return (
+                f"{name}: {error.strerror}: choose a place that you may read and write, with --run",
+                1,
+            )
         if error.errno is not None:
             return f"{name}: {error.strerror}", 1
     return None, 1

@@ -32,7 +32,10 @@ class _StandardError:
     file full. A message that cannot be shown is dropped, because the work matters more.
     """
 
-    encoding = "utf-8"
+    @property
+    def encoding(self) -> str:
+        """What the stream can show: rich draws with ASCII where that is not UTF-8."""
+        return getattr(self._now, "encoding", None) or "utf-8"
 
     @property
     def _now(self) -> TextIO | None:
@@ -54,14 +57,16 @@ class _StandardError:
 
 
 _errors = _StandardError()
-console = Console(file=cast(TextIO, _errors), highlight=False, soft_wrap=True)
-_warnings = Console(file=cast(TextIO, _errors), highlight=False, soft_wrap=True)
+console = Console(
+    file=cast(TextIO, _errors), highlight=False, soft_wrap=True, markup=False, emoji=False
+)
 
 
 @dataclass
 class _Spoken:
     """Where messages also go: to scripts as events, and into the log of the running stage."""
 
+    muted: bool = False
     json: bool = False
     stage: str | None = None
     log: TextIO | None = None
@@ -100,25 +105,28 @@ def speaks_json() -> bool:
 
 def mute() -> None:
     """Say nothing at all: another process speaks."""
-    console.quiet = _warnings.quiet = True
+    console.quiet = _spoken.muted = True
     _spoken.json = False
 
 
 def say(message: str) -> None:
     """Print one message, without markup; on a terminal broken between words."""
-    message = printable(message)
-    shown = _broken(message, console.width) if console.is_terminal else message
-    console.print(shown, markup=False)
-    log(message)
+    _show(message, "", quiet=console.quiet)
 
 
 def warn(message: str) -> None:
     """Print one warning."""
+    _show(f"warning: {message}", "yellow", quiet=_spoken.muted)
+    event("warning", message=printable(message))
+
+
+def _show(message: str, style: str, *, quiet: bool) -> None:
     message = printable(message)
-    shown = _broken(message, console.width - 9) if _warnings.is_terminal else message
-    _warnings.print(f"warning: {shown}", style="yellow", markup=False)
-    log(f"warning: {message}")
-    event("warning", message=message)
+    shown = _broken(message, console.width) if console.is_terminal else message
+    before, console.quiet = console.quiet, quiet
+    console.print(shown, style=style)
+    console.quiet = before
+    log(message)
 
 
 def tell(message: str) -> None:
@@ -140,7 +148,7 @@ def output(text: str) -> None:
     """Print a result on standard output; not under ``--json``, where that is for events only."""
     text = printable(text)
     if _spoken.json:
-        console.print(text, markup=False)
+        console.print(text)
     else:
         write_output(f"{text}\n")
 
@@ -236,38 +244,34 @@ class Tracker:
     terminal is narrow it is cut off first.
     """
 
-    title: str
-    total: int | None
+    bar: Progress  # with one task; disabled where there is no terminal
     unit: str
     line_s: float
-    bar: Progress | None
+    done: int
     note: str = ""
-    steps: int = 0
     counted: int = 0
-    started: float = field(default_factory=time.monotonic)
     last_line: float = field(default_factory=time.monotonic)
 
     def advance(self, steps: int = 1, count: int = 0, note: str = "") -> None:
         """Go on by some steps; ``count`` images passed in them; ``note`` is shown beside."""
+        (task,) = self.bar.tasks
         self.counted += count
-        self.steps += steps
+        elapsed_s = max(task.elapsed or 0.0, 1e-9)
+        both = printable("  ".join(filter(None, (note, self.note))))
+        speed = f"{self.counted / elapsed_s:,.0f} {self.unit}/s"
+        self.bar.update(task.id, advance=steps, rate=speed, note=both)
         now = time.monotonic()
-        if self.bar is not None:
-            rate = self.counted / max(now - self.started, 1e-9)
-            both = "  ".join(filter(None, (note, self.note)))
-            speed = f"{rate:,.0f} {self.unit}/s"
-            self.bar.update(self.bar.task_ids[0], advance=steps, rate=speed, note=both)
-        elif now - self.last_line >= self.line_s:
+        if self.bar.disable and now - self.last_line >= self.line_s:
             self.last_line = now
-            text = f"{self.steps:,} {self.unit}"
-            if self.total is not None:
-                left_s = (now - self.started) / self.steps * (self.total - self.steps)
-                text = f"{self.steps:,} of {self.total:,} {self.unit}  {duration(left_s)} left"
+            text = f"{task.completed:,} {self.unit}"
+            if task.total is not None:
+                left_s = elapsed_s / (task.completed - self.done) * (task.total - task.completed)
+                text = f"{task.completed:,} of {task.total:,} {self.unit}  {duration(left_s)} left"
             self.report(text)
 
     def report(self, message: str) -> None:
         """Print a line that stays."""
-        say(f"{self.title}  {message}")
+        say(f"{self.bar.tasks[0].description}  {message}")
 
 
 @contextlib.contextmanager
@@ -279,23 +283,21 @@ def track(
     ``unit`` is what the rate counts, ``done`` the steps that are done already. Where there is no
     terminal, a line is printed every ``line_s`` seconds.
     """
-    if not console.is_terminal or console.quiet:
-        yield Tracker(title, total, unit, line_s, None)
-        return
     # Where the terminal is narrow the rate gives way, and the note from its end.
-    rate = [] if console.width < WIDE else [TextColumn("{task.fields[rate]}")]
+    rate = [] if console.width < WIDE else [TextColumn("{task.fields[rate]}", markup=False)]
     fixed, rest = Column(no_wrap=True), Column(no_wrap=True, ratio=1, overflow="ellipsis")
     columns = (
-        TextColumn("{task.description}", table_column=fixed),
+        TextColumn("{task.description}", markup=False, table_column=fixed),
         BarColumn(bar_width=min(max((console.width - 72) // 2, 6), 40)),
         MofNCompleteColumn(table_column=fixed),
         *rate,
         TimeRemainingColumn(compact=True, table_column=fixed),
-        TextColumn("{task.fields[note]}", style="dim", table_column=rest),
+        TextColumn("{task.fields[note]}", markup=False, style="dim", table_column=rest),
     )
-    with Progress(*columns, console=console, transient=True, expand=True) as bar:
+    hidden = not console.is_terminal or console.quiet
+    with Progress(*columns, console=console, transient=True, expand=True, disable=hidden) as bar:
         bar.add_task(title, total=total, completed=done, rate="", note="")
-        yield Tracker(title, total, unit, line_s, bar)
+        yield Tracker(bar, unit, line_s, done)
 
 
 def terms_text(terms: Mapping[str, float]) -> str:

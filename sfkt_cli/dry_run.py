@@ -18,7 +18,8 @@ from sfkt_cli.pipeline import folder_of, source_comes_first, stages_of, with_pos
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import Settings, resolve
-from sfkt_cli.settings.runs import Run, call_stage, stage_settings
+from sfkt_cli.settings.runs import Run, call_stage
+from sfkt_cli.settings.stage import stage_settings
 
 SAMPLES = 4  # samples of each part that ``prepare`` is tried on
 REPORT_BYTES = 3 * 2**20  # about what ``evaluate`` writes
@@ -184,8 +185,8 @@ def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
     from sfkt_cli.evaluation import models as of_run
     from sfkt_cli.training.runtime import Trial, make_runtime
 
-    run.require("prepare", "sfkt prepare NAME")
-    run.require("source", "sfkt source")
+    run.require("prepare")
+    run.require("source")
     alone = config.runtime.model_copy(update={"gpus": min(use_gpus(config.runtime), 1)})
     store, runtime = open_store(run.transfer_store), make_runtime(alone, dry=True)
     models = of_run.load_models(run, store, runtime)

@@ -21,7 +21,13 @@ class SfktError(Exception):
 
 
 class ConfigError(SfktError):
-    """A setting is unknown, malformed, out of range or at odds with another one."""
+    """Settings are unknown, malformed, out of range or at odds; each argument is one problem."""
+
+    def __str__(self) -> str:
+        """One problem as it is; several as a list under their number."""
+        if len(self.args) == 1:
+            return str(self.args[0])
+        return "\n  ".join([f"{len(self.args)} settings are wrong:", *self.args])
 
 
 class DataError(SfktError):

@@ -32,11 +32,15 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; it takes the name when the block ends well.
 
     The folder of ``path`` is made where it is missing, but none above it: a run folder that was
-    moved while a stage runs must not come back at its old place.
+    moved while a stage runs must not come back at its old place. A device or a pipe, such as
+    /dev/null, is written to and stays.
 
     Raises:
         OSError: From the file system, such as a full disk; ``path`` is then what it was.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+        return
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:

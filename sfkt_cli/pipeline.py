@@ -12,15 +12,10 @@ from sfkt_cli.errors import ConfigError
 from sfkt_cli.methods import METHODS, unknown_method
 from sfkt_cli.settings.config import (
     Config,
-    as_dict,
     build,
-    listed,
     merge,
-    nested,
-    pick,
-    problems_of,
     read_yaml,
-    section_fields,
+    values_of,
 )
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import (
@@ -111,7 +106,7 @@ def with_possible_method(options: Options) -> Options:
     A method that was asked for on the command line stays, and is refused later.
     """
     settings = resolve(options, "transfer")
-    asked = any(pick(settings.layers[place], "transfer.method") for place in ("--set", "flag"))
+    asked = any(settings.layers[place].get("transfer.method") for place in ("--set", "flag"))
     if asked or settings.config.transfer.method != "tgkt" or has_pairs(settings.run):
         return options
     warn("there are no TI pairs, and tgkt needs them: shot is used instead")
@@ -149,7 +144,8 @@ def run_benchmark(
     try:
         plan = read_plan(file)
     except ConfigError:
-        sections = {*nested(read_yaml(file))} if file and file.is_file() else set()
+        names = read_yaml(file) if file and file.is_file() else {}
+        sections = {name.partition(".")[0] for name in names}
         if sections and sections <= {*Config.model_fields}:
             raise ConfigError(
                 f"{file} holds the settings of one run, not what to compare: start it with "
@@ -192,13 +188,15 @@ def has_pairs(run: Run) -> bool:
 
 def check_file(path: Path) -> dict[str, Any]:
     """What a configuration file changes, by dotted name; raises one ConfigError for all."""
-    written, problems = read_yaml(path), list[str]()
-    method = pick(nested(written), "transfer.method")
+    written, problems, values = merge(read_yaml(path)), list[str](), dict[str, Any]()
+    method = written.get("transfer.method")
     if isinstance(method, str) and method not in METHODS:
         problems.append(unknown_method(method))
-    problems += problems_of(written)
+    try:
+        values = values_of(build(written))
+    except ConfigError as error:
+        problems += error.args
     if problems:
-        raise ConfigError(f"{path}: {listed(problems)}")
-    values, defaults = as_dict(build(written)), as_dict(Config())
-    names = [name for name in section_fields() if pick(values, name) != pick(defaults, name)]
-    return {name: pick(values, name) for name in names}
+        raise ConfigError(f"{path}: {ConfigError(*problems)}")
+    defaults = values_of(Config())
+    return {name: value for name, value in values.items() if value != defaults[name]}

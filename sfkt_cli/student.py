@@ -236,7 +236,7 @@ def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> 
             f"{path} holds no student of method {chosen!r}, but of {', '.join(done)}: "
             f"first run `sfkt transfer --method {chosen}`, or choose another"
         )
-    run.require(f"transfer/{chosen}", f"sfkt transfer --method {chosen}")
+    run.require(f"transfer/{chosen}")
     if note := outdated_student(run, chosen):
         warn(f"{path / 'transfer' / chosen} was {note}")
     return path / "transfer" / chosen

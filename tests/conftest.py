@@ -16,4 +16,4 @@ torch.set_num_threads(1)
 def _speaking_console() -> None:
     console.quieten(False)
     console.speak_json(False)
-    console._warnings.quiet = False
+    console._spoken.muted = False

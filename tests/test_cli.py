@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 
 from sfkt_cli import cli
 from sfkt_cli.cli import app, config_app, explain, main
-from sfkt_cli.errors import Interrupted
+from sfkt_cli.errors import ConfigError, Interrupted
 from sfkt_cli.files import write_record, write_settings
 from sfkt_cli.pipeline import settings_of
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.options import Options
-from sfkt_cli.settings.resolve import resolve
+from sfkt_cli.settings.resolve import origins, resolve
 from sfkt_cli.settings.runs import Run
 
 ROOT = Path(__file__).parents[1]
@@ -104,7 +104,7 @@ def test_wrong_usage_is_2_and_errors_are_1(capsys: pytest.CaptureFixture[str]) -
     assert "Did you mean" not in capsys.readouterr().err, "the option is right"
     for arguments, expected in (
         (["bridge"], "first run `sfkt prepare NAME`"),
-        (["transfer", "--run", "runs/x"], "first run `sfkt prepare NAME`"),
+        (["transfer", "--run", "runs/x"], "first run `sfkt prepare NAME --run runs/x`"),
         (["prepare", "rgb-nir", "--root", "absent"], "absent does not exist"),
         (["prepare", "synthetic", "--set", "bridge.epocs=3"], "did you mean bridge.epochs?"),
         (["bridge", "--set", "bridge.epocs=3"], "did you mean bridge.epochs?"),
@@ -175,7 +175,7 @@ def test_errors_that_the_user_can_mend_have_a_message_and_a_code() -> None:
     assert explain(full) == (expected, 1)
     denied = PermissionError(errno.EACCES, "Permission denied", "runs")
     assert explain(denied) == (
-        "runs: Permission denied: choose a place that you may write to with --run",
+        "runs: Permission denied: choose a place that you may read and write, with --run",
         1,
     )
     assert explain(ZeroDivisionError("a bug"))[0] is None
@@ -277,7 +277,7 @@ def test_flag_beats_set_beats_file_beats_run_beats_default() -> None:
     Path("file.yaml").write_text("seed: 2\nbridge: {epochs: 2}\nsource.epochs: 2\n")
     run = Run(Path("runs/synthetic"))
     before = {"seed": 1, "bridge": {"epochs": 1}, "source": {"epochs": 1}, "image_size": 64,
-              "training": {"clip_norm": 5.0}}  # fmt: skip
+              "training": {"clip_norm": 5.0, "flip": True}}  # fmt: skip
     run.path("prepare").mkdir(parents=True)
     write_record(run.path("prepare", "done.json"), {"stage": "prepare"})
     write_settings(run.path("prepare", "config.yaml"), yaml.safe_dump(before))
@@ -285,31 +285,42 @@ def test_flag_beats_set_beats_file_beats_run_beats_default() -> None:
         Options(
             run=run.folder,
             config=Path("file.yaml"),
-            assignments=["seed=3", "bridge.epochs=3", "training.clip_norm=null"],
+            assignments=["seed=3", "bridge={epochs: 3}", "training.clip_norm=null"],
             seed=4,
             flags={"transfer.method": None},
         ),
         "bridge",
     )
-    found = {
-        name: (settings.origin(name), value)
-        for name, value in (
-            ("seed", settings.config.seed),
-            ("bridge.epochs", settings.config.bridge.epochs),
-            ("source.epochs", settings.config.source.epochs),
-            ("image_size", settings.config.image_size),
-            ("training.clip_norm", settings.config.training.clip_norm),
-            ("transfer.epochs", settings.config.transfer.epochs),
-        )
-    }
-    assert found == {
-        "seed": ("flag", 4),
-        "bridge.epochs": ("--set", 3),
-        "source.epochs": ("file.yaml", 2),
-        "image_size": ("runs/synthetic", 64),
-        "training.clip_norm": ("--set", None),
-        "transfer.epochs": ("default", Config().transfer.epochs),
-    }
+    found = {row["name"]: (row["origin"], row["value"]) for row in origins(settings)}
+    assert (
+        found.items()
+        >= {
+            "seed": ("flag", 4),
+            "bridge.epochs": ("--set", 3),
+            "source.epochs": ("file.yaml", 2),
+            "image_size": ("runs/synthetic", 64),
+            "training.clip_norm": ("--set", None),
+            "training.flip": ("default", True),
+            "transfer.epochs": ("default", Config().transfer.epochs),
+        }.items()
+    )
+
+
+def test_a_wrong_value_is_told_with_the_place_that_it_came_from() -> None:
+    Path("file.yaml").write_text("bridge: {epochs: 0, width: 1}\nsource.epochs: -1\nseed: -1\n")
+    run = Run(Path("runs/synthetic"))
+    run.path("prepare").mkdir(parents=True)
+    write_record(run.path("prepare", "done.json"), {"stage": "prepare"})
+    write_settings(run.path("prepare", "config.yaml"), "image_size: 5\nbridge: {width: 1}\n")
+    options = Options(run.folder, Path("file.yaml"), ["bridge.epochs=0", "classes.tr=[1]"], seed=-1)
+    with pytest.raises(ConfigError) as caught:
+        resolve(options, "bridge")
+    lines = [line.partition(" = ")[0].strip() for line in str(caught.value).splitlines()[1:]]
+    assert sorted(lines) == [
+        "file.yaml: setting bridge.width", "file.yaml: setting source.epochs",
+        "runs/synthetic: setting image_size", "setting bridge.epochs", "setting classes.tr.0",
+        "setting seed",
+    ]  # fmt: skip
 
 
 def test_settings_of_the_data_that_come_too_late_are_told(
@@ -332,6 +343,17 @@ def test_settings_of_the_data_that_come_too_late_are_told(
     assert "made with [65535.0], and only `sfkt prepare --force` uses it" in told
 
 
+def test_only_the_stage_that_is_forced_starts_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(Path("runs/synthetic"))
+    for stage in ("prepare", "transfer/tgkt"):  # both were killed
+        run.path(stage, "checkpoint").mkdir(parents=True)
+        write_settings(run.path(stage, "config.yaml"), "dataset: synthetic\n")
+    Path("runs/current").write_text("runs/synthetic\n")
+    assert sfkt("export", "--force") == 1
+    assert sfkt("bridge", "--force", "--set", "dataset=synthetic") == 1
+    assert "starts anew" not in capsys.readouterr().err
+
+
 def test_the_run_used_last_is_left_for_another_data_set() -> None:
     for name in ("mine", "nyu-depth"):
         dataset = "synthetic" if name == "mine" else name
@@ -344,6 +366,25 @@ def test_the_run_used_last_is_left_for_another_data_set() -> None:
     for dataset, folder in (("synthetic", "runs/mine"), ("nyu-depth", "runs/nyu-depth")):
         options = Options(assignments=[f"dataset={dataset}"])
         assert resolve(options, "bridge").run.folder == Path(folder)
+
+
+def test_paths_of_options_may_begin_at_home(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    Path("mine.yaml").write_text("seed: -7\n")
+    assert sfkt("config", "show", "--config=~/mine.yaml") == 1
+    assert f"{Path.cwd() / 'mine.yaml'}: setting seed = -7" in capsys.readouterr().err
+    assert sfkt("bridge", "--run=~/runs/a", "--set=seed=1") == 1
+    assert f"{Path.cwd()}/runs/a/prepare is missing" in capsys.readouterr().err
+
+
+def test_a_closed_standard_input_is_an_empty_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert sfkt("prepare", "nyu-depth", "--download") == 1
+    assert "--accept-licence" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dataset", ["synthetic", "sun-rgbd", "folders"])

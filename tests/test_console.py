@@ -47,6 +47,18 @@ def test_elsewhere_a_message_stays_one_line(capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr().err == LINE * 3 + "\n"
 
 
+def test_a_terminal_without_utf_8_gets_a_bar_of_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    latin = io.TextIOWrapper(io.BytesIO(), "latin-1", errors="backslashreplace")
+    monkeypatch.setattr(console, "_force_terminal", True)
+    monkeypatch.setattr(console, "is_interactive", True)
+    monkeypatch.setattr(sys, "stderr", latin)
+    with track("bridge", 3) as tracker:
+        tracker.advance(1)
+    latin.seek(0)
+    assert "1/3" in (shown := latin.read())
+    assert r"\u" not in shown
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_scores_give_way_to_the_bar_the_losses_and_the_time_left(
     monkeypatch: pytest.MonkeyPatch, width: int
@@ -58,7 +70,6 @@ def test_scores_give_way_to_the_bar_the_losses_and_the_time_left(
         tracker.note = "ti_agreement 0.500  ti_closeness 0.250"
         for _ in range(3):
             tracker.advance(1, 64, "rec 0.100")
-        assert tracker.bar is not None
         tracker.bar.refresh()
         line = [line for line in written.getvalue().split("\r") if "transfer/tgkt" in line][-1]
     for part in ("\u2501", "2403/12345", "rec 0.100", "\u2026"):
@@ -122,16 +133,38 @@ def test_messages_that_nobody_can_read_stop_no_training(tmp_path: Path) -> None:
         os.close(errors)
 
 
+@pytest.mark.parametrize("name", ["mug [red]", "mug [/red]", "[x]:cup:", "a\x1b[31m"])
+def test_names_are_shown_as_they_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No markup, no emoji and no control characters, in messages and beside the bar."""
+    monkeypatch.setattr(console, "_force_terminal", True)
+    monkeypatch.setattr(console, "_color_system", None)
+    monkeypatch.setattr(console, "is_interactive", True)
+    monkeypatch.setattr(console, "width", 200)
+    monkeypatch.setattr(console, "file", io.StringIO())
+    say(f"class {name}")
+    with track("predict", None) as tracker:
+        tracker.advance(1, 1, f"{name} 98%")
+        tracker.bar.refresh()
+        console_module.warn(name)
+    written, shown = console.file.getvalue(), name.replace("\x1b", r"\x1b")  # type: ignore[attr-defined]
+    assert f"class {shown}\n" in written
+    assert f"{shown} 98%" in written
+    assert f"\x1b[2Kwarning: {shown}\n" in written, "the bar is taken away before"
+
+
 def test_without_a_terminal_a_line_tells_of_a_long_task(capfd: pytest.CaptureFixture[str]) -> None:
     with track("prepare", 40, line_s=0.0) as tracker:
         tracker.advance(10, 10)
     with track("predict", None, line_s=0.0) as tracker:
         tracker.advance(7, 7)
+    with track("a.zip", 40, "bytes", done=20, line_s=0.0) as tracker:
+        tracker.advance(10, 10)
     with track("bridge", 40) as tracker:
         tracker.advance(10, 10)
-    first, second = capfd.readouterr().err.splitlines()
+    first, second, third = capfd.readouterr().err.splitlines()
     assert re.fullmatch(r"prepare  10 of 40 images  \d+ s left", first)
     assert second == "predict  7 images"
+    assert re.fullmatch(r"a\.zip  30 of 40 bytes  \d+ s left", third)
 
 
 NASTY = "cup\x1b[31m\x07\x9b2J\u202egnp.\udcff"

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,20 +39,12 @@ BRING = "source --run run --force --set source.width=4 --set"
 
 @dataclass(frozen=True)
 class Mistake:
-    """One row of the table.
+    """One row of the table."""
 
-    Attributes:
-        what: The user did.
-        command: Words after ``sfkt``.
-        says: What the message holds.
-        make: Changes the folder that the command runs in.
-        code: Exit code.
-    """
-
-    what: str
-    command: str
-    says: tuple[str, ...]
-    make: Callable[[Path], object] = field(default=lambda folder: None)
+    what: str  # the user did
+    command: str  # words after ``sfkt``
+    says: tuple[str, ...]  # what the message holds
+    make: Callable[[Path], object] = lambda folder: None  # changes the command's folder
     code: int = 1
 
 
@@ -238,6 +230,9 @@ MISTAKES = [
         "benchmark my.yml",
         ("my.yml", "settings of one run", "`sfkt run my.yml`"),
         text_file("my.yml", "bridge.epochs: 3\nseed: 1"),
+    ),
+    Mistake(
+        "a stage for a run", "bridge --run run/transfer/tgkt", ("sfkt prepare", "mean --run run?")
     ),
     Mistake("misspelled run", "bridge --run rn", ("rn/prepare", "did you mean --run run?")),
     Mistake(

@@ -43,6 +43,7 @@ WITHOUT_TORCH = (
     "settings.options",
     "settings.resolve",
     "settings.runs",
+    "settings.stage",
 )
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -140,18 +141,14 @@ def test_the_command_line_starts_without_torch() -> None:
             "source.h5",
             "source_store",
             {"stages.source"},
-            {
-                "settings.runs",
-                "data.ingest",
-                "dry_run",
-                "pipeline",
-            },  # name, write it, look whether it exists
+            # name, write it, look whether it exists
+            {"settings.runs", "settings.stage", "data.ingest", "dry_run", "pipeline"},
         ),
         (
             "test.h5",
             "test_store",
             {"stages.evaluate"},
-            {"settings.runs", "data.ingest", "evaluation.sections"},
+            {"settings.runs", "settings.stage", "data.ingest", "evaluation.sections"},
         ),
     ],
 )

@@ -21,8 +21,7 @@ from sfkt_cli.settings.config import (
     UserPath,
     build,
     explained,
-    nested,
-    pick,
+    merge,
     read_yaml,
 )
 from sfkt_cli.settings.runs import Run
@@ -183,7 +182,7 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
     problems: dict[str, None] = {}
     for settings in (*(part.settings for part in (plan, *datasets, *variants)), overrides):
         for name, instead in DECIDED.items():
-            if (value := pick(nested(settings), name)) is not None:
+            if (value := merge(settings).get(name)) is not None:
                 problems[f"{name} = {value}: {instead}"] = None
     possible = (*METHODS, *ROWS, *(name + TUNED for name in METHODS))
     choices = f"is unknown: choose from {', '.join(possible)}"

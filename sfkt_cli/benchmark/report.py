@@ -19,7 +19,8 @@ from sfkt_cli.console import warn
 from sfkt_cli.evaluation import figures, report
 from sfkt_cli.evaluation.report import BOUNDS, SPLITS, Columns, Row, Section, amount, percent
 from sfkt_cli.files import read_record, write_json, write_text
-from sfkt_cli.settings.runs import Run, versions
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import versions
 
 METRICS = (
     "n", "accuracy", "balanced_accuracy", "macro_f1", "ece", "train_seconds",

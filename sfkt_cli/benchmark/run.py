@@ -30,8 +30,9 @@ from sfkt_cli.data.readers import archive_root
 from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError, follow_parent
 from sfkt_cli.files import read_record, sha256_json
 from sfkt_cli.machine import cores, full_memory
-from sfkt_cli.settings.config import Config, as_dict, build, merge, nest, section_of
-from sfkt_cli.settings.runs import Done, Run, call_stage, stage_settings
+from sfkt_cli.settings.config import Config, build, merge, section_of, values_of
+from sfkt_cli.settings.runs import Run, call_stage
+from sfkt_cli.settings.stage import Done, stage_settings
 
 LEVELS = ("prepare", "source", "bridge", "transfer", "evaluate")
 _READ_OUTSIDE = ("prepare", "source")
@@ -84,7 +85,7 @@ def benchmark(
 
     Several such commands may work on one output: each stage is claimed by one of them. So many
     ``processes`` at a time run a stage each and end with it, which keeps memory and time apart; 0:
-    all stages run in this process. ``overrides`` are nested settings that win over those of the
+    all stages run in this process. ``overrides`` are settings that win over those of the
     plan, ``command`` is as typed.
 
     Raises:
@@ -244,7 +245,7 @@ def tasks_of(cell: Cell, output: Path, *, link: bool = True) -> list[Task]:
     """The stages of a cell in order; its run folder gets links to where they belong."""
     from sfkt_cli.methods import find_method
 
-    folder, settings = output / cell.folder, as_dict(_limited(cell.config))
+    folder, settings = output / cell.folder, values_of(_limited(cell.config))
     made: dict[str, Task] = {}
     links: dict[Path, Path] = {}
 
@@ -268,7 +269,7 @@ def tasks_of(cell: Cell, output: Path, *, link: bool = True) -> list[Task]:
         add("bridge", "prepare", "source")
     for row, (name, changes) in cell.students.items():
         needs = ("prepare", "source", "bridge") if row in bridged else ("prepare", "source")
-        own = merge(nest("transfer.method", name), nest(section_of(name), changes))
+        own = {"transfer.method": name, section_of(name): changes}
         add(f"transfer/{name}", *needs, name=f"transfer/{row}", own=merge(settings, own))
     if link:
         there = {path for path in folder.rglob("*") if path.is_symlink() and path.name[0] != "."}

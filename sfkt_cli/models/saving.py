@@ -26,7 +26,8 @@ from sfkt_cli.errors import DataError
 from sfkt_cli.files import read_record, sha256_file, sha256_json, write_bytes, write_record
 from sfkt_cli.models.classifier import Classifier, Mixture
 from sfkt_cli.models.translators import Front, make_translator
-from sfkt_cli.settings.runs import Run, versions
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import versions
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
@@ -162,16 +163,14 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
     return Saved(module, card)
 
 
-def load_earlier(
-    run: Path | None, stage: str, command: str, device: torch.device | None = None
-) -> Saved | None:
+def load_earlier(run: Path | None, stage: str, device: torch.device | None = None) -> Saved | None:
     """The model of a stage of the run that ``training.warm_start`` names; None where it is not set.
 
-    Raises RunError, which names the ``command``, if that run has not finished the stage.
+    Raises RunError, which names the command, if that run has not finished the stage.
     """
     if run is None:
         return None
-    return load_model(Run(run).require(stage, f"{command} --run {run}"), device)
+    return load_model(Run(run).require(stage), device)
 
 
 def warm_start(

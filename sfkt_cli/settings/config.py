@@ -259,7 +259,8 @@ class SourceConfig(Section):
 
     def rates(self, *, pretrained: bool) -> tuple[float, float]:
         """Learning rate, backbone's share of it; null: those that fit where training starts."""
-        return _rates(self, PRETRAINED_RATES if pretrained else (0.05, 1.0))
+        rate, share = PRETRAINED_RATES if pretrained else (0.05, 1.0)
+        return self.learning_rate or rate, self.backbone_rate or share
 
     @property
     def published(self) -> bool:
@@ -350,13 +351,8 @@ class OptimiserConfig(Section):
 
     def rates(self, *, pretrained: bool) -> tuple[float, float]:
         """Learning rate, backbone's share of it; null: those that fit where training starts."""
-        return _rates(self, PRETRAINED_RATES if pretrained else (0.03, 1.0))
-
-
-def _rates(
-    section: SourceConfig | OptimiserConfig, usual: tuple[float, float]
-) -> tuple[float, float]:
-    return section.learning_rate or usual[0], section.backbone_rate or usual[1]
+        rate, share = PRETRAINED_RATES if pretrained else (0.03, 1.0)
+        return self.learning_rate or rate, self.backbone_rate or share
 
 
 class DistillConfig(OptimiserConfig):
@@ -403,18 +399,14 @@ class ShotConfig(OptimiserConfig):
     """SHOT (Liang et al., ICML 2020)."""
 
     beta_self: Weight = 0.3
-    """Weight of the pseudo-labels (SHOT: 0.3)."""
+    """Weight of the pseudo-labels (SHOT, SOCKET: 0.3)."""
     beta_im: Weight = 1.0
-    """Weight of information maximisation (SHOT: 1)."""
+    """Weight of information maximisation (SHOT, SOCKET: 1)."""
 
 
-class SocketConfig(OptimiserConfig):
+class SocketConfig(ShotConfig):
     """SOCKET (Ahmed et al., ECCV 2022)."""
 
-    beta_self: Weight = 0.3
-    """Weight of the pseudo-labels (SOCKET: 0.3)."""
-    beta_im: Weight = 1.0
-    """Weight of information maximisation (SOCKET: 1)."""
     beta_bn: Weight = 0.5
     """Weight of the BatchNorm statistics (SOCKET: 0.5)."""
     beta_f: Weight = 0.5
@@ -557,15 +549,19 @@ def method_settings(config: Config, method: str) -> OptimiserConfig:
     return section
 
 
-def section_fields(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
-    """Map every dotted setting, such as ``bridge.alpha_f``, to its pydantic field."""
+SECTIONS = {
+    name: section
+    for name, field in Config.model_fields.items()
+    if isinstance(section := field.annotation, type) and issubclass(section, Section)
+}
+
+
+def section_fields() -> dict[str, Any]:
+    """Map the name of every setting, such as ``bridge.alpha_f``, to its pydantic field."""
     fields: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            fields |= section_fields(annotation, f"{prefix}{name}.")
-        else:
-            fields[prefix + name] = field
+    for name, field in Config.model_fields.items():
+        inner = SECTIONS[name].model_fields if name in SECTIONS else {}
+        fields |= {f"{name}.{key}": value for key, value in inner.items()} or {name: field}
     return fields
 
 
@@ -598,13 +594,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 f"configuration file {path} has more than {MAX_YAML_BYTES:,} bytes: give a YAML "
                 "file of settings"
             )
-        values = yaml.load(content.decode(), _Loader)
+        text = content.decode()
     except FileNotFoundError:
         raise ConfigError(f"configuration file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration file {path} cannot be read: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"configuration file {path} is not valid YAML: {error}") from None
+    values = _yaml(text, f"configuration file {path} is")
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -616,77 +611,76 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """Turn ``section.field=value`` texts into nested dicts; raises ConfigError if one is none."""
-    values: list[dict[str, Any]] = []
+    """The values of ``section.field=value`` texts by name; raises ConfigError if one is none."""
+    values: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or not name.strip():
             raise ConfigError(f"--set {assignment!r}: write it as section.field=value")
-        try:
-            value = yaml.safe_load(text) if text.strip() else text.strip()
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(
-                f"--set {assignment!r}: the value is not valid YAML: {error}"
-            ) from None
-        values.append(nest(name.strip(), value))
-    return merge(*values)
+        text = text.strip()
+        values[name.strip()] = _yaml(text, f"--set {assignment!r}: the value is") if text else ""
+    return merge(values)
 
 
-def nest(dotted: str, value: Any) -> dict[str, Any]:
-    """``nest("bridge.epochs", 3)`` is ``{"bridge": {"epochs": 3}}``."""
-    first, dot, rest = dotted.partition(".")
-    return {first: nest(rest, value) if dot else value}
-
-
-def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by section; some may be named with a dot: ``bridge.epochs: 3``."""
-    return merge(*(nest(str(name), value) for name, value in settings.items()))
-
-
-def pick(values: Mapping[str, Any], dotted: str, otherwise: Any = None) -> Any:
-    """The value of a dotted name in nested settings, or something else where there is none."""
-    value: Any = values
-    for key in dotted.split("."):
-        value = value.get(key, otherwise) if isinstance(value, Mapping) else otherwise
-    return value
+def _yaml(text: str, what: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} not valid YAML: {error}") from None
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested settings; later layers win, lists are replaced."""
+    """Settings by dotted name, such as ``bridge.epochs``; later layers win, lists are replaced.
+
+    In a layer, settings may be grouped by section, as in a file, or have their dotted names. A
+    section whose settings are all left out (null) changes nothing.
+    """
     merged: dict[str, Any] = {}
     for layer in layers:
-        for key, value in layer.items():
-            below = merged.get(key)
-            both = isinstance(value, Mapping) and isinstance(below, Mapping)
-            merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
+        for name, value in layer.items():
+            if name in SECTIONS and isinstance(value, Mapping | None):
+                merged |= {f"{name}.{key}": each for key, each in (value or {}).items()}
+            else:
+                merged[name] = value
     return merged
 
 
-def build(*layers: Mapping[str, Any], stage: str = "") -> Config:
-    """Validate nested settings, later ones over earlier; raises one ConfigError for all.
+def build(*layers: Mapping[str, Any], stage: str = "", places: Iterable[str] = ()) -> Config:
+    """Validate layers of settings, see :func:`merge`; raises one ConfigError for all problems.
 
-    ``stage``: whose settings are meant first where a name is unknown.
+    ``stage``: whose settings are meant first where a name is unknown. ``places``: where each layer
+    came from, which is told with what is wrong in it; empty where that needs no telling.
     """
+    sections: dict[str, Any] = {}
+    for name, value in merge(*layers).items():
+        section, dot, field = name.partition(".")
+        above = sections.get(section)
+        inner = {**(above if isinstance(above, Mapping) else {}), field: value}
+        sections[section] = inner if dot else value
     try:
-        return Config.model_validate(merge(*map(nested, layers)))
+        return Config.model_validate(sections)
     except ValidationError as error:
-        raise ConfigError(listed(explained(error, stage=stage))) from None
+        layered = zip(places, layers, strict=False)
+        origins = [(name, place) for place, layer in layered for name in merge(layer)]
+        problems = zip(error.errors(), explained(error, stage=stage), strict=True)
+        told = [f"{_origin(problem['loc'], origins)}{text}" for problem, text in problems]
+        raise ConfigError(*told) from None
 
 
-def problems_of(values: Mapping[str, Any], stage: str = "") -> list[str]:
-    """All problems of nested settings, with the nearest valid names."""
-    try:
-        Config.model_validate(nested(values))
-    except ValidationError as error:
-        return explained(error, stage=stage)
-    return []
+def _origin(loc: Sequence[str | int], origins: Iterable[tuple[str, str]]) -> str:
+    """The place of a setting, or of the last one of a section, with a colon."""
+    where = ".".join(map(str, loc)) + "."
+    places = [
+        place
+        for name, place in origins
+        if f"{name}.".startswith(where) or where.startswith(f"{name}.")
+    ]
+    return f"{places[-1]}: " if places and places[-1] else ""
 
 
-def listed(problems: Sequence[str]) -> str:
-    """One problem as it is; several as a list under their number."""
-    if len(problems) == 1:
-        return problems[0]
-    return "\n  ".join([f"{len(problems)} settings are wrong:", *problems])
+def values_of(config: Config) -> dict[str, Any]:
+    """The value of every setting by its dotted name, plain as for YAML and JSON."""
+    return merge(as_dict(config))
 
 
 def as_dict(config: BaseModel) -> dict[str, Any]:
@@ -752,19 +746,19 @@ def _explain(problem: Any, names: Sequence[str], otherwise: str) -> str:
             near = [ends[end] for end in alike] or near
         hint = f"did you mean {near[0]}?" if near else otherwise
         return f"unknown setting {where} = {value}: {hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    why = message[:1].lower() + message[1:]
     if problem["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
         near = difflib.get_close_matches(str(problem["input"]), choices, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
-        return f"setting {where} = {value}: {hint}choose one of {', '.join(choices)}"
-    if problem["type"] == "string_type":
-        read = f"YAML reads it as {type(problem['input']).__name__}"
-        return f"setting {where} = {value}: {read}: put it into quotes, as in ['001']"
-    if problem["type"] == "tuple_type":
-        example = f"{where}=[{str(problem['input'])[:60]}]"
-        return f"setting {where} = {value}: must be a list: write --set '{example}'"
-    if problem["type"] == "model_type":
+        why = f"{hint}choose one of {', '.join(choices)}"
+    elif problem["type"] == "string_type":
+        kind = type(problem["input"]).__name__
+        why = f"YAML reads it as {kind}: put it into quotes, as in ['001']"
+    elif problem["type"] == "tuple_type":
+        why = f"must be a list: write --set '{where}=[{str(problem['input'])[:60]}]'"
+    elif problem["type"] == "model_type":
         field = next((name for name in names if name.startswith(f"{where}.")), where)
-        return f"setting {where} = {value}: {where} is a section: name its setting, such as {field}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"setting {where} = {value}: {message[:1].lower()}{message[1:]}"
+        why = f"{where} is a section: name its setting, such as {field}"
+    return f"setting {where} = {value}: {why}"

@@ -12,11 +12,17 @@ from typer import Option
 from sfkt_cli.console import event, quieten, speak_json
 
 
-def complete_setting(begun: str) -> list[str]:
-    """Settings that begin with a text, for completion in the shell."""
+def _settings() -> list[str]:
+    """What the shell completes; Typer picks those that begin with what was typed."""
     from sfkt_cli.settings.config import section_fields
 
-    return [f"{name}=" for name in section_fields() if name.startswith(begun)]
+    return [f"{name}=" for name in section_fields()]
+
+
+def _at_home(value: Any) -> Any:
+    """The same, but of a path ``~`` is the home folder: shells leave that of --run=~/a to us."""
+    home = isinstance(value, Path) and value.parts[:1] == ("~",)
+    return value.expanduser() if home else value
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Options:
         Option(
             "--set",
             metavar="SECTION.FIELD=VALUE",
-            autocompletion=complete_setting,
+            autocompletion=_settings,
             help="Change one setting; may be given several times.",
         ),
     ] = None
@@ -88,7 +94,8 @@ def shared_options(
 
     def add(command: Callable[..., Mapping[str, Any]]) -> Callable[..., None]:
         @functools.wraps(command)
-        def called(**given: Any) -> None:
+        def called(**typed: Any) -> None:
+            given = {name: _at_home(value) for name, value in typed.items()}
             options = Options(**{option.name: given.pop(option.name) for option in shared})
             quieten(options.quiet)
             speak_json(options.as_json)

@@ -7,29 +7,28 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel
 
 from sfkt_cli.console import warn
-from sfkt_cli.errors import ConfigError, RunError, first_line
+from sfkt_cli.errors import RunError, first_line
 from sfkt_cli.files import write_text
 from sfkt_cli.settings.config import (
     Config,
+    DatasetName,
     as_dict,
     build,
     describe_type,
     merge,
-    nested,
     parse_assignments,
-    pick,
-    problems_of,
     read_yaml,
-    section_fields,
+    section_of,
+    values_of,
 )
 from sfkt_cli.settings.options import Options
-from sfkt_cli.settings.runs import DATA_SECTIONS, RUNS, Run
+from sfkt_cli.settings.runs import RUNS, Run
 
 DEFAULT = "default"
 CURRENT = RUNS / "current"  # holds the name of the run used last
@@ -48,17 +47,9 @@ class Settings:
     run: Run
     layers: Mapping[str, Mapping[str, Any]]
 
-    def origin(self, dotted: str) -> str:
-        """Where a setting such as ``bridge.epochs`` came from; a run only if it differs."""
-        for place, values in reversed(list(self.layers.items())):
-            if pick(values, dotted, ...) is not ...:
-                usual = pick(as_dict(self.config), dotted) == pick(as_dict(Config()), dotted)
-                return DEFAULT if usual and place == str(self.run.folder) else place
-        return DEFAULT
-
 
 def typed_settings(options: Options) -> dict[str, dict[str, Any]]:
-    """Nested settings of the YAML file, ``--set`` and flags, by that place, the weakest first.
+    """Settings of the YAML file, ``--set`` and flags, by that place, the weakest first.
 
     Raises:
         ConfigError: The file or an assignment cannot be read.
@@ -70,9 +61,9 @@ def typed_settings(options: Options) -> dict[str, dict[str, Any]]:
         **options.flags,
     }
     return {
-        str(options.config): nested(read_yaml(options.config)) if options.config else {},
+        str(options.config): merge(read_yaml(options.config)) if options.config else {},
         "--set": parse_assignments(options.assignments or []),
-        "flag": nested({name: value for name, value in flags.items() if value is not None}),
+        "flag": {name: value for name, value in flags.items() if value is not None},
     }
 
 
@@ -87,28 +78,23 @@ def resolve(options: Options, stage: str, *, new_run: bool = False) -> Settings:
     """
     typed = typed_settings(options)
 
-    def built(*before: Mapping[str, Any]) -> Config:
-        try:
-            return build(*before, *typed.values(), stage=stage)
-        except ConfigError as error:
-            message = str(error)
-            for problem in problems_of(typed[str(options.config)], stage):
-                message = message.replace(problem, f"{options.config}: {problem}")
-            raise ConfigError(message) from None
+    def built(layers: Mapping[str, Mapping[str, Any]]) -> Config:
+        places = ["" if place in ("--set", "flag") else place for place in layers]
+        return build(*layers.values(), stage=stage, places=places)
 
     dataset = merge(*typed.values()).get("dataset")
     if not isinstance(dataset, str | None):
-        built()  # no name, and so no folder: this says so
+        built(typed)  # no name, and so no folder: this says so
     try:
         run = find_run(options, dataset, new_run=new_run)
     except RunError:
-        built()  # misspelled settings come first: they do not depend on the run
+        built(typed)  # misspelled settings come first: they do not depend on the run
         raise
     if stage == "transfer":
-        method = pick(merge(run.remembered(stage), *typed.values()), "transfer.method")
+        method = merge(run.remembered(stage), *typed.values()).get("transfer.method")
         stage = f"transfer/{method or Config().transfer.method}"
-    remembered = run.remembered(stage)
-    return Settings(built(remembered), run, {str(run.folder): remembered, **typed})
+    layers = {str(run.folder): run.remembered(stage), **typed}
+    return Settings(built(layers), run, layers)
 
 
 def find_run(options: Options, dataset: str | None, *, new_run: bool) -> Run:
@@ -123,11 +109,11 @@ def find_run(options: Options, dataset: str | None, *, new_run: bool) -> Run:
         return Run(options.run, options.force)
     if CURRENT.is_file() and not new_run:
         try:
-            last = Run(Path(CURRENT.read_text(encoding="utf-8").strip()), options.force)
+            last = Path(CURRENT.read_text(encoding="utf-8").strip())
         except (OSError, ValueError) as error:
             raise RunError(f"{CURRENT} cannot be read ({error}): give --run DIR") from None
-        if dataset is None or last.remembered("prepare").get("dataset") == dataset:
-            return last
+        if dataset is None or Run(last).remembered("prepare").get("dataset") == dataset:
+            return Run(last, options.force)
     if dataset is None and not new_run:
         raise RunError("no run here yet: start with `sfkt prepare NAME`, or give --run DIR")
     return Run(RUNS / (dataset or Config().dataset), options.force)
@@ -138,15 +124,13 @@ def tell_late(settings: Settings) -> None:
     prepared = settings.run.remembered("prepare")
     of_run = str(settings.run.folder)
     typed = merge(*(values for place, values in settings.layers.items() if place != of_run))
-    sections = (*READING, DATA_SECTIONS.get(prepared.get("dataset", ""), ""))
-    for name in section_fields():
-        before, now = pick(prepared, name, ...), pick(as_dict(settings.config), name)
-        if name not in sections and name.partition(".")[0] not in sections:
-            continue
-        if before not in (now, ...) and pick(typed, name, ...) is not ...:
+    about_data = {*READING, section_of(prepared.get("dataset", ""))}
+    for name, value in values_of(settings.config).items():
+        of_data = about_data & {name, name.partition(".")[0]}
+        if of_data and name in typed and prepared.get(name, value) != value:
             warn(
-                f"{name} = {one_line(now)} has no effect here: {settings.run.path('prepare')} was "
-                f"made with {one_line(before)}, and only `sfkt prepare --force` uses it"
+                f"{name} = {one_line(value)} has no effect here: {settings.run.path('prepare')} "
+                f"was made with {one_line(prepared[name])}, and only `sfkt prepare --force` uses it"
             )
 
 
@@ -167,12 +151,15 @@ def remember_run(run: Run) -> None:
 
 
 def origins(settings: Settings) -> list[dict[str, Any]]:
-    """Name, value and origin of every setting."""
-    values = as_dict(settings.config)
-    return [
-        {"name": name, "value": pick(values, name), "origin": settings.origin(name)}
-        for name in section_fields()
-    ]
+    """Name, value and origin of every setting; a run is the origin only if its value differs."""
+    places = {name: place for place, layer in settings.layers.items() for name in layer}
+    usual, rows = values_of(Config()), []
+    for name, value in values_of(settings.config).items():
+        origin = places.get(name, DEFAULT)
+        if origin == str(settings.run.folder) and value == usual[name]:
+            origin = DEFAULT
+        rows.append({"name": name, "value": value, "origin": origin})
+    return rows
 
 
 def show(settings: Settings, *, defaults: bool = True) -> str:
@@ -194,7 +181,7 @@ def commented_yaml(dataset: str) -> str:
         ConfigError: There is no such data set.
     """
     config = build({"dataset": dataset})
-    others = {section for name, section in DATA_SECTIONS.items() if name != dataset}
+    others = {section_of(name) for name in get_args(DatasetName) if name != dataset}
     lines = [f"# Settings for {dataset}; use them with: sfkt run FILE.yaml"]
     lines += ["# Lines that you leave out keep their defaults.", ""]
     lines += _section(config, others, "")

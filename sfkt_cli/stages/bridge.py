@@ -54,8 +54,8 @@ def bridge(config: Config, run: Run) -> None:
         ConfigError: All terms that could train T are switched off.
         DataError: transfer.h5 has no TI pairs, or does not fit the source model.
     """
-    run.require("prepare", "sfkt prepare NAME")
-    source_folder = run.require("source", "sfkt source")
+    run.require("prepare")
+    source_folder = run.require("source")
     store = open_store(run.transfer_store)
     if store.count("ti") == 0:
         raise DataError(
@@ -66,7 +66,7 @@ def bridge(config: Config, run: Run) -> None:
     saved = load_model(source_folder)
     check_classes(saved.card.classes, store)
     inputs = {"transfer.h5": store.digest, "source": saved.digest}
-    earlier = load_earlier(config.training.warm_start, "bridge", "sfkt bridge")
+    earlier = load_earlier(config.training.warm_start, "bridge")
     if earlier is not None:
         inputs["warm start"] = earlier.digest
     with run.open("bridge", config, inputs) as stage:

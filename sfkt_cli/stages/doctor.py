@@ -116,7 +116,7 @@ def _verify(folder: Path) -> list[str]:
 
 def _check_outputs(run: Run, stage: str) -> None:
     """Compare what a finished stage wrote with its done.json."""
-    run.require(stage, f"sfkt {stage.partition('/')[0]}")
+    run.require(stage)
     for name in run.record(stage).get("outputs", {}):
         run.output(stage, name)
 

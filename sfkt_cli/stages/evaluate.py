@@ -39,7 +39,8 @@ from sfkt_cli.files import sha256_json, write_json, write_text
 from sfkt_cli.models.classifier import freeze
 from sfkt_cli.models.saving import classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, as_dict, fixed_batch_size
-from sfkt_cli.settings.runs import Run, Stage
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training.predicting import View
 from sfkt_cli.training.recipes import fit_labels
 from sfkt_cli.training.runtime import Runtime, make_runtime
@@ -63,8 +64,8 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
     """
     if report is not None:
         check_suffix(report)
-    run.require("prepare", "sfkt prepare NAME")
-    run.require("source", "sfkt source")
+    run.require("prepare")
+    run.require("source")
     with run.open("evaluate", config, inputs_of(config, run), renew=True) as stage:
         if stage is None:
             say(f"evaluate: nothing changed since {run.path('evaluate', 'report.md')}")

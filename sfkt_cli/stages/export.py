@@ -32,7 +32,8 @@ from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.graph_files import FitTarget, SensorGraph
 from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
 from sfkt_cli.settings.config import Config, to_yaml
-from sfkt_cli.settings.runs import Done, Run, digest_outputs, versions
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import Done, digest_outputs, versions
 from sfkt_cli.student import find_student, sensor_of
 
 FORMATS = ("onnx", "pt2", "safetensors")

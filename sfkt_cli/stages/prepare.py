@@ -17,7 +17,8 @@ from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import StoreWriter, writing
 from sfkt_cli.errors import DataError, RunError, first_line
 from sfkt_cli.settings.config import Config
-from sfkt_cli.settings.runs import Run, Stage
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages.inspect import show
 
 FEW_PAIRS = 50  # with fewer, the bridge, and what held-out pairs judge, are left to chance

@@ -24,7 +24,8 @@ from sfkt_cli.models.saving import CARD, save_model
 from sfkt_cli.settings.config import Config, SourceConfig
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import resolve
-from sfkt_cli.settings.runs import Run, Stage
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training import predicting
 from sfkt_cli.training.loop import Fitted
 from sfkt_cli.training.recipes import fit_labels
@@ -74,7 +75,7 @@ def source(config: Config, run: Run) -> None:
         RunError: There is neither source.h5 nor a checkpoint.
         ConfigError: The checkpoint does not fit the settings or the classes of the data.
     """
-    run.require("prepare", "sfkt prepare NAME")
+    run.require("prepare")
     taken_over = _taken_over(config, run)
     if taken_over.source.brought:
         _bring(taken_over, run, config)
@@ -117,7 +118,7 @@ def _taken_over(config: Config, run: Run) -> Config:
         )
     checkpoint = Run(earlier).path("source")
     if not _is_made(run):  # else the earlier run may be gone
-        Run(earlier).require("source", f"sfkt source --run {earlier}")
+        Run(earlier).require("source")
     source = config.source.model_copy(update={"checkpoint": checkpoint.absolute()})
     return config.model_copy(update={"source": source})
 
@@ -153,7 +154,7 @@ def import_model(
     """
     need("import_model", "onnx", "onnx", "onnxruntime", "onnxscript")
     folder = Path(run)
-    Run(folder).require("prepare", "sfkt prepare NAME")
+    Run(folder).require("prepare")
     size = int(open_store(Run(folder).transfer_store)["target/target"].shape[1])
     if image_size not in (None, size):
         raise ConfigError(

@@ -61,8 +61,8 @@ def transfer(config: Config, run: Run) -> None:
     method = config.transfer.method
     objective_class = find_method(method)
     own = method_settings(config, method)
-    run.require("prepare", "sfkt prepare NAME")
-    source_folder = run.require("source", "sfkt source")
+    run.require("prepare")
+    source_folder = run.require("source")
     store, sensor = open_store(run.transfer_store), prepared_sensor(run)
     if objective_class.needs_ti and store.count("ti") == 0:
         raise DataError(
@@ -75,12 +75,9 @@ def transfer(config: Config, run: Run) -> None:
     inputs = {"transfer.h5": store.digest, "source": saved.digest}
     translator: Saved | None = None
     if objective_class.needs_bridge:
-        translator = load_model(run.require("bridge", "sfkt bridge"), runtime.device)
+        translator = load_model(run.require("bridge"), runtime.device)
         inputs["bridge"] = translator.digest
-    earlier = load_earlier(
-        config.training.warm_start, f"transfer/{method}", f"sfkt transfer --method {method}",
-        runtime.device,
-    )  # fmt: skip
+    earlier = load_earlier(config.training.warm_start, f"transfer/{method}", runtime.device)
     if earlier is not None:
         inputs["warm start"] = earlier.digest
     with run.open(f"transfer/{method}", config, inputs) as stage:

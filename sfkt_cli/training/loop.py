@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sfkt_cli.console import Tracker, duration, event, say, terms_text, track, warn
 from sfkt_cli.errors import Interrupted, RunError, first_line, need, on_stop
 from sfkt_cli.files import write_text
-from sfkt_cli.settings.runs import Stage
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training.checkpoint import load_states, save_state
 from sfkt_cli.training.runtime import Runtime, seed_all
 from sfkt_cli.training.trial import Tried, try_out

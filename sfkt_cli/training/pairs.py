@@ -21,7 +21,7 @@ from sfkt_cli.errors import DataError
 from sfkt_cli.files import write_bytes
 from sfkt_cli.machine import prefer_large_pages
 from sfkt_cli.settings.config import Config, LabelFree
-from sfkt_cli.settings.runs import Stage
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.loop import Batch

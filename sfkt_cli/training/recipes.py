@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sfkt_cli.machine import prefer_large_pages
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.settings.runs import Stage
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.loop import Batch, Fitted, LossTerms, Training

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from sfkt_cli.files import write_json
-from sfkt_cli.settings.runs import versions
+from sfkt_cli.settings.stage import versions
 from tests.benchmarks.measuring import Row
 
 NAMES = (

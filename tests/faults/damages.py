@@ -29,6 +29,7 @@ from sfkt_cli.errors import STOPPED
 from sfkt_cli.files import SEAL
 from sfkt_cli.stages import doctor, inspect
 from tests.faults.campaign import ended, fingerprint, start, steady
+from tests.faults.mutating import mutate
 
 SETTINGS: dict[str, Any] = {
     "image_size": 16,
@@ -79,21 +80,6 @@ class Start:
 
     command: str
     copy: Path
-
-
-def mutate(content: bytes, chance: random.Random) -> bytes:
-    """Flip some bits, or cut, overwrite or repeat a part."""
-    kind, where = chance.randrange(8), chance.randrange(max(len(content), 1))
-    if kind == 0:
-        return content[:where]
-    if kind == 1:
-        return content[:where] + chance.randbytes(chance.randrange(1, 64)) + content[where + 8 :]
-    if kind == 2:
-        return content[:where] + content[where : where + chance.randrange(1, 400)] + content[where:]
-    changed = bytearray(content)
-    for _ in range(chance.randrange(1, 11)):
-        changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
-    return bytes(changed)
 
 
 def begin_from(copy: Path) -> None:

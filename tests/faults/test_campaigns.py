@@ -19,7 +19,7 @@ ROOM = ["unshare", "--map-root-user", "--mount"]
 
 def in_its_own_process(
     program: str, folder: Path, *arguments: str, before: Sequence[str] = ()
-) -> dict[str, Any]:
+) -> Any:
     """What a program of this folder found; ``before`` is put in front of the command."""
     path = Path(__file__).with_name(program)
     done = subprocess.run(
@@ -30,8 +30,7 @@ def in_its_own_process(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def kept_folder(usual: Path, name: str) -> Path:
@@ -44,7 +43,9 @@ def kept_folder(usual: Path, name: str) -> Path:
 
 def campaign(folder: Path, kind: str, trials: int, last: str) -> dict[str, Any]:
     before = ROOM if kind == "full" else ()
-    found = in_its_own_process("campaign.py", folder, kind, str(trials), "0", last, before=before)
+    found: dict[str, Any] = in_its_own_process(
+        "campaign.py", folder, kind, str(trials), "0", last, before=before
+    )
     counted = " ".join(f"{found[name]} {name}," for name in ("hit", "begun", "resumed"))
     print(f"{kind}: {found['identical']} of {trials} identical; {counted} ", end="")
     print(f"{found['repeated_steps']} steps repeated at most; seconds of a stage: ", end="")

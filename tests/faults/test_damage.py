@@ -30,7 +30,7 @@ FEW, MANY = 28, 5000
 
 def damage(folder: Path, trials: int) -> dict[str, Any]:
     """Damage inputs of commands in a process of its own; what ended how."""
-    found = in_its_own_process("damages.py", folder, str(trials))
+    found: dict[str, Any] = in_its_own_process("damages.py", folder, str(trials))
     print(f"{found['trials']} random damages: {found['refused']} refused, {found['unharmed']} "
           f"without effect on any result; by command: {found['commands']}")  # fmt: skip
     assert not found["wrong"], json.dumps(found["wrong"], indent=1)

@@ -6,7 +6,6 @@ import gc
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import transfer
 from tests.faults.campaign import SETTINGS
+from tests.faults.test_campaigns import in_its_own_process
 
 RUNS = 50
 
@@ -45,14 +45,7 @@ def measure(folder: Path, runs: int) -> list[tuple[float, int]]:
 
 @pytest.mark.slow
 def test_fifty_runs_leak_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.faults.test_leaks", str(tmp_path), str(RUNS)]
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=root, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = in_its_own_process("test_leaks.py", tmp_path, str(RUNS))
     (tenth, files), (last, files_now) = found[9], found[-1]
     print(f"run 10: {tenth:.0f} MB, {files} files; run {RUNS}: {last:.0f} MB, {files_now} files")
     assert last <= 1.05 * tenth

@@ -32,13 +32,10 @@ from sfkt_cli.models.saving import load_model, read_card, save_model
 from sfkt_cli.settings.config import Config, build, read_yaml, to_yaml
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.checkpoint import STATE, load_states, save_state
+from tests.faults.mutating import mutate
 
 CPU = torch.device("cpu")
 LONGEST_S = 10.0
-STRANGE = [b"\x00", b"\xff\xfe", b"!!python/object/apply:os.system [true]", b": ", b"- [", b"&a *a",
-           b"1e999", b"-1", b"null", b"{", b'"', b"\n\n\t", b"99999999999999999999"]  # fmt: skip
-
-
 EXECUTING = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen",
              "pickle.find_class", "ctypes.dlopen", "socket.connect")  # fmt: skip
 """Audit events that no reading of a damaged file may cause."""
@@ -67,23 +64,6 @@ class Planted:
 
     def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
         return os.mkdir, (str(self.path),)
-
-
-def mutate(content: bytes, chance: random.Random) -> bytes:
-    """Flip bits, cut, repeat or insert something strange."""
-    kind, where = chance.randrange(5), chance.randrange(max(len(content), 1))
-    if kind == 0:
-        return content[:where]
-    if kind == 1:
-        return content[:where] + chance.choice(STRANGE) + content[where:]
-    if kind == 2:
-        return content[:where] + content[where : where + chance.randrange(400)] * 2
-    if kind == 3:
-        return content[:where] + chance.randbytes(chance.randrange(1, 64)) + content[where + 8 :]
-    changed = bytearray(content)
-    for _ in range(chance.randrange(1, 4)):
-        changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
-    return bytes(changed)
 
 
 def torture(path: Path, read: Callable[[], object], trials: int, own: type[SfktError]) -> int:

@@ -17,7 +17,7 @@ from sfkt_cli.methods import METHODS, find_method
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.translators import Front, PointwiseTranslator
 from sfkt_cli.settings.config import Config, OptimiserConfig, build, method_settings
-from sfkt_cli.settings.runs import Stage
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages.transfer import start_student
 from sfkt_cli.training.loop import Batch, Training
 from sfkt_cli.training.recipes import classifier_optimizer, cosine
@@ -99,7 +99,7 @@ def train(method: str, objective: Any, folder: Path, batches: Callable[[int, int
     own = method_settings(settings(), method)
     config = build({"runtime": {"checkpoint_seconds": 0.0}})
     Training(
-        method, Stage(method, folder, config, {}, {}), objective,
+        method, Stage(method, folder, config, {}), objective,
         lambda epoch, step: asked_for(objective, batches(epoch, step)),
         classifier_optimizer(objective.student, *own.rates(pretrained=False), 1e-3), RUNTIME,
         epochs=EPOCHS, steps=STEPS, schedule=cosine, keep=objective.student,

@@ -508,7 +508,7 @@ sys.addaudithook(_note)
 @pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_damaged_files_are_refused_and_nothing_else_is_read(count: int, tmp_path: Path) -> None:
     global _opened
-    from tests.faults.test_mutations import mutate
+    from tests.faults.mutating import mutate
 
     constant = broken("constant").SerializeToString()
     path = stored(tmp_path, model_of(

@@ -18,7 +18,8 @@ from sfkt_cli.methods.objective import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model
 from sfkt_cli.settings.config import Config, build
-from sfkt_cli.settings.runs import Run, Stage
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import calibrated
 from sfkt_cli.training.pairs import TransferBatches, held_out_pairs, settle_batches
@@ -41,7 +42,7 @@ def make_batches(config: Config, store: Store, size: int = 16) -> TransferBatche
 def settled(
     config: Config, store: Store, folder: Path, *images: str, runtime: Runtime = CPU
 ) -> TransferBatches:
-    stage = Stage("test", folder, config, {}, {})
+    stage = Stage("test", folder, config, {})
     return settle_batches(stage, store, images or IMAGES, runtime, nn.Identity())
 
 

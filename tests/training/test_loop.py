@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sfkt_cli.errors import Interrupted, RunError
 from sfkt_cli.settings.config import build
-from sfkt_cli.settings.runs import Stage
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training.checkpoint import PREVIOUS, STATE, load_states, save_state
 from sfkt_cli.training.loop import Batch, Fitted, LossTerms, Training
 from sfkt_cli.training.predicting import FEW, predict_rows
@@ -87,7 +87,7 @@ def make_training(
         "batches": batches, "runtime": RUNTIME, "epochs": EPOCHS, "steps": STEPS,
         "schedule": cosine, "keep": objective.network,
     }  # fmt: skip
-    stage = Stage("test", folder, config, {}, inputs or {})
+    stage = Stage("test", folder, config, inputs or {})
     return Training("test", stage, objective, optimizer=optimizer, **usual | more)
 
 

@@ -21,7 +21,7 @@ from sfkt_cli.methods.objective import Bank
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.settings.config import build
-from sfkt_cli.settings.runs import Stage
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training.batch_size import _try_on_gpu
 from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.loop import Batch, Training
@@ -158,7 +158,7 @@ def training(runtime: Runtime, folder: Path) -> list[dict[str, float]]:
     place.mkdir(exist_ok=True)
     config = build({"seed": 3, "runtime": {"checkpoint_seconds": 0.0}})
     fitted = Training(
-        "test", Stage("test", place, config, {}, {}), objective, make_batches(runtime),
+        "test", Stage("test", place, config, {}), objective, make_batches(runtime),
         torch.optim.SGD(objective.parameters(), lr=0.05, momentum=0.9), runtime,
         epochs=2, steps=5, schedule=cosine, keep=objective.translator,
     ).fit()  # fmt: skip

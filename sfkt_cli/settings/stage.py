@@ -1,0 +1,347 @@
+"""The folder of one stage: what it is made from, whether it is done, and what ``--force`` keeps.
+
+config.yaml   resolved settings, written when the stage starts
+log.txt       all that was said, with the time; grows line by line
+begun.json    settings and inputs, until the stage is done
+checkpoint/   the resumable state, until the stage is done
+done.json     written last: settings, inputs, versions, seconds, outputs
+"""
+
+import contextlib
+import platform
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+
+from sfkt_cli import __version__, console
+from sfkt_cli.errors import DataError, RunError
+from sfkt_cli.files import read_record, sha256_file, sha256_json, write_record
+from sfkt_cli.settings.config import Config, current_name, section_of, values_of
+
+LOG = "log.txt"
+_IN_PASSING = ("begun.json", "checkpoint")
+_NO_WORK = ("begun.json", "config.yaml", LOG, "batch_size.json", "tensorboard")
+"""What a stage writes before it has work that could be lost."""
+_HOW = ("stage", "settings", "inputs", "versions", "outputs")
+_OWN_CHECKSUM = (".h5", ".safetensors")
+_DISPENSABLE = (
+    "source.h5", "test.h5", "epochs.npy", "metrics.jsonl", "batch_size.json", ".png",
+)  # fmt: skip
+"""Ends of the names of outputs that may be deleted."""
+STAGE_FIELDS: dict[str, tuple[str, ...]] = {
+    "prepare": (
+        "seed", "dataset", "image_size", "classes", "split", "prepare.root", "prepare.fit",
+    ),
+    "source": (
+        "seed", "source", "runtime.batch_size",
+        # The part of ``training`` that is not about TI pairs and label-free scores.
+        "training.min_steps", "training.shift", "training.flip", "training.clip_norm",
+        "training.warm_start",
+    ),
+    "bridge": ("seed", "encoding", "training", "bridge", "runtime.batch_size"),
+    "transfer": ("seed", "encoding", "training", "transfer", "runtime.batch_size"),
+    "evaluate": ("seed", "training", "evaluate", "encoding", "runtime.precision"),
+}  # fmt: skip
+"""The settings that decide what a stage writes; the others may change between runs of it."""
+WHAT_RUNS_DID_BEFORE: dict[str, Any] = {"bridge.alpha_p": 0.0}
+"""Values that stand for settings that are newer than a run, where their defaults change results."""
+
+
+def settings_of_stage(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, among these by dotted name, that decide what a stage writes."""
+    kind, _, method = stage.partition("/")
+    # A data set, a translator or a method may have a section of its own.
+    chosen = {"prepare": "dataset", "bridge": "bridge.translator"}.get(kind)
+    own = section_of(values.get(chosen, "") if chosen else method)
+    deciding = {*STAGE_FIELDS.get(kind, ()), own}
+    return {
+        name: value
+        for name, value in values.items()
+        if name in deciding or name.partition(".")[0] in deciding
+    }
+
+
+def stage_settings(stage: str, config: Config) -> dict[str, Any]:
+    """The settings that decide what a stage writes, by dotted name."""
+    return settings_of_stage(stage, values_of(config))
+
+
+class Output(BaseModel):
+    """A file that a stage wrote; without ``sha256`` where it carries a checksum of its own."""
+
+    bytes: NonNegativeInt
+    sha256: str | None
+
+
+class Begun(BaseModel):
+    """The content of begun.json: what an unfinished stage is made from."""
+
+    settings: dict[str, Any] = {}
+    inputs: dict[str, str] = {}
+
+
+class Done(Begun):
+    """The content of done.json; figures of a stage's own may come on top."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    stage: str
+    outputs: dict[str, Output] = {}
+    versions: dict[str, str] = {}
+    seconds: float = 0.0
+    best_epoch: PositiveInt | None = None
+    peak_memory_mb: float | None = None
+    ti_agreement: float | None = None
+    samples: dict[str, NonNegativeInt] = {}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's folder while it runs; in a dry run a temporary one."""
+
+    name: str  # such as ``bridge`` or ``transfer/tgkt``
+    folder: Path
+    config: Config
+    inputs: Mapping[str, str]  # digests of its inputs by name
+    dry: bool = False
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the resumable state; gone once the stage is done."""
+        return self.folder / "checkpoint"
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """Settings and inputs, as in begun.json and done.json."""
+        return {"settings": stage_settings(self.name, self.config), "inputs": dict(self.inputs)}
+
+    @property
+    def digest(self) -> str:
+        """Digest of settings and inputs: what a resumable state belongs to."""
+        return sha256_json(self.made_from)
+
+    def make_room(self, size: int) -> None:
+        """Delete what a forced stage was before, where ``size`` bytes do not fit beside it."""
+        before = _before(self.folder)
+        if before.is_dir() and shutil.disk_usage(before).free < size:
+            _delete(before)
+
+    def finish(self, **summary: Any) -> None:
+        """Write done.json, last of all, and drop the resumable state."""
+        if self.dry:
+            return
+        files = sorted(path.name for path in self.folder.iterdir() if path.is_file())
+        written = [n for n in files if n not in (*_IN_PASSING, LOG) and not n.startswith(".")]
+        record = {
+            "stage": self.name,
+            **self.made_from,
+            "seconds": round(time.monotonic() - self.started, 3),
+            "versions": versions(),
+            "outputs": digest_outputs(self.folder, written),
+            **summary,
+        }
+        write_record(self.folder / "done.json", record)
+        shutil.rmtree(self.checkpoint, ignore_errors=True)
+        console.log(f"done after {console.duration(record['seconds'])}")
+        console.event("finished", **outcome(self.folder, record))
+
+    def is_finished(self) -> bool:
+        """Whether the stage is done; raises RunError if it is not made from the same."""
+        done = self.folder / "done.json"
+        lacking = lacks(self.folder)
+        changes: list[str] = []
+        if not lacking:
+            changes = self._changes(read_record(done, Done))
+        elif done.is_file():
+            console.warn(f"{self.name} is done anew: {lacking}")
+        elif has_begun(self.folder):
+            changes = self._changes(read_record(self.folder / "begun.json", Begun))
+        if changes:
+            state = "begun" if lacking else "finished"
+            raise RunError(
+                f"{self.name} in {self.folder} was {state} with other settings or inputs:\n"
+                + "\n".join(changes)
+                + "\nuse --force to start it anew, or --run DIR for another run"
+            )
+        return not lacking
+
+    def forget_stale(self) -> None:
+        """Unmark what was done or begun with other settings or inputs; its files stay."""
+        for name, kind in (("done.json", Done), ("begun.json", Begun)):
+            path = self.folder / name
+            try:
+                stale = path.is_file() and bool(self._changes(read_record(path, kind)))
+            except DataError:
+                stale = True
+            if stale:
+                path.unlink()
+                shutil.rmtree(self.checkpoint, ignore_errors=True)
+
+    def _changes(self, before: Begun) -> list[str]:
+        """Lines that name each setting and input that has changed."""
+        now = {**stage_settings(self.name, self.config), **self.inputs}
+        # A setting that did not exist then counts as its default, which mostly changes nothing.
+        usual = stage_settings(self.name, Config()) | WHAT_RUNS_DID_BEFORE
+        was = {name: usual[name] for name in now if name in usual}
+        was |= before.settings | before.inputs
+        if "encoding" in was:
+            was["encoding"] = current_name(was["encoding"])
+        changes = []
+        for name in sorted(now.keys() | was.keys()):
+            if was.get(name) == now.get(name):
+                continue
+            change = f"was {was.get(name)!r}, now {now.get(name)!r}"
+            if before.inputs.get(name) and self.inputs.get(name):  # their digests tell nobody
+                change = "has changed since"
+                if name == "archive":
+                    change += " (names, sizes or times of its files; a copy may change the times)"
+            changes.append(f"  {name}: {change}")
+        return changes
+
+    @contextlib.contextmanager
+    def forgetting_failures(self) -> Iterator[None]:
+        """Where the stage fails before there is work that could be lost, unmark it as begun."""
+        try:
+            yield
+        except Exception as error:  # not an interruption, after which it goes on as it was
+            if not self.folder.is_dir():
+                raise RunError(
+                    f"{self.name}: {self.folder} was moved or deleted while the stage worked in "
+                    "it: the same command, with the new place as --run, continues from the last "
+                    "saved state"
+                ) from error
+            if not has_begun(self.folder):
+                for name in ("begun.json", "config.yaml"):
+                    (self.folder / name).unlink(missing_ok=True)
+            raise
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    packages = ("torch", "torchvision", "numpy", "h5py", "pillow")
+    installed = {name: metadata.version(name) for name in packages}
+    return {"sfkt": __version__, "python": platform.python_version(), **installed}
+
+
+def outcome(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a done.json, and the names of what lies beside it."""
+    files = [
+        f"{entry.name}/" if entry.is_dir() else entry.name
+        for entry in sorted(folder.iterdir())
+        if entry.name not in _IN_PASSING and not entry.name.startswith(".")
+    ]
+    figures = {name: value for name, value in record.items() if name not in _HOW}
+    return {"folder": str(folder), "figures": figures, "files": files}
+
+
+def digest_outputs(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Size and digest of files that a stage wrote, for ``outputs`` of its done.json."""
+    return {
+        name: {
+            "bytes": (folder / name).stat().st_size,
+            "sha256": None if name.endswith(_OWN_CHECKSUM) else sha256_file(folder / name),
+        }
+        for name in names
+    }
+
+
+def lacks(folder: Path) -> str:
+    """Why a stage does not count as done, or ""; raises DataError if its record is damaged."""
+    done = folder / "done.json"
+    if not done.is_file():
+        return f"{folder} is missing or unfinished"
+    for name, output in read_record(done, Done).outputs.items():
+        path = folder / name
+        if name.endswith(_DISPENSABLE):
+            continue
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != output.bytes:
+            return f"{path} has {path.stat().st_size} bytes, {output.bytes} were written"
+    return ""
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a stage left more than what it writes before all else: work that could be lost."""
+    if not (folder / "begun.json").is_file():
+        return False
+    names = {entry.name for entry in folder.iterdir() if entry.name[0] != "."}
+    return bool(names.difference(_NO_WORK))
+
+
+# Force: while a start has no work that could be lost, what the stage was before lies beside it.
+
+BEFORE = ".before"
+"""End of the name of the folder in which it lies."""
+_MARKS = ("done.json", "begun.json")
+"""Without one of these a folder holds nothing that counts."""
+
+
+def _before(folder: Path) -> Path:
+    """Where what a stage was before lies; a link to the stage's folder stays as it is."""
+    real = folder.resolve()
+    return real.with_name(f".{real.name}{BEFORE}")
+
+
+def standing(folder: Path) -> Path:
+    """The folder of what counts of a stage: itself, or what it was before."""
+    before = _before(folder)
+    of_worth = any((before / name).is_file() for name in _MARKS)
+    replaced = (folder / "done.json").is_file() or has_begun(folder)
+    return before if of_worth and not replaced else folder
+
+
+@contextlib.contextmanager
+def settled(stage: str, folder: Path, force: bool) -> Iterator[None]:
+    """Settle a stage before the block and however it ends; with ``force`` it begins anew there.
+
+    Says so where the stage is what it was before; an error that ends the block carries it as a
+    note (``__notes__``), which tells that there is nothing to go on from.
+    """
+    back = f"{stage} is what it was before --force; to start it anew, give --force again"
+    if _settle(folder) and not force:  # an earlier start was killed
+        console.warn(back)
+    try:
+        if force:
+            folder.resolve().rename(_before(folder))
+            folder.resolve().mkdir()
+        yield
+    except BaseException as error:
+        if _settle(folder):
+            console.warn(back)
+            error.add_note(back)
+        raise
+    _settle(folder)
+    if (folder / "done.json").is_file():
+        (folder / "begun.json").unlink(missing_ok=True)
+
+
+def _settle(folder: Path) -> bool:
+    """Keep what counts of a stage, which may have been killed at any moment, and nothing else.
+
+    Returns:
+        Whether the stage is what it was before it was forced.
+    """
+    before, real = _before(folder), folder.resolve()
+    if not before.is_dir():
+        return False
+    if standing(folder) != before:
+        _delete(before)
+        return False
+    shutil.rmtree(real, ignore_errors=True)
+    before.rename(real)
+    return True
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder, first the files that say that there is something in it."""
+    for name in _MARKS:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder)
