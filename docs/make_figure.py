@@ -22,7 +22,7 @@ from sfkt_cli.evaluation.figures import Strip, draw_gallery
 from sfkt_cli.evaluation.models import load_models, raw_encoding, translate
 from sfkt_cli.settings.config import RuntimeConfig
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.predicting import predict_rows, student_loader
+from sfkt_cli.training.predicting import View, pictures_of, predict_rows
 from sfkt_cli.training.runtime import make_runtime
 
 
@@ -31,18 +31,15 @@ def main(folder: Path, picture: Path) -> None:
     run, runtime = Run(folder), make_runtime(RuntimeConfig(gpus=0))
     store, test = open_store(run.transfer_store), open_store(run.test_store)
     models = load_models(run, store, runtime)
-    student, encoding = models.students["tgkt"]
     labels = test.labels("test")
     generator = np.random.default_rng(0)
     rows = np.array([generator.choice(np.flatnonzero(labels == k)) for k in np.unique(labels)])
     depth, rgb, labels = test["test/target"][rows], test["test/rgb"][rows], labels[rows]
-    raw = student_loader(runtime, raw_encoding(store))
-    encoded = student_loader(runtime, encoding)
-    translated = translate(models, depth, runtime)
-    _, before = predict_rows(depth, raw, models.source, runtime)
-    _, after = predict_rows(depth, encoded, student, runtime)
+    views = View(runtime, models.source, raw_encoding(store)), models.students["tgkt"]
+    pictures = [next(pictures_of(depth, view)).numpy() for view in views]
+    before, after = (predict_rows(depth, view)[1] for view in views)
+    translated = translate(models, depth)
     with torch.inference_mode():
-        pictures = [load(depth).permute(0, 2, 3, 1).numpy() for load in (raw, encoded)]
         _, behind = models.source(torch.from_numpy(translated).permute(0, 3, 1, 2))
 
     def strip(title: str, images: NDArray[Any], model: str, logits: torch.Tensor) -> Strip:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sfkt_cli.data.store import Store, open_store
@@ -23,19 +22,17 @@ from sfkt_cli.evaluation.models import Models, load_models, raw_encoding, transl
 from sfkt_cli.files import read_settings
 from sfkt_cli.settings.config import RuntimeConfig
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.predicting import predict_rows, student_loader, target_loader, through
+from sfkt_cli.training.predicting import View, pictures_of, predict_rows
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
 COLUMNS = 6
 Numbers = NDArray[Any]
 
 
-def said(models: Models, depth: Numbers, runtime: Runtime) -> Numbers:
+def said(models: Models, depth: Numbers) -> Numbers:
     """Class that the source model names behind the bridge, (N,)."""
-    assert models.translator is not None
-    translator, encoding = models.translator
-    load = target_loader(runtime, encoding)
-    _, logits = predict_rows(depth, load, through(translator, models.source), runtime)
+    assert models.bridge is not None
+    _, logits = predict_rows(depth, models.bridge)
     found: Numbers = logits.argmax(dim=1).numpy()
     return found
 
@@ -51,18 +48,17 @@ def draw(
     """Depth, each bridge's translation with the prediction, and the RGB image."""
     depth, rgb = test["test/target"][rows], test["test/rgb"][rows]
     labels, names = test.labels("test")[rows], test.classes
-    load = student_loader(runtime, raw_encoding(store))
-    with torch.inference_mode():
-        window = load(depth).permute(0, 2, 3, 1).numpy()
+    raw = View(runtime, runs[0][1].source, raw_encoding(store))
+    window = next(pictures_of(depth, raw)).numpy()
     strips = [Strip("depth", window, tuple(names[label] for label in labels))]
     for name, models in runs:
-        guesses = said(models, depth, runtime)
+        guesses = said(models, depth)
         right = tuple(bool(each) for each in guesses == labels)
         texts = tuple(
             f"{'✓' if sure else '✗'} {names[guess]}"
             for sure, guess in zip(right, guesses, strict=True)
         )
-        strips.append(Strip(name, translate(models, depth, runtime), texts, right))
+        strips.append(Strip(name, translate(models, depth), texts, right))
     draw_gallery(picture, [*strips, Strip("RGB, never seen", rgb / 255.0)])
 
 
@@ -80,7 +76,7 @@ def main(translators: Path, failures: Path, folders: list[Path]) -> None:
     generator = np.random.default_rng(0)
     each = [generator.choice(np.flatnonzero(labels == k)) for k in np.unique(labels)]
     draw(translators, runs, store, test, np.array(each), runtime)
-    wrong = np.flatnonzero(said(runs[-1][1], test["test/target"], runtime) != labels)
+    wrong = np.flatnonzero(said(runs[-1][1], test["test/target"]) != labels)
     few = np.sort(generator.choice(wrong, min(COLUMNS, len(wrong)), replace=False))
     draw(failures, runs[-1:], store, test, few, runtime)
 

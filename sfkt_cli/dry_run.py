@@ -183,7 +183,6 @@ def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
     from sfkt_cli.data.store import open_store
     from sfkt_cli.distributed import use_gpus
     from sfkt_cli.evaluation import models as of_run
-    from sfkt_cli.training.predicting import predict_rows
     from sfkt_cli.training.runtime import Trial, make_runtime
 
     run.require("prepare")
@@ -194,9 +193,9 @@ def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
     began, names = time.monotonic(), []
     encoding = of_run.student_encoding(config.encoding, store, models)
     digests = of_run.model_digests(run)
-    for predictor in of_run.predictors_of(run, store, models, runtime, digests, encoding):
+    for predictor in of_run.predictors_of(run, store, models, digests, encoding):
         names.append(predictor.method)
-        predict_rows(store["target/target"], predictor.load, predictor.model, runtime)
+        predictor.ask(store["target/target"])
     trial = runtime.trial or Trial()
     target = store.count("target")
     count = target + run.record("prepare").get("samples", {}).get("test", 0) + store.count("ti")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sfkt_cli.console import warn
 from sfkt_cli.data.images import Encoding, as_rgb, encode
-from sfkt_cli.data.sensor import Sensor, doubt, prepared_sensor, sensor_of_settings
+from sfkt_cli.data.sensor import Sensor, doubt, prepared_sensor, sensor_of_config
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import DataError, RunError, first_line, need
 from sfkt_cli.evaluation.models import outdated_student
@@ -44,16 +44,16 @@ class Student(nn.Module):
     def __init__(
         self,
         saved: Saved,  # the model; its card has classes, usual images and temperature
-        encoding: Encoding,  # how stored values become model input
+        encoding: Encoding,  # the card's
         sensor: Sensor,  # how raw images become stored values
     ) -> None:
         super().__init__()
         self.model = saved.module
-        self.classes = tuple(saved.classes)
+        self.classes = tuple(saved.card.classes)
         self.encoding = encoding
         self.sensor = sensor
-        self.usual: Mapping[str, Any] = saved.card.get("images") or {}
-        self.temperature = float(saved.card.get("temperature", 1.0))
+        self.usual: Mapping[str, Any] = saved.card.images or {}
+        self.temperature = saved.card.temperature
         self.eval()
 
     @property
@@ -86,7 +86,7 @@ class Student(nn.Module):
         if not images:
             return []
         rows = self.probabilities(torch.from_numpy(np.stack(images))).tolist()
-        return rank(rows, self, images, self.usual)
+        return rank(self, images, rows)
 
     def probabilities(self, stored: Tensor) -> Tensor:
         """(B, K) float32 on the CPU of stored images (B, H, W) or (B, H, W, C)."""
@@ -113,7 +113,7 @@ class ExportedStudent:
             facts = self._session.get_modelmeta().custom_metadata_map
             self.classes: tuple[str, ...] = tuple(json.loads(facts["classes"]))
             self.sensor = Sensor(**json.loads(facts["sensor"]))
-            self._usual = json.loads(facts["usual"])
+            self.usual: Mapping[str, Any] = json.loads(facts["usual"])
             (images,) = self._session.get_inputs()
             self._batch, *self._size = images.shape[:3]
             self._type = np.dtype(facts["input"].split()[0])
@@ -154,8 +154,7 @@ class ExportedStudent:
             filled = np.resize(batch, (size, *batch.shape[1:])).astype(self._type)
             (rows,) = self._session.run(["probabilities"], {"images": filled})
             probabilities += rows[: len(batch)].tolist()
-        fitted = [self.sensor.to_size(image) for image in images]
-        return rank(probabilities, self, fitted, self._usual)
+        return rank(self, [self.sensor.to_size(image) for image in images], probabilities)
 
 
 def read_image(path: str | Path) -> bytes:
@@ -172,19 +171,15 @@ def read_image(path: str | Path) -> bytes:
 
 
 def rank(
-    probabilities: Iterable[Sequence[float]],
     student: Student | ExportedStudent,
     images: Iterable[NDArray[Any]],
-    usual: Mapping[str, Any],
+    probabilities: Iterable[Sequence[float]],
 ) -> list[Prediction]:
-    """Predictions from the probabilities of each image, with what makes the image doubtful.
-
-    Images are as stored. ``usual``: what the training images looked like, empty: not known.
-    """
+    """Predictions for stored images, with what makes an image doubtful."""
     predictions = []
     for image, row in zip(images, probabilities, strict=True):
         ranked = sorted(zip(student.classes, row, strict=True), key=lambda pair: -pair[1])
-        warning = doubt(image, usual, student.sensor.missing)
+        warning = doubt(image, student.usual, student.sensor.missing)
         predictions.append(Prediction(*ranked[0], tuple(ranked), warning))
     return predictions
 
@@ -210,9 +205,9 @@ def load_student(
     """
     folder = find_student(Path(path), method, usual)
     saved = load_model(folder, torch.device(device))
-    if not isinstance(saved.module, Classifier) or saved.encoding is None:
+    if not isinstance(saved.module, Classifier) or saved.card.encoding is None:
         raise DataError(f"{folder} holds no classifier for a target sensor")
-    return Student(saved, saved.encoding, sensor_of(folder, saved, saved.encoding))
+    return Student(saved, saved.card.encoding, sensor_of(folder, saved, saved.card.encoding))
 
 
 def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> Path:
@@ -253,12 +248,15 @@ def sensor_of(folder: Path, saved: Saved, encoding: Encoding) -> Sensor:
     Cards of earlier versions do not tell it: it comes from the run's prepared files, or, where
     these are others by now, from the settings of the training.
     """
-    if sensor := saved.card.get("sensor"):
-        return Sensor(**sensor)
-    run, trained_on = Run(folder.parent.parent), saved.card["inputs"].get("transfer.h5")
+    if saved.card.sensor is not None:
+        return saved.card.sensor
+    run, trained_on = Run(folder.parent.parent), saved.card.inputs.get("transfer.h5")
     if run.transfer_store.is_file():
         digest = open_store(run.transfer_store).digest
         if trained_on in (None, digest):
             return prepared_sensor(run)
     config = build(known_settings(read_settings(folder / "config.yaml")))
-    return sensor_of_settings(config, encoding)
+    modality = "depth" if encoding.missing else "other"
+    if config.dataset == "folders":
+        modality = config.folders.modality
+    return sensor_of_config(config, modality=modality, dtype="", channels=encoding.channels)

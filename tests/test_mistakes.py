@@ -374,8 +374,8 @@ def reorder(folder: Path) -> None:
     source = folder / "run/source"
     saved = load_model(source)
     save_model(
-        source, saved.module, kind="classifier", architecture=saved.card["architecture"],
-        classes=saved.classes[::-1], encoding=None, inputs={}, seed=0,
+        source, saved.module, kind="classifier", architecture=saved.card.architecture,
+        classes=saved.card.classes[::-1], encoding=None, inputs={}, seed=0,
     )  # fmt: skip
 
 

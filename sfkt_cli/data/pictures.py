@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.files import replacing
@@ -78,12 +78,11 @@ def captioned(image: NDArray[Any], missing: bool, text: str) -> Image.Image:
     """
     picture = Image.fromarray(picture_of(image, missing))
     times = max(2 * TILE / max(picture.size), 1)
-    width, height = (round(length * times) for length in picture.size)
-    sheet = Image.new("RGB", (max(width, 2 * TILE), height + 2 * CAPTION), "white")
-    sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST))
-    ImageDraw.Draw(sheet).text(
-        (6, height + 5), text, fill="black", font=ImageFont.load_default(CAPTION)
-    )
+    picture = ImageOps.scale(picture, times, Image.Resampling.NEAREST)
+    sheet = Image.new("RGB", (max(picture.width, 2 * TILE), picture.height + 2 * CAPTION), "white")
+    sheet.paste(picture)
+    font = ImageFont.load_default(CAPTION)
+    ImageDraw.Draw(sheet).text((6, picture.height + 5), text, fill="black", font=font)
     return sheet
 
 

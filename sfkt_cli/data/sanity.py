@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfkt_cli.data.decode import is_coloured, known_type
-from sfkt_cli.data.loading import FINER, FileLoader, fit_target
+from sfkt_cli.data.grid import fit_target
+from sfkt_cli.data.loading import FileLoader
+from sfkt_cli.data.sensor import FINER
 from sfkt_cli.settings.config import Config, FoldersConfig
 
 SAMPLES = 8  # number of images that are looked at
@@ -30,10 +32,10 @@ def check_targets(loader: FileLoader, names: Sequence[str], config: Config) -> t
     """
     files = {loader.container.describe(name): name for name in names[:: -(-len(names) // SAMPLES)]}
     decoded = {place: loader.decode(name) for place, name in files.items()}
-    stored = {place: loader.convert(values, place) for place, values in decoded.items()}
+    stored = {place: loader.sensor.convert(values, place) for place, values in decoded.items()}
     own = config.folders
     problems = [_rounded(decoded, stored, own)]
-    if loader.missing:
+    if loader.sensor.missing:
         problems += [_largest(decoded, own), _too_far(decoded, stored, own)]
     else:
         problems += [_opaque(stored) or _lone(decoded, stored, loader, config)]
@@ -118,9 +120,9 @@ def _lone(decoded: Images, stored: Images, loader: FileLoader, config: Config) -
             low, high = np.percentile(others, (2, 98))
             if min(abs(low - lone), abs(high - lone)) <= high - low:
                 continue
-            mended = loader.convert(known_type(values, place, [lone], missing=False), place)
+            mended = loader.sensor.convert(known_type(values, place, [lone], missing=False), place)
             before, after = (
-                fit_target(image, config.image_size, loader.fit, missing=False).std()
+                fit_target(image, config.image_size, loader.sensor.fit, missing=False).std()
                 for image in (stored[place], mended)
             )
             if after < LEAST_CONTRAST * before:

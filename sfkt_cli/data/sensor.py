@@ -1,56 +1,45 @@
-"""How new images of the target sensor are read: exactly as ``sfkt prepare`` read the others.
+"""The target sensor: what the values of its images mean, and how images become stored ones.
 
-They come from files, or as frames of a video file, a camera or a network stream, through OpenCV
-(extra ``video``).
+Each reader knows what its target values mean. For your own images, the modality decides on the
+unit, the valid range and the default encoding, and on nothing else. New images are read exactly as
+``sfkt prepare`` read the others.
 
 The module also judges whether an image may come from the sensor, by the images of the training. A
 classifier names a class for anything: a black frame, a lens cap, the images of another sensor.
 Three numbers of each image tell most of these apart, and their usual range is in model.json.
 """
 
-import contextlib
-import queue
-import re
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfkt_cli.console import warn
-from sfkt_cli.data.decode import MAX_PIXELS, decode_target, is_coloured, known_type
-from sfkt_cli.data.images import Encoding
-from sfkt_cli.data.loading import Fit, TargetValues, fit_target
-from sfkt_cli.data.readers.sun_rgbd import FARTHEST_MM, undo_rotation
-from sfkt_cli.data.store import Store, open_store
-from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.data.decode import MAX_PIXELS, decode_target, known_type
+from sfkt_cli.data.grid import Fit, fit_target
+from sfkt_cli.data.store import open_store
+from sfkt_cli.errors import DataError
 from sfkt_cli.files import read_settings
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.runs import Run, known_settings
 
+FINER = "add an offset and scale, degrees C to hundredths of a kelvin for example"
+FARTHEST_MM = 8000  # of SUN RGB-D
 LARGEST = 96  # pixels across, at most, that are looked at
 MORE_MISSING = 0.15  # share of missing pixels beyond the usual that is no cause for doubt
 WIDER = 0.5  # likewise for values, as a share of their usual range
 FLATTER = 0.25  # an image with less than this share of the usual contrast is doubted
 
-VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts")
-
-GREY_16 = (b"Y1\x00\x10", b"\x10\x001Y")
-"""FFmpeg's names of frames of 16 bit, which OpenCV would cut to 8."""
-
 
 @dataclass(frozen=True)
 class Sensor:
-    """What a model expects of its target images; travels with exported models."""
+    """How images of a sensor are read; travels with the models that are made for it."""
 
     modality: str  # depth, nir, thermal or other
     unit: str  # how integers and floats are meant: auto, mm, m or raw
-    dtype: str  # type of stored values; empty: any
-    channels: int  # number of channels of an image
+    dtype: str  # type of stored values, uint8 or uint16; empty: any
+    channels: int  # number of channels of an image; 0: any
     image_size: int  # side of the square model input, in pixels
     fit: Fit  # crop or squash
     rotated: bool = False  # depth values have their bits rotated, as in SUN RGB-D's files
@@ -68,25 +57,29 @@ class Sensor:
         return self.modality == "depth"
 
     @property
+    def stored_unit(self) -> str:
+        """``mm`` for depth in a known unit, else ``raw``."""
+        return "mm" if self.missing and self.unit != "raw" else "raw"
+
+    @property
     def meaning(self) -> str:
-        """Unit of stored values, ``mm`` or ``raw``, what 0 is, and how raw values become such."""
+        """Unit of stored values, what 0 is, and how raw values become such."""
         values = " and ".join(f"{value:.9g}" for value in self.no_reading)
         instead = "0" if self.missing else "the median of the others"
         steps = [f"set {values} to {instead}"] if values else []
         scale = 1000 if self.missing and self.unit == "m" else self.scale
         steps += [f"multiply by {scale:.9g}"] if scale else []
         steps += [f"set more than {FARTHEST_MM} to {FARTHEST_MM}"] if self.rotated else []
-        unit = "mm" if self.missing and self.unit != "raw" else "raw"
-        none = ", 0 = no reading" if self.missing else ""
+        unit = self.stored_unit + (", 0 = no reading" if self.missing else "")
         first = f"; first {', then '.join(steps)}" if steps else ""
         if self.dtype == "uint8":  # floats would become 16 bit
-            return f"{unit}{none}{first}"
+            return f"{unit}{first}"
         floats = "are like whole numbers"
         if self.missing and self.unit == "auto" and scale is None:
             floats = "are metres, multiply them by 1000"
         elif not self.missing and self.unit != "raw":
             floats = "are 0..1, multiply them by 65535"
-        return f"{unit}{none}{first}; floats {floats}; NaN becomes {instead}"
+        return f"{unit}{first}; floats {floats}; NaN becomes {instead}"
 
     def decode(self, content: bytes, name: str) -> NDArray[Any]:
         """An image file to (S, S) or (S, S, C) in the stored unit; raises DataError if damaged."""
@@ -94,25 +87,98 @@ class Sensor:
 
     def decode_unfitted(self, content: bytes, name: str) -> NDArray[Any]:
         """The same at its own size."""
+        return self.convert(self.values_of(content, name), name)
+
+    def values_of(self, content: bytes, name: str) -> NDArray[Any]:
+        """The values of an image file, but for those that stand for no reading."""
         values = decode_target(
             content, name, self.max_pixels, self.no_reading, missing=self.missing
         )
-        return undo_rotation(values, name) if self.rotated else self.to_unit(values, name)
+        if self.rotated and values.dtype == np.uint16:
+            values = (values >> 3) | (values << 13)
+        return values
 
     def fit_values(self, values: NDArray[Any], name: str = "the image") -> NDArray[Any]:
         """A raw image (H, W) or (H, W, C) of the sensor, to the model's size and unit."""
-        return self.to_size(self.to_unit(values, name))
-
-    def to_unit(self, values: NDArray[Any], name: str = "the image") -> NDArray[Any]:
-        """The same at its own size; raises DataError if its values are not what is expected."""
         values = known_type(values, name, self.no_reading, missing=self.missing)
-        expected = TargetValues(self.modality, self.unit, self.dtype, self.channels, self.scale)
-        stored = expected.convert(values, name)
-        return np.minimum(stored, stored.dtype.type(FARTHEST_MM)) if self.rotated else stored
+        return self.to_size(self.convert(values, name))
 
     def to_size(self, stored: NDArray[Any]) -> NDArray[Any]:
         """An image in the model's unit to its size."""
         return fit_target(stored, self.image_size, self.fit, missing=self.missing)
+
+    def convert(self, values: NDArray[Any], name: str) -> NDArray[Any]:
+        """Values in the stored unit, uint8 or uint16; raises DataError if they do not fit."""
+        if self.missing and values.ndim == 3:
+            raise DataError(
+                f"{name} holds {describe_values(values)}, depth has one: "
+                "is it an RGB image, or are rgb and target swapped?"
+            )
+        stored = self._depth(values, name) if self.stored_unit == "mm" else self._raw(values, name)
+        channels = stored.shape[2] if stored.ndim == 3 else 1
+        wrong_type = self.dtype and stored.dtype.name != self.dtype
+        if wrong_type or (self.channels and channels != self.channels):
+            raise DataError(
+                f"{name} holds {describe_values(stored)}, expected {self.channels} of "
+                f"{self.dtype}: all target images must be alike"
+            )
+        return np.minimum(stored, stored.dtype.type(FARTHEST_MM)) if self.rotated else stored
+
+    def _depth(self, values: NDArray[Any], name: str) -> NDArray[Any]:
+        if self.scale is not None:
+            return to_millimetres(values * (self.scale / 1000.0), name)
+        if self.unit == "m" or (self.unit == "auto" and values.dtype.kind == "f"):
+            return to_millimetres(values.astype(np.float32), name)
+        if values.dtype.kind == "f":
+            return to_millimetres(values / 1000.0, name)
+        if values.dtype == np.uint8 and self.unit == "auto":
+            advice = "set folders.unit=raw if that is all there is"
+            raise DataError(
+                f"{name} holds depth of 8 bit, expected 16-bit millimetres or float metres: "
+                f"{'all target images must be alike' if self.dtype else advice}"
+            )
+        return values.astype(np.uint16)
+
+    def _raw(self, values: NDArray[Any], name: str) -> NDArray[Any]:
+        if values.dtype.kind != "f":
+            return values
+        finite = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+        low, high = float(finite.min()), float(finite.max())
+        largest = 65535.0 if self.unit == "raw" else 1.0
+        if low < 0 or high > largest:
+            other = f"scale to that, or {FINER}, and set folders.unit=raw, which rounds them"
+            raise DataError(
+                f"{name} has values from {low:g} to {high:g}, expected 0..{largest:g}: "
+                f"{FINER if self.unit == 'raw' else other}; name values that stand for no reading "
+                "in folders.missing"
+            )
+        scaled: NDArray[Any] = np.rint(finite * (65535.0 / largest)).astype(np.uint16)
+        return scaled
+
+
+def describe_values(values: NDArray[Any]) -> str:
+    """Such as ``3 channels of uint8``."""
+    channels = values.shape[2] if values.ndim == 3 else 1
+    return f"{channels} channel{'s'[: channels > 1]} of {values.dtype}"
+
+
+def to_millimetres(metres: NDArray[np.floating[Any]], name: str) -> NDArray[np.uint16]:
+    """Depth in metres as uint16 millimetres; NaN, infinities and negative values are no reading.
+
+    Raises:
+        DataError: The values are no metres: the median lies beyond 65.5 m.
+    """
+    valid = np.isfinite(metres) & (metres > 0)
+    readings = metres[valid]
+    if readings.size and float(np.median(readings)) > 65.535:
+        raise DataError(
+            f"{name} has a median depth of {float(np.median(readings)):,.0f} m: say what the "
+            "values are with folders.unit or folders.scale, and what stands for no reading with "
+            "folders.missing"
+        )
+    millimetres = np.where(valid, np.minimum(metres, 100.0), 0) * 1000.0
+    millimetres = np.where(millimetres > 65535, 0, millimetres)
+    return np.rint(millimetres).astype(np.uint16)
 
 
 def prepared_sensor(run: Run) -> Sensor:
@@ -120,46 +186,32 @@ def prepared_sensor(run: Run) -> Sensor:
 
     Raises DataError if a prepared file is missing or damaged.
     """
-    settings = known_settings(read_settings(run.path("prepare", "config.yaml")))
-    return sensor_of_store(open_store(run.transfer_store), build(settings))
-
-
-def sensor_of_store(store: Store, config: Config) -> Sensor:
-    """The sensor whose images a file holds that was prepared with these settings."""
+    config = build(known_settings(read_settings(run.path("prepare", "config.yaml"))))
+    store = open_store(run.transfer_store)
     images = store.columns["target/target"]
-    return Sensor(
+    return sensor_of_config(
+        config,
         modality=store.modality,
         dtype=images.dtype.name,
         channels=images.shape[3] if len(images.shape) == 4 else 1,
         image_size=images.shape[1],
         fit=store.attrs.get("fit", config.prepare.fit),
-        **_meaning(config, store.dataset),
     )
 
 
-def sensor_of_settings(config: Config, encoding: Encoding) -> Sensor:
-    """The same from what a model was trained with, where the prepared files are gone."""
-    usual = "depth" if encoding.missing else "other"
-    return Sensor(
-        modality=config.folders.modality if config.dataset == "folders" else usual,
-        dtype="",
-        channels=encoding.channels,
-        image_size=config.image_size,
-        fit=config.prepare.fit,
-        **_meaning(config, config.dataset),
-    )
-
-
-def _meaning(config: Config, dataset: str) -> dict[str, Any]:
-    """What the values of a data set's files mean, and how large the files may be."""
-    own = dataset == "folders"
-    return {
+def sensor_of_config(config: Config, **known: Any) -> Sensor:
+    """The sensor of the configured data set; ``known`` are fields that the settings do not tell."""
+    own = config.dataset == "folders"
+    told = {
         "unit": config.folders.unit if own else "auto",
         "scale": config.folders.scale if own else None,
         "no_reading": config.folders.missing if own else (),
-        "rotated": dataset == "sun-rgbd",
+        "rotated": config.dataset == "sun-rgbd",
         "max_pixels": config.prepare.max_pixels,
+        "image_size": config.image_size,
+        "fit": config.prepare.fit,
     }
+    return Sensor(**{**told, **known})
 
 
 def describe_images(images: NDArray[Any], missing: bool) -> dict[str, Any]:
@@ -211,89 +263,3 @@ def _numbers(image: NDArray[Any], missing: bool) -> tuple[float, float, float]:
         return 1.0, float("nan"), float("nan")
     low, middle, high = np.percentile(readings, (5, 50, 95))
     return 1.0 - readings.size / few.size, float(middle), float(high - low)
-
-
-def is_live(entry: str) -> bool:
-    """Whether it is a camera's number or an address: frames without an end."""
-    return "://" in entry or (entry.isdecimal() and not Path(entry).exists())
-
-
-def is_video(entry: str) -> bool:
-    """Whether it is a live stream or a video file."""
-    return is_live(entry) or Path(entry).suffix.lower() in VIDEOS
-
-
-def without_password(address: str) -> str:
-    """The address of a stream for messages and rows, without the user's name and password."""
-    return re.sub(r"//[^/]*@", "//", address)
-
-
-def frames(entry: str, sensor: Sensor) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Names and stored images of all frames; of a live stream always the newest one.
-
-    The entry is a video file, a camera's number, or an address such as ``rtsp://...``. A file's
-    frames are named ``clip.mp4#12``, from 0; those of a live stream by the time.
-
-    Raises:
-        ConfigError: OpenCV is not installed.
-        DataError: It cannot be opened, ends too early, or shows no images of this sensor.
-    """
-    live, address = is_live(entry), without_password(entry)
-    try:
-        import cv2
-    except ImportError:
-        raise ConfigError(
-            f"{address} is a video, which needs OpenCV: pip install 'sfkt[video]'"
-        ) from None
-    capture = cv2.VideoCapture(int(entry) if entry.isdecimal() and live else entry)
-    if not capture.isOpened():
-        raise DataError(
-            f"{address} cannot be opened as a video: does it exist, and play elsewhere?"
-        )
-    pixels = int(capture.get(cv2.CAP_PROP_CODEC_PIXEL_FORMAT)).to_bytes(8, "little", signed=True)
-    if sensor.dtype == "uint8" and pixels[:4] in GREY_16:
-        raise DataError(
-            f"{address} holds values of 16 bit, expected uint8: all target images must be alike"
-        )
-    # Not for 8 bit: the values of YUV as they are lie between 16 and 235, and holes are not 0.
-    if (sensor.dtype or (sensor.missing and "uint16")) == "uint16":
-        capture.set(cv2.CAP_PROP_CONVERT_RGB, 0)
-    coloured, count = False, 0
-    for count, frame in enumerate(_newest(capture) if live else _all(capture), 1):
-        when = datetime.now().isoformat(timespec="milliseconds") if live else str(count - 1)
-        name = f"{address}#{when}"
-        planes = frame.shape[2] if frame.ndim == 3 else 1
-        if planes == 3 and sensor.channels == 1:
-            if not coloured and is_coloured(frame):
-                warn(f"{name} is coloured, its grey values are used: switch false colours off")
-                coloured = True
-            frame = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
-        elif planes == 3:
-            frame = frame[:, :, ::-1]
-        yield name, sensor.fit_values(np.squeeze(frame), name)
-    expected = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    if not count or (not live and count < 0.9 * expected):
-        raise DataError(f"{address} ends after {count} of {expected} frames: is it damaged?")
-    if live:
-        raise DataError(f"{address} has ended: is the camera still there?")
-
-
-def _all(capture: Any) -> Iterator[NDArray[Any]]:
-    while (answer := capture.read())[0]:
-        yield answer[1]
-
-
-def _newest(capture: Any) -> Iterator[NDArray[Any]]:
-    """Frames read in a thread; those that come while the last one is looked at are dropped."""
-    newest: queue.Queue[NDArray[Any] | None] = queue.Queue(1)
-
-    def read() -> None:
-        for frame in _all(capture):
-            with contextlib.suppress(queue.Empty):
-                newest.get_nowait()
-            newest.put(frame)
-        newest.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    while (frame := newest.get()) is not None:
-        yield frame

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sfkt_cli.console import printable
-from sfkt_cli.data.loading import Fit, place_targets
+from sfkt_cli.data.grid import Fit, place_targets
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.errors import RunError
@@ -404,7 +404,7 @@ def model_card(
     interface = GRAPHS + BRIDGED * bridged if files else WEIGHTS
     shape = ", ".join(map(str, images.shape))
     taken = f"{images.dtype}, ({images.batch or 'batch'}, {shape}), {sensor.meaning}"
-    names, one = json.dumps(student.classes), f"({images.batch or 1}, {shape})"
+    names, one = json.dumps(student.card.classes), f"({images.batch or 1}, {shape})"
     template = CODE[Path(file).suffix]
     if file.endswith("-fp16.onnx"):
         template = template.replace('session = onnxruntime.InferenceSession("{file}")', OPEN)
@@ -412,14 +412,14 @@ def model_card(
         front=yaml.safe_dump(front).rstrip(),
         modality=sensor.modality,
         method=method,
-        classes=", ".join(map(plain, student.classes)),
+        classes=", ".join(map(plain, student.card.classes)),
         interface=interface.format(images=taken, student=UNTOUCHED if untouched else TRANSFERRED),
         code=template.format(file=file, classes=names, shape=one, dtype=images.dtype),
-        data=f"{plain(dataset)}; {len(student.classes)} classes; seed {student.card['seed']}",
+        data=f"{plain(dataset)}; {len(student.card.classes)} classes; seed {student.card.seed}",
         measured="\n\n".join(
             part for section in (accuracies, *measured) for part in markdown_section(section)
         ),
-        temperature=student.card.get("temperature", 1.0),
+        temperature=student.card.temperature,
         not_bridged=" Those of `bridged-source.*` do not." * bridged,
     )
 

@@ -27,17 +27,17 @@ POINTS = 500  # samples of each set in a feature map, at most
 
 def ti_gallery(evaluation: Evaluation, pairs: Pairs) -> tuple[str, str]:
     """TI target, translated and true RGB images, with predictions; name and caption."""
-    models, runtime = evaluation.models, evaluation.runtime
+    models = evaluation.models
     rows = _some(len(pairs.rgb), evaluation.config.seed)
     stored, rgb = pairs.target[rows], pairs.rgb[rows]
-    partner = source_on_rgb(models, runtime).probabilities(rgb, runtime)
-    own = evaluation.outcomes["bridge-only"].predictor.probabilities(stored, runtime)
+    partner = source_on_rgb(models).probabilities(rgb)
+    own = evaluation.outcomes["bridge-only"].predictor.probabilities(stored)
     same = (partner.argmax(axis=1) == own.argmax(axis=1)).tolist()
     marks = ["✓ same" if agrees else "✗ differs" for agrees in same]
     captions = [f"{mark}\n{_says(evaluation, row)}" for mark, row in zip(marks, own, strict=True)]
     strips = [
         _target_strip(evaluation, stored),
-        Strip("translated", translate(models, stored, runtime), captions, same),
+        Strip("translated", translate(models, stored), captions, same),
         Strip("true RGB", rgb / 255.0, [_says(evaluation, row) for row in partner]),
     ]
     figures.draw_gallery(evaluation.folder / "gallery-ti.png", strips)
@@ -129,9 +129,8 @@ def feature_map(evaluation: Evaluation) -> Section | None:
     of_source: dict[str, Numbers] = {}
     if test is not None and test.rgb is not None:
         rgb = np.asarray(test.rgb[spread(len(test.rgb), POINTS)])
-        on_rgb = source_on_rgb(evaluation.models, evaluation.runtime)
-        of_source["RGB (test)"] = on_rgb.ask(rgb, evaluation.runtime)[0].numpy()
-    if evaluation.models.translator:
+        of_source["RGB (test)"] = source_on_rgb(evaluation.models).ask(rgb)[0].numpy()
+    if evaluation.models.bridge:
         of_source["translated target"] = evaluation.features("bridge-only", stored)
     of_source["raw target"] = evaluation.features("source-only", stored)
     panels = {"source model": of_source}
@@ -206,8 +205,8 @@ def _draw_tr(evaluation: Evaluation, split: Split, rows: Numbers, name: str) -> 
     truth = "the true class and " if split.truth else ""
     legend = f"below each target image {truth}what {main} predicts"
     strips = [_target_strip(evaluation, stored, *captions(main, True))]
-    if evaluation.models.translator:
-        translated = translate(evaluation.models, stored, evaluation.runtime)
+    if evaluation.models.bridge:
+        translated = translate(evaluation.models, stored)
         strips.append(Strip("translated", translated, *captions("bridge-only", False)))
         legend += ", below its translation what the source model predicts"
     figures.draw_gallery(evaluation.folder / name, strips)

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
+from sfkt_cli.evaluation.models import model_digest
 from sfkt_cli.files import csv_rows, sha256_json
+from sfkt_cli.settings.runs import Run
 
 Numbers = NDArray[Any]
 SAME = ("archive_sha256", "parts_sha256")  # attributes that the files of one run have in common
@@ -94,9 +96,10 @@ def read_splits(transfer: Store, test: Store) -> list[Split]:
     return splits
 
 
-def list_to_label(folder: Path, student: str, source: str) -> Path:
-    """The list of a run for one student and one source model, by the digests of their weights."""
-    return folder / LISTS.replace("*", sha256_json([student, source])[:8])
+def list_to_label(run: Run, student: str) -> Path:
+    """The list of a run for the student of this method and the source model, as they are now."""
+    digests = [model_digest(run, stage) for stage in (f"transfer/{student}", "source")]
+    return run.path(LISTS.replace("*", sha256_json(digests)[:8]))
 
 
 def read_own_labels(path: Path) -> dict[str, str]:

@@ -1,32 +1,35 @@
 """What is compared: every model of a run, how it sees a target image, and what it cost."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import DataError
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.saving import CARD, Saved, check_classes, classifier_of, load_model, read_card
+from sfkt_cli.models.saving import (
+    CARD,
+    Card,
+    Saved,
+    check_classes,
+    classifier_of,
+    load_model,
+    read_card,
+)
 from sfkt_cli.scores import softmax
+from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.predicting import (
-    Loader,
-    Model,
+    View,
     adapt_batch_norms,
+    pictures_of,
     predict_rows,
-    rgb_loader,
-    student_loader,
-    target_loader,
-    through,
-    translated,
 )
 from sfkt_cli.training.runtime import Runtime
 
@@ -42,37 +45,42 @@ class Predictor:
     """A model, from stored images to logits."""
 
     method: str  # its name in the report
-    model: Model
-    load: Loader  # stored images to model input
-    parameters: int  # number of parameters of all networks that a prediction passes
+    view: View
     train_seconds: float | None  # all that it cost beyond the source model; None: unknown
     peak_memory_mb: float | None  # largest of the stages that made it; None: nothing was trained
     note: str | None = None  # what a reader must know of it
     temperature: float = 1.0  # by which its logits are divided, as `sfkt predict` does
+    beside: View | None = None  # a second view, whose answers are averaged with its own
 
-    def ask(self, images: Numbers, runtime: Runtime) -> tuple[Tensor, Tensor]:
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of all networks that a prediction passes."""
+        return self.view.parameters + (self.beside.parameters if self.beside else 0)
+
+    def ask(self, images: Numbers) -> tuple[Tensor, Tensor]:
         """Features (N, D) and logits (N, K) of stored images."""
-        return predict_rows(images, self.load, self.model, runtime)
+        return predict_rows(images, self.view)
 
-    def probabilities(self, images: Numbers, runtime: Runtime) -> Numbers:
+    def probabilities(self, images: Numbers) -> Numbers:
         """Probabilities (N, K) of stored images."""
-        return softmax(self.ask(images, runtime)[1].numpy() / self.temperature)
+        return softmax(self.ask(images)[1].numpy() / self.temperature)
 
 
 @dataclass(frozen=True)
 class Models:
-    """The models of a run, read back; each that sees target images with its encoding."""
+    """The models of a run, read back, frozen."""
 
+    runtime: Runtime  # device and precision
     source: Classifier  # the frozen source model
-    card: Saved  # the same with its card
-    translator: tuple[nn.Module, Encoding] | None  # None where there is no bridge
-    students: dict[str, tuple[Classifier, Encoding]]  # by method
+    card: Card  # its card
+    bridge: View | None  # the source model behind the translator; None where there is no bridge
+    students: dict[str, View]  # by method
 
     @property
     def encoding(self) -> Encoding | None:
         """The encoding of the first student, or of the bridge."""
-        of_models = [*self.students.values(), *([self.translator] if self.translator else [])]
-        return of_models[0][1] if of_models else None
+        views = [*self.students.values(), *filter(None, [self.bridge])]
+        return views[0].encoding if views else None
 
 
 def finished_methods(run: Run) -> list[str]:
@@ -81,36 +89,43 @@ def finished_methods(run: Run) -> list[str]:
     return sorted(names, key=lambda name: (name == "tgkt", name))
 
 
+def main_student(config: Config, methods: Sequence[str]) -> str | None:
+    """The student that counts: tgkt, else that of the settings, else the first."""
+    wanted = ("tgkt", config.transfer.method, *methods)
+    return next((name for name in wanted if name in methods), None)
+
+
 def model_digests(run: Run) -> dict[str, str]:
     """SHA-256 of the weights of every finished model, by stage."""
     stages = ["source", *(["bridge"] if run.has("bridge") else [])]
     stages += [f"transfer/{name}" for name in finished_methods(run)]
-    return {stage: _digest(run, stage) for stage in stages}
+    return {stage: model_digest(run, stage) for stage in stages}
 
 
-def _digest(run: Run, stage: str) -> str:
-    return str(read_card(run.path(stage, CARD))["sha256"])
+def model_digest(run: Run, stage: str) -> str:
+    """SHA-256 of the weights of a stage's model, as its card says."""
+    return read_card(run.path(stage, CARD)).sha256
 
 
 def load_models(run: Run, store: Store, runtime: Runtime) -> Models:
     """Read every finished model of a run; raises DataError if one has other classes."""
 
-    def read(folder: Path) -> Saved:
-        saved = load_model(folder, runtime.device)
-        if saved.classes:
-            check_classes(saved.classes, store)
+    def read(stage: str) -> Saved:
+        saved = load_model(run.path(stage), runtime.device)
+        if saved.card.classes:
+            check_classes(saved.card.classes, store)
+        freeze(saved.module)
         return saved
 
-    source, translator = read(run.path("source")), None
+    first, bridge, students = read("source"), None, {}
+    source = classifier_of(first.module)
     if run.has("bridge"):
-        saved = read(run.path("bridge"))
-        translator = freeze(saved.module), saved.encoding_of("bridge")
-    students = {}
+        saved = read("bridge")
+        bridge = View(runtime, source, saved.encoding_of("bridge"), saved.module)
     for name in finished_methods(run):
-        saved = read(run.path("transfer", name))
-        encoding = saved.encoding_of(f"transfer/{name}")
-        students[name] = freeze(classifier_of(saved.module)), encoding
-    return Models(freeze(classifier_of(source.module)), source, translator, students)
+        saved = read(stage := f"transfer/{name}")
+        students[name] = View(runtime, classifier_of(saved.module), saved.encoding_of(stage))
+    return Models(runtime, source, first.card, bridge, students)
 
 
 def raw_encoding(store: Store) -> Encoding:
@@ -128,7 +143,6 @@ def predictors_of(
     run: Run,
     store: Store,
     models: Models,
-    runtime: Runtime,
     inputs: Mapping[str, str],
     encoding: Encoding,
 ) -> list[Predictor]:
@@ -137,52 +151,39 @@ def predictors_of(
     ``inputs`` are digests of the stores and of every model as they are now; students see
     ``encoding``.
     """
-    source, untrained = models.source, (parameters(models.source), 0.0, None)
-    raw = student_loader(runtime, raw_encoding(store))
-    encoded = student_loader(runtime, encoding)
-    adapted = copy.deepcopy(source)
-    adapt_batch_norms(store["target/target"], encoded, adapted, runtime)
-    predictors = [
-        Predictor("source-only", source, raw, *untrained),
-        Predictor("source-encoded", source, encoded, *untrained),
-        Predictor("source-adapted", adapted, encoded, *untrained),
-    ]
-    bridge = run.record("bridge") if models.translator else {}
-    if models.translator:
-        translator, its_own = models.translator
-        model, load = through(translator, source), target_loader(runtime, its_own)
-        size, note = parameters(translator, source), outdated("bridge", bridge, inputs)
-        predictors.append(Predictor("bridge-only", model, load, size, *costs(bridge), note))
-    for name, (student, its_own) in models.students.items():
+    runtime, source = models.runtime, models.source
+    adapted = View(runtime, copy.deepcopy(source), encoding)
+    adapt_batch_norms(store["target/target"], adapted)
+    untrained = {
+        "source-only": View(runtime, source, raw_encoding(store)),
+        "source-encoded": View(runtime, source, encoding),
+        "source-adapted": adapted,
+    }
+    predictors = [Predictor(name, view, 0.0, None) for name, view in untrained.items()]
+    bridge = run.record("bridge") if models.bridge else {}
+    if models.bridge:
+        note = outdated("bridge", bridge, inputs)
+        predictors.append(Predictor("bridge-only", models.bridge, *costs(bridge), note))
+    for name, view in models.students.items():
         record = run.record(f"transfer/{name}")
         records = [record, bridge] if "bridge" in record.get("inputs", {}) else [record]
         note = outdated(f"transfer --method {name}", record, inputs)
         if record.get("untouched_kept"):
             note = note or KEPT
-        temperature = read_card(run.path("transfer", name, CARD)).get("temperature", 1.0)
-        load, size = student_loader(runtime, its_own), parameters(student)
-        predictors.append(Predictor(name, student, load, size, *costs(*records), note, temperature))
+        temperature = read_card(run.path("transfer", name, CARD)).temperature
+        predictors.append(Predictor(name, view, *costs(*records), note, temperature))
     return predictors
 
 
-def source_on_rgb(models: Models, runtime: Runtime) -> Predictor:
+def source_on_rgb(models: Models) -> Predictor:
     """The source model on RGB images: the bound of all that imitates it."""
-    source = models.source
-    return Predictor("source-rgb", source, rgb_loader(runtime), parameters(source), 0.0, None)
+    return Predictor("source-rgb", View(models.runtime, models.source), 0.0, None)
 
 
-def parameters(*modules: nn.Module) -> int:
-    """Trainable and frozen parameters of some modules, buffers left out."""
-    return sum(parameter.numel() for module in modules for parameter in module.parameters())
-
-
-def translate(models: Models, images: Numbers, runtime: Runtime) -> Numbers:
+def translate(models: Models, images: Numbers) -> Numbers:
     """Translated pictures (N, H, W, 3) in [0, 1] of stored target images; there is a bridge."""
-    if models.translator is None:
-        raise ValueError("a run without a bridge translates nothing")
-    translator, encoding = models.translator
-    bridged = translated(images, target_loader(runtime, encoding), translator)
-    return np.concatenate([pictures.numpy() for pictures in bridged])
+    assert models.bridge is not None
+    return np.concatenate([batch.numpy() for batch in pictures_of(images, models.bridge)])
 
 
 def outdated(command: str, record: Mapping[str, Any], inputs: Mapping[str, str]) -> str | None:
@@ -206,7 +207,7 @@ def outdated_student(run: Run, method: str) -> str | None:
     record = run.record(f"transfer/{method}")
     try:
         used = [name for name in ("source", "bridge") if name in record.get("inputs", {})]
-        digests = {stage: _digest(run, stage) for stage in used if run.has(stage)}
+        digests = {stage: model_digest(run, stage) for stage in used if run.has(stage)}
         if run.transfer_store.is_file():
             digests["transfer.h5"] = open_store(run.transfer_store).digest
     except DataError:

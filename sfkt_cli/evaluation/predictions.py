@@ -14,21 +14,14 @@ from torch import Tensor
 from sfkt_cli import scores
 from sfkt_cli.console import printable
 from sfkt_cli.data.store import Store, spread
-from sfkt_cli.evaluation.labelled import (
-    Split,
-    list_to_label,
-    match_own_labels,
-    read_own_labels,
-)
-from sfkt_cli.evaluation.models import Models, Predictor, source_on_rgb
+from sfkt_cli.evaluation.labelled import Split, list_to_label, match_own_labels, read_own_labels
+from sfkt_cli.evaluation.models import Models, Predictor, main_student, source_on_rgb
 from sfkt_cli.evaluation.report import BOUNDS, Row
 from sfkt_cli.methods import label_free
-from sfkt_cli.models.saving import CARD, read_card
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.pairs import held_out_pairs
 from sfkt_cli.training.predicting import warn_of_collapse
-from sfkt_cli.training.runtime import Runtime
 
 Numbers = NDArray[Any]
 TRAINING_ACCURACY = "trained on these very images and labels: its training accuracy"
@@ -70,7 +63,6 @@ class Evaluation:
     models: Models  # read back
     splits: dict[str, Split]  # by name; ``target`` is always there
     pairs: Pairs | None  # held-out TI pairs; None where there are none
-    runtime: Runtime  # device and precision
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # by method, bounds last
 
     @functools.cached_property
@@ -95,19 +87,13 @@ class Evaluation:
 
     @property
     def student(self) -> str | None:
-        """The main student: tgkt, else that of the settings, else the first; None: no student."""
-        students = list(self.models.students)
-        wanted = ("tgkt", self.config.transfer.method, *students)
-        return next((name for name in wanted if name in students), None)
+        """The main student; None where there is none."""
+        return main_student(self.config, list(self.models.students))
 
     @functools.cached_property
     def list_to_label(self) -> Path | None:
         """The file that takes the user's labels for this student and source model."""
-        if self.student is None:
-            return None
-        cards = (self.run.path(stage, CARD) for stage in (f"transfer/{self.student}", "source"))
-        student, source = (str(read_card(path)["sha256"]) for path in cards)
-        return list_to_label(self.run.folder, student, source)
+        return None if self.student is None else list_to_label(self.run, self.student)
 
     @functools.cached_property
     def own_labels(self) -> tuple[Numbers, Numbers]:
@@ -126,7 +112,9 @@ class Evaluation:
     @property
     def encoding(self) -> str:
         """Name of the encoding that the student sees."""
-        return self.models.students[self.main_method][1].kind
+        encoding = self.models.students[self.main_method].encoding
+        assert encoding is not None
+        return encoding.kind
 
     @property
     def rivals(self) -> list[str]:
@@ -178,31 +166,30 @@ class Evaluation:
 
     def features(self, method: str, stored: Numbers) -> Numbers:
         """A method's features (N, D) of stored target images."""
-        features: Numbers = self.outcomes[method].predictor.ask(stored, self.runtime)[0].numpy()
+        features: Numbers = self.outcomes[method].predictor.ask(stored)[0].numpy()
         return features
 
     def ask(self, predictor: Predictor) -> None:
         """Let a model predict every split, and score it without labels."""
         probabilities = {
-            name: predictor.probabilities(split.target, self.runtime)
-            for name, split in self.splits.items()
+            name: predictor.probabilities(split.target) for name, split in self.splits.items()
         }
         outcome = Outcome(predictor, probabilities, without_labels(probabilities["target"]))
         if self.pairs is not None:
-            predicted = predictor.ask(self.pairs.target, self.runtime)
+            predicted = predictor.ask(self.pairs.target)
             scored = label_free.pair_scores(predicted, (self.pairs.features, self.pairs.logits))
             outcome.label_free |= {"ti_distance": -scored.pop("ti_closeness"), **scored}
         self.outcomes[predictor.method] = outcome
 
 
-def ti_pairs(store: Store, models: Models, runtime: Runtime) -> Pairs | None:
+def ti_pairs(store: Store, models: Models) -> Pairs | None:
     """The TI pairs that score the epochs of bridge and transfer; None where there are no pairs."""
     if not store.count("ti"):
         return None
     trained, held_out = held_out_pairs(store)
     rows = held_out[spread(len(held_out))]
     rgb = store["ti/rgb"][rows]
-    features, logits = source_on_rgb(models, runtime).ask(rgb, runtime)
+    features, logits = source_on_rgb(models).ask(rgb)
     unseen = not np.isin(held_out, trained).any()
     return Pairs(store["ti/target"][rows], rgb, features, logits, unseen)
 
@@ -241,7 +228,7 @@ def add_ensemble(evaluation: Evaluation) -> None:
     both = replace(
         first,
         method=ENSEMBLE,
-        parameters=first.parameters + second.parameters,
+        beside=second.view,
         peak_memory_mb=max(first.peak_memory_mb or 0, second.peak_memory_mb or 0) or None,
         note=first.note or second.note,
     )
@@ -257,8 +244,8 @@ def add_rgb_bound(evaluation: Evaluation) -> None:
     """The source model on the RGB partners of held-out images, where there are such."""
     test = evaluation.splits.get("test")
     if test is not None and test.rgb is not None:
-        on_rgb = source_on_rgb(evaluation.models, evaluation.runtime)
-        probabilities = on_rgb.probabilities(test.rgb, evaluation.runtime)
+        on_rgb = source_on_rgb(evaluation.models)
+        probabilities = on_rgb.probabilities(test.rgb)
         evaluation.outcomes[on_rgb.method] = Outcome(on_rgb, {"test": probabilities})
 
 
@@ -275,9 +262,9 @@ def measure_speeds(evaluation: Evaluation) -> None:
     seconds: dict[str, list[float]] = {method: [] for method in images}
     for _ in range(1 + SPEED_ROUNDS):
         for method, stored in images.items():
-            evaluation.runtime.wait()
+            evaluation.models.runtime.wait()
             began = time.perf_counter()
-            outcomes[method].predictor.ask(stored, evaluation.runtime)
+            outcomes[method].predictor.ask(stored)
             seconds[method].append(time.perf_counter() - began)
     for method, (_, *took) in seconds.items():
         speed = len(images[method]) / max(float(np.median(took)), 1e-9)

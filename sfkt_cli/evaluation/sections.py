@@ -12,7 +12,7 @@ from sfkt_cli import __version__, scores
 from sfkt_cli.data.store import spread
 from sfkt_cli.evaluation import figures, galleries
 from sfkt_cli.evaluation.labelled import Split
-from sfkt_cli.evaluation.models import KEPT, translate
+from sfkt_cli.evaluation.models import KEPT, model_digest, translate
 from sfkt_cli.evaluation.predictions import Evaluation
 from sfkt_cli.evaluation.report import (
     BOUNDS,
@@ -34,7 +34,7 @@ from sfkt_cli.evaluation.verdict import (
     verdict,
 )
 from sfkt_cli.losses import structural_dissimilarity
-from sfkt_cli.models.saving import CARD, WEIGHTS, read_card
+from sfkt_cli.models.saving import WEIGHTS
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.pairs import FILE, SELECTORS, load_epochs
 
@@ -150,7 +150,7 @@ def made(evaluation: Evaluation) -> str:
     main, run = evaluation.main_method, evaluation.run
     model = {"source-only": "source", "bridge-only": "bridge"}.get(main, f"transfer/{main}")
     file = Path(run.folder.name) / model / WEIGHTS
-    digest = str(read_card(run.path(model, CARD)).get("sha256"))[:12]
+    digest = model_digest(run, model)[:12]
     return f"{time.strftime('%Y-%m-%d')}, sfkt {__version__}, model {file.as_posix()} ({digest})"
 
 
@@ -171,7 +171,7 @@ def facts(evaluation: Evaluation) -> tuple[str, ...]:
         *_measured(evaluation),
         f"Intervals: 95 %, {how}; images of one group (scene, subject) are drawn together",
         "Training: seconds and memory beyond the source model (the bridge counts for methods that "
-        f"use it); speed on {evaluation.runtime.device.type}; seed {evaluation.config.seed}",
+        f"use it); speed on {evaluation.models.runtime.device.type}; seed {evaluation.config.seed}",
     )
 
 
@@ -219,7 +219,7 @@ def _gap_closed(evaluation: Evaluation) -> list[str]:
 def sections(evaluation: Evaluation) -> tuple[Section, ...]:
     """All sections; pictures, where they are wanted, are written into the folder."""
     pictures, split = evaluation.config.evaluate.pictures, evaluation.main_split
-    stages = ["bridge"] if evaluation.models.translator else []
+    stages = ["bridge"] if evaluation.models.bridge else []
     stages += [f"transfer/{name}" for name in evaluation.models.students]
     parts = [
         differences(evaluation),
@@ -386,11 +386,11 @@ def _correlation(values: Sequence[float], accuracies: Sequence[float]) -> str:
 def bridge_quality(evaluation: Evaluation) -> Section | None:
     """How good the translations of TI images are, in pictures and figures."""
     models, pairs = evaluation.models, evaluation.pairs
-    if models.translator is None or pairs is None:
+    if models.bridge is None or pairs is None:
         return None
     few = spread(len(pairs.rgb), PICTURE_PAIRS)
     rgb = pairs.rgb[few] / 255.0
-    translated = translate(models, pairs.target[few], evaluation.runtime)
+    translated = translate(models, pairs.target[few])
     pictures = (torch.from_numpy(images).permute(0, 3, 1, 2) for images in (translated, rgb))
     features, distance = evaluation.features("bridge-only", pairs.target), None
     if len(features) > 1:

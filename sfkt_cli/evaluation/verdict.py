@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 
 Verdict = Literal["better", "worse", "cannot tell"]
 Predicted = Sequence[int] | NDArray[Any]
+"""Class indices (N,): of the student, of the untouched RGB model on the encoded images, of the RGB
+model behind the translator (``bridge``), or the true ones (``labels``)."""
 Names = Sequence[str] | NDArray[np.str_]
+"""Scenes or recordings (N,), whose images are alike."""
 RESAMPLINGS = 2000
 FEWEST = 30  # of fewer images nothing is said
 FEWEST_SCENES = 10  # nor of fewer scenes: draws of one to three have hardly any width
@@ -43,7 +46,7 @@ def verdict(
     untouched: Predicted,
     bridge: Predicted,
     *,
-    classes: int,
+    classes: int,  # their number K
     groups: Names | None = None,
     seed: int = 0,
 ) -> Verdict:
@@ -52,15 +55,8 @@ def verdict(
     ``better``: the third view agrees with the student more often than with the untouched model
     (95 %, two-sided, over draws of the groups), and all three agree with each other beyond chance.
     ``worse``: the two views of the RGB model agree beyond chance, and the student's agreement with
-    both is certainly AT_CHANCE. Few images, or few scenes, prove neither.
-
-    Args:
-        student: (N,) predicted class indices.
-        untouched: (N,) those of the RGB model on the encoded images.
-        bridge: (N,) those of the RGB model behind the translator.
-        classes: Number of classes, K.
-        groups: (N,) names of scenes or recordings, whose images are alike; None: each image alone.
-        seed: Seed of the draws.
+    both is certainly AT_CHANCE. Few images, or few scenes, prove neither. Without ``groups``, each
+    image is a scene. ``seed`` is that of the draws.
     """
     s, u, b = (np.asarray(view) for view in (student, untouched, bridge))
     pattern = 4 * (s == u) + 2 * (s == b) + (u == b)
@@ -94,13 +90,7 @@ def rows_to_label(
     """Rows (at most TO_LABEL) of images on which the two models differ, in a drawn order.
 
     One image of each scene comes first, then a second one: images of a scene are alike. None where
-    the two differ on images of too few scenes for labels to decide.
-
-    Args:
-        student: (N,) predicted class indices.
-        untouched: (N,) those of the RGB model on the encoded images.
-        groups: (N,) names of scenes or recordings.
-        seed: Seed of the order.
+    the two differ on images of too few scenes for labels to decide. ``seed`` is that of the order.
     """
     differ = np.flatnonzero(np.asarray(student) != np.asarray(untouched))
     if len({groups[row] for row in differ.tolist()}) < PROVING_SCENES:
@@ -115,23 +105,13 @@ def rows_to_label(
 
 
 def judge_by_labels(
-    student: Predicted,
-    untouched: Predicted,
-    labels: Predicted,
-    groups: Names,
-    encoding: str,
+    student: Predicted, untouched: Predicted, labels: Predicted, groups: Names, encoding: str
 ) -> Judgement:
     """Compare a student with the untouched RGB model by labels of a few images.
 
     Scenes count (exact sign-flip test, two-sided, p < PROVEN): if both models were as good, the
     images of a scene on which only one of them is right would be as likely the other one's.
-
-    Args:
-        student: (L,) predicted class indices of the labelled images.
-        untouched: (L,) those of the RGB model on the encoded images.
-        labels: (L,) their classes.
-        groups: (L,) names of scenes or recordings.
-        encoding: Name of the encoding of target images.
+    ``encoding`` is the name of that of target images.
     """
     s, u, true = (np.asarray(view) for view in (student, untouched, labels))
     gains = (s == true).astype(np.int64) - (u == true)
@@ -158,14 +138,9 @@ def judge_by_labels(
 def advice(
     word: Verdict, encoding: str, student: Predicted, untouched: Predicted, groups: Names
 ) -> str:
-    """The verdict as a sentence that says what to ship.
+    """The verdict without labels as a sentence that says what to ship.
 
-    Args:
-        word: The verdict without labels.
-        encoding: Name of the encoding of target images.
-        student: (N,) predicted class indices.
-        untouched: (N,) those of the RGB model on the encoded images.
-        groups: (N,) names of scenes or recordings.
+    ``encoding`` is the name of that of target images.
     """
     if word == "better":
         return "Judged without labels, the student is better than your RGB model: ship the student."

@@ -20,7 +20,7 @@ from sfkt_cli.data.store import Store, spread
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.scores import soft_neighbourhood_density
 from sfkt_cli.training.pairs import write_epoch
-from sfkt_cli.training.predicting import Loader, Model, predict_rows, rgb_loader
+from sfkt_cli.training.predicting import View, predict_rows
 from sfkt_cli.training.runtime import Runtime
 
 STRANGERS_AMONG = 10_000  # target images that tell the share of strangers, at most
@@ -193,20 +193,20 @@ class Judge:
         self.partners: tuple[Tensor, Tensor] | None = None  # features, logits of the RGB images
         if len(held_out):
             rgb = store["ti/rgb"][held_out]
-            self.partners = predict_rows(rgb, rgb_loader(runtime), source, runtime)
+            self.partners = predict_rows(rgb, View(runtime, source))
 
-    def look_at_pairs(self, load: Loader, model: Model) -> tuple[Tensor, Tensor]:
-        """Features (N, D) and logits (N, K) of a model on the pairs' target images."""
+    def look_at_pairs(self, view: View) -> tuple[Tensor, Tensor]:
+        """Features (N, D) and logits (N, K) of the pairs' target images."""
         assert self._ti_target is not None
-        return predict_rows(self._ti_target, load, model, self._runtime)
+        return predict_rows(self._ti_target, view)
 
-    def scores(self, load: Loader, model: Model, folder: Path, epoch: int) -> dict[str, float]:
+    def scores(self, view: View, folder: Path, epoch: int) -> dict[str, float]:
         """The scores after an epoch; its predictions are written into the stage's folder."""
-        _, logits = predict_rows(self._tr_target, load, model, self._runtime)
-        _, mirrored = predict_rows(self._tr_target[:, :, ::-1], load, model, self._runtime)
+        _, logits = predict_rows(self._tr_target, view)
+        _, mirrored = predict_rows(self._tr_target[:, :, ::-1], view)
         if self._runtime.main:
             write_epoch(folder, epoch, logits)
         values = target_scores(logits, mirrored)
         if self.partners is not None:
-            values |= pair_scores(self.look_at_pairs(load, model), self.partners)
+            values |= pair_scores(self.look_at_pairs(view), self.partners)
         return values

@@ -22,12 +22,9 @@ from sfkt_cli.models.saving import Saved
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import LossTerms
 from sfkt_cli.training.predicting import (
+    View,
     adapt_batch_norms,
     predict_rows,
-    rgb_loader,
-    student_loader,
-    target_loader,
-    through,
 )
 from sfkt_cli.training.runtime import Runtime
 
@@ -65,7 +62,6 @@ class TeacherOutputs:
         self.ti_features: Tensor | None = None  # (M, D), source model on RGB partners; with ``ti``
         self.bridged_logits: Tensor | None = None  # (N, K), source model on translated TR images
         self._store, self._runtime = store, runtime
-        self._load = student_loader(runtime, encoding)
         trained, self._held_out = pairs
         # Features (H, D) of translated held-out pairs; None where they prove nothing of the bridge.
         self._bridged_pairs: Tensor | None = None
@@ -73,21 +69,22 @@ class TeacherOutputs:
         quick = fold_batch_norms(source, targets.shape[1])
         if ti:
             rgb = store["ti/rgb"]
-            partners, _ = predict_rows(rgb, rgb_loader(runtime), quick, runtime, flips=True)
+            partners, _ = predict_rows(rgb, View(runtime, quick), flips=True)
             self.ti_features = partners.to(runtime.device)
         if translator is not None:
-            model = through(freeze(translator.module), quick)
-            load = target_loader(runtime, translator.encoding_of("bridge"))
-            _, bridged = predict_rows(targets, load, model, runtime, flips=True)
+            its_own = translator.encoding_of("bridge")
+            view = View(runtime, quick, its_own, freeze(translator.module))
+            _, bridged = predict_rows(targets, view, flips=True)
             self.bridged_logits = bridged.to(runtime.device)
             if ti and not np.isin(self._held_out, trained).any():
                 pictures = store["ti/target"][self._held_out]
-                self._bridged_pairs, _ = predict_rows(pictures, load, model, runtime, flips=True)
+                self._bridged_pairs, _ = predict_rows(pictures, view, flips=True)
 
     def predict(self, images: NDArray[Any], student: Classifier) -> tuple[Tensor, Tensor]:
         """A student's features and logits of stored target images (n, H, W[, C]), on the CPU."""
         training = student.training
-        outputs = predict_rows(images, self._load, student.eval(), self._runtime, flips=True)
+        view = View(self._runtime, student.eval(), self.encoding)
+        outputs = predict_rows(images, view, flips=True)
         student.train(training)
         return outputs
 
@@ -98,7 +95,8 @@ class TeacherOutputs:
 
     def adapt(self, student: Classifier) -> None:
         """Give a student's batch norms the statistics of the target images, in place."""
-        adapt_batch_norms(self._store["target/target"], self._load, student, self._runtime)
+        view = View(self._runtime, student, self.encoding)
+        adapt_batch_norms(self._store["target/target"], view)
 
     def bridge_lead(self, student: Classifier) -> float:
         """By how many standard errors the bridge sees better than a student; 0 without proof.

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfkt_cli.data.grid import Fit, areas, kept_box
 from sfkt_cli.data.images import Encoding, as_rgb, encode
-from sfkt_cli.data.loading import Fit, areas, kept_box
 from sfkt_cli.errors import first_line
 from sfkt_cli.models.onnx_files import open_session
 
@@ -36,7 +36,7 @@ Predict = Callable[[Tensor], Tensor]  # images as the sensor gives them to proba
 
 
 class FitTarget(nn.Module):
-    """Crop and area resampling as matrix products: :func:`sfkt_cli.data.loading.fit_target`.
+    """Crop and area resampling as matrix products: :func:`sfkt_cli.data.grid.fit_target`.
 
     Its results are those of that function, to the last digit: float32 holds the sums of bytes
     exactly, in any order, and the division is one of whole numbers.

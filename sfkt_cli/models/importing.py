@@ -110,10 +110,10 @@ def own_model(folder: Path, setting: str) -> Imported:
             "give source.checkpoint the file of weights itself, and its network as source.backbone"
         )
     saved = load_model(folder)
-    if not isinstance(saved.module, Classifier) or saved.encoding is not None:
+    if not isinstance(saved.module, Classifier) or saved.card.encoding is not None:
         raise ConfigError(f"{setting}: {folder} holds no RGB classifier")
-    architecture = dict(saved.card["architecture"])
-    return Imported(saved.module, architecture, saved.classes, (), saved.pretrained)
+    architecture = dict(saved.card.architecture)
+    return Imported(saved.module, architecture, saved.card.classes, (), saved.card.pretrained)
 
 
 def _from_onnx(settings: SourceConfig, path: Path, size: int) -> Imported:

@@ -1,16 +1,14 @@
 """Models on disk: model.safetensors beside model.json, which says all that is needed to use them.
 
-model.json: ``kind`` (classifier, translator), ``architecture`` (arguments of the class),
-``classes``, ``normalisation``, ``encoding``, ``inputs`` (digests), ``seed``, ``versions``,
-``sha256`` of the weights. A student's has ``images`` (what is usual in its training images),
-``temperature`` (by which its logits are divided) and ``sensor`` (how new images are read), too. It
-carries its own checksum, and the weights carry a digest of the fields that say how stored images
-are used, so neither file can change alone. Nothing here runs code from a file.
+The card, model.json, carries its own checksum, and the weights carry a digest of the fields that
+say how stored images are used, so neither file can change alone. Nothing here runs code from a
+file.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,24 +36,24 @@ USE = ("kind", "architecture", "classes", "encoding", "temperature", "images")
 
 
 class Card(BaseModel):
-    """The content of model.json."""
+    """The content of model.json; the last four fields are those of a student."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     kind: Literal["classifier", "translator"]
-    architecture: dict[str, Any]
-    classes: list[str]
+    architecture: dict[str, Any]  # arguments of the class
+    classes: list[str]  # names in the order of the outputs; empty for a translator
     normalisation: dict[Literal["mean", "std"], tuple[float, float, float]]
-    encoding: Encoding | None
-    inputs: dict[str, str]
+    encoding: Encoding | None  # of its target images; None for an RGB model
+    inputs: dict[str, str]  # digests of what it was made from
     seed: int
     versions: dict[str, str]
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    pretrained: bool = False
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")  # of the weights
+    pretrained: bool = False  # whether a source model was trained elsewhere, wholly or at first
     method: str | None = None
-    sensor: Sensor | None = None
-    temperature: float = Field(1.0, gt=0)
-    images: dict[str, str | tuple[float, float]] | None = None
+    sensor: Sensor | None = None  # how new images are read; earlier versions do not tell
+    temperature: float = Field(1.0, gt=0)  # by which the logits are divided
+    images: dict[str, str | tuple[float, float]] | None = None  # what is usual in those of training
 
     @field_validator("encoding")
     @classmethod
@@ -64,32 +62,32 @@ class Card(BaseModel):
             raise ValueError("low must be smaller than high, and channels at least 1")
         return encoding
 
+    def as_json(self) -> dict[str, Any]:
+        """The entries of the file."""
+        values = self.model_dump(mode="json", exclude_unset=True)
+        if values.get("encoding") and values["encoding"]["revision"] == 1:
+            del values["encoding"]["revision"]  # as cards were before there were revisions
+        return values
+
 
 @dataclass(frozen=True)
 class Saved:
     """A model read back."""
 
     module: nn.Module  # in inference mode, on the device asked for
-    classes: list[str]  # class names in the order of the outputs; empty for a translator
-    encoding: Encoding | None  # encoding of its target images; None for an RGB model
-    card: Mapping[str, Any]  # all of model.json
-
-    def encoding_of(self, stage: str) -> Encoding:
-        """The encoding of a model that takes target images; raises DataError without one."""
-        if self.encoding is None:
-            command = stage.partition("/")[0]
-            raise DataError(f"the model in {stage}/ has no encoding: run `sfkt {command} --force`")
-        return self.encoding
+    card: Card
 
     @property
     def digest(self) -> str:
         """SHA-256 of the weights."""
-        return str(self.card["sha256"])
+        return self.card.sha256
 
-    @property
-    def pretrained(self) -> bool:
-        """Whether the weights of a source model were trained elsewhere, wholly or at first."""
-        return bool(self.card.get("pretrained"))
+    def encoding_of(self, stage: str) -> Encoding:
+        """The encoding of a model that takes target images; raises DataError without one."""
+        if self.card.encoding is None:
+            command = stage.partition("/")[0]
+            raise DataError(f"the model in {stage}/ has no encoding: run `sfkt {command} --force`")
+        return self.card.encoding
 
 
 def save_model(
@@ -108,25 +106,25 @@ def save_model(
 
     The arguments are entries of model.json, which :class:`Card` lists.
     """
-    weights = folder / WEIGHTS
-    card = {
-        "kind": kind,
-        "architecture": dict(architecture),
-        "classes": classes,
-        "normalisation": {k: architecture[k] for k in ("mean", "std") if k in architecture},
-        "encoding": asdict(encoding) if encoding is not None else None,
-        "inputs": dict(inputs),
-        "seed": seed,
-        "versions": versions(),
-        "sha256": "0" * 64,
+    card = Card(
+        kind=kind,
+        architecture=dict(architecture),
+        classes=classes,
+        normalisation={k: architecture[k] for k in ("mean", "std") if k in architecture},
+        encoding=encoding,
+        inputs=dict(inputs),
+        seed=seed,
+        versions=versions(),
+        sha256="0" * 64,
         **more,
-    }
-    card = _as_read(Card.model_validate(card))
+    ).as_json()
     # Copies, because some networks use a tensor at two places, which safetensors refuses.
-    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-    state = {name: value.clone() for name, value in state.items()}
-    write_bytes(weights, to_bytes(state, {"used_as": _use_of(card)}))
-    write_record(folder / CARD, {**card, "sha256": sha256_file(weights)})
+    state = {
+        n: value.detach().cpu().contiguous().clone() for n, value in module.state_dict().items()
+    }
+    content = to_bytes(state, {"used_as": _use_of(card)})
+    write_bytes(folder / WEIGHTS, content)
+    write_record(folder / CARD, {**card, "sha256": hashlib.sha256(content).hexdigest()})
 
 
 def load_model(folder: Path, device: torch.device | None = None) -> Saved:
@@ -140,30 +138,29 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
     if not weights.is_file():
         raise DataError(f"{weights} is missing: run the stage that writes it again")
     digest = sha256_file(weights)
-    if digest != card["sha256"]:
+    if digest != card.sha256:
         raise DataError(
-            f"{weights} is damaged: sha256 {digest[:12]}..., {CARD} says {card['sha256'][:12]}...; "
+            f"{weights} is damaged: sha256 {digest[:12]}..., {CARD} says {card.sha256[:12]}...; "
             "run its stage again with --force"
         )
     try:
         with safetensors.safe_open(weights, "pt") as file:
-            if (file.metadata() or {}).get("used_as") not in (_use_of(card), _earlier_use_of(card)):
+            if (file.metadata() or {}).get("used_as") not in _uses_of(card.as_json()):
                 raise ValueError("the weights were saved for another use")
-        module = _build(card["kind"], dict(card["architecture"]))
+        module = _build(card.kind, dict(card.architecture))
         module.load_state_dict(load_file(weights))
-        encoding = Encoding(**card["encoding"]) if card["encoding"] else None
     except DataError:  # an encoding or operation of another version says so itself
         raise
     except Exception as error:  # what does not belong together may end in anything
         raise DataError(f"{folder / CARD} does not describe {weights}: {error}") from None
-    if encoding is not None and encoding.kind == "shading" and encoding.revision == 1:
+    if card.encoding is not None and (card.encoding.kind, card.encoding.revision) == ("shading", 1):
         raise DataError(
             f"{folder} was trained on an earlier `shading`, where missing depth was black: "
             "use that version, or run `sfkt bridge --force` and `sfkt transfer --force`"
         )
     module.eval()
     module.to(device or torch.device("cpu"), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Saved(module, card["classes"], encoding, card)
+    return Saved(module, card)
 
 
 def load_earlier(run: Path | None, stage: str, device: torch.device | None = None) -> Saved | None:
@@ -183,14 +180,14 @@ def warm_start(
 
     Raises DataError if that is another network, or was made from another source model.
     """
-    if earlier.card["inputs"].get("source") != source.digest:
+    if earlier.card.inputs.get("source") != source.digest:
         raise DataError(
             "training.warm_start: that run has another source model, and its translator and "
             "student are made for it: `sfkt source --warm-start RUN` takes it over"
         )
-    if json.loads(json.dumps(architecture)) != earlier.card["architecture"]:
+    if json.loads(json.dumps(architecture)) != earlier.card.architecture:
         raise DataError(
-            f"training.warm_start: its network is {earlier.card['architecture']}, here it is "
+            f"training.warm_start: its network is {earlier.card.architecture}, here it is "
             f"{dict(architecture)}: give this run the same settings, or leave warm_start out"
         )
     before = earlier.module.state_dict()  # without its translator: the new one stays in front
@@ -208,16 +205,9 @@ def _build(kind: str, architecture: dict[str, Any]) -> nn.Module:
     return model
 
 
-def read_card(path: Path) -> dict[str, Any]:
+def read_card(path: Path) -> Card:
     """Read a model.json; raises DataError if it is missing or damaged."""
-    return _as_read(read_record(path, Card))
-
-
-def _as_read(card: Card) -> dict[str, Any]:
-    values = card.model_dump(mode="json", exclude_unset=True)
-    if values.get("encoding") and values["encoding"]["revision"] == 1:
-        del values["encoding"]["revision"]  # as cards were before there were revisions
-    return values
+    return read_record(path, Card)
 
 
 def _use_of(card: Mapping[str, Any]) -> str:
@@ -225,12 +215,12 @@ def _use_of(card: Mapping[str, Any]) -> str:
     return sha256_json({name: card.get(name) for name in USE})
 
 
-def _earlier_use_of(card: Mapping[str, Any]) -> str:
-    """The digest by earlier versions, which called the encoding `standardised` `percentile`."""
+def _uses_of(card: Mapping[str, Any]) -> list[str]:
+    """The same, also by earlier versions, which called the encoding `standardised` `percentile`."""
     encoding = card["encoding"]
     if not encoding or encoding["kind"] != "standardised":
-        return _use_of(card)
-    return _use_of({**card, "encoding": {**encoding, "kind": "percentile"}})
+        return [_use_of(card)]
+    return [_use_of(card), _use_of({**card, "encoding": {**encoding, "kind": "percentile"}})]
 
 
 def check_classes(classes: list[str], store: Store) -> None:

@@ -37,13 +37,10 @@ from sfkt_cli.training.loop import Training
 from sfkt_cli.training.pairs import held_out_pairs, selector, settle_batches
 from sfkt_cli.training.predicting import (
     FEW,
+    View,
     look_for_collapse,
-    rgb_loader,
+    pictures_of,
     rows_measured_at_once,
-    student_loader,
-    target_loader,
-    through,
-    translated,
 )
 from sfkt_cli.training.recipes import cosine
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
@@ -67,7 +64,7 @@ def bridge(config: Config, run: Run) -> None:
         )
     runtime = make_runtime(config.runtime, dry=run.dry)
     saved = load_model(source_folder)
-    check_classes(saved.classes, store)
+    check_classes(saved.card.classes, store)
     inputs = {"transfer.h5": store.digest, "source": saved.digest}
     earlier = load_earlier(config.training.warm_start, "bridge")
     if earlier is not None:
@@ -81,10 +78,10 @@ def bridge(config: Config, run: Run) -> None:
         runtime.place(source)
         weights = loss_weights(config, store.registered)
         encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
-        architecture = architecture_of(config, encoding, pretrained=saved.pretrained)
+        architecture = architecture_of(config, encoding, pretrained=saved.card.pretrained)
         seed_all(config.seed, "bridge")
         translator = make_translator(**architecture)
-        if earlier is not None and earlier.card["architecture"]["name"] != "identity":
+        if earlier is not None and earlier.card.architecture["name"] != "identity":
             warm_start(earlier, translator, architecture, saved)
         objective = Tgmb(
             translator,
@@ -100,7 +97,7 @@ def bridge(config: Config, run: Run) -> None:
         runtime.cast_frozen(source, objective)
         _, held_out = held_out_pairs(store)
         judge = Judge(store, held_out, source, runtime)
-        load, bridged = target_loader(runtime, encoding), through(translator, source)
+        view = View(runtime, source, encoding, translator)
         images = ["ti_target", "ti_rgb", *(["tr_target"] if weights["d"] or weights["im"] else [])]
         batches = settle_batches(stage, store, images, runtime, objective)
         weights["im"] /= batches.passes
@@ -117,7 +114,7 @@ def bridge(config: Config, run: Run) -> None:
             images=batches.images,
             schedule=cosine,
             keep=translator,
-            scores=partial(judge.scores, load, bridged, stage.folder),
+            scores=partial(judge.scores, view, stage.folder),
             select=selector(config, ti=batches.paired, auto="ti_closeness"),
         ).fit()
         row = fitted.history[fitted.best_epoch]
@@ -126,15 +123,15 @@ def bridge(config: Config, run: Run) -> None:
         if not kept:
             architecture = {"name": "identity", "channels": encoding.encoded_channels, "width": 0}
             translator = make_translator(**architecture)
-        model = through(translator.eval(), source)
-        look_for_collapse(store, load, model, runtime, "bridge")
+        view = View(runtime, source, encoding, translator.eval())
+        look_for_collapse(store, view, "bridge")
         if not runtime.main:
             return
         save_model(
             stage.folder, translator, kind="translator", architecture=architecture, classes=[],
             encoding=encoding, inputs=inputs, seed=config.seed,
         )  # fmt: skip
-        write_bridged(stage.folder / "images", store, translator, encoding, runtime)
+        write_bridged(stage.folder / "images", store, view)
         stage.finish(
             seconds=fitted.seconds,
             best_epoch=fitted.best_epoch + 1,
@@ -212,7 +209,7 @@ def feature_maps_of(
     backbone = source.backbone
     backbones = list(backbone) if isinstance(backbone, nn.ModuleList) else [backbone]  # a mixture
     count = rows_measured_at_once(rgb) if runtime.trial is None else FEW
-    images = rgb_loader(runtime)(rgb[spread(len(rgb), count)])
+    images = View(runtime, source).seen(rgb[spread(len(rgb), count)])
     feature_maps = FeatureMaps(backbones, source.features, images)
     if feature_maps.names:
         return feature_maps
@@ -228,16 +225,13 @@ def feature_maps_of(
 def untouched_rank(judge: Judge, source: Classifier, encoding: Encoding, runtime: Runtime) -> float:
     """How well encoded target images find their RGB partners without a translator."""
     assert judge.partners is not None
-    features, _ = judge.look_at_pairs(student_loader(runtime, encoding), source)
+    features, _ = judge.look_at_pairs(View(runtime, source, encoding))
     return float(partner_rank(features, judge.partners[0]).mean())
 
 
-def write_bridged(
-    folder: Path, store: Store, translator: nn.Module, encoding: Encoding, runtime: Runtime
-) -> None:
+def write_bridged(folder: Path, store: Store, view: View) -> None:
     """Write the translation of every target image as ``<sample id>.png``."""
     ids = iter(store.strings("target/id"))
-    load = target_loader(runtime, encoding)
     folder.mkdir(exist_ok=True)
 
     def write(sample: str, pixels: NDArray[np.uint8]) -> None:
@@ -245,7 +239,7 @@ def write_bridged(
             Image.fromarray(pixels).save(unfinished, format="PNG", compress_level=1)
 
     with ThreadPoolExecutor(4) as pool, track("pictures", store.count("target")) as tracker:
-        for pictures in translated(store["target/target"], load, translator):
+        for pictures in pictures_of(store["target/target"], view):
             pixels = pictures.mul(255).round().byte().numpy()
             list(pool.map(write, islice(ids, len(pixels)), pixels))
             tracker.advance(len(pixels), len(pixels))

@@ -13,14 +13,14 @@ from sfkt_cli.errors import ConfigError, RunError, first_line
 from sfkt_cli.evaluation import predictions
 from sfkt_cli.evaluation.galleries import shots
 from sfkt_cli.evaluation.html import to_html
-from sfkt_cli.evaluation.labelled import LISTS, read_own_labels, read_splits
+from sfkt_cli.evaluation.labelled import list_to_label, read_own_labels, read_splits
 from sfkt_cli.evaluation.models import (
     Predictor,
     costs,
     finished_methods,
     load_models,
+    main_student,
     model_digests,
-    parameters,
     predictors_of,
     student_encoding,
 )
@@ -41,7 +41,7 @@ from sfkt_cli.models.saving import classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, as_dict, fixed_batch_size
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import Stage
-from sfkt_cli.training.predicting import student_loader
+from sfkt_cli.training.predicting import View
 from sfkt_cli.training.recipes import fit_labels
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
@@ -93,12 +93,13 @@ def inputs_of(config: Config, run: Run, *stores: Store) -> dict[str, str]:
     """Digests of all that a report is made from.
 
     Raises:
-        DataError: A model or a list of the user's labels is missing or damaged.
+        DataError: A model is missing or damaged, or the student's list of labels is.
     """
     inputs = {store.path.name: store.digest for store in stores} | model_digests(run)
-    for path in sorted(run.folder.glob(LISTS)):
-        if own := read_own_labels(path):
-            inputs[path.name] = sha256_json(own)
+    test, student = stores[-1], main_student(config, finished_methods(run))
+    labelled = test.count("labels") or "test/label" in test
+    if student and not labelled and (own := read_own_labels(path := list_to_label(run, student))):
+        inputs[path.name] = sha256_json(own)
     if config.evaluate.oracle:
         recipe = {
             "seed": config.seed,
@@ -144,13 +145,13 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, test: Store) 
     runtime = measuring_runtime(config)
     models = load_models(run, store, runtime)
     splits = {split.name: split for split in read_splits(store, test)}
-    pairs = predictions.ti_pairs(store, models, runtime)
-    evaluation = Evaluation(config, run, stage.folder, store, models, splits, pairs, runtime)
+    pairs = predictions.ti_pairs(store, models)
+    evaluation = Evaluation(config, run, stage.folder, store, models, splits, pairs)
     if count := len(evaluation.own_labels[0]):
         say(f"evaluate: {evaluation.list_to_label} has labels of {count} images")
     outcomes = evaluation.outcomes
     encoding = student_encoding(config.encoding, store, models)
-    competing = predictors_of(run, store, models, runtime, stage.inputs, encoding)
+    competing = predictors_of(run, store, models, stage.inputs, encoding)
     with track("evaluate", len(competing), "models") as tracker:
         for predictor in competing:
             evaluation.ask(predictor)
@@ -255,13 +256,13 @@ def oracle(evaluation: Evaluation, encoding: Encoding, inputs: Mapping[str, str]
                 batch_size=fixed_batch_size(config.runtime),
             )  # fmt: skip
             save_model(
-                stage.folder, model, kind="classifier", architecture=source.card["architecture"],
+                stage.folder, model, kind="classifier", architecture=source.architecture,
                 classes=source.classes, encoding=encoding, inputs=made_from, seed=config.seed,
             )  # fmt: skip
             stage.finish(seconds=fitted.seconds, peak_memory_mb=round(runtime.peak_memory_mb(), 1))
     student = freeze(classifier_of(load_model(nested.path("oracle"), runtime.device).module))
-    load, cost = student_loader(runtime, encoding), costs(nested.record("oracle"))
-    return Predictor("oracle", student, load, parameters(student), *cost)
+    view, cost = View(runtime, student, encoding), costs(nested.record("oracle"))
+    return Predictor("oracle", view, *cost)
 
 
 def oracle_epochs(config: Config, run: Run) -> int:

@@ -215,8 +215,8 @@ def _copy(folder: Path, target: Path, saved: Saved, sensor: Sensor) -> None:
     """Copy weights, then their card, which also tells how the sensor's images are read."""
     with files.replacing(target / WEIGHTS) as unfinished:
         shutil.copyfile(folder / WEIGHTS, unfinished)
-    more = {"sensor": asdict(sensor)} if saved.encoding is not None else {}
-    files.write_record(target / CARD, {**saved.card, **more})
+    more = {"sensor": asdict(sensor)} if saved.card.encoding is not None else {}
+    files.write_record(target / CARD, {**saved.card.as_json(), **more})
     say(f"export: {target.name}/{WEIGHTS}")
 
 
@@ -339,21 +339,21 @@ def _graphs(
 ) -> Iterator[tuple[str, Sequence[str], SensorGraph]]:
     """Name, classes and graph of the student and of the bridged source, ready for export."""
     student = saved["student"]
-    if not isinstance(student.module, Classifier) or student.encoding is None:
+    if not isinstance(student.module, Classifier) or student.card.encoding is None:
         raise DataError("the student's model.json describes no classifier for a target sensor")
-    temperature = student.card.get("temperature", 1.0)
-    graph = SensorGraph(student.module, student.encoding, fit, temperature=temperature)
-    yield "student", student.classes, graph_files.for_export(graph)
+    temperature = student.card.temperature
+    graph = SensorGraph(student.module, student.card.encoding, fit, temperature=temperature)
+    yield "student", student.card.classes, graph_files.for_export(graph)
     if "translator" in saved:
         translator, source = saved["translator"], saved["source"]
-        if translator.card["inputs"].get("source", source.digest) != source.digest:
+        if translator.card.inputs.get("source", source.digest) != source.digest:
             warn(
                 "bridged-source.*: the bridge was trained for an earlier source model: run "
                 "`sfkt bridge --force` to renew it, or do not use these files"
             )
         encoding = translator.encoding_of("bridge")
         graph = SensorGraph(source.module, encoding, fit, translator=translator.module)
-        yield "bridged-source", source.classes, graph_files.for_export(graph)
+        yield "bridged-source", source.card.classes, graph_files.for_export(graph)
 
 
 def _sensor(run: Run, folder: Path, student: Saved) -> Sensor:
@@ -388,5 +388,5 @@ def _facts(student: Saved, sensor: Sensor, images: exported.TargetImages) -> dic
         "unit": sensor.meaning,
         "modality": sensor.modality,
         "sensor": json.dumps(asdict(sensor)),
-        "usual": json.dumps(student.card.get("images") or {}),
+        "usual": json.dumps(student.card.images or {}),
     }

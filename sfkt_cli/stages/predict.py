@@ -22,7 +22,7 @@ from sfkt_cli.console import event, say, speaks_json, track, warn, write_output
 from sfkt_cli.data.archive import is_system, list_files
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
 from sfkt_cli.data.pictures import captioned
-from sfkt_cli.data.sensor import frames, is_live, is_video, without_password
+from sfkt_cli.data.video import frames, is_live, is_video, without_password
 from sfkt_cli.errors import ConfigError, DataError, Interrupted
 from sfkt_cli.evaluation.report import to_csv as harmless_csv
 from sfkt_cli.files import replacing, write_text
@@ -71,7 +71,7 @@ def predict(
 
     Raises:
         ConfigError: The output cannot be written, holds other columns, or ends neither in .csv nor
-            in .jsonl; nothing matches ``images``; or pictures would be saved among them.
+            in .jsonl; nothing matches ``images``; or pictures cannot be saved, or among them.
         DataError: Some files could not be read; the rows of the others are written.
     """
     is_file = output.suffix.lower() in (".csv", ".jsonl") and not output.is_dir()
@@ -83,7 +83,7 @@ def predict(
             f"{without_password(video)} is a video: give it alone, without other images or --follow"
         )
     if save_images:
-        _refuse_among(images, save_images)
+        _make_folder(save_images, images)
     student = open_student(config, model or run.folder, method)
     broken: list[str] = []
     total: int | None = None  # how many images there are, where somebody knows
@@ -143,12 +143,12 @@ class _Rows:
         try:
             self._output.parent.mkdir(parents=True, exist_ok=True)
             if endless and self._output.exists():
-                with self._output.open("r+b") as file:
+                with self._output.open("r+b") as file:  # not written before there are rows
                     begin = file.read(len(header))
                     if begin == header and file.seek(0, os.SEEK_END):
                         file.seek(-1, os.SEEK_END)
                         if file.read(1) != b"\n":  # a row that an interruption cut off
-                            file.write(b"\n")
+                            self._unwritten.append("\n")
             else:
                 tempfile.TemporaryFile(dir=self._output.parent).close()
         except OSError as error:
@@ -185,10 +185,8 @@ class _Rows:
             if not speaks_json():
                 write_output(text)
         elif self._begun:
-            with self._output.open(
-                "a", encoding="utf-8", errors="backslashreplace", newline=""
-            ) as file:
-                file.write(text)
+            with self._output.open("ab") as file:
+                file.write(text.encode("utf-8", "backslashreplace"))
         else:
             write_text(self._output, text)
         self._begun = True
@@ -234,8 +232,8 @@ def judged(prediction: Prediction, threshold: float) -> Prediction:
     return prediction
 
 
-def _refuse_among(images: Sequence[str], folder: Path) -> None:
-    """Raise ConfigError if pictures would be written below one of the folders of images."""
+def _make_folder(folder: Path, images: Sequence[str]) -> None:
+    """A folder for pictures; raises ConfigError where it lies below those of images, or cannot."""
     for entry in images:
         with contextlib.suppress(OSError):  # such as a name that is too long
             if Path(entry).is_dir() and folder.resolve().is_relative_to(Path(entry).resolve()):
@@ -243,6 +241,13 @@ def _refuse_among(images: Sequence[str], folder: Path) -> None:
                     f"--save-images {folder} lies in {entry}, whose images are classified: the "
                     "pictures would be classified, too; choose a folder outside of it"
                 )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(
+            f"--save-images {folder} cannot be written ({error.strerror}): choose another folder"
+        ) from None
 
 
 def save(
@@ -253,7 +258,6 @@ def save(
     rows: Sequence[Row],
 ) -> None:
     """Write a PNG for each image: its place in the output, its name, and its class drawn below."""
-    folder.mkdir(parents=True, exist_ok=True)
     for number, (image, (path, answer)) in enumerate(zip(images, rows, strict=True), first):
         text = f"{answer.label}  {answer.probability:.0%}" + ("  doubted" if answer.warning else "")
         name = re.sub(r"[^\w.#-]+", "_", Path(path).name.removesuffix(".png"))
@@ -267,9 +271,10 @@ def watch(
 ) -> Iterator[Batch]:
     """Batches of the images of folders, and of those that come or change, without an end.
 
-    Images that the ``output`` of an earlier start has, under the same path, are done. A file is
-    read once it has stayed the same between two looks; a broken one is warned of, as is a folder
-    that cannot be read for a while. Raises ConfigError if one of them is not a folder.
+    Images that the ``output`` of an earlier start has, under the same path, are done unless they
+    changed after it was written. A file is read once it has stayed the same between two looks; a
+    broken one is warned of, as is a folder that cannot be read for a while. Raises ConfigError if
+    one of them is not a folder.
     """
     for folder in folders:
         if not Path(folder).is_dir():
@@ -277,6 +282,7 @@ def watch(
     before: set[tuple[str, str]] = set()
     done: set[tuple[str, str]] = set()
     answered = _paths_in(output)
+    written_ns = output.stat().st_mtime_ns if answered else 0
     trouble = ""
     while True:
         try:
@@ -294,7 +300,11 @@ def watch(
             for name, state in files.items()
             if name.lower().endswith(SUFFIXES)
         }
-        done |= {image for image in now if image[0] in answered}
+        done |= {
+            (path, state)
+            for path, state in now
+            if _escaped(path) in answered and _changed_ns(path) <= written_ns
+        }
         answered.clear()  # what changes from now on is classified again
         ready = sorted((now & before) - done)
         yield from batched(read(student, [Path(path) for path, _ in ready], broken), BATCH)
@@ -302,6 +312,19 @@ def watch(
             warn(broken.pop(0))
         before, done = now, (done | set(ready)) & now
         time.sleep(LOOK_EVERY_S)
+
+
+def _escaped(path: str) -> str:
+    """A path as it stands in CSV: bytes that are not UTF-8 are escaped."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+def _changed_ns(path: str) -> int:
+    """When a file was put there or changed, whatever time its writer gave it; 0: it is gone."""
+    try:
+        return Path(path).stat().st_ctime_ns
+    except OSError:
+        return 0
 
 
 def _paths_in(output: Path) -> set[str]:
@@ -316,8 +339,8 @@ def _paths_in(output: Path) -> set[str]:
             return paths
         for line in file:
             # a line that an interruption cut off, or of another program
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                paths.add(json.loads(line)["path"])
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                paths.add(_escaped(json.loads(line)["path"]))
         return paths
 
 

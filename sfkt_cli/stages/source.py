@@ -300,7 +300,7 @@ def _look(model: nn.Module, store: Store, runtime: Runtime, classes: list[str]) 
     rgb = store["ti/rgb"][:LOOKED_AT]
     if not len(rgb):
         return {}
-    _, logits = predicting.predict_rows(rgb, predicting.rgb_loader(runtime), model, runtime)
+    _, logits = predicting.predict_rows(rgb, predicting.View(runtime, model))
     if not bool(logits.isfinite().all()):
         raise ConfigError(
             "source.checkpoint: the model's outputs on TI RGB images are not finite numbers: are "

@@ -37,8 +37,7 @@ from sfkt_cli.training.loop import Training
 from sfkt_cli.training.pairs import held_out_pairs, selector, settle_batches
 from sfkt_cli.training.predicting import (
     FEWEST,
-    Loader,
-    student_loader,
+    View,
     warn_of_collapse,
 )
 from sfkt_cli.training.recipes import SCHEDULES, classifier_optimizer
@@ -72,7 +71,7 @@ def transfer(config: Config, run: Run) -> None:
         )
     runtime = make_runtime(config.runtime, dry=run.dry)
     saved = load_model(source_folder, runtime.device)
-    check_classes(saved.classes, store)
+    check_classes(saved.card.classes, store)
     inputs = {"transfer.h5": store.digest, "source": saved.digest}
     translator: Saved | None = None
     if objective_class.needs_bridge:
@@ -91,11 +90,11 @@ def transfer(config: Config, run: Run) -> None:
                 raise RunError(f"{run.path('bridge')} was {note}")
         source = freeze(classifier_of(saved.module))
         encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
-        architecture = dict(saved.card["architecture"])
+        architecture = dict(saved.card.architecture)
         front = translator if objective_class.translated else None
         if front is not None:
             encoding = front.encoding_of("bridge")
-            architecture["front"] = front.card["architecture"]
+            architecture["front"] = front.card.architecture
         pairs = held_out_pairs(store)
         outputs = TeacherOutputs(
             store, source, translator, encoding, runtime, pairs, ti=objective_class.needs_ti
@@ -108,11 +107,11 @@ def transfer(config: Config, run: Run) -> None:
         if earlier is not None:
             warm_start(earlier, student, architecture, saved)
         runtime.synchronised(student)
-        load = student_loader(runtime, encoding)
+        view = View(runtime, student, encoding)
         objective = objective_class(student, outputs, config)
         runtime.place(objective)
         settings = config.transfer
-        rates = own.rates(pretrained=saved.pretrained)
+        rates = own.rates(pretrained=saved.card.pretrained)
         batches = settle_batches(stage, store, objective.images, runtime, objective)
         fitted = Training(
             method,
@@ -128,7 +127,7 @@ def transfer(config: Config, run: Run) -> None:
             images=batches.images,
             schedule=SCHEDULES[own.schedule],
             keep=student,
-            scores=partial(judge.scores, load, student, stage.folder),
+            scores=partial(judge.scores, view, stage.folder),
             select=selector(config, ti=batches.paired),
         ).fit()
         untouched = start_student(source).eval()
@@ -146,17 +145,17 @@ def transfer(config: Config, run: Run) -> None:
         strangers = share_of_strangers(store, untouched, untouched_features, outputs)
         kept = word != "worse" or not getattr(own, "keep_untouched", False)
         if not kept:
-            student = untouched
+            student, view = untouched, View(runtime, untouched, encoding)
             warn(f"{method}: the student was judged worse, so the source model's weights are kept")
         else:
             numbered = [f"class {number}" for number in range(logits.shape[1])]
             warn_of_collapse(logits.cpu(), numbered, "the student", "transfer")
-        temperature = calibrated(judge, load, student.eval())
+        temperature = calibrated(judge, view)
         if not runtime.main:
             return
         save_model(
             stage.folder, student, kind="classifier", architecture=architecture,
-            classes=saved.classes, encoding=encoding, inputs=inputs, seed=config.seed,
+            classes=saved.card.classes, encoding=encoding, inputs=inputs, seed=config.seed,
             method=method, temperature=temperature, sensor=asdict(sensor),
             images=describe_images(sample_rows(store), encoding.missing),
         )  # fmt: skip
@@ -199,7 +198,7 @@ def share_of_strangers(
     return None if share is None else round(share, 3)
 
 
-def calibrated(judge: Judge, load: Loader, student: Classifier) -> float:
+def calibrated(judge: Judge, view: View) -> float:
     """The student's temperature; 1 where there are too few TI pairs to tell.
 
     What the source model says of the RGB image of a held-out TI pair stands for the truth, and
@@ -207,6 +206,6 @@ def calibrated(judge: Judge, load: Loader, student: Classifier) -> float:
     """
     if judge.partners is None or len(judge.partners[0]) < FEWEST:
         return 1.0
-    _, logits = judge.look_at_pairs(load, student)
+    _, logits = judge.look_at_pairs(view)
     sure, partners = judge.partners[1].softmax(dim=1).max(dim=1)
     return fit_temperature(logits.numpy(), partners.numpy(), sure.numpy())

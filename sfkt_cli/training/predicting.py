@@ -5,8 +5,8 @@ The module also warns if the predictions do not look like those of a working mod
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,6 @@ from sfkt_cli.data.images import Encoding, as_rgb, encode, rgb_to_float
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.training.runtime import Runtime
 
-Loader = Callable[[NDArray[Any]], Tensor]
-Model = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Model input to features (B, D) and logits (B, K)."""
 FEW = 4  # images that a dry run looks at on a CPU; on a GPU it looks at one batch
 MOST_ROWS, MOST_PIXELS = 256, 256 * 128**2  # that a model looks at together
 FEWEST_MEASURED, MOST_MEASURED = 16, 64
@@ -33,19 +30,34 @@ NEARLY_UNIFORM = 0.97  # a mean entropy above this share of its maximum is one, 
 FEWEST = 20  # of fewer images nothing can be said
 
 
-def rgb_loader(runtime: Runtime) -> Loader:
-    """Stored RGB (B, H, W, 3) to model input (B, 3, H, W) on the device."""
-    return lambda rgb: rgb_to_float(runtime.tensor(rgb))
+@dataclass(frozen=True)
+class View:
+    """A classifier, and how it sees stored images: as RGB; encoded; or encoded and translated."""
 
+    runtime: Runtime
+    model: nn.Module  # model input to features (B, D) and logits (B, K)
+    encoding: Encoding | None = None  # of target images; None: it sees RGB images
+    translator: nn.Module | None = None
 
-def target_loader(runtime: Runtime, encoding: Encoding) -> Loader:
-    """Stored target images to encoded ones (B, C, H, W) on the device."""
-    return lambda stored: encode(runtime.tensor(stored), encoding)
+    def seen(self, stored: NDArray[Any]) -> Tensor:
+        """Model input (B, 3, H, W) in [0, 1] of stored images (B, H, W[, C]), on the device."""
+        images = self.runtime.tensor(stored)
+        if self.encoding is None:
+            return rgb_to_float(images)
+        encoded = encode(images, self.encoding)
+        seen: Tensor = as_rgb(encoded) if self.translator is None else self.translator(encoded)
+        return seen
 
+    def __call__(self, stored: NDArray[Any]) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and logits (B, K) of stored images (B, H, W[, C])."""
+        features, logits = self.model(self.seen(stored))
+        return features, logits
 
-def student_loader(runtime: Runtime, encoding: Encoding) -> Loader:
-    """Stored target images to what an RGB-shaped classifier takes (B, 3, H, W)."""
-    return lambda stored: as_rgb(encode(runtime.tensor(stored), encoding))
+    @property
+    def parameters(self) -> int:
+        """Trainable and frozen parameters of the networks, buffers left out."""
+        networks = [self.model] if self.translator is None else [self.model, self.translator]
+        return sum(part.numel() for network in networks for part in network.parameters())
 
 
 def rows_at_once(images: NDArray[Any], processes: int = 1) -> int:
@@ -63,9 +75,7 @@ def rows_measured_at_once(images: NDArray[Any]) -> int:
     return min(MOST_MEASURED, max(FEWEST_MEASURED, rows_at_once(images)))
 
 
-def predict_rows(
-    images: NDArray[Any], load: Loader, model: Model, runtime: Runtime, *, flips: bool = False
-) -> tuple[Tensor, Tensor]:
+def predict_rows(images: NDArray[Any], view: View, *, flips: bool = False) -> tuple[Tensor, Tensor]:
     """Features (N, D) and logits (N, K) of stored images (N, H, W[, C]), float32, on the CPU.
 
     Several processes take turns batch by batch, and all of them get everything; they must all ask.
@@ -74,13 +84,14 @@ def predict_rows(
     With ``flips`` results are the mean over each image and its mirror image; the stored image is
     mirrored, since some encodings (surface normals) look different behind a mirror.
     """
+    runtime = view.runtime
     batch_size = rows_at_once(images, runtime.world)
     few = batch_size if runtime.device.type == "cuda" else FEW
     if runtime.trial is not None and len(images) > 2 * few:
-        real = replace(runtime, trial=None)
+        real = replace(view, runtime=replace(runtime, trial=None))
         for _ in range(2):  # the first one warms up
             began = time.monotonic()
-            features, logits = predict_rows(images[:few], load, model, real, flips=flips)
+            features, logits = predict_rows(images[:few], real, flips=flips)
         share = (time.monotonic() - began) / few
         runtime.trial.skipped_s += share * (len(images) / runtime.shares - 2 * few)
         rows = torch.arange(len(images)) % few
@@ -91,9 +102,9 @@ def predict_rows(
     with torch.inference_mode():
         for first in firsts[runtime.rank :: runtime.world]:
             stored = np.asarray(images[first : first + batch_size])
-            views = [stored, stored[:, :, ::-1]] if flips else [stored]
+            sides = [stored, stored[:, :, ::-1]] if flips else [stored]
             with runtime.autocast():
-                predicted = [model(load(view)) for view in views]
+                predicted = [view(side) for side in sides]
             means = [
                 torch.stack([part.float() for part in parts]).mean(0)
                 for parts in zip(*predicted, strict=True)
@@ -110,14 +121,13 @@ def predict_rows(
     return features, logits
 
 
-def adapt_batch_norms(
-    images: NDArray[Any], load: Loader, model: nn.Module, runtime: Runtime
-) -> None:
-    """Give the batch norms of a model the statistics of these images, in place.
+def adapt_batch_norms(images: NDArray[Any], view: View) -> None:
+    """Give the batch norms of a view's model the statistics of these images, in place.
 
     Source: AdaBN (Li et al., 2016). At most ``MOST_ADAPTED`` images are looked at, by every process
     the same. A model without batch norms, or less than two images, change nothing.
     """
+    model, runtime = view.model, view.runtime
     images = images[spread(len(images), FEW if runtime.trial is not None else MOST_ADAPTED)]
     at_once = rows_measured_at_once(images)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
@@ -131,40 +141,32 @@ def adapt_batch_norms(
         norm.train()
     with torch.no_grad(), runtime.autocast():
         for rows in np.array_split(np.arange(len(images)), -(-len(images) // at_once)):
-            model(load(np.asarray(images[rows[0] : rows[-1] + 1])))
+            view(np.asarray(images[rows[0] : rows[-1] + 1]))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(training)
 
 
-def look_for_collapse(
-    store: Store, load: Loader, model: Model, runtime: Runtime, stage: str
-) -> None:
+def look_for_collapse(store: Store, view: View, stage: str) -> None:
     """Warn if a finished model names one class for nearly all TR target images, or none.
 
     ``stage`` is ``bridge`` or ``transfer``, whose log names no class of a target image.
     """
-    _, logits = predict_rows(
-        store["target/target"][spread(store.count("target"))], load, model, runtime
-    )
+    images = store["target/target"][spread(store.count("target"))]
+    _, logits = predict_rows(images, view)
     name = "the student" if stage == "transfer" else "the source model behind the bridge"
     classes = [f"class {number}" for number in range(logits.shape[1])]
     warn_of_collapse(logits, classes, name, stage)
 
 
-def translated(images: NDArray[Any], load: Loader, translator: nn.Module) -> Iterator[Tensor]:
-    """Translated pictures (B, H, W, 3) in [0, 1], on the CPU, batch by batch."""
+def pictures_of(images: NDArray[Any], view: View) -> Iterator[Tensor]:
+    """What the model of a view sees: pictures (B, H, W, 3) in [0, 1], on the CPU, by batches."""
     count = rows_at_once(images)
     for first in range(0, len(images), count):
         with torch.inference_mode():
-            bridged: Tensor = translator(load(np.asarray(images[first : first + count])))
-            pictures = bridged.float().permute(0, 2, 3, 1).cpu()
+            seen = view.seen(np.asarray(images[first : first + count]))
+            pictures = seen.float().permute(0, 2, 3, 1).cpu()
         yield pictures
-
-
-def through(translator: nn.Module, source: nn.Module) -> Model:
-    """The source model on translated images."""
-    return lambda encoded: source(translator(encoded))
 
 
 def describe_predictions(logits: Tensor) -> tuple[float, list[float]]:

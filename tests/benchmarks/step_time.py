@@ -77,14 +77,14 @@ def bridge_steps(
         source = fold_batch_norms(source, config.image_size)
     card = load_model(run.path("bridge")).card
     runtime = make_runtime(config.runtime)
-    translator = runtime.place(make_translator(**card["architecture"])).train()
+    translator = runtime.place(make_translator(**card.architecture)).train()
     runtime.place(source)
     if folded:
         runtime.cast_frozen(source, translator)
     optimizer = torch.optim.Adam(
         translator.parameters(), config.bridge.learning_rate, betas=(0.9, 0.99), fused=True
     )
-    channels = card["architecture"]["channels"]
+    channels = card.architecture["channels"]
     encoded = torch.cat([pictures(channels, config), pictures(channels, config)])
     rgb = pictures(3, config)
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfkt_cli.data.decode import decode_rgb, decode_target, known_type
-from sfkt_cli.data.loading import TargetValues, fit_rgb, fit_target, to_millimetres
+from sfkt_cli.data.grid import fit_rgb, fit_target
+from sfkt_cli.data.sensor import Sensor, to_millimetres
 from sfkt_cli.errors import DataError
 from tests.data.make_archives import encoded, npy, tiff
 
@@ -204,16 +205,19 @@ def test_each_channel_has_its_own_median_which_is_one_of_its_values() -> None:
 
 
 def test_own_values_are_converted_by_modality_and_unit() -> None:
+    def convert(modality: str, unit: str, values: NDArray[Any], dtype: str = "") -> NDArray[Any]:
+        return Sensor(modality, unit, dtype, int(bool(dtype)), 1, "crop").convert(values, "f")
+
     metres = np.array([[1.5]], np.float32)
-    assert TargetValues("depth", "auto").convert(metres, "f")[0, 0] == 1500
-    assert TargetValues("depth", "mm").convert(metres * 1000, "f")[0, 0] == 1500
-    assert TargetValues("thermal", "auto").convert(np.array([[0.5]], "f4"), "f")[0, 0] == 32768
-    assert TargetValues("thermal", "raw").convert(np.array([[300.4]], "f4"), "f")[0, 0] == 300
+    assert convert("depth", "auto", metres)[0, 0] == 1500
+    assert convert("depth", "mm", metres * 1000)[0, 0] == 1500
+    assert convert("thermal", "auto", np.array([[0.5]], "f4"))[0, 0] == 32768
+    assert convert("thermal", "raw", np.array([[300.4]], "f4"))[0, 0] == 300
     with pytest.raises(DataError, match="depth of 8 bit"):
-        TargetValues("depth", "auto").convert(np.zeros((2, 2), np.uint8), "f")
+        convert("depth", "auto", np.zeros((2, 2), np.uint8))
     with pytest.raises(DataError, match="is it an RGB image"):
-        TargetValues("depth", "auto").convert(np.zeros((2, 2, 3), np.uint8), "f")
+        convert("depth", "auto", np.zeros((2, 2, 3), np.uint8))
     with pytest.raises(
         DataError, match="1 channel of uint16, expected 1 of uint8: all target images must be alike"
     ):
-        TargetValues("nir", "auto", "uint8", 1).convert(np.zeros((2, 2), np.uint16), "f")
+        convert("nir", "auto", np.zeros((2, 2), np.uint16), "uint8")

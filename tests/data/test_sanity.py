@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sfkt_cli.data.images import choose_encoding, encode
 from sfkt_cli.data.readers import read_archive
-from sfkt_cli.data.sensor import Sensor, sensor_of_store
+from sfkt_cli.data.sensor import Sensor, prepared_sensor
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
@@ -81,7 +81,7 @@ def test_a_border_that_takes_the_contrast_is_told_and_mended(
     stored = store["target/target"][0]
     assert contrast(stored) > 0.5
     assert stored[5, 1] == np.rint(np.sort(image[image != value])[2494 // 2])
-    sensor = sensor_of_store(store, config)
+    sensor = prepared_sensor(run)
     exported = Sensor(**json.loads(json.dumps(asdict(sensor))))
     content = (root / "tr/target/0.npy").read_bytes()
     for own in (sensor, exported):

@@ -22,6 +22,7 @@ from sfkt_cli.models.saving import (
     CARD,
     USE,
     WEIGHTS,
+    Card,
     Saved,
     load_model,
     read_card,
@@ -135,12 +136,12 @@ def test_a_classifier_comes_back_bit_for_bit(
     built = architecture(backbone, bottleneck=bottleneck)
     save(tmp_path, model, architecture=built, method="tgkt")
     saved = load_model(tmp_path)
-    assert saved.classes == CLASSES
-    assert saved.encoding == ENCODING
-    assert saved.card["method"] == "tgkt"
-    assert saved.card["normalisation"] == {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
-    assert saved.card["seed"] == 5
-    assert saved.card["inputs"] == {"transfer.h5": "abc"}
+    assert saved.card.classes == CLASSES
+    assert saved.card.encoding == ENCODING
+    assert saved.card.method == "tgkt"
+    assert saved.card.normalisation == {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
+    assert saved.card.seed == 5
+    assert saved.card.inputs == {"transfer.h5": "abc"}
     assert not saved.module.training
     before, after = model.state_dict(), saved.module.state_dict()
     assert before.keys() == after.keys()
@@ -215,7 +216,7 @@ def test_a_card_that_does_not_fit_the_weights_is_named(
 ) -> None:
     save(tmp_path, classifier("small"))
     path = tmp_path / "model.json"
-    write_record(path, read_card(path) | change)
+    write_record(path, read_card(path).as_json() | change)
     with pytest.raises(DataError) as caught:
         load_model(tmp_path)
     assert str(path) in str(caught.value)
@@ -334,25 +335,25 @@ def test_a_model_of_earlier_shading_is_refused_and_other_cards_stay_as_they_were
 ) -> None:
     encoding = Encoding(kind, 500.0, 4000.0, 1, True, revision=revision)
     save(tmp_path, classifier("small"), encoding=encoding)
-    card = read_card(tmp_path / CARD)
+    card = read_card(tmp_path / CARD).as_json()
     assert ("revision" in card["encoding"]) == (revision > 1)
     if (kind, revision) == ("shading", 1):
         with pytest.raises(DataError, match="missing depth was black"):
             load_model(tmp_path)
     else:
-        assert load_model(tmp_path).encoding == encoding
+        assert load_model(tmp_path).card.encoding == encoding
 
 
 def test_a_model_that_has_the_earlier_name_of_its_encoding_is_read(tmp_path: Path) -> None:
     encoding = Encoding("standardised", 0.0, 255.0, 1, False)
     save(tmp_path, classifier("small"), encoding=encoding)
-    weights, card = tmp_path / WEIGHTS, read_card(tmp_path / CARD)
+    weights, card = tmp_path / WEIGHTS, read_card(tmp_path / CARD).as_json()
     card["encoding"]["kind"] = "percentile"
     used_as = sha256_json({name: card.get(name) for name in USE})
     weights.write_bytes(to_bytes(load_file(weights), {"used_as": used_as}))
     write_record(tmp_path / CARD, card | {"sha256": sha256_file(weights)})
-    assert load_model(tmp_path).encoding == encoding
-    write_record(tmp_path / CARD, read_card(tmp_path / CARD) | {"encoding": None})
+    assert load_model(tmp_path).card.encoding == encoding
+    write_record(tmp_path / CARD, read_card(tmp_path / CARD).as_json() | {"encoding": None})
     with pytest.raises(DataError, match="saved for another use"):
         load_model(tmp_path)
 
@@ -364,8 +365,11 @@ def test_a_warm_start_takes_all_but_the_translator_in_front() -> None:
         for front, body in zip(fronts, bodies, strict=True)
     )
     translator = fronts[1].weight.clone()
-    card = {"sha256": "0", "inputs": {"source": "0"}, "architecture": {}}
-    saved = Saved(earlier, CLASSES, None, card)
+    card = Card(
+        kind="classifier", architecture={}, classes=CLASSES, normalisation={}, encoding=None,
+        inputs={"source": "0" * 64}, seed=0, versions={}, sha256="0" * 64,
+    )  # fmt: skip
+    saved = Saved(earlier, card)
     warm_start(saved, module, {}, saved)
     assert torch.equal(bodies[1].weight, bodies[0].weight)
     assert torch.equal(fronts[1].weight, translator)

@@ -153,7 +153,7 @@ def make_run(
         finish(run, "bridge", {}, [{**row, "ti_agreement": 0.5} for row in epochs])
     for number, method in enumerate(methods):
         save_classifier(run, f"transfer/{method}", 2 + number, ENCODING)
-        digest = str(read_card(run.path("bridge", "model.json"))["sha256"]) if bridge else ""
+        digest = read_card(run.path("bridge", "model.json")).sha256 if bridge else ""
         uses = {"bridge": digest} if method == "tgkt" else {}
         trust = {"bridge_trust": 0.5, "bridge_trust_left": 0.25, "strangers": 0.125}
         finish(run, f"transfer/{method}", uses, epochs, **trust)

@@ -23,7 +23,7 @@ from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import calibrated
 from sfkt_cli.training.pairs import TransferBatches, held_out_pairs, settle_batches
-from sfkt_cli.training.predicting import student_loader
+from sfkt_cli.training.predicting import View
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -76,8 +76,8 @@ def models_of(run: Run) -> tuple[Classifier, Classifier, Encoding]:
     source = load_model(run.path("source")).module
     assert isinstance(saved.module, Classifier)
     assert isinstance(source, Classifier)
-    assert saved.encoding is not None
-    return saved.module.eval(), source, saved.encoding
+    assert saved.card.encoding is not None
+    return saved.module.eval(), source, saved.card.encoding
 
 
 def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path: Path) -> None:
@@ -85,8 +85,8 @@ def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path
     store = open_store(untrained_run.transfer_store)
     student, source, encoding = models_of(untrained_run)
     _, held = held_out_pairs(store)
-    load = student_loader(CPU, encoding)
-    scores = Judge(store, held, freeze(source), CPU).scores(load, student, tmp_path, 0)
+    view = View(CPU, student, encoding)
+    scores = Judge(store, held, freeze(source), CPU).scores(view, tmp_path, 0)
     with torch.inference_mode():
         rgb = torch.from_numpy(store["ti/rgb"][held]).permute(0, 3, 1, 2) / 255
         partner, said = source(rgb)
@@ -100,9 +100,9 @@ def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path
 def test_a_few_pairs_calibrate_nothing(untrained_run: Run) -> None:
     store = open_store(untrained_run.transfer_store)
     student, source, encoding = models_of(untrained_run)
-    load = student_loader(CPU, encoding)
+    view = View(CPU, student, encoding)
     temperatures = [
-        calibrated(Judge(store, np.arange(count), freeze(source), CPU), load, student)
+        calibrated(Judge(store, np.arange(count), freeze(source), CPU), view)
         for count in (0, 1, 19, 20)
     ]
     assert temperatures[:3] == [1.0, 1.0, 1.0]
@@ -197,13 +197,13 @@ def test_pairs_that_the_bridge_was_trained_on_prove_nothing(untrained_run: Run) 
     store = open_store(untrained_run.transfer_store)
     source, translator = (load_model(untrained_run.path(name)) for name in ("source", "bridge"))
     assert isinstance(source.module, Classifier)
-    assert translator.encoding is not None
+    assert translator.card.encoding is not None
     trained, held_out = held_out_pairs(store)
     leads = []
     for rows in (held_out, trained):
         outputs = TeacherOutputs(
-            store, freeze(source.module), translator, translator.encoding, CPU, (trained, rows),
-            ti=True,
+            store, freeze(source.module), translator, translator.card.encoding, CPU,
+            (trained, rows), ti=True,
         )  # fmt: skip
         leads.append(outputs.bridge_lead(source.module))
     assert leads[0] != 0.0

@@ -19,7 +19,7 @@ from sfkt_cli.models.saving import classifier_of, load_model
 from sfkt_cli.settings.config import RuntimeConfig, build
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.evaluate import evaluate, measuring_runtime
-from sfkt_cli.training.predicting import adapt_batch_norms, predict_rows, student_loader
+from sfkt_cli.training.predicting import View, adapt_batch_norms, predict_rows
 from sfkt_cli.training.runtime import make_runtime
 from tests.stages.evaluation_runs import (
     CLASSES,
@@ -138,9 +138,9 @@ def test_the_adapted_source_model_has_the_statistics_of_target_images(evaluated:
     test = open_store(evaluated.test_store)
     source = classifier_of(load_model(evaluated.path("source")).module)
     runtime = make_runtime(RuntimeConfig(gpus=0, precision="fp32"))
-    load = student_loader(runtime, ENCODING)
-    adapt_batch_norms(store["target/target"], load, source, runtime)
-    _, logits = predict_rows(test["test/target"], load, source.eval(), runtime)
+    view = View(runtime, source.eval(), ENCODING)
+    adapt_batch_norms(store["target/target"], view)
+    _, logits = predict_rows(test["test/target"], view)
     expected = float((logits.argmax(dim=1).numpy() == test.labels("test")).mean())
     assert _rows(evaluated)["source-adapted", "test"]["accuracy"] == pytest.approx(expected)
 
@@ -295,8 +295,7 @@ def test_with_labels_nothing_is_listed_to_label(evaluated: Run) -> None:
 
 
 def _list(run: Run) -> Path:
-    student, source = (load_model(run.path(stage)).digest for stage in ("transfer/tgkt", "source"))
-    return list_to_label(run.folder, student, source)
+    return list_to_label(run, "tgkt")
 
 
 def _listed(run: Run) -> list[dict[str, str]]:
@@ -382,13 +381,21 @@ def test_labels_for_one_student_do_not_judge_the_next(
     assert _list(run) != first
     assert all(row["label"] == "" for row in _listed(run))
     assert first.read_text(encoding="utf-8") == text
+    for path in (first, _list(run)):
+        path.write_text("name\nx\n", encoding="utf-8")
+    with pytest.raises(DataError, match=f"{_list(run).name}: columns name, expected name, label"):
+        evaluate(config, run)
+    assert run.path("evaluate", "done.json").exists(), "the earlier report stays"
+    _list(run).unlink()
+    evaluate(config, run)  # the list of the earlier student stops nothing
 
 
 def test_where_the_data_have_labels_those_of_the_user_are_not_read(tmp_path: Path) -> None:
     run = make_run(tmp_path, "tgkt")
-    _list(run).write_text("name,label\nnobody,disc\n", encoding="utf-8")
-    evaluate(settings(pictures=False, oracle=False), run)
-    assert "that you labelled" not in run.record("evaluate")["verdict"]
+    for text in ("name,label\nnobody,disc\n", "name\nnobody\n"):
+        _list(run).write_text(text, encoding="utf-8")
+        evaluate(settings(pictures=False, oracle=False), run)
+        assert "that you labelled" not in run.record("evaluate")["verdict"]
 
 
 def test_the_files_of_images_are_listed_and_ids_are_taken_too(tmp_path: Path) -> None:

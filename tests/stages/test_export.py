@@ -20,7 +20,7 @@ import torch
 import yaml
 
 import sfkt_cli
-from sfkt_cli.data.loading import Fit, fit_target
+from sfkt_cli.data.grid import Fit, fit_target
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import open_store, spread
 from sfkt_cli.errors import ConfigError, DataError, RunError
@@ -185,10 +185,10 @@ def test_the_model_card_has_front_matter_and_code_that_runs(
 def test_the_model_card_describes_what_is_there(bridge: bool, tmp_path: Path) -> None:
     run, config = make_run(tmp_path, "tgkt", bridge=bridge), settings()
     source = load_model(run.path("source"))
-    turned = source.classes[::-1]
+    turned = source.card.classes[::-1]
     save_model(
         run.path("source"), source.module, kind="classifier", classes=turned, encoding=None,
-        architecture=source.card["architecture"], inputs={}, seed=0,
+        architecture=source.card.architecture, inputs={}, seed=0,
     )  # fmt: skip
     done = run.path("transfer/tgkt/done.json")
     for kept in (False, True):
@@ -383,7 +383,7 @@ def test_a_bridge_of_an_earlier_source_model_is_warned_of(
     for digest, warned in ((load_model(run.path("source")).digest, False), ("0" * 64, True)):
         save_model(
             run.path("bridge"), saved.module, kind="translator",
-            architecture=saved.card["architecture"], classes=[], encoding=saved.encoding,
+            architecture=saved.card.architecture, classes=[], encoding=saved.card.encoding,
             inputs={"source": digest}, seed=0,
         )  # fmt: skip
         export(untrained_config, replace(run, force=True), formats=["safetensors"])
@@ -551,9 +551,9 @@ def test_wrong_requests_are_refused(
 def test_a_student_of_an_earlier_version_is_exported_after_its_data_changed(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "tgkt")
     card = run.path("transfer", "tgkt", "model.json")
-    kept = {name: value for name, value in read_card(card).items() if name != "record_sha256"}
-    write_record(card, {**kept, "inputs": {"transfer.h5": "0" * 64}})
+    write_record(card, {**read_card(card).as_json(), "inputs": {"transfer.h5": "0" * 64}})
     write_settings(run.path("transfer", "tgkt", "config.yaml"), to_yaml(settings()))
     export(settings(), run, formats=["safetensors"], output=tmp_path / "exported")
-    sensor = read_card(tmp_path / "exported" / "student" / "model.json")["sensor"]
-    assert sensor["dtype"] == "uint16"
+    sensor = read_card(tmp_path / "exported" / "student" / "model.json").sensor
+    assert sensor is not None
+    assert sensor.dtype == "uint16"

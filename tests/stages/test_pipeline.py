@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfkt_cli.data.images import Encoding
-from sfkt_cli.data.sensor import Sensor, prepared_sensor
+from sfkt_cli.data.sensor import prepared_sensor
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
 from sfkt_cli.files import write_record
@@ -39,7 +39,7 @@ from sfkt_cli.stages.bridge import bridge
 from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import transfer
-from sfkt_cli.training.predicting import predict_rows, rgb_loader, student_loader
+from sfkt_cli.training.predicting import View, predict_rows
 from sfkt_cli.training.runtime import Runtime
 from tests.data.make_archives import save
 from tests.stages.evaluation_runs import make_run, save_classifier
@@ -142,13 +142,14 @@ class Prepared:
         """Share that a model gets right of the target images; without encoding, of the test RGB."""
         known = open_store(self.stores / "test.h5")
         if encoding is None:
-            rows, labels, load = known["test/rgb"], known.labels("test"), rgb_loader(RUNTIME)
+            rows, labels = known["test/rgb"], known.labels("test")
         else:
             label_of = dict(zip(known.strings("labels/id"), known.labels("labels"), strict=True))
             seen = open_store(self.stores / "transfer.h5")
-            rows, load = seen["target/target"], student_loader(RUNTIME, encoding)
+            rows = seen["target/target"]
             labels = np.array([label_of[name] for name in seen.strings("target/id")])
-        _, logits = predict_rows(rows, load, classifier_of(model.module), RUNTIME)
+        view = View(RUNTIME, classifier_of(model.module), encoding)
+        _, logits = predict_rows(rows, view)
         return float((logits.argmax(dim=1).numpy() == labels).mean())
 
 
@@ -203,8 +204,8 @@ def test_without_source_images_and_labels_the_student_learns_to_see_depth(
 
     teacher, student = load_model(run.path("source")), load_model(run.path("transfer", "tgkt"))
     assert prepared.accuracy(teacher) >= 0.9
-    source_only = prepared.accuracy(teacher, student.encoding)
-    assert prepared.accuracy(student, student.encoding) >= source_only + 0.2
+    source_only = prepared.accuracy(teacher, student.card.encoding)
+    assert prepared.accuracy(student, student.card.encoding) >= source_only + 0.2
 
 
 def test_neither_names_nor_rows_tell_the_class_of_a_target_image(tmp_path: Path) -> None:
@@ -279,8 +280,8 @@ def test_other_methods_leave_the_same_files(
         f"{method}/{name}" for name in (*FILES, "epochs.npy")
     }
     card = load_model(run.path("transfer", method)).card
-    assert card["method"] == method
-    assert Sensor(**card["sensor"]) == prepared_sensor(run)
+    assert card.method == method
+    assert card.sensor == prepared_sensor(run)
 
 
 def test_a_model_that_was_trained_elsewhere_is_changed_gently(
@@ -451,7 +452,7 @@ def test_a_source_model_of_other_classes_is_refused(prepared: Prepared, tmp_path
     saved = load_model(run.path("source"))
     save_model(
         run.path("source"), saved.module, kind="classifier", encoding=None, inputs={}, seed=0,
-        architecture=saved.card["architecture"], classes=["crosses", *saved.classes[1:]],
+        architecture=saved.card.architecture, classes=["crosses", *saved.card.classes[1:]],
     )  # fmt: skip
     write_record(run.path("source", "done.json"), run.record("source") | {"outputs": {}})
     for stage in (bridge, transfer):

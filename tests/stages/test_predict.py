@@ -24,8 +24,9 @@ from PIL import Image
 from torch import nn
 
 import sfkt_cli
-from sfkt_cli.data.sensor import describe_images, doubt, frames
+from sfkt_cli.data.sensor import describe_images, doubt
 from sfkt_cli.data.store import open_store
+from sfkt_cli.data.video import frames
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
 from sfkt_cli.files import read_settings, write_record, write_settings
 from sfkt_cli.models.saving import load_model, save_model
@@ -143,6 +144,13 @@ def test_pictures_are_not_saved_among_the_images(
                 save_images=depth_files / "sub" / ".." / "shots", follow=follow,
             )  # fmt: skip
     assert not (depth_files / "shots").exists()
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "shots"):
+        with pytest.raises(ConfigError, match=r"--save-images .*file.* cannot be written"):
+            predict(
+                untrained_config, untrained_run, [str(depth_files)], output=tmp_path / "p.csv",
+                save_images=folder,
+            )  # fmt: skip
 
 
 def test_an_image_without_a_probability_is_unknown() -> None:
@@ -216,7 +224,7 @@ def test_a_student_reads_images_as_those_it_was_trained_on(
     assert "was made from an earlier transfer.h5" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(RunError, match=r"image_size 16 \(now 32\), fit 'crop' \(now 'squash'\)"):
         export(squashed, run, formats=["safetensors"])
-    card = load_model(folder).card
+    card = load_model(folder).card.as_json()
     of_earlier_version = {name: value for name, value in card.items() if name != "sensor"}
     for name, inputs, size in (("same", {}, 32), ("other", {"transfer.h5": before}, 16)):
         earlier = Path(shutil.copytree(folder, run.path("transfer", name)))
@@ -234,7 +242,7 @@ def test_settings_that_another_version_knew_are_left_out(
     shutil.copytree(untrained_run.path("transfer/tgkt"), folder)
     used = read_settings(folder / "config.yaml")
     write_settings(folder / "config.yaml", yaml.safe_dump({**used, "spells": 3}))
-    card = {n: value for n, value in load_model(folder).card.items() if n != "sensor"}
+    card = {n: value for n, value in load_model(folder).card.as_json().items() if n != "sensor"}
     write_record(folder / "model.json", card)
     assert sfkt_cli.load_student(folder).sensor.image_size == used["image_size"]
 
@@ -280,8 +288,8 @@ def test_a_doubted_image_has_a_warning_in_its_row(
     images = open_store(untrained_run.transfer_store)["target/target"]
     saved = load_model(model)
     save_model(
-        model, saved.module, kind="classifier", architecture=saved.card["architecture"],
-        classes=saved.classes, encoding=saved.encoding, inputs={}, seed=0,
+        model, saved.module, kind="classifier", architecture=saved.card.architecture,
+        classes=saved.card.classes, encoding=saved.card.encoding, inputs={}, seed=0,
         images=describe_images(images, True),
     )  # fmt: skip
     Image.fromarray(0 * FLAT).save(tmp_path / "black.png")
@@ -381,6 +389,60 @@ def test_a_video_of_16_bit_is_refused_by_a_student_of_8(untrained_run: Run, tmp_
         next(frames(str(video), sensor))
 
 
+@pytest.fixture
+def camera(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A camera as V4L2's: OpenCV tells the name of its frames as the fourcc, no pixel format."""
+    cv2 = pytest.importorskip("cv2")
+
+    class Camera:
+        fourcc = "YUYV"
+        images = [np.full((48, 64), 1500, np.uint16)]  # noqa: RUF012
+
+        def __init__(self, number: int | str) -> None:
+            self.left = list(self.images)
+
+        def isOpened(self) -> bool:  # noqa: N802
+            return True
+
+        def get(self, property: int) -> float:
+            name = int.from_bytes(self.fourcc.encode("latin-1"), "little")
+            known = {cv2.CAP_PROP_FOURCC: name, cv2.CAP_PROP_FRAME_COUNT: 9}
+            return float(known.get(property, -1))
+
+        def set(self, property: int, value: float) -> None:
+            assert property == cv2.CAP_PROP_CONVERT_RGB
+
+        def read(self) -> tuple[bool, NDArray[np.uint16]]:
+            if not self.left:
+                raise cv2.error("imdecode: !buf.empty()")
+            return True, self.left.pop()
+
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    return Camera
+
+
+@pytest.mark.parametrize("name", ["Y16 ", "Y16\xa0", "Y12 "])
+def test_a_camera_of_16_bit_is_refused_by_a_student_of_8(
+    name: str, untrained_run: Run, camera: Any
+) -> None:
+    camera.fourcc = name
+    sensor = replace(sfkt_cli.load_student(untrained_run.folder).sensor, unit="raw", dtype="uint8")
+    with pytest.raises(DataError, match=r"0 holds values of 16 bit, expected uint8"):
+        next(frames("0", sensor))
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"), [("0", "0 has ended"), ("a.avi", r"a\.avi ends after 1 of")]
+)
+def test_a_frame_that_opencv_fails_at_ends_a_video(
+    entry: str, told: str, untrained_run: Run, camera: Any
+) -> None:
+    seen = frames(entry, sfkt_cli.load_student(untrained_run.folder).sensor)
+    assert next(seen)[1].max() == 1500
+    with pytest.raises(DataError, match=told):
+        next(seen)
+
+
 def test_only_files_of_sun_rgbd_have_their_bits_rotated(
     untrained_run: Run, depth_files: Path, tmp_path: Path
 ) -> None:
@@ -468,20 +530,22 @@ def test_a_watched_folder_keeps_the_rows_of_an_earlier_start(
 
     assert "0 images in" not in start(output)
     assert not output.exists()
-    for name in ("a.png", "b.png"):
+    both = (output, tmp_path / "rows.jsonl")
+    for name in ("a.png", os.fsdecode(b"caf\xe9.png")):
         shutil.copy(depth_files / "000.png", folder / name)
-        for file in (output, tmp_path / "rows.jsonl"):
+        for file in both:
             assert f"1 images in {file}" in start(file)
-        (folder / name).unlink()
-    for name in ("a.png", "c.png"):  # one that has its row already, and one that came meanwhile
-        shutil.copy(depth_files / "000.png", folder / name)
-    for count in (1, 0):
-        for file in (output, tmp_path / "rows.jsonl"):
-            assert f"predict: {count} images" in start(file)
+    assert all("predict: 0 images" in start(file) for file in both)
+    shutil.copy2(depth_files / "000.png", folder / "a.png")  # overwritten while nobody watched
+    assert all("predict: 1 images" in start(file) for file in both)
+    shutil.copy(depth_files / "000.png", folder / "c.png")
+    assert all("predict: 1 images" in start(file) for file in both)
     rows = list(csv.DictReader(io.StringIO(output.read_text())))
-    assert [Path(row["path"]).name for row in rows] == ["a.png", "b.png", "c.png"]
-    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 3
-    for file in (output, tmp_path / "rows.jsonl"):  # as a kill in the middle of a row leaves it
+    assert [Path(row["path"]).name for row in rows] == [
+        "a.png", "caf\\udce9.png", "a.png", "c.png",
+    ]  # fmt: skip
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 4
+    for file in both:  # as a kill in the middle of a row leaves it
         file.write_text(file.read_text()[:-12])
         assert "predict: 1 images" in start(file)
     *_, last = csv.DictReader(io.StringIO(output.read_text()))

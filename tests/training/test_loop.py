@@ -28,6 +28,7 @@ from sfkt_cli.training.predicting import FEW, predict_rows
 from sfkt_cli.training.recipes import cosine, inverse_decay
 from sfkt_cli.training.runtime import Runtime, Trial, seed_all
 from sfkt_cli.training.trial import Tried
+from tests.training.worlds import Plain
 
 EPOCHS, STEPS = 3, 4
 RUNTIME = Runtime(torch.device("cpu"), torch.float32)
@@ -123,7 +124,8 @@ def test_a_dry_run_looks_at_a_few_rows_for_all() -> None:
 
     trial = Trial()
     images = np.arange(100 * 3, dtype=np.float32).reshape(100, 3)
-    features, logits = predict_rows(images, torch.from_numpy, model, replace(RUNTIME, trial=trial))
+    view = Plain(replace(RUNTIME, trial=trial), model)  # type: ignore[arg-type]
+    features, logits = predict_rows(images, view)
     assert sum(looked_at) == 2 * FEW
     assert (features.shape, logits.shape) == ((100, 3), (100, 2))
     assert trial.skipped_s > 0

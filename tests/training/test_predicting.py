@@ -8,13 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sfkt_cli.data.images import rgb_to_float
 from sfkt_cli.settings.config import RuntimeConfig
 from sfkt_cli.training.predicting import (
+    View,
     adapt_batch_norms,
+    pictures_of,
     predict_rows,
-    rgb_loader,
     rows_at_once,
-    translated,
 )
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
@@ -53,14 +54,33 @@ def test_no_more_than_these_are_held_in_memory(runtime: Runtime) -> None:
     together: list[int] = []
     images, model = stored(40, 512), Model()
 
-    def load(part: NDArray[np.uint8]) -> Tensor:
-        return torch.rand(len(part), 2)
+    class Look(View):
+        def __call__(self, stored: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+            features, logits = self.model(torch.rand(len(stored), 2))
+            return features, logits
 
-    predict_rows(images, load, model.eval(), runtime, flips=True)
-    adapt_batch_norms(images, load, model, runtime)
+    view = Look(runtime, model.eval())
+    predict_rows(images, view, flips=True)
+    adapt_batch_norms(images, view)
     assert together == [16, 16, 16, 16, 8, 8, 14, 13, 13]
-    pictures = translated(images, lambda part: torch.rand(len(part), 3, 2, 2), nn.Identity())
+    pictures = pictures_of(images, View(runtime, model))
     assert [len(part) for part in pictures] == [16, 16, 8]
+
+
+class Twice(nn.Module):
+    """Gives what a network gives as features and as logits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return (self.network(images),) * 2
+
+
+def adapt(images: NDArray[np.uint8], model: nn.Module, runtime: Runtime) -> None:
+    twice = Twice(model).train(model.training)
+    adapt_batch_norms(images, View(runtime, twice))
 
 
 def network() -> tuple[nn.Sequential, nn.Conv2d, nn.BatchNorm2d]:
@@ -73,9 +93,9 @@ def test_batch_norms_take_the_statistics_of_all_images(runtime: Runtime) -> None
     images = np.random.default_rng(0).integers(0, 256, (128, 6, 6, 3), dtype=np.uint8)
     model, first, norm = network()
     weights = [parameter.clone() for parameter in model.parameters()]
-    adapt_batch_norms(images, rgb_loader(runtime), model, runtime)
+    adapt(images, model, runtime)
     with torch.no_grad():
-        seen = first(rgb_loader(runtime)(images)).transpose(0, 1).flatten(1)
+        seen = first(rgb_to_float(torch.from_numpy(images))).transpose(0, 1).flatten(1)
     torch.testing.assert_close(norm.running_mean, seen.mean(dim=1))
     torch.testing.assert_close(norm.running_var, seen.var(dim=1), rtol=0.05, atol=0)
     assert norm.momentum == 0.01
@@ -89,9 +109,12 @@ def test_batch_norms_keep_what_differs_between_images(runtime: Runtime, side: in
     levels = np.random.default_rng(0).normal(size=64).astype(np.float32)
     images = np.broadcast_to(levels[:, None, None], (64, side, side))
     norm = nn.BatchNorm2d(1)
-    adapt_batch_norms(
-        images, lambda part: torch.from_numpy(part[:, :1, :1].copy())[:, None], norm, runtime
-    )
+
+    class Corner(View):
+        def __call__(self, stored: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+            return (self.model(torch.from_numpy(stored[:, :1, :1].copy())[:, None]),) * 2
+
+    adapt_batch_norms(images, Corner(runtime, norm))
     assert norm.running_var is not None
     assert float(norm.running_var) > 0.9 * levels.var()
 
@@ -100,17 +123,17 @@ def test_a_single_image_or_no_batch_norm_changes_nothing(runtime: Runtime) -> No
     images = np.zeros((65, 6, 6, 3), np.uint8)
     model, _, norm = network()
     model.eval()
-    adapt_batch_norms(images[:1], rgb_loader(runtime), model, runtime)
+    adapt(images[:1], model, runtime)
     assert norm.running_mean is not None
     assert norm.running_mean.eq(0).all()
     plain = nn.Conv2d(3, 4, 3).train()
-    adapt_batch_norms(images, rgb_loader(runtime), plain, runtime)
+    adapt(images, plain, runtime)
     assert plain.training
 
 
 def test_no_batch_is_a_single_image(runtime: Runtime) -> None:
     norm = nn.BatchNorm1d(108)  # refuses a single image
     model = nn.Sequential(nn.Flatten(), norm)
-    adapt_batch_norms(np.zeros((65, 6, 6, 3), np.uint8), rgb_loader(runtime), model, runtime)
+    adapt(np.zeros((65, 6, 6, 3), np.uint8), model, runtime)
     assert norm.num_batches_tracked is not None
     assert int(norm.num_batches_tracked) == 2

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
 
@@ -24,7 +25,7 @@ from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training.batch_size import _try_on_gpu
 from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.loop import Batch, Training
-from sfkt_cli.training.predicting import predict_rows
+from sfkt_cli.training.predicting import View, predict_rows
 from sfkt_cli.training.recipes import cosine
 from sfkt_cli.training.runtime import Runtime, seed_all
 
@@ -179,9 +180,17 @@ def predictions(runtime: Runtime) -> dict[int, tuple[Tensor, Tensor, int]]:
     found = {}
     for count in COUNTS:
         looked_at = 0
-        outputs = predict_rows(np.arange(count), torch.from_numpy, model, runtime)
+        outputs = predict_rows(np.arange(count), Plain(runtime, model))  # type: ignore[arg-type]
         found[count] = (*outputs, looked_at)
     return found
+
+
+class Plain(View):
+    """A view of numbers that are model input as they are."""
+
+    def __call__(self, stored: NDArray[Any]) -> tuple[Tensor, Tensor]:
+        features, logits = self.model(torch.from_numpy(stored))
+        return features, logits
 
 
 class Narrow(nn.Module):

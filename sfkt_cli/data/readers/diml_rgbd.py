@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sfkt_cli.data.archive import open_container, tree_drawn_in
-from sfkt_cli.data.loading import archive_of_files, plane_of_millimetres
+from sfkt_cli.data.loading import archive_of_files
 from sfkt_cli.data.records import Archive, Record, collect, compare_counts
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config, DimlRgbdConfig
@@ -81,7 +81,7 @@ def read(config: Config, root: Path) -> Archive:
     folds = [fold for record in records for fold in PUBLISHED if f"-{fold}-" in record.id]
     published = {fold: PUBLISHED[fold] for fold in set(folds)}
     return archive_of_files(
-        config, container, records, plane_of_millimetres,
+        config, container, records,
         usual_ti=tuple(sorted({record.label or "" for record in records})[2::3]),
         notes=(*notes, *compare_counts(folds, published, "diml-rgbd: fold")),
     )  # fmt: skip

@@ -33,9 +33,10 @@ from pathlib import Path, PurePosixPath
 
 from sfkt_cli.data.archive import Container, open_container, tree_drawn_in
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
-from sfkt_cli.data.loading import FileLoader, TargetValues
+from sfkt_cli.data.loading import FileLoader
 from sfkt_cli.data.records import Archive, Record, collect, image_names
 from sfkt_cli.data.sanity import check_targets
+from sfkt_cli.data.sensor import sensor_of_config
 from sfkt_cli.errors import DataError
 from sfkt_cli.files import csv_rows
 from sfkt_cli.settings.config import Config
@@ -81,14 +82,11 @@ def read(config: Config, root: Path) -> Archive:
     if not targets:
         raise DataError(f"{root} holds no target images: {_ADVICE}")
     own = config.folders
-    values = TargetValues(own.modality, own.unit, scale=own.scale)
-    loader = FileLoader(
-        container, values.convert, own.modality == "depth", config.prepare.fit,
-        config.prepare.max_pixels, own.missing,
-    )  # fmt: skip
+    sensor = sensor_of_config(config, modality=own.modality, dtype="", channels=0)
+    loader = FileLoader(container, sensor)
     first = loader.target_values(min(targets))
     channels = first.shape[2] if first.ndim == 3 else 1
-    expecting = replace(values, dtype=first.dtype.name, channels=channels)
+    expecting = replace(sensor, dtype=first.dtype.name, channels=channels)
     notes += check_targets(loader, sorted(targets), config)
     digests = [container.digest(image_names(records), times=times) for times in (True, False)]
     if manifest is not None:
@@ -96,11 +94,11 @@ def read(config: Config, root: Path) -> Archive:
         digests = [hashlib.sha256(f"{each} {listed}".encode()).hexdigest() for each in digests]
     return Archive(
         records=tuple(records),
-        loader=replace(loader, convert=expecting.convert),
+        loader=FileLoader(container, expecting),
         digest=digests[0],
         content=digests[1],
         modality=own.modality,
-        unit=values.stored_unit,
+        unit=sensor.stored_unit,
         dtype=first.dtype.name,
         channels=channels,
         registered=own.registered,

@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfkt_cli.data.archive import Container
-from sfkt_cli.data.loading import FileLoader, to_millimetres
+from sfkt_cli.data.loading import FileLoader
 from sfkt_cli.data.records import TR_PARTS, Archive, Record
+from sfkt_cli.data.sensor import sensor_of_config
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
 
@@ -96,7 +97,7 @@ def read(config: Config, root: Path) -> Archive:
     return Archive(
         records=tuple(records),
         loader=MatLoader(
-            Container(path), to_millimetres, True, config.prepare.fit, config.prepare.max_pixels
+            Container(path), sensor_of_config(config, modality="depth", dtype="uint16", channels=1)
         ),
         digest=hashlib.sha256(f"{size} {types} {scenes}".encode()).hexdigest(),
         usual_tr=TR_CLASSES,

@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 
 from sfkt_cli.data.archive import open_container
-from sfkt_cli.data.loading import archive_of_files, plane_of_bytes
+from sfkt_cli.data.loading import archive_of_files
 from sfkt_cli.data.records import Archive, Record, collect, compare_counts
 from sfkt_cli.settings.config import Config
 
@@ -38,7 +38,7 @@ def read(config: Config, root: Path) -> Archive:
         for (label, number), views in captures.items()
     ]
     return archive_of_files(
-        config, container, records, plane_of_bytes, modality="nir", unit="raw", dtype="uint8",
+        config, container, records, modality="nir", dtype="uint8",
         usual_tr=tuple(name for name in PUBLISHED if name not in TI_CLASSES),
         usual_ti=TI_CLASSES,
         notes=compare_counts((label for label, _ in captures), PUBLISHED, "rgb-nir: class"),

@@ -24,13 +24,9 @@ capture.
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from sfkt_cli.data.archive import Container, open_container
-from sfkt_cli.data.loading import archive_of_files, plane_of_millimetres
+from sfkt_cli.data.loading import archive_of_files
 from sfkt_cli.data.records import Archive, Record, collect, compare_counts
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
@@ -38,7 +34,6 @@ from sfkt_cli.settings.config import Config
 PUBLISHED = {"kv1": 2003, "kv2": 3784, "realsense": 1159, "xtion": 3389}
 """Pairs of each sensor, ``idk`` included."""
 NO_CLASS = "idk"
-FARTHEST_MM = 8000
 _FILE = re.compile(
     r"(?P<capture>(?:kv1|kv2|realsense|xtion)/.+)/"
     r"(?:(?P<view>image|depth|depth_bfx)/[^/]+\.(?:jpe?g|png)|(?P<scene>scene\.txt))",
@@ -90,17 +85,10 @@ def read(config: Config, root: Path) -> Archive:
         for capture in kept
     ]
     return archive_of_files(
-        config, container, records, undo_rotation,
+        config, container, records,
         more=(files["scene"] for files in captures.values()), usual_tr=tuple(common),
         notes=compare_counts(counts.elements(), PUBLISHED, "sun-rgbd: sensor"), facts=facts,
     )  # fmt: skip
-
-
-def undo_rotation(values: NDArray[Any], name: str) -> NDArray[Any]:
-    """Stored 16-bit values of one channel to millimetres: rotated right by 3 bits, up to 8 m."""
-    stored = plane_of_millimetres(values, name)
-    depth_mm: NDArray[Any] = np.minimum((stored >> 3) | (stored << 13), FARTHEST_MM)
-    return depth_mm.astype(np.uint16)
 
 
 def _scene_word(container: Container, name: str) -> str:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from sfkt_cli.data.archive import open_container
 from sfkt_cli.data.decode import decode_mask
-from sfkt_cli.data.loading import FileLoader, archive_of_files, plane_of_millimetres
+from sfkt_cli.data.loading import FileLoader, archive_of_files
 from sfkt_cli.data.records import Archive, Record, collect
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
@@ -50,7 +50,7 @@ class ObjectLoader(FileLoader):
         """A copy of an image (H, W) or (H, W, 3) that is 0 around the object."""
         mask_name = re.sub(r"_(depth)?crop\.", "_maskcrop.", name)
         place = self.container.describe(mask_name)
-        mask = decode_mask(self.container.read(mask_name), place, self.max_pixels)
+        mask = decode_mask(self.container.read(mask_name), place, self.sensor.max_pixels)
         if mask.shape != pixels.shape[:2]:
             raise DataError(f"{place} has shape {mask.shape}, its image has {pixels.shape[:2]}")
         kept = pixels.copy()
@@ -69,7 +69,7 @@ def read(config: Config, root: Path) -> Archive:
         for (label, group, stem), views in frames.items()
     ]
     return archive_of_files(
-        config, container, records, plane_of_millimetres,
+        config, container, records,
         loader=ObjectLoader if remove else FileLoader,
         more=(views["maskcrop"] for views in frames.values() if remove),
         usual_ti=tuple(sorted({label for label, _, _ in frames})[2::3]),
