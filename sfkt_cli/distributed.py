@@ -185,8 +185,8 @@ def launch(name: str, config: Config, run: Run) -> None:
         say(f"{name}: {count} {where} share batches of {batch}")
         _start(job, count)
     except (SfktError, Interrupted) as error:
-        if run.force and not run.has_begun(name):  # notes do not travel between processes
-            error.add_note(f"{name} saved nothing to go on from")
+        if run.force and run.finished(name):  # brought back; notes do not travel between processes
+            error.add_note(f"{name} is what it was before --force")
         raise
 
 

@@ -183,12 +183,13 @@ def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
     from sfkt_cli.data.store import open_store
     from sfkt_cli.distributed import use_gpus
     from sfkt_cli.evaluation import models as of_run
-    from sfkt_cli.training.runtime import Trial, make_runtime
+    from sfkt_cli.stages.evaluate import measuring_runtime
+    from sfkt_cli.training.runtime import Trial
 
     run.require("prepare")
     run.require("source")
     alone = config.runtime.model_copy(update={"gpus": min(use_gpus(config.runtime), 1)})
-    store, runtime = open_store(run.transfer_store), make_runtime(alone, dry=True)
+    store, runtime = open_store(run.transfer_store), measuring_runtime(alone, dry=True)
     models = of_run.load_models(run, store, runtime)
     began, names = time.monotonic(), []
     encoding = of_run.student_encoding(config.encoding, store, models)

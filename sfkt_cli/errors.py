@@ -49,7 +49,8 @@ class RunError(SfktError):
 
 def need(user: str, extra: str, *modules: str, instead: str = "") -> None:
     """Raise ConfigError if modules that ``user`` needs, and an extra brings, are not installed."""
-    lacking = [name for name in modules if find_spec(name) is None]
+    # A folder of that name, such as one of logs in the working folder, is found without an origin.
+    lacking = [name for name in modules if getattr(find_spec(name), "origin", None) is None]
     if lacking:
         raise ConfigError(
             f"{user} needs {', '.join(lacking)}: pip install 'sfkt[{extra}]'{instead}"

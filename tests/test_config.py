@@ -55,6 +55,8 @@ def test_the_last_of_two_assignments_wins() -> None:
         "seed": 3,
         "bridge.epochs": 2,
     }
+    assignments = ["bridge.epochs=1", "bridge={epochs: 2}", "bridge.epochs=3"]
+    assert parse_assignments(assignments) == {"bridge.epochs": 3}
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,9 @@ def test_assigned_values_are_read_as_yaml(assignment: str, expected: Any) -> Non
     assert found == expected
 
 
-@pytest.mark.parametrize("assignment", ["seed", "=3", "seed=[1", "seed=!!python/name:os.system"])
+@pytest.mark.parametrize(
+    "assignment", ["seed", "=3", "seed=[1", "seed=!!python/name:os.system", "bridge=null"]
+)
 def test_what_is_no_assignment_is_shown(assignment: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_assignments([assignment])

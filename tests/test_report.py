@@ -143,11 +143,11 @@ def test_of_a_wide_table_a_terminal_shows_what_fits(monkeypatch: pytest.MonkeyPa
     numbers = {f"column {number}": "22.2 ± 16.7" for number in range(9)}
     with console.capture() as caught:
         report.say_table(
-            Section("t", lines=[{"method": name, **numbers} for name in ("a[b]", "c")])
+            Section("t", lines=[{"method": name, **numbers} for name in ("a[b]\x1b[2J", "c")])
         )
     _, header, _, first, _, *rest = caught.get().splitlines()
     assert header.split()[-2:] == ["column", "4"]
-    assert first.split() == ["a[b]", *["22.2", "±", "16.7"] * 5]
+    assert first.split() == [r"a[b]\x1b[2J", *["22.2", "±", "16.7"] * 5]
     assert "narrow: column 5, column 6, column 7, column 8" in " ".join(" ".join(rest).split())
 
 

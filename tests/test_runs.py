@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from sfkt_cli.errors import DataError, RunError
+from sfkt_cli import distributed
+from sfkt_cli.errors import DataError, Interrupted, RunError
 from sfkt_cli.files import replacing, sync_folder, write_json, write_record
 from sfkt_cli.settings.config import Config, build, parse_assignments
 from sfkt_cli.settings.options import Options
@@ -209,6 +210,24 @@ def test_what_comes_before_the_first_step_is_no_work(
     assert caught.value.__notes__, "there is nothing to go on from"
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_of_several_processes_a_first_start_has_nothing_to_come_back(
+    again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a note, the message says to leave --force out: what was done before it stays."""
+
+    def stop(job: object, count: int) -> None:
+        raise Interrupted("the same command goes on")
+
+    monkeypatch.setattr(distributed, "_start", stop)
+    if again:
+        work(Run(tmp_path), "bridge", settings())
+    config = build({"runtime": {"gpus": 0, "processes": 2}})
+    with pytest.raises(Interrupted) as caught:
+        distributed.launch("bridge", config, Run(tmp_path, force=True))
+    assert bool(getattr(caught.value, "__notes__", ())) == again
+
+
 def test_a_forced_start_that_ends_before_it_has_begun_loses_nothing(tmp_path: Path) -> None:
     def lose(finished: bool) -> bool:
         raise KeyboardInterrupt
@@ -350,6 +369,10 @@ def test_a_missing_stage_says_which_command_makes_it(tmp_path: Path) -> None:
         run.require("bridge")
     with pytest.raises(RunError, match=f"sfkt prepare NAME --run {tmp_path}`"):
         run.require("prepare")
+    with pytest.raises(RunError, match=f"sfkt transfer --method shot --run {tmp_path}`"):
+        run.require("transfer/shot")
+    with pytest.raises(RunError, match=f"sfkt evaluate --run {tmp_path}`"):
+        run.require("evaluate/oracle")
     work(run, "bridge", settings())
     assert run.require("bridge") == tmp_path / "bridge"
 

@@ -32,7 +32,7 @@ from sfkt_cli.files import read_record, sha256_json
 from sfkt_cli.machine import cores, full_memory
 from sfkt_cli.settings.config import build, merge, section_of, values_of
 from sfkt_cli.settings.runs import Run, call_stage
-from sfkt_cli.settings.stage import STAGE_FIELDS, Done, stage_settings
+from sfkt_cli.settings.stage import STAGE_FIELDS, Done, Stage, stage_settings
 
 _READ_OUTSIDE = ("prepare", "source")
 """Stages that read what may change while the settings stay: an archive, a model brought along."""
@@ -89,7 +89,7 @@ def benchmark(
         ran += run_cells(tuned(cells, trials, output), output, processes, failed)
     finally:  # what there is, also when it is stopped
         cells = tuned(cells, trials, output)
-        last = [(cell, tasks_of(cell, output)[-1]) for cell in cells]
+        last = [(cell, tasks_of(cell, output)[-1]) for cell in cells if cell.rows]
         evaluated = [cell for cell, task in last if task.key not in failed and done(task)]
         write_report(plan, cells, evaluated, output, failed, command)
     say(f"benchmark: {len(ran)} stages run, tables are in {output / 'benchmark.md'}")
@@ -285,16 +285,18 @@ def done(task: Task) -> bool:
 
     config = build(dict(task.settings))
     try:
-        record, now = run.record("evaluate"), inputs_of(config, run, *open_stores(run))
+        record = read_record(task.folder / "done.json", Done)
+        now = inputs_of(config, run, *open_stores(run))
     except SfktError:
         return False
     # It may have seen models that are no longer shown, and whose links are gone.
     used = {
         name: digest
-        for name, digest in record["inputs"].items()
+        for name, digest in record.inputs.items()
         if name in now or run.path(name).exists()
     }
-    return bool(record["settings"] == stage_settings("evaluate", config) and used == now)
+    seen = record.model_copy(update={"inputs": used})
+    return not Stage("evaluate", task.folder, config, now).changes_since(seen)
 
 
 def claimed(task: Task, output: Path) -> bool:
@@ -405,7 +407,7 @@ def run_task(task: Task, output: Path, quiet: bool) -> End:
                 return End(ran=False)
             call_stage(task.stage, build(dict(task.settings)), Run(task.cell))
             if task.stage not in _READ_OUTSIDE:  # what is done is not claimed again
-                Path(claim.lock_file).unlink()
+                Path(claim.lock_file).unlink(missing_ok=True)
     except Timeout:
         return End(ran=False)
     except (SfktError, OSError) as error:

@@ -358,7 +358,11 @@ def say_table(table: Section, caption: str = "") -> None:
     rich = Table(
         caption=caption, box=box.HORIZONTALS, show_edge=False, padding=(0, 0, 0, 1), pad_edge=False,
     )  # fmt: skip
-    lines, room, fitting = [*table.lines, *table.bounds], console.width + 2, list[str]()
+    lines = [
+        {name: printable(text) for name, text in line.items()}
+        for line in (*table.lines, *table.bounds)
+    ]
+    room, fitting = console.width + 2, list[str]()
     for number, name in enumerate(table.header):
         room -= 2 + max(len(text) for text in (name, *(line[name] for line in lines)))
         if room < 0:
@@ -366,7 +370,7 @@ def say_table(table: Section, caption: str = "") -> None:
         rich.add_column(name, justify="left" if number < table.left else "right")
         fitting.append(name)
     for number, line in enumerate(lines, 1):
-        rich.add_row(*map(line.get, fitting), end_section=number == len(table.lines))
+        rich.add_row(*(line[name] for name in fitting), end_section=number == len(table.lines))
     console.print(rich, markup=False)
     if left_out := table.header[len(fitting) :]:
         say(f"left out, because the terminal is too narrow: {', '.join(left_out)}")

@@ -115,7 +115,9 @@ class Objective(LossTerms):
     """A student, and what it is trained with: a batch in, named loss terms out.
 
     A method sets ``weights``, writes :meth:`forward`, and overrides what else differs, such as
-    :meth:`begin_epoch` and :meth:`after_step`.
+    :meth:`begin_epoch` and :meth:`after_step`. One with steps in which trained parameters get no
+    gradient, such as the head, sets ``skips_parameters``: several processes need to know. All of
+    these are those of :class:`sfkt_cli.training.loop.LossTerms`.
 
     Batches hold TR target images as they are stored, shifted and mirrored at random
     (``tr_target``), and their row numbers among all target images (``tr_rows``). With ``needs_ti``

@@ -264,7 +264,8 @@ def _fill(
         norm = of_features and name.partition(".")[0] not in networks  # not of one on the side
         return after_head or norm or layer in own or bool(parent and name.startswith(f"{parent}."))
 
-    behind = list(dict.fromkeys(name.rpartition(".")[0] for name in rest if takes_part(name)))
+    layers = {name: name.rpartition(".")[0] for name in rest if takes_part(name)}
+    behind = list({name if layer == head else layer: None for name, layer in layers.items()})
     if behind:
         raise ConfigError(
             f"{path}: beside {head} it holds {', '.join(behind[:4])}, which source.backbone = "

@@ -612,14 +612,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """The values of ``section.field=value`` texts by name; raises ConfigError if one is none."""
-    values: dict[str, Any] = {}
+    values: list[dict[str, Any]] = []
     for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        if not equals or not name.strip():
+        name, equals, text = (part.strip() for part in assignment.partition("="))
+        if not equals or not name:
             raise ConfigError(f"--set {assignment!r}: write it as section.field=value")
-        text = text.strip()
-        values[name.strip()] = _yaml(text, f"--set {assignment!r}: the value is") if text else ""
-    return merge(values)
+        value = _yaml(text, f"--set {assignment!r}: the value is") if text else ""
+        if name in SECTIONS and value is None:
+            field = next(field for field in section_fields() if field.startswith(f"{name}."))
+            raise ConfigError(
+                f"--set {assignment!r}: {name} is a section: name its setting, such as {field}"
+            )
+        values.append({name: value})
+    return merge(*values)
 
 
 def _yaml(text: str, what: str) -> Any:

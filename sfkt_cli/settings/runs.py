@@ -167,7 +167,7 @@ class Run:
         if lacking:
             kind, _, method = stage.partition("/")
             what = "prepare NAME" if kind == "prepare" else kind
-            which = f"--method {method} " if method else ""
+            which = f"--method {method} " if kind == "transfer" and method else ""
             command = f"sfkt {what} {which}--run {shlex.quote(str(self.folder))}"
             if (aside := standing(folder)) != folder and not lacks(aside):
                 raise RunError(

@@ -158,11 +158,11 @@ class Stage:
         lacking = lacks(self.folder)
         changes: list[str] = []
         if not lacking:
-            changes = self._changes(read_record(done, Done))
+            changes = self.changes_since(read_record(done, Done))
         elif done.is_file():
             console.warn(f"{self.name} is done anew: {lacking}")
         elif has_begun(self.folder):
-            changes = self._changes(read_record(self.folder / "begun.json", Begun))
+            changes = self.changes_since(read_record(self.folder / "begun.json", Begun))
         if changes:
             state = "begun" if lacking else "finished"
             raise RunError(
@@ -177,14 +177,14 @@ class Stage:
         for name, kind in (("done.json", Done), ("begun.json", Begun)):
             path = self.folder / name
             try:
-                stale = path.is_file() and bool(self._changes(read_record(path, kind)))
+                stale = path.is_file() and bool(self.changes_since(read_record(path, kind)))
             except DataError:
                 stale = True
             if stale:
                 path.unlink()
                 shutil.rmtree(self.checkpoint, ignore_errors=True)
 
-    def _changes(self, before: Begun) -> list[str]:
+    def changes_since(self, before: Begun) -> list[str]:
         """Lines that name each setting and input that has changed."""
         now = {**stage_settings(self.name, self.config), **self.inputs}
         # A setting that did not exist then counts as its default, which mostly changes nothing.
@@ -201,7 +201,10 @@ class Stage:
             if before.inputs.get(name) and self.inputs.get(name):  # their digests tell nobody
                 change = "has changed since"
                 if name == "archive":
-                    change += " (names, sizes or times of its files; a copy may change the times)"
+                    change += (
+                        " (names, sizes or times of its files; where it was only copied, --force "
+                        "writes the same data, and what was trained on them stays)"
+                    )
             changes.append(f"  {name}: {change}")
         return changes
 

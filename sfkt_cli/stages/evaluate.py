@@ -38,7 +38,7 @@ from sfkt_cli.evaluation.sections import facts, headline, images_to_label, judge
 from sfkt_cli.files import sha256_json, write_json, write_text
 from sfkt_cli.models.classifier import freeze
 from sfkt_cli.models.saving import classifier_of, load_model, save_model
-from sfkt_cli.settings.config import Config, as_dict, fixed_batch_size
+from sfkt_cli.settings.config import Config, RuntimeConfig, as_dict, fixed_batch_size
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training.predicting import View
@@ -97,7 +97,7 @@ def inputs_of(config: Config, run: Run, *stores: Store) -> dict[str, str]:
     """
     inputs = {store.path.name: store.digest for store in stores} | model_digests(run)
     test, student = stores[-1], main_student(config, finished_methods(run))
-    labelled = test.count("labels") or "test/label" in test
+    labelled = test.count("labels") or (test.count("test") and "test/label" in test)
     if student and not labelled and (own := read_own_labels(path := list_to_label(run, student))):
         inputs[path.name] = sha256_json(own)
     if config.evaluate.oracle:
@@ -142,7 +142,7 @@ def copy_report(written: Path, report: Path) -> None:
 
 
 def _measure(config: Config, run: Run, stage: Stage, store: Store, test: Store) -> None:
-    runtime = measuring_runtime(config)
+    runtime = measuring_runtime(config.runtime)
     models = load_models(run, store, runtime)
     splits = {split.name: split for split in read_splits(store, test)}
     pairs = predictions.ti_pairs(store, models)
@@ -213,10 +213,10 @@ def _ask_for_labels(run: Run, name: str, images: list[str]) -> None:
     )
 
 
-def measuring_runtime(config: Config) -> Runtime:
+def measuring_runtime(settings: RuntimeConfig, *, dry: bool = False) -> Runtime:
     """The runtime of `sfkt predict`: fp32, unless the settings name another precision."""
-    changes = {"precision": "fp32"} if config.runtime.precision == "auto" else {}
-    return make_runtime(config.runtime.model_copy(update=changes))
+    changes = {"precision": "fp32"} if settings.precision == "auto" else {}
+    return make_runtime(settings.model_copy(update=changes), dry=dry)
 
 
 def _add_bounds(evaluation: Evaluation, stage: Stage, encoding: Encoding) -> None:
@@ -261,8 +261,8 @@ def oracle(evaluation: Evaluation, encoding: Encoding, inputs: Mapping[str, str]
             )  # fmt: skip
             stage.finish(seconds=fitted.seconds, peak_memory_mb=round(runtime.peak_memory_mb(), 1))
     student = freeze(classifier_of(load_model(nested.path("oracle"), runtime.device).module))
-    view, cost = View(runtime, student, encoding), costs(nested.record("oracle"))
-    return Predictor("oracle", view, *cost)
+    view = View(evaluation.models.runtime, student, encoding)  # measured as all others are
+    return Predictor("oracle", view, *costs(nested.record("oracle")))
 
 
 def oracle_epochs(config: Config, run: Run) -> int:

@@ -130,7 +130,8 @@ def export(
     graphs = list(_graphs(saved, fit))
     facts = _facts(saved["student"], sensor, images)
     alone: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if output is None:  # a folder of the user's own gets no lock file
+    # A folder of the user's own gets no lock file.
+    if target.resolve() == run.path("export").resolve():
         busy = f"another sfkt process exports to {target}: wait for it to end"
         alone = files.locking(run.path(".export.lock"), busy)
     with alone, _unfinished(target) as folder:

@@ -23,7 +23,7 @@ from sfkt_cli.data.archive import is_system, list_files
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
 from sfkt_cli.data.pictures import captioned
 from sfkt_cli.data.video import frames, is_live, is_video, without_password
-from sfkt_cli.errors import ConfigError, DataError, Interrupted
+from sfkt_cli.errors import ConfigError, DataError, Interrupted, first_line
 from sfkt_cli.evaluation.report import to_csv as harmless_csv
 from sfkt_cli.files import replacing, write_text
 from sfkt_cli.models.saving import CARD
@@ -142,7 +142,7 @@ class _Rows:
         begin, header = None, self._header.encode()
         try:
             self._output.parent.mkdir(parents=True, exist_ok=True)
-            if endless and self._output.exists():
+            if endless and self._output.is_file():
                 with self._output.open("r+b") as file:  # not written before there are rows
                     begin = file.read(len(header))
                     if begin == header and file.seek(0, os.SEEK_END):
@@ -153,7 +153,8 @@ class _Rows:
                 tempfile.TemporaryFile(dir=self._output.parent).close()
         except OSError as error:
             raise ConfigError(
-                f"--output {self._output} cannot be written ({error.strerror}): choose another file"
+                f"--output {self._output} cannot be written ({first_line(error)}): choose another "
+                "file"
             ) from None
         if begin and begin != header:
             raise ConfigError(
@@ -282,7 +283,7 @@ def watch(
     before: set[tuple[str, str]] = set()
     done: set[tuple[str, str]] = set()
     answered = _paths_in(output)
-    written_ns = output.stat().st_mtime_ns if answered else 0
+    written_ns = _changed_ns(str(output)) if answered else 0
     trouble = ""
     while True:
         try:

@@ -82,13 +82,16 @@ def make_stores(
         columns[name][f"{part}/target"] = depth
         if part != "target":
             columns[name][f"{part}/rgb"] = rgb
-    if labelled:
-        order = random.permutation(30) if shuffle else np.arange(30)
-        columns["test.h5"] |= {
-            "test/label": labels["test"],
-            "labels/id": text_column([ids["target"][i] for i in order]),
-            "labels/label": labels["target"][order],
-        }
+    order = random.permutation(30) if shuffle else np.arange(30)
+    if not labelled:  # then `prepare` holds out no images
+        order = order[:0]
+        columns["test.h5"] = {name: column[:0] for name, column in columns["test.h5"].items()}
+        labels["test"] = labels["test"][:0]
+    columns["test.h5"] |= {
+        "test/label": labels["test"],
+        "labels/id": text_column([ids["target"][i] for i in order]),
+        "labels/label": labels["target"][order],
+    }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in columns.items():
         with writing(folder / name, attrs, content):

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -39,9 +40,11 @@ from sfkt_cli.benchmark.report import (
 from sfkt_cli.benchmark.run import benchmark, dry_run, gpus_of, run_cells
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
 from sfkt_cli.evaluation.report import Row
+from sfkt_cli.files import read_record, write_record
 from sfkt_cli.methods import METHODS
 from sfkt_cli.scores import holm
 from sfkt_cli.settings.config import Config, read_yaml
+from sfkt_cli.settings.stage import Done
 from tests.data.make_archives import depth, folders, save, scene
 from tests.stages.evaluation_runs import save_weights
 
@@ -231,6 +234,23 @@ def test_figures_of_earlier_settings_are_not_shown(
         benchmark(plan, tmp_path, processes=0, overrides={"shot.beta_im": 0.5})
     rows = told(tmp_path)["rows"]
     assert {row["method"] for row in rows} == shown
+
+
+def test_curves_need_no_table_of_methods(output: Path, tmp_path: Path) -> None:
+    shutil.copytree(output, tmp_path / "copy", symlinks=True)
+    curves = PLAN.model_copy(update={"methods": (), "variants": PLAN.variants[:1]})
+    benchmark(curves, tmp_path / "copy", processes=0)
+    variants = {row["variant"].partition(",")[0] for row in told(tmp_path / "copy")["rows"]}
+    assert variants == {"tgkt.beta_im = 0.5", "tgkt.beta_im = 1"}
+
+
+def test_records_that_lack_a_newer_setting_are_shown(output: Path, tmp_path: Path) -> None:
+    shutil.copytree(output, tmp_path / "copy", symlinks=True)
+    for path in (tmp_path / "copy/cells").rglob("evaluate/done.json"):
+        record = read_record(path, Done).model_dump(mode="json", exclude_unset=True)
+        del record["settings"]["training.patience"]
+        write_record(path, record)
+    assert ran_again(PLAN, tmp_path / "copy") == []
 
 
 @pytest.mark.parametrize("change", ["archive", "model"])

@@ -146,9 +146,9 @@ def test_the_adapted_source_model_has_the_statistics_of_target_images(evaluated:
 
 
 def test_models_are_measured_in_the_precision_of_predict() -> None:
-    assert measuring_runtime(settings()).precision == torch.float32
+    assert measuring_runtime(settings().runtime).precision == torch.float32
     asked = build({"runtime": {"gpus": 0, "precision": "bf16"}})
-    assert measuring_runtime(asked).precision == torch.bfloat16
+    assert measuring_runtime(asked.runtime).precision == torch.bfloat16
 
 
 def test_predictions_agree_with_the_table_and_are_no_formulas(evaluated: Run) -> None:
@@ -159,6 +159,24 @@ def test_predictions_agree_with_the_table_and_are_no_formulas(evaluated: Run) ->
     here = [line for line in lines if line["split"] == "test"]
     share = np.mean([line["shot"] == line["label"] for line in here])
     assert _rows(evaluated)["shot", "test"]["accuracy"] == pytest.approx(share)
+
+
+def test_every_row_is_measured_in_that_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where models are trained in another: on processors with bf16."""
+    seen: set[torch.dtype] = set()
+
+    def look(images: Any, view: View, **how: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.add(view.runtime.precision)
+        return predict_rows(images, view, **how)
+
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr("sfkt_cli.evaluation.models.predict_rows", look)
+    run = make_run(tmp_path / "run")
+    evaluate(settings(oracle=True), run)
+    assert ("oracle", "test") in _rows(run)
+    assert seen == {torch.float32}
 
 
 def test_the_oracle_is_marked_where_it_saw_the_labels(evaluated: Run) -> None:

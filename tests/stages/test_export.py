@@ -350,17 +350,18 @@ def test_a_failed_export_says_why_and_leaves_the_earlier_one(
     assert content() == before
 
 
+@pytest.mark.parametrize("named", [False, True])
 def test_two_exports_of_a_run_do_not_disturb_each_other(
-    untrained_run: Run, untrained_config: Config, exported: Path
+    untrained_run: Run, untrained_config: Config, exported: Path, named: bool
 ) -> None:
     unfinished = exported / ".export.other.partial"
     unfinished.mkdir()
-    forced = replace(untrained_run, force=True)
+    forced, output = replace(untrained_run, force=True), exported if named else None
     with (
         locking(untrained_run.path(".export.lock"), ""),
         pytest.raises(RunError, match="another sfkt process exports"),
     ):
-        export(untrained_config, forced, formats=["safetensors"])
+        export(untrained_config, forced, formats=["safetensors"], output=output)
     unfinished.rmdir()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sfkt_cli.errors import ConfigError
+from sfkt_cli.errors import ConfigError, need
 from sfkt_cli.training.loop import TENSORBOARD, tensorboard_curves
 
 
@@ -23,6 +23,15 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with tensorboard_curves(tmp_path, 0, wanted=False) as draw:
         draw(1, {"rec": 1.0}, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_that_name_is_no_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "no_such_package").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"this needs no_such_package: pip install"):
+        need("this", "extra", "no_such_package")
 
 
 def test_epochs_that_are_repeated_count_once(tmp_path: Path) -> None:
