@@ -11,10 +11,12 @@ from sfkt_cli.data.readers import read_archive
 from sfkt_cli.data.splits import choose_classes
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.evaluation.labelled import list_to_label
 from sfkt_cli.pipeline import run_all, train
-from sfkt_cli.settings.config import build
+from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.stages.evaluate import inputs_of, open_stores
 from sfkt_cli.student import load_student
 from tests.data.make_archives import depth, folders, save
 from tests.stages.evaluation_runs import save_weights
@@ -61,6 +63,9 @@ def test_all_stages_run_without_a_label(place: Path, more: tuple[str, ...]) -> N
     if given:
         assert list(student.classes) == given  # the order of classes.tr
     assert "test.h5 holds no labels" in run.path("evaluate/report.md").read_text()
+    own = list_to_label(run, *run.methods())
+    own.write_text(f"name,label\n0,{student.classes[0]}\n")
+    assert own.name in inputs_of(Config(), run, *open_stores(run))
 
 
 def test_other_classes_than_the_models_are_refused(place: Path) -> None:
