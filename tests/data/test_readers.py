@@ -124,10 +124,19 @@ def test_the_official_zip_file_is_found_in_its_folder(
 ) -> None:
     root = MAKERS[name](tmp_path / "archive")
     plain = read_archive(settings_of(name, root))
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "readme.txt").touch()
+    (tmp_path / "data" / "notes").mkdir(parents=True)
+    for note in ("readme.txt", "notes/window.txt"):
+        (tmp_path / "data" / note).touch()
     zipped(root).rename(tmp_path / "data" / official)
     assert read_archive(settings_of(name, tmp_path / "data")).records == plain.records
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_objects_without_their_folders_are_no_samples(packed: bool, tmp_path: Path) -> None:
+    save(tmp_path / "flat" / "apple_1_1_1_crop.png", scene(1))
+    root = zipped(tmp_path / "flat") if packed else tmp_path / "flat"
+    with pytest.raises(DataError, match=r"holds no samples \(it holds apple_1_1_1_crop\.png\)"):
+        read_archive(settings_of("washington-rgbd", root))
 
 
 @pytest.mark.parametrize("name", ["rgb-nir", "sun-rgbd", "washington-rgbd", "diml-rgbd", "folders"])
