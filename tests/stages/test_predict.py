@@ -167,6 +167,8 @@ def test_files_folders_patterns_and_a_list(
     for listed in (f"{second}\n\n{first}\n", f"{second}\0{first}\0"):  # as find -print0 lists
         monkeypatch.setattr("sys.stdin", io.StringIO(listed))
         assert list(expand(["-", str(first)])) == [second, first]
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\u2028b.png\nc\x0cd.png\n"))
+    assert list(expand(["-"])) == [Path("a\u2028b.png"), Path("c\x0cd.png")]
     monkeypatch.chdir(depth_files)
     assert list(expand(["00[01].png"])) == [Path("000.png"), Path("001.png")]
     with pytest.raises(ConfigError, match=r"none\*\.png matches no image"):
