@@ -60,9 +60,8 @@ class ObjectLoader(FileLoader):
 
 def read(config: Config, root: Path) -> Archive:
     """List the crops; raises DataError if a partner is missing."""
-    container = open_container(
-        root, (), ("rgbd-dataset.zip",), tree_drawn_in(__doc__), is_sample=_place
-    )
+    advice = f"give the unpacked archive or its zip file with --root; {tree_drawn_in(__doc__)}"
+    container = open_container(root, (), ("rgbd-dataset.zip",), advice, _place)
     remove = config.washington_rgbd.background == "remove"
     needed = ("crop", "depthcrop", "maskcrop") if remove else ("crop", "depthcrop")
     frames = collect(container, _place, needed)
