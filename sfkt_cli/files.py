@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -189,6 +190,11 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise _damaged(path, error) from None
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text; ``str.splitlines`` also breaks at form feeds, U+0085 and U+2028."""
+    return re.split("\r\n|\r|\n", text)
+
+
 def csv_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and cells of each row of a CSV text, by the names in its first line.
 
@@ -198,8 +204,8 @@ def csv_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
         DataError: A column is there twice, a row has another number of columns, or quotes do not
             end; names ``path``.
     """
-    lines = text.splitlines()
-    semicolons = bool(lines) and ";" in lines[0] and "," not in lines[0]
+    lines = lines_of(text)
+    semicolons = ";" in lines[0] and "," not in lines[0]
     reader = csv.DictReader(lines, delimiter=";" if semicolons else ",", strict=True)
     try:
         columns = [column.strip() for column in reader.fieldnames or ()]

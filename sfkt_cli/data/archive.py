@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -136,6 +136,7 @@ def open_container(
     markers: tuple[str, ...],
     zips: tuple[str, ...],
     advice: str = "give the unpacked archive or its zip file with --root",
+    is_sample: Callable[[str], object] = bool,
 ) -> Container:
     """Find an archive: ``root`` itself, a folder or zip file below it, or a folder inside of it.
 
@@ -144,6 +145,8 @@ def open_container(
         markers: Names of folders; one of them must lie at the archive's top. Empty: any top.
         zips: Names of the official zip files, looked for in ``root``.
         advice: What the message of an archive without markers tells to do.
+        is_sample: Whether a file name is one of the archive's, which counts where there are no
+            markers.
 
     Raises:
         DataError: Nothing of the kind is there.
@@ -154,14 +157,15 @@ def open_container(
     if root.is_dir():
         candidates += [root / name for name in zips if (root / name).is_file()]
     for candidate in candidates:
-        # Without markers, a folder that holds the official zip file alone would do, too.
-        names = [name for name in _index(candidate) if "/" in name or not zips]
-        top = _find_top(names, markers)
+        if markers:
+            top = _find_top(_index(candidate), markers)
+        else:
+            top = "" if any(map(is_sample, _index(candidate))) else None
         if top is not None:
             return Container(candidate, top)
     top_names = sorted({name.partition("/")[0] for name in _index(root)})[:6]
     raise DataError(
-        f"{root} holds no {' or '.join(markers) or 'files'} "
+        f"{root} holds no {' or '.join(markers) or 'samples'} "
         f"(it holds {', '.join(top_names) or 'nothing'}): {advice}"
     )
 
@@ -172,9 +176,7 @@ def forget_indexes() -> None:
     _zip.cache_clear()
 
 
-def _find_top(names: Sequence[str], markers: tuple[str, ...]) -> str | None:
-    if not markers:
-        return "" if names else None
+def _find_top(names: Iterable[str], markers: tuple[str, ...]) -> str | None:
     tops = set()
     for name in names:
         folders = PurePosixPath(name).parts[:-1]

@@ -160,12 +160,14 @@ def _check_bits(image: Image.Image, name: str) -> None:
 
 
 def _as_colour(samples: NDArray[Any], name: str) -> Image.Image:
-    if samples.ndim != 3 or samples.shape[2] not in (3, 4):
-        channels = samples.shape[2] if samples.ndim == 3 else 1
-        raise _no_colour(f"{channels} channel{'s'[: channels > 1]}", name, grey=channels < 3)
+    channels = samples.shape[2] if samples.ndim == 3 else 1
+    if samples.ndim not in (2, 3) or channels > 4:
+        raise DataError(f"{name} has shape {samples.shape}, expected (H, W, 3): convert it to RGB")
+    if channels < 3:
+        raise _no_colour(f"{channels} channel{'s'[: channels > 1]}", name, grey=True)
     if samples.dtype != np.uint8:
         raise DataError(
-            f"{name} has {8 * samples.itemsize} bits a channel, expected 8-bit colour: convert it "
+            f"{name} has values of type {samples.dtype}, expected 8-bit colour (uint8): convert it "
             "to 8 bits, or are RGB and target swapped?"
         )
     return Image.fromarray(np.ascontiguousarray(samples[:, :, :3]))
@@ -295,10 +297,18 @@ def _decode_pnm(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
 
 
 def _decode_npy(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
+    file, npy = io.BytesIO(content), np.lib.format
     with _explaining(name, "cannot be read as a NumPy file"):
-        values: NDArray[Any] = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    if values.ndim > 1:
-        _check_size(name, values.shape[1], values.shape[0], max_pixels)
+        version = npy.read_magic(file)
+        if version <= (3, 0):  # 3.0 differs from 2.0 in the names of fields alone
+            read_header = npy.read_array_header_2_0
+            if version == (1, 0):
+                read_header = npy.read_array_header_1_0
+            shape, _, _ = read_header(file)
+            if len(shape) > 1:  # before room is made for it
+                _check_size(name, shape[1], shape[0], max_pixels)
+        file.seek(0)
+        values: NDArray[Any] = npy.read_array(file, allow_pickle=False)
     return values
 
 

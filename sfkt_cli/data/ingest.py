@@ -131,6 +131,7 @@ class Plan:
             "labels/id": text_column(labelled),
             "labels/label": self._labels(labelled.values()),
             "names/id": text_column(everything),
+            "names/images": text_column(["0" * 64]),  # of transfer.h5, once they are known
             "names/name": text_column(record.id for record in records),
             "names/group": text_column(record.group for record in records),
             "names/path_rgb": text_column(record.rgb for record in records),

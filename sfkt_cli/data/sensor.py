@@ -118,9 +118,10 @@ class Sensor:
         channels = stored.shape[2] if stored.ndim == 3 else 1
         wrong_type = self.dtype and stored.dtype.name != self.dtype
         if wrong_type or (self.channels and channels != self.channels):
+            expected = " of ".join(str(part) for part in (self.channels, self.dtype) if part)
             raise DataError(
-                f"{name} holds {describe_values(stored)}, expected {self.channels} of "
-                f"{self.dtype}: all target images must be alike"
+                f"{name} holds {describe_values(stored)}, expected {expected}: "
+                "all target images must be alike"
             )
         return np.minimum(stored, stored.dtype.type(FARTHEST_MM)) if self.rotated else stored
 

@@ -4,9 +4,10 @@
                   target/{target,id,group,path_target}
     source.h5     source/{rgb,label,id,group,path_rgb}
     test.h5       labels/{id,label}  test/{target,label,id,group,path_target} and test/rgb
-                  names/{id,name,group,path_rgb,path_target}
+                  names/{id,name,group,path_rgb,path_target}  names/images
 
-Ids, groups and paths in transfer.h5 are numbers; ``names`` tells what they stand for.
+Ids, groups and paths in transfer.h5 are numbers; ``names`` tells what they stand for, and
+``names/images`` (one row) which images these are: it is the :func:`digest_images` of transfer.h5.
 
 Root attributes: ``schema``, ``role`` (source, transfer or test), ``dataset``, ``modality``,
 ``unit``, ``classes`` (a JSON list), ``digest`` and where the data came from. Each data set carries
@@ -238,6 +239,12 @@ def describe(attrs: Mapping[str, Any], columns: Mapping[str, Column]) -> str:
         },
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def digest_images(columns: Mapping[str, Column]) -> str:
+    """Hex SHA-256 of the block checksums of all images of a file."""
+    images = sorted(name for name in columns if name.rpartition("/")[2] in IMAGES)
+    return hashlib.sha256(b"".join(columns[name].sha256.tobytes() for name in images)).hexdigest()
 
 
 def spread(count: int, most: int = 1000) -> NDArray[np.int64]:

@@ -66,7 +66,7 @@ def frames(entry: str, sensor: Sensor) -> Iterator[tuple[str, NDArray[Any]]]:
             f"{address} holds values of 16 bit, expected uint8: all target images must be alike"
         )
     # Not for 8 bit: the values of YUV as they are lie between 16 and 235, and holes are not 0.
-    if (sensor.dtype or (sensor.missing and "uint16")) == "uint16":
+    if grey_16 or (sensor.dtype or (sensor.missing and "uint16")) == "uint16":
         capture.set(cv2.CAP_PROP_CONVERT_RGB, 0)
     coloured, count = False, 0
     for count, frame in enumerate(_newest(capture) if live else _all(capture), 1):
@@ -99,15 +99,21 @@ def _all(capture: Any) -> Iterator[NDArray[Any]]:
 
 def _newest(capture: Any) -> Iterator[NDArray[Any]]:
     """Frames read in a thread; those that come while the last one is looked at are dropped."""
-    newest: queue.Queue[NDArray[Any] | None] = queue.Queue(1)
+    newest: queue.Queue[NDArray[Any] | Exception | None] = queue.Queue(1)
 
     def read() -> None:
-        for frame in _all(capture):
-            with contextlib.suppress(queue.Empty):
-                newest.get_nowait()
-            newest.put(frame)
-        newest.put(None)
+        end = None
+        try:
+            for frame in _all(capture):
+                with contextlib.suppress(queue.Empty):
+                    newest.get_nowait()
+                newest.put(frame)
+        except Exception as error:  # raised where the frames are looked at
+            end = error
+        newest.put(end)
 
     threading.Thread(target=read, daemon=True).start()
     while (frame := newest.get()) is not None:
+        if isinstance(frame, Exception):
+            raise frame
         yield frame

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfkt_cli.data.store import Store
+from sfkt_cli.data.store import Store, digest_images
 from sfkt_cli.errors import DataError
 from sfkt_cli.evaluation.models import model_digest
 from sfkt_cli.files import csv_rows, sha256_json
@@ -63,7 +63,10 @@ def read_splits(transfer: Store, test: Store) -> list[Split]:
             f"{test.path} has the classes {', '.join(test.classes)}, but {transfer.path} has "
             f"{', '.join(transfer.classes)}: run `sfkt prepare` again with --force"
         )
-    if any(transfer.attrs.get(key) != test.attrs.get(key) for key in SAME):
+    other_images = "names/images" in test and (  # files of earlier versions lack it
+        test.strings("names/images") != [digest_images(transfer.columns)]
+    )
+    if other_images or any(transfer.attrs.get(key) != test.attrs.get(key) for key in SAME):
         raise DataError(
             f"{test.path} does not belong to {transfer.path}: they were prepared from other data "
             "or with other settings; put the right file there, or run `sfkt prepare` again with "

@@ -25,7 +25,7 @@ from sfkt_cli.data.pictures import captioned
 from sfkt_cli.data.video import frames, is_live, is_video, without_password
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, first_line
 from sfkt_cli.evaluation.report import to_csv as harmless_csv
-from sfkt_cli.files import replacing, write_text
+from sfkt_cli.files import lines_of, replacing, write_text
 from sfkt_cli.models.saving import CARD
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
@@ -370,7 +370,7 @@ def expand(images: Sequence[str]) -> list[Path]:
 def _matches(entry: str) -> list[Path]:
     if entry == STDIN:
         text = sys.stdin.read().removeprefix("\ufeff")
-        lines = text.split("\0") if "\0" in text else text.splitlines()  # as `find -print0` does
+        lines = text.split("\0") if "\0" in text else lines_of(text)  # as `find -print0` does
         return [Path(line) for line in lines if line.strip()]
     path = Path(entry)
     try:

@@ -13,8 +13,8 @@ from sfkt_cli.data.loading import FileLoader
 from sfkt_cli.data.readers import archive_root, read_archive
 from sfkt_cli.data.records import PARTS, Archive
 from sfkt_cli.data.splits import choose_classes, left_out, split_records
-from sfkt_cli.data.store import open_store
-from sfkt_cli.data.store_writer import StoreWriter, writing
+from sfkt_cli.data.store import digest_images, open_store
+from sfkt_cli.data.store_writer import StoreWriter, text_column, writing
 from sfkt_cli.errors import DataError, RunError, first_line
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
@@ -202,6 +202,8 @@ def _write_stores(plan: Plan, stage: Stage) -> list[Sample]:
                     writers[part].note(f"{part}/{view}", first, sha256)
                 samples += block
                 tracker.advance(len(block), len(block))
+            digest = digest_images(writers["target"].columns)
+            writers["test"].put("names/images", text_column([digest]))
     except OSError as error:
         raise RunError(
             f"{stage.folder} cannot be written: {first_line(error)}: make room, or choose another "

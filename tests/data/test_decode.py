@@ -105,8 +105,13 @@ def test_rgb_images_may_be_arrays() -> None:
         (b"no image", "x.png", "cannot be read as an image: its content is of no known kind"),
         (encoded(DEPTH), "x.png", "are RGB and target swapped"),
         (npy(DEPTH), "x.npy", "has 1 channel.*are RGB and target swapped"),
-        (npy(np.zeros((8, 8, 3))), "x.npy", "64 bits a channel"),
-        (tiff(np.zeros((8, 8, 3), np.uint16), photometric="rgb"), "x.tiff", "16 bits a channel"),
+        (npy(np.zeros((8, 8, 3))), "x.npy", "values of type float64"),
+        (npy(np.zeros((8, 8, 3), np.int8)), "x.npy", "values of type int8, expected .* .uint8"),
+        (npy(np.zeros((8, 8, 3), np.bool_)), "x.npy", "values of type bool"),
+        (npy(np.zeros((1, 8, 8, 3), np.uint8)), "x.npy", r"shape \(1, 8, 8, 3\), expected"),
+        (npy(np.zeros((3, 8, 8), np.uint8)), "x.npy", r"shape \(3, 8, 8\), expected"),
+        (npy(np.zeros((), np.uint8)), "x.npy", r"shape \(\), expected"),
+        (tiff(np.zeros((8, 8, 3), np.uint16), photometric="rgb"), "x.tiff", "of type uint16"),
         (encoded(np.zeros((8, 8, 3), np.uint8))[:-20], "x.png", "damaged or cut off"),
     ],
 )
@@ -163,6 +168,15 @@ def test_huge_images_are_refused_before_they_are_decoded() -> None:
         decode_rgb(encoded(np.zeros((40, 50, 3), np.uint8)), "big.png", 0, 1999)
     with pytest.raises(DataError, match=r"big\.npy"):
         decode_target(npy(np.zeros((100, 100))), "big.npy", 999)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (100_000, 100_000)}
+    first, second = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(first, header)
+    np.lib.format.write_array_header_2_0(second, header)
+    third = second.getvalue().replace(b"NUMPY\2", b"NUMPY\3")
+    for content in (first.getvalue(), second.getvalue(), third):
+        for decode in (decode_rgb, decode_target):
+            with pytest.raises(DataError, match=r"100000 x 100000 pixels.*prepare\.max_pixels"):
+                decode(content, "big.npy")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -221,3 +235,5 @@ def test_own_values_are_converted_by_modality_and_unit() -> None:
         DataError, match="1 channel of uint16, expected 1 of uint8: all target images must be alike"
     ):
         convert("nir", "auto", np.zeros((2, 2), np.uint16), "uint8")
+    with pytest.raises(DataError, match="3 channels of uint8, expected 1: all target images"):
+        Sensor("nir", "auto", "", 1, 1, "crop").convert(np.zeros((2, 2, 3), np.uint8), "f")

@@ -18,6 +18,7 @@ from sfkt_cli.data.readers.diml_rgbd import clean_scene
 from sfkt_cli.data.records import Archive
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.evaluation.labelled import read_splits
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.prepare import gaps, make_plan, prepare
@@ -123,10 +124,19 @@ def test_the_official_zip_file_is_found_in_its_folder(
 ) -> None:
     root = MAKERS[name](tmp_path / "archive")
     plain = read_archive(settings_of(name, root))
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "readme.txt").touch()
+    (tmp_path / "data" / "notes").mkdir(parents=True)
+    for note in ("readme.txt", "notes/window.txt"):
+        (tmp_path / "data" / note).touch()
     zipped(root).rename(tmp_path / "data" / official)
     assert read_archive(settings_of(name, tmp_path / "data")).records == plain.records
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_objects_without_their_folders_are_no_samples(packed: bool, tmp_path: Path) -> None:
+    save(tmp_path / "flat" / "apple_1_1_1_crop.png", scene(1))
+    root = zipped(tmp_path / "flat") if packed else tmp_path / "flat"
+    with pytest.raises(DataError, match=r"holds no samples \(it holds apple_1_1_1_crop\.png\)"):
+        read_archive(settings_of("washington-rgbd", root))
 
 
 @pytest.mark.parametrize("name", ["rgb-nir", "sun-rgbd", "washington-rgbd", "diml-rgbd", "folders"])
@@ -156,6 +166,21 @@ def test_a_copy_of_an_archive_gives_the_same_files(make: Any, tmp_path: Path) ->
     for file in FILES:
         first, second = (run.path("prepare", file).read_bytes() for run in runs)
         assert first == second
+
+
+def test_labels_of_other_images_with_the_same_names_are_refused(tmp_path: Path) -> None:
+    runs = []
+    for place in ("first", "second"):
+        root = make_folders(tmp_path / place)
+        for path in root.rglob("*.png"):
+            np.save(path.with_suffix(".npy"), depth(len(place)))
+            path.unlink()
+        runs.append(Run(tmp_path / f"run of {place}"))
+        prepare(settings_of("folders", root), runs[-1])
+    transfer, test = (open_store(runs[0].path("prepare", f"{n}.h5")) for n in ("transfer", "test"))
+    assert read_splits(transfer, test)
+    with pytest.raises(DataError, match="does not belong"):
+        read_splits(transfer, open_store(runs[1].path("prepare", "test.h5")))
 
 
 def is_read(path: Path, archive: Archive) -> bool:

@@ -523,9 +523,48 @@ def test_paths_in_a_manifest_that_are_absolute_or_untidy(tmp_path: Path) -> None
     for there in (f"{root}/depth/", ".//depth/./", ".\\depth\\"):
         (root / "manifest.csv").write_text(text.replace("depth/", there), encoding="utf-8-sig")
         assert read_archive(settings_of("folders", root)).records == expected
+    (tmp_path / "link").symlink_to(root)
+    for top in (root, tmp_path / "link"):
+        (root / "manifest.csv").write_text(text.replace("depth/", f"{top}/depth/"), "utf-8")
+        assert read_archive(settings_of("folders", tmp_path / "link")).records == expected
     (root / "manifest.csv").write_text(text.replace("depth/", "/elsewhere/"), encoding="utf-8")
     with pytest.raises(DataError, match=r"is not in .*mine.*: paths are relative to it"):
         read_archive(settings_of("folders", root))
+
+
+def test_two_files_whose_names_read_alike_are_told(tmp_path: Path) -> None:
+    root = manifest(tmp_path / "mine")
+    text = (root / "manifest.csv").read_text(encoding="utf-8")
+    first = next(path.stem for path in sorted((root / "depth").iterdir()))
+    for name in ("o\u0308", "\xf6"):
+        shutil.copy(root / f"depth/{first}.png", root / f"depth/{name}.png")
+    archive = read_archive(settings_of("folders", root))  # no line names them
+    (root / "manifest.csv").write_text(text.replace(f"depth/{first}", "depth/ö"), "utf-8")
+    told = r"depth/ö\.png' is the name of 2 files.*'depth/o\\u0308\.png', 'depth/\\xf6\.png'"
+    with pytest.raises(DataError, match=told):
+        read_archive(settings_of("folders", root))
+    (root / "depth/\xf6.png").unlink()
+    assert len(read_archive(settings_of("folders", root)).records) == len(archive.records)
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\x85"])
+def test_lines_of_a_manifest_end_where_editors_end_them(sign: str, tmp_path: Path) -> None:
+    root = manifest(tmp_path / "mine")
+    text = (root / "manifest.csv").read_text(encoding="utf-8").replace("room0", f"a{sign}b")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    records = []
+    for name, content in (
+        ("manifest.csv", "\r\n".join(text.split("\n"))),
+        ("manifest.csv", "\r".join(text.split("\n"))),
+        ("manifest.jsonl", "\r\n".join(lines)),
+    ):
+        for path in root.glob("manifest.*"):
+            path.unlink()
+        (root / name).write_bytes(content.encode())
+        records.append(read_archive(settings_of("folders", root)).records)
+    assert f"a{sign}b" in {record.group for record in records[0]}
+    assert records[0] == records[1] == records[2]
 
 
 def test_groups_of_a_manifest_in_two_spellings_are_one(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import nn
 
 import sfkt_cli
-from sfkt_cli.data.sensor import describe_images, doubt
+from sfkt_cli.data.sensor import Sensor, describe_images, doubt
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.video import frames
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
@@ -167,6 +167,8 @@ def test_files_folders_patterns_and_a_list(
     for listed in (f"{second}\n\n{first}\n", f"{second}\0{first}\0"):  # as find -print0 lists
         monkeypatch.setattr("sys.stdin", io.StringIO(listed))
         assert list(expand(["-", str(first)])) == [second, first]
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\u2028b.png\nc\x0cd.png\n"))
+    assert list(expand(["-"])) == [Path("a\u2028b.png"), Path("c\x0cd.png")]
     monkeypatch.chdir(depth_files)
     assert list(expand(["00[01].png"])) == [Path("000.png"), Path("001.png")]
     with pytest.raises(ConfigError, match=r"none\*\.png matches no image"):
@@ -389,6 +391,14 @@ def test_a_video_of_16_bit_is_refused_by_a_student_of_8(untrained_run: Run, tmp_
         next(frames(str(video), sensor))
 
 
+def test_a_video_of_16_bit_keeps_its_values_where_a_student_takes_any(tmp_path: Path) -> None:
+    video = tmp_path / "warm.mkv"
+    write_video(video, [np.full((48, 64), 1500, np.uint16)] * 3)
+    _, stored = next(frames(str(video), Sensor("thermal", "auto", "", 1, 48, "crop")))
+    assert stored.dtype == np.uint16
+    assert stored.min() == stored.max() == 1500
+
+
 @pytest.fixture
 def camera(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A camera as V4L2's: OpenCV tells the name of its frames as the fourcc, no pixel format."""
@@ -429,6 +439,17 @@ def test_a_camera_of_16_bit_is_refused_by_a_student_of_8(
     sensor = replace(sfkt_cli.load_student(untrained_run.folder).sensor, unit="raw", dtype="uint8")
     with pytest.raises(DataError, match=r"0 holds values of 16 bit, expected uint8"):
         next(frames("0", sensor))
+
+
+def test_a_camera_that_fails_otherwise_is_not_waited_for(
+    camera: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(camera, "read", fail)
+    with pytest.raises(MemoryError):
+        next(frames("0", Sensor("thermal", "auto", "uint16", 1, 48, "crop")))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ import json
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -38,7 +38,7 @@ from sfkt_cli.data.records import Archive, Record, collect, image_names
 from sfkt_cli.data.sanity import check_targets
 from sfkt_cli.data.sensor import sensor_of_config
 from sfkt_cli.errors import DataError
-from sfkt_cli.files import csv_rows
+from sfkt_cli.files import csv_rows, lines_of
 from sfkt_cli.settings.config import Config
 
 _ADVICE = tree_drawn_in(__doc__)
@@ -227,7 +227,11 @@ def find_manifest(root: Path, chosen: Path | None) -> Manifest | None:
 def read_manifest(manifest: Manifest) -> list[Record]:
     """The records of a manifest; raises DataError if a line is malformed or names no file."""
     container = manifest.images
-    files = {_nfc(name): name for name in container.names()}
+    files: dict[str, list[str]] = {}
+    for name in container.names():
+        files.setdefault(_nfc(name), []).append(name)
+    root = Path(container.describe(""))
+    tops = [_nfc(f"{place}/") for place in (root.absolute(), root.resolve())]
     records: list[Record] = []
     for number, row in _rows(manifest):
         where = f"{manifest}, line {number}"
@@ -239,13 +243,20 @@ def read_manifest(manifest: Manifest) -> list[Record]:
                 raise DataError(f"{where}: role {role} needs a {column}")
         names = {}
         for view in ("rgb", "target"):
-            name = _inside(row[view], container)
-            if name and name not in files:
+            name = _inside(row[view], tops)
+            alike = files.get(name, [])
+            if name and not alike:
                 raise DataError(
                     f"{where}: {view} {row[view]!r} is not in {container.describe('')}: paths are "
                     "relative to it"
                 )
-            names[view] = files[name] if name else None
+            if len(alike) > 1:
+                raise DataError(
+                    f"{where}: {view} {row[view]!r} is the name of {len(alike)} files, whose "
+                    f"letters are encoded otherwise ({', '.join(map(ascii, alike))}): rename all "
+                    "but one"
+                )
+            names[view] = alike[0] if alike else None
         image = names["target"] or names["rgb"]
         if image is None:
             raise DataError(f"{where} names neither an RGB nor a target image")
@@ -256,10 +267,11 @@ def read_manifest(manifest: Manifest) -> list[Record]:
     return records
 
 
-def _inside(path: str, container: Container) -> str:
-    """A path as the container's names are written: relative, ``/`` once."""
-    top = _nfc(f"{Path(container.describe('')).absolute()}/")
-    return PurePosixPath(path.replace("\\", "/").removeprefix(top)).as_posix() if path else ""
+def _inside(path: str, tops: Iterable[str]) -> str:
+    """A path as names are written: relative to one of the folders ``tops``, ``/`` once."""
+    path = path.replace("\\", "/")
+    top = next((top for top in tops if path.startswith(top)), "")
+    return PurePosixPath(path.removeprefix(top)).as_posix() if path else ""
 
 
 def _rows(manifest: Manifest) -> Iterator[tuple[int, Mapping[str, str]]]:
@@ -283,7 +295,7 @@ def _rows(manifest: Manifest) -> Iterator[tuple[int, Mapping[str, str]]]:
 
 
 def _json_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines_of(text), 1):
         if not line.strip():
             continue
         try:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfkt_cli.data.archive import open_container
+from sfkt_cli.data.archive import open_container, tree_drawn_in
 from sfkt_cli.data.decode import decode_mask
 from sfkt_cli.data.loading import FileLoader, archive_of_files
 from sfkt_cli.data.records import Archive, Record, collect
@@ -60,7 +60,8 @@ class ObjectLoader(FileLoader):
 
 def read(config: Config, root: Path) -> Archive:
     """List the crops; raises DataError if a partner is missing."""
-    container = open_container(root, (), ("rgbd-dataset.zip",))
+    advice = f"give the unpacked archive or its zip file with --root; {tree_drawn_in(__doc__)}"
+    container = open_container(root, (), ("rgbd-dataset.zip",), advice, _place)
     remove = config.washington_rgbd.background == "remove"
     needed = ("crop", "depthcrop", "maskcrop") if remove else ("crop", "depthcrop")
     frames = collect(container, _place, needed)
