@@ -48,6 +48,7 @@ from sfkt_cli.errors import (
 from sfkt_cli.machine import full_memory
 from sfkt_cli.settings.config import Config, RuntimeConfig, as_dict, build
 from sfkt_cli.settings.runs import Run, call_stage
+from sfkt_cli.settings.stage import standing
 
 SHUTDOWN_SECONDS = 45  # seconds that processes have to save their state before they are killed
 MENDABLE = {kind.__name__: kind for kind in SfktError.__subclasses__()}
@@ -166,6 +167,7 @@ def launch(name: str, config: Config, run: Run) -> None:
         "name": name, "config": as_dict(config), "folder": str(run.folder), "force": run.force,
         "quiet": console.quiet, "json": speaks_json(),
     }  # fmt: skip
+    before = _inode(run.path(name))
     try:
         if find_world():
             number = next(_numbers)
@@ -185,9 +187,16 @@ def launch(name: str, config: Config, run: Run) -> None:
         say(f"{name}: {count} {where} share batches of {batch}")
         _start(job, count)
     except (SfktError, Interrupted) as error:
-        if run.force and run.finished(name):  # brought back; notes do not travel between processes
+        # Brought back, or set aside: notes do not travel between processes.
+        if run.force and before and _inode(run.path(name)) == before:
             error.add_note(f"{name} is what it was before --force")
         raise
+
+
+def _inode(folder: Path) -> int:
+    """Number of the folder of what counts of a stage: it stays where that is set aside; 0: none."""
+    place = standing(folder)
+    return place.stat().st_ino if place.is_dir() else 0
 
 
 def _agree(verdict: bool) -> bool:

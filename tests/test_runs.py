@@ -210,22 +210,26 @@ def test_what_comes_before_the_first_step_is_no_work(
     assert caught.value.__notes__, "there is nothing to go on from"
 
 
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("again", ["", "begun", "finished", "aside"])
 def test_of_several_processes_a_first_start_has_nothing_to_come_back(
-    again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    again: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a note, the message says to leave --force out: what was done before it stays."""
 
     def stop(job: object, count: int) -> None:
+        if again == "aside":  # as a killed process leaves it
+            (tmp_path / "bridge").rename(tmp_path / ".bridge.before")
         raise Interrupted("the same command goes on")
 
     monkeypatch.setattr(distributed, "_start", stop)
     if again:
         work(Run(tmp_path), "bridge", settings())
+    if again == "begun":
+        (tmp_path / "bridge/done.json").rename(tmp_path / "bridge/begun.json")
     config = build({"runtime": {"gpus": 0, "processes": 2}})
     with pytest.raises(Interrupted) as caught:
         distributed.launch("bridge", config, Run(tmp_path, force=True))
-    assert bool(getattr(caught.value, "__notes__", ())) == again
+    assert bool(getattr(caught.value, "__notes__", ())) == bool(again)
 
 
 def test_a_forced_start_that_ends_before_it_has_begun_loses_nothing(tmp_path: Path) -> None:

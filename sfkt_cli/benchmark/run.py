@@ -407,7 +407,7 @@ def run_task(task: Task, output: Path, quiet: bool) -> End:
                 return End(ran=False)
             call_stage(task.stage, build(dict(task.settings)), Run(task.cell))
             if task.stage not in _READ_OUTSIDE:  # what is done is not claimed again
-                Path(claim.lock_file).unlink(missing_ok=True)
+                Path(claim.lock_file).unlink(missing_ok=True)  # or the user cleaned up
     except Timeout:
         return End(ran=False)
     except (SfktError, OSError) as error:

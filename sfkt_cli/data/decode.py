@@ -9,6 +9,7 @@ here, and tifffile reads TIFF. Images are turned as their EXIF orientation says,
 import contextlib
 import io
 import logging
+import math
 import re
 import threading
 import warnings
@@ -304,9 +305,11 @@ def _decode_npy(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
             read_header = npy.read_array_header_2_0
             if version == (1, 0):
                 read_header = npy.read_array_header_1_0
-            shape, _, _ = read_header(file)
+            shape, _, dtype = read_header(file)
             if len(shape) > 1:  # before room is made for it
                 _check_size(name, shape[1], shape[0], max_pixels)
+            if math.prod(shape) * dtype.itemsize > len(content) and not dtype.hasobject:
+                raise DataError(f"{name} is damaged or cut off: it lacks some of {shape} values")
         file.seek(0)
         values: NDArray[Any] = npy.read_array(file, allow_pickle=False)
     return values

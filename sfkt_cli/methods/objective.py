@@ -21,11 +21,7 @@ from sfkt_cli.models.frozen import fold_batch_norms
 from sfkt_cli.models.saving import Saved
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import LossTerms
-from sfkt_cli.training.predicting import (
-    View,
-    adapt_batch_norms,
-    predict_rows,
-)
+from sfkt_cli.training.predicting import View, adapt_batch_norms, predict_rows
 from sfkt_cli.training.runtime import Runtime
 
 
@@ -115,9 +111,9 @@ class Objective(LossTerms):
     """A student, and what it is trained with: a batch in, named loss terms out.
 
     A method sets ``weights``, writes :meth:`forward`, and overrides what else differs, such as
-    :meth:`begin_epoch` and :meth:`after_step`. One with steps in which trained parameters get no
-    gradient, such as the head, sets ``skips_parameters``: several processes need to know. All of
-    these are those of :class:`sfkt_cli.training.loop.LossTerms`.
+    :meth:`begin_epoch` and :meth:`after_step`; see :class:`sfkt_cli.training.loop.LossTerms`. Where
+    some steps give a trained parameter, such as the head's, no gradient, it sets
+    ``skips_parameters``: several processes need to know.
 
     Batches hold TR target images as they are stored, shifted and mirrored at random
     (``tr_target``), and their row numbers among all target images (``tr_rows``). With ``needs_ti``

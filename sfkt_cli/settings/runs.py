@@ -86,7 +86,7 @@ class Run:
 
     @property
     def test_store(self) -> Path:
-        """Target labels; opened by ``evaluate`` alone."""
+        """Target labels, which no training opens; ``evaluate`` reads them."""
         return self.path("prepare", "test.h5")
 
     def finished(self, stage: str) -> bool:

@@ -283,7 +283,7 @@ def watch(
     before: set[tuple[str, str]] = set()
     done: set[tuple[str, str]] = set()
     answered = _paths_in(output)
-    written_ns = _changed_ns(str(output)) if answered else 0
+    written_ns = output.stat().st_mtime_ns if answered else 0
     trouble = ""
     while True:
         try:

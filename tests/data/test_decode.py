@@ -177,6 +177,8 @@ def test_huge_images_are_refused_before_they_are_decoded() -> None:
         for decode in (decode_rgb, decode_target):
             with pytest.raises(DataError, match=r"100000 x 100000 pixels.*prepare\.max_pixels"):
                 decode(content, "big.npy")
+    with pytest.raises(DataError, match=r"big\.npy is damaged or cut off"):
+        decode_target(first.getvalue().replace(b"100000, 100000", b"1, 1, 99999999"), "big.npy")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])

@@ -526,7 +526,8 @@ def test_paths_in_a_manifest_that_are_absolute_or_untidy(tmp_path: Path) -> None
     (tmp_path / "link").symlink_to(root)
     for top in (root, tmp_path / "link"):
         (root / "manifest.csv").write_text(text.replace("depth/", f"{top}/depth/"), "utf-8")
-        assert read_archive(settings_of("folders", tmp_path / "link")).records == expected
+        for place in (root, tmp_path / "link"):
+            assert read_archive(settings_of("folders", place)).records == expected
     (root / "manifest.csv").write_text(text.replace("depth/", "/elsewhere/"), encoding="utf-8")
     with pytest.raises(DataError, match=r"is not in .*mine.*: paths are relative to it"):
         read_archive(settings_of("folders", root))

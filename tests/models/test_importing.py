@@ -144,6 +144,12 @@ def test_the_number_of_classes_must_fit(
         take(tmp_path / "model.pth", network.state_dict(), of_data, classes=names)
 
 
+def test_what_hangs_at_the_head_is_named(tmp_path: Path) -> None:
+    state = {**models.resnet18(num_classes=3).state_dict(), "fc.scale": torch.ones(())}
+    with pytest.raises(ConfigError, match=r"beside fc it holds fc\.scale"):
+        take(tmp_path / "deep.pth", state, backbone="resnet18")
+
+
 def test_what_a_checkpoint_holds_besides_the_network_is_left_out_and_named(
     tmp_path: Path, network: nn.Module
 ) -> None:

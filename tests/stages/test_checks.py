@@ -145,7 +145,8 @@ def test_a_method_may_ask_for_a_second_view(untrained_run: Run) -> None:
     class TwoViews(Objective):
         needs_ti = needs_second_view = True
 
-    images = TwoViews.__new__(TwoViews).images
+    anything: Any = nn.Identity()
+    images = TwoViews(anything, anything, config).images
     batch = settled(config, store, untrained_run.folder, *images)(0, 0)
     assert batch["tr_target"].shape == batch["tr_target_2"].shape
     assert not torch.equal(batch["tr_target"], batch["tr_target_2"])

@@ -27,7 +27,7 @@ import json
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -267,10 +267,13 @@ def read_manifest(manifest: Manifest) -> list[Record]:
     return records
 
 
-def _inside(path: str, tops: Iterable[str]) -> str:
+def _inside(path: str, tops: Collection[str]) -> str:
     """A path as names are written: relative to one of the folders ``tops``, ``/`` once."""
     path = path.replace("\\", "/")
     top = next((top for top in tops if path.startswith(top)), "")
+    if path.startswith("/") and not top:  # by way of another link
+        above = (f"{place}/" for place in Path(path).parents if _nfc(f"{place.resolve()}/") in tops)
+        top = next(above, "")
     return PurePosixPath(path.removeprefix(top)).as_posix() if path else ""
 
 
