@@ -13,7 +13,7 @@ In the paper c(t) = 1. Ours follows z(t): by how many standard errors target ima
 pairs find their RGB partners better behind the bridge than in the student
 (``label_free.bridge_lead``):
 
-    c(0) = clip(z(0) - 2, 0, 1)                        the bridge has to be better, beyond chance
+    c(0) = clip(z(0) - 1, 0, 1)                        the bridge has to be better, beyond noise
     c(t) = min(c(0), clip(z(t) + 1, 0, 1), 1 - t / T)  before epoch t of T: until the student is
 
 The student begins as the source model with the batch statistics of target images (AdaBN, Li et al.,
@@ -38,7 +38,7 @@ from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
 
-PROVEN, OVERTAKEN = 2.0, -1.0
+PROVEN, OVERTAKEN = 1.0, -1.0
 """Leads of the bridge, in standard errors, above which c(0) and c(t) begin."""
 EQUAL_SHARE = 0.5
 """Share of equal frequencies in the measured ones: a student may be wrong about them."""

@@ -285,7 +285,7 @@ def test_pseudo_labels_equal_a_slow_loop(seed: int, rounds: int) -> None:
 
 
 def test_the_bridge_teaches_as_far_as_it_is_trusted_beside_the_student() -> None:
-    leads = iter([2.6, 0.0, -0.7, 5.0, -1.0])
+    leads = iter([1.6, 0.0, -0.7, 5.0, -1.0])
     objective = make_tgkt({"transfer": {"epochs": 5}}, lambda student: next(leads)).eval()
     batch = make_batch()
     assert objective.outputs.bridged_logits is not None
@@ -300,7 +300,7 @@ def test_the_bridge_teaches_as_far_as_it_is_trusted_beside_the_student() -> None
 def test_the_bridge_is_compared_with_a_student_of_the_targets_statistics() -> None:
     source = make_source()
     adapted: list[Classifier] = []
-    outputs = make_outputs(source, lambda student: 2.5 if adapted == [student] else 9.0)
+    outputs = make_outputs(source, lambda student: 1.5 if adapted == [student] else 9.0)
     outputs.adapt = adapted.append  # type: ignore[method-assign, assignment]
     student = start_student(source)
     assert Tgkt(student, outputs, build({})).trust == 0.5
@@ -316,7 +316,7 @@ def test_the_paper_trusts_its_bridge_to_the_end() -> None:
 
 
 def test_a_bridge_without_trust_teaches_nothing() -> None:
-    leads = iter([2.0, 9.0])
+    leads = iter([1.0, 9.0])
     objective = make_tgkt({}, lambda student: next(leads))
     for epoch in range(2):
         objective.begin_epoch(epoch)
