@@ -73,6 +73,7 @@ class TeacherOutputs:
             _, bridged = predict_rows(targets, view, flips=True)
             self.bridged_logits = bridged.to(runtime.device)
             if ti and not np.isin(self._held_out, trained).any():
+                self._groups = np.array(store.strings("ti/group"))[self._held_out].tolist()
                 pictures = store["ti/target"][self._held_out]
                 self._bridged_pairs, _ = predict_rows(pictures, view, flips=True)
 
@@ -103,8 +104,7 @@ class TeacherOutputs:
             return 0.0
         features, _ = self.predict(self._store["ti/target"][self._held_out], student)
         partners = self.ti_features.cpu()[self._held_out]
-        groups = np.array(self._store.strings("ti/group"))[self._held_out].tolist()
-        return label_free.bridge_lead(self._bridged_pairs, features, partners, groups)
+        return label_free.bridge_lead(self._bridged_pairs, features, partners, self._groups)
 
 
 class Objective(LossTerms):

@@ -619,10 +619,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {assignment!r}: write it as section.field=value")
         value = _yaml(text, f"--set {assignment!r}: the value is") if text else ""
         if name in SECTIONS and value is None:
-            field = next(field for field in section_fields() if field.startswith(f"{name}."))
-            raise ConfigError(
-                f"--set {assignment!r}: {name} is a section: name its setting, such as {field}"
-            )
+            raise ConfigError(f"--set {assignment!r}: {_name_a_setting(name, section_fields())}")
         values.append({name: value})
     return merge(*values)
 
@@ -764,6 +761,10 @@ def _explain(problem: Any, names: Sequence[str], otherwise: str) -> str:
     elif problem["type"] == "tuple_type":
         why = f"must be a list: write --set '{where}=[{str(problem['input'])[:60]}]'"
     elif problem["type"] == "model_type":
-        field = next((name for name in names if name.startswith(f"{where}.")), where)
-        why = f"{where} is a section: name its setting, such as {field}"
+        why = _name_a_setting(where, names)
     return f"setting {where} = {value}: {why}"
+
+
+def _name_a_setting(section: str, names: Iterable[str]) -> str:
+    field = next((name for name in names if name.startswith(f"{section}.")), section)
+    return f"{section} is a section: name its setting, such as {field}"

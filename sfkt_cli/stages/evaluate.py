@@ -89,14 +89,14 @@ def open_stores(run: Run) -> tuple[Store, Store]:
     return open_store(run.transfer_store), open_store(run.test_store)
 
 
-def inputs_of(config: Config, run: Run, *stores: Store) -> dict[str, str]:
+def inputs_of(config: Config, run: Run, transfer: Store, test: Store) -> dict[str, str]:
     """Digests of all that a report is made from.
 
     Raises:
         DataError: A model is missing or damaged, or the student's list of labels is.
     """
-    inputs = {store.path.name: store.digest for store in stores} | model_digests(run)
-    test, student = stores[-1], main_student(config, finished_methods(run))
+    inputs = {store.path.name: store.digest for store in (transfer, test)} | model_digests(run)
+    student = main_student(config, finished_methods(run))
     labelled = test.count("labels") or (test.count("test") and "test/label" in test)
     if student and not labelled and (own := read_own_labels(path := list_to_label(run, student))):
         inputs[path.name] = sha256_json(own)
