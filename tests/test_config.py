@@ -197,6 +197,13 @@ def test_a_section_that_is_written_twice_is_refused(tmp_path: Path) -> None:
     assert read_yaml(path)["d"] == {"x": 3}  # what is merged may be replaced
 
 
+def test_a_setting_that_is_written_in_two_ways_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"bridge\.epochs is given twice"):
+        build({"bridge.epochs": 3, "bridge": {"epochs": 4}})
+    config = build({"bridge.epochs": 3}, {"bridge": {"epochs": 4, "alpha_f": 1.0}})
+    assert config.bridge.epochs == 4
+
+
 def test_missing_undecodable_and_empty_files(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     for unreadable in (path, tmp_path):

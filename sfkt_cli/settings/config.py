@@ -636,14 +636,26 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
     In a layer, settings may be grouped by section, as in a file, or have their dotted names. A
     section whose settings are all left out (null) changes nothing.
+
+    Raises:
+        ConfigError: A layer gives a setting both ways.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
+        settings: dict[str, Any] = {}
         for name, value in layer.items():
-            if name in SECTIONS and isinstance(value, Mapping | None):
-                merged |= {f"{name}.{key}": each for key, each in (value or {}).items()}
-            else:
-                merged[name] = value
+            grouped = name in SECTIONS and isinstance(value, Mapping | None)
+            new = (
+                {f"{name}.{key}": each for key, each in (value or {}).items()}
+                if grouped
+                else {name: value}
+            )
+            for twice in settings.keys() & new:
+                raise ConfigError(
+                    f"{twice} is given twice, as a line of its own and in its section: leave one out"
+                )
+            settings |= new
+        merged |= settings
     return merged
 
 
