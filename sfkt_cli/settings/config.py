@@ -652,7 +652,7 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
             )
             for twice in settings.keys() & new:
                 raise ConfigError(
-                    f"{twice} is given twice, as a line of its own and in its section: leave one out"
+                    f"{twice} is given twice, alone and in its section: leave one out"
                 )
             settings |= new
         merged |= settings

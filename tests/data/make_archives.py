@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -152,24 +153,24 @@ def sun_rgbd(root: Path, count: int = 4) -> Path:
     folders = {
         "kv1/NYUdata": "NYU{:04d}",
         "kv1/b3dodata": "img_{:04d}",
-        "kv2/kinect2data": "00000{0}_2014-05-2{0}_260595134347_rgbf00010{0}-resize",
-        "kv2/align_kv2": "2014-12-18_11-31-5{}_260595134347",
-        "realsense/sa": "2014_10_21-16_54_1{}-1311000073",
-        "xtion/xtion_align_data": "2014-10-09_12-03-3{}_1311",
-        "xtion/sun3ddata/home_{0}/scan1": "00000{0}_2014",
+        "kv2/kinect2data": "{0:06d}_{1:%Y-%m-%d_%H-%M-%S}_260595134347_rgbf000103-resize",
+        "kv2/align_kv2": "{1:%Y-%m-%d_%H-%M-%S}_260595134347",
+        "realsense/sa": "{1:%Y_%m_%d-%H_%M_%S}-1311000073",
+        "xtion/xtion_align_data": "{1:%Y_%m_%d_%H_%M_%S}",
+        "xtion/sun3ddata/home_{0}/scan1": "{0:07d}-000003653244",
     }
     number = 0
     for place, (folder, pattern) in enumerate(folders.items()):
-        words = ["office", "bedroom", f"own_{folder.split('/')[0]}", "idk" if place == 0 else "lab"]
-        for word in words:
-            for _ in range(count if word in ("office", "bedroom") else 1):
-                number += 1
-                capture = root / "SUNRGBD" / folder.format(number) / pattern.format(number)
-                save(capture / "image" / f"pic{number}.jpg", scene(number))
-                save(capture / "depth" / f"pic{number}_abs.png", rotate(depth(number)))
-                save(capture / "depth_bfx" / f"pic{number}_abs.png", rotate(depth(number)))
-                (capture / "scene.txt").write_text(f"{word}\n", encoding="utf-8")
-                (capture / "intrinsics.txt").write_text("520 0 320\n", encoding="utf-8")
+        own = [f"own_{folder.split('/')[0]}", "idk" if place == 0 else "lab"]
+        for word in ["office", "bedroom"] * count + own:
+            number += 1
+            name = pattern.format(number, datetime(2014, 12, 18) + number * timedelta(minutes=5))
+            capture = root / "SUNRGBD" / folder.format(number) / name
+            save(capture / "image" / f"pic{number}.jpg", scene(number))
+            save(capture / "depth" / f"pic{number}_abs.png", rotate(depth(number)))
+            save(capture / "depth_bfx" / f"pic{number}_abs.png", rotate(depth(number)))
+            (capture / "scene.txt").write_text(f"{word}\n", encoding="utf-8")
+            (capture / "intrinsics.txt").write_text("520 0 320\n", encoding="utf-8")
     return root
 
 

@@ -247,6 +247,30 @@ def test_all_sensor_pairs_of_sun_rgbd(
         assert not shared_groups(plan.parts)
 
 
+def test_captures_of_sun_rgbd_within_two_minutes_are_one_group(tmp_path: Path) -> None:
+    """Of all sensors; without a time, runs of at most ten neighbours of one word are."""
+    root = tmp_path / "SUNRGBD"
+    rooms = {
+        "kv2/align_kv2/2014-12-18_11-31-54_260595134347": "first",
+        "xtion/xtion_align_data/2014_12_18_11_31_55": "first",
+        "realsense/shr/2014_12_18-11_33_49-1311000073": "first",
+        "kv2/kinect2data/000003_2014-12-18_11-36-42_260595134347_rgbf000040-resize": "second",
+        "realsense/sa/2014_13_18-11_36_43-1311000073": "no time",
+        "xtion/sun3ddata/home/scan1/0000110-000003653244": "home",
+        "xtion/sun3ddata/home/scan2/0000110-000003653244": "home",
+        **{f"kv1/b3dodata/img_{number:04d}": f"run {number // 10}" for number in range(12)},
+        "kv1/NYUdata/NYU0001": "run of NYU",
+    }
+    for capture in rooms:
+        for folder, image in (("image", scene(1)), ("depth", depth(1))):
+            save(root / capture / folder / "pic.png", image)
+        (root / capture / "scene.txt").write_text("office")
+    archive = read_archive(settings_of("sun-rgbd", root))
+    groups = {record.target: record.group for record in archive.records}
+    pairs = {(room, groups[f"{capture}/depth/pic.png"]) for capture, room in rooms.items()}
+    assert len(pairs) == len(set(rooms.values())) == len(set(groups.values()))
+
+
 def test_sun_rgbd_leaves_out_what_nyu_has(tmp_path: Path) -> None:
     root = sun_rgbd(tmp_path)
     every = read_archive(settings_of("sun-rgbd", root))

@@ -16,13 +16,17 @@ One domain a sensor, as in SOCKET and the paper: the source model sees RGB of ``
 target images are depth of ``target_sensor``. TR are the scene words that all four sensors have, TI
 the pairs of all other words, pooled over the sensors.
 
-Groups. sun3ddata: the place. kinect2data: the video. NYUdata: runs of at most ten neighbouring
-frames of one scene word, because the physical scene is only told by the NYU archive. Others: the
-capture.
+Groups. sun3ddata: the place. NYUdata and b3dodata, which do not name the physical scene: runs of at
+most ten neighbouring frames of one scene word. All others have their time in their id: captures of
+any sensor with less than two minutes between them, since most of those show the same room, and
+some sensors were recorded side by side.
 """
 
+import contextlib
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from sfkt_cli.data.archive import Container, open_container
@@ -39,6 +43,9 @@ _FILE = re.compile(
     r"(?:(?P<view>image|depth|depth_bfx)/[^/]+\.(?:jpe?g|png)|(?P<scene>scene\.txt))",
     re.IGNORECASE,
 )
+
+_TIME = re.compile(r"(?<!\d)(20\d\d)" + r"[_-](\d\d?)" * 5 + r"(?!\d)")
+PAUSE = timedelta(minutes=2)  # between captures of one group, at most
 
 
 def read(config: Config, root: Path) -> Archive:
@@ -98,19 +105,24 @@ def _scene_word(container: Container, name: str) -> str:
     return word
 
 
-def _groups(captures: list[str], words: dict[str, str]) -> dict[str, str]:
+def _groups(captures: Iterable[str], words: Mapping[str, str]) -> dict[str, str]:
+    """The group of each capture; ``words`` are the scene words."""
     groups: dict[str, str] = {}
-    run, before, first = 0, "", ""
+    timed: list[tuple[datetime, str]] = []
+    run: list[str] = []
     for capture in sorted(captures):
         sensor, kind, *rest = capture.split("/")
-        group = f"{sensor}/{kind}/{rest[-1]}" if rest else capture
-        if kind == "sun3ddata" and rest:
-            group = f"{sensor}/{kind}/{rest[0]}"
-        elif kind == "kinect2data":
-            group = group.partition("_rgbf")[0]
-        elif kind == "NYUdata":
-            run = run + 1 if before == words[capture] and run < 9 else 0
-            before = words[capture]
-            group = first = group if run == 0 else first
-        groups[capture] = group
+        groups[capture] = f"{sensor}/{kind}/{rest[0]}" if rest else capture
+        if kind in ("NYUdata", "b3dodata"):
+            here = (kind, words[capture])
+            goes_on = run and here == (run[0].split("/")[1], words[run[0]]) and len(run) < 10
+            run = [*run, capture] if goes_on else [capture]
+            groups[capture] = run[0]
+        elif kind != "sun3ddata" and (match := _TIME.search(rest[-1] if rest else "")):
+            with contextlib.suppress(ValueError):  # no time, such as month 13
+                timed.append((datetime(*map(int, match.groups())), capture))
+    first, last = "", datetime.min
+    for time, capture in sorted(timed):
+        first = capture if time - last > PAUSE else first
+        groups[capture], last = first, time
     return groups
