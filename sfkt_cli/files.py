@@ -9,6 +9,7 @@ import contextlib
 import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -34,7 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The folder of ``path`` is made where it is missing, but none above it: a run folder that was
     moved while a stage runs must not come back at its old place. A device or a pipe, such as
-    /dev/null, is written to and stays.
+    /dev/null, is written to and stays; of a link, the file that it leads to is replaced.
 
     Raises:
         OSError: From the file system, such as a full disk; ``path`` is then what it was.
@@ -42,6 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
     if path.exists() and not (path.is_file() or path.is_dir()):
         yield path
         return
+    path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
@@ -196,27 +198,37 @@ def lines_of(text: str) -> list[str]:
 
 
 def csv_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and cells of each row of a CSV text, by the names in its first line.
+    """Line number and cells of each row of a CSV text, by the names in its first line, lowercase.
 
-    Commas separate the columns, or semicolons, as spreadsheets of some countries write them.
+    Commas separate the columns, semicolons, as spreadsheets of some countries write them, or tabs.
+    Empty rows and empty columns without a name are left out.
 
     Raises:
         DataError: A column is there twice, a row has another number of columns, or quotes do not
             end; names ``path``.
     """
-    lines = lines_of(text)
-    semicolons = ";" in lines[0] and "," not in lines[0]
-    reader = csv.DictReader(lines, delimiter=";" if semicolons else ",", strict=True)
+    head = next(filter(str.strip, lines_of(text)), "")
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True
+    )
+    columns: list[str] = []
     try:
-        columns = [column.strip() for column in reader.fieldnames or ()]
-        for column in columns:
-            if columns.count(column) > 1:
-                raise DataError(f"{path}, line 1: column {column!r} is there twice")
         for row in reader:
-            if None in row or None in row.values():
+            cells = [cell.strip() for cell in row]
+            if not any(cells):
+                continue
+            if not columns:
+                columns = [cell.casefold() for cell in cells]
+                for column in filter(None, columns):
+                    if columns.count(column) > 1:
+                        raise DataError(
+                            f"{path}, line {reader.line_num}: column {column!r} is there twice"
+                        )
+                continue
+            if len(cells) != len(columns):
                 raise DataError(f"{path}, line {reader.line_num}: wrong number of columns")
-            cells = (cell.strip() for cell in row.values())
-            yield reader.line_num, dict(zip(columns, cells, strict=True))
+            named = zip(columns, cells, strict=True)
+            yield reader.line_num, {name: cell for name, cell in named if name or cell}
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}") from None
 

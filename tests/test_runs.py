@@ -594,6 +594,14 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_file_that_a_link_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.json").symlink_to(tmp_path / "there" / "model.json")
+    write_json(tmp_path / "link.json", {"a": 1})
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "there" / "model.json").read_text()) == {"a": 1}
+
+
 def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
     """So does a device: root must not lose /dev/null to `--output /dev/null`."""
     os.mkfifo(pipe := tmp_path / "report.json")

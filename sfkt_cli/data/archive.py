@@ -158,7 +158,13 @@ def open_container(
         candidates += [root / name for name in zips if (root / name).is_file()]
     for candidate in candidates:
         if markers:
-            top = _find_top(_index(candidate), markers)
+            tops = _find_tops(_index(candidate), markers)
+            if len(tops) > 1:
+                raise DataError(
+                    f"{candidate} holds {len(tops)} sets of data, in {tops[0]} and {tops[1]}: give "
+                    f"one of them with --root, or put what lies below them together; {advice}"
+                )
+            top = tops[0] if tops else None
         else:
             top = "" if any(map(is_sample, _index(candidate))) else None
         if top is not None:
@@ -176,14 +182,16 @@ def forget_indexes() -> None:
     _zip.cache_clear()
 
 
-def _find_top(names: Iterable[str], markers: tuple[str, ...]) -> str | None:
+def _find_tops(names: Iterable[str], markers: tuple[str, ...]) -> list[str]:
+    """The highest folders that hold a marker, in any case: ``""`` or ending in ``/``."""
     tops = set()
     for name in names:
         folders = PurePosixPath(name).parts[:-1]
         for depth, folder in enumerate(folders[:4]):
-            if folder in markers:
+            if folder.casefold() in markers:
                 tops.add("".join(f"{part}/" for part in folders[:depth]))
-    return min(tops, key=lambda top: (top.count("/"), top)) if tops else None
+    least = min((top.count("/") for top in tops), default=0)
+    return sorted(top for top in tops if top.count("/") == least)
 
 
 @functools.lru_cache(maxsize=4)
@@ -233,7 +241,10 @@ def _zip(path: Path, process: int) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
-        raise DataError(f"{path} is no intact zip file: {first_line(error)}") from None
+        raise DataError(
+            f"{path} is no intact zip file: {first_line(error)}; folders and zip files are read, "
+            "so unpack archives of other kinds"
+        ) from None
     for info in archive.infolist():
         if not info.is_dir():  # "./a.png", as bsdtar writes it, is "a.png"
             info.filename = info.filename.removeprefix("./")

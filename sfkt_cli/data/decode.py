@@ -250,9 +250,12 @@ def _upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 @contextlib.contextmanager
 def _listening(logger: str, complaints: list[str]) -> Iterator[None]:
-    """Collect the errors that a library only logs; its other messages are dropped."""
+    """Collect the errors that a library only logs in this thread; its messages are dropped."""
+    thread = threading.get_ident()
 
     def keep(record: logging.LogRecord) -> bool:
+        if record.thread != thread:
+            return True  # another filter's
         if record.levelno >= logging.ERROR:
             complaints.append(record.getMessage())
         return False

@@ -107,6 +107,10 @@ def missing_files(dataset: str, folder: Path) -> list[RemoteFile]:
             f"{dataset} cannot be fetched: only {', '.join(SOURCES)} have a public address"
             + (f"; {PAGES[dataset]} says how to get it" if dataset in PAGES else "")
         )
+    if folder.is_file():
+        raise ConfigError(
+            f"--root {folder} is a file, and --download fetches into a folder: leave one out"
+        )
     return [file for file in SOURCES[dataset] if not (folder / file.name).is_file()]
 
 

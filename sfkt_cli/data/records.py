@@ -86,12 +86,17 @@ def settle_ids(records: Iterable[Record], where: object) -> tuple[Record, ...]:
 
     ``/`` becomes ``-``, and what else is unsafe ``_``. A short hash follows where that loses
     something: after other changes, and where two paths would have one id: ``a/b-c``, ``a-b/c``.
+    Records of one id are told apart by the names of their files. Records that share an image, such
+    as one RGB image beside two sensors, share a group.
 
     Raises:
-        DataError: Two records have the same id, or a file's name is not UTF-8; the message names
-            the files.
+        DataError: A record is there twice, or a file's name is not UTF-8; the message names the
+            file.
     """
-    ordered = sorted(records, key=lambda record: record.id)
+    records = list(records)
+    alike = Counter(record.id for record in records)
+    named = (replace(r, id=r.target or r.rgb or r.id) if alike[r.id] > 1 else r for r in records)
+    ordered = sorted(named, key=lambda record: record.id)
     for name in image_names(ordered):
         if _NO_TEXT.search(name):
             raise DataError(
@@ -100,20 +105,20 @@ def settle_ids(records: Iterable[Record], where: object) -> tuple[Record, ...]:
             )
     for before, record in itertools.pairwise(ordered):
         if before.id == record.id:
-            first, second = before.target or before.rgb, record.target or record.rgb
-            if first == second:
-                raise DataError(f"{where}: {first} is listed twice: remove one of the lines")
-            raise DataError(
-                f"{where}: {first} and {second} have the same name {record.id!r}: rename one of "
-                "them"
-            )
+            raise DataError(f"{where}: {record.id} is listed twice: remove one of the lines")
     ids = {record.id: _safe(record.id) for record in ordered}
     counts = Counter(ids.values())
     for path, safe in ids.items():
         if safe != path.replace("/", "-") or counts[safe] > 1:
             digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
             ids[path] = f"{safe}-{digest[:6]}"
-    settled = (replace(r, id=ids[r.id], group=r.group or ids[r.id]) for r in ordered)
+    groups: dict[str, str] = {}  # by image
+    settled: list[Record] = []
+    for record in sorted(ordered, key=lambda record: not record.group):
+        names = image_names([record])
+        group = record.group or next(filter(None, map(groups.get, names)), ids[record.id])
+        groups |= dict.fromkeys(names, group)
+        settled.append(replace(record, id=ids[record.id], group=group))
     return tuple(sorted(settled, key=lambda record: record.id))
 
 

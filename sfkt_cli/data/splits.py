@@ -70,7 +70,8 @@ def expand(
     expanded: list[str] = []
     for pattern in patterns:
         plain = pattern.casefold()
-        matches = [name for name in names if name.casefold() == plain]
+        matches = [name for name in names if name == pattern]
+        matches = matches or [name for name in names if name.casefold() == plain]
         matches = matches or [n for n in names if fnmatch.fnmatchcase(n.casefold(), plain)]
         if not matches:
             near = difflib.get_close_matches(pattern, names, n=1, cutoff=NEAR if new else 0.6)

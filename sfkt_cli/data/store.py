@@ -165,7 +165,8 @@ class Store:
         left = self.left.setdefault(name, np.ones(len(column.sha256), np.bool_))
         if not left.any():
             return
-        blocks = np.unique(np.arange(column.shape[0])[index] // column.block_rows)
+        rows = index if isinstance(index, int) else np.arange(column.shape[0])[index]
+        blocks = np.unique(np.asarray(rows) % column.shape[0] // column.block_rows)
         for block in blocks[left[blocks]].tolist():
             first = block * column.block_rows
             rows = self._map(name)[first : first + column.block_rows]

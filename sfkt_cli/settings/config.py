@@ -180,8 +180,9 @@ class FoldersConfig(Section):
 
     @model_validator(mode="after")
     def _depth_alone(self) -> Self:
-        if self.modality != "depth" and self.scale is not None:
-            raise ValueError("scale is for modality depth: leave it out")
+        for name, given in (("scale", self.scale is not None), ("unit", self.unit in ("mm", "m"))):
+            if given and self.modality != "depth":
+                raise ValueError(f"{name} is for modality depth: leave it out")
         if self.unit != "auto" and self.scale is not None:
             raise ValueError("unit and scale exclude each other: set one of them")
         return self

@@ -76,8 +76,8 @@ def show(
     """
     table = tabulate(samples)
     say(table_text(table, store.unit))
-    for duplicate in duplicates(samples):
-        warn(duplicate)
+    for problem in [*duplicates(samples), *blank_images(samples, names or {})]:
+        warn(problem)
     alignment = check_alignment(store, names) if store.registered else None
     if alignment is not None:
         say(alignment.summary())
@@ -162,6 +162,18 @@ def duplicates(samples: Iterable[Sample]) -> list[str]:
         f"{len(ids)} {view} image{'s'[: len(ids) > 1]} both in {first} and in {second}, "
         f"such as {ids[0][0]} and {ids[0][1]}"
         for (view, first, second), ids in sorted(pairs.items())
+    ]
+
+
+def blank_images(samples: Iterable[Sample], names: Mapping[str, str]) -> list[str]:
+    """A warning of target images that have one value everywhere; ``names`` stand for ids."""
+    blank = [s for s in samples if "target" in s.hashes and s.low == s.high]
+    if not blank:
+        return []
+    first = names.get(blank[0].id, blank[0].id)
+    return [
+        f"{len(blank)} target image{'s'[: len(blank) > 1]} with one value everywhere, such as "
+        f"{first} in {blank[0].part}: leave out what shows nothing"
     ]
 
 

@@ -73,6 +73,11 @@ def make_plan(config: Config, archive: Archive) -> Plan:
     root = archive_root(config)
     chosen = f"TR is {', '.join(tr) or 'nothing'}; TI is {', '.join(ti) or 'nothing'}"
     if not parts["target"]:
+        if not (tr or ti):
+            raise DataError(
+                f"{root} holds {len(parts['ti'])} TI pairs, but no target images to adapt to: add "
+                "target images of the classes, with or without labels"
+            )
         raise DataError(
             f"{root} leaves no TR target images: {chosen}; choose others with "
             "classes.tr, classes.ti"

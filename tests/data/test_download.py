@@ -174,5 +174,8 @@ def test_nothing_is_fetched_before_the_notice_is_accepted(tmp_path: Path) -> Non
 
 
 def test_data_set_without_address_says_so(tmp_path: Path) -> None:
+    (tmp_path / "there.zip").touch()
+    with pytest.raises(ConfigError, match=r"there\.zip is a file, and --download fetches into"):
+        download("nyu-depth", tmp_path / "there.zip", lambda: True)
     with pytest.raises(ConfigError, match="diml-rgbd cannot be fetched"):
         download("diml-rgbd", tmp_path, lambda: True)

@@ -21,6 +21,7 @@ from sfkt_cli.settings.config import build
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.inspect import (
     Line,
+    blank_images,
     duplicates,
     inspect,
     samples_of_store,
@@ -97,6 +98,18 @@ def test_holes_are_filled_from_their_rim() -> None:
     assert filled.min() == 1000
     assert filled.max() == 3000
     assert fill_holes(np.zeros((4, 4), np.uint16)).max() == 0
+
+
+def test_images_of_one_value_are_told() -> None:
+    samples = [
+        Sample("target", 0, "target-000000", "g", "", {"target": b"a"}, low=0, high=0, missing=1.0),
+        Sample("target", 1, "target-000001", "g", "", {"target": b"b"}, low=7, high=7),
+        Sample("target", 2, "target-000002", "g", "", {"target": b"c"}, low=7, high=9),
+        Sample("source", 0, "cup-0", "g", "cup", {"rgb": b"d"}),
+    ]
+    (told,) = blank_images(samples, {"target-000000": "cup-9"})
+    assert told.startswith("2 target images with one value everywhere, such as cup-9 in target")
+    assert not blank_images(samples[2:], {})
 
 
 def test_duplicates_are_told_across_parts_only() -> None:

@@ -346,8 +346,9 @@ def test_own_targets_may_have_several_channels_and_other_sizes(
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("ti/depth/0.png", "neither in ti/rgb nor in ti/target"),
-        ("ti/hall/rgb/0.png", "neither in ti/rgb nor in ti/target"),
+        ("ti/depth/0.png", "call it target"),
+        ("ti/hall/Color/0.png", "call it rgb"),
+        ("ti/hall/0.png", "neither in ti/rgb nor in ti/target"),
         ("ti/0.png", "neither in ti/rgb nor in ti/target"),
         ("tr/mug/Depth/0.png", "call it target"),
         ("tr/mug/RGB/0.png", "call it rgb"),
@@ -355,6 +356,9 @@ def test_own_targets_may_have_several_channels_and_other_sizes(
         ("tr/color/0.png", "without a class"),
         ("tr/thermal/0.png", "call it target"),
         ("tr/Target/hall/0.png", "call it target"),
+        ("tr/mug/hall/nir/0.png", "call it target"),
+        ("tr/target/hall/rgb/0.png", "lies in two folders, target and rgb"),
+        ("ti/rgb/hall/target/0.png", "lies in two folders, rgb and target"),
     ],
 )
 def test_own_images_in_folders_of_other_names_are_told(
@@ -367,6 +371,31 @@ def test_own_images_in_folders_of_other_names_are_told(
         read_archive(settings_of("folders", root))
     (root / name).rename(root / name.replace(".png", ".txt"))  # notes lie where they like
     assert read_archive(settings_of("folders", root)).records
+
+
+def test_folders_of_recordings_may_hold_both_views(tmp_path: Path) -> None:
+    for place in ("tr/mug/day1", "tr/mug/day2/run1", "ti/day1", "ti"):
+        for number in range(2):
+            save(tmp_path / place / "rgb" / "fog" / f"{number}.jpg", scene(number))
+            save(tmp_path / place / "target" / "fog" / f"{number}.png", depth(number))
+    records = read_archive(settings_of("folders", tmp_path)).records
+    assert all(record.rgb and record.target for record in records)
+    assert {(r.group, r.label, r.parts) for r in records} == {
+        ("tr/day1/fog", "mug", ()),
+        ("tr/day2/run1/fog", "mug", ()),
+        ("ti/day1/fog", None, ("ti",)),
+        ("ti/fog", None, ("ti",)),
+    }
+
+
+def test_of_two_sets_in_one_folder_none_is_read_alone(tmp_path: Path) -> None:
+    for day in ("day1", "day2"):
+        make_folders(tmp_path / day)
+    with pytest.raises(DataError, match="2 sets of data, in day1/ and day2/"):
+        read_archive(settings_of("folders", tmp_path))
+    shutil.move(tmp_path / "day2", tmp_path / "day1" / "more")
+    notes = read_archive(settings_of("folders", tmp_path)).notes
+    assert any("neither in tr nor in ti" in note and "day1/more/t" in note for note in notes)
 
 
 def test_a_class_may_have_the_name_of_a_sensor(tmp_path: Path) -> None:
@@ -496,11 +525,39 @@ def test_paths_that_read_alike_have_ids_of_their_own(tmp_path: Path) -> None:
     records = read_archive(settings_of("folders", tmp_path)).records
     assert len({r.id for r in records}) == len({r.group for r in records}) == 2
     save(tmp_path / "tr/table/lamp-1.tif", depth(0))
-    for other, told in (("png", "is listed twice"), ("tif", "rename one of them")):
-        lines[2] = f",tr/table/lamp-1.{other},,,"
-        (tmp_path / "manifest.csv").write_text("\n".join(["rgb,target,label,role,group", *lines]))
-        with pytest.raises(DataError, match=told):
-            read_archive(settings_of("folders", tmp_path))
+    (tmp_path / "manifest.csv").write_text("\n".join(["rgb,target,label,role,group", *lines]))
+    with pytest.raises(DataError, match="is listed twice"):
+        read_archive(settings_of("folders", tmp_path))
+    lines[2] = ",tr/table/lamp-1.tif,,,"
+    (tmp_path / "manifest.csv").write_text("\n".join(["rgb,target,label,role,group", *lines]))
+    archive = read_archive(settings_of("folders", tmp_path))
+    assert len({record.id for record in archive.records}) == 3
+    assert any("in no line of the manifest: 2, as tr/box/a b.png" in n for n in archive.notes)
+
+
+def test_images_of_two_sensors_beside_one_rgb_image_are_one_group(tmp_path: Path) -> None:
+    for number, name in enumerate(("rgb.png", "left.png", "right.png", "other.png")):
+        save(tmp_path / name, scene(number) if name == "rgb.png" else depth(number))
+    rows = ["rgb,target,label,role,group", "rgb.png,left.png,mug,,", "rgb.png,right.png,mug,,"]
+    (tmp_path / "manifest.csv").write_text("\n".join([*rows, ",other.png,mug,,"]))
+    records = read_archive(settings_of("folders", tmp_path)).records
+    groups = {record.target: record.group for record in records}
+    assert groups["left.png"] == groups["right.png"] != groups["other.png"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "RGB;Target ;label;;\n;a.png;mug;;\n;;;;\n;b.png;;;\n",
+        "\n\ttarget\tlabel\n\ta.png\tmug\n\tb.png\t\n",
+    ],
+)
+def test_manifests_of_spreadsheets_are_read(text: str, tmp_path: Path) -> None:
+    for number, name in enumerate(("a.png", "b.png")):
+        save(tmp_path / name, depth(number))
+    (tmp_path / "manifest.csv").write_text(text)
+    records = read_archive(settings_of("folders", tmp_path)).records
+    assert [(r.target, r.label) for r in records] == [("a.png", "mug"), ("b.png", None)]
 
 
 def test_a_manifest_outside_of_a_zip_file_lists_what_is_in_the_zip_file(tmp_path: Path) -> None:

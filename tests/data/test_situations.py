@@ -310,6 +310,25 @@ def test_a_manifest_that_says_a_thing_twice_is_refused(
         read_archive(settings_of("folders", root))
 
 
+@pytest.mark.parametrize("value", [1.0, float("nan"), True, ["mug"], {"name": "mug"}])
+def test_a_cell_of_json_lines_that_is_neither_text_nor_number_is_refused(
+    value: object, tmp_path: Path
+) -> None:
+    root = manifest(tmp_path / "mine")
+    (root / "manifest.csv").unlink()
+    line = json.dumps({"target": "depth/0.png", "label": value})
+    (root / "manifest.jsonl").write_text(line, encoding="utf-8")
+    with pytest.raises(DataError, match=r"manifest\.jsonl, line 1.*(as a text|write null)"):
+        read_archive(settings_of("folders", root))
+
+
+def test_a_cell_of_csv_with_a_line_break_is_refused(tmp_path: Path) -> None:
+    root = manifest(tmp_path / "mine")
+    (root / "manifest.csv").write_text('target,label\ndepth/0.png,"mu\ng"\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 3: label 'mu\\ng' is no text of one line"):
+        read_archive(settings_of("folders", root))
+
+
 @pytest.mark.parametrize("group", ["hall\n2", "\ud83d", "\0"])
 def test_a_cell_of_json_lines_that_is_no_text_is_refused(group: str, tmp_path: Path) -> None:
     root = manifest(tmp_path / "mine")
@@ -436,7 +455,13 @@ def test_depth_in_units_of_its_own_with_values_that_mean_no_reading(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "own", [{"modality": "nir", "scale": 0.2}, {"unit": "mm", "scale": 2.0}, {"scale": 0.0}]
+    "own",
+    [
+        {"modality": "nir", "scale": 0.2},
+        {"modality": "nir", "unit": "mm"},
+        {"unit": "mm", "scale": 2.0},
+        {"scale": 0.0},
+    ],
 )
 def test_scales_and_missing_values_that_mean_nothing_are_refused(own: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="folders"):

@@ -175,6 +175,9 @@ def test_classes_of_the_model_may_have_no_image() -> None:
 def test_wrong_class_names_are_told_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'office'"):
         expand(("ofice",), ["office", "cafe"], "classes.tr")
+    names = ["Mug", "mug", "cup"]
+    assert expand(("mug",), names, "classes.tr") == ["mug"]
+    assert expand(("MUG",), names, "classes.tr") == ["Mug", "mug"]
     with pytest.raises(ConfigError, match=r"in classes\.tr and in classes\.ti"):
         choose_classes(ClassesConfig(tr=("cafe",), ti=("c*",)), archive())
 

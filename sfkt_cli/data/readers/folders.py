@@ -7,8 +7,8 @@
     ti/rgb/<name>.jpg                  task-irrelevant pairs: the same path below both folders
     ti/target/<name>.png
 
-Folders below ``rgb`` and ``target`` are groups (places, recordings): they stay together in a
-split. Otherwise each image is its own group. A :class:`Manifest` says all this line by line
+Folders above or below ``rgb`` and ``target`` are groups (places, recordings): they stay together in
+a split. Otherwise each image is its own group. A :class:`Manifest` says all this line by line
 instead.
 
 Target images are 8- or 16-bit PNG or TIFF, float TIFF or NPY, with 1 to 4 channels:
@@ -27,9 +27,10 @@ import json
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 from sfkt_cli.data.archive import Container, open_container, tree_drawn_in
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
@@ -73,9 +74,10 @@ def read(config: Config, root: Path) -> Archive:
     manifest = find_manifest(root, config.folders.manifest)
     if manifest is not None:
         container, records = manifest.images, read_manifest(manifest)
+        notes = _unlisted(container, records)
     else:
         container = open_container(
-            root, ("tr", "ti", "TR", "TI"), (), f"give your own images with --root; {_ADVICE}"
+            root, ("tr", "ti"), (), f"give your own images with --root; {_ADVICE}"
         )
         records, notes = _read_tree(container)
     targets = [record.target for record in records if record.target is not None]
@@ -109,8 +111,7 @@ def read(config: Config, root: Path) -> Archive:
 
 def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...]]:
     """Records, and what is left out."""
-    names = container.names()
-    inside = [name for name in names if name[:3].lower() in ("tr/", "ti/")]
+    inside = [name for name in container.names() if name[:3].lower() in ("tr/", "ti/")]
     captures = collect(container, functools.partial(_place, container), ())
     _check_partners(container, captures, inside)
     records: list[Record] = []
@@ -121,7 +122,9 @@ def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...]]:
         rgb, target = views.get("rgb"), views.get("target")
         records.append(Record(f"{label or role}/{stem}", group, label, rgb, target, parts))
     notes = [note for note in (tell_unread(inside),) if note]
-    elsewhere = [n for n in set(names) - set(inside) if n.lower().endswith(SUFFIXES)]
+    read = {container.prefix + name for name in inside}
+    others = set(replace(container, prefix="").names()) - read
+    elsewhere = [name for name in others if name.lower().endswith(SUFFIXES)]
     if elsewhere:
         notes.append(f"not read, neither in tr nor in ti: {len(elsewhere)}, as {min(elsewhere)}")
     return records, tuple(f"{container.describe('')}: {note}" for note in notes)
@@ -130,27 +133,30 @@ def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...]]:
 def _place(container: Container, name: str) -> tuple[Capture, str] | None:
     """Capture and view of an image; None for other files, a DataError for misplaced ones."""
     plain = PurePosixPath(_nfc(name))
-    role, top, below = (*plain.parts[:-1], "", "", "")[:3]
-    role = role.lower()
+    role, *folders = plain.parts[:-1] or ("",)
+    role, exact = role.lower(), ("rgb", "target")
     if role not in ("tr", "ti") or plain.suffix.lower() not in SUFFIXES:
         return None
-    problem, label, view, above = "", None, "target", 2 if top else 1
-    if role == "ti":
-        view = top
-        problem = "" if top in ("rgb", "target") else "lies neither in ti/rgb nor in ti/target"
-    elif below in ("rgb", "target") and top != "rgb":
-        label, view, above = top, below, 3
-    elif _VIEWS.get(top.casefold()) == "rgb":
+    label = None
+    if role == "tr" and folders and folders[0] != "rgb":
+        above = folders[1:2] in (["rgb"], ["target"])  # so a class may be called target
+        if above or folders[0].casefold() not in _VIEWS:
+            label = folders.pop(0)
+    views = [folder for folder in folders if folder.casefold() in _VIEWS]
+    view = _VIEWS[views[0].casefold()] if views else "target"
+    problem = ""
+    if role == "ti" and not views:
+        problem = "lies neither in ti/rgb nor in ti/target"
+    elif role == "tr" and label is None and view == "rgb":
         problem = "is an RGB image without a class: it belongs into tr/<class>/rgb"
-    elif top not in ("", "target"):
-        label = top
-        folder = next((name for name in (top, below) if name.casefold() in _VIEWS), None)
-        problem = (
-            f"lies in a folder {folder}: call it {_VIEWS[folder.casefold()]}" if folder else ""
-        )
+    elif len(views) > 1:
+        problem = f"lies in two folders, {views[0]} and {views[1]}, which say what it is: keep one"
+    elif views and views[0] not in exact:
+        problem = f"lies in a folder {views[0]}: call it {view}"
     if problem:
         raise DataError(f"{container.describe(name)} {problem}; {_ADVICE}")
-    return (role, label, "/".join(plain.with_suffix("").parts[above:])), view
+    stem = "/".join([*(folder for folder in folders if folder not in exact), plain.stem])
+    return (role, label, stem), view
 
 
 def _check_partners(
@@ -166,8 +172,8 @@ def _check_partners(
         stem = min(stems)
         name = captures[role, label, stem][view]
         other = "target" if view == "rgb" else "rgb"
-        top = "/".join(name.split("/")[: 1 if role == "ti" else 2])
-        unread = [name for name in names if name.startswith(f"{top}/{other}/{stem}.")]
+        partner = f"/{PurePosixPath(name).with_suffix('')}.".replace(f"/{view}/", f"/{other}/")[1:]
+        unread = [n for n in names if n.startswith(partner) and not n.lower().endswith(SUFFIXES)]
         advice = "restore it" if not unread else f"convert {unread[0]}, which is not read"
         raise DataError(
             f"{container.describe(name)} has no partner {stem}.* in the folder {other}: "
@@ -267,6 +273,16 @@ def read_manifest(manifest: Manifest) -> list[Record]:
     return records
 
 
+def _unlisted(container: Container, records: Iterable[Record]) -> tuple[str, ...]:
+    """A note on images that no line of the manifest names."""
+    images = {name for name in container.names() if name.lower().endswith(SUFFIXES)}
+    others = images - set(image_names(records))
+    if not others:
+        return ()
+    where = container.describe("")
+    return (f"{where}: not read, in no line of the manifest: {len(others)}, as {min(others)}",)
+
+
 def _inside(path: str, tops: Collection[str]) -> str:
     """A path as names are written: relative to one of the folders ``tops``, ``/`` once."""
     path = path.replace("\\", "/")
@@ -302,12 +318,19 @@ def _json_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=_unlike)
+            row = json.loads(line, object_pairs_hook=_unlike, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number} is no JSON object: {error}") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number} is no JSON object")
+        for name, value in row.items():
+            if not isinstance(value, str | int | None) or isinstance(value, bool):
+                raise DataError(f"{path}, line {number}: {name} is {value!r}: write it as a text")
         yield number, {k: "" if value is None else str(value).strip() for k, value in row.items()}
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no value; leave the entry out, or write null")
 
 
 def _unlike(entries: list[tuple[str, object]]) -> dict[str, object]:
