@@ -192,7 +192,7 @@ def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
     store, runtime = open_store(run.transfer_store), measuring_runtime(alone, dry=True)
     models = of_run.load_models(run, store, runtime)
     began, names = time.monotonic(), []
-    encoding = of_run.student_encoding(config.encoding, store, models)
+    encoding = models.encoding(config, store)
     digests = of_run.model_digests(run)
     for predictor in of_run.predictors_of(run, store, models, digests, encoding):
         names.append(predictor.method)

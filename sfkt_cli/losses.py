@@ -163,7 +163,7 @@ def information_maximisation(logits: Tensor, prior: Tensor | None = None) -> Ten
 
     Without a prior all classes count as equally frequent, and this is entropy - diversity =
     mean_b H(p_b) - H(mean_b p_b). Source: arXiv:2401.05014, L_IM; SHOT (Liang et al., ICML 2020),
-    Eq. 3 and 4; the prior is ours. -log K: every prediction certain, classes as frequent as in the
+    Eq. 3; the prior is ours. -log K: every prediction certain, classes as frequent as in the
     prior; 0 without a prior: every prediction the same.
 
     Args:
@@ -285,7 +285,7 @@ def pseudo_label_cross_entropy(logits: Tensor, pseudo_labels: Tensor) -> Tensor:
 
     L_self = mean_b -log p_b[y_b]
 
-    Source: arXiv:2401.05014, L_self; SHOT, Eq. 6. 0: the student agrees and is certain.
+    Source: arXiv:2401.05014, L_self; SHOT, Eq. 7. 0: the student agrees and is certain.
 
     Args:
         logits: (B, K); receives a gradient.

@@ -11,6 +11,8 @@ import ctypes
 import mmap
 import os
 import re
+import resource
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +86,21 @@ def free_memory() -> int:
     if GLIBC:
         ctypes.CDLL(None).malloc_trim(0)
     return min(_machine_has(), *_limits_leave())
+
+
+def forget_peak_memory() -> None:
+    """Begin anew to measure the largest memory use, where the kernel can (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory() -> int:
+    """Largest resident memory in bytes since :func:`forget_peak_memory`, else of the process."""
+    with contextlib.suppress(OSError, ValueError):
+        words = Path("/proc/self/status").read_text(encoding="utf-8").split()
+        return int(words[words.index("VmHWM:") + 1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _limits_leave(root: Path = Path("/sys/fs/cgroup")) -> list[int]:

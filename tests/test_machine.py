@@ -23,8 +23,10 @@ from sfkt_cli.machine import (
     _limits_leave,
     cores,
     cores_each,
+    forget_peak_memory,
     free_memory,
     keep_freed_memory,
+    peak_memory,
     prefer_large_pages,
 )
 
@@ -167,3 +169,14 @@ def test_a_kernel_without_large_pages_is_none_the_worse(
     prefer_large_pages([images])
     monkeypatch.delattr(mmap, "MADV_HUGEPAGE")  # as on another system
     prefer_large_pages([images])
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel cannot forget")
+def test_peak_memory_counts_from_when_it_was_forgotten() -> None:
+    forget_peak_memory()
+    before, size = peak_memory(), 2**28
+    numbers = np.ones(size, np.uint8)
+    assert peak_memory() >= before + size // 2
+    del numbers
+    forget_peak_memory()
+    assert peak_memory() < before + size // 2

@@ -22,7 +22,7 @@ from sfkt_cli import load_student
 from sfkt_cli.cli import app
 from sfkt_cli.evaluation import exported
 from sfkt_cli.settings.config import Config
-from sfkt_cli.stages.transfer import start_student
+from sfkt_cli.training.recipes import start_student
 from tests.methods.test_methods import make_batch, make_outputs, make_source
 
 DOCS = Path(__file__).parent.parent / "docs"

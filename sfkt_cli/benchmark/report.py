@@ -309,7 +309,8 @@ def draw_sweeps(
     for (dataset, setting, split), curves in lines.items():
         file = f"sweep-{setting}-{split}{f'-{slug(dataset)}' if several else ''}.png"
         figures.draw_sweep(output / file, curves, setting, f"accuracy %, {split}")
-        drawn.append((file, f"{setting} on {dataset}, {split} split: mean and standard deviation"))
+        spread = " and standard deviation" if len(plan.seeds) > 1 else ", one seed"
+        drawn.append((file, f"{setting} on {dataset}, {split} split: mean{spread}"))
     return drawn
 
 
@@ -362,11 +363,11 @@ def sensor_tables(plan: BenchmarkPlan, results: Sequence[Result]) -> list[str]:
     """SUN RGB-D: mean accuracy of each method, source sensor down, target sensor across."""
     first, parts = plan.variants[0].name, []
     for dataset in (dataset for dataset in plan.datasets if dataset.sensor_pairs):
-        for split, method in dict.fromkeys((r.split, r.method) for r in results):
-            mean = {
-                r.dataset: percent(r.mean) for r in results
-                if (r.split, r.method, r.variant) == (split, method, first)
-            }  # fmt: skip
+        pairs = {f"{dataset.name} {source} to {to}" for source in SENSORS for to in SENSORS}
+        own = [row for row in results if row.dataset in pairs and row.variant == first]
+        for split, method in dict.fromkeys((row.split, row.method) for row in own):
+            here = [row for row in own if (row.split, row.method) == (split, method)]
+            mean = {row.dataset: percent(row.mean) for row in here}
             lines = [
                 {"RGB, then depth": source}
                 | {to: mean.get(f"{dataset.name} {source} to {to}", "-") for to in SENSORS}

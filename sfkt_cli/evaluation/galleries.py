@@ -16,7 +16,7 @@ from sfkt_cli.data.store import spread
 from sfkt_cli.evaluation import figures
 from sfkt_cli.evaluation.figures import Strip
 from sfkt_cli.evaluation.labelled import Split
-from sfkt_cli.evaluation.models import finished_methods, raw_encoding, source_on_rgb, translate
+from sfkt_cli.evaluation.models import finished_methods, source_on_rgb, translate, weights_kept
 from sfkt_cli.evaluation.predictions import Evaluation, Pairs
 from sfkt_cli.evaluation.report import Section, Shot, named
 
@@ -30,7 +30,7 @@ def ti_gallery(evaluation: Evaluation, pairs: Pairs) -> tuple[str, str]:
     models = evaluation.models
     rows = _some(len(pairs.rgb), evaluation.config.seed)
     stored, rgb = pairs.target[rows], pairs.rgb[rows]
-    partner = source_on_rgb(models).probabilities(rgb)
+    partner = pairs.logits[rows].softmax(dim=1).numpy()
     own = evaluation.outcomes["bridge-only"].predictor.probabilities(stored)
     same = (partner.argmax(axis=1) == own.argmax(axis=1)).tolist()
     marks = ["✓ same" if agrees else "✗ differs" for agrees in same]
@@ -153,13 +153,19 @@ def curves(evaluation: Evaluation) -> Section | None:
     run = evaluation.run
     names = ("source", "bridge", *(f"transfer/{name}" for name in finished_methods(run)))
     stages = {stage: rows for stage in names if run.has(stage) and (rows := run.metrics(stage))}
-    chosen = {stage: best for stage in stages if (best := run.record(stage).get("best_epoch"))}
+    records = {stage: run.record(stage) for stage in stages}
+    chosen = {
+        stage: record["best_epoch"]
+        for stage, record in records.items()
+        if record.get("best_epoch") and weights_kept(record)
+    }
     if not stages:
         return None
     figures.draw_curves(evaluation.folder / "curves.png", stages, chosen)
     caption = (
-        "Loss terms, unweighted, and label-free scores of each epoch; vertical line: the epoch "
-        "whose weights were kept."
+        "Loss terms, before the weights of the settings (distillation includes the trust in the "
+        "bridge), and label-free scores of each epoch; vertical line: the epoch whose weights were "
+        "kept."
     )
     return Section("Training curves", picture="curves.png", caption=caption)
 
@@ -177,7 +183,7 @@ def _target_strip(
     right: Sequence[bool | None] = (),
 ) -> Strip:
     """Target images in the student's encoding."""
-    encoding = evaluation.models.encoding or raw_encoding(evaluation.store)
+    encoding = evaluation.encoding
     encoded = as_rgb(encode(torch.from_numpy(np.ascontiguousarray(stored)), encoding))
     pictures = encoded.permute(0, 2, 3, 1).numpy()
     return Strip(f"target ({encoding.kind})", pictures, captions, right)

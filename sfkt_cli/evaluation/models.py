@@ -38,6 +38,8 @@ Numbers = NDArray[Any]
 
 KEPT = "the source model's weights: the student was judged worse"
 """The note on a student whose own weights were not kept."""
+UNTRANSLATED = "no translator: with it the source model saw no more in target images"
+"""The note on a bridge whose translator was not kept."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,13 @@ class Models:
     bridge: View | None  # the source model behind the translator; None where there is no bridge
     students: dict[str, View]  # by method
 
-    @property
-    def encoding(self) -> Encoding | None:
-        """The encoding of the first student, or of the bridge."""
-        views = [*self.students.values(), *filter(None, [self.bridge])]
-        return views[0].encoding if views else None
+    def encoding(self, config: Config, store: Store) -> Encoding:
+        """The encoding of the main student, else of the bridge, else that of the settings."""
+        main = main_student(config, [*self.students])
+        view = self.bridge if main is None else self.students[main]
+        if view is not None and view.encoding is not None:
+            return view.encoding
+        return choose_encoding(config.encoding, store.modality, sample_rows(store))
 
 
 def finished_methods(run: Run) -> list[str]:
@@ -134,11 +138,6 @@ def raw_encoding(store: Store) -> Encoding:
     return choose_encoding(kind, store.modality, sample_rows(store))
 
 
-def student_encoding(name: str, store: Store, models: Models) -> Encoding:
-    """The encoding that students see: that of existing models, else the one of ``encoding``."""
-    return models.encoding or choose_encoding(name, store.modality, sample_rows(store))
-
-
 def predictors_of(
     run: Run,
     store: Store,
@@ -163,12 +162,14 @@ def predictors_of(
     bridge = run.record("bridge") if models.bridge else {}
     if models.bridge:
         note = outdated("bridge", bridge, inputs)
+        if not weights_kept(bridge):
+            note = note or UNTRANSLATED
         predictors.append(Predictor("bridge-only", models.bridge, *costs(bridge), note))
     for name, view in models.students.items():
         record = run.record(f"transfer/{name}")
         records = [record, bridge] if "bridge" in record.get("inputs", {}) else [record]
         note = outdated(f"transfer --method {name}", record, inputs)
-        if record.get("untouched_kept"):
+        if not weights_kept(record):
             note = note or KEPT
         temperature = read_card(run.path("transfer", name, CARD)).temperature
         predictors.append(Predictor(name, view, *costs(*records), note, temperature))
@@ -213,6 +214,11 @@ def outdated_student(run: Run, method: str) -> str | None:
     except DataError:
         return None
     return outdated(f"transfer --method {method}", record, digests)
+
+
+def weights_kept(record: Mapping[str, Any]) -> bool:
+    """Whether a bridge or a student, by its done.json, is what was trained, not what was before."""
+    return record.get("trained", True) and not record.get("untouched_kept")
 
 
 def costs(*records: Mapping[str, Any]) -> tuple[float | None, float | None]:

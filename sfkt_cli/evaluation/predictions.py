@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfkt_cli import scores
 from sfkt_cli.console import printable
+from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.evaluation.labelled import Split, list_to_label, match_own_labels, read_own_labels
 from sfkt_cli.evaluation.models import Models, Predictor, main_student, source_on_rgb
@@ -109,12 +110,10 @@ class Evaluation:
         classes = self.store.classes or self.models.card.classes
         return match_own_labels(path or Path(), own, self.splits["target"], classes)
 
-    @property
-    def encoding(self) -> str:
-        """Name of the encoding that the student sees."""
-        encoding = self.models.students[self.main_method].encoding
-        assert encoding is not None
-        return encoding.kind
+    @functools.cached_property
+    def encoding(self) -> Encoding:
+        """How target images are encoded for what is compared with the main student."""
+        return self.models.encoding(self.config, self.store)
 
     @property
     def rivals(self) -> list[str]:

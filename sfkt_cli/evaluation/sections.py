@@ -12,7 +12,7 @@ from sfkt_cli import __version__, scores
 from sfkt_cli.data.store import spread
 from sfkt_cli.evaluation import figures, galleries
 from sfkt_cli.evaluation.labelled import Split
-from sfkt_cli.evaluation.models import KEPT, model_digest, translate
+from sfkt_cli.evaluation.models import KEPT, model_digest, translate, weights_kept
 from sfkt_cli.evaluation.predictions import Evaluation
 from sfkt_cli.evaluation.report import (
     BOUNDS,
@@ -79,7 +79,7 @@ def headline(evaluation: Evaluation, judged: Judgement | None) -> Headline:
     if tone == "open":
         detail += "; the difference may be chance"
     if evaluation.student and here["source-encoded"].accuracy != here["source-only"].accuracy:
-        detail += f"; your RGB model on images encoded as {evaluation.encoding}: {encoded} %"
+        detail += f"; your RGB model on images encoded as {evaluation.encoding.kind}: {encoded} %"
     if note := evaluation.outcomes[main].predictor.note:
         detail += f"; {note}"
     elif judged is not None and judged.word != "cannot tell":
@@ -100,7 +100,7 @@ def judge(evaluation: Evaluation) -> Judgement | None:
     if evaluation.student is None:
         return None
     rows, labels = evaluation.own_labels
-    scenes, encoding = evaluation.splits["target"].scenes, evaluation.encoding
+    scenes, encoding = evaluation.splits["target"].scenes, evaluation.encoding.kind
     student, untouched = evaluation.said(evaluation.student), evaluation.said("source-encoded")
     if len(rows):
         groups = [scenes[row] for row in rows]
@@ -180,9 +180,15 @@ def _measured(evaluation: Evaluation) -> list[str]:
     if evaluation.student is None:
         return []
     record, lines = evaluation.run.record(f"transfer/{evaluation.student}"), []
-    if evaluation.student == "tgkt" and "bridge_trust" in record:
+    settings = record.get("settings", {})
+    measured = settings.get("tgkt.trust", "measured") == "measured" and settings.get(
+        "tgkt.beta_kl", 1
+    )
+    if evaluation.student == "tgkt" and "bridge_trust" in record and measured:
         taught = "0, so the student learned without it, from its own images and the pairs"
-        if record["bridge_trust"]:
+        if record.get("groups_compared", 2) < 2:
+            taught = "not measured, and so 0: too few groups of TI pairs (places, recordings)"
+        elif record["bridge_trust"]:
             taught = (
                 f"{record['bridge_trust']:.2f} before the training; its weight then falls to 0. "
                 f"Measured again with the finished student: {record['bridge_trust_left']:.2f} (1: "
@@ -192,7 +198,7 @@ def _measured(evaluation: Evaluation) -> list[str]:
     if record.get("strangers") is not None:
         lines.append(
             f"At most about {percent(record['strangers'])} % of the target images may show none of "
-            "the classes (a coarse bound: no more look like TI images; it may well be none)"
+            "the classes (a rough upper limit: the true share may be 0)"
         )
     return lines
 
@@ -207,11 +213,16 @@ def _gap_closed(evaluation: Evaluation) -> list[str]:
     for split in evaluation.labelled_splits:
         accuracy = {row.method: row.accuracy for row in rows if row.split == split.name}
         start, gap = accuracy["source-only"], bounds[best] - accuracy["source-only"]
+        gained = accuracy[main] - start
+        way = (
+            f"gains {100 * gained:.1f} of the {100 * gap:.1f} points from source-only to"
+            if gained <= gap
+            else f"is {100 * (gained - gap):.1f} points above"
+        )
         if gap > 0:
             lines.append(
-                f"{main} on the {split.name} split gains {100 * (accuracy[main] - start):.1f} of "
-                f"the {100 * gap:.1f} points from source-only to the better bound ({best} on "
-                "held-out images)"
+                f"{main} on the {split.name} split {way} the better bound ({best} on held-out "
+                "images)"
             )
     return lines
 
@@ -344,7 +355,8 @@ def epoch_choice(run: Run, target: Split, stages: Sequence[str]) -> Section | No
     lines: list[Line] = []
     for stage in stages:
         predicted = load_epochs(run.output(stage, FILE).parent)
-        kept = run.record(stage).get("best_epoch") or len(predicted) + 1
+        record = run.record(stage)
+        kept = (weights_kept(record) and record.get("best_epoch")) or len(predicted) + 1
         metrics = run.metrics(stage)
         whole = len(metrics) == len(predicted) >= max(kept, 2) and predicted.shape[1] == len(labels)
         if not np.any(labels >= 0) or not whole:
@@ -395,16 +407,23 @@ def bridge_quality(evaluation: Evaluation) -> Section | None:
     features, distance = evaluation.features("bridge-only", pairs.target), None
     if len(features) > 1:
         distance = scores.frechet_distance(features, pairs.features.numpy())
-    record = evaluation.run.record("bridge")
+    record, agreed = evaluation.run.record("bridge"), evaluation.outcomes["bridge-only"].label_free
+    kept = weights_kept(record)
     trained = "Nothing was trained on these pairs."
     if not pairs.unseen:
         trained = "The bridge was trained on them, too: there were too few pairs to keep some back."
     elif "warm start" in record.get("inputs", {}):
         trained = "The run that the bridge was started from may have been trained on some of them."
+    if not kept:
+        trained = (
+            "The translator was not kept: these are the encoded images. A target image is closer "
+            f"to its RGB partner than to {percent(record.get('ti_rank'))} % of the others with it, "
+            f"and to {percent(record.get('untouched_rank'))} % without."
+        )
     quantities = {
-        "TI agreement of the kept epoch": f"{percent(record.get('ti_agreement'))} %",
-        "the same beyond chance (kappa)": amount(record.get("ti_kappa")),
-        "epoch kept": str(record.get("best_epoch", "-")),
+        "TI agreement": f"{percent(agreed['ti_agreement'])} %",
+        "the same beyond chance (kappa)": amount(agreed["ti_kappa"]),
+        "epoch kept": str(record.get("best_epoch", "-") if kept else "none"),
         "PSNR": f"{scores.psnr(translated, rgb).mean():.1f} dB",
         "SSIM": f"{1 - float(structural_dissimilarity(*pictures)):.3f}",
         "Fréchet distance of source features": amount(distance),

@@ -57,6 +57,7 @@ class TeacherOutputs:
         self.targets = store.count("target")  # N
         self.ti_features: Tensor | None = None  # (M, D), source model on RGB partners; with ``ti``
         self.bridged_logits: Tensor | None = None  # (N, K), source model on translated TR images
+        self.groups: list[str] = []  # of held-out pairs that can prove something of the bridge
         self._store, self._runtime = store, runtime
         trained, self._held_out = pairs
         # Features (H, D) of translated held-out pairs; None where they prove nothing of the bridge.
@@ -73,7 +74,7 @@ class TeacherOutputs:
             _, bridged = predict_rows(targets, view, flips=True)
             self.bridged_logits = bridged.to(runtime.device)
             if ti and not np.isin(self._held_out, trained).any():
-                self._groups = np.array(store.strings("ti/group"))[self._held_out].tolist()
+                self.groups = np.array(store.strings("ti/group"))[self._held_out].tolist()
                 pictures = store["ti/target"][self._held_out]
                 self._bridged_pairs, _ = predict_rows(pictures, view, flips=True)
 
@@ -104,7 +105,7 @@ class TeacherOutputs:
             return 0.0
         features, _ = self.predict(self._store["ti/target"][self._held_out], student)
         partners = self.ti_features.cpu()[self._held_out]
-        return label_free.bridge_lead(self._bridged_pairs, features, partners, self._groups)
+        return label_free.bridge_lead(self._bridged_pairs, features, partners, self.groups)
 
 
 class Objective(LossTerms):
@@ -157,7 +158,7 @@ def cluster_labels(
     cosine. Each further round takes the means of the hard assignments; in these rounds, a class
     that no image is predicted as, or that has no images, has no centroid.
 
-    Source: rounds = 1 is SHOT as released (Liang et al., ICML 2020, Eq. 5 and 6); rounds = 0 with
+    Source: rounds = 1 is SHOT as released (Liang et al., ICML 2020, Eq. 4 to 6); rounds = 0 with
     ``euclidean`` is SOCKET as released.
 
     Args:

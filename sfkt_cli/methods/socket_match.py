@@ -52,7 +52,6 @@ class Socket(Objective):
         """Cluster the student's features: new pseudo-labels."""
         features, logits = self.outputs.predict_all(self.student)
         self.pseudo_labels.copy_(cluster_labels(features, logits, rounds=0, euclidean=True)[0])
-        self._seen.clear()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms of ``tr_target``, ``tr_rows``, ``ti_target`` and ``ti_rows``."""

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from sfkt_cli import losses
+from sfkt_cli.console import warn
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.methods.objective import Objective, TeacherOutputs, cluster_labels
 from sfkt_cli.models.classifier import Classifier
@@ -76,6 +77,13 @@ class Tgkt(Objective):
             )
         outputs.adapt(student)
         self.trust = self._lead_beyond(PROVEN) if measured else 1.0
+        self._compared = len(set(outputs.groups))
+        if measured and settings.beta_kl and self._compared < 2:
+            warn(
+                "the bridge gets no trust, because nothing can prove that it is the better model: "
+                "the TI pairs come from too few groups (places, recordings); name more groups, "
+                "record pairs in ten places or more, or set tgkt.trust=full"
+            )
         self.student.head.requires_grad_(settings.train_head)
         self._settings = settings
         self._epochs = config.transfer.epochs
@@ -105,9 +113,13 @@ class Tgkt(Objective):
         return min(self.trust, self._lead_beyond(OVERTAKEN))
 
     def facts(self) -> dict[str, float]:
-        """c(0), and c beside the finished student."""
+        """c(0), c beside the finished student, and the groups of pairs that were compared."""
         left = self._trust_left()
-        return {"bridge_trust": round(self.trust, 3), "bridge_trust_left": round(left, 3)}
+        return {
+            "bridge_trust": round(self.trust, 3),
+            "bridge_trust_left": round(left, 3),
+            "groups_compared": self._compared,
+        }
 
     def begin_epoch(self, epoch: int) -> None:
         """Compare the bridge with the student; renew pseudo-labels and class frequencies."""

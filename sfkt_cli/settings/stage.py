@@ -46,7 +46,9 @@ STAGE_FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "bridge": ("seed", "encoding", "training", "bridge", "runtime.batch_size"),
     "transfer": ("seed", "encoding", "training", "transfer", "runtime.batch_size"),
-    "evaluate": ("seed", "training", "evaluate", "encoding", "runtime.precision"),
+    "evaluate": (
+        "seed", "training", "evaluate", "encoding", "transfer.method", "runtime.precision",
+    ),
 }  # fmt: skip
 """The settings that decide what a stage writes; the others may change between runs of it."""
 WHAT_RUNS_DID_BEFORE: dict[str, Any] = {"bridge.alpha_p": 0.0}

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sfkt_cli.console import say, track, warn
-from sfkt_cli.data.images import Encoding, as_rgb, encode
+from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, RunError, first_line
 from sfkt_cli.evaluation import predictions
@@ -22,7 +22,6 @@ from sfkt_cli.evaluation.models import (
     main_student,
     model_digests,
     predictors_of,
-    student_encoding,
 )
 from sfkt_cli.evaluation.predictions import Evaluation
 from sfkt_cli.evaluation.report import (
@@ -42,7 +41,7 @@ from sfkt_cli.settings.config import Config, RuntimeConfig, as_dict, fixed_batch
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training.predicting import View
-from sfkt_cli.training.recipes import fit_labels
+from sfkt_cli.training.recipes import fit_labels, start_student
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
 COPIES = {
@@ -150,15 +149,14 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, test: Store) 
     if count := len(evaluation.own_labels[0]):
         say(f"evaluate: {evaluation.list_to_label} has labels of {count} images")
     outcomes = evaluation.outcomes
-    encoding = student_encoding(config.encoding, store, models)
-    competing = predictors_of(run, store, models, stage.inputs, encoding)
+    competing = predictors_of(run, store, models, stage.inputs, evaluation.encoding)
     with track("evaluate", len(competing), "models") as tracker:
         for predictor in competing:
             evaluation.ask(predictor)
             tracker.advance(1, 1, predictor.method)
     predictions.add_ensemble(evaluation)
     predictions.look_for_collapse(evaluation)
-    _add_bounds(evaluation, stage, encoding)
+    _add_bounds(evaluation, stage)
     predictions.measure_speeds(evaluation)
     judged = judge(evaluation)
     note = outcomes[evaluation.main_method].predictor.note
@@ -219,17 +217,17 @@ def measuring_runtime(settings: RuntimeConfig, *, dry: bool = False) -> Runtime:
     return make_runtime(settings.model_copy(update=changes), dry=dry)
 
 
-def _add_bounds(evaluation: Evaluation, stage: Stage, encoding: Encoding) -> None:
+def _add_bounds(evaluation: Evaluation, stage: Stage) -> None:
     """The models that saw what no method may see: target labels, or RGB of the test images."""
     if evaluation.config.evaluate.oracle and len(evaluation.splits["target"].rows) > 1:
         try:
-            evaluation.ask(oracle(evaluation, encoding, stage.inputs))
+            evaluation.ask(oracle(evaluation, stage.inputs))
         except RunError as error:  # only a bound: the rest of the report does not wait for it
             warn(f"the oracle is left out: {error}")
     predictions.add_rgb_bound(evaluation)
 
 
-def oracle(evaluation: Evaluation, encoding: Encoding, inputs: Mapping[str, str]) -> Predictor:
+def oracle(evaluation: Evaluation, inputs: Mapping[str, str]) -> Predictor:
     """The student's network trained on target images *with* labels; kept in evaluate/oracle.
 
     It is no method but a bound: what the network could reach on this sensor. It starts from the
@@ -237,14 +235,15 @@ def oracle(evaluation: Evaluation, encoding: Encoding, inputs: Mapping[str, str]
     students. ``inputs`` are those of ``evaluate``.
     """
     config, run, source = evaluation.config, evaluation.run, evaluation.models.card
+    encoding = evaluation.encoding
     runtime = make_runtime(config.runtime)
     nested = Run(run.path("evaluate"))
     made_from = {name: inputs[name] for name in ("transfer.h5", "test.h5", "source")}
     made_from |= {"recipe": inputs["oracle"], "encoding": sha256_json(asdict(encoding))}
     with nested.open("oracle", config, made_from, renew=True) as stage:
         if stage is not None:
-            model = classifier_of(load_model(run.path("source"), runtime.device).module)
-            model.requires_grad_(True)
+            saved = load_model(run.path("source"), runtime.device)
+            model = start_student(classifier_of(saved.module))
             split = evaluation.splits["target"]
             everything = len(split.rows) == len(split.target)
             fitted = fit_labels(

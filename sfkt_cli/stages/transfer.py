@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
+import time
 from dataclasses import asdict
 from functools import partial
 
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.images import choose_encoding, sample_rows
@@ -40,11 +39,9 @@ from sfkt_cli.training.predicting import (
     View,
     warn_of_collapse,
 )
-from sfkt_cli.training.recipes import SCHEDULES, classifier_optimizer
+from sfkt_cli.training.recipes import SCHEDULES, classifier_optimizer, start_student
 from sfkt_cli.training.runtime import make_runtime, seed_all
 
-BATCH_NORM_MOMENTUM = 0.1
-"""Smallest share of a batch in the student's running statistics; torch's default."""
 STRANGER_ROWS = 2000
 """TI images, at most, that tell which target images look like them."""
 
@@ -96,10 +93,11 @@ def transfer(config: Config, run: Run) -> None:
             encoding = front.encoding_of("bridge")
             architecture["front"] = front.card.architecture
         pairs = held_out_pairs(store)
+        judge = Judge(store, pairs[1], source, runtime)
+        began = time.monotonic()
         outputs = TeacherOutputs(
             store, source, translator, encoding, runtime, pairs, ti=objective_class.needs_ti
         )
-        judge = Judge(store, pairs[1], source, runtime)
         seed_all(config.seed, "transfer", method)
         student = start_student(source)
         if front is not None:
@@ -110,6 +108,7 @@ def transfer(config: Config, run: Run) -> None:
         view = View(runtime, student, encoding)
         objective = objective_class(student, outputs, config)
         runtime.place(objective)
+        preparing = time.monotonic() - began  # outputs of teachers, statistics, banks
         settings = config.transfer
         rates = own.rates(pretrained=saved.card.pretrained)
         batches = settle_batches(stage, store, objective.images, runtime, objective)
@@ -160,7 +159,7 @@ def transfer(config: Config, run: Run) -> None:
             images=describe_images(sample_rows(store), encoding.missing),
         )  # fmt: skip
         stage.finish(
-            seconds=fitted.seconds,
+            seconds=preparing + fitted.seconds,
             best_epoch=fitted.best_epoch + 1,
             strangers=strangers,
             untouched_kept=not kept,
@@ -169,21 +168,6 @@ def transfer(config: Config, run: Run) -> None:
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
         say(f"{method}: {advice(word, encoding.kind, ours, before, groups)}")
-
-
-def start_student(source: Classifier) -> Classifier:
-    """A copy of the frozen source model that may be trained.
-
-    Its running statistics follow the target images within an epoch: some published networks keep
-    99 % of the old ones in each step, so a student of a few hundred steps would be predicted with
-    statistics that it has left behind.
-    """
-    student = copy.deepcopy(source)
-    for module in student.modules():
-        if isinstance(module, _BatchNorm) and module.momentum is not None:
-            module.momentum = max(module.momentum, BATCH_NORM_MOMENTUM)
-    student.requires_grad_(True)
-    return student.train()
 
 
 def share_of_strangers(

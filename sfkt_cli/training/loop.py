@@ -212,13 +212,13 @@ class Training:
     def _pass(self, epoch: int, tracker: Tracker) -> None:
         """Train for the steps of an epoch that are left."""
         runtime, progress, seed = self.runtime, self.progress, self.stage.config.seed
+        began = time.monotonic()
         if progress.step == 0:
             seed_all(seed, self.title, epoch)
             self.objective.begin_epoch(epoch)
             runtime.share_buffers(self.objective)
         self.objective.train()
         self.latest = {}
-        began = time.monotonic()
         for step, batch in _ahead(self.batches, epoch, progress.step, self.steps):
             seed_all(seed, self.title, epoch, step)
             factor = self.schedule((epoch * self.steps + step) / (self.epochs * self.steps))

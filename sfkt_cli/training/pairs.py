@@ -116,9 +116,9 @@ def held_out_pairs(store: Store) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the TI pairs that are trained on, and of those that only score.
 
     A tenth of the pairs is held out, in whole groups and at most HELD_OUT; where that would be
-    fewer than MIN_HELD_OUT, a fifth. Where no group is that small, all pairs are trained on, and
-    some of them score, too. The seed of ``sfkt prepare`` draws them, so that they are the same for
-    all stages.
+    fewer than MIN_HELD_OUT, or a single group, a fifth. Where no group is that small, all pairs are
+    trained on, and some of them score, too. The seed of ``sfkt prepare`` draws them, so that they
+    are the same for all stages.
     """
     count = store.count("ti")
     groups, of_group = np.unique(np.array(store.strings("ti/group")), return_inverse=True)
@@ -130,7 +130,7 @@ def held_out_pairs(store: Store) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
             if group not in chosen and total + sizes[group] <= min(HELD_OUT, count // share):
                 chosen.add(group)
                 total += sizes[group]
-        if total >= MIN_HELD_OUT:
+        if total >= MIN_HELD_OUT and len(chosen) > 1:
             break
     rows = np.arange(count)
     held_out = np.flatnonzero(np.isin(of_group, sorted(chosen)))

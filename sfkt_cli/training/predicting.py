@@ -192,25 +192,28 @@ def collapse_warning(
     top, largest = max(shares), math.log(len(shares))
     if len(classes) > 1 and top > COLLAPSED_SHARE:
         name = classes[shares.index(top)]
-        return f"{model} calls {100 * top:.0f} % of the {images} {name!r}: {advice}"
+        return (
+            f"{model} calls {100 * top:.0f} % of the {images} {name!r}: if they are more varied, "
+            f"{advice}"
+        )
     if entropy > NEARLY_UNIFORM * largest:
         return (
             f"{model} is unsure of the {images} (mean entropy {entropy:.2f} nats of "
-            f"{largest:.2f}): it has learned hardly anything; {advice}"
+            f"{largest:.2f}), so its answers are close to guessing: {advice}"
         )
     return None
 
 
 COLLAPSED = {
-    "bridge": "if your images are more varied, no student can learn from it: record more TI pairs, "
-    "or pairs that look more like your target images, or train longer (bridge.epochs)",
-    "transfer": "if your images are more varied, it has collapsed: do not ship it; record more TI "
-    "pairs, train the bridge longer or try another --method",
-    "evaluate": "if your images are more varied, it has collapsed: do not ship it",
-    "predict": "if they are more varied, the student has collapsed, or these images are unlike "
-    "those that it was trained on: look at the report of `sfkt evaluate`",
+    "bridge": "no student can learn from it: record more TI pairs, or pairs that look more like "
+    "your target images, or train longer (bridge.epochs)",
+    "transfer": "do not ship it: record more TI pairs, train the bridge longer or try another "
+    "--method",
+    "evaluate": "do not ship it",
+    "predict": "the student is of no use, or these images are unlike those that it was trained on: "
+    "look at the report of `sfkt evaluate`",
 }
-"""What to do, by stage, where one class takes nearly all."""
+"""What to do, by stage, where one class takes nearly all, or all are alike likely."""
 
 
 def warn_of_collapse(logits: Tensor, classes: Sequence[str], model: str, stage: str) -> None:

@@ -3,6 +3,7 @@
 The source model has labels of RGB images, the oracle of target images.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sfkt_cli.machine import prefer_large_pages
 from sfkt_cli.models.classifier import Classifier
@@ -21,6 +23,8 @@ from sfkt_cli.training.loop import Batch, Fitted, LossTerms, Training
 from sfkt_cli.training.runtime import Runtime
 
 Load = Callable[[Tensor], Tensor]
+BATCH_NORM_MOMENTUM = 0.1
+"""Smallest share of a batch in the student's running statistics; torch's default."""
 
 
 def classifier_optimizer(
@@ -68,6 +72,21 @@ def cosine(progress: float) -> float:
 def inverse_decay(progress: float) -> float:
     """(1 + 10 p)^-0.75, the schedule of SHOT and SOCKET."""
     return float((1.0 + 10.0 * progress) ** -0.75)
+
+
+def start_student(source: Classifier) -> Classifier:
+    """A copy of the frozen source model that may be trained.
+
+    Its running statistics follow the target images within an epoch: some published networks keep
+    99 % of the old ones in each step, so a student of a few hundred steps would be predicted with
+    statistics that it has left behind.
+    """
+    student = copy.deepcopy(source)
+    for module in student.modules():
+        if isinstance(module, _BatchNorm) and module.momentum is not None:
+            module.momentum = max(module.momentum, BATCH_NORM_MOMENTUM)
+    student.requires_grad_(True)
+    return student.train()
 
 
 SCHEDULES = {"cosine": cosine, "inverse": inverse_decay}

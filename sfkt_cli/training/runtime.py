@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import resource
-import sys
 import warnings
 import zlib
 from collections.abc import Callable
@@ -19,7 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from sfkt_cli.distributed import choose_device, use_gpus
 from sfkt_cli.errors import ConfigError
-from sfkt_cli.machine import cores_each, keep_freed_memory
+from sfkt_cli.machine import cores_each, forget_peak_memory, keep_freed_memory, peak_memory
 from sfkt_cli.settings.config import RuntimeConfig
 
 
@@ -212,13 +210,11 @@ class Runtime:
     def peak_memory_mb(self) -> float:
         """Largest memory use.
 
-        On a GPU: of its allocator since the stage began. On the CPU: resident memory of the
-        process.
+        Since the stage began: on a GPU of its allocator, on the CPU resident memory of the process.
         """
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
-        unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kilobytes
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        return peak_memory() / 2**20
 
 
 def _has_depthwise(module: nn.Module | None) -> bool:
@@ -273,6 +269,7 @@ def make_runtime(config: RuntimeConfig, *, dry: bool = False) -> Runtime:
         torch.backends.cudnn.benchmark = not config.deterministic
     else:
         keep_freed_memory()
+        forget_peak_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     elif world > 1 and "OMP_NUM_THREADS" not in os.environ:

@@ -28,6 +28,7 @@ class Made(TeacherOutputs):
         self.source, self.encoding, self.targets = source, ENCODING, len(targets)
         self.ti_features, self.bridged_logits = ti_features, bridged_logits
         self._images, self._lead = targets, lead
+        self.groups = ["hall", "yard"]
 
     @torch.inference_mode()
     def predict_all(self, student: Classifier) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,8 @@ from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.translators import Front, PointwiseTranslator
 from sfkt_cli.settings.config import Config, OptimiserConfig, build, method_settings
 from sfkt_cli.settings.stage import Stage
-from sfkt_cli.stages.transfer import start_student
 from sfkt_cli.training.loop import Batch, Training
-from sfkt_cli.training.recipes import classifier_optimizer, cosine
+from sfkt_cli.training.recipes import classifier_optimizer, cosine, start_student
 from sfkt_cli.training.runtime import Runtime
 from tests.methods.made import ENCODING, Made
 

@@ -18,7 +18,7 @@ from sfkt_cli.methods.tgmb import REC_LOSSES, Tgmb
 from sfkt_cli.models.classifier import freeze
 from sfkt_cli.models.translators import TRANSLATORS, Front, make_translator
 from sfkt_cli.settings.config import build
-from sfkt_cli.stages.transfer import start_student
+from sfkt_cli.training.recipes import start_student
 from tests.methods.made import ENCODING, Made
 from tests.methods.test_contract import (
     BATCH,

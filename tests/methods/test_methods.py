@@ -29,8 +29,8 @@ from sfkt_cli.models.translators import Front, UNetTranslator
 from sfkt_cli.scores import soft_neighbourhood_density
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.stages.bridge import loss_weights
-from sfkt_cli.stages.transfer import start_student
 from sfkt_cli.training.loop import Batch
+from sfkt_cli.training.recipes import start_student
 from tests.methods.made import ENCODING, Made
 
 COUNT, CLASSES, FEATURES, SIDE = 12, 3, 8, 16
@@ -325,6 +325,14 @@ def test_a_bridge_without_trust_teaches_nothing() -> None:
     assert terms["kl"].item() == 0.0
     with pytest.raises(ConfigError, match=r"tgkt.beta_f are 0.*may get no trust"):
         make_tgkt({"tgkt": {"beta_im": 0, "beta_f": 0, "beta_self": 0}}, lambda student: 0.0)
+
+
+def test_a_bridge_that_cannot_be_compared_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_source()
+    outputs = make_outputs(source)
+    outputs.groups = ["hall", "hall"]
+    Tgkt(start_student(source), outputs, build({}))
+    assert "too few groups" in capsys.readouterr().err
 
 
 def test_no_pairs_are_loaded_without_their_term() -> None:

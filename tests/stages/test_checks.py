@@ -168,6 +168,7 @@ def test_an_epoch_passes_few_target_images_several_times(untrained_run: Run) -> 
         ([10] * 100, 100),  # many small groups: a tenth
         ([1000] * 5, 1000),  # one of five
         ([2000, 700, 600], 600),  # one that is at most a fifth
+        ([100] * 12, 200),  # one proves nothing: two, a sixth
         ([1000] * 4, 2000),  # a quarter is too many: all are trained on, and some score
         ([10] * 40, 80),  # 40 are few to score on: a fifth
     ],

@@ -14,6 +14,7 @@ from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.evaluation.labelled import LISTS, list_to_label, read_splits
+from sfkt_cli.evaluation.models import load_models
 from sfkt_cli.files import write_record
 from sfkt_cli.models.saving import classifier_of, load_model
 from sfkt_cli.settings.config import RuntimeConfig, build
@@ -193,6 +194,39 @@ def test_the_report_shows_what_the_training_measured(evaluated: Run) -> None:
     assert "Trust in the bridge, 0 to 1: 0.50 before the training" in text
     assert "Measured again with the finished student: 0.25" in text
     assert "At most about 12.5 % of the target images may show none" in text
+
+
+def test_models_are_compared_on_the_main_students_encoding(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "tgkt", "shot")
+    save_classifier(run, "transfer/shot", 3, replace(ENCODING, high=9000.0))
+    store = open_store(run.transfer_store)
+    models = load_models(run, store, measuring_runtime(settings().runtime))
+    assert [*models.students] == ["shot", "tgkt"]
+    assert models.encoding(settings(), store) == ENCODING
+    alone = replace(models, students={"shot": models.students["shot"]})
+    assert alone.encoding(settings(), store).high == 9000.0
+
+
+def test_weights_that_were_not_kept_are_not_described(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "tgkt")
+    record = run.record("bridge") | {"trained": False, "ti_rank": 0.25, "untouched_rank": 0.75}
+    write_record(run.path("bridge", "done.json"), record)
+    record = run.record("transfer/tgkt") | {"settings": {"tgkt.trust": "full"}}
+    write_record(run.path("transfer", "tgkt", "done.json"), record)
+    evaluate(settings(), run)
+    text = run.path("evaluate", "report.md").read_text(encoding="utf-8")
+    assert "The translator was not kept" in text
+    assert "25.0 % of the others with it, and to 75.0 % without" in text
+    assert "no translator: with it the source model saw no more" in text
+    assert "Trust in the bridge" not in text  # nothing was measured
+
+
+def test_another_main_method_makes_another_report(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "aad", "shot", bridge=False)
+    for method in ("shot", "aad"):
+        transfer = settings().transfer.model_copy(update={"method": method})
+        evaluate(settings().model_copy(update={"transfer": transfer}), run)
+        assert f"transfer/{method}/" in run.path("evaluate", "report.md").read_text()
 
 
 def test_class_names_are_escaped(evaluated: Run) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import resource
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from sfkt_cli import machine
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.models.onnx_network import OnnxNetwork
 from sfkt_cli.settings.config import RuntimeConfig
@@ -95,5 +97,6 @@ def test_peak_memory_is_in_megabytes_on_every_system(
     platform: str, largest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(machine, "Path", lambda name: Path("/nowhere") / name[1:])
     monkeypatch.setattr(resource, "getrusage", lambda whose: SimpleNamespace(ru_maxrss=largest))
     assert Runtime(torch.device("cpu"), torch.float32).peak_memory_mb() == 3.0

@@ -120,7 +120,8 @@ def _groups(captures: Iterable[str], words: Mapping[str, str]) -> dict[str, str]
             groups[capture] = run[0]
         elif kind != "sun3ddata" and (match := _TIME.search(rest[-1] if rest else "")):
             with contextlib.suppress(ValueError):  # no time, such as month 13
-                timed.append((datetime(*map(int, match.groups())), capture))
+                time = datetime.strptime("-".join(match.groups()), "%Y-%m-%d-%H-%M-%S")
+                timed.append((time, capture))
     first, last = "", datetime.min
     for time, capture in sorted(timed):
         first = capture if time - last > PAUSE else first
