@@ -47,10 +47,17 @@ class RunError(SfktError):
     """A stage is out of order, already done with other settings, or could not finish."""
 
 
+def installed(module: str) -> bool:
+    """Whether a module can be imported.
+
+    A folder of that name, such as one of logs in the working folder, is found without an origin.
+    """
+    return getattr(find_spec(module), "origin", None) is not None
+
+
 def need(user: str, extra: str, *modules: str, instead: str = "") -> None:
     """Raise ConfigError if modules that ``user`` needs, and an extra brings, are not installed."""
-    # A folder of that name, such as one of logs in the working folder, is found without an origin.
-    lacking = [name for name in modules if getattr(find_spec(name), "origin", None) is None]
+    lacking = [name for name in modules if not installed(name)]
     if lacking:
         raise ConfigError(
             f"{user} needs {', '.join(lacking)}: pip install 'sfkt[{extra}]'{instead}"

@@ -167,7 +167,7 @@ def read_image(path: str | Path) -> bytes:
             )
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def rank(
@@ -229,6 +229,11 @@ def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> 
     run = Run(path)
     done = run.methods()
     if not done:
+        if graph := next(path.glob("student*.pt2"), None):
+            raise RunError(
+                f"{graph} is for other programs: export with `--format safetensors`, too, for this "
+                "one"
+            )
         raise RunError(f"{path} holds no finished student: first run `sfkt transfer`")
     chosen = method or (done[0] if len(done) == 1 else usual)
     if chosen not in done:

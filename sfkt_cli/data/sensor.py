@@ -74,12 +74,12 @@ class Sensor:
         first = f"; first {', then '.join(steps)}" if steps else ""
         if self.dtype == "uint8":  # floats would become 16 bit
             return f"{unit}{first}"
-        floats = "are like whole numbers"
+        floats = ""
         if self.missing and self.unit == "auto" and scale is None:
-            floats = "are metres, multiply them by 1000"
+            floats = "; if the sensor itself gives floats, they are metres: multiply them by 1000"
         elif not self.missing and self.unit != "raw":
-            floats = "are 0..1, multiply them by 65535"
-        return f"{unit}{first}; floats {floats}; NaN becomes {instead}"
+            floats = "; if the sensor itself gives floats, they are 0..1: multiply them by 65535"
+        return f"{unit}{first}{floats}; NaN becomes {instead}"
 
     def decode(self, content: bytes, name: str) -> NDArray[Any]:
         """An image file to (S, S) or (S, S, C) in the stored unit; raises DataError if damaged."""

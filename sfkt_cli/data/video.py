@@ -17,22 +17,30 @@ from sfkt_cli.data.decode import is_coloured
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.errors import ConfigError, DataError
 
+STOP_S = 35.0  # OpenCV waits 30 s for the frame of a stream
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts")
 
 
 def is_live(entry: str) -> bool:
     """Whether it is a camera's number or an address: frames without an end."""
+    if entry.startswith(("http://", "https://")) and _is_video_name(entry):
+        return False
     return "://" in entry or (entry.isdecimal() and not Path(entry).exists())
 
 
 def is_video(entry: str) -> bool:
     """Whether it is a live stream or a video file."""
-    return is_live(entry) or Path(entry).suffix.lower() in VIDEOS
+    return is_live(entry) or (_is_video_name(entry) and not Path(entry).is_dir())
+
+
+def _is_video_name(entry: str) -> bool:
+    return Path(entry).suffix.lower() in VIDEOS
 
 
 def without_password(address: str) -> str:
     """The address of a stream for messages and rows, without the user's name and password."""
-    return re.sub(r"//[^/]*@", "//", address)
+    address = re.sub(r"//[^/]*@", "//", address)
+    return re.sub(r"(?i)\b(user\w*|login|pass\w*|pwd|token)=[^&/]*", r"\1=...", address)
 
 
 def frames(entry: str, sensor: Sensor) -> Iterator[tuple[str, NDArray[Any]]]:
@@ -100,6 +108,7 @@ def _all(capture: Any) -> Iterator[NDArray[Any]]:
 def _newest(capture: Any) -> Iterator[NDArray[Any]]:
     """Frames read in a thread; those that come while the last one is looked at are dropped."""
     newest: queue.Queue[NDArray[Any] | Exception | None] = queue.Queue(1)
+    stopped = threading.Event()
 
     def read() -> None:
         end = None
@@ -108,12 +117,21 @@ def _newest(capture: Any) -> Iterator[NDArray[Any]]:
                 with contextlib.suppress(queue.Empty):
                     newest.get_nowait()
                 newest.put(frame)
+                if stopped.is_set():
+                    return
         except Exception as error:  # raised where the frames are looked at
             end = error
         newest.put(end)
 
-    threading.Thread(target=read, daemon=True).start()
-    while (frame := newest.get()) is not None:
-        if isinstance(frame, Exception):
-            raise frame
-        yield frame
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        while (frame := newest.get()) is not None:
+            if isinstance(frame, Exception):
+                raise frame
+            yield frame
+    finally:  # Python must not end while OpenCV works
+        stopped.set()
+        with contextlib.suppress(queue.Empty):
+            newest.get_nowait()
+        thread.join(STOP_S)

@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from sfkt_cli.console import printable
 from sfkt_cli.data.grid import Fit, place_targets
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import Store, spread
-from sfkt_cli.errors import RunError
+from sfkt_cli.errors import RunError, installed
 from sfkt_cli.evaluation.models import model_digests
 from sfkt_cli.evaluation.report import (
     Line,
@@ -283,7 +282,7 @@ def time_all(
     runners: dict[tuple[str, str], Predict] = {("PyTorch", name): open_graph(graph)}
     for file, content in files.items():
         runners["onnxruntime", file] = open_onnx(content)
-        if find_spec("openvino") is not None:
+        if installed("openvino"):
             runners["OpenVINO", file] = open_openvino(content)
     return [
         Latency(*runner, len(images), *_measure(predict, images))

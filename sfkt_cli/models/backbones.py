@@ -4,14 +4,13 @@ import contextlib
 import difflib
 import json
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sfkt_cli.errors import ConfigError, first_line, need
+from sfkt_cli.errors import ConfigError, first_line, installed, need
 from sfkt_cli.settings.config import SourceConfig
 
 Three = tuple[float, float, float]
@@ -129,7 +128,7 @@ def _not_downloaded(name: str, error: OSError) -> ConfigError:
 
 def _timm_hint(name: str) -> str:
     """What to write where it is timm's name."""
-    if find_spec("timm") is None:
+    if not installed("timm"):
         return ""
     import timm
 

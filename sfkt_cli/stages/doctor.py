@@ -1,7 +1,6 @@
 """`sfkt doctor`: what this machine has, what is missing, and what would help."""
 
 import functools
-import importlib.util
 import os
 import platform
 import shutil
@@ -15,9 +14,10 @@ from typing import Any
 import torch
 
 from sfkt_cli.console import output, say, warn
+from sfkt_cli.data.archive import list_files
 from sfkt_cli.data.readers import DATA_FOLDER, READERS
 from sfkt_cli.data.store import open_store
-from sfkt_cli.errors import RunError, SfktError
+from sfkt_cli.errors import RunError, SfktError, installed
 from sfkt_cli.machine import cores
 from sfkt_cli.models.saving import CARD, WEIGHTS, load_model
 from sfkt_cli.settings.runs import RUNS, Run
@@ -67,14 +67,14 @@ def doctor(verify: Path | None = None) -> dict[str, Any]:
 def examine() -> Iterator[Finding]:
     """Look at everything, the machine first."""
     yield Finding("Python", f"{platform.python_version()} in {sys.prefix}")
-    installed = any(metadata.distributions(name="sfkt"))
-    yield Finding("sfkt", metadata.version("sfkt") if installed else "from its folder")
+    packaged = any(metadata.distributions(name="sfkt"))
+    yield Finding("sfkt", metadata.version("sfkt") if packaged else "from its folder")
     yield Finding("torch", _torch())
     yield from _devices()
     yield from _resources()
     for module, purpose in EXTRAS.items():
-        installed = importlib.util.find_spec(module) is not None
-        yield Finding(f"  {module}", "installed" if installed else f"not installed ({purpose})")
+        there = installed(module)
+        yield Finding(f"  {module}", "installed" if there else f"not installed ({purpose})")
     yield from _data()
 
 
@@ -91,8 +91,7 @@ def _checks_of(folder: Path) -> Iterator[tuple[Path, Callable[[], object]]]:
 
 def _below(folder: Path, name: str) -> list[Path]:
     """Files of that name in a run, but for hidden folders, which are about to be replaced."""
-    paths = sorted(folder.rglob(name))
-    return [p for p in paths if not any(part[0] == "." for part in p.relative_to(folder).parts)]
+    return [folder / path for path in list_files(folder) if path.rpartition("/")[2] == name]
 
 
 def _verify(folder: Path) -> list[str]:

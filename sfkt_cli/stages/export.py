@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from sfkt_cli import files
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.sensor import Sensor, prepared_sensor
 from sfkt_cli.data.store import open_store
-from sfkt_cli.errors import ConfigError, DataError, RunError, SfktError, need
+from sfkt_cli.errors import ConfigError, DataError, RunError, SfktError, installed, need
 from sfkt_cli.evaluation import exported, report
 from sfkt_cli.models import graph_files
 from sfkt_cli.models.classifier import Classifier
@@ -33,7 +32,7 @@ from sfkt_cli.models.graph_files import FitTarget, SensorGraph
 from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
 from sfkt_cli.settings.config import Config, to_yaml
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings.stage import Done, digest_outputs, versions
+from sfkt_cli.settings.stage import Done, digest_outputs, lacks, versions
 from sfkt_cli.student import find_student, sensor_of
 
 FORMATS = ("onnx", "pt2", "safetensors")
@@ -117,9 +116,7 @@ def export(
         "versions": versions(),
     }
     earlier = _record_of(target)
-    before: list[str] = earlier.get("written", [])
-    same = made_of.items() <= earlier.items()
-    if same and all((target / name).is_file() for name in before) and not run.force:
+    if made_of.items() <= earlier.items() and not lacks(target) and not run.force:
         say(f"export: already done in {target}")
         return
     if output is not None:
@@ -155,11 +152,10 @@ def export(
             "largest_difference": {k: v.largest_difference for k, v in writer.comparisons.items()},
             "files": [asdict(comparison) for comparison in writer.comparisons.values()],
             "latencies": [asdict(latency) for latency in writer.latencies],
-            "written": written,
-            "outputs": digest_outputs(folder, [name for name in written if name not in COPIES]),
+            "outputs": digest_outputs(folder, written),
         }
         files.write_record(folder / "done.json", record)
-        _replace(target, folder, before, written)
+        _replace(target, folder, written)
     say(f"export: {len(written)} files are in {target}")
 
 
@@ -198,13 +194,9 @@ def _unfinished(target: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _replace(target: Path, folder: Path, before: Sequence[str], written: Sequence[str]) -> None:
-    """Put new files in the place of an earlier export; the record comes last.
-
-    Only what the earlier one wrote is removed, and graphs, which an interrupted one leaves.
-    """
-    stale = {*GRAPHS, *(name for name in COPIES if name in before)} - {*written}
-    for name in ("done.json", *stale):
+def _replace(target: Path, folder: Path, written: Sequence[str]) -> None:
+    """Put new files in the place of an earlier export, or a part of one; the record comes last."""
+    for name in ("done.json", *({*GRAPHS, *COPIES} - {*written})):
         (target / name).unlink(missing_ok=True)
     for name in (*written, "done.json"):
         (target / name).parent.mkdir(exist_ok=True)
@@ -312,7 +304,7 @@ def check_formats(formats: Sequence[str], precisions: Sequence[str]) -> list[str
         need(f"--precision {lowered}", "onnx", *ONNX_PACKAGES)
     elif "onnx" in formats:
         need("--format onnx", "onnx", *ONNX_PACKAGES, instead=", or choose --format pt2")
-    elif not formats and not all(map(find_spec, ONNX_PACKAGES)):
+    elif not formats and not all(map(installed, ONNX_PACKAGES)):
         say("export: no ONNX files are written; they need pip install 'sfkt[onnx]'")
         return [name for name in FORMATS if name != "onnx"]
     return list(dict.fromkeys(formats or FORMATS))

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import itertools
 import json
 import math
 import os
@@ -11,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,7 @@ def predict(
     if save_images:
         _make_folder(save_images, images)
     student = open_student(config, model or run.folder, method)
-    broken: list[str] = []
+    broken: dict[Path, DataError] = {}
     total: int | None = None  # how many images there are, where somebody knows
     if follow:
         batches = watch(student, images, broken, output)
@@ -98,10 +97,11 @@ def predict(
     rows = _Rows(output, student.classes, top_k, at_once=total is None, endless=endless)
     if endless:
         say(f"predict: rows are written to {output} as images come; Ctrl-C ends")
+    ended: DataError | None = None  # of a video
     try:
-        with track("predict", total) as tracker:
+        with track("predict", total) as tracker, contextlib.closing(batches):
             for batch in batches:
-                first, stored = rows.count, [image for _, image in batch]
+                first, stored = rows.earlier + rows.count, [image for _, image in batch]
                 answers = [judged(one, threshold) for one in student.predict_stored(stored)]
                 lines = [(path, answer) for (path, _), answer in zip(batch, answers, strict=True)]
                 note = rows.add(lines)
@@ -110,11 +110,16 @@ def predict(
                 tracker.advance(len(batch), len(batch), note)
     except Interrupted:
         if not endless:
-            raise
-    if rows.count or not broken:
+            kept = f"{output} has the rows until then" if video else "nothing was written"
+            raise Interrupted(f"predict stopped after {rows.count} images; {kept}") from None
+    except DataError as error:
+        ended = error
+    if rows.count or not (broken or ended):
         rows.finish()
+    if ended:
+        raise ended
     if broken:
-        raise DataError(_broken_files(broken, total or len(broken)))
+        raise DataError(_broken_files([*map(str, broken.values())], total or len(broken)))
     return {"images": rows.count, "output": output}
 
 
@@ -132,9 +137,10 @@ class _Rows:
         self._jsonl = output.suffix.lower() == ".jsonl"
         self._header = "" if self._jsonl else to_csv([], self._top_k)
         self._unwritten: list[str] = []
-        self._votes, self._entropy = Counter[str](), 0.0  # of the predictions
+        self._votes, self._entropy = Counter[str](), 0.0  # of images that are not doubted
         self._doubted, self._doubt = 0, ""
         self.count = 0
+        self.earlier = 0  # rows that an earlier start wrote
         self._begun = str(output) != STDIN and self._can_append(endless)
 
     def _can_append(self, endless: bool) -> bool:
@@ -145,10 +151,12 @@ class _Rows:
             if endless and self._output.is_file():
                 with self._output.open("r+b") as file:  # not written before there are rows
                     begin = file.read(len(header))
-                    if begin == header and file.seek(0, os.SEEK_END):
-                        file.seek(-1, os.SEEK_END)
-                        if file.read(1) != b"\n":  # a row that an interruption cut off
-                            self._unwritten.append("\n")
+                    if begin == header:
+                        lines = file.readlines()
+                        if lines and not lines[-1].endswith(b"\n"):  # cut off by an interruption
+                            file.seek(-len(lines.pop()), os.SEEK_END)
+                            file.truncate()
+                        self.earlier = len(lines)
             else:
                 tempfile.TemporaryFile(dir=self._output.parent).close()
         except OSError as error:
@@ -167,11 +175,12 @@ class _Rows:
         """Tell scripts of further rows, and write them; a stream gets a note for people."""
         for path, prediction in rows:
             event("prediction", **as_row(path, prediction, self._top_k))
-            self._votes[prediction.ranked[0][0]] += 1
-            self._entropy -= sum(p * math.log(p) for _, p in prediction.ranked if p > 0)
             if prediction.warning:
                 self._doubted += 1
                 self._doubt = self._doubt or f"{path}: {prediction.warning}"
+                continue
+            self._votes[prediction.ranked[0][0]] += 1
+            self._entropy -= sum(p * math.log(p) for _, p in prediction.ranked if p > 0)
         self.count += len(rows)
         text = to_jsonl(rows, self._top_k) if self._jsonl else to_csv(rows, self._top_k)
         self._unwritten.append(text.removeprefix(self._header))
@@ -200,10 +209,10 @@ class _Rows:
                 f"{self._doubted} of {self.count} images do not look like those that the student "
                 f"was trained on, such as {self._doubt}; see the column `warning`"
             )
-        elif self.count >= FEWEST:
-            shares = [self._votes[name] / self.count for name in self._classes]
+        if (counted := self.count - self._doubted) >= FEWEST:
+            shares = [self._votes[name] / counted for name in self._classes]
             message = collapse_warning(
-                self._entropy / self.count, shares, self._classes, "the student", "images",
+                self._entropy / counted, shares, self._classes, "the student", "images",
                 COLLAPSED["predict"],
             )  # fmt: skip
             if message:
@@ -268,14 +277,15 @@ def save(
 
 
 def watch(
-    student: AnyStudent, folders: Sequence[str], broken: list[str], output: Path
-) -> Iterator[Batch]:
+    student: AnyStudent, folders: Sequence[str], broken: dict[Path, DataError], output: Path
+) -> Generator[Batch]:
     """Batches of the images of folders, and of those that come or change, without an end.
 
     Images that the ``output`` of an earlier start has, under the same path, are done unless they
-    changed after it was written. A file is read once it has stayed the same between two looks; a
-    broken one is warned of, as is a folder that cannot be read for a while. Raises ConfigError if
-    one of them is not a folder.
+    changed after its time, which is that of the look before the last one whose images it has. A
+    file is read once it has stayed the same between two looks. A broken one is warned of, as is a
+    folder that cannot be read for a while; what cannot be read is tried again. Raises ConfigError
+    if one of them is not a folder.
     """
     for folder in folders:
         if not Path(folder).is_dir():
@@ -284,8 +294,9 @@ def watch(
     done: set[tuple[str, str]] = set()
     answered = _paths_in(output)
     written_ns = output.stat().st_mtime_ns if answered else 0
-    trouble = ""
+    trouble, told, look_ns = "", set[str](), 0
     while True:
+        last_ns, look_ns = look_ns, time.time_ns()
         try:
             listed = [(folder, list_files(Path(folder), skip_bad_links=True)) for folder in folders]
         except DataError as error:  # such as a network folder that is away for a while
@@ -308,10 +319,21 @@ def watch(
         }
         answered.clear()  # what changes from now on is classified again
         ready = sorted((now & before) - done)
-        yield from batched(read(student, [Path(path) for path, _ in ready], broken), BATCH)
-        while broken:
-            warn(broken.pop(0))
-        before, done = now, (done | set(ready)) & now
+        for batch in batched(read(student, [Path(path) for path, _ in ready], broken), BATCH):
+            yield batch
+            if str(output) != STDIN:
+                with contextlib.suppress(OSError):  # what changed since the look is not done
+                    os.utime(output, ns=(last_ns, last_ns))
+        away = {str(path) for path, error in broken.items() if isinstance(error.__cause__, OSError)}
+        for message in dict.fromkeys(map(str, broken.values())):
+            if message not in told:
+                warn(message)
+        told = {str(error) for error in broken.values()}
+        broken.clear()
+        # A folder without any image may be a drive that is away for a while.
+        empty = tuple(f"{Path(folder)}{os.sep}" for folder, files in listed if not files)
+        known = done | {(path, state) for path, state in ready if path not in away}
+        before, done = now, {one for one in known if one in now or one[0].startswith(empty)}
         time.sleep(LOOK_EVERY_S)
 
 
@@ -336,7 +358,9 @@ def _paths_in(output: Path) -> set[str]:
     with output.open(encoding="utf-8", errors="replace", newline="") as file:
         if output.suffix.lower() == ".csv":
             with contextlib.suppress(csv.Error):  # of a cell that an interruption cut off
-                paths |= {row["path"] for row in csv.DictReader(file) if None not in row.values()}
+                for row in csv.DictReader(file):
+                    if None not in row.values():
+                        paths.add(row["path"])
             return paths
         for line in file:
             # a line that an interruption cut off, or of another program
@@ -398,20 +422,30 @@ def _may_be_file(path: Path) -> bool:
 
 
 def read(
-    student: AnyStudent, paths: Iterable[Path], broken: list[str]
+    student: AnyStudent, paths: Iterable[Path], broken: dict[Path, DataError]
 ) -> Iterator[tuple[Path, NDArray[Any]]]:
-    """Paths and their images; messages about unreadable ones are added to ``broken``."""
+    """Paths and their images; errors of unreadable ones are added to ``broken``."""
     for path in paths:
         try:
             yield path, student.read(path)
         except DataError as error:
-            broken.append(str(error))
+            broken[path] = error
 
 
-def batched(images: Iterable[tuple[str | Path, NDArray[Any]]], size: int) -> Iterator[Batch]:
-    """Batches of named images."""
-    images = iter(images)
-    while batch := list(itertools.islice(images, size)):
+def batched(images: Iterable[tuple[str | Path, NDArray[Any]]], size: int) -> Generator[Batch]:
+    """Batches of named images; an error comes after the images before it."""
+    batch: Batch = []
+    try:
+        for image in images:
+            batch.append(image)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except DataError:
+        if batch:
+            yield batch
+        raise
+    if batch:
         yield batch
 
 
@@ -444,6 +478,11 @@ def to_jsonl(rows: Sequence[Row], top_k: int) -> str:
 
 def as_row(path: str | Path, prediction: Prediction, top_k: int) -> dict[str, Any]:
     """Path, class, probability, warning, and top with the first ``top_k`` classes."""
-    top = [{"class": c, "probability": round(p, 6)} for c, p in prediction.ranked[:top_k]]
-    first = {"class": prediction.label, "probability": round(prediction.probability, 6)}
+    top = [{"class": c, "probability": _rounded(p)} for c, p in prediction.ranked[:top_k]]
+    first = {"class": prediction.label, "probability": _rounded(prediction.probability)}
     return {"path": str(path), **first, "warning": prediction.warning, "top": top}
+
+
+def _rounded(probability: float) -> float | None:
+    """None for NaN, which JSON has no word for."""
+    return round(probability, 6) if math.isfinite(probability) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import os
 import platform
 import re
 import shutil
@@ -490,9 +491,9 @@ def test_a_file_says_what_its_values_are_and_how_raw_ones_become_such() -> None:
         dtype = more.pop("dtype", "uint16")
         return Sensor(modality, unit, dtype, 1, 16, "crop", **more).meaning
 
-    metres = "; floats are metres, multiply them by 1000; NaN becomes 0"
-    alike = "; floats are like whole numbers; NaN becomes"
-    shares = "; floats are 0..1, multiply them by 65535; NaN becomes the median of the others"
+    own = "; if the sensor itself gives floats, they are"
+    metres, alike = f"{own} metres: multiply them by 1000; NaN becomes 0", "; NaN becomes"
+    shares = f"{own} 0..1: multiply them by 65535; NaN becomes the median of the others"
     assert meaning("depth", "auto") == f"mm, 0 = no reading{metres}"
     assert meaning("depth", "raw") == f"raw, 0 = no reading{alike} 0"
     assert meaning("thermal", "auto") == f"raw{shares}"
@@ -518,6 +519,9 @@ def test_a_second_export_does_nothing_until_something_changed(
 
     weights = tmp_path / "student/model.safetensors"
     assert "student/model.safetensors" in again("safetensors")
+    for file in (weights, tmp_path / "README.md"):
+        os.truncate(file, 100)
+        assert "already done" not in again("safetensors")
     before = weights.stat().st_mtime_ns
     assert "already done" in again("safetensors")
     assert weights.stat().st_mtime_ns == before

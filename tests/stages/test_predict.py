@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import itertools
 import json
 import math
 import os
@@ -33,7 +34,7 @@ from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.export import export
-from sfkt_cli.stages.predict import BATCH, expand, judged, predict, save, to_csv, watch
+from sfkt_cli.stages.predict import BATCH, _Rows, expand, judged, predict, save, to_csv, watch
 from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.student import Prediction, read_image
 
@@ -355,8 +356,11 @@ def test_frames_of_a_video_are_classified_like_images(
     assert [row["class"] for row in rows] == [student.predict(image).label for image in images]
 
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
-    with pytest.raises(DataError, match=r"ends after .* of \d+ frames"):
+    with pytest.raises(DataError, match=r"ends after .* of \d+ frames") as caught:
         predict(untrained_config, untrained_run, [str(video)], output=output)
+    kept = list(csv.DictReader(io.StringIO(output.read_text())))
+    assert kept == rows[: len(kept)]
+    assert f"ends after {len(kept)} of" in str(caught.value)
     address = "rtsp://me:sec@ret@127.0.0.1:9/1"
     with pytest.raises(DataError, match=r"rtsp://127\.0\.0\.1:9/1 cannot be opened"):
         next(frames(address, student.sensor))
@@ -494,13 +498,13 @@ def test_a_watched_folder_gives_each_file_once_it_is_whole(
     monkeypatch.setattr("time.sleep", lambda seconds: looks.pop(0)())
     student = sfkt_cli.load_student(untrained_run.folder)
     seen: list[str] = []
-    batches = (row for batch in watch(student, [str(tmp_path)], [], Path("-")) for row in batch)
+    batches = (row for batch in watch(student, [str(tmp_path)], {}, Path("-")) for row in batch)
     with pytest.raises(IndexError):  # nothing left to do: it would watch for ever
         seen.extend(Path(path).name for path, _ in batches)
     assert seen == ["a.png", "b.png"]
     assert "b.png is damaged" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="watches folders"):
-        next(watch(student, [str(depth_files / "000.png")], [], Path("-")))
+        next(watch(student, [str(depth_files / "000.png")], {}, Path("-")))
 
 
 def test_a_watched_folder_may_change_while_it_is_listed(
@@ -523,11 +527,80 @@ def test_a_watched_folder_may_change_while_it_is_listed(
     monkeypatch.setattr("time.sleep", lambda seconds: looks.pop(0)())
     student = sfkt_cli.load_student(untrained_run.folder)
     seen: list[str] = []
-    batches = (row for batch in watch(student, [str(folder)], [], Path("-")) for row in batch)
+    batches = (row for batch in watch(student, [str(folder)], {}, Path("-")) for row in batch)
     with pytest.raises(IndexError):
         seen.extend(Path(path).name for path, _ in batches)
     assert seen == ["a.png", "b.png"]
     assert capsys.readouterr().err.count("shots cannot be read") == 1
+
+
+def test_a_watched_image_is_tried_again_and_not_classified_twice(
+    untrained_run: Run, depth_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder, away = tmp_path / "shots", tmp_path / "away"
+    folder.mkdir()
+    shutil.copy(depth_files / "000.png", folder / "a.png")
+    looks: list[Callable[[], object]] = [
+        lambda: None,
+        lambda: failures.pop(),  # the drive is back
+        lambda: (folder.rename(away), folder.mkdir()),  # not mounted
+        lambda: None,
+        lambda: (folder.rmdir(), away.rename(folder)),
+        lambda: None,
+    ]
+    student, failures = sfkt_cli.load_student(untrained_run.folder), [OSError("not connected")]
+
+    def image_of(path: str | Path) -> NDArray[Any]:
+        if failures:
+            raise DataError(f"{path} cannot be read") from failures[0]
+        return read_image_of(path)
+
+    read_image_of = student.read
+    monkeypatch.setattr(student, "read", image_of)
+    monkeypatch.setattr("time.sleep", lambda seconds: looks.pop(0)())
+    seen: list[str] = []
+    batches = (row for batch in watch(student, [str(folder)], {}, Path("-")) for row in batch)
+    with pytest.raises(IndexError):
+        seen.extend(Path(path).name for path, _ in batches)
+    assert seen == ["a.png"]
+    assert capsys.readouterr().err.count("a.png cannot be read") == 1
+
+
+def test_an_image_that_changes_while_others_are_classified_is_not_done(
+    untrained_run: Run, depth_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "rows.csv"
+    (folder := tmp_path / "shots").mkdir()
+    shutil.copy(depth_files / "000.png", folder / "a.png")
+    student = sfkt_cli.load_student(untrained_run.folder)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+    def look() -> list[str]:
+        (batch,) = itertools.islice(watch(student, [str(folder)], {}, output), 1)
+        return [Path(path).name for path, _ in batch]
+
+    watching = watch(student, [str(folder)], {}, output)
+    assert len(next(watching)) == 1
+    shutil.copy(depth_files / "001.png", folder / "a.png")
+    output.write_text(f"path\n{folder / 'a.png'}\n")  # the row comes after the change
+    assert [Path(path).name for path, _ in next(watching)] == ["a.png"]
+    watching.close()
+    assert look() == ["a.png"]
+
+
+def test_one_doubted_image_hides_no_collapse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = _Rows(tmp_path / "rows.csv", ("mug", "pot"), 1, at_once=False, endless=False)
+    sure = Prediction("mug", 1.0, (("mug", 1.0), ("pot", 0.0)))
+    black = replace(sure, warning="no reading")
+    rows.add([(f"{number}.png", sure) for number in range(30)])
+    rows.add([("black.png", black)])
+    rows.finish()
+    told = " ".join(capsys.readouterr().err.split())
+    assert "1 of 31 images do not look like" in told
+    assert "calls 100 % of the images 'mug'" in told
 
 
 def test_a_watched_folder_keeps_the_rows_of_an_earlier_start(
