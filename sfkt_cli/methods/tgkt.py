@@ -13,7 +13,7 @@ In the paper c(t) = 1. Ours follows z(t): by how many standard errors target ima
 pairs find their RGB partners better behind the bridge than in the student
 (``label_free.bridge_lead``):
 
-    c(0) = clip(z(0) - 1, 0, 1)                        the bridge has to be better, beyond noise
+    c(0) = 1 where z(0) >= 1, else 0                   the bridge has to be better, beyond noise
     c(t) = min(c(0), clip(z(t) + 1, 0, 1), 1 - t / T)  before epoch t of T: until the student is
 
 The student begins as the source model with the batch statistics of target images (AdaBN, Li et al.,
@@ -40,7 +40,7 @@ from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
 
 PROVEN, OVERTAKEN = 1.0, -1.0
-"""Leads of the bridge, in standard errors, above which c(0) and c(t) begin."""
+"""Leads of the bridge, in standard errors: from the first on it is trusted, until the second."""
 EQUAL_SHARE = 0.5
 """Share of equal frequencies in the measured ones: a student may be wrong about them."""
 
@@ -76,7 +76,7 @@ class Tgkt(Objective):
                 "them, tgkt.beta_self with tgkt.self_from=0, or tgkt.trust=full"
             )
         outputs.adapt(student)
-        self.trust = self._lead_beyond(PROVEN) if measured else 1.0
+        self.trust = float(not measured or outputs.bridge_lead(student) >= PROVEN)
         self._compared = len(set(outputs.groups))
         if measured and settings.beta_kl and self._compared < 2:
             warn(
@@ -104,13 +104,10 @@ class Tgkt(Objective):
         }
         self.skips_parameters = not settings.beta_im
 
-    def _lead_beyond(self, errors: float) -> float:
-        return min(max(self.outputs.bridge_lead(self.student) - errors, 0.0), 1.0)
-
     def _trust_left(self) -> float:
         if not self.trust:
             return 0.0  # nothing to measure
-        return min(self.trust, self._lead_beyond(OVERTAKEN))
+        return min(max(self.outputs.bridge_lead(self.student) - OVERTAKEN, 0.0), 1.0)
 
     def facts(self) -> dict[str, float]:
         """c(0), c beside the finished student, and the groups of pairs that were compared."""

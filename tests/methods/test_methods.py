@@ -285,12 +285,12 @@ def test_pseudo_labels_equal_a_slow_loop(seed: int, rounds: int) -> None:
 
 
 def test_the_bridge_teaches_as_far_as_it_is_trusted_beside_the_student() -> None:
-    leads = iter([1.6, 0.0, -0.7, 5.0, -1.0])
+    leads = iter([1.0, 0.0, -0.7, 5.0, -1.0])
     objective = make_tgkt({"transfer": {"epochs": 5}}, lambda student: next(leads)).eval()
     batch = make_batch()
     assert objective.outputs.bridged_logits is not None
     teacher = objective.outputs.bridged_logits.softmax(dim=1)[batch["tr_rows"]]
-    for epoch, weight in enumerate([0.6, 0.6, 0.3, 0.4, 0.0]):
+    for epoch, weight in enumerate([1.0, 0.8, 0.3, 0.4, 0.0]):
         objective.begin_epoch(epoch)
         _, logits = objective.student(as_rgb(encode(batch["tr_target"], ENCODING)))
         whole = losses.distillation(logits, teacher)
@@ -300,10 +300,10 @@ def test_the_bridge_teaches_as_far_as_it_is_trusted_beside_the_student() -> None
 def test_the_bridge_is_compared_with_a_student_of_the_targets_statistics() -> None:
     source = make_source()
     adapted: list[Classifier] = []
-    outputs = make_outputs(source, lambda student: 1.5 if adapted == [student] else 9.0)
+    outputs = make_outputs(source, lambda student: 0.5 if adapted == [student] else 9.0)
     outputs.adapt = adapted.append  # type: ignore[method-assign, assignment]
     student = start_student(source)
-    assert Tgkt(student, outputs, build({})).trust == 0.5
+    assert Tgkt(student, outputs, build({})).trust == 0.0
     assert Tgkt(student, make_outputs(source, lambda student: 9.0), build({})).trust == 1.0
 
 
@@ -316,7 +316,7 @@ def test_the_paper_trusts_its_bridge_to_the_end() -> None:
 
 
 def test_a_bridge_without_trust_teaches_nothing() -> None:
-    leads = iter([1.0, 9.0])
+    leads = iter([0.9, 9.0])
     objective = make_tgkt({}, lambda student: next(leads))
     for epoch in range(2):
         objective.begin_epoch(epoch)

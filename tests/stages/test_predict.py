@@ -544,9 +544,9 @@ def test_a_watched_image_is_tried_again_and_not_classified_twice(
     looks: list[Callable[[], object]] = [
         lambda: None,
         lambda: failures.pop(),  # the drive is back
-        lambda: (folder.rename(away), folder.mkdir()),  # not mounted
+        lambda: (folder / "a.png").rename(away),  # not mounted
         lambda: None,
-        lambda: (folder.rmdir(), away.rename(folder)),
+        lambda: away.rename(folder / "a.png"),
         lambda: None,
     ]
     student, failures = sfkt_cli.load_student(untrained_run.folder), [OSError("not connected")]
