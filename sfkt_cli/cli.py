@@ -518,7 +518,7 @@ def explain(error: BaseException) -> tuple[str | None, int]:
     if full := full_memory(type(error).__name__, str(error)):
         return full, 1
     if isinstance(error, OSError):
-        name = re.sub(r"\.([^/]+)\.\d+\.partial$", r"\1", str(error.filename or "a file"))
+        name = re.sub(r"\.([^/]+)\.\w+\.partial$", r"\1", str(error.filename or "a file"))
         if error.errno == errno.ENOSPC:
             return f"the disk is full, {name} was not written: make room", 1
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):

@@ -300,6 +300,7 @@ def together(command: Callable[[], Result]) -> Result | None:
     if not world:
         return command()
     if world["RANK"] == "0":
+        _meet()  # the others wait for it, and the command may prepare data for long
         result = command()
         _meet().set(f"job{next(_numbers)}", _END)
         _leave()

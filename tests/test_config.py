@@ -204,6 +204,13 @@ def test_a_setting_that_is_written_in_two_ways_is_refused() -> None:
     assert config.bridge.epochs == 4
 
 
+@pytest.mark.parametrize("name", ["prepare.root", "source.checkpoint", "training.warm_start"])
+def test_an_empty_path_is_not_the_working_folder(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}.*the path is empty"):
+        build(parse_assignments([f"{name}="]))
+    build(parse_assignments([f"{name}=null"]))
+
+
 def test_missing_undecodable_and_empty_files(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     for unreadable in (path, tmp_path):

@@ -269,9 +269,25 @@ def test_readers_are_told_of_a_stage_that_is_set_aside(
     assert killed.has(stage)
 
 
+def test_a_finished_stage_can_be_used_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work(Run(tmp_path), "bridge", settings())
+    before = snapshot(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with Run(tmp_path).open("bridge", settings(), INPUTS) as opened:
+        assert opened is None
+    assert snapshot(tmp_path) == before
+    with pytest.raises(RunError, match=r"`sfkt bridge --run .* --force` starts it anew"):
+        work(Run(tmp_path), "bridge", settings("seed=2"))
+
+
 def test_only_work_is_an_unfinished_start(tmp_path: Path) -> None:
     run = Run(tmp_path)
     with run.open("bridge", settings(), INPUTS):
+        assert not run.has_begun("bridge")
+        run.path("bridge", "metrics.jsonl").write_text("{}\n")  # one that diverges after an epoch
+        run.path("bridge", "checkpoint").mkdir()  # or for whose state the disk is too full
         assert not run.has_begun("bridge")
     begin(run, "transfer/tgkt")
     assert run.has_begun("transfer/tgkt")
@@ -550,6 +566,7 @@ def test_settings_of_a_start_that_failed_are_forgotten_by_force_and_later_stages
     config = settings("bridge.epochs=5", "training.shift=0.2")
     with contextlib.suppress(ValueError), run.open("bridge", config, INPUTS):
         run.path("bridge", "checkpoint").mkdir()
+        run.path("bridge", "checkpoint", "state.pt").write_text("state")
         raise ValueError("the loss is nan")
     assert build(run.remembered("bridge")).bridge.epochs == 5, "the same command goes on"
     assert run.remembered("transfer/shot") == {}

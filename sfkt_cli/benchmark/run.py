@@ -11,6 +11,7 @@ commands, on one machine or on several that share the folder, divide the stages 
 
 import multiprocessing
 import os
+import secrets
 import signal
 import traceback
 from collections import Counter
@@ -439,7 +440,7 @@ def _link(link: Path, folder: Path) -> None:
         return
     if link.is_dir() and not link.is_symlink():
         raise RunError(f"{link} is a folder, but benchmark puts a link there: use another --output")
-    fresh = link.with_name(f".{link.name}.{os.getpid()}")
+    fresh = link.with_name(f".{link.name}.{secrets.token_hex(4)}")
     fresh.symlink_to(place, target_is_directory=True)
     fresh.replace(link)
 

@@ -46,6 +46,12 @@ def current_name(value: Any) -> Any:
     return "standardised" if value == "percentile" else value
 
 
+def _not_empty(path: Any) -> Any:
+    if path == "":
+        raise ValueError("the path is empty: give one, or null")
+    return path
+
+
 def _at_home(path: Path) -> Path:
     try:
         return path.expanduser()
@@ -55,8 +61,8 @@ def _at_home(path: Path) -> Path:
 
 ClassName = Annotated[str, AfterValidator(lambda name: unicodedata.normalize("NFC", name))]
 """An umlaut is one letter, as in the names of readers; some systems write two."""
-UserPath = Annotated[Path, AfterValidator(_at_home)]
-"""``~`` is the home folder, as in a shell."""
+UserPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_at_home)]
+"""``~`` is the home folder, as in a shell; an empty text is no path."""
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]

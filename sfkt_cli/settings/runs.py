@@ -9,8 +9,8 @@
 import contextlib
 import difflib
 import json
+import os
 import platform
-import shlex
 import shutil
 import sys
 import tempfile
@@ -37,6 +37,7 @@ from sfkt_cli.settings.stage import (
     LOG,
     Done,
     Stage,
+    command_of,
     has_begun,
     lacks,
     outcome,
@@ -165,10 +166,7 @@ class Run:
         folder = self.path(stage)
         lacking = lacks(folder)
         if lacking:
-            kind, _, method = stage.partition("/")
-            what = "prepare NAME" if kind == "prepare" else kind
-            which = f"--method {method} " if kind == "transfer" and method else ""
-            command = f"sfkt {what} {which}--run {shlex.quote(str(self.folder))}"
+            command = command_of(stage, self.folder)
             if (aside := standing(folder)) != folder and not lacks(aside):
                 raise RunError(
                     f"{folder} is set aside by a start with --force: wait for that to end or, if "
@@ -252,6 +250,10 @@ class Run:
                 yield replace(entered, folder=Path(place), dry=True)
             return
         folder.resolve().mkdir(parents=True, exist_ok=True)
+        # A finished run of somebody else's can be used without writing into it.
+        if not self.force and not os.access(self.folder, os.W_OK) and entered.is_finished():
+            yield None
+            return
         busy = f"another sfkt process works on {folder}: wait for it to end"
         lock = self.path(f".{stage.replace('/', '-')}.lock")
         with locking(lock, busy), settled(stage, folder, self.force):

@@ -9,6 +9,7 @@ done.json     written last: settings, inputs, versions, seconds, outputs
 
 import contextlib
 import platform
+import shlex
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,9 +26,13 @@ from sfkt_cli.files import read_record, sha256_file, sha256_json, write_record
 from sfkt_cli.settings.config import Config, current_name, section_of, values_of
 
 LOG = "log.txt"
-_IN_PASSING = ("begun.json", "checkpoint")
-_NO_WORK = ("begun.json", "config.yaml", LOG, "batch_size.json", "tensorboard")
-"""What a stage writes before it has work that could be lost."""
+CHECKPOINT = "checkpoint"  # folder of the resumable state
+_IN_PASSING = ("begun.json", CHECKPOINT)
+_NO_WORK = (
+    "begun.json", "config.yaml", LOG, "batch_size.json", "tensorboard", "metrics.jsonl",
+    "epochs.npy",
+)  # fmt: skip
+"""What a stage writes before it has work that could be lost, or that is of no use without it."""
 _HOW = ("stage", "settings", "inputs", "versions", "outputs")
 _OWN_CHECKSUM = (".h5", ".safetensors")
 _DISPENSABLE = (
@@ -117,7 +122,7 @@ class Stage:
     @property
     def checkpoint(self) -> Path:
         """Folder of the resumable state; gone once the stage is done."""
-        return self.folder / "checkpoint"
+        return self.folder / CHECKPOINT
 
     @property
     def made_from(self) -> dict[str, Any]:
@@ -167,10 +172,12 @@ class Stage:
             changes = self.changes_since(read_record(self.folder / "begun.json", Begun))
         if changes:
             state = "begun" if lacking else "finished"
+            run = self.folder.parents[self.name.count("/")]
             raise RunError(
                 f"{self.name} in {self.folder} was {state} with other settings or inputs:\n"
                 + "\n".join(changes)
-                + "\nuse --force to start it anew, or --run DIR for another run"
+                + f"\n`{command_of(self.name, run)} --force` starts it anew; --run DIR is for "
+                "another run"
             )
         return not lacking
 
@@ -228,6 +235,14 @@ class Stage:
             raise
 
 
+def command_of(stage: str, run: Path) -> str:
+    """The command that makes a stage of a run, such as ``transfer/tgkt``."""
+    kind, _, method = stage.partition("/")
+    what = "prepare NAME" if kind == "prepare" else kind
+    which = f"--method {method} " if kind == "transfer" and method else ""
+    return f"sfkt {what} {which}--run {shlex.quote(str(run))}"
+
+
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
     packages = ("torch", "torchvision", "numpy", "h5py", "pillow")
@@ -278,6 +293,8 @@ def has_begun(folder: Path) -> bool:
     if not (folder / "begun.json").is_file():
         return False
     names = {entry.name for entry in folder.iterdir() if entry.name[0] != "."}
+    if not any((folder / CHECKPOINT).glob("*.pt")):  # such as where the disk was full
+        names.discard(CHECKPOINT)
     return bool(names.difference(_NO_WORK))
 
 

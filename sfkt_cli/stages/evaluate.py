@@ -34,7 +34,7 @@ from sfkt_cli.evaluation.report import (
     to_markdown,
 )
 from sfkt_cli.evaluation.sections import facts, headline, images_to_label, judge, made, sections
-from sfkt_cli.files import sha256_json, write_json, write_text
+from sfkt_cli.files import sha256_file, sha256_json, write_json, write_text
 from sfkt_cli.models.classifier import freeze
 from sfkt_cli.models.saving import classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, RuntimeConfig, as_dict, fixed_batch_size
@@ -94,7 +94,10 @@ def inputs_of(config: Config, run: Run, transfer: Store, test: Store) -> dict[st
     Raises:
         DataError: A model is missing or damaged, or the student's list of labels is.
     """
-    inputs = {store.path.name: store.digest for store in (transfer, test)} | model_digests(run)
+    models = model_digests(run)
+    inputs = {store.path.name: store.digest for store in (transfer, test)} | models
+    for stage in models:  # figures of a training that gave the same weights, such as its seconds
+        inputs[f"{stage}/done.json"] = sha256_file(run.path(stage, "done.json"))
     student = main_student(config, finished_methods(run))
     labelled = test.count("labels") or (test.count("test") and "test/label" in test)
     if student and not labelled and (own := read_own_labels(path := list_to_label(run, student))):

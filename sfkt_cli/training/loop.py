@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import math
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfkt_cli.console import Tracker, duration, event, say, terms_text, track, warn
+from sfkt_cli.console import Tracker, duration, event, say, tell, terms_text, track, warn
 from sfkt_cli.errors import Interrupted, RunError, first_line, need, on_stop
 from sfkt_cli.files import write_text
 from sfkt_cli.settings.stage import Stage
@@ -189,7 +190,7 @@ class Training:
         self.last_saved = started
         total, done = self.epochs * self.steps, first * self.steps + progress.step
         with (
-            on_stop(lambda number: self.stopped.set()),
+            on_stop(self._stop),
             track(self.title, total, done=done, line_s=math.inf) as tracker,
             tensorboard_curves(self.stage.folder, first, curves) as draw,
         ):
@@ -208,6 +209,13 @@ class Training:
             if runtime.any(self.stopped.is_set())[0]:
                 self._save()
                 raise Interrupted(f"{self.title} stopped; the same command goes on from here")
+
+    def _stop(self, number: signal.Signals) -> None:
+        """Stop after the step or the scores that are being computed."""
+        if self.runtime.main and not self.stopped.is_set():
+            with contextlib.suppress(RuntimeError):  # the signal came while something was written
+                tell(f"{self.title}: stopping after this step, the state is saved")
+        self.stopped.set()
 
     def _pass(self, epoch: int, tracker: Tracker) -> None:
         """Train for the steps of an epoch that are left."""
