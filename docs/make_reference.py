@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from sfkt_cli.cli import app
 from sfkt_cli.settings.config import Config, describe_type
+from sfkt_cli.settings.options import EVERYWHERE, Options
 from sfkt_cli.settings.resolve import commented_yaml
 
 HERE = Path(__file__).parent
@@ -55,13 +56,26 @@ def commands() -> str:
         "",
         "Written by `python docs/make_reference.py`; edit the texts in `sfkt_cli/cli.py`.",
         "",
-        "Exit codes: 0 done, 1 an error that you can mend (one message says how), 2 wrong usage, "
+        "Exit codes: 0 done, 1 an error that you can fix (one message says how), 2 wrong usage, "
         "75 stopped by a signal with the state saved: the same command continues from there.",
         "",
         "After `sfkt --install-completion`, your shell completes commands, options, data sets, "
         "methods and the names of settings.",
     ]
     group: Any = get_command(app)
+    every = {
+        option.name: option for command in group.commands.values() for option in command.params
+    }
+    shared = [name for name in Options.__dataclass_fields__ if name in every]
+    always = [f"`{every[name].opts[0]}`" for name in EVERYWHERE]
+    lines += [
+        "",
+        "## Shared options",
+        "",
+        f"Every command has {', '.join(always[:-1])} and {always[-1]}. "
+        "Each command below names the others that it has.",
+    ]
+    lines += _options([every[name] for name in shared])
     for name in sorted(group.commands):
         lines += _command(f"sfkt {name}", group.commands[name])
     return "\n".join(lines) + "\n"
@@ -76,17 +90,24 @@ def _command(title: str, command: Any) -> list[str]:
     lines = ["", f"## {title}", "", (command.help or "").strip()]
     if command.epilog:
         lines += ["", f"`{command.epilog.removeprefix('Example: ')}`"]
-    rows = [
-        (", ".join(parameter.opts), " ".join(parameter.help.split()))
-        for parameter in command.params
-        if getattr(parameter, "help", None) and not getattr(parameter, "hidden", False)
-    ]
-    if rows:
-        lines += ["", "| option | meaning |", "| --- | --- |"]
-        lines += [f"| `{name}` | {_cell(text)} |" for name, text in rows]
+    common = {*Options.__dataclass_fields__}
+    lines += _options([each for each in command.params if each.name not in common])
+    names = [f"`{each.opts[0]}`" for each in command.params if each.name in common - {*EVERYWHERE}]
+    if names:
+        lines += ["", f"Shared options: {', '.join(names)}."]
     for name in sorted(getattr(command, "commands", {})):
         lines += _command(f"{title} {name}", command.commands[name])
     return lines
+
+
+def _options(parameters: list[Any]) -> list[str]:
+    rows = [
+        (", ".join(parameter.opts), " ".join(parameter.help.split()))
+        for parameter in parameters
+        if getattr(parameter, "help", None) and not getattr(parameter, "hidden", False)
+    ]
+    table = ["", "| option | meaning |", "| --- | --- |"]
+    return table + [f"| `{name}` | {_cell(text)} |" for name, text in rows] if rows else []
 
 
 def _table(model: type[BaseModel], prefix: str) -> list[str]:

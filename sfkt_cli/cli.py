@@ -24,6 +24,7 @@ from sfkt_cli import __version__
 from sfkt_cli.console import event, output, speak_json, tell
 from sfkt_cli.errors import STOPPED, Interrupted, SfktError, on_stop
 from sfkt_cli.machine import full_memory
+from sfkt_cli.methods import METHODS
 from sfkt_cli.settings.options import FINISHED, SETTINGS, STAGE, TRAINING, Options, shared_options
 
 
@@ -51,7 +52,8 @@ app = typer.Typer(
     cls=_Program,
     help="Turn an RGB classifier into a depth, near-infrared or thermal one, "
     "without its training images and without labels.",
-    epilog="Example: sfkt run",
+    epilog="Order: prepare, source, bridge, transfer, evaluate.\n\n"
+    "Settings: `sfkt config show`.\n\nExample: sfkt run",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -91,8 +93,6 @@ def _datasets() -> list[str]:
 
 
 def _methods() -> list[str]:
-    from sfkt_cli.methods import METHODS
-
     return [*METHODS]
 
 
@@ -104,9 +104,13 @@ DatasetName = Annotated[
     ),
 ]
 Root = Annotated[Path | None, Option(help="Folder or file of the archive; default: data/NAME.")]
+_usual, *_others = METHODS  # the first is the default
 Method = Annotated[
     str | None,
-    Option(help="Transfer method, such as tgkt, shot or distill.", autocompletion=_methods),
+    Option(
+        help=f"Transfer method: {_usual} (default), {', '.join(_others)}.",
+        autocompletion=_methods,
+    ),
 ]
 Sensor = Annotated[str | None, Option(help="SUN RGB-D: kv1, kv2, realsense or xtion.")]
 
@@ -416,7 +420,8 @@ def config_check(
     from sfkt_cli.settings.resolve import one_line
 
     changes = check_file(file)
-    output(f"{file} is right; it changes {len(changes)} settings")
+    number = f"{len(changes)} setting{'s'[: len(changes) != 1]}"
+    output(f"{file} is right; it changes {number}")
     for name, value in changes.items():
         output(f"  {name} = {one_line(value)}")
     return {"file": file, "changes": changes}

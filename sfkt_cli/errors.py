@@ -55,13 +55,16 @@ def installed(module: str) -> bool:
     return getattr(find_spec(module), "origin", None) is not None
 
 
+def how_to_install(extra: str) -> str:
+    """The command that installs an extra: sfkt is installed from its repository."""
+    return f"run pip install '.[{extra}]' in the folder of the repository"
+
+
 def need(user: str, extra: str, *modules: str, instead: str = "") -> None:
     """Raise ConfigError if modules that ``user`` needs, and an extra brings, are not installed."""
     lacking = [name for name in modules if not installed(name)]
     if lacking:
-        raise ConfigError(
-            f"{user} needs {', '.join(lacking)}: pip install 'sfkt[{extra}]'{instead}"
-        )
+        raise ConfigError(f"{user} needs {', '.join(lacking)}: {how_to_install(extra)}{instead}")
 
 
 def first_line(error: BaseException) -> str:

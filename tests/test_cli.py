@@ -21,6 +21,7 @@ from sfkt_cli import cli
 from sfkt_cli.cli import app, config_app, explain, main
 from sfkt_cli.errors import ConfigError, Interrupted
 from sfkt_cli.files import write_record, write_settings
+from sfkt_cli.methods import METHODS
 from sfkt_cli.pipeline import settings_of
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.options import Options
@@ -79,6 +80,10 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
         before = os.times().children_user
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
         assert os.times().children_user - before < 0.5
+
+
+def test_the_method_that_the_help_calls_the_default_is_the_default() -> None:
+    assert next(iter(METHODS)) == build().transfer.method
 
 
 def test_every_command_is_explained_with_an_example() -> None:
@@ -351,7 +356,7 @@ def test_only_the_stage_that_is_forced_starts_anew(capsys: pytest.CaptureFixture
     Path("runs/current").write_text("runs/synthetic\n")
     assert sfkt("export", "--force") == 1
     assert sfkt("bridge", "--force", "--set", "dataset=synthetic") == 1
-    assert "starts anew" not in capsys.readouterr().err
+    assert "starts from scratch" not in capsys.readouterr().err
 
 
 def test_the_run_used_last_is_left_for_another_data_set() -> None:

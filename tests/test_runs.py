@@ -206,7 +206,9 @@ def test_what_comes_before_the_first_step_is_no_work(
     with pytest.raises(RuntimeError) as caught:
         fail()
     assert snapshot(tmp_path) == before
-    assert "to start it anew, give --force again" in " ".join(capsys.readouterr().err.split())
+    assert "to start it from scratch, give --force again" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert caught.value.__notes__, "there is nothing to go on from"
 
 
@@ -278,7 +280,7 @@ def test_a_finished_stage_can_be_used_where_nothing_can_be_written(
     with Run(tmp_path).open("bridge", settings(), INPUTS) as opened:
         assert opened is None
     assert snapshot(tmp_path) == before
-    with pytest.raises(RunError, match=r"`sfkt bridge --run .* --force` starts it anew"):
+    with pytest.raises(RunError, match=r"`sfkt bridge --run .* --force` starts it from scratch"):
         work(Run(tmp_path), "bridge", settings("seed=2"))
 
 
@@ -420,7 +422,7 @@ def test_a_stage_that_lacks_an_output_is_done_anew(
     with pytest.raises(RunError, match=r"bridge/result .*: first run `sfkt bridge --run"):
         run.has("bridge")
     assert work(run, "bridge", settings("seed=34"))
-    assert "bridge is done anew" in capsys.readouterr().err
+    assert "bridge is done again" in capsys.readouterr().err
     assert run.finished("bridge")
     assert result.read_text() == "34"
 
@@ -445,7 +447,7 @@ def test_settings_that_were_changed_are_refused_but_for_force(
         with pytest.raises(DataError, match=r"bridge/config.yaml is damaged or was edited"):
             run.remembered(stage)
     assert Run(tmp_path, force=True).remembered("bridge") == {}
-    assert "starts anew without these settings" in capsys.readouterr().err
+    assert "starts from scratch without these settings" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["forced", "renewed", "finished"])
@@ -571,7 +573,10 @@ def test_settings_of_a_start_that_failed_are_forgotten_by_force_and_later_stages
     assert build(run.remembered("bridge")).bridge.epochs == 5, "the same command goes on"
     assert run.remembered("transfer/shot") == {}
     assert Run(tmp_path, force=True).remembered("bridge") == {}
-    assert "starts anew and forgets the settings of its unfinished start" in capsys.readouterr().err
+    assert (
+        "starts from scratch and forgets the settings of its unfinished start"
+        in capsys.readouterr().err
+    )
 
 
 def test_every_setting_of_a_stage_exists() -> None:

@@ -98,7 +98,7 @@ def test_a_few_scenes_prove_nothing(scenes: int) -> None:
         if accuracies[0] != 0.7:
             assert verdict(*views, classes=CLASSES) != "cannot tell"
     told = advice("cannot tell", "normals", views[0], views[1], groups)
-    assert f"differ on images of {scenes} scene" in told
+    assert f"differ on images of {scenes} group" in told
     assert "give each recording its own" in told
     assert not len(rows_to_label(views[0], views[1], groups, seed=0)), "no label could decide"
 
@@ -142,7 +142,7 @@ def test_labels_decide_as_all_signs_of_the_scenes_say() -> None:
         (4, 0, "cannot tell", "they are of 5 scenes; at least 6 are needed."),
         (0, 6, "worse", "keep your RGB model with the encoding normals."),
         (3, 3, "cannot tell", "this may be chance."),
-        (0, 0, "cannot tell", "they are of 1 scene; at least 6 are needed."),
+        (0, 0, "cannot tell", "they are of 1 group; at least 6 are needed."),
     ],
 )
 def test_six_labels_of_one_kind_decide(right: int, wrong: int, word: str, ends: str) -> None:
@@ -157,7 +157,7 @@ def test_six_labels_of_one_kind_decide(right: int, wrong: int, word: str, ends: 
     assert f"alone recognises {right}, your RGB model alone {wrong} (p " in judged.sentence
     one_scene = judge_by_labels(student, untouched, labels, ["hall"] * len(labels), "normals")
     assert one_scene.word == "cannot tell"
-    assert one_scene.sentence.endswith("they are of 1 scene; at least 6 are needed.")
+    assert one_scene.sentence.endswith("they are of 1 group; at least 6 are needed.")
 
 
 def test_equally_good_models_are_rarely_told_apart_by_labels() -> None:
@@ -182,7 +182,7 @@ def test_only_scenes_on_which_the_two_differ_can_decide(differing: int) -> None:
     told = advice("cannot tell", "normals", student, untouched, groups)
     assert ("lists up to 50 images" in told) == (differing == 6)
     assert bool(len(rows_to_label(student, untouched, groups, seed=0))) == (differing == 6)
-    assert (f"differ on images of {differing} scene" in told) == (0 < differing < 6)
+    assert (f"differ on images of {differing} group" in told) == (0 < differing < 6)
     assert ("name the same class for every image" in told) == (not differing)
     assert "one folder" not in told, "there are enough scenes"
 

@@ -322,7 +322,7 @@ def facts(plan: BenchmarkPlan, command: str) -> tuple[str, ...]:
         + ", ".join(f"{name} {number}" for name, number in versions().items()),
         "± standard deviation over the seeds. Difference: points of accuracy on the same images, "
         "mean over the seeds, with its 95 % t interval: the scatter of training and of images, "
-        "those of a scene together. One seed has none. p: of no difference, corrected for all "
+        "those of a group together. One seed has none. p: of no difference, corrected for all "
         "comparisons of the table (Holm)",
         "Training: seconds beyond the source model, for a method that uses the bridge with the "
         "bridge; images/s: inference. Bounds saw labels or RGB images of the target task",

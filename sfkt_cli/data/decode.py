@@ -236,7 +236,7 @@ def _decode_tiff(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
             values = np.moveaxis(values, series.axes.index(channels[0]), 2)
         orientation = int(page.tags.valueof(274) or 1)
     if complaints:
-        raise DataError(f"{name} is damaged or cut off: {complaints[0][:160]}; write it anew")
+        raise DataError(f"{name} is damaged or cut off: {complaints[0][:160]}; write it again")
     return _upright(values, orientation)
 
 

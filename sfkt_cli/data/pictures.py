@@ -148,9 +148,11 @@ class Alignment:
     swapped: tuple[tuple[str, str], ...]
 
     def summary(self) -> str:
-        """One line of numbers."""
+        """One line: whether the pairs look aligned, and the numbers behind it."""
+        aligned = not self.turn and self.shift == (0, 0) and self.standard_errors >= CLEAR
+        state = "look aligned" if aligned else "do not look aligned"
         return (
-            f"alignment: gradient correlation {self.own:.3f} in {self.pairs} pairs, "
+            f"pairs {state}: gradient correlation {self.own:.3f} in {self.pairs} pairs, "
             f"shifted controls {self.shifted:.3f} ({self.standard_errors:+.1f} standard errors)"
         )
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sfkt_cli.console import warn
 from sfkt_cli.data.decode import is_coloured
 from sfkt_cli.data.sensor import Sensor
-from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.errors import ConfigError, DataError, how_to_install
 
 STOP_S = 35.0  # OpenCV waits 30 s for the frame of a stream
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts")
@@ -58,7 +58,7 @@ def frames(entry: str, sensor: Sensor) -> Iterator[tuple[str, NDArray[Any]]]:
         import cv2
     except ImportError:
         raise ConfigError(
-            f"{address} is a video, which needs OpenCV: pip install 'sfkt[video]'"
+            f"{address} is a video, which needs OpenCV: {how_to_install('video')}"
         ) from None
     capture = cv2.VideoCapture(int(entry) if entry.isdecimal() and live else entry)
     if not capture.isOpened():

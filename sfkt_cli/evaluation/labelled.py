@@ -145,8 +145,8 @@ def match_own_labels(
         if name not in places:
             raise DataError(
                 f"{path}: {name} is none of the {len(split.paths):,} {split.name} images of this "
-                "run: correct it, or delete the line; if the images were prepared anew, delete the "
-                "file, and `sfkt evaluate` lists others"
+                "run: correct it, or delete the line; if the images were prepared again, delete "
+                "the file, and `sfkt evaluate` lists others"
             )
         if label not in numbers:
             raise DataError(

@@ -126,7 +126,7 @@ def judge_by_labels(
         f"Of {len(true)} images that you labelled, the student alone recognises "
         f"{(gains > 0).sum()}, your RGB model alone {(gains < 0).sum()} (p {p:.2g}): "
     )
-    few = f"they are of {_scenes(len(scenes))}; at least {PROVING_SCENES} are needed."
+    few = f"they are of {_groups(len(scenes))}; at least {PROVING_SCENES} are needed."
     what_to_do = {
         "better": "ship the student.",
         "worse": f"keep your RGB model with the encoding {encoding}.",
@@ -157,19 +157,19 @@ def advice(
     if scenes < PROVING_SCENES:
         few = (
             f"{unknown}. Nor would a few labels show it: the two differ on images of "
-            f"{_scenes(scenes)} only, and at least {PROVING_SCENES} are needed."
+            f"{_groups(scenes)} only, and at least {PROVING_SCENES} are needed."
         )
         if len(set(groups)) < PROVING_SCENES:
             few += (
-                " Images of one folder (or group of a manifest) are one scene: give each recording "
-                "its own, and prepare them anew."
+                " Images of one folder (or group of a manifest) are one group: give each recording "
+                "its own, and prepare them again."
             )
         return few
     return (
-        f"{unknown}. A few labels show it: without any, `sfkt evaluate` lists up to {TO_LABEL} "
-        "images to label."
+        f"{unknown}. Run `sfkt evaluate`. If you have no labels, it lists up to {TO_LABEL} images "
+        "to label."
     )
 
 
-def _scenes(count: int) -> str:
-    return f"{count} scene{'s'[: count > 1]}"
+def _groups(count: int) -> str:
+    return f"{count} group{'s'[: count > 1]}"

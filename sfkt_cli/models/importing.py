@@ -235,7 +235,7 @@ def _outputs(
         raise ConfigError(
             f"{path}: the checkpoint has {count} classes, the data {len(classes)}{detail}. "
             "Name the model's classes with source.classes, in its order. If it knows more than you "
-            "recorded, prepare the data anew with all of them: "
+            "recorded, prepare the data again with all of them: "
             "--set 'classes.tr=[...]' --set 'source.classes=[...]' --force"
         )
     return names

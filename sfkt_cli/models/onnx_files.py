@@ -263,7 +263,7 @@ def _check_input(
         if height not in (0, size) or width not in (0, size):
             raise DataError(
                 f"{path} takes images of {height} x {width} pixels, the data have {size} x {size}: "
-                f"prepare them anew with --set image_size={height}, or export it for {size}"
+                f"prepare them again with --set image_size={height}, or export it for {size}"
             )
     return inputs[0].name, channels_last
 

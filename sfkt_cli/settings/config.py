@@ -221,7 +221,7 @@ class TrainingConfig(Section):
 
 
 class SourceConfig(Section):
-    """The source model: trained here on source.h5, or brought along."""
+    """The source model: trained here on source.h5, or your own."""
 
     backbone: str = "small"
     """small (built in), a torchvision classifier by name, or timm:NAME."""
@@ -231,7 +231,7 @@ class SourceConfig(Section):
     """Size D of the features between backbone and head."""
     weights: Literal["none", "imagenet"] = "none"
     """imagenet: start from published weights (downloaded by torchvision or timm; those of
-    efficientnet_lite0 come with the extra sfkt[imagenet])."""
+    efficientnet_lite0 come with the extra imagenet)."""
     checkpoint: UserPath | None = None
     """Your own classifier, instead of training one: .safetensors, a .pth state dict, .onnx, a
     folder written by sfkt. Other networks: `sfkt_cli.import_model` in Python."""
@@ -276,7 +276,7 @@ class SourceConfig(Section):
 
     @property
     def brought(self) -> bool:
-        """Whether the source model is brought along, so that source.h5 is not used."""
+        """Whether the source model is the user's own, so that source.h5 is not used."""
         return self.checkpoint is not None or bool(self.mixture)
 
     @model_validator(mode="after")
@@ -293,8 +293,8 @@ class BridgeConfig(Section):
     """pointwise: the paper's. unet: a U-Net beside it. vqgan: a vector-quantised autoencoder
     (section vqgan)."""
     width: int | None = Field(None, ge=2, le=512)
-    """Channels of the translator's first layer; null: 24 where the source model was brought along
-    or began with published weights, else 16."""
+    """Channels of the translator's first layer; null: 24 where the source model is your own or
+    began with published weights, else 16."""
     epochs: Epochs = 8
     """Passes over the larger of TI pairs and target images."""
     learning_rate: Positive = 2e-3
@@ -366,7 +366,7 @@ class DistillConfig(OptimiserConfig):
     """Distillation from the bridge alone."""
 
     learning_rate: Positive | None = None
-    """Highest learning rate of the bottleneck; null: 0.01 if the source model was brought along or
+    """Highest learning rate of the bottleneck; null: 0.01 if the source model is your own or
     began with published weights (SHOT, SOCKET), else 0.03 (ours)."""
     backbone_rate: Positive | None = None
     """Backbone's share of the learning rate; null: 0.1 in the same cases, else 1."""
@@ -483,7 +483,7 @@ class RuntimeConfig(Section):
     checkpoint_seconds: float = Field(60.0, ge=0)
     """Seconds between two resumable states, at least."""
     tensorboard: bool = False
-    """Also write each epoch for TensorBoard, below the stage's folder (extra sfkt[tensorboard])."""
+    """Also write each epoch for TensorBoard, below the stage's folder (extra tensorboard)."""
 
 
 class EvaluateConfig(Section):

@@ -31,7 +31,9 @@ class Options:
 
     run: Annotated[
         Path | None,
-        Option(help="Run folder; default: the one used last, for prepare and run runs/<data set>."),
+        Option(
+            help="Run folder. Default: the last one used; `prepare` and `run` use runs/<data set>."
+        ),
     ] = None
     config: Annotated[Path | None, Option(help="YAML file with settings.")] = None
     assignments: Annotated[
@@ -50,13 +52,13 @@ class Options:
         int | None, Option(min=0, help="Seed of the split, order, augmentation and initialisation.")
     ] = None
     force: Annotated[
-        bool, Option("--force", help="Start this stage anew; then what it wrote before is deleted.")
+        bool, Option("--force", help="Start again from scratch; earlier outputs are deleted.")
     ] = False
     dry_run: Annotated[
         bool, Option("--dry-run", help="Say what would be read, done and written; write nothing.")
     ] = False
     warm_start: Annotated[
-        Path | None, Option(metavar="RUN", help="Finished run from whose models this one starts.")
+        Path | None, Option(metavar="RUN", help="Start from the models of this finished run.")
     ] = None
     as_json: Annotated[
         bool, Option("--json", help="One JSON object a line on standard output, for scripts.")

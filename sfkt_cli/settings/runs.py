@@ -203,7 +203,7 @@ class Run:
             path, done = folder / "config.yaml", (folder / "done.json").is_file()
             if anew and path.is_file() and not done:
                 console.warn(
-                    f"{stage} starts anew and forgets the settings of its unfinished start"
+                    f"{stage} starts from scratch and forgets the settings of its unfinished start"
                 )
             if path.is_file() and (done or (above == stage and not anew)):
                 try:
@@ -212,7 +212,7 @@ class Run:
                 except DataError as error:
                     if not anew:
                         raise
-                    console.warn(f"{error}; {stage} starts anew without these settings")
+                    console.warn(f"{error}; {stage} starts from scratch without these settings")
             if above == stage:
                 break
         return settings

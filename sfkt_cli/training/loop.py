@@ -137,7 +137,9 @@ class Training:
                 say(f"{title}: goes on at epoch {at.epoch + 1}, step {at.step + 1}")
                 self._compare_environments(state.get("environment", {}))
                 return
-        warn(f"{title}: no state in {self.checkpoint} can be used, the training starts anew")
+        warn(
+            f"{title}: no state in {self.checkpoint} can be used, the training starts from scratch"
+        )
 
     def _take_over(self, state: dict[str, Any]) -> None:
         progress, best = Fitted(**state["progress"]), state["best"]
@@ -300,11 +302,11 @@ class Training:
             raise self._diverged("weights are not finite", "")
 
     def _diverged(self, what: str, rows: str) -> RunError:
-        at, again = self.progress, "Start anew with"
+        at, again = self.progress, "Start again with"
         if any(self.checkpoint.glob("*.pt")):
             again = (
                 f"The same command goes on from the last good state, in {self.checkpoint}; if it "
-                "ends here again, start anew with --force and"
+                "ends here again, start again with --force and"
             )
         return RunError(
             f"{self.title}: {what} in epoch {at.epoch + 1}, step {at.step} "

@@ -1,4 +1,4 @@
-"""All benchmarks: a table, and JSON for docs/performance.md.
+"""All benchmarks: a table, and JSON for docs/trials.md.
 
 python -m tests.benchmarks [--quick] [--only NAME ...] --output bench.json
 """

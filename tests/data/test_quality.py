@@ -61,6 +61,7 @@ def check(tmp_path: Path, target: NDArray[Any]) -> Alignment:
 def test_registered_pairs_raise_no_warning(tmp_path: Path) -> None:
     found = check(tmp_path, 255 - pictures() // 2)
     assert found.own > 0.8 > 0.3 > found.shifted
+    assert found.summary().startswith("pairs look aligned: ")
     assert not found.warnings()
 
 

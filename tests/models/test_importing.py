@@ -132,7 +132,7 @@ def test_a_folder_of_another_program_is_no_model_of_sfkt(tmp_path: Path) -> None
     [
         ([], [*CLASSES, "torus"], "the checkpoint has 3 classes, the data 4"),
         (["box", "cone", "ball"], CLASSES, "only in the data: sphere; only in the model: ball"),
-        (["box", "cone", "ball"], CLASSES, r"prepare the data anew .*classes\.tr"),
+        (["box", "cone", "ball"], CLASSES, r"prepare the data again .*classes\.tr"),
         (["box", "cone"], CLASSES, r"has 3 outputs, source\.classes names 2"),
         (["box", "cone", "box"], CLASSES, "names a class twice"),
     ],

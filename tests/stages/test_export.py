@@ -549,7 +549,7 @@ def test_wrong_requests_are_refused(
     with pytest.raises(ConfigError, match="480x640"):
         export(untrained_config, untrained_run, input_size="640", output=tmp_path)
     monkeypatch.setattr(stage, "ONNX_PACKAGES", ("no_such_package",))
-    with pytest.raises(ConfigError, match=r"pip install 'sfkt\[onnx\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[onnx\]'"):
         export(untrained_config, untrained_run, formats=["onnx"], output=tmp_path)
 
 

@@ -16,7 +16,7 @@ from sfkt_cli.training.loop import TENSORBOARD, tensorboard_curves
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with (
-        pytest.raises(ConfigError, match=r"pip install 'sfkt\[tensorboard\]'"),
+        pytest.raises(ConfigError, match=r"pip install '\.\[tensorboard\]'"),
         tensorboard_curves(tmp_path, 0, wanted=True),
     ):
         pass
@@ -30,7 +30,7 @@ def test_a_folder_of_that_name_is_no_package(
 ) -> None:
     (tmp_path / "no_such_package").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match=r"this needs no_such_package: pip install"):
+    with pytest.raises(ConfigError, match=r"this needs no_such_package: run pip install"):
         need("this", "extra", "no_such_package")
 
 

@@ -315,7 +315,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(
     assert f"epoch {at[0] + 1}, step {at[1] + 1} " in message
     assert str(batches(*at)["rows"].tolist()) in message
     assert "near" in message
-    assert "Start anew with a lower learning rate" in message
+    assert "Start again with a lower learning rate" in message
     assert str(tmp_path) not in message  # no state was saved
 
 
@@ -487,7 +487,7 @@ def test_states_of_other_settings_are_not_gone_on_from(
     resumed, fitted = train(tmp_path / "parts")
     said = capsys.readouterr().err
     assert "belongs to other settings" in said
-    assert "starts anew" in said
+    assert "starts from scratch" in said
     assert len(fitted.history) == EPOCHS
     assert same(whole.state_dict(), resumed.state_dict())
 
