@@ -91,7 +91,8 @@ def _checks_of(folder: Path) -> Iterator[tuple[Path, Callable[[], object]]]:
 
 def _below(folder: Path, name: str) -> list[Path]:
     """Files of that name in a run, but for hidden folders, which are about to be replaced."""
-    return [folder / path for path in list_files(folder) if path.rpartition("/")[2] == name]
+    paths = list_files(folder) if folder.is_dir() else {}
+    return [folder / path for path in paths if path.rpartition("/")[2] == name]
 
 
 def _verify(folder: Path) -> list[str]:
