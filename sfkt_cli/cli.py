@@ -300,7 +300,7 @@ def export(
         batch=batch,
         benchmark=benchmark,
     )
-    return settings.run.outcome("export") if output is None else {"folder": output}
+    return settings.run.outcome("export", output)
 
 
 @app.command(epilog="Example: sfkt predict scans/*.png --output predictions.csv")

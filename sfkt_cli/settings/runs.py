@@ -41,6 +41,7 @@ from sfkt_cli.settings.stage import (
     has_begun,
     lacks,
     outcome,
+    record_of,
     settings_of_stage,
     settled,
     standing,
@@ -126,8 +127,7 @@ class Run:
 
     def record(self, stage: str) -> dict[str, Any]:
         """The done.json of a finished stage; raises DataError if it is damaged."""
-        done = read_record(self.path(stage, "done.json"), Done)
-        return done.model_dump(mode="json", exclude_unset=True)
+        return record_of(self.path(stage))
 
     def output(self, stage: str, name: str) -> Path:
         """A file of a finished stage, if it is there; raises DataError if it has changed."""
@@ -140,10 +140,10 @@ class Run:
             )
         return path
 
-    def outcome(self, stage: str) -> dict[str, Any]:
-        """What a finished stage found and wrote, for scripts."""
-        found = outcome(self.path(stage), self.record(stage))
-        return {"run": str(self.folder), "stage": stage, **found}
+    def outcome(self, stage: str, folder: Path | None = None) -> dict[str, Any]:
+        """What a finished stage found and wrote, in another folder perhaps, for scripts."""
+        folder = folder or self.path(stage)
+        return {"run": str(self.folder), "stage": stage, **outcome(folder, record_of(folder))}
 
     def reads(self, stage: str) -> list[Path]:
         """The files that a stage reads, those that are there."""

@@ -250,6 +250,12 @@ def versions() -> dict[str, str]:
     return {"sfkt": __version__, "python": platform.python_version(), **installed}
 
 
+def record_of(folder: Path) -> dict[str, Any]:
+    """The done.json of a stage's folder; raises DataError if it is damaged."""
+    done = read_record(folder / "done.json", Done)
+    return done.model_dump(mode="json", exclude_unset=True)
+
+
 def outcome(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of a done.json, and the names of what lies beside it."""
     files = [

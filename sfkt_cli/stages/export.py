@@ -40,7 +40,7 @@ from sfkt_cli.models.graph_files import FitTarget, SensorGraph
 from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
 from sfkt_cli.settings.config import Config, to_yaml
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings.stage import Done, digest_outputs, lacks, versions
+from sfkt_cli.settings.stage import digest_outputs, lacks, record_of, versions
 from sfkt_cli.student import find_student, sensor_of
 
 FORMATS = ("onnx", "pt2", "safetensors")
@@ -170,7 +170,7 @@ def export(
 def _record_of(target: Path) -> dict[str, Any]:
     """The done.json of the export that a folder holds; empty where there is none."""
     try:
-        return files.read_record(target / "done.json", Done).model_dump(exclude_unset=True)
+        return record_of(target)
     except DataError:
         return {}
 

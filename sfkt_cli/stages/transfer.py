@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict
 from functools import partial
 
+import numpy as np
 from torch import Tensor
 
 from sfkt_cli.console import say, warn
@@ -149,7 +150,8 @@ def transfer(config: Config, run: Run) -> None:
         else:
             numbered = [f"class {number}" for number in range(logits.shape[1])]
             warn_of_collapse(logits.cpu(), numbered, "the student", "transfer")
-        temperature = calibrated(judge, view)
+        unseen = not np.isin(pairs[1], pairs[0]).any()
+        temperature = calibrated(judge, view) if unseen else 1.0
         if not runtime.main:
             return
         save_model(

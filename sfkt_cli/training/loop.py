@@ -160,9 +160,11 @@ class Training:
             if before.get(name, value) != value
         ]
         if changes:
+            other = before.get("processes", self.runtime.world) != self.runtime.world
+            effect = "batches and their statistics differ" if other else "they agree to rounding"
             warn(
-                f"{self.title}: the state was saved elsewhere ({', '.join(changes)}): results "
-                "agree to rounding, not bit for bit"
+                f"{self.title}: the state was saved elsewhere ({', '.join(changes)}): results are "
+                f"not the same bit for bit; {effect}"
             )
 
     def _save(self) -> None:
