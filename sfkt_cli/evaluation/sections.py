@@ -34,7 +34,7 @@ from sfkt_cli.evaluation.verdict import (
     verdict,
 )
 from sfkt_cli.losses import structural_dissimilarity
-from sfkt_cli.models.saving import WEIGHTS
+from sfkt_cli.models.saving import WARM, WEIGHTS
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.training.pairs import FILE, SELECTORS, load_epochs
 
@@ -412,7 +412,7 @@ def bridge_quality(evaluation: Evaluation) -> Section | None:
     trained = "Nothing was trained on these pairs."
     if not pairs.unseen:
         trained = "The bridge was trained on them, too: there were too few pairs to keep some back."
-    elif "warm start" in record.get("inputs", {}):
+    elif WARM in record.get("inputs", {}):
         trained = "The run that the bridge was started from may have been trained on some of them."
     if not kept:
         trained = (

@@ -31,6 +31,7 @@ from sfkt_cli.settings.stage import versions
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
+WARM = "warm start"  # name of that input in done.json
 USE = ("kind", "architecture", "classes", "encoding", "temperature", "images")
 """What decides predictions; its digest is kept with the weights."""
 
@@ -163,14 +164,21 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
     return Saved(module, card)
 
 
-def load_earlier(run: Path | None, stage: str, device: torch.device | None = None) -> Saved | None:
-    """The model of a stage of the run that ``training.warm_start`` names; None where it is not set.
+def load_earlier(
+    start: Path | None, run: Run, stage: str, device: torch.device | None = None
+) -> tuple[Saved | None, Mapping[str, str]]:
+    """The model of a stage of the run ``training.warm_start``, and its digest as an input.
 
-    Raises RunError, which names the command, if that run has not finished the stage.
+    Nothing where it is not set. It may be gone once the stage of ``run`` is finished: then the
+    recorded digest counts. Raises RunError, which names the command, if that run has not finished
+    the stage.
     """
-    if run is None:
-        return None
-    return load_model(Run(run).require(stage), device)
+    if start is None:
+        return None, {}
+    if not start.exists() and run.finished(stage) and not run.force:
+        return None, {WARM: run.record(stage)["inputs"].get(WARM, "")}
+    earlier = load_model(Run(start).require(stage), device)
+    return earlier, {WARM: earlier.digest}
 
 
 def warm_start(

@@ -66,9 +66,8 @@ def bridge(config: Config, run: Run) -> None:
     saved = load_model(source_folder)
     check_classes(saved.card.classes, store)
     inputs = {"transfer.h5": store.digest, "source": saved.digest}
-    earlier = load_earlier(config.training.warm_start, "bridge")
-    if earlier is not None:
-        inputs["warm start"] = earlier.digest
+    earlier, digest = load_earlier(config.training.warm_start, run, "bridge")
+    inputs |= digest
     with run.open("bridge", config, inputs) as stage:
         if stage is None:
             say(f"bridge: already done in {run.path('bridge')}")

@@ -75,9 +75,9 @@ def transfer(config: Config, run: Run) -> None:
     if objective_class.needs_bridge:
         translator = load_model(run.require("bridge"), runtime.device)
         inputs["bridge"] = translator.digest
-    earlier = load_earlier(config.training.warm_start, f"transfer/{method}", runtime.device)
-    if earlier is not None:
-        inputs["warm start"] = earlier.digest
+    start = config.training.warm_start
+    earlier, digest = load_earlier(start, run, f"transfer/{method}", runtime.device)
+    inputs |= digest
     with run.open(f"transfer/{method}", config, inputs) as stage:
         if stage is None:
             say(f"transfer: {method} is already done in {run.path('transfer', method)}")

@@ -325,6 +325,12 @@ def test_with_more_images_later_the_models_go_on_from_those_that_are_there(
         weights = [key for key in old if key.endswith("weight")]
         assert weights
         assert all(torch.allclose(old[key], new[key], atol=1e-4) for key in weights)
+    before.folder.rename(away := tmp_path / "away")
+    for stage in (source, bridge, transfer):
+        stage(warm, run)  # done already, whatever became of the earlier run
+    with pytest.raises(RunError, match="before"):
+        bridge(warm, Run(run.folder, force=True))
+    away.rename(before.folder)
     with pytest.raises(ConfigError, match="the run itself"):
         source(settings(larger, f"training.warm_start={run.folder}"), Run(run.folder, force=True))
     other = prepared.copy(tmp_path / "other")
