@@ -119,6 +119,13 @@ def own_model(folder: Path, setting: str) -> Imported:
 def _from_onnx(settings: SourceConfig, path: Path, size: int) -> Imported:
     """A network without a name: its operations are kept, and the file is not needed again."""
     onnx_model = read_onnx(path, size, settings.features)
+    if onnx_model.normalises and not (settings.mean and settings.std):
+        raise ConfigError(
+            f"{path} normalises its images itself: say what is still to be done in front of it, "
+            "for one that takes 0..1 --set 'source.mean=[0, 0, 0]' --set 'source.std=[1, 1, 1]', "
+            "for one that takes 0..255 the same mean and "
+            "--set 'source.std=[0.003922, 0.003922, 0.003922]'"
+        )
     architecture, remark = architecture_of(settings, "onnx", len(onnx_model.weight))
     architecture["graph"] = onnx_model.graph
     model = Classifier(**architecture)
@@ -127,7 +134,7 @@ def _from_onnx(settings: SourceConfig, path: Path, size: int) -> Imported:
     operations = (
         f"{path} gives the same as in onnxruntime; {len(onnx_model.graph['nodes'])} operations"
     )
-    return Imported(model, architecture, [], (operations, remark))
+    return Imported(model, architecture, [], (operations, *onnx_model.remarks, remark))
 
 
 def _from_weights(settings: SourceConfig, path: Path) -> Imported:
