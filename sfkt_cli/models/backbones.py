@@ -201,14 +201,22 @@ class Normalisation(NamedTuple):
 
 
 def normalisation_of(settings: SourceConfig) -> Normalisation:
-    """The settings' own, else that of the weights: a config.json beside them, timm, torchvision."""
-    if settings.mean and settings.std:
-        return Normalisation(settings.mean, settings.std, "source.mean and source.std")
-    published = _beside(settings.checkpoint) or _published(settings.backbone)
-    mean, std, origin = published or (*IMAGENET, "the usual values of ImageNet")
-    if settings.mean or settings.std:
-        origin = "source.mean and source.std"
-    return Normalisation(settings.mean or mean, settings.std or std, origin)
+    """The settings' own, else that of the weights: a config.json beside them, timm, torchvision.
+
+    Raises ConfigError if it is not one of RGB in [0, 1].
+    """
+    mean, std, origin = settings.mean, settings.std, "source.mean and source.std"
+    if not (mean and std):
+        published = _beside(settings.checkpoint) or _published(settings.backbone)
+        mean, std, usual = published or (*IMAGENET, "the usual values of ImageNet")
+        origin = origin if settings.mean or settings.std else usual
+        mean, std = settings.mean or mean, settings.std or std
+    if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 2 for value in std):
+        raise ConfigError(
+            f"{origin}: mean {mean} and std {std} are not those of RGB from 0 to 1: set "
+            "source.mean and source.std; for a model that takes 0..255, divide both by 255"
+        )
+    return Normalisation(mean, std, origin)
 
 
 def _beside(checkpoint: Path | None) -> Normalisation | None:
