@@ -15,6 +15,7 @@ from sfkt_cli.settings.config import SourceConfig
 
 Three = tuple[float, float, float]
 IMAGENET: tuple[Three, Three] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+SIDE_HEADS = ("AuxLogits", "aux1", "aux2")
 INCEPTIONS = ("googlenet", "inception_v3")
 """Torchvision's networks with classifiers on the side, and with a normalisation of their own inside
 that published weights switch on: both are left out, see :func:`normalisation_of`."""
@@ -114,7 +115,7 @@ def _torchvision(name: str, pretrained: bool, layer: str) -> tuple[nn.Module, in
             raise _not_downloaded(name, error) from None
     if name in INCEPTIONS:
         network.aux_logits = False
-        for side in ("AuxLogits", "aux1", "aux2"):
+        for side in SIDE_HEADS:
             setattr(network, side, None)
     return network, replace_last_linear(network, layer)
 
@@ -138,7 +139,8 @@ def _timm_hint(name: str) -> str:
 def replace_last_linear(network: nn.Module, layer: str = "") -> int:
     """Put an identity in place of a linear layer, the last one unless named; size of its input.
 
-    Raises ConfigError if the network has no linear layer, or none of this name.
+    The last one also goes where none has this name: a checkpoint may call its own head so. Raises
+    ConfigError if the network has no linear layer.
     """
     linear = {
         name: module
@@ -147,12 +149,7 @@ def replace_last_linear(network: nn.Module, layer: str = "") -> int:
     }
     if not linear:
         raise ConfigError(f"{type(network).__name__} has no linear layer to take features at")
-    if layer and layer not in linear:
-        raise ConfigError(
-            f"source.features = {layer!r} is no linear layer of {type(network).__name__}; "
-            f"those at its end are {', '.join(list(linear)[-4:])}"
-        )
-    name = layer or list(linear)[-1]
+    name = layer if layer in linear else list(linear)[-1]
     network.set_submodule(name, nn.Identity())
     return linear[name].in_features
 

@@ -18,14 +18,11 @@ from torch import Tensor
 
 from sfkt_cli.errors import ConfigError, DataError, first_line
 from sfkt_cli.files import require_file, sha256_file
-from sfkt_cli.models.backbones import normalisation_of
+from sfkt_cli.models.backbones import SIDE_HEADS, normalisation_of
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.onnx_files import SAVE_WEIGHTS, read_onnx
 from sfkt_cli.models.saving import CARD, WEIGHTS, load_model
 from sfkt_cli.settings.config import Config, SourceConfig
-
-AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
-"""Classifiers on the side of googlenet and inception_v3, which only their training uses."""
 
 STATE_DICT_SUFFIXES = (".pth", ".pt", ".pts", ".pt2", ".bin", ".ckpt", ".tar", ".pkl")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
@@ -102,7 +99,13 @@ def import_source(config: Config, classes: Sequence[str], *, size: int = 224) ->
     rows = [outputs.index(name) for name in order]
     for value in brought.model.head.state_dict().values():  # each has a row for each class
         value.copy_(value[rows])
-    return replace(brought, model=brought.model.eval(), classes=order)
+    remarks = brought.remarks
+    if classes and not (brought.classes or config.source.classes):
+        remarks += (
+            f"its outputs are taken to be {', '.join(classes)}, in the order of the data: if that "
+            "of the model is another, set source.classes",
+        )
+    return replace(brought, model=brought.model.eval(), classes=order, remarks=remarks)
 
 
 def _own_folder(path: Path, setting: str) -> Path:
@@ -169,10 +172,15 @@ def _from_weights(settings: SourceConfig, path: Path) -> Imported:
         architecture["layer"] = settings.features
     model = Classifier(**architecture)
     state, remarks = _named_as(model.backbone.state_dict(), state)
-    state = {name: value for name, value in state.items() if not name.startswith(AUXILIARY)}
+    state = {name: v for name, v in state.items() if name.partition(".")[0] not in SIDE_HEADS}
     head = settings.features or _find_head(path, state, model, settings.backbone)
-    if f"{head}.weight" not in state:
-        raise ConfigError(f"source.features = {head!r}: {path} holds no {head}.weight")
+    if getattr(state.get(f"{head}.weight"), "ndim", 0) < 2:
+        linear = [name.removesuffix(".weight") for name, v in state.items() if v.ndim == 2]
+        raise ConfigError(
+            f"source.features = {head!r}: {path} holds no linear layer of this name; its last are "
+            f"{', '.join(linear[-4:]) or 'none'}"
+        )
+    state[f"{head}.weight"] = state[f"{head}.weight"].flatten(1)  # some heads are 1x1 convolutions
     architecture["classes"] = len(state[f"{head}.weight"])
     remarks += _fill(path, model, state, head, settings.backbone)
     return Imported(model, architecture, [], (*others, *remarks, remark))
@@ -203,8 +211,8 @@ def _named_as(
 
     Remarks tell of it.
     """
-    key = max(expected, key=len, default="")
     required = [name for name in expected if not name.endswith(COUNTER)]
+    key = max(required, key=len, default="")
     if not any(name in state for name in required):
         for prefix in (name.removesuffix(key) for name in state if name.endswith(f".{key}")):
             if all(f"{prefix}{name}" in state for name in required):
@@ -215,12 +223,15 @@ def _named_as(
 
 def _find_head(path: Path, state: Mapping[str, Tensor], model: Classifier, backbone: str) -> str:
     """Name of the checkpoint's linear layer that takes the backbone's output."""
-    features = int(model.head.weight.shape[1])  # type: ignore[index]
+    features = model.feature_size
     expected = model.backbone.state_dict()
     heads = [
         name.removesuffix(".weight")
         for name, value in state.items()
-        if name not in expected and name.endswith(".weight") and value.shape[1:] == (features,)
+        if name not in expected
+        and name.endswith(".weight")
+        and value.ndim > 1
+        and value.shape[1] == features == value[0].numel()
     ]
     if len(heads) > 1:  # a loss may keep a vector for each class, but seldom a bias
         heads = [name for name in heads if f"{name}.bias" in state] or heads

@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -85,17 +86,22 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
 
     model = onnx.load_model_from_string(content)
     tensors, nodes = _parse(path, model)
-    images_name, channels_last = _check_input(path, model.graph, tensors, size)
+    images_name, channels_last, batch = _check_input(path, model.graph, tensors, size)
     noise = torch.randn(len(SCALES), 3, size, size, generator=torch.Generator().manual_seed(0))
     images = noise * torch.tensor(SCALES).view(-1, 1, 1, 1)
     as_given = images.permute(0, 2, 3, 1).contiguous() if channels_last else images
-    seen = [_run(nodes, {**tensors, images_name: as_given[:count]}) for count in BATCHES]
     logits_name = model.graph.output[0].name
-    logits = seen[1][logits_name]
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != BATCHES[1]:
-        raise DataError(
-            f"{path} gives {tuple(logits.shape)} for {BATCHES[1]} images: no classifier"
-        )
+    try:
+        seen = [_run(nodes, {**tensors, images_name: as_given[:count]}) for count in BATCHES]
+        logits = seen[1][logits_name]
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != BATCHES[1]:
+            raise DataError(
+                f"{path} gives {tuple(logits.shape)} for {BATCHES[1]} images: no classifier"
+            )
+    except Exception:
+        if batch:  # this number stands inside, too
+            _refuse_batch(path, batch, images_name)
+        raise
     independent = _independent(nodes, tensors)
     normalising = _normalising(nodes, independent, images_name)
     weights = _weights(tensors, normalising)
@@ -158,9 +164,14 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
     ours = network(images) @ weight.T + bias
     for end in ends:
         ours = ENDS[end](ours, 1)
-    (theirs,) = open_session(content).run([logits_name], {images_name: as_given.numpy()})
+    session = open_session(content)
+    parts = torch.split(as_given, batch or len(as_given))
+    runs = [session.run([logits_name], {images_name: part.numpy()})[0] for part in parts]
+    theirs = np.concatenate(runs)
     gap = float((ours - torch.from_numpy(theirs)).abs().max())
     if not gap <= LARGEST_DIFFERENCE * max(1.0, float(abs(theirs).max())):
+        if batch:
+            _refuse_batch(path, batch, images_name)
         raise DataError(
             f"{path} was not imported: its outputs differ by {gap:.2g} from those in onnxruntime. "
             "Does it branch on the content of the images? Otherwise bring the weights of the "
@@ -297,8 +308,8 @@ def _adapt(node: Node, opset: int) -> None:
 
 def _check_input(
     path: Path, graph: Any, tensors: Mapping[str, Tensor], size: int
-) -> tuple[str, bool]:
-    """What the file calls its images, and whether it takes them as (B, H, W, 3)."""
+) -> tuple[str, bool, int]:
+    """Name of the images, whether they are (B, H, W, 3), and how many; 0: any number."""
     inputs = [entry for entry in graph.input if entry.name not in tensors]
     if len(inputs) != 1:
         raise DataError(f"{path} has {len(inputs)} inputs: an image classifier has one")
@@ -307,20 +318,26 @@ def _check_input(
         raise DataError(f"{path} takes no float32 images: export it with a float32 input")
     sides = [max(0, dimension.dim_value) for dimension in kind.shape.dim]  # some write -1 for any
     channels_last = len(sides) == 4 and sides[3] == 3 and sides[1] != 3
+    batch = 0
     if len(sides) == 4:
         batch, *sides = sides
-        if batch:
-            raise DataError(
-                f"{path} takes {batch} images at a time: export it with a batch of any size, "
-                "dynamic_shapes=({0: 'batch'},)"
-            )
+        if batch > 1:
+            _refuse_batch(path, batch, inputs[0].name)
         height, width = sides[:2] if channels_last else sides[1:]
         if height not in (0, size) or width not in (0, size):
             raise DataError(
                 f"{path} takes images of {height} x {width} pixels, the data have {size} x {size}: "
                 f"prepare them anew with --set image_size={height}, or export it for {size}"
             )
-    return inputs[0].name, channels_last
+    return inputs[0].name, channels_last, batch
+
+
+def _refuse_batch(path: Path, batch: int, images_name: str) -> NoReturn:
+    raise DataError(
+        f"{path} takes {batch} image{'s' if batch > 1 else ''} at a time: export it with a batch "
+        "of any size, torch.onnx.export(..., dynamic_shapes=({0: 'batch'},)), with dynamo=False "
+        f"dynamic_axes={{{images_name!r}: {{0: 'batch'}}}}"
+    )
 
 
 def _run(nodes: Sequence[Node], given: Mapping[str, Any]) -> dict[str, Any]:

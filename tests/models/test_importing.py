@@ -261,6 +261,32 @@ def test_a_dict_of_a_training_script_is_told_how_to_give_its_weights(
     assert_alike(import_source(settings(Path("weights.pth")), CLASSES), network)
 
 
+def test_a_head_of_another_name_is_the_one_that_is_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = models.resnet18(num_classes=3)
+    network.fc = nn.Sequential(nn.Dropout(), nn.Linear(512, 3))
+    state = dict(network.eval().state_dict())
+    averaged = {f"ema.{name}": torch.zeros_like(value) for name, value in state.items()}
+    path = tmp_path / "w.pth"
+    with pytest.raises(ConfigError, match=r"fc\.1; say which with source\.features"):
+        take(path, averaged | state, backbone="resnet18")
+    assert_alike(take(path, averaged | state, backbone="resnet18", features="fc.1"), network)
+    for wrong in ("fc.7", "bn1"):
+        with pytest.raises(ConfigError, match=rf"source\.features = '{wrong}': .*w\.pth.* fc\.1"):
+            take(path, state, backbone="resnet18", features=wrong)
+
+
+def test_a_convolution_as_the_head_and_a_prefix_without_counters(
+    tmp_path: Path, network: nn.Module
+) -> None:
+    state = dict(network.state_dict())
+    state["classifier.3.weight"] = state["classifier.3.weight"].view(3, -1, 1, 1)
+    state = {n: v for n, v in state.items() if not n.endswith("num_batches_tracked")}
+    brought = take(tmp_path / "w.pth", prefixed("net.model.", state))
+    assert_alike(brought, network)
+    assert "the order of the data" in brought.remarks[-1]
+
+
 def test_of_several_weights_those_that_were_trained_are_taken(
     tmp_path: Path, network: nn.Module
 ) -> None:

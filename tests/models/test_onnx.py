@@ -286,7 +286,7 @@ def model_of(*nodes: Described, opset: int = 17, shape: Any = ("n", 3, SIDE, SID
         "sizes": torch.tensor([1, 3]), "zero": torch.tensor(0), "one": torch.tensor(1),
         "column": torch.tensor([-1, 1, 1, 1]), "row": torch.randn(1, 2),
         "zero1": torch.tensor([0]), "minus": torch.tensor([-1]),
-        "pointwise": torch.randn(2, 4, 1, 1),
+        "pointwise": torch.randn(2, 4, 1, 1), "alone": torch.tensor([1, -1]),
     }  # fmt: skip
     helper = onnx.helper
     graph = helper.make_graph(
@@ -371,6 +371,8 @@ SEMANTICS: dict[str, tuple[list[Described], tuple[int, ...]]] = {
          ("Reshape", ["g", "r"], ["p"], {}), GEMM], (13,)),
     "channels last": ([("Transpose", ["x"], ["i"], {"perm": [0, 3, 1, 2]}),
                        ("Conv", ["i", "w"], *CONV[2:]), POOL, FLAT, GEMM], (13,)),
+    "activations": (between(("Celu", ["c"], ["k"], {"alpha": 0.5}), ("Selu", ["k"], ["l"], {}),
+                            ("Softsign", ["l"], ["d"], {})), (13,)),
     "the largest of three": (between(("Max", ["c", "high", "low"], ["d"], {})), (13,)),
 }  # fmt: skip
 
@@ -471,7 +473,7 @@ BROKEN: dict[str, tuple[Breaking, str]] = {
     "lacking": (lambda model: model.graph.node[1].input.__setitem__(0, "lost"),
                 r"node 'g' \(GlobalAveragePool\): .* input 'lost'"),
     "old": (lambda model: setattr(model.opset_import[0], "version", 6), "opset 6"),
-    "batch": (side(0, 1), "takes 1 images at a time"),
+    "batch": (side(0, 4), "takes 4 images at a time.*dynamic_axes={'x'"),
     "size": (side(2, 64), "--set image_size=64"),
     "operation": (lambda model: setattr(model.graph.node[1], "op_type", "Hardmax"),
                   "not known here: Hardmax"),
@@ -544,6 +546,20 @@ def test_nodes_may_come_in_any_order_and_the_batch_as_minus_one(tmp_path: Path) 
     model.graph.node.extend(nodes)
     side(0, -1)(model)
     assert read_onnx(stored(tmp_path, model), SIDE).graph == expected.graph
+
+
+def test_a_file_for_one_image_is_taken_where_its_network_works_on_several(tmp_path: Path) -> None:
+    graphs = [
+        read_onnx(
+            stored(tmp_path, model_of(CONV, POOL, FLAT, GEMM, shape=(n, 3, SIDE, SIDE))), SIDE
+        )
+        for n in ("n", 1)
+    ]
+    assert graphs[0].graph == graphs[1].graph
+    inside: Described = ("Reshape", ["g", "alone"], ["p"], {})
+    path = stored(tmp_path, model_of(CONV, POOL, inside, GEMM, shape=(1, 3, SIDE, SIDE)))
+    with pytest.raises(DataError, match=r"takes 1 image at a time.*dynamic_axes"):
+        read_onnx(path, SIDE)
 
 
 def test_the_last_layer_is_the_one_that_is_named(tmp_path: Path) -> None:
