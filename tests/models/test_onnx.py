@@ -22,6 +22,7 @@ from sfkt_cli.data.images import Encoding
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.models import graph_files, onnx_network
 from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.models.frozen import FeatureMaps
 from sfkt_cli.models.graph_files import (
     SensorGraph,
     for_export,
@@ -560,6 +561,14 @@ def test_a_file_for_one_image_is_taken_where_its_network_works_on_several(tmp_pa
     path = stored(tmp_path, model_of(CONV, POOL, inside, GEMM, shape=(1, 3, SIDE, SIDE)))
     with pytest.raises(DataError, match=r"takes 1 image at a time.*dynamic_axes"):
         read_onnx(path, SIDE)
+
+
+def test_levels_do_not_hang_on_the_names_of_values(tmp_path: Path) -> None:
+    pool: Described = ("MaxPool", ["c"], ["m"], {"kernel_shape": [2, 2], "strides": [2, 2]})
+    end: Described = ("Relu", ["m"], ["a.pad"], {})
+    nodes = [CONV, pool, end, ("GlobalAveragePool", ["a.pad"], ["g"], {}), FLAT, GEMM]
+    network = read_onnx(stored(tmp_path, model_of(*nodes)), SIDE).network
+    assert FeatureMaps([network], network, torch.rand(4, 3, SIDE, SIDE)).names == ["a.pad Relu"]
 
 
 def test_the_last_layer_is_the_one_that_is_named(tmp_path: Path) -> None:
