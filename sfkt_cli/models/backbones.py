@@ -15,6 +15,7 @@ from sfkt_cli.settings.config import SourceConfig
 
 Three = tuple[float, float, float]
 IMAGENET: tuple[Three, Three] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+SIDE_HEADS = ("AuxLogits", "aux1", "aux2")
 INCEPTIONS = ("googlenet", "inception_v3")
 """Torchvision's networks with classifiers on the side, and with a normalisation of their own inside
 that published weights switch on: both are left out, see :func:`normalisation_of`."""
@@ -114,7 +115,7 @@ def _torchvision(name: str, pretrained: bool, layer: str) -> tuple[nn.Module, in
             raise _not_downloaded(name, error) from None
     if name in INCEPTIONS:
         network.aux_logits = False
-        for side in ("AuxLogits", "aux1", "aux2"):
+        for side in SIDE_HEADS:
             setattr(network, side, None)
     return network, replace_last_linear(network, layer)
 
@@ -138,7 +139,8 @@ def _timm_hint(name: str) -> str:
 def replace_last_linear(network: nn.Module, layer: str = "") -> int:
     """Put an identity in place of a linear layer, the last one unless named; size of its input.
 
-    Raises ConfigError if the network has no linear layer, or none of this name.
+    The last one also goes where none has this name: a checkpoint may call its own head so. Raises
+    ConfigError if the network has no linear layer.
     """
     linear = {
         name: module
@@ -147,12 +149,7 @@ def replace_last_linear(network: nn.Module, layer: str = "") -> int:
     }
     if not linear:
         raise ConfigError(f"{type(network).__name__} has no linear layer to take features at")
-    if layer and layer not in linear:
-        raise ConfigError(
-            f"source.features = {layer!r} is no linear layer of {type(network).__name__}; "
-            f"those at its end are {', '.join(list(linear)[-4:])}"
-        )
-    name = layer or list(linear)[-1]
+    name = layer if layer in linear else list(linear)[-1]
     network.set_submodule(name, nn.Identity())
     return linear[name].in_features
 
@@ -201,14 +198,22 @@ class Normalisation(NamedTuple):
 
 
 def normalisation_of(settings: SourceConfig) -> Normalisation:
-    """The settings' own, else that of the weights: a config.json beside them, timm, torchvision."""
-    if settings.mean and settings.std:
-        return Normalisation(settings.mean, settings.std, "source.mean and source.std")
-    published = _beside(settings.checkpoint) or _published(settings.backbone)
-    mean, std, origin = published or (*IMAGENET, "the usual values of ImageNet")
-    if settings.mean or settings.std:
-        origin = "source.mean and source.std"
-    return Normalisation(settings.mean or mean, settings.std or std, origin)
+    """The settings' own, else that of the weights: a config.json beside them, timm, torchvision.
+
+    Raises ConfigError if it is not one of RGB in [0, 1].
+    """
+    mean, std, origin = settings.mean, settings.std, "source.mean and source.std"
+    if not (mean and std):
+        published = _beside(settings.checkpoint) or _published(settings.backbone)
+        mean, std, usual = published or (*IMAGENET, "the usual values of ImageNet")
+        origin = origin if settings.mean or settings.std else usual
+        mean, std = settings.mean or mean, settings.std or std
+    if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 2 for value in std):
+        raise ConfigError(
+            f"{origin}: mean {mean} and std {std} are not those of RGB from 0 to 1: set "
+            "source.mean and source.std; for a model that takes 0..255, divide both by 255"
+        )
+    return Normalisation(mean, std, origin)
 
 
 def _beside(checkpoint: Path | None) -> Normalisation | None:

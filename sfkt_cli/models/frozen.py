@@ -148,10 +148,13 @@ def _ends_of_resolutions(
     network: nn.Module, forward: Callable[[Tensor], object], images: Tensor
 ) -> list[Call]:
     last: dict[int, tuple[int, Call]] = {}  # how deep the module lies, by side of the map
+    listed = isinstance(network, OnnxNetwork)  # the names of its nodes tell nothing
 
     def note(call: Call, output: Any) -> None:
-        if isinstance(output, Tensor) and _is_map(output, images) and "pad" not in call[0]:
-            side, depth = output.shape[-1], call[0].count(".")
+        if isinstance(output, Tensor) and _is_map(output, images):
+            if "pad" in call[0] and not listed:
+                return
+            side, depth = output.shape[-1], 0 if listed else call[0].count(".")
             if side not in last or depth <= last[side][0]:
                 last.pop(side, None)
                 last[side] = depth, call

@@ -18,14 +18,11 @@ from torch import Tensor
 
 from sfkt_cli.errors import ConfigError, DataError, first_line
 from sfkt_cli.files import require_file, sha256_file
-from sfkt_cli.models.backbones import normalisation_of
+from sfkt_cli.models.backbones import SIDE_HEADS, normalisation_of
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.onnx_files import SAVE_WEIGHTS, read_onnx
 from sfkt_cli.models.saving import CARD, WEIGHTS, load_model
 from sfkt_cli.settings.config import Config, SourceConfig
-
-AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
-"""Classifiers on the side of googlenet and inception_v3, which only their training uses."""
 
 STATE_DICT_SUFFIXES = (".pth", ".pt", ".pts", ".pt2", ".bin", ".ckpt", ".tar", ".pkl")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
@@ -70,7 +67,9 @@ class Imported:
 
 def digest_of(checkpoint: Path) -> str:
     """SHA-256 of the file of ``source.checkpoint``; raises DataError if there is none."""
-    path = checkpoint / WEIGHTS if checkpoint.is_dir() else checkpoint
+    path = checkpoint
+    if path.is_dir():
+        path = _own_folder(path, "source.checkpoint") / WEIGHTS
     require_file(path, "source.checkpoint")
     return sha256_file(path)
 
@@ -90,6 +89,7 @@ def import_source(config: Config, classes: Sequence[str], *, size: int = 224) ->
     folder = path if path.is_dir() else path.parent
     if path.is_dir() or (path.name == WEIGHTS and (folder / CARD).is_file()):
         brought = own_model(folder, "source.checkpoint")
+        _refuse_unused(config.source, folder, brought.architecture)
     elif path.suffix.lower() == ".onnx":
         brought = _from_onnx(config.source, path, size)
     else:
@@ -99,26 +99,58 @@ def import_source(config: Config, classes: Sequence[str], *, size: int = 224) ->
     rows = [outputs.index(name) for name in order]
     for value in brought.model.head.state_dict().values():  # each has a row for each class
         value.copy_(value[rows])
-    return replace(brought, model=brought.model.eval(), classes=order)
+    remarks = brought.remarks
+    if classes and not (brought.classes or config.source.classes):
+        remarks += (
+            f"its outputs are taken to be {', '.join(classes)}, in the order of the data: if that "
+            "of the model is another, set source.classes",
+        )
+    return replace(brought, model=brought.model.eval(), classes=order, remarks=remarks)
+
+
+def _own_folder(path: Path, setting: str) -> Path:
+    """Where a model of ``sfkt source`` lies: in this folder, or in that of a run."""
+    for folder in (path, path / "source"):
+        if (folder / CARD).is_file():
+            return folder
+    raise ConfigError(
+        f"{setting}: {path} holds no model of `sfkt source` (no {CARD}): run that first, or "
+        "give source.checkpoint the file of weights itself, and its network as source.backbone"
+    )
 
 
 def own_model(folder: Path, setting: str) -> Imported:
     """A model of ``sfkt source``; raises ConfigError, which names the setting, if it is another."""
-    if not (folder / CARD).is_file():
-        raise ConfigError(
-            f"{setting}: {folder} holds no model of `sfkt source` (no {CARD}): run that first, or "
-            "give source.checkpoint the file of weights itself, and its network as source.backbone"
-        )
-    saved = load_model(folder)
+    saved = load_model(_own_folder(folder, setting))
     if not isinstance(saved.module, Classifier) or saved.card.encoding is not None:
         raise ConfigError(f"{setting}: {folder} holds no RGB classifier")
     architecture = dict(saved.card.architecture)
     return Imported(saved.module, architecture, saved.card.classes, (), saved.card.pretrained)
 
 
+def _refuse_unused(settings: SourceConfig, folder: Path, architecture: Mapping[str, Any]) -> None:
+    """Refuse settings that say something else than a model of sfkt says of itself."""
+    for name in ("backbone", "mean", "std", "channel_order", "features"):
+        value = getattr(settings, name)
+        own = architecture.get("layer" if name == "features" else name)
+        own = tuple(own) if isinstance(own, list) else own
+        if value not in (own, SourceConfig.model_fields[name].default):
+            raise ConfigError(
+                f"source.{name} = {value!r}: {folder} is a model of sfkt, which keeps its own: "
+                f"leave source.{name} out"
+            )
+
+
 def _from_onnx(settings: SourceConfig, path: Path, size: int) -> Imported:
     """A network without a name: its operations are kept, and the file is not needed again."""
     onnx_model = read_onnx(path, size, settings.features)
+    if onnx_model.normalises and not (settings.mean and settings.std):
+        raise ConfigError(
+            f"{path} normalises its images itself: say what is still to be done in front of it, "
+            "for one that takes 0..1 --set 'source.mean=[0, 0, 0]' --set 'source.std=[1, 1, 1]', "
+            "for one that takes 0..255 the same mean and "
+            "--set 'source.std=[0.003922, 0.003922, 0.003922]'"
+        )
     architecture, remark = architecture_of(settings, "onnx", len(onnx_model.weight))
     architecture["graph"] = onnx_model.graph
     model = Classifier(**architecture)
@@ -127,12 +159,12 @@ def _from_onnx(settings: SourceConfig, path: Path, size: int) -> Imported:
     operations = (
         f"{path} gives the same as in onnxruntime; {len(onnx_model.graph['nodes'])} operations"
     )
-    return Imported(model, architecture, [], (operations, remark))
+    return Imported(model, architecture, [], (operations, *onnx_model.remarks, remark))
 
 
 def _from_weights(settings: SourceConfig, path: Path) -> Imported:
     """Weights of the network that ``source.backbone`` names."""
-    state = read_weights(path)
+    state, others = read_weights(path)
     if {"mean", "std", "head.bias"} <= set(state) and any(n.startswith("backbone.") for n in state):
         raise DataError(f"{path} was written by sfkt, but its {CARD} is not beside it: copy it too")
     architecture, remark = architecture_of(settings, settings.backbone, 1)
@@ -140,13 +172,18 @@ def _from_weights(settings: SourceConfig, path: Path) -> Imported:
         architecture["layer"] = settings.features
     model = Classifier(**architecture)
     state, remarks = _named_as(model.backbone.state_dict(), state)
-    state = {name: value for name, value in state.items() if not name.startswith(AUXILIARY)}
+    state = {name: v for name, v in state.items() if name.partition(".")[0] not in SIDE_HEADS}
     head = settings.features or _find_head(path, state, model, settings.backbone)
-    if f"{head}.weight" not in state:
-        raise ConfigError(f"source.features = {head!r}: {path} holds no {head}.weight")
+    if getattr(state.get(f"{head}.weight"), "ndim", 0) < 2:
+        linear = [name.removesuffix(".weight") for name, v in state.items() if v.ndim == 2]
+        raise ConfigError(
+            f"source.features = {head!r}: {path} holds no linear layer of this name; its last are "
+            f"{', '.join(linear[-4:]) or 'none'}"
+        )
+    state[f"{head}.weight"] = state[f"{head}.weight"].flatten(1)  # some heads are 1x1 convolutions
     architecture["classes"] = len(state[f"{head}.weight"])
     remarks += _fill(path, model, state, head, settings.backbone)
-    return Imported(model, architecture, [], (*remarks, remark))
+    return Imported(model, architecture, [], (*others, *remarks, remark))
 
 
 def architecture_of(
@@ -174,8 +211,8 @@ def _named_as(
 
     Remarks tell of it.
     """
-    key = max(expected, key=len, default="")
     required = [name for name in expected if not name.endswith(COUNTER)]
+    key = max(required, key=len, default="")
     if not any(name in state for name in required):
         for prefix in (name.removesuffix(key) for name in state if name.endswith(f".{key}")):
             if all(f"{prefix}{name}" in state for name in required):
@@ -186,12 +223,15 @@ def _named_as(
 
 def _find_head(path: Path, state: Mapping[str, Tensor], model: Classifier, backbone: str) -> str:
     """Name of the checkpoint's linear layer that takes the backbone's output."""
-    features = int(model.head.weight.shape[1])  # type: ignore[index]
+    features = model.feature_size
     expected = model.backbone.state_dict()
     heads = [
         name.removesuffix(".weight")
         for name, value in state.items()
-        if name not in expected and name.endswith(".weight") and value.shape[1:] == (features,)
+        if name not in expected
+        and name.endswith(".weight")
+        and value.ndim > 1
+        and value.shape[1] == features == value[0].numel()
     ]
     if len(heads) > 1:  # a loss may keep a vector for each class, but seldom a bias
         heads = [name for name in heads if f"{name}.bias" in state] or heads
@@ -292,25 +332,29 @@ def _fill(
     return [left_out] if rest else []
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of a .safetensors file or of a state dict, float32, by their plain names.
+
+    Remarks tell of other weights in the file.
 
     Raises:
         DataError: The file is missing or damaged, holds a whole network instead of tensors, or has
             values that are not finite.
     """
     require_file(path, "source.checkpoint")
+    remarks: list[str] = []
     if path.suffix.lower() == ".safetensors":
         try:
             tensors = load_file(path)
         except Exception as error:  # damaged ones raise almost anything, such as KeyError
             raise DataError(f"{path} is no intact .safetensors file: {error}") from None
     elif path.suffix.lower() in STATE_DICT_SUFFIXES:
-        tensors = _unwrap(path, _read_torch(path))
+        tensors, remarks = _unwrap(path, _read_torch(path))
     else:
         raise DataError(
             f"{path} is not a file of weights: expected .safetensors, or a state dict in "
-            + ", ".join(STATE_DICT_SUFFIXES)
+            f"{', '.join(STATE_DICT_SUFFIXES)}; a network of Keras or TensorFlow as .onnx, which "
+            "tf2onnx makes of it"
         )
     for name, value in tensors.items():
         odd = value.is_quantized or value.is_meta or value.is_complex()
@@ -323,7 +367,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for name, value in plain.items():
         if not torch.isfinite(value).all():
             raise DataError(f"{path}: {name} has values that are not finite: the model is broken")
-    return plain
+    return plain, remarks
 
 
 def _refuse_network(path: Path, kind: str) -> NoReturn:
@@ -363,20 +407,42 @@ def _read_torch(path: Path) -> Any:
         raise DataError(f"{path} cannot be read as a state dict: {first_line(error)}") from None
 
 
-def _unwrap(path: Path, loaded: Any) -> dict[str, Tensor]:
-    """Find the state dict in what a training script saved."""
+def _unwrap(path: Path, loaded: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """Find the state dict in what a training script saved; a remark names others beside it.
+
+    Where there are averaged weights, too, those that were trained are taken.
+    """
+    remarks: list[str] = []
     for _ in range(3):
         if not isinstance(loaded, Mapping):
             break
         tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
         inner = [key for key in WRAPPERS if isinstance(loaded.get(key), Mapping)]
         if tensors and not inner:
-            return tensors
+            return tensors, remarks
+        inner += [key for key, part in loaded.items() if key not in inner and _is_state(part)]
         if not inner:
             break
+        names = ", ".join(map(repr, inner))
+        if len(inner) > 1:
+            if inner[0] not in WRAPPERS:
+                raise DataError(
+                    f"{path} holds the weights of several networks, {names}: save those of one, "
+                    f"torch.save(torch.load({path.name!r})[{inner[0]!r}], 'weights.pth')"
+                )
+            remarks.append(
+                f"{path} holds several weights, {names}: {inner[0]!r} are taken; for others, "
+                f"torch.save(torch.load({path.name!r})[{inner[1]!r}], 'weights.pth')"
+            )
         loaded = loaded[inner[0]]
     keys = ", ".join(map(str, list(loaded)[:5])) if isinstance(loaded, Mapping) else ""
     raise DataError(
         f"{path} holds no state dict, but a {type(loaded).__name__}{keys and ' with '}{keys}: "
         f"save one with {SAVE_WEIGHTS}"
     )
+
+
+def _is_state(part: Any) -> bool:
+    """Whether it consists mainly of tensors, as a state dict does."""
+    values = list(part.values()) if isinstance(part, Mapping) else []
+    return 2 * sum(isinstance(value, Tensor) for value in values) > len(values)

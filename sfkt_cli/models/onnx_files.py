@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,8 +36,11 @@ ON_IMAGES = ("Add", "Cast", "Div", "Identity", "Mul", "Sub", "Transpose")
 """Operations that normalise images, where they come before all others."""
 MASKED = 1e4  # so large are the numbers, such as -inf, that hide words from attention
 SOFTMAXES = {"Softmax": F.softmax, "LogSoftmax": F.log_softmax}
-ENDS = {"Identity": lambda logits, _: logits, **SOFTMAXES}
+ENDS = {"Sigmoid": lambda logits, _: logits.sigmoid(), **SOFTMAXES}
 """Operations that may come behind the logits."""
+RESHAPING = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+"""Operations that may come between these, and change no number."""
+LEAST = 1e-7  # of a probability whose logarithm is taken; float16 still holds it
 Node = list[Any]
 
 
@@ -49,6 +53,8 @@ class OnnxModel:
     network: OnnxNetwork  # that network, with its weights
     weight: Tensor  # of the last linear layer (K, F); the identity where there is none
     bias: Tensor  # its bias (K,)
+    normalises: bool  # whether the network begins with a normalisation of its own
+    remarks: tuple[str, ...]  # what the user should know of its features and logits
 
 
 def read_onnx(path: Path, size: int, head: str = "") -> OnnxModel:
@@ -80,23 +86,61 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
 
     model = onnx.load_model_from_string(content)
     tensors, nodes = _parse(path, model)
-    images_name, channels_last = _check_input(path, model.graph, tensors, size)
+    images_name, channels_last, batch = _check_input(path, model.graph, tensors, size)
     noise = torch.randn(len(SCALES), 3, size, size, generator=torch.Generator().manual_seed(0))
     images = noise * torch.tensor(SCALES).view(-1, 1, 1, 1)
     as_given = images.permute(0, 2, 3, 1).contiguous() if channels_last else images
-    seen = [_run(nodes, {**tensors, images_name: as_given[:count]}) for count in BATCHES]
     logits_name = model.graph.output[0].name
-    logits = seen[1][logits_name]
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != BATCHES[1]:
-        raise DataError(
-            f"{path} gives {tuple(logits.shape)} for {BATCHES[1]} images: no classifier"
-        )
-    weights = _weights(nodes, tensors, images_name)
+    try:
+        seen = [_run(nodes, {**tensors, images_name: as_given[:count]}) for count in BATCHES]
+        logits = seen[1][logits_name]
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != BATCHES[1]:
+            raise DataError(
+                f"{path} gives {tuple(logits.shape)} for {BATCHES[1]} images: no classifier"
+            )
+    except Exception:
+        if batch:  # this number stands inside, too
+            _refuse_batch(path, batch, images_name)
+        raise
+    independent = _independent(nodes, tensors)
+    normalising = _normalising(nodes, independent, images_name)
+    weights = _weights(tensors, normalising)
     nodes = _settle(nodes, tensors, weights, seen)
-    output, ends, weight, bias = _split_head(path, nodes, tensors, logits_name, head)
-    if not len(bias):
-        weight, bias = torch.eye(logits.shape[1]), torch.zeros(logits.shape[1])
+    output, ends, name, weight, bias = _split_head(
+        path, nodes, independent, seen[1], logits_name, head
+    )
     nodes = _needed(nodes, output)
+    if seen[1][output].ndim != 2:
+        nodes.append(["Flatten", [output], [output := f"{output} flat"], {}])
+    if name:
+        remarks = [f"features are the {weight.shape[1]} inputs of the last linear layer {name!r}"]
+    else:
+        weight, bias = torch.eye(logits.shape[1]), torch.zeros(logits.shape[1])
+        remarks = [
+            f"no last linear layer was found in {path}: features are its {len(bias)} outputs"
+        ]
+        if not ends and -LEAST < float(logits.min()) <= float(logits.max()) < 1 + 1e-4:
+            if not torch.allclose(logits.sum(1), torch.ones(len(logits)), atol=1e-3):
+                raise DataError(
+                    f"{path} gives numbers between 0 and 1 that do not add up to 1, so they are "
+                    "neither logits nor probabilities: export the logits, in front of any sigmoid"
+                )
+            ends = ["Softmax"]
+            nodes.append(["Clip", [output, LEAST, None], [f"{output} clipped"], {}])
+            nodes.append(["Log", [f"{output} clipped"], [output := f"{output} log"], {}])
+            remarks.append("its outputs are probabilities: their logarithms are the logits")
+    if "Sigmoid" in ends:
+        remarks.append("its outputs are sigmoids: what enters these is taken for logits")
+    others = [
+        other.name
+        for other in model.graph.output[1:]
+        if getattr(seen[1][other.name], "shape", None) == logits.shape
+    ]
+    if others:
+        remarks.append(
+            f"of its outputs the first, {logits_name}, is taken for the logits, and not "
+            f"{', '.join(others)}: if that is wrong, export the logits alone"
+        )
     norms = _name_norms(nodes, tensors, seen[0])
     used = {name for node in nodes for name in names_in(node[1])}
     kept: dict[str, Any] = {
@@ -120,15 +164,20 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
     ours = network(images) @ weight.T + bias
     for end in ends:
         ours = ENDS[end](ours, 1)
-    (theirs,) = open_session(content).run([logits_name], {images_name: as_given.numpy()})
+    session = open_session(content)
+    parts = torch.split(as_given, batch or len(as_given))
+    runs = [session.run([logits_name], {images_name: part.numpy()})[0] for part in parts]
+    theirs = np.concatenate(runs)
     gap = float((ours - torch.from_numpy(theirs)).abs().max())
     if not gap <= LARGEST_DIFFERENCE * max(1.0, float(abs(theirs).max())):
+        if batch:
+            _refuse_batch(path, batch, images_name)
         raise DataError(
             f"{path} was not imported: its outputs differ by {gap:.2g} from those in onnxruntime. "
             "Does it branch on the content of the images? Otherwise bring the weights of the "
             f"network that it was exported from: {SAVE_WEIGHTS}"
         )
-    return OnnxModel(kept, network, weight, bias)
+    return OnnxModel(kept, network, weight, bias, normalising > {images_name}, tuple(remarks))
 
 
 def _parse(path: Path, model: Any) -> tuple[dict[str, Tensor], list[Node]]:
@@ -161,7 +210,24 @@ def _parse(path: Path, model: Any) -> tuple[dict[str, Tensor], list[Node]]:
                 inputs = [name or None for name in stored.input]
                 nodes.append([stored.op_type, inputs, list(stored.output), attributes])
                 _adapt(nodes[-1], opset)
-    return tensors, nodes
+    return tensors, _in_order(nodes, {*tensors, *(entry.name for entry in graph.input)})
+
+
+def _in_order(nodes: Sequence[Node], given: set[str]) -> list[Node]:
+    """The nodes, each behind those whose outputs it takes; some converters write them anyhow."""
+    kept: list[Node] = []
+    while nodes:
+        later: list[Node] = []
+        for node in nodes:
+            missing = set(names_in(node[1])) - given
+            (later if missing else kept).append(node)
+            given |= set() if missing else set(node[2])
+        if len(later) == len(nodes):
+            missing = set(names_in(nodes[0][1])) - given
+            with _at(nodes[0][2][0], nodes[0][0]):
+                raise DataError(f"nothing gives its input {min(missing)!r}: the file is damaged")
+        nodes = later
+    return kept
 
 
 @contextlib.contextmanager
@@ -242,30 +308,36 @@ def _adapt(node: Node, opset: int) -> None:
 
 def _check_input(
     path: Path, graph: Any, tensors: Mapping[str, Tensor], size: int
-) -> tuple[str, bool]:
-    """What the file calls its images, and whether it takes them as (B, H, W, 3)."""
+) -> tuple[str, bool, int]:
+    """Name of the images, whether they are (B, H, W, 3), and how many; 0: any number."""
     inputs = [entry for entry in graph.input if entry.name not in tensors]
     if len(inputs) != 1:
         raise DataError(f"{path} has {len(inputs)} inputs: an image classifier has one")
     kind = inputs[0].type.tensor_type
     if kind.elem_type != 1:
         raise DataError(f"{path} takes no float32 images: export it with a float32 input")
-    sides = [dimension.dim_value for dimension in kind.shape.dim]
+    sides = [max(0, dimension.dim_value) for dimension in kind.shape.dim]  # some write -1 for any
     channels_last = len(sides) == 4 and sides[3] == 3 and sides[1] != 3
+    batch = 0
     if len(sides) == 4:
         batch, *sides = sides
-        if batch:
-            raise DataError(
-                f"{path} takes {batch} images at a time: export it with a batch of any size, "
-                "dynamic_shapes=({0: 'batch'},)"
-            )
+        if batch > 1:
+            _refuse_batch(path, batch, inputs[0].name)
         height, width = sides[:2] if channels_last else sides[1:]
         if height not in (0, size) or width not in (0, size):
             raise DataError(
                 f"{path} takes images of {height} x {width} pixels, the data have {size} x {size}: "
                 f"prepare them again with --set image_size={height}, or export it for {size}"
             )
-    return inputs[0].name, channels_last
+    return inputs[0].name, channels_last, batch
+
+
+def _refuse_batch(path: Path, batch: int, images_name: str) -> NoReturn:
+    raise DataError(
+        f"{path} takes {batch} image{'s' if batch > 1 else ''} at a time: export it with a batch "
+        "of any size, torch.onnx.export(..., dynamic_shapes=({0: 'batch'},)), with dynamo=False "
+        f"dynamic_axes={{{images_name!r}: {{0: 'batch'}}}}"
+    )
 
 
 def _run(nodes: Sequence[Node], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,60 +396,98 @@ def _literal(one: Any, two: Any) -> Any:
     raise DataError(f"it does different things for {BATCHES[0]} and {BATCHES[1]} images")
 
 
-def _weights(nodes: Sequence[Node], tensors: Mapping[str, Tensor], images_name: str) -> set[str]:
+def _independent(nodes: Sequence[Node], tensors: Mapping[str, Tensor]) -> set[str]:
+    """Names of the tensors, and of what is made of these alone."""
+    names = set(tensors)
+    for _, inputs, outputs, _ in nodes:
+        if inputs and set(inputs) <= names:
+            names |= set(outputs)
+    return names
+
+
+def _normalising(nodes: Sequence[Node], independent: set[str], images_name: str) -> set[str]:
+    """Names of the images and of the constants that normalise them."""
+    images, constants = {images_name}, {images_name}
+    for kind, inputs, outputs, _ in nodes:
+        if kind in ON_IMAGES and images & set(inputs) and set(inputs) <= images | independent:
+            images |= set(outputs)
+            constants |= set(inputs) - images
+    return constants
+
+
+def _weights(tensors: Mapping[str, Tensor], normalising: set[str]) -> set[str]:
     """Names of the tensors that are trained.
 
     Constants are whole numbers, single numbers, masks, and what normalises the images.
     """
-    images, constants = {images_name}, set[str]()
-    for kind, inputs, outputs, _ in nodes:
-        if kind in ON_IMAGES and images & set(inputs) and set(inputs) <= images | tensors.keys():
-            images |= set(outputs)
-            constants |= set(inputs)
     return {
         name
         for name, value in tensors.items()
-        if name not in constants and value.is_floating_point() and value.numel() > 1
+        if name not in normalising and value.is_floating_point() and value.numel() > 1
         and float(value.abs().max()) < MASKED
     }  # fmt: skip
 
 
 def _split_head(
-    path: Path, nodes: Sequence[Node], tensors: Mapping[str, Tensor], output: str, head: str
-) -> tuple[str, list[str], Tensor, Tensor]:
-    """Name of what enters the last linear layer, what comes behind it, its weight and bias.
+    path: Path,
+    nodes: Sequence[Node],
+    independent: set[str],
+    trace: Mapping[str, Any],
+    output: str,
+    head: str,
+) -> tuple[str, list[str], str, Tensor, Tensor]:
+    """Name of what enters the last linear layer, what comes behind it; its name, weight and bias.
 
-    Both are empty where there is no such layer.
+    Without such a layer the last three are empty, and the first is what those behind it take.
     """
     node_of = {name: node for node in nodes for name in node[2][:1]}
     ends: list[str] = []
-    while (node := node_of.get(output)) and node[0] in ENDS and node[3].get("axis", -1) in (1, -1):
-        ends.insert(0, node[0])
+    behind, classes = output, trace[output].shape[1]
+    while (node := node_of.get(output)) and _ends(node, trace, classes):
         output = node[1][0]
+        if node[0] in ENDS:
+            ends.insert(0, node[0])
+            behind = output
     kind, inputs, _, attributes = node_of.get(output, ["", [], [], {}])
     shift: Any = None
     if kind == "Add":
         for one, two in (inputs, inputs[::-1]):
-            if node_of.get(one, [""])[0] == "MatMul" and two in tensors:
+            if node_of.get(one, [""])[0] == "MatMul" and two in independent:
                 (kind, inputs, _, attributes), shift = node_of[one], two
                 break
-    elif kind == "Gemm" and len(inputs) > 2:
+    elif kind in ("Conv", "Gemm") and len(inputs) > 2:
         shift = inputs[2]
-    plain = all(attributes.get(k, v) == v for k, v in {"alpha": 1, "beta": 1, "transA": 0}.items())
+    usual = {"alpha": 1, "beta": 1, "transA": 0, "group": 1}
+    plain = all(attributes.get(key, value) == value for key, value in usual.items())
     name, matrix = "", torch.empty(0)
-    if kind in ("Gemm", "MatMul") and plain and (shift is None or shift in tensors):
-        weight = tensors.get(inputs[1], matrix)
-        if weight.ndim == 2:
-            name = str(inputs[1]).removesuffix(".weight")
-            matrix = weight if attributes.get("transB") else weight.T
+    if kind in ("Conv", "Gemm", "MatMul") and plain and {inputs[1], shift} <= {None, *independent}:
+        weight = trace[inputs[1]]
+        if kind == "Conv":
+            weight = weight.flatten(1)  # a linear layer, where it covers the whole map
+        elif weight.ndim == 2 and not attributes.get("transB"):
+            weight = weight.T
+        if weight.ndim == 2 and trace[inputs[0]].flatten(1).shape[1:] == weight.shape[1:]:
+            name, matrix = str(inputs[1]).removesuffix(".weight"), weight
     if head and head != name:
         raise ConfigError(
             f"source.features = {head!r}: {path} ends in "
             + (f"the linear layer {name!r}" if name else "no linear layer")
         )
-    bias = tensors[shift] if name and shift else torch.zeros(1)
-    features = inputs[0] if name else output
-    return features, ends, matrix.contiguous(), bias.flatten().expand(len(matrix)).clone()
+    bias = trace[shift] if name and shift else torch.zeros(1)
+    features = inputs[0] if name else behind
+    return features, ends, name, matrix.contiguous(), bias.flatten().expand(len(matrix)).clone()
+
+
+def _ends(node: Node, trace: Mapping[str, Any], classes: int) -> bool:
+    """Whether a node leaves logits (B, K) what they are: an activation behind them, or a shape."""
+    kind, inputs, outputs, attributes = node
+    if kind not in (*ENDS, *RESHAPING):
+        return False
+    before, after = trace[inputs[0]], trace[outputs[0]]
+    axis = attributes.get("axis", -1) % max(before.ndim, 1)
+    over_classes = kind not in SOFTMAXES or (axis > 0 and before.shape[axis] == classes)
+    whole = before.ndim > 1 and before.flatten(1).shape == (len(after), classes)
+    return bool(over_classes and whole and before.dtype == after.dtype)
 
 
 def _needed(nodes: Sequence[Node], output: str) -> list[Node]:

@@ -200,8 +200,8 @@ def _gemm(
     a = a.T if transA else a
     if transB and alpha == beta == 1.0 and (c is None or c.ndim == 1):
         return F.linear(a, b, c)
-    product = alpha * (a @ (b.T if transB else b)) if alpha != 1.0 else a @ (b.T if transB else b)
-    return product if c is None else product + (beta * c if beta != 1.0 else c)
+    product = alpha * (a @ (b.T if transB else b))
+    return product if c is None else product + beta * c
 
 
 def _reshape(x: Tensor, shape: Tensor, *, allowzero: int = 0) -> Tensor:
@@ -334,6 +334,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     ),
     "Cast": lambda x, to, **_: x.to(torch.float32 if to in FLOATS else WHOLE[to]),
     "CastLike": lambda x, other, **_: x.to(other.dtype),
+    "Celu": F.celu,
     "Clip": _clip,
     "Concat": lambda *parts, axis: torch.cat(parts, axis),
     "ConstantOfShape": lambda shape, value=0.0: torch.full(_bounded(_numbers(shape)), value),
@@ -370,11 +371,13 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "Range": _range,
     "Reshape": _reshape,
     "ScatterND": lambda x, at, new, **_: x.index_put(tuple(at.unbind(-1)), new),
+    "Selu": lambda x, **_: F.selu(x),
     "SequenceAt": lambda parts, place: parts[_number(place)],
     "Shape": lambda x, start=0, end=None: torch.tensor(list(x.shape)[start:end]),
     "Slice": _slice,
     "Softmax": partial(_softmax, F.softmax),
     "Softplus": F.softplus,
+    "Softsign": F.softsign,
     "Split": _split,
     "SplitToSequence": _split_to_sequence,
     "Squeeze": _squeeze,

@@ -20,7 +20,7 @@ from sfkt_cli.models import importing
 from sfkt_cli.models.classifier import Classifier, Mixture
 from sfkt_cli.models.graph_files import reason, to_onnx
 from sfkt_cli.models.importing import Imported, architecture_of
-from sfkt_cli.models.saving import CARD, save_model
+from sfkt_cli.models.saving import save_model
 from sfkt_cli.settings.config import Config, SourceConfig
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import resolve
@@ -147,12 +147,17 @@ def import_model(
         force: Replace a source model that is there.
 
     Raises:
-        ConfigError: The extra ``onnx`` is not installed, ``mean`` or ``std`` are not three numbers,
-            or size or classes do not fit the data.
+        ConfigError: The extra ``onnx`` is not installed, ``module`` is none, ``mean`` or ``std``
+            are not three numbers, or size or classes do not fit the data.
         DataError: The module cannot be exported, or is no classifier.
         RunError: The run is not prepared, or has another source model.
     """
     need("import_model", "onnx", "onnx", "onnxruntime", "onnxscript")
+    if not isinstance(module, nn.Module):
+        raise ConfigError(
+            f"import_model: module is a {type(module).__name__}: give a torch.nn.Module that takes "
+            "images (B, 3, S, S) and returns logits (B, K)"
+        )
     folder = Path(run)
     Run(folder).require("prepare")
     size = int(open_store(Run(folder).transfer_store)["target/target"].shape[1])
@@ -171,8 +176,8 @@ def import_model(
         {
             "source.checkpoint": str(path),
             "source.classes": list(map(str, classes)) or None,
-            "source.mean": None if mean is None else [float(value) for value in mean],
-            "source.std": None if std is None else [float(value) for value in std],
+            "source.mean": _numbers("mean", mean),
+            "source.std": _numbers("std", std),
         }
     )
     settings = resolve(options, "source")
@@ -189,12 +194,32 @@ def import_model(
     finally:
         for part, was in training.items():
             part.training = was
-    same = path.is_file() and path.read_bytes() == content
-    if Run(folder).finished("source") and not same and not force:
+    earlier = path.read_bytes() if path.is_file() else None
+    if Run(folder).finished("source") and earlier != content and not force:
         raise RunError(f"{folder / 'source'} holds another model: force=True replaces it")
     write_bytes(path, content)
-    source(settings.config, settings.run)
+    try:
+        source(settings.config, settings.run)
+    except BaseException:  # Ctrl-C, too: the file belongs to the source model that is there
+        if earlier is None:
+            path.unlink()
+        else:
+            write_bytes(path, earlier)
+        raise
     return replace(settings.run, force=False)  # the caller goes on with stages that may be done
+
+
+def _numbers(name: str, values: Any) -> list[float] | None:
+    """The numbers of a sequence, an array or a tensor of any shape."""
+    if values is None:
+        return None
+    try:
+        numbers: list[float] = torch.as_tensor(values, dtype=torch.float64).flatten().tolist()
+    except (TypeError, ValueError, RuntimeError):
+        raise ConfigError(
+            f"import_model: {name} is {values!r}: give three numbers, of R, G and B in [0, 1]"
+        ) from None
+    return numbers
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
@@ -249,9 +274,7 @@ def _bring(config: Config, run: Run, told: Config) -> None:
 
 def _mix(config: Config, store: Store) -> tuple[dict[str, str], Imported]:
     """The source models of ``source.mixture`` side by side, and their digests."""
-    folders = [
-        path if (path / CARD).is_file() else path / "source" for path in config.source.mixture
-    ]
+    folders = config.source.mixture
     members = [importing.own_model(folder, "source.mixture") for folder in folders]
     for folder, member in zip(folders, members, strict=True):
         if member.classes != store.classes:

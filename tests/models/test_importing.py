@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,7 @@ from torchvision import models
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.models.backbones import IMAGENET
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.models.importing import Imported, import_source, own_model
+from sfkt_cli.models.importing import Imported, digest_of, import_source, own_model
 from sfkt_cli.models.saving import save_model
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.stages.source import check_image_size
@@ -65,6 +67,8 @@ WRAPPINGS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "plain": dict,
     "ddp": partial(prefixed, "module."),
     "compiled": partial(prefixed, "_orig_mod.module."),
+    "deepspeed": lambda state: {"module": state, "dp_world_size": 1},
+    "another key": lambda state: {"network": state, "scheduler": {"last_epoch": 3}},
     "trainer": lambda state: {"epoch": 3, "model": state, "optimizer": {"state": {}}},
     "lightning": lambda state: {
         "state_dict": prefixed("net.model.", state), "hyper_parameters": {"lr": 0.1}
@@ -112,10 +116,18 @@ def test_a_model_of_sfkt_needs_no_architecture(tmp_path: Path) -> None:
     )  # fmt: skip
     images = torch.rand(2, 3, 32, 32)
     expected = model(images)[1][:, [2, 0, 1]]
-    for path in (tmp_path, tmp_path / "model.safetensors"):
-        brought = import_source(settings(path), CLASSES)
+    run = tmp_path.parent / "run"
+    shutil.copytree(tmp_path, run / "source")
+    for path in (tmp_path, tmp_path / "model.safetensors", run):
+        brought = import_source(settings(path, backbone="small"), CLASSES)
         torch.testing.assert_close(brought.model(images)[1], expected)
         assert not brought.pretrained
+    assert digest_of(run) == digest_of(tmp_path)
+    own = {"backbone": "small", "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    assert import_source(settings(tmp_path, **own), CLASSES).architecture["width"] == 4
+    for name, value in (("mean", (0.4,) * 3), ("channel_order", "bgr"), ("backbone", "resnet18")):
+        with pytest.raises(ConfigError, match=rf"source\.{name} = .*a model of sfkt"):
+            import_source(settings(tmp_path, **{**own, name: value}), CLASSES)
 
 
 def test_a_folder_of_another_program_is_no_model_of_sfkt(tmp_path: Path) -> None:
@@ -247,6 +259,63 @@ def test_a_dict_of_a_training_script_is_told_how_to_give_its_weights(
         take(Path("run.pth"), saved)
     exec(str(refused.value).splitlines()[-1].partition(": ")[2], {"torch": torch})
     assert_alike(import_source(settings(Path("weights.pth")), CLASSES), network)
+
+
+def test_a_head_of_another_name_is_the_one_that_is_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = models.resnet18(num_classes=3)
+    network.fc = nn.Sequential(nn.Dropout(), nn.Linear(512, 3))
+    state = dict(network.eval().state_dict())
+    averaged = {f"ema.{name}": torch.zeros_like(value) for name, value in state.items()}
+    path = tmp_path / "w.pth"
+    with pytest.raises(ConfigError, match=r"fc\.1; say which with source\.features"):
+        take(path, averaged | state, backbone="resnet18")
+    assert_alike(take(path, averaged | state, backbone="resnet18", features="fc.1"), network)
+    for wrong in ("fc.7", "bn1"):
+        with pytest.raises(ConfigError, match=rf"source\.features = '{wrong}': .*w\.pth.* fc\.1"):
+            take(path, state, backbone="resnet18", features=wrong)
+
+
+def test_a_convolution_as_the_head_and_a_prefix_without_counters(
+    tmp_path: Path, network: nn.Module
+) -> None:
+    state = dict(network.state_dict())
+    state["classifier.3.weight"] = state["classifier.3.weight"].view(3, -1, 1, 1)
+    state = {n: v for n, v in state.items() if not n.endswith("num_batches_tracked")}
+    brought = take(tmp_path / "w.pth", prefixed("net.model.", state))
+    assert_alike(brought, network)
+    assert "the order of the data" in brought.remarks[-1]
+
+
+def test_of_several_weights_those_that_were_trained_are_taken(
+    tmp_path: Path, network: nn.Module
+) -> None:
+    state = network.state_dict()
+    averaged = {name: torch.zeros_like(value) for name, value in state.items()}
+    brought = take(tmp_path / "w.pth", {"state_dict_ema": averaged, "state_dict": state})
+    assert_alike(brought, network)
+    assert "'state_dict' are taken" in brought.remarks[0]
+    assert "['state_dict_ema']" in brought.remarks[0]
+    with pytest.raises(DataError, match=r"several networks, 'student', 'teacher'"):
+        take(tmp_path / "w.pth", {"student": state, "teacher": averaged})
+
+
+@pytest.mark.parametrize("std", [0.0, 58.0])
+def test_a_normalisation_of_other_values_than_0_to_1_is_refused(
+    std: float, tmp_path: Path, network: nn.Module
+) -> None:
+    card = {"mean": [0.5] * 3, "std": [std] * 3}
+    (tmp_path / "config.json").write_text(json.dumps(card))
+    with pytest.raises(ConfigError, match=r"config\.json: mean .* divide both by 255"):
+        take(tmp_path / "w.pth", network.state_dict())
+    with pytest.raises(ConfigError, match=r"source\.mean and source\.std: mean \(124"):
+        take(tmp_path / "w.pth", network.state_dict(), mean=(124.0,) * 3, std=(0.5,) * 3)
+
+
+def test_a_file_of_keras_is_told_of_onnx(tmp_path: Path) -> None:
+    (tmp_path / "model.keras").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"model\.keras .*\.onnx"):
+        import_source(settings(tmp_path / "model.keras"), CLASSES)
 
 
 def test_collapsed_predictions_are_noticed() -> None:

@@ -22,6 +22,7 @@ from sfkt_cli.data.images import Encoding
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.models import graph_files, onnx_network
 from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.models.frozen import FeatureMaps
 from sfkt_cli.models.graph_files import (
     SensorGraph,
     for_export,
@@ -286,6 +287,7 @@ def model_of(*nodes: Described, opset: int = 17, shape: Any = ("n", 3, SIDE, SID
         "sizes": torch.tensor([1, 3]), "zero": torch.tensor(0), "one": torch.tensor(1),
         "column": torch.tensor([-1, 1, 1, 1]), "row": torch.randn(1, 2),
         "zero1": torch.tensor([0]), "minus": torch.tensor([-1]),
+        "pointwise": torch.randn(2, 4, 1, 1), "alone": torch.tensor([1, -1]),
     }  # fmt: skip
     helper = onnx.helper
     graph = helper.make_graph(
@@ -316,6 +318,20 @@ SEMANTICS: dict[str, tuple[list[Described], tuple[int, ...]]] = {
     "log softmax of one axis": (between(("LogSoftmax", ["c"], ["d"], {"axis": 2})), (11, 13)),
     "probabilities": ([CONV, POOL, FLAT, (*GEMM[:2], ["z"], GEMM[3]),
                        ("Softmax", ["z"], ["y"], {})], (11, 17)),
+    "probabilities that are cast": (
+        [CONV, POOL, FLAT, (*GEMM[:2], ["z"], GEMM[3]), ("Softmax", ["z"], ["s"], {}),
+         ("Cast", ["s"], ["t"], {"to": FLOAT}), ("Cast", ["t"], ["y"], {"to": FLOAT})], (13,)),
+    "probabilities of maps": (
+        [CONV, POOL, FLAT, (*GEMM[:2], ["z"], GEMM[3]), ("Unsqueeze", ["z", "axes"], ["u"], {}),
+         ("Softmax", ["u"], ["s"], {"axis": 1}), ("Squeeze", ["s", "axes"], ["y"], {})], (13,)),
+    "sigmoids": ([CONV, POOL, FLAT, (*GEMM[:2], ["z"], GEMM[3]), ("Sigmoid", ["z"], ["y"], {})],
+                 (13,)),
+    "a convolution as the head": (
+        [CONV, POOL, ("Conv", ["g", "pointwise", "b"], ["z"], {}), ("Flatten", ["z"], ["y"], {})],
+        (13,)),
+    "a head that is worked out": (
+        [("Mul", ["f", "high"], ["m"], {}), CONV, POOL, FLAT,
+         ("Gemm", ["p", "m", "b"], ["y"], {"transB": 1})], (13,)),
     "a bias of one row": ([CONV, POOL, FLAT, ("Gemm", ["p", "f", "row"], ["y"], {"transB": 1})],
                           (13,)),
     "squeezed by attribute": ([CONV, POOL, ("Squeeze", ["g"], ["p"], {"axes": [2, 3]}), GEMM],
@@ -356,6 +372,8 @@ SEMANTICS: dict[str, tuple[list[Described], tuple[int, ...]]] = {
          ("Reshape", ["g", "r"], ["p"], {}), GEMM], (13,)),
     "channels last": ([("Transpose", ["x"], ["i"], {"perm": [0, 3, 1, 2]}),
                        ("Conv", ["i", "w"], *CONV[2:]), POOL, FLAT, GEMM], (13,)),
+    "activations": (between(("Celu", ["c"], ["k"], {"alpha": 0.5}), ("Selu", ["k"], ["l"], {}),
+                            ("Softsign", ["l"], ["d"], {})), (13,)),
     "the largest of three": (between(("Max", ["c", "high", "low"], ["d"], {})), (13,)),
 }  # fmt: skip
 
@@ -375,7 +393,8 @@ def test_every_operation_means_what_it_means_at_the_opset_of_the_file(
             None, {"x": (images.permute(0, 2, 3, 1) if last else images).numpy()}
         )
         features, logits = brought(images)
-        outputs = logits.softmax(1) if what == "probabilities" else logits
+        outputs = logits.softmax(1) if what.startswith("probabilities") else logits
+        outputs = logits.sigmoid() if what == "sigmoids" else outputs
         torch.testing.assert_close(outputs, torch.from_numpy(expected), atol=1e-5, rtol=1e-4)
         assert features.shape == (4, 4)
         statistics = [value.clone() for value in brought.backbone.buffers()]
@@ -452,10 +471,10 @@ BROKEN: dict[str, tuple[Breaking, str]] = {
                f"weight 'sparse' {ELSEWHERE}"),
     "domain": (added("Gelu", ["c"], ["e"], "com.microsoft"),
                r"node 'mine' \(Gelu\) of 'com.microsoft'"),
-    "order": (lambda model: model.graph.node.append(model.graph.node.pop(0)),
-              r"node 'g' \(GlobalAveragePool\)"),
+    "lacking": (lambda model: model.graph.node[1].input.__setitem__(0, "lost"),
+                r"node 'g' \(GlobalAveragePool\): .* input 'lost'"),
     "old": (lambda model: setattr(model.opset_import[0], "version", 6), "opset 6"),
-    "batch": (side(0, 1), "takes 1 images at a time"),
+    "batch": (side(0, 4), "takes 4 images at a time.*dynamic_axes={'x'"),
     "size": (side(2, 64), "--set image_size=64"),
     "operation": (lambda model: setattr(model.graph.node[1], "op_type", "Hardmax"),
                   "not known here: Hardmax"),
@@ -477,6 +496,79 @@ def test_what_is_refused_is_named(what: str, tmp_path: Path) -> None:
     path = stored(tmp_path, broken(what))
     with pytest.raises(DataError, match=BROKEN[what][1]):
         read_onnx(path, SIDE)
+
+
+LOGITS = [CONV, POOL, FLAT, (*GEMM[:2], ["z"], GEMM[3])]
+
+
+def test_probabilities_are_never_taken_for_logits(tmp_path: Path) -> None:
+    """Nothing here knows that the maximum with -0.5 changes none of them."""
+    soft: Described = ("Softmax", ["z"], ["s"], {})
+    most: Described = ("Max", ["s", "low"], ["y"], {})
+    path = stored(tmp_path, model_of(*LOGITS, soft, most))
+    brought = import_source(settings(path), ["box", "cone"], size=SIDE)
+    images = torch.rand(4, 3, SIDE, SIDE)
+    (expected,) = open_session(path.read_bytes()).run(None, {"x": images.numpy()})
+    found = brought.model(images)[1].softmax(1)
+    torch.testing.assert_close(found, torch.from_numpy(expected), atol=1e-5, rtol=1e-4)
+    assert any("no last linear layer" in remark for remark in brought.remarks)
+    stored(tmp_path, model_of(*LOGITS, ("Sigmoid", *soft[1:]), most))
+    with pytest.raises(DataError, match=r"model\.onnx gives numbers between 0 and 1.* export"):
+        read_onnx(path, SIDE)
+
+
+def test_the_outputs_and_the_layer_that_were_taken_are_named(tmp_path: Path) -> None:
+    model = model_of(*LOGITS, ("Identity", ["z"], ["y"], {}))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("z", FLOAT, None))
+    remarks = read_onnx(stored(tmp_path, model), SIDE).remarks
+    assert "4 inputs of the last linear layer 'f'" in remarks[0]
+    assert "y, is taken" in remarks[1]
+    assert "not z" in remarks[1]
+
+
+@pytest.mark.parametrize("kind", ["Sub", "Mul"])
+def test_a_normalisation_inside_is_not_applied_twice(kind: str, tmp_path: Path) -> None:
+    inside: list[Described] = [(kind, ["x", "m"], ["i"], {}), ("Conv", ["i", "w"], *CONV[2:])]
+    made: Described = ("Unsqueeze", ["high", "zero1"], ["m"], {})
+    path = stored(tmp_path, model_of(made, *inside, POOL, FLAT, GEMM))
+    for given in ({"mean": None, "std": None}, {"std": None}):
+        with pytest.raises(ConfigError, match=r"normalises its images itself.*source\.std=\[1, 1"):
+            import_source(settings(path, **given), ["box", "cone"], size=SIDE)
+    assert (
+        import_source(settings(path), ["box", "cone"], size=SIDE).architecture["mean"] == (0,) * 3
+    )
+
+
+def test_nodes_may_come_in_any_order_and_the_batch_as_minus_one(tmp_path: Path) -> None:
+    model = model_of(CONV, POOL, FLAT, GEMM)
+    expected = read_onnx(stored(tmp_path, model), SIDE)
+    nodes = list(reversed(model.graph.node))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    side(0, -1)(model)
+    assert read_onnx(stored(tmp_path, model), SIDE).graph == expected.graph
+
+
+def test_a_file_for_one_image_is_taken_where_its_network_works_on_several(tmp_path: Path) -> None:
+    graphs = [
+        read_onnx(
+            stored(tmp_path, model_of(CONV, POOL, FLAT, GEMM, shape=(n, 3, SIDE, SIDE))), SIDE
+        )
+        for n in ("n", 1)
+    ]
+    assert graphs[0].graph == graphs[1].graph
+    inside: Described = ("Reshape", ["g", "alone"], ["p"], {})
+    path = stored(tmp_path, model_of(CONV, POOL, inside, GEMM, shape=(1, 3, SIDE, SIDE)))
+    with pytest.raises(DataError, match=r"takes 1 image at a time.*dynamic_axes"):
+        read_onnx(path, SIDE)
+
+
+def test_levels_do_not_hang_on_the_names_of_values(tmp_path: Path) -> None:
+    pool: Described = ("MaxPool", ["c"], ["m"], {"kernel_shape": [2, 2], "strides": [2, 2]})
+    end: Described = ("Relu", ["m"], ["a.pad"], {})
+    nodes = [CONV, pool, end, ("GlobalAveragePool", ["a.pad"], ["g"], {}), FLAT, GEMM]
+    network = read_onnx(stored(tmp_path, model_of(*nodes)), SIDE).network
+    assert FeatureMaps([network], network, torch.rand(4, 3, SIDE, SIDE)).names == ["a.pad Relu"]
 
 
 def test_the_last_layer_is_the_one_that_is_named(tmp_path: Path) -> None:

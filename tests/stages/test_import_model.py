@@ -46,7 +46,7 @@ def test_a_module_becomes_the_source_model(run: Run) -> None:
     shown = list(reversed(classes))
     sfkt_cli.import_model(
         module, run=run.folder, classes=np.array(shown), image_size=16,
-        mean=np.full(3, 0.5), std=torch.full((3,), 0.25),
+        mean=np.full(3, 0.5), std=torch.full((1, 3, 1, 1), 0.25),
     )  # fmt: skip
     assert module.training
     saved = load_model(run.path("source"))
@@ -59,6 +59,12 @@ def test_a_module_becomes_the_source_model(run: Run) -> None:
     with pytest.raises(RunError, match="force=True"):
         sfkt_cli.import_model(network(len(classes) + 1), run=run.folder)
     assert resolve(Options(run=run.folder), "bridge").config.source.mean == (0.5, 0.5, 0.5)
+    kept = run.path("source.onnx").read_bytes()
+    with pytest.raises(ConfigError, match="divide both by 255"):
+        sfkt_cli.import_model(
+            network(len(classes)), run=run.folder, mean=[124] * 3, std=[58] * 3, force=True
+        )
+    assert run.path("source.onnx").read_bytes() == kept
     again: Any = torch.compile(nn.DataParallel(network(len(classes)).eval()))
     returned = sfkt_cli.import_model(again, run=run.folder, force=True)
     assert returned == run, "what the first import was given says nothing of the second"
@@ -74,8 +80,15 @@ def test_what_cannot_be_imported_is_said(run: Run, tmp_path: Path) -> None:
         sfkt_cli.import_model(module, run=tmp_path / "none")
     with pytest.raises(ConfigError, match=r"image_size is 32.* prepared with 16"):
         sfkt_cli.import_model(module, run=run.folder, image_size=32)
-    with pytest.raises(ConfigError, match=r"source\.mean"):
-        sfkt_cli.import_model(module, run=run.folder, mean=[0.5])
+    for mean in ([0.5], 0.5, ["a", "b", "c"]):
+        wrong: Any = mean
+        with pytest.raises(ConfigError, match="mean"):
+            sfkt_cli.import_model(module, run=run.folder, mean=wrong)
+    function: Any = torch.relu
+    with pytest.raises(ConfigError, match=r"torch\.nn\.Module"):
+        sfkt_cli.import_model(function, run=run.folder)
+    with pytest.raises(ConfigError, match="has 99 classes"):
+        sfkt_cli.import_model(network(99), run=run.folder)
     assert not run.path("source.onnx").exists()
     with pytest.raises(DataError, match=r"cannot be exported to ONNX: .* same reduction dim"):
         sfkt_cli.import_model(nn.Linear(5, 2), run=run.folder)
