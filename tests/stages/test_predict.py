@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,7 +28,7 @@ from torch import nn
 import sfkt_cli
 from sfkt_cli.data.sensor import Sensor, describe_images, doubt
 from sfkt_cli.data.store import open_store
-from sfkt_cli.data.video import frames
+from sfkt_cli.data.video import _newest, frames
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
 from sfkt_cli.files import read_settings, write_record, write_settings
 from sfkt_cli.models.saving import load_model, save_model
@@ -466,6 +467,21 @@ def test_a_frame_that_opencv_fails_at_ends_a_video(
     assert next(seen)[1].max() == 1500
     with pytest.raises(DataError, match=told):
         next(seen)
+
+
+def test_the_thread_of_a_stream_ends_with_it() -> None:
+    """Python must not end while OpenCV works in a thread: it would abort."""
+
+    class Endless:
+        def read(self) -> tuple[bool, NDArray[np.uint8]]:
+            return True, np.zeros((4, 4), np.uint8)
+
+    before = threading.active_count()
+    frames_of_it = _newest(Endless())
+    next(frames_of_it)
+    assert threading.active_count() == before + 1
+    frames_of_it.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
 
 
 def test_only_files_of_sun_rgbd_have_their_bits_rotated(
