@@ -26,7 +26,7 @@ from sfkt_cli.training.runtime import Runtime
 
 
 class TeacherOutputs:
-    """Frozen models and what they say of the unlabelled images, asked once.
+    """Frozen models, what they say of the unlabelled images, and ways to look at a student.
 
     N target images (TR) and M TI pairs, in the order of transfer.h5, averaged over an image and its
     mirror image; on the device.

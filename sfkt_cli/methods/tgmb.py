@@ -43,8 +43,8 @@ class Tgmb(LossTerms):
         source: The frozen source model; never a child of this module, so that ``train()`` here
             does not wake its batch norms.
         encoding: Encoding of the target images.
-        weights: ``rec``, ``d``, ``im`` and ``f``, for vqgan ``commit`` and ``patch``; a term at 0
-            is not computed.
+        weights: ``rec``, ``d``, ``im``, ``f`` and ``p``, for vqgan ``commit`` and ``patch``; a term
+            at 0 is not computed, ``p`` only where there are ``feature_maps``.
         features: Size D of the source model's features.
         rec_loss: Key of REC_LOSSES.
         d_on: ``feature`` or ``image``: what the discriminator of L_D sees.

@@ -87,7 +87,7 @@ class Classifier(nn.Module):
 
 
 def freeze(model: Model) -> Model:
-    """Put a model into inference mode without gradients of its own; inputs still get theirs."""
+    """Put a model into inference mode without gradients of its own; its inputs still get theirs."""
     model.eval()
     return model.requires_grad_(False)
 

@@ -99,7 +99,7 @@ def bridge(config: Config, run: Run) -> None:
         view = View(runtime, source, encoding, translator)
         images = ["ti_target", "ti_rgb", *(["tr_target"] if weights["d"] or weights["im"] else [])]
         batches = settle_batches(stage, store, images, runtime, objective)
-        weights["im"] /= batches.passes
+        objective.weights["im"] /= batches.passes
         trained = [p for p in objective.parameters() if p.requires_grad]
         fitted = Training(
             "bridge",

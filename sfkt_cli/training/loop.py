@@ -33,7 +33,8 @@ Numbers = Mapping[str, float]
 class LossTerms(nn.Module):
     """What is trained: a batch in, named loss terms out.
 
-    It holds all that is trained, and as buffers all else that must survive an interruption.
+    It holds all that is trained, and as buffers or extra state all else that must survive an
+    interruption. In the middle of an epoch, those of process 0 are saved.
     """
 
     weights: dict[str, float]  # weight of each loss term, by name; a missing one counts 1

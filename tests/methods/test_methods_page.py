@@ -28,6 +28,13 @@ def test_every_equation_is_there() -> None:
     assert named - {"py"} == functions - HELPERS
 
 
+def test_every_equation_has_a_test() -> None:
+    tests = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py"))
+    for name, _ in inspect.getmembers(losses, inspect.isfunction):
+        if getattr(losses, name).__module__ == losses.__name__ and not name.startswith("_"):
+            assert re.search(rf"\b(slow_)?{name}\b", tests), name
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_its_section(method: str) -> None:
     assert f"\n### {method}\n" in TEXT
