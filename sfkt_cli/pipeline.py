@@ -15,6 +15,7 @@ from sfkt_cli.settings.config import (
     build,
     merge,
     read_yaml,
+    settings_of_file,
     values_of,
 )
 from sfkt_cli.settings.options import Options
@@ -188,7 +189,7 @@ def has_pairs(run: Run) -> bool:
 
 def check_file(path: Path) -> dict[str, Any]:
     """What a configuration file changes, by dotted name; raises one ConfigError for all."""
-    written, problems, values = merge(read_yaml(path)), list[str](), dict[str, Any]()
+    written, problems, values = settings_of_file(path), list[str](), dict[str, Any]()
     method = written.get("transfer.method")
     if isinstance(method, str) and method not in METHODS:
         problems.append(unknown_method(method))

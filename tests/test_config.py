@@ -19,6 +19,7 @@ from sfkt_cli.settings.config import (
     parse_assignments,
     read_yaml,
     section_fields,
+    settings_of_file,
     to_yaml,
 )
 
@@ -209,6 +210,14 @@ def test_an_empty_path_is_not_the_working_folder(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name}.*the path is empty"):
         build(parse_assignments([f"{name}="]))
     build(parse_assignments([f"{name}=null"]))
+
+
+def test_a_benchmark_file_is_told_from_one_of_settings(tmp_path: Path) -> None:
+    (path := tmp_path / "plan.yaml").write_text("seeds: [0]\nmethods: [shot]\n")
+    with pytest.raises(ConfigError, match=r"is a benchmark file: use it with `sfkt benchmark"):
+        settings_of_file(path)
+    path.write_text("bridge: {epochs: 3}\n")
+    assert settings_of_file(path) == {"bridge.epochs": 3}
 
 
 def test_missing_undecodable_and_empty_files(tmp_path: Path) -> None:

@@ -617,6 +617,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def settings_of_file(path: Path) -> dict[str, Any]:
+    """The settings of a configuration file by dotted name; raises ConfigError if it has others."""
+    values = read_yaml(path)
+    if not {"methods", "datasets", "variants", "sweeps"}.isdisjoint(values):
+        raise ConfigError(f"{path} is a benchmark file: use it with `sfkt benchmark {path}`")
+    return merge(values)
+
+
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """The values of ``section.field=value`` texts by name; raises ConfigError if one is none."""
     values: list[dict[str, Any]] = []

