@@ -176,7 +176,7 @@ def launch(name: str, config: Config, run: Run) -> None:
             return
         gpus = use_gpus(config.runtime)
         count = gpus or config.runtime.processes
-        if count == 1 or (run.finished(name) and not run.force):
+        if count == 1 or run.stays(name):
             call_stage(name, config, run)
             return
         where = "GPUs" if gpus else "CPU processes"

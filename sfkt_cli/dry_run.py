@@ -90,7 +90,7 @@ def _try_training(name: str, config: Config, run: Run) -> dict[str, Any]:
     except Tried as tried:
         trial = tried.trial
     else:
-        if run.finished(name) and not run.force:
+        if run.stays(name):
             return {"stage": name, "done": True}
         # A source model that is brought along was read, and is not trained.
         brought = config.source.checkpoint or config.training.warm_start

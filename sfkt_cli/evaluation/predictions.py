@@ -185,12 +185,11 @@ def ti_pairs(store: Store, models: Models) -> Pairs | None:
     """The TI pairs that score the epochs of bridge and transfer; None where there are no pairs."""
     if not store.count("ti"):
         return None
-    trained, held_out = held_out_pairs(store)
-    rows = held_out[spread(len(held_out))]
+    pairs = held_out_pairs(store)
+    rows = pairs.held_out[spread(len(pairs.held_out))]
     rgb = store["ti/rgb"][rows]
     features, logits = source_on_rgb(models).ask(rgb)
-    unseen = not np.isin(held_out, trained).any()
-    return Pairs(store["ti/target"][rows], rgb, features, logits, unseen)
+    return Pairs(store["ti/target"][rows], rgb, features, logits, pairs.unseen)
 
 
 def look_for_collapse(evaluation: Evaluation) -> None:

@@ -180,10 +180,8 @@ def _measured(evaluation: Evaluation) -> list[str]:
     if evaluation.student is None:
         return []
     record, lines = evaluation.run.record(f"transfer/{evaluation.student}"), []
-    settings = record.get("settings", {})
-    measured = settings.get("tgkt.trust", "measured") == "measured" and settings.get(
-        "tgkt.beta_kl", 1
-    )
+    used = {"tgkt.trust": "measured", "tgkt.beta_kl": 1.0} | record.get("settings", {})
+    measured = used["tgkt.trust"] == "measured" and used["tgkt.beta_kl"]
     if evaluation.student == "tgkt" and "bridge_trust" in record and measured:
         taught = "0, so the student learned without it, from its own images and the pairs"
         if record.get("groups_compared", 2) < 2:

@@ -21,6 +21,7 @@ from sfkt_cli.models.frozen import fold_batch_norms
 from sfkt_cli.models.saving import Saved
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import LossTerms
+from sfkt_cli.training.pairs import PairRows
 from sfkt_cli.training.predicting import View, adapt_batch_norms, predict_rows
 from sfkt_cli.training.runtime import Runtime
 
@@ -48,7 +49,7 @@ class TeacherOutputs:
         translator: Saved | None,
         encoding: Encoding,
         runtime: Runtime,
-        pairs: tuple[NDArray[np.int64], NDArray[np.int64]],
+        pairs: PairRows,
         *,
         ti: bool,
     ) -> None:
@@ -59,7 +60,7 @@ class TeacherOutputs:
         self.bridged_logits: Tensor | None = None  # (N, K), source model on translated TR images
         self.groups: list[str] = []  # of held-out pairs that can prove something of the bridge
         self._store, self._runtime = store, runtime
-        trained, self._held_out = pairs
+        self._held_out = pairs.held_out
         # Features (H, D) of translated held-out pairs; None where they prove nothing of the bridge.
         self._bridged_pairs: Tensor | None = None
         targets = store["target/target"]
@@ -73,7 +74,7 @@ class TeacherOutputs:
             view = View(runtime, quick, its_own, freeze(translator.module))
             _, bridged = predict_rows(targets, view, flips=True)
             self.bridged_logits = bridged.to(runtime.device)
-            if ti and not np.isin(self._held_out, trained).any():
+            if ti and pairs.unseen:
                 self.groups = np.array(store.strings("ti/group"))[self._held_out].tolist()
                 pictures = store["ti/target"][self._held_out]
                 self._bridged_pairs, _ = predict_rows(pictures, view, flips=True)

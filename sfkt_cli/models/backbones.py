@@ -139,8 +139,8 @@ def _timm_hint(name: str) -> str:
 def replace_last_linear(network: nn.Module, layer: str = "") -> int:
     """Put an identity in place of a linear layer, the last one unless named; size of its input.
 
-    The last one also goes where none has this name: a checkpoint may call its own head so. Raises
-    ConfigError if the network has no linear layer.
+    Where none has this name, the last one is replaced: a checkpoint may call its own head so.
+    Raises ConfigError if the network has no linear layer.
     """
     linear = {
         name: module

@@ -101,6 +101,10 @@ class Run:
         except DataError:
             return True
 
+    def stays(self, stage: str) -> bool:
+        """Whether a stage is finished and not forced: what it was made from may be gone by now."""
+        return self.finished(stage) and not self.force
+
     def has(self, stage: str) -> bool:
         """Whether a stage that a command does not need is finished.
 

@@ -281,11 +281,11 @@ def watch(
 ) -> Generator[Batch]:
     """Batches of the images of folders, and of those that come or change, without an end.
 
-    Images that the ``output`` of an earlier start has, under the same path, are done unless they
-    changed after its time, which is that of the look before the last one whose images it has. A
-    file is read once it has stayed the same between two looks. A broken one is warned of, as is a
-    folder that cannot be read for a while; what cannot be read is tried again. Raises ConfigError
-    if one of them is not a folder.
+    Images that have a row in ``output`` from an earlier start, under the same path, are done unless
+    they changed after that file's time. The time is set back to the look before its newest rows, so
+    that a change in the meantime counts. A file is read once it has stayed the same between two
+    looks. A broken one is warned of, as is a folder that cannot be read for a while; what cannot be
+    read is tried again. Raises ConfigError if one of them is not a folder.
     """
     for folder in folders:
         if not Path(folder).is_dir():
@@ -322,7 +322,7 @@ def watch(
         for batch in batched(read(student, [Path(path) for path, _ in ready], broken), BATCH):
             yield batch
             if str(output) != STDIN:
-                with contextlib.suppress(OSError):  # what changed since the look is not done
+                with contextlib.suppress(OSError):  # see above
                     os.utime(output, ns=(last_ns, last_ns))
         away = {str(path) for path, error in broken.items() if isinstance(error.__cause__, OSError)}
         for message in dict.fromkeys(map(str, broken.values())):

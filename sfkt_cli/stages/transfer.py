@@ -6,7 +6,6 @@ import time
 from dataclasses import asdict
 from functools import partial
 
-import numpy as np
 from torch import Tensor
 
 from sfkt_cli.console import say, warn
@@ -94,7 +93,7 @@ def transfer(config: Config, run: Run) -> None:
             encoding = front.encoding_of("bridge")
             architecture["front"] = front.card.architecture
         pairs = held_out_pairs(store)
-        judge = Judge(store, pairs[1], source, runtime)
+        judge = Judge(store, pairs.held_out, source, runtime)
         began = time.monotonic()
         outputs = TeacherOutputs(
             store, source, translator, encoding, runtime, pairs, ti=objective_class.needs_ti
@@ -150,8 +149,7 @@ def transfer(config: Config, run: Run) -> None:
         else:
             numbered = [f"class {number}" for number in range(logits.shape[1])]
             warn_of_collapse(logits.cpu(), numbered, "the student", "transfer")
-        unseen = not np.isin(pairs[1], pairs[0]).any()
-        temperature = calibrated(judge, view) if unseen else 1.0
+        temperature = calibrated(judge, view) if pairs.unseen else 1.0
         if not runtime.main:
             return
         save_model(

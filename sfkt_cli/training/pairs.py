@@ -9,7 +9,7 @@ import io
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,8 +112,20 @@ def settle_batches(
     return batches
 
 
-def held_out_pairs(store: Store) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the TI pairs that are trained on, and of those that only score.
+class PairRows(NamedTuple):
+    """Rows of the TI pairs that are trained on, and of those that score."""
+
+    trained: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+
+    @property
+    def unseen(self) -> bool:
+        """Whether nothing is trained on the pairs that score."""
+        return not np.isin(self.held_out, self.trained).any()
+
+
+def held_out_pairs(store: Store) -> PairRows:
+    """Divide the TI pairs into those that are trained on, and those that only score.
 
     A tenth of the pairs is held out, in whole groups and at most HELD_OUT; where that would be
     fewer than MIN_HELD_OUT, or a single group, a fifth. Where no group is that small, all pairs are
@@ -135,8 +147,8 @@ def held_out_pairs(store: Store) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     rows = np.arange(count)
     held_out = np.flatnonzero(np.isin(of_group, sorted(chosen)))
     if not len(held_out):
-        return rows, rows[spread(count, HELD_OUT)]
-    return np.setdiff1d(rows, held_out), held_out
+        return PairRows(rows, rows[spread(count, HELD_OUT)])
+    return PairRows(np.setdiff1d(rows, held_out), held_out)
 
 
 def selector(config: Config, *, ti: bool, auto: str | None = None) -> str | None:

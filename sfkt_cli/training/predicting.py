@@ -213,7 +213,7 @@ COLLAPSED = {
     "predict": "the student is of no use, or these images are unlike those that it was trained on: "
     "look at the report of `sfkt evaluate`",
 }
-"""What to do, by stage, where one class takes nearly all, or all are alike likely."""
+"""What to do, by stage, where one class takes nearly all, or all are equally likely."""
 
 
 def warn_of_collapse(logits: Tensor, classes: Sequence[str], model: str, stage: str) -> None:

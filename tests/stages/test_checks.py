@@ -22,7 +22,7 @@ from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import calibrated
-from sfkt_cli.training.pairs import TransferBatches, held_out_pairs, settle_batches
+from sfkt_cli.training.pairs import PairRows, TransferBatches, held_out_pairs, settle_batches
 from sfkt_cli.training.predicting import View
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
@@ -209,7 +209,7 @@ def test_pairs_that_the_bridge_was_trained_on_prove_nothing(untrained_run: Run) 
     for rows in (held_out, trained):
         outputs = TeacherOutputs(
             store, freeze(source.module), translator, translator.card.encoding, CPU,
-            (trained, rows), ti=True,
+            PairRows(trained, rows), ti=True,
         )  # fmt: skip
         leads.append(outputs.bridge_lead(source.module))
     assert leads[0] != 0.0
