@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sfkt_cli.data.decode import is_coloured, known_type
 from sfkt_cli.data.grid import fit_target
-from sfkt_cli.data.loading import FileLoader
+from sfkt_cli.data.records import FileLoader
 from sfkt_cli.data.sensor import FINER
 from sfkt_cli.settings.config import Config, FoldersConfig
 

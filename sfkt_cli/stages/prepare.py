@@ -9,9 +9,8 @@ import hashlib
 
 from sfkt_cli.console import say, track, warn
 from sfkt_cli.data.ingest import UNNAMED, Plan, Sample, ingest
-from sfkt_cli.data.loading import FileLoader
 from sfkt_cli.data.readers import archive_root, read_archive
-from sfkt_cli.data.records import PARTS, Archive
+from sfkt_cli.data.records import PARTS, Archive, FileLoader
 from sfkt_cli.data.splits import choose_classes, left_out, split_records
 from sfkt_cli.data.store import digest_images, open_store
 from sfkt_cli.data.store_writer import StoreWriter, text_column, writing

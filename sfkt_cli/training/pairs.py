@@ -22,10 +22,10 @@ from sfkt_cli.files import write_bytes
 from sfkt_cli.machine import prefer_large_pages
 from sfkt_cli.settings.config import Config, LabelFree
 from sfkt_cli.settings.stage import Stage
-from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.loop import Batch
 from sfkt_cli.training.runtime import Runtime
+from sfkt_cli.training.trial import settle_batch_size
 
 HELD_OUT = 2000  # TI pairs that only score, at most
 MIN_HELD_OUT = 50  # with fewer, a fifth of the pairs scores in place of a tenth

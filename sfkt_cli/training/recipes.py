@@ -17,10 +17,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sfkt_cli.machine import prefer_large_pages
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.stage import Stage
-from sfkt_cli.training.batch_size import settle_batch_size
 from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.loop import Batch, Fitted, LossTerms, Training
 from sfkt_cli.training.runtime import Runtime
+from sfkt_cli.training.trial import settle_batch_size
 
 Load = Callable[[Tensor], Tensor]
 BATCH_NORM_MOMENTUM = 0.1

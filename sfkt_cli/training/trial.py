@@ -1,22 +1,167 @@
-"""A dry run of a training: how long its steps and epochs take, and how large everything gets."""
+"""Steps that are only tried: for the size of a batch, and for what a dry run says of a training.
+
+The size is as set, or the largest power of two that fits into memory. It is kept in the stage's
+folder: an interrupted training goes on with the same batches.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from pydantic import BaseModel, PositiveInt
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from sfkt_cli.training.batch_size import TRANSIENT, kept_bytes
-from sfkt_cli.training.runtime import Trial, seed_all
+from sfkt_cli.console import say
+from sfkt_cli.distributed import by_itself
+from sfkt_cli.errors import RunError
+from sfkt_cli.files import read_record, write_record
+from sfkt_cli.machine import free_memory, full_memory
+from sfkt_cli.training.runtime import Runtime, Trial, seed_all
 
 if TYPE_CHECKING:
     from sfkt_cli.training.loop import Training
 
+Batches = Callable[[int, int], Any]
+"""(epoch, step) to a batch."""
+FILE = "batch_size.json"
+SMALLEST = 2
+SHARE = 0.5
+"""Of the free memory of a CPU that a step may take; the rest is for page cache and others."""
+TRANSIENT = 2.0
+"""Peak of a step over what its forward pass keeps: gradients of activations come and go."""
 FEW_ROWS = 4  # rows of the batch with which a dry run warms up
 PATIENCE_S = 4.0  # a step with all rows is timed where it takes no longer than this on a CPU
+
+
+def settle_batch_size(
+    wanted: int | Literal["auto"],  # ``runtime.batch_size``
+    count: int,  # samples that there are
+    folder: Path,  # folder of the stage, where the size is remembered
+    runtime: Runtime,  # device and processes
+    objective: nn.Module,  # what is trained, called with a batch; left as it was
+    batches_of: Callable[[int], Batches],  # rows over all processes to such batches
+) -> int:
+    """Rows of a batch over all processes; every process must ask.
+
+    Raises:
+        RunError: Not even two rows fit into the memory of the GPU.
+    """
+    if wanted != "auto":
+        return runtime.batch_size(wanted, count)
+    path = folder / FILE
+    recorded = read_record(path, Found).batch_size if runtime.main and path.is_file() else None
+    size_of_stage = runtime.gather(recorded)[0]
+    if size_of_stage is None:
+        state = {name: value.detach().clone() for name, value in objective.state_dict().items()}
+        training = objective.training
+        find = _try_on_gpu if runtime.device.type == "cuda" else _reckon
+        share = max(count // runtime.shares, SMALLEST)
+
+        def batch_of(rows: int) -> Any:
+            return batches_of(rows * runtime.shares)(0, 0)
+
+        size = find(objective.train(), batch_of, 1 << (share.bit_length() - 1), runtime)
+        objective.load_state_dict(state)
+        objective.train(training)
+        size_of_stage = min(runtime.gather(size)) * runtime.shares
+        if runtime.main:
+            write_record(path, {"batch_size": size_of_stage})
+            say(f"runtime.batch_size=auto: batches of {size_of_stage}")
+    return runtime.batch_size(size_of_stage, count)
+
+
+class Found(BaseModel):
+    """The content of batch_size.json."""
+
+    batch_size: PositiveInt
+
+
+def _step(objective: nn.Module, batch: Any, runtime: Runtime) -> None:
+    # Memory may be full here and not elsewhere: an exchange would wait for one that never comes.
+    with by_itself(), _own_statistics(objective), runtime.autocast(objective):
+        terms: dict[str, Tensor] = objective(batch)
+    torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+    objective.zero_grad(set_to_none=True)
+
+
+@contextlib.contextmanager
+def _own_statistics(objective: nn.Module) -> Iterator[None]:
+    """Have batch norms over all processes take the statistics of this one alone in the block."""
+    norms = [layer for layer in objective.modules() if isinstance(layer, nn.SyncBatchNorm)]
+    for norm in norms:
+        norm.forward = partial(_BatchNorm.forward, norm)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.forward
+
+
+def _try_on_gpu(
+    objective: nn.Module, batch_of: Callable[[int], Any], most: int, runtime: Runtime
+) -> int:
+    """Halve until forward and backward pass fit beside the optimiser's state."""
+    weights = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
+    size = most
+    while size >= SMALLEST:
+        full, beside = False, None
+        try:
+            beside = torch.empty(3 * weights, dtype=torch.uint8, device=runtime.device)
+            _step(objective, batch_of(size), runtime)
+        except RuntimeError as error:
+            if full_memory(type(error).__name__, str(error)) is None:
+                raise
+            full = True
+        del beside  # before the cache is emptied, also where the step failed
+        objective.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        if not runtime.any(full)[0]:
+            return size
+        size //= 2
+    raise RunError(
+        f"runtime.batch_size=auto: not even {SMALLEST} images fit into the memory of the GPU: "
+        "prepare smaller ones (image_size), or choose a smaller source.backbone"
+    )
+
+
+def _reckon(
+    objective: nn.Module, batch_of: Callable[[int], Any], most: int, runtime: Runtime
+) -> int:
+    """Take what one more row keeps for the backward pass, and divide the free memory by it.
+
+    On a CPU the system kills a process that takes too much memory, so this is not tried.
+    """
+    few, more = (
+        kept_bytes(lambda size=size: _step(objective, batch_of(min(size, most)), runtime))  # type: ignore[misc]
+        for size in (4, 8)
+    )
+    row = max((more - few) / 4, 1.0) * TRANSIENT
+    room = SHARE * free_memory() / runtime.world
+    size = most
+    while size > SMALLEST and size * row > room:
+        size //= 2
+    return size
+
+
+def kept_bytes(work: Callable[[], object]) -> int:
+    """Bytes that forward passes in some work keep for backward passes; it is done once."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        work()
+    return sum(storages.values())
 
 
 class Tried(Exception):

@@ -20,9 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sfkt_cli.data.loading import FileLoader
 from sfkt_cli.data.readers import read_archive
-from sfkt_cli.data.records import Record
+from sfkt_cli.data.records import FileLoader, Record
 from sfkt_cli.settings.config import Config, as_dict, build
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.prepare import prepare

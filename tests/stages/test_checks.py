@@ -128,7 +128,7 @@ def test_a_dry_run_tries_one_of_several_gpus_with_its_share(
     untrained_run: Run, tmp_path: Path, size: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sfkt_cli.training.runtime.use_gpus", lambda config: 2)
-    monkeypatch.setattr("sfkt_cli.training.batch_size._reckon", lambda *tried: 8)
+    monkeypatch.setattr("sfkt_cli.training.trial._reckon", lambda *tried: 8)
     store, config = open_store(untrained_run.transfer_store), settings()
     runtime = make_runtime(config.runtime, dry=True)
     real = settled(config, store, tmp_path)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from sfkt_cli.errors import ConfigError
 from sfkt_cli.settings.config import build
-from sfkt_cli.training import batch_size
-from sfkt_cli.training.batch_size import settle_batch_size
+from sfkt_cli.training import trial
 from sfkt_cli.training.runtime import Runtime
+from sfkt_cli.training.trial import settle_batch_size
 
 RUNTIME = Runtime(torch.device("cpu"), torch.float32)
 
@@ -47,13 +47,13 @@ def settle(folder: Path, objective: Objective, count: int = 10_000) -> int:
 def test_it_is_the_largest_power_of_two_that_fits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, expected: int
 ) -> None:
-    monkeypatch.setattr(batch_size, "free_memory", lambda: free)
+    monkeypatch.setattr(trial, "free_memory", lambda: free)
     objective = Objective()
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     assert settle(tmp_path, objective) == expected
     assert all(torch.equal(before[name], now) for name, now in objective.state_dict().items())
     assert objective.weight.grad is None
-    monkeypatch.setattr(batch_size, "free_memory", lambda: 1 << 20)
+    monkeypatch.setattr(trial, "free_memory", lambda: 1 << 20)
     again = Objective()
     assert settle(tmp_path, again) == expected
     assert again.calls == 0

@@ -22,12 +22,12 @@ from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.settings.config import build
 from sfkt_cli.settings.stage import Stage
-from sfkt_cli.training.batch_size import _try_on_gpu
 from sfkt_cli.training.batches import Stream
 from sfkt_cli.training.loop import Batch, Training
 from sfkt_cli.training.predicting import View, predict_rows
 from sfkt_cli.training.recipes import cosine
 from sfkt_cli.training.runtime import Runtime, seed_all
+from sfkt_cli.training.trial import _try_on_gpu
 
 SIZE, BATCH, FEATURES, COUNTS = 16, 8, 8, (1, 7, 200, 700)
 WEIGHTS = {"rec": 1.0, "d": 0.7, "im": 0.5, "f": 2.0}

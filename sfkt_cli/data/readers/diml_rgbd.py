@@ -27,8 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sfkt_cli.data.archive import open_container, tree_drawn_in
-from sfkt_cli.data.loading import archive_of_files
-from sfkt_cli.data.records import Archive, Record, collect, compare_counts
+from sfkt_cli.data.records import Archive, Record, archive_of_files, collect, compare_counts
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config, DimlRgbdConfig
 

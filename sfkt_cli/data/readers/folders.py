@@ -34,8 +34,7 @@ from typing import NoReturn
 
 from sfkt_cli.data.archive import Container, open_container, tree_drawn_in
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
-from sfkt_cli.data.loading import FileLoader
-from sfkt_cli.data.records import Archive, Record, collect, image_names
+from sfkt_cli.data.records import Archive, FileLoader, Record, collect, image_names
 from sfkt_cli.data.sanity import check_targets
 from sfkt_cli.data.sensor import sensor_of_config
 from sfkt_cli.errors import DataError

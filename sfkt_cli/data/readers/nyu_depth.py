@@ -28,8 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfkt_cli.data.archive import Container
-from sfkt_cli.data.loading import FileLoader
-from sfkt_cli.data.records import TR_PARTS, Archive, Record
+from sfkt_cli.data.records import TR_PARTS, Archive, FileLoader, Record
 from sfkt_cli.data.sensor import sensor_of_config
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config

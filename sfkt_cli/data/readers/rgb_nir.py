@@ -17,8 +17,7 @@ import re
 from pathlib import Path
 
 from sfkt_cli.data.archive import open_container
-from sfkt_cli.data.loading import archive_of_files
-from sfkt_cli.data.records import Archive, Record, collect, compare_counts
+from sfkt_cli.data.records import Archive, Record, archive_of_files, collect, compare_counts
 from sfkt_cli.settings.config import Config
 
 PUBLISHED = {

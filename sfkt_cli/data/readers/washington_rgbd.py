@@ -23,8 +23,7 @@ from PIL import Image
 
 from sfkt_cli.data.archive import open_container, tree_drawn_in
 from sfkt_cli.data.decode import decode_mask
-from sfkt_cli.data.loading import FileLoader, archive_of_files
-from sfkt_cli.data.records import Archive, Record, collect
+from sfkt_cli.data.records import Archive, FileLoader, Record, archive_of_files, collect
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
 
