@@ -77,7 +77,7 @@ def decode_target(
 ) -> NDArray[Any]:
     """Decode a target image as it is stored: (H, W) or (H, W, C), uint8, uint16 or float32.
 
-    Values that stand for no reading are replaced as in :func:`known_type`.
+    Values that stand for no reading are replaced as in :func:`as_image_values`.
 
     Raises:
         DataError: Damaged, of another type, or too large.
@@ -90,7 +90,7 @@ def decode_target(
         if image.mode not in ("L", "I;16", "LA", "RGB", "RGBA"):
             raise DataError(f"{name} has mode {image.mode}, expected 8-bit, 16-bit or float values")
         samples = np.asarray(image)
-    return known_type(samples, name, no_reading, missing=missing)
+    return as_image_values(samples, name, no_reading, missing=missing)
 
 
 def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:
@@ -318,7 +318,7 @@ def _decode_npy(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
     return values
 
 
-def known_type(
+def as_image_values(
     values: NDArray[Any], name: str, no_reading: Sequence[float] = (), *, missing: bool = True
 ) -> NDArray[Any]:
     """Whole numbers as uint8 or uint16, others as float32, in one of the shapes of images.

@@ -21,7 +21,7 @@ holes for things.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import torch
@@ -32,11 +32,8 @@ from torch.nn import functional as F
 
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.errors import ConfigError
-from sfkt_cli.settings.config import current_name
+from sfkt_cli.settings.config import EncodingKind, current_name
 
-EncodingKind = Literal[
-    "window", "relative", "colormap", "shading", "normals", "hha", "linear", "standardised"
-]
 DEFAULTS: dict[str, EncodingKind] = {
     "depth": "shading",
     "nir": "linear",

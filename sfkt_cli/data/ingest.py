@@ -4,9 +4,9 @@ A :class:`Plan` says which columns and attributes each file has. The samples of 
 numbers for names. What they are called, where they came from and which scene they show often tells
 the class, so it lies in test.h5 (``names``).
 
-A task is one block of rows of one part: the process that gets it loads record after record and
-writes each row at its offset. So memory holds one sample a process, whatever the
-size of the archive.
+A block is a range of rows of one part: the process that gets it loads record after record and
+writes each row at its offset. So memory holds one sample a process, whatever the size of the
+archive.
 """
 
 import functools
@@ -52,7 +52,7 @@ VIEWS: dict[str, tuple[View, ...]] = {
 
 
 @dataclass(frozen=True)
-class Task:
+class Block:
     """A block of rows of one part, from row ``first`` on: its records, and where they go."""
 
     part: str
@@ -158,12 +158,12 @@ class Plan:
             for name, parts in self.files().items()
         }
 
-    def tasks(self, part: str, writer: StoreWriter) -> list[Task]:
+    def blocks(self, part: str, writer: StoreWriter) -> list[Block]:
         """The blocks of rows of a part."""
         records, views = self.parts[part], self.views(part)
         step = writer.columns[f"{part}/{views[0]}"].block_rows
         return [
-            Task(part, first, tuple(records[first : first + step]), views, writer)
+            Block(part, first, tuple(records[first : first + step]), views, writer)
             for first in range(0, len(records), step)
         ]
 
@@ -196,19 +196,19 @@ def ingest(plan: Plan, writers: Mapping[str, StoreWriter]) -> Iterator[list[Samp
         DataError: An image is damaged; the message names it.
         OSError: From the file system.
     """
-    tasks = [task for part, writer in writers.items() for task in plan.tasks(part, writer)]
+    blocks = [block for part, writer in writers.items() for block in plan.blocks(part, writer)]
     archive, size = plan.archive, plan.config.image_size
-    run = functools.partial(run_task, archive.loader, size, archive.missing)
+    run = functools.partial(load_block, archive.loader, size, archive.missing)
     processes = plan.config.prepare.workers or cores()
-    if processes == 1 or sum(len(task.records) for task in tasks) <= FEW_IMAGES:
-        yield from map(run, tasks)
+    if processes == 1 or sum(len(block.records) for block in blocks) <= FEW_IMAGES:
+        yield from map(run, blocks)
         return
     # The fork server listens on a socket below TMPDIR, and its path may have 103 bytes at most.
     start = "forkserver" if len(os.fsencode(tempfile.gettempdir())) <= 70 else "spawn"
     pool = ProcessPoolExecutor(processes, get_context(start), _begin_worker)
-    waiting = (pool.submit(run, task) for task in tasks)
+    waiting = (pool.submit(run, block) for block in blocks)
     try:
-        # A few at a time: each task carries its records.
+        # A few at a time: each block carries its records.
         running = set(islice(waiting, 2 * processes + 2))
         while running:
             finished, running = wait(running, return_when=FIRST_COMPLETED)
@@ -224,17 +224,17 @@ def ingest(plan: Plan, writers: Mapping[str, StoreWriter]) -> Iterator[list[Samp
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def run_task(loader: Loader, size: int, missing: bool, task: Task) -> list[Sample]:
+def load_block(loader: Loader, size: int, missing: bool, block: Block) -> list[Sample]:
     """Load, write and hash one block of rows; ``missing``: whether 0 means "no reading"."""
     samples = []
-    with task.writer.open() as file:
-        for row, record in enumerate(task.records, task.first):
+    with block.writer.open() as file:
+        for row, record in enumerate(block.records, block.first):
             images: dict[str, NDArray[Any]] = {}
-            for view in task.views:
+            for view in block.views:
                 load = loader.rgb if view == "rgb" else loader.target
                 images[view] = load(record, size)
-                task.writer.write(file, f"{task.part}/{view}", row, images[view][None])
-            about = task.part, row, record.id, record.group, record.label or ""
+                block.writer.write(file, f"{block.part}/{view}", row, images[view][None])
+            about = block.part, row, record.id, record.group, record.label or ""
             samples.append(sample_of(*about, images, missing))
     return samples
 
@@ -243,7 +243,7 @@ def sample_of(
     part: str, row: int, id: str, group: str, label: str, images: Mapping[str, NDArray[Any]],
     missing: bool,
 ) -> Sample:  # fmt: skip
-    """The sample that these images are, by view; ``missing`` as in :func:`run_task`."""
+    """The sample that these images are, by view; ``missing`` as in :func:`load_block`."""
     hashes = {view: hashlib.sha256(pixels.tobytes()).digest() for view, pixels in images.items()}
     summary = summarise_target(images["target"], missing) if "target" in images else ()
     return Sample(part, row, id, group, label, hashes, *summary)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfkt_cli.data.decode import is_coloured, known_type
+from sfkt_cli.data.decode import as_image_values, is_coloured
 from sfkt_cli.data.grid import fit_target
 from sfkt_cli.data.records import FileLoader
 from sfkt_cli.data.sensor import FINER
@@ -120,7 +120,9 @@ def _lone(decoded: Images, stored: Images, loader: FileLoader, config: Config) -
             low, high = np.percentile(others, (2, 98))
             if min(abs(low - lone), abs(high - lone)) <= high - low:
                 continue
-            mended = loader.sensor.convert(known_type(values, place, [lone], missing=False), place)
+            mended = loader.sensor.convert(
+                as_image_values(values, place, [lone], missing=False), place
+            )
             before, after = (
                 fit_target(image, config.image_size, loader.sensor.fit, missing=False).std()
                 for image in (stored[place], mended)

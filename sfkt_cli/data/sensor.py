@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfkt_cli.data.decode import MAX_PIXELS, decode_target, known_type
+from sfkt_cli.data.decode import MAX_PIXELS, as_image_values, decode_target
 from sfkt_cli.data.grid import Fit, fit_target
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import DataError
@@ -100,7 +100,7 @@ class Sensor:
 
     def fit_values(self, values: NDArray[Any], name: str = "the image") -> NDArray[Any]:
         """A raw image (H, W) or (H, W, C) of the sensor, to the model's size and unit."""
-        values = known_type(values, name, self.no_reading, missing=self.missing)
+        values = as_image_values(values, name, self.no_reading, missing=self.missing)
         return self.to_size(self.convert(values, name))
 
     def to_size(self, stored: NDArray[Any]) -> NDArray[Any]:

@@ -147,7 +147,7 @@ class Store:
 
     def verify(self) -> None:
         """Read every row again; raises DataError at the first block that does not match."""
-        self.left.clear()
+        self.unchecked.clear()
         for name, column in self.columns.items():
             if column.shape[0]:
                 self._compare(name, slice(None))
@@ -162,12 +162,12 @@ class Store:
     def _compare(self, name: str, index: Any) -> None:
         """Compare the blocks of some rows, each only once; raises DataError if one differs."""
         column = self.columns[name]
-        left = self.left.setdefault(name, np.ones(len(column.sha256), np.bool_))
-        if not left.any():
+        unchecked = self.unchecked.setdefault(name, np.ones(len(column.sha256), np.bool_))
+        if not unchecked.any():
             return
         rows = index if isinstance(index, int) else np.arange(column.shape[0])[index]
         blocks = np.unique(np.asarray(rows) % column.shape[0] // column.block_rows)
-        for block in blocks[left[blocks]].tolist():
+        for block in blocks[unchecked[blocks]].tolist():
             first = block * column.block_rows
             rows = self._map(name)[first : first + column.block_rows]
             if hash_rows(rows.tobytes(), column.row_bytes) != column.sha256[block].tobytes():
@@ -175,7 +175,7 @@ class Store:
                     f"{self.path}: rows {first}..{first + len(rows) - 1} of {name} do not match "
                     "their checksum: the file is damaged, run `sfkt prepare` again with --force"
                 )
-            left[block] = False
+            unchecked[block] = False
 
     def _check_ids(self) -> None:
         """Ids name samples and files: each is there once, and is the name of a file in a folder."""

@@ -5,7 +5,7 @@ One boundary, :func:`read_onnx`, turns whatever is wrong with a file into one me
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -112,23 +112,17 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
     nodes = _needed(nodes, output)
     if seen[1][output].ndim != 2:
         nodes.append(["Flatten", [output], [output := f"{output} flat"], {}])
-    if name:
-        remarks = [f"features are the {weight.shape[1]} inputs of the last linear layer {name!r}"]
-    else:
-        weight, bias = torch.eye(logits.shape[1]), torch.zeros(logits.shape[1])
-        remarks = [
-            f"no last linear layer was found in {path}: features are its {len(bias)} outputs"
-        ]
-        if not ends and -LEAST < float(logits.min()) <= float(logits.max()) < 1 + 1e-4:
-            if not torch.allclose(logits.sum(1), torch.ones(len(logits)), atol=1e-3):
-                raise DataError(
-                    f"{path} gives numbers between 0 and 1 that do not add up to 1, so they are "
-                    "neither logits nor probabilities: export the logits, in front of any sigmoid"
-                )
+    remarks: list[str] = []
+    if not name:
+        if not ends and _are_probabilities(path, logits):
             ends = ["Softmax"]
             nodes.append(["Clip", [output, LEAST, None], [f"{output} clipped"], {}])
             nodes.append(["Log", [f"{output} clipped"], [output := f"{output} log"], {}])
             remarks.append("its outputs are probabilities: their logarithms are the logits")
+        weight, bias = torch.eye(logits.shape[1]), torch.zeros(logits.shape[1])
+        where = f"no last linear layer was found in {path}: features are its {len(bias)} outputs"
+    else:
+        where = f"features are the {weight.shape[1]} inputs of the last linear layer {name!r}"
     if "Sigmoid" in ends:
         remarks.append("its outputs are sigmoids: what enters these is taken for logits")
     others = [
@@ -143,7 +137,7 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
         )
     norms = _name_norms(nodes, tensors, seen[0])
     used = {name for node in nodes for name in names_in(node[1])}
-    kept: dict[str, Any] = {
+    graph: dict[str, Any] = {
         "nodes": nodes,
         "input": images_name,
         "output": output,
@@ -156,20 +150,14 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
         "norms": [settings for settings, _ in norms],
         "features": weight.shape[1],
     }
-    network = OnnxNetwork(**kept).eval()
-    for name, own in network.named_tensors().items():
-        own.copy_(tensors[name])
-    for layer, (_, values) in zip(network.norms, norms, strict=True):
-        layer.load_state_dict(values, strict=False)
+    network = _network(graph, tensors, [values for _, values in norms])
     ours = network(images) @ weight.T + bias
     for end in ends:
         ours = ENDS[end](ours, 1)
-    session = open_session(content)
-    parts = torch.split(as_given, batch or len(as_given))
-    runs = [session.run([logits_name], {images_name: part.numpy()})[0] for part in parts]
-    theirs = np.concatenate(runs)
-    gap = float((ours - torch.from_numpy(theirs)).abs().max())
-    if not gap <= LARGEST_DIFFERENCE * max(1.0, float(abs(theirs).max())):
+    batches = as_given.split(batch or len(images))
+    theirs = _in_onnxruntime(content, logits_name, images_name, batches)
+    gap = float((ours - theirs).abs().max())
+    if not gap <= LARGEST_DIFFERENCE * max(1.0, float(theirs.abs().max())):
         if batch:
             _refuse_batch(path, batch, images_name)
         raise DataError(
@@ -177,7 +165,41 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
             "Does it branch on the content of the images? Otherwise bring the weights of the "
             f"network that it was exported from: {SAVE_WEIGHTS}"
         )
-    return OnnxModel(kept, network, weight, bias, normalising > {images_name}, tuple(remarks))
+    normalises = normalising > {images_name}
+    return OnnxModel(graph, network, weight, bias, normalises, (where, *remarks))
+
+
+def _are_probabilities(path: Path, logits: Tensor) -> bool:
+    """Whether outputs (B, K) are probabilities; numbers in [0, 1] of another sum are refused."""
+    if not -LEAST < float(logits.min()) <= float(logits.max()) < 1 + 1e-4:
+        return False
+    if not torch.allclose(logits.sum(1), torch.ones(len(logits)), atol=1e-3):
+        raise DataError(
+            f"{path} gives numbers between 0 and 1 that do not add up to 1, so they are "
+            "neither logits nor probabilities: export the logits, in front of any sigmoid"
+        )
+    return True
+
+
+def _network(
+    graph: Mapping[str, Any], tensors: Mapping[str, Tensor], norms: Sequence[Mapping[str, Tensor]]
+) -> OnnxNetwork:
+    """The network of a graph, with the weights of the file and those of its batch norms."""
+    network = OnnxNetwork(**graph).eval()
+    for name, own in network.named_tensors().items():
+        own.copy_(tensors[name])
+    for layer, values in zip(network.norms, norms, strict=True):
+        layer.load_state_dict(values, strict=False)
+    return network
+
+
+def _in_onnxruntime(
+    content: bytes, output: str, images_name: str, batches: Iterable[Tensor]
+) -> Tensor:
+    """What onnxruntime computes of some batches of images, one behind the other."""
+    session = open_session(content)
+    results = [session.run([output], {images_name: part.numpy()})[0] for part in batches]
+    return torch.from_numpy(np.concatenate(results))
 
 
 def _parse(path: Path, model: Any) -> tuple[dict[str, Tensor], list[Node]]:

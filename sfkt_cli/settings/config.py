@@ -30,8 +30,8 @@ DatasetName = Literal[
     "synthetic", "rgb-nir", "nyu-depth", "sun-rgbd", "diml-rgbd", "washington-rgbd", "folders"
 ]
 Modality = Literal["depth", "nir", "thermal", "other"]
-EncodingName = Literal[
-    "auto", "window", "relative", "colormap", "shading", "normals", "hha", "linear", "standardised"
+EncodingKind = Literal[
+    "window", "relative", "colormap", "shading", "normals", "hha", "linear", "standardised"
 ]
 LabelFree = Literal[
     "ti_closeness", "ti_rank", "ti_agreement", "ti_kappa", "tr_information", "tr_density",
@@ -508,7 +508,7 @@ class Config(Section):
     """Set by `sfkt prepare NAME`."""
     image_size: int = Field(48, ge=16, le=1024)
     """Side of the square stored images, in pixels; use 128 to 224 for photographs."""
-    encoding: Annotated[EncodingName, BeforeValidator(current_name)] = "auto"
+    encoding: Annotated[Literal["auto", EncodingKind], BeforeValidator(current_name)] = "auto"
     """How target images become model input; auto: the default of the modality."""
     classes: ClassesConfig = ClassesConfig()
     split: SplitConfig = SplitConfig()

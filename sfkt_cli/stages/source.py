@@ -181,19 +181,7 @@ def import_model(
         }
     )
     settings = resolve(options, "source")
-    module = _unwrapped(module)
-    weights = next(module.parameters(), torch.empty(0))
-    training = {part: part.training for part in module.modules()}
-    try:
-        images = torch.rand(2, 3, size, size, device=weights.device)
-        content = to_onnx(module.eval(), images, {}, outputs=["logits"], keep_norms=True)
-    except Exception as error:  # torch.onnx raises what it likes
-        raise DataError(
-            f"import_model: the module cannot be exported to ONNX: {reason(error)}"
-        ) from error
-    finally:
-        for part, was in training.items():
-            part.training = was
+    content = _exported(_unwrapped(module), size)
     earlier = path.read_bytes() if path.is_file() else None
     if Run(folder).finished("source") and earlier != content and not force:
         raise RunError(f"{folder / 'source'} holds another model: force=True replaces it")
@@ -207,6 +195,22 @@ def import_model(
             write_bytes(path, earlier)
         raise
     return replace(settings.run, force=False)  # the caller goes on with stages that may be done
+
+
+def _exported(module: nn.Module, size: int) -> bytes:
+    """A module as an ONNX file, in evaluation mode; the module is left as it was."""
+    weights = next(module.parameters(), torch.empty(0))
+    training = {part: part.training for part in module.modules()}
+    try:
+        images = torch.rand(2, 3, size, size, device=weights.device)
+        return to_onnx(module.eval(), images, {}, outputs=["logits"], keep_norms=True)
+    except Exception as error:  # torch.onnx raises what it likes
+        raise DataError(
+            f"import_model: the module cannot be exported to ONNX: {reason(error)}"
+        ) from error
+    finally:
+        for part, was in training.items():
+            part.training = was
 
 
 def _numbers(name: str, values: Any) -> list[float] | None:

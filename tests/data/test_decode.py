@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfkt_cli.data.decode import decode_rgb, decode_target, known_type
+from sfkt_cli.data.decode import as_image_values, decode_rgb, decode_target
 from sfkt_cli.data.grid import fit_rgb, fit_target
 from sfkt_cli.data.sensor import Sensor, to_millimetres
 from sfkt_cli.errors import DataError
@@ -211,13 +211,13 @@ def test_metres_become_millimetres_and_nonsense_no_reading() -> None:
 
 def test_each_channel_has_its_own_median_which_is_one_of_its_values() -> None:
     image = np.array([[[1, 10], [0, 20]], [[4, 0], [9, 30]]], np.uint8)
-    once = known_type(image, "a", [0], missing=False)
+    once = as_image_values(image, "a", [0], missing=False)
     assert once.tolist() == [[[1, 10], [4, 20]], [[4, 20], [9, 30]]]
-    once = known_type(np.array([[4, 6, 5]], np.uint8), "a", [5], missing=False)
+    once = as_image_values(np.array([[4, 6, 5]], np.uint8), "a", [5], missing=False)
     assert once.tolist() == [[4, 6, 4]]
     empty = np.full((2, 2), np.nan, np.float32)
-    assert not known_type(empty, "a", missing=False).any()
-    assert known_type(np.array([[-1, 7, 9]]), "a", [-1], missing=False).tolist() == [[7, 7, 9]]
+    assert not as_image_values(empty, "a", missing=False).any()
+    assert as_image_values(np.array([[-1, 7, 9]]), "a", [-1], missing=False).tolist() == [[7, 7, 9]]
 
 
 def test_own_values_are_converted_by_modality_and_unit() -> None:

@@ -19,14 +19,13 @@ from sfkt_cli.data.images import (
     KINECT_FOCAL,
     LAMPS,
     Encoding,
-    EncodingKind,
     as_rgb,
     choose_encoding,
     encode,
     rgb_to_float,
 )
 from sfkt_cli.errors import ConfigError
-from sfkt_cli.settings.config import build
+from sfkt_cli.settings.config import EncodingKind, build
 
 KINDS = get_args(EncodingKind)
 
