@@ -90,7 +90,7 @@ class Store:
     classes: list[str]  # names of the TR classes; labels are indices into it
     registered: bool  # whether the two images of a pair show the same scene pixel by pixel
     # For each column that was read, its blocks that are still to be compared.
-    left: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    unchecked: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     def __contains__(self, name: object) -> bool:
         return name in self.columns
