@@ -3,13 +3,13 @@
 from torch import Tensor
 
 from sfkt_cli import losses
-from sfkt_cli.methods.objective import Objective, TeacherOutputs
+from sfkt_cli.methods.objective import TeacherOutputs, TransferObjective
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
 
 
-class Distill(Objective):
+class Distill(TransferObjective):
     """The objective of ``sfkt transfer --method distill``."""
 
     needs_bridge = True

@@ -20,7 +20,7 @@ from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.frozen import fold_batch_norms
 from sfkt_cli.models.saving import Saved
 from sfkt_cli.settings.config import Config
-from sfkt_cli.training.loop import LossTerms
+from sfkt_cli.training.loop import Objective
 from sfkt_cli.training.pairs import PairRows
 from sfkt_cli.training.predicting import View, adapt_batch_norms, predict_rows
 from sfkt_cli.training.runtime import Runtime
@@ -109,11 +109,11 @@ class TeacherOutputs:
         return label_free.bridge_lead(self._bridged_pairs, features, partners, self.groups)
 
 
-class Objective(LossTerms):
+class TransferObjective(Objective):
     """A student, and what it is trained with: a batch in, named loss terms out.
 
     A method sets ``weights``, writes :meth:`forward`, and overrides what else differs, such as
-    :meth:`begin_epoch` and :meth:`after_step`; see :class:`sfkt_cli.training.loop.LossTerms`. Where
+    :meth:`begin_epoch` and :meth:`after_step`; see :class:`sfkt_cli.training.loop.Objective`. Where
     some steps give a trained parameter, such as the head's, no gradient, it sets
     ``skips_parameters``: several processes need to know.
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from sfkt_cli import losses
-from sfkt_cli.methods.objective import Objective, TeacherOutputs, cluster_labels
+from sfkt_cli.methods.objective import TeacherOutputs, TransferObjective, cluster_labels
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config, SocketConfig
 from sfkt_cli.training.loop import Batch
 
 
-class Socket(Objective):
+class Socket(TransferObjective):
     """The objective of ``sfkt transfer --method socket``."""
 
     needs_ti = True

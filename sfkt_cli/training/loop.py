@@ -30,7 +30,7 @@ TENSORBOARD = "tensorboard"  # folder below a stage's; ``tensorboard --logdir ru
 Numbers = Mapping[str, float]
 
 
-class LossTerms(nn.Module):
+class Objective(nn.Module):
     """What is trained: a batch in, named loss terms out.
 
     It holds all that is trained, and as buffers or extra state all else that must survive an
@@ -72,7 +72,7 @@ class Training:
 
     title: str  # shown in front of messages; also part of the random seeds
     stage: Stage  # the settings, and the folder of metrics.jsonl and checkpoint/
-    objective: LossTerms
+    objective: Objective
     # (epoch, step) to a batch; called one step ahead in a thread. If the loss is not finite,
     # ``rows``, ``ti_rows`` and so on in it name the samples.
     batches: Callable[[int, int], Batch]

@@ -14,7 +14,7 @@ from torch import nn
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.methods.label_free import Judge
-from sfkt_cli.methods.objective import Objective, TeacherOutputs
+from sfkt_cli.methods.objective import TeacherOutputs, TransferObjective
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model
 from sfkt_cli.settings.config import Config, build
@@ -142,7 +142,7 @@ def test_a_dry_run_tries_one_of_several_gpus_with_its_share(
 def test_a_method_may_ask_for_a_second_view(untrained_run: Run) -> None:
     store, config = open_store(untrained_run.transfer_store), settings(shift=0.2)
 
-    class TwoViews(Objective):
+    class TwoViews(TransferObjective):
         needs_ti = needs_second_view = True
 
     anything: Any = nn.Identity()
