@@ -174,7 +174,7 @@ def target_scores(logits: Tensor, mirrored_logits: Tensor) -> dict[str, float]:
     }
 
 
-class Judge:
+class EpochScorer:
     """Scores a model after each epoch, by TI pairs that it was not trained on and target images.
 
     Args:

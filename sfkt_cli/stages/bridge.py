@@ -18,7 +18,7 @@ from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.store import Store, open_store, spread
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import replacing
-from sfkt_cli.methods.label_free import Judge, partner_rank
+from sfkt_cli.methods.label_free import EpochScorer, partner_rank
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.frozen import FeatureMaps, fold_batch_norms
@@ -77,7 +77,7 @@ def bridge(config: Config, run: Run) -> None:
         runtime.place(source)
         weights = loss_weights(config, store.registered)
         encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
-        architecture = architecture_of(config, encoding, pretrained=saved.card.pretrained)
+        architecture = translator_architecture(config, encoding, pretrained=saved.card.pretrained)
         seed_all(config.seed, "bridge")
         translator = make_translator(**architecture)
         if earlier is not None and earlier.card.architecture["name"] != "identity":
@@ -95,7 +95,7 @@ def bridge(config: Config, run: Run) -> None:
         runtime.place(runtime.synchronised(objective))
         runtime.cast_frozen(source, objective)
         _, held_out = held_out_pairs(store)
-        judge = Judge(store, held_out, source, runtime)
+        scorer = EpochScorer(store, held_out, source, runtime)
         view = View(runtime, source, encoding, translator)
         images = ["ti_target", "ti_rgb", *(["tr_target"] if weights["d"] or weights["im"] else [])]
         batches = settle_batches(stage, store, images, runtime, objective)
@@ -113,11 +113,11 @@ def bridge(config: Config, run: Run) -> None:
             images=batches.images,
             schedule=cosine,
             keep=translator,
-            scores=partial(judge.scores, view, stage.folder),
+            scores=partial(scorer.scores, view, stage.folder),
             select=selector(config, ti=batches.paired, auto="ti_closeness"),
         ).fit()
         row = fitted.history[fitted.best_epoch]
-        untouched = untouched_rank(judge, source, encoding, runtime)
+        untouched = untouched_rank(scorer, source, encoding, runtime)
         kept = row["ti_rank"] > untouched or not config.bridge.keep_untouched
         if not kept:
             architecture = {"name": "identity", "channels": encoding.encoded_channels, "width": 0}
@@ -153,7 +153,9 @@ def bridge(config: Config, run: Run) -> None:
             )
 
 
-def architecture_of(config: Config, encoding: Encoding, *, pretrained: bool) -> dict[str, Any]:
+def translator_architecture(
+    config: Config, encoding: Encoding, *, pretrained: bool
+) -> dict[str, Any]:
     """Arguments of ``make_translator``; ``pretrained``: whether the source model's weights are."""
     architecture: dict[str, Any] = {
         "name": config.bridge.translator,
@@ -221,11 +223,13 @@ def feature_maps_of(
     return None
 
 
-def untouched_rank(judge: Judge, source: Classifier, encoding: Encoding, runtime: Runtime) -> float:
+def untouched_rank(
+    scorer: EpochScorer, source: Classifier, encoding: Encoding, runtime: Runtime
+) -> float:
     """How well encoded target images find their RGB partners without a translator."""
-    assert judge.partners is not None
-    features, _ = judge.look_at_pairs(View(runtime, source, encoding))
-    return float(partner_rank(features, judge.partners[0]).mean())
+    assert scorer.partners is not None
+    features, _ = scorer.look_at_pairs(View(runtime, source, encoding))
+    return float(partner_rank(features, scorer.partners[0]).mean())
 
 
 def write_bridged(folder: Path, store: Store, view: View) -> None:

@@ -16,7 +16,7 @@ from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.evaluation.models import outdated
 from sfkt_cli.evaluation.verdict import Verdict, advice, verdict
 from sfkt_cli.methods import find_method, label_free
-from sfkt_cli.methods.label_free import Judge
+from sfkt_cli.methods.label_free import EpochScorer
 from sfkt_cli.methods.objective import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import (
@@ -93,7 +93,7 @@ def transfer(config: Config, run: Run) -> None:
             encoding = front.encoding_of("bridge")
             architecture["front"] = front.card.architecture
         pairs = held_out_pairs(store)
-        judge = Judge(store, pairs.held_out, source, runtime)
+        scorer = EpochScorer(store, pairs.held_out, source, runtime)
         began = time.monotonic()
         outputs = TeacherOutputs(
             store, source, translator, encoding, runtime, pairs, ti=objective_class.needs_ti
@@ -126,7 +126,7 @@ def transfer(config: Config, run: Run) -> None:
             images=batches.images,
             schedule=SCHEDULES[own.schedule],
             keep=student,
-            scores=partial(judge.scores, view, stage.folder),
+            scores=partial(scorer.scores, view, stage.folder),
             select=selector(config, ti=batches.paired),
         ).fit()
         untouched = start_student(source).eval()
@@ -149,7 +149,7 @@ def transfer(config: Config, run: Run) -> None:
         else:
             numbered = [f"class {number}" for number in range(logits.shape[1])]
             warn_of_collapse(logits.cpu(), numbered, "the student", "transfer")
-        temperature = calibrated(judge, view) if pairs.unseen else 1.0
+        temperature = calibrated(scorer, view) if pairs.unseen else 1.0
         if not runtime.main:
             return
         save_model(
@@ -182,14 +182,14 @@ def share_of_strangers(
     return None if share is None else round(share, 3)
 
 
-def calibrated(judge: Judge, view: View) -> float:
+def calibrated(scorer: EpochScorer, view: View) -> float:
     """The student's temperature; 1 where there are too few TI pairs to tell.
 
     What the source model says of the RGB image of a held-out TI pair stands for the truth, and
     counts as much as it is sure.
     """
-    if judge.partners is None or len(judge.partners[0]) < FEWEST:
+    if scorer.partners is None or len(scorer.partners[0]) < FEWEST:
         return 1.0
-    _, logits = judge.look_at_pairs(view)
-    sure, partners = judge.partners[1].softmax(dim=1).max(dim=1)
+    _, logits = scorer.look_at_pairs(view)
+    sure, partners = scorer.partners[1].softmax(dim=1).max(dim=1)
     return fit_temperature(logits.numpy(), partners.numpy(), sure.numpy())

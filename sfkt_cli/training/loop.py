@@ -52,7 +52,7 @@ class Objective(nn.Module):
 
 
 @dataclass
-class Fitted:
+class Progress:
     """How far a training is: all that a resumed one needs besides the state of the networks."""
 
     epoch: int = 0  # the one to train, from 0
@@ -90,7 +90,7 @@ class Training:
     select: str | None = None
 
     def __post_init__(self) -> None:
-        self.progress = Fitted()
+        self.progress = Progress()
         self.best: dict[str, Any] = {}  # the weights of ``keep`` to be restored
         # Loss terms of the last step: names, a function that waits for their values, and rows.
         self.pending: tuple[list[str], Callable[[], list[float]], Batch] | None = None
@@ -100,7 +100,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(enabled=self.runtime.precision == torch.float16)
         self.mixed = self.runtime.autocast(self.objective)
 
-    def fit(self) -> Fitted:
+    def fit(self) -> Progress:
         """Train until the last epoch (see ``patience``), or go on where an earlier one was stopped.
 
         Returns:
@@ -143,7 +143,7 @@ class Training:
         )
 
     def _take_over(self, state: dict[str, Any]) -> None:
-        progress, best = Fitted(**state["progress"]), state["best"]
+        progress, best = Progress(**state["progress"]), state["best"]
         now, then = ({k: v.shape for k, v in weights.items()} for weights in (self.best, best))
         if now != then:
             raise ValueError("its best weights are those of another network")
@@ -204,7 +204,7 @@ class Training:
                     say(f"{self.title}: no better {self.select} in {patience} epochs, stopped")
                     break
                 self._pass(epoch, tracker)
-                terms, scores = self._judge(epoch)
+                terms, scores = self._score_epoch(epoch)
                 if runtime.main:
                     draw(epoch + 1, terms, scores)
                     left_s = (time.monotonic() - started) / (epoch + 1 - first)
@@ -317,7 +317,7 @@ class Training:
             "or with training.clip_norm=1"
         )
 
-    def _judge(self, epoch: int) -> tuple[dict[str, float], dict[str, float]]:
+    def _score_epoch(self, epoch: int) -> tuple[dict[str, float], dict[str, float]]:
         """Score a finished epoch, note it, and keep its weights if it is the best so far."""
         progress = self.progress
         self.objective.eval()

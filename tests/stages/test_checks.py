@@ -13,7 +13,7 @@ from torch import nn
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.data.store import Store, open_store
-from sfkt_cli.methods.label_free import Judge
+from sfkt_cli.methods.label_free import EpochScorer
 from sfkt_cli.methods.objective import TeacherOutputs, TransferObjective
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model
@@ -86,7 +86,7 @@ def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path
     student, source, encoding = models_of(untrained_run)
     _, held = held_out_pairs(store)
     view = View(CPU, student, encoding)
-    scores = Judge(store, held, freeze(source), CPU).scores(view, tmp_path, 0)
+    scores = EpochScorer(store, held, freeze(source), CPU).scores(view, tmp_path, 0)
     with torch.inference_mode():
         rgb = torch.from_numpy(store["ti/rgb"][held]).permute(0, 3, 1, 2) / 255
         partner, said = source(rgb)
@@ -102,7 +102,7 @@ def test_a_few_pairs_calibrate_nothing(untrained_run: Run) -> None:
     student, source, encoding = models_of(untrained_run)
     view = View(CPU, student, encoding)
     temperatures = [
-        calibrated(Judge(store, np.arange(count), freeze(source), CPU), view)
+        calibrated(EpochScorer(store, np.arange(count), freeze(source), CPU), view)
         for count in (0, 1, 19, 20)
     ]
     assert temperatures[:3] == [1.0, 1.0, 1.0]

@@ -23,10 +23,10 @@ from sfkt_cli.errors import Interrupted, RunError
 from sfkt_cli.settings.config import build
 from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training.checkpoint import PREVIOUS, STATE, load_states, save_state
-from sfkt_cli.training.loop import Batch, Fitted, Objective, Training
+from sfkt_cli.training.loop import Batch, Objective, Progress, Training
 from sfkt_cli.training.predicting import FEW, predict_rows
 from sfkt_cli.training.recipes import cosine, inverse_decay
-from sfkt_cli.training.runtime import Runtime, Trial, seed_all
+from sfkt_cli.training.runtime import DryRunFigures, Runtime, seed_all
 from sfkt_cli.training.trial import Tried
 from tests.training.worlds import Plain
 
@@ -93,7 +93,7 @@ def make_training(
 
 def train(
     folder: Path, objective: Regression | None = None, **more: Any
-) -> tuple[Regression, Fitted]:
+) -> tuple[Regression, Progress]:
     training = make_training(folder, objective, **more)
     fitted = training.fit()
     assert isinstance(training.objective, Regression)
@@ -101,7 +101,7 @@ def train(
 
 
 def test_a_dry_run_takes_two_steps_and_writes_nothing(tmp_path: Path) -> None:
-    objective, trial, steps = Regression(), Trial(), list[int]()
+    objective, trial, steps = Regression(), DryRunFigures(), list[int]()
     objective.register_forward_hook(lambda *given: steps.append(len(given[1][0]["images"])))
     with pytest.raises(Tried):
         train(
@@ -122,7 +122,7 @@ def test_a_dry_run_looks_at_a_few_rows_for_all() -> None:
         looked_at.append(len(images))
         return images, images[:, :2]
 
-    trial = Trial()
+    trial = DryRunFigures()
     images = np.arange(100 * 3, dtype=np.float32).reshape(100, 3)
     view = Plain(replace(RUNTIME, trial=trial), model)  # type: ignore[arg-type]
     features, logits = predict_rows(images, view)
@@ -284,7 +284,7 @@ def test_the_weights_of_the_best_score_are_kept(
 
 
 def test_the_best_weights_survive_an_interruption(tmp_path: Path) -> None:
-    def train_on(folder: str, objective: Regression | None = None) -> tuple[Regression, Fitted]:
+    def train_on(folder: str, objective: Regression | None = None) -> tuple[Regression, Progress]:
         return train(tmp_path / folder, objective, scores=scores, select="agreement")
 
     def scores(epoch: int) -> dict[str, float]:
