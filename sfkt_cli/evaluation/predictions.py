@@ -21,7 +21,7 @@ from sfkt_cli.evaluation.report import BOUNDS, Row
 from sfkt_cli.methods import label_free
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.pairs import held_out_pairs
+from sfkt_cli.training.batches import held_out_pairs
 from sfkt_cli.training.predicting import warn_of_collapse
 
 Numbers = NDArray[Any]

@@ -34,9 +34,9 @@ from sfkt_cli.evaluation.verdict import (
     verdict,
 )
 from sfkt_cli.losses import structural_dissimilarity
+from sfkt_cli.methods.label_free import EPOCHS_FILE, SELECTORS, load_epochs
 from sfkt_cli.models.saving import WARM, WEIGHTS
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.pairs import FILE, SELECTORS, load_epochs
 
 SENSORS = {"depth": "depth", "nir": "near-infrared", "thermal": "thermal", "other": "target"}
 REJECTED = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -352,7 +352,7 @@ def epoch_choice(run: Run, target: Split, stages: Sequence[str]) -> Section | No
     labels = np.array([target.truth.get(row, -1) for row in spread(len(target.ids)).tolist()])
     lines: list[Line] = []
     for stage in stages:
-        predicted = load_epochs(run.output(stage, FILE).parent)
+        predicted = load_epochs(run.output(stage, EPOCHS_FILE).parent)
         record = run.record(stage)
         kept = (weights_kept(record) and record.get("best_epoch")) or len(predicted) + 1
         metrics = run.metrics(stage)

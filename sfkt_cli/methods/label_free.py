@@ -1,14 +1,20 @@
 """Scores that need no labels: they choose checkpoints, weigh teachers, warn of what is wrong.
 
+Bridge and transfer write the classes predicted after each epoch to ``epochs.npy``; only
+``evaluate`` compares them with labels, afterwards.
+
 Logits are (N, K) and features (N, D), of N images. On TI pairs, a model's are those of the
 (translated) target images, the partners' those of the source model on the RGB images.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -16,13 +22,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfkt_cli import losses
+from sfkt_cli.console import warn
 from sfkt_cli.data.store import Store, spread
+from sfkt_cli.errors import DataError
+from sfkt_cli.files import write_bytes
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.scores import soft_neighbourhood_density
-from sfkt_cli.training.pairs import write_epoch
+from sfkt_cli.settings.config import Config, LabelFree
 from sfkt_cli.training.predicting import View, predict_rows
 from sfkt_cli.training.runtime import Runtime
 
+SELECTORS: tuple[str, ...] = get_args(LabelFree)
+EPOCHS_FILE = "epochs.npy"  # in the folder of a stage: the classes predicted after each epoch
 STRANGERS_AMONG = 10_000  # target images that tell the share of strangers, at most
 
 
@@ -210,3 +221,56 @@ class EpochScorer:
         if self.partners is not None:
             values |= pair_scores(self.look_at_pairs(view), self.partners)
         return values
+
+
+def selector(config: Config, *, ti: bool, auto: str | None = None) -> str | None:
+    """The score that chooses the epoch, ``auto`` where the settings say so; None: the last is kept.
+
+    ``ti``: whether the scores on TI pairs are known. Settings that have no effect are warned of.
+    """
+    wanted, patience = config.training.select, config.training.patience
+    chosen = auto if wanted == "auto" else wanted
+    if chosen is not None and chosen.startswith("ti_") and not ti:
+        warn(f"training.select={chosen}: there are no TI pairs to score on, the last epoch is kept")
+        chosen = "last"
+    if chosen not in (None, "last"):
+        return chosen
+    if patience:
+        warn(
+            f"training.patience={patience} stops nothing, because no score chooses the epoch: set "
+            "training.select, such as tr_mirror, or leave it out"
+        )
+    return None
+
+
+def write_epoch(folder: Path, epoch: int, logits: Tensor) -> None:
+    """Write the classes predicted after an epoch as row ``epoch``, from 0; drop later rows.
+
+    ``logits`` are (R, K) on the rows ``spread(N)`` of the target images.
+    """
+    predicted = logits.argmax(dim=1).numpy().astype(np.int16)[None]
+    before = load_epochs(folder)[:epoch]
+    alike = before.shape[1:] == predicted.shape[1:]
+    rows = np.concatenate([before, predicted]) if alike else predicted
+    written = io.BytesIO()
+    np.save(written, rows)
+    content = written.getvalue()
+    write_bytes(folder / EPOCHS_FILE, content + hashlib.sha256(content).digest())
+
+
+def load_epochs(folder: Path) -> NDArray[np.int16]:
+    """Classes predicted (E, R) after each epoch of a stage; (0, 0) where there is no file."""
+    path = folder / EPOCHS_FILE
+    if not path.is_file():
+        return np.zeros((0, 0), np.int16)
+    content = path.read_bytes()
+    file = io.BytesIO(content)
+    try:
+        predicted = np.asarray(np.load(file, allow_pickle=False), np.int16)
+        expected = hashlib.sha256(content[: file.tell()]).digest()
+        intact = predicted.ndim == 2 and file.read() in (expected, b"")  # earlier versions had none
+    except Exception:  # damaged headers raise almost anything, such as tokenize.TokenError
+        intact = False
+    if not intact:
+        raise DataError(f"{path} is damaged: delete it; the report then lacks a table")
+    return predicted

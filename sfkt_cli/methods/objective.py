@@ -20,8 +20,8 @@ from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.frozen import fold_batch_norms
 from sfkt_cli.models.saving import Saved
 from sfkt_cli.settings.config import Config
+from sfkt_cli.training.batches import PairRows
 from sfkt_cli.training.loop import Objective
-from sfkt_cli.training.pairs import PairRows
 from sfkt_cli.training.predicting import View, adapt_batch_norms, predict_rows
 from sfkt_cli.training.runtime import Runtime
 
@@ -136,7 +136,7 @@ class TransferObjective(Objective):
 
     @property
     def images(self) -> set[str]:
-        """The images that batches hold; see :class:`sfkt_cli.training.pairs.TransferBatches`."""
+        """The images that batches hold; see :class:`sfkt_cli.training.batches.TransferBatches`."""
         pairs = {"ti_target"} if self.needs_ti else set()
         return pairs | {"tr_target"} | ({"tr_target_2"} if self.needs_second_view else set())
 

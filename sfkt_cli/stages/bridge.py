@@ -18,7 +18,7 @@ from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.store import Store, open_store, spread
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import replacing
-from sfkt_cli.methods.label_free import EpochScorer, partner_rank
+from sfkt_cli.methods.label_free import EpochScorer, partner_rank, selector
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.frozen import FeatureMaps, fold_batch_norms
@@ -33,8 +33,8 @@ from sfkt_cli.models.saving import (
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.training.batches import held_out_pairs, settle_batches
 from sfkt_cli.training.loop import Training
-from sfkt_cli.training.pairs import held_out_pairs, selector, settle_batches
 from sfkt_cli.training.predicting import (
     FEW,
     View,

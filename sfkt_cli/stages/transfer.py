@@ -16,7 +16,7 @@ from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.evaluation.models import outdated
 from sfkt_cli.evaluation.verdict import Verdict, advice, verdict
 from sfkt_cli.methods import find_method, label_free
-from sfkt_cli.methods.label_free import EpochScorer
+from sfkt_cli.methods.label_free import EpochScorer, selector
 from sfkt_cli.methods.objective import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import (
@@ -32,8 +32,8 @@ from sfkt_cli.models.translators import Front
 from sfkt_cli.scores import fit_temperature
 from sfkt_cli.settings.config import Config, method_settings
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.training.batches import held_out_pairs, settle_batches
 from sfkt_cli.training.loop import Training
-from sfkt_cli.training.pairs import held_out_pairs, selector, settle_batches
 from sfkt_cli.training.predicting import (
     FEWEST,
     View,

@@ -22,7 +22,7 @@ from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import calibrated
-from sfkt_cli.training.pairs import PairRows, TransferBatches, held_out_pairs, settle_batches
+from sfkt_cli.training.batches import PairRows, TransferBatches, held_out_pairs, settle_batches
 from sfkt_cli.training.predicting import View
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
