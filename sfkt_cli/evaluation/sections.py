@@ -398,8 +398,8 @@ def bridge_quality(evaluation: Evaluation) -> Section | None:
     models, pairs = evaluation.models, evaluation.pairs
     if models.bridge is None or pairs is None:
         return None
-    few = spread(len(pairs.rgb), PICTURE_PAIRS)
-    rgb = pairs.rgb[few] / 255.0
+    few = spread(len(pairs.rows), PICTURE_PAIRS)
+    rgb = evaluation.store["ti/rgb"][pairs.rows[few]] / 255.0
     translated = translate(models, pairs.target[few])
     pictures = (torch.from_numpy(images).permute(0, 3, 1, 2) for images in (translated, rgb))
     features, distance = evaluation.features("bridge-only", pairs.target), None
@@ -428,7 +428,7 @@ def bridge_quality(evaluation: Evaluation) -> Section | None:
     }
     return Section(
         "The bridge on TI pairs",
-        (f"{len(pairs.rgb):,} translated TI target images against their RGB partners. {trained}",),
+        (f"{len(pairs.rows):,} translated TI target images against their RGB partners. {trained}",),
         [{"quantity": name, "value": text} for name, text in quantities.items()],
         *galleries.ti_gallery(evaluation, pairs),
     )

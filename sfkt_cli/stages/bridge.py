@@ -18,7 +18,13 @@ from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.store import Store, open_store, spread
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import replacing
-from sfkt_cli.methods.label_free import EpochScorer, partner_rank, selector
+from sfkt_cli.methods.label_free import (
+    EpochScorer,
+    HeldOutPairs,
+    held_out_pairs,
+    partner_rank,
+    selector,
+)
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.frozen import FeatureMaps, fold_batch_norms
@@ -33,13 +39,14 @@ from sfkt_cli.models.saving import (
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.batches import held_out_pairs, settle_batches
+from sfkt_cli.training.batches import divide_pairs, settle_batches
 from sfkt_cli.training.loop import Training
 from sfkt_cli.training.predicting import (
     FEW,
     View,
     look_for_collapse,
     pictures_of,
+    predict_rows,
     rows_measured_at_once,
 )
 from sfkt_cli.training.recipes import cosine
@@ -94,8 +101,8 @@ def bridge(config: Config, run: Run) -> None:
         )
         runtime.place(runtime.synchronised(objective))
         runtime.cast_frozen(source, objective)
-        _, held_out = held_out_pairs(store)
-        scorer = EpochScorer(store, held_out, source, runtime)
+        pairs = held_out_pairs(store, divide_pairs(store), View(runtime, source))
+        assert pairs is not None
         view = View(runtime, source, encoding, translator)
         images = ["ti_target", "ti_rgb", *(["tr_target"] if weights["d"] or weights["im"] else [])]
         batches = settle_batches(stage, store, images, runtime, objective)
@@ -113,11 +120,11 @@ def bridge(config: Config, run: Run) -> None:
             images=batches.images,
             schedule=cosine,
             keep=translator,
-            scores=partial(scorer.scores, view, stage.folder),
+            scores=partial(EpochScorer(store, pairs).scores, view, stage.folder),
             select=selector(config, ti=batches.paired, auto="ti_closeness"),
         ).fit()
         row = fitted.history[fitted.best_epoch]
-        untouched = untouched_rank(scorer, source, encoding, runtime)
+        untouched = untouched_rank(pairs, View(runtime, source, encoding))
         kept = row["ti_rank"] > untouched or not config.bridge.keep_untouched
         if not kept:
             architecture = {"name": "identity", "channels": encoding.encoded_channels, "width": 0}
@@ -223,13 +230,10 @@ def feature_maps_of(
     return None
 
 
-def untouched_rank(
-    scorer: EpochScorer, source: Classifier, encoding: Encoding, runtime: Runtime
-) -> float:
+def untouched_rank(pairs: HeldOutPairs, encoded: View) -> float:
     """How well encoded target images find their RGB partners without a translator."""
-    assert scorer.partners is not None
-    features, _ = scorer.look_at_pairs(View(runtime, source, encoding))
-    return float(partner_rank(features, scorer.partners[0]).mean())
+    features, _ = predict_rows(pairs.target, encoded)
+    return float(partner_rank(features, pairs.features).mean())
 
 
 def write_bridged(folder: Path, store: Store, view: View) -> None:

@@ -16,7 +16,7 @@ from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.evaluation.models import outdated
 from sfkt_cli.evaluation.verdict import Verdict, advice, verdict
 from sfkt_cli.methods import find_method, label_free
-from sfkt_cli.methods.label_free import EpochScorer, selector
+from sfkt_cli.methods.label_free import EpochScorer, HeldOutPairs, held_out_pairs, selector
 from sfkt_cli.methods.objective import TeacherOutputs
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import (
@@ -32,11 +32,12 @@ from sfkt_cli.models.translators import Front
 from sfkt_cli.scores import fit_temperature
 from sfkt_cli.settings.config import Config, method_settings
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.batches import held_out_pairs, settle_batches
+from sfkt_cli.training.batches import divide_pairs, settle_batches
 from sfkt_cli.training.loop import Training
 from sfkt_cli.training.predicting import (
     FEWEST,
     View,
+    predict_rows,
     warn_of_collapse,
 )
 from sfkt_cli.training.recipes import SCHEDULES, classifier_optimizer, start_student
@@ -92,11 +93,11 @@ def transfer(config: Config, run: Run) -> None:
         if front is not None:
             encoding = front.encoding_of("bridge")
             architecture["front"] = front.card.architecture
-        pairs = held_out_pairs(store)
-        scorer = EpochScorer(store, pairs.held_out, source, runtime)
+        divided = divide_pairs(store)
+        pairs = held_out_pairs(store, divided, View(runtime, source))
         began = time.monotonic()
         outputs = TeacherOutputs(
-            store, source, translator, encoding, runtime, pairs, ti=objective_class.needs_ti
+            store, source, translator, encoding, runtime, divided, ti=objective_class.needs_ti
         )
         seed_all(config.seed, "transfer", method)
         student = start_student(source)
@@ -126,7 +127,7 @@ def transfer(config: Config, run: Run) -> None:
             images=batches.images,
             schedule=SCHEDULES[own.schedule],
             keep=student,
-            scores=partial(scorer.scores, view, stage.folder),
+            scores=partial(EpochScorer(store, pairs).scores, view, stage.folder),
             select=selector(config, ti=batches.paired),
         ).fit()
         untouched = start_student(source).eval()
@@ -149,7 +150,7 @@ def transfer(config: Config, run: Run) -> None:
         else:
             numbered = [f"class {number}" for number in range(logits.shape[1])]
             warn_of_collapse(logits.cpu(), numbered, "the student", "transfer")
-        temperature = calibrated(scorer, view) if pairs.unseen else 1.0
+        temperature = calibrated(pairs, view)
         if not runtime.main:
             return
         save_model(
@@ -182,14 +183,14 @@ def share_of_strangers(
     return None if share is None else round(share, 3)
 
 
-def calibrated(scorer: EpochScorer, view: View) -> float:
-    """The student's temperature; 1 where there are too few TI pairs to tell.
+def calibrated(pairs: HeldOutPairs | None, view: View) -> float:
+    """The student's temperature; 1 where too few TI pairs were not trained on.
 
     What the source model says of the RGB image of a held-out TI pair stands for the truth, and
     counts as much as it is sure.
     """
-    if scorer.partners is None or len(scorer.partners[0]) < FEWEST:
+    if pairs is None or not pairs.unseen or len(pairs.rows) < FEWEST:
         return 1.0
-    _, logits = scorer.look_at_pairs(view)
-    sure, partners = scorer.partners[1].softmax(dim=1).max(dim=1)
+    _, logits = predict_rows(pairs.target, view)
+    sure, partners = pairs.logits.softmax(dim=1).max(dim=1)
     return fit_temperature(logits.numpy(), partners.numpy(), sure.numpy())

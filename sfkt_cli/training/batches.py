@@ -188,7 +188,7 @@ class TransferBatches:
             Stream, seed=config.seed, batch_size=batch_size, shift=training.shift,
             flip=training.flip, runtime=runtime,
         )  # fmt: skip
-        trained, _ = held_out_pairs(store)
+        trained, _ = divide_pairs(store)
         order = np.random.default_rng([config.seed, 8]).permutation(len(trained))
         kept = max(round(training.ti_fraction * len(trained)), 1)
         trained = np.sort(trained[order[:kept]])
@@ -252,7 +252,7 @@ class PairRows(NamedTuple):
         return not np.isin(self.held_out, self.trained).any()
 
 
-def held_out_pairs(store: Store) -> PairRows:
+def divide_pairs(store: Store) -> PairRows:
     """Divide the TI pairs into those that are trained on, and those that only score.
 
     A tenth of the pairs is held out, in whole groups and at most HELD_OUT; where that would be
