@@ -42,6 +42,9 @@ class TeacherOutputs:
         ti: Whether the pairs are looked at.
     """
 
+    ti_features: Tensor  # (M, D), source model on RGB partners; there only with ``ti``
+    bridged_logits: Tensor  # (N, K), source model on translated TR images; only with a bridge
+
     def __init__(
         self,
         store: Store,
@@ -56,8 +59,6 @@ class TeacherOutputs:
         self.source = source
         self.encoding = encoding
         self.targets = store.count("target")  # N
-        self.ti_features: Tensor | None = None  # (M, D), source model on RGB partners; with ``ti``
-        self.bridged_logits: Tensor | None = None  # (N, K), source model on translated TR images
         self.groups: list[str] = []  # of held-out pairs that can prove something of the bridge
         self._store, self._runtime = store, runtime
         self._held_out = pairs.held_out
@@ -102,7 +103,7 @@ class TeacherOutputs:
 
         See :func:`sfkt_cli.methods.label_free.bridge_lead`.
         """
-        if self._bridged_pairs is None or self.ti_features is None:
+        if self._bridged_pairs is None:
             return 0.0
         features, _ = self.predict(self._store["ti/target"][self._held_out], student)
         partners = self.ti_features.cpu()[self._held_out]

@@ -136,7 +136,7 @@ def transfer(config: Config, run: Run) -> None:
         ours, before = (part.argmax(dim=1).cpu().numpy() for part in (logits, untouched_logits))
         groups = store.strings("target/group")
         word: Verdict = "cannot tell"
-        if outputs.bridged_logits is not None:
+        if translator is not None:
             bridged = outputs.bridged_logits.argmax(dim=1).cpu().numpy()
             word = verdict(
                 ours, before, bridged, classes=logits.shape[1], groups=groups, seed=config.seed
