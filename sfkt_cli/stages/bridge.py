@@ -134,8 +134,8 @@ def bridge(config: Config, run: Run) -> None:
         if not runtime.main:
             return
         save_model(
-            stage.folder, translator, kind="translator", architecture=architecture, classes=[],
-            encoding=encoding, inputs=inputs, seed=config.seed,
+            stage, translator, kind="translator", architecture=architecture, classes=[],
+            encoding=encoding,
         )  # fmt: skip
         write_bridged(stage.folder / "images", store, view)
         stage.finish(

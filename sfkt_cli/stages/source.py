@@ -361,7 +361,6 @@ def _train(
 
 def _write(stage: Stage, made: Imported) -> None:
     save_model(
-        stage.folder, made.model, kind="classifier", architecture=made.architecture,
-        classes=made.classes, encoding=None, inputs=stage.inputs, seed=stage.config.seed,
-        pretrained=made.pretrained,
+        stage, made.model, kind="classifier", architecture=made.architecture,
+        classes=made.classes, encoding=None, pretrained=made.pretrained,
     )  # fmt: skip

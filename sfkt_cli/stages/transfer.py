@@ -154,8 +154,8 @@ def transfer(config: Config, run: Run) -> None:
         if not runtime.main:
             return
         save_model(
-            stage.folder, student, kind="classifier", architecture=architecture,
-            classes=saved.card.classes, encoding=encoding, inputs=inputs, seed=config.seed,
+            stage, student, kind="classifier", architecture=architecture,
+            classes=saved.card.classes, encoding=encoding,
             method=method, temperature=temperature, sensor=asdict(sensor),
             images=describe_images(sample_rows(store), encoding.missing),
         )  # fmt: skip
