@@ -184,7 +184,7 @@ def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
     from sfkt_cli.distributed import use_gpus
     from sfkt_cli.evaluation import models as of_run
     from sfkt_cli.stages.evaluate import measuring_runtime
-    from sfkt_cli.training.runtime import Trial
+    from sfkt_cli.training.runtime import DryRunFigures
 
     run.require("prepare")
     run.require("source")
@@ -197,7 +197,7 @@ def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
     for predictor in of_run.predictors_of(run, store, models, digests, encoding):
         names.append(predictor.method)
         predictor.ask(store["target/target"])
-    trial = runtime.trial or Trial()
+    trial = runtime.trial or DryRunFigures()
     target = store.count("target")
     count = target + run.record("prepare").get("samples", {}).get("test", 0) + store.count("ti")
     seconds = (time.monotonic() - began + trial.skipped_s) * count / target

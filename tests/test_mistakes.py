@@ -27,8 +27,9 @@ from sfkt_cli import cli
 from sfkt_cli.errors import DataError, first_line
 from sfkt_cli.models.backbones import SmallResNet
 from sfkt_cli.models.saving import load_model, save_model
-from sfkt_cli.settings.config import build
+from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.student import read_image
 from tests.stages.conftest import SETTINGS, add_models
@@ -374,8 +375,8 @@ def reorder(folder: Path) -> None:
     source = folder / "run/source"
     saved = load_model(source)
     save_model(
-        source, saved.module, kind="classifier", architecture=saved.card.architecture,
-        classes=saved.card.classes[::-1], encoding=None, inputs={}, seed=0,
+        Stage("test", source, Config(), {}), saved.module, kind="classifier",
+        architecture=saved.card.architecture, classes=saved.card.classes[::-1], encoding=None,
     )  # fmt: skip
 
 

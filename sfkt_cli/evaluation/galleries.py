@@ -17,19 +17,20 @@ from sfkt_cli.evaluation import figures
 from sfkt_cli.evaluation.figures import Strip
 from sfkt_cli.evaluation.labelled import Split
 from sfkt_cli.evaluation.models import finished_methods, source_on_rgb, translate, weights_kept
-from sfkt_cli.evaluation.predictions import Evaluation, Pairs
+from sfkt_cli.evaluation.predictions import Evaluation
 from sfkt_cli.evaluation.report import Section, Shot, named
+from sfkt_cli.methods.label_free import HeldOutPairs
 
 Numbers = NDArray[Any]
 COLUMNS = 8
 POINTS = 500  # samples of each set in a feature map, at most
 
 
-def ti_gallery(evaluation: Evaluation, pairs: Pairs) -> tuple[str, str]:
+def ti_gallery(evaluation: Evaluation, pairs: HeldOutPairs) -> tuple[str, str]:
     """TI target, translated and true RGB images, with predictions; name and caption."""
     models = evaluation.models
-    rows = _some(len(pairs.rgb), evaluation.config.seed)
-    stored, rgb = pairs.target[rows], pairs.rgb[rows]
+    rows = _some(len(pairs.rows), evaluation.config.seed)
+    stored, rgb = pairs.target[rows], evaluation.store["ti/rgb"][pairs.rows[rows]]
     partner = pairs.logits[rows].softmax(dim=1).numpy()
     own = evaluation.outcomes["bridge-only"].predictor.probabilities(stored)
     same = (partner.argmax(axis=1) == own.argmax(axis=1)).tolist()

@@ -21,7 +21,7 @@ from sfkt_cli.evaluation.report import BOUNDS, Row
 from sfkt_cli.methods import label_free
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.pairs import held_out_pairs
+from sfkt_cli.training.batches import PairRows, divide_pairs
 from sfkt_cli.training.predicting import warn_of_collapse
 
 Numbers = NDArray[Any]
@@ -43,17 +43,6 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """The TI pairs that score, and the source model's outputs on the RGB images."""
-
-    target: Numbers  # (M, H, W[, C]) target images, as stored
-    rgb: Numbers  # (M, H, W, 3) RGB partners, as stored
-    features: Tensor  # (M, D) of the RGB partners
-    logits: Tensor  # (M, K) of the RGB partners
-    unseen: bool  # whether this run trained nothing on them; there may be too few pairs for that
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """All that the report is made from."""
 
@@ -63,7 +52,7 @@ class Evaluation:
     store: Store  # transfer.h5
     models: Models  # read back
     splits: dict[str, Split]  # by name; ``target`` is always there
-    pairs: Pairs | None  # held-out TI pairs; None where there are none
+    pairs: label_free.HeldOutPairs | None  # those that score; None where there are none
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # by method, bounds last
 
     @functools.cached_property
@@ -175,21 +164,16 @@ class Evaluation:
         }
         outcome = Outcome(predictor, probabilities, without_labels(probabilities["target"]))
         if self.pairs is not None:
-            predicted = predictor.ask(self.pairs.target)
-            scored = label_free.pair_scores(predicted, (self.pairs.features, self.pairs.logits))
+            scored = self.pairs.scores(*predictor.ask(self.pairs.target))
             outcome.label_free |= {"ti_distance": -scored.pop("ti_closeness"), **scored}
         self.outcomes[predictor.method] = outcome
 
 
-def ti_pairs(store: Store, models: Models) -> Pairs | None:
-    """The TI pairs that score the epochs of bridge and transfer; None where there are no pairs."""
-    if not store.count("ti"):
-        return None
-    pairs = held_out_pairs(store)
-    rows = pairs.held_out[spread(len(pairs.held_out))]
-    rgb = store["ti/rgb"][rows]
-    features, logits = source_on_rgb(models).ask(rgb)
-    return Pairs(store["ti/target"][rows], rgb, features, logits, pairs.unseen)
+def ti_pairs(store: Store, models: Models) -> label_free.HeldOutPairs | None:
+    """TI pairs that score the epochs of bridge and transfer; None where there are no pairs."""
+    trained, held_out = divide_pairs(store)
+    some = PairRows(trained, held_out[spread(len(held_out))])
+    return label_free.held_out_pairs(store, some, source_on_rgb(models).view)
 
 
 def look_for_collapse(evaluation: Evaluation) -> None:

@@ -34,9 +34,9 @@ from sfkt_cli.evaluation.verdict import (
     verdict,
 )
 from sfkt_cli.losses import structural_dissimilarity
+from sfkt_cli.methods.label_free import EPOCHS_FILE, SELECTORS, load_epochs
 from sfkt_cli.models.saving import WARM, WEIGHTS
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.pairs import FILE, SELECTORS, load_epochs
 
 SENSORS = {"depth": "depth", "nir": "near-infrared", "thermal": "thermal", "other": "target"}
 REJECTED = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -352,7 +352,7 @@ def epoch_choice(run: Run, target: Split, stages: Sequence[str]) -> Section | No
     labels = np.array([target.truth.get(row, -1) for row in spread(len(target.ids)).tolist()])
     lines: list[Line] = []
     for stage in stages:
-        predicted = load_epochs(run.output(stage, FILE).parent)
+        predicted = load_epochs(run.output(stage, EPOCHS_FILE).parent)
         record = run.record(stage)
         kept = (weights_kept(record) and record.get("best_epoch")) or len(predicted) + 1
         metrics = run.metrics(stage)
@@ -398,8 +398,8 @@ def bridge_quality(evaluation: Evaluation) -> Section | None:
     models, pairs = evaluation.models, evaluation.pairs
     if models.bridge is None or pairs is None:
         return None
-    few = spread(len(pairs.rgb), PICTURE_PAIRS)
-    rgb = pairs.rgb[few] / 255.0
+    few = spread(len(pairs.rows), PICTURE_PAIRS)
+    rgb = evaluation.store["ti/rgb"][pairs.rows[few]] / 255.0
     translated = translate(models, pairs.target[few])
     pictures = (torch.from_numpy(images).permute(0, 3, 1, 2) for images in (translated, rgb))
     features, distance = evaluation.features("bridge-only", pairs.target), None
@@ -428,7 +428,7 @@ def bridge_quality(evaluation: Evaluation) -> Section | None:
     }
     return Section(
         "The bridge on TI pairs",
-        (f"{len(pairs.rgb):,} translated TI target images against their RGB partners. {trained}",),
+        (f"{len(pairs.rows):,} translated TI target images against their RGB partners. {trained}",),
         [{"quantity": name, "value": text} for name, text in quantities.items()],
         *galleries.ti_gallery(evaluation, pairs),
     )

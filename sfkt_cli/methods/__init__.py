@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sfkt_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sfkt_cli.methods.objective import Objective
+    from sfkt_cli.methods.objective import TransferObjective
 
 
 class Method(NamedTuple):
@@ -62,7 +62,7 @@ def unknown_method(name: str) -> str:
     return f"setting transfer.method = {name!r}: {hint}choose one of {', '.join(METHODS)}"
 
 
-def find_method(name: str) -> type[Objective]:
+def find_method(name: str) -> type[TransferObjective]:
     """The objective's class of a method.
 
     Raises:
@@ -71,5 +71,5 @@ def find_method(name: str) -> type[Objective]:
     if name not in METHODS:
         raise ConfigError(unknown_method(name))
     module, _, attribute = METHODS[name].objective.partition(":")
-    found: type[Objective] = getattr(import_module(module), attribute)
+    found: type[TransferObjective] = getattr(import_module(module), attribute)
     return found

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from sfkt_cli import losses
-from sfkt_cli.methods.objective import Bank, Objective, TeacherOutputs
+from sfkt_cli.methods.objective import Bank, TeacherOutputs, TransferObjective
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
 
 
-class Aad(Objective):
+class Aad(TransferObjective):
     """The objective of ``sfkt transfer --method aad``."""
 
     decay: Tensor

@@ -3,21 +3,19 @@
 from torch import Tensor
 
 from sfkt_cli import losses
-from sfkt_cli.methods.objective import Objective, TeacherOutputs
+from sfkt_cli.methods.objective import TeacherOutputs, TransferObjective
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
 
 
-class Distill(Objective):
+class Distill(TransferObjective):
     """The objective of ``sfkt transfer --method distill``."""
 
     needs_bridge = True
 
     def __init__(self, student: Classifier, outputs: TeacherOutputs, config: Config) -> None:
         super().__init__(student, outputs, config)
-        if outputs.bridged_logits is None:
-            raise ValueError("distill needs a bridge")
         self._teacher = outputs.bridged_logits.softmax(dim=1)
         self.weights = {"kl": 1.0}
 

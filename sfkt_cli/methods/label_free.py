@@ -1,14 +1,21 @@
 """Scores that need no labels: they choose checkpoints, weigh teachers, warn of what is wrong.
 
+Bridge and transfer write the classes predicted after each epoch to ``epochs.npy``; only
+``evaluate`` compares them with labels, afterwards.
+
 Logits are (N, K) and features (N, D), of N images. On TI pairs, a model's are those of the
 (translated) target images, the partners' those of the source model on the RGB images.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -16,13 +23,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfkt_cli import losses
+from sfkt_cli.console import warn
 from sfkt_cli.data.store import Store, spread
-from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.errors import DataError
+from sfkt_cli.files import write_bytes
 from sfkt_cli.scores import soft_neighbourhood_density
-from sfkt_cli.training.pairs import write_epoch
+from sfkt_cli.settings.config import Config, LabelFree
+from sfkt_cli.training.batches import PairRows
 from sfkt_cli.training.predicting import View, predict_rows
-from sfkt_cli.training.runtime import Runtime
 
+SELECTORS: tuple[str, ...] = get_args(LabelFree)
+EPOCHS_FILE = "epochs.npy"  # in the folder of a stage: the classes predicted after each epoch
 STRANGERS_AMONG = 10_000  # target images that tell the share of strangers, at most
 
 
@@ -151,14 +162,33 @@ def information(logits: Tensor) -> float:
     return -float(losses.information_maximisation(logits))
 
 
-def pair_scores(seen: tuple[Tensor, Tensor], partners: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """The scores on TI pairs, from features and logits, by name; all are better the larger."""
-    return {
-        "ti_agreement": agreement(seen[1], partners[1]),
-        "ti_kappa": kappa(seen[1], partners[1]),
-        "ti_rank": float(partner_rank(seen[0], partners[0]).mean()),
-        "ti_closeness": -feature_distance(seen[0], partners[0]),
-    }
+@dataclass(frozen=True)
+class HeldOutPairs:
+    """The M TI pairs that score, and the source model's outputs on their RGB images."""
+
+    rows: NDArray[np.int64]  # (M,) in transfer.h5
+    target: NDArray[Any]  # (M, H, W[, C]) target images, as stored
+    features: Tensor  # (M, D) of the RGB images
+    logits: Tensor  # (M, K) of the RGB images
+    unseen: bool  # whether this run trained nothing on them; there may be too few pairs for that
+
+    def scores(self, features: Tensor, logits: Tensor) -> dict[str, float]:
+        """The scores of a model, by name, from its outputs on ``target``; the larger the better."""
+        return {
+            "ti_agreement": agreement(logits, self.logits),
+            "ti_kappa": kappa(logits, self.logits),
+            "ti_rank": float(partner_rank(features, self.features).mean()),
+            "ti_closeness": -feature_distance(features, self.features),
+        }
+
+
+def held_out_pairs(store: Store, pairs: PairRows, source: View) -> HeldOutPairs | None:
+    """The held-out pairs of transfer.h5, as the source model sees them; None without pairs."""
+    rows = pairs.held_out
+    if not len(rows):
+        return None
+    features, logits = predict_rows(store["ti/rgb"][rows], source)
+    return HeldOutPairs(rows, store["ti/target"][rows], features, logits, pairs.unseen)
 
 
 def target_scores(logits: Tensor, mirrored_logits: Tensor) -> dict[str, float]:
@@ -174,39 +204,78 @@ def target_scores(logits: Tensor, mirrored_logits: Tensor) -> dict[str, float]:
     }
 
 
-class Judge:
-    """Scores a model after each epoch, by TI pairs that it was not trained on and target images.
+class EpochScorer:
+    """Scores a model after each epoch, by held-out TI pairs and by target images.
 
     Args:
         store: The prepared transfer.h5.
-        held_out: (N,) rows of the pairs; none without pairs.
-        source: The frozen source model.
-        runtime: Device and precision.
+        pairs: The TI pairs; None without pairs.
     """
 
-    def __init__(
-        self, store: Store, held_out: NDArray[np.int64], source: Classifier, runtime: Runtime
-    ) -> None:
-        self._runtime = runtime
+    def __init__(self, store: Store, pairs: HeldOutPairs | None) -> None:
         self._tr_target = store["target/target"][spread(store.count("target"))]
-        self._ti_target = store["ti/target"][held_out] if len(held_out) else None
-        self.partners: tuple[Tensor, Tensor] | None = None  # features, logits of the RGB images
-        if len(held_out):
-            rgb = store["ti/rgb"][held_out]
-            self.partners = predict_rows(rgb, View(runtime, source))
-
-    def look_at_pairs(self, view: View) -> tuple[Tensor, Tensor]:
-        """Features (N, D) and logits (N, K) of the pairs' target images."""
-        assert self._ti_target is not None
-        return predict_rows(self._ti_target, view)
+        self._pairs = pairs
 
     def scores(self, view: View, folder: Path, epoch: int) -> dict[str, float]:
         """The scores after an epoch; its predictions are written into the stage's folder."""
         _, logits = predict_rows(self._tr_target, view)
         _, mirrored = predict_rows(self._tr_target[:, :, ::-1], view)
-        if self._runtime.main:
+        if view.runtime.main:
             write_epoch(folder, epoch, logits)
         values = target_scores(logits, mirrored)
-        if self.partners is not None:
-            values |= pair_scores(self.look_at_pairs(view), self.partners)
+        if self._pairs is not None:
+            values |= self._pairs.scores(*predict_rows(self._pairs.target, view))
         return values
+
+
+def selector(config: Config, *, ti: bool, auto: str | None = None) -> str | None:
+    """The score that chooses the epoch, ``auto`` where the settings say so; None: the last is kept.
+
+    ``ti``: whether the scores on TI pairs are known. Settings that have no effect are warned of.
+    """
+    wanted, patience = config.training.select, config.training.patience
+    chosen = auto if wanted == "auto" else wanted
+    if chosen is not None and chosen.startswith("ti_") and not ti:
+        warn(f"training.select={chosen}: there are no TI pairs to score on, the last epoch is kept")
+        chosen = "last"
+    if chosen not in (None, "last"):
+        return chosen
+    if patience:
+        warn(
+            f"training.patience={patience} stops nothing, because no score chooses the epoch: set "
+            "training.select, such as tr_mirror, or leave it out"
+        )
+    return None
+
+
+def write_epoch(folder: Path, epoch: int, logits: Tensor) -> None:
+    """Write the classes predicted after an epoch as row ``epoch``, from 0; drop later rows.
+
+    ``logits`` are (R, K) on the rows ``spread(N)`` of the target images.
+    """
+    predicted = logits.argmax(dim=1).numpy().astype(np.int16)[None]
+    before = load_epochs(folder)[:epoch]
+    alike = before.shape[1:] == predicted.shape[1:]
+    rows = np.concatenate([before, predicted]) if alike else predicted
+    written = io.BytesIO()
+    np.save(written, rows)
+    content = written.getvalue()
+    write_bytes(folder / EPOCHS_FILE, content + hashlib.sha256(content).digest())
+
+
+def load_epochs(folder: Path) -> NDArray[np.int16]:
+    """Classes predicted (E, R) after each epoch of a stage; (0, 0) where there is no file."""
+    path = folder / EPOCHS_FILE
+    if not path.is_file():
+        return np.zeros((0, 0), np.int16)
+    content = path.read_bytes()
+    file = io.BytesIO(content)
+    try:
+        predicted = np.asarray(np.load(file, allow_pickle=False), np.int16)
+        expected = hashlib.sha256(content[: file.tell()]).digest()
+        intact = predicted.ndim == 2 and file.read() in (expected, b"")  # earlier versions had none
+    except Exception:  # damaged headers raise almost anything, such as tokenize.TokenError
+        intact = False
+    if not intact:
+        raise DataError(f"{path} is damaged: delete it; the report then lacks a table")
+    return predicted

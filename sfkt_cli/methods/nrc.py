@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from sfkt_cli import losses
-from sfkt_cli.methods.objective import Bank, Objective, TeacherOutputs
+from sfkt_cli.methods.objective import Bank, TeacherOutputs, TransferObjective
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
 
 
-class Nrc(Objective):
+class Nrc(TransferObjective):
     """The objective of ``sfkt transfer --method nrc``."""
 
     def __init__(self, student: Classifier, outputs: TeacherOutputs, config: Config) -> None:

@@ -20,8 +20,8 @@ from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.frozen import fold_batch_norms
 from sfkt_cli.models.saving import Saved
 from sfkt_cli.settings.config import Config
-from sfkt_cli.training.loop import LossTerms
-from sfkt_cli.training.pairs import PairRows
+from sfkt_cli.training.batches import PairRows
+from sfkt_cli.training.loop import Objective
 from sfkt_cli.training.predicting import View, adapt_batch_norms, predict_rows
 from sfkt_cli.training.runtime import Runtime
 
@@ -42,6 +42,9 @@ class TeacherOutputs:
         ti: Whether the pairs are looked at.
     """
 
+    ti_features: Tensor  # (M, D), source model on RGB partners; there only with ``ti``
+    bridged_logits: Tensor  # (N, K), source model on translated TR images; only with a bridge
+
     def __init__(
         self,
         store: Store,
@@ -56,8 +59,6 @@ class TeacherOutputs:
         self.source = source
         self.encoding = encoding
         self.targets = store.count("target")  # N
-        self.ti_features: Tensor | None = None  # (M, D), source model on RGB partners; with ``ti``
-        self.bridged_logits: Tensor | None = None  # (N, K), source model on translated TR images
         self.groups: list[str] = []  # of held-out pairs that can prove something of the bridge
         self._store, self._runtime = store, runtime
         self._held_out = pairs.held_out
@@ -102,18 +103,18 @@ class TeacherOutputs:
 
         See :func:`sfkt_cli.methods.label_free.bridge_lead`.
         """
-        if self._bridged_pairs is None or self.ti_features is None:
+        if self._bridged_pairs is None:
             return 0.0
         features, _ = self.predict(self._store["ti/target"][self._held_out], student)
         partners = self.ti_features.cpu()[self._held_out]
         return label_free.bridge_lead(self._bridged_pairs, features, partners, self.groups)
 
 
-class Objective(LossTerms):
+class TransferObjective(Objective):
     """A student, and what it is trained with: a batch in, named loss terms out.
 
     A method sets ``weights``, writes :meth:`forward`, and overrides what else differs, such as
-    :meth:`begin_epoch` and :meth:`after_step`; see :class:`sfkt_cli.training.loop.LossTerms`. Where
+    :meth:`begin_epoch` and :meth:`after_step`; see :class:`sfkt_cli.training.loop.Objective`. Where
     some steps give a trained parameter, such as the head's, no gradient, it sets
     ``skips_parameters``: several processes need to know.
 
@@ -136,7 +137,7 @@ class Objective(LossTerms):
 
     @property
     def images(self) -> set[str]:
-        """The images that batches hold; see :class:`sfkt_cli.training.pairs.TransferBatches`."""
+        """The images that batches hold; see :class:`sfkt_cli.training.batches.TransferBatches`."""
         pairs = {"ti_target"} if self.needs_ti else set()
         return pairs | {"tr_target"} | ({"tr_target_2"} if self.needs_second_view else set())
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from sfkt_cli import losses
-from sfkt_cli.methods.objective import Objective, TeacherOutputs, cluster_labels
+from sfkt_cli.methods.objective import TeacherOutputs, TransferObjective, cluster_labels
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
 
 
-class Shot(Objective):
+class Shot(TransferObjective):
     """The objective of ``sfkt transfer --method shot``."""
 
     pseudo_labels: Tensor

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from sfkt_cli import losses
-from sfkt_cli.methods.objective import Objective, TeacherOutputs, cluster_labels
+from sfkt_cli.methods.objective import TeacherOutputs, TransferObjective, cluster_labels
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config, SocketConfig
 from sfkt_cli.training.loop import Batch
 
 
-class Socket(Objective):
+class Socket(TransferObjective):
     """The objective of ``sfkt transfer --method socket``."""
 
     needs_ti = True
@@ -27,8 +27,6 @@ class Socket(Objective):
 
     def __init__(self, student: Classifier, outputs: TeacherOutputs, config: Config) -> None:
         super().__init__(student, outputs, config)
-        if outputs.ti_features is None:
-            raise ValueError("socket needs TI pairs")
         self.student.head.requires_grad_(False)
         self._ti_features = outputs.ti_features
         nothing_yet = torch.zeros(outputs.targets, dtype=torch.long)

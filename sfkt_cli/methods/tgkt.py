@@ -34,7 +34,7 @@ from torch import Tensor
 from sfkt_cli import losses
 from sfkt_cli.console import warn
 from sfkt_cli.errors import ConfigError
-from sfkt_cli.methods.objective import Objective, TeacherOutputs, cluster_labels
+from sfkt_cli.methods.objective import TeacherOutputs, TransferObjective, cluster_labels
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
@@ -45,7 +45,7 @@ EQUAL_SHARE = 0.5
 """Share of equal frequencies in the measured ones: a student may be wrong about them."""
 
 
-class Tgkt(Objective):
+class Tgkt(TransferObjective):
     """The objective of ``sfkt transfer --method tgkt``.
 
     Raises:
@@ -60,8 +60,6 @@ class Tgkt(Objective):
 
     def __init__(self, student: Classifier, outputs: TeacherOutputs, config: Config) -> None:
         super().__init__(student, outputs, config)
-        if outputs.bridged_logits is None or outputs.ti_features is None:
-            raise ValueError("tgkt needs a bridge and TI pairs")
         settings = config.tgkt
         measured = settings.trust == "measured"
         if not (

@@ -25,7 +25,7 @@ from sfkt_cli.data.images import Encoding, encode, rgb_to_float
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.frozen import FeatureMaps
 from sfkt_cli.models.translators import VqganTranslator, patch_discriminator
-from sfkt_cli.training.loop import Batch, LossTerms
+from sfkt_cli.training.loop import Batch, Objective
 
 REC_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": losses.reconstruction,
@@ -35,7 +35,7 @@ REC_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """Value of ``bridge.rec_loss`` to the equation of L_rec."""
 
 
-class Tgmb(LossTerms):
+class Tgmb(Objective):
     """The objective of ``sfkt bridge``.
 
     Args:

@@ -27,7 +27,7 @@ from sfkt_cli.files import read_record, sha256_file, sha256_json, write_bytes, w
 from sfkt_cli.models.classifier import Classifier, Mixture
 from sfkt_cli.models.translators import Front, make_translator
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings.stage import versions
+from sfkt_cli.settings.stage import Stage, versions
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
@@ -92,20 +92,18 @@ class Saved:
 
 
 def save_model(
-    folder: Path,
+    stage: Stage,
     module: nn.Module,
     *,
     kind: str,
     architecture: Mapping[str, Any],
     classes: list[str],
     encoding: Encoding | None,
-    inputs: Mapping[str, str],
-    seed: int,
     **more: Any,
 ) -> None:
-    """Write the weights, then the card that names their digest; each appears whole.
+    """Write the weights of a stage's model, then the card that names their digest.
 
-    The arguments are entries of model.json, which :class:`Card` lists.
+    Each file appears whole. The other arguments are entries of model.json; see :class:`Card`.
     """
     card = Card(
         kind=kind,
@@ -113,8 +111,8 @@ def save_model(
         classes=classes,
         normalisation={k: architecture[k] for k in ("mean", "std") if k in architecture},
         encoding=encoding,
-        inputs=dict(inputs),
-        seed=seed,
+        inputs=dict(stage.inputs),
+        seed=stage.config.seed,
         versions=versions(),
         sha256="0" * 64,
         **more,
@@ -124,8 +122,8 @@ def save_model(
         n: value.detach().cpu().contiguous().clone() for n, value in module.state_dict().items()
     }
     content = to_bytes(state, {"used_as": _use_of(card)})
-    write_bytes(folder / WEIGHTS, content)
-    write_record(folder / CARD, {**card, "sha256": hashlib.sha256(content).hexdigest()})
+    write_bytes(stage.folder / WEIGHTS, content)
+    write_record(stage.folder / CARD, {**card, "sha256": hashlib.sha256(content).hexdigest()})
 
 
 def load_model(folder: Path, device: torch.device | None = None) -> Saved:

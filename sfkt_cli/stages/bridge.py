@@ -18,7 +18,7 @@ from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.store import Store, open_store, spread
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import replacing
-from sfkt_cli.methods.label_free import Judge, partner_rank
+from sfkt_cli.methods import label_free
 from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.frozen import FeatureMaps, fold_batch_norms
@@ -33,13 +33,15 @@ from sfkt_cli.models.saving import (
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.loop import Training
-from sfkt_cli.training.pairs import held_out_pairs, selector, settle_batches
+from sfkt_cli.settings.stage import Stage
+from sfkt_cli.training.batches import divide_pairs, settle_batches
+from sfkt_cli.training.loop import Progress, Training
 from sfkt_cli.training.predicting import (
     FEW,
     View,
     look_for_collapse,
     pictures_of,
+    predict_rows,
     rows_measured_at_once,
 )
 from sfkt_cli.training.recipes import cosine
@@ -72,88 +74,95 @@ def bridge(config: Config, run: Run) -> None:
         if stage is None:
             say(f"bridge: already done in {run.path('bridge')}")
             return
-        rgb = store["ti/rgb"]
-        source = fold_batch_norms(freeze(classifier_of(saved.module)), rgb.shape[1])
+
+        source = fold_batch_norms(freeze(classifier_of(saved.module)), store["ti/rgb"].shape[1])
         runtime.place(source)
         weights = loss_weights(config, store.registered)
         encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
-        architecture = architecture_of(config, encoding, pretrained=saved.card.pretrained)
+        architecture = translator_architecture(config, encoding, pretrained=saved.card.pretrained)
         seed_all(config.seed, "bridge")
         translator = make_translator(**architecture)
         if earlier is not None and earlier.card.architecture["name"] != "identity":
             warm_start(earlier, translator, architecture, saved)
         objective = Tgmb(
-            translator,
-            source,
-            encoding,
-            weights=weights,
-            features=source.feature_size,
-            rec_loss=config.bridge.rec_loss,
-            d_on=config.bridge.d_on,
-            feature_maps=feature_maps_of(source, weights, rgb, runtime),
-        )
+            translator, source, encoding, weights=weights, features=source.feature_size,
+            rec_loss=config.bridge.rec_loss, d_on=config.bridge.d_on,
+            feature_maps=feature_maps_of(source, weights, store["ti/rgb"], runtime),
+        )  # fmt: skip
         runtime.place(runtime.synchronised(objective))
         runtime.cast_frozen(source, objective)
-        _, held_out = held_out_pairs(store)
-        judge = Judge(store, held_out, source, runtime)
+
+        pairs = label_free.held_out_pairs(store, divide_pairs(store), View(runtime, source))
+        assert pairs is not None
         view = View(runtime, source, encoding, translator)
-        images = ["ti_target", "ti_rgb", *(["tr_target"] if weights["d"] or weights["im"] else [])]
-        batches = settle_batches(stage, store, images, runtime, objective)
-        objective.weights["im"] /= batches.passes
-        trained = [p for p in objective.parameters() if p.requires_grad]
-        fitted = Training(
-            "bridge",
-            stage,
-            objective,
-            batches,
-            torch.optim.Adam(trained, config.bridge.learning_rate, betas=(0.9, 0.99), fused=True),
-            runtime,
-            epochs=config.bridge.epochs,
-            steps=batches.steps,
-            images=batches.images,
-            schedule=cosine,
-            keep=translator,
-            scores=partial(judge.scores, view, stage.folder),
-            select=selector(config, ti=batches.paired, auto="ti_closeness"),
-        ).fit()
-        row = fitted.history[fitted.best_epoch]
-        untouched = untouched_rank(judge, source, encoding, runtime)
-        kept = row["ti_rank"] > untouched or not config.bridge.keep_untouched
+        progress = _fit(stage, store, objective, view, pairs)
+
+        scores = progress.history[progress.best_epoch]
+        untouched = untouched_rank(pairs, View(runtime, source, encoding))
+        kept = scores["ti_rank"] > untouched or not config.bridge.keep_untouched
         if not kept:
             architecture = {"name": "identity", "channels": encoding.encoded_channels, "width": 0}
             translator = make_translator(**architecture)
         view = View(runtime, source, encoding, translator.eval())
         look_for_collapse(store, view, "bridge")
+
         if not runtime.main:
             return
         save_model(
-            stage.folder, translator, kind="translator", architecture=architecture, classes=[],
-            encoding=encoding, inputs=inputs, seed=config.seed,
+            stage, translator, kind="translator", architecture=architecture, classes=[],
+            encoding=encoding,
         )  # fmt: skip
         write_bridged(stage.folder / "images", store, view)
         stage.finish(
-            seconds=fitted.seconds,
-            best_epoch=fitted.best_epoch + 1,
-            **{name: row[name] for name in ("ti_agreement", "ti_kappa", "ti_rank")},
+            seconds=progress.seconds,
+            best_epoch=progress.best_epoch + 1,
+            **{name: scores[name] for name in ("ti_agreement", "ti_kappa", "ti_rank")},
             untouched_rank=untouched,
             trained=kept,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
-        say(
-            f"bridge: epoch {fitted.best_epoch + 1}; the source model names the same class for "
-            f"both images of {row['ti_agreement']:.0%} of the TI pairs, kappa "
-            f"{row['ti_kappa']:.2f}. A target image is closer to its RGB partner than to "
-            f"{row['ti_rank']:.0%} of the others ({untouched:.0%} without the translator)"
+        _tell(scores, untouched, kept=kept)
+
+
+def _fit(
+    stage: Stage, store: Store, objective: Tgmb, view: View, pairs: label_free.HeldOutPairs
+) -> Progress:
+    """Train the translator; the scores on the pairs choose the epoch."""
+    config, runtime, weights = stage.config, view.runtime, objective.weights
+    scorer = label_free.EpochScorer(store, pairs)
+    images = ["ti_target", "ti_rgb", *(["tr_target"] if weights["d"] or weights["im"] else [])]
+    batches = settle_batches(stage, store, images, runtime, objective)
+    weights["im"] /= batches.passes
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    return Training(
+        "bridge", stage, objective, batches,
+        torch.optim.Adam(trained, config.bridge.learning_rate, betas=(0.9, 0.99), fused=True),
+        runtime, epochs=config.bridge.epochs, steps=batches.steps, images=batches.images,
+        schedule=cosine, keep=objective.translator,
+        scores=partial(scorer.scores, view, stage.folder),
+        select=label_free.selector(config, ti=batches.paired, auto="ti_closeness"),
+    ).fit()  # fmt: skip
+
+
+def _tell(scores: Mapping[str, float], untouched: float, *, kept: bool) -> None:
+    """Say how well target images find their RGB partners behind the translator."""
+    say(
+        f"bridge: epoch {scores['epoch']:.0f}; the source model names the same class for "
+        f"both images of {scores['ti_agreement']:.0%} of the TI pairs, kappa "
+        f"{scores['ti_kappa']:.2f}. A target image is closer to its RGB partner than to "
+        f"{scores['ti_rank']:.0%} of the others ({untouched:.0%} without the translator)"
+    )
+    if not kept:
+        warn(
+            "the translator does not help the source model to see more in target images, so "
+            "the encoded images are used without it; more TI pairs or more epochs may help "
+            "(bridge.keep_untouched=false keeps the translator)"
         )
-        if not kept:
-            warn(
-                "the translator does not help the source model to see more in target images, so "
-                "the encoded images are used without it; more TI pairs or more epochs may help "
-                "(bridge.keep_untouched=false keeps the translator)"
-            )
 
 
-def architecture_of(config: Config, encoding: Encoding, *, pretrained: bool) -> dict[str, Any]:
+def translator_architecture(
+    config: Config, encoding: Encoding, *, pretrained: bool
+) -> dict[str, Any]:
     """Arguments of ``make_translator``; ``pretrained``: whether the source model's weights are."""
     architecture: dict[str, Any] = {
         "name": config.bridge.translator,
@@ -221,11 +230,10 @@ def feature_maps_of(
     return None
 
 
-def untouched_rank(judge: Judge, source: Classifier, encoding: Encoding, runtime: Runtime) -> float:
+def untouched_rank(pairs: label_free.HeldOutPairs, encoded: View) -> float:
     """How well encoded target images find their RGB partners without a translator."""
-    assert judge.partners is not None
-    features, _ = judge.look_at_pairs(View(runtime, source, encoding))
-    return float(partner_rank(features, judge.partners[0]).mean())
+    features, _ = predict_rows(pairs.target, encoded)
+    return float(label_free.partner_rank(features, pairs.features).mean())
 
 
 def write_bridged(folder: Path, store: Store, view: View) -> None:

@@ -258,8 +258,8 @@ def oracle(evaluation: Evaluation, inputs: Mapping[str, str]) -> Predictor:
                 batch_size=fixed_batch_size(config.runtime),
             )  # fmt: skip
             save_model(
-                stage.folder, model, kind="classifier", architecture=source.architecture,
-                classes=source.classes, encoding=encoding, inputs=made_from, seed=config.seed,
+                stage, model, kind="classifier", architecture=source.architecture,
+                classes=source.classes, encoding=encoding,
             )  # fmt: skip
             stage.finish(seconds=fitted.seconds, peak_memory_mb=round(runtime.peak_memory_mb(), 1))
     student = freeze(classifier_of(load_model(nested.path("oracle"), runtime.device).module))

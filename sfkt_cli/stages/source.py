@@ -27,7 +27,7 @@ from sfkt_cli.settings.resolve import resolve
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training import predicting
-from sfkt_cli.training.loop import Fitted
+from sfkt_cli.training.loop import Progress
 from sfkt_cli.training.recipes import fit_labels
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
 
@@ -343,7 +343,7 @@ def _look(model: nn.Module, store: Store, runtime: Runtime, classes: list[str]) 
 
 def _train(
     config: Config, stage: Stage, model: Classifier, store: Store, runtime: Runtime
-) -> Fitted:
+) -> Progress:
     """Train on source.h5, on colour-jittered images."""
     settings, rgb = config.source, store["source/rgb"]
     if len(rgb) < 2:
@@ -365,7 +365,6 @@ def _train(
 
 def _write(stage: Stage, made: Imported) -> None:
     save_model(
-        stage.folder, made.model, kind="classifier", architecture=made.architecture,
-        classes=made.classes, encoding=None, inputs=stage.inputs, seed=stage.config.seed,
-        pretrained=made.pretrained,
+        stage, made.model, kind="classifier", architecture=made.architecture,
+        classes=made.classes, encoding=None, pretrained=made.pretrained,
     )  # fmt: skip

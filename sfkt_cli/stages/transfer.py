@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -16,8 +17,7 @@ from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.evaluation.models import outdated
 from sfkt_cli.evaluation.verdict import Verdict, advice, verdict
 from sfkt_cli.methods import find_method, label_free
-from sfkt_cli.methods.label_free import Judge
-from sfkt_cli.methods.objective import TeacherOutputs
+from sfkt_cli.methods.objective import TeacherOutputs, TransferObjective
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import (
     Saved,
@@ -32,13 +32,10 @@ from sfkt_cli.models.translators import Front
 from sfkt_cli.scores import fit_temperature
 from sfkt_cli.settings.config import Config, method_settings
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.loop import Training
-from sfkt_cli.training.pairs import held_out_pairs, selector, settle_batches
-from sfkt_cli.training.predicting import (
-    FEWEST,
-    View,
-    warn_of_collapse,
-)
+from sfkt_cli.settings.stage import Stage
+from sfkt_cli.training.batches import divide_pairs, settle_batches
+from sfkt_cli.training.loop import Progress, Training
+from sfkt_cli.training.predicting import FEWEST, View, predict_rows, warn_of_collapse
 from sfkt_cli.training.recipes import SCHEDULES, classifier_optimizer, start_student
 from sfkt_cli.training.runtime import make_runtime, seed_all
 
@@ -85,57 +82,35 @@ def transfer(config: Config, run: Run) -> None:
             now = {name: inputs[name] for name in ("transfer.h5", "source")}
             if note := outdated("bridge", run.record("bridge"), now):
                 raise RunError(f"{run.path('bridge')} was {note}")
+
         source = freeze(classifier_of(saved.module))
-        encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
-        architecture = dict(saved.card.architecture)
         front = translator if objective_class.translated else None
+        encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
         if front is not None:
             encoding = front.encoding_of("bridge")
-            architecture["front"] = front.card.architecture
-        pairs = held_out_pairs(store)
-        judge = Judge(store, pairs.held_out, source, runtime)
+        rows = divide_pairs(store)
+        pairs = label_free.held_out_pairs(store, rows, View(runtime, source))
         began = time.monotonic()
         outputs = TeacherOutputs(
-            store, source, translator, encoding, runtime, pairs, ti=objective_class.needs_ti
+            store, source, translator, encoding, runtime, rows, ti=objective_class.needs_ti
         )
         seed_all(config.seed, "transfer", method)
-        student = start_student(source)
-        if front is not None:
-            student.front = Front(front.module, architecture["front"]["channels"])
-        if earlier is not None:
-            warm_start(earlier, student, architecture, saved)
+        student, architecture = _student(source, saved, front, earlier)
         runtime.synchronised(student)
-        view = View(runtime, student, encoding)
         objective = objective_class(student, outputs, config)
         runtime.place(objective)
         preparing = time.monotonic() - began  # outputs of teachers, statistics, banks
-        settings = config.transfer
-        rates = own.rates(pretrained=saved.card.pretrained)
-        batches = settle_batches(stage, store, objective.images, runtime, objective)
-        fitted = Training(
-            method,
-            stage,
-            objective,
-            batches,
-            classifier_optimizer(
-                student, *rates, settings.weight_decay, objective.parameters(recurse=False)
-            ),
-            runtime,
-            epochs=settings.epochs,
-            steps=batches.steps,
-            images=batches.images,
-            schedule=SCHEDULES[own.schedule],
-            keep=student,
-            scores=partial(judge.scores, view, stage.folder),
-            select=selector(config, ti=batches.paired),
-        ).fit()
+
+        view, pretrained = View(runtime, student, encoding), saved.card.pretrained
+        progress = _fit(stage, store, objective, view, pairs, pretrained=pretrained)
+
         untouched = start_student(source).eval()
         untouched_features, untouched_logits = outputs.predict_all(untouched)
         _, logits = outputs.predict_all(student.eval())
         ours, before = (part.argmax(dim=1).cpu().numpy() for part in (logits, untouched_logits))
         groups = store.strings("target/group")
         word: Verdict = "cannot tell"
-        if outputs.bridged_logits is not None:
+        if translator is not None:
             bridged = outputs.bridged_logits.argmax(dim=1).cpu().numpy()
             word = verdict(
                 ours, before, bridged, classes=logits.shape[1], groups=groups, seed=config.seed
@@ -149,18 +124,18 @@ def transfer(config: Config, run: Run) -> None:
         else:
             numbered = [f"class {number}" for number in range(logits.shape[1])]
             warn_of_collapse(logits.cpu(), numbered, "the student", "transfer")
-        temperature = calibrated(judge, view) if pairs.unseen else 1.0
+        temperature = calibrated(pairs, view)
+
         if not runtime.main:
             return
         save_model(
-            stage.folder, student, kind="classifier", architecture=architecture,
-            classes=saved.card.classes, encoding=encoding, inputs=inputs, seed=config.seed,
-            method=method, temperature=temperature, sensor=asdict(sensor),
-            images=describe_images(sample_rows(store), encoding.missing),
+            stage, student, kind="classifier", architecture=architecture,
+            classes=saved.card.classes, encoding=encoding, method=method, temperature=temperature,
+            sensor=asdict(sensor), images=describe_images(sample_rows(store), encoding.missing),
         )  # fmt: skip
         stage.finish(
-            seconds=preparing + fitted.seconds,
-            best_epoch=fitted.best_epoch + 1,
+            seconds=preparing + progress.seconds,
+            best_epoch=progress.best_epoch + 1,
             strangers=strangers,
             untouched_kept=not kept,
             verdict=word,
@@ -168,6 +143,48 @@ def transfer(config: Config, run: Run) -> None:
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
         say(f"{method}: {advice(word, encoding.kind, ours, before, groups)}")
+
+
+def _student(
+    source: Classifier,  # frozen
+    saved: Saved,  # the source model, as it was read
+    front: Saved | None,  # the translator that is to stand in front
+    earlier: Saved | None,  # the student of the run ``training.warm_start``
+) -> tuple[Classifier, dict[str, Any]]:
+    """The student before its training, and the arguments of its class."""
+    architecture, student = dict(saved.card.architecture), start_student(source)
+    if front is not None:
+        architecture["front"] = front.card.architecture
+        student.front = Front(front.module, architecture["front"]["channels"])
+    if earlier is not None:
+        warm_start(earlier, student, architecture, saved)
+    return student, architecture
+
+
+def _fit(
+    stage: Stage,
+    store: Store,
+    objective: TransferObjective,
+    view: View,
+    pairs: label_free.HeldOutPairs | None,
+    *,
+    pretrained: bool,  # whether the source model's weights are
+) -> Progress:
+    """Train the student of an objective, which ``view`` shows to the scores of each epoch."""
+    config, runtime, student = stage.config, view.runtime, objective.student
+    method, settings = config.transfer.method, config.transfer
+    own, scorer = method_settings(config, method), label_free.EpochScorer(store, pairs)
+    batches = settle_batches(stage, store, objective.images, runtime, objective)
+    optimizer = classifier_optimizer(
+        student, *own.rates(pretrained=pretrained), settings.weight_decay,
+        objective.parameters(recurse=False),
+    )  # fmt: skip
+    return Training(
+        method, stage, objective, batches, optimizer, runtime, epochs=settings.epochs,
+        steps=batches.steps, images=batches.images, schedule=SCHEDULES[own.schedule], keep=student,
+        scores=partial(scorer.scores, view, stage.folder),
+        select=label_free.selector(config, ti=batches.paired),
+    ).fit()  # fmt: skip
 
 
 def share_of_strangers(
@@ -182,14 +199,14 @@ def share_of_strangers(
     return None if share is None else round(share, 3)
 
 
-def calibrated(judge: Judge, view: View) -> float:
-    """The student's temperature; 1 where there are too few TI pairs to tell.
+def calibrated(pairs: label_free.HeldOutPairs | None, view: View) -> float:
+    """The student's temperature; 1 where too few TI pairs were not trained on.
 
     What the source model says of the RGB image of a held-out TI pair stands for the truth, and
     counts as much as it is sure.
     """
-    if judge.partners is None or len(judge.partners[0]) < FEWEST:
+    if pairs is None or not pairs.unseen or len(pairs.rows) < FEWEST:
         return 1.0
-    _, logits = judge.look_at_pairs(view)
-    sure, partners = judge.partners[1].softmax(dim=1).max(dim=1)
+    _, logits = predict_rows(pairs.target, view)
+    sure, partners = pairs.logits.softmax(dim=1).max(dim=1)
     return fit_temperature(logits.numpy(), partners.numpy(), sure.numpy())

@@ -1,19 +1,98 @@
 """Resumable state: written whole or not at all, loaded without running code."""
 
+from __future__ import annotations
+
+import copy
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from sfkt_cli.console import warn
+from sfkt_cli.console import say, warn
 from sfkt_cli.errors import first_line
 from sfkt_cli.files import replacing
 
+if TYPE_CHECKING:
+    from sfkt_cli.training.loop import Training
+
 STATE = "state.pt"
 PREVIOUS = "previous.pt"
+
+
+def save(training: Training) -> None:
+    """Write all that a resumed training needs into its stage's folder."""
+    state = {
+        "objective": training.objective.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "scaler": training.scaler.state_dict(),
+        "best": training.best,
+        "progress": vars(training.progress),
+        "environment": training.runtime.environment(training.objective),
+        "made_for": training.stage.digest,
+    }
+    save_state(training.checkpoint, state)
+
+
+def resume(training: Training) -> None:
+    """Go on from the newest state that fits; where there is none, all is as it was."""
+    if not any(training.checkpoint.glob("*.pt")):
+        return
+    title, fresh = training.title, snapshot(training.objective)
+    momenta = copy.deepcopy(training.optimizer.state_dict())
+    for state in load_states(training.checkpoint, training.runtime.device, training.stage.digest):
+        try:
+            _take_over(training, state)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            training.objective.load_state_dict(fresh)
+            training.optimizer.load_state_dict(momenta)
+            warn(f"{title}: a state of another version is skipped ({first_line(error)})")
+        else:
+            at = training.progress
+            say(f"{title}: goes on at epoch {at.epoch + 1}, step {at.step + 1}")
+            _compare_environments(training, state.get("environment", {}))
+            return
+    warn(
+        f"{title}: no state in {training.checkpoint} can be used, the training starts from scratch"
+    )
+
+
+def _take_over(training: Training, state: dict[str, Any]) -> None:
+    progress, best = replace(training.progress, **state["progress"]), state["best"]
+    now, then = ({k: v.shape for k, v in weights.items()} for weights in (training.best, best))
+    if now != then:
+        raise ValueError("its best weights are those of another network")
+    training.objective.load_state_dict(state["objective"])
+    training.optimizer.load_state_dict(state["optimizer"])
+    if state["scaler"]:
+        training.scaler.load_state_dict(state["scaler"])
+    training.progress, training.best = progress, best
+
+
+def _compare_environments(training: Training, before: Mapping[str, str | int]) -> None:
+    """Warn where a state goes on in an environment that rounds differently."""
+    runtime = training.runtime
+    changes = [
+        f"{name} {before[name]} -> {value}"
+        for name, value in runtime.environment(training.objective).items()
+        if before.get(name, value) != value
+    ]
+    if changes:
+        other = before.get("processes", runtime.world) != runtime.world
+        effect = "batches and their statistics differ" if other else "they agree to rounding"
+        warn(
+            f"{training.title}: the state was saved elsewhere ({', '.join(changes)}): results are "
+            f"not the same bit for bit; {effect}"
+        )
+
+
+def snapshot(module: nn.Module) -> dict[str, Any]:
+    """A copy of a module's state."""
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """The only training loop: every stage and every method goes through :class:`Training`."""
 
 import contextlib
-import copy
 import json
 import math
 import signal
@@ -16,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfkt_cli.console import Tracker, duration, event, say, tell, terms_text, track, warn
-from sfkt_cli.errors import Interrupted, RunError, first_line, need, on_stop
+from sfkt_cli.console import Tracker, duration, event, say, tell, terms_text, track
+from sfkt_cli.errors import Interrupted, RunError, need, on_stop
 from sfkt_cli.files import write_text
 from sfkt_cli.settings.stage import Stage
-from sfkt_cli.training.checkpoint import load_states, save_state
+from sfkt_cli.training.checkpoint import resume, save, snapshot
 from sfkt_cli.training.runtime import Runtime, seed_all
 from sfkt_cli.training.trial import Tried, try_out
 
@@ -30,7 +29,7 @@ TENSORBOARD = "tensorboard"  # folder below a stage's; ``tensorboard --logdir ru
 Numbers = Mapping[str, float]
 
 
-class LossTerms(nn.Module):
+class Objective(nn.Module):
     """What is trained: a batch in, named loss terms out.
 
     It holds all that is trained, and as buffers or extra state all else that must survive an
@@ -52,7 +51,7 @@ class LossTerms(nn.Module):
 
 
 @dataclass
-class Fitted:
+class Progress:
     """How far a training is: all that a resumed one needs besides the state of the networks."""
 
     epoch: int = 0  # the one to train, from 0
@@ -72,7 +71,7 @@ class Training:
 
     title: str  # shown in front of messages; also part of the random seeds
     stage: Stage  # the settings, and the folder of metrics.jsonl and checkpoint/
-    objective: LossTerms
+    objective: Objective
     # (epoch, step) to a batch; called one step ahead in a thread. If the loss is not finite,
     # ``rows``, ``ti_rows`` and so on in it name the samples.
     batches: Callable[[int, int], Batch]
@@ -90,7 +89,7 @@ class Training:
     select: str | None = None
 
     def __post_init__(self) -> None:
-        self.progress = Fitted()
+        self.progress = Progress()
         self.best: dict[str, Any] = {}  # the weights of ``keep`` to be restored
         # Loss terms of the last step: names, a function that waits for their values, and rows.
         self.pending: tuple[list[str], Callable[[], list[float]], Batch] | None = None
@@ -100,7 +99,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(enabled=self.runtime.precision == torch.float16)
         self.mixed = self.runtime.autocast(self.objective)
 
-    def fit(self) -> Fitted:
+    def fit(self) -> Progress:
         """Train until the last epoch (see ``patience``), or go on where an earlier one was stopped.
 
         Returns:
@@ -114,72 +113,15 @@ class Training:
         if self.runtime.trial is not None:
             try_out(self, self.runtime.trial)
             raise Tried(self.runtime.trial)
-        self._resume()
+        self.best = snapshot(self.keep)
+        resume(self)
         self._run()
         self.keep.load_state_dict(self.best)
         return self.progress
 
-    def _resume(self) -> None:
-        """Go on from the newest state that fits; where there is none, all is as it was."""
-        self.best = _snapshot(self.keep)
-        if not any(self.checkpoint.glob("*.pt")):
-            return
-        title, fresh = self.title, _snapshot(self.objective)
-        momenta = copy.deepcopy(self.optimizer.state_dict())
-        for state in load_states(self.checkpoint, self.runtime.device, self.stage.digest):
-            try:
-                self._take_over(state)
-            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-                self.objective.load_state_dict(fresh)
-                self.optimizer.load_state_dict(momenta)
-                warn(f"{title}: a state of another version is skipped ({first_line(error)})")
-            else:
-                at = self.progress
-                say(f"{title}: goes on at epoch {at.epoch + 1}, step {at.step + 1}")
-                self._compare_environments(state.get("environment", {}))
-                return
-        warn(
-            f"{title}: no state in {self.checkpoint} can be used, the training starts from scratch"
-        )
-
-    def _take_over(self, state: dict[str, Any]) -> None:
-        progress, best = Fitted(**state["progress"]), state["best"]
-        now, then = ({k: v.shape for k, v in weights.items()} for weights in (self.best, best))
-        if now != then:
-            raise ValueError("its best weights are those of another network")
-        self.objective.load_state_dict(state["objective"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
-        self.progress, self.best = progress, best
-
-    def _compare_environments(self, before: Mapping[str, str | int]) -> None:
-        """Warn where a state goes on in an environment that rounds differently."""
-        changes = [
-            f"{name} {before[name]} -> {value}"
-            for name, value in self.runtime.environment(self.objective).items()
-            if before.get(name, value) != value
-        ]
-        if changes:
-            other = before.get("processes", self.runtime.world) != self.runtime.world
-            effect = "batches and their statistics differ" if other else "they agree to rounding"
-            warn(
-                f"{self.title}: the state was saved elsewhere ({', '.join(changes)}): results are "
-                f"not the same bit for bit; {effect}"
-            )
-
     def _save(self) -> None:
         if self.runtime.main:
-            state = {
-                "objective": self.objective.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "best": self.best,
-                "progress": vars(self.progress),
-                "environment": self.runtime.environment(self.objective),
-                "made_for": self.stage.digest,
-            }
-            save_state(self.checkpoint, state)
+            save(self)
         self.last_saved = time.monotonic()
 
     def _is_late(self) -> bool:
@@ -203,8 +145,9 @@ class Training:
                 if patience and epoch - progress.best_epoch > patience:
                     say(f"{self.title}: no better {self.select} in {patience} epochs, stopped")
                     break
-                self._pass(epoch, tracker)
-                terms, scores = self._judge(epoch)
+                if self._pass(epoch, tracker):
+                    break
+                terms, scores = self._score_epoch(epoch)
                 if runtime.main:
                     draw(epoch + 1, terms, scores)
                     left_s = (time.monotonic() - started) / (epoch + 1 - first)
@@ -222,10 +165,10 @@ class Training:
                 tell(f"{self.title}: stopping after this step, the state is saved")
         self.stopped.set()
 
-    def _pass(self, epoch: int, tracker: Tracker) -> None:
-        """Train for the steps of an epoch that are left."""
+    def _pass(self, epoch: int, tracker: Tracker) -> bool:
+        """Train for the steps of an epoch that are left; gives whether a signal cut it short."""
         runtime, progress, seed = self.runtime, self.progress, self.stage.config.seed
-        began = time.monotonic()
+        began, stopping = time.monotonic(), False
         if progress.step == 0:
             seed_all(seed, self.title, epoch)
             self.objective.begin_epoch(epoch)
@@ -243,17 +186,18 @@ class Training:
             tracker.advance(1, self.images, terms_text(self.latest))
             late = runtime.main and self._is_late()
             stopping, due = runtime.any(self.stopped.is_set(), late)
-            if stopping or (due and progress.step < self.steps):
+            if stopping:
+                break
+            if due and progress.step < self.steps:
                 self._check_weights()
                 now = time.monotonic()
                 progress.seconds, began = progress.seconds + now - began, now
                 self._save()
-            if stopping:
-                raise Interrupted(f"{self.title} stopped; the same command goes on from here")
         self._check_weights()
         runtime.wait()
         runtime.share_buffers(self.objective)
         progress.seconds += time.monotonic() - began
+        return stopping
 
     def descend(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Take a step down the weighted sum of the loss terms; gives the sum and the terms."""
@@ -317,7 +261,7 @@ class Training:
             "or with training.clip_norm=1"
         )
 
-    def _judge(self, epoch: int) -> tuple[dict[str, float], dict[str, float]]:
+    def _score_epoch(self, epoch: int) -> tuple[dict[str, float], dict[str, float]]:
         """Score a finished epoch, note it, and keep its weights if it is the best so far."""
         progress = self.progress
         self.objective.eval()
@@ -337,7 +281,7 @@ class Training:
         if score > progress.best_score or progress.best_epoch < 0:
             progress.best_score = max(progress.best_score, score)  # the first may be NaN
             progress.best_epoch = epoch
-            self.best = _snapshot(self.keep)
+            self.best = snapshot(self.keep)
         progress.epoch, progress.step, progress.totals = epoch + 1, 0, {}
         return terms, scores
 
@@ -394,10 +338,6 @@ def tensorboard_curves(
             writer.flush()
 
         yield add
-
-
-def _snapshot(module: nn.Module) -> dict[str, Any]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 def _ahead(

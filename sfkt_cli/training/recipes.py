@@ -18,7 +18,7 @@ from sfkt_cli.machine import prefer_large_pages
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training.batches import Stream
-from sfkt_cli.training.loop import Batch, Fitted, LossTerms, Training
+from sfkt_cli.training.loop import Batch, Objective, Progress, Training
 from sfkt_cli.training.runtime import Runtime
 from sfkt_cli.training.trial import settle_batch_size
 
@@ -93,7 +93,7 @@ SCHEDULES = {"cosine": cosine, "inverse": inverse_decay}
 """Progress in [0, 1) to the factor of the learning rate, by name."""
 
 
-class Supervised(LossTerms):
+class Supervised(Objective):
     """Cross-entropy with label smoothing, of a classifier behind ``load``."""
 
     def __init__(self, model: Classifier, load: Load, label_smoothing: float) -> None:
@@ -123,7 +123,7 @@ def fit_labels(
     epochs: int,  # number of epochs
     rates: tuple[float, float],  # learning rate, and the backbone's share of it
     batch_size: int | Literal["auto"],  # over all processes, or ``auto``
-) -> Fitted:
+) -> Progress:
     """Train a classifier; the recipe is that of the settings for the source model."""
     config, training = stage.config, stage.config.training
     objective = Supervised(model, load, config.source.label_smoothing)

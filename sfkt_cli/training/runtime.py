@@ -22,7 +22,7 @@ from sfkt_cli.settings.config import RuntimeConfig
 
 
 @dataclass
-class Trial:
+class DryRunFigures:
     """What a dry run measured; see :mod:`sfkt_cli.training.trial`."""
 
     shares: int = 1  # GPUs that would share each batch; one of them is tried
@@ -60,7 +60,7 @@ class Runtime:
     # Whether the precision was chosen here; a precision that was asked for is kept.
     automatic: bool = False
     # In a dry run what it measured: models look at a few images and train for one step.
-    trial: Trial | None = None
+    trial: DryRunFigures | None = None
 
     @property
     def main(self) -> bool:
@@ -280,7 +280,7 @@ def make_runtime(config: RuntimeConfig, *, dry: bool = False) -> Runtime:
     return Runtime(
         device, precision, rank, world, config.sync_batchnorm, config.tensorboard,
         automatic=config.precision == "auto",
-        trial=Trial(shares=max(use_gpus(config), 1)) if dry else None,
+        trial=DryRunFigures(shares=max(use_gpus(config), 1)) if dry else None,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from sfkt_cli.distributed import by_itself
 from sfkt_cli.errors import RunError
 from sfkt_cli.files import read_record, write_record
 from sfkt_cli.machine import free_memory, full_memory
-from sfkt_cli.training.runtime import Runtime, Trial, seed_all
+from sfkt_cli.training.runtime import DryRunFigures, Runtime, seed_all
 
 if TYPE_CHECKING:
     from sfkt_cli.training.loop import Training
@@ -167,11 +167,11 @@ def kept_bytes(work: Callable[[], object]) -> int:
 class Tried(Exception):
     """A dry run came to the training and measured it."""
 
-    def __init__(self, trial: Trial) -> None:
+    def __init__(self, trial: DryRunFigures) -> None:
         self.trial = trial
 
 
-def try_out(training: Training, trial: Trial) -> None:
+def try_out(training: Training, trial: DryRunFigures) -> None:
     """Time what an epoch does beside its steps, and one step after a smaller one to warm up.
 
     Where a step with all rows would take long on a CPU, the timed one has few rows, too.

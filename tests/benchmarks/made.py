@@ -18,6 +18,7 @@ from sfkt_cli.models.saving import save_model
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config, build, to_yaml
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import Stage
 
 CLASSES = [f"class {number}" for number in range(10)]
 BLOCK = 1000
@@ -75,12 +76,12 @@ def make_run(folder: Path, config: Config, *, pairs: int, targets: int) -> Run:
         "width": config.bridge.channels(pretrained=False),
     }  # fmt: skip
     save_model(
-        run.path("source"), Classifier(**architecture), kind="classifier",
-        architecture=architecture, classes=CLASSES, encoding=None, inputs={}, seed=0,
+        Stage("source", run.path("source"), config, {}), Classifier(**architecture),
+        kind="classifier", architecture=architecture, classes=CLASSES, encoding=None,
     )  # fmt: skip
     save_model(
-        run.path("bridge"), make_translator(**sizes), kind="translator", architecture=sizes,
-        classes=[], encoding=encoding, inputs={}, seed=0,
+        Stage("bridge", run.path("bridge"), config, {}), make_translator(**sizes),
+        kind="translator", architecture=sizes, classes=[], encoding=encoding,
     )  # fmt: skip
     for stage in ("source", "bridge"):
         write_settings(run.path(stage, "config.yaml"), to_yaml(config))

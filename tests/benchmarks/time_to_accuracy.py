@@ -17,13 +17,13 @@ import numpy as np
 
 from sfkt_cli.console import quieten
 from sfkt_cli.data.store import open_store, spread
+from sfkt_cli.methods.label_free import load_epochs
 from sfkt_cli.settings.config import Config, build, read_yaml
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.bridge import bridge
 from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import transfer
-from sfkt_cli.training.pairs import load_epochs
 from tests.benchmarks.measuring import Row, seconds
 
 SHORT: dict[str, Any] = {

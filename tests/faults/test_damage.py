@@ -18,10 +18,10 @@ import torch
 from sfkt_cli.errors import DataError, SfktError
 from sfkt_cli.evaluation.report import read_results
 from sfkt_cli.files import read_settings
+from sfkt_cli.methods.label_free import load_epochs
 from sfkt_cli.models.importing import read_weights
 from sfkt_cli.models.saving import CARD, load_model
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.training.pairs import load_epochs
 from tests.faults.test_campaigns import in_its_own_process, kept_folder
 
 FEW, MANY = 28, 5000

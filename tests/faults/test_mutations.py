@@ -31,6 +31,7 @@ from sfkt_cli.models.importing import read_weights
 from sfkt_cli.models.saving import load_model, read_card, save_model
 from sfkt_cli.settings.config import Config, build, read_yaml, to_yaml
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training.checkpoint import STATE, load_states, save_state
 from tests.faults.mutating import mutate
 
@@ -100,8 +101,8 @@ def model(tmp_path: Path) -> Path:
     sizes = {"backbone": "small", "classes": 3, "width": 4, "bottleneck": 8,
              "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}  # fmt: skip
     save_model(
-        tmp_path, Classifier(**sizes), kind="classifier", architecture=sizes,  # type: ignore[arg-type]
-        classes=["a", "b", "c"], encoding=None, inputs={}, seed=0,
+        Stage("test", tmp_path, Config(), {}), Classifier(**sizes), kind="classifier",  # type: ignore[arg-type]
+        architecture=sizes, classes=["a", "b", "c"], encoding=None,
     )  # fmt: skip
     return tmp_path
 

@@ -26,7 +26,10 @@ class Made(TeacherOutputs):
         lead: Callable[[Classifier], float] = lambda student: 3.0,
     ) -> None:
         self.source, self.encoding, self.targets = source, ENCODING, len(targets)
-        self.ti_features, self.bridged_logits = ti_features, bridged_logits
+        if ti_features is not None:
+            self.ti_features = ti_features
+        if bridged_logits is not None:
+            self.bridged_logits = bridged_logits
         self._images, self._lead = targets, lead
         self.groups = ["hall", "yard"]
 

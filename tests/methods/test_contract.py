@@ -64,8 +64,11 @@ def make_objective(method: str, source: Classifier) -> Any:
     with torch.no_grad():
         ti_features, _ = source(rgb)
         _, bridged_logits = source(translator(encode(targets, ENCODING)))
-    bridged = bridged_logits if kind.needs_bridge else None
-    return kind(student, Made(source, targets, ti_features, bridged), settings())
+    outputs = Made(
+        source, targets, ti_features if kind.needs_ti else None,
+        bridged_logits if kind.needs_bridge else None,
+    )  # fmt: skip
+    return kind(student, outputs, settings())
 
 
 def settings() -> Config:

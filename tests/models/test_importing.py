@@ -22,6 +22,7 @@ from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.importing import Imported, digest_of, import_source, own_model
 from sfkt_cli.models.saving import save_model
 from sfkt_cli.settings.config import Config, build
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages.source import check_image_size
 from sfkt_cli.training.predicting import (
     collapse_warning,
@@ -111,8 +112,8 @@ def test_a_model_of_sfkt_needs_no_architecture(tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = Classifier(**architecture).eval()
     save_model(
-        tmp_path, model, kind="classifier", architecture=architecture,
-        classes=["cone", "sphere", "box"], encoding=None, inputs={}, seed=0,
+        Stage("test", tmp_path, Config(), {}), model, kind="classifier", architecture=architecture,
+        classes=["cone", "sphere", "box"], encoding=None,
     )  # fmt: skip
     images = torch.rand(2, 3, 32, 32)
     expected = model(images)[1][:, [2, 0, 1]]

@@ -8,8 +8,9 @@ from sfkt_cli.errors import ConfigError
 from sfkt_cli.methods.objective import cluster_labels
 from sfkt_cli.models.classifier import Mixture
 from sfkt_cli.models.saving import load_model, save_model
-from sfkt_cli.settings.config import build
+from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages.bridge import bridge
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import transfer
@@ -82,9 +83,8 @@ def test_models_of_other_classes_and_mixtures_do_not_mix(
 ) -> None:
     run = make_run(tmp_path / "run")
     save_model(
-        tmp_path / "a", Mixture([ARCHITECTURE]), kind="classifier",
-        architecture={"members": [ARCHITECTURE]}, classes=classes, encoding=None, inputs={},
-        seed=0,
+        Stage("test", tmp_path / "a", Config(), {}), Mixture([ARCHITECTURE]), kind="classifier",
+        architecture={"members": [ARCHITECTURE]}, classes=classes, encoding=None,
     )  # fmt: skip
     config = build({"image_size": 16, "source": {"mixture": [str(tmp_path / "a")]}})
     with pytest.raises(ConfigError, match=message):

@@ -30,7 +30,8 @@ from sfkt_cli.models.saving import (
     warm_start,
 )
 from sfkt_cli.models.translators import TRANSLATORS, make_translator
-from sfkt_cli.settings.config import SourceConfig
+from sfkt_cli.settings.config import Config, SourceConfig
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages.source import check_image_size
 
 BACKBONES = ("small", "resnet18")
@@ -75,10 +76,8 @@ def save(folder: Path, module: nn.Module, **more: Any) -> None:
         "architecture": architecture("small"),
         "classes": CLASSES,
         "encoding": ENCODING,
-        "inputs": {"transfer.h5": "abc"},
-        "seed": 5,
     }
-    save_model(folder, module, **kept | more)
+    save_model(Stage("test", folder, Config(seed=5), {"transfer.h5": "abc"}), module, **kept | more)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -160,8 +159,8 @@ def test_a_network_that_uses_a_tensor_twice_is_saved(tmp_path: Path) -> None:
     model = Classifier(**architecture).eval()
     model.backbone.norm.bias = model.backbone.norm.weight  # type: ignore[union-attr]
     save_model(
-        tmp_path, model, kind="classifier", architecture=architecture, classes=["a", "b"],
-        encoding=None, inputs={}, seed=0,
+        Stage("test", tmp_path, Config(), {}), model, kind="classifier",
+        architecture=architecture, classes=["a", "b"], encoding=None,
     )  # fmt: skip
     again, images = load_model(tmp_path).module, torch.rand(2, 3, 16, 16)
     assert torch.equal(again(images)[1], model(images)[1])

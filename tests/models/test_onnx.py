@@ -40,6 +40,7 @@ from sfkt_cli.models.onnx_network import OnnxNetwork
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.models.translators import TRANSLATORS, make_translator
 from sfkt_cli.settings.config import Config, build
+from sfkt_cli.settings.stage import Stage
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -105,8 +106,8 @@ def test_a_network_written_to_onnx_comes_back_and_can_be_trained_and_exported(
     path.write_bytes(content)
     brought = import_source(settings(path), CLASSES, size=SIDE)
     save_model(
-        tmp_path / "source", brought.model, kind="classifier", architecture=brought.architecture,
-        classes=brought.classes, encoding=None, inputs={}, seed=0,
+        Stage("test", tmp_path / "source", Config(), {}), brought.model, kind="classifier",
+        architecture=brought.architecture, classes=brought.classes, encoding=None,
     )  # fmt: skip
     path.unlink()
     model = load_model(tmp_path / "source").module

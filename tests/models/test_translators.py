@@ -16,6 +16,8 @@ from sfkt_cli.methods.tgmb import Tgmb
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.models.translators import TRANSLATORS, Front, Quantiser, make_translator
+from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.stage import Stage
 
 ENCODING = Encoding("window", 0.0, 1000.0, 1, True)
 CLASSIFIER: dict[str, Any] = {
@@ -50,8 +52,8 @@ def test_a_saved_translator_says_the_same(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     translator = make_translator(**architecture(name)).eval()
     save_model(
-        tmp_path, translator, kind="translator", architecture=architecture(name), classes=[],
-        encoding=ENCODING, inputs={}, seed=0,
+        Stage("test", tmp_path, Config(), {}), translator, kind="translator",
+        architecture=architecture(name), classes=[], encoding=ENCODING,
     )  # fmt: skip
     images = torch.rand(2, 1, 16, 16)
     expected = laid_out_as_loaded(translator)(images)
@@ -206,9 +208,9 @@ def test_a_translator_in_front_stays_frozen_and_is_saved_with_its_student(tmp_pa
     assert all(torch.equal(before[k], v) for k, v in student.front.state_dict().items())
     assert all(parameter.grad is None for parameter in student.front.parameters())
     save_model(
-        tmp_path, student, kind="classifier", architecture=CLASSIFIER | {
-            "front": architecture("unet")
-        }, classes=["a", "b", "c"], encoding=ENCODING, inputs={}, seed=0,
+        Stage("test", tmp_path, Config(), {}), student, kind="classifier",
+        architecture=CLASSIFIER | {"front": architecture("unet")}, classes=["a", "b", "c"],
+        encoding=ENCODING,
     )  # fmt: skip
     loaded = load_model(tmp_path).module
     images = encoded.expand(-1, 3, -1, -1)

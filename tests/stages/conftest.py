@@ -17,6 +17,7 @@ from sfkt_cli.models.saving import save_model
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config, build, to_yaml
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages.prepare import prepare
 
 SETTINGS = {
@@ -61,9 +62,10 @@ def add_models(run: Run, config: Config) -> None:
         )
         more = {"sensor": asdict(prepared_sensor(run))} if stage == "transfer/tgkt" else {}
         save_model(
-            run.path(stage), module, kind=kind, architecture=sizes if translator else architecture,
+            Stage(stage, run.path(stage), config, {}), module, kind=kind,
+            architecture=sizes if translator else architecture,
             classes=[] if translator else store.classes,
-            encoding=None if stage == "source" else encoding, inputs={}, seed=0, **more,
+            encoding=None if stage == "source" else encoding, **more,
         )  # fmt: skip
         write_settings(run.path(stage, "config.yaml"), to_yaml(config))
         write_record(run.path(stage, "done.json"), {"stage": stage, "settings": {}, "inputs": {}})

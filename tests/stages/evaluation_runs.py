@@ -18,6 +18,7 @@ from sfkt_cli.models.saving import read_card, save_model
 from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config, build, to_yaml
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import Stage
 
 CLASSES = ["disc", "<b>bar</b>", "=cross"]
 SIZE = 16
@@ -117,8 +118,8 @@ def save_classifier(run: Run, stage: str, seed: int, encoding: Encoding | None) 
     run.path(stage).mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     save_model(
-        run.path(stage), Classifier(**ARCHITECTURE), kind="classifier",
-        architecture=ARCHITECTURE, classes=CLASSES, encoding=encoding, inputs={}, seed=seed,
+        Stage(stage, run.path(stage), Config(), {}), Classifier(**ARCHITECTURE), kind="classifier",
+        architecture=ARCHITECTURE, classes=CLASSES, encoding=encoding,
     )  # fmt: skip
 
 
@@ -149,9 +150,9 @@ def make_run(
         torch.manual_seed(1)
         architecture = {"name": "pointwise", "channels": 1, "width": 4}
         save_model(
-            run.path("bridge"), make_translator("pointwise", channels=1, width=4),
-            kind="translator", architecture=architecture, classes=[], encoding=ENCODING,
-            inputs={}, seed=1,
+            Stage("bridge", run.path("bridge"), Config(), {}),
+            make_translator("pointwise", channels=1, width=4), kind="translator",
+            architecture=architecture, classes=[], encoding=ENCODING,
         )  # fmt: skip
         finish(run, "bridge", {}, [{**row, "ti_agreement": 0.5} for row in epochs])
     for number, method in enumerate(methods):

@@ -13,8 +13,8 @@ from torch import nn
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.data.store import Store, open_store
-from sfkt_cli.methods.label_free import Judge
-from sfkt_cli.methods.objective import Objective, TeacherOutputs
+from sfkt_cli.methods.label_free import EpochScorer, held_out_pairs
+from sfkt_cli.methods.objective import TeacherOutputs, TransferObjective
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model
 from sfkt_cli.settings.config import Config, build
@@ -22,7 +22,7 @@ from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import calibrated
-from sfkt_cli.training.pairs import PairRows, TransferBatches, held_out_pairs, settle_batches
+from sfkt_cli.training.batches import PairRows, TransferBatches, divide_pairs, settle_batches
 from sfkt_cli.training.predicting import View
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
@@ -84,9 +84,10 @@ def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path
     """Neither over mirror images: the student's features against the partners', by hand."""
     store = open_store(untrained_run.transfer_store)
     student, source, encoding = models_of(untrained_run)
-    _, held = held_out_pairs(store)
-    view = View(CPU, student, encoding)
-    scores = Judge(store, held, freeze(source), CPU).scores(view, tmp_path, 0)
+    rows = divide_pairs(store)
+    held, view = rows.held_out, View(CPU, student, encoding)
+    pairs = held_out_pairs(store, rows, View(CPU, freeze(source)))
+    scores = EpochScorer(store, pairs).scores(view, tmp_path, 0)
     with torch.inference_mode():
         rgb = torch.from_numpy(store["ti/rgb"][held]).permute(0, 3, 1, 2) / 255
         partner, said = source(rgb)
@@ -100,13 +101,15 @@ def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path
 def test_a_few_pairs_calibrate_nothing(untrained_run: Run) -> None:
     store = open_store(untrained_run.transfer_store)
     student, source, encoding = models_of(untrained_run)
-    view = View(CPU, student, encoding)
+    view, on_rgb = View(CPU, student, encoding), View(CPU, freeze(source))
+    rows, nothing = np.arange(20), np.arange(0)
+    cases = [(nothing, 0), (nothing, 1), (nothing, 19), (rows, 20), (nothing, 20)]
     temperatures = [
-        calibrated(Judge(store, np.arange(count), freeze(source), CPU), view)
-        for count in (0, 1, 19, 20)
+        calibrated(held_out_pairs(store, PairRows(trained, rows[:count]), on_rgb), view)
+        for trained, count in cases
     ]
-    assert temperatures[:3] == [1.0, 1.0, 1.0]
-    assert temperatures[3] != 1.0
+    assert temperatures[:4] == [1.0] * 4  # too few, or trained on
+    assert temperatures[4] != 1.0
 
 
 def test_a_method_without_pairs_shows_no_image_twice_in_a_batch(untrained_run: Run) -> None:
@@ -142,7 +145,7 @@ def test_a_dry_run_tries_one_of_several_gpus_with_its_share(
 def test_a_method_may_ask_for_a_second_view(untrained_run: Run) -> None:
     store, config = open_store(untrained_run.transfer_store), settings(shift=0.2)
 
-    class TwoViews(Objective):
+    class TwoViews(TransferObjective):
         needs_ti = needs_second_view = True
 
     anything: Any = nn.Identity()
@@ -179,7 +182,7 @@ def test_pairs_are_held_out_in_whole_groups(sizes: list[int], held: int) -> None
         store: Any = SimpleNamespace(
             strings=lambda name: list(groups), count=lambda name: len(groups), attrs={"seed": seed}
         )
-        trained, kept = held_out_pairs(store)
+        trained, kept = divide_pairs(store)
         assert len(kept) == held
         if len(trained) < len(groups):
             assert not set(groups[trained]) & set(groups[kept])
@@ -191,7 +194,7 @@ def test_pairs_are_held_out_in_whole_groups(sizes: list[int], held: int) -> None
 
 def test_a_stage_with_another_seed_trains_on_the_same_pairs(untrained_run: Run) -> None:
     store = open_store(untrained_run.transfer_store)
-    _, held_out = held_out_pairs(store)
+    _, held_out = divide_pairs(store)
     for seed in range(3):
         config = settings().model_copy(update={"seed": seed})
         batches = make_batches(config, store)
@@ -204,7 +207,7 @@ def test_pairs_that_the_bridge_was_trained_on_prove_nothing(untrained_run: Run) 
     source, translator = (load_model(untrained_run.path(name)) for name in ("source", "bridge"))
     assert isinstance(source.module, Classifier)
     assert translator.card.encoding is not None
-    trained, held_out = held_out_pairs(store)
+    trained, held_out = divide_pairs(store)
     leads = []
     for rows in (held_out, trained):
         outputs = TeacherOutputs(

@@ -35,6 +35,7 @@ from sfkt_cli.models.onnx_files import open_session
 from sfkt_cli.models.saving import load_model, read_card, save_model
 from sfkt_cli.settings.config import Config, to_yaml
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages import export as stage
 from sfkt_cli.stages.doctor import doctor
 from sfkt_cli.stages.evaluate import evaluate
@@ -188,8 +189,8 @@ def test_the_model_card_describes_what_is_there(bridge: bool, tmp_path: Path) ->
     source = load_model(run.path("source"))
     turned = source.card.classes[::-1]
     save_model(
-        run.path("source"), source.module, kind="classifier", classes=turned, encoding=None,
-        architecture=source.card.architecture, inputs={}, seed=0,
+        Stage("source", run.path("source"), Config(), {}), source.module, kind="classifier",
+        classes=turned, encoding=None, architecture=source.card.architecture,
     )  # fmt: skip
     done = run.path("transfer/tgkt/done.json")
     for kept in (False, True):
@@ -384,9 +385,9 @@ def test_a_bridge_of_an_earlier_source_model_is_warned_of(
     saved = load_model(run.path("bridge"))
     for digest, warned in ((load_model(run.path("source")).digest, False), ("0" * 64, True)):
         save_model(
-            run.path("bridge"), saved.module, kind="translator",
-            architecture=saved.card.architecture, classes=[], encoding=saved.card.encoding,
-            inputs={"source": digest}, seed=0,
+            Stage("bridge", run.path("bridge"), Config(), {"source": digest}), saved.module,
+            kind="translator", architecture=saved.card.architecture, classes=[],
+            encoding=saved.card.encoding,
         )  # fmt: skip
         export(untrained_config, replace(run, force=True), formats=["safetensors"])
         assert ("sfkt bridge --force" in capsys.readouterr().err) is warned

@@ -35,6 +35,7 @@ from sfkt_cli.settings.config import Config, build, parse_assignments
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import resolve
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages.bridge import bridge
 from sfkt_cli.stages.prepare import prepare
 from sfkt_cli.stages.source import source
@@ -457,8 +458,9 @@ def test_a_source_model_of_other_classes_is_refused(prepared: Prepared, tmp_path
     run, config = prepared.copy(tmp_path / "run"), settings(prepared.archive, *QUICK)
     saved = load_model(run.path("source"))
     save_model(
-        run.path("source"), saved.module, kind="classifier", encoding=None, inputs={}, seed=0,
-        architecture=saved.card.architecture, classes=["crosses", *saved.card.classes[1:]],
+        Stage("source", run.path("source"), Config(), {}), saved.module, kind="classifier",
+        encoding=None, architecture=saved.card.architecture,
+        classes=["crosses", *saved.card.classes[1:]],
     )  # fmt: skip
     write_record(run.path("source", "done.json"), run.record("source") | {"outputs": {}})
     for stage in (bridge, transfer):

@@ -34,6 +34,7 @@ from sfkt_cli.files import read_settings, write_record, write_settings
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages.export import export
 from sfkt_cli.stages.predict import BATCH, _Rows, expand, judged, predict, save, to_csv, watch
 from sfkt_cli.stages.prepare import prepare
@@ -292,9 +293,9 @@ def test_a_doubted_image_has_a_warning_in_its_row(
     images = open_store(untrained_run.transfer_store)["target/target"]
     saved = load_model(model)
     save_model(
-        model, saved.module, kind="classifier", architecture=saved.card.architecture,
-        classes=saved.card.classes, encoding=saved.card.encoding, inputs={}, seed=0,
-        images=describe_images(images, True),
+        Stage("transfer/tgkt", model, Config(), {}), saved.module, kind="classifier",
+        architecture=saved.card.architecture, classes=saved.card.classes,
+        encoding=saved.card.encoding, images=describe_images(images, True),
     )  # fmt: skip
     Image.fromarray(0 * FLAT).save(tmp_path / "black.png")
     output = tmp_path / "out.csv"

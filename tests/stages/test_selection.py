@@ -9,8 +9,9 @@ from sfkt_cli.errors import DataError
 from sfkt_cli.evaluation.labelled import read_splits
 from sfkt_cli.evaluation.sections import epoch_choice
 from sfkt_cli.files import write_record, write_text
+from sfkt_cli.methods.label_free import load_epochs, selector, write_epoch
 from sfkt_cli.settings.config import build, parse_assignments
-from sfkt_cli.training.pairs import TransferBatches, load_epochs, selector, write_epoch
+from sfkt_cli.training.batches import TransferBatches
 from sfkt_cli.training.runtime import Runtime
 from tests.stages.evaluation_runs import make_run
 

@@ -23,10 +23,10 @@ from sfkt_cli.errors import Interrupted, RunError
 from sfkt_cli.settings.config import build
 from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training.checkpoint import PREVIOUS, STATE, load_states, save_state
-from sfkt_cli.training.loop import Batch, Fitted, LossTerms, Training
+from sfkt_cli.training.loop import Batch, Objective, Progress, Training
 from sfkt_cli.training.predicting import FEW, predict_rows
 from sfkt_cli.training.recipes import cosine, inverse_decay
-from sfkt_cli.training.runtime import Runtime, Trial, seed_all
+from sfkt_cli.training.runtime import DryRunFigures, Runtime, seed_all
 from sfkt_cli.training.trial import Tried
 from tests.training.worlds import Plain
 
@@ -35,7 +35,7 @@ RUNTIME = Runtime(torch.device("cpu"), torch.float32)
 State = dict[str, Tensor]
 
 
-class Objective(LossTerms):
+class Regression(Objective):
     """Regression with batch norm, dropout, noise and a target that is refreshed each epoch."""
 
     goal: Tensor
@@ -68,7 +68,7 @@ def batches(epoch: int, step: int) -> Batch:
 
 def make_training(
     folder: Path,
-    objective: Objective | None = None,
+    objective: Regression | None = None,
     *,
     learning_rate: float = 0.05,
     settings: dict[str, Any] | None = None,  # of ``training``
@@ -77,7 +77,7 @@ def make_training(
     **more: Any,
 ) -> Training:
     folder.mkdir(parents=True, exist_ok=True)
-    objective = objective or Objective()
+    objective = objective or Regression()
     runtime = {"checkpoint_seconds": checkpoint_seconds}
     config = build({"seed": 3, "training": settings or {}, "runtime": runtime})
     optimizer = torch.optim.SGD(
@@ -92,16 +92,16 @@ def make_training(
 
 
 def train(
-    folder: Path, objective: Objective | None = None, **more: Any
-) -> tuple[Objective, Fitted]:
+    folder: Path, objective: Regression | None = None, **more: Any
+) -> tuple[Regression, Progress]:
     training = make_training(folder, objective, **more)
     fitted = training.fit()
-    assert isinstance(training.objective, Objective)
+    assert isinstance(training.objective, Regression)
     return training.objective, fitted
 
 
 def test_a_dry_run_takes_two_steps_and_writes_nothing(tmp_path: Path) -> None:
-    objective, trial, steps = Objective(), Trial(), list[int]()
+    objective, trial, steps = Regression(), DryRunFigures(), list[int]()
     objective.register_forward_hook(lambda *given: steps.append(len(given[1][0]["images"])))
     with pytest.raises(Tried):
         train(
@@ -122,7 +122,7 @@ def test_a_dry_run_looks_at_a_few_rows_for_all() -> None:
         looked_at.append(len(images))
         return images, images[:, :2]
 
-    trial = Trial()
+    trial = DryRunFigures()
     images = np.arange(100 * 3, dtype=np.float32).reshape(100, 3)
     view = Plain(replace(RUNTIME, trial=trial), model)  # type: ignore[arg-type]
     features, logits = predict_rows(images, view)
@@ -139,7 +139,7 @@ def without_time(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
 
 
-class Killed(Objective):
+class Killed(Regression):
     """Sends a real signal to its own process in one step."""
 
     def __init__(self, at: tuple[int, int], number: signal.Signals) -> None:
@@ -170,7 +170,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert len(fitted.history) == EPOCHS
 
 
-class Crashed(Objective):
+class Crashed(Regression):
     """Dies without a word in one step, and counts all steps that were begun."""
 
     def __init__(self, after: int, steps: list[int]) -> None:
@@ -269,7 +269,7 @@ def test_the_weights_of_the_best_score_are_kept(
     tmp_path: Path, values: list[float], best: int
 ) -> None:
     """A score that is no number does not keep what never trained."""
-    objective, seen = Objective(), list[State]()
+    objective, seen = Regression(), list[State]()
 
     def scores(epoch: int) -> dict[str, float]:
         assert not objective.training
@@ -284,7 +284,7 @@ def test_the_weights_of_the_best_score_are_kept(
 
 
 def test_the_best_weights_survive_an_interruption(tmp_path: Path) -> None:
-    def train_on(folder: str, objective: Objective | None = None) -> tuple[Objective, Fitted]:
+    def train_on(folder: str, objective: Regression | None = None) -> tuple[Regression, Progress]:
         return train(tmp_path / folder, objective, scores=scores, select="agreement")
 
     def scores(epoch: int) -> dict[str, float]:
@@ -348,7 +348,7 @@ class BrokenGradient(torch.autograd.Function):
         return gradients[0] * math.nan
 
 
-class BreaksItsWeights(Objective):
+class BreaksItsWeights(Regression):
     """All its losses are finite; in one step its gradients are not."""
 
     def __init__(self, at: tuple[int, int]) -> None:
@@ -379,7 +379,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_kept(
 
 
 def test_each_step_of_the_optimiser_is_followed_by_after_step(tmp_path: Path) -> None:
-    objective, weights = Objective(), list[Tensor]()
+    objective, weights = Regression(), list[Tensor]()
     first = next(objective.parameters())
     objective.after_step = lambda: weights.append(first.detach().clone())  # type: ignore[method-assign]
     train(tmp_path, objective)
@@ -397,7 +397,7 @@ def test_metrics_have_one_row_an_epoch(tmp_path: Path) -> None:
     names = {"epoch", "seconds", "learning_rate", "near", "small", "agreement"}
     assert all(set(row) == names for row in rows)
     assert rows[0]["seconds"] <= rows[1]["seconds"] <= rows[2]["seconds"]
-    objective = Objective()
+    objective = Regression()
     seed_all(3, "test", 0)
     objective.begin_epoch(0)
     terms = []
@@ -420,7 +420,7 @@ def test_the_gradient_norm_is_clipped(tmp_path: Path) -> None:
     objective, _ = train(
         tmp_path, batches=large, settings={"clip_norm": 1e-3}, learning_rate=1.0, epochs=1, steps=1
     )
-    before, after = Objective().state_dict(), objective.state_dict()
+    before, after = Regression().state_dict(), objective.state_dict()
     names = [name for name, _ in objective.named_parameters()]
     moved = torch.stack([(before[name] - after[name]).square().sum() for name in names])
     step = float(moved.sum().sqrt())
