@@ -81,7 +81,7 @@ def _stage(stage: str, options: Options, **given: Any) -> Result:
 
     if stage in ("prepare", "evaluate"):
         return run_stage(stage, options, **given)
-    from sfkt_cli.distributed import together
+    from sfkt_cli.launch import together
 
     return together(lambda: run_stage(stage, options)) or {}
 

@@ -18,8 +18,9 @@ from sfkt_cli.pipeline import folder_of, source_comes_first, stages_of, with_pos
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import Settings, resolve
-from sfkt_cli.settings.runs import Run, call_stage
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import stage_settings
+from sfkt_cli.stages import run_stage
 
 SAMPLES = 4  # samples of each part that ``prepare`` is tried on
 REPORT_BYTES = 3 * 2**20  # about what ``evaluate`` writes
@@ -86,7 +87,7 @@ def _try_training(name: str, config: Config, run: Run) -> dict[str, Any]:
     count = gpus or config.runtime.processes
     began = time.monotonic()
     try:
-        call_stage(name, config, run)
+        run_stage(name, config, run)
     except Tried as tried:
         trial = tried.trial
     else:

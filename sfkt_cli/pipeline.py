@@ -75,7 +75,7 @@ def train(stage: str, options: Options) -> dict[str, Any]:
 
     ``source`` runs before ``bridge`` where it is missing and possible.
     """
-    from sfkt_cli.distributed import launch
+    from sfkt_cli.launch import launch
 
     if stage == "transfer":
         options = with_possible_method(options)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from sfkt_cli import distributed
+from sfkt_cli import launch
 from sfkt_cli.errors import DataError, Interrupted, RunError
 from sfkt_cli.files import replacing, sync_folder, write_json, write_record
 from sfkt_cli.settings.config import Config, build, parse_assignments
@@ -223,14 +223,14 @@ def test_of_several_processes_a_first_start_has_nothing_to_come_back(
             (tmp_path / "bridge").rename(tmp_path / ".bridge.before")
         raise Interrupted("the same command goes on")
 
-    monkeypatch.setattr(distributed, "_start", stop)
+    monkeypatch.setattr(launch, "_start", stop)
     if again:
         work(Run(tmp_path), "bridge", settings())
     if again == "begun":
         (tmp_path / "bridge/done.json").rename(tmp_path / "bridge/begun.json")
     config = build({"runtime": {"gpus": 0, "processes": 2}})
     with pytest.raises(Interrupted) as caught:
-        distributed.launch("bridge", config, Run(tmp_path, force=True))
+        launch.launch("bridge", config, Run(tmp_path, force=True))
     assert bool(getattr(caught.value, "__notes__", ())) == bool(again)
 
 

@@ -32,8 +32,9 @@ from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError, follow_
 from sfkt_cli.files import read_record, sha256_json
 from sfkt_cli.machine import cores, full_memory
 from sfkt_cli.settings.config import build, merge, section_of, values_of
-from sfkt_cli.settings.runs import Run, call_stage
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import STAGE_FIELDS, Done, Stage, stage_settings
+from sfkt_cli.stages import run_stage
 
 _READ_OUTSIDE = ("prepare", "source")
 """Stages that read what may change while the settings stay: an archive, a model brought along."""
@@ -406,7 +407,7 @@ def run_task(task: Task, output: Path, quiet: bool) -> End:
         with _claim(task, output) as claim:
             if done(task) and task.stage not in _READ_OUTSIDE:
                 return End(ran=False)
-            call_stage(task.stage, build(dict(task.settings)), Run(task.cell))
+            run_stage(task.stage, build(dict(task.settings)), Run(task.cell))
             if task.stage not in _READ_OUTSIDE:  # what is done is not claimed again
                 Path(claim.lock_file).unlink(missing_ok=True)  # or the user cleaned up
     except Timeout:

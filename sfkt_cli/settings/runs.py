@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -285,12 +284,6 @@ class Run:
                 console.log(f"{installed} on {platform.node()}, {platform.platform()}")
                 console.event("started", folder=folder, resumed=resumed)
                 yield entered
-
-
-def call_stage(name: str, config: Config, run: Run) -> None:
-    """Run a stage, such as ``evaluate`` or ``transfer/tgkt``, in this process."""
-    stage = name.partition("/")[0]
-    getattr(import_module(f"sfkt_cli.stages.{stage}"), stage)(config, run)
 
 
 def known_settings(values: Mapping[str, Any]) -> dict[str, Any]:
