@@ -9,7 +9,6 @@ from typing import Any
 
 from sfkt_cli.console import confirmed, say, warn
 from sfkt_cli.errors import ConfigError
-from sfkt_cli.methods import METHODS, unknown_method
 from sfkt_cli.settings.config import (
     Config,
     build,
@@ -189,15 +188,9 @@ def has_pairs(run: Run) -> bool:
 
 def check_file(path: Path) -> dict[str, Any]:
     """What a configuration file changes, by dotted name; raises one ConfigError for all."""
-    written, problems, values = settings_of_file(path), list[str](), dict[str, Any]()
-    method = written.get("transfer.method")
-    if isinstance(method, str) and method not in METHODS:
-        problems.append(unknown_method(method))
     try:
-        values = values_of(build(written))
+        values = values_of(build(settings_of_file(path)))
     except ConfigError as error:
-        problems += error.args
-    if problems:
-        raise ConfigError(f"{path}: {ConfigError(*problems)}")
+        raise ConfigError(f"{path}: {error}") from None
     defaults = values_of(Config())
     return {name: value for name, value in values.items() if value != defaults[name]}

@@ -29,6 +29,7 @@ from sfkt_cli.errors import ConfigError
 DatasetName = Literal[
     "synthetic", "rgb-nir", "nyu-depth", "sun-rgbd", "diml-rgbd", "washington-rgbd", "folders"
 ]
+MethodName = Literal["tgkt", "distill", "shot", "socket", "socket+bridge", "aad", "nrc"]
 Modality = Literal["depth", "nir", "thermal", "other"]
 EncodingName = Literal[
     "auto", "window", "relative", "colormap", "shading", "normals", "hha", "linear", "standardised"
@@ -338,8 +339,8 @@ class VqganConfig(Section):
 class TransferConfig(Section):
     """TGKT or one of its peers: the student for the target sensor."""
 
-    method: str = "tgkt"
-    """tgkt, distill, shot, socket, socket+bridge, aad or nrc."""
+    method: MethodName = "tgkt"
+    """How the student is trained (flag --method)."""
     epochs: Epochs = 12
     """Passes over the larger of TI pairs and target images."""
     weight_decay: Weight = 1e-3
@@ -546,13 +547,8 @@ def section_of(method: str) -> str:
 
 
 def method_settings(config: Config, method: str) -> OptimiserConfig:
-    """The settings of a transfer method; raises ConfigError if it has no section."""
-    section = getattr(config, section_of(method), None)
-    if not isinstance(section, OptimiserConfig):
-        raise ConfigError(
-            f"transfer method {method!r} has no settings: add a class derived from OptimiserConfig "
-            f"and a field {section_of(method)!r} of Config to sfkt_cli/settings/config.py"
-        )
+    """The settings of a transfer method."""
+    section: OptimiserConfig = getattr(config, section_of(method))
     return section
 
 

@@ -18,6 +18,7 @@ from sfkt_cli.files import write_text
 from sfkt_cli.settings.config import (
     Config,
     DatasetName,
+    MethodName,
     as_dict,
     build,
     describe_type,
@@ -92,7 +93,9 @@ def resolve(options: Options, stage: str, *, new_run: bool = False) -> Settings:
         raise
     if stage == "transfer":
         method = merge(run.remembered(stage), *typed.values()).get("transfer.method")
-        stage = f"transfer/{method or Config().transfer.method}"
+        if method not in get_args(MethodName):  # none, or one that is refused below
+            method = Config().transfer.method
+        stage = f"transfer/{method}"
     layers = {str(run.folder): run.remembered(stage), **typed}
     return Settings(built(layers), run, layers)
 
