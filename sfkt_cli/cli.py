@@ -67,23 +67,20 @@ config_app = typer.Typer(
 Result = Mapping[str, Any]  # what a command found: the last line of ``--json``
 
 
-def _stage(stage: str, options: Options, **given: Any) -> Result:
-    """Run a stage, or ``run`` all, or with ``--dry-run`` say what that would do.
+def _train(stage: str, options: Options) -> Result:
+    """Run a training stage, or ``run`` all, or with ``--dry-run`` say what that would do.
 
-    Where models are trained, process 0 of torchrun or SLURM runs the stage, and the others follow.
-    All other commands run alone, whatever variables a launcher left in the environment.
+    Process 0 of torchrun or SLURM runs the stage, and the others follow. All other commands run
+    alone, whatever variables a launcher left in the environment.
     """
     if options.dry_run:
         from sfkt_cli.dry_run import dry_run
 
-        return dry_run(stage, options, download=given.get("download", False))
-    from sfkt_cli.pipeline import run_stage
-
-    if stage in ("prepare", "evaluate"):
-        return run_stage(stage, options, **given)
+        return dry_run(stage, options)
     from sfkt_cli.launch import together
+    from sfkt_cli.pipeline import run_all, train
 
-    return together(lambda: run_stage(stage, options)) or {}
+    return together(lambda: run_all(options) if stage == "run" else train(stage, options)) or {}
 
 
 def _datasets() -> list[str]:
@@ -164,28 +161,35 @@ def prepare(
             "sun_rgbd.target_sensor": target_sensor,
         }
     )
-    return _stage("prepare", options, download=download, accept_licence=accept_licence)
+    if options.dry_run:
+        from sfkt_cli.dry_run import dry_run
+
+        return dry_run("prepare", options, download=download)
+    from sfkt_cli.pipeline import run_prepare
+
+    run = run_prepare(options, download=download, accept_licence=accept_licence)
+    return run.outcome("prepare")
 
 
 @app.command(epilog="Example: sfkt source --set source.epochs=30")
 @shared_options(*TRAINING)
 def source(options: Options) -> Result:
     """Train the RGB source model, or import yours."""
-    return _stage("source", options)
+    return _train("source", options)
 
 
 @app.command(epilog="Example: sfkt bridge --gpus 2")
 @shared_options(*TRAINING)
 def bridge(options: Options) -> Result:
     """Train the translator and write the translated target images."""
-    return _stage("bridge", options)
+    return _train("bridge", options)
 
 
 @app.command(epilog="Example: sfkt transfer --method shot")
 @shared_options(*TRAINING)
 def transfer(options: Options, method: Method = None) -> Result:
     """Train the student, the classifier for the target sensor."""
-    return _stage("transfer", options.with_flags({"transfer.method": method}))
+    return _train("transfer", options.with_flags({"transfer.method": method}))
 
 
 @app.command(epilog="Example: sfkt evaluate --report table.md")
@@ -198,7 +202,13 @@ def evaluate(
     ] = None,
 ) -> Result:
     """Measure every model of the run; write tables and pictures."""
-    return _stage("evaluate", options, report=report)
+    if options.dry_run:
+        from sfkt_cli.dry_run import dry_run
+
+        return dry_run("evaluate", options)
+    from sfkt_cli.pipeline import run_evaluate
+
+    return run_evaluate(options, report)
 
 
 @app.command(epilog="Example: sfkt run my.yaml --set seed=1")
@@ -213,7 +223,7 @@ def run(
     """Run every stage that is not finished, and print the table."""
     if file is not None and options.config is not None:
         raise typer.BadParameter("give the settings once: sfkt run CONFIG.yaml")
-    return _stage("run", replace(options, config=file or options.config))
+    return _train("run", replace(options, config=file or options.config))
 
 
 @app.command(epilog="Example: sfkt benchmark compare.yaml --processes 2")

@@ -8,13 +8,12 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from sfkt_cli.console import duration, event, say, warn
 from sfkt_cli.machine import cores
-from sfkt_cli.pipeline import folder_of, source_comes_first, stages_of, with_possible_method
+from sfkt_cli.pipeline import possible_settings, source_comes_first, training_stages
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import Settings, resolve
@@ -34,41 +33,38 @@ def dry_run(stage: str, options: Options, *, download: bool = False) -> dict[str
     """
     if stage == "run":
         return dry_run_all(options)
-    if stage == "transfer":
-        options = with_possible_method(options)
-    settings = resolve(options, stage, new_run=stage == "prepare")
-    if download:
-        planned = _try_download(settings.config)
-        if planned is not None:
-            return {"plans": [planned, _later("prepare", "the download")]}
+    if stage == "prepare":
+        settings = resolve(options, stage, new_run=True)
+        planned = _try_download(settings.config) if download else None
+        return {"plans": [planned, _later(stage, "the download")]} if planned else _try(settings)
+    settings = possible_settings(stage, options)
     if stage == "bridge" and source_comes_first(settings):
         say("bridge: there is no source model yet; `sfkt source` would run first")
         first = dry_run("source", replace(options, force=False))
         return {"plans": [first, _later("bridge", "source")]}
-    return _try(stage, settings)
+    return _try(settings)
 
 
 def dry_run_all(options: Options) -> dict[str, Any]:
     """Say what each stage would do, as far as its input is there."""
     settings = resolve(options, "prepare", new_run=True)
-    plans = [_try("prepare", settings)]
+    plans = [_try(settings)]
     options = replace(options, run=settings.run.folder)
-    for before, stage in pairwise(stages_of(settings.run)):
-        options = with_possible_method(options) if stage == "transfer" else options
-        settings = resolve(options, stage)
-        ready = settings.run.finished(folder_of(before, settings)) and not options.force
-        plans.append(_try(stage, settings) if ready else _later(stage, before))
+    for stage in (*training_stages(settings.run), "evaluate"):
+        before, settings = settings, possible_settings(stage, options)
+        ready = before.run.stays(before.stage)
+        plans.append(_try(settings) if ready else _later(stage, before.kind))
     return {"plans": plans, "seconds": sum(plan.get("seconds", 0.0) for plan in plans)}
 
 
-def _try(stage: str, settings: Settings) -> dict[str, Any]:
-    say(f"{stage}: dry run on a few images; nothing is written")
-    config, run = settings.config, replace(settings.run, dry=True)
-    if stage == "prepare":
+def _try(settings: Settings) -> dict[str, Any]:
+    kind, config, run = settings.kind, settings.config, replace(settings.run, dry=True)
+    say(f"{kind}: dry run on a few images; nothing is written")
+    if kind == "prepare":
         return _try_prepare(config, run)
-    if stage == "evaluate":
+    if kind == "evaluate":
         return _try_evaluate(config, run)
-    return _try_training(folder_of(stage, settings), config, run)
+    return _try_training(settings.stage, config, run)
 
 
 def _later(stage: str, before: str) -> dict[str, Any]:

@@ -31,23 +31,35 @@ from sfkt_cli.settings.runs import Run
 
 
 def settings_of(stage: str, options: Options, *, new_run: bool = False) -> Settings:
-    """The settings of a stage that works on a prepared run; the run is remembered.
+    """The settings of a command that uses a prepared run; the run is remembered.
 
     ``new_run``: the command also works without a prepared run.
     """
-    settings = _resolved(stage, options, new_run=new_run and not has_run(options))
-    if settings.run.finished("prepare"):
+    settings = resolve(options, stage, new_run=new_run and not has_run(options))
+    _tell(settings, options)
+    return settings
+
+
+def possible_settings(stage: str, options: Options) -> Settings:
+    """The settings of a stage of a prepared run: without TI pairs shot takes the place of tgkt.
+
+    A method that was asked for on the command line stays, and is refused later.
+    """
+    settings = resolve(options, stage)
+    asked = any(settings.layers[place].get("transfer.method") for place in ("--set", "flag"))
+    if asked or settings.stage != "transfer/tgkt" or has_pairs(settings.run):
+        return settings
+    warn("there are no TI pairs, and tgkt needs them: shot is used instead")
+    return resolve(options.with_flags({"transfer.method": "shot"}), stage)
+
+
+def _tell(settings: Settings, options: Options) -> None:
+    """Tell the settings with ``--verbose``, and which of them come too late; remember the run."""
+    if options.verbose:
+        say(f"{settings.kind}: run {settings.run.folder}\n{show(settings, defaults=False)}")
+    if settings.kind != "prepare" and settings.run.finished("prepare"):
         remember_run(settings.run)
         tell_late(settings)
-    return settings
-
-
-def _resolved(stage: str, options: Options, *, new_run: bool) -> Settings:
-    """The settings of a stage; with ``--verbose`` they are told."""
-    settings = resolve(options, stage, new_run=new_run)
-    if options.verbose:
-        say(f"{stage}: run {settings.run.folder}\n{show(settings, defaults=False)}")
-    return settings
 
 
 def run_prepare(options: Options, *, download: bool = False, accept_licence: bool = False) -> Run:
@@ -59,8 +71,9 @@ def run_prepare(options: Options, *, download: bool = False, accept_licence: boo
     from sfkt_cli.data.readers import archive_root
     from sfkt_cli.stages.prepare import prepare
 
-    settings = _resolved("prepare", options, new_run=True)
+    settings = resolve(options, "prepare", new_run=True)
     config, run = settings.config, settings.run
+    _tell(settings, options)
     if download:
         folder = archive_root(config)
         fetch(config.dataset, folder, lambda: accept_licence or confirmed("Accept this?"))
@@ -76,21 +89,14 @@ def train(stage: str, options: Options) -> dict[str, Any]:
     """
     from sfkt_cli.launch import launch
 
-    if stage == "transfer":
-        options = with_possible_method(options)
-    settings = settings_of(stage, options)
+    settings = possible_settings(stage, options)
+    _tell(settings, options)
     if stage == "bridge" and source_comes_first(settings):
         say("bridge: there is no source model yet; `sfkt source` runs first")
         train("source", replace(options, force=False))
         settings = resolve(options, "bridge")
-    name = folder_of(stage, settings)
-    launch(name, settings.config, settings.run)
-    return settings.run.outcome(name)
-
-
-def folder_of(stage: str, settings: Settings) -> str:
-    """Name of a stage's folder: ``transfer`` has one a method."""
-    return f"transfer/{settings.config.transfer.method}" if stage == "transfer" else stage
+    launch(settings.stage, settings.config, settings.run)
+    return settings.run.outcome(settings.stage)
 
 
 def source_comes_first(settings: Settings) -> bool:
@@ -98,19 +104,6 @@ def source_comes_first(settings: Settings) -> bool:
     run = settings.run
     possible = run.source_store.is_file() or settings.config.source.brought
     return possible and run.finished("prepare") and not run.finished("source")
-
-
-def with_possible_method(options: Options) -> Options:
-    """The options of ``transfer``: without TI pairs shot takes the place of tgkt.
-
-    A method that was asked for on the command line stays, and is refused later.
-    """
-    settings = resolve(options, "transfer")
-    asked = any(settings.layers[place].get("transfer.method") for place in ("--set", "flag"))
-    if asked or settings.config.transfer.method != "tgkt" or has_pairs(settings.run):
-        return options
-    warn("there are no TI pairs, and tgkt needs them: shot is used instead")
-    return options.with_flags({"transfer.method": "shot"})
 
 
 def run_evaluate(options: Options, report: Path | None = None) -> dict[str, Any]:
@@ -121,17 +114,6 @@ def run_evaluate(options: Options, report: Path | None = None) -> dict[str, Any]
     settings = settings_of("evaluate", options)
     evaluate(settings.config, settings.run, report)
     return settings.run.outcome("evaluate") | read_results(settings.run).model_dump(mode="json")
-
-
-def run_stage(stage: str, options: Options, **given: Any) -> dict[str, Any]:
-    """Run one stage, or all (``run``), and tell what came of it; ``given`` are its own options."""
-    if stage == "run":
-        return run_all(options)
-    if stage == "prepare":
-        return run_prepare(options, **given).outcome(stage)
-    if stage == "evaluate":
-        return run_evaluate(options, **given)
-    return train(stage, options)
 
 
 def run_benchmark(
@@ -165,18 +147,17 @@ def run_benchmark(
 def run_all(options: Options) -> dict[str, Any]:
     """Run every stage in order; finished ones say so and are left out. Tells what came of it."""
     run = run_prepare(options)
-    options, outcome = replace(options, run=run.folder), dict[str, Any]()
+    options = replace(options, run=run.folder)
     if not has_pairs(run):
         warn("bridge: left out, there are no TI pairs to learn it from")
-    for stage in stages_of(run)[1:]:
-        outcome = run_stage(stage, options)
-    return outcome
+    for stage in training_stages(run):
+        train(stage, options)
+    return run_evaluate(options)
 
 
-def stages_of(run: Run) -> tuple[str, ...]:
-    """The stages in order; ``bridge`` is left out where there are no TI pairs to learn it from."""
-    bridge = ["bridge"] if has_pairs(run) else []
-    return ("prepare", "source", *bridge, "transfer", "evaluate")
+def training_stages(run: Run) -> list[str]:
+    """Those between ``prepare`` and ``evaluate``; ``bridge`` only where there are TI pairs."""
+    return ["source", *(["bridge"] if has_pairs(run) else []), "transfer"]
 
 
 def has_pairs(run: Run) -> bool:

@@ -404,6 +404,16 @@ def test_config_init_writes_the_defaults(dataset: str, capsys: pytest.CaptureFix
     assert sfkt("config", "check", "file.yaml") == 0
 
 
+def test_a_start_from_scratch_says_once_what_it_forgets(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    unfinished = Path("runs/one/transfer/tgkt")
+    unfinished.mkdir(parents=True)
+    write_settings(unfinished / "config.yaml", yaml.safe_dump({"seed": 1}))
+    assert sfkt("transfer", "--run", "runs/one", "--force") == 1
+    assert capsys.readouterr().err.count("forgets the settings of its unfinished start") == 1
+
+
 def test_config_check_names_all_problems_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     Path("wrong.yaml").write_text("brigde: {epochs: 3}\nseed: 1.5\ntransfer: {epochs: 0}\n")
     assert sfkt("config", "check", "wrong.yaml") == 1

@@ -42,11 +42,17 @@ WIDTH = 96  # columns of a commented configuration file
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one command, its run, and the settings of each place, the weakest first."""
+    """The settings of one command, and its run."""
 
+    stage: str  # such as ``bridge`` or ``transfer/tgkt``
     config: Config
     run: Run
-    layers: Mapping[str, Mapping[str, Any]]
+    layers: Mapping[str, Mapping[str, Any]]  # settings by the place they are from, weakest first
+
+    @property
+    def kind(self) -> str:
+        """The command of the stage: ``transfer`` of ``transfer/tgkt``."""
+        return self.stage.partition("/")[0]
 
 
 def typed_settings(options: Options) -> dict[str, dict[str, Any]]:
@@ -97,7 +103,7 @@ def resolve(options: Options, stage: str, *, new_run: bool = False) -> Settings:
             method = Config().transfer.method
         stage = f"transfer/{method}"
     layers = {str(run.folder): run.remembered(stage), **typed}
-    return Settings(built(layers), run, layers)
+    return Settings(stage, built(layers), run, layers)
 
 
 def find_run(options: Options, dataset: str | None, *, new_run: bool) -> Run:
