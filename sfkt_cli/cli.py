@@ -21,7 +21,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from sfkt_cli import __version__
-from sfkt_cli.console import event, output, speak_json, tell
+from sfkt_cli.console import event, outlets, output, tell
 from sfkt_cli.errors import STOPPED, Interrupted, SfktError, on_stop
 from sfkt_cli.machine import full_memory
 from sfkt_cli.methods import METHODS
@@ -502,7 +502,7 @@ def main() -> None:
             app()
         except SystemExit as end:
             if end.code:
-                speak_json("--json" in sys.argv)  # wrong usage: nothing was read yet
+                outlets.json = "--json" in sys.argv  # wrong usage: nothing was read yet
                 why = "wrong usage: see standard error" if end.code == 2 else "stopped"
                 event("error", message=why, exit_code=end.code)
             raise

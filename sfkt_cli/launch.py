@@ -33,7 +33,7 @@ from torch.distributed.elastic.multiprocessing.errors import (
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.rendezvous import rendezvous
 
-from sfkt_cli.console import console, mute, quieten, say, speak_json, speaks_json
+from sfkt_cli.console import console, mute, outlets, say
 from sfkt_cli.distributed import choose_device, use_gpus
 from sfkt_cli.errors import (
     STOPPED,
@@ -69,7 +69,7 @@ def launch(name: str, config: Config, run: Run) -> None:
     """
     job = {
         "name": name, "config": as_dict(config), "folder": str(run.folder), "force": run.force,
-        "quiet": console.quiet, "json": speaks_json(),
+        "quiet": console.quiet, "json": outlets.json,
     }  # fmt: skip
     before = _inode(run.path(name))
     try:
@@ -113,8 +113,7 @@ def _agree(verdict: bool) -> bool:
 def _take_part(job: Job, number: int) -> None:
     """Do a job together with the other processes; raises RunError if one goes away."""
     rank, config = int(os.environ["RANK"]), build(job["config"])
-    quieten(job["quiet"])
-    speak_json(job["json"])
+    console.quiet, outlets.json = job["quiet"], job["json"]
     if rank:
         mute()
     gpu = use_gpus(config.runtime) > 0

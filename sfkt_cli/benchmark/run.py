@@ -26,7 +26,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from sfkt_cli.benchmark.plan import BenchmarkPlan, Cell, cells_of, trial_cells, tuned
-from sfkt_cli.console import console, duration, event, quieten, say, warn
+from sfkt_cli.console import console, duration, event, say, warn
 from sfkt_cli.data.readers import archive_root
 from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError, follow_parent
 from sfkt_cli.files import read_record, sha256_json
@@ -402,7 +402,7 @@ def _work(
 
 def run_task(task: Task, output: Path, quiet: bool) -> End:
     """Run one stage here, unless another process does."""
-    quieten(quiet or task.stage == "evaluate")  # one table at the end, not one a cell
+    console.quiet = quiet or task.stage == "evaluate"  # one table at the end, not one a cell
     try:
         with _claim(task, output) as claim:
             if done(task) and task.stage not in _READ_OUTSIDE:
@@ -420,7 +420,7 @@ def run_task(task: Task, output: Path, quiet: bool) -> End:
         traceback.print_exc()
         return End(f"{type(error).__name__}: {error}")
     finally:
-        quieten(quiet)
+        console.quiet = quiet
     return End()
 
 
