@@ -4,7 +4,6 @@ Exit codes: 0 done; 1 an error that the user can mend; 2 wrong usage; 75 stopped
 the same command goes on. The stages are imported inside the commands: ``--help`` needs no torch.
 """
 
-import errno
 import io
 import json
 import re
@@ -22,8 +21,7 @@ from typer.core import TyperGroup
 
 from sfkt_cli import __version__
 from sfkt_cli.console import event, outlets, output, tell
-from sfkt_cli.errors import STOPPED, Interrupted, SfktError, on_stop
-from sfkt_cli.machine import full_memory
+from sfkt_cli.errors import Interrupted, explain, on_stop
 from sfkt_cli.methods import METHODS
 from sfkt_cli.settings.options import FINISHED, SETTINGS, STAGE, TRAINING, Options, shared_options
 
@@ -522,25 +520,3 @@ def main() -> None:
             if message:
                 tell(f"sfkt: {message}")
             sys.exit(code)
-
-
-def explain(error: BaseException) -> tuple[str | None, int]:
-    """The message and exit code of an error that the user can mend; None: a bug."""
-    if isinstance(error, SfktError):
-        return str(error), 1
-    if isinstance(error, Interrupted):
-        return str(error), STOPPED
-    if full := full_memory(type(error).__name__, str(error)):
-        return full, 1
-    if isinstance(error, OSError):
-        name = re.sub(r"\.([^/]+)\.\w+\.partial$", r"\1", str(error.filename or "a file"))
-        if error.errno == errno.ENOSPC:
-            return f"the disk is full, {name} was not written: make room", 1
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            return (
-                f"{name}: {error.strerror}: choose a place that you may read and write, with --run",
-                1,
-            )
-        if error.errno is not None:
-            return f"{name}: {error.strerror}", 1
-    return None, 1

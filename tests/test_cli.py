@@ -18,8 +18,8 @@ import yaml
 from typer.testing import CliRunner
 
 from sfkt_cli import cli
-from sfkt_cli.cli import app, config_app, explain, main
-from sfkt_cli.errors import ConfigError, Interrupted
+from sfkt_cli.cli import app, config_app, main
+from sfkt_cli.errors import ConfigError, Interrupted, explain
 from sfkt_cli.files import write_record, write_settings
 from sfkt_cli.methods import METHODS
 from sfkt_cli.pipeline import settings_of

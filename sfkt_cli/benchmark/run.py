@@ -28,9 +28,9 @@ from filelock import FileLock, Timeout
 from sfkt_cli.benchmark.plan import BenchmarkPlan, Cell, cells_of, trial_cells, tuned
 from sfkt_cli.console import console, duration, event, say, warn
 from sfkt_cli.data.readers import archive_root
-from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError, follow_parent
+from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError, explain, follow_parent
 from sfkt_cli.files import read_record, sha256_json
-from sfkt_cli.machine import cores, full_memory
+from sfkt_cli.machine import cores
 from sfkt_cli.settings.config import build, merge, section_of, values_of
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import STAGE_FIELDS, Done, Stage, stage_settings
@@ -412,13 +412,11 @@ def run_task(task: Task, output: Path, quiet: bool) -> End:
                 Path(claim.lock_file).unlink(missing_ok=True)  # or the user cleaned up
     except Timeout:
         return End(ran=False)
-    except (SfktError, OSError) as error:
-        return End(str(error))
     except Exception as error:  # a bug or a full GPU in one cell is no reason to lose a night
-        if full := full_memory(type(error).__name__, str(error)):
-            return End(full)
-        traceback.print_exc()
-        return End(f"{type(error).__name__}: {error}")
+        message, _ = explain(error)
+        if message is None:
+            traceback.print_exc()
+        return End(message or f"{type(error).__name__}: {error}")
     finally:
         console.quiet = quiet
     return End()
