@@ -75,20 +75,19 @@ def _train(stage: str, options: Options) -> Result:
         from sfkt_cli.dry_run import dry_run
 
         return dry_run(stage, options)
-    from sfkt_cli.launch import together
+    from sfkt_cli.launch import run_under_launcher
     from sfkt_cli.pipeline import run_all, train
 
-    return together(lambda: run_all(options) if stage == "run" else train(stage, options)) or {}
+    def command() -> Result:
+        return run_all(options) if stage == "run" else train(stage, options)
+
+    return run_under_launcher(command) or {}
 
 
 def _datasets() -> list[str]:
     from sfkt_cli.settings.config import DatasetName
 
     return [*get_args(DatasetName)]
-
-
-def _methods() -> list[str]:
-    return [*METHODS]
 
 
 DatasetName = Annotated[
@@ -104,7 +103,7 @@ Method = Annotated[
     str | None,
     Option(
         help=f"Transfer method: {_usual} (default), {', '.join(_others)}.",
-        autocompletion=_methods,
+        autocompletion=lambda: [*METHODS],
     ),
 ]
 Sensor = Annotated[str | None, Option(help="SUN RGB-D: kv1, kv2, realsense or xtion.")]
@@ -291,9 +290,9 @@ def export(
 
     One file is the student, the other the translator followed by the source model.
     """
-    from sfkt_cli.pipeline import settings_of
+    from sfkt_cli.pipeline import resolve_and_remember
 
-    settings = settings_of("transfer", replace(options, force=False))  # the student stays
+    settings = resolve_and_remember("transfer", replace(options, force=False))  # the student stays
     from sfkt_cli.stages.export import export
 
     export(
@@ -345,9 +344,9 @@ def predict(
     ] = False,
 ) -> Result:
     """Classify images of the target sensor with the run's student."""
-    from sfkt_cli.pipeline import settings_of
+    from sfkt_cli.pipeline import resolve_and_remember
 
-    settings = settings_of("transfer", options, new_run=model is not None)
+    settings = resolve_and_remember("transfer", options, new_run=model is not None)
     from sfkt_cli.stages.predict import predict
 
     return predict(

@@ -18,7 +18,7 @@ from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import Settings, resolve
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings.stage import stage_settings
+from sfkt_cli.settings.stage import deciding_settings
 from sfkt_cli.stages import run_stage
 
 SAMPLES = 4  # samples of each part that ``prepare`` is tried on
@@ -52,7 +52,7 @@ def dry_run_all(options: Options) -> dict[str, Any]:
     options = replace(options, run=settings.run.folder)
     for stage in (*training_stages(settings.run), "evaluate"):
         before, settings = settings, possible_settings(stage, options)
-        ready = before.run.stays(before.stage)
+        ready = before.run.keeps(before.stage)
         plans.append(_try(settings) if ready else _later(stage, before.kind))
     return {"plans": plans, "seconds": sum(plan.get("seconds", 0.0) for plan in plans)}
 
@@ -87,7 +87,7 @@ def _try_training(name: str, config: Config, run: Run) -> dict[str, Any]:
     except Tried as tried:
         trial = tried.trial
     else:
-        if run.stays(name):
+        if run.keeps(name):
             return {"stage": name, "done": True}
         # A source model that is brought along was read, and is not trained.
         brought = config.source.checkpoint or config.training.warm_start
@@ -223,7 +223,7 @@ def _tell(
     trial: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Say to people and scripts what a stage would do; the plan is given back."""
-    defaults, used = stage_settings(stage, Config()), stage_settings(stage, config)
+    defaults, used = deciding_settings(stage, Config()), deciding_settings(stage, config)
     changed = {name: value for name, value in used.items() if defaults.get(name, value) != value}
     folder = run.path(stage)
     plan: dict[str, Any] = {

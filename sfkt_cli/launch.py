@@ -47,7 +47,7 @@ from sfkt_cli.errors import (
 from sfkt_cli.machine import full_memory
 from sfkt_cli.settings.config import Config, as_dict, build
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings.stage import standing
+from sfkt_cli.settings.stage import folder_that_counts
 from sfkt_cli.stages import run_stage
 
 SHUTDOWN_SECONDS = 45  # seconds that processes have to save their state before they are killed
@@ -80,7 +80,7 @@ def launch(name: str, config: Config, run: Run) -> None:
             return
         gpus = use_gpus(config.runtime)
         count = gpus or config.runtime.processes
-        if count == 1 or run.stays(name):
+        if count == 1 or run.keeps(name):
             run_stage(name, config, run)
             return
         where = "GPUs" if gpus else "CPU processes"
@@ -99,7 +99,7 @@ def launch(name: str, config: Config, run: Run) -> None:
 
 def _inode(folder: Path) -> int:
     """Number of the folder of what counts of a stage: it stays where that is set aside; 0: none."""
-    place = standing(folder)
+    place = folder_that_counts(folder)
     return place.stat().st_ino if place.is_dir() else 0
 
 
@@ -189,7 +189,7 @@ def find_world(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     return {} if alone or len(variables) < len(names) else variables
 
 
-def together(command: Callable[[], Result]) -> Result | None:
+def run_under_launcher(command: Callable[[], Result]) -> Result | None:
     """Run a command in process 0 of torchrun or SLURM while the others share its training stages.
 
     Returns:

@@ -24,13 +24,13 @@ from sfkt_cli.settings.resolve import (
     remember_run,
     resolve,
     show,
-    tell_late,
     typed_settings,
+    warn_of_settings_without_effect,
 )
 from sfkt_cli.settings.runs import Run
 
 
-def settings_of(stage: str, options: Options, *, new_run: bool = False) -> Settings:
+def resolve_and_remember(stage: str, options: Options, *, new_run: bool = False) -> Settings:
     """The settings of a command that uses a prepared run; the run is remembered.
 
     ``new_run``: the command also works without a prepared run.
@@ -59,7 +59,7 @@ def _tell(settings: Settings, options: Options) -> None:
         say(f"{settings.kind}: run {settings.run.folder}\n{show(settings, defaults=False)}")
     if settings.kind != "prepare" and settings.run.finished("prepare"):
         remember_run(settings.run)
-        tell_late(settings)
+        warn_of_settings_without_effect(settings)
 
 
 def run_prepare(options: Options, *, download: bool = False, accept_licence: bool = False) -> Run:
@@ -111,7 +111,7 @@ def run_evaluate(options: Options, report: Path | None = None) -> dict[str, Any]
     from sfkt_cli.evaluation.report import read_results
     from sfkt_cli.stages.evaluate import evaluate
 
-    settings = settings_of("evaluate", options)
+    settings = resolve_and_remember("evaluate", options)
     evaluate(settings.config, settings.run, report)
     return settings.run.outcome("evaluate") | read_results(settings.run).model_dump(mode="json")
 

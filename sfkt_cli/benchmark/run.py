@@ -33,7 +33,7 @@ from sfkt_cli.files import read_record, sha256_json
 from sfkt_cli.machine import cores
 from sfkt_cli.settings.config import build, merge, section_of, values_of
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings.stage import STAGE_FIELDS, Done, Stage, stage_settings
+from sfkt_cli.settings.stage import STAGE_FIELDS, Done, Stage, deciding_settings
 from sfkt_cli.stages import run_stage
 
 _READ_OUTSIDE = ("prepare", "source")
@@ -244,7 +244,7 @@ def tasks_of(cell: Cell, output: Path, *, link: bool = True) -> list[Task]:
     def add(stage: str, *needs: str, name: str = "", own: Mapping[str, Any] = settings) -> None:
         name = name or stage
         before = tuple(made[need].key for need in needs)
-        identity = {"settings": stage_settings(stage, build(dict(own))), "needs": before}
+        identity = {"settings": deciding_settings(stage, build(dict(own))), "needs": before}
         key = f"{stage.replace('/', '-')}-{sha256_json(identity)[:16]}"
         run, place = folder, output / "stages" / key
         links[folder / name] = place

@@ -128,7 +128,7 @@ def find_run(options: Options, dataset: str | None, *, new_run: bool) -> Run:
     return Run(RUNS / (dataset or Config().dataset), options.force)
 
 
-def tell_late(settings: Settings) -> None:
+def warn_of_settings_without_effect(settings: Settings) -> None:
     """Warn of typed settings about the data that differ from those the run was prepared with."""
     prepared = settings.run.remembered("prepare")
     of_run = str(settings.run.folder)

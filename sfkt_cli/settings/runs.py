@@ -37,14 +37,14 @@ from sfkt_cli.settings.stage import (
     Done,
     Stage,
     command_of,
+    deciding_values,
+    folder_that_counts,
     has_begun,
-    lacks,
     outcome,
     record_of,
-    settings_of_stage,
-    settled,
-    standing,
+    restoring_on_failure,
     versions,
+    why_not_done,
 )
 
 RUNS = Path("runs")
@@ -96,11 +96,11 @@ class Run:
         One with a damaged done.json counts; whoever reads that file says so.
         """
         try:
-            return not lacks(self.path(stage))
+            return not why_not_done(self.path(stage))
         except DataError:
             return True
 
-    def stays(self, stage: str) -> bool:
+    def keeps(self, stage: str) -> bool:
         """Whether a stage is finished and not forced: what it was made from may be gone by now."""
         return self.finished(stage) and not self.force
 
@@ -112,20 +112,20 @@ class Run:
                 anew: it must not be left out in silence.
             DataError: Its done.json is damaged.
         """
-        if not (standing(self.path(stage)) / "done.json").is_file():
+        if not (folder_that_counts(self.path(stage)) / "done.json").is_file():
             return False
         self.require(stage)
         return True
 
     def has_begun(self, stage: str) -> bool:
         """Whether a stage left work from which its next start goes on."""
-        return has_begun(standing(self.path(stage)))
+        return has_begun(folder_that_counts(self.path(stage)))
 
     def methods(self) -> list[str]:
         """Names of the transfer methods that are finished, or set aside while they start anew."""
         there = (path.name for path in self.path("transfer").glob("*"))
         names = {name.removeprefix(".").removesuffix(BEFORE) for name in there}
-        folders = {name: standing(self.path("transfer", name)) for name in sorted(names)}
+        folders = {name: folder_that_counts(self.path("transfer", name)) for name in sorted(names)}
         return [name for name, folder in folders.items() if (folder / "done.json").is_file()]
 
     def record(self, stage: str) -> dict[str, Any]:
@@ -167,10 +167,10 @@ class Run:
             DataError: Its done.json is damaged.
         """
         folder = self.path(stage)
-        lacking = lacks(folder)
+        lacking = why_not_done(folder)
         if lacking:
             command = command_of(stage, self.folder)
-            if (aside := standing(folder)) != folder and not lacks(aside):
+            if (aside := folder_that_counts(folder)) != folder and not why_not_done(aside):
                 raise RunError(
                     f"{folder} is set aside by a start with --force: wait for that to end or, if "
                     f"it was killed, run `{command}`, which brings it back"
@@ -202,7 +202,7 @@ class Run:
         """
         settings: dict[str, Any] = {}
         for above in ("prepare", "source", "bridge", stage):
-            folder, anew = standing(self.path(above)), self.force and above == stage
+            folder, anew = folder_that_counts(self.path(above)), self.force and above == stage
             path, done = folder / "config.yaml", (folder / "done.json").is_file()
             if anew and path.is_file() and not done:
                 console.warn(
@@ -211,7 +211,7 @@ class Run:
             if path.is_file() and (done or (above == stage and not anew)):
                 try:
                     used = known_settings(read_settings(path))
-                    settings |= used if above == "prepare" else settings_of_stage(above, used)
+                    settings |= used if above == "prepare" else deciding_values(above, used)
                 except DataError as error:
                     if not anew:
                         raise
@@ -246,7 +246,7 @@ class Run:
             yield None if self.agree(False) else entered
             return
         if self.dry:
-            if not self.force and replace(entered, folder=standing(folder)).is_finished():
+            if not self.force and replace(entered, folder=folder_that_counts(folder)).is_finished():
                 yield None
                 return
             with tempfile.TemporaryDirectory(prefix="sfkt-") as place:
@@ -259,7 +259,7 @@ class Run:
             return
         busy = f"another sfkt process works on {folder}: wait for it to end"
         lock = self.path(f".{stage.replace('/', '-')}.lock")
-        with locking(lock, busy), settled(stage, folder, self.force):
+        with locking(lock, busy), restoring_on_failure(stage, folder, self.force):
             if renew:
                 entered.forget_stale()
             sweep_partials(folder)
