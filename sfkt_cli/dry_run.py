@@ -23,6 +23,16 @@ from sfkt_cli.stages import run_stage
 
 SAMPLES = 4  # samples of each part that ``prepare`` is tried on
 REPORT_BYTES = 3 * 2**20  # about what ``evaluate`` writes
+READS: dict[str, tuple[str, ...]] = {
+    "source": ("prepare/source.h5",),
+    "bridge": ("prepare/transfer.h5", "source/model.safetensors"),
+    "transfer": ("prepare/transfer.h5", "source/model.safetensors", "bridge/model.safetensors"),
+    "evaluate": (
+        "prepare/transfer.h5", "prepare/test.h5", "source/model.safetensors",
+        "bridge/model.safetensors", "transfer/[!.]*/model.safetensors",
+    ),
+}  # fmt: skip
+"""What a stage reads, below the run folder."""
 
 
 def dry_run(stage: str, options: Options, *, download: bool = False) -> dict[str, Any]:
@@ -226,9 +236,11 @@ def _tell(
     defaults, used = deciding_settings(stage, Config()), deciding_settings(stage, config)
     changed = {name: value for name, value in used.items() if defaults.get(name, value) != value}
     folder = run.path(stage)
+    patterns = READS.get(stage.partition("/")[0], ())
+    there = [path for pattern in patterns for path in sorted(run.folder.glob(pattern))]
     plan: dict[str, Any] = {
         "stage": stage, "does": does, "seconds": seconds, "settings": changed, "trial": trial,
-        "reads": {**(reads or {}), **{str(path): path.stat().st_size for path in run.reads(stage)}},
+        "reads": {**(reads or {}), **{str(path): path.stat().st_size for path in there}},
         "writes": dict(writes), "folder": folder, "free_bytes": free_bytes(folder),
         "notes": list(notes),
     }  # fmt: skip

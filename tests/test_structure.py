@@ -148,7 +148,7 @@ def test_the_command_line_starts_without_torch() -> None:
             "test.h5",
             "test_store",
             {"stages.evaluate"},
-            {"settings.runs", "settings.stage", "data.ingest", "evaluation.sections"},
+            {"settings.runs", "settings.stage", "data.ingest", "dry_run", "evaluation.sections"},
         ),
     ],
 )

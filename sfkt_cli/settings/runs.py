@@ -48,16 +48,6 @@ from sfkt_cli.settings.stage import (
 )
 
 RUNS = Path("runs")
-READS: dict[str, tuple[str, ...]] = {
-    "source": ("prepare/source.h5",),
-    "bridge": ("prepare/transfer.h5", "source/model.safetensors"),
-    "transfer": ("prepare/transfer.h5", "source/model.safetensors", "bridge/model.safetensors"),
-    "evaluate": (
-        "prepare/transfer.h5", "prepare/test.h5", "source/model.safetensors",
-        "bridge/model.safetensors", "transfer/[!.]*/model.safetensors",
-    ),
-}  # fmt: skip
-"""What a stage reads, below the run folder."""
 
 
 @dataclass(frozen=True)
@@ -147,11 +137,6 @@ class Run:
         """What a finished stage found and wrote, in another folder perhaps, for scripts."""
         folder = folder or self.path(stage)
         return {"run": str(self.folder), "stage": stage, **outcome(folder, record_of(folder))}
-
-    def reads(self, stage: str) -> list[Path]:
-        """The files that a stage reads, those that are there."""
-        patterns = READS.get(stage.partition("/")[0], ())
-        return [path for pattern in patterns for path in sorted(self.folder.glob(pattern))]
 
     def metrics(self, stage: str) -> list[dict[str, float]]:
         """The rows of a finished stage's metrics.jsonl; none where the file was deleted."""
