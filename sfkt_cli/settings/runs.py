@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -205,10 +206,9 @@ class Run:
                 break
         return settings
 
-    @contextlib.contextmanager
     def open(
         self, stage: str, config: Config, inputs: Mapping[str, str], *, renew: bool = False
-    ) -> Iterator[Stage | None]:
+    ) -> AbstractContextManager[Stage | None]:
         """Enter a stage's folder under a lock; None where it is finished with these settings.
 
         An interrupted stage is entered again with what it left (its checkpoint). One that fails
@@ -225,50 +225,57 @@ class Run:
                 other settings or inputs and ``force`` is not set.
             DataError: done.json or begun.json is damaged.
         """
-        folder = self.path(stage)
-        entered = Stage(stage, folder, config, inputs)
+        entered = Stage(stage, self.path(stage), config, inputs)
         if not self.main:
-            yield None if self.agree(False) else entered
+            return contextlib.nullcontext(None if self.agree(False) else entered)
+        return self._rehearse(entered) if self.dry else self._enter(entered, renew)
+
+    @contextlib.contextmanager
+    def _rehearse(self, stage: Stage) -> Iterator[Stage | None]:
+        """A stage in a temporary folder; None where it is finished."""
+        there = replace(stage, folder=folder_that_counts(stage.folder))
+        if not self.force and there.is_finished():
+            yield None
             return
-        if self.dry:
-            if not self.force and replace(entered, folder=folder_that_counts(folder)).is_finished():
-                yield None
-                return
-            with tempfile.TemporaryDirectory(prefix="sfkt-") as place:
-                yield replace(entered, folder=Path(place), dry=True)
-            return
+        with tempfile.TemporaryDirectory(prefix="sfkt-") as place:
+            yield replace(stage, folder=Path(place), dry=True)
+
+    @contextlib.contextmanager
+    def _enter(self, stage: Stage, renew: bool) -> Iterator[Stage | None]:
+        """A stage in its folder, locked, begun and logged; None where it is finished."""
+        name, folder = stage.name, stage.folder
         folder.resolve().mkdir(parents=True, exist_ok=True)
         # A finished run of somebody else's can be used without writing into it.
-        if not self.force and not os.access(self.folder, os.W_OK) and entered.is_finished():
+        if not self.force and not os.access(self.folder, os.W_OK) and stage.is_finished():
             yield None
             return
         busy = f"another sfkt process works on {folder}: wait for it to end"
-        lock = self.path(f".{stage.replace('/', '-')}.lock")
-        with locking(lock, busy), restoring_on_failure(stage, folder, self.force):
+        lock = self.path(f".{name.replace('/', '-')}.lock")
+        with locking(lock, busy), restoring_on_failure(name, folder, self.force):
             if renew:
-                entered.forget_stale()
+                stage.forget_stale()
             sweep_partials(folder)
             begun = folder / "begun.json"
-            if entered.is_finished():
+            if stage.is_finished():
                 begun.unlink(missing_ok=True)  # left where the stage was killed just after the end
-                shutil.rmtree(entered.checkpoint, ignore_errors=True)
+                shutil.rmtree(stage.checkpoint, ignore_errors=True)
                 self.agree(True)
-                console.event("skipped", stage=stage, folder=folder, reason="done already")
+                console.event("skipped", stage=name, folder=folder, reason="done already")
                 yield None
                 return
             resumed = has_begun(folder)
             (folder / "done.json").unlink(missing_ok=True)  # of a stage that lacks outputs
             if not resumed:  # left by a start that was killed before it had work
                 (folder / "batch_size.json").unlink(missing_ok=True)
-            write_record(begun, entered.made_from)
-            write_settings(folder / "config.yaml", to_yaml(config))
+            write_record(begun, stage.made_from)
+            write_settings(folder / "config.yaml", to_yaml(stage.config))
             self.agree(False)
-            with console.stage_log(stage, folder / LOG), entered.forgetting_failures():
-                installed = " ".join(f"{name} {number}" for name, number in versions().items())
+            with console.stage_log(name, folder / LOG), stage.forgetting_failures():
+                installed = " ".join(f"{what} {number}" for what, number in versions().items())
                 console.log(f"{'goes on' if resumed else 'begins'}: {' '.join(sys.argv)}")
                 console.log(f"{installed} on {platform.node()}, {platform.platform()}")
                 console.event("started", folder=folder, resumed=resumed)
-                yield entered
+                yield stage
 
 
 def known_settings(values: Mapping[str, Any]) -> dict[str, Any]:
