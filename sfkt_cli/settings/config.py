@@ -1,7 +1,4 @@
-"""Every setting and its meaning: the sections, how a configuration is put together, its errors.
-
-Precedence: command-line flag > ``--set`` > YAML file > what this run used before > default.
-"""
+"""Every setting and its meaning: the sections, how a configuration is put together, its errors."""
 
 import difflib
 import re
