@@ -4,7 +4,6 @@ Exit codes: 0 done; 1 an error that the user can mend; 2 wrong usage; 75 stopped
 the same command goes on. The stages are imported inside the commands: ``--help`` needs no torch.
 """
 
-import errno
 import io
 import json
 import re
@@ -21,9 +20,8 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from sfkt_cli import __version__
-from sfkt_cli.console import event, output, speak_json, tell
-from sfkt_cli.errors import STOPPED, Interrupted, SfktError, on_stop
-from sfkt_cli.machine import full_memory
+from sfkt_cli.console import event, outlets, output, tell
+from sfkt_cli.errors import Interrupted, explain, on_stop
 from sfkt_cli.methods import METHODS
 from sfkt_cli.settings.options import FINISHED, SETTINGS, STAGE, TRAINING, Options, shared_options
 
@@ -67,33 +65,29 @@ config_app = typer.Typer(
 Result = Mapping[str, Any]  # what a command found: the last line of ``--json``
 
 
-def _stage(stage: str, options: Options, **given: Any) -> Result:
-    """Run a stage, or ``run`` all, or with ``--dry-run`` say what that would do.
+def _train(stage: str, options: Options) -> Result:
+    """Run a training stage, or ``run`` all, or with ``--dry-run`` say what that would do.
 
-    Where models are trained, process 0 of torchrun or SLURM runs the stage, and the others follow.
-    All other commands run alone, whatever variables a launcher left in the environment.
+    Process 0 of torchrun or SLURM runs the stage, and the others follow. All other commands run
+    alone, whatever variables a launcher left in the environment.
     """
     if options.dry_run:
         from sfkt_cli.dry_run import dry_run
 
-        return dry_run(stage, options, download=given.get("download", False))
-    from sfkt_cli.pipeline import run_stage
+        return dry_run(stage, options)
+    from sfkt_cli.launch import run_under_launcher
+    from sfkt_cli.pipeline import run_all, train
 
-    if stage in ("prepare", "evaluate"):
-        return run_stage(stage, options, **given)
-    from sfkt_cli.distributed import together
+    def command() -> Result:
+        return run_all(options) if stage == "run" else train(stage, options)
 
-    return together(lambda: run_stage(stage, options)) or {}
+    return run_under_launcher(command) or {}
 
 
 def _datasets() -> list[str]:
     from sfkt_cli.settings.config import DatasetName
 
     return [*get_args(DatasetName)]
-
-
-def _methods() -> list[str]:
-    return [*METHODS]
 
 
 DatasetName = Annotated[
@@ -109,7 +103,7 @@ Method = Annotated[
     str | None,
     Option(
         help=f"Transfer method: {_usual} (default), {', '.join(_others)}.",
-        autocompletion=_methods,
+        autocompletion=lambda: [*METHODS],
     ),
 ]
 Sensor = Annotated[str | None, Option(help="SUN RGB-D: kv1, kv2, realsense or xtion.")]
@@ -164,28 +158,35 @@ def prepare(
             "sun_rgbd.target_sensor": target_sensor,
         }
     )
-    return _stage("prepare", options, download=download, accept_licence=accept_licence)
+    if options.dry_run:
+        from sfkt_cli.dry_run import dry_run
+
+        return dry_run("prepare", options, download=download)
+    from sfkt_cli.pipeline import run_prepare
+
+    run = run_prepare(options, download=download, accept_licence=accept_licence)
+    return run.outcome("prepare")
 
 
 @app.command(epilog="Example: sfkt source --set source.epochs=30")
 @shared_options(*TRAINING)
 def source(options: Options) -> Result:
     """Train the RGB source model, or import yours."""
-    return _stage("source", options)
+    return _train("source", options)
 
 
 @app.command(epilog="Example: sfkt bridge --gpus 2")
 @shared_options(*TRAINING)
 def bridge(options: Options) -> Result:
     """Train the translator and write the translated target images."""
-    return _stage("bridge", options)
+    return _train("bridge", options)
 
 
 @app.command(epilog="Example: sfkt transfer --method shot")
 @shared_options(*TRAINING)
 def transfer(options: Options, method: Method = None) -> Result:
     """Train the student, the classifier for the target sensor."""
-    return _stage("transfer", options.with_flags({"transfer.method": method}))
+    return _train("transfer", options.with_flags({"transfer.method": method}))
 
 
 @app.command(epilog="Example: sfkt evaluate --report table.md")
@@ -198,7 +199,13 @@ def evaluate(
     ] = None,
 ) -> Result:
     """Measure every model of the run; write tables and pictures."""
-    return _stage("evaluate", options, report=report)
+    if options.dry_run:
+        from sfkt_cli.dry_run import dry_run
+
+        return dry_run("evaluate", options)
+    from sfkt_cli.pipeline import run_evaluate
+
+    return run_evaluate(options, report)
 
 
 @app.command(epilog="Example: sfkt run my.yaml --set seed=1")
@@ -213,7 +220,7 @@ def run(
     """Run every stage that is not finished, and print the table."""
     if file is not None and options.config is not None:
         raise typer.BadParameter("give the settings once: sfkt run CONFIG.yaml")
-    return _stage("run", replace(options, config=file or options.config))
+    return _train("run", replace(options, config=file or options.config))
 
 
 @app.command(epilog="Example: sfkt benchmark compare.yaml --processes 2")
@@ -283,9 +290,9 @@ def export(
 
     One file is the student, the other the translator followed by the source model.
     """
-    from sfkt_cli.pipeline import settings_of
+    from sfkt_cli.pipeline import resolve_and_remember
 
-    settings = settings_of("transfer", replace(options, force=False))  # the student stays
+    settings = resolve_and_remember("transfer", replace(options, force=False))  # the student stays
     from sfkt_cli.stages.export import export
 
     export(
@@ -337,9 +344,9 @@ def predict(
     ] = False,
 ) -> Result:
     """Classify images of the target sensor with the run's student."""
-    from sfkt_cli.pipeline import settings_of
+    from sfkt_cli.pipeline import resolve_and_remember
 
-    settings = settings_of("transfer", options, new_run=model is not None)
+    settings = resolve_and_remember("transfer", options, new_run=model is not None)
     from sfkt_cli.stages.predict import predict
 
     return predict(
@@ -492,7 +499,7 @@ def main() -> None:
             app()
         except SystemExit as end:
             if end.code:
-                speak_json("--json" in sys.argv)  # wrong usage: nothing was read yet
+                outlets.json = "--json" in sys.argv  # wrong usage: nothing was read yet
                 why = "wrong usage: see standard error" if end.code == 2 else "stopped"
                 event("error", message=why, exit_code=end.code)
             raise
@@ -512,25 +519,3 @@ def main() -> None:
             if message:
                 tell(f"sfkt: {message}")
             sys.exit(code)
-
-
-def explain(error: BaseException) -> tuple[str | None, int]:
-    """The message and exit code of an error that the user can mend; None: a bug."""
-    if isinstance(error, SfktError):
-        return str(error), 1
-    if isinstance(error, Interrupted):
-        return str(error), STOPPED
-    if full := full_memory(type(error).__name__, str(error)):
-        return full, 1
-    if isinstance(error, OSError):
-        name = re.sub(r"\.([^/]+)\.\w+\.partial$", r"\1", str(error.filename or "a file"))
-        if error.errno == errno.ENOSPC:
-            return f"the disk is full, {name} was not written: make room", 1
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            return (
-                f"{name}: {error.strerror}: choose a place that you may read and write, with --run",
-                1,
-            )
-        if error.errno is not None:
-            return f"{name}: {error.strerror}", 1
-    return None, 1

@@ -60,20 +60,21 @@ _errors = _StandardError()
 console = Console(
     file=cast(TextIO, _errors), highlight=False, soft_wrap=True, markup=False, emoji=False
 )
+"""Where people's messages go; while it is ``quiet``, warnings and errors only."""
 
 
 @dataclass
-class _Spoken:
+class _Outlets:
     """Where messages also go: to scripts as events, and into the log of the running stage."""
 
-    muted: bool = False
-    json: bool = False
+    muted: bool = False  # another process speaks
+    json: bool = False  # events go to standard output
     stage: str | None = None
     log: TextIO | None = None
     lost: OSError | None = None
 
 
-_spoken = _Spoken()
+outlets = _Outlets()
 LINE_S = 30.0
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """C0 and C1, separators and directions of Unicode, and bytes of names that are no UTF-8."""
@@ -88,25 +89,10 @@ def printable(text: str) -> str:
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-def quieten(quiet: bool) -> None:
-    """Leave only warnings and errors."""
-    console.quiet = quiet
-
-
-def speak_json(enabled: bool) -> None:
-    """Send events to standard output, or no longer."""
-    _spoken.json = enabled
-
-
-def speaks_json() -> bool:
-    """Whether events go to standard output."""
-    return _spoken.json
-
-
 def mute() -> None:
     """Say nothing at all: another process speaks."""
-    console.quiet = _spoken.muted = True
-    _spoken.json = False
+    console.quiet = outlets.muted = True
+    outlets.json = False
 
 
 def say(message: str) -> None:
@@ -116,7 +102,7 @@ def say(message: str) -> None:
 
 def warn(message: str) -> None:
     """Print one warning."""
-    _show(f"warning: {message}", "yellow", quiet=_spoken.muted)
+    _show(f"warning: {message}", "yellow", quiet=outlets.muted)
     event("warning", message=printable(message))
 
 
@@ -137,7 +123,7 @@ def tell(message: str) -> None:
 
 def confirmed(question: str) -> bool:
     """Whether somebody at a terminal says yes; False where nobody can be asked."""
-    if not (sys.stdin.isatty() and console.is_terminal) or speaks_json():
+    if not (sys.stdin.isatty() and console.is_terminal) or outlets.json:
         return False
     from rich.prompt import Confirm
 
@@ -147,7 +133,7 @@ def confirmed(question: str) -> bool:
 def output(text: str) -> None:
     """Print a result on standard output; not under ``--json``, where that is for events only."""
     text = printable(text)
-    if _spoken.json:
+    if outlets.json:
         console.print(text)
     else:
         write_output(f"{text}\n")
@@ -177,26 +163,26 @@ def write_output(text: str) -> None:
 
 def event(kind: str, **fields: Any) -> None:
     """Tell scripts something: one JSON object on a line; NaN becomes null, a path its text."""
-    if _spoken.json:
+    if outlets.json:
         from pydantic_core import to_jsonable_python
 
-        stage = {} if _spoken.stage is None else {"stage": _spoken.stage}
+        stage = {} if outlets.stage is None else {"stage": outlets.stage}
         values = to_jsonable_python({"event": kind, **stage, **fields}, inf_nan_mode="null")
         line = json.dumps(values)  # ASCII, for any terminal
         try:
             write_output(f"{line}\n")
         except OSError as error:  # the work goes on, and is judged at its end
-            _spoken.lost = error
-        if kind == "result" and _spoken.lost is not None:
-            raise _spoken.lost
+            outlets.lost = error
+        if kind == "result" and outlets.lost is not None:
+            raise outlets.lost
 
 
 @contextlib.contextmanager
 def stage_log(stage: str, path: Path) -> Iterator[None]:
     """Append all that is said in the block to a file, and name the stage in events."""
-    before = (_spoken.stage, _spoken.log)
+    before = (outlets.stage, outlets.log)
     with path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as file:
-        _spoken.stage, _spoken.log = stage, file
+        outlets.stage, outlets.log = stage, file
         try:
             yield
         except (SfktError, Interrupted) as error:
@@ -206,16 +192,16 @@ def stage_log(stage: str, path: Path) -> Iterator[None]:
             log(f"ended: {traceback.format_exc().rstrip()}")
             raise
         finally:
-            _spoken.stage, _spoken.log = before
+            outlets.stage, outlets.log = before
 
 
 def log(message: str) -> None:
     """Write one message into the log of the stage that runs, and nowhere else."""
-    if _spoken.log is not None:
+    if outlets.log is not None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         text = printable(message).replace("\n", f"\n{' ' * (len(stamp) + 2)}")
         with contextlib.suppress(OSError):  # a full disk: the stage's own files will tell
-            _spoken.log.write(f"{stamp}  {text}\n")
+            outlets.log.write(f"{stamp}  {text}\n")
 
 
 def _broken(message: str, width: int) -> str:

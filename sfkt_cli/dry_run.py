@@ -8,21 +8,31 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from sfkt_cli.console import duration, event, say, warn
 from sfkt_cli.machine import cores
-from sfkt_cli.pipeline import folder_of, source_comes_first, stages_of, with_possible_method
+from sfkt_cli.pipeline import possible_settings, source_comes_first, training_stages
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import Settings, resolve
-from sfkt_cli.settings.runs import Run, call_stage
-from sfkt_cli.settings.stage import stage_settings
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import deciding_settings
+from sfkt_cli.stages import run_stage
 
 SAMPLES = 4  # samples of each part that ``prepare`` is tried on
 REPORT_BYTES = 3 * 2**20  # about what ``evaluate`` writes
+READS: dict[str, tuple[str, ...]] = {
+    "source": ("prepare/source.h5",),
+    "bridge": ("prepare/transfer.h5", "source/model.safetensors"),
+    "transfer": ("prepare/transfer.h5", "source/model.safetensors", "bridge/model.safetensors"),
+    "evaluate": (
+        "prepare/transfer.h5", "prepare/test.h5", "source/model.safetensors",
+        "bridge/model.safetensors", "transfer/[!.]*/model.safetensors",
+    ),
+}  # fmt: skip
+"""What a stage reads, below the run folder."""
 
 
 def dry_run(stage: str, options: Options, *, download: bool = False) -> dict[str, Any]:
@@ -33,41 +43,38 @@ def dry_run(stage: str, options: Options, *, download: bool = False) -> dict[str
     """
     if stage == "run":
         return dry_run_all(options)
-    if stage == "transfer":
-        options = with_possible_method(options)
-    settings = resolve(options, stage, new_run=stage == "prepare")
-    if download:
-        planned = _try_download(settings.config)
-        if planned is not None:
-            return {"plans": [planned, _later("prepare", "the download")]}
+    if stage == "prepare":
+        settings = resolve(options, stage, new_run=True)
+        planned = _try_download(settings.config) if download else None
+        return {"plans": [planned, _later(stage, "the download")]} if planned else _try(settings)
+    settings = possible_settings(stage, options)
     if stage == "bridge" and source_comes_first(settings):
         say("bridge: there is no source model yet; `sfkt source` would run first")
         first = dry_run("source", replace(options, force=False))
         return {"plans": [first, _later("bridge", "source")]}
-    return _try(stage, settings)
+    return _try(settings)
 
 
 def dry_run_all(options: Options) -> dict[str, Any]:
     """Say what each stage would do, as far as its input is there."""
     settings = resolve(options, "prepare", new_run=True)
-    plans = [_try("prepare", settings)]
+    plans = [_try(settings)]
     options = replace(options, run=settings.run.folder)
-    for before, stage in pairwise(stages_of(settings.run)):
-        options = with_possible_method(options) if stage == "transfer" else options
-        settings = resolve(options, stage)
-        ready = settings.run.finished(folder_of(before, settings)) and not options.force
-        plans.append(_try(stage, settings) if ready else _later(stage, before))
+    for stage in (*training_stages(settings.run), "evaluate"):
+        before, settings = settings, possible_settings(stage, options)
+        ready = before.run.keeps(before.stage)
+        plans.append(_try(settings) if ready else _later(stage, before.kind))
     return {"plans": plans, "seconds": sum(plan.get("seconds", 0.0) for plan in plans)}
 
 
-def _try(stage: str, settings: Settings) -> dict[str, Any]:
-    say(f"{stage}: dry run on a few images; nothing is written")
-    config, run = settings.config, replace(settings.run, dry=True)
-    if stage == "prepare":
+def _try(settings: Settings) -> dict[str, Any]:
+    kind, config, run = settings.kind, settings.config, replace(settings.run, dry=True)
+    say(f"{kind}: dry run on a few images; nothing is written")
+    if kind == "prepare":
         return _try_prepare(config, run)
-    if stage == "evaluate":
+    if kind == "evaluate":
         return _try_evaluate(config, run)
-    return _try_training(folder_of(stage, settings), config, run)
+    return _try_training(settings.stage, config, run)
 
 
 def _later(stage: str, before: str) -> dict[str, Any]:
@@ -86,11 +93,11 @@ def _try_training(name: str, config: Config, run: Run) -> dict[str, Any]:
     count = gpus or config.runtime.processes
     began = time.monotonic()
     try:
-        call_stage(name, config, run)
+        run_stage(name, config, run)
     except Tried as tried:
         trial = tried.trial
     else:
-        if run.stays(name):
+        if run.keeps(name):
             return {"stage": name, "done": True}
         # A source model that is brought along was read, and is not trained.
         brought = config.source.checkpoint or config.training.warm_start
@@ -226,12 +233,14 @@ def _tell(
     trial: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Say to people and scripts what a stage would do; the plan is given back."""
-    defaults, used = stage_settings(stage, Config()), stage_settings(stage, config)
+    defaults, used = deciding_settings(stage, Config()), deciding_settings(stage, config)
     changed = {name: value for name, value in used.items() if defaults.get(name, value) != value}
     folder = run.path(stage)
+    patterns = READS.get(stage.partition("/")[0], ())
+    there = [path for pattern in patterns for path in sorted(run.folder.glob(pattern))]
     plan: dict[str, Any] = {
         "stage": stage, "does": does, "seconds": seconds, "settings": changed, "trial": trial,
-        "reads": {**(reads or {}), **{str(path): path.stat().st_size for path in run.reads(stage)}},
+        "reads": {**(reads or {}), **{str(path): path.stat().st_size for path in there}},
         "writes": dict(writes), "folder": folder, "free_bytes": free_bytes(folder),
         "notes": list(notes),
     }  # fmt: skip

@@ -6,11 +6,15 @@ exits with code 1; anything else is a bug and shows a traceback.
 """
 
 import contextlib
+import errno
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from multiprocessing import connection, parent_process
+
+from sfkt_cli.machine import full_memory
 
 STOPPED = 75
 """Exit code after a signal, EX_TEMPFAIL: the state is saved, and the same command goes on."""
@@ -74,6 +78,28 @@ def first_line(error: BaseException) -> str:
     """
     message = str(getattr(error, "strerror", None) or error).strip()
     return (message.splitlines() or [type(error).__name__])[0][:200]
+
+
+def explain(error: BaseException) -> tuple[str | None, int]:
+    """The message and exit code of an error that the user can mend; None: a bug."""
+    if isinstance(error, SfktError):
+        return str(error), 1
+    if isinstance(error, Interrupted):
+        return str(error), STOPPED
+    if full := full_memory(type(error).__name__, str(error)):
+        return full, 1
+    if isinstance(error, OSError):
+        name = re.sub(r"\.([^/]+)\.\w+\.partial$", r"\1", str(error.filename or "a file"))
+        if error.errno == errno.ENOSPC:
+            return f"the disk is full, {name} was not written: make room", 1
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            return (
+                f"{name}: {error.strerror}: choose a place that you may read and write, with --run",
+                1,
+            )
+        if error.errno is not None:
+            return f"{name}: {error.strerror}", 1
+    return None, 1
 
 
 def stop_signals() -> list[signal.Signals]:

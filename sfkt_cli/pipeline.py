@@ -9,7 +9,6 @@ from typing import Any
 
 from sfkt_cli.console import confirmed, say, warn
 from sfkt_cli.errors import ConfigError
-from sfkt_cli.methods import METHODS, unknown_method
 from sfkt_cli.settings.config import (
     Config,
     build,
@@ -25,30 +24,42 @@ from sfkt_cli.settings.resolve import (
     remember_run,
     resolve,
     show,
-    tell_late,
     typed_settings,
+    warn_of_settings_without_effect,
 )
 from sfkt_cli.settings.runs import Run
 
 
-def settings_of(stage: str, options: Options, *, new_run: bool = False) -> Settings:
-    """The settings of a stage that works on a prepared run; the run is remembered.
+def resolve_and_remember(stage: str, options: Options, *, new_run: bool = False) -> Settings:
+    """The settings of a command that uses a prepared run; the run is remembered.
 
     ``new_run``: the command also works without a prepared run.
     """
-    settings = _resolved(stage, options, new_run=new_run and not has_run(options))
-    if settings.run.finished("prepare"):
-        remember_run(settings.run)
-        tell_late(settings)
+    settings = resolve(options, stage, new_run=new_run and not has_run(options))
+    _tell(settings, options)
     return settings
 
 
-def _resolved(stage: str, options: Options, *, new_run: bool) -> Settings:
-    """The settings of a stage; with ``--verbose`` they are told."""
-    settings = resolve(options, stage, new_run=new_run)
+def possible_settings(stage: str, options: Options) -> Settings:
+    """The settings of a stage of a prepared run: without TI pairs shot takes the place of tgkt.
+
+    A method that was asked for on the command line stays, and is refused later.
+    """
+    settings = resolve(options, stage)
+    asked = any(settings.layers[place].get("transfer.method") for place in ("--set", "flag"))
+    if asked or settings.stage != "transfer/tgkt" or has_pairs(settings.run):
+        return settings
+    warn("there are no TI pairs, and tgkt needs them: shot is used instead")
+    return resolve(options.with_flags({"transfer.method": "shot"}), stage)
+
+
+def _tell(settings: Settings, options: Options) -> None:
+    """Tell the settings with ``--verbose``, and which of them come too late; remember the run."""
     if options.verbose:
-        say(f"{stage}: run {settings.run.folder}\n{show(settings, defaults=False)}")
-    return settings
+        say(f"{settings.kind}: run {settings.run.folder}\n{show(settings, defaults=False)}")
+    if settings.kind != "prepare" and settings.run.finished("prepare"):
+        remember_run(settings.run)
+        warn_of_settings_without_effect(settings)
 
 
 def run_prepare(options: Options, *, download: bool = False, accept_licence: bool = False) -> Run:
@@ -60,8 +71,9 @@ def run_prepare(options: Options, *, download: bool = False, accept_licence: boo
     from sfkt_cli.data.readers import archive_root
     from sfkt_cli.stages.prepare import prepare
 
-    settings = _resolved("prepare", options, new_run=True)
+    settings = resolve(options, "prepare", new_run=True)
     config, run = settings.config, settings.run
+    _tell(settings, options)
     if download:
         folder = archive_root(config)
         fetch(config.dataset, folder, lambda: accept_licence or confirmed("Accept this?"))
@@ -75,23 +87,16 @@ def train(stage: str, options: Options) -> dict[str, Any]:
 
     ``source`` runs before ``bridge`` where it is missing and possible.
     """
-    from sfkt_cli.distributed import launch
+    from sfkt_cli.launch import launch
 
-    if stage == "transfer":
-        options = with_possible_method(options)
-    settings = settings_of(stage, options)
+    settings = possible_settings(stage, options)
+    _tell(settings, options)
     if stage == "bridge" and source_comes_first(settings):
         say("bridge: there is no source model yet; `sfkt source` runs first")
         train("source", replace(options, force=False))
         settings = resolve(options, "bridge")
-    name = folder_of(stage, settings)
-    launch(name, settings.config, settings.run)
-    return settings.run.outcome(name)
-
-
-def folder_of(stage: str, settings: Settings) -> str:
-    """Name of a stage's folder: ``transfer`` has one a method."""
-    return f"transfer/{settings.config.transfer.method}" if stage == "transfer" else stage
+    launch(settings.stage, settings.config, settings.run)
+    return settings.run.outcome(settings.stage)
 
 
 def source_comes_first(settings: Settings) -> bool:
@@ -101,38 +106,14 @@ def source_comes_first(settings: Settings) -> bool:
     return possible and run.finished("prepare") and not run.finished("source")
 
 
-def with_possible_method(options: Options) -> Options:
-    """The options of ``transfer``: without TI pairs shot takes the place of tgkt.
-
-    A method that was asked for on the command line stays, and is refused later.
-    """
-    settings = resolve(options, "transfer")
-    asked = any(settings.layers[place].get("transfer.method") for place in ("--set", "flag"))
-    if asked or settings.config.transfer.method != "tgkt" or has_pairs(settings.run):
-        return options
-    warn("there are no TI pairs, and tgkt needs them: shot is used instead")
-    return options.with_flags({"transfer.method": "shot"})
-
-
 def run_evaluate(options: Options, report: Path | None = None) -> dict[str, Any]:
     """Run ``evaluate`` and tell what came of it, its rows, too."""
     from sfkt_cli.evaluation.report import read_results
     from sfkt_cli.stages.evaluate import evaluate
 
-    settings = settings_of("evaluate", options)
+    settings = resolve_and_remember("evaluate", options)
     evaluate(settings.config, settings.run, report)
     return settings.run.outcome("evaluate") | read_results(settings.run).model_dump(mode="json")
-
-
-def run_stage(stage: str, options: Options, **given: Any) -> dict[str, Any]:
-    """Run one stage, or all (``run``), and tell what came of it; ``given`` are its own options."""
-    if stage == "run":
-        return run_all(options)
-    if stage == "prepare":
-        return run_prepare(options, **given).outcome(stage)
-    if stage == "evaluate":
-        return run_evaluate(options, **given)
-    return train(stage, options)
 
 
 def run_benchmark(
@@ -166,18 +147,17 @@ def run_benchmark(
 def run_all(options: Options) -> dict[str, Any]:
     """Run every stage in order; finished ones say so and are left out. Tells what came of it."""
     run = run_prepare(options)
-    options, outcome = replace(options, run=run.folder), dict[str, Any]()
+    options = replace(options, run=run.folder)
     if not has_pairs(run):
         warn("bridge: left out, there are no TI pairs to learn it from")
-    for stage in stages_of(run)[1:]:
-        outcome = run_stage(stage, options)
-    return outcome
+    for stage in training_stages(run):
+        train(stage, options)
+    return run_evaluate(options)
 
 
-def stages_of(run: Run) -> tuple[str, ...]:
-    """The stages in order; ``bridge`` is left out where there are no TI pairs to learn it from."""
-    bridge = ["bridge"] if has_pairs(run) else []
-    return ("prepare", "source", *bridge, "transfer", "evaluate")
+def training_stages(run: Run) -> list[str]:
+    """Those between ``prepare`` and ``evaluate``; ``bridge`` only where there are TI pairs."""
+    return ["source", *(["bridge"] if has_pairs(run) else []), "transfer"]
 
 
 def has_pairs(run: Run) -> bool:
@@ -189,15 +169,9 @@ def has_pairs(run: Run) -> bool:
 
 def check_file(path: Path) -> dict[str, Any]:
     """What a configuration file changes, by dotted name; raises one ConfigError for all."""
-    written, problems, values = settings_of_file(path), list[str](), dict[str, Any]()
-    method = written.get("transfer.method")
-    if isinstance(method, str) and method not in METHODS:
-        problems.append(unknown_method(method))
     try:
-        values = values_of(build(written))
+        values = values_of(build(settings_of_file(path)))
     except ConfigError as error:
-        problems += error.args
-    if problems:
-        raise ConfigError(f"{path}: {ConfigError(*problems)}")
+        raise ConfigError(f"{path}: {error}") from None
     defaults = values_of(Config())
     return {name: value for name, value in values.items() if value != defaults[name]}

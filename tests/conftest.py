@@ -7,13 +7,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 
-from sfkt_cli import console
+from sfkt_cli.console import console, outlets
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def _speaking_console() -> None:
-    console.quieten(False)
-    console.speak_json(False)
-    console._spoken.muted = False
+    console.quiet = outlets.json = outlets.muted = False

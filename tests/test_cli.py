@@ -18,11 +18,11 @@ import yaml
 from typer.testing import CliRunner
 
 from sfkt_cli import cli
-from sfkt_cli.cli import app, config_app, explain, main
-from sfkt_cli.errors import ConfigError, Interrupted
+from sfkt_cli.cli import app, config_app, main
+from sfkt_cli.errors import ConfigError, Interrupted, explain
 from sfkt_cli.files import write_record, write_settings
 from sfkt_cli.methods import METHODS
-from sfkt_cli.pipeline import settings_of
+from sfkt_cli.pipeline import resolve_and_remember
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import origins, resolve
@@ -338,10 +338,10 @@ def test_settings_of_the_data_that_come_too_late_are_told(
     write_settings(prepared / "config.yaml", yaml.safe_dump(used))
     Path("mine.yaml").write_text("dataset: folders\nimage_size: 32\nfolders: {missing: [65535]}\n")
     options = Options(run=prepared.parent, config=Path("mine.yaml"), seed=2)
-    settings_of("predict", options)
+    resolve_and_remember("predict", options)
     assert not capsys.readouterr().err
     late = replace(options, assignments=["folders.missing=[]", "prepare.workers=1"])
-    settings_of("export", late)
+    resolve_and_remember("export", late)
     told = " ".join(capsys.readouterr().err.split())
     assert told.count("warning") == 1
     assert "folders.missing = [] has no effect here" in told
@@ -402,6 +402,16 @@ def test_config_init_writes_the_defaults(dataset: str, capsys: pytest.CaptureFix
     assert all(lines[number - 1].lstrip().startswith("#") for number in settings)
     Path("file.yaml").write_text(text)
     assert sfkt("config", "check", "file.yaml") == 0
+
+
+def test_a_start_from_scratch_says_once_what_it_forgets(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    unfinished = Path("runs/one/transfer/tgkt")
+    unfinished.mkdir(parents=True)
+    write_settings(unfinished / "config.yaml", yaml.safe_dump({"seed": 1}))
+    assert sfkt("transfer", "--run", "runs/one", "--force") == 1
+    assert capsys.readouterr().err.count("forgets the settings of its unfinished start") == 1
 
 
 def test_config_check_names_all_problems_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from sfkt_cli import machine
-from sfkt_cli.cli import explain
+from sfkt_cli.errors import explain
 from sfkt_cli.machine import (
     GLIBC,
     _limits_leave,

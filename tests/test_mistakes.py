@@ -264,6 +264,7 @@ MISTAKES = [
         "export before transfer", "export --run run", ("sfkt transfer",), forget("transfer/tgkt")
     ),
     Mistake("unknown method", "transfer --run run --method tgtk", ("tgtk", "tgkt")),
+    Mistake("method of control characters", "transfer --run run --method tg\0kt", ("tg", "tgkt")),
     Mistake("too many GPUs", "bridge --run run --gpus 64", ("64", "--gpus 0")),
     Mistake(
         "other settings",

@@ -18,14 +18,14 @@ from typing import Any
 
 import pytest
 
-from sfkt_cli import distributed
+from sfkt_cli import launch
 from sfkt_cli.errors import DataError, Interrupted, RunError
 from sfkt_cli.files import replacing, sync_folder, write_json, write_record
 from sfkt_cli.settings.config import Config, build, parse_assignments
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import find_run, remember_run
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings.stage import Stage, stage_settings
+from sfkt_cli.settings.stage import Stage, deciding_settings
 from sfkt_cli.stages.doctor import doctor
 from sfkt_cli.student import find_student
 from sfkt_cli.training.checkpoint import save_state
@@ -123,8 +123,8 @@ def test_a_stage_that_failed_before_it_wrote_anything_may_be_corrected(tmp_path:
 
 
 def test_a_translator_has_its_own_settings() -> None:
-    plain = stage_settings("bridge", settings())
-    quantised = stage_settings("bridge", settings("bridge.translator=vqgan"))
+    plain = deciding_settings("bridge", settings())
+    quantised = deciding_settings("bridge", settings("bridge.translator=vqgan"))
     assert set(quantised) - set(plain) == {
         f"vqgan.{name}" for name in type(Config().vqgan).model_fields
     }
@@ -141,9 +141,10 @@ def begin(run: Run, stage: str) -> None:
 
 def test_the_source_model_does_not_depend_on_how_pairs_are_used() -> None:
     usual, few = settings(), settings("training.ti_fraction=0.1", "training.shuffle_pairs=true")
-    assert stage_settings("source", few) == stage_settings("source", usual)
-    assert stage_settings("bridge", few) != stage_settings("bridge", usual)
-    assert stage_settings("source", settings("training.shift=0")) != stage_settings("source", usual)
+    assert deciding_settings("source", few) == deciding_settings("source", usual)
+    assert deciding_settings("bridge", few) != deciding_settings("bridge", usual)
+    unmoved = settings("training.shift=0")
+    assert deciding_settings("source", unmoved) != deciding_settings("source", usual)
 
 
 def test_force_starts_anew(tmp_path: Path) -> None:
@@ -223,14 +224,14 @@ def test_of_several_processes_a_first_start_has_nothing_to_come_back(
             (tmp_path / "bridge").rename(tmp_path / ".bridge.before")
         raise Interrupted("the same command goes on")
 
-    monkeypatch.setattr(distributed, "_start", stop)
+    monkeypatch.setattr(launch, "_start", stop)
     if again:
         work(Run(tmp_path), "bridge", settings())
     if again == "begun":
         (tmp_path / "bridge/done.json").rename(tmp_path / "bridge/begun.json")
     config = build({"runtime": {"gpus": 0, "processes": 2}})
     with pytest.raises(Interrupted) as caught:
-        distributed.launch("bridge", config, Run(tmp_path, force=True))
+        launch.launch("bridge", config, Run(tmp_path, force=True))
     assert bool(getattr(caught.value, "__notes__", ())) == bool(again)
 
 
@@ -558,7 +559,7 @@ def test_a_run_remembers_the_settings_it_used(tmp_path: Path) -> None:
     assert found.vqgan.codes == 64
     for stage in ("prepare", "source", "bridge", "transfer/tgkt", "transfer/shot"):
         again = build(run.remembered(stage))
-        assert stage_settings(stage, again) == run.record(stage)["settings"], stage
+        assert deciding_settings(stage, again) == run.record(stage)["settings"], stage
 
 
 def test_settings_of_a_start_that_failed_are_forgotten_by_force_and_later_stages(
@@ -581,12 +582,12 @@ def test_settings_of_a_start_that_failed_are_forgotten_by_force_and_later_stages
 
 def test_every_setting_of_a_stage_exists() -> None:
     for stage in ("prepare", "source", "bridge", "transfer/tgkt", "transfer/socket", "evaluate"):
-        names = stage_settings(stage, Config())
+        names = deciding_settings(stage, Config())
         assert names
         build(parse_assignments(f"{name}={json.dumps(value)}" for name, value in names.items()))
-    assert "tgkt.beta_f" in stage_settings("transfer/tgkt", Config())
-    assert "tgkt.beta_f" not in stage_settings("transfer/shot", Config())
-    assert "synthetic.pairs" in stage_settings("prepare", Config())
+    assert "tgkt.beta_f" in deciding_settings("transfer/tgkt", Config())
+    assert "tgkt.beta_f" not in deciding_settings("transfer/shot", Config())
+    assert "synthetic.pairs" in deciding_settings("prepare", Config())
 
 
 def test_the_run_used_last_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "sfkt_cli"
 LAYERS = {
     8: ("__main__", "cli", "dry_run", "pipeline"),
     7: ("benchmark",),
-    6: ("stages", "student"),
+    6: ("launch", "stages", "student"),
     5: ("evaluation",),
     4: ("methods",),
     3: ("training",),
@@ -148,7 +148,7 @@ def test_the_command_line_starts_without_torch() -> None:
             "test.h5",
             "test_store",
             {"stages.evaluate"},
-            {"settings.runs", "settings.stage", "data.ingest", "evaluation.sections"},
+            {"settings.runs", "settings.stage", "data.ingest", "dry_run", "evaluation.sections"},
         ),
     ],
 )

@@ -26,14 +26,15 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from sfkt_cli.benchmark.plan import BenchmarkPlan, Cell, cells_of, trial_cells, tuned
-from sfkt_cli.console import console, duration, event, quieten, say, warn
+from sfkt_cli.console import console, duration, event, say, warn
 from sfkt_cli.data.readers import archive_root
-from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError, follow_parent
+from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError, explain, follow_parent
 from sfkt_cli.files import read_record, sha256_json
-from sfkt_cli.machine import cores, full_memory
+from sfkt_cli.machine import cores
 from sfkt_cli.settings.config import build, merge, section_of, values_of
-from sfkt_cli.settings.runs import Run, call_stage
-from sfkt_cli.settings.stage import STAGE_FIELDS, Done, Stage, stage_settings
+from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import STAGE_FIELDS, Done, Stage, deciding_settings
+from sfkt_cli.stages import run_stage
 
 _READ_OUTSIDE = ("prepare", "source")
 """Stages that read what may change while the settings stay: an archive, a model brought along."""
@@ -243,7 +244,7 @@ def tasks_of(cell: Cell, output: Path, *, link: bool = True) -> list[Task]:
     def add(stage: str, *needs: str, name: str = "", own: Mapping[str, Any] = settings) -> None:
         name = name or stage
         before = tuple(made[need].key for need in needs)
-        identity = {"settings": stage_settings(stage, build(dict(own))), "needs": before}
+        identity = {"settings": deciding_settings(stage, build(dict(own))), "needs": before}
         key = f"{stage.replace('/', '-')}-{sha256_json(identity)[:16]}"
         run, place = folder, output / "stages" / key
         links[folder / name] = place
@@ -401,25 +402,23 @@ def _work(
 
 def run_task(task: Task, output: Path, quiet: bool) -> End:
     """Run one stage here, unless another process does."""
-    quieten(quiet or task.stage == "evaluate")  # one table at the end, not one a cell
+    console.quiet = quiet or task.stage == "evaluate"  # one table at the end, not one a cell
     try:
         with _claim(task, output) as claim:
             if done(task) and task.stage not in _READ_OUTSIDE:
                 return End(ran=False)
-            call_stage(task.stage, build(dict(task.settings)), Run(task.cell))
+            run_stage(task.stage, build(dict(task.settings)), Run(task.cell))
             if task.stage not in _READ_OUTSIDE:  # what is done is not claimed again
                 Path(claim.lock_file).unlink(missing_ok=True)  # or the user cleaned up
     except Timeout:
         return End(ran=False)
-    except (SfktError, OSError) as error:
-        return End(str(error))
     except Exception as error:  # a bug or a full GPU in one cell is no reason to lose a night
-        if full := full_memory(type(error).__name__, str(error)):
-            return End(full)
-        traceback.print_exc()
-        return End(f"{type(error).__name__}: {error}")
+        message, _ = explain(error)
+        if message is None:
+            traceback.print_exc()
+        return End(message or f"{type(error).__name__}: {error}")
     finally:
-        quieten(quiet)
+        console.quiet = quiet
     return End()
 
 

@@ -5,11 +5,8 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
-
-from sfkt_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from sfkt_cli.methods.objective import TransferObjective
@@ -55,21 +52,8 @@ METHODS = {
 """Transfer methods by their names on the command line."""
 
 
-def unknown_method(name: str) -> str:
-    """The message about a name that is not in METHODS."""
-    near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"setting transfer.method = {name!r}: {hint}choose one of {', '.join(METHODS)}"
-
-
 def find_method(name: str) -> type[TransferObjective]:
-    """The objective's class of a method.
-
-    Raises:
-        ConfigError: The name is not in METHODS.
-    """
-    if name not in METHODS:
-        raise ConfigError(unknown_method(name))
+    """The objective's class of a method."""
     module, _, attribute = METHODS[name].objective.partition(":")
     found: type[TransferObjective] = getattr(import_module(module), attribute)
     return found

@@ -173,7 +173,7 @@ def load_earlier(
     """
     if start is None:
         return None, {}
-    if not start.exists() and run.stays(stage):
+    if not start.exists() and run.keeps(stage):
         return None, {WARM: run.record(stage)["inputs"].get(WARM, "")}
     earlier = load_model(Run(start).require(stage), device)
     return earlier, {WARM: earlier.digest}

@@ -1,7 +1,4 @@
-"""Every setting and its meaning: the sections, how a configuration is put together, its errors.
-
-Precedence: command-line flag > ``--set`` > YAML file > what this run used before > default.
-"""
+"""Every setting and its meaning: the sections, how a configuration is put together, its errors."""
 
 import difflib
 import re
@@ -29,6 +26,7 @@ from sfkt_cli.errors import ConfigError
 DatasetName = Literal[
     "synthetic", "rgb-nir", "nyu-depth", "sun-rgbd", "diml-rgbd", "washington-rgbd", "folders"
 ]
+MethodName = Literal["tgkt", "distill", "shot", "socket", "socket+bridge", "aad", "nrc"]
 Modality = Literal["depth", "nir", "thermal", "other"]
 EncodingKind = Literal[
     "window", "relative", "colormap", "shading", "normals", "hha", "linear", "standardised"
@@ -338,8 +336,8 @@ class VqganConfig(Section):
 class TransferConfig(Section):
     """TGKT or one of its peers: the student for the target sensor."""
 
-    method: str = "tgkt"
-    """tgkt, distill, shot, socket, socket+bridge, aad or nrc."""
+    method: MethodName = "tgkt"
+    """How the student is trained (flag --method)."""
     epochs: Epochs = 12
     """Passes over the larger of TI pairs and target images."""
     weight_decay: Weight = 1e-3
@@ -546,13 +544,8 @@ def section_of(method: str) -> str:
 
 
 def method_settings(config: Config, method: str) -> OptimiserConfig:
-    """The settings of a transfer method; raises ConfigError if it has no section."""
-    section = getattr(config, section_of(method), None)
-    if not isinstance(section, OptimiserConfig):
-        raise ConfigError(
-            f"transfer method {method!r} has no settings: add a class derived from OptimiserConfig "
-            f"and a field {section_of(method)!r} of Config to sfkt_cli/settings/config.py"
-        )
+    """The settings of a transfer method."""
+    section: OptimiserConfig = getattr(config, section_of(method))
     return section
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 
 from typer import Option
 
-from sfkt_cli.console import event, quieten, speak_json
+from sfkt_cli.console import console, event, outlets
 
 
 def _settings() -> list[str]:
@@ -99,8 +99,7 @@ def shared_options(
         def called(**typed: Any) -> None:
             given = {name: _at_home(value) for name, value in typed.items()}
             options = Options(**{option.name: given.pop(option.name) for option in shared})
-            quieten(options.quiet)
-            speak_json(options.as_json)
+            console.quiet, outlets.json = options.quiet, options.as_json
             event("result", **command(options, **given))
 
         own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]

@@ -18,6 +18,7 @@ from sfkt_cli.files import write_text
 from sfkt_cli.settings.config import (
     Config,
     DatasetName,
+    MethodName,
     as_dict,
     build,
     describe_type,
@@ -41,11 +42,17 @@ WIDTH = 96  # columns of a commented configuration file
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one command, its run, and the settings of each place, the weakest first."""
+    """The settings of one command, and its run."""
 
+    stage: str  # such as ``bridge`` or ``transfer/tgkt``
     config: Config
     run: Run
-    layers: Mapping[str, Mapping[str, Any]]
+    layers: Mapping[str, Mapping[str, Any]]  # settings by the place they are from, weakest first
+
+    @property
+    def kind(self) -> str:
+        """The command of the stage: ``transfer`` of ``transfer/tgkt``."""
+        return self.stage.partition("/")[0]
 
 
 def typed_settings(options: Options) -> dict[str, dict[str, Any]]:
@@ -92,9 +99,11 @@ def resolve(options: Options, stage: str, *, new_run: bool = False) -> Settings:
         raise
     if stage == "transfer":
         method = merge(run.remembered(stage), *typed.values()).get("transfer.method")
-        stage = f"transfer/{method or Config().transfer.method}"
+        if method not in get_args(MethodName):  # none, or one that is refused below
+            method = Config().transfer.method
+        stage = f"transfer/{method}"
     layers = {str(run.folder): run.remembered(stage), **typed}
-    return Settings(built(layers), run, layers)
+    return Settings(stage, built(layers), run, layers)
 
 
 def find_run(options: Options, dataset: str | None, *, new_run: bool) -> Run:
@@ -119,7 +128,7 @@ def find_run(options: Options, dataset: str | None, *, new_run: bool) -> Run:
     return Run(RUNS / (dataset or Config().dataset), options.force)
 
 
-def tell_late(settings: Settings) -> None:
+def warn_of_settings_without_effect(settings: Settings) -> None:
     """Warn of typed settings about the data that differ from those the run was prepared with."""
     prepared = settings.run.remembered("prepare")
     of_run = str(settings.run.folder)

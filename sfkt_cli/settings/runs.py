@@ -15,8 +15,8 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -38,27 +38,17 @@ from sfkt_cli.settings.stage import (
     Done,
     Stage,
     command_of,
+    deciding_values,
+    folder_that_counts,
     has_begun,
-    lacks,
     outcome,
     record_of,
-    settings_of_stage,
-    settled,
-    standing,
+    restoring_on_failure,
     versions,
+    why_not_done,
 )
 
 RUNS = Path("runs")
-READS: dict[str, tuple[str, ...]] = {
-    "source": ("prepare/source.h5",),
-    "bridge": ("prepare/transfer.h5", "source/model.safetensors"),
-    "transfer": ("prepare/transfer.h5", "source/model.safetensors", "bridge/model.safetensors"),
-    "evaluate": (
-        "prepare/transfer.h5", "prepare/test.h5", "source/model.safetensors",
-        "bridge/model.safetensors", "transfer/[!.]*/model.safetensors",
-    ),
-}  # fmt: skip
-"""What a stage reads, below the run folder."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +87,11 @@ class Run:
         One with a damaged done.json counts; whoever reads that file says so.
         """
         try:
-            return not lacks(self.path(stage))
+            return not why_not_done(self.path(stage))
         except DataError:
             return True
 
-    def stays(self, stage: str) -> bool:
+    def keeps(self, stage: str) -> bool:
         """Whether a stage is finished and not forced: what it was made from may be gone by now."""
         return self.finished(stage) and not self.force
 
@@ -113,20 +103,20 @@ class Run:
                 anew: it must not be left out in silence.
             DataError: Its done.json is damaged.
         """
-        if not (standing(self.path(stage)) / "done.json").is_file():
+        if not (folder_that_counts(self.path(stage)) / "done.json").is_file():
             return False
         self.require(stage)
         return True
 
     def has_begun(self, stage: str) -> bool:
         """Whether a stage left work from which its next start goes on."""
-        return has_begun(standing(self.path(stage)))
+        return has_begun(folder_that_counts(self.path(stage)))
 
     def methods(self) -> list[str]:
         """Names of the transfer methods that are finished, or set aside while they start anew."""
         there = (path.name for path in self.path("transfer").glob("*"))
         names = {name.removeprefix(".").removesuffix(BEFORE) for name in there}
-        folders = {name: standing(self.path("transfer", name)) for name in sorted(names)}
+        folders = {name: folder_that_counts(self.path("transfer", name)) for name in sorted(names)}
         return [name for name, folder in folders.items() if (folder / "done.json").is_file()]
 
     def record(self, stage: str) -> dict[str, Any]:
@@ -149,11 +139,6 @@ class Run:
         folder = folder or self.path(stage)
         return {"run": str(self.folder), "stage": stage, **outcome(folder, record_of(folder))}
 
-    def reads(self, stage: str) -> list[Path]:
-        """The files that a stage reads, those that are there."""
-        patterns = READS.get(stage.partition("/")[0], ())
-        return [path for pattern in patterns for path in sorted(self.folder.glob(pattern))]
-
     def metrics(self, stage: str) -> list[dict[str, float]]:
         """The rows of a finished stage's metrics.jsonl; none where the file was deleted."""
         path = self.output(stage, "metrics.jsonl")
@@ -168,10 +153,10 @@ class Run:
             DataError: Its done.json is damaged.
         """
         folder = self.path(stage)
-        lacking = lacks(folder)
+        lacking = why_not_done(folder)
         if lacking:
             command = command_of(stage, self.folder)
-            if (aside := standing(folder)) != folder and not lacks(aside):
+            if (aside := folder_that_counts(folder)) != folder and not why_not_done(aside):
                 raise RunError(
                     f"{folder} is set aside by a start with --force: wait for that to end or, if "
                     f"it was killed, run `{command}`, which brings it back"
@@ -203,7 +188,7 @@ class Run:
         """
         settings: dict[str, Any] = {}
         for above in ("prepare", "source", "bridge", stage):
-            folder, anew = standing(self.path(above)), self.force and above == stage
+            folder, anew = folder_that_counts(self.path(above)), self.force and above == stage
             path, done = folder / "config.yaml", (folder / "done.json").is_file()
             if anew and path.is_file() and not done:
                 console.warn(
@@ -212,7 +197,7 @@ class Run:
             if path.is_file() and (done or (above == stage and not anew)):
                 try:
                     used = known_settings(read_settings(path))
-                    settings |= used if above == "prepare" else settings_of_stage(above, used)
+                    settings |= used if above == "prepare" else deciding_values(above, used)
                 except DataError as error:
                     if not anew:
                         raise
@@ -221,10 +206,9 @@ class Run:
                 break
         return settings
 
-    @contextlib.contextmanager
     def open(
         self, stage: str, config: Config, inputs: Mapping[str, str], *, renew: bool = False
-    ) -> Iterator[Stage | None]:
+    ) -> AbstractContextManager[Stage | None]:
         """Enter a stage's folder under a lock; None where it is finished with these settings.
 
         An interrupted stage is entered again with what it left (its checkpoint). One that fails
@@ -241,56 +225,57 @@ class Run:
                 other settings or inputs and ``force`` is not set.
             DataError: done.json or begun.json is damaged.
         """
-        folder = self.path(stage)
-        entered = Stage(stage, folder, config, inputs)
+        entered = Stage(stage, self.path(stage), config, inputs)
         if not self.main:
-            yield None if self.agree(False) else entered
+            return contextlib.nullcontext(None if self.agree(False) else entered)
+        return self._rehearse(entered) if self.dry else self._enter(entered, renew)
+
+    @contextlib.contextmanager
+    def _rehearse(self, stage: Stage) -> Iterator[Stage | None]:
+        """A stage in a temporary folder; None where it is finished."""
+        there = replace(stage, folder=folder_that_counts(stage.folder))
+        if not self.force and there.is_finished():
+            yield None
             return
-        if self.dry:
-            if not self.force and replace(entered, folder=standing(folder)).is_finished():
-                yield None
-                return
-            with tempfile.TemporaryDirectory(prefix="sfkt-") as place:
-                yield replace(entered, folder=Path(place), dry=True)
-            return
+        with tempfile.TemporaryDirectory(prefix="sfkt-") as place:
+            yield replace(stage, folder=Path(place), dry=True)
+
+    @contextlib.contextmanager
+    def _enter(self, stage: Stage, renew: bool) -> Iterator[Stage | None]:
+        """A stage in its folder, locked, begun and logged; None where it is finished."""
+        name, folder = stage.name, stage.folder
         folder.resolve().mkdir(parents=True, exist_ok=True)
         # A finished run of somebody else's can be used without writing into it.
-        if not self.force and not os.access(self.folder, os.W_OK) and entered.is_finished():
+        if not self.force and not os.access(self.folder, os.W_OK) and stage.is_finished():
             yield None
             return
         busy = f"another sfkt process works on {folder}: wait for it to end"
-        lock = self.path(f".{stage.replace('/', '-')}.lock")
-        with locking(lock, busy), settled(stage, folder, self.force):
+        lock = self.path(f".{name.replace('/', '-')}.lock")
+        with locking(lock, busy), restoring_on_failure(name, folder, self.force):
             if renew:
-                entered.forget_stale()
+                stage.forget_stale()
             sweep_partials(folder)
             begun = folder / "begun.json"
-            if entered.is_finished():
+            if stage.is_finished():
                 begun.unlink(missing_ok=True)  # left where the stage was killed just after the end
-                shutil.rmtree(entered.checkpoint, ignore_errors=True)
+                shutil.rmtree(stage.checkpoint, ignore_errors=True)
                 self.agree(True)
-                console.event("skipped", stage=stage, folder=folder, reason="done already")
+                console.event("skipped", stage=name, folder=folder, reason="done already")
                 yield None
                 return
             resumed = has_begun(folder)
             (folder / "done.json").unlink(missing_ok=True)  # of a stage that lacks outputs
             if not resumed:  # left by a start that was killed before it had work
                 (folder / "batch_size.json").unlink(missing_ok=True)
-            write_record(begun, entered.made_from)
-            write_settings(folder / "config.yaml", to_yaml(config))
+            write_record(begun, stage.made_from)
+            write_settings(folder / "config.yaml", to_yaml(stage.config))
             self.agree(False)
-            with console.stage_log(stage, folder / LOG), entered.forgetting_failures():
-                installed = " ".join(f"{name} {number}" for name, number in versions().items())
+            with console.stage_log(name, folder / LOG), stage.forgetting_failures():
+                installed = " ".join(f"{what} {number}" for what, number in versions().items())
                 console.log(f"{'goes on' if resumed else 'begins'}: {' '.join(sys.argv)}")
                 console.log(f"{installed} on {platform.node()}, {platform.platform()}")
                 console.event("started", folder=folder, resumed=resumed)
-                yield entered
-
-
-def call_stage(name: str, config: Config, run: Run) -> None:
-    """Run a stage, such as ``evaluate`` or ``transfer/tgkt``, in this process."""
-    stage = name.partition("/")[0]
-    getattr(import_module(f"sfkt_cli.stages.{stage}"), stage)(config, run)
+                yield stage
 
 
 def known_settings(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ WHAT_RUNS_DID_BEFORE: dict[str, Any] = {"bridge.alpha_p": 0.0}
 """Values that stand for settings that are newer than a run, where their defaults change results."""
 
 
-def settings_of_stage(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def deciding_values(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings, among these by dotted name, that decide what a stage writes."""
     kind, _, method = stage.partition("/")
     # A data set, a translator or a method may have a section of its own.
@@ -74,9 +74,9 @@ def settings_of_stage(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def stage_settings(stage: str, config: Config) -> dict[str, Any]:
+def deciding_settings(stage: str, config: Config) -> dict[str, Any]:
     """The settings that decide what a stage writes, by dotted name."""
-    return settings_of_stage(stage, values_of(config))
+    return deciding_values(stage, values_of(config))
 
 
 class Output(BaseModel):
@@ -127,7 +127,7 @@ class Stage:
     @property
     def made_from(self) -> dict[str, Any]:
         """Settings and inputs, as in begun.json and done.json."""
-        return {"settings": stage_settings(self.name, self.config), "inputs": dict(self.inputs)}
+        return {"settings": deciding_settings(self.name, self.config), "inputs": dict(self.inputs)}
 
     @property
     def digest(self) -> str:
@@ -162,7 +162,7 @@ class Stage:
     def is_finished(self) -> bool:
         """Whether the stage is done; raises RunError if it is not made from the same."""
         done = self.folder / "done.json"
-        lacking = lacks(self.folder)
+        lacking = why_not_done(self.folder)
         changes: list[str] = []
         if not lacking:
             changes = self.changes_since(read_record(done, Done))
@@ -195,9 +195,9 @@ class Stage:
 
     def changes_since(self, before: Begun) -> list[str]:
         """Lines that name each setting and input that has changed."""
-        now = {**stage_settings(self.name, self.config), **self.inputs}
+        now = {**deciding_settings(self.name, self.config), **self.inputs}
         # A setting that did not exist then counts as its default, which mostly changes nothing.
-        usual = stage_settings(self.name, Config()) | WHAT_RUNS_DID_BEFORE
+        usual = deciding_settings(self.name, Config()) | WHAT_RUNS_DID_BEFORE
         was = {name: usual[name] for name in now if name in usual}
         was |= before.settings | before.inputs
         if "encoding" in was:
@@ -278,7 +278,7 @@ def digest_outputs(folder: Path, names: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def lacks(folder: Path) -> str:
+def why_not_done(folder: Path) -> str:
     """Why a stage does not count as done, or ""; raises DataError if its record is damaged."""
     done = folder / "done.json"
     if not done.is_file():
@@ -318,7 +318,7 @@ def _before(folder: Path) -> Path:
     return real.with_name(f".{real.name}{BEFORE}")
 
 
-def standing(folder: Path) -> Path:
+def folder_that_counts(folder: Path) -> Path:
     """The folder of what counts of a stage: itself, or what it was before."""
     before = _before(folder)
     of_worth = any((before / name).is_file() for name in _MARKS)
@@ -327,7 +327,7 @@ def standing(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def settled(stage: str, folder: Path, force: bool) -> Iterator[None]:
+def restoring_on_failure(stage: str, folder: Path, force: bool) -> Iterator[None]:
     """Settle a stage before the block and however it ends; with ``force`` it begins again there.
 
     Says so where the stage is what it was before; an error that ends the block carries it as a
@@ -360,7 +360,7 @@ def _settle(folder: Path) -> bool:
     before, real = _before(folder), folder.resolve()
     if not before.is_dir():
         return False
-    if standing(folder) != before:
+    if folder_that_counts(folder) != before:
         _delete(before)
         return False
     shutil.rmtree(real, ignore_errors=True)

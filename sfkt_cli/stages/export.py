@@ -40,7 +40,7 @@ from sfkt_cli.models.graph_files import FitTarget, SensorGraph
 from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
 from sfkt_cli.settings.config import Config, to_yaml
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings.stage import digest_outputs, lacks, record_of, versions
+from sfkt_cli.settings.stage import digest_outputs, record_of, versions, why_not_done
 from sfkt_cli.student import find_student, sensor_of
 
 FORMATS = ("onnx", "pt2", "safetensors")
@@ -124,7 +124,7 @@ def export(
         "versions": versions(),
     }
     earlier = _record_of(target)
-    if made_of.items() <= earlier.items() and not lacks(target) and not run.force:
+    if made_of.items() <= earlier.items() and not why_not_done(target) and not run.force:
         say(f"export: already done in {target}")
         return
     if output is not None:

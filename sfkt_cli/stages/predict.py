@@ -17,7 +17,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from sfkt_cli.console import event, say, speaks_json, track, warn, write_output
+from sfkt_cli.console import event, outlets, say, track, warn, write_output
 from sfkt_cli.data.archive import is_system, list_files
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
 from sfkt_cli.data.pictures import captioned
@@ -192,7 +192,7 @@ class _Rows:
         """Write what is not written yet; the first rows take the place of another file."""
         text = "".join(["" if self._begun else self._header, *self._unwritten])
         if str(self._output) == STDIN:
-            if not speaks_json():
+            if not outlets.json:
                 write_output(text)
         elif self._begun:
             with self._output.open("ab") as file:

@@ -180,7 +180,7 @@ def _why_no_source(plan: Plan) -> str:
 def read_unless_gone(config: Config, run: Run) -> tuple[Archive | None, str]:
     """The archive, None where the run is prepared and it was removed since, and its digest."""
     gone = config.dataset != "synthetic" and not archive_root(config).exists()
-    if gone and run.stays("prepare"):
+    if gone and run.keeps("prepare"):
         return None, run.record("prepare")["inputs"]["archive"]
     archive = read_archive(config)
     return archive, archive.digest

@@ -117,7 +117,7 @@ def _taken_over(config: Config, run: Run) -> Config:
             f"--warm-start {earlier} is the run itself: prepare the larger data in another run"
         )
     checkpoint = Run(earlier).path("source")
-    if not run.stays("source"):  # else the earlier run may be gone
+    if not run.keeps("source"):  # else the earlier run may be gone
         Run(earlier).require("source")
     source = config.source.model_copy(update={"checkpoint": checkpoint.absolute()})
     return config.model_copy(update={"source": source})
@@ -250,7 +250,7 @@ def _bring(config: Config, run: Run, told: Config) -> None:
     if config.source.checkpoint is None:
         inputs, brought = _mix(config, store)
     else:
-        finished = run.stays("source")
+        finished = run.keeps("source")
         inputs = _inputs(run, "checkpoint", config.source.checkpoint, importing.digest_of)
         brought = None if finished else importing.import_source(config, store.classes, size=size)
     with run.open("source", told, inputs) as stage:
@@ -302,7 +302,7 @@ def _mix(config: Config, store: Store) -> tuple[dict[str, str], Imported]:
 
 def _inputs(run: Run, name: str, path: Path, digest: Callable[[Path], str]) -> Mapping[str, str]:
     """Digest of what the model is made from, which may be deleted once there is a model."""
-    if not path.exists() and run.stays("source"):
+    if not path.exists() and run.keeps("source"):
         recorded: Mapping[str, str] = run.record("source")["inputs"]
         return recorded
     return {name: digest(path)}

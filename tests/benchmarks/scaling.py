@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sfkt_cli.console import quieten
+from sfkt_cli.console import console
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages import bridge, transfer
 from tests.benchmarks.made import make_run, settings
@@ -80,7 +80,7 @@ def _epoch(folder: Path, count: int, stage: str) -> dict[str, Any]:
 
 def measure(folder: Path, stage: str) -> dict[str, float]:
     """One epoch of a stage on a copy of its inputs, in this process."""
-    quieten(True)
+    console.quiet = True
     module = {"bridge": bridge, "transfer": transfer}[stage]
     with tempfile.TemporaryDirectory(dir=folder) as name:
         run = Run(Path(name))

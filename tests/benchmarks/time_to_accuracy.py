@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sfkt_cli.console import quieten
+from sfkt_cli.console import console
 from sfkt_cli.data.store import open_store, spread
 from sfkt_cli.methods.label_free import load_epochs
 from sfkt_cli.settings.config import Config, build, read_yaml
@@ -42,7 +42,7 @@ ARMS: dict[str, dict[str, Any]] = {"defaults": {}, "in a hurry": read_yaml(HURRY
 
 def run(quick: bool) -> list[Row]:
     """Three seeds of the demo; quick: one of a small one."""
-    quieten(True)
+    console.quiet = True
     rows: list[Row] = []
     ratios: dict[str, list[float]] = {name: [] for name in ARMS}
     for seed in (0,) if quick else (0, 1, 2):

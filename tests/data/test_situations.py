@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfkt_cli.console import event, speak_json, stage_log, warn
+from sfkt_cli.console import event, outlets, stage_log, warn
 from sfkt_cli.data.archive import Container, list_files
 from sfkt_cli.data.decode import decode_rgb, decode_target
 from sfkt_cli.data.readers import read_archive
@@ -486,9 +486,9 @@ def test_file_names_that_are_not_utf_8(
     with stage_log("prepare", tmp_path / "log.txt"):
         warn(f"{LATIN} is left out")
     assert r"caf\udce9.png" in (tmp_path / "log.txt").read_text()
-    speak_json(True)
+    outlets.json = True
     event("prediction", path=LATIN, classes=["Schüssel"])
-    speak_json(False)
+    outlets.json = False
     line = capsys.readouterr().out
     assert line.isascii()
     assert json.loads(line)["path"] == LATIN

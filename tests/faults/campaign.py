@@ -30,7 +30,7 @@ import torch._dynamo
 from matplotlib.figure import Figure
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from sfkt_cli import cli, distributed
+from sfkt_cli import cli, launch
 from sfkt_cli.data.store import open_store
 from sfkt_cli.files import sha256_file, sha256_json
 from sfkt_cli.settings import runs
@@ -55,7 +55,7 @@ STAGES = {
     "evaluate": ["evaluate"],
 }
 LOADED = (
-    bridge, evaluate, export, predict, prepare, source, transfer, distributed, runs, torch._dynamo,
+    bridge, evaluate, export, predict, prepare, source, transfer, launch, runs, torch._dynamo,
     matplotlib.backends.backend_agg, Figure,
 )  # fmt: skip
 """Imported here once, not in every fork: what is disturbed is work, not the loading of modules."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sfkt_cli.console import quieten
+from sfkt_cli.console import console
 from sfkt_cli.settings.config import build
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.bridge import bridge
@@ -28,7 +28,7 @@ RUNS = 50
 
 def measure(folder: Path, runs: int) -> list[tuple[float, int]]:
     """Memory in MB and open files after each of several complete runs in this process."""
-    quieten(True)
+    console.quiet = True
     found = []
     for number in range(runs):
         run = Run(folder / "run")

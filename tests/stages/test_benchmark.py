@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import multiprocessing
 import os
@@ -185,6 +186,7 @@ def test_a_stage_that_fails_leaves_the_others(output: Path, tmp_path: Path) -> N
     [
         (RuntimeError("a bug"), "RuntimeError: a bug"),
         (MemoryError(), "the memory is full: end other programs"),
+        (OSError(errno.ENOSPC, "No space left on device", "m"), "the disk is full, m was not"),
     ],
 )
 def test_a_bug_or_a_full_memory_in_one_stage_leaves_the_others(

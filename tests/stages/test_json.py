@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from sfkt_cli.cli import app, config_app, main
-from sfkt_cli.console import event, speak_json, stage_log, warn
+from sfkt_cli.console import event, outlets, stage_log, warn
 from sfkt_cli.settings.runs import Run
 from tests.stages.conftest import SETTINGS
 
@@ -128,7 +128,7 @@ def test_a_log_holds_what_was_said_and_how_it_ended(tmp_path: Path) -> None:
 def test_events_name_their_stage_and_hold_plain_values(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    speak_json(True)
+    outlets.json = True
     with stage_log("bridge", tmp_path / "log.txt"):
         event("epoch", score=float("nan"), folder=tmp_path, counts=(1, 2))
     (line,) = capsys.readouterr().out.splitlines()

@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch import nn
 
-from sfkt_cli.distributed import explain_failure, find_world, lost_message
 from sfkt_cli.errors import ConfigError, RunError
 from sfkt_cli.files import sha256_file
+from sfkt_cli.launch import explain_failure, find_world, lost_message
 from sfkt_cli.settings.config import build, to_yaml
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.bridge import bridge
