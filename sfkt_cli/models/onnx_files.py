@@ -154,7 +154,7 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
     ours = network(images) @ weight.T + bias
     for end in ends:
         ours = ENDS[end](ours, 1)
-    batches = as_given.split(batch or len(images))
+    batches = torch.split(as_given, batch or len(images))
     theirs = _in_onnxruntime(content, logits_name, images_name, batches)
     gap = float((ours - theirs).abs().max())
     if not gap <= LARGEST_DIFFERENCE * max(1.0, float(theirs.abs().max())):
