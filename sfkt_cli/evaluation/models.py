@@ -1,7 +1,7 @@
 """What is compared: every model of a run, how it sees a target image, and what it cost."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from sfkt_cli.models.saving import (
 )
 from sfkt_cli.scores import softmax
 from sfkt_cli.settings.config import Config
-from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.runs import Run, main_student
 from sfkt_cli.training.predicting import (
     View,
     adapt_batch_norms,
@@ -80,7 +80,7 @@ class Models:
 
     def encoding(self, config: Config, store: Store) -> Encoding:
         """The encoding of the main student, else of the bridge, else that of the settings."""
-        main = main_student(config, [*self.students])
+        main = main_student([*self.students], config.transfer.method)
         view = self.bridge if main is None else self.students[main]
         if view is not None and view.encoding is not None:
             return view.encoding
@@ -91,12 +91,6 @@ def finished_methods(run: Run) -> list[str]:
     """Names of the finished transfer methods, ``tgkt`` last."""
     names = [name for name in run.methods() if run.has(f"transfer/{name}")]
     return sorted(names, key=lambda name: (name == "tgkt", name))
-
-
-def main_student(config: Config, methods: Sequence[str]) -> str | None:
-    """The student that counts: tgkt, else that of the settings, else the first."""
-    wanted = ("tgkt", config.transfer.method, *methods)
-    return next((name for name in wanted if name in methods), None)
 
 
 def model_digests(run: Run) -> dict[str, str]:

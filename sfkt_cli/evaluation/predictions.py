@@ -16,11 +16,11 @@ from sfkt_cli.console import printable
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.evaluation.labelled import Split, list_to_label, match_own_labels, read_own_labels
-from sfkt_cli.evaluation.models import Models, Predictor, main_student, source_on_rgb
+from sfkt_cli.evaluation.models import Models, Predictor, source_on_rgb
 from sfkt_cli.evaluation.report import BOUNDS, Row
 from sfkt_cli.methods import label_free
 from sfkt_cli.settings.config import Config
-from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.runs import Run, main_student
 from sfkt_cli.training.pairs import held_out_pairs
 from sfkt_cli.training.predicting import warn_of_collapse
 
@@ -89,7 +89,7 @@ class Evaluation:
     @property
     def student(self) -> str | None:
         """The main student; None where there is none."""
-        return main_student(self.config, list(self.models.students))
+        return main_student([*self.models.students], self.config.transfer.method)
 
     @functools.cached_property
     def list_to_label(self) -> Path | None:

@@ -339,7 +339,8 @@ class TransferConfig(Section):
     """TGKT or one of its peers: the student for the target sensor."""
 
     method: str = "tgkt"
-    """tgkt, distill, shot, socket, socket+bridge, aad or nrc."""
+    """tgkt, distill, shot, socket, socket+bridge, aad or nrc. Where a run has several students,
+    evaluate, predict and export take this one."""
     epochs: Epochs = 12
     """Passes over the larger of TI pairs and target images."""
     weight_decay: Weight = 1e-3

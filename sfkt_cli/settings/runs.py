@@ -14,7 +14,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -285,6 +285,14 @@ class Run:
                 console.log(f"{installed} on {platform.node()}, {platform.platform()}")
                 console.event("started", folder=folder, resumed=resumed)
                 yield entered
+
+
+def main_student(methods: Sequence[str], usual: str) -> str | None:
+    """The student that counts: ``usual`` (transfer.method) where it is one, else tgkt or the first.
+
+    ``methods`` are those of the finished students of a run; None where there is none.
+    """
+    return next((name for name in (usual, "tgkt", *methods) if name in methods), None)
 
 
 def call_stage(name: str, config: Config, run: Run) -> None:

@@ -19,7 +19,6 @@ from sfkt_cli.evaluation.models import (
     costs,
     finished_methods,
     load_models,
-    main_student,
     model_digests,
     predictors_of,
 )
@@ -38,7 +37,7 @@ from sfkt_cli.files import sha256_file, sha256_json, write_json, write_text
 from sfkt_cli.models.classifier import freeze
 from sfkt_cli.models.saving import classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, RuntimeConfig, as_dict, fixed_batch_size
-from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.runs import Run, main_student
 from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training.predicting import View
 from sfkt_cli.training.recipes import fit_labels, start_student
@@ -98,7 +97,7 @@ def inputs_of(config: Config, run: Run, transfer: Store, test: Store) -> dict[st
     inputs = {store.path.name: store.digest for store in (transfer, test)} | models
     for stage in models:  # figures of a training that gave the same weights, such as its seconds
         inputs[f"{stage}/done.json"] = sha256_file(run.path(stage, "done.json"))
-    student = main_student(config, finished_methods(run))
+    student = main_student(finished_methods(run), config.transfer.method)
     labelled = test.count("labels") or (test.count("test") and "test/label" in test)
     if student and not labelled and (own := read_own_labels(path := list_to_label(run, student))):
         inputs[path.name] = sha256_json(own)

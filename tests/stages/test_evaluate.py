@@ -20,6 +20,7 @@ from sfkt_cli.models.saving import classifier_of, load_model
 from sfkt_cli.settings.config import RuntimeConfig, build
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.evaluate import evaluate, measuring_runtime
+from sfkt_cli.student import find_student
 from sfkt_cli.training.predicting import View, adapt_batch_norms, predict_rows
 from sfkt_cli.training.runtime import make_runtime
 from tests.stages.evaluation_runs import (
@@ -221,12 +222,25 @@ def test_weights_that_were_not_kept_are_not_described(tmp_path: Path) -> None:
     assert "Trust in the bridge" not in text  # nothing was measured
 
 
-def test_another_main_method_makes_another_report(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", "aad", "shot", bridge=False)
-    for method in ("shot", "aad"):
-        transfer = settings().transfer.model_copy(update={"method": method})
-        evaluate(settings().model_copy(update={"transfer": transfer}), run)
-        assert f"transfer/{method}/" in run.path("evaluate", "report.md").read_text()
+@pytest.mark.parametrize(
+    ("students", "wanted", "method"),
+    [
+        ("aad shot", "shot", "shot"),
+        ("aad shot", "aad", "aad"),
+        ("aad shot", "tgkt", "aad"),
+        ("tgkt shot", "shot", "shot"),
+        ("tgkt shot", "nrc", "tgkt"),
+    ],
+)
+def test_the_student_that_is_judged_is_the_one_that_is_shipped(
+    tmp_path: Path, students: str, wanted: str, method: str
+) -> None:
+    run = make_run(tmp_path / "run", *students.split(), bridge=False)
+    transfer = settings().transfer.model_copy(update={"method": wanted})
+    config = settings(oracle=False, pictures=False).model_copy(update={"transfer": transfer})
+    evaluate(config, run)
+    assert f"transfer/{method}/" in run.path("evaluate", "report.md").read_text("utf-8")
+    assert find_student(run.folder, None, wanted).name == method
 
 
 def test_class_names_are_escaped(evaluated: Run) -> None:
