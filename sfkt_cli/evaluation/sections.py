@@ -29,6 +29,7 @@ from sfkt_cli.evaluation.verdict import (
     Judgement,
     Verdict,
     advice,
+    counted,
     judge_by_labels,
     rows_to_label,
     verdict,
@@ -54,18 +55,26 @@ LABEL_FREE = {
 PICTURE_PAIRS = 256  # TI pairs that PSNR and SSIM look at, at most
 
 
-def headline(evaluation: Evaluation, judged: Judgement | None) -> Headline:
-    """The first line: with labels how often the student is right, without them the verdict."""
+def headline(
+    evaluation: Evaluation, judged: Judgement | None, to_label: Sequence[str] = ()
+) -> Headline:
+    """The first line: with labels how often the student is right, without them the verdict.
+
+    ``to_label`` are the images whose labels would decide.
+    """
     main, split = evaluation.main_method, evaluation.headline_split
     images = f"{SENSORS[evaluation.store.modality]} images"
     who = NAMES.get(main, "student")
     if split is None:
         if judged is None:
             return Headline("There is no student yet, and no image has a label.")
-        tone = "open" if judged.word == "cannot tell" else judged.word
         note = evaluation.outcomes[main].predictor.note
-        details = (note and f"{who.capitalize()}: {note}.", _on_pairs(evaluation))
-        return Headline(judged.sentence, " ".join(filter(None, details)), tone)
+        details = (
+            note and f"{who.capitalize()}: {note}.",
+            _on_labelling(evaluation, to_label),
+            _on_pairs(evaluation),
+        )
+        return Headline(judged.sentence, " ".join(filter(None, details)), _tone(judged.word))
     here = {row.method: row for row in evaluation.rows if row.split == split.name}
     alone, encoded = (percent(here[name].accuracy) for name in ("source-only", "source-encoded"))
     text = f"The {who} recognises {percent(here[main].accuracy)} % of the {images}"
@@ -74,21 +83,44 @@ def headline(evaluation: Evaluation, judged: Judgement | None) -> Headline:
     if main == "source-only":
         return Headline(f"{text}; there is no student yet.", detail)
 
-    _, low, high = evaluation.difference(main, "source-only", split)
-    tone = "better" if low > 0 else "worse" if high < 0 else "open"
-    if tone == "open":
-        detail += "; the difference may be chance"
-    if evaluation.student and here["source-encoded"].accuracy != here["source-only"].accuracy:
+    if encoded != alone:
         detail += f"; your RGB model on images encoded as {evaluation.encoding.kind}: {encoded} %"
+    word = _compare(evaluation, main, "source-encoded", split)
+    if word == "cannot tell":
+        detail += "; the difference may be chance"
     if note := evaluation.outcomes[main].predictor.note:
         detail += f"; {note}"
     elif judged is not None and judged.word != "cannot tell":
         detail += f"; without labels it would have been judged {judged.word} than your RGB model"
     rivals = [name for name in evaluation.rivals if name != "source-only"]
-    if better := [name for name in rivals if evaluation.difference(name, main, split)[1] > 0]:
+    if better := [name for name in rivals if _compare(evaluation, name, main, split) == "better"]:
         best = max(better, key=lambda name: here[name].accuracy)
         detail += f"; better still: {named(best)}, {percent(here[best].accuracy)} %"
-    return Headline(f"{text}; your RGB model alone {alone} %.", detail, tone)
+    return Headline(f"{text}; your RGB model alone {alone} %.", detail, _tone(word))
+
+
+def _tone(word: Verdict) -> str:
+    return "open" if word == "cannot tell" else word
+
+
+def _compare(evaluation: Evaluation, first: str, second: str, split: Split) -> Verdict:
+    """Whether one method is better than another, by all labels of a split."""
+    one, other = (evaluation.labelled(name, split).argmax(axis=1) for name in (first, second))
+    groups, encoding = split.groups.astype(str), evaluation.encoding.kind
+    return judge_by_labels(one, other, split.labels, groups, encoding).word
+
+
+def _on_labelling(evaluation: Evaluation, to_label: Sequence[str]) -> str:
+    """What makes the labels of the user's own list a fair test; empty where there is none."""
+    if len(evaluation.own_labels[0]):
+        return "p holds only if you labelled the whole list before you looked at the verdict."
+    if not to_label or evaluation.list_to_label is None:
+        return ""
+    return (
+        f"{evaluation.list_to_label.name} lists {counted(len(to_label), 'image')} to label. Label "
+        "the whole list before you run sfkt evaluate again: who looks earlier, and goes on where "
+        "nothing is decided, is misled by chance more often."
+    )
 
 
 def judge(evaluation: Evaluation) -> Judgement | None:
@@ -119,8 +151,10 @@ def judge(evaluation: Evaluation) -> Judgement | None:
     return Judgement(word, advice(word, encoding, student, untouched, scenes))
 
 
-def images_to_label(evaluation: Evaluation) -> list[str]:
-    """The files of the images whose labels would decide; none where they would not."""
+def images_to_label(evaluation: Evaluation, judged: Judgement | None) -> list[str]:
+    """The files of the images whose labels would decide; none where they would not, or need not."""
+    if judged is None or judged.word != "cannot tell" or evaluation.labelled_splits:
+        return []
     student, untouched = (
         evaluation.said(name) for name in (evaluation.main_method, "source-encoded")
     )

@@ -76,10 +76,10 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
     record = run.record("evaluate")
     if sentence := record.get("headline") or record.get("verdict"):
         say(f"evaluate: {sentence}")
-    if record.get("to_label"):
-        _ask_for_labels(run, **record["to_label"])
     if report is not None:
         copy_report(run.output("evaluate", COPIES[report.suffix.lower()]), report)
+    if record.get("to_label"):
+        _ask_for_labels(run, **record["to_label"])
 
 
 def open_stores(run: Run) -> tuple[Store, Store]:
@@ -161,10 +161,11 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, test: Store) 
     _add_bounds(evaluation, stage)
     predictions.measure_speeds(evaluation)
     judged = judge(evaluation)
+    to_label = images_to_label(evaluation, judged)
     note = outcomes[evaluation.main_method].predictor.note
     if note and not evaluation.labelled_splits:  # with labels the first line says it
         warn(f"{evaluation.main_method}: {note}")
-    answer = headline(evaluation, judged)
+    answer = headline(evaluation, judged, to_label)
     results = Results(
         dataset=store.dataset, classes=tuple(evaluation.classes), rows=evaluation.rows
     )
@@ -189,27 +190,26 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, test: Store) 
         ("report.tex", to_latex(report)),
     ):
         write_text(stage.folder / name, text)
-    to_label, path = None, evaluation.list_to_label
-    undecided = judged is not None and judged.word == "cannot tell"
-    unlabelled = undecided and not evaluation.labelled_splits
-    if path and unlabelled and (images := images_to_label(evaluation)):
-        to_label = {"name": path.name, "images": images}
+    path = evaluation.list_to_label
     stage.finish(
-        headline=answer.text, verdict=judged and judged.sentence, to_label=to_label,
+        headline=answer.text,
+        verdict=judged and judged.sentence,
+        to_label={"name": path.name, "images": to_label} if path and to_label else None,
         methods=list(outcomes),
-    )  # fmt: skip
+    )
 
 
 def _ask_for_labels(run: Run, name: str, images: list[str]) -> None:
-    """Say which images to label, unless all are; their list is written where it is not there."""
+    """Say which images to label, unless some are; their list is written where it is not there."""
     path = run.path(name)
-    if len(read_own_labels(path)) >= len(images):
+    if read_own_labels(path):
         return
     if not path.is_file():
         write_text(path, to_csv(("name", "label"), [(image, "") for image in images], "name"))
     say(
         f"evaluate: {path} lists images on which the student and your RGB model differ: write the "
-        "class behind each name, nothing where it shows none of them, and run `sfkt evaluate` again"
+        "class behind each name, nothing where it shows none of them, and run `sfkt evaluate` "
+        "again once you have looked at all of them"
     )
 
 

@@ -1,5 +1,6 @@
 import csv
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.evaluation.labelled import LISTS, list_to_label, read_splits
-from sfkt_cli.evaluation.models import load_models
+from sfkt_cli.evaluation.models import Predictor, load_models
+from sfkt_cli.evaluation.predictions import Evaluation, Outcome
+from sfkt_cli.evaluation.sections import headline
 from sfkt_cli.files import write_record
 from sfkt_cli.models.saving import classifier_of, load_model
 from sfkt_cli.settings.config import RuntimeConfig, build
@@ -243,6 +246,39 @@ def test_the_student_that_is_judged_is_the_one_that_is_shipped(
     assert find_student(run.folder, None, wanted).name == method
 
 
+def _evaluation(run: Run) -> Evaluation:
+    """What the report of a run is made from, before any model is asked."""
+    config, store = settings(), open_store(run.transfer_store)
+    models = load_models(run, store, measuring_runtime(config.runtime))
+    splits = {split.name: split for split in read_splits(store, open_store(run.test_store))}
+    return Evaluation(config, run, run.path("evaluate"), store, models, splits, None)
+
+
+def _answers(run: Run, right: Mapping[str, Any], sure: Any = 1.0) -> Evaluation:
+    """The same, with these answers: whether each method is ``right`` on each of 18 test images."""
+    evaluation = _evaluation(run)
+    labels, view = evaluation.splits["test"].labels, evaluation.models.students["tgkt"]
+    for method, hits in right.items():
+        said = np.where(hits, labels, (labels + 1) % 3)
+        probabilities = np.eye(3)[said] * np.reshape(sure, (-1, 1))
+        outcome = Outcome(Predictor(method, view, 0.0, None), {"test": probabilities})
+        evaluation.outcomes[method] = outcome
+    return evaluation
+
+
+def test_the_box_compares_with_the_model_that_would_be_kept(tmp_path: Path) -> None:
+    """One image of each of nine scenes is right, all are, or every image of a single scene."""
+    run = make_run(tmp_path, "tgkt")
+    half, most, few = np.arange(18) % 2 == 0, np.ones(18, bool), np.arange(18) < 2
+    for student, encoded, tone in (
+        (half, most, "worse"),
+        (most, half, "better"),
+        (few, ~most, "open"),
+    ):
+        right = {"source-only": ~most, "source-encoded": encoded, "tgkt": student}
+        assert headline(_answers(run, right), None).tone == tone
+
+
 def test_class_names_are_escaped(evaluated: Run) -> None:
     page = evaluated.path("evaluate", "report.html").read_text(encoding="utf-8")
     assert "<b>bar" not in page
@@ -376,6 +412,9 @@ def test_a_few_labels_of_the_user_decide(
     evaluate(settings(pictures=False), run)
     told = " ".join(capsys.readouterr().err.split())
     assert "lists images on which the student and your RGB model differ" in told
+    assert "Run `sfkt evaluate`." not in run.record("evaluate")["headline"], "it runs"
+    report = run.path("evaluate", "report.md").read_text(encoding="utf-8")
+    assert "Label the whole list before" in report
     with run.path("evaluate", "predictions.csv").open(encoding="utf-8", newline="") as file:
         predicted = {row["name"]: row for row in csv.DictReader(file) if row["split"] == "target"}
     listed = _listed(run)
@@ -391,6 +430,8 @@ def test_a_few_labels_of_the_user_decide(
         evaluate(settings(pictures=False), run)
         sentence = run.record("evaluate")["verdict"]
         assert f"Of {len(differ) - 1} images that you labelled" in sentence
+        report = run.path("evaluate", "report.md").read_text(encoding="utf-8")
+        assert "holds only if you labelled the whole list" in report
         assert word in sentence
         assert sentence.replace("<", "\\<") in run.path("evaluate", "report.md").read_text("utf-8")
         assert _list(run).read_bytes().decode() == text
@@ -464,7 +505,9 @@ def test_where_the_data_have_labels_those_of_the_user_are_not_read(tmp_path: Pat
         assert "that you labelled" not in run.record("evaluate")["verdict"]
 
 
-def test_the_files_of_images_are_listed_and_ids_are_taken_too(tmp_path: Path) -> None:
+def test_the_files_of_images_are_listed_and_ids_are_taken_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, config = make_run(tmp_path, "tgkt", labelled=False), settings(pictures=False)
     ids = [f"target-{row}" for row in range(30)]
     files = [f"tr/target/hall {row // 2}/IMG {row}.png " for row in range(30)]
@@ -481,6 +524,13 @@ def test_the_files_of_images_are_listed_and_ids_are_taken_too(tmp_path: Path) ->
     _list(run).write_text("name,label\n" + "".join(lines), encoding="utf-8")
     evaluate(config, run)
     assert "Of 3 images that you labelled" in run.record("evaluate")["verdict"]
+    capsys.readouterr()
+    rest = [f"{name},\n" for name in files if name not in (files[3], files[4], files[5])]
+    _list(run).write_text("name,label\n" + "".join(lines + rest), encoding="utf-8")
+    evaluate(config, run)
+    told = capsys.readouterr().err
+    assert "may be chance" in told or "are needed" in told
+    assert "lists images on which" not in told, "the others show none of the classes"
 
 
 def test_a_verdict_on_what_has_changed_since_is_not_repeated(
@@ -529,6 +579,7 @@ def test_a_single_label_is_enough_for_a_report(tmp_path: Path) -> None:
         pass
     evaluate(settings(), run)
     assert _rows(run)["tgkt", "target"]["n"] == 1
+    assert 'class="box open"' in run.path("evaluate", "report.html").read_text(encoding="utf-8")
 
 
 def test_an_oracle_that_fails_leaves_the_rest_of_the_report(
