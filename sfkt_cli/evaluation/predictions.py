@@ -149,20 +149,6 @@ class Evaluation:
         right: NDArray[np.bool_] = self.labelled(method, split).argmax(axis=1) == split.labels
         return right
 
-    def interval(self, values: Numbers, split: Split) -> tuple[float, float]:
-        """95 % interval of the mean of some values (L,) of the labelled images."""
-        return scores.bootstrap_interval(
-            values,
-            resamplings=self.config.evaluate.bootstrap,
-            seed=self.config.seed,
-            groups=split.groups,
-        )
-
-    def difference(self, first: str, second: str, split: Split) -> tuple[float, float, float]:
-        """How much more often one method is right than another: mean, and 95 % interval."""
-        gains = self.right(first, split).astype(float) - self.right(second, split)
-        return float(gains.mean()), *self.interval(gains, split)
-
     def features(self, method: str, stored: Numbers) -> Numbers:
         """A method's features (N, D) of stored target images."""
         features: Numbers = self.outcomes[method].predictor.ask(stored)[0].numpy()
@@ -286,7 +272,7 @@ def _row_of(evaluation: Evaluation, outcome: Outcome, split: Split) -> Row:
         split=split.name,
         n=len(split.rows),
         accuracy=scores.accuracy(confusion),
-        accuracy_ci95=evaluation.interval(predicted == split.labels, split),
+        accuracy_ci95=scores.share_interval(predicted == split.labels, split.groups),
         balanced_accuracy=scores.balanced_accuracy(confusion),
         macro_f1=scores.macro_f1(confusion),
         ece=scores.calibration_error(probabilities, split.labels),

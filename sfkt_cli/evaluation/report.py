@@ -60,7 +60,7 @@ class Row:
     split: str  # ``target`` or ``test``
     n: int  # labelled images
     accuracy: float  # fraction
-    accuracy_ci95: tuple[float, float]  # its 95 % interval
+    accuracy_ci95: tuple[float, float] | None  # its 95 % interval; None where all are of one group
     balanced_accuracy: float  # mean recall of the classes
     macro_f1: float  # mean F1 of the classes
     ece: float  # expected calibration error, 15 bins
@@ -415,9 +415,9 @@ def percent(share: float | None) -> str:
     return "-" if share is None or math.isnan(share) else f"{100 * share:.1f}"
 
 
-def interval(bounds: Sequence[float] | None) -> str:
-    """``(0.58, 0.64)`` is ``58.0 .. 64.0``; nothing is ``-``."""
-    return " .. ".join(map(percent, bounds)) if bounds else "-"
+def interval(bounds: Sequence[float] | None, unit: str = "") -> str:
+    """``(0.58, 0.64)`` is ``58.0 .. 64.0``, with a unit behind it; nothing is ``-``."""
+    return " .. ".join(map(percent, bounds)) + unit if bounds else "-"
 
 
 def amount(value: float | None) -> str:

@@ -79,7 +79,10 @@ def headline(
     alone, encoded = (percent(here[name].accuracy) for name in ("source-only", "source-encoded"))
     text = f"The {who} recognises {percent(here[main].accuracy)} % of the {images}"
     kind = "held-out" if split.name == "test" else "training"
-    detail = f"{here[main].n:,} {kind} images, 95 % interval {interval(here[main].accuracy_ci95)} %"
+    detail = (
+        f"{counted(here[main].n, f'{kind} image')} of {counted(split.scene_count, 'group')}, "
+        f"95 % interval {interval(here[main].accuracy_ci95, ' %')}"
+    )
     if main == "source-only":
         return Headline(f"{text}; there is no student yet.", detail)
 
@@ -195,15 +198,21 @@ def facts(evaluation: Evaluation) -> tuple[str, ...]:
         if row.method == "source-rgb":
             share = f"{percent(row.accuracy)} % ({interval(row.accuracy_ci95)})"
             on_rgb = f"{share} of n = {row.n:,} held-out images"
-    resamplings = evaluation.config.evaluate.bootstrap
-    how = f"{resamplings:,} bootstrap resamplings" if resamplings else "normal approximation"
-    unlabelled = ["test.h5 holds no labels: there is no accuracy, only label-free scores"]
+    groups = " and ".join(
+        f"{counted(split.scene_count, 'group')} of the {split.name} split"
+        for split in evaluation.labelled_splits
+    )
+    how = "test.h5 holds no labels: there is no accuracy, only label-free scores"
+    if groups:
+        how = (
+            f"Intervals: 95 %, from the scatter between the {groups}. Images of one group (scene, "
+            "subject) are alike, so a single group gives no interval"
+        )
     return (
         f"Source model on RGB: {on_rgb}",
-        *([] if evaluation.rows else unlabelled),
         *_gap_closed(evaluation),
         *_measured(evaluation),
-        f"Intervals: 95 %, {how}; images of one group (scene, subject) are drawn together",
+        how,
         "Training: seconds and memory beyond the source model (the bridge counts for methods that "
         f"use it); speed on {evaluation.models.runtime.device.type}; seed {evaluation.config.seed}",
     )
@@ -290,20 +299,20 @@ def differences(evaluation: Evaluation) -> Section | None:
     main, lines = evaluation.main_method, list[Line]()
     for split in evaluation.labelled_splits:
         for other in evaluation.rivals:
-            shares = evaluation.difference(main, other, split)
-            points, low, high = (f"{100 * share:+.1f}" for share in shares)
+            gains = evaluation.right(main, split).astype(float) - evaluation.right(other, split)
+            ends = scores.difference_interval(gains, split.groups) or ()
             lines.append(
-                {"against": named(other), "split": split.name, "points ↑": points,
-                 "95 % interval": f"{low} .. {high}"}
+                {"against": named(other), "split": split.name,
+                 "points ↑": f"{100 * gains.mean():+.1f}",
+                 "95 % interval": " .. ".join(f"{100 * end:+.1f}" for end in ends) or "-"}
             )  # fmt: skip
     if not lines:
         return None
     return Section(
         f"{named(main)} against the others",
         (
-            "Difference of accuracies on the same images, in points; paired bootstrap over the "
-            "images. The models have one seed: the interval does not include the scatter of "
-            "training, which sfkt benchmark measures.",
+            "Difference of accuracies on the same images, in points. The models have one seed: the "
+            "interval does not include the scatter of training, which sfkt benchmark measures.",
         ),
         lines,
         left=2,

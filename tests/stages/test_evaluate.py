@@ -308,7 +308,7 @@ def test_rerun_does_nothing_and_copies_the_report(
 
     save_classifier(run, "transfer/shot", 9, ENCODING)
     finish(run, "transfer/shot", {}, [])
-    evaluate(settings(bootstrap=60), run)
+    evaluate(settings(), run)
     assert ("shot", "test") in _rows(run)
     assert _oracle_digest(run) == oracle
 
@@ -339,7 +339,7 @@ def test_what_another_evaluation_works_on_is_not_unmarked(tmp_path: Path) -> Non
         FileLock(run.path(".evaluate.lock")),
         pytest.raises(RunError, match="another sfkt process works on"),
     ):
-        evaluate(settings(oracle=False, bootstrap=60), run)
+        evaluate(settings(oracle=False, pictures=False), run)
     assert run.path("evaluate", "done.json").read_bytes() == before
 
 
@@ -579,7 +579,9 @@ def test_a_single_label_is_enough_for_a_report(tmp_path: Path) -> None:
         pass
     evaluate(settings(), run)
     assert _rows(run)["tgkt", "target"]["n"] == 1
+    assert _rows(run)["tgkt", "target"]["accuracy_ci95"] is None
     assert 'class="box open"' in run.path("evaluate", "report.html").read_text(encoding="utf-8")
+    assert "1 training image of 1 group" in run.path("evaluate", "report.md").read_text("utf-8")
 
 
 def test_an_oracle_that_fails_leaves_the_rest_of_the_report(
