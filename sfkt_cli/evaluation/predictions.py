@@ -126,13 +126,8 @@ class Evaluation:
         return [split for split in self.splits.values() if len(split.rows)]
 
     @property
-    def main_split(self) -> Split | None:
-        """The labelled split that pictures show: ``target`` where it has labels."""
-        return next(iter(self.labelled_splits), None)
-
-    @property
     def headline_split(self) -> Split | None:
-        """The labelled split of the first line of the report: held-out images if there are any."""
+        """The labelled split of first line and pictures: held-out images if there are any."""
         return next(reversed(self.labelled_splits), None)
 
     def said(self, method: str) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """The parts of the report behind the accuracies: tables in words, pictures beside them."""
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -270,7 +271,7 @@ def _gap_closed(evaluation: Evaluation) -> list[str]:
 
 def sections(evaluation: Evaluation) -> tuple[Section, ...]:
     """All sections; pictures, where they are wanted, are written into the folder."""
-    pictures, split = evaluation.config.evaluate.pictures, evaluation.main_split
+    pictures, split = evaluation.config.evaluate.pictures, evaluation.headline_split
     stages = ["bridge"] if evaluation.models.bridge else []
     stages += [f"transfer/{name}" for name in evaluation.models.students]
     parts = [
@@ -328,8 +329,9 @@ def thresholds(evaluation: Evaluation) -> Section | None:
     confidence = evaluation.labelled(main, split).max(axis=1)
     right = evaluation.right(main, split)
     lines: list[Line] = []
-    for threshold in [round(level, 3) for level in np.quantile(confidence, REJECTED).tolist()]:
-        unsure = confidence < threshold
+    levels = np.quantile(confidence, REJECTED).tolist()
+    for shown in dict.fromkeys(_threshold(level) for level in levels):
+        unsure = confidence < float(shown)
         parts = {
             "unknown %": unsure,
             "wrong answers rejected % ↑": unsure[~right],
@@ -339,20 +341,24 @@ def thresholds(evaluation: Evaluation) -> Section | None:
         shares = {
             name: percent(float(part.mean()) if len(part) else None) for name, part in parts.items()
         }
-        lines.append({"threshold": f"{threshold:.3f}", **shares})
-    return Section(
-        "Thresholds",
-        (
-            f"What sfkt predict --threshold rejects with {named(main)}, on the {split.name} split. "
-            f"Its logits are divided by the temperature {temperature:g}, fitted without labels.",
-        ),
-        lines,
-    )
+        lines.append({"threshold": shown, **shares})
+    text = f"What sfkt predict --threshold rejects with {named(main)}, on the {split.name} split."
+    if temperature != 1:
+        text += (
+            f" Its logits are divided by the temperature {temperature:g}, fitted without labels."
+        )
+    return Section("Thresholds", (text,), lines)
+
+
+def _threshold(confidence: float) -> str:
+    """A confidence, rounded down to at least two digits of what it lacks: 0.612, 0.999987."""
+    digits = max(3, 1 - math.floor(math.log10(max(1 - confidence, 1e-7))))
+    return f"{math.floor(confidence * 10**digits) / 10**digits:.{digits}f}"
 
 
 def label_free(evaluation: Evaluation) -> Section:
     """Scores that need no labels, beside the accuracy that they stand for."""
-    split = evaluation.main_split
+    split = evaluation.headline_split
     scored = {m: o.label_free for m, o in evaluation.outcomes.items() if m not in BOUNDS}
     names = [name for name in LABEL_FREE if name in scored["source-only"]]
     lines = []

@@ -17,7 +17,7 @@ from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.evaluation.labelled import LISTS, list_to_label, read_splits
 from sfkt_cli.evaluation.models import Predictor, load_models
 from sfkt_cli.evaluation.predictions import Evaluation, Outcome
-from sfkt_cli.evaluation.sections import headline
+from sfkt_cli.evaluation.sections import headline, thresholds
 from sfkt_cli.files import write_record
 from sfkt_cli.models.saving import classifier_of, load_model
 from sfkt_cli.settings.config import RuntimeConfig, build
@@ -190,6 +190,7 @@ def test_the_oracle_is_marked_where_it_saw_the_labels(evaluated: Run) -> None:
     assert rows["oracle", "test"]["note"] is None
     text = evaluated.path("evaluate", "report.md").read_text(encoding="utf-8")
     assert "oracle (1)" in text
+    assert "## Accuracy by class, test split" in text, "not of images that the oracle has seen"
     assert "\n(1) trained on these very images" in text
 
 
@@ -277,6 +278,20 @@ def test_the_box_compares_with_the_model_that_would_be_kept(tmp_path: Path) -> N
     ):
         right = {"source-only": ~most, "source-encoded": encoded, "tgkt": student}
         assert headline(_answers(run, right), None).tone == tone
+
+
+def test_thresholds_of_a_sure_model_differ(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "tgkt")
+    some = {"tgkt": np.arange(18) % 3 > 0}
+    section = thresholds(_answers(run, some, 1 - 1e-4 * (1 + np.arange(18)) / 18))
+    assert section is not None
+    assert len({line["threshold"] for line in section.lines}) == 5
+    unknown = [float(line["unknown %"]) for line in section.lines]
+    assert unknown == pytest.approx([5, 10, 20, 30, 50], abs=6)
+    section = thresholds(_answers(run, some))  # as sure as can be
+    assert section is not None
+    assert [line["unknown %"] for line in section.lines] == ["0.0"]
+    assert "fitted" not in " ".join(section.text), "the temperature is that of nothing fitted"
 
 
 def test_class_names_are_escaped(evaluated: Run) -> None:
