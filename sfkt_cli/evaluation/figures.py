@@ -146,6 +146,8 @@ def draw_curves(
             axis.set_title(f"{TERMS[name]} ({name})" if name in TERMS else name, fontsize=8)
             axis.tick_params(labelsize=7)
             axis.ticklabel_format(useOffset=False)  # one would stand in the title
+            axis.set_xlim(rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5)
+            axis.set_xlabel("epoch", fontsize=7)
             axis.xaxis.get_major_locator().set_params(integer=True)
     _save(figure, path)
 

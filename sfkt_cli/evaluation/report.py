@@ -246,7 +246,7 @@ def markdown_table(table: Section) -> str:
 
 
 def to_latex(report: Report) -> str:
-    """The accuracies as LaTeX tables, one a split; they need the package booktabs."""
+    """The accuracies as LaTeX tables, one a split; label-free scores where there are none."""
     tables = [table for _, table in split_tables(report.rows)]
     return latex_tables(
         replace(table, title=f"{report.dataset}: {table.title}") for table in tables
@@ -254,7 +254,10 @@ def to_latex(report: Report) -> str:
 
 
 def latex_tables(tables: Iterable[Section]) -> str:
-    """Tables of booktabs with bounds below a rule; the best accuracy of a method is bold."""
+    """Tables as wide as the text, bounds below a rule; the best accuracy of a method is bold.
+
+    They need the packages booktabs and graphicx.
+    """
     return "\n\n".join(map(_latex_table, tables)) + "\n"
 
 
@@ -276,6 +279,7 @@ def _latex_table(table: Section) -> str:
         [
             r"\begin{table}",
             rf"\caption{{{_latex(table.title)}}}",
+            r"\resizebox{\linewidth}{!}{%",
             rf"\begin{{tabular}}{{{'l' * table.left}{'r' * (len(header) - table.left)}}}",
             r"\toprule",
             row({heading: heading for heading in header}),
@@ -283,7 +287,7 @@ def _latex_table(table: Section) -> str:
             *map(row, table.lines, numbers),
             *below,
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             *notes,
             r"\end{table}",
         ]
@@ -424,6 +428,7 @@ def amount(value: float | None) -> str:
     """A number to three digits or in whole units, thousands apart; nothing is ``-``."""
     if value is None or math.isnan(value):
         return "-"
+    value = round(value, 4) + 0.0  # without the noise of floats, and without -0
     return f"{value:,.0f}" if abs(value) >= 100 or value == 0 else f"{value:.3g}"
 
 

@@ -174,7 +174,7 @@ def _on_pairs(evaluation: Evaluation) -> str:
     score = {name: outcome.label_free for name, outcome in evaluation.outcomes.items()}
     agreements = [
         f"{NAMES.get(method, 'student')} {percent(score[method]['ti_agreement'])} % "
-        f"(kappa {score[method]['ti_kappa']:.2f})"
+        f"(kappa {amount(score[method]['ti_kappa'])})"
         for method in (evaluation.main_method, "source-only")
     ]
     return (
@@ -254,17 +254,13 @@ def _gap_closed(evaluation: Evaluation) -> list[str]:
     best = max(bounds, key=lambda name: bounds[name])
     for split in evaluation.labelled_splits:
         accuracy = {row.method: row.accuracy for row in rows if row.split == split.name}
-        start, gap = accuracy["source-only"], bounds[best] - accuracy["source-only"]
-        gained = accuracy[main] - start
-        way = (
-            f"gains {100 * gained:.1f} of the {100 * gap:.1f} points from source-only to"
-            if gained <= gap
-            else f"is {100 * (gained - gap):.1f} points above"
-        )
+        start = accuracy["source-only"]
+        gap, gained = 100 * (bounds[best] - start), 100 * (accuracy[main] - start)
         if gap > 0:
             lines.append(
-                f"{main} on the {split.name} split {way} the better bound ({best} on held-out "
-                "images)"
+                f"{main} on the {split.name} split {'gains' if gained >= 0 else 'loses'} "
+                f"{abs(gained):.1f} points against source-only; the better bound ({best} on "
+                f"held-out images) gains {gap:.1f}"
             )
     return lines
 
