@@ -35,13 +35,15 @@ TERMS = {
     "im": "information maximisation",
     "kl": "distillation",
     "self": "pseudo-labels",
-    "ti_agreement": "agreement on pairs",
-    "ti_kappa": "the same beyond chance",
-    "ti_closeness": "closeness of features",
-    "ti_rank": "rank of the partner",
+    "ti_agreement": "TI agreement",
+    "ti_kappa": "TI kappa",
+    "ti_rank": "TI partner rank",
+    "ti_closeness": "TI closeness",
     "tr_information": "information",
     "tr_density": "neighbourhood density",
     "tr_mirror": "agreement with mirror images",
+    "confidence": "confidence",
+    "classes_said": "classes named",
 }
 """Full names of loss terms and scores; others are shown as they are."""
 

@@ -22,7 +22,7 @@ from sfkt_cli.models.saving import (
     load_model,
     read_card,
 )
-from sfkt_cli.scores import softmax
+from sfkt_cli.scores import geometric_mean, softmax
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run, main_student
 from sfkt_cli.training.predicting import (
@@ -52,7 +52,7 @@ class Predictor:
     peak_memory_mb: float | None  # largest of the stages that made it; None: nothing was trained
     note: str | None = None  # what a reader must know of it
     temperature: float = 1.0  # by which its logits are divided, as `sfkt predict` does
-    beside: View | None = None  # a second view, whose answers are averaged with its own
+    beside: View | None = None  # a second view, whose probabilities are averaged with its own
 
     @property
     def parameters(self) -> int:
@@ -60,12 +60,15 @@ class Predictor:
         return self.view.parameters + (self.beside.parameters if self.beside else 0)
 
     def ask(self, images: Numbers) -> tuple[Tensor, Tensor]:
-        """Features (N, D) and logits (N, K) of stored images."""
+        """Features (N, D) and logits (N, K) of stored images, of its own view."""
         return predict_rows(images, self.view)
 
     def probabilities(self, images: Numbers) -> Numbers:
         """Probabilities (N, K) of stored images."""
-        return softmax(self.ask(images)[1].numpy() / self.temperature)
+        own = softmax(self.ask(images)[1].numpy() / self.temperature)
+        if self.beside is None:
+            return own
+        return geometric_mean([own, softmax(predict_rows(images, self.beside)[1].numpy())])
 
 
 @dataclass(frozen=True)

@@ -155,10 +155,10 @@ class Evaluation:
             name: predictor.probabilities(split.target) for name, split in self.splits.items()
         }
         outcome = Outcome(predictor, probabilities, without_labels(probabilities["target"]))
-        if self.pairs is not None:
+        if self.pairs is not None and predictor.beside is None:  # two views have no common features
             predicted = predictor.ask(self.pairs.target)
-            scored = label_free.pair_scores(predicted, (self.pairs.features, self.pairs.logits))
-            outcome.label_free |= {"ti_distance": -scored.pop("ti_closeness"), **scored}
+            partners = self.pairs.features, self.pairs.logits
+            outcome.label_free |= label_free.pair_scores(predicted, partners)
         self.outcomes[predictor.method] = outcome
 
 
@@ -183,15 +183,10 @@ def look_for_collapse(evaluation: Evaluation) -> None:
 
 def without_labels(probabilities: Numbers) -> dict[str, float]:
     """Scores of predictions (N, K) on TR target images that need no labels."""
-    sample = probabilities[spread(len(probabilities))]
-    label_free_scores = {
-        "tr_information": label_free.information(_logits(probabilities)),
+    return label_free.target_scores(_logits(probabilities)) | {
         "confidence": float(probabilities.max(axis=1).mean()),
         "classes_said": float(len(np.unique(probabilities.argmax(axis=1)))),
     }
-    if len(sample) > 1:
-        label_free_scores["density"] = scores.soft_neighbourhood_density(sample)
-    return label_free_scores
 
 
 def _logits(probabilities: Numbers) -> Tensor:
@@ -202,8 +197,7 @@ def add_ensemble(evaluation: Evaluation) -> None:
     """Both views of a target image: the student on it, the source model on its translation."""
     if not evaluation.outcomes.keys() >= set(VIEWS):
         return
-    student, bridge = (evaluation.outcomes[name] for name in VIEWS)
-    first, second = student.predictor, bridge.predictor
+    first, second = (evaluation.outcomes[name].predictor for name in VIEWS)
     both = replace(
         first,
         method=ENSEMBLE,
@@ -211,12 +205,7 @@ def add_ensemble(evaluation: Evaluation) -> None:
         peak_memory_mb=max(first.peak_memory_mb or 0, second.peak_memory_mb or 0) or None,
         note=first.note or second.note,
     )
-    probabilities = {
-        name: scores.geometric_mean([of_student, bridge.probabilities[name]])
-        for name, of_student in student.probabilities.items()
-    }
-    scored = without_labels(probabilities["target"])
-    evaluation.outcomes[ENSEMBLE] = Outcome(both, probabilities, scored)
+    evaluation.ask(both)
 
 
 def add_rgb_bound(evaluation: Evaluation) -> None:
@@ -235,7 +224,7 @@ def measure_speeds(evaluation: Evaluation) -> None:
     """
     outcomes, splits = evaluation.outcomes, evaluation.splits
     target = np.asarray(splits["target"].target[:SPEED_IMAGES])
-    images = {method: target for method in outcomes if method != ENSEMBLE}
+    images = dict.fromkeys(outcomes, target)
     if "source-rgb" in images:
         images["source-rgb"] = np.asarray(splits["test"].rgb)[:SPEED_IMAGES]
     seconds: dict[str, list[float]] = {method: [] for method in images}
@@ -243,14 +232,11 @@ def measure_speeds(evaluation: Evaluation) -> None:
         for method, stored in images.items():
             evaluation.models.runtime.wait()
             began = time.perf_counter()
-            outcomes[method].predictor.ask(stored)
+            outcomes[method].predictor.probabilities(stored)
             seconds[method].append(time.perf_counter() - began)
     for method, (_, *took) in seconds.items():
         speed = len(images[method]) / max(float(np.median(took)), 1e-9)
         outcomes[method].images_per_second = speed
-    if ENSEMBLE in outcomes:
-        both = [outcomes[name].images_per_second or np.inf for name in VIEWS]
-        outcomes[ENSEMBLE].images_per_second = 1 / sum(1 / speed for speed in both)
 
 
 def _row_of(evaluation: Evaluation, outcome: Outcome, split: Split) -> Row:

@@ -37,6 +37,8 @@ MEANINGS = {
     "source-rgb": "bound: the source model on the RGB partners of the test images",
 }
 """What each row of a report is, for a reader who sees it for the first time."""
+LABEL_FREE = "Label-free scores"
+"""The title of the section with the scores that need no labels."""
 NAMES = {
     "source-only": "RGB model",
     "source-encoded": "RGB model, encoded",
@@ -248,6 +250,8 @@ def markdown_table(table: Section) -> str:
 def to_latex(report: Report) -> str:
     """The accuracies as LaTeX tables, one a split; label-free scores where there are none."""
     tables = [table for _, table in split_tables(report.rows)]
+    if not tables:
+        tables = [section for section in report.sections if section.title == LABEL_FREE]
     return latex_tables(
         replace(table, title=f"{report.dataset}: {table.title}") for table in tables
     )
@@ -263,8 +267,8 @@ def latex_tables(tables: Iterable[Section]) -> str:
 
 def _latex_table(table: Section) -> str:
     header = table.header
-    accuracy = next(name for name in header if name.startswith("accuracy %"))
-    numbers = [_leading(line[accuracy]) for line in table.lines]
+    accuracy = next((name for name in header if name.startswith("accuracy %")), "")
+    numbers = [_leading(line.get(accuracy, "")) for line in table.lines]
     top = max((number for number in numbers if number is not None), default=None)
 
     def row(line: Line, number: float | None = None) -> str:

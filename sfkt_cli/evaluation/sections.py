@@ -17,6 +17,7 @@ from sfkt_cli.evaluation.models import KEPT, model_digest, translate, weights_ke
 from sfkt_cli.evaluation.predictions import Evaluation
 from sfkt_cli.evaluation.report import (
     BOUNDS,
+    LABEL_FREE,
     NAMES,
     Headline,
     Line,
@@ -43,16 +44,17 @@ from sfkt_cli.training.pairs import FILE, SELECTORS, load_epochs
 SENSORS = {"depth": "depth", "nir": "near-infrared", "thermal": "thermal", "other": "target"}
 REJECTED = (0.05, 0.1, 0.2, 0.3, 0.5)
 """Shares of images that the thresholds in the report make unknown."""
-LABEL_FREE = {
-    "ti_agreement": "TI agreement % ↑",
-    "ti_kappa": "TI kappa ↑",
-    "ti_rank": "TI partner rank ↑",
-    "ti_distance": "TI feature distance ↓",
-    "tr_information": "information (nats) ↑",
-    "density": "neighbourhood density (nats) ↑",
-    "confidence": "confidence %",
-    "classes_said": "classes named",
+UNITS = {
+    "ti_agreement": " % ↑",
+    "ti_kappa": " ↑",
+    "ti_rank": " ↑",
+    "ti_closeness": " ↑",
+    "tr_information": " (nats) ↑",
+    "tr_density": " (nats) ↑",
+    "confidence": " %",
+    "classes_said": "",
 }
+"""Units of the label-free scores, and whether a large value is good."""
 PICTURE_PAIRS = 256  # TI pairs that PSNR and SSIM look at, at most
 
 
@@ -356,37 +358,41 @@ def label_free(evaluation: Evaluation) -> Section:
     """Scores that need no labels, beside the accuracy that they stand for."""
     split = evaluation.headline_split
     scored = {m: o.label_free for m, o in evaluation.outcomes.items() if m not in BOUNDS}
-    names = [name for name in LABEL_FREE if name in scored["source-only"]]
+    headings = {
+        name: figures.TERMS[name] + unit
+        for name, unit in UNITS.items()
+        if name in scored["source-only"]
+    }
     lines = []
     for method, values in scored.items():
         texts = {
             heading: (percent if "%" in heading else amount)(values.get(name))
-            for name in names
-            if (heading := LABEL_FREE[name])
+            for name, heading in headings.items()
         }
         lines.append({"method": named(method), **texts})
     text = (
         "TI agreement: the share of TI pairs for which the method names the same class on the "
         "target image as the source model on the RGB image. Kappa: the agreement beyond chance, "
-        "which is 0. No score here uses a label"
+        "which is 0. Closeness: 0 where the features of the two images are the same, -1 where they "
+        "are no closer than to the mean. No score here uses a label"
     )
     if split is None:
-        return Section("Label-free scores", (f"{text}.",), lines)
+        return Section(LABEL_FREE, (f"{text}.",), lines)
     paragraphs = [f"{text}; the last column does ({split.name} split)."]
     accuracy = {method: float(evaluation.right(method, split).mean()) for method in scored}
     for line, share in zip(lines, accuracy.values(), strict=True):
         line["accuracy % ↑"] = percent(share)
     if len(scored) >= 4:
         last = {"method": "rank correlation"}
-        for name in names:
+        for name, heading in headings.items():
             having = [method for method, values in scored.items() if name in values]
             values_of = [scored[method][name] for method in having]
             of_methods = [accuracy[method] for method in having]
-            last[LABEL_FREE[name]] = _correlation(values_of, of_methods)
+            last[heading] = _correlation(values_of, of_methods)
         lines.append({**last, "accuracy % ↑": ""})
         note = "Last row: Spearman's correlation with accuracy over the methods, afterwards."
         paragraphs.append(note)
-    return Section("Label-free scores", tuple(paragraphs), lines)
+    return Section(LABEL_FREE, tuple(paragraphs), lines)
 
 
 def epoch_choice(run: Run, target: Split, stages: Sequence[str]) -> Section | None:
@@ -464,8 +470,8 @@ def bridge_quality(evaluation: Evaluation) -> Section | None:
             f"and to {percent(record.get('untouched_rank'))} % without."
         )
     quantities = {
-        "TI agreement": f"{percent(agreed['ti_agreement'])} %",
-        "the same beyond chance (kappa)": amount(agreed["ti_kappa"]),
+        figures.TERMS["ti_agreement"]: f"{percent(agreed['ti_agreement'])} %",
+        figures.TERMS["ti_kappa"]: amount(agreed["ti_kappa"]),
         "epoch kept": str(record.get("best_epoch", "-") if kept else "none"),
         "PSNR": f"{scores.psnr(translated, rgb).mean():.1f} dB",
         "SSIM": f"{1 - float(structural_dissimilarity(*pictures)):.3f}",
