@@ -116,9 +116,8 @@ def share_interval(right: Numbers, groups: Numbers) -> tuple[float, float] | Non
     share, count = float(right.mean()), len(np.unique(groups))
     if count < 2:
         return None
-    variance = _clustered((right - share) / len(right), groups)
-    effective = share * (1 - share) / variance if variance > TINY else count
-    ratio = _t_of_groups(count) ** 2 / effective
+    variance, t = _clustered((right - share) / len(right), groups)
+    ratio = t**2 / (share * (1 - share) / variance if variance > TINY else count)
     reach = math.sqrt(ratio * share * (1 - share) + ratio**2 / 4)
     low, high = ((share + (ratio / 2 + end)) / (1 + ratio) for end in (-reach, reach))
     return low, high
@@ -129,23 +128,19 @@ def difference_interval(gains: Numbers, groups: Numbers) -> tuple[float, float] 
 
     ``gains`` (N,) are right (1) or wrong (0) of one method minus that of the other.
     """
-    mean, count = float(gains.mean()), len(np.unique(groups))
-    if count < 2:
+    if len(np.unique(groups)) < 2:
         return None
-    variance = _clustered((gains - mean) / len(gains), groups)
-    reach = _t_of_groups(count) * math.sqrt(variance)
-    return mean - reach, mean + reach
+    mean = float(gains.mean())
+    variance, t = _clustered((gains - mean) / len(gains), groups)
+    return mean - t * math.sqrt(variance), mean + t * math.sqrt(variance)
 
 
-def _clustered(parts: Numbers, groups: Numbers) -> float:
-    """Cluster-robust variance of the sum of parts (N,) whose groups are given as integers (N,)."""
+def _clustered(parts: Numbers, groups: Numbers) -> tuple[float, float]:
+    """Cluster-robust variance of the sum of parts (N,) of groups (N,), and t of so many groups."""
     _, places = np.unique(groups, return_inverse=True)
     sums = np.bincount(places, parts)
-    return float((sums**2).sum() * len(sums) / max(len(sums) - 1, 1))
-
-
-def _t_of_groups(count: int) -> float:
-    return student_t_quantile(min(max(count - 1, 1), MANY))
+    degrees = max(len(sums) - 1, 1)
+    return float((sums**2).sum() * len(sums) / degrees), student_t_quantile(min(degrees, MANY))
 
 
 def difference_over_seeds(
@@ -179,9 +174,9 @@ def difference_over_seeds(
     )
     seeds = np.repeat(np.arange(count), [len(values) for values in differences])
     names, scenes = np.unique(np.concatenate(list(groups)), return_inverse=True)
-    of_seeds, of_images = float(means.var(ddof=1)) / count, _clustered(parts, scenes)
-    of_scenes = max(of_images - _clustered(parts, seeds * len(names) + scenes), 0.0)
-    usual, other = student_t_quantile(count - 1), _t_of_groups(len(names))
+    of_seeds, usual = float(means.var(ddof=1)) / count, student_t_quantile(count - 1)
+    of_images, other = _clustered(parts, scenes)
+    of_scenes = max(of_images - _clustered(parts, seeds * len(names) + scenes)[0], 0.0)
     reach = math.hypot(usual * math.sqrt(of_seeds), other * math.sqrt(of_scenes))
     reach = max(reach, math.sqrt(of_images))
     p_value = 1 - student_t_within(usual * abs(mean) / max(reach, TINY), count - 1)

@@ -58,13 +58,8 @@ UNITS = {
 PICTURE_PAIRS = 256  # TI pairs that PSNR and SSIM look at, at most
 
 
-def headline(
-    evaluation: Evaluation, judged: Judgement | None, to_label: Sequence[str] = ()
-) -> Headline:
-    """The first line: with labels how often the student is right, without them the verdict.
-
-    ``to_label`` are the images whose labels would decide.
-    """
+def headline(evaluation: Evaluation, judged: Judgement | None) -> Headline:
+    """The first line: with labels how often the student is right, without them the verdict."""
     main, split = evaluation.main_method, evaluation.headline_split
     images = f"{SENSORS[evaluation.store.modality]} images"
     who = NAMES.get(main, "student")
@@ -74,7 +69,7 @@ def headline(
         note = evaluation.outcomes[main].predictor.note
         details = (
             note and f"{who.capitalize()}: {note}.",
-            _on_labelling(evaluation, to_label),
+            _on_labelling(evaluation, len(images_to_label(evaluation, judged))),
             _on_pairs(evaluation),
         )
         return Headline(judged.sentence, " ".join(filter(None, details)), _tone(judged.word))
@@ -116,14 +111,14 @@ def _compare(evaluation: Evaluation, first: str, second: str, split: Split) -> V
     return judge_by_labels(one, other, split.labels, groups, encoding).word
 
 
-def _on_labelling(evaluation: Evaluation, to_label: Sequence[str]) -> str:
+def _on_labelling(evaluation: Evaluation, to_label: int) -> str:
     """What makes the labels of the user's own list a fair test; empty where there is none."""
     if len(evaluation.own_labels[0]):
         return "p holds only if you labelled the whole list before you looked at the verdict."
     if not to_label or evaluation.list_to_label is None:
         return ""
     return (
-        f"{evaluation.list_to_label.name} lists {counted(len(to_label), 'image')} to label. Label "
+        f"{evaluation.list_to_label.name} lists {counted(to_label, 'image')} to label. Label "
         "the whole list before you run sfkt evaluate again: who looks earlier, and goes on where "
         "nothing is decided, is misled by chance more often."
     )

@@ -161,11 +161,10 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, test: Store) 
     _add_bounds(evaluation, stage)
     predictions.measure_speeds(evaluation)
     judged = judge(evaluation)
-    to_label = images_to_label(evaluation, judged)
     note = outcomes[evaluation.main_method].predictor.note
     if note and not evaluation.labelled_splits:  # with labels the first line says it
         warn(f"{evaluation.main_method}: {note}")
-    answer = headline(evaluation, judged, to_label)
+    answer = headline(evaluation, judged)
     results = Results(
         dataset=store.dataset, classes=tuple(evaluation.classes), rows=evaluation.rows
     )
@@ -190,7 +189,7 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, test: Store) 
         ("report.tex", to_latex(report)),
     ):
         write_text(stage.folder / name, text)
-    path = evaluation.list_to_label
+    path, to_label = evaluation.list_to_label, images_to_label(evaluation, judged)
     stage.finish(
         headline=answer.text,
         verdict=judged and judged.sentence,
