@@ -98,33 +98,49 @@ def calibration_error(probabilities: Numbers, labels: Numbers) -> float:
     return float((count * np.abs(confidence - right)).sum() / max(int(count.sum()), 1))
 
 
-def bootstrap_interval(
-    values: Numbers, *, resamplings: int, seed: int, groups: Numbers | None = None
-) -> tuple[float, float]:
-    """Percentile bootstrap 95 % interval of a mean: the 2.5th and the 97.5th percentile.
+def share_interval(right: Numbers, groups: Numbers) -> tuple[float, float] | None:
+    """95 % interval of a share: Wilson's, with an effective number n of samples and Student's t.
+
+        (p + t^2/2n -+ sqrt(t^2 p (1 - p) / n + (t^2/2n)^2)) / (1 + t^2/n),  n = p (1 - p) / V
+
+    V is the cluster-robust variance of p, t has G - 1 degrees of freedom. Where V is 0, as for
+    p = 1, n is G. Source: Wilson, JASA 1927; Korn and Graubard, Survey Methodology 1998.
 
     Args:
-        values: (N,), such as 1 for right and 0 for wrong, or a paired difference of two such.
-        resamplings: How often the samples are drawn anew; 0: the normal approximation instead.
-        seed: Seed of the draws.
-        groups: (N,) integers; samples of one group (a scene) are drawn together, because they are
-            not independent. None, or a single group: each on its own.
+        right: (N,) 1 for right and 0 for wrong.
+        groups: (N,) integers, the same for samples of one of G groups, such as a scene.
+
+    Returns:
+        None for a single group: it says nothing about others.
     """
-    if groups is None or len(np.unique(groups)) < 2:
-        groups = np.arange(len(values))
-    _, place, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    sums, number = np.bincount(place, values.astype(np.float64)), len(counts)
-    if resamplings == 0:
-        centre = float(values.mean())
-        spread = np.sqrt(((sums - centre * counts) ** 2).sum()) / len(values)
-        return centre - 1.96 * float(spread), centre + 1.96 * float(spread)
-    kinds, times = np.unique(np.stack([sums, counts], axis=1), axis=0, return_counts=True)
-    random = np.random.default_rng([seed, 0xB007])
-    # As often as each kind of group is drawn: the same as drawing the groups themselves.
-    drawn = random.multinomial(number, times / number, size=resamplings) @ kinds
-    means = drawn[:, 0] / drawn[:, 1]
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high)
+    share, count = float(right.mean()), len(np.unique(groups))
+    if count < 2:
+        return None
+    variance, t = _clustered((right - share) / len(right), groups)
+    ratio = t**2 / (share * (1 - share) / variance if variance > TINY else count)
+    reach = math.sqrt(ratio * share * (1 - share) + ratio**2 / 4)
+    low, high = ((share + (ratio / 2 + end)) / (1 + ratio) for end in (-reach, reach))
+    return low, high
+
+
+def difference_interval(gains: Numbers, groups: Numbers) -> tuple[float, float] | None:
+    """95 % t interval of a mean paired difference, m -+ t sqrt(V); see :func:`share_interval`.
+
+    ``gains`` (N,) are right (1) or wrong (0) of one method minus that of the other.
+    """
+    if len(np.unique(groups)) < 2:
+        return None
+    mean = float(gains.mean())
+    variance, t = _clustered((gains - mean) / len(gains), groups)
+    return mean - t * math.sqrt(variance), mean + t * math.sqrt(variance)
+
+
+def _clustered(parts: Numbers, groups: Numbers) -> tuple[float, float]:
+    """Cluster-robust variance of the sum of parts (N,) of groups (N,), and t of so many groups."""
+    _, places = np.unique(groups, return_inverse=True)
+    sums = np.bincount(places, parts)
+    degrees = max(len(sums) - 1, 1)
+    return float((sums**2).sum() * len(sums) / degrees), student_t_quantile(min(degrees, MANY))
 
 
 def difference_over_seeds(
@@ -153,19 +169,14 @@ def difference_over_seeds(
     count, mean = len(means), float(means.mean())
     if count < 2:
         return mean, None, None
-    parts = [(values - values.mean()) / (len(values) * count) for values in differences]
+    parts = np.concatenate(
+        [(values - values.mean()) / (len(values) * count) for values in differences]
+    )
     seeds = np.repeat(np.arange(count), [len(values) for values in differences])
-    _, scenes = np.unique(np.concatenate(list(groups)), return_inverse=True)
-    _, cells = np.unique(seeds * (scenes.max() + 1) + scenes, return_inverse=True)
-
-    def clustered(clusters: Numbers) -> float:
-        sums = np.bincount(clusters, np.concatenate(parts))
-        return float((sums**2).sum() * len(sums) / max(len(sums) - 1, 1))
-
-    of_seeds, of_images = float(means.var(ddof=1)) / count, clustered(scenes)
-    of_scenes = max(of_images - clustered(cells), 0.0)
-    usual = student_t_quantile(count - 1)
-    other = student_t_quantile(min(max(int(scenes.max()), 1), MANY))
+    names, scenes = np.unique(np.concatenate(list(groups)), return_inverse=True)
+    of_seeds, usual = float(means.var(ddof=1)) / count, student_t_quantile(count - 1)
+    of_images, other = _clustered(parts, scenes)
+    of_scenes = max(of_images - _clustered(parts, seeds * len(names) + scenes)[0], 0.0)
     reach = math.hypot(usual * math.sqrt(of_seeds), other * math.sqrt(of_scenes))
     reach = max(reach, math.sqrt(of_images))
     p_value = 1 - student_t_within(usual * abs(mean) / max(reach, TINY), count - 1)

@@ -25,7 +25,7 @@ from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.onnx_files import open_session, refuse_what_is_elsewhere
 from sfkt_cli.models.saving import CARD, Saved, load_model
 from sfkt_cli.settings.config import build
-from sfkt_cli.settings.runs import Run, known_settings
+from sfkt_cli.settings.runs import Run, known_settings, main_student
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def load_student(
 
     Args:
         path: ``runs/<name>``, ``runs/<name>/transfer/<method>``, or an exported ``student`` folder.
-        method: Which student of a run; None: the only one, or ``usual``.
+        method: Which student of a run; None: the one that counts, see ``runs.main_student``.
         usual: The method to take if a run has several students.
         device: Such as ``cpu`` or ``cuda``.
 
@@ -235,7 +235,7 @@ def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> 
                 "one"
             )
         raise RunError(f"{path} holds no finished student: first run `sfkt transfer`")
-    chosen = method or (done[0] if len(done) == 1 else usual)
+    chosen = method or main_student(done, usual)
     if chosen not in done:
         raise RunError(
             f"{path} holds no student of method {chosen!r}, but of {', '.join(done)}: "

@@ -37,7 +37,7 @@ training: {min_steps: 2}
 source: {epochs: 1, width: 4, bottleneck: 8}
 bridge: {epochs: 1, width: 4}
 transfer: {epochs: 1}
-evaluate: {oracle: false, bootstrap: 0}
+evaluate: {oracle: false}
 runtime: {gpus: 0}
 """
 

@@ -22,6 +22,7 @@ from sfkt_cli.settings.config import (
     settings_of_file,
     to_yaml,
 )
+from sfkt_cli.settings.runs import known_settings
 
 
 def test_merging_takes_settings_by_section_or_by_name_and_replaces_lists() -> None:
@@ -271,3 +272,10 @@ def test_a_long_wrong_value_is_not_shown_whole() -> None:
         build({"unheard": ["x"] * 100_000})
     assert "unknown setting unheard" in str(refused.value)
     assert len(str(refused.value)) < 600
+
+
+def test_a_setting_that_is_gone_is_named_in_files_and_passed_over_in_runs() -> None:
+    earlier = {"evaluate": {"bootstrap": 500, "oracle": False}}
+    with pytest.raises(ConfigError, match=r"evaluate\.bootstrap = 500: .* leave it out"):
+        build(earlier)
+    assert build(known_settings(earlier)).evaluate.oracle is False

@@ -154,6 +154,7 @@ def test_of_a_wide_table_a_terminal_shows_what_fits(monkeypatch: pytest.MonkeyPa
 def test_numbers_are_short() -> None:
     assert [report.percent(v) for v in (0.6, None, float("nan"))] == ["60.0", "-", "-"]
     assert [report.amount(v) for v in (None, 0, 12.34, 12345.6)] == ["-", "0", "12.3", "12,346"]
+    assert [report.amount(v) for v in (1.83e-8, -1.19e-7, -0.815)] == ["0", "0", "-0.815"]
 
 
 def test_pictures_take_names_with_dollars_and_foreign_letters(tmp_path: Path) -> None:
@@ -183,6 +184,10 @@ def test_a_term_that_begins_late_has_a_curve(
     (figure,) = drawn
     titles = [axis.get_title() for axis in figure.axes if axis.get_visible()]
     assert titles == ["information maximisation (im)", "distillation (kl)"]
+    figures.draw_curves(tmp_path / "k.png", {"tgkt": rows[:1]}, {})
+    (axis,) = (axis for axis in drawn[-1].axes if axis.get_visible())
+    assert axis.get_xlabel() == "epoch"
+    assert axis.get_xlim() == (0.5, 1.5)
 
 
 def test_two_axes_are_those_of_largest_variance() -> None:

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from sfkt_cli import scores
 
 Numbers = NDArray[Any]
+Interval = Callable[[Numbers, Numbers], tuple[float, float] | None]
 
 
 def _predictions(seed: int, samples: int, classes: int) -> tuple[Numbers, Numbers]:
@@ -70,46 +72,55 @@ def test_a_class_without_samples_is_left_out() -> None:
     assert scores.macro_f1(confusion) == pytest.approx(2 / 3)
 
 
-def test_interval_of_independent_samples_is_the_binomial_one() -> None:
-    values = np.arange(400) % 4 == 0
-    low, high = scores.bootstrap_interval(values, resamplings=20_000, seed=0)
-    half = 1.96 * np.sqrt(0.25 * 0.75 / 400)
-    assert low == pytest.approx(0.25 - half, abs=0.004)
-    assert high == pytest.approx(0.25 + half, abs=0.004)
-    normal = scores.bootstrap_interval(values, resamplings=0, seed=0)
-    assert normal == pytest.approx((0.25 - half, 0.25 + half), abs=1e-9)
+def test_interval_of_independent_samples_is_wilsons() -> None:
+    right, alone = np.arange(400) % 4 == 0, np.arange(400)
+    z, n = scores.student_t_quantile(60), 399  # V is p (1 - p) / (n - 1)
+    middle = (0.25 + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(0.25 * 0.75 / n + (z / (2 * n)) ** 2)
+    assert scores.share_interval(right, alone) == pytest.approx((middle - half, middle + half))
+    gains = right.astype(float)
+    half = z * np.sqrt(0.25 * 0.75 / n)
+    assert scores.difference_interval(gains, alone) == pytest.approx((0.25 - half, 0.25 + half))
 
 
-@pytest.mark.parametrize("resamplings", [0, 4000])
-def test_samples_of_one_group_count_together(resamplings: int) -> None:
-    once = (np.arange(80) % 4 == 0).astype(int)
-    few = scores.bootstrap_interval(once, resamplings=resamplings, seed=1)
-    copies = scores.bootstrap_interval(
-        np.repeat(once, 10), resamplings=resamplings, seed=1, groups=np.repeat(np.arange(80), 10)
-    )
-    assert copies == pytest.approx(few)
-    naive = scores.bootstrap_interval(np.repeat(once, 10), resamplings=resamplings, seed=1)
-    assert naive[1] - naive[0] < 0.5 * (few[1] - few[0])
+@pytest.mark.parametrize("interval", [scores.share_interval, scores.difference_interval])
+def test_samples_of_one_group_count_together(interval: Interval) -> None:
+    once = (np.arange(40) % 4 == 0).astype(float)
+    alone, copies = np.arange(40), np.repeat(once, 10)
+    expected = interval(once, alone)
+    assert expected is not None
+    assert interval(copies, np.repeat(alone, 10)) == pytest.approx(expected)
+    naive = interval(copies, np.arange(400))
+    assert naive is not None
+    assert naive[1] - naive[0] < 0.5 * (expected[1] - expected[0])
+    assert interval(copies, np.zeros(400, int)) is None, "one group says nothing about others"
 
 
-def test_a_single_group_says_nothing_about_scatter_between_groups() -> None:
-    values = (np.arange(80) % 4 == 0).astype(int)
-    apart = scores.bootstrap_interval(values, resamplings=500, seed=1)
-    together = scores.bootstrap_interval(values, resamplings=500, seed=1, groups=np.zeros(80))
-    assert together == apart
+@pytest.mark.parametrize(("groups", "least"), [(2, 0.5), (6, 0.3), (18, 0.15)])
+def test_all_right_is_not_certain(groups: int, least: float) -> None:
+    ends = scores.share_interval(np.ones(36), np.arange(36) % groups)
+    none_right = scores.share_interval(np.zeros(36), np.arange(36) % groups)
+    assert ends is not None
+    assert ends[1] == 1
+    assert 1 - ends[0] > least
+    assert none_right == pytest.approx((0, 1 - ends[0]))
 
 
-def test_interval_of_a_paired_difference_is_narrower_than_that_of_unrelated_samples() -> None:
-    random = np.random.default_rng(0)
-    second = random.random(300) < 0.5
-    first = second | (random.random(300) < 0.1)
-    gains = first.astype(float) - second
-    low, high = scores.bootstrap_interval(gains, resamplings=2000, seed=0)
-    assert 0 < low < gains.mean() < high
-    unrelated = first.astype(float) - random.permutation(second)
-    other_low, other_high = scores.bootstrap_interval(unrelated, resamplings=2000, seed=0)
-    assert high - low < other_high - other_low
-    assert scores.bootstrap_interval(gains, resamplings=2000, seed=0) == (low, high)
+@pytest.mark.parametrize("scenes", [2, 3, 5, 20])
+def test_intervals_cover_the_truth_over_few_groups(scenes: int) -> None:
+    """Two methods that are equally good on average, and 15 points apart from scene to scene."""
+    random, groups = np.random.default_rng(scenes), np.repeat(np.arange(scenes), 40)
+    covered = {"share": 0, "difference": 0}
+    for _ in range(500):
+        accuracy = random.beta(4, 4 / 1.5, (2, scenes))[:, groups]
+        first, second = (random.random(accuracy.shape) < accuracy).astype(float)
+        for name, truth, ends in (
+            ("share", 0.6, scores.share_interval(first, groups)),
+            ("difference", 0.0, scores.difference_interval(first - second, groups)),
+        ):
+            assert ends is not None
+            covered[name] += ends[0] <= truth <= ends[1]
+    assert min(covered.values()) >= 0.92 * 500
 
 
 def test_neighbourhood_density_equals_a_slow_loop_and_prefers_clusters() -> None:

@@ -32,7 +32,7 @@ SETTINGS = {
     "source": "source.epochs=1 source.width=4 training.min_steps=2 runtime.gpus=0",
     "bridge": "bridge.epochs=1 bridge.width=4 training.min_steps=2 runtime.gpus=0",
     "transfer": "transfer.epochs=1 training.min_steps=2 runtime.gpus=0",
-    "evaluate": "evaluate.oracle=false evaluate.bootstrap=20 evaluate.pictures=false",
+    "evaluate": "evaluate.oracle=false evaluate.pictures=false",
 }
 """What makes the commands of a page quick."""
 SETTINGS["benchmark"] = " ".join(

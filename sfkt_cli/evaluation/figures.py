@@ -35,13 +35,15 @@ TERMS = {
     "im": "information maximisation",
     "kl": "distillation",
     "self": "pseudo-labels",
-    "ti_agreement": "agreement on pairs",
-    "ti_kappa": "the same beyond chance",
-    "ti_closeness": "closeness of features",
-    "ti_rank": "rank of the partner",
+    "ti_agreement": "TI agreement",
+    "ti_kappa": "TI kappa",
+    "ti_rank": "TI partner rank",
+    "ti_closeness": "TI closeness",
     "tr_information": "information",
     "tr_density": "neighbourhood density",
     "tr_mirror": "agreement with mirror images",
+    "confidence": "confidence",
+    "classes_said": "classes named",
 }
 """Full names of loss terms and scores; others are shown as they are."""
 
@@ -146,6 +148,8 @@ def draw_curves(
             axis.set_title(f"{TERMS[name]} ({name})" if name in TERMS else name, fontsize=8)
             axis.tick_params(labelsize=7)
             axis.ticklabel_format(useOffset=False)  # one would stand in the title
+            axis.set_xlim(rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5)
+            axis.set_xlabel("epoch", fontsize=7)
             axis.xaxis.get_major_locator().set_params(integer=True)
     _save(figure, path)
 

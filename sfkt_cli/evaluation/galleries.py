@@ -51,10 +51,11 @@ def ti_gallery(evaluation: Evaluation, pairs: HeldOutPairs) -> tuple[str, str]:
 
 def tr_gallery(evaluation: Evaluation) -> Section:
     """TR target images and their translations, with predictions and the truth."""
-    split = evaluation.main_split or evaluation.splits["target"]
+    split = evaluation.headline_split or evaluation.splits["target"]
     rows = _spread_over_classes(split, evaluation.config.seed)
     legend = _draw_tr(evaluation, split, rows, "gallery-tr.png")
-    caption = f"Images of the {split.name} split, drawn at random over the classes: {legend}"
+    drawn = "drawn at random" + " over the classes" * bool(split.truth)
+    caption = f"Images of the {split.name} split, {drawn}: {legend}"
     return Section("Target images", picture="gallery-tr.png", caption=caption)
 
 
@@ -135,7 +136,7 @@ def feature_map(evaluation: Evaluation) -> Section | None:
         of_source["translated target"] = evaluation.features("bridge-only", stored)
     of_source["raw target"] = evaluation.features("source-only", stored)
     panels = {"source model": of_source}
-    student, labelled = evaluation.student, evaluation.main_split
+    student, labelled = evaluation.student, evaluation.headline_split
     if student and labelled is not None and len(labelled.rows) >= 3:
         places = spread(len(labelled.rows), 2 * POINTS)
         rows, labels = labelled.rows[places], labelled.labels[places]

@@ -51,6 +51,11 @@ class Split:
         _, numbers = np.unique(np.array(self.scenes), return_inverse=True)
         return numbers[self.rows].astype(np.int64)
 
+    @property
+    def scene_count(self) -> int:
+        """Number of scenes of which some samples have a label."""
+        return len(np.unique(self.groups))
+
 
 def read_splits(transfer: Store, test: Store) -> list[Split]:
     """The target images of transfer.h5 and, where there are some, the held-out ones of test.h5.

@@ -1,7 +1,7 @@
 """What is compared: every model of a run, how it sees a target image, and what it cost."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,9 @@ from sfkt_cli.models.saving import (
     load_model,
     read_card,
 )
-from sfkt_cli.scores import softmax
+from sfkt_cli.scores import geometric_mean, softmax
 from sfkt_cli.settings.config import Config
-from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.runs import Run, main_student
 from sfkt_cli.training.predicting import (
     View,
     adapt_batch_norms,
@@ -52,7 +52,7 @@ class Predictor:
     peak_memory_mb: float | None  # largest of the stages that made it; None: nothing was trained
     note: str | None = None  # what a reader must know of it
     temperature: float = 1.0  # by which its logits are divided, as `sfkt predict` does
-    beside: View | None = None  # a second view, whose answers are averaged with its own
+    beside: View | None = None  # a second view, whose probabilities are averaged with its own
 
     @property
     def parameters(self) -> int:
@@ -60,12 +60,15 @@ class Predictor:
         return self.view.parameters + (self.beside.parameters if self.beside else 0)
 
     def ask(self, images: Numbers) -> tuple[Tensor, Tensor]:
-        """Features (N, D) and logits (N, K) of stored images."""
+        """Features (N, D) and logits (N, K) of stored images, of its own view."""
         return predict_rows(images, self.view)
 
     def probabilities(self, images: Numbers) -> Numbers:
         """Probabilities (N, K) of stored images."""
-        return softmax(self.ask(images)[1].numpy() / self.temperature)
+        own = softmax(self.ask(images)[1].numpy() / self.temperature)
+        if self.beside is None:
+            return own
+        return geometric_mean([own, softmax(predict_rows(images, self.beside)[1].numpy())])
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Models:
 
     def encoding(self, config: Config, store: Store) -> Encoding:
         """The encoding of the main student, else of the bridge, else that of the settings."""
-        main = main_student(config, [*self.students])
+        main = main_student([*self.students], config.transfer.method)
         view = self.bridge if main is None else self.students[main]
         if view is not None and view.encoding is not None:
             return view.encoding
@@ -91,12 +94,6 @@ def finished_methods(run: Run) -> list[str]:
     """Names of the finished transfer methods, ``tgkt`` last."""
     names = [name for name in run.methods() if run.has(f"transfer/{name}")]
     return sorted(names, key=lambda name: (name == "tgkt", name))
-
-
-def main_student(config: Config, methods: Sequence[str]) -> str | None:
-    """The student that counts: tgkt, else that of the settings, else the first."""
-    wanted = ("tgkt", config.transfer.method, *methods)
-    return next((name for name in wanted if name in methods), None)
 
 
 def model_digests(run: Run) -> dict[str, str]:

@@ -16,11 +16,11 @@ from sfkt_cli.console import printable
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.evaluation.labelled import Split, list_to_label, match_own_labels, read_own_labels
-from sfkt_cli.evaluation.models import Models, Predictor, main_student, source_on_rgb
+from sfkt_cli.evaluation.models import Models, Predictor, source_on_rgb
 from sfkt_cli.evaluation.report import BOUNDS, Row
 from sfkt_cli.methods import label_free
 from sfkt_cli.settings.config import Config
-from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.runs import Run, main_student
 from sfkt_cli.training.batches import PairRows, divide_pairs
 from sfkt_cli.training.predicting import warn_of_collapse
 
@@ -78,7 +78,7 @@ class Evaluation:
     @property
     def student(self) -> str | None:
         """The main student; None where there is none."""
-        return main_student(self.config, list(self.models.students))
+        return main_student([*self.models.students], self.config.transfer.method)
 
     @functools.cached_property
     def list_to_label(self) -> Path | None:
@@ -115,13 +115,8 @@ class Evaluation:
         return [split for split in self.splits.values() if len(split.rows)]
 
     @property
-    def main_split(self) -> Split | None:
-        """The labelled split that pictures show: ``target`` where it has labels."""
-        return next(iter(self.labelled_splits), None)
-
-    @property
     def headline_split(self) -> Split | None:
-        """The labelled split of the first line of the report: held-out images if there are any."""
+        """The labelled split of first line and pictures: held-out images if there are any."""
         return next(reversed(self.labelled_splits), None)
 
     def said(self, method: str) -> NDArray[np.int64]:
@@ -138,20 +133,6 @@ class Evaluation:
         right: NDArray[np.bool_] = self.labelled(method, split).argmax(axis=1) == split.labels
         return right
 
-    def interval(self, values: Numbers, split: Split) -> tuple[float, float]:
-        """95 % interval of the mean of some values (L,) of the labelled images."""
-        return scores.bootstrap_interval(
-            values,
-            resamplings=self.config.evaluate.bootstrap,
-            seed=self.config.seed,
-            groups=split.groups,
-        )
-
-    def difference(self, first: str, second: str, split: Split) -> tuple[float, float, float]:
-        """How much more often one method is right than another: mean, and 95 % interval."""
-        gains = self.right(first, split).astype(float) - self.right(second, split)
-        return float(gains.mean()), *self.interval(gains, split)
-
     def features(self, method: str, stored: Numbers) -> Numbers:
         """A method's features (N, D) of stored target images."""
         features: Numbers = self.outcomes[method].predictor.ask(stored)[0].numpy()
@@ -163,9 +144,8 @@ class Evaluation:
             name: predictor.probabilities(split.target) for name, split in self.splits.items()
         }
         outcome = Outcome(predictor, probabilities, without_labels(probabilities["target"]))
-        if self.pairs is not None:
-            scored = self.pairs.scores(*predictor.ask(self.pairs.target))
-            outcome.label_free |= {"ti_distance": -scored.pop("ti_closeness"), **scored}
+        if self.pairs is not None and predictor.beside is None:  # two views have no common features
+            outcome.label_free |= self.pairs.scores(*predictor.ask(self.pairs.target))
         self.outcomes[predictor.method] = outcome
 
 
@@ -186,15 +166,10 @@ def look_for_collapse(evaluation: Evaluation) -> None:
 
 def without_labels(probabilities: Numbers) -> dict[str, float]:
     """Scores of predictions (N, K) on TR target images that need no labels."""
-    sample = probabilities[spread(len(probabilities))]
-    label_free_scores = {
-        "tr_information": label_free.information(_logits(probabilities)),
+    return label_free.target_scores(_logits(probabilities)) | {
         "confidence": float(probabilities.max(axis=1).mean()),
         "classes_said": float(len(np.unique(probabilities.argmax(axis=1)))),
     }
-    if len(sample) > 1:
-        label_free_scores["density"] = scores.soft_neighbourhood_density(sample)
-    return label_free_scores
 
 
 def _logits(probabilities: Numbers) -> Tensor:
@@ -205,8 +180,7 @@ def add_ensemble(evaluation: Evaluation) -> None:
     """Both views of a target image: the student on it, the source model on its translation."""
     if not evaluation.outcomes.keys() >= set(VIEWS):
         return
-    student, bridge = (evaluation.outcomes[name] for name in VIEWS)
-    first, second = student.predictor, bridge.predictor
+    first, second = (evaluation.outcomes[name].predictor for name in VIEWS)
     both = replace(
         first,
         method=ENSEMBLE,
@@ -214,12 +188,7 @@ def add_ensemble(evaluation: Evaluation) -> None:
         peak_memory_mb=max(first.peak_memory_mb or 0, second.peak_memory_mb or 0) or None,
         note=first.note or second.note,
     )
-    probabilities = {
-        name: scores.geometric_mean([of_student, bridge.probabilities[name]])
-        for name, of_student in student.probabilities.items()
-    }
-    scored = without_labels(probabilities["target"])
-    evaluation.outcomes[ENSEMBLE] = Outcome(both, probabilities, scored)
+    evaluation.ask(both)
 
 
 def add_rgb_bound(evaluation: Evaluation) -> None:
@@ -238,7 +207,7 @@ def measure_speeds(evaluation: Evaluation) -> None:
     """
     outcomes, splits = evaluation.outcomes, evaluation.splits
     target = np.asarray(splits["target"].target[:SPEED_IMAGES])
-    images = {method: target for method in outcomes if method != ENSEMBLE}
+    images = dict.fromkeys(outcomes, target)
     if "source-rgb" in images:
         images["source-rgb"] = np.asarray(splits["test"].rgb)[:SPEED_IMAGES]
     seconds: dict[str, list[float]] = {method: [] for method in images}
@@ -246,14 +215,11 @@ def measure_speeds(evaluation: Evaluation) -> None:
         for method, stored in images.items():
             evaluation.models.runtime.wait()
             began = time.perf_counter()
-            outcomes[method].predictor.ask(stored)
+            outcomes[method].predictor.probabilities(stored)
             seconds[method].append(time.perf_counter() - began)
     for method, (_, *took) in seconds.items():
         speed = len(images[method]) / max(float(np.median(took)), 1e-9)
         outcomes[method].images_per_second = speed
-    if ENSEMBLE in outcomes:
-        both = [outcomes[name].images_per_second or np.inf for name in VIEWS]
-        outcomes[ENSEMBLE].images_per_second = 1 / sum(1 / speed for speed in both)
 
 
 def _row_of(evaluation: Evaluation, outcome: Outcome, split: Split) -> Row:
@@ -270,7 +236,7 @@ def _row_of(evaluation: Evaluation, outcome: Outcome, split: Split) -> Row:
         split=split.name,
         n=len(split.rows),
         accuracy=scores.accuracy(confusion),
-        accuracy_ci95=evaluation.interval(predicted == split.labels, split),
+        accuracy_ci95=scores.share_interval(predicted == split.labels, split.groups),
         balanced_accuracy=scores.balanced_accuracy(confusion),
         macro_f1=scores.macro_f1(confusion),
         ece=scores.calibration_error(probabilities, split.labels),

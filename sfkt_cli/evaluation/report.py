@@ -37,6 +37,8 @@ MEANINGS = {
     "source-rgb": "bound: the source model on the RGB partners of the test images",
 }
 """What each row of a report is, for a reader who sees it for the first time."""
+LABEL_FREE = "Label-free scores"
+"""The title of the section with the scores that need no labels."""
 NAMES = {
     "source-only": "RGB model",
     "source-encoded": "RGB model, encoded",
@@ -60,7 +62,7 @@ class Row:
     split: str  # ``target`` or ``test``
     n: int  # labelled images
     accuracy: float  # fraction
-    accuracy_ci95: tuple[float, float]  # its 95 % interval
+    accuracy_ci95: tuple[float, float] | None  # its 95 % interval; None where all are of one group
     balanced_accuracy: float  # mean recall of the classes
     macro_f1: float  # mean F1 of the classes
     ece: float  # expected calibration error, 15 bins
@@ -246,22 +248,27 @@ def markdown_table(table: Section) -> str:
 
 
 def to_latex(report: Report) -> str:
-    """The accuracies as LaTeX tables, one a split; they need the package booktabs."""
+    """The accuracies as LaTeX tables, one a split; label-free scores where there are none."""
     tables = [table for _, table in split_tables(report.rows)]
+    if not tables:
+        tables = [section for section in report.sections if section.title == LABEL_FREE]
     return latex_tables(
         replace(table, title=f"{report.dataset}: {table.title}") for table in tables
     )
 
 
 def latex_tables(tables: Iterable[Section]) -> str:
-    """Tables of booktabs with bounds below a rule; the best accuracy of a method is bold."""
+    """Tables as wide as the text, bounds below a rule; the best accuracy of a method is bold.
+
+    They need the packages booktabs and graphicx.
+    """
     return "\n\n".join(map(_latex_table, tables)) + "\n"
 
 
 def _latex_table(table: Section) -> str:
     header = table.header
-    accuracy = next(name for name in header if name.startswith("accuracy %"))
-    numbers = [_leading(line[accuracy]) for line in table.lines]
+    accuracy = next((name for name in header if name.startswith("accuracy %")), "")
+    numbers = [_leading(line.get(accuracy, "")) for line in table.lines]
     top = max((number for number in numbers if number is not None), default=None)
 
     def row(line: Line, number: float | None = None) -> str:
@@ -276,6 +283,7 @@ def _latex_table(table: Section) -> str:
         [
             r"\begin{table}",
             rf"\caption{{{_latex(table.title)}}}",
+            r"\resizebox{\linewidth}{!}{%",
             rf"\begin{{tabular}}{{{'l' * table.left}{'r' * (len(header) - table.left)}}}",
             r"\toprule",
             row({heading: heading for heading in header}),
@@ -283,7 +291,7 @@ def _latex_table(table: Section) -> str:
             *map(row, table.lines, numbers),
             *below,
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             *notes,
             r"\end{table}",
         ]
@@ -415,15 +423,16 @@ def percent(share: float | None) -> str:
     return "-" if share is None or math.isnan(share) else f"{100 * share:.1f}"
 
 
-def interval(bounds: Sequence[float] | None) -> str:
-    """``(0.58, 0.64)`` is ``58.0 .. 64.0``; nothing is ``-``."""
-    return " .. ".join(map(percent, bounds)) if bounds else "-"
+def interval(bounds: Sequence[float] | None, unit: str = "") -> str:
+    """``(0.58, 0.64)`` is ``58.0 .. 64.0``, with a unit behind it; nothing is ``-``."""
+    return " .. ".join(map(percent, bounds)) + unit if bounds else "-"
 
 
 def amount(value: float | None) -> str:
     """A number to three digits or in whole units, thousands apart; nothing is ``-``."""
     if value is None or math.isnan(value):
         return "-"
+    value = round(value, 4) + 0.0  # without the noise of floats, and without -0
     return f"{value:,.0f}" if abs(value) >= 100 or value == 0 else f"{value:.3g}"
 
 

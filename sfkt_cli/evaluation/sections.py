@@ -1,5 +1,6 @@
 """The parts of the report behind the accuracies: tables in words, pictures beside them."""
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from sfkt_cli.evaluation.models import KEPT, model_digest, translate, weights_ke
 from sfkt_cli.evaluation.predictions import Evaluation
 from sfkt_cli.evaluation.report import (
     BOUNDS,
+    LABEL_FREE,
     NAMES,
     Headline,
     Line,
@@ -29,6 +31,7 @@ from sfkt_cli.evaluation.verdict import (
     Judgement,
     Verdict,
     advice,
+    counted,
     judge_by_labels,
     rows_to_label,
     verdict,
@@ -41,16 +44,17 @@ from sfkt_cli.settings.runs import Run
 SENSORS = {"depth": "depth", "nir": "near-infrared", "thermal": "thermal", "other": "target"}
 REJECTED = (0.05, 0.1, 0.2, 0.3, 0.5)
 """Shares of images that the thresholds in the report make unknown."""
-LABEL_FREE = {
-    "ti_agreement": "TI agreement % ↑",
-    "ti_kappa": "TI kappa ↑",
-    "ti_rank": "TI partner rank ↑",
-    "ti_distance": "TI feature distance ↓",
-    "tr_information": "information (nats) ↑",
-    "density": "neighbourhood density (nats) ↑",
-    "confidence": "confidence %",
-    "classes_said": "classes named",
+UNITS = {
+    "ti_agreement": " % ↑",
+    "ti_kappa": " ↑",
+    "ti_rank": " ↑",
+    "ti_closeness": " ↑",
+    "tr_information": " (nats) ↑",
+    "tr_density": " (nats) ↑",
+    "confidence": " %",
+    "classes_said": "",
 }
+"""Units of the label-free scores, and whether a large value is good."""
 PICTURE_PAIRS = 256  # TI pairs that PSNR and SSIM look at, at most
 
 
@@ -62,33 +66,62 @@ def headline(evaluation: Evaluation, judged: Judgement | None) -> Headline:
     if split is None:
         if judged is None:
             return Headline("There is no student yet, and no image has a label.")
-        tone = "open" if judged.word == "cannot tell" else judged.word
         note = evaluation.outcomes[main].predictor.note
-        details = (note and f"{who.capitalize()}: {note}.", _on_pairs(evaluation))
-        return Headline(judged.sentence, " ".join(filter(None, details)), tone)
+        details = (
+            note and f"{who.capitalize()}: {note}.",
+            _on_labelling(evaluation, len(images_to_label(evaluation, judged))),
+            _on_pairs(evaluation),
+        )
+        return Headline(judged.sentence, " ".join(filter(None, details)), _tone(judged.word))
     here = {row.method: row for row in evaluation.rows if row.split == split.name}
     alone, encoded = (percent(here[name].accuracy) for name in ("source-only", "source-encoded"))
     text = f"The {who} recognises {percent(here[main].accuracy)} % of the {images}"
     kind = "held-out" if split.name == "test" else "training"
-    detail = f"{here[main].n:,} {kind} images, 95 % interval {interval(here[main].accuracy_ci95)} %"
+    detail = (
+        f"{counted(here[main].n, f'{kind} image')} of {counted(split.scene_count, 'group')}, "
+        f"95 % interval {interval(here[main].accuracy_ci95, ' %')}"
+    )
     if main == "source-only":
         return Headline(f"{text}; there is no student yet.", detail)
 
-    _, low, high = evaluation.difference(main, "source-only", split)
-    tone = "better" if low > 0 else "worse" if high < 0 else "open"
-    if tone == "open":
-        detail += "; the difference may be chance"
-    if evaluation.student and here["source-encoded"].accuracy != here["source-only"].accuracy:
+    if encoded != alone:
         detail += f"; your RGB model on images encoded as {evaluation.encoding.kind}: {encoded} %"
+    word = _compare(evaluation, main, "source-encoded", split)
+    if word == "cannot tell":
+        detail += "; the difference may be chance"
     if note := evaluation.outcomes[main].predictor.note:
         detail += f"; {note}"
     elif judged is not None and judged.word != "cannot tell":
         detail += f"; without labels it would have been judged {judged.word} than your RGB model"
     rivals = [name for name in evaluation.rivals if name != "source-only"]
-    if better := [name for name in rivals if evaluation.difference(name, main, split)[1] > 0]:
+    if better := [name for name in rivals if _compare(evaluation, name, main, split) == "better"]:
         best = max(better, key=lambda name: here[name].accuracy)
         detail += f"; better still: {named(best)}, {percent(here[best].accuracy)} %"
-    return Headline(f"{text}; your RGB model alone {alone} %.", detail, tone)
+    return Headline(f"{text}; your RGB model alone {alone} %.", detail, _tone(word))
+
+
+def _tone(word: Verdict) -> str:
+    return "open" if word == "cannot tell" else word
+
+
+def _compare(evaluation: Evaluation, first: str, second: str, split: Split) -> Verdict:
+    """Whether one method is better than another, by all labels of a split."""
+    one, other = (evaluation.labelled(name, split).argmax(axis=1) for name in (first, second))
+    groups, encoding = split.groups.astype(str), evaluation.encoding.kind
+    return judge_by_labels(one, other, split.labels, groups, encoding).word
+
+
+def _on_labelling(evaluation: Evaluation, to_label: int) -> str:
+    """What makes the labels of the user's own list a fair test; empty where there is none."""
+    if len(evaluation.own_labels[0]):
+        return "p holds only if you labelled the whole list before you looked at the verdict."
+    if not to_label or evaluation.list_to_label is None:
+        return ""
+    return (
+        f"{evaluation.list_to_label.name} lists {counted(to_label, 'image')} to label. Label "
+        "the whole list before you run sfkt evaluate again: who looks earlier, and goes on where "
+        "nothing is decided, is misled by chance more often."
+    )
 
 
 def judge(evaluation: Evaluation) -> Judgement | None:
@@ -119,8 +152,10 @@ def judge(evaluation: Evaluation) -> Judgement | None:
     return Judgement(word, advice(word, encoding, student, untouched, scenes))
 
 
-def images_to_label(evaluation: Evaluation) -> list[str]:
-    """The files of the images whose labels would decide; none where they would not."""
+def images_to_label(evaluation: Evaluation, judged: Judgement | None) -> list[str]:
+    """The files of the images whose labels would decide; none where they would not, or need not."""
+    if judged is None or judged.word != "cannot tell" or evaluation.labelled_splits:
+        return []
     student, untouched = (
         evaluation.said(name) for name in (evaluation.main_method, "source-encoded")
     )
@@ -136,7 +171,7 @@ def _on_pairs(evaluation: Evaluation) -> str:
     score = {name: outcome.label_free for name, outcome in evaluation.outcomes.items()}
     agreements = [
         f"{NAMES.get(method, 'student')} {percent(score[method]['ti_agreement'])} % "
-        f"(kappa {score[method]['ti_kappa']:.2f})"
+        f"(kappa {amount(score[method]['ti_kappa'])})"
         for method in (evaluation.main_method, "source-only")
     ]
     return (
@@ -161,15 +196,21 @@ def facts(evaluation: Evaluation) -> tuple[str, ...]:
         if row.method == "source-rgb":
             share = f"{percent(row.accuracy)} % ({interval(row.accuracy_ci95)})"
             on_rgb = f"{share} of n = {row.n:,} held-out images"
-    resamplings = evaluation.config.evaluate.bootstrap
-    how = f"{resamplings:,} bootstrap resamplings" if resamplings else "normal approximation"
-    unlabelled = ["test.h5 holds no labels: there is no accuracy, only label-free scores"]
+    groups = " and ".join(
+        f"{counted(split.scene_count, 'group')} of the {split.name} split"
+        for split in evaluation.labelled_splits
+    )
+    how = "test.h5 holds no labels: there is no accuracy, only label-free scores"
+    if groups:
+        how = (
+            f"Intervals: 95 %, from the scatter between the {groups}. Images of one group (scene, "
+            "subject) are alike, so a single group gives no interval"
+        )
     return (
         f"Source model on RGB: {on_rgb}",
-        *([] if evaluation.rows else unlabelled),
         *_gap_closed(evaluation),
         *_measured(evaluation),
-        f"Intervals: 95 %, {how}; images of one group (scene, subject) are drawn together",
+        how,
         "Training: seconds and memory beyond the source model (the bridge counts for methods that "
         f"use it); speed on {evaluation.models.runtime.device.type}; seed {evaluation.config.seed}",
     )
@@ -210,24 +251,20 @@ def _gap_closed(evaluation: Evaluation) -> list[str]:
     best = max(bounds, key=lambda name: bounds[name])
     for split in evaluation.labelled_splits:
         accuracy = {row.method: row.accuracy for row in rows if row.split == split.name}
-        start, gap = accuracy["source-only"], bounds[best] - accuracy["source-only"]
-        gained = accuracy[main] - start
-        way = (
-            f"gains {100 * gained:.1f} of the {100 * gap:.1f} points from source-only to"
-            if gained <= gap
-            else f"is {100 * (gained - gap):.1f} points above"
-        )
+        start = accuracy["source-only"]
+        gap, gained = 100 * (bounds[best] - start), 100 * (accuracy[main] - start)
         if gap > 0:
             lines.append(
-                f"{main} on the {split.name} split {way} the better bound ({best} on held-out "
-                "images)"
+                f"{main} on the {split.name} split {'gains' if gained >= 0 else 'loses'} "
+                f"{abs(gained):.1f} points against source-only; the better bound ({best} on "
+                f"held-out images) gains {gap:.1f}"
             )
     return lines
 
 
 def sections(evaluation: Evaluation) -> tuple[Section, ...]:
     """All sections; pictures, where they are wanted, are written into the folder."""
-    pictures, split = evaluation.config.evaluate.pictures, evaluation.main_split
+    pictures, split = evaluation.config.evaluate.pictures, evaluation.headline_split
     stages = ["bridge"] if evaluation.models.bridge else []
     stages += [f"transfer/{name}" for name in evaluation.models.students]
     parts = [
@@ -256,20 +293,20 @@ def differences(evaluation: Evaluation) -> Section | None:
     main, lines = evaluation.main_method, list[Line]()
     for split in evaluation.labelled_splits:
         for other in evaluation.rivals:
-            shares = evaluation.difference(main, other, split)
-            points, low, high = (f"{100 * share:+.1f}" for share in shares)
+            gains = evaluation.right(main, split).astype(float) - evaluation.right(other, split)
+            ends = scores.difference_interval(gains, split.groups) or ()
             lines.append(
-                {"against": named(other), "split": split.name, "points ↑": points,
-                 "95 % interval": f"{low} .. {high}"}
+                {"against": named(other), "split": split.name,
+                 "points ↑": f"{100 * gains.mean():+.1f}",
+                 "95 % interval": " .. ".join(f"{100 * end:+.1f}" for end in ends) or "-"}
             )  # fmt: skip
     if not lines:
         return None
     return Section(
         f"{named(main)} against the others",
         (
-            "Difference of accuracies on the same images, in points; paired bootstrap over the "
-            "images. The models have one seed: the interval does not include the scatter of "
-            "training, which sfkt benchmark measures.",
+            "Difference of accuracies on the same images, in points. The models have one seed: the "
+            "interval does not include the scatter of training, which sfkt benchmark measures.",
         ),
         lines,
         left=2,
@@ -285,8 +322,9 @@ def thresholds(evaluation: Evaluation) -> Section | None:
     confidence = evaluation.labelled(main, split).max(axis=1)
     right = evaluation.right(main, split)
     lines: list[Line] = []
-    for threshold in [round(level, 3) for level in np.quantile(confidence, REJECTED).tolist()]:
-        unsure = confidence < threshold
+    levels = np.quantile(confidence, REJECTED).tolist()
+    for shown in dict.fromkeys(_threshold(level) for level in levels):
+        unsure = confidence < float(shown)
         parts = {
             "unknown %": unsure,
             "wrong answers rejected % ↑": unsure[~right],
@@ -296,52 +334,60 @@ def thresholds(evaluation: Evaluation) -> Section | None:
         shares = {
             name: percent(float(part.mean()) if len(part) else None) for name, part in parts.items()
         }
-        lines.append({"threshold": f"{threshold:.3f}", **shares})
-    return Section(
-        "Thresholds",
-        (
-            f"What sfkt predict --threshold rejects with {named(main)}, on the {split.name} split. "
-            f"Its logits are divided by the temperature {temperature:g}, fitted without labels.",
-        ),
-        lines,
-    )
+        lines.append({"threshold": shown, **shares})
+    text = f"What sfkt predict --threshold rejects with {named(main)}, on the {split.name} split."
+    if temperature != 1:
+        text += (
+            f" Its logits are divided by the temperature {temperature:g}, fitted without labels."
+        )
+    return Section("Thresholds", (text,), lines)
+
+
+def _threshold(confidence: float) -> str:
+    """A confidence, rounded down to at least two digits of what it lacks: 0.612, 0.999987."""
+    digits = max(3, 1 - math.floor(math.log10(max(1 - confidence, 1e-7))))
+    return f"{math.floor(confidence * 10**digits) / 10**digits:.{digits}f}"
 
 
 def label_free(evaluation: Evaluation) -> Section:
     """Scores that need no labels, beside the accuracy that they stand for."""
-    split = evaluation.main_split
+    split = evaluation.headline_split
     scored = {m: o.label_free for m, o in evaluation.outcomes.items() if m not in BOUNDS}
-    names = [name for name in LABEL_FREE if name in scored["source-only"]]
+    headings = {
+        name: figures.TERMS[name] + unit
+        for name, unit in UNITS.items()
+        if name in scored["source-only"]
+    }
     lines = []
     for method, values in scored.items():
         texts = {
             heading: (percent if "%" in heading else amount)(values.get(name))
-            for name in names
-            if (heading := LABEL_FREE[name])
+            for name, heading in headings.items()
         }
         lines.append({"method": named(method), **texts})
     text = (
         "TI agreement: the share of TI pairs for which the method names the same class on the "
         "target image as the source model on the RGB image. Kappa: the agreement beyond chance, "
-        "which is 0. No score here uses a label"
+        "which is 0. Closeness: 0 where the features of the two images are the same, -1 where they "
+        "are no closer than to the mean. No score here uses a label"
     )
     if split is None:
-        return Section("Label-free scores", (f"{text}.",), lines)
+        return Section(LABEL_FREE, (f"{text}.",), lines)
     paragraphs = [f"{text}; the last column does ({split.name} split)."]
     accuracy = {method: float(evaluation.right(method, split).mean()) for method in scored}
     for line, share in zip(lines, accuracy.values(), strict=True):
         line["accuracy % ↑"] = percent(share)
     if len(scored) >= 4:
         last = {"method": "rank correlation"}
-        for name in names:
+        for name, heading in headings.items():
             having = [method for method, values in scored.items() if name in values]
             values_of = [scored[method][name] for method in having]
             of_methods = [accuracy[method] for method in having]
-            last[LABEL_FREE[name]] = _correlation(values_of, of_methods)
+            last[heading] = _correlation(values_of, of_methods)
         lines.append({**last, "accuracy % ↑": ""})
         note = "Last row: Spearman's correlation with accuracy over the methods, afterwards."
         paragraphs.append(note)
-    return Section("Label-free scores", tuple(paragraphs), lines)
+    return Section(LABEL_FREE, tuple(paragraphs), lines)
 
 
 def epoch_choice(run: Run, target: Split, stages: Sequence[str]) -> Section | None:
@@ -419,8 +465,8 @@ def bridge_quality(evaluation: Evaluation) -> Section | None:
             f"and to {percent(record.get('untouched_rank'))} % without."
         )
     quantities = {
-        "TI agreement": f"{percent(agreed['ti_agreement'])} %",
-        "the same beyond chance (kappa)": amount(agreed["ti_kappa"]),
+        figures.TERMS["ti_agreement"]: f"{percent(agreed['ti_agreement'])} %",
+        figures.TERMS["ti_kappa"]: amount(agreed["ti_kappa"]),
         "epoch kept": str(record.get("best_epoch", "-") if kept else "none"),
         "PSNR": f"{scores.psnr(translated, rgb).mean():.1f} dB",
         "SSIM": f"{1 - float(structural_dissimilarity(*pictures)):.3f}",

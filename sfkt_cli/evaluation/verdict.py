@@ -117,7 +117,8 @@ def judge_by_labels(
     gains = (s == true).astype(np.int64) - (u == true)
     scenes, scene = np.unique(groups, return_inverse=True)
     chances = np.ones(1)  # of each sum that drawn signs give, the lowest first
-    for size in np.abs(np.bincount(scene, gains)).astype(np.int64):
+    sizes = np.abs(np.bincount(scene, gains)).astype(np.int64)
+    for size in sizes[sizes > 0]:
         chances = (np.pad(chances, (0, 2 * size)) + np.pad(chances, (2 * size, 0))) / 2
     sums = np.arange(len(chances)) - len(chances) // 2
     p = float(chances[np.abs(sums) >= abs(gains.sum())].sum())
@@ -126,7 +127,7 @@ def judge_by_labels(
         f"Of {len(true)} images that you labelled, the student alone recognises "
         f"{(gains > 0).sum()}, your RGB model alone {(gains < 0).sum()} (p {p:.2g}): "
     )
-    few = f"they are of {_groups(len(scenes))}; at least {PROVING_SCENES} are needed."
+    few = f"they are of {counted(len(scenes), 'group')}; at least {PROVING_SCENES} are needed."
     what_to_do = {
         "better": "ship the student.",
         "worse": f"keep your RGB model with the encoding {encoding}.",
@@ -157,7 +158,7 @@ def advice(
     if scenes < PROVING_SCENES:
         few = (
             f"{unknown}. Nor would a few labels show it: the two differ on images of "
-            f"{_groups(scenes)} only, and at least {PROVING_SCENES} are needed."
+            f"{counted(scenes, 'group')} only, and at least {PROVING_SCENES} are needed."
         )
         if len(set(groups)) < PROVING_SCENES:
             few += (
@@ -165,11 +166,9 @@ def advice(
                 "its own, and prepare them again."
             )
         return few
-    return (
-        f"{unknown}. Run `sfkt evaluate`. If you have no labels, it lists up to {TO_LABEL} images "
-        "to label."
-    )
+    return f"{unknown}."
 
 
-def _groups(count: int) -> str:
-    return f"{count} group{'s'[: count > 1]}"
+def counted(count: int, noun: str) -> str:
+    """``1 group``, ``2 groups``."""
+    return f"{count:,} {noun}{'s'[: count != 1]}"

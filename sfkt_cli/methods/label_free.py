@@ -191,17 +191,20 @@ def held_out_pairs(store: Store, pairs: PairRows, source: View) -> HeldOutPairs 
     return HeldOutPairs(rows, store["ti/target"][rows], features, logits, pairs.unseen)
 
 
-def target_scores(logits: Tensor, mirrored_logits: Tensor) -> dict[str, float]:
+def target_scores(logits: Tensor, mirrored_logits: Tensor | None = None) -> dict[str, float]:
     """The scores on TR target images, by name; all are better the larger.
 
-    ``tr_mirror`` is the :func:`kappa` of images and their mirror images: a model that sees the
-    class names it for both, one that names a single class for all has 0 (ours).
+    ``tr_mirror`` is the :func:`kappa` of images and their mirror images, where these are given: a
+    model that sees the class names it for both, one that names a single class for all has 0 (ours).
+    A single image has no ``tr_density``.
     """
-    return {
-        "tr_information": information(logits),
-        "tr_density": soft_neighbourhood_density(logits.softmax(dim=1).numpy()),
-        "tr_mirror": kappa(logits, mirrored_logits),
-    }
+    values = {"tr_information": information(logits)}
+    sample = logits[spread(len(logits))].softmax(dim=1).numpy()
+    if len(sample) > 1:
+        values["tr_density"] = soft_neighbourhood_density(sample)
+    if mirrored_logits is not None:
+        values["tr_mirror"] = kappa(logits, mirrored_logits)
+    return values
 
 
 class EpochScorer:

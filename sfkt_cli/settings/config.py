@@ -337,7 +337,8 @@ class TransferConfig(Section):
     """TGKT or one of its peers: the student for the target sensor."""
 
     method: MethodName = "tgkt"
-    """How the student is trained (flag --method)."""
+    """How the student is trained (flag --method). Where a run has several students, evaluate,
+    predict and export take this one."""
     epochs: Epochs = 12
     """Passes over the larger of TI pairs and target images."""
     weight_decay: Weight = 1e-3
@@ -489,8 +490,6 @@ class EvaluateConfig(Section):
 
     oracle: bool = True
     """Train the oracle, an upper bound that sees target labels."""
-    bootstrap: int = Field(2000, ge=0, le=1_000_000)
-    """Number of bootstrap resamplings for the 95 % intervals."""
     pictures: bool = True
     """Draw galleries, confusion, reliability, features and curves (`sfkt benchmark` draws none,
     unless its file or --set says so)."""
@@ -566,6 +565,8 @@ def section_fields() -> dict[str, Any]:
 
 
 MAX_YAML_BYTES = 1 << 20
+GONE = {"evaluate.bootstrap": "intervals are no longer resampled, so leave it out"}
+"""Settings of earlier versions, and what to do with them; in recorded runs they are passed over."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -766,7 +767,7 @@ def _explain(problem: Any, names: Sequence[str], otherwise: str) -> str:
             ends = {name.rpartition(".")[2]: name for name in names}
             alike = difflib.get_close_matches(last, ends, n=1, cutoff=0.6)
             near = [ends[end] for end in alike] or near
-        hint = f"did you mean {near[0]}?" if near else otherwise
+        hint = GONE.get(where) or (f"did you mean {near[0]}?" if near else otherwise)
         return f"unknown setting {where} = {value}: {hint}"
     message = problem["msg"].removeprefix("Value error, ")
     why = message[:1].lower() + message[1:]

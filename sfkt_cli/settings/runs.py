@@ -14,7 +14,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -276,6 +276,14 @@ class Run:
                 console.log(f"{installed} on {platform.node()}, {platform.platform()}")
                 console.event("started", folder=folder, resumed=resumed)
                 yield stage
+
+
+def main_student(methods: Sequence[str], usual: str) -> str | None:
+    """The student that counts: ``usual`` (transfer.method) where it is one, else tgkt or the first.
+
+    ``methods`` are those of the finished students of a run; None where there is none.
+    """
+    return next((name for name in (usual, "tgkt", *methods) if name in methods), None)
 
 
 def known_settings(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from sfkt_cli.evaluation.models import (
     costs,
     finished_methods,
     load_models,
-    main_student,
     model_digests,
     predictors_of,
 )
@@ -38,7 +37,7 @@ from sfkt_cli.files import sha256_file, sha256_json, write_json, write_text
 from sfkt_cli.models.classifier import freeze
 from sfkt_cli.models.saving import classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, RuntimeConfig, as_dict, fixed_batch_size
-from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.runs import Run, main_student
 from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training.predicting import View
 from sfkt_cli.training.recipes import fit_labels, start_student
@@ -77,10 +76,10 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
     record = run.record("evaluate")
     if sentence := record.get("headline") or record.get("verdict"):
         say(f"evaluate: {sentence}")
-    if record.get("to_label"):
-        _ask_for_labels(run, **record["to_label"])
     if report is not None:
         copy_report(run.output("evaluate", COPIES[report.suffix.lower()]), report)
+    if record.get("to_label"):
+        _ask_for_labels(run, **record["to_label"])
 
 
 def open_stores(run: Run) -> tuple[Store, Store]:
@@ -98,7 +97,7 @@ def inputs_of(config: Config, run: Run, transfer: Store, test: Store) -> dict[st
     inputs = {store.path.name: store.digest for store in (transfer, test)} | models
     for stage in models:  # figures of a training that gave the same weights, such as its seconds
         inputs[f"{stage}/done.json"] = sha256_file(run.path(stage, "done.json"))
-    student = main_student(config, finished_methods(run))
+    student = main_student(finished_methods(run), config.transfer.method)
     labelled = test.count("labels") or (test.count("test") and "test/label" in test)
     if student and not labelled and (own := read_own_labels(path := list_to_label(run, student))):
         inputs[path.name] = sha256_json(own)
@@ -190,27 +189,26 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, test: Store) 
         ("report.tex", to_latex(report)),
     ):
         write_text(stage.folder / name, text)
-    to_label, path = None, evaluation.list_to_label
-    undecided = judged is not None and judged.word == "cannot tell"
-    unlabelled = undecided and not evaluation.labelled_splits
-    if path and unlabelled and (images := images_to_label(evaluation)):
-        to_label = {"name": path.name, "images": images}
+    path, to_label = evaluation.list_to_label, images_to_label(evaluation, judged)
     stage.finish(
-        headline=answer.text, verdict=judged and judged.sentence, to_label=to_label,
+        headline=answer.text,
+        verdict=judged and judged.sentence,
+        to_label={"name": path.name, "images": to_label} if path and to_label else None,
         methods=list(outcomes),
-    )  # fmt: skip
+    )
 
 
 def _ask_for_labels(run: Run, name: str, images: list[str]) -> None:
-    """Say which images to label, unless all are; their list is written where it is not there."""
+    """Say which images to label, unless some are; their list is written where it is not there."""
     path = run.path(name)
-    if len(read_own_labels(path)) >= len(images):
+    if read_own_labels(path):
         return
     if not path.is_file():
         write_text(path, to_csv(("name", "label"), [(image, "") for image in images], "name"))
     say(
         f"evaluate: {path} lists images on which the student and your RGB model differ: write the "
-        "class behind each name, nothing where it shows none of them, and run `sfkt evaluate` again"
+        "class behind each name, nothing where it shows none of them, and run `sfkt evaluate` "
+        "again once you have looked at all of them"
     )
 
 

@@ -15,7 +15,7 @@ from sfkt_cli.data.sensor import describe_images, prepared_sensor
 from sfkt_cli.data.store import Store, open_store, spread
 from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.evaluation.models import outdated
-from sfkt_cli.evaluation.verdict import Verdict, advice, verdict
+from sfkt_cli.evaluation.verdict import TO_LABEL, Verdict, advice, rows_to_label, verdict
 from sfkt_cli.methods import find_method, label_free
 from sfkt_cli.methods.objective import TeacherOutputs, TransferObjective
 from sfkt_cli.models.classifier import Classifier, freeze
@@ -142,7 +142,13 @@ def transfer(config: Config, run: Run) -> None:
             **facts,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
-        say(f"{method}: {advice(word, encoding.kind, ours, before, groups)}")
+        told = advice(word, encoding.kind, ours, before, groups)
+        if word == "cannot tell" and len(rows_to_label(ours, before, groups, seed=config.seed)):
+            told += (
+                f" Run `sfkt evaluate`. If you have no labels, it lists up to {TO_LABEL} images to "
+                "label."
+            )
+        say(f"{method}: {told}")
 
 
 def _student(

@@ -44,7 +44,7 @@ training: {min_steps: 8}
 source: {epochs: 3, width: 4, bottleneck: 8}
 bridge: {epochs: 3, width: 4}
 transfer: {epochs: 3}
-evaluate: {bootstrap: 20, oracle: false}
+evaluate: {oracle: false}
 runtime: {gpus: 0, batch_size: 8, checkpoint_seconds: 0.0, threads: 1}
 """
 STAGES = {

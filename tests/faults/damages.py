@@ -39,14 +39,14 @@ SETTINGS: dict[str, Any] = {
     "source": {"epochs": 2, "width": 4, "bottleneck": 8},
     "bridge": {"epochs": 2, "width": 4},
     "transfer": {"epochs": 2},
-    "evaluate": {"bootstrap": 5, "oracle": False, "pictures": False},
+    "evaluate": {"oracle": False, "pictures": False},
     "runtime": {"gpus": 0, "batch_size": 8, "checkpoint_seconds": 0.0, "threads": 1},
 }
 PLAN = {
     "output": "place/run",
     "methods": ["source-only", "bridge-only", "shot", "tgkt"],
     "seeds": [0],
-    "settings": {**SETTINGS, "dataset": "synthetic", "evaluate": {"bootstrap": 5}},
+    "settings": {**SETTINGS, "dataset": "synthetic", "evaluate": {}},
 }
 RUN, ROWS, ERRORS, TRIALS = map(Path, ("place/run", "rows.csv", "errors.txt", "trials.jsonl"))
 GIVEN = ["--run", str(RUN), "--config", "tiny.yaml"]

@@ -35,7 +35,7 @@ def settings(**evaluate: Any) -> Config:
     return build(
         {
             "image_size": SIZE,
-            "evaluate": {"bootstrap": 50, **evaluate},
+            "evaluate": evaluate,
             "source": {"epochs": 1},
             "training": {"min_steps": 2},
             "runtime": {"gpus": 0, "batch_size": 16, "threads": 1},

@@ -53,7 +53,7 @@ TINY: dict[str, Any] = {
     "dataset": "synthetic", "synthetic.pairs": 60, "image_size": 16,
     "source": {"epochs": 1, "width": 4, "bottleneck": 8}, "bridge": {"epochs": 1, "width": 4},
     "transfer.epochs": 1, "training.min_steps": 2, "prepare.workers": 1,
-    "evaluate.bootstrap": 20, "runtime": {"gpus": 0, "batch_size": 16, "threads": 1},
+    "runtime": {"gpus": 0, "batch_size": 16, "threads": 1},
 }  # fmt: skip
 PLAN = BenchmarkPlan.model_validate(
     {

@@ -21,7 +21,7 @@ STAGES = ("source", "bridge", "transfer --method shot", "transfer --method nrc",
 def folder(tmp_path_factory: pytest.TempPathFactory, untrained_run: Run) -> Path:
     folder = tmp_path_factory.mktemp("dry")
     shutil.copytree(untrained_run.folder, folder / "runs/synthetic")
-    settings = {**TINY, "evaluate": {"bootstrap": 0}}
+    settings = {**TINY, "evaluate": {"oracle": True}}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
     return folder
 

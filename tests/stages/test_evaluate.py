@@ -1,5 +1,6 @@
 import csv
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.evaluation.labelled import LISTS, list_to_label, read_splits
-from sfkt_cli.evaluation.models import load_models
+from sfkt_cli.evaluation.models import Predictor, load_models, predictors_of
+from sfkt_cli.evaluation.predictions import Evaluation, Outcome, add_ensemble
+from sfkt_cli.evaluation.sections import headline, thresholds
 from sfkt_cli.files import write_record
 from sfkt_cli.models.saving import classifier_of, load_model
+from sfkt_cli.scores import geometric_mean
 from sfkt_cli.settings.config import RuntimeConfig, build
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.evaluate import evaluate, measuring_runtime
+from sfkt_cli.student import find_student
 from sfkt_cli.training.predicting import View, adapt_batch_norms, predict_rows
 from sfkt_cli.training.runtime import make_runtime
 from tests.stages.evaluation_runs import (
@@ -186,6 +191,7 @@ def test_the_oracle_is_marked_where_it_saw_the_labels(evaluated: Run) -> None:
     assert rows["oracle", "test"]["note"] is None
     text = evaluated.path("evaluate", "report.md").read_text(encoding="utf-8")
     assert "oracle (1)" in text
+    assert "## Accuracy by class, test split" in text, "not of images that the oracle has seen"
     assert "\n(1) trained on these very images" in text
 
 
@@ -221,12 +227,72 @@ def test_weights_that_were_not_kept_are_not_described(tmp_path: Path) -> None:
     assert "Trust in the bridge" not in text  # nothing was measured
 
 
-def test_another_main_method_makes_another_report(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", "aad", "shot", bridge=False)
-    for method in ("shot", "aad"):
-        transfer = settings().transfer.model_copy(update={"method": method})
-        evaluate(settings().model_copy(update={"transfer": transfer}), run)
-        assert f"transfer/{method}/" in run.path("evaluate", "report.md").read_text()
+@pytest.mark.parametrize(
+    ("students", "wanted", "method"),
+    [
+        ("aad shot", "shot", "shot"),
+        ("aad shot", "aad", "aad"),
+        ("aad shot", "tgkt", "aad"),
+        ("tgkt shot", "shot", "shot"),
+        ("tgkt shot", "nrc", "tgkt"),
+    ],
+)
+def test_the_student_that_is_judged_is_the_one_that_is_shipped(
+    tmp_path: Path, students: str, wanted: str, method: str
+) -> None:
+    run = make_run(tmp_path / "run", *students.split(), bridge=False)
+    transfer = settings().transfer.model_copy(update={"method": wanted})
+    config = settings(oracle=False, pictures=False).model_copy(update={"transfer": transfer})
+    evaluate(config, run)
+    assert f"transfer/{method}/" in run.path("evaluate", "report.md").read_text("utf-8")
+    assert find_student(run.folder, None, wanted).name == method
+
+
+def _evaluation(run: Run) -> Evaluation:
+    """What the report of a run is made from, before any model is asked."""
+    config, store = settings(), open_store(run.transfer_store)
+    models = load_models(run, store, measuring_runtime(config.runtime))
+    splits = {split.name: split for split in read_splits(store, open_store(run.test_store))}
+    return Evaluation(config, run, run.path("evaluate"), store, models, splits, None)
+
+
+def _answers(run: Run, right: Mapping[str, Any], sure: Any = 1.0) -> Evaluation:
+    """The same, with these answers: whether each method is ``right`` on each of 18 test images."""
+    evaluation = _evaluation(run)
+    labels, view = evaluation.splits["test"].labels, evaluation.models.students["tgkt"]
+    for method, hits in right.items():
+        said = np.where(hits, labels, (labels + 1) % 3)
+        probabilities = np.eye(3)[said] * np.reshape(sure, (-1, 1))
+        outcome = Outcome(Predictor(method, view, 0.0, None), {"test": probabilities})
+        evaluation.outcomes[method] = outcome
+    return evaluation
+
+
+def test_the_box_compares_with_the_model_that_would_be_kept(tmp_path: Path) -> None:
+    """One image of each of nine scenes is right, all are, or every image of a single scene."""
+    run = make_run(tmp_path, "tgkt")
+    half, most, few = np.arange(18) % 2 == 0, np.ones(18, bool), np.arange(18) < 2
+    for student, encoded, tone in (
+        (half, most, "worse"),
+        (most, half, "better"),
+        (few, ~most, "open"),
+    ):
+        right = {"source-only": ~most, "source-encoded": encoded, "tgkt": student}
+        assert headline(_answers(run, right), None).tone == tone
+
+
+def test_thresholds_of_a_sure_model_differ(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "tgkt")
+    some = {"tgkt": np.arange(18) % 3 > 0}
+    section = thresholds(_answers(run, some, 1 - 1e-4 * (1 + np.arange(18)) / 18))
+    assert section is not None
+    assert len({line["threshold"] for line in section.lines}) == 5
+    unknown = [float(line["unknown %"]) for line in section.lines]
+    assert unknown == pytest.approx([5, 10, 20, 30, 50], abs=6)
+    section = thresholds(_answers(run, some))  # as sure as can be
+    assert section is not None
+    assert [line["unknown %"] for line in section.lines] == ["0.0"]
+    assert "fitted" not in " ".join(section.text), "the temperature is that of nothing fitted"
 
 
 def test_class_names_are_escaped(evaluated: Run) -> None:
@@ -258,7 +324,7 @@ def test_rerun_does_nothing_and_copies_the_report(
 
     save_classifier(run, "transfer/shot", 9, ENCODING)
     finish(run, "transfer/shot", {}, [])
-    evaluate(settings(bootstrap=60), run)
+    evaluate(settings(), run)
     assert ("shot", "test") in _rows(run)
     assert _oracle_digest(run) == oracle
 
@@ -289,7 +355,7 @@ def test_what_another_evaluation_works_on_is_not_unmarked(tmp_path: Path) -> Non
         FileLock(run.path(".evaluate.lock")),
         pytest.raises(RunError, match="another sfkt process works on"),
     ):
-        evaluate(settings(oracle=False, bootstrap=60), run)
+        evaluate(settings(oracle=False, pictures=False), run)
     assert run.path("evaluate", "done.json").read_bytes() == before
 
 
@@ -299,11 +365,28 @@ def test_speeds_are_taken_on_the_same_images(evaluated: Run) -> None:
         name: row["images_per_second"] for (name, split), row in rows.items() if split == "test"
     }
     assert all(value > 0 for value in speed.values())
-    both = 1 / (1 / speed["tgkt"] + 1 / speed["bridge-only"])
-    assert speed["tgkt+bridge"] == pytest.approx(both, rel=1e-3)
     tables = evaluated.path("evaluate", "report.tex").read_text(encoding="utf-8")
     assert r"\%" in tables
-    assert tables.count(r"\begin{tabular}") == 2
+    assert (
+        tables.count(r"\begin{tabular}") == tables.count("\n\\resizebox{\\linewidth}{!}{%\n") == 2
+    )
+
+
+def test_the_ensemble_averages_its_two_views(evaluated: Run) -> None:
+    store = open_store(evaluated.transfer_store)
+    evaluation = _evaluation(evaluated)
+    for predictor in predictors_of(evaluated, store, evaluation.models, {}, ENCODING):
+        evaluation.ask(predictor)
+    add_ensemble(evaluation)
+    probabilities = {
+        name: outcome.predictor.probabilities(store["target/target"])
+        for name, outcome in evaluation.outcomes.items()
+    }
+    views = [probabilities["tgkt"], probabilities["bridge-only"]]
+    both = probabilities["tgkt+bridge"]
+    np.testing.assert_allclose(both, geometric_mean(views), rtol=1e-6)
+    np.testing.assert_array_equal(both, evaluation.outcomes["tgkt+bridge"].probabilities["target"])
+    assert "tr_information" in evaluation.outcomes["tgkt+bridge"].label_free
 
 
 def test_a_student_of_an_earlier_bridge_is_marked(tmp_path: Path) -> None:
@@ -323,6 +406,9 @@ def test_without_labels_there_is_no_accuracy(tmp_path: Path) -> None:
     text = run.path("evaluate", "report.md").read_text(encoding="utf-8")
     assert "test.h5 holds no labels" in text
     assert "TI agreement %" in text
+    tables = run.path("evaluate", "report.tex").read_text(encoding="utf-8")
+    assert r"TI agreement \%" in tables
+    assert "source-adapted" in tables
     assert not run.path("evaluate", "oracle").exists()
     assert not run.path("evaluate", "confusion.png").exists()
     assert run.path("evaluate", "gallery-tr.png").is_file()
@@ -362,6 +448,9 @@ def test_a_few_labels_of_the_user_decide(
     evaluate(settings(pictures=False), run)
     told = " ".join(capsys.readouterr().err.split())
     assert "lists images on which the student and your RGB model differ" in told
+    assert "Run `sfkt evaluate`." not in run.record("evaluate")["headline"], "it runs"
+    report = run.path("evaluate", "report.md").read_text(encoding="utf-8")
+    assert "Label the whole list before" in report
     with run.path("evaluate", "predictions.csv").open(encoding="utf-8", newline="") as file:
         predicted = {row["name"]: row for row in csv.DictReader(file) if row["split"] == "target"}
     listed = _listed(run)
@@ -377,6 +466,8 @@ def test_a_few_labels_of_the_user_decide(
         evaluate(settings(pictures=False), run)
         sentence = run.record("evaluate")["verdict"]
         assert f"Of {len(differ) - 1} images that you labelled" in sentence
+        report = run.path("evaluate", "report.md").read_text(encoding="utf-8")
+        assert "holds only if you labelled the whole list" in report
         assert word in sentence
         assert sentence.replace("<", "\\<") in run.path("evaluate", "report.md").read_text("utf-8")
         assert _list(run).read_bytes().decode() == text
@@ -450,7 +541,9 @@ def test_where_the_data_have_labels_those_of_the_user_are_not_read(tmp_path: Pat
         assert "that you labelled" not in run.record("evaluate")["verdict"]
 
 
-def test_the_files_of_images_are_listed_and_ids_are_taken_too(tmp_path: Path) -> None:
+def test_the_files_of_images_are_listed_and_ids_are_taken_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, config = make_run(tmp_path, "tgkt", labelled=False), settings(pictures=False)
     ids = [f"target-{row}" for row in range(30)]
     files = [f"tr/target/hall {row // 2}/IMG {row}.png " for row in range(30)]
@@ -467,6 +560,13 @@ def test_the_files_of_images_are_listed_and_ids_are_taken_too(tmp_path: Path) ->
     _list(run).write_text("name,label\n" + "".join(lines), encoding="utf-8")
     evaluate(config, run)
     assert "Of 3 images that you labelled" in run.record("evaluate")["verdict"]
+    capsys.readouterr()
+    rest = [f"{name},\n" for name in files if name not in (files[3], files[4], files[5])]
+    _list(run).write_text("name,label\n" + "".join(lines + rest), encoding="utf-8")
+    evaluate(config, run)
+    told = capsys.readouterr().err
+    assert "may be chance" in told or "are needed" in told
+    assert "lists images on which" not in told, "the others show none of the classes"
 
 
 def test_a_verdict_on_what_has_changed_since_is_not_repeated(
@@ -515,6 +615,9 @@ def test_a_single_label_is_enough_for_a_report(tmp_path: Path) -> None:
         pass
     evaluate(settings(), run)
     assert _rows(run)["tgkt", "target"]["n"] == 1
+    assert _rows(run)["tgkt", "target"]["accuracy_ci95"] is None
+    assert 'class="box open"' in run.path("evaluate", "report.html").read_text(encoding="utf-8")
+    assert "1 training image of 1 group" in run.path("evaluate", "report.md").read_text("utf-8")
 
 
 def test_an_oracle_that_fails_leaves_the_rest_of_the_report(

@@ -22,7 +22,7 @@ TINY = {
     "source": {"epochs": 1, "width": 4, "bottleneck": 8},
     "bridge": {"epochs": 2, "width": 4},
     "transfer": {"epochs": 1},
-    "evaluate": {"oracle": False, "bootstrap": 0, "pictures": False},
+    "evaluate": {"oracle": False, "pictures": False},
 }
 COMMANDS: tuple[tuple[str, set[str]], ...] = (
     ("prepare synthetic", {"skipped"}),

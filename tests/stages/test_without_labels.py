@@ -48,9 +48,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("classes.tr=[mug, desk, lamp]", "source.classes=[desk, lamp, mug]"),
     ],
 )
-def test_all_stages_run_without_a_label(place: Path, more: tuple[str, ...]) -> None:
+def test_all_stages_run_without_a_label(
+    place: Path, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Run(place / "run")
     run_all(Options(run=run.folder, assignments=[*SMALL, *more]))
+    told = " ".join(capsys.readouterr().err.split())
+    listed = run.record("evaluate")["to_label"] is not None
+    assert listed == ("it lists up to 50 images to label" in told), "`transfer` says so before"
+    assert listed == ("lists images on which the student and your RGB model differ" in told)
     names = {"desk", "lamp", "mug"} if more else {"class-0", "class-1", "class-2"}
     student = load_student(run.folder)
     assert set(student.classes) == names
