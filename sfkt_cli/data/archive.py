@@ -158,7 +158,7 @@ def open_container(
         candidates += [root / name for name in zips if (root / name).is_file()]
     for candidate in candidates:
         if markers:
-            tops = _find_tops(_index(candidate), markers)
+            tops = find_tops(_index(candidate), markers)
             if len(tops) > 1:
                 raise DataError(
                     f"{candidate} holds {len(tops)} sets of data, in {tops[0]} and {tops[1]}: give "
@@ -182,7 +182,7 @@ def forget_indexes() -> None:
     _zip.cache_clear()
 
 
-def _find_tops(names: Iterable[str], markers: tuple[str, ...]) -> list[str]:
+def find_tops(names: Iterable[str], markers: tuple[str, ...]) -> list[str]:
     """The highest folders that hold a marker, in any case: ``""`` or ending in ``/``."""
     tops = set()
     for name in names:

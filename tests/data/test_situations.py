@@ -359,6 +359,47 @@ def test_a_manifest_deep_in_an_archive_is_a_note(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("beside", ["README.txt", "runs/folders/log.txt", "pictures/0.png"])
+def test_a_manifest_is_read_whatever_lies_beside_its_folder(beside: str, tmp_path: Path) -> None:
+    root = manifest(tmp_path / "data/mine")
+    folders(root)
+    expected = read_archive(settings_of("folders", root))
+    (tmp_path / "data" / beside).parent.mkdir(parents=True, exist_ok=True)
+    save(tmp_path / "0.png", depth(0))
+    (tmp_path / "0.png").rename(tmp_path / "data" / beside)
+    archive = read_archive(settings_of("folders", tmp_path / "data"))
+    assert archive.records == expected.records
+    assert any("mine/manifest.csv" in fact for fact in archive.facts)
+    assert any("in no line" in note for note in archive.notes)
+
+
+def test_a_manifest_outside_of_the_tree_is_not_read(tmp_path: Path) -> None:
+    expected = read_archive(settings_of("folders", folders(tmp_path))).records
+    manifest(tmp_path / "earlier")
+    assert read_archive(settings_of("folders", tmp_path)).records == expected
+    for place in ("first", "second"):
+        manifest(tmp_path / "two" / place)
+    with pytest.raises(DataError, match=r"first/manifest\.csv and second/.*: choose one"):
+        read_archive(settings_of("folders", tmp_path / "two"))
+
+
+@pytest.mark.parametrize("top", ["", "mine/"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_chosen_manifest_in_the_archive_comes_before_one_in_the_working_folder(
+    inside: bool, top: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = manifest(tmp_path / "mine")
+    text = (root / "manifest.csv").read_text(encoding="utf-8")
+    (root / "manifest.csv").rename(root / "list.csv" if inside else tmp_path / "aside.csv")
+    monkeypatch.chdir(tmp_path)
+    Path("list.csv").write_text(text.replace("room0", "another"), encoding="utf-8")
+    archive = read_archive(
+        settings_of("folders", zipped(root, top), folders={"manifest": "list.csv"})
+    )
+    assert len(archive.records) == 12
+    assert ("another" in {record.group for record in archive.records}) == (not inside)
+
+
 HIDDEN = [
     "tr/.ipynb_checkpoints/0.png", "tr/mug/rgb/.ipynb_checkpoints/0-checkpoint.jpg",
     "tr/mug/target/@eaDir/0.png", "tr/mug/target/._0.png", "tr/__MACOSX/mug/0.png",

@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
-from sfkt_cli.data.archive import Container, open_container, tree_drawn_in
+from sfkt_cli.data.archive import Container, find_tops, open_container, tree_drawn_in
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
 from sfkt_cli.data.records import Archive, FileLoader, Record, collect, image_names
 from sfkt_cli.data.sanity import check_targets
@@ -42,6 +42,7 @@ from sfkt_cli.files import csv_rows, lines_of
 from sfkt_cli.settings.config import Config
 
 _ADVICE = tree_drawn_in(__doc__)
+_ROLES = ("tr", "ti")  # names of the folders at the top
 _VIEWS = {
     "rgb": "rgb", "color": "rgb", "colour": "rgb", "target": "target", "depth": "target",
     "nir": "target", "ir": "target", "infrared": "target", "thermal": "target",
@@ -70,14 +71,14 @@ def read(config: Config, root: Path) -> Archive:
             of a kind that the settings do not allow.
     """
     notes: tuple[str, ...] = ()
+    facts = () if config.folders.registered else (UNREGISTERED,)
     manifest = find_manifest(root, config.folders.manifest)
     if manifest is not None:
+        facts += (f"folders: {manifest} says what is read",)
         container, records = manifest.images, read_manifest(manifest)
         notes = _unlisted(container, records)
     else:
-        container = open_container(
-            root, ("tr", "ti"), (), f"give your own images with --root; {_ADVICE}"
-        )
+        container = open_container(root, _ROLES, (), f"give your own images with --root; {_ADVICE}")
         records, notes = _read_tree(container)
     targets = [record.target for record in records if record.target is not None]
     if not targets:
@@ -104,7 +105,7 @@ def read(config: Config, root: Path) -> Archive:
         channels=channels,
         registered=own.registered,
         notes=notes,
-        facts=() if own.registered else (UNREGISTERED,),
+        facts=facts,
     )
 
 
@@ -191,9 +192,9 @@ class Manifest:
         ,depth/0002.png,,target,kitchen-b
         img/0003.jpg,depth/0003.png,,ti,hall
 
-    Paths are relative to ``--root``, or to the folder in it that all files lie in. role: ``tr``
-    (default: dealt out by group), ``ti``, or a fixed part ``source``, ``target``, ``test``. label
-    and group may be empty.
+    Paths are relative to its folder, those of ``folders.manifest`` to ``--root``, or to the folder
+    in it that all files lie in. role: ``tr`` (default: dealt out by group), ``ti``, or a fixed part
+    ``source``, ``target``, ``test``. label and group may be empty.
     """
 
     place: Container  # folder or zip file that it lies in
@@ -207,26 +208,38 @@ class Manifest:
 def find_manifest(root: Path, chosen: Path | None) -> Manifest | None:
     """The manifest: the one chosen, ``root`` itself, or one of the usual names in it.
 
-    Raises a DataError if the one chosen does not exist, or nothing is there.
+    Of the usual names the one in the highest folder counts, unless folders ``tr`` or ``ti`` lie
+    outside of it. One that is chosen is looked for in ``root``, or in the folder in it that all
+    files lie in, and then in the working folder.
+
+    Raises:
+        DataError: The one chosen does not exist, nothing is there, or several are equally high.
     """
     if chosen is None and root.is_file() and root.suffix.lower() in (".csv", ".jsonl"):
         place = Container(root.parent)
         return Manifest(place, root.name, place)
     images = open_container(root, (), (), "give your own images with --root")
-    if chosen is not None and chosen.is_file():
-        return Manifest(Container(chosen.parent), chosen.name, images)
     names = images.names()
-    for name in sorted(names, key=lambda name: name.count("/")):
+    found: dict[str, str] = {}  # names of manifests by the folder that they lie in
+    for name in names:
         for end in MANIFESTS if chosen is None else (chosen.as_posix(),):
             top = name[: -len(end)]
-            if name[len(top) :].casefold() != end.casefold():
-                continue
-            if not top or (top[-1] == "/" and all(n.startswith(top) for n in names)):
-                inside = replace(images, prefix=images.prefix + top)
-                return Manifest(inside, name[len(top) :], inside)
-    if chosen is not None:
+            if name[len(top) :].casefold() == end.casefold() and top[-1:] in ("", "/"):
+                found.setdefault(top, name[len(top) :])
+    within = names if chosen is not None else find_tops(names if found else (), _ROLES)
+    tops = [top for top in found if all(name.startswith(top) for name in within)]
+    highest = sorted(tops, key=lambda top: top.count("/"))[:2]
+    if len({top.count("/") for top in highest}) < len(highest):
+        raise DataError(
+            f"{root} holds {' and '.join(top + found[top] for top in highest)}: choose one with "
+            "folders.manifest, or its folder with --root"
+        )
+    if highest:
+        inside = replace(images, prefix=images.prefix + highest[0])
+        return Manifest(inside, found[highest[0]], inside)
+    if chosen is not None and not chosen.is_file():
         raise DataError(f"folders.manifest = {chosen} does not exist, nor does {root / chosen}")
-    return None
+    return Manifest(Container(chosen.parent), chosen.name, images) if chosen is not None else None
 
 
 def read_manifest(manifest: Manifest) -> list[Record]:
@@ -235,7 +248,9 @@ def read_manifest(manifest: Manifest) -> list[Record]:
     files: dict[str, list[str]] = {}
     for name in container.names():
         files.setdefault(_nfc(name), []).append(name)
-    root = Path(container.describe(""))
+    tops_of_files = {name.partition("/")[0] for name in files}
+    only = f"{tops_of_files.pop()}/" if len(tops_of_files) == 1 else ""
+    root = container.path / container.prefix
     tops = [_nfc(f"{place}/") for place in (root.absolute(), root.resolve())]
     records: list[Record] = []
     for number, row in _rows(manifest):
@@ -249,11 +264,10 @@ def read_manifest(manifest: Manifest) -> list[Record]:
         names = {}
         for view in ("rgb", "target"):
             name = _inside(row[view], tops)
-            alike = files.get(name, [])
+            alike = files.get(name, []) or files.get(only + name, [])
             if name and not alike:
                 raise DataError(
-                    f"{where}: {view} {row[view]!r} is not in {container.describe('')}: paths are "
-                    "relative to it"
+                    f"{where}: {view} {row[view]!r} is not in {root}: paths are relative to it"
                 )
             if len(alike) > 1:
                 raise DataError(
@@ -274,11 +288,12 @@ def read_manifest(manifest: Manifest) -> list[Record]:
 
 def _unlisted(container: Container, records: Iterable[Record]) -> tuple[str, ...]:
     """A note on images that no line of the manifest names."""
-    images = {name for name in container.names() if name.lower().endswith(SUFFIXES)}
-    others = images - set(image_names(records))
+    names = replace(container, prefix="").names()
+    read = {container.prefix + name for name in image_names(records)}
+    others = [n for n in names if n.lower().endswith(SUFFIXES) and n not in read]
     if not others:
         return ()
-    where = container.describe("")
+    where = container.path
     return (f"{where}: not read, in no line of the manifest: {len(others)}, as {min(others)}",)
 
 
