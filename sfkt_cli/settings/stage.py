@@ -134,12 +134,6 @@ class Stage:
         """Digest of settings and inputs: what a resumable state belongs to."""
         return sha256_json(self.made_from)
 
-    def make_room(self, size: int) -> None:
-        """Delete what a forced stage was before, where ``size`` bytes do not fit beside it."""
-        before = _before(self.folder)
-        if before.is_dir() and shutil.disk_usage(before).free < size:
-            _delete(before)
-
     def finish(self, **summary: Any) -> None:
         """Write done.json, last of all, and drop the resumable state."""
         if self.dry:

@@ -47,7 +47,6 @@ def prepare(config: Config, run: Run) -> None:
             say(f"prepare: {crop}")
         for gap in gaps(plan):
             warn(gap)
-        stage.make_room(sum(plan.file_bytes().values()))
         samples = _write_stores(plan, stage)
         picture = run.path("prepare", "pairs.png")
         names = {number: record.id for number, record in plan.numbered(*UNNAMED).items()}

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 
 from sfkt_cli.data.archive import MAX_FILE_BYTES, Container
 from sfkt_cli.data.readers import read_archive
-from sfkt_cli.errors import DataError, SfktError
+from sfkt_cli.errors import DataError, RunError, SfktError
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.prepare import make_plan, prepare
@@ -67,6 +68,20 @@ def test_no_file_is_larger_than_the_room_that_is_made_for_it(
     prepare(config, run)
     for file, size in make_plan(config, read_archive(config)).file_bytes().items():
         assert run.path("prepare", file).stat().st_size <= size
+
+
+def test_without_room_what_was_prepared_before_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = settings("folders", MAKERS["folders"](tmp_path / "mine")), Run(tmp_path / "run")
+    prepare(config, run)
+    before = {path.name: path.read_bytes() for path in run.path("prepare").glob("*.h5")}
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(RunError, match="make room"):
+        prepare(config, replace(run, force=True))
+    assert run.finished("prepare")
+    assert {path.name: path.read_bytes() for path in run.path("prepare").glob("*.h5")} == before
 
 
 def victim(name: str, which: int) -> str:
