@@ -15,6 +15,7 @@ from sfkt_cli.data.pictures import check_alignment, draw_contact_sheet
 from sfkt_cli.data.records import PARTS
 from sfkt_cli.data.sensor import describe_images
 from sfkt_cli.data.store import Store, open_store, spread
+from sfkt_cli.errors import ConfigError
 
 SHOWN = 20  # classes of a part in the table, where there are more
 LOOKED_AT = 64  # target images of a part whose values are compared with those of another
@@ -44,8 +45,12 @@ def inspect(path: Path, out: Path | None = None, verify: bool = False) -> dict[s
         verify: Read every row again and compare the checksums first.
 
     Raises:
+        ConfigError: The picture's name does not end in .png.
         DataError: The file is missing or damaged.
     """
+    picture = out or path.with_suffix(".png")
+    if picture.suffix.lower() != ".png" or picture == path:
+        raise ConfigError(f"--output {picture}: name another file, one that ends in .png")
     store = open_store(path)
     if verify:
         store.verify()
@@ -55,7 +60,6 @@ def inspect(path: Path, out: Path | None = None, verify: bool = False) -> dict[s
         f"{path}: {store.dataset}, {store.modality} in {store.unit}, "
         f"{attrs.get('image_size')} pixels, seed {attrs.get('seed')}, {attrs.get('protocol')}"
     )
-    picture = out or path.with_suffix(".png")
     picture.parent.mkdir(parents=True, exist_ok=True)
     table, drawn = show(samples_of_store(store), store, picture)
     return {
