@@ -4,12 +4,14 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from sfkt_cli.console import warn
 from sfkt_cli.errors import DataError, first_line
 
 MAX_FILE_BYTES = 1 << 29  # larger single images are refused: 512 MB
@@ -201,17 +203,22 @@ def _index(path: Path) -> Mapping[str, str]:
 
 def _index_zip(path: Path) -> Mapping[str, str]:
     index: dict[str, str] = {}
+    guessed = []
     for info in _zip(path, os.getpid()).infolist():
         if info.is_dir():
             continue
         name = info.filename
+        if not (info.flag_bits & _UTF8_NAME or name.isascii()) and info.orig_filename.endswith(
+            name
+        ):
+            guessed.append(name)
         parts = PurePosixPath(name).parts
         if "\\" in name:
             raise DataError(
                 f"{path}: entry {name!r} has backslashes between its folders: unpack it and give "
                 "the folder, or pack it with another program"
             )
-        if not parts or name[0] == "/" or ".." in parts or ":" in parts[0]:
+        if not parts or name[0] == "/" or ".." in parts or re.match("[A-Za-z]:/", name):
             raise DataError(f"{path}: entry {name!r} points outside of the archive; refused")
         if stat.S_ISLNK(info.external_attr >> 16):
             raise DataError(f"{path}: entry {name!r} is a symbolic link; refused")
@@ -220,6 +227,11 @@ def _index_zip(path: Path) -> Mapping[str, str]:
         if name in index:
             raise DataError(f"{path}: two entries are named {name!r}")
         index[name] = f"{info.file_size} {info.CRC:08x}"
+    if guessed:
+        warn(
+            f"{path}: the encoding of {len(guessed)} names is not known, such as {guessed[0]!r}: "
+            "where they are not what they should be, pack it again with names in UTF-8"
+        )
     return index
 
 

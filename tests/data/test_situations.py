@@ -662,11 +662,28 @@ def test_a_zip_file_whose_names_begin_with_the_folder_itself(tmp_path: Path) -> 
     assert archive.loader.target(archive.records[0], 30).any()
 
 
-def test_a_zip_file_of_macos_with_names_that_it_does_not_call_utf_8(tmp_path: Path) -> None:
+def test_a_zip_file_whose_names_are_in_an_unknown_encoding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = zipped(folders(tmp_path / "mine", ["c__up"]))
+    path.write_bytes(path.read_bytes().replace(b"c__up", "чашка".encode("cp866")))
+    read_archive(settings_of("folders", path))
+    assert "12 names is not known" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_zip_file_with_times_in_its_names(tmp_path: Path) -> None:
+    path = zipped(manifest(tmp_path / "mine"), "2024-05-01 10:30/")
+    assert len(read_archive(settings_of("folders", path)).records) == 12
+
+
+def test_a_zip_file_of_macos_with_names_that_it_does_not_call_utf_8(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = zipped(folders(tmp_path / "mine", ["Sch__ssel"]))
     path.write_bytes(path.read_bytes().replace(b"Sch__ssel", "Schüssel".encode()))
     archive = read_archive(settings_of("folders", path))
     assert {record.label for record in archive.records} == {"Schüssel", None}
+    assert "encoding" not in capsys.readouterr().err
     assert all(archive.loader.target(record, 30).any() for record in archive.records)
 
 
