@@ -373,6 +373,20 @@ def test_own_images_in_folders_of_other_names_are_told(
     assert read_archive(settings_of("folders", root)).records
 
 
+def test_images_of_two_views_whose_names_never_match_are_told(tmp_path: Path) -> None:
+    root = make_folders(tmp_path / "mine")
+    for path in (root / "tr/mug/target").iterdir():
+        path.rename(path.with_stem(f"t{path.stem}"))
+    archive = read_archive(settings_of("folders", root))
+    told = "tr/mug: 6 RGB and 6 target images, none of one name"
+    assert [fact for fact in archive.facts if fact.startswith(told)] == list(archive.facts)
+    assert len(archive.facts) == 1
+    for path in (root / "ti/target").iterdir():
+        path.rename(path.with_stem(f"{path.stem}_depth"))
+    with pytest.raises(DataError, match=r"no partner .*the same name.*manifest\.csv.*6 such files"):
+        read_archive(settings_of("folders", root))
+
+
 def test_folders_of_recordings_may_hold_both_views(tmp_path: Path) -> None:
     for place in ("tr/mug/day1", "tr/mug/day2/run1", "ti/day1", "ti"):
         for number in range(2):

@@ -79,7 +79,8 @@ def read(config: Config, root: Path) -> Archive:
         notes = _unlisted(container, records)
     else:
         container = open_container(root, _ROLES, (), f"give your own images with --root; {_ADVICE}")
-        records, notes = _read_tree(container)
+        records, notes, collections = _read_tree(container)
+        facts += collections
     targets = [record.target for record in records if record.target is not None]
     if not targets:
         raise DataError(f"{root} holds no target images: {_ADVICE}")
@@ -109,11 +110,11 @@ def read(config: Config, root: Path) -> Archive:
     )
 
 
-def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...]]:
-    """Records, and what is left out."""
+def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...], tuple[str, ...]]:
+    """Records, what is left out, and what the user should know."""
     inside = [name for name in container.names() if name[:3].lower() in ("tr/", "ti/")]
     captures = collect(container, functools.partial(_place, container), ())
-    _check_partners(container, captures, inside)
+    facts = _check_partners(container, captures, inside)
     records: list[Record] = []
     for (role, label, stem), views in captures.items():
         folder = stem.rpartition("/")[0]
@@ -127,7 +128,7 @@ def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...]]:
     elsewhere = [name for name in others if name.lower().endswith(SUFFIXES)]
     if elsewhere:
         notes.append(f"not read, neither in tr nor in ti: {len(elsewhere)}, as {min(elsewhere)}")
-    return records, tuple(f"{container.describe('')}: {note}" for note in notes)
+    return records, tuple(f"{container.describe('')}: {note}" for note in notes), facts
 
 
 def _place(container: Container, name: str) -> tuple[Capture, str] | None:
@@ -161,24 +162,39 @@ def _place(container: Container, name: str) -> tuple[Capture, str] | None:
 
 def _check_partners(
     container: Container, captures: Mapping[Capture, dict[str, str]], names: Sequence[str]
-) -> None:
-    """TI are pairs; TR images may be of one kind, or all pairs, or two separate collections."""
+) -> tuple[str, ...]:
+    """TI are pairs; TR images may be of one kind, or all pairs, or two separate collections.
+
+    Returns a sentence about each class that is two collections.
+    """
     paired = {capture[:2] for capture, views in captures.items() if len(views) == 2}
     alone: dict[tuple[str, str | None, str], list[str]] = defaultdict(list)
     for (role, label, stem), views in captures.items():
-        if len(views) == 1 and (role == "ti" or (role, label) in paired):
+        if len(views) == 1:
             alone[role, label, next(iter(views))].append(stem)
+    facts = []
     for (role, label, view), stems in alone.items():
+        if role == "tr" and (role, label) not in paired:
+            others = alone.get((role, label, "target"), [])
+            if view == "rgb" and others:
+                facts.append(
+                    f"tr/{label}: {len(stems)} RGB and {len(others)} target images, none of one "
+                    "name: read as separate collections"
+                )
+            continue
         stem = min(stems)
         name = captures[role, label, stem][view]
         other = "target" if view == "rgb" else "rgb"
         partner = f"/{PurePosixPath(name).with_suffix('')}.".replace(f"/{view}/", f"/{other}/")[1:]
         unread = [n for n in names if n.startswith(partner) and not n.lower().endswith(SUFFIXES)]
         advice = "restore it" if not unread else f"convert {unread[0]}, which is not read"
+        if (role, label) not in paired and not unread:
+            advice = "give both images of a pair the same name, list them in manifest.csv"
         raise DataError(
             f"{container.describe(name)} has no partner {stem}.* in the folder {other}: "
             f"{advice}, or remove this one ({len(stems)} such files)"
         )
+    return tuple(facts)
 
 
 @dataclass(frozen=True)
