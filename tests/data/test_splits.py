@@ -22,7 +22,7 @@ from sfkt_cli.data.splits import (
     list_class_rows,
     split_records,
 )
-from sfkt_cli.errors import ConfigError
+from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.settings.config import ClassesConfig, SplitConfig
 
 
@@ -94,6 +94,24 @@ def test_archive_may_fix_the_part() -> None:
     parts = split_records(records, "a", "", SplitConfig(), 0)
     for part in ("source", "target", "test"):
         assert {r.id for r in parts[part]} == {f"{part}{n}" for n in range(4)}
+
+
+def test_a_fixed_part_takes_its_group_there_and_two_are_refused() -> None:
+    def of_group(part: str, number: int, *also: str) -> Record:
+        return Record(f"{part}{number}", f"room{number}", "a", "rgb", "target", (part, *also))
+
+    free = [Record(f"free{n}", f"room{n}", "a", "rgb", "target") for n in range(12)]
+    for part in ("source", "target", "test"):
+        held = [of_group(part, number) for number in range(4)]
+        parts = split_records([*free, *held], "a", "", SplitConfig(), 0)
+        assert {r.group for r in held} <= {r.group for r in parts[part]}
+        assert {r.id for r in held} <= {r.id for r in parts[part]}
+        assert not left_out([*free, *held], "a", "", SplitConfig(), parts)
+    mixed = [*free, of_group("target", 3), of_group("test", 3), of_group("ti", 3)]
+    with pytest.raises(DataError, match=r"room3.*target3.*test3"):
+        split_records(mixed, "a", "", SplitConfig(), 0)
+    of_the_archive = [*free, of_group("source", 3, "ti"), of_group("test", 3, "ti")]
+    assert split_records(of_the_archive, "a", "", SplitConfig(), 0)
 
 
 def test_images_without_labels_are_only_target_images() -> None:
