@@ -198,7 +198,8 @@ class Stage:
             was["encoding"] = current_name(was["encoding"])
         changes = []
         for name in sorted(now.keys() | was.keys()):
-            if was.get(name) == now.get(name):
+            moved = name == "prepare.root" and was.get("archive") == now.get("archive")
+            if moved or was.get(name) == now.get(name):
                 continue
             change = f"was {was.get(name)!r}, now {now.get(name)!r}"
             if before.inputs.get(name) and self.inputs.get(name):  # their digests tell nobody
