@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from sfkt_cli.console import warn
+from sfkt_cli.data.decode import SUFFIXES
 from sfkt_cli.errors import DataError, first_line
 
 MAX_FILE_BYTES = 1 << 29  # larger single images are refused: 512 MB
@@ -79,28 +80,25 @@ def is_system(name: str) -> bool:
     return any(part[:1] == "." or part.casefold() in _SYSTEM for part in name.split("/"))
 
 
-def list_files(folder: Path, *, skip_bad_links: bool = False) -> dict[str, str]:
+def list_files(folder: Path, *, quiet: bool = False) -> dict[str, str]:
     """All files below a folder, each with a text that changes when the file does.
 
     Names are relative to the folder, with ``/``; hidden and system files are left out, and so are
-    files and folders that go while they are listed. ``skip_bad_links``: leave out links
-    that lead nowhere or in a circle.
+    files and folders that go while they are listed, and links that lead nowhere or in a circle.
+    A warning counts images that are links without a file, unless ``quiet``.
 
     Raises:
-        DataError: A folder cannot be read, or a link leads nowhere or in a circle.
+        DataError: A folder cannot be read.
     """
     index: dict[str, str] = {}
+    lost: list[str] = []
 
     def visit(folder: Path, prefix: str, above: set[tuple[int, int]]) -> None:
         try:
             status = folder.stat()
             here = (status.st_dev, status.st_ino)
             if here in above:
-                if skip_bad_links:
-                    return
-                raise DataError(
-                    f"{folder} is a symbolic link to a folder above it: remove the link"
-                )
+                return
             for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
                 name = prefix + entry.name
                 if is_system(entry.name):
@@ -111,10 +109,8 @@ def list_files(folder: Path, *, skip_bad_links: bool = False) -> dict[str, str]:
                     with contextlib.suppress(FileNotFoundError):  # gone, as a camera's files are
                         size = entry.stat()
                         index[name] = f"{size.st_size} {size.st_mtime_ns}"
-                elif entry.is_symlink() and not skip_bad_links:
-                    raise DataError(
-                        f"{entry.path} is a symbolic link that leads nowhere: remove it"
-                    )
+                elif entry.is_symlink() and name.lower().endswith(SUFFIXES):
+                    lost.append(name)
                 if len(index) > MAX_FILES:
                     raise DataError(
                         f"{folder} and its neighbours hold more than {MAX_FILES:,} files"
@@ -124,6 +120,11 @@ def list_files(folder: Path, *, skip_bad_links: bool = False) -> dict[str, str]:
                 raise DataError(f"{folder} cannot be read: {first_line(error)}") from None
 
     visit(folder, "", set())
+    if lost and not quiet:
+        warn(
+            f"{folder}: not read: {len(lost)} links that lead nowhere, such as {lost[0]}; fetch "
+            "the files (`git annex get`, `dvc pull`), or remove the links"
+        )
     return index
 
 
@@ -208,9 +209,8 @@ def _index_zip(path: Path) -> Mapping[str, str]:
         if info.is_dir():
             continue
         name = info.filename
-        if not (info.flag_bits & _UTF8_NAME or name.isascii()) and info.orig_filename.endswith(
-            name
-        ):
+        unmarked = not info.flag_bits & _UTF8_NAME and not name.isascii()
+        if unmarked and info.orig_filename.endswith(name):  # else it was UTF-8
             guessed.append(name)
         parts = PurePosixPath(name).parts
         if "\\" in name:
