@@ -150,16 +150,17 @@ def settle_ids(records: Iterable[Record], where: object) -> tuple[Record, ...]:
 
     ``/`` becomes ``-``, and what else is unsafe ``_``. A short hash follows where that loses
     something: after other changes, and where two paths would have one id: ``a/b-c``, ``a-b/c``.
-    Records of one id are told apart by the names of their files. Records that share an image, such
-    as one RGB image beside two sensors, share a group.
+    Records of one id are told apart by the names of their files and the parts they may go to. Those
+    that share an image, such as one RGB image beside two sensors, share a group.
 
     Raises:
         DataError: A record is there twice, or a file's name is not UTF-8; the message names the
             file.
     """
-    records = list(records)
-    alike = Counter(record.id for record in records)
-    named = (replace(r, id=r.target or r.rgb or r.id) if alike[r.id] > 1 else r for r in records)
+    named = list(records)
+    for whole in (False, True):
+        alike = Counter(record.id for record in named)
+        named = [replace(r, id=_name(r, whole)) if alike[r.id] > 1 else r for r in named]
     ordered = sorted(named, key=lambda record: record.id)
     for name in image_names(ordered):
         if _NO_TEXT.search(name):
@@ -184,6 +185,12 @@ def settle_ids(records: Iterable[Record], where: object) -> tuple[Record, ...]:
         groups |= dict.fromkeys(names, group)
         settled.append(replace(record, id=ids[record.id], group=group))
     return tuple(sorted(settled, key=lambda record: record.id))
+
+
+def _name(record: Record, whole: bool) -> str:
+    """A record by one of its images, or by both and the parts that it may go to (``whole``)."""
+    names = image_names([record])
+    return "+".join([*names, *record.parts]) if whole else names[-1]
 
 
 def _safe(path: str) -> str:

@@ -400,6 +400,40 @@ def test_a_chosen_manifest_in_the_archive_comes_before_one_in_the_working_folder
     assert ("another" in {record.group for record in archive.records}) == (not inside)
 
 
+def test_an_image_in_two_lines_of_a_manifest(tmp_path: Path) -> None:
+    root = manifest(tmp_path / "mine")
+    lines = [
+        "img/0 ä.jpg,depth/0.png,mug,,", "img/1 ä.jpg,depth/0.png,mug,,",
+        ",depth/2.png,,target,", "img/2 ä.jpg,depth/2.png,,ti,", ",depth/3.png,,target,",
+    ]  # fmt: skip
+    text = "\n".join(["rgb,target,label,role,group", *lines])
+    (root / "manifest.csv").write_text(text, encoding="utf-8")
+    records = read_archive(settings_of("folders", root)).records
+    assert len({record.id for record in records}) == 5
+    assert {r.target: r.group for r in records}.keys() == {f"depth/{n}.png" for n in (0, 2, 3)}
+    assert len({record.group for record in records}) == 3
+    (root / "manifest.csv").write_text(f"{text}\n{lines[0]}", encoding="utf-8")
+    with pytest.raises(DataError, match="listed twice"):
+        read_archive(settings_of("folders", root))
+
+
+def test_links_that_lead_nowhere_or_in_a_circle_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = folders(tmp_path / "mine")
+    expected = read_archive(settings_of("folders", root)).records
+    (root / "latest").symlink_to(".")
+    (root / "tr/notes").symlink_to("nowhere")
+    assert read_archive(settings_of("folders", root)).records == expected
+    assert "lead nowhere" not in capsys.readouterr().err
+    for name in ("8", "9"):
+        (root / f"tr/mug/target/{name}.png").symlink_to("nowhere.png")
+    assert read_archive(settings_of("folders", root)).records == expected
+    assert list(expand([str(root / "tr/mug/target")]))
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("2 links that lead nowhere, such as") == 2
+
+
 HIDDEN = [
     "tr/.ipynb_checkpoints/0.png", "tr/mug/rgb/.ipynb_checkpoints/0-checkpoint.jpg",
     "tr/mug/target/@eaDir/0.png", "tr/mug/target/._0.png", "tr/__MACOSX/mug/0.png",
