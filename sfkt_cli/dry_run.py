@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from sfkt_cli.console import duration, event, say, warn
+from sfkt_cli.console import duration, event, say
 from sfkt_cli.machine import cores
 from sfkt_cli.pipeline import folder_of, source_comes_first, stages_of, with_possible_method
 from sfkt_cli.settings.config import Config
@@ -150,7 +150,7 @@ def _try_download(config: Config) -> dict[str, Any] | None:
 def _try_prepare(config: Config, run: Run) -> dict[str, Any]:
     """Read the archive's list of files, deal them out, and load some samples of each part."""
     from sfkt_cli.data.readers import archive_root
-    from sfkt_cli.stages.prepare import gaps, make_plan, read_unless_gone
+    from sfkt_cli.stages.prepare import make_plan, read_unless_gone
 
     archive, digest = read_unless_gone(config, run)
     with run.open("prepare", config, {"archive": digest}) as stage:
@@ -158,8 +158,6 @@ def _try_prepare(config: Config, run: Run) -> dict[str, Any]:
             say(f"prepare: {run.path('prepare')} is finished already")
             return {"stage": "prepare", "done": True}
     plan = make_plan(config, archive)
-    for gap in gaps(plan):
-        warn(gap)
     writes, began, tried = plan.file_bytes(), time.monotonic(), 0
     for parts in plan.files().values():
         for part in parts:
