@@ -165,7 +165,7 @@ def _try_prepare(config: Config, run: Run) -> dict[str, Any]:
             for record in records[:: max(len(records) // SAMPLES, 1)]:
                 for view in plan.views(part):
                     load = archive.loader.rgb if view == "rgb" else archive.loader.target
-                    load(record, config.image_size)
+                    load(record)
                 tried += 1
     counts = {part: len(records) for part, records in plan.parts.items()}
     count, workers = sum(counts.values()), config.prepare.workers or cores()

@@ -55,15 +55,16 @@ def test_reader_lists_samples_and_loads_each_of_them(name: str, tmp_path: Path) 
     assert all("/" not in identity for identity in ids)
     for record in archive.records[::5]:
         if record.rgb:
-            rgb = archive.loader.rgb(record, SIZE)
+            rgb = archive.loader.rgb(record)
             assert rgb.shape == (SIZE, SIZE, 3)
             assert rgb.dtype == np.uint8
             assert rgb[:, -1, 0].mean() > rgb[:, 0, 0].mean() + 80, "mirrored or turned"
             assert rgb[-1, :, 1].mean() > rgb[0, :, 1].mean() + 80, "upside down"
-        target = archive.loader.target(record, SIZE)
-        assert target.shape == archive.target_shape(SIZE)
-        assert target.dtype == np.dtype(archive.dtype)
-        if archive.unit == "mm":
+        target = archive.loader.target(record)
+        sensor = archive.loader.sensor
+        assert target.shape == sensor.stored_shape
+        assert target.dtype == np.dtype(sensor.dtype)
+        if sensor.stored_unit == "mm":
             assert 2500 < target[-1, 15] < 3200
             assert target[-1, 15] > target[8, 15] > 0
     assert read_archive(config).digest == archive.digest
@@ -105,9 +106,7 @@ def test_zip_files_are_read_without_unpacking(name: str, tmp_path: Path) -> None
     plain, packed = (read_archive(settings_of(name, place)) for place in (root, path))
     assert packed.records == plain.records
     for record in packed.records[::9]:
-        np.testing.assert_array_equal(
-            packed.loader.target(record, SIZE), plain.loader.target(record, SIZE)
-        )
+        np.testing.assert_array_equal(packed.loader.target(record), plain.loader.target(record))
     assert {entry.name for entry in tmp_path.iterdir()} == {"archive", "archive.zip"}
 
 
@@ -205,8 +204,8 @@ def test_a_manifest_that_changes_is_another_archive(tmp_path: Path) -> None:
 def test_nyu_images_are_upright_and_depth_is_bit_exact(tmp_path: Path) -> None:
     archive = read_archive(settings_of("nyu-depth", nyu_depth(tmp_path, 12)))
     for number, record in enumerate(archive.records):
-        np.testing.assert_array_equal(archive.loader.rgb(record, SIZE), scene(number)[:, 5:35])
-        np.testing.assert_array_equal(archive.loader.target(record, SIZE), depth(number)[:, 5:35])
+        np.testing.assert_array_equal(archive.loader.rgb(record), scene(number)[:, 5:35])
+        np.testing.assert_array_equal(archive.loader.target(record), depth(number)[:, 5:35])
 
 
 def test_a_locked_nyu_file_is_read(tmp_path: Path) -> None:
@@ -214,7 +213,7 @@ def test_a_locked_nyu_file_is_read(tmp_path: Path) -> None:
     with (root / "nyu_depth_v2_labeled.mat").open("rb") as locked:
         fcntl.flock(locked, fcntl.LOCK_EX)
         archive = read_archive(settings_of("nyu-depth", root))
-        assert archive.loader.rgb(archive.records[0], SIZE).any()
+        assert archive.loader.rgb(archive.records[0]).any()
 
 
 def test_nyu_official_split_holds_out_the_listed_images(tmp_path: Path) -> None:
@@ -585,7 +584,7 @@ def test_a_manifest_outside_of_a_zip_file_lists_what_is_in_the_zip_file(tmp_path
     save(tmp_path / str(plain.records[0].target), np.zeros((9, 9), np.uint16))
     packed = read_archive(settings_of("folders", path, **over))
     assert packed.records == plain.records
-    assert packed.loader.target(packed.records[0], SIZE).any()
+    assert packed.loader.target(packed.records[0]).any()
     with pytest.raises(DataError, match=r"nowhere does not exist: say with --root"):
         read_archive(settings_of("folders", tmp_path / "nowhere", **over))
 
@@ -613,14 +612,14 @@ def test_genuine_rgb_nir() -> None:
     assert len(archive.records) == 212
     assert any("class water has 20 samples, published are 51" in n for n in archive.notes)
     record = next(r for r in archive.records if r.id == "country-0000")
-    assert archive.loader.rgb(record, 48).std() > 10
-    assert archive.loader.target(record, 48).std() > 10
+    assert archive.loader.rgb(record).std() > 10
+    assert archive.loader.target(record).std() > 10
 
 
 def test_genuine_sun_rgbd() -> None:
-    archive = genuine("sun-rgbd", "sun-rgbd", prepare={"fit": "squash"})
+    archive = genuine("sun-rgbd", "sun-rgbd", prepare={"fit": "squash"}, image_size=427)
     assert [(r.label, r.id[:3]) for r in archive.records] == [("office", "kv1"), ("office", "kv2")]
-    depth_mm = archive.loader.target(archive.records[0], 427)
+    depth_mm = archive.loader.target(archive.records[0])
     assert depth_mm[depth_mm > 0].min() >= 1430
     assert depth_mm.max() <= 2525
 
@@ -631,5 +630,5 @@ def test_genuine_washington(background: str) -> None:
     archive = genuine("washington-rgbd", "washington-rgbd", **over)
     assert len(archive.records) == 20
     assert len({record.group for record in archive.records}) == 10
-    missing = [float((archive.loader.target(r, 64) == 0).mean()) for r in archive.records]
+    missing = [float((archive.loader.target(r) == 0).mean()) for r in archive.records]
     assert (np.mean(missing) > 0.15) == (background == "remove")

@@ -270,7 +270,7 @@ def test_a_manifest_in_a_zip_file(name: str, top: str, tmp_path: Path) -> None:
     assert [(r.id, r.label, r.group) for r in archive.records] == [
         (r.id, r.label, r.group) for r in expected
     ]
-    assert archive.loader.target(archive.records[0], 30).any()
+    assert archive.loader.target(archive.records[0]).any()
 
 
 def test_a_manifest_with_semicolons(tmp_path: Path) -> None:
@@ -516,7 +516,7 @@ def test_depth_in_units_of_its_own_with_values_that_mean_no_reading(tmp_path: Pa
     own = {"scale": 0.2, "missing": [-1, 65535]}
     archive = read_archive(settings_of("folders", root, folders=own))
     assert not archive.notes
-    np.testing.assert_array_equal(archive.loader.target(archive.records[0], 30), depth(0)[:, :30])
+    np.testing.assert_array_equal(archive.loader.target(archive.records[0]), depth(0)[:, :30])
     sensor = Sensor("depth", "auto", "", 1, 30, "crop", scale=0.2, no_reading=(-1, 65535))
     for wanting in (-1, 65535):
         steps = np.where(depth(0) == 0, wanting, depth(0).astype(np.int32) * 5)[:, :30]
@@ -693,7 +693,7 @@ def test_a_zip_file_whose_names_begin_with_the_folder_itself(tmp_path: Path) -> 
         packed.writestr("./tr/.hidden.png", b"")
     archive = read_archive(settings_of("folders", path))
     assert archive.records == expected
-    assert archive.loader.target(archive.records[0], 30).any()
+    assert archive.loader.target(archive.records[0]).any()
 
 
 def test_a_zip_file_whose_names_are_in_an_unknown_encoding(
@@ -718,7 +718,7 @@ def test_a_zip_file_of_macos_with_names_that_it_does_not_call_utf_8(
     archive = read_archive(settings_of("folders", path))
     assert {record.label for record in archive.records} == {"Schüssel", None}
     assert "encoding" not in capsys.readouterr().err
-    assert all(archive.loader.target(record, 30).any() for record in archive.records)
+    assert all(archive.loader.target(record).any() for record in archive.records)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "CMYK"])

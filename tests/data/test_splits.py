@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sfkt_cli.data.records import TR_PARTS, Archive, Record
+from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.splits import (
     Parts,
     choose_classes,
@@ -152,19 +153,19 @@ def test_records_that_fit_no_part_are_counted_with_the_reason() -> None:
 class Nothing:
     """A loader that is never asked."""
 
-    def rgb(self, record: Record, size: int) -> NDArray[np.uint8]:
+    sensor = Sensor("depth", "mm", "uint16", 1, 30, "crop")
+
+    def rgb(self, record: Record) -> NDArray[np.uint8]:
         raise NotImplementedError
 
-    def target(self, record: Record, size: int) -> NDArray[Any]:
+    def target(self, record: Record) -> NDArray[Any]:
         raise NotImplementedError
 
 
 def archive(usual_tr: tuple[str, ...] = (), usual_ti: tuple[str, ...] = ()) -> Archive:
     names = ("bath room", "bed room", "cafe", "office")
     records = tuple(Record(n, n, n, "rgb", "target") for n in names)
-    return Archive(
-        records, Nothing(), "", "depth", "mm", "uint16", usual_tr=usual_tr, usual_ti=usual_ti
-    )
+    return Archive(records, Nothing(), "", usual_tr=usual_tr, usual_ti=usual_ti)
 
 
 def test_classes_are_chosen_by_wildcards_in_the_order_given() -> None:

@@ -30,7 +30,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
 
 from sfkt_cli.data.archive import Container, find_tops, open_container, tree_drawn_in
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
@@ -99,11 +98,7 @@ def read(config: Config, root: Path) -> Archive:
         records=tuple(records),
         loader=FileLoader(container, expecting),
         digest=digests[0],
-        content=digests[1],
-        modality=own.modality,
-        unit=sensor.stored_unit,
-        dtype=first.dtype.name,
-        channels=channels,
+        digest_without_times=digests[1],
         registered=own.registered,
         notes=notes,
         facts=facts,
@@ -348,25 +343,16 @@ def _json_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=_unlike, parse_constant=_no_number)
+            entries = json.loads(line, object_pairs_hook=tuple)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number} is no JSON object: {error}") from None
-        if not isinstance(row, dict):
+        if not isinstance(entries, tuple):
             raise DataError(f"{path}, line {number} is no JSON object")
-        for name, value in row.items():
+        row: dict[str, str] = {}
+        for name, value in entries:
+            if name in row:
+                raise DataError(f"{path}, line {number}: {name!r} is there twice")
             if not isinstance(value, str | int | None) or isinstance(value, bool):
                 raise DataError(f"{path}, line {number}: {name} is {value!r}: write it as a text")
-        yield number, {k: "" if value is None else str(value).strip() for k, value in row.items()}
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no value; leave the entry out, or write null")
-
-
-def _unlike(entries: list[tuple[str, object]]) -> dict[str, object]:
-    """The entries of a JSON object; raises a ValueError if one is there twice."""
-    names = [name for name, _ in entries]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{name!r} is there twice")
-    return dict(entries)
+            row[name] = "" if value is None else str(value).strip()
+        yield number, row
