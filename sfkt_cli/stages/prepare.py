@@ -95,6 +95,8 @@ def make_plan(config: Config, archive: Archive) -> Plan:
     plan = Plan(config, archive, parts, tuple(tr))
     if crop := cropped(plan):
         say(f"prepare: {crop}")
+    if unlike := unlike_sizes(plan):
+        warn(unlike)
     for gap in gaps(plan):
         warn(gap)
     return plan
@@ -115,6 +117,23 @@ def cropped(plan: Plan) -> str:
         f"{'width' if width > height else 'height'} is cut off; prepare.fit=squash keeps it all, "
         f"with changed proportions. `sfkt export --input-size {height}x{width}` does the same "
         "inside the exported file"
+    )
+
+
+def unlike_sizes(plan: Plan) -> str:
+    """What is wrong with the sizes of a pair, which show how far its images can be registered."""
+    loader, pairs = plan.archive.loader, plan.parts["ti"]
+    if not isinstance(loader, FileLoader) or not plan.archive.registered or not pairs:
+        return ""
+    rgb, target = pairs[0].rgb or "", pairs[0].target or ""
+    width, height = loader.picture(rgb).size
+    down, across = loader.target_values(target).shape[:2]
+    if abs(width * down / (height * across) - 1) < NOTABLE_CROP:
+        return ""
+    return (
+        f"{rgb} has {width} x {height} pixels, {target} {across} x {down}: images of unlike "
+        "proportions can hardly show the same; crop the larger view, or set "
+        "folders.registered=false"
     )
 
 

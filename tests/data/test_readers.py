@@ -502,6 +502,21 @@ def test_images_that_are_in_no_part_are_told(
     assert "left out of all parts: 1 RGB images without a label" in told
 
 
+@pytest.mark.parametrize(("width", "told"), [(40, False), (41, False), (54, True), (30, True)])
+def test_pairs_of_unlike_proportions_are_told(
+    width: int, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(8):
+        save(tmp_path / f"ti/rgb/{number}.png", scene(number, 60, 2 * width))
+        save(tmp_path / f"ti/target/{number}.png", depth(number, 30, 40))
+        save(tmp_path / f"tr/cup/{number}.png", depth(number, 30, 40))
+    plan_of(settings_of("folders", tmp_path))
+    message = f"has {2 * width} x 60 pixels"
+    assert (message in " ".join(capsys.readouterr().err.split())) == told
+    plan_of(settings_of("folders", tmp_path, folders={"registered": False}))
+    assert message not in capsys.readouterr().err
+
+
 def test_why_there_is_no_source_part_is_told(tmp_path: Path) -> None:
     for name in ("cup", "mug"):
         for number in range(4):

@@ -277,8 +277,32 @@ def test_a_manifest_with_semicolons(tmp_path: Path) -> None:
     root = manifest(tmp_path / "mine")
     expected = read_archive(settings_of("folders", root)).records
     commas = (root / "manifest.csv").read_text(encoding="utf-8")
-    (root / "manifest.csv").write_text(commas.replace(",", ";"), encoding="utf-8-sig")
-    assert read_archive(settings_of("folders", root)).records == expected
+    for first in ("", "sep=;\n"):
+        text = first + commas.replace(",", ";")
+        (root / "manifest.csv").write_text(text, encoding="utf-8-sig")
+        assert read_archive(settings_of("folders", root)).records == expected
+    (root / "manifest.csv").write_text(f"{text}depth/0.png;mug\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 15: 2 columns, the first line has 5"):
+        read_archive(settings_of("folders", root))
+
+
+def test_what_keeps_a_path_of_a_manifest_from_being_found_is_told(tmp_path: Path) -> None:
+    root = manifest(tmp_path / "mine")
+    (root / ".depth").mkdir()
+    for name, told in (
+        ("Depth/0.PNG", "did you mean depth/0.png"), (".depth/0.png", "hidden"), ("none.png", "")
+    ):  # fmt: skip
+        text = f"target,label\n{name},mug\n"
+        (root / "manifest.csv").write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match=f"is not in .*relative to it.*{told}"):
+            read_archive(settings_of("folders", root))
+
+
+def test_classes_whose_names_differ_in_case_are_told(tmp_path: Path) -> None:
+    root = folders(tmp_path / "mine", ("mug", "pot", "Mug"))
+    (note,) = read_archive(settings_of("folders", root)).notes
+    assert "Mug and mug" in note
+    assert "pot" not in note
 
 
 def test_cells_of_json_lines_are_those_of_csv(tmp_path: Path) -> None:

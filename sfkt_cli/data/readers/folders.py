@@ -31,7 +31,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from sfkt_cli.data.archive import Container, find_tops, open_container, tree_drawn_in
+from sfkt_cli.data.archive import Container, find_tops, is_system, open_container, tree_drawn_in
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
 from sfkt_cli.data.records import Archive, FileLoader, Record, collect, image_names
 from sfkt_cli.data.sanity import check_targets
@@ -84,6 +84,7 @@ def read(config: Config, root: Path) -> Archive:
     if not targets:
         raise DataError(f"{root} holds no target images: {_ADVICE}")
     own = config.folders
+    notes += _alike(record.label for record in records)
     sensor = sensor_of_config(config, modality=own.modality, dtype="", channels=0)
     loader = FileLoader(container, sensor)
     first = loader.target_values(min(targets))
@@ -103,6 +104,16 @@ def read(config: Config, root: Path) -> Archive:
         notes=notes,
         facts=facts,
     )
+
+
+def _alike(labels: Iterable[str | None]) -> tuple[str, ...]:
+    """A note on classes whose names differ in nothing but case."""
+    names: dict[str, set[str]] = defaultdict(set)
+    for label in filter(None, labels):
+        names[label.casefold()].add(label)
+    alike = [" and ".join(sorted(some)) for some in names.values() if len(some) > 1]
+    advice = "are different classes: if they are not, give them one name"
+    return (f"{', '.join(alike)} {advice}",) if alike else ()
 
 
 def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...], tuple[str, ...]]:
@@ -277,8 +288,12 @@ def read_manifest(manifest: Manifest) -> list[Record]:
             name = _inside(row[view], tops)
             alike = files.get(name, []) or files.get(only + name, [])
             if name and not alike:
+                near = [other for other in files if other.casefold() == name.casefold()]
+                hint = f"; did you mean {near[0]}?" if near else ""
+                hint = "; hidden files and folders are not read" if is_system(name) else hint
                 raise DataError(
                     f"{where}: {view} {row[view]!r} is not in {root}: paths are relative to it"
+                    f"{hint}"
                 )
             if len(alike) > 1:
                 raise DataError(
