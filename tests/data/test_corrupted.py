@@ -223,8 +223,8 @@ def variants() -> Iterator[tuple[str, str, Damage]]:
                 f"{kind} {which}",
                 functools.partial(damage_file, name=name, which=which, kind=kind),
             )
-        which = functools.partial(damage_file, name=name, which=3, kind="unreadable folder")
-        yield name, "unreadable folder", which
+        kind = "unreadable folder"
+        yield name, kind, functools.partial(damage_file, name=name, which=3, kind=kind)
         for which in range(4):
             yield name, f"loop {which}", functools.partial(symlink_loop, which=which)
             yield name, f"bomb {which}", functools.partial(zip_bomb, name=name, which=which)

@@ -70,7 +70,7 @@ def read(config: Config, root: Path) -> Archive:
             of a kind that the settings do not allow.
     """
     notes: tuple[str, ...] = ()
-    facts = () if config.folders.registered else (UNREGISTERED,)
+    facts: tuple[str, ...] = () if config.folders.registered else (UNREGISTERED,)
     manifest = find_manifest(root, config.folders.manifest)
     if manifest is not None:
         facts += (f"folders: {manifest} says what is read",)
