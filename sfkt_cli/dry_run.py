@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from sfkt_cli.console import duration, event, say, warn
+from sfkt_cli.console import duration, event, say
 from sfkt_cli.machine import cores
 from sfkt_cli.pipeline import possible_settings, source_comes_first, training_stages
 from sfkt_cli.settings.config import Config
@@ -157,7 +157,7 @@ def _try_download(config: Config) -> dict[str, Any] | None:
 def _try_prepare(config: Config, run: Run) -> dict[str, Any]:
     """Read the archive's list of files, deal them out, and load some samples of each part."""
     from sfkt_cli.data.readers import archive_root
-    from sfkt_cli.stages.prepare import gaps, make_plan, read_unless_gone
+    from sfkt_cli.stages.prepare import make_plan, read_unless_gone
 
     archive, digest = read_unless_gone(config, run)
     with run.open("prepare", config, {"archive": digest}) as stage:
@@ -165,8 +165,6 @@ def _try_prepare(config: Config, run: Run) -> dict[str, Any]:
             say(f"prepare: {run.path('prepare')} is finished already")
             return {"stage": "prepare", "done": True}
     plan = make_plan(config, archive)
-    for gap in gaps(plan):
-        warn(gap)
     writes, began, tried = plan.file_bytes(), time.monotonic(), 0
     for parts in plan.files().values():
         for part in parts:
@@ -174,7 +172,7 @@ def _try_prepare(config: Config, run: Run) -> dict[str, Any]:
             for record in records[:: max(len(records) // SAMPLES, 1)]:
                 for view in plan.views(part):
                     load = archive.loader.rgb if view == "rgb" else archive.loader.target
-                    load(record, config.image_size)
+                    load(record)
                 tried += 1
     counts = {part: len(records) for part, records in plan.parts.items()}
     count, workers = sum(counts.values()), config.prepare.workers or cores()

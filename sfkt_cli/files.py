@@ -202,13 +202,14 @@ def csv_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and cells of each row of a CSV text, by the names in its first line, lowercase.
 
     Commas separate the columns, semicolons, as spreadsheets of some countries write them, or tabs.
-    Empty rows and empty columns without a name are left out.
+    Empty rows, a spreadsheet's first line ``sep=;``, and empty columns without a name are left out.
 
     Raises:
         DataError: A column is there twice, a row has another number of columns, or quotes do not
             end; names ``path``.
     """
-    head = next(filter(str.strip, lines_of(text)), "")
+    lines = (line for line in lines_of(text) if line.strip() and not line.startswith("sep="))
+    head = next(lines, "")
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True
     )
@@ -216,7 +217,7 @@ def csv_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         for row in reader:
             cells = [cell.strip() for cell in row]
-            if not any(cells):
+            if not any(cells) or (not columns and cells[0].startswith("sep=")):
                 continue
             if not columns:
                 columns = [cell.casefold() for cell in cells]
@@ -227,7 +228,10 @@ def csv_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
                         )
                 continue
             if len(cells) != len(columns):
-                raise DataError(f"{path}, line {reader.line_num}: wrong number of columns")
+                raise DataError(
+                    f"{path}, line {reader.line_num}: {len(cells)} columns, the first line has "
+                    f"{len(columns)}"
+                )
             named = zip(columns, cells, strict=True)
             yield reader.line_num, {name: cell for name, cell in named if name or cell}
     except csv.Error as error:

@@ -458,6 +458,11 @@ def test_classes_and_inspect_show_what_is_there(capsys: pytest.CaptureFixture[st
     capsys.readouterr()
     assert sfkt("inspect", "--verify") == 0
     assert "all checksums match" in capsys.readouterr().err
+    store = Path("runs/synthetic/prepare/transfer.h5")
+    for name in (str(store), "sheet.jpg"):
+        assert sfkt("inspect", str(store), "--output", name) == 1
+        assert "ends in .png" in capsys.readouterr().err
+    assert sfkt("inspect", str(store), "--verify", "--output", "sheet.PNG") == 0
 
 
 @pytest.mark.parametrize("group", [[], ["config"]])

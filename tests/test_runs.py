@@ -296,18 +296,6 @@ def test_only_work_is_an_unfinished_start(tmp_path: Path) -> None:
     assert run.has_begun("transfer/tgkt")
 
 
-@pytest.mark.parametrize("size", [1, 2**62])
-def test_what_a_stage_was_makes_room_only_where_there_is_none(tmp_path: Path, size: int) -> None:
-    work(Run(tmp_path), "bridge", settings())
-    forced = Run(tmp_path, force=True)
-    with contextlib.suppress(ValueError), forced.open("bridge", settings(), INPUTS) as stage:
-        assert stage is not None
-        stage.make_room(size)
-        raise ValueError("a damaged image")
-    assert Run(tmp_path).finished("bridge") == (size == 1)
-    assert work(Run(tmp_path), "bridge", settings()) != (size == 1)
-
-
 def test_an_interrupted_stage_goes_on_with_its_checkpoint(tmp_path: Path) -> None:
     run = Run(tmp_path)
     begin(run, "bridge")

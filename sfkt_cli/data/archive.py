@@ -4,12 +4,15 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from sfkt_cli.console import warn
+from sfkt_cli.data.decode import SUFFIXES
 from sfkt_cli.errors import DataError, first_line
 
 MAX_FILE_BYTES = 1 << 29  # larger single images are refused: 512 MB
@@ -77,28 +80,25 @@ def is_system(name: str) -> bool:
     return any(part[:1] == "." or part.casefold() in _SYSTEM for part in name.split("/"))
 
 
-def list_files(folder: Path, *, skip_bad_links: bool = False) -> dict[str, str]:
+def list_files(folder: Path, *, quiet: bool = False) -> dict[str, str]:
     """All files below a folder, each with a text that changes when the file does.
 
     Names are relative to the folder, with ``/``; hidden and system files are left out, and so are
-    files and folders that go while they are listed. ``skip_bad_links``: leave out links
-    that lead nowhere or in a circle.
+    files and folders that go while they are listed, and links that lead nowhere or in a circle.
+    A warning counts images that are links without a file, unless ``quiet``.
 
     Raises:
-        DataError: A folder cannot be read, or a link leads nowhere or in a circle.
+        DataError: A folder cannot be read.
     """
     index: dict[str, str] = {}
+    lost: list[str] = []
 
     def visit(folder: Path, prefix: str, above: set[tuple[int, int]]) -> None:
         try:
             status = folder.stat()
             here = (status.st_dev, status.st_ino)
             if here in above:
-                if skip_bad_links:
-                    return
-                raise DataError(
-                    f"{folder} is a symbolic link to a folder above it: remove the link"
-                )
+                return
             for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
                 name = prefix + entry.name
                 if is_system(entry.name):
@@ -109,10 +109,8 @@ def list_files(folder: Path, *, skip_bad_links: bool = False) -> dict[str, str]:
                     with contextlib.suppress(FileNotFoundError):  # gone, as a camera's files are
                         size = entry.stat()
                         index[name] = f"{size.st_size} {size.st_mtime_ns}"
-                elif entry.is_symlink() and not skip_bad_links:
-                    raise DataError(
-                        f"{entry.path} is a symbolic link that leads nowhere: remove it"
-                    )
+                elif entry.is_symlink() and name.lower().endswith(SUFFIXES):
+                    lost.append(name)
                 if len(index) > MAX_FILES:
                     raise DataError(
                         f"{folder} and its neighbours hold more than {MAX_FILES:,} files"
@@ -122,6 +120,11 @@ def list_files(folder: Path, *, skip_bad_links: bool = False) -> dict[str, str]:
                 raise DataError(f"{folder} cannot be read: {first_line(error)}") from None
 
     visit(folder, "", set())
+    if lost and not quiet:
+        warn(
+            f"{folder}: not read: {len(lost)} links that lead nowhere, such as {lost[0]}; fetch "
+            "the files (`git annex get`, `dvc pull`), or remove the links"
+        )
     return index
 
 
@@ -158,7 +161,7 @@ def open_container(
         candidates += [root / name for name in zips if (root / name).is_file()]
     for candidate in candidates:
         if markers:
-            tops = _find_tops(_index(candidate), markers)
+            tops = find_tops(_index(candidate), markers)
             if len(tops) > 1:
                 raise DataError(
                     f"{candidate} holds {len(tops)} sets of data, in {tops[0]} and {tops[1]}: give "
@@ -182,7 +185,7 @@ def forget_indexes() -> None:
     _zip.cache_clear()
 
 
-def _find_tops(names: Iterable[str], markers: tuple[str, ...]) -> list[str]:
+def find_tops(names: Iterable[str], markers: tuple[str, ...]) -> list[str]:
     """The highest folders that hold a marker, in any case: ``""`` or ending in ``/``."""
     tops = set()
     for name in names:
@@ -201,17 +204,21 @@ def _index(path: Path) -> Mapping[str, str]:
 
 def _index_zip(path: Path) -> Mapping[str, str]:
     index: dict[str, str] = {}
+    guessed = []
     for info in _zip(path, os.getpid()).infolist():
         if info.is_dir():
             continue
         name = info.filename
+        unmarked = not info.flag_bits & _UTF8_NAME and not name.isascii()
+        if unmarked and info.orig_filename.endswith(name):  # else it was UTF-8
+            guessed.append(name)
         parts = PurePosixPath(name).parts
         if "\\" in name:
             raise DataError(
                 f"{path}: entry {name!r} has backslashes between its folders: unpack it and give "
                 "the folder, or pack it with another program"
             )
-        if not parts or name[0] == "/" or ".." in parts or ":" in parts[0]:
+        if not parts or name[0] == "/" or ".." in parts or re.match("[A-Za-z]:/", name):
             raise DataError(f"{path}: entry {name!r} points outside of the archive; refused")
         if stat.S_ISLNK(info.external_attr >> 16):
             raise DataError(f"{path}: entry {name!r} is a symbolic link; refused")
@@ -220,6 +227,11 @@ def _index_zip(path: Path) -> Mapping[str, str]:
         if name in index:
             raise DataError(f"{path}: two entries are named {name!r}")
         index[name] = f"{info.file_size} {info.CRC:08x}"
+    if guessed:
+        warn(
+            f"{path}: the encoding of {len(guessed)} names is not known, such as {guessed[0]!r}: "
+            "where they are not what they should be, pack it again with names in UTF-8"
+        )
     return index
 
 

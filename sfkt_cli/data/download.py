@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sfkt_cli.console import say, track, warn
 from sfkt_cli.errors import ConfigError, DataError, first_line
-from sfkt_cli.files import sync_folder
+from sfkt_cli.files import locking, sync_folder
 
 BLOCK = 1 << 20
 ATTEMPTS = 5
@@ -85,6 +85,7 @@ def download(dataset: str, folder: Path, accepted: Callable[[], bool]) -> None:
     Raises:
         ConfigError: The data set has no public address, or the notice is not accepted.
         DataError: No connection, no space, or a file is not what it should be.
+        RunError: Another process fetches into the folder.
     """
     missing = missing_files(dataset, folder)
     if not missing:
@@ -96,12 +97,18 @@ def download(dataset: str, folder: Path, accepted: Callable[[], bool]) -> None:
     )
     if not accepted():
         raise ConfigError(f"{dataset}: to accept this notice, add --accept-licence")
-    for file in missing:
-        fetch(file, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = f"another sfkt process fetches into {folder}: wait for it to end"
+    with locking(folder / ".download.lock", busy):
+        for file in missing_files(dataset, folder):
+            fetch(file, folder)
 
 
 def missing_files(dataset: str, folder: Path) -> list[RemoteFile]:
-    """Files that are not in the folder yet; raises ConfigError if they have no address."""
+    """Files that are not in the folder yet; raises ConfigError if they have no address.
+
+    A zip file that was unpacked there and deleted is not missing; one of another size is.
+    """
     if dataset not in SOURCES:
         raise ConfigError(
             f"{dataset} cannot be fetched: only {', '.join(SOURCES)} have a public address"
@@ -111,7 +118,13 @@ def missing_files(dataset: str, folder: Path) -> list[RemoteFile]:
         raise ConfigError(
             f"--root {folder} is a file, and --download fetches into a folder: leave one out"
         )
-    return [file for file in SOURCES[dataset] if not (folder / file.name).is_file()]
+    return [file for file in SOURCES[dataset] if not _is_there(file, folder / file.name)]
+
+
+def _is_there(file: RemoteFile, path: Path) -> bool:
+    if path.is_file():
+        return file.size in (0, path.stat().st_size)
+    return path.suffix == ".zip" and path.with_suffix("").is_dir()
 
 
 def fetch(file: RemoteFile, folder: Path, *, pause_s: float = 2.0) -> Path:
@@ -122,7 +135,6 @@ def fetch(file: RemoteFile, folder: Path, *, pause_s: float = 2.0) -> Path:
     Raises:
         DataError: No connection, no space, or the file is not what it should be.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{file.name}.part"
     for attempt in range(1, ATTEMPTS + 1):
         try:

@@ -84,11 +84,11 @@ class Plan:
         """Root attributes of every file."""
         return {
             "dataset": self.config.dataset,
-            "modality": self.archive.modality,
-            "unit": self.archive.unit,
+            "modality": self.archive.loader.sensor.modality,
+            "unit": self.archive.loader.sensor.stored_unit,
             "classes": list(self.classes),
             "registered": self.archive.registered,
-            "archive_sha256": self.archive.content or self.archive.digest,
+            "archive_sha256": self.archive.digest_without_times or self.archive.digest,
             "image_size": self.config.image_size,
             "fit": self.config.prepare.fit,
             "protocol": self.config.split.protocol,
@@ -140,10 +140,10 @@ class Plan:
 
     def image_columns(self, parts: Sequence[str]) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and type of the image columns of some parts."""
-        size = self.config.image_size
+        sensor = self.archive.loader.sensor
         shapes = {
-            "rgb": ((size, size, 3), "uint8"),
-            "target": (self.archive.target_shape(size), self.archive.dtype),
+            "rgb": ((sensor.image_size, sensor.image_size, 3), "uint8"),
+            "target": (sensor.stored_shape, sensor.dtype),
         }
         return {
             f"{part}/{view}": ((len(self.parts[part]), *shapes[view][0]), shapes[view][1])
@@ -197,8 +197,7 @@ def ingest(plan: Plan, writers: Mapping[str, StoreWriter]) -> Iterator[list[Samp
         OSError: From the file system.
     """
     blocks = [block for part, writer in writers.items() for block in plan.blocks(part, writer)]
-    archive, size = plan.archive, plan.config.image_size
-    run = functools.partial(load_block, archive.loader, size, archive.missing)
+    run = functools.partial(load_block, plan.archive.loader)
     processes = plan.config.prepare.workers or cores()
     if processes == 1 or sum(len(block.records) for block in blocks) <= FEW_IMAGES:
         yield from map(run, blocks)
@@ -224,18 +223,18 @@ def ingest(plan: Plan, writers: Mapping[str, StoreWriter]) -> Iterator[list[Samp
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def load_block(loader: Loader, size: int, missing: bool, block: Block) -> list[Sample]:
-    """Load, write and hash one block of rows; ``missing``: whether 0 means "no reading"."""
+def load_block(loader: Loader, block: Block) -> list[Sample]:
+    """Load, write and hash one block of rows."""
     samples = []
     with block.writer.open() as file:
         for row, record in enumerate(block.records, block.first):
             images: dict[str, NDArray[Any]] = {}
             for view in block.views:
                 load = loader.rgb if view == "rgb" else loader.target
-                images[view] = load(record, size)
+                images[view] = load(record)
                 block.writer.write(file, f"{block.part}/{view}", row, images[view][None])
             about = block.part, row, record.id, record.group, record.label or ""
-            samples.append(sample_of(*about, images, missing))
+            samples.append(sample_of(*about, images, loader.sensor.missing))
     return samples
 
 
@@ -243,7 +242,7 @@ def sample_of(
     part: str, row: int, id: str, group: str, label: str, images: Mapping[str, NDArray[Any]],
     missing: bool,
 ) -> Sample:  # fmt: skip
-    """The sample that these images are, by view; ``missing`` as in :func:`load_block`."""
+    """The sample that these images are, by view; ``missing``: whether 0 means "no reading"."""
     hashes = {view: hashlib.sha256(pixels.tobytes()).digest() for view, pixels in images.items()}
     summary = summarise_target(images["target"], missing) if "target" in images else ()
     return Sample(part, row, id, group, label, hashes, *summary)

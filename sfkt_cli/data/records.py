@@ -14,7 +14,7 @@ from PIL import Image
 
 from sfkt_cli.data.archive import Container
 from sfkt_cli.data.decode import decode_rgb
-from sfkt_cli.data.grid import fit_rgb, fit_target
+from sfkt_cli.data.grid import fit_rgb
 from sfkt_cli.data.sensor import Sensor, sensor_of_config
 from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config
@@ -44,11 +44,15 @@ class Record:
 class Loader(Protocol):
     """Loads the images of a record, or raises a DataError; picklable, for other processes."""
 
-    def rgb(self, record: Record, size: int) -> NDArray[np.uint8]:
-        """RGB (size, size, 3), resampled."""
+    @property
+    def sensor(self) -> Sensor:
+        """What the values of target images mean; S below is its ``image_size``."""
 
-    def target(self, record: Record, size: int) -> NDArray[Any]:
-        """Target image (size, size) or (size, size, C) in the archive's unit, resampled."""
+    def rgb(self, record: Record) -> NDArray[np.uint8]:
+        """RGB (S, S, 3), resampled."""
+
+    def target(self, record: Record) -> NDArray[Any]:
+        """Target image (S, S) or (S, S, C) in the sensor's stored unit, resampled."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,14 @@ class FileLoader:
     container: Container
     sensor: Sensor
 
-    def rgb(self, record: Record, size: int) -> NDArray[np.uint8]:
+    def rgb(self, record: Record) -> NDArray[np.uint8]:
         """See :class:`Loader`."""
+        size = self.sensor.image_size
         return fit_rgb(self.picture(record.rgb or "", size), size, self.sensor.fit)
 
-    def target(self, record: Record, size: int) -> NDArray[Any]:
+    def target(self, record: Record) -> NDArray[Any]:
         """See :class:`Loader`."""
-        values = self.target_values(record.target or "")
-        return fit_target(values, size, self.sensor.fit, missing=self.sensor.missing)
+        return self.sensor.to_size(self.target_values(record.target or ""))
 
     def picture(self, name: str, size: int = 0) -> Image.Image:
         """An RGB image; a JPEG possibly at a fraction of its size, as in :func:`decode_rgb`."""
@@ -88,11 +92,7 @@ class Archive:
     records: tuple[Record, ...]  # of all samples
     loader: Loader  # loads their images
     digest: str  # names the archive's content, from names, sizes, and times or checksums of files
-    content: str = ""  # the same without times, as all copies have it; "": ``digest`` has no times
-    modality: str = "depth"  # depth, nir, thermal or other
-    unit: str = "mm"  # unit of target values: ``mm`` (0 = no reading) or ``raw``
-    dtype: str = "uint16"  # type of target values: uint8 or uint16
-    channels: int = 1  # number of channels of a target image; 1 is stored without a channel axis
+    digest_without_times: str = ""  # as all copies have it; "": ``digest`` has no times
     # Classes recognised by default; empty: all that are not ``usual_ti``.
     usual_tr: tuple[str, ...] = ()
     usual_ti: tuple[str, ...] = ()  # task-irrelevant classes by default; empty: all that are not TR
@@ -100,15 +100,6 @@ class Archive:
     # Differences from the published counts and the like, to be shown as warnings.
     notes: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()  # what the reader found out and the user should know
-
-    @property
-    def missing(self) -> bool:
-        """Whether 0 in target images means "no reading"."""
-        return self.modality == "depth"
-
-    def target_shape(self, size: int) -> tuple[int, ...]:
-        """Shape of one stored target image."""
-        return (size, size) if self.channels == 1 else (size, size, self.channels)
 
 
 def image_names(records: Iterable[Record]) -> list[str]:
@@ -138,9 +129,6 @@ def archive_of_files(
         loader(container, sensor),
         container.digest(names),
         container.digest(names, times=False),
-        modality=modality,
-        unit=sensor.stored_unit,
-        dtype=dtype,
         **about,
     )
 
@@ -150,16 +138,17 @@ def settle_ids(records: Iterable[Record], where: object) -> tuple[Record, ...]:
 
     ``/`` becomes ``-``, and what else is unsafe ``_``. A short hash follows where that loses
     something: after other changes, and where two paths would have one id: ``a/b-c``, ``a-b/c``.
-    Records of one id are told apart by the names of their files. Records that share an image, such
-    as one RGB image beside two sensors, share a group.
+    Records of one id are told apart by the names of their files and the parts they may go to. Those
+    that share an image, such as one RGB image beside two sensors, share a group.
 
     Raises:
         DataError: A record is there twice, or a file's name is not UTF-8; the message names the
             file.
     """
-    records = list(records)
-    alike = Counter(record.id for record in records)
-    named = (replace(r, id=r.target or r.rgb or r.id) if alike[r.id] > 1 else r for r in records)
+    named = list(records)
+    for whole in (False, True):
+        alike = Counter(record.id for record in named)
+        named = [replace(r, id=_name(r, whole)) if alike[r.id] > 1 else r for r in named]
     ordered = sorted(named, key=lambda record: record.id)
     for name in image_names(ordered):
         if _NO_TEXT.search(name):
@@ -184,6 +173,12 @@ def settle_ids(records: Iterable[Record], where: object) -> tuple[Record, ...]:
         groups |= dict.fromkeys(names, group)
         settled.append(replace(record, id=ids[record.id], group=group))
     return tuple(sorted(settled, key=lambda record: record.id))
+
+
+def _name(record: Record, whole: bool) -> str:
+    """A record by one of its images, or by both and the parts that it may go to (``whole``)."""
+    names = image_names([record])
+    return "+".join([*names, *record.parts]) if whole else names[-1]
 
 
 def _safe(path: str) -> str:

@@ -62,6 +62,12 @@ class Sensor:
         return "mm" if self.missing and self.unit != "raw" else "raw"
 
     @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """(S, S), or (S, S, C) of several channels."""
+        side = self.image_size
+        return (side, side) if self.channels == 1 else (side, side, self.channels)
+
+    @property
     def meaning(self) -> str:
         """Unit of stored values, what 0 is, and how raw values become such."""
         values = " and ".join(f"{value:.9g}" for value in self.no_reading)

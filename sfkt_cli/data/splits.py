@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sfkt_cli.data.records import PARTS, TR_PARTS, Archive, Record
-from sfkt_cli.errors import ConfigError
+from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.settings.config import ClassesConfig, SplitConfig
 
 NEAR = 0.8  # likeness (0..1) that makes a new name a misspelled one: bx for box, not cup for cap
@@ -131,7 +131,11 @@ def split_records(
     """Deal out the records of an archive; the same seed gives the same parts, whatever their order.
 
     Target and TI come in an order drawn from the seed, the others in the order given. A record may
-    be in several parts only under the ``paper`` protocol.
+    be in several parts only under the ``paper`` protocol. A sample that has a fixed part takes its
+    group there.
+
+    Raises:
+        DataError: A group has samples with different fixed parts.
     """
     open_to = {record.id: _open_parts(record, tr, ti) for record in records}
     parts = {part: [r for r in records if part in open_to[r.id]] for part in PARTS}
@@ -215,7 +219,15 @@ def _deal(
     strata: dict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
     for group, group_records in members.items():
         label = Counter(record.label or "" for record in group_records).most_common(1)[0][0]
+        fixed = {r.parts[0]: r.id for r in group_records if len(r.parts) == 1}
+        if len(fixed) > 1:
+            (part, first), (other, second), *_ = fixed.items()
+            raise DataError(
+                f"group {group!r} has samples for {part} ({first}) and for {other} ({second}), and "
+                "groups stay whole: give them one role, or two groups"
+            )
         parts = tuple(p for p in TR_PARTS if any(p in open_to[r.id] for r in group_records))
+        parts = tuple(fixed) or parts
         strata[label, parts].append(group)
     dealt: dict[str, str] = {}
     for (label, parts), groups in sorted(strata.items()):

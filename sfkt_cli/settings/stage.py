@@ -134,12 +134,6 @@ class Stage:
         """Digest of settings and inputs: what a resumable state belongs to."""
         return sha256_json(self.made_from)
 
-    def make_room(self, size: int) -> None:
-        """Delete what a forced stage was before, where ``size`` bytes do not fit beside it."""
-        before = _before(self.folder)
-        if before.is_dir() and shutil.disk_usage(before).free < size:
-            _delete(before)
-
     def finish(self, **summary: Any) -> None:
         """Write done.json, last of all, and drop the resumable state."""
         if self.dry:
@@ -204,7 +198,8 @@ class Stage:
             was["encoding"] = current_name(was["encoding"])
         changes = []
         for name in sorted(now.keys() | was.keys()):
-            if was.get(name) == now.get(name):
+            moved = name == "prepare.root" and was.get("archive") == now.get("archive")
+            if moved or was.get(name) == now.get(name):
                 continue
             change = f"was {was.get(name)!r}, now {now.get(name)!r}"
             if before.inputs.get(name) and self.inputs.get(name):  # their digests tell nobody

@@ -13,9 +13,13 @@ from sfkt_cli.console import say, warn
 from sfkt_cli.data.ingest import Sample, sample_of
 from sfkt_cli.data.pictures import check_alignment, draw_contact_sheet
 from sfkt_cli.data.records import PARTS
-from sfkt_cli.data.store import Store, open_store
+from sfkt_cli.data.sensor import describe_images
+from sfkt_cli.data.store import Store, open_store, spread
+from sfkt_cli.errors import ConfigError
 
 SHOWN = 20  # classes of a part in the table, where there are more
+LOOKED_AT = 64  # target images of a part whose values are compared with those of another
+FAR_APART = 4  # ratio of the values of TI and TR images that scenes alone seldom explain
 HEADER = ("part", "class", "images", "groups", "target range", "missing")
 
 
@@ -41,8 +45,12 @@ def inspect(path: Path, out: Path | None = None, verify: bool = False) -> dict[s
         verify: Read every row again and compare the checksums first.
 
     Raises:
+        ConfigError: The picture's name does not end in .png.
         DataError: The file is missing or damaged.
     """
+    picture = out or path.with_suffix(".png")
+    if picture.suffix.lower() != ".png" or picture == path:
+        raise ConfigError(f"--output {picture}: name another file, one that ends in .png")
     store = open_store(path)
     if verify:
         store.verify()
@@ -52,7 +60,6 @@ def inspect(path: Path, out: Path | None = None, verify: bool = False) -> dict[s
         f"{path}: {store.dataset}, {store.modality} in {store.unit}, "
         f"{attrs.get('image_size')} pixels, seed {attrs.get('seed')}, {attrs.get('protocol')}"
     )
-    picture = out or path.with_suffix(".png")
     picture.parent.mkdir(parents=True, exist_ok=True)
     table, drawn = show(samples_of_store(store), store, picture)
     return {
@@ -76,7 +83,8 @@ def show(
     """
     table = tabulate(samples)
     say(table_text(table, store.unit))
-    for problem in [*duplicates(samples), *blank_images(samples, names or {})]:
+    problems = [*duplicates(samples), *blank_images(samples, names or {}), *other_scale(store)]
+    for problem in problems:
         warn(problem)
     alignment = check_alignment(store, names) if store.registered else None
     if alignment is not None:
@@ -174,6 +182,25 @@ def blank_images(samples: Iterable[Sample], names: Mapping[str, str]) -> list[st
     return [
         f"{len(blank)} target image{'s'[: len(blank) > 1]} with one value everywhere, such as "
         f"{first} in {blank[0].part}: leave out what shows nothing"
+    ]
+
+
+def other_scale(store: Store) -> list[str]:
+    """A warning where the target images of TI and TR can hardly be in one unit."""
+    middles: list[list[float]] = []
+    for part in ("ti", "target"):
+        if not store.count(part):
+            return []
+        images = [store[f"{part}/target"][row] for row in spread(store.count(part), LOOKED_AT)]
+        usual = describe_images(np.array(images), store.modality == "depth")
+        middles.append(usual.get("middle", [0.0, np.inf]))
+    (low, high), (other_low, other_high) = sorted(middles)
+    if high >= other_low or low + high > (other_low + other_high) / FAR_APART:
+        return []
+    ti, tr = (f"{first:,.0f} to {last:,.0f}" for first, last in middles)
+    return [
+        f"TI target images have values around {ti}, those of TR around {tr}: unless the scenes "
+        "differ so much, bring both to one unit and gain"
     ]
 
 

@@ -298,7 +298,7 @@ def watch(
     while True:
         last_ns, look_ns = look_ns, time.time_ns()
         try:
-            listed = [(folder, list_files(Path(folder), skip_bad_links=True)) for folder in folders]
+            listed = [(folder, list_files(Path(folder), quiet=True)) for folder in folders]
         except DataError as error:  # such as a network folder that is away for a while
             if str(error) != trouble:
                 trouble = str(error)

@@ -6,10 +6,11 @@
 
 import contextlib
 import hashlib
+from pathlib import Path
 
 from sfkt_cli.console import say, track, warn
 from sfkt_cli.data.ingest import UNNAMED, Plan, Sample, ingest
-from sfkt_cli.data.readers import archive_root, read_archive
+from sfkt_cli.data.readers import DATA_FOLDER, archive_root, read_archive
 from sfkt_cli.data.records import PARTS, Archive, FileLoader
 from sfkt_cli.data.splits import choose_classes, left_out, split_records
 from sfkt_cli.data.store import digest_images, open_store
@@ -38,16 +39,7 @@ def prepare(config: Config, run: Run) -> None:
         if stage is None or archive is None:
             say(f"prepare: {run.path('prepare')} is finished already")
             return
-        for fact in archive.facts:
-            say(fact)
-        for note in archive.notes:
-            warn(note)
         plan = make_plan(config, archive)
-        if crop := cropped(plan):
-            say(f"prepare: {crop}")
-        for gap in gaps(plan):
-            warn(gap)
-        stage.make_room(sum(plan.file_bytes().values()))
         samples = _write_stores(plan, stage)
         picture = run.path("prepare", "pairs.png")
         names = {number: record.id for number, record in plan.numbered(*UNNAMED).items()}
@@ -61,12 +53,16 @@ def prepare(config: Config, run: Run) -> None:
 
 
 def make_plan(config: Config, archive: Archive) -> Plan:
-    """Choose classes and deal out the samples.
+    """Choose classes, deal out the samples, and say what the user should know of them.
 
     Raises:
         ConfigError: The chosen classes are not in the archive.
         DataError: There are no target images left.
     """
+    for fact in archive.facts:
+        say(fact)
+    for note in archive.notes:
+        warn(note)
     tr, ti = choose_classes(config.classes, archive, config.source.classes)
     parts = split_records(archive.records, tr, ti, config.split, config.seed)
     root = archive_root(config)
@@ -96,7 +92,14 @@ def make_plan(config: Config, archive: Archive) -> Plan:
     if lost:
         counts = ", ".join(f"{count} {reason}" for reason, count in lost.items())
         warn(f"{root}: left out of all parts: {counts}")
-    return Plan(config, archive, parts, tuple(tr))
+    plan = Plan(config, archive, parts, tuple(tr))
+    if crop := cropped(plan):
+        say(f"prepare: {crop}")
+    if unlike := unlike_sizes(plan):
+        warn(unlike)
+    for gap in gaps(plan):
+        warn(gap)
+    return plan
 
 
 def cropped(plan: Plan) -> str:
@@ -114,6 +117,23 @@ def cropped(plan: Plan) -> str:
         f"{'width' if width > height else 'height'} is cut off; prepare.fit=squash keeps it all, "
         f"with changed proportions. `sfkt export --input-size {height}x{width}` does the same "
         "inside the exported file"
+    )
+
+
+def unlike_sizes(plan: Plan) -> str:
+    """What is wrong with the sizes of a pair, which show how far its images can be registered."""
+    loader, pairs = plan.archive.loader, plan.parts["ti"]
+    if not isinstance(loader, FileLoader) or not plan.archive.registered or not pairs:
+        return ""
+    rgb, target = pairs[0].rgb or "", pairs[0].target or ""
+    width, height = loader.picture(rgb).size
+    down, across = loader.target_values(target).shape[:2]
+    if abs(width * down / (height * across) - 1) < NOTABLE_CROP:
+        return ""
+    return (
+        f"{rgb} has {width} x {height} pixels, {target} {across} x {down}: images of unlike "
+        "proportions can hardly show the same; crop the larger view, or set "
+        "folders.registered=false"
     )
 
 
@@ -179,9 +199,13 @@ def _why_no_source(plan: Plan) -> str:
 
 def read_unless_gone(config: Config, run: Run) -> tuple[Archive | None, str]:
     """The archive, None where the run is prepared and it was removed since, and its digest."""
-    gone = config.dataset != "synthetic" and not archive_root(config).exists()
-    if gone and run.keeps("prepare"):
-        return None, run.record("prepare")["inputs"]["archive"]
+    root = archive_root(config)
+    if config.dataset != "synthetic" and run.keeps("prepare"):
+        gone = not root.exists() or (root.is_dir() and not any(root.iterdir()))
+        record = run.record("prepare")
+        before = Path(record["settings"].get("prepare.root") or DATA_FOLDER / config.dataset)
+        if gone and root.absolute() == before.absolute():
+            return None, record["inputs"]["archive"]
     archive = read_archive(config)
     return archive, archive.digest
 

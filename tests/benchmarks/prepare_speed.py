@@ -59,8 +59,7 @@ def make_pairs(root: Path, pairs: int, distinct: int = 50) -> None:
 def bare(loader: FileLoader, records: list[Record]) -> int:
     """Decode and resize, keeping nothing."""
     return sum(
-        int(loader.rgb(record, SIZE)[0, 0, 0]) + int(loader.target(record, SIZE)[0, 0])
-        for record in records
+        int(loader.rgb(record)[0, 0, 0]) + int(loader.target(record)[0, 0]) for record in records
     )
 
 

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from sfkt_cli.data.download import RemoteFile, download, fetch
-from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.data import download as module
+from sfkt_cli.data.download import RemoteFile, download, fetch, missing_files
+from sfkt_cli.errors import ConfigError, DataError, RunError
+from sfkt_cli.files import locking
 
 CONTENT = bytes(range(256)) * 4000
 
@@ -79,6 +81,27 @@ def test_file_arrives_whole_and_nothing_else_is_left(
     path = fetch(remote(server[0], **known), tmp_path)
     assert path.read_bytes() == CONTENT
     assert [entry.name for entry in tmp_path.iterdir()] == ["archive.zip"]
+
+
+def test_two_downloads_into_one_folder_do_not_mix(
+    server: tuple[str, Behaviour], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = remote(server[0], size=len(CONTENT))
+    monkeypatch.setitem(module.SOURCES, "rgb-nir", (file,))
+    path = tmp_path / "new" / "archive.zip"
+    path.parent.mkdir()
+    with locking(path.with_name(".download.lock"), ""), pytest.raises(RunError, match="another"):
+        download("rgb-nir", path.parent, lambda: True)
+    path.write_bytes(CONTENT + b"of another process")
+    download("rgb-nir", path.parent, lambda: True)
+    assert path.read_bytes() == CONTENT
+    assert not missing_files("rgb-nir", path.parent)
+
+
+def test_an_archive_that_was_unpacked_is_not_fetched_again(tmp_path: Path) -> None:
+    assert missing_files("rgb-nir", tmp_path)
+    (tmp_path / "nirscene1").mkdir()
+    assert not missing_files("rgb-nir", tmp_path)
 
 
 @pytest.mark.parametrize("ranges", [True, False])

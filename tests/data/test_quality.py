@@ -24,6 +24,7 @@ from sfkt_cli.stages.inspect import (
     blank_images,
     duplicates,
     inspect,
+    other_scale,
     samples_of_store,
     table_text,
     tabulate,
@@ -44,6 +45,21 @@ def pictures(count: int = 24) -> NDArray[np.uint8]:
             wide, high = rng.integers(5, 20, 2)
             picture[upper : upper + high, left : left + wide] = rng.integers(20, 250)
     return made.astype(np.uint8)
+
+
+@pytest.mark.parametrize(("factor", "told"), [(1, False), (3, False), (10, True), (0.1, True)])
+@pytest.mark.parametrize("modality", ["depth", "nir"])
+def test_ti_and_tr_images_in_different_units_are_told(
+    modality: str, factor: float, told: bool, tmp_path: Path
+) -> None:
+    target = (pictures() * 10.0).astype(np.uint16)
+    columns = {"ti/target": (target * factor).astype(np.uint16), "target/target": target}
+    for part in ("ti", "target"):
+        columns[f"{part}/id"] = np.array([b"%d" % n for n in range(len(target))])
+    attrs = {"dataset": "made", "modality": modality, "unit": "raw", "classes": ["a"]}
+    with writing(tmp_path / "t.h5", attrs, columns):
+        pass
+    assert bool(other_scale(open_store(tmp_path / "t.h5"))) == told
 
 
 def check(tmp_path: Path, target: NDArray[Any]) -> Alignment:

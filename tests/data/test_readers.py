@@ -55,15 +55,16 @@ def test_reader_lists_samples_and_loads_each_of_them(name: str, tmp_path: Path) 
     assert all("/" not in identity for identity in ids)
     for record in archive.records[::5]:
         if record.rgb:
-            rgb = archive.loader.rgb(record, SIZE)
+            rgb = archive.loader.rgb(record)
             assert rgb.shape == (SIZE, SIZE, 3)
             assert rgb.dtype == np.uint8
             assert rgb[:, -1, 0].mean() > rgb[:, 0, 0].mean() + 80, "mirrored or turned"
             assert rgb[-1, :, 1].mean() > rgb[0, :, 1].mean() + 80, "upside down"
-        target = archive.loader.target(record, SIZE)
-        assert target.shape == archive.target_shape(SIZE)
-        assert target.dtype == np.dtype(archive.dtype)
-        if archive.unit == "mm":
+        target = archive.loader.target(record)
+        sensor = archive.loader.sensor
+        assert target.shape == sensor.stored_shape
+        assert target.dtype == np.dtype(sensor.dtype)
+        if sensor.stored_unit == "mm":
             assert 2500 < target[-1, 15] < 3200
             assert target[-1, 15] > target[8, 15] > 0
     assert read_archive(config).digest == archive.digest
@@ -105,9 +106,7 @@ def test_zip_files_are_read_without_unpacking(name: str, tmp_path: Path) -> None
     plain, packed = (read_archive(settings_of(name, place)) for place in (root, path))
     assert packed.records == plain.records
     for record in packed.records[::9]:
-        np.testing.assert_array_equal(
-            packed.loader.target(record, SIZE), plain.loader.target(record, SIZE)
-        )
+        np.testing.assert_array_equal(packed.loader.target(record), plain.loader.target(record))
     assert {entry.name for entry in tmp_path.iterdir()} == {"archive", "archive.zip"}
 
 
@@ -205,8 +204,8 @@ def test_a_manifest_that_changes_is_another_archive(tmp_path: Path) -> None:
 def test_nyu_images_are_upright_and_depth_is_bit_exact(tmp_path: Path) -> None:
     archive = read_archive(settings_of("nyu-depth", nyu_depth(tmp_path, 12)))
     for number, record in enumerate(archive.records):
-        np.testing.assert_array_equal(archive.loader.rgb(record, SIZE), scene(number)[:, 5:35])
-        np.testing.assert_array_equal(archive.loader.target(record, SIZE), depth(number)[:, 5:35])
+        np.testing.assert_array_equal(archive.loader.rgb(record), scene(number)[:, 5:35])
+        np.testing.assert_array_equal(archive.loader.target(record), depth(number)[:, 5:35])
 
 
 def test_a_locked_nyu_file_is_read(tmp_path: Path) -> None:
@@ -214,7 +213,7 @@ def test_a_locked_nyu_file_is_read(tmp_path: Path) -> None:
     with (root / "nyu_depth_v2_labeled.mat").open("rb") as locked:
         fcntl.flock(locked, fcntl.LOCK_EX)
         archive = read_archive(settings_of("nyu-depth", root))
-        assert archive.loader.rgb(archive.records[0], SIZE).any()
+        assert archive.loader.rgb(archive.records[0]).any()
 
 
 def test_nyu_official_split_holds_out_the_listed_images(tmp_path: Path) -> None:
@@ -373,6 +372,20 @@ def test_own_images_in_folders_of_other_names_are_told(
     assert read_archive(settings_of("folders", root)).records
 
 
+def test_images_of_two_views_whose_names_never_match_are_told(tmp_path: Path) -> None:
+    root = make_folders(tmp_path / "mine")
+    for path in (root / "tr/mug/target").iterdir():
+        path.rename(path.with_stem(f"t{path.stem}"))
+    archive = read_archive(settings_of("folders", root))
+    told = "tr/mug: 6 RGB and 6 target images, none of one name"
+    assert [fact for fact in archive.facts if fact.startswith(told)] == list(archive.facts)
+    assert len(archive.facts) == 1
+    for path in (root / "ti/target").iterdir():
+        path.rename(path.with_stem(f"{path.stem}_depth"))
+    with pytest.raises(DataError, match=r"no partner .*the same name.*manifest\.csv.*6 such files"):
+        read_archive(settings_of("folders", root))
+
+
 def test_folders_of_recordings_may_hold_both_views(tmp_path: Path) -> None:
     for place in ("tr/mug/day1", "tr/mug/day2/run1", "ti/day1", "ti"):
         for number in range(2):
@@ -489,6 +502,21 @@ def test_images_that_are_in_no_part_are_told(
     assert "left out of all parts: 1 RGB images without a label" in told
 
 
+@pytest.mark.parametrize(("width", "told"), [(40, False), (41, False), (54, True), (30, True)])
+def test_pairs_of_unlike_proportions_are_told(
+    width: int, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(8):
+        save(tmp_path / f"ti/rgb/{number}.png", scene(number, 60, 2 * width))
+        save(tmp_path / f"ti/target/{number}.png", depth(number, 30, 40))
+        save(tmp_path / f"tr/cup/{number}.png", depth(number, 30, 40))
+    plan_of(settings_of("folders", tmp_path))
+    message = f"has {2 * width} x 60 pixels"
+    assert (message in " ".join(capsys.readouterr().err.split())) == told
+    plan_of(settings_of("folders", tmp_path, folders={"registered": False}))
+    assert message not in capsys.readouterr().err
+
+
 def test_why_there_is_no_source_part_is_told(tmp_path: Path) -> None:
     for name in ("cup", "mug"):
         for number in range(4):
@@ -571,7 +599,7 @@ def test_a_manifest_outside_of_a_zip_file_lists_what_is_in_the_zip_file(tmp_path
     save(tmp_path / str(plain.records[0].target), np.zeros((9, 9), np.uint16))
     packed = read_archive(settings_of("folders", path, **over))
     assert packed.records == plain.records
-    assert packed.loader.target(packed.records[0], SIZE).any()
+    assert packed.loader.target(packed.records[0]).any()
     with pytest.raises(DataError, match=r"nowhere does not exist: say with --root"):
         read_archive(settings_of("folders", tmp_path / "nowhere", **over))
 
@@ -599,14 +627,14 @@ def test_genuine_rgb_nir() -> None:
     assert len(archive.records) == 212
     assert any("class water has 20 samples, published are 51" in n for n in archive.notes)
     record = next(r for r in archive.records if r.id == "country-0000")
-    assert archive.loader.rgb(record, 48).std() > 10
-    assert archive.loader.target(record, 48).std() > 10
+    assert archive.loader.rgb(record).std() > 10
+    assert archive.loader.target(record).std() > 10
 
 
 def test_genuine_sun_rgbd() -> None:
-    archive = genuine("sun-rgbd", "sun-rgbd", prepare={"fit": "squash"})
+    archive = genuine("sun-rgbd", "sun-rgbd", prepare={"fit": "squash"}, image_size=427)
     assert [(r.label, r.id[:3]) for r in archive.records] == [("office", "kv1"), ("office", "kv2")]
-    depth_mm = archive.loader.target(archive.records[0], 427)
+    depth_mm = archive.loader.target(archive.records[0])
     assert depth_mm[depth_mm > 0].min() >= 1430
     assert depth_mm.max() <= 2525
 
@@ -617,5 +645,5 @@ def test_genuine_washington(background: str) -> None:
     archive = genuine("washington-rgbd", "washington-rgbd", **over)
     assert len(archive.records) == 20
     assert len({record.group for record in archive.records}) == 10
-    missing = [float((archive.loader.target(r, 64) == 0).mean()) for r in archive.records]
+    missing = [float((archive.loader.target(r) == 0).mean()) for r in archive.records]
     assert (np.mean(missing) > 0.15) == (background == "remove")

@@ -72,7 +72,7 @@ def test_a_border_that_takes_the_contrast_is_told_and_mended(
     (told,) = archive.notes
     assert f"ti/target/0.npy is {value} in 18.78% of its pixels, far from the others" in told
     assert f"set folders.missing=[{value}] (5 of 5 images" in told
-    assert contrast(archive.loader.target(archive.records[0], 48)) < 0.03
+    assert contrast(archive.loader.target(archive.records[0])) < 0.03
     config = thermal(root, unit=unit, missing=[value])
     run = Run(tmp_path / "run")
     prepare(config, run)
@@ -95,7 +95,7 @@ def test_pixels_without_a_value_do_not_take_the_contrast(unit: str, tmp_path: Pa
     image[::9, ::7] = np.nan
     image[1, 1] = np.inf
     archive = read_archive(thermal(recorded(tmp_path, image), unit=unit))
-    stored = archive.loader.target(archive.records[0], 48)
+    stored = archive.loader.target(archive.records[0])
     assert contrast(stored) > 0.5
     assert 29_400 < stored.min() <= stored.max() < 29_600
     assert not archive.notes
@@ -132,7 +132,7 @@ def test_what_was_advised_mends_it(own: dict[str, Any], tmp_path: Path) -> None:
     image = FAR if own["modality"] == "depth" else (WARM / 65535).astype(np.float32)
     archive = read_archive(thermal(recorded(tmp_path, image), **own))
     assert not archive.notes
-    assert len(np.unique(archive.loader.target(archive.records[0], 48))) > 64
+    assert len(np.unique(archive.loader.target(archive.records[0]))) > 64
 
 
 @pytest.mark.parametrize("unit", ["auto", "raw"])

@@ -270,15 +270,39 @@ def test_a_manifest_in_a_zip_file(name: str, top: str, tmp_path: Path) -> None:
     assert [(r.id, r.label, r.group) for r in archive.records] == [
         (r.id, r.label, r.group) for r in expected
     ]
-    assert archive.loader.target(archive.records[0], 30).any()
+    assert archive.loader.target(archive.records[0]).any()
 
 
 def test_a_manifest_with_semicolons(tmp_path: Path) -> None:
     root = manifest(tmp_path / "mine")
     expected = read_archive(settings_of("folders", root)).records
     commas = (root / "manifest.csv").read_text(encoding="utf-8")
-    (root / "manifest.csv").write_text(commas.replace(",", ";"), encoding="utf-8-sig")
-    assert read_archive(settings_of("folders", root)).records == expected
+    for first in ("", "sep=;\n"):
+        text = first + commas.replace(",", ";")
+        (root / "manifest.csv").write_text(text, encoding="utf-8-sig")
+        assert read_archive(settings_of("folders", root)).records == expected
+    (root / "manifest.csv").write_text(f"{text}depth/0.png;mug\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 15: 2 columns, the first line has 5"):
+        read_archive(settings_of("folders", root))
+
+
+def test_what_keeps_a_path_of_a_manifest_from_being_found_is_told(tmp_path: Path) -> None:
+    root = manifest(tmp_path / "mine")
+    (root / ".depth").mkdir()
+    for name, told in (
+        ("Depth/0.PNG", "did you mean depth/0.png"), (".depth/0.png", "hidden"), ("none.png", "")
+    ):  # fmt: skip
+        text = f"target,label\n{name},mug\n"
+        (root / "manifest.csv").write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match=f"is not in .*relative to it.*{told}"):
+            read_archive(settings_of("folders", root))
+
+
+def test_classes_whose_names_differ_in_case_are_told(tmp_path: Path) -> None:
+    root = folders(tmp_path / "mine", ("mug", "pot", "Mug"))
+    (note,) = read_archive(settings_of("folders", root)).notes
+    assert "Mug and mug" in note
+    assert "pot" not in note
 
 
 def test_cells_of_json_lines_are_those_of_csv(tmp_path: Path) -> None:
@@ -357,6 +381,81 @@ def test_a_manifest_deep_in_an_archive_is_a_note(tmp_path: Path) -> None:
         "pot",
         None,
     }
+
+
+@pytest.mark.parametrize("beside", ["README.txt", "runs/folders/log.txt", "pictures/0.png"])
+def test_a_manifest_is_read_whatever_lies_beside_its_folder(beside: str, tmp_path: Path) -> None:
+    root = manifest(tmp_path / "data/mine")
+    folders(root)
+    expected = read_archive(settings_of("folders", root))
+    (tmp_path / "data" / beside).parent.mkdir(parents=True, exist_ok=True)
+    save(tmp_path / "0.png", depth(0))
+    (tmp_path / "0.png").rename(tmp_path / "data" / beside)
+    archive = read_archive(settings_of("folders", tmp_path / "data"))
+    assert archive.records == expected.records
+    assert any("mine/manifest.csv" in fact for fact in archive.facts)
+    assert any("in no line" in note for note in archive.notes)
+
+
+def test_a_manifest_outside_of_the_tree_is_not_read(tmp_path: Path) -> None:
+    expected = read_archive(settings_of("folders", folders(tmp_path))).records
+    manifest(tmp_path / "earlier")
+    assert read_archive(settings_of("folders", tmp_path)).records == expected
+    for place in ("first", "second"):
+        manifest(tmp_path / "two" / place)
+    with pytest.raises(DataError, match=r"first/manifest\.csv and second/.*: choose one"):
+        read_archive(settings_of("folders", tmp_path / "two"))
+
+
+@pytest.mark.parametrize("top", ["", "mine/"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_chosen_manifest_in_the_archive_comes_before_one_in_the_working_folder(
+    inside: bool, top: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = manifest(tmp_path / "mine")
+    text = (root / "manifest.csv").read_text(encoding="utf-8")
+    (root / "manifest.csv").rename(root / "list.csv" if inside else tmp_path / "aside.csv")
+    monkeypatch.chdir(tmp_path)
+    Path("list.csv").write_text(text.replace("room0", "another"), encoding="utf-8")
+    archive = read_archive(
+        settings_of("folders", zipped(root, top), folders={"manifest": "list.csv"})
+    )
+    assert len(archive.records) == 12
+    assert ("another" in {record.group for record in archive.records}) == (not inside)
+
+
+def test_an_image_in_two_lines_of_a_manifest(tmp_path: Path) -> None:
+    root = manifest(tmp_path / "mine")
+    lines = [
+        "img/0 ä.jpg,depth/0.png,mug,,", "img/1 ä.jpg,depth/0.png,mug,,",
+        ",depth/2.png,,target,", "img/2 ä.jpg,depth/2.png,,ti,", ",depth/3.png,,target,",
+    ]  # fmt: skip
+    text = "\n".join(["rgb,target,label,role,group", *lines])
+    (root / "manifest.csv").write_text(text, encoding="utf-8")
+    records = read_archive(settings_of("folders", root)).records
+    assert len({record.id for record in records}) == 5
+    assert {r.target: r.group for r in records}.keys() == {f"depth/{n}.png" for n in (0, 2, 3)}
+    assert len({record.group for record in records}) == 3
+    (root / "manifest.csv").write_text(f"{text}\n{lines[0]}", encoding="utf-8")
+    with pytest.raises(DataError, match="listed twice"):
+        read_archive(settings_of("folders", root))
+
+
+def test_links_that_lead_nowhere_or_in_a_circle_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = folders(tmp_path / "mine")
+    expected = read_archive(settings_of("folders", root)).records
+    (root / "latest").symlink_to(".")
+    (root / "tr/notes").symlink_to("nowhere")
+    assert read_archive(settings_of("folders", root)).records == expected
+    assert "lead nowhere" not in capsys.readouterr().err
+    for name in ("8", "9"):
+        (root / f"tr/mug/target/{name}.png").symlink_to("nowhere.png")
+    assert read_archive(settings_of("folders", root)).records == expected
+    assert list(expand([str(root / "tr/mug/target")]))
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("2 links that lead nowhere, such as") == 2
 
 
 HIDDEN = [
@@ -441,7 +540,7 @@ def test_depth_in_units_of_its_own_with_values_that_mean_no_reading(tmp_path: Pa
     own = {"scale": 0.2, "missing": [-1, 65535]}
     archive = read_archive(settings_of("folders", root, folders=own))
     assert not archive.notes
-    np.testing.assert_array_equal(archive.loader.target(archive.records[0], 30), depth(0)[:, :30])
+    np.testing.assert_array_equal(archive.loader.target(archive.records[0]), depth(0)[:, :30])
     sensor = Sensor("depth", "auto", "", 1, 30, "crop", scale=0.2, no_reading=(-1, 65535))
     for wanting in (-1, 65535):
         steps = np.where(depth(0) == 0, wanting, depth(0).astype(np.int32) * 5)[:, :30]
@@ -618,15 +717,32 @@ def test_a_zip_file_whose_names_begin_with_the_folder_itself(tmp_path: Path) -> 
         packed.writestr("./tr/.hidden.png", b"")
     archive = read_archive(settings_of("folders", path))
     assert archive.records == expected
-    assert archive.loader.target(archive.records[0], 30).any()
+    assert archive.loader.target(archive.records[0]).any()
 
 
-def test_a_zip_file_of_macos_with_names_that_it_does_not_call_utf_8(tmp_path: Path) -> None:
+def test_a_zip_file_whose_names_are_in_an_unknown_encoding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = zipped(folders(tmp_path / "mine", ["c__up"]))
+    path.write_bytes(path.read_bytes().replace(b"c__up", "чашка".encode("cp866")))
+    read_archive(settings_of("folders", path))
+    assert "12 names is not known" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_zip_file_with_times_in_its_names(tmp_path: Path) -> None:
+    path = zipped(manifest(tmp_path / "mine"), "2024-05-01 10:30/")
+    assert len(read_archive(settings_of("folders", path)).records) == 12
+
+
+def test_a_zip_file_of_macos_with_names_that_it_does_not_call_utf_8(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = zipped(folders(tmp_path / "mine", ["Sch__ssel"]))
     path.write_bytes(path.read_bytes().replace(b"Sch__ssel", "Schüssel".encode()))
     archive = read_archive(settings_of("folders", path))
     assert {record.label for record in archive.records} == {"Schüssel", None}
-    assert all(archive.loader.target(record, 30).any() for record in archive.records)
+    assert "encoding" not in capsys.readouterr().err
+    assert all(archive.loader.target(record).any() for record in archive.records)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "CMYK"])

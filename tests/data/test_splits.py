@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sfkt_cli.data.records import TR_PARTS, Archive, Record
+from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.splits import (
     Parts,
     choose_classes,
@@ -22,7 +23,7 @@ from sfkt_cli.data.splits import (
     list_class_rows,
     split_records,
 )
-from sfkt_cli.errors import ConfigError
+from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.settings.config import ClassesConfig, SplitConfig
 
 
@@ -96,6 +97,24 @@ def test_archive_may_fix_the_part() -> None:
         assert {r.id for r in parts[part]} == {f"{part}{n}" for n in range(4)}
 
 
+def test_a_fixed_part_takes_its_group_there_and_two_are_refused() -> None:
+    def of_group(part: str, number: int, *also: str) -> Record:
+        return Record(f"{part}{number}", f"room{number}", "a", "rgb", "target", (part, *also))
+
+    free = [Record(f"free{n}", f"room{n}", "a", "rgb", "target") for n in range(12)]
+    for part in ("source", "target", "test"):
+        held = [of_group(part, number) for number in range(4)]
+        parts = split_records([*free, *held], "a", "", SplitConfig(), 0)
+        assert {r.group for r in held} <= {r.group for r in parts[part]}
+        assert {r.id for r in held} <= {r.id for r in parts[part]}
+        assert not left_out([*free, *held], "a", "", SplitConfig(), parts)
+    mixed = [*free, of_group("target", 3), of_group("test", 3), of_group("ti", 3)]
+    with pytest.raises(DataError, match=r"room3.*target3.*test3"):
+        split_records(mixed, "a", "", SplitConfig(), 0)
+    of_the_archive = [*free, of_group("source", 3, "ti"), of_group("test", 3, "ti")]
+    assert split_records(of_the_archive, "a", "", SplitConfig(), 0)
+
+
 def test_images_without_labels_are_only_target_images() -> None:
     records = [Record(f"u{n}", f"u{n}", None, None, "target") for n in range(5)]
     records += [Record(f"p{n}", f"p{n}", None, "rgb", "target", ("ti",)) for n in range(3)]
@@ -134,19 +153,19 @@ def test_records_that_fit_no_part_are_counted_with_the_reason() -> None:
 class Nothing:
     """A loader that is never asked."""
 
-    def rgb(self, record: Record, size: int) -> NDArray[np.uint8]:
+    sensor = Sensor("depth", "mm", "uint16", 1, 30, "crop")
+
+    def rgb(self, record: Record) -> NDArray[np.uint8]:
         raise NotImplementedError
 
-    def target(self, record: Record, size: int) -> NDArray[Any]:
+    def target(self, record: Record) -> NDArray[Any]:
         raise NotImplementedError
 
 
 def archive(usual_tr: tuple[str, ...] = (), usual_ti: tuple[str, ...] = ()) -> Archive:
     names = ("bath room", "bed room", "cafe", "office")
     records = tuple(Record(n, n, n, "rgb", "target") for n in names)
-    return Archive(
-        records, Nothing(), "", "depth", "mm", "uint16", usual_tr=usual_tr, usual_ti=usual_ti
-    )
+    return Archive(records, Nothing(), "", usual_tr=usual_tr, usual_ti=usual_ti)
 
 
 def test_classes_are_chosen_by_wildcards_in_the_order_given() -> None:

@@ -113,6 +113,32 @@ def test_a_prepared_archive_may_be_gone(
         capsys.readouterr()
         assert called(*words, *more) == 0
         assert "finished already" in capsys.readouterr().err
+    Path("archive").mkdir()  # such as where a disk is mounted
+    assert called(*words) == 0
+    assert called("prepare", "folders", "--root", "archives") == 1
+    assert "archives does not exist" in capsys.readouterr().err
+    for root in ("mine", str(Path("mine").absolute())):
+        assert called("prepare", "folders", "--root", root) == 0
+        assert "finished already" in capsys.readouterr().err
+    (Path("mine") / "tr/mug/rgb/0.jpg").touch()
+    assert called("prepare", "folders", "--root", "mine") == 1
+    assert "prepare.root: was 'archive', now 'mine'" in capsys.readouterr().err
+
+
+def test_a_dry_run_of_prepare_tells_what_prepare_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders(tmp_path / "mine")
+    (tmp_path / "mine/tr/mug/rgb/7.heic").touch()
+    words = ("prepare", "folders", "--root", "mine", "--set", "folders.registered=false", "--json")
+    told = []
+    for more in (("--dry-run",), ()):
+        assert called(*words, *more) == 0
+        events = map(json.loads, capsys.readouterr().out.splitlines())
+        told.append([event["message"] for event in events if event["event"] == "warning"])
+    assert any("heic" in message for message in told[0])
+    assert told[0] == told[1][: len(told[0])]
 
 
 def test_a_download_is_told_and_not_begun(

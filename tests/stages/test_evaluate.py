@@ -485,7 +485,7 @@ def test_a_few_labels_of_the_user_decide(
         ("name,label\nother-0,disc\n", "other-0 is none of the 30 target images"),
         ("name,label\ntarget-0,disc\ntarget-0,=cross\n", "target-0 has the labels disc, =cross"),
         ("image,label\ntarget-0,disc\n", "columns image, label, expected name, label"),
-        ("name,label\ntarget-0\n", "line 2: wrong number of columns"),
+        ("name,label\ntarget-0\n", "line 2: 1 columns, the first line has 2"),
         ("name,label\ntarget-0,\xe9\n", "save it as UTF-8"),
     ],
 )

@@ -413,6 +413,7 @@ def camera(monkeypatch: pytest.MonkeyPatch) -> Any:
     class Camera:
         fourcc = "YUYV"
         images = [np.full((48, 64), 1500, np.uint16)]  # noqa: RUF012
+        tells: dict[int, float] = {}  # noqa: RUF012
 
         def __init__(self, number: int | str) -> None:
             self.left = list(self.images)
@@ -423,7 +424,7 @@ def camera(monkeypatch: pytest.MonkeyPatch) -> Any:
         def get(self, property: int) -> float:
             name = int.from_bytes(self.fourcc.encode("latin-1"), "little")
             known = {cv2.CAP_PROP_FOURCC: name, cv2.CAP_PROP_FRAME_COUNT: 9}
-            return float(known.get(property, -1))
+            return float((known | self.tells).get(property, -1))
 
         def set(self, property: int, value: float) -> None:
             assert property == cv2.CAP_PROP_CONVERT_RGB
@@ -468,6 +469,16 @@ def test_a_frame_that_opencv_fails_at_ends_a_video(
     assert next(seen)[1].max() == 1500
     with pytest.raises(DataError, match=told):
         next(seen)
+
+
+def test_a_video_with_a_pause_is_not_damaged(untrained_run: Run, camera: Any) -> None:
+    cv2 = pytest.importorskip("cv2")
+    sensor = sfkt_cli.load_student(untrained_run.folder).sensor
+    camera.tells = {cv2.CAP_PROP_FPS: 10, cv2.CAP_PROP_POS_MSEC: 850}
+    assert len(list(frames("a.avi", sensor))) == 1
+    camera.tells = {cv2.CAP_PROP_FPS: 10, cv2.CAP_PROP_POS_MSEC: 400}
+    with pytest.raises(DataError, match="damaged"):
+        list(frames("a.avi", sensor))
 
 
 def test_the_thread_of_a_stream_ends_with_it() -> None:

@@ -30,9 +30,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
 
-from sfkt_cli.data.archive import Container, open_container, tree_drawn_in
+from sfkt_cli.data.archive import Container, find_tops, is_system, open_container, tree_drawn_in
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
 from sfkt_cli.data.records import Archive, FileLoader, Record, collect, image_names
 from sfkt_cli.data.sanity import check_targets
@@ -42,6 +41,7 @@ from sfkt_cli.files import csv_rows, lines_of
 from sfkt_cli.settings.config import Config
 
 _ADVICE = tree_drawn_in(__doc__)
+_ROLES = ("tr", "ti")  # names of the folders at the top
 _VIEWS = {
     "rgb": "rgb", "color": "rgb", "colour": "rgb", "target": "target", "depth": "target",
     "nir": "target", "ir": "target", "infrared": "target", "thermal": "target",
@@ -70,19 +70,21 @@ def read(config: Config, root: Path) -> Archive:
             of a kind that the settings do not allow.
     """
     notes: tuple[str, ...] = ()
+    facts: tuple[str, ...] = () if config.folders.registered else (UNREGISTERED,)
     manifest = find_manifest(root, config.folders.manifest)
     if manifest is not None:
+        facts += (f"folders: {manifest} says what is read",)
         container, records = manifest.images, read_manifest(manifest)
         notes = _unlisted(container, records)
     else:
-        container = open_container(
-            root, ("tr", "ti"), (), f"give your own images with --root; {_ADVICE}"
-        )
-        records, notes = _read_tree(container)
+        container = open_container(root, _ROLES, (), f"give your own images with --root; {_ADVICE}")
+        records, notes, collections = _read_tree(container)
+        facts += collections
     targets = [record.target for record in records if record.target is not None]
     if not targets:
         raise DataError(f"{root} holds no target images: {_ADVICE}")
     own = config.folders
+    notes += _alike(record.label for record in records)
     sensor = sensor_of_config(config, modality=own.modality, dtype="", channels=0)
     loader = FileLoader(container, sensor)
     first = loader.target_values(min(targets))
@@ -97,22 +99,28 @@ def read(config: Config, root: Path) -> Archive:
         records=tuple(records),
         loader=FileLoader(container, expecting),
         digest=digests[0],
-        content=digests[1],
-        modality=own.modality,
-        unit=sensor.stored_unit,
-        dtype=first.dtype.name,
-        channels=channels,
+        digest_without_times=digests[1],
         registered=own.registered,
         notes=notes,
-        facts=() if own.registered else (UNREGISTERED,),
+        facts=facts,
     )
 
 
-def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...]]:
-    """Records, and what is left out."""
+def _alike(labels: Iterable[str | None]) -> tuple[str, ...]:
+    """A note on classes whose names differ in nothing but case."""
+    names: dict[str, set[str]] = defaultdict(set)
+    for label in filter(None, labels):
+        names[label.casefold()].add(label)
+    alike = [" and ".join(sorted(some)) for some in names.values() if len(some) > 1]
+    advice = "are different classes: if they are not, give them one name"
+    return (f"{', '.join(alike)} {advice}",) if alike else ()
+
+
+def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...], tuple[str, ...]]:
+    """Records, what is left out, and what the user should know."""
     inside = [name for name in container.names() if name[:3].lower() in ("tr/", "ti/")]
     captures = collect(container, functools.partial(_place, container), ())
-    _check_partners(container, captures, inside)
+    facts = _check_partners(container, captures, inside)
     records: list[Record] = []
     for (role, label, stem), views in captures.items():
         folder = stem.rpartition("/")[0]
@@ -126,7 +134,7 @@ def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...]]:
     elsewhere = [name for name in others if name.lower().endswith(SUFFIXES)]
     if elsewhere:
         notes.append(f"not read, neither in tr nor in ti: {len(elsewhere)}, as {min(elsewhere)}")
-    return records, tuple(f"{container.describe('')}: {note}" for note in notes)
+    return records, tuple(f"{container.describe('')}: {note}" for note in notes), facts
 
 
 def _place(container: Container, name: str) -> tuple[Capture, str] | None:
@@ -160,24 +168,39 @@ def _place(container: Container, name: str) -> tuple[Capture, str] | None:
 
 def _check_partners(
     container: Container, captures: Mapping[Capture, dict[str, str]], names: Sequence[str]
-) -> None:
-    """TI are pairs; TR images may be of one kind, or all pairs, or two separate collections."""
+) -> tuple[str, ...]:
+    """TI are pairs; TR images may be of one kind, or all pairs, or two separate collections.
+
+    Returns a sentence about each class that is two collections.
+    """
     paired = {capture[:2] for capture, views in captures.items() if len(views) == 2}
     alone: dict[tuple[str, str | None, str], list[str]] = defaultdict(list)
     for (role, label, stem), views in captures.items():
-        if len(views) == 1 and (role == "ti" or (role, label) in paired):
+        if len(views) == 1:
             alone[role, label, next(iter(views))].append(stem)
+    facts = []
     for (role, label, view), stems in alone.items():
+        if role == "tr" and (role, label) not in paired:
+            others = alone.get((role, label, "target"), [])
+            if view == "rgb" and others:
+                facts.append(
+                    f"tr/{label}: {len(stems)} RGB and {len(others)} target images, none of one "
+                    "name: read as separate collections"
+                )
+            continue
         stem = min(stems)
         name = captures[role, label, stem][view]
         other = "target" if view == "rgb" else "rgb"
         partner = f"/{PurePosixPath(name).with_suffix('')}.".replace(f"/{view}/", f"/{other}/")[1:]
         unread = [n for n in names if n.startswith(partner) and not n.lower().endswith(SUFFIXES)]
         advice = "restore it" if not unread else f"convert {unread[0]}, which is not read"
+        if (role, label) not in paired and not unread:
+            advice = "give both images of a pair the same name, list them in manifest.csv"
         raise DataError(
             f"{container.describe(name)} has no partner {stem}.* in the folder {other}: "
             f"{advice}, or remove this one ({len(stems)} such files)"
         )
+    return tuple(facts)
 
 
 @dataclass(frozen=True)
@@ -191,9 +214,9 @@ class Manifest:
         ,depth/0002.png,,target,kitchen-b
         img/0003.jpg,depth/0003.png,,ti,hall
 
-    Paths are relative to ``--root``, or to the folder in it that all files lie in. role: ``tr``
-    (default: dealt out by group), ``ti``, or a fixed part ``source``, ``target``, ``test``. label
-    and group may be empty.
+    Paths are relative to its folder, those of ``folders.manifest`` to ``--root``, or to the folder
+    in it that all files lie in. role: ``tr`` (default: dealt out by group), ``ti``, or a fixed part
+    ``source``, ``target``, ``test``. label and group may be empty.
     """
 
     place: Container  # folder or zip file that it lies in
@@ -207,26 +230,38 @@ class Manifest:
 def find_manifest(root: Path, chosen: Path | None) -> Manifest | None:
     """The manifest: the one chosen, ``root`` itself, or one of the usual names in it.
 
-    Raises a DataError if the one chosen does not exist, or nothing is there.
+    Of the usual names the one in the highest folder counts, unless folders ``tr`` or ``ti`` lie
+    outside of it. One that is chosen is looked for in ``root``, or in the folder in it that all
+    files lie in, and then in the working folder.
+
+    Raises:
+        DataError: The one chosen does not exist, nothing is there, or several are equally high.
     """
     if chosen is None and root.is_file() and root.suffix.lower() in (".csv", ".jsonl"):
         place = Container(root.parent)
         return Manifest(place, root.name, place)
     images = open_container(root, (), (), "give your own images with --root")
-    if chosen is not None and chosen.is_file():
-        return Manifest(Container(chosen.parent), chosen.name, images)
     names = images.names()
-    for name in sorted(names, key=lambda name: name.count("/")):
+    found: dict[str, str] = {}  # names of manifests by the folder that they lie in
+    for name in names:
         for end in MANIFESTS if chosen is None else (chosen.as_posix(),):
             top = name[: -len(end)]
-            if name[len(top) :].casefold() != end.casefold():
-                continue
-            if not top or (top[-1] == "/" and all(n.startswith(top) for n in names)):
-                inside = replace(images, prefix=images.prefix + top)
-                return Manifest(inside, name[len(top) :], inside)
-    if chosen is not None:
+            if name[len(top) :].casefold() == end.casefold() and top[-1:] in ("", "/"):
+                found.setdefault(top, name[len(top) :])
+    within = names if chosen is not None else find_tops(names if found else (), _ROLES)
+    tops = [top for top in found if all(name.startswith(top) for name in within)]
+    highest = sorted(tops, key=lambda top: top.count("/"))[:2]
+    if len({top.count("/") for top in highest}) < len(highest):
+        raise DataError(
+            f"{root} holds {' and '.join(top + found[top] for top in highest)}: choose one with "
+            "folders.manifest, or its folder with --root"
+        )
+    if highest:
+        inside = replace(images, prefix=images.prefix + highest[0])
+        return Manifest(inside, found[highest[0]], inside)
+    if chosen is not None and not chosen.is_file():
         raise DataError(f"folders.manifest = {chosen} does not exist, nor does {root / chosen}")
-    return None
+    return Manifest(Container(chosen.parent), chosen.name, images) if chosen is not None else None
 
 
 def read_manifest(manifest: Manifest) -> list[Record]:
@@ -235,7 +270,9 @@ def read_manifest(manifest: Manifest) -> list[Record]:
     files: dict[str, list[str]] = {}
     for name in container.names():
         files.setdefault(_nfc(name), []).append(name)
-    root = Path(container.describe(""))
+    tops_of_files = {name.partition("/")[0] for name in files}
+    only = f"{tops_of_files.pop()}/" if len(tops_of_files) == 1 else ""
+    root = container.path / container.prefix
     tops = [_nfc(f"{place}/") for place in (root.absolute(), root.resolve())]
     records: list[Record] = []
     for number, row in _rows(manifest):
@@ -249,11 +286,14 @@ def read_manifest(manifest: Manifest) -> list[Record]:
         names = {}
         for view in ("rgb", "target"):
             name = _inside(row[view], tops)
-            alike = files.get(name, [])
+            alike = files.get(name, []) or files.get(only + name, [])
             if name and not alike:
+                near = [other for other in files if other.casefold() == name.casefold()]
+                hint = f"; did you mean {near[0]}?" if near else ""
+                hint = "; hidden files and folders are not read" if is_system(name) else hint
                 raise DataError(
-                    f"{where}: {view} {row[view]!r} is not in {container.describe('')}: paths are "
-                    "relative to it"
+                    f"{where}: {view} {row[view]!r} is not in {root}: paths are relative to it"
+                    f"{hint}"
                 )
             if len(alike) > 1:
                 raise DataError(
@@ -274,11 +314,12 @@ def read_manifest(manifest: Manifest) -> list[Record]:
 
 def _unlisted(container: Container, records: Iterable[Record]) -> tuple[str, ...]:
     """A note on images that no line of the manifest names."""
-    images = {name for name in container.names() if name.lower().endswith(SUFFIXES)}
-    others = images - set(image_names(records))
+    names = replace(container, prefix="").names()
+    read = {container.prefix + name for name in image_names(records)}
+    others = [n for n in names if n.lower().endswith(SUFFIXES) and n not in read]
     if not others:
         return ()
-    where = container.describe("")
+    where = container.path
     return (f"{where}: not read, in no line of the manifest: {len(others)}, as {min(others)}",)
 
 
@@ -317,25 +358,16 @@ def _json_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=_unlike, parse_constant=_no_number)
+            entries = json.loads(line, object_pairs_hook=tuple)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number} is no JSON object: {error}") from None
-        if not isinstance(row, dict):
+        if not isinstance(entries, tuple):
             raise DataError(f"{path}, line {number} is no JSON object")
-        for name, value in row.items():
+        row: dict[str, str] = {}
+        for name, value in entries:
+            if name in row:
+                raise DataError(f"{path}, line {number}: {name!r} is there twice")
             if not isinstance(value, str | int | None) or isinstance(value, bool):
                 raise DataError(f"{path}, line {number}: {name} is {value!r}: write it as a text")
-        yield number, {k: "" if value is None else str(value).strip() for k, value in row.items()}
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no value; leave the entry out, or write null")
-
-
-def _unlike(entries: list[tuple[str, object]]) -> dict[str, object]:
-    """The entries of a JSON object; raises a ValueError if one is there twice."""
-    names = [name for name, _ in entries]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{name!r} is there twice")
-    return dict(entries)
+            row[name] = "" if value is None else str(value).strip()
+        yield number, row

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfkt_cli.data.records import Archive, Record
+from sfkt_cli.data.sensor import Sensor, sensor_of_config
 from sfkt_cli.data.solids import SHAPES, Floats, Solid, dot, first_hit
 from sfkt_cli.settings.config import Config
 
@@ -33,18 +34,19 @@ class SyntheticLoader:
     """Renders images one by one; the two views of a pair come from the same rendering."""
 
     seed: int
+    sensor: Sensor
 
-    def rgb(self, record: Record, size: int) -> NDArray[np.uint8]:
+    def rgb(self, record: Record) -> NDArray[np.uint8]:
         """See :class:`~sfkt_cli.data.records.Loader`."""
-        return self._pair(record, size)[0]
+        return self._pair(record)[0]
 
-    def target(self, record: Record, size: int) -> NDArray[Any]:
+    def target(self, record: Record) -> NDArray[Any]:
         """See :class:`~sfkt_cli.data.records.Loader`."""
-        return self._pair(record, size)[1]
+        return self._pair(record)[1]
 
-    def _pair(self, record: Record, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+    def _pair(self, record: Record) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
         label, _, index = record.id.rpartition("-")
-        return render(label, int(index), seed=self.seed, size=size)
+        return render(label, int(index), seed=self.seed, size=self.sensor.image_size)
 
 
 def read(config: Config, root: Path) -> Archive:
@@ -61,7 +63,9 @@ def read(config: Config, root: Path) -> Archive:
     about = f"{config.seed} {pairs} {tr_pairs} {TR_CLASSES} {TI_CLASSES}"
     return Archive(
         records=tuple(records),
-        loader=SyntheticLoader(config.seed),
+        loader=SyntheticLoader(
+            config.seed, sensor_of_config(config, modality="depth", dtype="uint16", channels=1)
+        ),
         digest=hashlib.sha256(about.encode()).hexdigest(),
         usual_tr=TR_CLASSES,
         usual_ti=TI_CLASSES,
