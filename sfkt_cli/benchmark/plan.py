@@ -140,15 +140,16 @@ class Cell:
     dataset: str  # name of the data set, with the sensor pair
     variant: str
     seed: int
-    rows: tuple[str, ...]  # methods and bounds that are shown; without any nothing is evaluated
+    rows: tuple[str, ...]  # methods and bounds that are shown
     config: Config  # all settings
     # What is trained: by row the method, and what differs in its section.
     students: Mapping[str, tuple[str, Settings]]
+    trial: bool = False  # it tries settings for tuned rows, and is neither evaluated nor shown
 
     @property
     def folder(self) -> Path:
         """Its folder below the output folder."""
-        last = f"seed-{self.seed}" if self.rows else "trials"
+        last = "trials" if self.trial else f"seed-{self.seed}"
         return Path("cells", slug(self.dataset), slug(self.variant), last)
 
 
@@ -185,7 +186,8 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
         problems[f"main {plan.main!r} {choices}"] = None
     cells = []
     for seed, dataset, variant in product(plan.seeds, datasets, variants):
-        rows = variant.methods or plan.methods
+        if not (rows := variant.methods or plan.methods):
+            continue
         for row in [row for row in rows if row not in possible]:
             problems[f"{variant.name}: method {row!r} {choices}"] = None
         extra = {"seed": seed, "evaluate": {"oracle": "oracle" in rows}}

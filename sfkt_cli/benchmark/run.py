@@ -90,7 +90,7 @@ def benchmark(
         ran += run_cells(tuned(cells, trials, output), output, processes, failed)
     finally:  # what there is, also when it is stopped
         cells = tuned(cells, trials, output)
-        last = [(cell, tasks_of(cell, output)[-1]) for cell in cells if cell.rows]
+        last = [(cell, tasks_of(cell, output)[-1]) for cell in cells]
         evaluated = [cell for cell, task in last if task.key not in failed and done(task)]
         write_report(plan, cells, evaluated, output, failed, command)
     say(f"benchmark: {len(ran)} stages run, tables are in {output / 'benchmark.md'}")
@@ -269,7 +269,7 @@ def tasks_of(cell: Cell, output: Path, *, link: bool = True) -> list[Task]:
         for path, place in links.items():
             _link(path, place)
     tasks = list(made.values())
-    if cell.rows:
+    if not cell.trial:
         # A method that failed is missing in the tables; the others are measured all the same.
         (prepare, source), after = tasks[:2], tuple(task.key for task in tasks)
         key, place, before = str(cell.folder), folder / "evaluate", (prepare.key, source.key)

@@ -239,6 +239,8 @@ def test_figures_of_earlier_settings_are_not_shown(
 def test_curves_need_no_table_of_methods(output: Path, tmp_path: Path) -> None:
     shutil.copytree(output, tmp_path / "copy", symlinks=True)
     curves = PLAN.model_copy(update={"methods": (), "variants": PLAN.variants[:1]})
+    several = curves.model_copy(update={"seeds": (0, 1)})
+    assert len({cell.folder for cell in cells_of(several, {})}) == 4
     benchmark(curves, tmp_path / "copy", processes=0)
     variants = {row["variant"].partition(",")[0] for row in told(tmp_path / "copy")["rows"]}
     assert variants == {"tgkt.beta_im = 0.5", "tgkt.beta_im = 1"}
