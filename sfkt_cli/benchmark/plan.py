@@ -13,18 +13,10 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from sfkt_cli.errors import ConfigError, DataError
-from sfkt_cli.evaluation.report import NAMES
+from sfkt_cli.evaluation.report import BOUNDS, NAMES
 from sfkt_cli.files import write_record
 from sfkt_cli.methods import METHODS
-from sfkt_cli.settings.config import (
-    Config,
-    Sensor,
-    UserPath,
-    build,
-    explained,
-    merge,
-    read_yaml,
-)
+from sfkt_cli.settings.config import Config, Sensor, UserPath, build, explained, merge, read_yaml
 from sfkt_cli.settings.runs import Run
 
 ROWS = tuple(NAMES)
@@ -180,10 +172,23 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
         for name, instead in DECIDED.items():
             if (value := merge(settings).get(name)) is not None:
                 problems[f"{name} = {value}: {instead}"] = None
+    varied = {name: part.name for part in (*datasets, *variants) for name in merge(part.settings)}
+    for name, value in merge(overrides).items():
+        if name in varied:
+            problems[
+                f"{name} = {value} for all would make {varied[name]!r} something else than its "
+                "name says: change the setting in the benchmark file instead"
+            ] = None
     possible = (*METHODS, *ROWS, *(name + TUNED for name in METHODS))
     choices = f"is unknown: choose from {', '.join(possible)}"
+    compared = [row for row in variants[0].methods or plan.methods if row not in BOUNDS]
     if plan.main not in possible:
         problems[f"main {plan.main!r} {choices}"] = None
+    elif len(compared) > 1 and not {plan.main, plan.main + TUNED} & {*compared}:
+        problems[
+            f"main {plan.main!r} is not among the methods {', '.join(compared)}: add it, or name "
+            "one of these as `main`, with which the others are compared"
+        ] = None
     cells = []
     for seed, dataset, variant in product(plan.seeds, datasets, variants):
         if not (rows := variant.methods or plan.methods):
@@ -226,7 +231,7 @@ def trial_cells(cells: Sequence[Cell]) -> list[Cell]:
             if row.endswith(TUNED)
             for number, values in enumerate(product(*GRID.values()))
         }
-        trial = replace(cell, rows=(), students=students)
+        trial = replace(cell, rows=(), students=students, trial=True)
         trials.setdefault((cell.dataset, cell.variant), trial)
     return [trial for trial in trials.values() if trial.students]
 

@@ -226,7 +226,8 @@ def test_figures_of_earlier_settings_are_not_shown(
         raise end
 
     monkeypatch.setattr("sfkt_cli.benchmark.plan.GRID", {"learning_rate": (0.02,)})
-    plan = BenchmarkPlan(methods=("source-only", *methods), seeds=(0,), settings=TINY)
+    names = ("source-only", *methods)
+    plan = BenchmarkPlan(main="shot", methods=names, seeds=(0,), settings=TINY)
     benchmark(plan, tmp_path, processes=0)
     assert {row["method"] for row in told(tmp_path)["rows"]} == {"source-only", *methods}
     monkeypatch.setattr("torch.optim.SGD", fail)
@@ -342,6 +343,7 @@ def test_a_dry_run_guesses_the_time_of_a_method_by_that_of_the_others(output: Pa
 
 
 TUNED_PLAN: dict[str, Any] = {
+    "main": "shot",
     "methods": ["source-encoded", "shot", {"name": "shot", "tune": True}],
     "seeds": [3, 4],
     "settings": TINY,
@@ -384,8 +386,8 @@ def test_every_tuned_method_tries_the_same_and_no_label_chooses(
 
 
 def test_several_commands_divide_the_stages_and_a_killed_ones_are_taken_up(tmp_path: Path) -> None:
-    plan = {"methods": ["source-only", "shot"], "seeds": [0, 1, 2], "settings": TINY,
-            "output": str(tmp_path / "out")}  # fmt: skip
+    plan = {"main": "shot", "methods": ["source-only", "shot"], "seeds": [0, 1, 2],
+            "settings": TINY, "output": str(tmp_path / "out")}  # fmt: skip
     (tmp_path / "my plan.yaml").write_text(json.dumps(plan), encoding="utf-8")
     command = [sys.executable, "-m", "sfkt_cli", "benchmark", str(tmp_path / "my plan.yaml"),
                "--processes", "0", "--json"]  # fmt: skip
@@ -422,10 +424,10 @@ def test_processes_take_turns_on_the_gpus_that_are_visible(monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_stages_run_in_processes_of_their_own(tmp_path: Path) -> None:
-    plan = PLAN.model_copy(update={**DEFAULT, "methods": ("source-only", "shot", "aad")})
+    plan = PLAN.model_copy(update={**DEFAULT, "methods": ("source-only", "shot", "tgkt")})
     benchmark(plan, tmp_path, processes=2)
     found = told(tmp_path)
-    assert {row["method"] for row in found["rows"]} == {"source-only", "shot", "aad"}
+    assert {row["method"] for row in found["rows"]} == {"source-only", "shot", "tgkt"}
 
 
 @pytest.mark.slow
@@ -471,6 +473,32 @@ def test_what_the_plan_decides_is_no_setting() -> None:
         cells_of(PLAN, {"seed": 3})
     with pytest.raises(ConfigError, match=r"evaluate\.oracle"):
         cells_of(PLAN.model_copy(update={"settings": {"evaluate.oracle": True}}), {})
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ({"variants": [{"name": "all"}, {"name": "none", "settings": {"tgkt": {"beta_f": 0}}}]},
+         "tgkt.beta_f"),
+        ({"sweeps": [{"setting": "tgkt.beta_f", "values": [1, 2]}]}, "tgkt.beta_f"),
+        ({"datasets": [{"name": "more", "settings": {"synthetic.pairs": 90}}]}, "synthetic.pairs"),
+        ({"datasets": [{"name": "SUN", "settings": {"dataset": "sun-rgbd"},
+                        "sensor_pairs": [["kv1", "kv2"]]}]}, "sun_rgbd.target_sensor"),
+    ],
+)  # fmt: skip
+def test_what_is_varied_cannot_be_set_for_all(part: dict[str, Any], name: str) -> None:
+    plan = BenchmarkPlan.model_validate({"seeds": [0], "settings": {"bridge.alpha_f": 2}, **part})
+    with pytest.raises(ConfigError, match=name):
+        cells_of(plan, {name: "xtion" if "sensor" in name else 60})
+    assert cells_of(plan, {"bridge.alpha_f": 1.0})[0].config.bridge.alpha_f == 1
+
+
+def test_the_main_method_is_among_those_compared() -> None:
+    for methods in (("shot", "aad"), ("source-only", "shot-tuned", "oracle")):
+        with pytest.raises(ConfigError, match="main 'tgkt' is not among the methods"):
+            cells_of(BenchmarkPlan(methods=methods), {})
+    for methods in (("shot", "oracle"), ("shot-tuned", "tgkt-tuned")):
+        assert cells_of(BenchmarkPlan(methods=methods), {})
 
 
 @pytest.mark.slow
