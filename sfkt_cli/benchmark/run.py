@@ -3,10 +3,11 @@
     <output>/cells/<data set>/<variant>/seed-<n>/   a run folder; its stages are links into
     <output>/stages/<stage>-<digest>/               what one stage made from one set of settings
     <output>/benchmark.{md,csv,json}, sweep-*.png   the tables and curves
-    <output>/claims/                                locks: who works on what
+    <output>/claims/                                who works on what (locks), and what failed
 
 Cells whose settings agree up to a stage share its folder. What is done is not done again. Several
 commands, on one machine or on several that share the folder, divide the stages among themselves.
+What failed for one of them, the others do not try; a command that is started now tries it again.
 """
 
 import multiprocessing
@@ -29,7 +30,7 @@ from sfkt_cli.benchmark.plan import BenchmarkPlan, Cell, cells_of, trial_cells, 
 from sfkt_cli.console import console, duration, event, quieten, say, warn
 from sfkt_cli.data.readers import archive_root
 from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError, follow_parent
-from sfkt_cli.files import read_record, sha256_json
+from sfkt_cli.files import read_record, sha256_json, write_text
 from sfkt_cli.machine import cores, full_memory
 from sfkt_cli.settings.config import build, merge, section_of, values_of
 from sfkt_cli.settings.runs import Run, call_stage
@@ -38,6 +39,7 @@ from sfkt_cli.settings.stage import STAGE_FIELDS, Done, Stage, stage_settings
 _READ_OUTSIDE = ("prepare", "source")
 """Stages that read what may change while the settings stay: an archive, a model brought along."""
 _KILLED = "its process was killed, perhaps because memory ran out: use fewer --processes"
+FAILED = ".failed"  # ends the name of the file, beside the lock, that says why a stage failed
 POLL_S = 1.0  # how often a command looks again for stages that others have claimed
 
 
@@ -84,6 +86,8 @@ def benchmark(
     cells = cells_of(plan, overrides or {})
     check_inputs(cells, output)
     output.mkdir(parents=True, exist_ok=True)
+    for path in output.glob(f"claims/*{FAILED}"):
+        path.unlink(missing_ok=True)
     trials, failed = trial_cells(cells), dict[str, str]()
     try:
         ran = run_cells(trials, output, processes, failed)
@@ -205,7 +209,7 @@ def run_cells(
                 if any(key in failed for key in task.needs):
                     failed[task.key] = ""
                 elif not done(task):
-                    if workers.full or claimed(task, output):
+                    if workers.full or not is_free(task, output):
                         continue
                     workers.start(task)
                 elif task.stage in _READ_OUTSIDE:
@@ -214,10 +218,10 @@ def run_cells(
                         fail(task, f"{changed}\nfor a benchmark: another --output")
                 del waiting[task.key]
             for task, end in workers.ended(idle=len(waiting) == before):
-                if not end.ran:
+                if not end.ran and end.problem is None:
                     waiting[task.key] = task
                     continue
-                ran.append(task.key)
+                ran += [task.key] * end.ran
                 number, total = len(tasks) - len(waiting) - len(workers.running), len(tasks)
                 say(f"benchmark: {number}/{total}  {task.cell}  {task.stage}")
                 event("cell", level=task.stage.partition("/")[0], number=number, total=total,
@@ -300,26 +304,31 @@ def done(task: Task) -> bool:
     return not Stage("evaluate", task.folder, config, now).changes_since(seen)
 
 
-def claimed(task: Task, output: Path) -> bool:
-    """Whether another process works on a stage now; a process that was killed claims nothing."""
+def is_free(task: Task, output: Path) -> bool:
+    """Whether no process works on a stage now, seen by locking it for a moment."""
     try:
         with _claim(task, output):
-            return False
+            return True
     except Timeout:
-        return True
+        return False
 
 
 def _claim(task: Task, output: Path) -> FileLock:
+    """The lock of a stage; that of a process that is killed is free again."""
+    return FileLock(_claims(task, output, ".lock"), timeout=0)
+
+
+def _claims(task: Task, output: Path, ending: str) -> Path:
     folder = output / "claims"
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / f"{task.key.replace('/', '-')}.lock", timeout=0)
+    return folder / f"{task.key.replace('/', '-')}{ending}"
 
 
 class End(NamedTuple):
     """How a task ended."""
 
     problem: str | None = None
-    ran: bool = True  # False: another process had done it, or works on it
+    ran: bool = True  # False: another process had done it, or failed, or works on it
 
 
 class Workers:
@@ -367,6 +376,7 @@ class Workers:
             try:
                 ends.append((task, pipe.recv()))
             except EOFError:
+                write_text(_claims(task, self._output, FAILED), _KILLED)
                 ends.append((task, End(_KILLED)))
             process.join()
             self._free.append(gpu)
@@ -400,27 +410,41 @@ def _work(
 
 
 def run_task(task: Task, output: Path, quiet: bool) -> End:
-    """Run one stage here, unless another process does."""
+    """Run one stage here, unless another process does, or has failed since a command began."""
     quieten(quiet or task.stage == "evaluate")  # one table at the end, not one a cell
     try:
         with _claim(task, output) as claim:
+            failure = _claims(task, output, FAILED)
+            if failure.is_file():
+                return End(failure.read_text(encoding="utf-8", errors="replace"), ran=False)
             if done(task) and task.stage not in _READ_OUTSIDE:
                 return End(ran=False)
-            call_stage(task.stage, build(dict(task.settings)), Run(task.cell))
-            if task.stage not in _READ_OUTSIDE:  # what is done is not claimed again
+            problem = problem_of(task)
+            if problem is not None:
+                write_text(failure, problem)
+            elif task.stage not in _READ_OUTSIDE:  # what is done is not claimed again
                 Path(claim.lock_file).unlink(missing_ok=True)  # or the user cleaned up
+            return End(problem)
     except Timeout:
         return End(ran=False)
-    except (SfktError, OSError) as error:
+    except OSError as error:
         return End(str(error))
-    except Exception as error:  # a bug or a full GPU in one cell is no reason to lose a night
-        if full := full_memory(type(error).__name__, str(error)):
-            return End(full)
-        traceback.print_exc()
-        return End(f"{type(error).__name__}: {error}")
     finally:
         quieten(quiet)
-    return End()
+
+
+def problem_of(task: Task) -> str | None:
+    """Run one stage; returns why it failed, or None."""
+    try:
+        call_stage(task.stage, build(dict(task.settings)), Run(task.cell))
+    except (SfktError, OSError) as error:
+        return str(error)
+    except Exception as error:  # a bug or a full GPU in one cell is no reason to lose a night
+        if full := full_memory(type(error).__name__, str(error)):
+            return full
+        traceback.print_exc()
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def gpus_of(processes: int) -> list[str]:

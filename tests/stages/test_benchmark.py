@@ -207,6 +207,29 @@ def test_a_bug_or_a_full_memory_in_one_stage_leaves_the_others(
     assert {row["variant"] for row in found["rows"]} == {"default"}
 
 
+def test_what_failed_for_one_command_is_tried_again_by_a_new_one_alone(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def fail(*values: object, **more: object) -> None:
+        tried.append(values)
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("torch.optim.SGD", fail)
+    broken = VariantPlan(name="broken again", settings={"shot.beta_im": 0.4}, methods=("shot",))
+    plan = PLAN.model_copy(update={"variants": (PLAN.variants[0], broken), "sweeps": ()})
+    for number in (1, 2):
+        with pytest.raises(RunError, match="a bug"):
+            benchmark(plan, output, processes=0)
+        assert len(tried) == number
+        for processes in (0, 1):  # as in commands that began earlier
+            failed = dict[str, str]()
+            assert run_cells(cells_of(plan, {}), output, processes, failed) == []
+            assert [message.rpartition(": ")[2] for message in failed.values()] == ["a bug"]
+        assert len(tried) == number
+
+
 @pytest.mark.parametrize(
     ("methods", "end", "shown"),
     [
