@@ -33,13 +33,14 @@ from sfkt_cli.benchmark.report import (
     Key,
     Measured,
     draw_sweeps,
+    missing_rows,
     paired,
     results_of,
     tables_of,
 )
 from sfkt_cli.benchmark.run import benchmark, dry_run, gpus_of, run_cells
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
-from sfkt_cli.evaluation.report import Row
+from sfkt_cli.evaluation.report import MEANINGS, Row
 from sfkt_cli.files import read_record, write_record
 from sfkt_cli.methods import METHODS
 from sfkt_cli.scores import holm
@@ -157,9 +158,11 @@ def test_tables_and_curves_are_written(output: Path) -> None:
     expected = next(r for r in found["rows"] if (r["split"], r["method"]) == ("test", "tgkt"))
     assert value == expected["mean"]
     tables = (output / "benchmark.tex").read_text(encoding="utf-8")
-    assert tables.count(r"\toprule") == tables.count(r"\bottomrule") == 2
+    assert tables.count(r"\toprule") == tables.count(r"\bottomrule") == 4
     assert r"\textbf{" in tables
+    assert max(line.count("&") for line in tables.splitlines()) < 10
     text = (output / "benchmark.md").read_text(encoding="utf-8")
+    assert MEANINGS["bridge-only"] in text
     assert "sweep-tgkt.beta_im-test.png" in text
 
 
@@ -473,9 +476,9 @@ def test_a_process_that_is_killed_takes_only_its_own_stage_with_it(tmp_path: Pat
     found = told(tmp_path)
     assert {tuple(row["seeds"]) for row in found["rows"]} == {(1,)}
     text = (tmp_path / "benchmark.md").read_text(encoding="utf-8")
-    assert "synthetic, default: 1 alone, for source-only" in text
+    assert "synthetic, default, seed 0: source-only" in text
     benchmark(plan, tmp_path, processes=1)
-    assert "Not all seeds" not in (tmp_path / "benchmark.md").read_text(encoding="utf-8")
+    assert "## Missing" not in (tmp_path / "benchmark.md").read_text(encoding="utf-8")
 
 
 def test_tables_are_written_when_it_is_stopped(
@@ -488,7 +491,42 @@ def test_tables_are_written_when_it_is_stopped(
     monkeypatch.setattr("sfkt_cli.stages.source.source", stop)
     with pytest.raises(Interrupted):
         benchmark(plan, tmp_path, processes=0)
-    assert told(tmp_path)["rows"] == []
+    found = told(tmp_path)
+    assert found["rows"] == []
+    (line,) = found["missing"]
+    assert all(name in line for name in ("default", "seed 0", *PLAN.methods))
+    assert line in (tmp_path / "benchmark.md").read_text(encoding="utf-8")
+
+
+def test_all_that_is_planned_and_not_there_is_named() -> None:
+    settings = [{"name": name, "settings": {"dataset": "synthetic"}} for name in "AB"]
+    plan = BenchmarkPlan.model_validate(
+        {"methods": ["shot", "tgkt", "oracle"], "seeds": [0, 1], "datasets": settings}
+    )
+    rows = {("A", "shot", 0), ("A", "shot", 1), ("A", "tgkt", 1)}
+    found: dict[Key, dict[int, Measured]] = {}
+    for dataset, method, seed in rows:
+        found.setdefault(Key(dataset, "default", "test", method), {})[seed] = said(0.5, [1, 0])
+    assert missing_rows(cells_of(plan, {}), found) == [
+        "A, default, seed 0: tgkt",
+        "A, default, seeds 0, 1: oracle",
+        "B, default, seeds 0, 1: shot, tgkt, oracle",
+    ]
+
+
+def test_every_machine_and_version_is_told(output: Path, tmp_path: Path) -> None:
+    shutil.copytree(output, tmp_path / "copy", symlinks=True)
+    (path,) = (tmp_path / "copy/stages").glob("transfer-shot-*/done.json")
+    record = read_record(path, Done).model_dump(mode="json", exclude_unset=True)
+    record["versions"]["torch"] = "1.0"
+    del record["machine"]  # as earlier versions wrote it
+    write_record(path, record)
+    benchmark(PLAN.model_copy(update=DEFAULT), tmp_path / "copy", processes=0)
+    here, there = told(tmp_path / "copy")["made_by"]
+    assert (here["stages"], there["stages"]) == (5, 1)
+    assert here["by"] != there["by"]
+    assert "torch 1.0" in there["by"]
+    assert "torch 1.0" in (tmp_path / "copy/benchmark.md").read_text(encoding="utf-8")
 
 
 def test_what_the_plan_decides_is_no_setting() -> None:
