@@ -167,12 +167,13 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
     datasets = list(_datasets(plan))
     swept = [sweep.variant(value) for sweep in plan.sweeps for value in sweep.values]
     variants = [*plan.variants, *swept]
+    parts: tuple[DatasetPlan | VariantPlan, ...] = (*datasets, *variants)
     problems: dict[str, None] = {}
-    for settings in (*(part.settings for part in (plan, *datasets, *variants)), overrides):
+    for settings in (plan.settings, *(part.settings for part in parts), overrides):
         for name, instead in DECIDED.items():
             if (value := merge(settings).get(name)) is not None:
                 problems[f"{name} = {value}: {instead}"] = None
-    varied = {name: part.name for part in (*datasets, *variants) for name in merge(part.settings)}
+    varied = {name: part.name for part in parts for name in merge(part.settings)}
     for name, value in merge(overrides).items():
         if name in varied:
             problems[
@@ -223,17 +224,17 @@ def students_of(rows: Iterable[str]) -> dict[str, tuple[str, Settings]]:
 
 def trial_cells(cells: Sequence[Cell]) -> list[Cell]:
     """What tuned methods try, on the first seed of each data set and variant."""
-    trials: dict[tuple[str, str], Cell] = {}
-    for cell in cells:
+    trials = []
+    for cell in (cell for cell in cells if cell.seed == cells[0].seed):
         students: dict[str, tuple[str, Settings]] = {
             f"{row}-{number}": (method, dict(zip(GRID, values, strict=True)))
             for row, (method, _) in cell.students.items()
             if row.endswith(TUNED)
             for number, values in enumerate(product(*GRID.values()))
         }
-        trial = replace(cell, rows=(), students=students, trial=True)
-        trials.setdefault((cell.dataset, cell.variant), trial)
-    return [trial for trial in trials.values() if trial.students]
+        if students:
+            trials.append(replace(cell, rows=(), students=students, trial=True))
+    return trials
 
 
 def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[Cell]:

@@ -113,7 +113,7 @@ def write_report(
         for name, path in without_labels.items()
     ]
     labelled = [cell for cell in cells if cell.dataset not in without_labels]
-    missing, makers = missing_rows(labelled, measurements), makers_of(evaluated, output)
+    missing, makers = missing_rows(plan, labelled, measurements), makers_of(evaluated, output)
     path = output / "tuning.json"
     trials = read_record(path, Tuning).trials if path.is_file() else []
     measured = {(key.dataset, key.variant, key.method) for key in measurements}
@@ -133,24 +133,17 @@ def write_report(
             "unlabelled": unlabelled,
         },
     )
-    lists = {
-        "Missing": missing,
-        "Not finished": problems,
-        "No labels": unlabelled,
-    }
+    lists = {"Missing": missing, "Not finished": problems, "No labels": unlabelled}
     tables = tables_of(results)
     parts = [
         f"# {report.plain(plan.title)}",
         report.bullets(facts(plan, command, makers)),
         *(f"## {title}\n\n{report.bullets(lines)}" for title, lines in lists.items() if lines),
-        *sensor_tables(plan, results),
     ]
-    for section in tables:
+    for section in [*sensor_tables(plan, results), *tables, *tuning_tables(tuning)]:
         parts += report.markdown_section(section)
     methods = dict.fromkeys(row.method.removesuffix(TUNED) for row in results)
     parts.append(report.bullets(f"{name}: {report.MEANINGS[name]}" for name in methods))
-    for section in tuning_tables(tuning):
-        parts += report.markdown_section(section)
     for file, caption in draw_sweeps(plan, results, output):
         parts += [f"![{report.plain(caption)}]({file})", report.plain(caption)]
     write_text(output / "benchmark.csv", csv_text(results))
@@ -354,24 +347,23 @@ def makers_of(cells: Iterable[Cell], output: Path) -> Makers:
     ).most_common()
 
 
-def missing_rows(cells: Iterable[Cell], measurements: Measurements) -> list[str]:
-    """A line for the planned rows of a data set and variant that lack the same seeds."""
+def missing_rows(
+    plan: BenchmarkPlan, cells: Iterable[Cell], measurements: Measurements
+) -> list[str]:
+    """A line for the rows of a data set and variant that lack the same seeds."""
     there = {
         (key.dataset, key.variant, key.method, seed)
-        for key in measurements
-        for seed in measurements[key]
+        for key, of_seeds in measurements.items()
+        for seed in of_seeds
     }
-    lacking: dict[tuple[str, str, str], list[str]] = {}
-    for cell in cells:
-        for row in cell.rows:
-            place = (cell.dataset, cell.variant, row)
-            if (*place, cell.seed) not in there:
-                lacking.setdefault(place, []).append(str(cell.seed))
+    rows = dict.fromkeys((cell.dataset, cell.variant, row) for cell in cells for row in cell.rows)
     lines: dict[str, list[str]] = {}
-    for (dataset, variant, row), seeds in lacking.items():
-        place_and_seeds = f"{dataset}, {variant}, seed{'s'[: len(seeds) > 1]} {', '.join(seeds)}"
-        lines.setdefault(place_and_seeds, []).append(row)
-    return [f"{place}: {', '.join(rows)}" for place, rows in lines.items()]
+    for dataset, variant, row in rows:
+        seeds = [str(s) for s in plan.seeds if (dataset, variant, row, s) not in there]
+        if seeds:
+            place = f"{dataset}, {variant}, seed{'s'[: len(seeds) > 1]} {', '.join(seeds)}"
+            lines.setdefault(place, []).append(row)
+    return [f"{place}: {', '.join(methods)}" for place, methods in lines.items()]
 
 
 def tuning_tables(tuning: Sequence[Trial]) -> list[Section]:
@@ -396,9 +388,9 @@ def tuning_tables(tuning: Sequence[Trial]) -> list[Section]:
     return [Section("Tuning", (text,), lines, left=3)] if lines else []
 
 
-def sensor_tables(plan: BenchmarkPlan, results: Sequence[Result]) -> list[str]:
+def sensor_tables(plan: BenchmarkPlan, results: Sequence[Result]) -> list[Section]:
     """SUN RGB-D: mean accuracy of each method, source sensor down, target sensor across."""
-    first, parts = plan.variants[0].name, []
+    first, tables = plan.variants[0].name, []
     for dataset in (dataset for dataset in plan.datasets if dataset.sensor_pairs):
         pairs = {f"{dataset.name} {source} to {to}" for source in SENSORS for to in SENSORS}
         own = [row for row in results if row.dataset in pairs and row.variant == first]
@@ -410,10 +402,9 @@ def sensor_tables(plan: BenchmarkPlan, results: Sequence[Result]) -> list[str]:
                 | {to: mean.get(f"{dataset.name} {source} to {to}", "-") for to in SENSORS}
                 for source in SENSORS
             ]
-            table = Section(f"{dataset.name}: {method}, {split} split, accuracy %", lines=lines)
-            heading, *rest = report.markdown_section(table)
-            parts += [f"#{heading}", *rest]
-    return ["## Sensor pairs", *parts] if parts else []
+            title = f"Sensor pairs of {dataset.name}: {method}, {split} split, accuracy %"
+            tables.append(Section(title, lines=lines))
+    return tables
 
 
 def tables_of(results: Sequence[Result]) -> list[Section]:

@@ -449,10 +449,8 @@ def problem_of(task: Task) -> str | None:
 
 def gpus_of(processes: int) -> list[str]:
     """A GPU for each of several processes, as CUDA_VISIBLE_DEVICES names it; "" for none."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = sum(1 for path in Path("/proc/driver/nvidia/gpus").glob("*"))
-    shown = [str(number) for number in range(there)] if visible is None else visible.split(",")
-    gpus = shown or [""]
+    there = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(there)))).split(",")
     return [gpus[number % len(gpus)] for number in range(processes)]
 
 

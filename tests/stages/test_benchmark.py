@@ -507,7 +507,7 @@ def test_all_that_is_planned_and_not_there_is_named() -> None:
     found: dict[Key, dict[int, Measured]] = {}
     for dataset, method, seed in rows:
         found.setdefault(Key(dataset, "default", "test", method), {})[seed] = said(0.5, [1, 0])
-    assert missing_rows(cells_of(plan, {}), found) == [
+    assert missing_rows(plan, cells_of(plan, {}), found) == [
         "A, default, seed 0: tgkt",
         "A, default, seeds 0, 1: oracle",
         "B, default, seeds 0, 1: shot, tgkt, oracle",
