@@ -10,9 +10,11 @@ import contextlib
 import ctypes
 import mmap
 import os
+import platform
 import re
 import resource
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,14 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 _LARGEST = (256 * 2**20, 32 * 2**20)  # before version 2.35 no more than the second
 _FULL_GPU = re.compile(r"(CUDA|HIP) error: out of memory|CU\w+_STATUS_\w*ALLOC\w*_FAILED")
 _FULL = re.compile(r"DefaultCPUAllocator|Cannot allocate memory")
+
+
+def machine() -> str:
+    """The system, the kind of processor, the number of its cores, and GPUs of NVIDIA."""
+    files = Path("/proc/driver/nvidia/gpus").glob("*/information")
+    models = Counter(re.findall(r"Model:\s*(.+)", "\n".join(file.read_text() for file in files)))
+    parts = [f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} cores"]
+    return ", ".join([*parts, *(f"{number} x {name}" for name, number in models.items())])
 
 
 def cores() -> int:

@@ -13,18 +13,10 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from sfkt_cli.errors import ConfigError, DataError
-from sfkt_cli.evaluation.report import NAMES
+from sfkt_cli.evaluation.report import BOUNDS, NAMES
 from sfkt_cli.files import write_record
 from sfkt_cli.methods import METHODS
-from sfkt_cli.settings.config import (
-    Config,
-    Sensor,
-    UserPath,
-    build,
-    explained,
-    merge,
-    read_yaml,
-)
+from sfkt_cli.settings.config import Config, Sensor, UserPath, build, explained, merge, read_yaml
 from sfkt_cli.settings.runs import Run
 
 ROWS = tuple(NAMES)
@@ -140,15 +132,16 @@ class Cell:
     dataset: str  # name of the data set, with the sensor pair
     variant: str
     seed: int
-    rows: tuple[str, ...]  # methods and bounds that are shown; without any nothing is evaluated
+    rows: tuple[str, ...]  # methods and bounds that are shown
     config: Config  # all settings
     # What is trained: by row the method, and what differs in its section.
     students: Mapping[str, tuple[str, Settings]]
+    trial: bool = False  # it tries settings for tuned rows, and is neither evaluated nor shown
 
     @property
     def folder(self) -> Path:
         """Its folder below the output folder."""
-        last = f"seed-{self.seed}" if self.rows else "trials"
+        last = "trials" if self.trial else f"seed-{self.seed}"
         return Path("cells", slug(self.dataset), slug(self.variant), last)
 
 
@@ -174,18 +167,33 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
     datasets = list(_datasets(plan))
     swept = [sweep.variant(value) for sweep in plan.sweeps for value in sweep.values]
     variants = [*plan.variants, *swept]
+    parts: tuple[DatasetPlan | VariantPlan, ...] = (*datasets, *variants)
     problems: dict[str, None] = {}
-    for settings in (*(part.settings for part in (plan, *datasets, *variants)), overrides):
+    for settings in (plan.settings, *(part.settings for part in parts), overrides):
         for name, instead in DECIDED.items():
             if (value := merge(settings).get(name)) is not None:
                 problems[f"{name} = {value}: {instead}"] = None
+    varied = {name: part.name for part in parts for name in merge(part.settings)}
+    for name, value in merge(overrides).items():
+        if name in varied:
+            problems[
+                f"{name} = {value} for all would make {varied[name]!r} something else than its "
+                "name says: change the setting in the benchmark file instead"
+            ] = None
     possible = (*METHODS, *ROWS, *(name + TUNED for name in METHODS))
     choices = f"is unknown: choose from {', '.join(possible)}"
+    compared = [row for row in variants[0].methods or plan.methods if row not in BOUNDS]
     if plan.main not in possible:
         problems[f"main {plan.main!r} {choices}"] = None
+    elif len(compared) > 1 and not {plan.main, plan.main + TUNED} & {*compared}:
+        problems[
+            f"main {plan.main!r} is not among the methods {', '.join(compared)}: add it, or name "
+            "one of these as `main`, with which the others are compared"
+        ] = None
     cells = []
     for seed, dataset, variant in product(plan.seeds, datasets, variants):
-        rows = variant.methods or plan.methods
+        if not (rows := variant.methods or plan.methods):
+            continue
         for row in [row for row in rows if row not in possible]:
             problems[f"{variant.name}: method {row!r} {choices}"] = None
         extra = {"seed": seed, "evaluate": {"oracle": "oracle" in rows}}
@@ -216,17 +224,17 @@ def students_of(rows: Iterable[str]) -> dict[str, tuple[str, Settings]]:
 
 def trial_cells(cells: Sequence[Cell]) -> list[Cell]:
     """What tuned methods try, on the first seed of each data set and variant."""
-    trials: dict[tuple[str, str], Cell] = {}
-    for cell in cells:
+    trials = []
+    for cell in (cell for cell in cells if cell.seed == cells[0].seed):
         students: dict[str, tuple[str, Settings]] = {
             f"{row}-{number}": (method, dict(zip(GRID, values, strict=True)))
             for row, (method, _) in cell.students.items()
             if row.endswith(TUNED)
             for number, values in enumerate(product(*GRID.values()))
         }
-        trial = replace(cell, rows=(), students=students)
-        trials.setdefault((cell.dataset, cell.variant), trial)
-    return [trial for trial in trials.values() if trial.students]
+        if students:
+            trials.append(replace(cell, rows=(), students=students, trial=True))
+    return trials
 
 
 def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[Cell]:

@@ -1,11 +1,9 @@
 """The tables of a benchmark: mean, standard deviation, paired differences, and what it cost."""
 
 import csv
-import functools
-import os
-import platform
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, product
 from pathlib import Path
@@ -21,13 +19,16 @@ from sfkt_cli.evaluation import figures, report
 from sfkt_cli.evaluation.report import BOUNDS, SPLITS, Line, Row, Section, amount, percent
 from sfkt_cli.files import read_record, write_json, write_text
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.settings.stage import versions
+from sfkt_cli.settings.stage import Done
 
 METRICS = (
     "n", "accuracy", "balanced_accuracy", "macro_f1", "ece", "train_seconds",
     "images_per_second", "peak_memory_mb", "parameters",
 )  # fmt: skip
 """Of a row of results.json, in benchmark-long.csv."""
+COMPARISON = ("balanced %", "difference", "95 % interval", "p", "to", "seeds", "n")
+COSTS = ("training s", "tuning s", "images/s", "memory MB", "parameters")
+"""Columns of the tables; a page has room for those of one kind."""
 
 
 class Key(NamedTuple):
@@ -51,6 +52,7 @@ class Measured:
 
 Trial = Mapping[str, Any]  # an entry of tuning.json
 Measurements = Mapping[Key, Mapping[int, Measured]]  # by key and seed
+Makers = Sequence[tuple[str, int]]  # a machine with its versions, and the number of its stages
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,13 @@ def write_report(
     problems = [message for message in failed.values() if message]
     if left_out := len(failed) - len(problems):
         problems.append(f"left out because of these: {left_out} stage{'s'[: left_out > 1]}")
-    measurements, unlabelled = collect(evaluated, output)
+    measurements, without_labels = collect(evaluated, output)
+    unlabelled = [
+        f"{name}: no image has a label, so there is no accuracy; {path} has scores without labels"
+        for name, path in without_labels.items()
+    ]
+    labelled = [cell for cell in cells if cell.dataset not in without_labels]
+    missing, makers = missing_rows(plan, labelled, measurements), makers_of(evaluated, output)
     path = output / "tuning.json"
     trials = read_record(path, Tuning).trials if path.is_file() else []
     measured = {(key.dataset, key.variant, key.method) for key in measurements}
@@ -116,43 +124,40 @@ def write_report(
         {
             "title": plan.title,
             "command": command,
-            "machine": machine(),
-            "versions": versions(),
+            "made_by": [{"by": maker, "stages": count} for maker, count in makers],
             "plan": plan.model_dump(mode="json"),
             "rows": [asdict(result) for result in results],
             "tuning": tuning,
+            "missing": missing,
             "failed": problems,
             "unlabelled": unlabelled,
         },
     )
-    lists = {
-        "Not all seeds": without_all_seeds(plan, results),
-        "Not finished": problems,
-        "No labels": unlabelled,
-    }
+    lists = {"Missing": missing, "Not finished": problems, "No labels": unlabelled}
     tables = tables_of(results)
     parts = [
         f"# {report.plain(plan.title)}",
-        report.bullets(facts(plan, command)),
+        report.bullets(facts(plan, command, makers)),
         *(f"## {title}\n\n{report.bullets(lines)}" for title, lines in lists.items() if lines),
-        *sensor_tables(plan, results),
     ]
-    for section in [*tables, *tuning_tables(tuning)]:
+    for section in [*sensor_tables(plan, results), *tables, *tuning_tables(tuning)]:
         parts += report.markdown_section(section)
+    methods = dict.fromkeys(row.method.removesuffix(TUNED) for row in results)
+    parts.append(report.bullets(f"{name}: {report.MEANINGS[name]}" for name in methods))
     for file, caption in draw_sweeps(plan, results, output):
         parts += [f"![{report.plain(caption)}]({file})", report.plain(caption)]
     write_text(output / "benchmark.csv", csv_text(results))
     write_text(output / "benchmark-long.csv", long_csv(measurements))
-    write_text(output / "benchmark.tex", report.latex_tables(tables))
-    write_text(output / "benchmark.md", "\n\n".join(parts) + "\n")
+    write_text(output / "benchmark.tex", report.latex_tables(narrow(tables)))
+    write_text(output / "benchmark.md", "\n\n".join(filter(None, parts)) + "\n")
     for table in tables:
         report.say_table(table)
     for line in unlabelled:
         warn(line)
 
 
-def collect(cells: Iterable[Cell], output: Path) -> tuple[Measurements, list[str]]:
-    """The results of evaluated cells, and a line for each data set that has no labels."""
+def collect(cells: Iterable[Cell], output: Path) -> tuple[Measurements, dict[str, Path]]:
+    """The results of evaluated cells, and a report of each data set that has no labels."""
     measurements: dict[Key, dict[int, Measured]] = {}
     unlabelled: dict[str, Path] = {}
     for cell in cells:
@@ -170,10 +175,7 @@ def collect(cells: Iterable[Cell], output: Path) -> tuple[Measurements, list[str
             groups = {line["name"]: line["group"] for line in here}
             key = Key(cell.dataset, cell.variant, row.split, row.method)
             measurements.setdefault(key, {})[cell.seed] = Measured(row, right, groups)
-    return measurements, [
-        f"{name}: no image has a label, so there is no accuracy; {path} has scores without labels"
-        for name, path in unlabelled.items()
-    ]
+    return measurements, unlabelled
 
 
 def results_of(
@@ -314,35 +316,62 @@ def draw_sweeps(
     return drawn
 
 
-def facts(plan: BenchmarkPlan, command: str) -> tuple[str, ...]:
-    """What was run, and what the columns of the tables mean."""
+def facts(plan: BenchmarkPlan, command: str, makers: Makers) -> tuple[str, ...]:
+    """What was run, on which machines, and what the columns of the tables mean."""
     return (
         f"Command: {command}",
-        f"Seeds: {', '.join(map(str, plan.seeds))}; machine: {machine()}; versions: "
-        + ", ".join(f"{name} {number}" for name, number in versions().items()),
+        f"Seeds: {', '.join(map(str, plan.seeds))}",
+        *(f"Made on {maker}; stages: {count}" for maker, count in makers),
         "± standard deviation over the seeds. Difference: points of accuracy on the same images, "
         "mean over the seeds, with its 95 % t interval: the scatter of training and of images, "
         "those of a group together. One seed has none. p: of no difference, corrected for all "
-        "comparisons of the table (Holm)",
+        "comparisons of the table (Holm). n: images over all seeds",
         "Training: seconds beyond the source model, for a method that uses the bridge with the "
-        "bridge; images/s: inference. Bounds saw labels or RGB images of the target task",
+        "bridge; images/s: inference; memory: the largest. Bounds saw labels or RGB images of the "
+        "target task",
     )
 
 
-def without_all_seeds(plan: BenchmarkPlan, results: Sequence[Result]) -> list[str]:
-    """A line for the methods of a data set and variant that have fewer seeds than the plan."""
-    methods: dict[str, dict[str, None]] = {}  # in their order, once
-    for result in results:
-        if set(result.seeds) != set(plan.seeds):
-            seeds = ", ".join(map(str, result.seeds))
-            place = f"{result.dataset}, {result.variant}: {seeds} alone"
-            methods.setdefault(place, {})[result.method] = None
-    return [f"{place}, for {', '.join(names)}" for place, names in methods.items()]
+def makers_of(cells: Iterable[Cell], output: Path) -> Makers:
+    """The machines and versions that made these cells, the most frequent first."""
+    records = {
+        path.resolve()
+        for cell in cells
+        for stage in ("*", "transfer/*")
+        for path in (output / cell.folder).glob(f"{stage}/done.json")
+    }
+    made = (read_record(path, Done) for path in sorted(records))
+    return Counter(
+        f"{done.machine}: {', '.join(f'{name} {number}' for name, number in done.versions.items())}"
+        for done in made
+    ).most_common()
+
+
+def missing_rows(
+    plan: BenchmarkPlan, cells: Iterable[Cell], measurements: Measurements
+) -> list[str]:
+    """A line for the rows of a data set and variant that lack the same seeds."""
+    there = {
+        (key.dataset, key.variant, key.method, seed)
+        for key, of_seeds in measurements.items()
+        for seed in of_seeds
+    }
+    rows = dict.fromkeys((cell.dataset, cell.variant, row) for cell in cells for row in cell.rows)
+    lines: dict[str, list[str]] = {}
+    for dataset, variant, row in rows:
+        seeds = [str(s) for s in plan.seeds if (dataset, variant, row, s) not in there]
+        if seeds:
+            place = f"{dataset}, {variant}, seed{'s'[: len(seeds) > 1]} {', '.join(seeds)}"
+            lines.setdefault(place, []).append(row)
+    return [f"{place}: {', '.join(methods)}" for place, methods in lines.items()]
 
 
 def tuning_tables(tuning: Sequence[Trial]) -> list[Section]:
     """What was tried for the tuned rows; nothing where there are none."""
-    text = "Tried on the first seed, the same for all methods; no label was looked at."
+    text = (
+        f"Settings of the rows that end in {TUNED}: tried on the first seed, the same for all "
+        "methods; no label was looked at."
+    )
     lines = [
         {
             "data": trial["dataset"],
@@ -359,9 +388,9 @@ def tuning_tables(tuning: Sequence[Trial]) -> list[Section]:
     return [Section("Tuning", (text,), lines, left=3)] if lines else []
 
 
-def sensor_tables(plan: BenchmarkPlan, results: Sequence[Result]) -> list[str]:
+def sensor_tables(plan: BenchmarkPlan, results: Sequence[Result]) -> list[Section]:
     """SUN RGB-D: mean accuracy of each method, source sensor down, target sensor across."""
-    first, parts = plan.variants[0].name, []
+    first, tables = plan.variants[0].name, []
     for dataset in (dataset for dataset in plan.datasets if dataset.sensor_pairs):
         pairs = {f"{dataset.name} {source} to {to}" for source in SENSORS for to in SENSORS}
         own = [row for row in results if row.dataset in pairs and row.variant == first]
@@ -373,44 +402,52 @@ def sensor_tables(plan: BenchmarkPlan, results: Sequence[Result]) -> list[str]:
                 | {to: mean.get(f"{dataset.name} {source} to {to}", "-") for to in SENSORS}
                 for source in SENSORS
             ]
-            table = Section(f"{dataset.name}: {method}, {split} split, accuracy %", lines=lines)
-            heading, *rest = report.markdown_section(table)
-            parts += [f"#{heading}", *rest]
-    return ["## Sensor pairs", *parts] if parts else []
+            title = f"Sensor pairs of {dataset.name}: {method}, {split} split, accuracy %"
+            tables.append(Section(title, lines=lines))
+    return tables
 
 
 def tables_of(results: Sequence[Result]) -> list[Section]:
     """A table for each data set and split; the variant comes first where there are several."""
-    tables = []
-    for (dataset, split), group in groupby(results, lambda row: (row.dataset, row.split)):
-        rows = list(group)
-        several = len({row.variant for row in rows}) > 1
-        line = functools.partial(_line, with_variant=several)
-        title = f"{dataset}: {SPLITS[split]}"
-        tables.append(report.table_of(title, rows, line, left=1 + several))
-    return tables
+    several = len({row.variant for row in results}) > 1
+
+    def line(result: Result) -> Line:
+        deviation = "" if result.deviation is None else f" ± {percent(result.deviation)}"
+        difference, p_value = result.difference, result.p_value
+        return {
+            **({"variant": result.variant} if several else {}),
+            "method": result.method,
+            "accuracy %": percent(result.mean) + deviation,
+            "balanced %": percent(result.balanced_accuracy),
+            "difference": "-" if difference is None else f"{100 * difference:+.1f}",
+            "95 % interval": report.interval(result.difference_ci95),
+            "p": "-" if p_value is None else f"{p_value:.3f}",
+            "to": result.versus or "-",
+            "seeds": str(len(result.seeds)),
+            "n": f"{result.n:,}",
+            "training s": amount(result.train_seconds),
+            "tuning s": amount(result.tuning_seconds),
+            "images/s": amount(result.images_per_second),
+            "memory MB": amount(result.peak_memory_mb),
+            "parameters": amount(result.parameters),
+        }
+
+    groups = groupby(results, lambda row: (row.dataset, row.split))
+    return [
+        report.table_of(f"{dataset}: {SPLITS[split]}", rows, line, left=1 + several)
+        for (dataset, split), rows in groups
+    ]
 
 
-def _line(result: Result, *, with_variant: bool) -> Line:
-    deviation = "" if result.deviation is None else f" ± {percent(result.deviation)}"
-    difference, p_value = result.difference, result.p_value
-    return {
-        **({"variant": result.variant} if with_variant else {}),
-        "method": result.method,
-        "accuracy %": percent(result.mean) + deviation,
-        "balanced %": percent(result.balanced_accuracy),
-        "difference": "-" if difference is None else f"{100 * difference:+.1f}",
-        "95 % interval": report.interval(result.difference_ci95),
-        "p": "-" if p_value is None else f"{p_value:.3f}",
-        "to": result.versus or "-",
-        "seeds": str(len(result.seeds)),
-        "n": f"{result.n:,}",
-        "training s": amount(result.train_seconds),
-        "tuning s": amount(result.tuning_seconds),
-        "images/s": amount(result.images_per_second),
-        "memory MB": amount(result.peak_memory_mb),
-        "parameters": amount(result.parameters),
-    }
+def narrow(tables: Iterable[Section]) -> Iterator[Section]:
+    """Each table as two: what is compared, and what it costs."""
+    for table in tables:
+        for title, left_out in ((table.title, COSTS), (f"{table.title}: costs", COMPARISON)):
+            lines, bounds = (
+                [{name: line[name] for name in line if name not in left_out} for line in some]
+                for some in (table.lines, table.bounds)
+            )
+            yield replace(table, title=title, lines=lines, bounds=bounds)
 
 
 def csv_text(results: Sequence[Result]) -> str:
@@ -441,15 +478,6 @@ def long_csv(measurements: Measurements) -> str:
 
 def _tuned_row(trial: Trial) -> tuple[str, ...]:
     return trial["dataset"], trial["variant"], trial["method"] + TUNED
-
-
-def machine() -> str:
-    """What ran it, in a few words."""
-    import torch
-
-    gpus = torch.cuda.device_count()
-    name = f"{gpus} x {torch.cuda.get_device_name(0)}" if gpus else "no GPU"
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {name}"
 
 
 def _average(values: Iterable[float | None]) -> float | None:

@@ -3,10 +3,11 @@
     <output>/cells/<data set>/<variant>/seed-<n>/   a run folder; its stages are links into
     <output>/stages/<stage>-<digest>/               what one stage made from one set of settings
     <output>/benchmark.{md,csv,json}, sweep-*.png   the tables and curves
-    <output>/claims/                                locks: who works on what
+    <output>/claims/                                who works on what (locks), and what failed
 
 Cells whose settings agree up to a stage share its folder. What is done is not done again. Several
 commands, on one machine or on several that share the folder, divide the stages among themselves.
+What failed for one of them, the others do not try; a command that is started now tries it again.
 """
 
 import multiprocessing
@@ -29,7 +30,7 @@ from sfkt_cli.benchmark.plan import BenchmarkPlan, Cell, cells_of, trial_cells, 
 from sfkt_cli.console import console, duration, event, say, warn
 from sfkt_cli.data.readers import archive_root
 from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError, explain, follow_parent
-from sfkt_cli.files import read_record, sha256_json
+from sfkt_cli.files import read_record, sha256_json, write_text
 from sfkt_cli.machine import cores
 from sfkt_cli.settings.config import build, merge, section_of, values_of
 from sfkt_cli.settings.runs import Run
@@ -39,6 +40,7 @@ from sfkt_cli.stages import run_stage
 _READ_OUTSIDE = ("prepare", "source")
 """Stages that read what may change while the settings stay: an archive, a model brought along."""
 _KILLED = "its process was killed, perhaps because memory ran out: use fewer --processes"
+FAILED = ".failed"  # ends the name of the file, beside the lock, that says why a stage failed
 POLL_S = 1.0  # how often a command looks again for stages that others have claimed
 
 
@@ -85,13 +87,15 @@ def benchmark(
     cells = cells_of(plan, overrides or {})
     check_inputs(cells, output)
     output.mkdir(parents=True, exist_ok=True)
+    for path in output.glob(f"claims/*{FAILED}"):
+        path.unlink(missing_ok=True)
     trials, failed = trial_cells(cells), dict[str, str]()
     try:
         ran = run_cells(trials, output, processes, failed)
         ran += run_cells(tuned(cells, trials, output), output, processes, failed)
     finally:  # what there is, also when it is stopped
         cells = tuned(cells, trials, output)
-        last = [(cell, tasks_of(cell, output)[-1]) for cell in cells if cell.rows]
+        last = [(cell, tasks_of(cell, output)[-1]) for cell in cells]
         evaluated = [cell for cell, task in last if task.key not in failed and done(task)]
         write_report(plan, cells, evaluated, output, failed, command)
     say(f"benchmark: {len(ran)} stages run, tables are in {output / 'benchmark.md'}")
@@ -206,7 +210,7 @@ def run_cells(
                 if any(key in failed for key in task.needs):
                     failed[task.key] = ""
                 elif not done(task):
-                    if workers.full or claimed(task, output):
+                    if workers.full or not is_free(task, output):
                         continue
                     workers.start(task)
                 elif task.stage in _READ_OUTSIDE:
@@ -215,10 +219,10 @@ def run_cells(
                         fail(task, f"{changed}\nfor a benchmark: another --output")
                 del waiting[task.key]
             for task, end in workers.ended(idle=len(waiting) == before):
-                if not end.ran:
+                if not end.ran and end.problem is None:
                     waiting[task.key] = task
                     continue
-                ran.append(task.key)
+                ran += [task.key] * end.ran
                 number, total = len(tasks) - len(waiting) - len(workers.running), len(tasks)
                 say(f"benchmark: {number}/{total}  {task.cell}  {task.stage}")
                 event("cell", level=task.stage.partition("/")[0], number=number, total=total,
@@ -270,7 +274,7 @@ def tasks_of(cell: Cell, output: Path, *, link: bool = True) -> list[Task]:
         for path, place in links.items():
             _link(path, place)
     tasks = list(made.values())
-    if cell.rows:
+    if not cell.trial:
         # A method that failed is missing in the tables; the others are measured all the same.
         (prepare, source), after = tasks[:2], tuple(task.key for task in tasks)
         key, place, before = str(cell.folder), folder / "evaluate", (prepare.key, source.key)
@@ -301,26 +305,31 @@ def done(task: Task) -> bool:
     return not Stage("evaluate", task.folder, config, now).changes_since(seen)
 
 
-def claimed(task: Task, output: Path) -> bool:
-    """Whether another process works on a stage now; a process that was killed claims nothing."""
+def is_free(task: Task, output: Path) -> bool:
+    """Whether no process works on a stage now, seen by locking it for a moment."""
     try:
         with _claim(task, output):
-            return False
+            return True
     except Timeout:
-        return True
+        return False
 
 
 def _claim(task: Task, output: Path) -> FileLock:
+    """The lock of a stage; that of a process that is killed is free again."""
+    return FileLock(_claims(task, output, ".lock"), timeout=0)
+
+
+def _claims(task: Task, output: Path, ending: str) -> Path:
     folder = output / "claims"
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / f"{task.key.replace('/', '-')}.lock", timeout=0)
+    return folder / f"{task.key.replace('/', '-')}{ending}"
 
 
 class End(NamedTuple):
     """How a task ended."""
 
     problem: str | None = None
-    ran: bool = True  # False: another process had done it, or works on it
+    ran: bool = True  # False: another process had done it, or failed, or works on it
 
 
 class Workers:
@@ -368,6 +377,7 @@ class Workers:
             try:
                 ends.append((task, pipe.recv()))
             except EOFError:
+                write_text(_claims(task, self._output, FAILED), _KILLED)
                 ends.append((task, End(_KILLED)))
             process.join()
             self._free.append(gpu)
@@ -401,33 +411,45 @@ def _work(
 
 
 def run_task(task: Task, output: Path, quiet: bool) -> End:
-    """Run one stage here, unless another process does."""
+    """Run one stage here, unless another process does, or has failed since a command began."""
     console.quiet = quiet or task.stage == "evaluate"  # one table at the end, not one a cell
     try:
         with _claim(task, output) as claim:
+            failure = _claims(task, output, FAILED)
+            if failure.is_file():
+                return End(failure.read_text(encoding="utf-8", errors="replace"), ran=False)
             if done(task) and task.stage not in _READ_OUTSIDE:
                 return End(ran=False)
-            run_stage(task.stage, build(dict(task.settings)), Run(task.cell))
-            if task.stage not in _READ_OUTSIDE:  # what is done is not claimed again
+            problem = problem_of(task)
+            if problem is not None:
+                write_text(failure, problem)
+            elif task.stage not in _READ_OUTSIDE:  # what is done is not claimed again
                 Path(claim.lock_file).unlink(missing_ok=True)  # or the user cleaned up
+            return End(problem)
     except Timeout:
         return End(ran=False)
+    except OSError as error:
+        return End(str(error))
+    finally:
+        console.quiet = quiet
+
+
+def problem_of(task: Task) -> str | None:
+    """Run one stage; returns why it failed, or None."""
+    try:
+        run_stage(task.stage, build(dict(task.settings)), Run(task.cell))
     except Exception as error:  # a bug or a full GPU in one cell is no reason to lose a night
         message, _ = explain(error)
         if message is None:
             traceback.print_exc()
-        return End(message or f"{type(error).__name__}: {error}")
-    finally:
-        console.quiet = quiet
-    return End()
+        return message or f"{type(error).__name__}: {error}"
+    return None
 
 
 def gpus_of(processes: int) -> list[str]:
     """A GPU for each of several processes, as CUDA_VISIBLE_DEVICES names it; "" for none."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = sum(1 for path in Path("/proc/driver/nvidia/gpus").glob("*"))
-    shown = [str(number) for number in range(there)] if visible is None else visible.split(",")
-    gpus = shown or [""]
+    there = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(there)))).split(",")
     return [gpus[number % len(gpus)] for number in range(processes)]
 
 

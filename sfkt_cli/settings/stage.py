@@ -4,7 +4,7 @@ config.yaml   resolved settings, written when the stage starts
 log.txt       all that was said, with the time; grows line by line
 begun.json    settings and inputs, until the stage is done
 checkpoint/   the resumable state, until the stage is done
-done.json     written last: settings, inputs, versions, seconds, outputs
+done.json     written last: settings, inputs, versions, machine, seconds, outputs
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from sfkt_cli import __version__, console
 from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.files import read_record, sha256_file, sha256_json, write_record
+from sfkt_cli.machine import machine
 from sfkt_cli.settings.config import Config, current_name, section_of, values_of
 
 LOG = "log.txt"
@@ -33,7 +34,7 @@ _NO_WORK = (
     "epochs.npy",
 )  # fmt: skip
 """What a stage writes before it has work that could be lost, or that is of no use without it."""
-_HOW = ("stage", "settings", "inputs", "versions", "outputs")
+_HOW = ("stage", "settings", "inputs", "versions", "machine", "outputs")
 _OWN_CHECKSUM = (".h5", ".safetensors")
 _DISPENSABLE = (
     "source.h5", "test.h5", "epochs.npy", "metrics.jsonl", "batch_size.json", ".png",
@@ -101,6 +102,7 @@ class Done(Begun):
     stage: str
     outputs: dict[str, Output] = {}
     versions: dict[str, str] = {}
+    machine: str = "an unknown machine"  # of an earlier version
     seconds: float = 0.0
     best_epoch: PositiveInt | None = None
     peak_memory_mb: float | None = None
@@ -145,6 +147,7 @@ class Stage:
             **self.made_from,
             "seconds": round(time.monotonic() - self.started, 3),
             "versions": versions(),
+            "machine": machine(),
             "outputs": digest_outputs(self.folder, written),
             **summary,
         }

@@ -34,13 +34,14 @@ from sfkt_cli.benchmark.report import (
     Key,
     Measured,
     draw_sweeps,
+    missing_rows,
     paired,
     results_of,
     tables_of,
 )
 from sfkt_cli.benchmark.run import benchmark, dry_run, gpus_of, run_cells
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
-from sfkt_cli.evaluation.report import Row
+from sfkt_cli.evaluation.report import MEANINGS, Row
 from sfkt_cli.files import read_record, write_record
 from sfkt_cli.methods import METHODS
 from sfkt_cli.scores import holm
@@ -158,9 +159,11 @@ def test_tables_and_curves_are_written(output: Path) -> None:
     expected = next(r for r in found["rows"] if (r["split"], r["method"]) == ("test", "tgkt"))
     assert value == expected["mean"]
     tables = (output / "benchmark.tex").read_text(encoding="utf-8")
-    assert tables.count(r"\toprule") == tables.count(r"\bottomrule") == 2
+    assert tables.count(r"\toprule") == tables.count(r"\bottomrule") == 4
     assert r"\textbf{" in tables
+    assert max(line.count("&") for line in tables.splitlines()) < 10
     text = (output / "benchmark.md").read_text(encoding="utf-8")
+    assert MEANINGS["bridge-only"] in text
     assert "sweep-tgkt.beta_im-test.png" in text
 
 
@@ -209,6 +212,29 @@ def test_a_bug_or_a_full_memory_in_one_stage_leaves_the_others(
     assert {row["variant"] for row in found["rows"]} == {"default"}
 
 
+def test_what_failed_for_one_command_is_tried_again_by_a_new_one_alone(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def fail(*values: object, **more: object) -> None:
+        tried.append(values)
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("torch.optim.SGD", fail)
+    broken = VariantPlan(name="broken again", settings={"shot.beta_im": 0.4}, methods=("shot",))
+    plan = PLAN.model_copy(update={"variants": (PLAN.variants[0], broken), "sweeps": ()})
+    for number in (1, 2):
+        with pytest.raises(RunError, match="a bug"):
+            benchmark(plan, output, processes=0)
+        assert len(tried) == number
+        for processes in (0, 1):  # as in commands that began earlier
+            failed = dict[str, str]()
+            assert run_cells(cells_of(plan, {}), output, processes, failed) == []
+            assert [message.rpartition(": ")[2] for message in failed.values()] == ["a bug"]
+        assert len(tried) == number
+
+
 @pytest.mark.parametrize(
     ("methods", "end", "shown"),
     [
@@ -228,7 +254,8 @@ def test_figures_of_earlier_settings_are_not_shown(
         raise end
 
     monkeypatch.setattr("sfkt_cli.benchmark.plan.GRID", {"learning_rate": (0.02,)})
-    plan = BenchmarkPlan(methods=("source-only", *methods), seeds=(0,), settings=TINY)
+    names = ("source-only", *methods)
+    plan = BenchmarkPlan(main="shot", methods=names, seeds=(0,), settings=TINY)
     benchmark(plan, tmp_path, processes=0)
     assert {row["method"] for row in told(tmp_path)["rows"]} == {"source-only", *methods}
     monkeypatch.setattr("torch.optim.SGD", fail)
@@ -241,6 +268,8 @@ def test_figures_of_earlier_settings_are_not_shown(
 def test_curves_need_no_table_of_methods(output: Path, tmp_path: Path) -> None:
     shutil.copytree(output, tmp_path / "copy", symlinks=True)
     curves = PLAN.model_copy(update={"methods": (), "variants": PLAN.variants[:1]})
+    several = curves.model_copy(update={"seeds": (0, 1)})
+    assert len({cell.folder for cell in cells_of(several, {})}) == 4
     benchmark(curves, tmp_path / "copy", processes=0)
     variants = {row["variant"].partition(",")[0] for row in told(tmp_path / "copy")["rows"]}
     assert variants == {"tgkt.beta_im = 0.5", "tgkt.beta_im = 1"}
@@ -342,6 +371,7 @@ def test_a_dry_run_guesses_the_time_of_a_method_by_that_of_the_others(output: Pa
 
 
 TUNED_PLAN: dict[str, Any] = {
+    "main": "shot",
     "methods": ["source-encoded", "shot", {"name": "shot", "tune": True}],
     "seeds": [3, 4],
     "settings": TINY,
@@ -384,8 +414,8 @@ def test_every_tuned_method_tries_the_same_and_no_label_chooses(
 
 
 def test_several_commands_divide_the_stages_and_a_killed_ones_are_taken_up(tmp_path: Path) -> None:
-    plan = {"methods": ["source-only", "shot"], "seeds": [0, 1, 2], "settings": TINY,
-            "output": str(tmp_path / "out")}  # fmt: skip
+    plan = {"main": "shot", "methods": ["source-only", "shot"], "seeds": [0, 1, 2],
+            "settings": TINY, "output": str(tmp_path / "out")}  # fmt: skip
     (tmp_path / "my plan.yaml").write_text(json.dumps(plan), encoding="utf-8")
     command = [sys.executable, "-m", "sfkt_cli", "benchmark", str(tmp_path / "my plan.yaml"),
                "--processes", "0", "--json"]  # fmt: skip
@@ -422,10 +452,10 @@ def test_processes_take_turns_on_the_gpus_that_are_visible(monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_stages_run_in_processes_of_their_own(tmp_path: Path) -> None:
-    plan = PLAN.model_copy(update={**DEFAULT, "methods": ("source-only", "shot", "aad")})
+    plan = PLAN.model_copy(update={**DEFAULT, "methods": ("source-only", "shot", "tgkt")})
     benchmark(plan, tmp_path, processes=2)
     found = told(tmp_path)
-    assert {row["method"] for row in found["rows"]} == {"source-only", "shot", "aad"}
+    assert {row["method"] for row in found["rows"]} == {"source-only", "shot", "tgkt"}
 
 
 @pytest.mark.slow
@@ -448,9 +478,9 @@ def test_a_process_that_is_killed_takes_only_its_own_stage_with_it(tmp_path: Pat
     found = told(tmp_path)
     assert {tuple(row["seeds"]) for row in found["rows"]} == {(1,)}
     text = (tmp_path / "benchmark.md").read_text(encoding="utf-8")
-    assert "synthetic, default: 1 alone, for source-only" in text
+    assert "synthetic, default, seed 0: source-only" in text
     benchmark(plan, tmp_path, processes=1)
-    assert "Not all seeds" not in (tmp_path / "benchmark.md").read_text(encoding="utf-8")
+    assert "## Missing" not in (tmp_path / "benchmark.md").read_text(encoding="utf-8")
 
 
 def test_tables_are_written_when_it_is_stopped(
@@ -463,7 +493,42 @@ def test_tables_are_written_when_it_is_stopped(
     monkeypatch.setattr("sfkt_cli.stages.source.source", stop)
     with pytest.raises(Interrupted):
         benchmark(plan, tmp_path, processes=0)
-    assert told(tmp_path)["rows"] == []
+    found = told(tmp_path)
+    assert found["rows"] == []
+    (line,) = found["missing"]
+    assert all(name in line for name in ("default", "seed 0", *PLAN.methods))
+    assert line in (tmp_path / "benchmark.md").read_text(encoding="utf-8")
+
+
+def test_all_that_is_planned_and_not_there_is_named() -> None:
+    settings = [{"name": name, "settings": {"dataset": "synthetic"}} for name in "AB"]
+    plan = BenchmarkPlan.model_validate(
+        {"methods": ["shot", "tgkt", "oracle"], "seeds": [0, 1], "datasets": settings}
+    )
+    rows = {("A", "shot", 0), ("A", "shot", 1), ("A", "tgkt", 1)}
+    found: dict[Key, dict[int, Measured]] = {}
+    for dataset, method, seed in rows:
+        found.setdefault(Key(dataset, "default", "test", method), {})[seed] = said(0.5, [1, 0])
+    assert missing_rows(plan, cells_of(plan, {}), found) == [
+        "A, default, seed 0: tgkt",
+        "A, default, seeds 0, 1: oracle",
+        "B, default, seeds 0, 1: shot, tgkt, oracle",
+    ]
+
+
+def test_every_machine_and_version_is_told(output: Path, tmp_path: Path) -> None:
+    shutil.copytree(output, tmp_path / "copy", symlinks=True)
+    (path,) = (tmp_path / "copy/stages").glob("transfer-shot-*/done.json")
+    record = read_record(path, Done).model_dump(mode="json", exclude_unset=True)
+    record["versions"]["torch"] = "1.0"
+    del record["machine"]  # as earlier versions wrote it
+    write_record(path, record)
+    benchmark(PLAN.model_copy(update=DEFAULT), tmp_path / "copy", processes=0)
+    here, there = told(tmp_path / "copy")["made_by"]
+    assert (here["stages"], there["stages"]) == (5, 1)
+    assert here["by"] != there["by"]
+    assert "torch 1.0" in there["by"]
+    assert "torch 1.0" in (tmp_path / "copy/benchmark.md").read_text(encoding="utf-8")
 
 
 def test_what_the_plan_decides_is_no_setting() -> None:
@@ -471,6 +536,32 @@ def test_what_the_plan_decides_is_no_setting() -> None:
         cells_of(PLAN, {"seed": 3})
     with pytest.raises(ConfigError, match=r"evaluate\.oracle"):
         cells_of(PLAN.model_copy(update={"settings": {"evaluate.oracle": True}}), {})
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ({"variants": [{"name": "all"}, {"name": "none", "settings": {"tgkt": {"beta_f": 0}}}]},
+         "tgkt.beta_f"),
+        ({"sweeps": [{"setting": "tgkt.beta_f", "values": [1, 2]}]}, "tgkt.beta_f"),
+        ({"datasets": [{"name": "more", "settings": {"synthetic.pairs": 90}}]}, "synthetic.pairs"),
+        ({"datasets": [{"name": "SUN", "settings": {"dataset": "sun-rgbd"},
+                        "sensor_pairs": [["kv1", "kv2"]]}]}, "sun_rgbd.target_sensor"),
+    ],
+)  # fmt: skip
+def test_what_is_varied_cannot_be_set_for_all(part: dict[str, Any], name: str) -> None:
+    plan = BenchmarkPlan.model_validate({"seeds": [0], "settings": {"bridge.alpha_f": 2}, **part})
+    with pytest.raises(ConfigError, match=name):
+        cells_of(plan, {name: "xtion" if "sensor" in name else 60})
+    assert cells_of(plan, {"bridge.alpha_f": 1.0})[0].config.bridge.alpha_f == 1
+
+
+def test_the_main_method_is_among_those_compared() -> None:
+    for methods in (("shot", "aad"), ("source-only", "shot-tuned", "oracle")):
+        with pytest.raises(ConfigError, match="main 'tgkt' is not among the methods"):
+            cells_of(BenchmarkPlan(methods=methods), {})
+    for methods in (("shot", "oracle"), ("shot-tuned", "tgkt-tuned")):
+        assert cells_of(BenchmarkPlan(methods=methods), {})
 
 
 @pytest.mark.slow
