@@ -34,6 +34,7 @@ from sfkt_cli.evaluation.verdict import (
     verdict,
 )
 from sfkt_cli.losses import structural_dissimilarity
+from sfkt_cli.methods import find_method
 from sfkt_cli.methods.label_free import EPOCHS_FILE, SELECTORS, load_epochs
 from sfkt_cli.models.saving import WARM, WEIGHTS
 from sfkt_cli.settings.runs import Run
@@ -107,6 +108,7 @@ def judge(evaluation: Evaluation) -> Judgement | None:
         return judge_by_labels(student[rows], untouched[rows], labels, groups, encoding)
     record = evaluation.run.record(f"transfer/{evaluation.student}")
     word: Verdict = "cannot tell"
+    follows = record.get("follows_bridge", find_method(evaluation.student).follows_bridge)
     current = evaluation.outcomes[evaluation.student].predictor.note in (None, KEPT)
     if current and "bridge" in record["inputs"] and record.get("verdict"):
         word = cast("Verdict", record["verdict"])
@@ -114,9 +116,12 @@ def judge(evaluation: Evaluation) -> Judgement | None:
         bridge, classes = evaluation.said("bridge-only"), len(evaluation.classes)
         word = verdict(
             student, untouched, bridge,
-            classes=classes, groups=scenes, seed=evaluation.config.seed,
+            classes=classes, groups=scenes, seed=evaluation.config.seed, follows_bridge=follows,
         )  # fmt: skip
-    return Judgement(word, advice(word, encoding, student, untouched, scenes))
+    if follows and word == "better":  # of an earlier version
+        word = "cannot tell"
+    said = advice(word, encoding, student, untouched, scenes, follows_bridge=follows)
+    return Judgement(word, said)
 
 
 def images_to_label(evaluation: Evaluation) -> list[str]:

@@ -73,6 +73,7 @@ class Tgkt(TransferObjective):
                 "pseudo-labels come late or never, and the bridge may get no trust; set one of "
                 "them, tgkt.beta_self with tgkt.self_from=0, or tgkt.trust=full"
             )
+        self.follows_bridge = not measured and bool(settings.beta_kl)
         outputs.adapt(student)
         self.trust = float(not measured or outputs.bridge_lead(student) >= PROVEN)
         self._compared = len(set(outputs.groups))

@@ -113,8 +113,9 @@ def transfer(config: Config, run: Run) -> None:
         if translator is not None:
             bridged = outputs.bridged_logits.argmax(dim=1).cpu().numpy()
             word = verdict(
-                ours, before, bridged, classes=logits.shape[1], groups=groups, seed=config.seed
-            )
+                ours, before, bridged, classes=logits.shape[1], groups=groups, seed=config.seed,
+                follows_bridge=objective.follows_bridge,
+            )  # fmt: skip
         facts = objective.facts()  # every process takes part
         strangers = share_of_strangers(store, untouched, untouched_features, outputs)
         kept = word != "worse" or not getattr(own, "keep_untouched", False)
@@ -139,10 +140,14 @@ def transfer(config: Config, run: Run) -> None:
             strangers=strangers,
             untouched_kept=not kept,
             verdict=word,
+            follows_bridge=objective.follows_bridge,
             **facts,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
-        say(f"{method}: {advice(word, encoding.kind, ours, before, groups)}")
+        said = advice(
+            word, encoding.kind, ours, before, groups, follows_bridge=objective.follows_bridge
+        )
+        say(f"{method}: {said}")
 
 
 def _student(
