@@ -190,7 +190,7 @@ def _measured(evaluation: Evaluation) -> list[str]:
     if evaluation.student == "tgkt" and "bridge_trust" in record and measured:
         taught = "0, so the student learned without it, from its own images and the pairs"
         if record.get("groups_compared", 2) < 2:
-            taught = "not measured, and so 0: too few groups of TI pairs (places, recordings)"
+            taught = "not measured, and so 0: too few TI pairs, or groups of them (places)"
         elif record["bridge_trust"]:
             taught = (
                 f"{record['bridge_trust']:.2f} before the training; its weight then falls to 0. "

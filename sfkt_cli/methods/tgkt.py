@@ -80,8 +80,9 @@ class Tgkt(TransferObjective):
         if measured and settings.beta_kl and self._compared < 2:
             warn(
                 "the bridge gets no trust, because nothing can prove that it is the better model: "
-                "the TI pairs come from too few groups (places, recordings); name more groups, "
-                "record pairs in ten places or more, or set tgkt.trust=full"
+                "there are fewer than 50 TI pairs, or they come from too few groups (places, "
+                "recordings); name more groups, record pairs in ten places or more, or set "
+                "tgkt.trust=full"
             )
         self.student.head.requires_grad_(settings.train_head)
         self._settings = settings
