@@ -123,8 +123,7 @@ def transfer(config: Config, run: Run) -> None:
             student, view = untouched, View(runtime, untouched, encoding)
             warn(f"{method}: the student was judged worse, so the source model's weights are kept")
         else:
-            numbered = [f"class {number}" for number in range(logits.shape[1])]
-            warn_of_collapse(logits.cpu(), numbered, "the student", "transfer")
+            warn_of_collapse(logits.cpu(), "the student", "transfer")
         temperature = calibrated(pairs, view)
 
         if not runtime.main:
