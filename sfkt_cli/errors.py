@@ -88,6 +88,13 @@ def explain(error: BaseException) -> tuple[str | None, int]:
         return str(error), STOPPED
     if full := full_memory(type(error).__name__, str(error)):
         return full, 1
+    operation, of_torch, _ = str(error).partition(" does not have a deterministic implementation")
+    if of_torch:
+        return (
+            f"runtime.deterministic = true: torch cannot compute {operation} the same way twice: "
+            "leave the setting out, or choose another source.backbone",
+            1,
+        )
     if isinstance(error, OSError):
         name = re.sub(r"\.([^/]+)\.\w+\.partial$", r"\1", str(error.filename or "a file"))
         if error.errno == errno.ENOSPC:

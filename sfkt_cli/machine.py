@@ -24,9 +24,13 @@ if TYPE_CHECKING:
 
 GLIBC = "CS_GNU_LIBC_VERSION" in os.confstr_names
 """Whether the C library is GNU's: others know nothing of what is asked of it here."""
+CGROUPS = Path("/sys/fs/cgroup")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 _LARGEST = (256 * 2**20, 32 * 2**20)  # before version 2.35 no more than the second
-_FULL_GPU = re.compile(r"(CUDA|HIP) error: out of memory|CU\w+_STATUS_\w*ALLOC\w*_FAILED")
+# The last: of cuDNN, when it tries out algorithms and has no memory left for any.
+_FULL_GPU = re.compile(
+    r"(CUDA|HIP) error: out of memory|CU\w+_STATUS_\w*ALLOC\w*_FAILED|unable to find an engine"
+)
 _FULL = re.compile(r"DefaultCPUAllocator|Cannot allocate memory")
 
 
@@ -39,10 +43,15 @@ def machine() -> str:
 
 
 def cores() -> int:
-    """Number of cores that this process may use; all of them where the system does not tell."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Number of cores that this process may use; all of them where the system does not tell.
+
+    A container may have a share of the time of all cores (``docker run --cpus``).
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    count = len(affinity(0)) if affinity else os.cpu_count() or 1
+    for most, period in (limit.split() for _, limit in _limits("cpu.max")):
+        count = min(count, max(int(most) // int(period), 1))
+    return count
 
 
 def cores_each() -> int:
@@ -93,13 +102,18 @@ def free_memory() -> int:
     The least of what the machine has and what the limits of containers and batch systems leave.
     What the process keeps for itself is given back first.
     """
+    _give_back_freed_memory()
+    return min(_machine_has(), *_limits_leave())
+
+
+def _give_back_freed_memory() -> None:
     if GLIBC:
         ctypes.CDLL(None).malloc_trim(0)
-    return min(_machine_has(), *_limits_leave())
 
 
 def forget_peak_memory() -> None:
     """Begin anew to measure the largest memory use, where the kernel can (Linux)."""
+    _give_back_freed_memory()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -113,20 +127,27 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _limits_leave(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """What each limit of the process's control groups (version 2) and those above leaves."""
-    left = [2**62]
+def _limits(name: str) -> list[tuple[Path, str]]:
+    """The process's control groups (version 2) and those above that limit something, and how."""
+    limits = []
     with contextlib.suppress(OSError, ValueError):
         own = Path("/proc/self/cgroup").read_text(encoding="ascii").rpartition("::")[2].strip("/\n")
-        for group in (root / own, *(root / own).parents):
-            if not group.is_relative_to(root) or not (group / "memory.max").is_file():
-                continue
-            most = (group / "memory.max").read_text(encoding="ascii").strip()
-            if most != "max":
-                stat = (group / "memory.stat").read_text(encoding="ascii").split()
-                cache = int(stat[stat.index("file") + 1])
-                used = int((group / "memory.current").read_text(encoding="ascii"))
-                left.append(max(int(most) - used + cache, 0))
+        for group in (CGROUPS / own, *(CGROUPS / own).parents):
+            if group.is_relative_to(CGROUPS) and (group / name).is_file():
+                limit = (group / name).read_text(encoding="ascii").strip()
+                limits += [(group, limit)] * (not limit.startswith("max"))
+    return limits
+
+
+def _limits_leave() -> list[int]:
+    """What each limit of memory leaves."""
+    left = [2**62]
+    with contextlib.suppress(OSError, ValueError):
+        for group, most in _limits("memory.max"):
+            stat = (group / "memory.stat").read_text(encoding="ascii").split()
+            cache = int(stat[stat.index("file") + 1])
+            used = int((group / "memory.current").read_text(encoding="ascii"))
+            left.append(max(int(most) - used + cache, 0))
     return left
 
 

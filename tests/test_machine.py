@@ -34,12 +34,18 @@ TOO_MUCH = 10**15
 BYTES = 64 * 2**20
 
 
-def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_are_those_that_the_process_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
     assert cores() == 2
     monkeypatch.delattr(os, "sched_getaffinity")  # macOS has none
     assert cores() == 64
+    for limit, expected in (("max", 64), ("350000", 3), ("20000", 1), ("9900000", 64)):
+        (tmp_path / "cpu.max").write_text(f"{limit} 100000\n")  # as `docker run --cpus` writes it
+        assert cores() == expected
 
 
 @pytest.mark.parametrize(
@@ -54,8 +60,9 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_processes_share_the_cores_that_they_may_use(
-    environment: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)), raising=False)
     for name in ("SLURM_CPUS_PER_TASK", "LOCAL_WORLD_SIZE"):
@@ -81,6 +88,7 @@ def test_a_full_memory_has_a_message(take: type) -> None:
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
         RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
     ],
 )
@@ -88,6 +96,15 @@ def test_so_has_a_full_gpu(error: RuntimeError) -> None:
     message, code = explain(error)
     assert code == 1
     assert (message or "").startswith("the memory of the GPU is full: lower runtime.batch_size")
+
+
+def test_an_operation_that_is_never_the_same_names_the_setting() -> None:
+    name = "adaptive_avg_pool2d_backward_cuda"
+    text = f"{name} does not have a deterministic implementation, but you set 'torch.use_deter"
+    message, code = explain(RuntimeError(text))
+    assert code == 1
+    assert (message or "").startswith("runtime.deterministic = true: ")
+    assert name in (message or "")
 
 
 def test_other_errors_are_bugs() -> None:
@@ -117,19 +134,42 @@ def look() -> None:
     print(sorted(faults)[15], held - _held())
 
 
+def test_peak_memory_leaves_out_what_was_freed_before() -> None:
+    """In a process of its own, as above."""
+    if not GLIBC or not Path("/proc/self/clear_refs").exists():
+        pytest.skip("needs GNU's C library, and a kernel that can forget")
+    work = [sys.executable, "-c", f"from {__name__} import forget; forget()"]
+    assert int(subprocess.check_output(work, text=True)) < 2 * BYTES
+
+
+def forget() -> None:
+    """Print how much the peak lies above what torch itself takes, after tensors were freed."""
+    before = _held()
+    keep_freed_memory()
+    tensors = [torch.ones(BYTES // 8, dtype=torch.uint8) for _ in range(64)]
+    last = torch.ones(1000)  # lies behind them, so that only a trim gives them back
+    del tensors
+    forget_peak_memory()
+    print(peak_memory() - before, file=sys.stdout if len(last) else sys.stderr)
+
+
 def _held() -> int:
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * resource.getpagesize()
 
 
-def test_free_memory_is_what_the_limits_of_the_groups_leave(tmp_path: Path) -> None:
-    assert min(_limits_leave(tmp_path)) >= free_memory() > 0
+def test_free_memory_is_what_the_limits_of_the_groups_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert min(_limits_leave()) >= free_memory() > 0
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
     (tmp_path / "memory.max").write_text("max\n")
-    assert _limits_leave(tmp_path) == [2**62]
+    assert _limits_leave() == [2**62]
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("700\n")
     (tmp_path / "memory.stat").write_text("anon 500\nfile 150\n")
-    assert min(_limits_leave(tmp_path)) == 450
+    assert min(_limits_leave()) == 450
+    assert free_memory() == 450
 
 
 def advice(array: NDArray[Any]) -> str:

@@ -118,6 +118,22 @@ def test_without_a_third_view_nothing_is_said() -> None:
     assert "keep your RGB model with the encoding normals" in advice("worse", "normals", *views)
 
 
+@pytest.mark.parametrize("accuracies", [(0.7, 0.5), (0.85, 0.4)])
+def test_the_bridge_does_not_prove_a_student_of_its_own(accuracies: tuple[float, float]) -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, CLASSES, 500)
+    untouched, bridge = (view(labels, accuracy, random) for accuracy in accuracies)
+    student = np.where(random.random(500) < 0.97, bridge, random.integers(0, CLASSES, 500))
+    assert (student == labels).mean() < (untouched == labels).mean()
+    word = verdict(student, untouched, bridge, classes=CLASSES, follows_bridge=True)
+    assert word == "cannot tell"
+    alone = [str(number) for number in range(500)]
+    told = advice(word, "normals", student, untouched, alone, follows_bridge=True)
+    assert "the bridge taught it" in told
+    collapsed = np.zeros(500, int)  # it agrees with neither, and may be condemned
+    assert verdict(collapsed, untouched, bridge, classes=CLASSES, follows_bridge=True) == "worse"
+
+
 def test_labels_decide_as_all_signs_of_the_scenes_say() -> None:
     random = np.random.default_rng(7)
     for _ in range(20):

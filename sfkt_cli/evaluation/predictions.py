@@ -161,7 +161,7 @@ def look_for_collapse(evaluation: Evaluation) -> None:
     for method, outcome in evaluation.outcomes.items():
         if not method.startswith("source-"):
             logits = _logits(outcome.probabilities["target"])
-            warn_of_collapse(logits, evaluation.classes, method, "evaluate")
+            warn_of_collapse(logits, method, "evaluate", evaluation.classes)
 
 
 def without_labels(probabilities: Numbers) -> dict[str, float]:

@@ -37,6 +37,7 @@ from sfkt_cli.evaluation.verdict import (
     verdict,
 )
 from sfkt_cli.losses import structural_dissimilarity
+from sfkt_cli.methods import find_method
 from sfkt_cli.methods.label_free import EPOCHS_FILE, SELECTORS, load_epochs
 from sfkt_cli.models.saving import WARM, WEIGHTS
 from sfkt_cli.settings.runs import Run
@@ -140,6 +141,7 @@ def judge(evaluation: Evaluation) -> Judgement | None:
         return judge_by_labels(student[rows], untouched[rows], labels, groups, encoding)
     record = evaluation.run.record(f"transfer/{evaluation.student}")
     word: Verdict = "cannot tell"
+    follows = record.get("follows_bridge", find_method(evaluation.student).follows_bridge)
     current = evaluation.outcomes[evaluation.student].predictor.note in (None, KEPT)
     if current and "bridge" in record["inputs"] and record.get("verdict"):
         word = cast("Verdict", record["verdict"])
@@ -147,9 +149,12 @@ def judge(evaluation: Evaluation) -> Judgement | None:
         bridge, classes = evaluation.said("bridge-only"), len(evaluation.classes)
         word = verdict(
             student, untouched, bridge,
-            classes=classes, groups=scenes, seed=evaluation.config.seed,
+            classes=classes, groups=scenes, seed=evaluation.config.seed, follows_bridge=follows,
         )  # fmt: skip
-    return Judgement(word, advice(word, encoding, student, untouched, scenes))
+    if follows and word == "better":  # of an earlier version
+        word = "cannot tell"
+    said = advice(word, encoding, student, untouched, scenes, follows_bridge=follows)
+    return Judgement(word, said)
 
 
 def images_to_label(evaluation: Evaluation, judged: Judgement | None) -> list[str]:
@@ -226,7 +231,7 @@ def _measured(evaluation: Evaluation) -> list[str]:
     if evaluation.student == "tgkt" and "bridge_trust" in record and measured:
         taught = "0, so the student learned without it, from its own images and the pairs"
         if record.get("groups_compared", 2) < 2:
-            taught = "not measured, and so 0: too few groups of TI pairs (places, recordings)"
+            taught = "not measured, and so 0: too few TI pairs, or groups of them (places)"
         elif record["bridge_trust"]:
             taught = (
                 f"{record['bridge_trust']:.2f} before the training; its weight then falls to 0. "

@@ -5,7 +5,8 @@ model behind the translator. Where the first two differ, the third takes sides. 
 independent, the one that the third view agrees with more often would be right more often
 (Platanios, Blum and Mitchell, UAI 2014). They are not: the third view is the RGB model, too, and
 sides with itself. So only its word for the student counts, and a student is called worse only where
-it certainly agrees with neither view.
+it certainly agrees with neither view. Its word counts for nothing where it taught the student to
+the end (``follows_bridge`` of a method): such a student agrees with it, right or wrong.
 
 Where that does not tell, a few labels do: of images on which student and untouched model differ, as
 all others say nothing. ``docs/results.md`` says how often the verdicts were right.
@@ -49,6 +50,7 @@ def verdict(
     classes: int,  # their number K
     groups: Names | None = None,
     seed: int = 0,
+    follows_bridge: bool = False,
 ) -> Verdict:
     """Compare a student with the untouched RGB model by a third view of the same images.
 
@@ -56,7 +58,8 @@ def verdict(
     (95 %, two-sided, over draws of the groups), and all three agree with each other beyond chance.
     ``worse``: the two views of the RGB model agree beyond chance, and the student's agreement with
     both is certainly AT_CHANCE. Few images, or few scenes, prove neither. Without ``groups``, each
-    image is a scene. ``seed`` is that of the draws.
+    image is a scene. ``seed`` is that of the draws. A student that ``follows_bridge`` is never
+    called better.
     """
     s, u, b = (np.asarray(view) for view in (student, untouched, bridge))
     pattern = 4 * (s == u) + 2 * (s == b) + (u == b)
@@ -79,7 +82,7 @@ def verdict(
     ]
     if beyond_chance[2] and all(at_chance):
         return "worse"
-    if all(beyond_chance) and np.percentile(sb - ub, 2.5) > 0:
+    if all(beyond_chance) and not follows_bridge and np.percentile(sb - ub, 2.5) > 0:
         return "better"
     return "cannot tell"
 
@@ -137,11 +140,17 @@ def judge_by_labels(
 
 
 def advice(
-    word: Verdict, encoding: str, student: Predicted, untouched: Predicted, groups: Names
+    word: Verdict,
+    encoding: str,
+    student: Predicted,
+    untouched: Predicted,
+    groups: Names,
+    *,
+    follows_bridge: bool = False,
 ) -> str:
     """The verdict without labels as a sentence that says what to ship.
 
-    ``encoding`` is the name of that of target images.
+    ``encoding`` is the name of that of target images; ``follows_bridge`` as in :func:`verdict`.
     """
     if word == "better":
         return "Judged without labels, the student is better than your RGB model: ship the student."
@@ -151,6 +160,8 @@ def advice(
             f"with the encoding {encoding}."
         )
     unknown = "Without labels it cannot be told whether the student is better than your RGB model"
+    if follows_bridge:
+        unknown += ", because the bridge taught it to the end and would only agree with itself"
     differ = np.flatnonzero(np.asarray(student) != np.asarray(untouched))
     scenes = len({groups[row] for row in differ.tolist()})
     if not scenes:

@@ -13,6 +13,7 @@ class Distill(TransferObjective):
     """The objective of ``sfkt transfer --method distill``."""
 
     needs_bridge = True
+    follows_bridge = True
 
     def __init__(self, student: Classifier, outputs: TeacherOutputs, config: Config) -> None:
         super().__init__(student, outputs, config)

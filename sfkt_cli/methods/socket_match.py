@@ -84,5 +84,6 @@ class SocketBridge(Socket):
     """
 
     needs_bridge = True
+    follows_bridge = True  # it starts as the bridge
     translated = True
     section = "socket_bridge"

@@ -73,14 +73,16 @@ class Tgkt(TransferObjective):
                 "pseudo-labels come late or never, and the bridge may get no trust; set one of "
                 "them, tgkt.beta_self with tgkt.self_from=0, or tgkt.trust=full"
             )
+        self.follows_bridge = not measured and bool(settings.beta_kl)
         outputs.adapt(student)
         self.trust = float(not measured or outputs.bridge_lead(student) >= PROVEN)
         self._compared = len(set(outputs.groups))
         if measured and settings.beta_kl and self._compared < 2:
             warn(
                 "the bridge gets no trust, because nothing can prove that it is the better model: "
-                "the TI pairs come from too few groups (places, recordings); name more groups, "
-                "record pairs in ten places or more, or set tgkt.trust=full"
+                "there are fewer than 50 TI pairs, or they come from too few groups (places, "
+                "recordings); name more groups, record pairs in ten places or more, or set "
+                "tgkt.trust=full"
             )
         self.student.head.requires_grad_(settings.train_head)
         self._settings = settings

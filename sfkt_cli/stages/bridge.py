@@ -39,10 +39,10 @@ from sfkt_cli.training.loop import Progress, Training
 from sfkt_cli.training.predicting import (
     FEW,
     View,
-    look_for_collapse,
     pictures_of,
     predict_rows,
     rows_measured_at_once,
+    warn_of_collapse,
 )
 from sfkt_cli.training.recipes import cosine
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
@@ -104,7 +104,8 @@ def bridge(config: Config, run: Run) -> None:
             architecture = {"name": "identity", "channels": encoding.encoded_channels, "width": 0}
             translator = make_translator(**architecture)
         view = View(runtime, source, encoding, translator.eval())
-        look_for_collapse(store, view, "bridge")
+        _, logits = predict_rows(store["target/target"][spread(store.count("target"))], view)
+        warn_of_collapse(logits, "the source model behind the bridge", "bridge")
 
         if not runtime.main:
             return
@@ -186,20 +187,20 @@ def loss_weights(config: Config, registered: bool) -> dict[str, float]:
     }
     if settings.translator == "vqgan":
         weights |= {"commit": config.vqgan.alpha_commit, "patch": config.vqgan.alpha_patch}
-    if not registered and not weights["f"]:
-        raise ConfigError(
-            "bridge.alpha_f is 0 and the pairs are not registered: L_rec and L_p cannot be used, "
-            "and nothing else ties T to the TI pairs; set bridge.alpha_f"
-        )
-    if not registered and (weights["rec"] or weights["p"]):
+    usable = weights if registered else weights | {"rec": 0.0, "p": 0.0}
+    check_tied(usable, "" if registered else " (the pairs are not registered)")
+    if usable != weights:
         warn("the pairs are not registered: no L_rec and no L_p, the feature term stays")
-        weights["rec"] = weights["p"] = 0.0
-    if not weights["rec"] and not weights["f"] and not weights["p"]:
+    return usable
+
+
+def check_tied(weights: Mapping[str, float], why: str) -> None:
+    """Raise ConfigError if nothing ties T to the pairs; ``why`` some terms cannot."""
+    if not (weights["rec"] or weights["f"] or weights["p"]):
         raise ConfigError(
-            "bridge.alpha_rec, bridge.alpha_f and bridge.alpha_p are all 0: nothing ties T to the "
-            "TI pairs; set one of them"
+            "nothing ties T to the TI pairs: bridge.alpha_rec, bridge.alpha_f and bridge.alpha_p "
+            f"are 0 or of no use{why}; set bridge.alpha_f"
         )
-    return weights
 
 
 def feature_maps_of(
@@ -221,12 +222,9 @@ def feature_maps_of(
     feature_maps = FeatureMaps(backbones, source.features, images)
     if feature_maps.names:
         return feature_maps
-    if not weights["rec"] and not weights["f"]:
-        raise ConfigError(
-            "bridge.alpha_p: this source model shows no maps between pixels and features, and "
-            "bridge.alpha_rec and bridge.alpha_f are 0: set one of them"
-        )
-    warn("the source model shows no maps between pixels and features: L_p is switched off")
+    why = "the source model shows no maps between pixels and features"
+    check_tied({**weights, "p": 0.0}, f" ({why})")
+    warn(f"{why}: L_p is switched off")
     return None
 
 

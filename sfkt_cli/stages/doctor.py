@@ -18,7 +18,7 @@ from sfkt_cli.data.archive import list_files
 from sfkt_cli.data.readers import DATA_FOLDER, READERS
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import RunError, SfktError, installed
-from sfkt_cli.machine import cores
+from sfkt_cli.machine import cores, free_memory
 from sfkt_cli.models.saving import CARD, WEIGHTS, load_model
 from sfkt_cli.settings.runs import RUNS, Run
 
@@ -144,9 +144,9 @@ def _devices() -> Iterator[Finding]:
 
 def _resources() -> Iterator[Finding]:
     yield Finding("CPU", f"{cores()} cores, {torch.get_num_threads()} threads of torch")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    little = "little memory: keep image_size and runtime.batch_size small"
-    yield Finding("memory", f"{memory:.1f} GB", little if memory < LITTLE_MEMORY_GB else "")
+    memory = free_memory() / 2**30
+    little = "little memory: end other programs, or keep image_size and runtime.batch_size small"
+    yield Finding("memory", f"{memory:.1f} GB free", little if memory < LITTLE_MEMORY_GB else "")
     place = RUNS if RUNS.is_dir() else Path()
     free = shutil.disk_usage(place).free / 2**30
     advice = f"little space for runs: {free:.1f} GB" if free < LITTLE_DISK_GB else ""

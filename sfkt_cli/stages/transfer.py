@@ -113,8 +113,9 @@ def transfer(config: Config, run: Run) -> None:
         if translator is not None:
             bridged = outputs.bridged_logits.argmax(dim=1).cpu().numpy()
             word = verdict(
-                ours, before, bridged, classes=logits.shape[1], groups=groups, seed=config.seed
-            )
+                ours, before, bridged, classes=logits.shape[1], groups=groups, seed=config.seed,
+                follows_bridge=objective.follows_bridge,
+            )  # fmt: skip
         facts = objective.facts()  # every process takes part
         strangers = share_of_strangers(store, untouched, untouched_features, outputs)
         kept = word != "worse" or not getattr(own, "keep_untouched", False)
@@ -122,8 +123,7 @@ def transfer(config: Config, run: Run) -> None:
             student, view = untouched, View(runtime, untouched, encoding)
             warn(f"{method}: the student was judged worse, so the source model's weights are kept")
         else:
-            numbered = [f"class {number}" for number in range(logits.shape[1])]
-            warn_of_collapse(logits.cpu(), numbered, "the student", "transfer")
+            warn_of_collapse(logits.cpu(), "the student", "transfer")
         temperature = calibrated(pairs, view)
 
         if not runtime.main:
@@ -139,10 +139,13 @@ def transfer(config: Config, run: Run) -> None:
             strangers=strangers,
             untouched_kept=not kept,
             verdict=word,
+            follows_bridge=objective.follows_bridge,
             **facts,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
-        told = advice(word, encoding.kind, ours, before, groups)
+        told = advice(
+            word, encoding.kind, ours, before, groups, follows_bridge=objective.follows_bridge
+        )
         if word == "cannot tell" and len(rows_to_label(ours, before, groups, seed=config.seed)):
             told += (
                 f" Run `sfkt evaluate`. If you have no labels, it lists up to {TO_LABEL} images to "

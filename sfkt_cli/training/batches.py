@@ -19,20 +19,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.errors import DataError
 from sfkt_cli.machine import prefer_large_pages
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.stage import Stage
-from sfkt_cli.training.loop import Batch
+from sfkt_cli.training.loop import Batch, Objective
 from sfkt_cli.training.runtime import Runtime
 from sfkt_cli.training.trial import settle_batch_size
 
 Images = NDArray[Any]
 HELD_OUT = 2000  # TI pairs that only score, at most
 MIN_HELD_OUT = 50  # with fewer, a fifth of the pairs scores in place of a tenth
+FEWEST_HELD_OUT = 10  # fewer tell no model from another
 _OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Types that torch can mirror and look up, by bytes of an element; values are only moved."""
 
@@ -189,10 +190,11 @@ class TransferBatches:
             flip=training.flip, runtime=runtime,
         )  # fmt: skip
         trained, _ = divide_pairs(store)
+        views = {v: store[f"ti/{v}"] for v in ("target", "rgb") if f"ti_{v}" in images}
+        pairs = len(trained) if views else 0
         order = np.random.default_rng([config.seed, 8]).permutation(len(trained))
         kept = max(round(training.ti_fraction * len(trained)), 1)
         trained = np.sort(trained[order[:kept]])
-        views = {v: store[f"ti/{v}"] for v in ("target", "rgb") if f"ti_{v}" in images}
         self.paired = len(trained) > 0  # whether there are pairs, so that scores on them are known
         self.streams: dict[str, Stream] = {}  # what batches are drawn from
         if views and self.paired:
@@ -200,9 +202,6 @@ class TransferBatches:
         if "tr_target" in images:
             both = 2 if "tr_target_2" in images else 1
             self.streams["tr"] = stream({"target": store["target/target"]}, name="tr", views=both)
-        pairs = (
-            round(self.streams["ti"].count / training.ti_fraction) if "ti" in self.streams else 0
-        )
         self.batch_size = batch_size
         self.images = len(self.streams) * batch_size  # images that a step sees
         # Steps of an epoch: the larger stream passes once.
@@ -225,7 +224,7 @@ class TransferBatches:
 
 
 def settle_batches(
-    stage: Stage, store: Store, images: Collection[str], runtime: Runtime, objective: nn.Module
+    stage: Stage, store: Store, images: Collection[str], runtime: Runtime, objective: Objective
 ) -> TransferBatches:
     """The batches of these images, in the size that is set, or in the one that fits.
 
@@ -256,9 +255,9 @@ def divide_pairs(store: Store) -> PairRows:
     """Divide the TI pairs into those that are trained on, and those that only score.
 
     A tenth of the pairs is held out, in whole groups and at most HELD_OUT; where that would be
-    fewer than MIN_HELD_OUT, or a single group, a fifth. Where no group is that small, all pairs are
-    trained on, and some of them score, too. The seed of ``sfkt prepare`` draws them, so that they
-    are the same for all stages.
+    fewer than MIN_HELD_OUT, or a single group, a fifth. Where that gives fewer than FEWEST_HELD_OUT
+    pairs, all are trained on, and some of them score, too. The seed of ``sfkt prepare`` draws them,
+    so that they are the same for all stages.
     """
     count = store.count("ti")
     groups, of_group = np.unique(np.array(store.strings("ti/group")), return_inverse=True)
@@ -274,6 +273,6 @@ def divide_pairs(store: Store) -> PairRows:
             break
     rows = np.arange(count)
     held_out = np.flatnonzero(np.isin(of_group, sorted(chosen)))
-    if not len(held_out):
+    if len(held_out) < FEWEST_HELD_OUT:
         return PairRows(rows, rows[spread(count, HELD_OUT)])
     return PairRows(np.setdiff1d(rows, held_out), held_out)

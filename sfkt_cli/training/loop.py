@@ -150,8 +150,10 @@ class Training:
                 terms, scores = self._score_epoch(epoch)
                 if runtime.main:
                     draw(epoch + 1, terms, scores)
-                    left_s = (time.monotonic() - started) / (epoch + 1 - first)
-                    self._report(terms, scores, left_s * (self.epochs - epoch - 1), tracker)
+                    taken = max((epoch + 1) * self.steps - done, 1)
+                    step_s = (time.monotonic() - started) / taken
+                    left_s = step_s * (self.epochs - epoch - 1) * self.steps
+                    self._report(terms, scores, left_s, tracker)
                 if self._is_late():
                     self._save()
             if runtime.any(self.stopped.is_set())[0]:
@@ -267,12 +269,12 @@ class Training:
         self.objective.eval()
         with torch.inference_mode():
             scores = self.scores(epoch)
-        terms = {name: total / self.steps for name, total in progress.totals.items()}
+        terms = {name: total / progress.step for name, total in progress.totals.items()}
         progress.history.append(
             {
                 "epoch": epoch + 1,
                 "seconds": round(progress.seconds, 3),
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "learning_rate": self.optimizer.param_groups[-1]["lr"],  # not the backbone's
                 **terms,
                 **scores,
             }

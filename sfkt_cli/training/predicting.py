@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sfkt_cli.console import warn
 from sfkt_cli.data.images import Encoding, as_rgb, encode, rgb_to_float
-from sfkt_cli.data.store import Store, spread
+from sfkt_cli.data.store import spread
 from sfkt_cli.training.runtime import Runtime
 
 FEW = 4  # images that a dry run looks at on a CPU; on a GPU it looks at one batch
@@ -147,18 +147,6 @@ def adapt_batch_norms(images: NDArray[Any], view: View) -> None:
     model.train(training)
 
 
-def look_for_collapse(store: Store, view: View, stage: str) -> None:
-    """Warn if a finished model names one class for nearly all TR target images, or none.
-
-    ``stage`` is ``bridge`` or ``transfer``, whose log names no class of a target image.
-    """
-    images = store["target/target"][spread(store.count("target"))]
-    _, logits = predict_rows(images, view)
-    name = "the student" if stage == "transfer" else "the source model behind the bridge"
-    classes = [f"class {number}" for number in range(logits.shape[1])]
-    warn_of_collapse(logits, classes, name, stage)
-
-
 def pictures_of(images: NDArray[Any], view: View) -> Iterator[Tensor]:
     """What the model of a view sees: pictures (B, H, W, 3) in [0, 1], on the CPU, by batches."""
     count = rows_at_once(images)
@@ -216,9 +204,15 @@ COLLAPSED = {
 """What to do, by stage, where one class takes nearly all, or all are equally likely."""
 
 
-def warn_of_collapse(logits: Tensor, classes: Sequence[str], model: str, stage: str) -> None:
-    """Warn if logits (N, K) of enough target images name nearly always the same class, or none."""
+def warn_of_collapse(
+    logits: Tensor, model: str, stage: str, classes: Sequence[str] | None = None
+) -> None:
+    """Warn if logits (N, K) of enough target images name nearly always the same class, or none.
+
+    Without ``classes`` they are numbered: the log of a training names no class of a target image.
+    """
     if len(logits) >= FEWEST:
+        classes = classes or [f"class {number}" for number in range(logits.shape[1])]
         seen, images = describe_predictions(logits), "TR target images"
         if message := collapse_warning(*seen, classes, model, images, COLLAPSED[stage]):
             warn(message)

@@ -26,7 +26,7 @@ from sfkt_cli.machine import free_memory, full_memory
 from sfkt_cli.training.runtime import DryRunFigures, Runtime, seed_all
 
 if TYPE_CHECKING:
-    from sfkt_cli.training.loop import Training
+    from sfkt_cli.training.loop import Objective, Training
 
 Batches = Callable[[int, int], Any]
 """(epoch, step) to a batch."""
@@ -45,7 +45,7 @@ def settle_batch_size(
     count: int,  # samples that there are
     folder: Path,  # folder of the stage, where the size is remembered
     runtime: Runtime,  # device and processes
-    objective: nn.Module,  # what is trained, called with a batch; left as it was
+    objective: Objective,  # what is trained; left as it was
     batches_of: Callable[[int], Batches],  # rows over all processes to such batches
 ) -> int:
     """Rows of a batch over all processes; every process must ask.
@@ -61,6 +61,7 @@ def settle_batch_size(
     if size_of_stage is None:
         state = {name: value.detach().clone() for name, value in objective.state_dict().items()}
         training = objective.training
+        objective.begin_epoch(0)
         find = _try_on_gpu if runtime.device.type == "cuda" else _reckon
         share = max(count // runtime.shares, SMALLEST)
 

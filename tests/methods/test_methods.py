@@ -309,6 +309,9 @@ def test_the_bridge_is_compared_with_a_student_of_the_targets_statistics() -> No
 def test_the_paper_trusts_its_bridge_to_the_end() -> None:
     paper = {"transfer": {"epochs": 4}, "tgkt": {"trust": "full"}}
     objective = make_tgkt(paper, lambda student: 0.0)
+    assert objective.follows_bridge
+    assert not make_tgkt({"tgkt": {"trust": "full", "beta_kl": 0}}).follows_bridge
+    assert not make_tgkt({}).follows_bridge
     for epoch in range(4):
         objective.begin_epoch(epoch)
         assert float(objective.bridge_weight) == 1.0

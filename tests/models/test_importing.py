@@ -336,6 +336,6 @@ def test_a_model_that_says_one_class_is_warned_of(
     images: int, warned: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logits = torch.randn(images, 3) + torch.tensor([0.0, 60.0, 0.0])
-    warn_of_collapse(logits, CLASSES, "the student", "transfer")
+    warn_of_collapse(logits, "the student", "transfer", CLASSES)
     said = capsys.readouterr().err
     assert ("the student calls 100 % of the TR target images 'cone'" in said) is warned

@@ -22,7 +22,7 @@ from sfkt_cli.stages.prepare import prepare
 
 SETTINGS = {
     "image_size": 16,
-    "synthetic": {"pairs": 120},
+    "synthetic": {"pairs": 130},
     "prepare": {"workers": 1},
     "runtime": {"gpus": 0},
 }

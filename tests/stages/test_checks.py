@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.data.store import Store, open_store
@@ -23,6 +22,7 @@ from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import calibrated
 from sfkt_cli.training.batches import PairRows, TransferBatches, divide_pairs, settle_batches
+from sfkt_cli.training.loop import Objective
 from sfkt_cli.training.predicting import View
 from sfkt_cli.training.runtime import Runtime, make_runtime
 
@@ -43,7 +43,7 @@ def settled(
     config: Config, store: Store, folder: Path, *images: str, runtime: Runtime = CPU
 ) -> TransferBatches:
     stage = Stage("test", folder, config, {})
-    return settle_batches(stage, store, images or IMAGES, runtime, nn.Identity())
+    return settle_batches(stage, store, images or IMAGES, runtime, Objective())
 
 
 def test_shuffled_pairs_have_partners_of_other_pairs(untrained_run: Run) -> None:
@@ -67,7 +67,9 @@ def test_a_share_of_the_pairs_leaves_the_steps_as_they_are(untrained_run: Run) -
     batches = [make_batches(config, store) for config in (whole, part)]
     counts = [each.streams["ti"].count for each in batches]
     assert counts[1] == round(counts[0] / 4)
-    assert batches[0].steps == batches[1].steps
+    for fraction in (1.0, 0.5, 0.1, 0.01, 0.001):
+        config = settings(ti_fraction=fraction)
+        assert make_batches(config, store, 8).steps == counts[0] // 8
 
 
 def models_of(run: Run) -> tuple[Classifier, Classifier, Encoding]:
@@ -148,7 +150,7 @@ def test_a_method_may_ask_for_a_second_view(untrained_run: Run) -> None:
     class TwoViews(TransferObjective):
         needs_ti = needs_second_view = True
 
-    anything: Any = nn.Identity()
+    anything: Any = Objective()
     images = TwoViews(anything, anything, config).images
     batch = settled(config, store, untrained_run.folder, *images)(0, 0)
     assert batch["tr_target"].shape == batch["tr_target_2"].shape
@@ -174,6 +176,9 @@ def test_an_epoch_passes_few_target_images_several_times(untrained_run: Run) -> 
         ([100] * 12, 200),  # one proves nothing: two, a sixth
         ([1000] * 4, 2000),  # a quarter is too many: all are trained on, and some score
         ([10] * 40, 80),  # 40 are few to score on: a fifth
+        ([1] * 50, 10),
+        ([60, 59, 1], 120),  # one tells nothing: all are trained on, and score
+        ([1] * 45, 45),
     ],
 )
 def test_pairs_are_held_out_in_whole_groups(sizes: list[int], held: int) -> None:
@@ -188,7 +193,7 @@ def test_pairs_are_held_out_in_whole_groups(sizes: list[int], held: int) -> None
             assert not set(groups[trained]) & set(groups[kept])
             assert len(trained) + len(kept) == len(groups)
         else:
-            assert sizes == [1000] * 4
+            assert sizes in ([1000] * 4, [60, 59, 1], [1] * 45)
             assert len(set(kept.tolist())) == held
 
 

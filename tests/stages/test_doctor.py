@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sfkt_cli import machine
 from sfkt_cli.errors import RunError
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
@@ -18,6 +19,12 @@ def test_it_looks_at_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     findings = {finding.name: finding for finding in examine()}
     assert {"Python", "torch", "CPU", "memory", "free disk"} <= set(findings)
     assert "sfkt run" in findings["prepared runs"].advice
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)  # as in a container
+    for name, text in (("max", "2000000000"), ("current", "900000000"), ("stat", "file 0")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    (memory,) = (finding for finding in examine() if finding.name == "memory")
+    assert memory.value == "1.0 GB free"
+    assert memory.advice
 
 
 @pytest.mark.parametrize("name", ["prepare/test.h5", "bridge/model.safetensors"])

@@ -593,6 +593,19 @@ def test_a_verdict_on_what_has_changed_since_is_not_repeated(
             assert note in report.partition("\n## ")[0]
 
 
+@pytest.mark.parametrize(
+    ("method", "figures"), [("distill", {}), ("tgkt", {"follows_bridge": True})]
+)
+def test_that_a_student_of_the_bridge_is_better_is_not_believed(
+    tmp_path: Path, method: str, figures: dict[str, bool]
+) -> None:
+    run = make_run(tmp_path, method, labelled=False)
+    digest = load_model(run.path("bridge")).digest
+    finish(run, f"transfer/{method}", {"bridge": digest}, [], verdict="better", **figures)
+    evaluate(settings(pictures=False), run)
+    assert "the bridge taught it to the end" in run.record("evaluate")["verdict"]
+
+
 def test_a_report_of_an_earlier_version_ends_with_its_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

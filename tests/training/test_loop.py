@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sfkt_cli.console import duration
 from sfkt_cli.errors import Interrupted, RunError
 from sfkt_cli.settings.config import build
 from sfkt_cli.settings.stage import Stage
@@ -170,6 +172,35 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert len(fitted.history) == EPOCHS
 
 
+class OneTerm(Killed):
+    """Has a term that is 1 in each step."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return {**super().forward(batch), "one": torch.ones(())}
+
+
+def test_means_of_a_resumed_epoch_are_over_the_steps_that_were_done(tmp_path: Path) -> None:
+    """Another number of processes makes other batches, and other steps of an epoch."""
+    with pytest.raises(Interrupted):
+        train(tmp_path, OneTerm((0, 2), signal.SIGTERM))
+    _, fitted = train(tmp_path, OneTerm((99, 0), signal.SIGTERM), steps=2)
+    assert [row["one"] for row in fitted.history] == [1.0] * EPOCHS
+
+
+def test_the_time_left_counts_the_steps_since_a_run_was_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps: list[int] = []
+    clock = SimpleNamespace(monotonic=lambda: 10.0 * len(steps))  # ten seconds a step
+    monkeypatch.setattr("sfkt_cli.training.loop.time", clock)
+    with pytest.raises(Interrupted):
+        train(tmp_path, Killed((0, 2), signal.SIGTERM))
+    capsys.readouterr()
+    train(tmp_path, Crashed(1000, steps))
+    told = re.findall(r"images/s  (.+) left", capsys.readouterr().err)
+    assert told == [duration(80), duration(40)]
+
+
 class Crashed(Regression):
     """Dies without a word in one step, and counts all steps that were begun."""
 
@@ -250,6 +281,16 @@ def test_the_learning_rate_follows_the_schedule(tmp_path: Path) -> None:
     _, fitted = train(tmp_path)
     last = [(epoch * STEPS + STEPS - 1) / (EPOCHS * STEPS) for epoch in range(EPOCHS)]
     assert [row["learning_rate"] for row in fitted.history] == [0.05 * cosine(p) for p in last]
+
+
+def test_the_learning_rate_that_is_told_is_that_of_the_head(tmp_path: Path) -> None:
+    objective = Regression()
+    groups = [{"params": objective.network[0].parameters(), "lr": 0.005},
+              {"params": objective.network[4].parameters(), "lr": 0.05}]  # fmt: skip
+    training = make_training(tmp_path, objective)
+    training.optimizer = torch.optim.SGD(groups, momentum=0.9)
+    rates = [row["learning_rate"] for row in training.fit().history]
+    assert rates[0] == 0.05 * cosine((STEPS - 1) / (EPOCHS * STEPS))
 
 
 @pytest.mark.parametrize("schedule", [cosine, inverse_decay])
