@@ -70,7 +70,8 @@ class _Spoken:
     json: bool = False
     stage: str | None = None
     log: TextIO | None = None
-    lost: OSError | None = None
+    lost: OSError | None = None  # what has cost events
+    left: bool = False  # the reader of standard output went away
 
 
 _spoken = _Spoken()
@@ -156,7 +157,8 @@ def output(text: str) -> None:
 def write_output(text: str) -> None:
     """Write to standard output, at once.
 
-    A reader that goes away, as ``head`` does, has seen enough: the rest is dropped.
+    A reader that goes away, as ``head`` does, has seen enough: the rest is dropped, and
+    :func:`still_read` tells.
 
     Raises:
         OSError: Standard output is closed, or its disk is full.
@@ -170,9 +172,17 @@ def write_output(text: str) -> None:
         if sys.stdout is not None:  # what is held back would fail once more at the very end
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
+        _spoken.left = isinstance(error, BrokenPipeError)
+        if not _spoken.left:
             error.filename = "standard output"
             raise
+
+
+def still_read() -> bool:
+    """Whether standard output has its reader; raises the OSError that has cost events, if any."""
+    if _spoken.lost is not None:
+        raise _spoken.lost
+    return not _spoken.left
 
 
 def event(kind: str, **fields: Any) -> None:
@@ -187,8 +197,8 @@ def event(kind: str, **fields: Any) -> None:
             write_output(f"{line}\n")
         except OSError as error:  # the work goes on, and is judged at its end
             _spoken.lost = error
-        if kind == "result" and _spoken.lost is not None:
-            raise _spoken.lost
+        if kind == "result":
+            still_read()
 
 
 @contextlib.contextmanager
