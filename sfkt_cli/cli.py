@@ -322,8 +322,12 @@ def predict(
         ),
     ],
     output: Annotated[
-        Path, Option(help="File to write, .csv or .jsonl; - for CSV on standard output.")
-    ] = Path("predictions.csv"),
+        Path | None,
+        Option(
+            help="File to write, .csv or .jsonl; - for CSV on standard output; default: "
+            "predictions.csv, or stream.csv for watched folders and cameras."
+        ),
+    ] = None,
     method: Method = None,
     model: Annotated[
         Path | None,

@@ -71,7 +71,8 @@ class _Outlets:
     json: bool = False  # events go to standard output
     stage: str | None = None
     log: TextIO | None = None
-    lost: OSError | None = None
+    lost: OSError | None = None  # what has cost events
+    left: bool = False  # the reader of standard output went away
 
 
 outlets = _Outlets()
@@ -142,7 +143,8 @@ def output(text: str) -> None:
 def write_output(text: str) -> None:
     """Write to standard output, at once.
 
-    A reader that goes away, as ``head`` does, has seen enough: the rest is dropped.
+    A reader that goes away, as ``head`` does, has seen enough: the rest is dropped, and
+    :func:`still_read` tells.
 
     Raises:
         OSError: Standard output is closed, or its disk is full.
@@ -156,9 +158,17 @@ def write_output(text: str) -> None:
         if sys.stdout is not None:  # what is held back would fail once more at the very end
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
+        outlets.left = isinstance(error, BrokenPipeError)
+        if not outlets.left:
             error.filename = "standard output"
             raise
+
+
+def still_read() -> bool:
+    """Whether standard output has its reader; raises the OSError that has cost events, if any."""
+    if outlets.lost is not None:
+        raise outlets.lost
+    return not outlets.left
 
 
 def event(kind: str, **fields: Any) -> None:
@@ -173,8 +183,8 @@ def event(kind: str, **fields: Any) -> None:
             write_output(f"{line}\n")
         except OSError as error:  # the work goes on, and is judged at its end
             outlets.lost = error
-        if kind == "result" and outlets.lost is not None:
-            raise outlets.lost
+        if kind == "result":
+            still_read()
 
 
 @contextlib.contextmanager

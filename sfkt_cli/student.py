@@ -27,6 +27,8 @@ from sfkt_cli.models.saving import CARD, Saved, load_model
 from sfkt_cli.settings.config import build
 from sfkt_cli.settings.runs import Run, known_settings, main_student
 
+BATCH = 64  # images that the model looks at at once
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -52,7 +54,7 @@ class Student(nn.Module):
         self.classes = tuple(saved.card.classes)
         self.encoding = encoding
         self.sensor = sensor
-        self.usual: Mapping[str, Any] = saved.card.images or {}
+        self.trained_on: Mapping[str, Any] = saved.card.images or {}
         self.temperature = saved.card.temperature
         self.eval()
 
@@ -70,22 +72,25 @@ class Student(nn.Module):
         """An image file to the model's size and unit; raises DataError if it is none."""
         return self.sensor.decode(read_image(path), str(path))
 
-    def predict(self, image: str | Path | NDArray[Any]) -> Prediction:
-        """Classify a file, or raw values (H, W) or (H, W, C) of the sensor at any size.
+    def predict(self, image: str | Path | bytes | NDArray[Any]) -> Prediction:
+        """Classify a file, its content, or raw values (H, W) or (H, W, C) at any size.
 
         Raises DataError if the image is not what the model expects.
         """
         if isinstance(image, (str, Path)):
             stored = self.read(image)
+        elif isinstance(image, bytes):
+            stored = self.sensor.decode(image, "the image")
         else:
             stored = self.sensor.fit_values(np.asarray(image))
         return self.predict_stored([stored])[0]
 
     def predict_stored(self, images: Sequence[NDArray[Any]]) -> list[Prediction]:
-        """Classify images that :meth:`read` gave, as one batch."""
-        if not images:
-            return []
-        rows = self.probabilities(torch.from_numpy(np.stack(images))).tolist()
+        """Classify images that :meth:`read` gave, some at once."""
+        rows: list[list[float]] = []
+        for first in range(0, len(images), BATCH):
+            batch = np.stack(images[first : first + BATCH])
+            rows += self.probabilities(torch.from_numpy(batch)).tolist()
         return rank(self, images, rows)
 
     def probabilities(self, stored: Tensor) -> Tensor:
@@ -113,7 +118,7 @@ class ExportedStudent:
             facts = self._session.get_modelmeta().custom_metadata_map
             self.classes: tuple[str, ...] = tuple(json.loads(facts["classes"]))
             self.sensor = Sensor(**json.loads(facts["sensor"]))
-            self.usual: Mapping[str, Any] = json.loads(facts["usual"])
+            self.trained_on: Mapping[str, Any] = json.loads(facts["usual"])
             (images,) = self._session.get_inputs()
             self._batch, *self._size = images.shape[:3]
             self._type = np.dtype(facts["input"].split()[0])
@@ -147,7 +152,7 @@ class ExportedStudent:
                 f"the model does not take images of {' x '.join(map(str, images[0].shape[:2]))} "
                 "pixels: for videos export it without --input-size"
             )
-        size = self._batch if isinstance(self._batch, int) else len(images)
+        size = self._batch if isinstance(self._batch, int) else min(len(images), BATCH)
         probabilities: list[list[float]] = []
         for first in range(0, len(images), size):
             batch = np.stack(images[first : first + size])
@@ -179,7 +184,7 @@ def rank(
     predictions = []
     for image, row in zip(images, probabilities, strict=True):
         ranked = sorted(zip(student.classes, row, strict=True), key=lambda pair: -pair[1])
-        warning = doubt(image, student.usual, student.sensor.missing)
+        warning = doubt(image, student.trained_on, student.sensor.missing)
         predictions.append(Prediction(*ranked[0], tuple(ranked), warning))
     return predictions
 
@@ -188,7 +193,7 @@ def load_student(
     path: str | Path,
     *,
     method: str | None = None,
-    usual: str = "tgkt",
+    default_method: str = "tgkt",
     device: str | torch.device = "cpu",
 ) -> Student:
     """Load the student of a run, or of a folder with model.json.
@@ -196,46 +201,40 @@ def load_student(
     Args:
         path: ``runs/<name>``, ``runs/<name>/transfer/<method>``, or an exported ``student`` folder.
         method: Which student of a run; None: the one that counts, see ``runs.main_student``.
-        usual: The method to take if a run has several students.
+        default_method: The method to take if a run has several students.
         device: Such as ``cpu`` or ``cuda``.
 
     Raises:
         RunError: There is no finished student, or not the one asked for.
         DataError: The model is damaged, or is none for a target sensor.
     """
-    folder = find_student(Path(path), method, usual)
+    folder = find_student(Path(path), method, default_method)
     saved = load_model(folder, torch.device(device))
     if not isinstance(saved.module, Classifier) or saved.card.encoding is None:
         raise DataError(f"{folder} holds no classifier for a target sensor")
     return Student(saved, saved.card.encoding, sensor_of(folder, saved, saved.card.encoding))
 
 
-def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> Path:
+def find_student(path: Path, method: str | None = None, default_method: str = "tgkt") -> Path:
     """The folder of a student's model.json; arguments and RunError as of :func:`load_student`."""
-    if path.suffix in (".onnx", ".pt2") and path.is_file():
-        raise RunError(
-            f"{path} is for other programs: give its folder {path.parent}, which holds the same "
-            "model for this one; README.md there shows how to run the file"
-        )
     for folder in (path, path / "student"):  # the model's own folder, or that of an export
         if (folder / CARD).is_file():
+            if folder.name != method:
+                refuse_method(folder, method)
             return folder
-    if path.is_file():
-        raise RunError(f"{path} is no student: give a run, or what `sfkt export` wrote")
-    if not path.exists():
+    if not path.is_dir():
         raise RunError(
-            f"{path} does not exist: give a run such as runs/synthetic, or what `sfkt export` wrote"
+            f"{path} {'is a file' if path.exists() else 'does not exist'}: give a run such as "
+            "runs/synthetic, or the folder that `sfkt export` wrote"
         )
     run = Run(path)
     done = run.methods()
     if not done:
-        if graph := next(path.glob("student*.pt2"), None):
-            raise RunError(
-                f"{graph} is for other programs: export with `--format safetensors`, too, for this "
-                "one"
-            )
-        raise RunError(f"{path} holds no finished student: first run `sfkt transfer`")
-    chosen = method or main_student(done, usual)
+        raise RunError(
+            f"{path} holds no finished student: first run `sfkt transfer`, or, for an export, "
+            "`sfkt export --format safetensors`"
+        )
+    chosen = method or main_student(done, default_method)
     if chosen not in done:
         raise RunError(
             f"{path} holds no student of method {chosen!r}, but of {', '.join(done)}: "
@@ -245,6 +244,15 @@ def find_student(path: Path, method: str | None = None, usual: str = "tgkt") -> 
     if note := outdated_student(run, chosen):
         warn(f"{path / 'transfer' / chosen} was {note}")
     return path / "transfer" / chosen
+
+
+def refuse_method(path: Path, method: str | None) -> None:
+    """Raise RunError if somebody chooses the method of a student that lies there alone."""
+    if method:
+        raise RunError(
+            f"{path} is one student, not those of a run: leave --method {method} out, or give the "
+            "run"
+        )
 
 
 def sensor_of(folder: Path, saved: Saved, encoding: Encoding) -> Sensor:

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "sfkt_cli"
 LAYERS = {
     8: ("__main__", "cli", "dry_run", "pipeline"),
     7: ("benchmark",),
-    6: ("launch", "stages", "student"),
+    6: ("launch", "rows", "stages", "student"),
     5: ("evaluation",),
     4: ("methods",),
     3: ("training",),

@@ -14,6 +14,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -40,6 +41,9 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PLAIN = (1, 2)  # TIFF's photometrics grey with 0 = black, and RGB
 _YCBCR_JPEG = (6, 7)  # photometric YCbCr and compression JPEG, which tifffile turns into RGB
 _opening = threading.Lock()  # Pillow's limit is one for all threads
+_complaints: ContextVar[list[str] | None] = ContextVar("complaints", default=None)
+# Of odd tags. Once and for all: what a thread changes while it reads holds for all threads.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 _PNM = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\n\r]*[\n\r])+(\d{1,9})" + rb"\s")
 
 
@@ -116,7 +120,7 @@ def _open(content: bytes, name: str, max_pixels: int) -> Image.Image:
 
 def _open_any_size(content: bytes) -> Image.Image:
     """Read the header of an image; ``max_pixels`` is the limit, not Pillow's."""
-    with _opening, warnings.catch_warnings(action="ignore"):
+    with _opening:
         usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return Image.open(io.BytesIO(content), formats=FORMATS)
@@ -136,7 +140,7 @@ def _explaining(name: str, problem: str = "is damaged or cut off") -> Iterator[N
 
 
 def _load(image: Image.Image, name: str) -> None:
-    with _explaining(name), warnings.catch_warnings(action="ignore"):
+    with _explaining(name):
         image.load()
         image.getexif()  # the image keeps it
         image.info.clear()  # or it is written anew without the orientation, which odd tags prevent
@@ -210,7 +214,7 @@ def _decode_tiff(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:
     complaints: list[str] = []
     with (
         _explaining(name),
-        _listening("tifffile", complaints),
+        _listening(complaints),
         tifffile.TiffFile(io.BytesIO(content)) as file,
     ):
         page, series = file.pages.first, file.series[0]
@@ -249,22 +253,24 @@ def _upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 @contextlib.contextmanager
-def _listening(logger: str, complaints: list[str]) -> Iterator[None]:
-    """Collect the errors that a library only logs in this thread; its messages are dropped."""
-    thread = threading.get_ident()
-
-    def keep(record: logging.LogRecord) -> bool:
-        if record.thread != thread:
-            return True  # another filter's
-        if record.levelno >= logging.ERROR:
-            complaints.append(record.getMessage())
-        return False
-
-    logging.getLogger(logger).addFilter(keep)
+def _listening(complaints: list[str]) -> Iterator[None]:
+    """Collect the errors that tifffile only logs; its messages are dropped."""
+    before = _complaints.set(complaints)
     try:
         yield
     finally:
-        logging.getLogger(logger).removeFilter(keep)
+        _complaints.reset(before)
+
+
+def _keep_complaint(record: logging.LogRecord) -> bool:
+    """Whether a message of tifffile is shown: one of an image that is not read here."""
+    complaints = _complaints.get()
+    if complaints is not None and record.levelno >= logging.ERROR:
+        complaints.append(record.getMessage())
+    return complaints is None
+
+
+logging.getLogger("tifffile").addFilter(_keep_complaint)
 
 
 def _decode_pnm(content: bytes, name: str, max_pixels: int) -> NDArray[Any]:

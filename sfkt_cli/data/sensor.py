@@ -139,7 +139,10 @@ class Sensor:
         if values.dtype.kind == "f":
             return to_millimetres(values / 1000.0, name)
         if values.dtype == np.uint8 and self.unit == "auto":
-            advice = "set folders.unit=raw if that is all there is"
+            advice = (
+                "if the camera measures no depth, set folders.modality=thermal (or nir, or other); "
+                "if there is no better depth, set folders.unit=raw"
+            )
             raise DataError(
                 f"{name} holds depth of 8 bit, expected 16-bit millimetres or float metres: "
                 f"{'all target images must be alike' if self.dtype else advice}"
@@ -224,7 +227,7 @@ def sensor_of_config(config: Config, **known: Any) -> Sensor:
 def describe_images(images: NDArray[Any], missing: bool) -> dict[str, Any]:
     """What is usual, for model.json: the middle 98 % of the training images.
 
-    It is their dtype, and lowest and highest of: missing (share of pixels without a reading),
+    It is the lowest and highest of: missing (share of pixels without a reading),
     middle (the median value), contrast (from the 5th to the 95th percentile). Nothing, where no
     image has a reading. ``missing``: whether 0 means "no reading".
     """
@@ -235,7 +238,7 @@ def describe_images(images: NDArray[Any], missing: bool) -> dict[str, Any]:
     low, high = np.percentile(numbers, (1, 99), axis=0).round(4)
     names = ("missing", "middle", "contrast")
     ranges = zip(names, zip(low.tolist(), high.tolist(), strict=True), strict=True)
-    return {"dtype": images.dtype.name, **{name: list(both) for name, both in ranges}}
+    return {name: list(both) for name, both in ranges}
 
 
 def doubt(image: NDArray[Any], usual: Mapping[str, Any], missing: bool) -> str:
@@ -246,8 +249,6 @@ def doubt(image: NDArray[Any], usual: Mapping[str, Any], missing: bool) -> str:
     if not usual:
         return ""
     share, middle, contrast = _numbers(image, missing)
-    if image.dtype.name != usual["dtype"]:
-        return f"values of type {image.dtype.name} (training images: {usual['dtype']})"
     most = usual["missing"][1]
     if share > min(most + MORE_MISSING, 0.999):
         return f"no reading in {share:.0%} of the pixels (training images: up to {most:.0%})"

@@ -78,8 +78,8 @@ def frames(entry: str, sensor: Sensor) -> Iterator[tuple[str, NDArray[Any]]]:
         capture.set(cv2.CAP_PROP_CONVERT_RGB, 0)
     coloured, count, last_ms = False, 0, 0.0
     for count, frame in enumerate(_newest(capture) if live else _all(capture), 1):
-        when = datetime.now().isoformat(timespec="milliseconds") if live else str(count - 1)
-        name = f"{address}#{when}"
+        when = datetime.now().astimezone().isoformat(timespec="milliseconds")
+        name = f"{address}#{when if live else count - 1}"
         last_ms = 0.0 if live else capture.get(cv2.CAP_PROP_POS_MSEC)
         planes = frame.shape[2] if frame.ndim == 3 else 1
         if planes == 3 and sensor.channels == 1:

@@ -23,7 +23,7 @@ import numpy as np
 from sfkt_cli import files
 from sfkt_cli.console import say, warn
 from sfkt_cli.data.sensor import Sensor, prepared_sensor
-from sfkt_cli.data.store import open_store
+from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import (
     ConfigError,
     DataError,
@@ -84,6 +84,57 @@ def export(
             another process exports to the run's folder.
         DataError: A model or transfer.h5 is missing or damaged.
     """
+    target = output or run.path("export")
+    if target.is_file():
+        raise ConfigError(f"--output {target} is a file: name a folder")
+    request = _request(
+        config, run, method, formats, precisions, input_size, input_type, batch, benchmark
+    )
+    earlier = _record_of(target)
+    if request.made_of.items() <= earlier.items() and not why_not_done(target) and not run.force:
+        say(f"export: already done in {target}")
+        return
+    if output is not None:
+        _refuse_foreign(target, earlier)
+    alone: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    # A folder of the user's own gets no lock file.
+    if target.resolve() == run.path("export").resolve():
+        busy = f"another sfkt process exports to {target}: wait for it to end"
+        alone = files.locking(run.path(".export.lock"), busy)
+    with alone, _unfinished(target) as folder:
+        written = _write_all(folder, request, config, run)
+        _replace(target, folder, written)
+    say(f"export: {len(written)} files are in {target}")
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is exported, and how."""
+
+    folders: Mapping[str, Path]  # of the student, and of a bridge's translator and source model
+    saved: Mapping[str, Saved]  # the models in them
+    store: Store
+    sensor: Sensor
+    images: exported.TargetImages  # as the files take them
+    fit: FitTarget | None  # what the files do to the sensor's images before they encode them
+    formats: Sequence[str]
+    precisions: Sequence[str]
+    benchmark: bool  # whether the files are timed
+    made_of: Mapping[str, Any]  # all of this, for done.json
+
+
+def _request(
+    config: Config,
+    run: Run,
+    method: str | None,
+    formats: Sequence[str],
+    precisions: Sequence[str],
+    input_size: str | None,
+    input_type: str | None,
+    batch: int | None,
+    benchmark: bool,
+) -> _Request:
+    """Check the options of the command and open what they ask for; errors as of :func:`export`."""
     _choose("precision", precisions, tuple(ENDS))
     formats = check_formats(formats, precisions)
     precisions = precisions or (("fp32", "int8") if benchmark and "onnx" in formats else ("fp32",))
@@ -102,17 +153,16 @@ def export(
         input_type or sensor.dtype,
         batch,
     )
-    target = output or run.path("export")
-    if target.is_file():
-        raise ConfigError(f"--output {target} is a file: name a folder")
+    fit = None
+    if input_size:
+        fit = FitTarget(*images.size, sensor.image_size, sensor.fit, missing=sensor.missing)
     inputs = {name: model.digest for name, model in saved.items()}
     results = run.path("evaluate", "results.json")  # the model card tells them
     if results.is_file():
         inputs[results.name] = files.sha256_file(results)
-    method = folders["student"].name
     made_of = {
         "stage": "export",
-        "method": method,
+        "method": folders["student"].name,
         "formats": sorted(formats),
         "precisions": sorted(precisions),
         "sensor": json.dumps(asdict(sensor)),
@@ -123,48 +173,40 @@ def export(
         "inputs": inputs,
         "versions": versions(),
     }
-    earlier = _record_of(target)
-    if made_of.items() <= earlier.items() and not why_not_done(target) and not run.force:
-        say(f"export: already done in {target}")
-        return
-    if output is not None:
-        _refuse_foreign(target, earlier)
-    fit = None
-    if input_size:
-        fit = FitTarget(*images.size, sensor.image_size, sensor.fit, missing=sensor.missing)
-    graphs = list(_graphs(saved, fit))
+    return _Request(
+        folders, saved, store, sensor, images, fit, formats, precisions, benchmark, made_of
+    )
+
+
+def _write_all(folder: Path, request: _Request, config: Config, run: Run) -> list[str]:
+    """Write all files of an export into a folder; the names of those that done.json vouches for."""
+    saved, sensor, images = request.saved, request.sensor, request.images
+    labels = exported.labels_told(run, request.store)
+    writer = _Writer(folder, request.formats, request.precisions, images, labels, request.benchmark)
     facts = _facts(saved["student"], sensor, images)
-    alone: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    # A folder of the user's own gets no lock file.
-    if target.resolve() == run.path("export").resolve():
-        busy = f"another sfkt process exports to {target}: wait for it to end"
-        alone = files.locking(run.path(".export.lock"), busy)
-    with alone, _unfinished(target) as folder:
-        labels = exported.labels_told(run, store)
-        writer = _Writer(folder, formats, precisions, images, labels, benchmark)
-        for name, classes, graph in graphs:
-            writer.write(name, graph, {"classes": json.dumps(classes), **facts})
-        for name, model in saved.items() if "safetensors" in formats else ():
-            _copy(folders[name], folder / name, model, sensor)
-        tables = exported.tables(writer.comparisons.values(), writer.latencies)
-        for table in tables:
-            report.say_table(table)
-        card = exported.model_card(
-            run, method, saved["student"], sensor, images, list(writer.comparisons), tables
-        )
-        files.write_text(folder / "README.md", card)
-        files.write_settings(folder / "config.yaml", to_yaml(config))
-        written = [name for name in (*ALWAYS, *GRAPHS, *COPIES) if (folder / name).is_file()]
-        record = {
-            **made_of,
-            "largest_difference": {k: v.largest_difference for k, v in writer.comparisons.items()},
-            "files": [asdict(comparison) for comparison in writer.comparisons.values()],
-            "latencies": [asdict(latency) for latency in writer.latencies],
-            "outputs": digest_outputs(folder, written),
-        }
-        files.write_record(folder / "done.json", record)
-        _replace(target, folder, written)
-    say(f"export: {len(written)} files are in {target}")
+    for name, classes, graph in [*_graphs(saved, request.fit)]:  # both, before one is written
+        writer.write(name, graph, {"classes": json.dumps(classes), **facts})
+    for name, model in saved.items() if "safetensors" in request.formats else ():
+        _copy(request.folders[name], folder / name, model, sensor)
+    tables = exported.tables(writer.comparisons.values(), writer.latencies)
+    for table in tables:
+        report.say_table(table)
+    card = exported.model_card(
+        run, request.folders["student"].name, saved["student"], sensor, images,
+        list(writer.comparisons), tables,
+    )  # fmt: skip
+    files.write_text(folder / "README.md", card)
+    files.write_settings(folder / "config.yaml", to_yaml(config))
+    written = [name for name in (*ALWAYS, *GRAPHS, *COPIES) if (folder / name).is_file()]
+    record = {
+        **request.made_of,
+        "largest_difference": {k: v.largest_difference for k, v in writer.comparisons.items()},
+        "files": [asdict(comparison) for comparison in writer.comparisons.values()],
+        "latencies": [asdict(latency) for latency in writer.latencies],
+        "outputs": digest_outputs(folder, written),
+    }
+    files.write_record(folder / "done.json", record)
+    return written
 
 
 def _record_of(target: Path) -> dict[str, Any]:

@@ -1,46 +1,52 @@
 """`sfkt predict`: classes of new images of the target sensor, as CSV or JSONL."""
 
 import contextlib
-import csv
-import json
-import math
+import functools
 import os
 import re
 import sys
-import tempfile
 import time
-from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from sfkt_cli.console import event, outlets, say, track, warn, write_output
+from sfkt_cli.console import event, say, still_read, track, warn
 from sfkt_cli.data.archive import is_system, list_files
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
 from sfkt_cli.data.pictures import captioned
 from sfkt_cli.data.video import frames, is_live, is_video, without_password
-from sfkt_cli.errors import ConfigError, DataError, Interrupted, first_line
-from sfkt_cli.evaluation.report import to_csv as harmless_csv
-from sfkt_cli.files import lines_of, replacing, write_text
+from sfkt_cli.errors import ConfigError, DataError, Interrupted
+from sfkt_cli.files import lines_of, replacing
 from sfkt_cli.models.saving import CARD
+from sfkt_cli.rows import STDIO, Row, RowWriter, now, place_of, require_writable
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
-from sfkt_cli.student import ExportedStudent, Prediction, Student, load_student
-from sfkt_cli.training.predicting import COLLAPSED, FEWEST, collapse_warning
+from sfkt_cli.student import (
+    BATCH,
+    ExportedStudent,
+    Prediction,
+    Student,
+    load_student,
+    refuse_method,
+)
 from sfkt_cli.training.runtime import make_runtime
 
-BATCH = 64
-STDIN = "-"
+TABLE, STREAM = "predictions.csv", "stream.csv"  # the output where none is named
 UNKNOWN = "unknown"
 LOOK_EVERY_S = 0.5
 SHOWN = 10  # so many broken files are named
 LONGEST_NAME = 100  # bytes of an image's name in the name of its picture
-Batch = list[tuple[str | Path, NDArray[Any]]]  # names and stored images
-Row = tuple[str | Path, Prediction]
 AnyStudent = Student | ExportedStudent
+
+
+class Batch(NamedTuple):
+    """Some images that are classified at once."""
+
+    images: list[tuple[str | Path, NDArray[Any]]]  # names and stored images
+    time: str  # they were seen then, or later: ISO 8601
 
 
 def predict(
@@ -48,7 +54,7 @@ def predict(
     run: Run,
     images: Sequence[str],
     *,
-    output: Path,
+    output: Path | None = None,
     top_k: int = 1,
     method: str | None = None,
     model: Path | None = None,
@@ -59,8 +65,8 @@ def predict(
     """Classify images and write one row for each; broken files are left out and named at the end.
 
     Where all of them are broken nothing is written. The rows of videos and watched folders are
-    written as they come. Those of cameras and watched folders go behind the rows that are there; a
-    signal ends these two.
+    written as they come. Those of cameras and watched folders have a time and go behind the rows
+    that are there; a signal ends these two, and so does the reader of standard output that leaves.
 
     The arguments are the options of the command. Under ``--json`` each row is an event, too, and
     takes the place of CSV on standard output.
@@ -69,48 +75,47 @@ def predict(
         The number of images, and where the rows are.
 
     Raises:
-        ConfigError: The output cannot be written, holds other columns, or ends neither in .csv nor
-            in .jsonl; nothing matches ``images``; or pictures cannot be saved, or among them.
+        ConfigError: The output cannot be written, holds rows of another kind, or ends neither in
+            .csv nor in .jsonl; nothing matches ``images``; the threshold is no share; or pictures
+            cannot be saved, or among them.
         DataError: Some files could not be read; the rows of the others are written.
     """
-    is_file = output.suffix.lower() in (".csv", ".jsonl") and not output.is_dir()
-    if not is_file and str(output) != STDIN:
-        raise ConfigError(f"--output {output}: name a file that ends in .csv or .jsonl")
     video = next((entry for entry in images if is_video(entry)), None)
-    if video and (follow or len(images) > 1):
-        raise ConfigError(
-            f"{without_password(video)} is a video: give it alone, without other images or --follow"
-        )
-    if save_images:
-        _make_folder(save_images, images)
-    student = open_student(config, model or run.folder, method)
-    broken: dict[Path, DataError] = {}
-    total: int | None = None  # how many images there are, where somebody knows
-    if follow:
-        batches = watch(student, images, broken, output)
-    elif video:
-        batches = batched(frames(video, student.sensor), 1 if is_live(video) else BATCH)
-    else:
-        paths = expand(images)
-        batches, total = batched(read(student, paths, broken), BATCH), len(paths)
     endless = follow or bool(video and is_live(video))
-    rows = _Rows(output, student.classes, top_k, at_once=total is None, endless=endless)
+    output = output or Path(STREAM if endless else TABLE)
+    _check(images, output, threshold, video, follow)
+    paths = [] if follow or video else expand(images)
+    if save_images:
+        _make_folder(save_images, images, paths)
+    student = open_student(config, model or run.folder, method)
+    total = None if follow or video else len(paths)  # how many there are, where somebody knows
+    rows = RowWriter(output, student.classes, top_k, at_once=total is None, endless=endless)
+    broken: dict[Path, DataError] = {}
+    if follow:
+        batches = watch(student, images, broken, rows.answered)
+    elif video:
+        batches = batched(frames(video, student.sensor), 1 if endless else BATCH)
+    else:
+        batches = batched(read(student, paths, broken), BATCH)
     if endless:
         say(f"predict: rows are written to {output} as images come; Ctrl-C ends")
     ended: DataError | None = None  # of a video
     try:
         with track("predict", total) as tracker, contextlib.closing(batches):
             for batch in batches:
-                first, stored = rows.earlier + rows.count, [image for _, image in batch]
+                first, stored = rows.earlier + rows.count, [image for _, image in batch.images]
                 answers = [judged(one, threshold) for one in student.predict_stored(stored)]
-                lines = [(path, answer) for (path, _), answer in zip(batch, answers, strict=True)]
-                note = rows.add(lines)
+                names = [name for name, _ in batch.images]
+                note = rows.add(lines := list(zip(names, answers, strict=True)), batch.time)
                 if save_images:
                     save(save_images, first, student, stored, lines)
-                tracker.advance(len(batch), len(batch), note)
+                tracker.advance(len(lines), len(lines), note)
+                if endless and str(output) == STDIO and not still_read():
+                    break
     except Interrupted:
         if not endless:
-            kept = f"{output} has the rows until then" if video else "nothing was written"
+            written = video and rows.count
+            kept = f"{output} has the rows until then" if written else "nothing was written"
             raise Interrupted(f"predict stopped after {rows.count} images; {kept}") from None
     except DataError as error:
         ended = error
@@ -119,120 +124,41 @@ def predict(
     if ended:
         raise ended
     if broken:
+        for path, reason in broken.items():
+            event("unread", path=str(path), reason=str(reason))
         raise DataError(_broken_files([*map(str, broken.values())], total or len(broken)))
     return {"images": rows.count, "output": output}
 
 
-class _Rows:
-    """The rows of the output: written as they come, or all at the end.
-
-    Those of ``endless`` images go behind the rows that an earlier start wrote.
-    """
-
-    def __init__(
-        self, output: Path, classes: Sequence[str], top_k: int, *, at_once: bool, endless: bool
-    ) -> None:
-        self._output, self._classes, self._at_once = output, classes, at_once
-        self._top_k = min(top_k, len(classes))
-        self._jsonl = output.suffix.lower() == ".jsonl"
-        self._header = "" if self._jsonl else to_csv([], self._top_k)
-        self._unwritten: list[str] = []
-        self._votes, self._entropy = Counter[str](), 0.0  # of images that are not doubted
-        self._doubted, self._doubt = 0, ""
-        self.count = 0
-        self.earlier = 0  # rows that an earlier start wrote
-        self._begun = str(output) != STDIN and self._can_append(endless)
-
-    def _can_append(self, endless: bool) -> bool:
-        """Whether rows go behind others; raises ConfigError if they cannot be written."""
-        begin, header = None, self._header.encode()
-        try:
-            self._output.parent.mkdir(parents=True, exist_ok=True)
-            if endless and self._output.is_file():
-                with self._output.open("r+b") as file:  # not written before there are rows
-                    begin = file.read(len(header))
-                    if begin == header:
-                        lines = file.readlines()
-                        if lines and not lines[-1].endswith(b"\n"):  # cut off by an interruption
-                            file.seek(-len(lines.pop()), os.SEEK_END)
-                            file.truncate()
-                        self.earlier = len(lines)
-            else:
-                tempfile.TemporaryFile(dir=self._output.parent).close()
-        except OSError as error:
-            raise ConfigError(
-                f"--output {self._output} cannot be written ({first_line(error)}): choose another "
-                "file"
-            ) from None
-        if begin and begin != header:
-            raise ConfigError(
-                f"--output {self._output} holds other columns than {self._header.strip()}: choose "
-                "another file, or the earlier --top-k"
-            )
-        return begin == header
-
-    def add(self, rows: Sequence[Row]) -> str:
-        """Tell scripts of further rows, and write them; a stream gets a note for people."""
-        for path, prediction in rows:
-            event("prediction", **as_row(path, prediction, self._top_k))
-            if prediction.warning:
-                self._doubted += 1
-                self._doubt = self._doubt or f"{path}: {prediction.warning}"
-                continue
-            self._votes[prediction.ranked[0][0]] += 1
-            self._entropy -= sum(p * math.log(p) for _, p in prediction.ranked if p > 0)
-        self.count += len(rows)
-        text = to_jsonl(rows, self._top_k) if self._jsonl else to_csv(rows, self._top_k)
-        self._unwritten.append(text.removeprefix(self._header))
-        if self._at_once:
-            self._write()
-        return f"{rows[-1][1].label} {rows[-1][1].probability:.0%}" if self._at_once else ""
-
-    def _write(self) -> None:
-        """Write what is not written yet; the first rows take the place of another file."""
-        text = "".join(["" if self._begun else self._header, *self._unwritten])
-        if str(self._output) == STDIN:
-            if not outlets.json:
-                write_output(text)
-        elif self._begun:
-            with self._output.open("ab") as file:
-                file.write(text.encode("utf-8", "backslashreplace"))
-        else:
-            write_text(self._output, text)
-        self._begun = True
-        self._unwritten.clear()
-
-    def finish(self) -> None:
-        """Warn of what looks wrong, and write what is not written yet."""
-        if self._doubted:
-            warn(
-                f"{self._doubted} of {self.count} images do not look like those that the student "
-                f"was trained on, such as {self._doubt}; see the column `warning`"
-            )
-        if (counted := self.count - self._doubted) >= FEWEST:
-            shares = [self._votes[name] / counted for name in self._classes]
-            message = collapse_warning(
-                self._entropy / counted, shares, self._classes, "the student", "images",
-                COLLAPSED["predict"],
-            )  # fmt: skip
-            if message:
-                warn(message)
-        if self._unwritten:
-            self._write()
-        if str(self._output) != STDIN:
-            say(f"predict: {self.count} images" + f" in {self._output}" * bool(self.count))
+def _check(
+    images: Sequence[str], output: Path, threshold: float, video: str | None, follow: bool
+) -> None:
+    """Raise ConfigError if options do not go together; ``video`` is one of the images."""
+    is_file = output.suffix.lower() in (".csv", ".jsonl") and not output.is_dir()
+    if not is_file and str(output) != STDIO:
+        raise ConfigError(f"--output {output}: name a file that ends in .csv or .jsonl")
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"--threshold {threshold}: choose a probability from 0 to 1")
+    if video and (follow or len(images) > 1):
+        raise ConfigError(
+            f"{without_password(video)} is a video: give it alone, without other images or --follow"
+        )
 
 
 def open_student(config: Config, path: Path, method: str | None) -> AnyStudent:
     """The student of a run, of an export's folder, or of an ONNX file; errors as when loaded."""
     if path.suffix.lower() == ".onnx" and path.is_file():
-        return ExportedStudent(path)
-    files = [path / f"student{end}.onnx" for end in ("", "-fp16", "-int8")]
-    file = next((file for file in files if file.is_file()), None)
-    if file is not None and not (path / "student" / CARD).is_file():
+        file: Path | None = path
+    elif (path / "student" / CARD).is_file():
+        file = None
+    else:  # fp32 before fp16 and int8
+        found = path.glob("student*.onnx")
+        file = min(found, key=lambda file: (len(file.name), file.name), default=None)
+    if file is not None:
+        refuse_method(file, method)
         return ExportedStudent(file)
     device = make_runtime(config.runtime).device
-    return load_student(path, method=method, usual=config.transfer.method, device=device)
+    return load_student(path, method=method, default_method=config.transfer.method, device=device)
 
 
 def judged(prediction: Prediction, threshold: float) -> Prediction:
@@ -242,22 +168,18 @@ def judged(prediction: Prediction, threshold: float) -> Prediction:
     return prediction
 
 
-def _make_folder(folder: Path, images: Sequence[str]) -> None:
-    """A folder for pictures; raises ConfigError where it lies below those of images, or cannot."""
-    for entry in images:
-        with contextlib.suppress(OSError):  # such as a name that is too long
-            if Path(entry).is_dir() and folder.resolve().is_relative_to(Path(entry).resolve()):
-                raise ConfigError(
-                    f"--save-images {folder} lies in {entry}, whose images are classified: the "
-                    "pictures would be classified, too; choose a folder outside of it"
-                )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
+def _make_folder(folder: Path, images: Sequence[str], paths: Sequence[Path]) -> None:
+    """A folder for pictures; raises ConfigError where it lies among the images, or cannot."""
+    place = Path(os.path.realpath(folder))
+    among = str(place) in {os.path.realpath(path.parent) for path in paths}
+    if among or any(
+        place.is_relative_to(os.path.realpath(entry)) and Path(entry).is_dir() for entry in images
+    ):
         raise ConfigError(
-            f"--save-images {folder} cannot be written ({error.strerror}): choose another folder"
-        ) from None
+            f"--save-images {folder} lies among the images that are classified: the pictures would "
+            "be classified, too; choose a folder outside of theirs"
+        )
+    require_writable(folder, f"--save-images {folder}")
 
 
 def save(
@@ -277,26 +199,26 @@ def save(
 
 
 def watch(
-    student: AnyStudent, folders: Sequence[str], broken: dict[Path, DataError], output: Path
+    student: AnyStudent,
+    folders: Sequence[str],
+    broken: dict[Path, DataError],
+    answered: Mapping[str, float],
 ) -> Generator[Batch]:
     """Batches of the images of folders, and of those that come or change, without an end.
 
-    Images that have a row in ``output`` from an earlier start, under the same path, are done unless
-    they changed after that file's time. The time is set back to the look before its newest rows, so
-    that a change in the meantime counts. A file is read once it has stayed the same between two
-    looks. A broken one is warned of, as is a folder that cannot be read for a while; what cannot be
-    read is tried again. Raises ConfigError if one of them is not a folder.
+    An image that is ``answered`` (see :class:`RowWriter`) is done unless it changed after that
+    time. The time of a batch is the end of the look before, so that a change in the meantime
+    counts. A file is read once it has stayed the same between two looks. A broken one is warned of,
+    as is a folder that cannot be read for a while; what cannot be read is tried again. Raises
+    ConfigError if one of them is not a folder.
     """
     for folder in folders:
         if not Path(folder).is_dir():
             raise ConfigError(f"--follow watches folders, but {folder} is not a folder")
     before: set[tuple[str, str]] = set()
     done: set[tuple[str, str]] = set()
-    answered = _paths_in(output)
-    written_ns = output.stat().st_mtime_ns if answered else 0
-    trouble, told, look_ns = "", set[str](), 0
+    trouble, told, looked = "", set[str](), now()
     while True:
-        last_ns, look_ns = look_ns, time.time_ns()
         try:
             listed = [(folder, list_files(Path(folder), quiet=True)) for folder in folders]
         except DataError as error:  # such as a network folder that is away for a while
@@ -305,68 +227,56 @@ def watch(
                 warn(f"{trouble}; looking again")
             time.sleep(LOOK_EVERY_S)
             continue
-        trouble = ""
-        now = {
+        trouble, earlier_look, looked = "", looked, now()
+        there = {
             (str(Path(folder, name)), state)
             for folder, files in listed
             for name, state in files.items()
             if name.lower().endswith(SUFFIXES)
         }
-        done |= {
-            (path, state)
-            for path, state in now
-            if _escaped(path) in answered and _changed_ns(path) <= written_ns
-        }
-        answered.clear()  # what changes from now on is classified again
-        ready = sorted((now & before) - done)
-        for batch in batched(read(student, [Path(path) for path, _ in ready], broken), BATCH):
-            yield batch
-            if str(output) != STDIN:
-                with contextlib.suppress(OSError):  # see above
-                    os.utime(output, ns=(last_ns, last_ns))
-        away = {str(path) for path, error in broken.items() if isinstance(error.__cause__, OSError)}
-        for message in dict.fromkeys(map(str, broken.values())):
-            if message not in told:
-                warn(message)
-        told = {str(error) for error in broken.values()}
+        if answered:
+            done |= {
+                one
+                for one in there - before
+                if _changed(one[0]) <= answered.get(place_of(one[0]), -1.0)
+            }
+        ready = sorted((there & before) - done)
+        images = read(student, [Path(path) for path, _ in ready], broken)
+        yield from batched(images, BATCH, earlier_look)
+        again = {str(p) for p, error in broken.items() if isinstance(error.__cause__, OSError)}
+        for file, reason in broken.items():
+            if str(reason) not in told:
+                warn(str(reason))
+                event("unread", path=str(file), reason=str(reason))
+        told = {str(reason) for reason in broken.values()}
         broken.clear()
-        # A folder without any image may be a drive that is away for a while.
-        empty = tuple(f"{Path(folder)}{os.sep}" for folder, files in listed if not files)
-        known = done | {(path, state) for path, state in ready if path not in away}
-        before, done = now, {one for one in known if one in now or one[0].startswith(empty)}
+        done |= {(path, state) for path, state in ready if path not in again}
+        away = _away(done - there, there)
+        before, done = there, {one for one in done if one in there or one in away}
         time.sleep(LOOK_EVERY_S)
 
 
-def _escaped(path: str) -> str:
-    """A path as it stands in CSV: bytes that are not UTF-8 are escaped."""
-    return path.encode("utf-8", "backslashreplace").decode()
+def _away(missing: set[tuple[str, str]], there: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Those of missing images whose folder is there without an image: a drive that is away."""
+    folders = {Path(path).parent for path, _ in there} if missing else ()
+    filled = {parent for folder in folders for parent in (folder, *folder.parents)}
+
+    @functools.cache
+    def is_away(folder: Path) -> bool:
+        return next(filter(Path.is_dir, (folder, *folder.parents)), None) not in filled
+
+    return {one for one in missing if is_away(Path(one[0]).parent)}
 
 
-def _changed_ns(path: str) -> int:
-    """When a file was put there or changed, whatever time its writer gave it; 0: it is gone."""
+def _changed(path: str) -> float:
+    """When a file was put there or changed, whatever time its writer gave it; 0: it is gone.
+
+    In seconds since 1970.
+    """
     try:
-        return Path(path).stat().st_ctime_ns
+        return Path(path).stat().st_ctime
     except OSError:
-        return 0
-
-
-def _paths_in(output: Path) -> set[str]:
-    """Paths of the images that have a row in an output; none where it is not there."""
-    if str(output) == STDIN or not output.is_file():
-        return set()
-    paths = set[str]()
-    with output.open(encoding="utf-8", errors="replace", newline="") as file:
-        if output.suffix.lower() == ".csv":
-            with contextlib.suppress(csv.Error):  # of a cell that an interruption cut off
-                for row in csv.DictReader(file):
-                    if None not in row.values():
-                        paths.add(row["path"])
-            return paths
-        for line in file:
-            # a line that an interruption cut off, or of another program
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                paths.add(_escaped(json.loads(line)["path"]))
-        return paths
+        return 0.0
 
 
 def _broken_files(broken: Sequence[str], count: int) -> str:
@@ -392,7 +302,7 @@ def expand(images: Sequence[str]) -> list[Path]:
 
 
 def _matches(entry: str) -> list[Path]:
-    if entry == STDIN:
+    if entry == STDIO:
         text = sys.stdin.read().removeprefix("\ufeff")
         lines = text.split("\0") if "\0" in text else lines_of(text)  # as `find -print0` does
         return [Path(line) for line in lines if line.strip()]
@@ -432,57 +342,20 @@ def read(
             broken[path] = error
 
 
-def batched(images: Iterable[tuple[str | Path, NDArray[Any]]], size: int) -> Generator[Batch]:
-    """Batches of named images; an error comes after the images before it."""
-    batch: Batch = []
+def batched(
+    images: Iterable[tuple[str | Path, NDArray[Any]]], size: int, time: str = ""
+) -> Generator[Batch]:
+    """Batches of named images, of this time or the present one; an error comes after the last."""
+    batch: list[tuple[str | Path, NDArray[Any]]] = []
     try:
         for image in images:
             batch.append(image)
             if len(batch) == size:
-                yield batch
+                yield Batch(batch, time or now())
                 batch = []
     except DataError:
         if batch:
-            yield batch
+            yield Batch(batch, time or now())
         raise
     if batch:
-        yield batch
-
-
-def to_csv(rows: Sequence[Row], top_k: int) -> str:
-    """Columns path, class, probability, class_2, probability_2 ... for ``top_k`` > 1, warning.
-
-    Cells that a spreadsheet would run begin with ', but for paths, which stay as they are.
-    """
-    header = ["path", "class", "probability"]
-    for place in range(2, top_k + 1):
-        header += [f"class_{place}", f"probability_{place}"]
-    lines = [
-        [
-            str(path),
-            prediction.label,
-            f"{prediction.probability:.6f}",
-            *(cell for c, p in prediction.ranked[1:top_k] for cell in (c, f"{p:.6f}")),
-            prediction.warning,
-        ]
-        for path, prediction in rows
-    ]
-    return harmless_csv([*header, "warning"], lines, exact="path")
-
-
-def to_jsonl(rows: Sequence[Row], top_k: int) -> str:
-    """One object a line, as :func:`as_row` makes it."""
-    lines = [json.dumps(as_row(*row, top_k), ensure_ascii=False) for row in rows]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def as_row(path: str | Path, prediction: Prediction, top_k: int) -> dict[str, Any]:
-    """Path, class, probability, warning, and top with the first ``top_k`` classes."""
-    top = [{"class": c, "probability": _rounded(p)} for c, p in prediction.ranked[:top_k]]
-    first = {"class": prediction.label, "probability": _rounded(prediction.probability)}
-    return {"path": str(path), **first, "warning": prediction.warning, "top": top}
-
-
-def _rounded(probability: float) -> float | None:
-    """None for NaN, which JSON has no word for."""
-    return round(probability, 6) if math.isfinite(probability) else None
+        yield Batch(batch, time or now())

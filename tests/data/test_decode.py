@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -239,3 +241,33 @@ def test_own_values_are_converted_by_modality_and_unit() -> None:
         convert("nir", "auto", np.zeros((2, 2), np.uint16), "uint8")
     with pytest.raises(DataError, match="3 channels of uint8, expected 1: all target images"):
         Sensor("nir", "auto", "", 1, 1, "crop").convert(np.zeros((2, 2, 3), np.uint8), "f")
+
+
+def test_threads_that_read_images_leave_the_warnings_alone() -> None:
+    odd, before = io.BytesIO(), warnings.filters[:]
+    Image.fromarray(DEPTH.astype(np.uint8)).save(odd, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff")
+    with ThreadPoolExecutor(8) as pool:
+        for image in pool.map(lambda _: decode_target(odd.getvalue(), "odd.jpg"), range(200)):
+            assert image.shape == DEPTH.shape
+    assert warnings.filters == before
+
+
+def test_threads_hear_of_damage_in_their_own_images_alone() -> None:
+    whole = tiff(DEPTH)
+    damaged = whole.replace(struct.pack("<HH", 296, 3), struct.pack("<HH", 296, 99))
+
+    def read(content: bytes) -> bool:
+        try:
+            return decode_target(content, "d.tif").shape == DEPTH.shape
+        except DataError:
+            return False
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [*pool.map(read, [whole, damaged] * 50)] == [True, False] * 50
+
+
+def test_thermal_images_are_not_called_depth() -> None:
+    with pytest.raises(
+        DataError, match=r"measures no depth, set folders.modality=thermal.*unit=raw"
+    ):
+        Sensor("depth", "auto", "", 0, 48, "crop").decode(encoded(DEPTH.astype(np.uint8)), "t.png")

@@ -32,7 +32,8 @@ from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.splits import choose_classes
 from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import write_text
-from sfkt_cli.stages.predict import expand, to_csv, to_jsonl
+from sfkt_cli.rows import to_csv, to_jsonl
+from sfkt_cli.stages.predict import expand
 from sfkt_cli.student import Prediction
 from tests.data.make_archives import (
     depth,

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import errno
 import io
-import itertools
 import json
 import math
 import os
 import shutil
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +28,21 @@ from PIL import Image
 from torch import nn
 
 import sfkt_cli
+from sfkt_cli.console import outlets
 from sfkt_cli.data.sensor import Sensor, describe_images, doubt
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.video import _newest, frames
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
 from sfkt_cli.files import read_settings, write_record, write_settings
 from sfkt_cli.models.saving import load_model, save_model
+from sfkt_cli.rows import RowWriter, to_csv
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages.export import export
-from sfkt_cli.stages.predict import BATCH, _Rows, expand, judged, predict, save, to_csv, watch
+from sfkt_cli.stages.predict import expand, judged, predict, save
 from sfkt_cli.stages.prepare import prepare
-from sfkt_cli.student import Prediction, read_image
+from sfkt_cli.student import BATCH, Prediction, read_image
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +145,20 @@ def test_pictures_are_not_saved_among_the_images(
     untrained_run: Run, untrained_config: Config, depth_files: Path, tmp_path: Path
 ) -> None:
     for follow in (False, True):
-        with pytest.raises(ConfigError, match=r"--save-images .*shots lies in .* outside"):
+        with pytest.raises(
+            ConfigError, match=r"--save-images .*shots lies among the images.* outside"
+        ):
             predict(
                 untrained_config, untrained_run, [str(depth_files)], output=tmp_path / "p.csv",
                 save_images=depth_files / "sub" / ".." / "shots", follow=follow,
             )  # fmt: skip
     assert not (depth_files / "shots").exists()
+    for images in ([str(depth_files / "00*.png")], [str(depth_files / "000.png")]):
+        with pytest.raises(ConfigError, match=r"--save-images .* lies among the images"):
+            predict(
+                untrained_config, untrained_run, images, output=tmp_path / "p.csv",
+                save_images=depth_files,
+            )  # fmt: skip
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "shots"):
         with pytest.raises(ConfigError, match=r"--save-images .*file.* cannot be written"):
@@ -189,6 +201,9 @@ def test_what_cannot_be_done_is_said_first(
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=why):
             predict(untrained_config, untrained_run, ["x.png"], output=tmp_path / name)
+    for threshold in (math.nan, 1.5):
+        with pytest.raises(ConfigError, match=f"--threshold {threshold}: choose"):
+            predict(untrained_config, untrained_run, ["x.png"], threshold=threshold)
     with pytest.raises(RunError, match="first run `sfkt transfer`"):
         sfkt_cli.load_student(tmp_path)
     with pytest.raises(RunError, match="sfkt transfer --method shot"):
@@ -196,7 +211,7 @@ def test_what_cannot_be_done_is_said_first(
     shutil.copytree(untrained_run.path("transfer/tgkt"), tmp_path / "export" / "student")
     assert sfkt_cli.load_student(tmp_path / "export").classes
     (tmp_path / "export" / "student.onnx").write_bytes(b"")
-    with pytest.raises(RunError, match=r"student\.onnx is for other programs: give its folder"):
+    with pytest.raises(RunError, match=r"student\.onnx is a file: give a run.* folder"):
         sfkt_cli.load_student(tmp_path / "export" / "student.onnx")
     many = [str(tmp_path / f"{number}.png") for number in range(13)]
     with pytest.raises(DataError, match=r"(?s)13 of 13 images.*9\.png.*\n  and 3 more") as caught:
@@ -272,7 +287,6 @@ NOISE = np.random.default_rng(0).integers(0, 300, (16, 16), dtype=np.uint16)
         (FLAT, "values differ by only 0"),
         (30_000 + NOISE, "values around 30,"),
         (NOISE, "values around 1"),
-        (NOISE.astype(np.uint8), "values of type uint8"),
     ],
 )
 def test_images_that_cannot_be_of_this_sensor_are_doubted(
@@ -466,7 +480,10 @@ def test_a_frame_that_opencv_fails_at_ends_a_video(
     entry: str, told: str, untrained_run: Run, camera: Any
 ) -> None:
     seen = frames(entry, sfkt_cli.load_student(untrained_run.folder).sensor)
-    assert next(seen)[1].max() == 1500
+    name, image = next(seen)
+    assert image.max() == 1500
+    if entry == "0":
+        assert datetime.fromisoformat(name.partition("#")[2]).utcoffset() is not None
     with pytest.raises(DataError, match=told):
         next(seen)
 
@@ -510,170 +527,379 @@ def test_only_files_of_sun_rgbd_have_their_bits_rotated(
     assert (far.dtype.name, far.max()) == ("uint16", 8000)  # as prepared files have it
 
 
+@pytest.fixture
+def shots(tmp_path: Path, depth_files: Path) -> Path:
+    """A folder with an image."""
+    (folder := tmp_path / "shots").mkdir()
+    shutil.copy(depth_files / "000.png", folder / "a.png")
+    return folder
+
+
+@pytest.fixture
+def follow(
+    untrained_run: Run, untrained_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[str]]:
+    """Watches a folder while things happen between its looks; the names in its rows."""
+
+    def follow(
+        folder: Path | str, output: Path | None, *looks: Callable[[], object], **options: Any
+    ) -> list[str]:
+        left = [NOTHING, *looks]
+
+        def wait(seconds: float) -> None:
+            clock_of_files()
+            if not left:
+                raise Interrupted
+            left.pop(0)()
+
+        monkeypatch.setattr("time.sleep", wait)
+        predict(
+            untrained_config, untrained_run, [str(folder)], output=output, follow=True, **options
+        )
+        return [Path(row["path"]).name for row in rows_of(output or Path("stream.csv"))]
+
+    return follow
+
+
+def clock_of_files(sleep: Callable[[float], None] = time.sleep) -> None:
+    """Wait for the clock of the file system, which is some milliseconds behind."""
+    sleep(0.02)
+
+
+def NOTHING() -> None:  # noqa: N802
+    pass
+
+
+def rows_of(output: Path) -> list[Any]:
+    if not output.is_file():
+        return []
+    with output.open(newline="") as file:
+        return [*(map(json.loads, file) if output.suffix == ".jsonl" else csv.DictReader(file))]
+
+
 def test_a_watched_folder_gives_each_file_once_it_is_whole(
-    untrained_run: Run, depth_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    depth_files: Path, tmp_path: Path, follow: Callable[..., list[str]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     whole = (depth_files / "000.png").read_bytes()
-    looks: list[Callable[[], object]] = [
+    seen = follow(
+        tmp_path,
+        tmp_path / "rows.csv",
         lambda: (tmp_path / "a.png").write_bytes(whole),
         lambda: (tmp_path / "b.png").write_bytes(whole[:90]),
-        lambda: None,
+        NOTHING,
         lambda: (tmp_path / "b.png").write_bytes(whole),
-        lambda: None,
+        NOTHING,
         lambda: (tmp_path / "a.png").unlink(),
-    ]
-    monkeypatch.setattr("time.sleep", lambda seconds: looks.pop(0)())
-    student = sfkt_cli.load_student(untrained_run.folder)
-    seen: list[str] = []
-    batches = (row for batch in watch(student, [str(tmp_path)], {}, Path("-")) for row in batch)
-    with pytest.raises(IndexError):  # nothing left to do: it would watch for ever
-        seen.extend(Path(path).name for path, _ in batches)
+    )
     assert seen == ["a.png", "b.png"]
     assert "b.png is damaged" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="watches folders"):
-        next(watch(student, [str(depth_files / "000.png")], {}, Path("-")))
+        follow(depth_files / "000.png", tmp_path / "rows.csv")
 
 
 def test_a_watched_folder_may_change_while_it_is_listed(
-    untrained_run: Run, depth_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    shots: Path, depth_files: Path, tmp_path: Path, follow: Callable[..., list[str]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    folder, away = tmp_path / "shots", tmp_path / "away"
-    whole = (depth_files / "000.png").read_bytes()
-    folder.mkdir()
-    (folder / "a.png").write_bytes(whole)
-    looks: list[Callable[[], object]] = [
-        lambda: (folder / "latest.png").symlink_to("gone.png"),
-        lambda: (folder / "loop").symlink_to(folder),
-        lambda: folder.rename(away),
-        lambda: None,
-        lambda: away.rename(folder),
-        lambda: (folder / "b.png").write_bytes(whole),
-        lambda: None,
-    ]
-    monkeypatch.setattr("time.sleep", lambda seconds: looks.pop(0)())
-    student = sfkt_cli.load_student(untrained_run.folder)
-    seen: list[str] = []
-    batches = (row for batch in watch(student, [str(folder)], {}, Path("-")) for row in batch)
-    with pytest.raises(IndexError):
-        seen.extend(Path(path).name for path, _ in batches)
+    away = tmp_path / "away"
+    seen = follow(
+        shots,
+        tmp_path / "rows.csv",
+        lambda: (shots / "latest.png").symlink_to("gone.png"),
+        lambda: (shots / "loop").symlink_to(shots),
+        lambda: shots.rename(away),
+        NOTHING,
+        lambda: away.rename(shots),
+        lambda: shutil.copy(depth_files / "000.png", shots / "b.png"),
+        NOTHING,
+    )
     assert seen == ["a.png", "b.png"]
     assert capsys.readouterr().err.count("shots cannot be read") == 1
 
 
-def test_a_watched_image_is_tried_again_and_not_classified_twice(
-    untrained_run: Run, depth_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_a_watched_image_that_cannot_be_read_is_tried_again(
+    shots: Path, tmp_path: Path, follow: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    folder, away = tmp_path / "shots", tmp_path / "away"
-    folder.mkdir()
-    shutil.copy(depth_files / "000.png", folder / "a.png")
-    looks: list[Callable[[], object]] = [
-        lambda: None,
-        lambda: failures.pop(),  # the drive is back
-        lambda: (folder / "a.png").rename(away),  # not mounted
-        lambda: None,
-        lambda: away.rename(folder / "a.png"),
-        lambda: None,
-    ]
-    student, failures = sfkt_cli.load_student(untrained_run.folder), [OSError("not connected")]
+    failures, read_bytes = [OSError("not connected")], Path.read_bytes
 
-    def image_of(path: str | Path) -> NDArray[Any]:
-        if failures:
-            raise DataError(f"{path} cannot be read") from failures[0]
-        return read_image_of(path)
+    def read_if_there(path: Path) -> bytes:
+        if path.name == "a.png" and failures:
+            raise failures[0]
+        return read_bytes(path)
 
-    read_image_of = student.read
-    monkeypatch.setattr(student, "read", image_of)
-    monkeypatch.setattr("time.sleep", lambda seconds: looks.pop(0)())
-    seen: list[str] = []
-    batches = (row for batch in watch(student, [str(folder)], {}, Path("-")) for row in batch)
-    with pytest.raises(IndexError):
-        seen.extend(Path(path).name for path, _ in batches)
-    assert seen == ["a.png"]
+    monkeypatch.setattr(Path, "read_bytes", read_if_there)
+    assert follow(shots, tmp_path / "rows.csv", NOTHING, failures.pop, NOTHING) == ["a.png"]
     assert capsys.readouterr().err.count("a.png cannot be read") == 1
 
 
-def test_an_image_that_changes_while_others_are_classified_is_not_done(
-    untrained_run: Run, depth_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("folder", ["", "cam", "cam/day"])
+def test_images_of_a_drive_that_comes_and_goes_have_one_row(
+    folder: str, shots: Path, depth_files: Path, tmp_path: Path,
+    follow: Callable[..., list[str]],
+) -> None:  # fmt: skip
+    output, mount, away = tmp_path / "rows.csv", shots / folder[:3], tmp_path / "away"
+    (shots / folder).mkdir(parents=True, exist_ok=True)
+    shutil.copy(depth_files / "001.png", shots / folder / "b.png")
+
+    def unmount() -> None:
+        mount.rename(away)
+        mount.mkdir()
+
+    def mount_again() -> None:
+        mount.rmdir()
+        away.rename(mount)
+
+    expected = follow(shots, output, unmount, NOTHING, mount_again, NOTHING, NOTHING)
+    assert sorted(expected) == ["a.png", "b.png"]
+    unmount()
+    assert follow(shots, output, NOTHING, mount_again, NOTHING, NOTHING) == expected
+
+
+def test_the_rows_of_an_earlier_start_hold_under_another_name_of_the_folder(
+    shots: Path, tmp_path: Path, follow: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "rows.csv"
-    (folder := tmp_path / "shots").mkdir()
-    shutil.copy(depth_files / "000.png", folder / "a.png")
-    student = sfkt_cli.load_student(untrained_run.folder)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    (tmp_path / "link").symlink_to(shots)
+    monkeypatch.chdir(tmp_path)
+    for folder in (shots, "shots", "../" + tmp_path.name + "/shots", "link"):
+        assert follow(folder, output, NOTHING) == ["a.png"]
 
-    def look() -> list[str]:
-        (batch,) = itertools.islice(watch(student, [str(folder)], {}, output), 1)
-        return [Path(path).name for path, _ in batch]
 
-    watching = watch(student, [str(folder)], {}, output)
-    assert len(next(watching)) == 1
-    shutil.copy(depth_files / "001.png", folder / "a.png")
-    output.write_text(f"path\n{folder / 'a.png'}\n")  # the row comes after the change
-    assert [Path(path).name for path, _ in next(watching)] == ["a.png"]
-    watching.close()
-    assert look() == ["a.png"]
+def test_an_image_that_changes_while_it_is_classified_gets_another_row(
+    shots: Path, depth_files: Path, tmp_path: Path, follow: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    output, read_bytes, changed = tmp_path / "rows.csv", Path.read_bytes, list[object]()
+
+    def read_before_a_change(path: Path) -> bytes:
+        content = read_bytes(path)
+        if path.name == "a.png" and not changed:
+            changed.append(shutil.copy(depth_files / "001.png", path))
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", read_before_a_change)
+    assert follow(shots, output) == ["a.png"]
+    assert changed
+    assert follow(shots, output, NOTHING) == ["a.png", "a.png"]
 
 
 def test_one_doubted_image_hides_no_collapse(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = _Rows(tmp_path / "rows.csv", ("mug", "pot"), 1, at_once=False, endless=False)
+    rows = RowWriter(tmp_path / "rows.csv", ("mug", "pot"), 1, at_once=False, endless=False)
     sure = Prediction("mug", 1.0, (("mug", 1.0), ("pot", 0.0)))
     black = replace(sure, warning="no reading")
-    rows.add([(f"{number}.png", sure) for number in range(30)])
-    rows.add([("black.png", black)])
+    rows.add([(f"{number}.png", sure) for number in range(30)], "")
+    rows.add([("black.png", black)], "")
     rows.finish()
     told = " ".join(capsys.readouterr().err.split())
     assert "1 of 31 images do not look like" in told
     assert "calls 100 % of the images 'mug'" in told
 
 
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
 def test_a_watched_folder_keeps_the_rows_of_an_earlier_start(
-    untrained_run: Run, untrained_config: Config, depth_files: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    folder, output = tmp_path / "shots", tmp_path / "rows.csv"
-    folder.mkdir()
-
-    def start(output: Path, top_k: int = 1) -> str:
-        def wait(seconds: float, looks: list[int] = [1]) -> None:  # noqa: B006
-            if not looks:
-                raise Interrupted
-            looks.pop()
-
-        monkeypatch.setattr("time.sleep", wait)
-        predict(
-            untrained_config, untrained_run, [str(folder)], output=output, top_k=top_k, follow=True
-        )
-        return capsys.readouterr().err
-
-    assert "0 images in" not in start(output)
+    name: str, shots: Path, depth_files: Path, tmp_path: Path, follow: Callable[..., list[str]]
+) -> None:
+    output, odd = tmp_path / name, os.fsdecode(b"caf\xe9.png")
+    (shots / "a.png").unlink()
+    assert follow(shots, output) == []
     assert not output.exists()
-    both = (output, tmp_path / "rows.jsonl")
-    for name in ("a.png", os.fsdecode(b"caf\xe9.png")):
-        shutil.copy(depth_files / "000.png", folder / name)
-        for file in both:
-            assert f"1 images in {file}" in start(file)
-    assert all("predict: 0 images" in start(file) for file in both)
-    shutil.copy2(depth_files / "000.png", folder / "a.png")  # overwritten while nobody watched
-    assert all("predict: 1 images" in start(file) for file in both)
-    shutil.copy(depth_files / "000.png", folder / "c.png")
-    assert all("predict: 1 images" in start(file) for file in both)
-    rows = list(csv.DictReader(io.StringIO(output.read_text())))
-    assert [Path(row["path"]).name for row in rows] == [
-        "a.png", "caf\\udce9.png", "a.png", "c.png",
-    ]  # fmt: skip
-    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 4
-    for file in both:  # as a kill in the middle of a row leaves it
-        file.write_text(file.read_text()[:-12])
-        assert "predict: 1 images" in start(file)
-    *_, last = csv.DictReader(io.StringIO(output.read_text()))
-    assert last == rows[-1]
-    with pytest.raises(ConfigError, match=r"rows\.csv holds other columns.*--top-k"):
-        start(output, top_k=2)
+    for file in ("a.png", odd):
+        shutil.copy(depth_files / "000.png", shots / file)
+        follow(shots, output)
+    shutil.copy2(depth_files / "001.png", shots / "a.png")  # overwritten while nobody watched
+    follow(shots, output)
+    shutil.copy(depth_files / "000.png", shots / "c.png")
+    odd = "caf\\udce9.png" if output.suffix == ".csv" else odd
+    assert follow(shots, output) == ["a.png", odd, "a.png", "c.png"]
+    rows = rows_of(output)
+    assert list(rows[0])[-1] == "time"
+    assert all(datetime.fromisoformat(row["time"]).utcoffset() is not None for row in rows)
+    if output.suffix == ".csv":
+        with pytest.raises(ConfigError, match=r"rows\.csv holds other columns.*--top-k"):
+            follow(shots, output, top_k=2)
+
+
+@pytest.mark.parametrize("damage", ["cut", "cut_time", "touched", "no_line_end"])
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_an_image_that_was_overwritten_while_nobody_watched_gets_a_row(
+    name: str, damage: str, shots: Path, depth_files: Path, tmp_path: Path,
+    follow: Callable[..., list[str]],
+) -> None:  # fmt: skip
+    output = tmp_path / name
+    shutil.copy(depth_files / "000.png", shots / "b.png")
+    assert follow(shots, output) == ["a.png", "b.png"]
+    shutil.copy(depth_files / "001.png", shots / "a.png")
+    clock_of_files()
+    if damage == "touched":  # as a spreadsheet's save does
+        os.utime(output)
+    else:  # a kill in the middle of a row
+        end = {"cut": 60, "cut_time": 5, "no_line_end": 1}[damage]
+        output.write_bytes(output.read_bytes()[:-end])
+    whole = ["b.png"] * (damage in ("touched", "no_line_end"))
+    again = ["a.png"] + ["b.png"] * (not whole)
+    assert follow(shots, output) == ["a.png", *whole, *again]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("labels.jsonl", '{"path": "a.png", "label": "dog", "by": "Anna"}'),
+        ("labels.jsonl", '["path", 3]\n'),
+        ("labels.csv", "path,label\na.png,dog"),
+    ],
+)
+def test_files_of_others_are_not_appended_to(
+    name: str, content: str, shots: Path, tmp_path: Path, follow: Callable[..., list[str]]
+) -> None:
+    (shots / "a.png").unlink()
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=r"labels.* holds other columns than path,class"):
+        follow(shots, tmp_path / name)
+    assert (tmp_path / name).read_text() == content
+
+
+@pytest.mark.parametrize("name", ["stream.csv", "stream.jsonl"])
+def test_rows_of_a_watched_folder_are_not_replaced(
+    name: str, shots: Path, tmp_path: Path, follow: Callable[..., list[str]],
+    untrained_run: Run, untrained_config: Config, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    predict(untrained_config, untrained_run, [str(shots)])  # into another file
+    output = Path(name)
+    follow(shots, output if output.suffix == ".jsonl" else None)
+    before = output.read_text()
+    with pytest.raises(ConfigError, match=r"stream.* holds rows of a watched folder or camera"):
+        predict(untrained_config, untrained_run, [str(shots)], output=output)
+    assert output.read_text() == before
+    assert Path("predictions.csv").is_file()
+
+
+def test_rows_of_a_stream_may_be_rotated(
+    shots: Path, depth_files: Path, tmp_path: Path, follow: Callable[..., list[str]]
+) -> None:
+    output, rotated = tmp_path / "rows.csv", tmp_path / "rows.csv.1"
+
+    def rotate() -> None:
+        output.rename(rotated)
+        shutil.copy(depth_files / "001.png", shots / "b.png")
+
+    def truncate() -> None:
+        output.write_text("")
+        shutil.copy(depth_files / "001.png", shots / "c.png")
+
+    assert follow(shots, output, rotate, NOTHING) == ["b.png"]
+    assert [Path(row["path"]).name for row in rows_of(rotated)] == ["a.png"]
+    assert follow(shots, output, truncate, NOTHING) == ["c.png"]
+
+
+def test_a_stream_ends_where_its_rows_are_lost(
+    shots: Path, depth_files: Path, tmp_path: Path, follow: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    output, unreached = tmp_path / "rows.csv", AssertionError("it went on")
+
+    def go_on() -> None:
+        raise unreached
+
+    def fill_the_disk() -> None:
+        output.rename(tmp_path / "earlier.csv")
+        output.symlink_to("/dev/full")
+        shutil.copy(depth_files / "001.png", shots / "b.png")
+
+    for name in ("left", "lost"):
+        monkeypatch.setattr(outlets, name, getattr(outlets, name))  # they are set for good
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        follow(shots, Path("-"), go_on)
+    monkeypatch.setattr(outlets, "json", True)
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(OSError, match="No space left on device: 'standard output'"):
+            follow(shots, Path("-"), go_on)
+    monkeypatch.setattr(outlets, "json", False)
+    with pytest.raises(OSError, match=r"No space left on device: .*rows\.csv"):
+        follow(shots, output, fill_the_disk, NOTHING, go_on)
+
+
+def test_scripts_are_told_of_each_file_that_cannot_be_read(
+    shots: Path, tmp_path: Path, untrained_run: Run, untrained_config: Config,
+    follow: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(outlets, "json", True)
+    (bad := shots / "bad.png").touch()
+    with pytest.raises(DataError, match="1 of 2 images"):
+        predict(untrained_config, untrained_run, [str(shots)], output=tmp_path / "rows.csv")
+    follow(shots, tmp_path / "stream.csv", NOTHING)
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    unread = [event for event in events if event["event"] == "unread"]
+    assert [event["path"] for event in unread] == [str(bad)] * 2
+    assert all("is empty" in event["reason"] for event in unread)
+
+
+def test_a_link_that_leads_nowhere_does_not_stop_the_others(
+    shots: Path, tmp_path: Path, untrained_run: Run, untrained_config: Config
+) -> None:
+    (shots / "latest.png").symlink_to("gone.png")
+    output = tmp_path / "rows.csv"
+    assert predict(untrained_config, untrained_run, [str(shots)], output=output)["images"] == 1
+
+
+def test_a_video_that_is_stopped_says_whose_rows_are_there(
+    untrained_run: Run, untrained_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video, output = tmp_path / "depth.mkv", tmp_path / "rows.csv"
+    write_video(video, [np.full((48, 64), 1500, np.uint16)] * (BATCH + 2))
+    output.write_text("of an earlier command")
+    softmax, left = torch.softmax, [1]
+
+    def stop_after_a_batch(*given: Any, **more: Any) -> torch.Tensor:
+        if not left:
+            raise Interrupted
+        left.pop()
+        return softmax(*given, **more)
+
+    monkeypatch.setattr(torch, "softmax", stop_after_a_batch)
+    with pytest.raises(Interrupted, match=f"after {BATCH} images; .* has the rows until then"):
+        predict(untrained_config, untrained_run, [str(video)], output=output)
+    kept = output.read_text()
+    with pytest.raises(Interrupted, match="after 0 images; nothing was written"):
+        predict(untrained_config, untrained_run, [str(video)], output=output)
+    assert output.read_text() == kept
+
+
+def test_a_student_takes_the_content_of_a_file_and_cuts_batches(
+    untrained_run: Run, depth_files: Path
+) -> None:
+    student = sfkt_cli.load_student(untrained_run.folder)
+    path, sizes = depth_files / "003.png", list[int]()
+    assert student.predict(path.read_bytes()) == student.predict(path)
+    with pytest.raises(DataError, match="the image cannot be read as an image"):
+        student.predict(b"no image")
+    student.model.register_forward_hook(lambda model, given, _: sizes.append(len(given[0])))
+    answers = student.predict_stored([student.read(path)] * (BATCH + 3))
+    assert sizes == [BATCH, 3]
+    assert len(answers) == BATCH + 3
+
+
+def test_one_student_is_of_no_other_method(
+    untrained_run: Run, untrained_config: Config, tmp_path: Path
+) -> None:
+    folder = untrained_run.path("transfer/tgkt")
+    assert sfkt_cli.load_student(folder, method="tgkt").classes
+    (tmp_path / "student.onnx").touch()
+    for model in (folder, tmp_path, tmp_path / "student.onnx"):
+        with pytest.raises(RunError, match=r"is one student.*leave --method shot out"):
+            predict(
+                untrained_config, untrained_run, ["x.png"], output=tmp_path / "rows.csv",
+                model=model, method="shot",
+            )  # fmt: skip
 
 
 def test_a_student_of_an_earlier_source_model_is_told(
