@@ -85,7 +85,8 @@ class Sensor:
             floats = "; if the sensor itself gives floats, they are metres: multiply them by 1000"
         elif not self.missing and self.unit != "raw":
             floats = "; if the sensor itself gives floats, they are 0..1: multiply them by 65535"
-        return f"{unit}{first}{floats}; NaN becomes {instead}"
+        odd = ", as do values below 0 or beyond 65535" if self.stored_unit == "mm" else ""
+        return f"{unit}{first}{floats}; NaN and infinity become {instead}{odd}; round the others"
 
     def decode(self, content: bytes, name: str) -> NDArray[Any]:
         """An image file to (S, S) or (S, S, C) in the stored unit; raises DataError if damaged."""

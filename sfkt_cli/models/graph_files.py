@@ -228,8 +228,12 @@ def _correct_biases(model: Any, feeds: Iterable[dict[str, NDArray[Any]]]) -> Non
         lost = flat - np.round(flat / np.where(scale > 0, scale, 1)) * scale
         inputs = means[node.input[0]].reshape(-1, 1, weight.shape[1])  # one row a group
         shift = (lost.sum(2).reshape(len(inputs), -1, weight.shape[1]) * inputs).sum(2).ravel()
+        node.input[2] = f"{node.output[0]} bias"  # layers may share one of the same values
         corrected = numpy_helper.from_array((bias + shift).astype(bias.dtype), node.input[2])
-        stored[node.input[2]].CopyFrom(corrected)
+        graph.initializer.append(corrected)
+    used = {name for node in graph.node for name in node.input}
+    for name in stored.keys() - used:  # onnxruntime warns of these
+        graph.initializer.remove(stored[name])
 
 
 def _channel_means(

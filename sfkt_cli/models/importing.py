@@ -4,6 +4,7 @@ Features are what enters the last linear layer, which becomes the head. Nothing 
 could run code.
 """
 
+import json
 import pickle
 import re
 import zipfile
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from sfkt_cli.errors import ConfigError, DataError, first_line
 from sfkt_cli.files import require_file, sha256_file
-from sfkt_cli.models.backbones import SIDE_HEADS, normalisation_of
+from sfkt_cli.models.backbones import IMAGENET, SIDE_HEADS, normalisation_of
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.onnx_files import SAVE_WEIGHTS, read_onnx
 from sfkt_cli.models.saving import CARD, WEIGHTS, load_model
@@ -29,6 +30,10 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
 """Keys under which training scripts put the state dict."""
 PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
 """What data parallelism and torch.compile put in front of every name."""
+NORMALISATION = re.compile(r"(?:^|\.)(?:image_|pixel_)?(mean|std)$")
+"""What networks that normalise their images call mean and deviation."""
+CLASS_NAMES = ("classes", "class_names", "class_to_idx", "CLASSES")
+"""Keys under which training scripts put the names of classes."""
 AS_ONNX = (
     "bring the whole network as ONNX, torch.onnx.export(..., external_data=False), or with "
     "sfkt_cli.import_model in Python"
@@ -89,11 +94,13 @@ def import_source(config: Config, classes: Sequence[str], *, size: int = 224) ->
     folder = path if path.is_dir() else path.parent
     if path.is_dir() or (path.name == WEIGHTS and (folder / CARD).is_file()):
         brought = own_model(folder, "source.checkpoint")
-        _refuse_unused(config.source, folder, brought.architecture)
+        _refuse_unused(config.source, folder, brought)
     elif path.suffix.lower() == ".onnx":
         brought = _from_onnx(config.source, path, size)
     else:
         brought = _from_weights(config.source, path)
+    if brought.architecture.get("classes") == 1 and len(brought.classes) != 1:
+        brought = _of_one_logit(brought)
     outputs = _outputs(config.source, path, brought, classes)
     order = list(classes) or outputs
     rows = [outputs.index(name) for name in order]
@@ -106,6 +113,17 @@ def import_source(config: Config, classes: Sequence[str], *, size: int = 224) ->
             "of the model is another, set source.classes",
         )
     return replace(brought, model=brought.model.eval(), classes=order, remarks=remarks)
+
+
+def _of_one_logit(brought: Imported) -> Imported:
+    """The same with logits 0 and z in place of z alone: their softmax is its sigmoid."""
+    model, single = brought.model, brought.model.head.state_dict()
+    model.head = torch.nn.Linear(model.feature_size, 2)
+    double = {n: torch.cat([torch.zeros_like(value), value]) for n, value in single.items()}
+    model.head.load_state_dict(double)
+    remark = "its one output is taken for the logit of the second of two classes"
+    architecture = {**brought.architecture, "classes": 2}
+    return replace(brought, architecture=architecture, remarks=(*brought.remarks, remark))
 
 
 def _own_folder(path: Path, setting: str) -> Path:
@@ -128,17 +146,26 @@ def own_model(folder: Path, setting: str) -> Imported:
     return Imported(saved.module, architecture, saved.card.classes, (), saved.card.pretrained)
 
 
-def _refuse_unused(settings: SourceConfig, folder: Path, architecture: Mapping[str, Any]) -> None:
+def _refuse_unused(settings: SourceConfig, folder: Path, brought: Imported) -> None:
     """Refuse settings that say something else than a model of sfkt says of itself."""
-    for name in ("backbone", "mean", "std", "channel_order", "features"):
-        value = getattr(settings, name)
-        own = architecture.get("layer" if name == "features" else name)
-        own = tuple(own) if isinstance(own, list) else own
-        if value not in (own, SourceConfig.model_fields[name].default):
+    unnamed = brought.classes == _unnamed(len(brought.classes))  # these may get names here
+    facts = {
+        **brought.architecture,
+        "features": brought.architecture.get("layer"),
+        "classes": settings.classes if unnamed else brought.classes,
+    }
+    for name in ("backbone", "mean", "std", "channel_order", "features", "classes"):
+        value, usual = getattr(settings, name), SourceConfig.model_fields[name].default
+        own = tuple(facts[name]) if isinstance(facts.get(name), list) else facts.get(name)
+        if value not in (own, usual):
             raise ConfigError(
-                f"source.{name} = {value!r}: {folder} is a model of sfkt, which keeps its own: "
-                f"leave source.{name} out"
+                f"source.{name} = {value!r}: {folder} is a model of sfkt, which keeps its own, "
+                f"{own!r}: leave source.{name} out, or --set 'source.{name}={json.dumps(usual)}'"
             )
+
+
+def _unnamed(count: int) -> list[str]:
+    return [f"class-{index}" for index in range(count)]
 
 
 def _from_onnx(settings: SourceConfig, path: Path, size: int) -> Imported:
@@ -146,10 +173,11 @@ def _from_onnx(settings: SourceConfig, path: Path, size: int) -> Imported:
     onnx_model = read_onnx(path, size, settings.features)
     if onnx_model.normalises and not (settings.mean and settings.std):
         raise ConfigError(
-            f"{path} normalises its images itself: say what is still to be done in front of it, "
-            "for one that takes 0..1 --set 'source.mean=[0, 0, 0]' --set 'source.std=[1, 1, 1]', "
-            "for one that takes 0..255 the same mean and "
-            "--set 'source.std=[0.003922, 0.003922, 0.003922]'"
+            f"{path} normalises its images itself: say what is still to be done in front of it, by "
+            "source.mean and source.std (mean and std of import_model): for a network that takes "
+            "0..1, --set 'source.mean=[0, 0, 0]' --set 'source.std=[1, 1, 1]'; for one that takes "
+            "0..255, the same mean and 'source.std=[0.003922, 0.003922, 0.003922]'; for one of "
+            f"torchvision with transform_input, {IMAGENET[0]} and {IMAGENET[1]}"
         )
     architecture, remark = architecture_of(settings, "onnx", len(onnx_model.weight))
     architecture["graph"] = onnx_model.graph
@@ -164,16 +192,17 @@ def _from_onnx(settings: SourceConfig, path: Path, size: int) -> Imported:
 
 def _from_weights(settings: SourceConfig, path: Path) -> Imported:
     """Weights of the network that ``source.backbone`` names."""
-    state, others = read_weights(path)
+    state, names, others = read_weights(path)
     if {"mean", "std", "head.bias"} <= set(state) and any(n.startswith("backbone.") for n in state):
         raise DataError(f"{path} was written by sfkt, but its {CARD} is not beside it: copy it too")
     architecture, remark = architecture_of(settings, settings.backbone, 1)
     if settings.features:
         architecture["layer"] = settings.features
     model = Classifier(**architecture)
-    state, remarks = _named_as(model.backbone.state_dict(), state)
+    expected = model.backbone.state_dict()
+    state, features, remarks = _named_as(path, expected, state, settings.features)
     state = {name: v for name, v in state.items() if name.partition(".")[0] not in SIDE_HEADS}
-    head = settings.features or _find_head(path, state, model, settings.backbone)
+    head = features or _find_head(path, state, model, settings.backbone)
     if getattr(state.get(f"{head}.weight"), "ndim", 0) < 2:
         linear = [name.removesuffix(".weight") for name, v in state.items() if v.ndim == 2]
         raise ConfigError(
@@ -181,9 +210,12 @@ def _from_weights(settings: SourceConfig, path: Path) -> Imported:
             f"{', '.join(linear[-4:]) or 'none'}"
         )
     state[f"{head}.weight"] = state[f"{head}.weight"].flatten(1)  # some heads are 1x1 convolutions
-    architecture["classes"] = len(state[f"{head}.weight"])
-    remarks += _fill(path, model, state, head, settings.backbone)
-    return Imported(model, architecture, [], (*others, *remarks, remark))
+    architecture["classes"] = count = len(state[f"{head}.weight"])
+    remarks += _fill(path, model, state, head, settings)
+    names = names if len(names) == max(count, 2) else []
+    if names and not settings.classes:
+        remarks.append(f"{path} names its outputs: {', '.join(names)}")
+    return Imported(model, architecture, names, (*others, *remarks, remark))
 
 
 def architecture_of(
@@ -205,20 +237,34 @@ def architecture_of(
 
 
 def _named_as(
-    expected: Mapping[str, Tensor], state: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], list[str]]:
+    path: Path, expected: Mapping[str, Tensor], state: dict[str, Tensor], features: str
+) -> tuple[dict[str, Tensor], str, list[str]]:
     """Take off what a wrapper, such as a Lightning module, put in front of the backbone's names.
 
-    Remarks tell of it.
+    Of several copies, such as a running average, that one is taken of which ``features`` names a
+    layer. Returns the weights, ``features`` in their names, and remarks.
     """
     required = [name for name in expected if not name.endswith(COUNTER)]
     key = max(required, key=len, default="")
-    if not any(name in state for name in required):
-        for prefix in (name.removesuffix(key) for name in state if name.endswith(f".{key}")):
-            if all(f"{prefix}{name}" in state for name in required):
-                plain = {name.removeprefix(prefix): value for name, value in state.items()}
-                return plain, [f"names of the weights begin with {prefix!r}, which is removed"]
-    return state, []
+    fitting = [
+        prefix
+        for prefix in (name.removesuffix(key) for name in state if name.endswith(f".{key}"))
+        if all(f"{prefix}{name}" in state for name in required)
+    ]
+    chosen = sorted((prefix for prefix in fitting if features.startswith(prefix)), key=len)[-1:]
+    if not chosen and (not fitting or any(name in state for name in required)):
+        return state, features, []
+    prefix, *more = chosen or fitting
+    own = {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
+    others = {name: value for name, value in state.items() if not name.startswith(prefix)}
+    if more or (not chosen and own.keys() & others.keys()):
+        raise ConfigError(
+            f"{path} holds weights of the same names behind {', '.join(map(repr, fitting))}"
+            f"{'' if more else ' and without it'}: set source.features to the whole name of the "
+            f"last linear layer of one network, or save the weights of one alone: {SAVE_WEIGHTS}"
+        )
+    remark = f"names of the weights begin with {prefix!r}, which is removed"
+    return {**others, **own}, features.removeprefix(prefix), [remark]
 
 
 def _find_head(path: Path, state: Mapping[str, Tensor], model: Classifier, backbone: str) -> str:
@@ -255,13 +301,18 @@ def _outputs(
     settings: SourceConfig, path: Path, brought: Imported, classes: Sequence[str]
 ) -> list[str]:
     """Class names in the order of the checkpoint's outputs."""
-    count = len(brought.classes) or int(brought.architecture["classes"])
+    count = int(brought.architecture.get("classes", len(brought.classes)))
     named = list(settings.classes or brought.classes)
+    if named != brought.classes and sorted(named) == sorted(brought.classes):
+        raise ConfigError(
+            f"source.classes names {', '.join(named)}, but {path} names its outputs "
+            f"{', '.join(brought.classes)}, in this order: leave source.classes out"
+        )
     if named and len(named) != count:
         raise ConfigError(
             f"{path} has {count} outputs, source.classes names {len(named)} classes: name all"
         )
-    names = named or list(classes) or [f"class-{index}" for index in range(count)]
+    names = named or list(classes) or _unnamed(count)
     if len(set(names)) != len(names):
         raise ConfigError("source.classes names a class twice")
     if len(names) != count or (classes and set(names) != set(classes)):
@@ -282,22 +333,26 @@ def _outputs(
 
 
 def _fill(
-    path: Path, model: Classifier, state: Mapping[str, Tensor], head: str, backbone: str
+    path: Path, model: Classifier, state: Mapping[str, Tensor], head: str, settings: SourceConfig
 ) -> list[str]:
     """Put a checkpoint's tensors into a model; remarks tell which are no part of it.
 
     Beside a whole network, a loss's own weights and means of the weights may be left out. What
     takes part in the predictions may not: more layers at the head, norms of features, other heads.
     """
-    weight, parent = state[f"{head}.weight"], head.rpartition(".")[0]
+    weight, parent, backbone = state[f"{head}.weight"], head.rpartition(".")[0], settings.backbone
+    remarks = [] if f"{head}.bias" in state else [f"{head} has no bias in {path}: it is taken as 0"]
     of_head = {f"{head}.weight": weight, f"{head}.bias": torch.zeros(len(weight))}
     state = {**of_head, **state}
     expected = {**model.backbone.state_dict(), **of_head}
     rest = [name for name in state if name not in expected]
-    own = dict(model.backbone.named_modules())  # where its heads were, it has nn.Identity
+    # Where its heads were, it has nn.Identity. The network itself has no name.
+    own = {name for name, _ in model.backbone.named_modules() if name}
     networks = {name.partition(".")[0] for name in rest if state[name].ndim > 1}
 
     def takes_part(name: str) -> bool:
+        if not state[name].is_floating_point():  # an index, which says where a table is read
+            return False
         layer, _, kind = name.rpartition(".")
         after_head = kind == "weight" and state[name].shape[1:] == (len(weight),)
         of_features = state[name].shape == weight.shape[1:]
@@ -305,12 +360,13 @@ def _fill(
         return after_head or norm or layer in own or bool(parent and name.startswith(f"{parent}."))
 
     layers = {name: name.rpartition(".")[0] for name in rest if takes_part(name)}
-    behind = list({name if layer == head else layer: None for name, layer in layers.items()})
+    behind = list({name if layer in (head, "") else layer: None for name, layer in layers.items()})
     if behind:
         raise ConfigError(
             f"{path}: beside {head} it holds {', '.join(behind[:4])}, which source.backbone = "
             f"{backbone!r} does not have in front of or beside its one last linear layer: {AS_ONNX}"
         )
+    _refuse_normalisation(path, model, {name: state[name] for name in rest}, settings)
     missing = [name for name in expected if name not in state and not name.endswith(COUNTER)]
     wrong = [
         f"{name} has shape {tuple(state[name].shape)} and not {tuple(value.shape)}"
@@ -320,28 +376,54 @@ def _fill(
     wrong += [f"{name} is missing" for name in missing]
     wrong += [f"{name} is unknown" for name in rest if missing]
     if wrong:
+        of_places = all("pos_emb" in line or "position" in line for line in wrong)
+        hint = f"For another image size, {AS_ONNX}" if of_places else "Which architecture is it?"
         raise ConfigError(
             f"{path} does not fit source.backbone = {backbone!r} in {len(wrong)} tensors: "
-            f"{'; '.join(sorted(wrong)[:4])}. Which architecture is it?"
+            f"{'; '.join(sorted(wrong)[:4])}. {hint}"
         )
     model.backbone.load_state_dict(state, strict=False)
     model.head = torch.nn.Linear(weight.shape[1], len(weight))
     model.head.load_state_dict({name.rpartition(".")[2]: state[name] for name in of_head})
     more = f" and {len(rest) - 6} more" if len(rest) > 6 else ""
-    left_out = f"left out of {path}, no part of {backbone}: {', '.join(rest[:6])}{more}"
-    return [left_out] if rest else []
+    if rest:
+        remarks.append(f"left out of {path}, no part of {backbone}: {', '.join(rest[:6])}{more}")
+    return remarks
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a .safetensors file or of a state dict, float32, by their plain names.
+def _refuse_normalisation(
+    path: Path, model: Classifier, rest: Mapping[str, Tensor], settings: SourceConfig
+) -> None:
+    """Refuse to leave out a mean and deviation of images that are not those to be used."""
+    own = {
+        name: (match[1], value.flatten())
+        for name, value in rest.items()
+        if (match := NORMALISATION.search(name)) and value.numel() == 3
+    }
+    alike = (
+        torch.allclose(getattr(model, kind).flatten(), value, atol=1e-3)
+        for kind, value in own.values()
+    )
+    if not (settings.mean and settings.std) and not all(alike):
+        values = (f"{n} = {[round(x, 6) for x in v.tolist()]}" for n, (_, v) in own.items())
+        raise ConfigError(
+            f"{path} holds a normalisation, {', '.join(values)}, which would be left out: set "
+            "source.mean and source.std to what the network was trained with"
+        )
 
-    Remarks tell of other weights in the file.
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """The tensors of a .safetensors file or of a state dict, by their plain names.
+
+    Floats become float32. Behind the tensors come the class names that the file holds, if any, and
+    remarks on other weights in it.
 
     Raises:
         DataError: The file is missing or damaged, holds a whole network instead of tensors, or has
             values that are not finite.
     """
     require_file(path, "source.checkpoint")
+    classes: list[str] = []
     remarks: list[str] = []
     if path.suffix.lower() == ".safetensors":
         try:
@@ -349,7 +431,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str]]:
         except Exception as error:  # damaged ones raise almost anything, such as KeyError
             raise DataError(f"{path} is no intact .safetensors file: {error}") from None
     elif path.suffix.lower() in STATE_DICT_SUFFIXES:
-        tensors, remarks = _unwrap(path, _read_torch(path))
+        tensors, classes, remarks = _unwrap(path, _read_torch(path))
     else:
         raise DataError(
             f"{path} is not a file of weights: expected .safetensors, or a state dict in "
@@ -363,11 +445,17 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str]]:
                 f"{path}: {name} is sparse, quantised, complex or without values: save plain "
                 f"float32 weights with {SAVE_WEIGHTS}"
             )
-    plain = {PREFIXES.sub("", name): value.float() for name, value in tensors.items()}
+    short = {name: PREFIXES.sub("", name) for name in tensors}
+    if len(set(short.values())) < len(short):  # two networks: which one counts is settled later
+        short = {name: name for name in tensors}
+    plain = {
+        short[name]: value.float() if value.is_floating_point() else value
+        for name, value in tensors.items()
+    }
     for name, value in plain.items():
         if not torch.isfinite(value).all():
             raise DataError(f"{path}: {name} has values that are not finite: the model is broken")
-    return plain, remarks
+    return plain, classes, remarks
 
 
 def _refuse_network(path: Path, kind: str) -> NoReturn:
@@ -407,19 +495,21 @@ def _read_torch(path: Path) -> Any:
         raise DataError(f"{path} cannot be read as a state dict: {first_line(error)}") from None
 
 
-def _unwrap(path: Path, loaded: Any) -> tuple[dict[str, Tensor], list[str]]:
-    """Find the state dict in what a training script saved; a remark names others beside it.
+def _unwrap(path: Path, loaded: Any) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """Find the state dict and class names in what a training script saved.
 
-    Where there are averaged weights, too, those that were trained are taken.
+    Where there are averaged weights, too, those that were trained are taken; a remark names others.
     """
+    classes: list[str] = []
     remarks: list[str] = []
     for _ in range(3):
         if not isinstance(loaded, Mapping):
             break
+        classes = classes or _class_names(loaded)
         tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
         inner = [key for key in WRAPPERS if isinstance(loaded.get(key), Mapping)]
         if tensors and not inner:
-            return tensors, remarks
+            return tensors, classes, remarks
         inner += [key for key, part in loaded.items() if key not in inner and _is_state(part)]
         if not inner:
             break
@@ -440,6 +530,18 @@ def _unwrap(path: Path, loaded: Any) -> tuple[dict[str, Tensor], list[str]]:
         f"{path} holds no state dict, but a {type(loaded).__name__}{keys and ' with '}{keys}: "
         f"save one with {SAVE_WEIGHTS}"
     )
+
+
+def _class_names(saved: Mapping[Any, Any]) -> list[str]:
+    """Class names beside the weights, or one level below, in the order of the outputs."""
+    for part in (saved, *saved.values()):
+        for key in CLASS_NAMES if isinstance(part, Mapping) else ():
+            names = part.get(key)
+            if isinstance(names, Mapping) and all(type(n) is int for n in names.values()):
+                names = sorted(names, key=names.__getitem__)
+            if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+                return list(names)
+    return []
 
 
 def _is_state(part: Any) -> bool:

@@ -32,8 +32,12 @@ SCALES = (0.3, 1.0, 1.0, 2.0, 5.0)
 LARGEST_DIFFERENCE = 1e-4  # of outputs, relative to the largest of them
 OLDEST_OPSET = 7
 SAVE_WEIGHTS = "torch.save(model.state_dict(), 'weights.pth')"
-ON_IMAGES = ("Add", "Cast", "Div", "Identity", "Mul", "Sub", "Transpose")
-"""Operations that normalise images, where they come before all others."""
+LAYERS = tuple(
+    kind
+    for kind in OPERATIONS
+    if kind in ("Conv", "Gemm", "MatMul") or kind.endswith("Normalization") or "Reduce" in kind
+)
+"""Operations whose results are images no more."""
 MASKED = 1e4  # so large are the numbers, such as -inf, that hide words from attention
 SOFTMAXES = {"Softmax": F.softmax, "LogSoftmax": F.log_softmax}
 ENDS = {"Sigmoid": lambda logits, _: logits.sigmoid(), **SOFTMAXES}
@@ -128,7 +132,7 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
     others = [
         other.name
         for other in model.graph.output[1:]
-        if getattr(seen[1][other.name], "shape", None) == logits.shape
+        if getattr(seen[1][other.name], "ndim", 0) == 2
     ]
     if others:
         remarks.append(
@@ -428,12 +432,19 @@ def _independent(nodes: Sequence[Node], tensors: Mapping[str, Tensor]) -> set[st
 
 
 def _normalising(nodes: Sequence[Node], independent: set[str], images_name: str) -> set[str]:
-    """Names of the images and of the constants that normalise them."""
+    """Names of the images and of the constants that normalise them, in front of any layer."""
     images, constants = {images_name}, {images_name}
+    behind: set[str] = set()
     for kind, inputs, outputs, _ in nodes:
-        if kind in ON_IMAGES and images & set(inputs) and set(inputs) <= images | independent:
+        if behind & set(inputs) or (kind in LAYERS and images & set(inputs)):
+            behind |= set(outputs)
+        elif images & set(inputs) and kind != "Shape":
             images |= set(outputs)
-            constants |= set(inputs) - images
+            if kind in ("Add", "Div", "Mul", "Sub"):
+                constants |= independent & set(inputs)
+    for _, inputs, outputs, _ in reversed(nodes):
+        if constants & set(outputs):  # a constant that is made of others
+            constants |= set(names_in(inputs))
     return constants
 
 

@@ -241,9 +241,11 @@ def _slice(x: Tensor, starts: Any, ends: Any, axes: Any = None, steps: Any = Non
     chosen = range(len(first)) if axes is None else _numbers(axes)
     strides = [1] * len(first) if steps is None else _numbers(steps)
     for axis, begin, end, step in zip(chosen, first, last, strides, strict=True):
-        if step < 1:
-            raise DataError("slices that run backwards are not supported")
-        x = x[(slice(None),) * (axis % x.ndim) + (slice(begin, end, step),)]
+        if step > 0:
+            x = x[(slice(None),) * (axis % x.ndim) + (slice(begin, end, step),)]
+        else:
+            rows = list(range(x.shape[axis])[begin:end:step])
+            x = x.index_select(axis, torch.tensor(rows, dtype=torch.int64, device=x.device))
     return x
 
 
@@ -349,6 +351,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "Gemm": _gemm,
     "GlobalAveragePool": lambda x: x.mean((2, 3), keepdim=True),
     "GlobalMaxPool": lambda x: x.amax((2, 3), keepdim=True),
+    "GroupNormalization": lambda x, scale, shift, num_groups, epsilon=1e-5, **_: F.group_norm(
+        x, num_groups, scale, shift, epsilon
+    ),
     "HardSigmoid": lambda x, alpha=0.2, beta=0.5: (alpha * x + beta).clamp(0, 1),
     "HardSwish": F.hardswish,
     "Identity": lambda x: x,

@@ -126,9 +126,58 @@ def test_a_model_of_sfkt_needs_no_architecture(tmp_path: Path) -> None:
     assert digest_of(run) == digest_of(tmp_path)
     own = {"backbone": "small", "mean": (0.5,) * 3, "std": (0.2,) * 3}
     assert import_source(settings(tmp_path, **own), CLASSES).architecture["width"] == 4
-    for name, value in (("mean", (0.4,) * 3), ("channel_order", "bgr"), ("backbone", "resnet18")):
+    refused = {"mean": (0.4,) * 3, "channel_order": "bgr", "backbone": "resnet18",
+               "classes": CLASSES}  # fmt: skip
+    for name, value in refused.items():
         with pytest.raises(ConfigError, match=rf"source\.{name} = .*a model of sfkt"):
             import_source(settings(tmp_path, **{**own, name: value}), CLASSES)
+
+
+def test_classes_that_data_without_labels_left_unnamed_may_get_names(tmp_path: Path) -> None:
+    architecture: dict[str, Any] = {
+        "backbone": "small", "classes": 3, "width": 4, "bottleneck": 0,
+        "mean": (0.5,) * 3, "std": (0.2,) * 3,
+    }  # fmt: skip
+    model, images = Classifier(**architecture).eval(), torch.rand(2, 3, 32, 32)
+    save_model(
+        tmp_path, model, kind="classifier", architecture=architecture,
+        classes=["class-0", "class-1", "class-2"], encoding=None, inputs={}, seed=0,
+    )  # fmt: skip
+    named = settings(tmp_path, backbone="small", classes=["sphere", "box", "cone"])
+    brought = import_source(named, CLASSES)
+    torch.testing.assert_close(brought.model(images)[1], model(images)[1][:, [1, 2, 0]])
+
+
+def test_one_output_is_the_logit_of_the_second_class(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    binary = models.mobilenet_v3_small(num_classes=1).eval()
+    path, images = tmp_path / "w.pth", torch.rand(4, 3, 64, 64)
+    for of_data, names in (([], ["class-0", "class-1"]), (["no", "yes"], ["no", "yes"])):
+        brought = take(path, binary.state_dict(), of_data, mean=(0.0,) * 3, std=(1.0,) * 3)
+        assert brought.classes == names
+        second = brought.model(images)[1].softmax(1)[:, 1:]
+        torch.testing.assert_close(second, binary(images).sigmoid())
+        Classifier(**brought.architecture).load_state_dict(brought.model.state_dict())
+        assert any("one output" in remark for remark in brought.remarks)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{"classes": ["sphere", "box", "cone"]},
+     {"meta": {"class_to_idx": {"box": 1, "cone": 2, "sphere": 0}}}],
+    ids=["list", "indices"],
+)  # fmt: skip
+def test_class_names_beside_the_weights_say_what_the_outputs_are(
+    beside: dict[str, Any], tmp_path: Path, network: nn.Module
+) -> None:
+    path, images = tmp_path / "w.pth", torch.rand(2, 3, 64, 64)
+    in_order = take(path, network.state_dict()).model(images)[1]
+    brought = take(path, {"model": network.state_dict(), **beside})
+    torch.testing.assert_close(brought.model(images)[1], in_order[:, [1, 2, 0]])
+    with pytest.raises(ConfigError, match=r"source\.classes names box, cone, sphere.* sphere, box"):
+        import_source(settings(path, classes=CLASSES), CLASSES)
+    renamed = import_source(settings(path, classes=["cup", "mug", "pan"]), ["cup", "mug", "pan"])
+    torch.testing.assert_close(renamed.model(images)[1], in_order)
 
 
 def test_a_folder_of_another_program_is_no_model_of_sfkt(tmp_path: Path) -> None:
@@ -176,6 +225,77 @@ def test_what_a_checkpoint_holds_besides_the_network_is_left_out_and_named(
     with pytest.raises(ConfigError, match=r"classifier\.3; say which with source\.features"):
         take(path, averaged | state)
     assert_alike(import_source(settings(path, features="classifier.3"), CLASSES), network)
+
+
+def test_tensors_of_the_training_are_left_out_wherever_they_lie(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, path = models.resnet18(num_classes=3).eval(), tmp_path / "w.pth"
+    averaged = torch.optim.swa_utils.AveragedModel(network).state_dict()
+    beside = {"temperature": torch.ones(1), "class_weights": torch.ones(3),
+              "layer1.0.index": torch.zeros(4, dtype=torch.int64)}  # fmt: skip
+    brought = take(path, {**averaged, **beside}, backbone="resnet18")
+    assert_alike(brought, network)
+    assert all(name in brought.remarks[0] for name in ("n_averaged", *beside))
+    with pytest.raises(ConfigError, match=r"beside fc it holds neck_weight, which"):
+        take(path, {**averaged, "neck_weight": torch.ones(512)}, backbone="resnet18")
+
+
+@pytest.mark.parametrize("layer", ["", "normalizer.", "0."])
+def test_a_normalisation_among_the_weights_is_not_replaced_by_another(
+    layer: str, tmp_path: Path, network: nn.Module
+) -> None:
+    path, state = tmp_path / "w.pth", prefixed("1.", network.state_dict())
+    own = {f"{layer}mean": torch.full((1, 3, 1, 1), 0.5), f"{layer}std": torch.full((3,), 0.25)}
+    with pytest.raises(
+        ConfigError, match=rf"{layer}mean = \[0\.5, .*std = \[0\.25, .*source\.mean"
+    ):
+        take(path, state | own)
+    brought = import_source(settings(path, mean=(0.5,) * 3, std=(0.25,) * 3), CLASSES)
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(brought.model(images)[1], network((images - 0.5) / 0.25))
+    mean, std = map(torch.tensor, IMAGENET)
+    assert_alike(take(path, {**state, f"{layer}mean": mean, f"{layer}std": std}), network)
+
+
+@pytest.mark.parametrize("prefixes", [["ema.module.", "model."], ["module.", ""]], ids=str)
+def test_of_several_copies_of_a_network_the_one_that_is_named_is_taken(
+    prefixes: list[str], tmp_path: Path, network: nn.Module
+) -> None:
+    path = tmp_path / "w.pth"
+    other = {name: torch.zeros_like(value) for name, value in network.state_dict().items()}
+    for own in prefixes:
+        state: dict[str, Any] = {}
+        for prefix in prefixes:
+            state |= prefixed(prefix, network.state_dict() if prefix == own else other)
+        with pytest.raises(ConfigError, match=r"source\.features"):
+            take(path, state)
+        named = import_source(settings(path, features=f"{own}classifier.3"), CLASSES)
+        assert_alike(named, network)
+
+
+def test_a_head_outside_of_the_network_of_its_name_is_not_mixed_up(
+    tmp_path: Path, network: nn.Module
+) -> None:
+    state = prefixed("model.", network.state_dict())
+    state |= {f"classifier.3.{name}": torch.zeros(3, *rest) for name, rest in
+              (("weight", (1024,)), ("bias", ()))}  # fmt: skip
+    with pytest.raises(ConfigError, match=r"'model\.' and without it"):
+        take(tmp_path / "w.pth", state)
+
+
+def test_a_head_without_a_bias_is_told(tmp_path: Path, network: nn.Module) -> None:
+    state = dict(network.state_dict())
+    del state["classifier.3.bias"]
+    brought = take(tmp_path / "w.pth", state)
+    assert any("classifier.3 has no bias" in remark for remark in brought.remarks)
+
+
+def test_weights_for_another_image_size_are_told_of_onnx(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    name = "vit_tiny_patch16_224"
+    state = timm.create_model(name, num_classes=3, img_size=64).state_dict()
+    with pytest.raises(ConfigError, match=r"pos_embed has shape .* as ONNX"):
+        take(tmp_path / "w.pth", state, backbone=f"timm:{name}")
 
 
 def test_a_foreign_backbone_with_a_head_is_not_taken_for_a_model_of_sfkt(

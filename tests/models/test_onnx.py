@@ -178,14 +178,15 @@ class WithConstants(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("middle", torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1))
+        self.register_buffer("middle", torch.tensor([0.4, 0.5, 0.6]))
         self.register_buffer("spread", torch.tensor([0.2, 0.3, 0.2]).view(3, 1, 1))
         self.register_buffer("mask", torch.full((16, 16), -torch.inf).triu(1))
         self.conv = nn.Conv2d(3, 8, 4, 4)
         self.fc = nn.Linear(8, 3)
 
     def forward(self, images: Tensor) -> Tensor:
-        words = self.conv((images - self.middle) / self.spread).flatten(2).transpose(1, 2)
+        images = (images.clamp(0, 1) - self.middle.view(3, 1, 1)) / self.spread
+        words = self.conv(images).flatten(2).transpose(1, 2)
         places = torch.arange(words.shape[1] * 8, device=words.device).view(1, -1, 8)
         words = words + torch.tanh(places / 8)
         attention = torch.softmax(words @ words.transpose(1, 2) + self.mask, 2)
@@ -287,7 +288,8 @@ def model_of(*nodes: Described, opset: int = 17, shape: Any = ("n", 3, SIDE, SID
         "high": torch.tensor(0.5), "pads": torch.tensor([0, 0, 1, 0, 0, 0, 2, 1]),
         "sizes": torch.tensor([1, 3]), "zero": torch.tensor(0), "one": torch.tensor(1),
         "column": torch.tensor([-1, 1, 1, 1]), "row": torch.randn(1, 2),
-        "zero1": torch.tensor([0]), "minus": torch.tensor([-1]),
+        "zero1": torch.tensor([0]), "minus": torch.tensor([-1]), "one1": torch.tensor([1]),
+        "minus2": torch.tensor([-2]), "far": torch.tensor([-(2**31)]),
         "pointwise": torch.randn(2, 4, 1, 1), "alone": torch.tensor([1, -1]),
     }  # fmt: skip
     helper = onnx.helper
@@ -357,10 +359,16 @@ SEMANTICS: dict[str, tuple[list[Described], tuple[int, ...]]] = {
     "batch norm of vectors": (
         [CONV, POOL, FLAT, ("BatchNormalization", ["p", "v", "v", "v", "v"], ["q"], {}),
          ("Gemm", ["q", "f", "b"], ["y"], {"transB": 1})], (9, 15)),
+    "group norm": (between(("GroupNormalization", ["c", "v", "v"], ["d"], {"num_groups": 2})),
+                   (21,)),
     "instance norm": (between(("InstanceNormalization", ["c", "v", "v"], ["d"], {})), (7,)),
     "split in as many as there are outputs": (
         between(("Split", ["c"], ["s", "t", "u", "e"], {"axis": 1}),
                 ("Concat", ["e", "s", "u", "t"], ["d"], {"axis": 1})), (11, 13)),
+    "channels the other way round, all and then some of them": (
+        between(("Slice", ["c", "minus", "far", "one1", "minus"], ["r"], {}),
+                ("Slice", ["r", "minus2", "zero1", "one1", "minus"], ["s"], {}),
+                ("Concat", ["s", "s"], ["d"], {"axis": 1})), (13,)),
     "split by input": (between(("Split", ["c", "sizes"], ["s", "t"], {"axis": 1}),
                                ("Concat", ["t", "s"], ["d"], {"axis": 1})), (13,)),
     "flattened at another axis": (
@@ -520,24 +528,50 @@ def test_probabilities_are_never_taken_for_logits(tmp_path: Path) -> None:
 
 def test_the_outputs_and_the_layer_that_were_taken_are_named(tmp_path: Path) -> None:
     model = model_of(*LOGITS, ("Identity", ["z"], ["y"], {}))
-    model.graph.output.append(onnx.helper.make_tensor_value_info("z", FLOAT, None))
+    for name in ("z", "p"):
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, FLOAT, None))
     remarks = read_onnx(stored(tmp_path, model), SIDE).remarks
     assert "4 inputs of the last linear layer 'f'" in remarks[0]
     assert "y, is taken" in remarks[1]
-    assert "not z" in remarks[1]
+    assert "not z, p" in remarks[1]
+
+
+IN_FRONT: dict[str, list[Described]] = {
+    "nothing": [("Identity", ["x"], ["i"], {})],
+    "clamp": [("Clip", ["x", "low", "high"], ["i"], {})],
+    "bgr": [("Slice", ["x", "minus", "far", "one1", "minus"], ["i"], {})],
+    "padding": [("Pad", ["x", "pads"], ["i"], {})],
+    "one channel after the other": [("Split", ["x"], ["r", "o", "l"], {"axis": 1}),
+                                    ("Concat", ["l", "o", "r"], ["i"], {"axis": 1})],
+    "reshaped by its own shape": [("Shape", ["x"], ["k"], {}), ("Reshape", ["x", "k"], ["i"], {})],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["Sub", "Mul"])
-def test_a_normalisation_inside_is_not_applied_twice(kind: str, tmp_path: Path) -> None:
-    inside: list[Described] = [(kind, ["x", "m"], ["i"], {}), ("Conv", ["i", "w"], *CONV[2:])]
+@pytest.mark.parametrize("front", IN_FRONT)
+def test_a_normalisation_inside_is_not_applied_twice(front: str, kind: str, tmp_path: Path) -> None:
+    inside: list[Described] = [(kind, ["i", "m"], ["n"], {}), ("Conv", ["n", "w"], *CONV[2:])]
     made: Described = ("Unsqueeze", ["high", "zero1"], ["m"], {})
-    path = stored(tmp_path, model_of(made, *inside, POOL, FLAT, GEMM))
+    path = stored(tmp_path, model_of(made, *IN_FRONT[front], *inside, POOL, FLAT, GEMM))
     for given in ({"mean": None, "std": None}, {"std": None}):
         with pytest.raises(ConfigError, match=r"normalises its images itself.*source\.std=\[1, 1"):
             import_source(settings(path, **given), ["box", "cone"], size=SIDE)
     assert (
         import_source(settings(path), ["box", "cone"], size=SIDE).architecture["mean"] == (0,) * 3
     )
+
+
+def test_arithmetic_that_is_no_normalisation_does_not_ask_for_mean_and_std(tmp_path: Path) -> None:
+    """Numbers of the shape, statistics of each image, and what comes behind a convolution."""
+    nodes: list[Described] = [
+        ("Shape", ["x"], ["k"], {}), ("Gather", ["k", "zero"], ["n"], {}),
+        ("Mul", ["n", "one"], ["o"], {}), ("Cast", ["o"], ["count"], {"to": FLOAT}),
+        ("ReduceMean", ["x"], ["s"], {"axes": [1, 2, 3]}), ("Sub", ["x", "s"], ["i"], {}),
+        ("Conv", ["i", "w"], ["h"], {"auto_pad": "SAME_UPPER"}), ("Mul", ["h", "high"], ["c"], {}),
+        POOL, FLAT, GEMM,
+    ]  # fmt: skip
+    path = stored(tmp_path, model_of(*nodes))
+    import_source(settings(path, mean=None, std=None), ["box", "cone"], size=SIDE)
 
 
 def test_nodes_may_come_in_any_order_and_the_batch_as_minus_one(tmp_path: Path) -> None:
@@ -664,7 +698,10 @@ def test_every_translator_is_exported_in_float16(name: str) -> None:
     torch.testing.assert_close(found, graph(images)[1], atol=0.05, rtol=0.0)
 
 
-def test_corrected_biases_keep_the_mean_of_every_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("equal", [False, True], ids=["own biases", "equal biases, stored once"])
+def test_corrected_biases_keep_the_mean_of_every_channel(
+    equal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
 
     class Graph(nn.Module):
@@ -674,6 +711,10 @@ def test_corrected_biases_keep_the_mean_of_every_channel(monkeypatch: pytest.Mon
                 nn.Conv2d(1, 16, 3), nn.ReLU6(), nn.Conv2d(16, 16, 3, groups=16), nn.ReLU6(),
                 nn.Conv2d(16, 8, 1, groups=2), nn.Flatten(), nn.Linear(8 * 4 * 4, 5),
             )  # fmt: skip
+            if equal:
+                for values in self.model.parameters():
+                    if values.shape == (16,):  # the biases of two convolutions
+                        nn.init.constant_(values, 0.1)
 
         def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
             logits = self.model(images.float().unsqueeze(1) / 255)

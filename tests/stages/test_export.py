@@ -233,17 +233,18 @@ def test_an_export_without_onnx_has_code_that_runs_and_nothing_of_an_interrupted
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("options", [{}, {"input_type": "float32", "batch": 4}], ids=str)
 def test_the_recipes_of_the_export_page_run(
-    runtime: str,
-    exported: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    runtime: str, options: dict[str, Any], untrained_run: Run, untrained_config: Config,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     pytest.importorskip(runtime)
+    export(untrained_config, untrained_run, formats=["onnx"], output=tmp_path / "out", **options)
     page = (Path(__file__).parents[2] / "docs/export.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (recipe,) = [block for block in blocks if f"import {runtime}\n" in block]
-    monkeypatch.chdir(exported)
+    monkeypatch.chdir(tmp_path / "out")
+    capsys.readouterr()
     exec(recipe, {})
     assert capsys.readouterr().out.strip()
 
@@ -493,18 +494,23 @@ def test_a_file_says_what_its_values_are_and_how_raw_ones_become_such() -> None:
         return Sensor(modality, unit, dtype, 1, 16, "crop", **more).meaning
 
     own = "; if the sensor itself gives floats, they are"
-    metres, alike = f"{own} metres: multiply them by 1000; NaN becomes 0", "; NaN becomes"
-    shares = f"{own} 0..1: multiply them by 65535; NaN becomes the median of the others"
+    lost, rounded = "; NaN and infinity become", "; round the others"
+    alike = f"{lost} 0, as do values below 0 or beyond 65535{rounded}"
+    metres, median = (
+        f"{own} metres: multiply them by 1000{alike}",
+        f"{lost} the median of the others",
+    )
+    shares = f"{own} 0..1: multiply them by 65535{median}{rounded}"
     assert meaning("depth", "auto") == f"mm, 0 = no reading{metres}"
-    assert meaning("depth", "raw") == f"raw, 0 = no reading{alike} 0"
+    assert meaning("depth", "raw") == f"raw, 0 = no reading{lost} 0{rounded}"
     assert meaning("thermal", "auto") == f"raw{shares}"
-    assert meaning("thermal", "raw") == f"raw{alike} the median of the others"
+    assert meaning("thermal", "raw") == f"raw{median}{rounded}"
     scaled = meaning("depth", "auto", scale=0.2, no_reading=(65535,))
     first = "first set 65535 to 0, then multiply by 0.2"
-    assert scaled == f"mm, 0 = no reading; {first}{alike} 0"
+    assert scaled == f"mm, 0 = no reading; {first}{alike}"
     bordered = meaning("thermal", "auto", no_reading=(0, 65535))
     assert bordered == f"raw; first set 0 and 65535 to the median of the others{shares}"
-    assert meaning("depth", "m") == f"mm, 0 = no reading; first multiply by 1000{alike} 0"
+    assert meaning("depth", "m") == f"mm, 0 = no reading; first multiply by 1000{alike}"
     rotated = meaning("depth", "auto", rotated=True)
     assert rotated == f"mm, 0 = no reading; first set more than 8000 to 8000{metres}"
     assert meaning("other", "auto", dtype="uint8") == "raw"
