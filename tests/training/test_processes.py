@@ -260,7 +260,8 @@ def test_one_process_tells_that_all_were_stopped(started: Run) -> None:
         time.sleep(0.05)
     process.terminate()
     _, errors = process.communicate()
-    assert errors.count("sfkt: bridge stopped; the same command goes on from here") == 1, errors
+    told = "sfkt: bridge stopped; the same command (without --force) goes on from here"
+    assert errors.count(told) == 1, errors
     assert errors.count("sfkt: ") == 1, errors
 
 
