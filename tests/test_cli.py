@@ -180,13 +180,15 @@ def test_errors_that_the_user_can_mend_have_a_message_and_a_code() -> None:
     assert explain(full) == (expected, 1)
     denied = PermissionError(errno.EACCES, "Permission denied", "runs")
     assert explain(denied) == (
-        "runs: Permission denied: choose a place that you may read and write, with --run",
+        "runs: Permission denied: choose a place that you may read and write",
         1,
     )
     assert explain(ZeroDivisionError("a bug"))[0] is None
 
 
 def test_run_does_all_stages_and_leaves_out_the_finished_ones(
+    quota = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "runs/a")
+    assert "make room" in str(explain(quota)[0])
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert sfkt("run", tiny()) == 0
