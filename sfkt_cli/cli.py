@@ -424,7 +424,7 @@ def config_check(
 ) -> Result:
     """Check a configuration file and name all its problems at once."""
     from sfkt_cli.pipeline import check_file
-    from sfkt_cli.settings.resolve import one_line
+    from sfkt_cli.settings.config import one_line
 
     changes = check_file(file)
     number = f"{len(changes)} setting{'s'[: len(changes) != 1]}"

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel
 
 from sfkt_cli.console import warn
@@ -24,6 +23,7 @@ from sfkt_cli.settings.config import (
     describe_type,
     merge,
     parse_assignments,
+    one_line,
     section_of,
     settings_of_file,
     values_of,
@@ -214,9 +214,3 @@ def _section(values: BaseModel, left_out: set[str], indent: str) -> Iterator[str
 def _comment(text: str, indent: str) -> list[str]:
     start = f"{indent}# "
     return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=start)
-
-
-def one_line(value: Any) -> str:
-    """A value as YAML on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...").strip()
