@@ -317,6 +317,47 @@ def test_a_wrong_value_is_told_with_the_place_that_it_came_from() -> None:
     Path("file.yaml").write_text("bridge: {epochs: 0, width: 1}\nsource.epochs: -1\nseed: -1\n")
     run = Run(Path("runs/synthetic"))
     run.path("prepare").mkdir(parents=True)
+def test_a_file_of_settings_that_is_a_pipe_is_read_once() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"bridge.epochs: 7\n")
+    os.close(writer)
+    options = Options(run=Path("absent"), config=Path(f"/dev/fd/{reader}"))
+    for same in (options, replace(options, force=True), options.with_flags({"seed": 1})):
+        assert resolve(same, "bridge", new_run=True).config.bridge.epochs == 7
+    os.close(reader)
+
+
+def test_a_run_of_that_name_is_told_from_a_file_that_was_not_given() -> None:
+    prepared_by({"seed": 5}, Path("None"))
+    assert resolve(Options(run=Path("None")), "bridge").config.seed == 5
+
+
+def prepared_by(used: dict[str, Any], run: Path) -> None:
+    """A run that was prepared with some settings."""
+    (run / "prepare").mkdir(parents=True)
+    write_record(run / "prepare/done.json", {"stage": "prepare"})
+    write_settings(run / "prepare/config.yaml", yaml.safe_dump(used))
+
+
+def test_another_data_set_does_not_get_the_settings_of_the_one_before() -> None:
+    used = {"dataset": "folders", "image_size": 32, "prepare": {"root": "mine", "fit": "squash"},
+            "classes": {"tr": ["cup"]}, "folders": {"unit": "m"}}  # fmt: skip
+    prepared_by(used, Path("r"))
+    for dataset, root in (("folders", Path("mine")), ("rgb-nir", None)):
+        typed = Options(run=Path("r"), force=True, flags={"dataset": dataset})
+        config = resolve(typed, "prepare", new_run=True).config
+        assert config.prepare.root == root
+        assert config.classes.tr == (("cup",) if root else ())
+        assert config.folders.unit == ("m" if root else "auto")
+        assert (config.image_size, config.prepare.fit) == (32, "squash")
+
+
+def test_the_run_used_last_may_have_any_name() -> None:
+    run = Run(Path(os.fsdecode(b"runs/caf\xe9")))
+    remember_run(run)
+    assert find_run(Options(), None, new_run=False) == run
+
+
     write_record(run.path("prepare", "done.json"), {"stage": "prepare"})
     write_settings(run.path("prepare", "config.yaml"), "image_size: 5\nbridge: {width: 1}\n")
     options = Options(run.folder, Path("file.yaml"), ["bridge.epochs=0", "classes.tr=[1]"], seed=-1)

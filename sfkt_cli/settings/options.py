@@ -21,7 +21,7 @@ def _settings() -> list[str]:
 
 @dataclass(frozen=True)
 class Options:
-    """What the user typed, before any of it is checked; each field but ``flags`` is an option."""
+    """What the user typed, before any of it is checked; most fields are options."""
 
     run: Annotated[
         Path | None,
@@ -63,6 +63,8 @@ class Options:
     ] = False
     # Dotted settings that an option of one command stands for; None where it was not given.
     flags: Mapping[str, Any] = field(default_factory=dict)
+    # The settings of ``config`` once they were read, for copies, too: a pipe can be read once.
+    read: dict[Path, dict[str, Any]] = field(default_factory=dict)
 
     def with_flags(self, flags: Mapping[str, Any]) -> Self:
         """The same with the values of further options."""

@@ -68,7 +68,10 @@ def typed_settings(options: Options) -> dict[str, dict[str, Any]]:
         **options.flags,
     }
     return {
-        str(options.config): settings_of_file(options.config) if options.config else {},
+    file, read = options.config, options.read
+    if file and file not in read:
+        read[file] = settings_of_file(file)
+        **({str(file): read[file]} if file else {}),
         "--set": parse_assignments(options.assignments or []),
         "flag": {name: value for name, value in flags.items() if value is not None},
     }
