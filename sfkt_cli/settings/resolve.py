@@ -3,6 +3,7 @@
 Precedence: command-line flag > ``--set`` > YAML file > what this run used before > default.
 """
 
+import os
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -100,12 +101,16 @@ def resolve(options: Options, stage: str, *, new_run: bool = False) -> Settings:
     except RunError:
         built(typed)  # misspelled settings come first: they do not depend on the run
         raise
+    used = run.remembered(stage)
+    if dataset and used.get("dataset", dataset) != dataset:  # these are of the other data set
+        others = {"prepare.root", "classes", section_of(used["dataset"])}
+        used = {k: used[k] for k in used if others.isdisjoint((k, k.partition(".")[0]))}
     if stage == "transfer":
-        method = merge(run.remembered(stage), *typed.values()).get("transfer.method")
+        method = merge(used, *typed.values()).get("transfer.method")
         if method not in get_args(MethodName):  # none, or one that is refused below
             method = Config().transfer.method
         stage = f"transfer/{method}"
-    layers = {str(run.folder): run.remembered(stage), **typed}
+    layers = {str(run.folder): used, **typed}
     return Settings(stage, built(layers), run, layers)
 
 
@@ -195,7 +200,7 @@ def commented_yaml(dataset: str) -> str:
     config = build({"dataset": dataset})
     others = {section_of(name) for name in get_args(DatasetName) if name != dataset}
     lines = [f"# Settings for {dataset}; use them with: sfkt run FILE.yaml"]
-    lines += ["# Lines that you leave out keep their defaults.", ""]
+    lines += ["# Lines that you leave out keep what the run used before, else their defaults.", ""]
     lines += _section(config, others, "")
     return "\n".join(lines) + "\n"
 
