@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from sfkt_cli.console import warn
 from sfkt_cli.errors import RunError, first_line
-from sfkt_cli.files import write_text
+from sfkt_cli.files import write_bytes
 from sfkt_cli.settings.config import (
     Config,
     DatasetName,
@@ -126,7 +126,7 @@ def find_run(options: Options, dataset: str | None, *, new_run: bool) -> Run:
         return Run(options.run, options.force)
     if CURRENT.is_file() and not new_run:
         try:
-            last = Path(CURRENT.read_text(encoding="utf-8").strip())
+            last = Path(os.fsdecode(CURRENT.read_bytes()).strip())
         except (OSError, ValueError) as error:
             raise RunError(f"{CURRENT} cannot be read ({error}): give --run DIR") from None
         if dataset is None or Run(last).remembered("prepare").get("dataset") == dataset:
@@ -159,7 +159,7 @@ def has_run(options: Options) -> bool:
 def remember_run(run: Run) -> None:
     """Note this run as the one used last, where the working folder can be written to."""
     try:
-        write_text(CURRENT, f"{run.folder}\n")
+        write_bytes(CURRENT, os.fsencode(f"{run.folder}\n"))
     except OSError as error:
         warn(
             f"{CURRENT} was not written ({first_line(error)}): give --run {run.folder} with the "
