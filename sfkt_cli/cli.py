@@ -20,7 +20,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from sfkt_cli import __version__
-from sfkt_cli.console import event, outlets, output, tell
+from sfkt_cli.console import event, outlets, output, tell, warn
 from sfkt_cli.errors import Interrupted, explain, on_stop
 from sfkt_cli.methods import METHODS
 from sfkt_cli.settings.options import FINISHED, SETTINGS, STAGE, TRAINING, Options, shared_options
@@ -420,6 +420,8 @@ def config_show(options: Options) -> Result:
 @config_app.command("check", epilog="Example: sfkt config check my.yaml")
 @shared_options()
 def config_check(
+    if options.run is not None and not options.run.exists():
+        warn(f"{options.run} does not exist: these are the settings of a new run")
     options: Options, file: Annotated[Path, Argument(help="YAML file with settings.")]
 ) -> Result:
     """Check a configuration file and name all its problems at once."""

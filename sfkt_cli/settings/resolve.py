@@ -23,8 +23,8 @@ from sfkt_cli.settings.config import (
     build,
     describe_type,
     merge,
-    parse_assignments,
     one_line,
+    parse_assignments,
     section_of,
     settings_of_file,
     values_of,
@@ -68,10 +68,10 @@ def typed_settings(options: Options) -> dict[str, dict[str, Any]]:
         "training.warm_start": options.warm_start,
         **options.flags,
     }
-    return {
     file, read = options.config, options.read
     if file and file not in read:
         read[file] = settings_of_file(file)
+    return {
         **({str(file): read[file]} if file else {}),
         "--set": parse_assignments(options.assignments or []),
         "flag": {name: value for name, value in flags.items() if value is not None},
