@@ -29,6 +29,14 @@ from sfkt_cli.settings.options import FINISHED, SETTINGS, STAGE, TRAINING, Optio
 class _Program(TyperGroup):
     """Points from an option that is none, such as ``--epochs``, to the setting of that name."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse empty arguments: an empty path would be the working folder."""
+        for before, argument in zip(["", *args], args, strict=False):
+            if not argument or re.fullmatch("--[a-z-]+=", argument):
+                name = (argument or before).rstrip("=")
+                ctx.fail(f"what follows {name!r} is empty: leave it out, or give a value")
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
         try:

@@ -107,6 +107,9 @@ def test_wrong_usage_is_2_and_errors_are_1(capsys: pytest.CaptureFixture[str]) -
     capsys.readouterr()
     assert sfkt("bridge", "--seed") == 2
     assert "Did you mean" not in capsys.readouterr().err, "the option is right"
+    for empty in (["--run", ""], ["--run="], ["--config", ""]):  # an unset variable of the shell
+        assert sfkt("bridge", *empty) == 2
+        assert empty[0].rstrip("=") in capsys.readouterr().err
     for arguments, expected in (
         (["bridge"], "first run `sfkt prepare NAME`"),
         (["transfer", "--run", "runs/x"], "first run `sfkt prepare NAME --run runs/x`"),
