@@ -420,6 +420,8 @@ def config_show(options: Options) -> Result:
     """Print every setting, and where its value came from."""
     from sfkt_cli.settings.resolve import has_run, origins, resolve, show
 
+    if options.run is not None and not options.run.exists():
+        warn(f"{options.run} does not exist: these are the settings of a new run")
     settings = resolve(options, "transfer", new_run=not has_run(options))
     output(show(settings))
     return {"settings": origins(settings)}
@@ -428,8 +430,6 @@ def config_show(options: Options) -> Result:
 @config_app.command("check", epilog="Example: sfkt config check my.yaml")
 @shared_options()
 def config_check(
-    if options.run is not None and not options.run.exists():
-        warn(f"{options.run} does not exist: these are the settings of a new run")
     options: Options, file: Annotated[Path, Argument(help="YAML file with settings.")]
 ) -> Result:
     """Check a configuration file and name all its problems at once."""
@@ -518,9 +518,11 @@ def main() -> None:
             error = stopped[0] if stopped and not isinstance(raised, Interrupted) else raised
             message, code = explain(error)
             brought_back = getattr(raised, "__notes__", ())  # there is nothing to go on from
-            if message and "--force" in sys.argv and not brought_back:  # which begins anew
-                same = r"(the same command)(?! again)"
-                message = re.sub(same, r"\1 (without --force)", message, flags=re.IGNORECASE)
+            if message and "--force" in sys.argv:  # which begins anew
+                same, instead = "(the same command)(?! again)", r"\1 (without --force)"
+                if brought_back:  # a warning has said how to go on
+                    same, instead = f"[:;,]?( and)? {same}.*", ""
+                message = re.sub(same, instead, message, flags=re.IGNORECASE)
             event("error", message=message or f"{type(error).__name__}: {error}", exit_code=code)
             if message is None:
                 raise
