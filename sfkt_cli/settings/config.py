@@ -7,7 +7,7 @@ import types
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -565,8 +565,6 @@ MAX_YAML_BYTES = 1 << 20
 class _Loader(yaml.SafeLoader):
     """YAML 1.2, where ``no``, ``1:0`` and dates are texts and ``010`` is 10; no key comes twice."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         keys = set[str]()
@@ -584,6 +582,7 @@ class _Dumper(yaml.SafeDumper):
     """Puts into quotes what YAML 1.1 or 1.2 would read as something else."""
 
 
+_Loader.yaml_implicit_resolvers = {}  # without those of YAML 1.1
 for _kind, _pattern in (
     ("null", "null|Null|NULL|~|"),
     ("bool", "true|True|TRUE|false|False|FALSE"),

@@ -318,7 +318,7 @@ def has_begun(folder: Path) -> bool:
 
 BEFORE = ".before"
 """End of the name of the folder in which it lies."""
-_MARKS = {"done.json": Done, "begun.json": Begun}
+_MARKS: dict[str, type[Begun]] = {"done.json": Done, "begun.json": Begun}
 """Without one of these a folder holds nothing that counts."""
 
 
