@@ -352,6 +352,18 @@ def test_another_data_set_does_not_get_the_settings_of_the_one_before() -> None:
         assert (config.image_size, config.prepare.fit) == (32, "squash")
 
 
+def test_a_method_has_the_settings_that_it_was_trained_with() -> None:
+    prepared_by({"seed": 5}, Path("r"))
+    for name, seed in (("tgkt", 6), ("shot", 7)):
+        folder = Path("r/transfer", name)
+        folder.mkdir(parents=True)
+        write_record(folder / "done.json", {"stage": f"transfer/{name}"})
+        write_settings(folder / "config.yaml", f"seed: {seed}\n")
+    for name, seed in (("tgkt", 6), ("shot", 7)):
+        options = Options(run=Path("r"), flags={"transfer.method": name})
+        assert resolve(options, "transfer").config.seed == seed
+
+
 def test_the_run_used_last_may_have_any_name() -> None:
     run = Run(Path(os.fsdecode(b"runs/caf\xe9")))
     remember_run(run)

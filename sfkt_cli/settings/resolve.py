@@ -101,16 +101,20 @@ def resolve(options: Options, stage: str, *, new_run: bool = False) -> Settings:
     except RunError:
         built(typed)  # misspelled settings come first: they do not depend on the run
         raise
-    used = run.remembered(stage)
-    if dataset and used.get("dataset", dataset) != dataset:  # these are of the other data set
-        others = {"prepare.root", "classes", section_of(used["dataset"])}
-        used = {k: used[k] for k in used if others.isdisjoint((k, k.partition(".")[0]))}
+
+    def used_before(stage: str) -> dict[str, Any]:
+        used = run.remembered(stage)
+        if dataset in (None, used.get("dataset", dataset)):
+            return used
+        others = {"prepare.root", "classes", section_of(used["dataset"])}  # of the other data set
+        return {k: used[k] for k in used if others.isdisjoint((k, k.partition(".")[0]))}
+
     if stage == "transfer":
-        method = merge(used, *typed.values()).get("transfer.method")
+        method = merge(used_before(stage), *typed.values()).get("transfer.method")
         if method not in get_args(MethodName):  # none, or one that is refused below
             method = Config().transfer.method
         stage = f"transfer/{method}"
-    layers = {str(run.folder): used, **typed}
+    layers = {str(run.folder): used_before(stage), **typed}
     return Settings(stage, built(layers), run, layers)
 
 

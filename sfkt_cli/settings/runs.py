@@ -192,7 +192,8 @@ class Run:
         for above in ("prepare", "source", "bridge", stage):
             folder, anew = folder_that_counts(self.path(above)), self.force and above == stage
             path, done = folder / "config.yaml", (folder / "done.json").is_file()
-            refuse_foreign(folder)
+            if path.is_file():
+                refuse_foreign(folder)
             if anew and path.is_file() and not done:
                 console.warn(
                     f"{stage} starts from scratch and forgets the settings of its unfinished start"

@@ -212,8 +212,8 @@ def test_where_nothing_was_saved_nobody_is_told_to_leave_force_out(
     os.kill(workers_of(process.pid)[1], signal.SIGKILL)
     _, errors = process.communicate(timeout=90)
     assert "was killed (SIGKILL" in errors
-    assert "without --force" not in errors
-    assert "give --force again" in errors
+    assert "same command" not in errors
+    assert "--force --set runtime.batch_size=2" in errors
     assert "2 CPU processes share batches of 4" in errors  # two rows each, at least
     assert run.finished("bridge")
 
