@@ -152,8 +152,9 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, force: bool, dr
         run.path("bridge").mkdir(exist_ok=True)
         run.path("bridge", name).write_text("mine: 1")
         before = snapshot(tmp_path)
-        with pytest.raises(RunError, match="bridge is no folder of a stage"):
-            run.remembered("bridge")
+        if name == "config.yaml":
+            with pytest.raises(RunError, match="bridge is no folder of a stage"):
+                run.remembered("bridge")
         with pytest.raises(RunError, match=f"bridge is no folder of a stage.*{name}"):
             work(run, "bridge", settings())
         assert snapshot(tmp_path) == before
