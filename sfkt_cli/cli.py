@@ -20,7 +20,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from sfkt_cli import __version__
-from sfkt_cli.console import event, outlets, output, tell
+from sfkt_cli.console import event, outlets, output, tell, warn
 from sfkt_cli.errors import Interrupted, explain, on_stop
 from sfkt_cli.methods import METHODS
 from sfkt_cli.settings.options import FINISHED, SETTINGS, STAGE, TRAINING, Options, shared_options
@@ -28,6 +28,14 @@ from sfkt_cli.settings.options import FINISHED, SETTINGS, STAGE, TRAINING, Optio
 
 class _Program(TyperGroup):
     """Points from an option that is none, such as ``--epochs``, to the setting of that name."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse empty arguments: an empty path would be the working folder."""
+        for before, argument in zip(["", *args], args, strict=False):
+            if not argument or re.fullmatch("--[a-z-]+=", argument):
+                name = (argument or before).rstrip("=")
+                ctx.fail(f"what follows {name!r} is empty: leave it out, or give a value")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
@@ -416,6 +424,8 @@ def config_show(options: Options) -> Result:
     """Print every setting, and where its value came from."""
     from sfkt_cli.settings.resolve import has_run, origins, resolve, show
 
+    if options.run is not None and not options.run.exists():
+        warn(f"{options.run} does not exist: these are the settings of a new run")
     settings = resolve(options, "transfer", new_run=not has_run(options))
     output(show(settings))
     return {"settings": origins(settings)}
@@ -428,7 +438,7 @@ def config_check(
 ) -> Result:
     """Check a configuration file and name all its problems at once."""
     from sfkt_cli.pipeline import check_file
-    from sfkt_cli.settings.resolve import one_line
+    from sfkt_cli.settings.config import one_line
 
     changes = check_file(file)
     number = f"{len(changes)} setting{'s'[: len(changes) != 1]}"
@@ -512,9 +522,11 @@ def main() -> None:
             error = stopped[0] if stopped and not isinstance(raised, Interrupted) else raised
             message, code = explain(error)
             brought_back = getattr(raised, "__notes__", ())  # there is nothing to go on from
-            if message and "--force" in sys.argv and not brought_back:  # which begins anew
-                same = r"(the same command)(?! again)"
-                message = re.sub(same, r"\1 (without --force)", message, flags=re.IGNORECASE)
+            if message and "--force" in sys.argv:  # which begins anew
+                same, instead = "(the same command)(?! again)", r"\1 (without --force)"
+                if brought_back:  # a warning has said how to go on
+                    same, instead = f"[:;,]?( and)? {same}.*", ""
+                message = re.sub(same, instead, message, flags=re.IGNORECASE)
             event("error", message=message or f"{type(error).__name__}: {error}", exit_code=code)
             if message is None:
                 raise

@@ -191,18 +191,20 @@ def event(kind: str, **fields: Any) -> None:
 def stage_log(stage: str, path: Path) -> Iterator[None]:
     """Append all that is said in the block to a file, and name the stage in events."""
     before = (outlets.stage, outlets.log)
-    with path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as file:
-        outlets.stage, outlets.log = stage, file
-        try:
-            yield
-        except (SfktError, Interrupted) as error:
-            log(f"ended: {error}")
-            raise
-        except BaseException:
-            log(f"ended: {traceback.format_exc().rstrip()}")
-            raise
-        finally:
-            outlets.stage, outlets.log = before
+    file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+    outlets.stage, outlets.log = stage, file
+    try:
+        yield
+    except (SfktError, Interrupted) as error:
+        log(f"ended: {error}")
+        raise
+    except BaseException:
+        log(f"ended: {traceback.format_exc().rstrip()}")
+        raise
+    finally:
+        outlets.stage, outlets.log = before
+        with contextlib.suppress(OSError):  # the disk is full
+            file.close()
 
 
 def log(message: str) -> None:
@@ -290,7 +292,8 @@ def track(
         TimeRemainingColumn(compact=True, table_column=fixed),
         TextColumn("{task.fields[note]}", markup=False, style="dim", table_column=rest),
     )
-    hidden = not console.is_terminal or console.quiet
+    # Neither a dumb terminal nor a file, whatever FORCE_COLOR says, can redraw a bar.
+    hidden = not (console.is_interactive and _errors.isatty()) or console.quiet
     with Progress(*columns, console=console, transient=True, expand=True, disable=hidden) as bar:
         bar.add_task(title, total=total, completed=done, rate="", note="")
         yield Tracker(bar, unit, line_s, done)

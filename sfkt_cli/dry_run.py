@@ -14,7 +14,7 @@ from typing import Any
 from sfkt_cli.console import duration, event, say
 from sfkt_cli.machine import cores
 from sfkt_cli.pipeline import possible_settings, source_comes_first, training_stages
-from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.config import Config, values_of
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import Settings, resolve
 from sfkt_cli.settings.runs import Run
@@ -231,8 +231,8 @@ def _tell(
     trial: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Say to people and scripts what a stage would do; the plan is given back."""
-    defaults, used = deciding_settings(stage, Config()), deciding_settings(stage, config)
-    changed = {name: value for name, value in used.items() if defaults.get(name, value) != value}
+    defaults, used = values_of(Config()), deciding_settings(stage, config)
+    changed = {name: value for name, value in used.items() if defaults[name] != value}
     folder = run.path(stage)
     patterns = READS.get(stage.partition("/")[0], ())
     there = [path for pattern in patterns for path in sorted(run.folder.glob(pattern))]

@@ -97,13 +97,10 @@ def explain(error: BaseException) -> tuple[str | None, int]:
         )
     if isinstance(error, OSError):
         name = re.sub(r"\.([^/]+)\.\w+\.partial$", r"\1", str(error.filename or "a file"))
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"the disk is full, {name} was not written: make room", 1
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            return (
-                f"{name}: {error.strerror}: choose a place that you may read and write, with --run",
-                1,
-            )
+            return f"{name}: {error.strerror}: choose a place that you may read and write", 1
         if error.errno is not None:
             return f"{name}: {error.strerror}", 1
     return None, 1

@@ -61,6 +61,14 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def at_home(value: Any) -> Any:
+    """A path whose ``~`` is the home folder: shells leave that of --run=~/a to us.
+
+    Other values, and the name of a user that there is not, stay as they are.
+    """
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value  # noqa: PTH111
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable, where its file system can."""
     descriptor = os.open(folder, os.O_RDONLY)

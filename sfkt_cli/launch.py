@@ -6,6 +6,7 @@ already: process 0 runs the command, and the others join it for the training sta
 """
 
 import contextlib
+import errno
 import functools
 import itertools
 import json
@@ -341,7 +342,7 @@ def _explain(failure: ProcessFailure, process: str) -> tuple[int, SfktError]:
     if full := full_memory(kind, text):
         return 1, RunError(full)
     explained = RunError(f"{process} failed: {kind}: {text}")
-    if "No space left on device" in text:
+    if any(os.strerror(number) in text for number in (errno.ENOSPC, errno.EDQUOT)):
         explained = RunError(f"the disk is full: make room, and the same command goes on ({text})")
     elif isinstance(message, dict):
         explained.add_note(str(message["extraInfo"]["py_callstack"]))

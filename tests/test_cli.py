@@ -25,7 +25,7 @@ from sfkt_cli.methods import METHODS
 from sfkt_cli.pipeline import resolve_and_remember
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.options import Options
-from sfkt_cli.settings.resolve import origins, resolve
+from sfkt_cli.settings.resolve import find_run, origins, remember_run, resolve
 from sfkt_cli.settings.runs import Run
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +107,9 @@ def test_wrong_usage_is_2_and_errors_are_1(capsys: pytest.CaptureFixture[str]) -
     capsys.readouterr()
     assert sfkt("bridge", "--seed") == 2
     assert "Did you mean" not in capsys.readouterr().err, "the option is right"
+    for empty in (["--run", ""], ["--run="], ["--config", ""]):  # an unset variable of the shell
+        assert sfkt("bridge", *empty) == 2
+        assert empty[0].rstrip("=") in capsys.readouterr().err
     for arguments, expected in (
         (["bridge"], "first run `sfkt prepare NAME`"),
         (["transfer", "--run", "runs/x"], "first run `sfkt prepare NAME --run runs/x`"),
@@ -152,7 +155,7 @@ def test_a_signal_that_a_library_turns_into_its_own_error_stops_the_command(
     [
         (["bridge"], "bridge stopped; the same command goes on"),
         (["bridge", "--force"], "bridge stopped; The same command (without --force) goes on"),
-        (["bridge", "--force", "lost"], "bridge stopped; the same command goes on"),
+        (["bridge", "--force", "lost"], "bridge stopped"),
     ],
 )
 def test_what_goes_on_with_force_is_the_command_without_it(
@@ -170,7 +173,8 @@ def test_what_goes_on_with_force_is_the_command_without_it(
 
     monkeypatch.setattr(cli, "app", stop)
     assert sfkt(*arguments) == 75
-    assert f"sfkt: {says} from here" in capsys.readouterr().err
+    goes_on = " from here" * (arguments[-1] != "lost")
+    assert capsys.readouterr().err.splitlines()[-1] == f"sfkt: {says}{goes_on}"
 
 
 def test_errors_that_the_user_can_mend_have_a_message_and_a_code() -> None:
@@ -180,9 +184,11 @@ def test_errors_that_the_user_can_mend_have_a_message_and_a_code() -> None:
     assert explain(full) == (expected, 1)
     denied = PermissionError(errno.EACCES, "Permission denied", "runs")
     assert explain(denied) == (
-        "runs: Permission denied: choose a place that you may read and write, with --run",
+        "runs: Permission denied: choose a place that you may read and write",
         1,
     )
+    quota = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "runs/a")
+    assert "make room" in str(explain(quota)[0])
     assert explain(ZeroDivisionError("a bug"))[0] is None
 
 
@@ -311,6 +317,59 @@ def test_flag_beats_set_beats_file_beats_run_beats_default() -> None:
     )
 
 
+def test_a_file_of_settings_that_is_a_pipe_is_read_once() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"bridge.epochs: 7\n")
+    os.close(writer)
+    options = Options(run=Path("absent"), config=Path(f"/dev/fd/{reader}"))
+    for same in (options, replace(options, force=True), options.with_flags({"seed": 1})):
+        assert resolve(same, "bridge", new_run=True).config.bridge.epochs == 7
+    os.close(reader)
+
+
+def test_a_run_of_that_name_is_told_from_a_file_that_was_not_given() -> None:
+    prepared_by({"seed": 5}, Path("None"))
+    assert resolve(Options(run=Path("None")), "bridge").config.seed == 5
+
+
+def prepared_by(used: dict[str, Any], run: Path) -> None:
+    """A run that was prepared with some settings."""
+    (run / "prepare").mkdir(parents=True)
+    write_record(run / "prepare/done.json", {"stage": "prepare"})
+    write_settings(run / "prepare/config.yaml", yaml.safe_dump(used))
+
+
+def test_another_data_set_does_not_get_the_settings_of_the_one_before() -> None:
+    used = {"dataset": "folders", "image_size": 32, "prepare": {"root": "mine", "fit": "squash"},
+            "classes": {"tr": ["cup"]}, "folders": {"unit": "m"}}  # fmt: skip
+    prepared_by(used, Path("r"))
+    for dataset, root in (("folders", Path("mine")), ("rgb-nir", None)):
+        typed = Options(run=Path("r"), force=True, flags={"dataset": dataset})
+        config = resolve(typed, "prepare", new_run=True).config
+        assert config.prepare.root == root
+        assert config.classes.tr == (("cup",) if root else ())
+        assert config.folders.unit == ("m" if root else "auto")
+        assert (config.image_size, config.prepare.fit) == (32, "squash")
+
+
+def test_a_method_has_the_settings_that_it_was_trained_with() -> None:
+    prepared_by({"seed": 5}, Path("r"))
+    for name, seed in (("tgkt", 6), ("shot", 7)):
+        folder = Path("r/transfer", name)
+        folder.mkdir(parents=True)
+        write_record(folder / "done.json", {"stage": f"transfer/{name}"})
+        write_settings(folder / "config.yaml", f"seed: {seed}\n")
+    for name, seed in (("tgkt", 6), ("shot", 7)):
+        options = Options(run=Path("r"), flags={"transfer.method": name})
+        assert resolve(options, "transfer").config.seed == seed
+
+
+def test_the_run_used_last_may_have_any_name() -> None:
+    run = Run(Path(os.fsdecode(b"runs/caf\xe9")))
+    remember_run(run)
+    assert find_run(Options(), None, new_run=False) == run
+
+
 def test_a_wrong_value_is_told_with_the_place_that_it_came_from() -> None:
     Path("file.yaml").write_text("bridge: {epochs: 0, width: 1}\nsource.epochs: -1\nseed: -1\n")
     run = Run(Path("runs/synthetic"))
@@ -433,6 +492,8 @@ def test_config_show_and_schema_cover_every_setting(
     shown = capsys.readouterr().out
     (line,) = [line for line in shown.splitlines() if "bridge.epochs" in line]
     assert line.split() == ["bridge.epochs", "=", "7", "#", "--set"]
+    assert sfkt("config", "show", "--run", "misspelled") == 0
+    assert "misspelled does not exist" in capsys.readouterr().err
     assert sfkt("config", "schema") == 0
     schema = json.loads(capsys.readouterr().out)
     assert set(schema["properties"]) == set(Config.model_fields)

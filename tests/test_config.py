@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sfkt_cli.settings.config import (
     build,
     describe_type,
     merge,
+    one_line,
     parse_assignments,
     read_yaml,
     section_fields,
@@ -48,8 +50,8 @@ def test_paths_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     config = build({"source.checkpoint": "~/mine.pth", "prepare.root": "~/data"})
     assert config.source.checkpoint == tmp_path / "mine.pth"
     assert config.prepare.root == tmp_path / "data"
-    with pytest.raises(ConfigError, match=r"source\.checkpoint.*~nobody-of-that-name"):
-        build({"source.checkpoint": "~nobody-of-that-name/mine.pth"})
+    stranger = Path("~nobody-of-that-name/mine.pth")
+    assert build({"source.checkpoint": str(stranger)}).source.checkpoint == stranger
 
 
 def test_the_last_of_two_assignments_wins() -> None:
@@ -64,14 +66,22 @@ def test_the_last_of_two_assignments_wins() -> None:
 @pytest.mark.parametrize(
     ("assignment", "expected"),
     [
-        ("bridge.learning_rate=1e-3", 0.001),  # YAML reads 1e-3 as a text
+        ("bridge.learning_rate=1e-3", 0.001),  # a text in YAML 1.1
         ("bridge.learning_rate=1.0e-3", 0.001),
         ("training.clip_norm=null", None),
         ("training.flip=no", False),
         ("training.flip=false", False),
         ("classes.tr=[desk, '*room']", ("desk", "*room")),
         ("classes.tr=[]", ()),
+        ("classes.tr=[no, yes, 2020-01-01]", ("no", "yes", "2020-01-01")),
         ("prepare.root=/data/a b=c", Path("/data/a b=c")),
+        ("prepare.root=/data/cam #2", Path("/data/cam #2")),
+        ("prepare.root='/data/cam #2'", Path("/data/cam #2")),
+        ("prepare.root=2024", Path("2024")),
+        ("source.checkpoint=runs/a: b.pth", Path("runs/a: b.pth")),
+        ("source.features=1", "1"),
+        ("seed=008", 8),
+        ("seed=010", 10),
         ("source.mean=[0, 0, 0]", (0, 0, 0)),
         (" bridge.epochs =4", 4),
     ],
@@ -95,7 +105,9 @@ def test_what_is_no_assignment_is_shown(assignment: str) -> None:
 @pytest.mark.parametrize(
     "assignment",
     [
-        "classes.tr=[no, yes]",  # YAML makes booleans of them
+        "source.epochs=no",  # YAML 1.1 makes false of it, which would be 0
+        "bridge.alpha_d=on",
+        "seed=1:0",
         "classes.tr=[1]",
         "seed=1.5",
         "seed=",
@@ -180,7 +192,7 @@ def test_all_errors_come_at_once() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["bridge: [", "- a\n- b\n", "3", "1: 2\n", "a: &x [*x]\nb: *y\n", "!!python/object:os.x {}\n"],
+    ["bridge: [", "- a\n- b\n", "3", "a: &x [*x]\nb: *y\n", "!!python/object:os.x {}\n"],
 )
 def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.yaml"
@@ -188,6 +200,31 @@ def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, text: str) -> No
     with pytest.raises(ConfigError) as caught:
         build(read_yaml(path))
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["1: 2", ".epochs: 3", "bridge: {1: 2}"])
+def test_a_name_that_is_none_is_told_as_it_was_written(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    written = text.partition(":")[0]
+    with pytest.raises(ConfigError, match=rf"unknown setting {re.escape(written)}"):
+        build(settings_of_file(path))
+
+
+@pytest.mark.parametrize("name", ["source.backbone", "transfer.method", "bridge.epochs"])
+def test_null_is_not_advised_to_be_put_into_quotes(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"setting {name} = None") as caught:
+        build({name: None})
+    assert "quotes" not in str(caught.value)
+
+
+def test_a_list_that_is_too_short_and_a_path_that_is_a_number_are_explained() -> None:
+    with pytest.raises(
+        ConfigError, match=r"setting source\.mean = \[0\.5, 0\.5\]: value 3 is miss"
+    ):
+        build({"source.mean": [0.5, 0.5]})
+    with pytest.raises(ConfigError, match=r"setting prepare\.root = 2024: .* quotes"):
+        build({"prepare.root": 2024})
 
 
 def test_a_section_that_is_written_twice_is_refused(tmp_path: Path) -> None:
@@ -199,9 +236,12 @@ def test_a_section_that_is_written_twice_is_refused(tmp_path: Path) -> None:
     assert read_yaml(path)["d"] == {"x": 3}  # what is merged may be replaced
 
 
-def test_a_setting_that_is_written_in_two_ways_is_refused() -> None:
+def test_a_setting_that_is_written_in_two_ways_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"bridge\.epochs is given twice"):
         build({"bridge.epochs": 3, "bridge": {"epochs": 4}})
+    (path := tmp_path / "config.yaml").write_text("bridge.epochs: 3\nbridge: {epochs: 4}\n")
+    with pytest.raises(ConfigError, match=r"bridge\.epochs is given twice"):
+        settings_of_file(path)
     config = build({"bridge.epochs": 3}, {"bridge": {"epochs": 4, "alpha_f": 1.0}})
     assert config.bridge.epochs == 4
 
@@ -236,16 +276,20 @@ def test_missing_undecodable_and_empty_files(tmp_path: Path) -> None:
     assert build(read_yaml(path)) == Config()
 
 
-def test_resolved_settings_can_be_read_back() -> None:
+def test_resolved_settings_can_be_read_back(tmp_path: Path) -> None:
     config = build(
         {
             "prepare": {"root": "a/b"},
-            "classes": {"tr": ["ä", "no"]},
+            "classes": {"tr": ["ä", "no", "09", "1e3", "1:0", "2020-01-01", "null", "<<"]},
             "bridge": {"learning_rate": 1e-7},
             "training": {"clip_norm": 0.5},
         }
     )
     assert build(yaml.safe_load(to_yaml(config))) == config
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert build(read_yaml(tmp_path / "config.yaml")) == config
+    tr = as_dict(config)["classes"]["tr"]
+    assert parse_assignments([f"classes.tr={one_line(tr)}"]) == {"classes.tr": tr}
     assert build(as_dict(config)) == config
 
 

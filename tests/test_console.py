@@ -14,7 +14,8 @@ import pytest
 from rich.console import Console
 
 from sfkt_cli import console as console_module
-from sfkt_cli.console import console, say, track
+from sfkt_cli.console import console, say, stage_log, track
+from sfkt_cli.errors import RunError
 from sfkt_cli.settings.config import build, to_yaml
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.stages.prepare import prepare
@@ -51,6 +52,7 @@ def test_a_terminal_without_utf_8_gets_a_bar_of_ascii(monkeypatch: pytest.Monkey
     latin = io.TextIOWrapper(io.BytesIO(), "latin-1", errors="backslashreplace")
     monkeypatch.setattr(console, "_force_terminal", True)
     monkeypatch.setattr(console, "is_interactive", True)
+    monkeypatch.setattr(console_module._errors, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", latin)
     with track("bridge", 3) as tracker:
         tracker.advance(1)
@@ -66,6 +68,7 @@ def test_scores_give_way_to_the_bar_the_losses_and_the_time_left(
     written = io.StringIO()
     shown = Console(file=written, width=width, force_terminal=True, color_system=None)
     monkeypatch.setattr(console_module, "console", shown)
+    monkeypatch.setattr(console_module._errors, "isatty", lambda: True)
     with track("transfer/tgkt", 12345, done=2400) as tracker:
         tracker.note = "ti_agreement 0.500  ti_closeness 0.250"
         for _ in range(3):
@@ -139,6 +142,7 @@ def test_names_are_shown_as_they_are(name: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(console, "_force_terminal", True)
     monkeypatch.setattr(console, "_color_system", None)
     monkeypatch.setattr(console, "is_interactive", True)
+    monkeypatch.setattr(console_module._errors, "isatty", lambda: True)
     monkeypatch.setattr(console, "width", 200)
     monkeypatch.setattr(console, "file", io.StringIO())
     say(f"class {name}")
@@ -150,6 +154,25 @@ def test_names_are_shown_as_they_are(name: str, monkeypatch: pytest.MonkeyPatch)
     assert f"class {shown}\n" in written
     assert f"{shown} 98%" in written
     assert f"\x1b[2Kwarning: {shown}\n" in written, "the bar is taken away before"
+
+
+@pytest.mark.parametrize("lacks", ["_errors.isatty", "console.is_interactive"])
+def test_where_no_bar_can_be_redrawn_lines_tell(
+    lacks: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A file with FORCE_COLOR=1 is a terminal to rich; a dumb terminal is none that redraws."""
+    monkeypatch.setattr(console, "_force_terminal", True)
+    monkeypatch.setattr(console, "is_interactive", not lacks.endswith("is_interactive"))
+    monkeypatch.setattr(console_module._errors, "isatty", lambda: not lacks.endswith("isatty"))
+    with track("prepare", 40, line_s=0.0) as tracker:
+        tracker.advance(10, 10)
+    assert re.fullmatch(r"prepare  10 of 40 images  \d+ s left\n", capfd.readouterr().err)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has it")
+def test_a_full_disk_of_the_log_does_not_hide_why_a_stage_ended() -> None:
+    with pytest.raises(RunError, match="why"), stage_log("x", Path("/dev/full")):
+        raise RunError("why")
 
 
 def test_without_a_terminal_a_line_tells_of_a_long_task(capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import fcntl
 import itertools
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -90,6 +91,26 @@ def test_a_setting_that_a_run_did_not_know_counts_as_what_the_run_did(tmp_path: 
         work(run, "bridge", settings())
     with pytest.raises(RunError, match=r"bridge\.rec_loss: was 'mse', now 'l1'"):
         work(run, "bridge", settings(before, "bridge.rec_loss=l1"))
+    # Also one of a section that is used only by some.
+    for stage, chosen, name in (
+        ("prepare", "dataset=folders", "folders.missing"),
+        ("bridge", "bridge.translator=vqgan", "vqgan.alpha_patch"),
+    ):
+        run = Run(tmp_path / name)
+        work(run, stage, settings(chosen))
+        record = run.record(stage)
+        del record["settings"][name]
+        write_record(run.path(stage, "done.json"), record)
+        assert not work(run, stage, settings(chosen))
+
+
+def test_a_setting_that_this_version_no_longer_has_is_no_change(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    work(run, "bridge", settings())
+    record = run.record("bridge")
+    record["settings"]["bridge.gone"] = 1
+    write_record(run.path("bridge", "done.json"), record)
+    assert not work(run, "bridge", settings())
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -108,7 +129,8 @@ def test_changed_settings_and_inputs_are_refused_and_named(tmp_path: Path, finis
         assert told in message
     assert "beta_self" not in message
     assert "a digest" not in message
-    assert "--force" in message
+    command = f"`sfkt transfer --method tgkt --run {tmp_path} --force --set tgkt.beta_f=9.0 "
+    assert f"{command}--set transfer.epochs=99`" in message
     assert ("finished" in message) == finished
     assert snapshot(tmp_path) == before
 
@@ -120,6 +142,45 @@ def test_a_stage_that_failed_before_it_wrote_anything_may_be_corrected(tmp_path:
     assert [path.name for path in run.path("bridge").iterdir()] == ["log.txt"]
     assert run.remembered("bridge") == {}
     assert work(run, "bridge", settings("seed=1"))
+
+
+@pytest.mark.parametrize("force", [True, False])
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, force: bool, dry: bool) -> None:
+    run = Run(tmp_path, force=force, dry=dry)
+    for name in ("config.yaml", "thesis.txt"):
+        run.path("bridge").mkdir(exist_ok=True)
+        run.path("bridge", name).write_text("mine: 1")
+        before = snapshot(tmp_path)
+        if name == "config.yaml":
+            with pytest.raises(RunError, match="bridge is no folder of a stage"):
+                run.remembered("bridge")
+        with pytest.raises(RunError, match=f"bridge is no folder of a stage.*{name}"):
+            work(run, "bridge", settings())
+        assert snapshot(tmp_path) == before
+        run.path("bridge", name).unlink()
+
+
+def test_a_stage_whose_done_json_was_deleted_is_done_again(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    work(run, "bridge", settings("seed=3"))
+    run.path("bridge", "done.json").unlink()
+    assert build(run.remembered("bridge")).seed == 3
+    assert work(run, "bridge", settings("seed=3"))
+
+
+def test_the_command_for_other_settings_can_be_pasted(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    work(run, "prepare", settings("dataset=folders"))
+    changed = settings("dataset=folders", "prepare.fit=squash", "classes.tr=['a #1', no]")
+    with pytest.raises(RunError) as caught:
+        work(run, "prepare", changed)
+    command = str(caught.value).split("`")[1]
+    words = shlex.split(command)
+    assert words[:5] == ["sfkt", "prepare", "folders", "--run", str(tmp_path)]
+    assert words[5:7] == ["--force", "--set"]
+    values = {"classes.tr": ["a #1", "no"], "prepare.fit": "squash"}
+    assert parse_assignments(words[6 + 1 :: 2]) == values
 
 
 def test_a_translator_has_its_own_settings() -> None:
@@ -191,7 +252,7 @@ def test_a_forced_start_that_cannot_begin_loses_nothing(
     assert not list(tmp_path.rglob("*.before"))
 
 
-@pytest.mark.parametrize("left", ["batch_size.json", "tensorboard"])
+@pytest.mark.parametrize("left", ["batch_size.json", "tensorboard", "oracle"])
 def test_what_comes_before_the_first_step_is_no_work(
     tmp_path: Path, left: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,9 +268,8 @@ def test_what_comes_before_the_first_step_is_no_work(
     with pytest.raises(RuntimeError) as caught:
         fail()
     assert snapshot(tmp_path) == before
-    assert "to start it from scratch, give --force again" in " ".join(
-        capsys.readouterr().err.split()
-    )
+    command = f"`sfkt bridge --run {tmp_path} --force --set seed=2`"
+    assert command in " ".join(capsys.readouterr().err.split())
     assert caught.value.__notes__, "there is nothing to go on from"
 
 
@@ -268,7 +328,7 @@ def test_readers_are_told_of_a_stage_that_is_set_aside(
     killed = Run(tmp_path.with_name("killed"))
     capsys.readouterr()
     assert not work(killed, stage, settings()), "it is what it was"
-    assert "give --force again" in " ".join(capsys.readouterr().err.split())
+    assert f"--run {killed.folder} --force`" in " ".join(capsys.readouterr().err.split())
     assert killed.has(stage)
 
 
@@ -281,7 +341,7 @@ def test_a_finished_stage_can_be_used_where_nothing_can_be_written(
     with Run(tmp_path).open("bridge", settings(), INPUTS) as opened:
         assert opened is None
     assert snapshot(tmp_path) == before
-    with pytest.raises(RunError, match=r"`sfkt bridge --run .* --force` starts it from scratch"):
+    with pytest.raises(RunError, match=f"{tmp_path} cannot be written to: give a copy"):
         work(Run(tmp_path), "bridge", settings("seed=2"))
 
 

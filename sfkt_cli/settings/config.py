@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from sfkt_cli.errors import ConfigError
+from sfkt_cli.files import at_home
 
 DatasetName = Literal[
     "synthetic", "rgb-nir", "nyu-depth", "sun-rgbd", "diml-rgbd", "washington-rgbd", "folders"
@@ -50,16 +51,9 @@ def _not_empty(path: Any) -> Any:
     return path
 
 
-def _at_home(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
 ClassName = Annotated[str, AfterValidator(lambda name: unicodedata.normalize("NFC", name))]
 """An umlaut is one letter, as in the names of readers; some systems write two."""
-UserPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_at_home)]
+UserPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(at_home)]
 """``~`` is the home folder, as in a shell; an empty text is no path."""
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
@@ -570,7 +564,7 @@ GONE = {"evaluate.bootstrap": "intervals are no longer resampled, so leave it ou
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice: PyYAML drops the first one in silence."""
+    """YAML 1.2, where ``no``, ``1:0`` and dates are texts and ``010`` is 10; no key comes twice."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -583,6 +577,26 @@ class _Loader(yaml.SafeLoader):
                 )
             keys.add(str(key.value))
         return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts into quotes what YAML 1.1 or 1.2 would read as something else."""
+
+
+_Loader.yaml_implicit_resolvers = {}  # without those of YAML 1.1
+for _kind, _pattern in (
+    ("null", "null|Null|NULL|~|"),
+    ("bool", "true|True|TRUE|false|False|FALSE"),
+    ("int", "[-+]?[0-9]+"),
+    ("float", r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+    ("merge", "<<"),
+):
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_kind}", re.compile(f"({_pattern})$"), None
+        )
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -603,12 +617,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     values = _yaml(text, f"configuration file {path} is")
     if values is None:
         return {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    if not isinstance(values, dict):
         raise ConfigError(
             f"configuration file {path} must hold settings such as 'bridge:', "
             f"not {type(values).__name__}"
         )
-    return values
+    return {str(key): value for key, value in values.items()}
 
 
 def settings_of_file(path: Path) -> dict[str, Any]:
@@ -622,11 +636,17 @@ def settings_of_file(path: Path) -> dict[str, Any]:
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """The values of ``section.field=value`` texts by name; raises ConfigError if one is none."""
     values: list[dict[str, Any]] = []
+    kinds = {name: describe_type(field.annotation) for name, field in section_fields().items()}
+    texts = {name for name, kind in kinds.items() if kind in ("str", "path", "path | null")}
     for assignment in assignments:
         name, equals, text = (part.strip() for part in assignment.partition("="))
         if not equals or not name:
             raise ConfigError(f"--set {assignment!r}: write it as section.field=value")
-        value = _yaml(text, f"--set {assignment!r}: the value is") if text else ""
+        # A path or a text is taken as it is: `` #`` begins no comment in it, and 2024 is a name.
+        as_it_is = name in texts and text != "null" and text[:1] not in ("'", '"')
+        value = text
+        if text and not as_it_is:
+            value = _yaml(text, f"--set {assignment!r}: the value is")
         if name in SECTIONS and value is None:
             raise ConfigError(f"--set {assignment!r}: {_name_a_setting(name, section_fields())}")
         values.append({name: value})
@@ -676,7 +696,7 @@ def build(*layers: Mapping[str, Any], stage: str = "", places: Iterable[str] = (
     """
     sections: dict[str, Any] = {}
     for name, value in merge(*layers).items():
-        section, dot, field = name.partition(".")
+        section, dot, field = name.partition(".") if name[:1] != "." else (name, "", "")
         above = sections.get(section)
         inner = {**(above if isinstance(above, Mapping) else {}), field: value}
         sections[section] = inner if dot else value
@@ -713,7 +733,15 @@ def as_dict(config: BaseModel) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """The resolved settings as YAML."""
-    return yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
+    return yaml.dump(as_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def one_line(value: Any) -> str:
+    """A value as YAML on one line."""
+    text = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, width=10_000, allow_unicode=True
+    )
+    return text.removesuffix("\n").removesuffix("\n...").strip()
 
 
 def describe_type(annotation: Any) -> str:
@@ -771,12 +799,16 @@ def _explain(problem: Any, names: Sequence[str], otherwise: str) -> str:
         return f"unknown setting {where} = {value}: {hint}"
     message = problem["msg"].removeprefix("Value error, ")
     why = message[:1].lower() + message[1:]
-    if problem["type"] == "literal_error":
+    if problem["input"] is None and problem["type"] != "literal_error":
+        why = "null is no value here: leave the setting out, or choose another value"
+    elif problem["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
         near = difflib.get_close_matches(str(problem["input"]), choices, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
         why = f"{hint}choose one of {', '.join(choices)}"
-    elif problem["type"] == "string_type":
+    elif problem["type"] == "missing" and isinstance(problem["loc"][-1], int):
+        where, why = where.rpartition(".")[0], f"value {problem['loc'][-1] + 1} is missing"
+    elif problem["type"] in ("string_type", "path_type"):
         kind = type(problem["input"]).__name__
         why = f"YAML reads it as {kind}: put it into quotes, as in ['001']"
     elif problem["type"] == "tuple_type":

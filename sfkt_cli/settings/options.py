@@ -19,15 +19,9 @@ def _settings() -> list[str]:
     return [f"{name}=" for name in section_fields()]
 
 
-def _at_home(value: Any) -> Any:
-    """The same, but of a path ``~`` is the home folder: shells leave that of --run=~/a to us."""
-    home = isinstance(value, Path) and value.parts[:1] == ("~",)
-    return value.expanduser() if home else value
-
-
 @dataclass(frozen=True)
 class Options:
-    """What the user typed, before any of it is checked; each field but ``flags`` is an option."""
+    """What the user typed, before any of it is checked; most fields are options."""
 
     run: Annotated[
         Path | None,
@@ -69,6 +63,8 @@ class Options:
     ] = False
     # Dotted settings that an option of one command stands for; None where it was not given.
     flags: Mapping[str, Any] = field(default_factory=dict)
+    # The settings of ``config`` once they were read, for copies, too: a pipe can be read once.
+    read: dict[Path, dict[str, Any]] = field(default_factory=dict)
 
     def with_flags(self, flags: Mapping[str, Any]) -> Self:
         """The same with the values of further options."""
@@ -97,7 +93,9 @@ def shared_options(
     def add(command: Callable[..., Mapping[str, Any]]) -> Callable[..., None]:
         @functools.wraps(command)
         def called(**typed: Any) -> None:
-            given = {name: _at_home(value) for name, value in typed.items()}
+            from sfkt_cli.files import at_home
+
+            given = {name: at_home(value) for name, value in typed.items()}
             options = Options(**{option.name: given.pop(option.name) for option in shared})
             console.quiet, outlets.json = options.quiet, options.as_json
             event("result", **command(options, **given))

@@ -3,18 +3,18 @@
 Precedence: command-line flag > ``--set`` > YAML file > what this run used before > default.
 """
 
+import os
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel
 
 from sfkt_cli.console import warn
 from sfkt_cli.errors import RunError, first_line
-from sfkt_cli.files import write_text
+from sfkt_cli.files import write_bytes
 from sfkt_cli.settings.config import (
     Config,
     DatasetName,
@@ -23,6 +23,7 @@ from sfkt_cli.settings.config import (
     build,
     describe_type,
     merge,
+    one_line,
     parse_assignments,
     section_of,
     settings_of_file,
@@ -67,8 +68,11 @@ def typed_settings(options: Options) -> dict[str, dict[str, Any]]:
         "training.warm_start": options.warm_start,
         **options.flags,
     }
+    file, read = options.config, options.read
+    if file and file not in read:
+        read[file] = settings_of_file(file)
     return {
-        str(options.config): settings_of_file(options.config) if options.config else {},
+        **({str(file): read[file]} if file else {}),
         "--set": parse_assignments(options.assignments or []),
         "flag": {name: value for name, value in flags.items() if value is not None},
     }
@@ -97,12 +101,20 @@ def resolve(options: Options, stage: str, *, new_run: bool = False) -> Settings:
     except RunError:
         built(typed)  # misspelled settings come first: they do not depend on the run
         raise
+
+    def used_before(stage: str) -> dict[str, Any]:
+        used = run.remembered(stage)
+        if dataset in (None, used.get("dataset", dataset)):
+            return used
+        others = {"prepare.root", "classes", section_of(used["dataset"])}  # of the other data set
+        return {k: used[k] for k in used if others.isdisjoint((k, k.partition(".")[0]))}
+
     if stage == "transfer":
-        method = merge(run.remembered(stage), *typed.values()).get("transfer.method")
+        method = merge(used_before(stage), *typed.values()).get("transfer.method")
         if method not in get_args(MethodName):  # none, or one that is refused below
             method = Config().transfer.method
         stage = f"transfer/{method}"
-    layers = {str(run.folder): run.remembered(stage), **typed}
+    layers = {str(run.folder): used_before(stage), **typed}
     return Settings(stage, built(layers), run, layers)
 
 
@@ -118,7 +130,7 @@ def find_run(options: Options, dataset: str | None, *, new_run: bool) -> Run:
         return Run(options.run, options.force)
     if CURRENT.is_file() and not new_run:
         try:
-            last = Path(CURRENT.read_text(encoding="utf-8").strip())
+            last = Path(os.fsdecode(CURRENT.read_bytes()).strip())
         except (OSError, ValueError) as error:
             raise RunError(f"{CURRENT} cannot be read ({error}): give --run DIR") from None
         if dataset is None or Run(last).remembered("prepare").get("dataset") == dataset:
@@ -151,7 +163,7 @@ def has_run(options: Options) -> bool:
 def remember_run(run: Run) -> None:
     """Note this run as the one used last, where the working folder can be written to."""
     try:
-        write_text(CURRENT, f"{run.folder}\n")
+        write_bytes(CURRENT, os.fsencode(f"{run.folder}\n"))
     except OSError as error:
         warn(
             f"{CURRENT} was not written ({first_line(error)}): give --run {run.folder} with the "
@@ -192,7 +204,7 @@ def commented_yaml(dataset: str) -> str:
     config = build({"dataset": dataset})
     others = {section_of(name) for name in get_args(DatasetName) if name != dataset}
     lines = [f"# Settings for {dataset}; use them with: sfkt run FILE.yaml"]
-    lines += ["# Lines that you leave out keep their defaults.", ""]
+    lines += ["# Lines that you leave out keep what the run used before, else their defaults.", ""]
     lines += _section(config, others, "")
     return "\n".join(lines) + "\n"
 
@@ -214,9 +226,3 @@ def _section(values: BaseModel, left_out: set[str], indent: str) -> Iterator[str
 def _comment(text: str, indent: str) -> list[str]:
     start = f"{indent}# "
     return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=start)
-
-
-def one_line(value: Any) -> str:
-    """A value as YAML on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...").strip()

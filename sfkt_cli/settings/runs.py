@@ -43,6 +43,7 @@ from sfkt_cli.settings.stage import (
     has_begun,
     outcome,
     record_of,
+    refuse_foreign,
     restoring_on_failure,
     versions,
     why_not_done,
@@ -184,12 +185,15 @@ class Run:
         that could be lost, those of what it was before count.
 
         Raises:
+            RunError: A folder with the name of a stage is somebody else's.
             DataError: They are damaged, and the stage is not started anew.
         """
         settings: dict[str, Any] = {}
         for above in ("prepare", "source", "bridge", stage):
             folder, anew = folder_that_counts(self.path(above)), self.force and above == stage
             path, done = folder / "config.yaml", (folder / "done.json").is_file()
+            if path.is_file():
+                refuse_foreign(folder)
             if anew and path.is_file() and not done:
                 console.warn(
                     f"{stage} starts from scratch and forgets the settings of its unfinished start"
@@ -221,13 +225,14 @@ class Run:
         or inputs have changed, as cheap and derived stages do.
 
         Raises:
-            RunError: Another process works on the folder, or the stage was done or begun with
-                other settings or inputs and ``force`` is not set.
+            RunError: Another process works on the folder, it is somebody else's, or the stage was
+                done or begun with other settings or inputs and ``force`` is not set.
             DataError: done.json or begun.json is damaged.
         """
         entered = Stage(stage, self.path(stage), config, inputs)
         if not self.main:
             return contextlib.nullcontext(None if self.agree(False) else entered)
+        refuse_foreign(folder_that_counts(entered.folder))
         return self._rehearse(entered) if self.dry else self._enter(entered, renew)
 
     @contextlib.contextmanager
@@ -251,23 +256,24 @@ class Run:
             return
         busy = f"another sfkt process works on {folder}: wait for it to end"
         lock = self.path(f".{name.replace('/', '-')}.lock")
-        with locking(lock, busy), restoring_on_failure(name, folder, self.force):
-            if renew:
-                stage.forget_stale()
+        with locking(lock, busy), restoring_on_failure(stage, self.force):
             sweep_partials(folder)
             begun = folder / "begun.json"
-            if stage.is_finished():
+            stale = renew and stage.is_stale()
+            if stale:
+                shutil.rmtree(stage.checkpoint, ignore_errors=True)
+            elif stage.is_finished():
                 begun.unlink(missing_ok=True)  # left where the stage was killed just after the end
                 shutil.rmtree(stage.checkpoint, ignore_errors=True)
                 self.agree(True)
                 console.event("skipped", stage=name, folder=folder, reason="done already")
                 yield None
                 return
-            resumed = has_begun(folder)
-            (folder / "done.json").unlink(missing_ok=True)  # of a stage that lacks outputs
+            resumed = has_begun(folder) and not stale
             if not resumed:  # left by a start that was killed before it had work
                 (folder / "batch_size.json").unlink(missing_ok=True)
-            write_record(begun, stage.made_from)
+            write_record(begun, stage.made_from)  # first: a stage's folder always has a mark
+            (folder / "done.json").unlink(missing_ok=True)  # it is stale, or outputs are missing
             write_settings(folder / "config.yaml", to_yaml(stage.config))
             self.agree(False)
             with console.stage_log(name, folder / LOG), stage.forgetting_failures():

@@ -8,6 +8,7 @@ done.json     written last: settings, inputs, versions, machine, seconds, output
 """
 
 import contextlib
+import os
 import platform
 import shlex
 import shutil
@@ -22,18 +23,20 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from sfkt_cli import __version__, console
 from sfkt_cli.errors import DataError, RunError
-from sfkt_cli.files import read_record, sha256_file, sha256_json, write_record
+from sfkt_cli.files import read_record, read_settings, sha256_file, sha256_json, write_record
 from sfkt_cli.machine import machine
-from sfkt_cli.settings.config import Config, current_name, section_of, values_of
+from sfkt_cli.settings.config import Config, current_name, one_line, section_of, values_of
 
 LOG = "log.txt"
 CHECKPOINT = "checkpoint"  # folder of the resumable state
 _IN_PASSING = ("begun.json", CHECKPOINT)
 _NO_WORK = (
     "begun.json", "config.yaml", LOG, "batch_size.json", "tensorboard", "metrics.jsonl",
-    "epochs.npy",
+    "epochs.npy", CHECKPOINT, "oracle",
 )  # fmt: skip
-"""What a stage writes before it has work that could be lost, or that is of no use without it."""
+"""What a stage writes before it has work that could be lost, or that is of no use without it.
+
+The last two are folders, and become work by what is saved in them."""
 _HOW = ("stage", "settings", "inputs", "versions", "machine", "outputs")
 _OWN_CHECKSUM = (".h5", ".safetensors")
 _DISPENSABLE = (
@@ -160,7 +163,7 @@ class Stage:
         """Whether the stage is done; raises RunError if it is not made from the same."""
         done = self.folder / "done.json"
         lacking = why_not_done(self.folder)
-        changes: list[str] = []
+        changes: dict[str, str] = {}
         if not lacking:
             changes = self.changes_since(read_record(done, Done))
         elif done.is_file():
@@ -169,38 +172,46 @@ class Stage:
             changes = self.changes_since(read_record(self.folder / "begun.json", Begun))
         if changes:
             state = "begun" if lacking else "finished"
-            run = self.folder.parents[self.name.count("/")]
+            lines = "\n".join(f"  {name}: {change}" for name, change in changes.items())
+            advice = f"{self.start_from_scratch(changes)}; --run DIR is for another run"
+            if not os.access(self.run, os.W_OK):
+                advice = f"{self.run} cannot be written to: give a copy of it as --run"
             raise RunError(
                 f"{self.name} in {self.folder} was {state} with other settings or inputs:\n"
-                + "\n".join(changes)
-                + f"\n`{command_of(self.name, run)} --force` starts it from scratch; --run DIR is "
-                "for another run"
+                f"{lines}\n{advice}"
             )
         return not lacking
 
-    def forget_stale(self) -> None:
-        """Unmark what was done or begun with other settings or inputs; its files stay."""
-        for name, kind in (("done.json", Done), ("begun.json", Begun)):
-            path = self.folder / name
-            try:
-                stale = path.is_file() and bool(self.changes_since(read_record(path, kind)))
-            except DataError:
-                stale = True
-            if stale:
-                path.unlink()
-                shutil.rmtree(self.checkpoint, ignore_errors=True)
+    @property
+    def run(self) -> Path:
+        """The folder of the run."""
+        return self.folder.parents[self.name.count("/")]
 
-    def changes_since(self, before: Begun) -> list[str]:
-        """Lines that name each setting and input that has changed."""
+    def start_from_scratch(self, changes: Iterable[str]) -> str:
+        """Advice: the command that starts the stage anew with the settings among ``changes``."""
+        values = deciding_settings(self.name, self.config)
+        changed = [f"{name}={one_line(values[name])}" for name in changes if name in values]
+        options = shlex.join(["--force", *(word for each in changed for word in ("--set", each))])
+        command = command_of(self.name, self.run).replace("NAME", self.config.dataset)
+        return f"`{command} {options}` starts it from scratch"
+
+    def is_stale(self) -> bool:
+        """Whether it was done or begun with other settings or inputs, or its record is damaged."""
+        records = [(self.folder / name, kind) for name, kind in _MARKS.items()]
+        try:
+            there = [read_record(path, kind) for path, kind in records if path.is_file()]
+        except DataError:
+            return True
+        return any(map(self.changes_since, there))
+
+    def changes_since(self, before: Begun) -> dict[str, str]:
+        """What has changed of each setting and input that is not what it was, by its name."""
         now = {**deciding_settings(self.name, self.config), **self.inputs}
         # A setting that did not exist then counts as its default, which mostly changes nothing.
-        usual = deciding_settings(self.name, Config()) | WHAT_RUNS_DID_BEFORE
-        was = {name: usual[name] for name in now if name in usual}
-        was |= before.settings | before.inputs
-        if "encoding" in was:
-            was["encoding"] = current_name(was["encoding"])
-        changes = []
-        for name in sorted(now.keys() | was.keys()):
+        was = values_of(Config()) | WHAT_RUNS_DID_BEFORE | before.settings | before.inputs
+        was["encoding"] = current_name(was["encoding"])
+        changes = {}
+        for name in sorted(now.keys() | before.inputs.keys()):
             moved = name == "prepare.root" and was.get("archive") == now.get("archive")
             if moved or was.get(name) == now.get(name):
                 continue
@@ -212,7 +223,7 @@ class Stage:
                         " (names, sizes or times of its files; where it was only copied, --force "
                         "writes the same data, and what was trained on them stays)"
                     )
-            changes.append(f"  {name}: {change}")
+            changes[name] = change
         return changes
 
     @contextlib.contextmanager
@@ -228,7 +239,7 @@ class Stage:
                     "saved state"
                 ) from error
             if not has_begun(self.folder):
-                for name in ("begun.json", "config.yaml"):
+                for name in ("config.yaml", "begun.json"):
                     (self.folder / name).unlink(missing_ok=True)
             raise
 
@@ -297,17 +308,31 @@ def has_begun(folder: Path) -> bool:
     if not (folder / "begun.json").is_file():
         return False
     names = {entry.name for entry in folder.iterdir() if entry.name[0] != "."}
-    if not any((folder / CHECKPOINT).glob("*.pt")):  # such as where the disk was full
-        names.discard(CHECKPOINT)
-    return bool(names.difference(_NO_WORK))
+    saved = (*folder.glob(f"{CHECKPOINT}/*.pt"), *folder.glob("oracle/done.json"))
+    return bool(saved or names.difference(_NO_WORK))
 
 
 # Force: while a start has no work that could be lost, what the stage was before lies beside it.
 
 BEFORE = ".before"
 """End of the name of the folder in which it lies."""
-_MARKS = ("done.json", "begun.json")
+_MARKS: dict[str, type[Begun]] = {"done.json": Done, "begun.json": Begun}
 """Without one of these a folder holds nothing that counts."""
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise RunError if a folder holds files, but not those of a stage: they must not be lost."""
+    there = {entry.name for entry in folder.glob("[!.]*")}
+    files = there.difference(_NO_WORK) | there & {"config.yaml"}
+    if not files or not there.isdisjoint(_MARKS):
+        return
+    try:
+        read_settings(folder / "config.yaml")  # such as where done.json was deleted
+    except DataError:
+        raise RunError(
+            f"{folder} is no folder of a stage, and holds {', '.join(sorted(files)[:3])}: move "
+            "these files away or delete them, or choose another run with --run"
+        ) from None
 
 
 def _before(folder: Path) -> Path:
@@ -325,15 +350,29 @@ def folder_that_counts(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def restoring_on_failure(stage: str, folder: Path, force: bool) -> Iterator[None]:
+def restoring_on_failure(stage: Stage, force: bool) -> Iterator[None]:
     """Settle a stage before the block and however it ends; with ``force`` it begins again there.
 
     Says so where the stage is what it was before; an error that ends the block carries it as a
     note (``__notes__``), which tells that there is nothing to go on from.
     """
-    back = f"{stage} is what it was before --force; to start it from scratch, give --force again"
+    folder = stage.folder
+
+    def back() -> str:
+        before = folder / "done.json" if (folder / "done.json").is_file() else folder / "begun.json"
+        changes: Iterable[str] = ()
+        with contextlib.suppress(DataError):
+            changes = stage.changes_since(read_record(before, Begun))
+        command = stage.start_from_scratch(changes)
+        message = (
+            f"{stage.name} is what it was before --force: {command}, and `sfkt run` then goes on "
+            "without --force"
+        )
+        console.warn(message)
+        return message
+
     if _settle(folder) and not force:  # an earlier start was killed
-        console.warn(back)
+        back()
     try:
         if force:
             folder.resolve().rename(_before(folder))
@@ -341,8 +380,7 @@ def restoring_on_failure(stage: str, folder: Path, force: bool) -> Iterator[None
         yield
     except BaseException as error:
         if _settle(folder):
-            console.warn(back)
-            error.add_note(back)
+            error.add_note(back())
         raise
     _settle(folder)
     if (folder / "done.json").is_file():

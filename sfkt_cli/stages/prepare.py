@@ -65,7 +65,8 @@ def make_plan(config: Config, archive: Archive) -> Plan:
         warn(note)
     tr, ti = choose_classes(config.classes, archive, config.source.classes)
     parts = split_records(archive.records, tr, ti, config.split, config.seed)
-    root = archive_root(config)
+    rendered = config.dataset == "synthetic"
+    root = "the rendered data set" if rendered else archive_root(config)
     chosen = f"TR is {', '.join(tr) or 'nothing'}; TI is {', '.join(ti) or 'nothing'}"
     if not parts["target"]:
         if not (tr or ti):
@@ -85,8 +86,9 @@ def make_plan(config: Config, archive: Archive) -> Plan:
     elif len(parts["ti"]) < FEW_PAIRS:
         warn(
             f"{root} has only {len(parts['ti'])} TI pairs: the bridge learns little from so few, "
-            "and the student may be no better than your RGB model; record "
-            f"{FEW_PAIRS} or more, of anything"
+            "and the student may be no better than your RGB model; "
+            f"{'raise synthetic.pairs to have' if rendered else 'record'} {FEW_PAIRS} or more"
+            f"{'' if rendered else ', of anything'}"
         )
     lost = left_out(archive.records, tr, ti, config.split, parts)
     if lost:

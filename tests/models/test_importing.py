@@ -140,8 +140,8 @@ def test_classes_that_data_without_labels_left_unnamed_may_get_names(tmp_path: P
     }  # fmt: skip
     model, images = Classifier(**architecture).eval(), torch.rand(2, 3, 32, 32)
     save_model(
-        tmp_path, model, kind="classifier", architecture=architecture,
-        classes=["class-0", "class-1", "class-2"], encoding=None, inputs={}, seed=0,
+        Stage("test", tmp_path, Config(), {}), model, kind="classifier", architecture=architecture,
+        classes=["class-0", "class-1", "class-2"], encoding=None,
     )  # fmt: skip
     named = settings(tmp_path, backbone="small", classes=["sphere", "box", "cone"])
     brought = import_source(named, CLASSES)

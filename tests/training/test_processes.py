@@ -212,8 +212,8 @@ def test_where_nothing_was_saved_nobody_is_told_to_leave_force_out(
     os.kill(workers_of(process.pid)[1], signal.SIGKILL)
     _, errors = process.communicate(timeout=90)
     assert "was killed (SIGKILL" in errors
-    assert "without --force" not in errors
-    assert "give --force again" in errors
+    assert "same command" not in errors
+    assert "--force --set runtime.batch_size=2" in errors
     assert "2 CPU processes share batches of 4" in errors  # two rows each, at least
     assert run.finished("bridge")
 
@@ -260,7 +260,8 @@ def test_one_process_tells_that_all_were_stopped(started: Run) -> None:
         time.sleep(0.05)
     process.terminate()
     _, errors = process.communicate()
-    assert errors.count("sfkt: bridge stopped; the same command goes on from here") == 1, errors
+    told = "sfkt: bridge stopped; the same command (without --force) goes on from here"
+    assert errors.count(told) == 1, errors
     assert errors.count("sfkt: ") == 1, errors
 
 
