@@ -34,11 +34,18 @@ _FULL_GPU = re.compile(
 _FULL = re.compile(r"DefaultCPUAllocator|Cannot allocate memory")
 
 
+def processor() -> str:
+    """The name of the processor, or its kind where the system does not tell."""
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.+)", info.read_text() if info.is_file() else "")
+    return named[1] if named else platform.processor() or platform.machine()
+
+
 def machine() -> str:
-    """The system, the kind of processor, the number of its cores, and GPUs of NVIDIA."""
+    """The system, the processor, the number of its cores, and GPUs of NVIDIA."""
     files = Path("/proc/driver/nvidia/gpus").glob("*/information")
     models = Counter(re.findall(r"Model:\s*(.+)", "\n".join(file.read_text() for file in files)))
-    parts = [f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} cores"]
+    parts = [platform.system(), processor(), f"{os.cpu_count()} cores"]
     return ", ".join([*parts, *(f"{number} x {name}" for name, number in models.items())])
 
 

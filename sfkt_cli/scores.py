@@ -98,41 +98,47 @@ def calibration_error(probabilities: Numbers, labels: Numbers) -> float:
     return float((count * np.abs(confidence - right)).sum() / max(int(count.sum()), 1))
 
 
-def share_interval(right: Numbers, groups: Numbers) -> tuple[float, float] | None:
+def share_interval(right: Numbers, groups: Numbers) -> tuple[float, float]:
     """95 % interval of a share: Wilson's, with an effective number n of samples and Student's t.
 
         (p + t^2/2n -+ sqrt(t^2 p (1 - p) / n + (t^2/2n)^2)) / (1 + t^2/n),  n = p (1 - p) / V
 
-    V is the cluster-robust variance of p, t has G - 1 degrees of freedom. Where V is 0, as for
-    p = 1, n is G. Source: Wilson, JASA 1927; Korn and Graubard, Survey Methodology 1998.
+    V is the cluster-robust variance of p, and at least that of independent samples: groups that
+    happen to agree are no surer than their samples. t has G - 1 degrees of freedom. For p = 0 and
+    p = 1, n is G. A single group says nothing about others: 0 .. 1.
+    Source: Wilson, JASA 1927; Korn and Graubard, Survey Methodology 1998.
 
     Args:
         right: (N,) 1 for right and 0 for wrong.
         groups: (N,) integers, the same for samples of one of G groups, such as a scene.
-
-    Returns:
-        None for a single group: it says nothing about others.
     """
     share, count = float(right.mean()), len(np.unique(groups))
     if count < 2:
-        return None
-    variance, t = _clustered((right - share) / len(right), groups)
-    ratio = t**2 / (share * (1 - share) / variance if variance > TINY else count)
+        return 0.0, 1.0
+    variance, t = _variance((right - share) / len(right), groups)
+    ratio = t**2 / (share * (1 - share) / variance if variance else count)
     reach = math.sqrt(ratio * share * (1 - share) + ratio**2 / 4)
     low, high = ((share + (ratio / 2 + end)) / (1 + ratio) for end in (-reach, reach))
     return low, high
 
 
-def difference_interval(gains: Numbers, groups: Numbers) -> tuple[float, float] | None:
+def difference_interval(gains: Numbers, groups: Numbers) -> tuple[float, float]:
     """95 % t interval of a mean paired difference, m -+ t sqrt(V); see :func:`share_interval`.
 
-    ``gains`` (N,) are right (1) or wrong (0) of one method minus that of the other.
+    ``gains`` (N,) are right (1) or wrong (0) of one method minus that of the other. A single group
+    gives -1 .. 1.
     """
     if len(np.unique(groups)) < 2:
-        return None
+        return -1.0, 1.0
     mean = float(gains.mean())
-    variance, t = _clustered((gains - mean) / len(gains), groups)
+    variance, t = _variance((gains - mean) / len(gains), groups)
     return mean - t * math.sqrt(variance), mean + t * math.sqrt(variance)
+
+
+def _variance(parts: Numbers, groups: Numbers) -> tuple[float, float]:
+    """As :func:`_clustered`, but never below the variance of independent parts."""
+    clustered, t = _clustered(parts, groups)
+    return max(clustered, float((parts**2).sum())), t
 
 
 def _clustered(parts: Numbers, groups: Numbers) -> tuple[float, float]:

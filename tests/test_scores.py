@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sfkt_cli import scores
 
 Numbers = NDArray[Any]
-Interval = Callable[[Numbers, Numbers], tuple[float, float] | None]
+Interval = Callable[[NDArray[Any], NDArray[Any]], tuple[float, float]]
 
 
 def _predictions(seed: int, samples: int, classes: int) -> tuple[Numbers, Numbers]:
@@ -88,19 +88,27 @@ def test_samples_of_one_group_count_together(interval: Interval) -> None:
     once = (np.arange(40) % 4 == 0).astype(float)
     alone, copies = np.arange(40), np.repeat(once, 10)
     expected = interval(once, alone)
-    assert expected is not None
     assert interval(copies, np.repeat(alone, 10)) == pytest.approx(expected)
     naive = interval(copies, np.arange(400))
-    assert naive is not None
     assert naive[1] - naive[0] < 0.5 * (expected[1] - expected[0])
-    assert interval(copies, np.zeros(400, int)) is None, "one group says nothing about others"
+    whole = (0.0, 1.0) if interval is scores.share_interval else (-1.0, 1.0)
+    assert interval(copies, np.zeros(400, int)) == whole, "one group says nothing about others"
+
+
+def test_groups_that_happen_to_agree_are_no_surer_than_their_images() -> None:
+    groups = np.repeat(np.arange(3), 20)
+    right = np.concatenate([np.arange(20) < count for count in (10, 10, 11)])
+    low, high = scores.share_interval(right, groups)
+    assert high - low > 2 * 1.96 * np.sqrt(0.25 / 60)
+    gain = (np.arange(20) % 10 == 0).astype(float)  # one in each of two groups
+    low, high = scores.difference_interval(gain, np.arange(20) // 10)
+    assert low < 0.0 < high
 
 
 @pytest.mark.parametrize(("groups", "least"), [(2, 0.5), (6, 0.3), (18, 0.15)])
 def test_all_right_is_not_certain(groups: int, least: float) -> None:
     ends = scores.share_interval(np.ones(36), np.arange(36) % groups)
     none_right = scores.share_interval(np.zeros(36), np.arange(36) % groups)
-    assert ends is not None
     assert ends[1] == 1
     assert 1 - ends[0] > least
     assert none_right == pytest.approx((0, 1 - ends[0]))
@@ -118,7 +126,6 @@ def test_intervals_cover_the_truth_over_few_groups(scenes: int) -> None:
             ("share", 0.6, scores.share_interval(first, groups)),
             ("difference", 0.0, scores.difference_interval(first - second, groups)),
         ):
-            assert ends is not None
             covered[name] += ends[0] <= truth <= ends[1]
     assert min(covered.values()) >= 0.92 * 500
 

@@ -173,13 +173,15 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
         for name, instead in DECIDED.items():
             if (value := merge(settings).get(name)) is not None:
                 problems[f"{name} = {value}: {instead}"] = None
-    varied = {name: part.name for part in parts for name in merge(part.settings)}
-    for name, value in merge(overrides).items():
-        if name in varied:
-            problems[
-                f"{name} = {value} for all would make {varied[name]!r} something else than its "
-                "name says: change the setting in the benchmark file instead"
-            ] = None
+    for alternatives in (datasets, variants):
+        settings_of = {part.name: merge(part.settings) for part in alternatives}
+        for name, value in merge(overrides).items():
+            if len({repr(settings.get(name)) for settings in settings_of.values()}) > 1:
+                varied = next(part for part, settings in settings_of.items() if name in settings)
+                problems[
+                    f"{name} = {value} for all would make {varied!r} something else than its name "
+                    "says: change the setting in the benchmark file instead"
+                ] = None
     possible = (*METHODS, *ROWS, *(name + TUNED for name in METHODS))
     choices = f"is unknown: choose from {', '.join(possible)}"
     compared = [row for row in variants[0].methods or plan.methods if row not in BOUNDS]

@@ -357,9 +357,16 @@ def missing_rows(
         for seed in of_seeds
     }
     rows = dict.fromkeys((cell.dataset, cell.variant, row) for cell in cells for row in cell.rows)
+    evaluated = {(dataset, variant, seed) for dataset, variant, _, seed in there}
     lines: dict[str, list[str]] = {}
     for dataset, variant, row in rows:
-        seeds = [str(s) for s in plan.seeds if (dataset, variant, row, s) not in there]
+        seeds = [
+            str(seed)
+            for seed in plan.seeds
+            if (dataset, variant, row, seed) not in there
+            # Some data have no RGB images to test with.
+            and not (row == "source-rgb" and (dataset, variant, seed) in evaluated)
+        ]
         if seeds:
             place = f"{dataset}, {variant}, seed{'s'[: len(seeds) > 1]} {', '.join(seeds)}"
             lines.setdefault(place, []).append(row)

@@ -6,8 +6,6 @@ matter.
 
 import csv
 import json
-import platform
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +37,8 @@ from sfkt_cli.evaluation.report import (
     read_results,
     table_of,
 )
+from sfkt_cli.evaluation.verdict import counted
+from sfkt_cli.machine import processor
 from sfkt_cli.models.graph_files import Predict, open_graph, open_onnx
 from sfkt_cli.models.saving import Saved
 from sfkt_cli.settings.runs import Run
@@ -305,16 +305,6 @@ def open_openvino(content: bytes) -> Predict:
     return lambda images: torch.from_numpy(compiled(images.numpy())["probabilities"])
 
 
-def machine() -> str:
-    """Processor and threads."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.is_file() else ""
-    named = re.search(r"model name\s*: (.+)", text)
-    name = named[1] if named else platform.processor() or platform.machine()
-    threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' * (threads > 1)}"
-
-
 def tables(comparisons: Iterable[Comparison], latencies: Iterable[Latency]) -> list[Section]:
     """What was found out about the files; nothing where there are none."""
     written = [
@@ -341,7 +331,8 @@ def tables(comparisons: Iterable[Comparison], latencies: Iterable[Latency]) -> l
         }
         for one in latencies
     ]
-    lines = {"Files": written, f"Speed on {machine()}": timed}
+    threads = counted(torch.get_num_threads(), "thread")
+    lines = {"Files": written, f"Speed on {processor()}, {threads}": timed}
     return [Section(title, lines=those, left=2) for title, those in lines.items() if those]
 
 

@@ -19,14 +19,14 @@ from sfkt_cli.evaluation.labelled import Split
 from sfkt_cli.evaluation.models import finished_methods, source_on_rgb, translate, weights_kept
 from sfkt_cli.evaluation.predictions import Evaluation
 from sfkt_cli.evaluation.report import Section, Shot, named
-from sfkt_cli.methods.label_free import HeldOutPairs
+from sfkt_cli.methods.label_free import ScoringPairs
 
 Numbers = NDArray[Any]
 COLUMNS = 8
 POINTS = 500  # samples of each set in a feature map, at most
 
 
-def ti_gallery(evaluation: Evaluation, pairs: HeldOutPairs) -> tuple[str, str]:
+def ti_gallery(evaluation: Evaluation, pairs: ScoringPairs) -> tuple[str, str]:
     """TI target, translated and true RGB images, with predictions; name and caption."""
     models = evaluation.models
     rows = _some(len(pairs.rows), evaluation.config.seed)

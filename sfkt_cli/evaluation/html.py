@@ -143,8 +143,7 @@ def interval_chart(rows: Sequence[Row]) -> str:
     for number, row in enumerate(rows):
         kind = "bound" if row.method in BOUNDS else "method"
         y = step * number + 32
-        ends = row.accuracy_ci95 or (row.accuracy, row.accuracy)
-        low, high = (100 * min(max(value, 0.0), 1.0) for value in ends)
+        low, high = (100 * min(max(value, 0.0), 1.0) for value in row.accuracy_ci95)
         x = 100 * row.accuracy
         shape = (
             f'<svg x="{x:.1f}%" y="{y}" height="1" width="1">'

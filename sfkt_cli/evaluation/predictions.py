@@ -14,14 +14,13 @@ from torch import Tensor
 from sfkt_cli import scores
 from sfkt_cli.console import printable
 from sfkt_cli.data.images import Encoding
-from sfkt_cli.data.store import Store, spread
+from sfkt_cli.data.store import Store
 from sfkt_cli.evaluation.labelled import Split, list_to_label, match_own_labels, read_own_labels
 from sfkt_cli.evaluation.models import Models, Predictor, source_on_rgb
 from sfkt_cli.evaluation.report import BOUNDS, Row
 from sfkt_cli.methods import label_free
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run, main_student
-from sfkt_cli.training.batches import PairRows, divide_pairs
 from sfkt_cli.training.predicting import warn_of_collapse
 
 Numbers = NDArray[Any]
@@ -52,7 +51,7 @@ class Evaluation:
     store: Store  # transfer.h5
     models: Models  # read back
     splits: dict[str, Split]  # by name; ``target`` is always there
-    pairs: label_free.HeldOutPairs | None  # those that score; None where there are none
+    pairs: label_free.ScoringPairs | None  # those that score; None where there are none
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # by method, bounds last
 
     @functools.cached_property
@@ -147,13 +146,6 @@ class Evaluation:
         if self.pairs is not None and predictor.beside is None:  # two views have no common features
             outcome.label_free |= self.pairs.scores(*predictor.ask(self.pairs.target))
         self.outcomes[predictor.method] = outcome
-
-
-def ti_pairs(store: Store, models: Models) -> label_free.HeldOutPairs | None:
-    """TI pairs that score the epochs of bridge and transfer; None where there are no pairs."""
-    trained, held_out = divide_pairs(store)
-    some = PairRows(trained, held_out[spread(len(held_out))])
-    return label_free.held_out_pairs(store, some, source_on_rgb(models).view)
 
 
 def look_for_collapse(evaluation: Evaluation) -> None:

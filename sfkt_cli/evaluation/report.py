@@ -62,7 +62,7 @@ class Row:
     split: str  # ``target`` or ``test``
     n: int  # labelled images
     accuracy: float  # fraction
-    accuracy_ci95: tuple[float, float] | None  # its 95 % interval; None where all are of one group
+    accuracy_ci95: tuple[float, float]  # its 95 % interval
     balanced_accuracy: float  # mean recall of the classes
     macro_f1: float  # mean F1 of the classes
     ece: float  # expected calibration error, 15 bins

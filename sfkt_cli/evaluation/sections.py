@@ -120,8 +120,8 @@ def _on_labelling(evaluation: Evaluation, to_label: int) -> str:
         return ""
     return (
         f"{evaluation.list_to_label.name} lists {counted(to_label, 'image')} to label. Label "
-        "the whole list before you run sfkt evaluate again: who looks earlier, and goes on where "
-        "nothing is decided, is misled by chance more often."
+        "the whole list before you run sfkt evaluate again: if you keep labelling until something "
+        "is decided, chance misleads you more often."
     )
 
 
@@ -299,11 +299,11 @@ def differences(evaluation: Evaluation) -> Section | None:
     for split in evaluation.labelled_splits:
         for other in evaluation.rivals:
             gains = evaluation.right(main, split).astype(float) - evaluation.right(other, split)
-            ends = scores.difference_interval(gains, split.groups) or ()
+            ends = scores.difference_interval(gains, split.groups)
             lines.append(
                 {"against": named(other), "split": split.name,
                  "points ↑": f"{100 * gains.mean():+.1f}",
-                 "95 % interval": " .. ".join(f"{100 * end:+.1f}" for end in ends) or "-"}
+                 "95 % interval": " .. ".join(f"{100 * end:+.1f}" for end in ends)}
             )  # fmt: skip
     if not lines:
         return None

@@ -163,7 +163,7 @@ def information(logits: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class HeldOutPairs:
+class ScoringPairs:
     """The M TI pairs that score, and the source model's outputs on their RGB images."""
 
     rows: NDArray[np.int64]  # (M,) in transfer.h5
@@ -182,13 +182,13 @@ class HeldOutPairs:
         }
 
 
-def held_out_pairs(store: Store, pairs: PairRows, source: View) -> HeldOutPairs | None:
+def scoring_pairs(store: Store, pairs: PairRows, source: View) -> ScoringPairs | None:
     """The held-out pairs of transfer.h5, as the source model sees them; None without pairs."""
     rows = pairs.held_out
     if not len(rows):
         return None
     features, logits = predict_rows(store["ti/rgb"][rows], source)
-    return HeldOutPairs(rows, store["ti/target"][rows], features, logits, pairs.unseen)
+    return ScoringPairs(rows, store["ti/target"][rows], features, logits, pairs.unseen)
 
 
 def target_scores(logits: Tensor, mirrored_logits: Tensor | None = None) -> dict[str, float]:
@@ -215,7 +215,7 @@ class EpochScorer:
         pairs: The TI pairs; None without pairs.
     """
 
-    def __init__(self, store: Store, pairs: HeldOutPairs | None) -> None:
+    def __init__(self, store: Store, pairs: ScoringPairs | None) -> None:
         self._tr_target = store["target/target"][spread(store.count("target"))]
         self._pairs = pairs
 

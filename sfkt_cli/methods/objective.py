@@ -124,7 +124,7 @@ class TransferObjective(Objective):
     """
 
     needs_bridge = False  # whether it takes the outputs of a bridge
-    # Whether the bridge teaches the student to the end: it is no witness for such a student then.
+    # Whether the bridge teaches the student to the end, so that it cannot judge it.
     follows_bridge = False
     needs_ti = False  # whether it looks at TI pairs
     # Whether batches hold ``tr_target_2``: the images of ``tr_target``, shifted and mirrored anew.

@@ -92,7 +92,7 @@ def bridge(config: Config, run: Run) -> None:
         runtime.place(runtime.synchronised(objective))
         runtime.cast_frozen(source, objective)
 
-        pairs = label_free.held_out_pairs(store, divide_pairs(store), View(runtime, source))
+        pairs = label_free.scoring_pairs(store, divide_pairs(store), View(runtime, source))
         assert pairs is not None
         view = View(runtime, source, encoding, translator)
         progress = _fit(stage, store, objective, view, pairs)
@@ -126,7 +126,7 @@ def bridge(config: Config, run: Run) -> None:
 
 
 def _fit(
-    stage: Stage, store: Store, objective: Tgmb, view: View, pairs: label_free.HeldOutPairs
+    stage: Stage, store: Store, objective: Tgmb, view: View, pairs: label_free.ScoringPairs
 ) -> Progress:
     """Train the translator; the scores on the pairs choose the epoch."""
     config, runtime, weights = stage.config, view.runtime, objective.weights
@@ -228,7 +228,7 @@ def feature_maps_of(
     return None
 
 
-def untouched_rank(pairs: label_free.HeldOutPairs, encoded: View) -> float:
+def untouched_rank(pairs: label_free.ScoringPairs, encoded: View) -> float:
     """How well encoded target images find their RGB partners without a translator."""
     features, _ = predict_rows(pairs.target, encoded)
     return float(label_free.partner_rank(features, pairs.features).mean())

@@ -89,7 +89,7 @@ def transfer(config: Config, run: Run) -> None:
         if front is not None:
             encoding = front.encoding_of("bridge")
         rows = divide_pairs(store)
-        pairs = label_free.held_out_pairs(store, rows, View(runtime, source))
+        pairs = label_free.scoring_pairs(store, rows, View(runtime, source))
         began = time.monotonic()
         outputs = TeacherOutputs(
             store, source, translator, encoding, runtime, rows, ti=objective_class.needs_ti
@@ -175,7 +175,7 @@ def _fit(
     store: Store,
     objective: TransferObjective,
     view: View,
-    pairs: label_free.HeldOutPairs | None,
+    pairs: label_free.ScoringPairs | None,
     *,
     pretrained: bool,  # whether the source model's weights are
 ) -> Progress:
@@ -208,7 +208,7 @@ def share_of_strangers(
     return None if share is None else round(share, 3)
 
 
-def calibrated(pairs: label_free.HeldOutPairs | None, view: View) -> float:
+def calibrated(pairs: label_free.ScoringPairs | None, view: View) -> float:
     """The student's temperature; 1 where too few TI pairs were not trained on.
 
     What the source model says of the RGB image of a held-out TI pair stands for the truth, and

@@ -53,7 +53,8 @@ def resume(training: Training) -> None:
             warn(f"{title}: a state of another version is skipped ({first_line(error)})")
         else:
             at = training.progress
-            say(f"{title}: goes on at epoch {at.epoch + 1}, step {at.step + 1}")
+            if at.epoch < training.epochs:
+                say(f"{title}: goes on at epoch {at.epoch + 1}, step {at.step + 1}")
             _compare_environments(training, state.get("environment", {}))
             return
     warn(

@@ -12,7 +12,7 @@ import torch
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.data.store import Store, open_store
-from sfkt_cli.methods.label_free import EpochScorer, held_out_pairs
+from sfkt_cli.methods.label_free import EpochScorer, scoring_pairs
 from sfkt_cli.methods.objective import TeacherOutputs, TransferObjective
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model
@@ -88,7 +88,7 @@ def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path
     student, source, encoding = models_of(untrained_run)
     rows = divide_pairs(store)
     held, view = rows.held_out, View(CPU, student, encoding)
-    pairs = held_out_pairs(store, rows, View(CPU, freeze(source)))
+    pairs = scoring_pairs(store, rows, View(CPU, freeze(source)))
     scores = EpochScorer(store, pairs).scores(view, tmp_path, 0)
     with torch.inference_mode():
         rgb = torch.from_numpy(store["ti/rgb"][held]).permute(0, 3, 1, 2) / 255
@@ -107,7 +107,7 @@ def test_a_few_pairs_calibrate_nothing(untrained_run: Run) -> None:
     rows, nothing = np.arange(20), np.arange(0)
     cases = [(nothing, 0), (nothing, 1), (nothing, 19), (rows, 20), (nothing, 20)]
     temperatures = [
-        calibrated(held_out_pairs(store, PairRows(trained, rows[:count]), on_rgb), view)
+        calibrated(scoring_pairs(store, PairRows(trained, rows[:count]), on_rgb), view)
         for trained, count in cases
     ]
     assert temperatures[:4] == [1.0] * 4  # too few, or trained on
