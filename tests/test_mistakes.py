@@ -284,7 +284,7 @@ MISTAKES = [
     Mistake(
         "a text for a student",
         "predict x.png --model s.txt",
-        ("s.txt", "no student"),
+        ("s.txt is a file", "give a run"),
         text_file("s.txt"),
     ),
     Mistake("labels off by one", "evaluate --run run", ("test.h5", "label"), shift_labels),
@@ -366,7 +366,7 @@ MISTAKES = [
     Mistake(
         "no write permission",
         "prepare synthetic --run file/run",
-        ("file", "--run"),
+        ("file", "choose a place"),
         text_file("file"),
     ),
 ]

@@ -288,7 +288,7 @@ def test_other_methods_leave_the_same_files(
 def test_a_model_that_was_trained_elsewhere_is_changed_gently(
     prepared: Prepared, tmp_path: Path
 ) -> None:
-    def backbone_rate(name: str, *assignments: str, pretrained: bool) -> float:
+    def bottleneck_rate(name: str, *assignments: str, pretrained: bool) -> float:
         run = prepared.copy(tmp_path / name)
         config = settings(prepared.archive, *QUICK, *assignments)
         card = run.path("source", "model.json")
@@ -301,10 +301,10 @@ def test_a_model_that_was_trained_elsewhere_is_changed_gently(
         lines = run.path("transfer", "tgkt", "metrics.jsonl").read_text(encoding="utf-8")
         return float(json.loads(lines.splitlines()[0])["learning_rate"])
 
-    from_here = backbone_rate("here", pretrained=False)
-    assert backbone_rate("elsewhere", pretrained=True) == pytest.approx(from_here / 30)
+    from_here = bottleneck_rate("here", pretrained=False)
+    assert bottleneck_rate("elsewhere", pretrained=True) == pytest.approx(from_here / 3)
     gentler = ("tgkt.learning_rate=0.003", "tgkt.backbone_rate=0.5")
-    assert backbone_rate("asked", *gentler, pretrained=True) == pytest.approx(from_here / 20)
+    assert bottleneck_rate("asked", *gentler, pretrained=True) == pytest.approx(from_here / 10)
 
 
 def test_with_more_images_later_the_models_go_on_from_those_that_are_there(

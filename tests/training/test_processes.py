@@ -213,7 +213,6 @@ def test_where_nothing_was_saved_nobody_is_told_to_leave_force_out(
     _, errors = process.communicate(timeout=90)
     assert "was killed (SIGKILL" in errors
     assert "same command" not in errors
-    assert "--force --set runtime.batch_size=2" in errors
     assert "2 CPU processes share batches of 4" in errors  # two rows each, at least
     assert run.finished("bridge")
 
