@@ -544,7 +544,8 @@ def test_what_the_plan_decides_is_no_setting() -> None:
         ({"variants": [{"name": "all"}, {"name": "none", "settings": {"tgkt": {"beta_f": 0}}}]},
          "tgkt.beta_f"),
         ({"sweeps": [{"setting": "tgkt.beta_f", "values": [1, 2]}]}, "tgkt.beta_f"),
-        ({"datasets": [{"name": "more", "settings": {"synthetic.pairs": 90}}]}, "synthetic.pairs"),
+        ({"datasets": [{"name": "more", "settings": {"synthetic.pairs": 90}},
+                       {"name": "fewer", "settings": {"synthetic.pairs": 600}}]}, "synthetic.pairs"),
         ({"datasets": [{"name": "SUN", "settings": {"dataset": "sun-rgbd"},
                         "sensor_pairs": [["kv1", "kv2"]]}]}, "sun_rgbd.target_sensor"),
     ],
@@ -554,6 +555,13 @@ def test_what_is_varied_cannot_be_set_for_all(part: dict[str, Any], name: str) -
     with pytest.raises(ConfigError, match=name):
         cells_of(plan, {name: "xtion" if "sensor" in name else 60})
     assert cells_of(plan, {"bridge.alpha_f": 1.0})[0].config.bridge.alpha_f == 1
+
+
+def test_what_a_single_data_set_says_may_be_set() -> None:
+    mine = {"name": "mine", "settings": {"dataset": "folders", "prepare.root": "a"}}
+    plan = BenchmarkPlan.model_validate({"seeds": [0], "datasets": [mine]})
+    (cell,) = cells_of(plan, {"dataset": "folders", "prepare.root": "b"})
+    assert cell.config.prepare.root == Path("b")
 
 
 def test_the_main_method_is_among_those_compared() -> None:
