@@ -119,12 +119,14 @@ def judge_by_labels(
     s, u, true = (np.asarray(view) for view in (student, untouched, labels))
     gains = (s == true).astype(np.int64) - (u == true)
     scenes, scene = np.unique(groups, return_inverse=True)
-    chances = np.ones(1)  # of each sum that drawn signs give, the lowest first
-    sizes = np.abs(np.bincount(scene, gains)).astype(np.int64)
-    for size in sizes[sizes > 0]:
-        chances = (np.pad(chances, (0, 2 * size)) + np.pad(chances, (2 * size, 0))) / 2
-    sums = np.arange(len(chances)) - len(chances) // 2
-    p = float(chances[np.abs(sums) >= abs(gains.sum())].sum())
+    sizes, times = np.unique(np.abs(np.bincount(scene, gains)).astype(np.int64), return_counts=True)
+    # Sums of drawn signs have the characteristic function of a product of cosines.
+    most = int(sizes @ times)
+    angles = 2 * np.pi * np.arange(2 * most + 1) / (2 * most + 1)
+    product = np.prod([np.cos(size * angles) ** n for size, n in zip(sizes, times, strict=True)], 0)
+    chances = np.fft.fftshift(np.fft.fft(product).real) / len(angles)  # of -most .. most
+    p = float(chances[np.abs(np.arange(-most, most + 1)) >= abs(gains.sum())].sum())
+    p = max(round(p, 12), 1e-12)  # the rest is rounding
     word: Verdict = "cannot tell" if p >= PROVEN else "better" if gains.sum() > 0 else "worse"
     counts = (
         f"Of {len(true)} images that you labelled, the student alone recognises "

@@ -545,7 +545,7 @@ def test_what_the_plan_decides_is_no_setting() -> None:
          "tgkt.beta_f"),
         ({"sweeps": [{"setting": "tgkt.beta_f", "values": [1, 2]}]}, "tgkt.beta_f"),
         ({"datasets": [{"name": "more", "settings": {"synthetic.pairs": 90}},
-                       {"name": "fewer", "settings": {"synthetic.pairs": 600}}]}, "synthetic.pairs"),
+                       {"name": "most", "settings": {"synthetic.pairs": 600}}]}, "synthetic.pairs"),
         ({"datasets": [{"name": "SUN", "settings": {"dataset": "sun-rgbd"},
                         "sensor_pairs": [["kv1", "kv2"]]}]}, "sun_rgbd.target_sensor"),
     ],
