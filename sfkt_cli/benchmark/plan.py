@@ -31,7 +31,7 @@ GRID: Mapping[str, tuple[Any, ...]] = {
 """What tuned methods try, all of them the same; SHOT's and SOCKET's own are the first."""
 TUNE_BY = ("ti_rank", "tr_mirror")
 """The label-free score that chooses, the same for all methods; the second without pairs."""
-SENSORS = ("sun_rgbd.source_sensor", "sun_rgbd.target_sensor")
+SENSOR_SETTINGS = ("sun_rgbd.source_sensor", "sun_rgbd.target_sensor")
 DECIDED = {
     "seed": "name the seeds in `seeds: [...]` instead",
     "evaluate.oracle": "add `oracle` to the methods instead, or leave it out of them",
@@ -179,7 +179,7 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
         for name, value in merge(overrides).items():
             named = [part for part, settings in settings_of.items() if name in settings]
             differ = len({repr(settings.get(name)) for settings in settings_of.values()}) > 1
-            if differ or (named and name in SENSORS):  # sensors are part of the name
+            if differ or (named and name in SENSOR_SETTINGS):  # sensors are part of the name
                 problems[
                     f"{name} = {value} for all would make {named[0]!r} something else than its "
                     "name says: change the setting in the benchmark file instead"
@@ -294,6 +294,6 @@ def _datasets(plan: BenchmarkPlan) -> Iterator[DatasetPlan]:
         if not pairs:
             yield dataset
         for source, target in pairs:
-            sensors = dict(zip(SENSORS, (source, target), strict=True))
+            sensors = dict(zip(SENSOR_SETTINGS, (source, target), strict=True))
             name = f"{dataset.name} {source} to {target}"
             yield DatasetPlan(name=name, settings={**dataset.settings, **sensors})
