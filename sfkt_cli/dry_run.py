@@ -95,7 +95,7 @@ def _try_training(name: str, config: Config, run: Run) -> dict[str, Any]:
     try:
         run_stage(name, config, run)
     except Tried as tried:
-        trial = tried.trial
+        figures = tried.figures
     else:
         if run.keeps(name):
             return {"stage": name, "done": True}
@@ -108,8 +108,8 @@ def _try_training(name: str, config: Config, run: Run) -> dict[str, Any]:
         sizes = {str(brought): brought.stat().st_size} if brought and brought.is_file() else {}
         writes = {"model.safetensors": sum(sizes.values())}
         return _tell(name, config, run, does, time.monotonic() - began, writes, reads=sizes)
-    writes = {"model.safetensors": trial.model_bytes,
-              "checkpoint, while it runs": trial.state_bytes}  # fmt: skip
+    writes = {"model.safetensors": figures.model_bytes,
+              "checkpoint, while it runs": figures.state_bytes}  # fmt: skip
     if name == "bridge":
         store = open_store(run.transfer_store)
         pictures, side = store.count("target"), store["target/target"].shape[1]
@@ -120,18 +120,18 @@ def _try_training(name: str, config: Config, run: Run) -> dict[str, Any]:
     scaled = "a step with all images would take long here: time and memory are scaled up"
     begun = "there is an unfinished training: it continues, and takes less time"
     unfinished = run.has_begun(name) and not run.force
-    notes = [shared] * (count > 1) + [scaled] * trial.scaled + [begun] * unfinished
+    notes = [shared] * (count > 1) + [scaled] * figures.scaled + [begun] * unfinished
     does = (
-        f"trains {trial.trained:,} of {trial.parameters:,} parameters in {trial.epochs} epochs of "
-        f"{trial.steps} steps of {trial.images} images"
+        f"trains {figures.trained:,} of {figures.parameters:,} parameters in {figures.epochs} epochs "
+        f"of {figures.steps} steps of {figures.images} images"
     )
     takes = (
-        f"{trial.step_s:.3g} s a step (tried), {duration(trial.epoch_s)} an epoch for scores and "
-        f"saving; {trial.peak_memory_mb:,.0f} MB of memory"
+        f"{figures.step_s:.3g} s a step (tried), {duration(figures.epoch_s)} an epoch for scores "
+        f"and saving; {figures.peak_memory_mb:,.0f} MB of memory"
     )
     return _tell(
-        name, config, run, does, trial.seconds, writes, notes=notes, takes=takes,
-        trial=asdict(trial),
+        name, config, run, does, figures.seconds, writes, notes=notes, takes=takes,
+        trial=asdict(figures),
     )  # fmt: skip
 
 
@@ -202,10 +202,10 @@ def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
     for predictor in of_run.predictors_of(run, store, models, digests, encoding):
         names.append(predictor.method)
         predictor.ask(store["target/target"])
-    trial = runtime.trial or DryRunFigures()
+    figures = runtime.dry_run or DryRunFigures()
     target = store.count("target")
     count = target + run.record("prepare").get("samples", {}).get("test", 0) + store.count("ti")
-    seconds = (time.monotonic() - began + trial.skipped_s) * count / target
+    seconds = (time.monotonic() - began + figures.skipped_s) * count / target
     notes = ["pictures and intervals take some seconds more"]
     if config.evaluate.oracle and not run.path("evaluate", "oracle", "done.json").is_file():
         names.append("oracle")

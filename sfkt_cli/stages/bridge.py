@@ -217,7 +217,7 @@ def feature_maps_of(
         return None
     backbone = source.backbone
     backbones = list(backbone) if isinstance(backbone, nn.ModuleList) else [backbone]  # a mixture
-    count = rows_measured_at_once(rgb) if runtime.trial is None else FEW
+    count = rows_measured_at_once(rgb) if runtime.dry_run is None else FEW
     images = View(runtime, source).seen(rgb[spread(len(rgb), count)])
     feature_maps = FeatureMaps(backbones, source.features, images)
     if feature_maps.names:

@@ -110,9 +110,9 @@ class Training:
             Interrupted: A signal asked to stop; the state is saved.
             Tried: This is a dry run: two steps were tried, and nothing was written.
         """
-        if self.runtime.trial is not None:
-            try_out(self, self.runtime.trial)
-            raise Tried(self.runtime.trial)
+        if self.runtime.dry_run is not None:
+            try_out(self, self.runtime.dry_run)
+            raise Tried(self.runtime.dry_run)
         self.best = snapshot(self.keep)
         resume(self)
         self._run()

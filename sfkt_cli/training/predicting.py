@@ -87,13 +87,13 @@ def predict_rows(images: NDArray[Any], view: View, *, flips: bool = False) -> tu
     runtime = view.runtime
     batch_size = rows_at_once(images, runtime.world)
     few = batch_size if runtime.device.type == "cuda" else FEW
-    if runtime.trial is not None and len(images) > 2 * few:
-        real = replace(view, runtime=replace(runtime, trial=None))
+    if runtime.dry_run is not None and len(images) > 2 * few:
+        real = replace(view, runtime=replace(runtime, dry_run=None))
         for _ in range(2):  # the first one warms up
             began = time.monotonic()
             features, logits = predict_rows(images[:few], real, flips=flips)
         share = (time.monotonic() - began) / few
-        runtime.trial.skipped_s += share * (len(images) / runtime.shares - 2 * few)
+        runtime.dry_run.skipped_s += share * (len(images) / runtime.shares - 2 * few)
         rows = torch.arange(len(images)) % few
         return features[rows], logits[rows]
     # Into one tensor each: small results kept between large passing ones would fragment the heap.
@@ -128,7 +128,7 @@ def adapt_batch_norms(images: NDArray[Any], view: View) -> None:
     the same. A model without batch norms, or less than two images, change nothing.
     """
     model, runtime = view.model, view.runtime
-    images = images[spread(len(images), FEW if runtime.trial is not None else MOST_ADAPTED)]
+    images = images[spread(len(images), FEW if runtime.dry_run is not None else MOST_ADAPTED)]
     at_once = rows_measured_at_once(images)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms or len(images) < 2:

@@ -60,7 +60,7 @@ class Runtime:
     # Whether the precision was chosen here; a precision that was asked for is kept.
     automatic: bool = False
     # In a dry run what it measured: models look at a few images and train for one step.
-    trial: DryRunFigures | None = None
+    dry_run: DryRunFigures | None = None
 
     @property
     def main(self) -> bool:
@@ -70,7 +70,7 @@ class Runtime:
     @property
     def shares(self) -> int:
         """Processes that share each batch; in a dry run those that would."""
-        return self.world if self.trial is None else self.trial.shares
+        return self.world if self.dry_run is None else self.dry_run.shares
 
     def autocast(self, trained: nn.Module | None = None) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision for forward passes; nothing under fp32.
@@ -280,7 +280,7 @@ def make_runtime(config: RuntimeConfig, *, dry: bool = False) -> Runtime:
     return Runtime(
         device, precision, rank, world, config.sync_batchnorm, config.tensorboard,
         automatic=config.precision == "auto",
-        trial=DryRunFigures(shares=max(use_gpus(config), 1)) if dry else None,
+        dry_run=DryRunFigures(shares=max(use_gpus(config), 1)) if dry else None,
     )  # fmt: skip
 
 

@@ -168,24 +168,24 @@ def kept_bytes(work: Callable[[], object]) -> int:
 class Tried(Exception):
     """A dry run came to the training and measured it."""
 
-    def __init__(self, trial: DryRunFigures) -> None:
-        self.trial = trial
+    def __init__(self, figures: DryRunFigures) -> None:
+        self.figures = figures
 
 
-def try_out(training: Training, trial: DryRunFigures) -> None:
+def try_out(training: Training, figures: DryRunFigures) -> None:
     """Time what an epoch does beside its steps, and one step after a smaller one to warm up.
 
     Where a step with all rows would take long on a CPU, the timed one has few rows, too.
     """
     runtime, objective = training.runtime, training.objective
-    skipped_s, began = trial.skipped_s, time.monotonic()
+    skipped_s, began = figures.skipped_s, time.monotonic()
     objective.begin_epoch(0)
     objective.eval()
     with torch.inference_mode():
         training.scores(0)
     runtime.wait()
-    trial.epoch_s = time.monotonic() - began + trial.skipped_s - skipped_s
-    trial.skipped_s = skipped_s
+    figures.epoch_s = time.monotonic() - began + figures.skipped_s - skipped_s
+    figures.skipped_s = skipped_s
 
     batch = training.batches(0, 0)
     rows = len(next(iter(batch.values())))
@@ -201,20 +201,20 @@ def try_out(training: Training, trial: DryRunFigures) -> None:
 
     took: list[float] = []
     kept = kept_bytes(lambda: took.append(step(few)))
-    trial.scaled = runtime.device.type == "cpu" and took[0] * rows / few > PATIENCE_S
-    tried = few if trial.scaled else rows
-    trial.step_s = step(tried) * rows / tried
-    trial.peak_memory_mb = runtime.peak_memory_mb()
-    trial.peak_memory_mb += (rows / tried - 1) * kept * TRANSIENT / 2**20
+    figures.scaled = runtime.device.type == "cpu" and took[0] * rows / few > PATIENCE_S
+    tried = few if figures.scaled else rows
+    figures.step_s = step(tried) * rows / tried
+    figures.peak_memory_mb = runtime.peak_memory_mb()
+    figures.peak_memory_mb += (rows / tried - 1) * kept * TRANSIENT / 2**20
 
-    trial.epochs, trial.steps, trial.images = training.epochs, training.steps, training.images
+    figures.epochs, figures.steps, figures.images = training.epochs, training.steps, training.images
     parameters = list(objective.parameters())
-    trial.parameters = sum(p.numel() for p in parameters)
-    trial.trained = sum(p.numel() for p in parameters if p.requires_grad)
+    figures.parameters = sum(p.numel() for p in parameters)
+    figures.trained = sum(p.numel() for p in parameters if p.requires_grad)
     momenta = [value for state in training.optimizer.state.values() for value in state.values()]
-    trial.model_bytes = _bytes(training.keep.state_dict().values())
-    trial.state_bytes = 2 * (  # two states are kept
-        _bytes(objective.state_dict().values()) + _bytes(momenta) + trial.model_bytes
+    figures.model_bytes = _bytes(training.keep.state_dict().values())
+    figures.state_bytes = 2 * (  # two states are kept
+        _bytes(objective.state_dict().values()) + _bytes(momenta) + figures.model_bytes
     )
 
 

@@ -103,17 +103,17 @@ def train(
 
 
 def test_a_dry_run_takes_two_steps_and_writes_nothing(tmp_path: Path) -> None:
-    objective, trial, steps = Regression(), DryRunFigures(), list[int]()
+    objective, figures, steps = Regression(), DryRunFigures(), list[int]()
     objective.register_forward_hook(lambda *given: steps.append(len(given[1][0]["images"])))
     with pytest.raises(Tried):
         train(
-            tmp_path, objective, runtime=replace(RUNTIME, trial=trial),
+            tmp_path, objective, runtime=replace(RUNTIME, dry_run=figures),
             scores=lambda epoch: {"score": 1.0},
         )  # fmt: skip
     assert steps == [4, 6]
-    assert (trial.epochs, trial.steps) == (EPOCHS, STEPS)
-    assert trial.seconds > EPOCHS * STEPS * trial.step_s
-    assert trial.state_bytes > 2 * trial.model_bytes > 0
+    assert (figures.epochs, figures.steps) == (EPOCHS, STEPS)
+    assert figures.seconds > EPOCHS * STEPS * figures.step_s
+    assert figures.state_bytes > 2 * figures.model_bytes > 0
     assert not list(tmp_path.iterdir())
 
 
@@ -124,13 +124,13 @@ def test_a_dry_run_looks_at_a_few_rows_for_all() -> None:
         looked_at.append(len(images))
         return images, images[:, :2]
 
-    trial = DryRunFigures()
+    figures = DryRunFigures()
     images = np.arange(100 * 3, dtype=np.float32).reshape(100, 3)
-    view = Plain(replace(RUNTIME, trial=trial), model)  # type: ignore[arg-type]
+    view = Plain(replace(RUNTIME, dry_run=figures), model)  # type: ignore[arg-type]
     features, logits = predict_rows(images, view)
     assert sum(looked_at) == 2 * FEW
     assert (features.shape, logits.shape) == ((100, 3), (100, 2))
-    assert trial.skipped_s > 0
+    assert figures.skipped_s > 0
 
 
 def same(first: State, second: State) -> bool:
