@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import io
@@ -13,11 +14,11 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -606,7 +607,7 @@ def test_a_watched_folder_may_change_while_it_is_listed(
     seen = follow(
         shots,
         tmp_path / "rows.csv",
-        lambda: (shots / "latest.png").symlink_to("gone.png"),
+        lambda: (shots / "latest.png").symlink_to("latest.png"),
         lambda: (shots / "loop").symlink_to(shots),
         lambda: shots.rename(away),
         NOTHING,
@@ -742,6 +743,33 @@ def test_an_image_that_was_overwritten_while_nobody_watched_gets_a_row(
     whole = ["b.png"] * (damage in ("touched", "no_line_end"))
     again = ["a.png"] + ["b.png"] * (not whole)
     assert follow(shots, output) == ["a.png", *whole, *again]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_a_stream_that_was_cut_in_its_first_line_goes_on(
+    name: str, shots: Path, tmp_path: Path, follow: Callable[..., list[str]]
+) -> None:
+    follow(shots, output := tmp_path / name)
+    written = output.read_bytes()
+    for left in (5, 12, written.index(b"\n") - 1):
+        output.write_bytes(written[:left])
+        assert follow(shots, output) == ["a.png"]
+
+
+def test_a_signal_while_rows_are_written_doubles_none(
+    shots: Path, tmp_path: Path, follow: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_file = Path.open
+
+    @contextlib.contextmanager
+    def opened(path: Path, mode: str = "r", *more: Any, **named: Any) -> Iterator[IO[Any]]:
+        with open_file(path, mode, *more, **named) as file:
+            yield file
+        if mode == "a+b":
+            raise Interrupted
+
+    monkeypatch.setattr(Path, "open", opened)
+    assert follow(shots, tmp_path / "rows.csv", NOTHING) == ["a.png"]
 
 
 @pytest.mark.parametrize(
