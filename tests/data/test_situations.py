@@ -291,7 +291,8 @@ def test_what_keeps_a_path_of_a_manifest_from_being_found_is_told(tmp_path: Path
     root = manifest(tmp_path / "mine")
     (root / ".depth").mkdir()
     for name, told in (
-        ("Depth/0.PNG", "did you mean depth/0.png"), (".depth/0.png", "hidden"), ("none.png", "")
+        ("Depth/0.PNG", "did you mean depth/0.png"), (".depth/0.png", "hidden"), ("none.png", ""),
+        ("../depth/0.png", "or below$"),
     ):  # fmt: skip
         text = f"target,label\n{name},mug\n"
         (root / "manifest.csv").write_text(text, encoding="utf-8")

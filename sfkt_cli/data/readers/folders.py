@@ -215,8 +215,9 @@ class Manifest:
         img/0003.jpg,depth/0003.png,,ti,hall
 
     Paths are relative to its folder, those of ``folders.manifest`` to ``--root``, or to the folder
-    in it that all files lie in. role: ``tr`` (default: dealt out by group), ``ti``, or a fixed part
-    ``source``, ``target``, ``test``. label and group may be empty.
+    in it that all files lie in; all images lie in that folder or below. role: ``tr`` (default:
+    dealt out by group), ``ti``, or a fixed part ``source``, ``target``, ``test``. label and group
+    may be empty.
     """
 
     place: Container  # folder or zip file that it lies in
@@ -290,10 +291,11 @@ def read_manifest(manifest: Manifest) -> list[Record]:
             if name and not alike:
                 near = [other for other in files if other.casefold() == name.casefold()]
                 hint = f"; did you mean {near[0]}?" if near else ""
-                hint = "; hidden files and folders are not read" if is_system(name) else hint
+                hidden = is_system(name) and ".." not in name.split("/")
+                hint = "; hidden files and folders are not read" if hidden else hint
                 raise DataError(
-                    f"{where}: {view} {row[view]!r} is not in {root}: paths are relative to it"
-                    f"{hint}"
+                    f"{where}: {view} {row[view]!r} is not in {root}: paths are relative to it, "
+                    f"and images lie in it or below{hint}"
                 )
             if len(alike) > 1:
                 raise DataError(
