@@ -429,6 +429,7 @@ def camera(monkeypatch: pytest.MonkeyPatch) -> Any:
         fourcc = "YUYV"
         images = [np.full((48, 64), 1500, np.uint16)]  # noqa: RUF012
         tells: dict[int, float] = {}  # noqa: RUF012
+        times_ms = [-1.0]  # noqa: RUF012
 
         def __init__(self, number: int | str) -> None:
             self.left = list(self.images)
@@ -439,6 +440,8 @@ def camera(monkeypatch: pytest.MonkeyPatch) -> Any:
         def get(self, property: int) -> float:
             name = int.from_bytes(self.fourcc.encode("latin-1"), "little")
             known = {cv2.CAP_PROP_FOURCC: name, cv2.CAP_PROP_FRAME_COUNT: 9}
+            if property == cv2.CAP_PROP_POS_MSEC:
+                return self.times_ms[len(self.images) - len(self.left) - 1]
             return float((known | self.tells).get(property, -1))
 
         def set(self, property: int, value: float) -> None:
@@ -492,11 +495,13 @@ def test_a_frame_that_opencv_fails_at_ends_a_video(
 def test_a_video_with_a_pause_is_not_damaged(untrained_run: Run, camera: Any) -> None:
     cv2 = pytest.importorskip("cv2")
     sensor = sfkt_cli.load_student(untrained_run.folder).sensor
-    camera.tells = {cv2.CAP_PROP_FPS: 10, cv2.CAP_PROP_POS_MSEC: 850}
-    assert len(list(frames("a.avi", sensor))) == 1
-    camera.tells = {cv2.CAP_PROP_FPS: 10, cv2.CAP_PROP_POS_MSEC: 400}
-    with pytest.raises(DataError, match="damaged"):
-        list(frames("a.avi", sensor))
+    camera.tells, camera.images = {cv2.CAP_PROP_FPS: 10}, camera.images * 2
+    for begin_ms in (0, 5000):  # of the recording
+        camera.times_ms = [begin_ms, begin_ms + 850]
+        assert len(list(frames("a.avi", sensor))) == 2
+        camera.times_ms = [begin_ms, begin_ms + 400]
+        with pytest.raises(DataError, match="damaged"):
+            list(frames("a.avi", sensor))
 
 
 def test_the_thread_of_a_stream_ends_with_it() -> None:
