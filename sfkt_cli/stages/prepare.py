@@ -135,7 +135,7 @@ def unlike_sizes(plan: Plan) -> str:
         return ""
     return (
         f"{rgb} has {width} x {height} pixels, {target} {across} x {down}: images of unlike "
-        "proportions can hardly show the same; crop the larger view, or set "
+        "proportions can hardly show the same; crop the larger view, or, of data set folders, set "
         "folders.registered=false"
     )
 
