@@ -707,8 +707,9 @@ def test_one_doubted_image_hides_no_collapse(
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
 def test_a_watched_folder_keeps_the_rows_of_an_earlier_start(
-    name: str, shots: Path, depth_files: Path, tmp_path: Path, follow: Callable[..., list[str]]
-) -> None:
+    name: str, shots: Path, depth_files: Path, tmp_path: Path, follow: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     output, odd = tmp_path / name, os.fsdecode(b"caf\xe9.png")
     (shots / "a.png").unlink()
     assert follow(shots, output) == []
@@ -719,8 +720,10 @@ def test_a_watched_folder_keeps_the_rows_of_an_earlier_start(
     shutil.copy2(depth_files / "001.png", shots / "a.png")  # overwritten while nobody watched
     follow(shots, output)
     shutil.copy(depth_files / "000.png", shots / "c.png")
+    capsys.readouterr()
     odd = "caf\\udce9.png" if output.suffix == ".csv" else odd
     assert follow(shots, output) == ["a.png", odd, "a.png", "c.png"]
+    assert "3 rows of an earlier start" in capsys.readouterr().err
     rows = rows_of(output)
     assert list(rows[0])[-1] == "time"
     assert all(datetime.fromisoformat(row["time"]).utcoffset() is not None for row in rows)
