@@ -111,7 +111,7 @@ def _alike(labels: Iterable[str | None]) -> tuple[str, ...]:
     names: dict[str, set[str]] = defaultdict(set)
     for label in filter(None, labels):
         names[label.casefold()].add(label)
-    alike = [" and ".join(sorted(some)) for some in names.values() if len(some) > 1]
+    alike = [" and ".join(sorted(spellings)) for spellings in names.values() if len(spellings) > 1]
     advice = "are different classes: if they are not, give them one name"
     return (f"{', '.join(alike)} {advice}",) if alike else ()
 
@@ -232,8 +232,8 @@ def find_manifest(root: Path, chosen: Path | None) -> Manifest | None:
     """The manifest: the one chosen, ``root`` itself, or one of the usual names in it.
 
     Of the usual names the one in the highest folder counts, unless folders ``tr`` or ``ti`` lie
-    outside of it. One that is chosen is looked for in ``root``, or in the folder in it that all
-    files lie in, and then in the working folder.
+    outside of it. One that is chosen, unless by an absolute path, is looked for in ``root``, or in
+    the folder in it that all files lie in, and then in the working folder.
 
     Raises:
         DataError: The one chosen does not exist, nothing is there, or several are equally high.
@@ -260,9 +260,11 @@ def find_manifest(root: Path, chosen: Path | None) -> Manifest | None:
     if highest:
         inside = replace(images, prefix=images.prefix + highest[0])
         return Manifest(inside, found[highest[0]], inside)
-    if chosen is not None and not chosen.is_file():
+    if chosen is None:
+        return None
+    if not chosen.is_file():
         raise DataError(f"folders.manifest = {chosen} does not exist, nor does {root / chosen}")
-    return Manifest(Container(chosen.parent), chosen.name, images) if chosen is not None else None
+    return Manifest(Container(chosen.parent), chosen.name, images)
 
 
 def read_manifest(manifest: Manifest) -> list[Record]:
