@@ -169,7 +169,7 @@ def settle_ids(records: Iterable[Record], where: object) -> tuple[Record, ...]:
     groups: dict[str, str] = {}  # the first group of each image
     joined: dict[str, str] = {}  # by group: another one, which shares an image with it
 
-    def whole(group: str) -> str:
+    def united(group: str) -> str:
         while group in joined:
             group = joined[group]
         return group
@@ -177,10 +177,10 @@ def settle_ids(records: Iterable[Record], where: object) -> tuple[Record, ...]:
     for record in sorted(ordered, key=lambda record: not record.group):
         group = record.group or ids[record.id]
         for name in image_names([record]):
-            first, own = whole(groups.setdefault(name, group)), whole(group)
+            first, own = united(groups.setdefault(name, group)), united(group)
             if first != own:
                 joined[own] = first
-    settled = [replace(r, id=ids[r.id], group=whole(r.group or ids[r.id])) for r in ordered]
+    settled = [replace(r, id=ids[r.id], group=united(r.group or ids[r.id])) for r in ordered]
     return tuple(sorted(settled, key=lambda record: record.id))
 
 
