@@ -106,11 +106,10 @@ DatasetName = Annotated[
     ),
 ]
 Root = Annotated[Path | None, Option(help="Folder or file of the archive; default: data/NAME.")]
-_usual, *_others = METHODS  # the first is the default
 Method = Annotated[
     str | None,
     Option(
-        help=f"Transfer method: {_usual} (default), {', '.join(_others)}.",
+        help=f"Transfer method: {', '.join(METHODS)}; default: the setting transfer.method.",
         autocompletion=lambda: [*METHODS],
     ),
 ]

@@ -183,8 +183,8 @@ def event(kind: str, **fields: Any) -> None:
             write_output(f"{line}\n")
         except OSError as error:  # the work goes on, and is judged at its end
             outlets.lost = error
-        if kind == "result":
-            still_read()
+        if kind == "result" and outlets.lost is not None:
+            raise outlets.lost
 
 
 @contextlib.contextmanager

@@ -74,8 +74,10 @@ class RowWriter:
         if not first or not self._endless:
             return
         expected = self._header.strip() or "path,class,time"
-        cut_off = not self._jsonl and expected.startswith(first)
-        if not cut_off and not (streamed if self._jsonl else columns == expected.split(",")):
+        begun = expected.startswith(first)
+        if self._jsonl:
+            begun = not columns and first[-1] != "\n" and '{"path": '.startswith(first[:9])
+        if not begun and not (streamed if self._jsonl else columns == expected.split(",")):
             raise ConfigError(
                 f"--output {self._output} holds other columns than {expected}: choose another "
                 "file, or the --top-k of the rows in it"
@@ -105,6 +107,7 @@ class RowWriter:
     def _write(self) -> None:
         """Write what is not written yet; the first rows take the place of another file."""
         text = "".join(["" if self._begun else self._header, *self._unwritten])
+        self._unwritten.clear()  # first: a signal after the writing must not double the rows
         if str(self._output) == STDIO:
             if not outlets.json:
                 write_output(text)
@@ -113,7 +116,6 @@ class RowWriter:
         else:
             write_text(self._output, text)
         self._begun = True
-        self._unwritten.clear()
 
     def _append(self, text: str) -> None:
         """Put rows behind those of the file, or into a pipe."""

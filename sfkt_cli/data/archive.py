@@ -91,7 +91,7 @@ def list_files(folder: Path, *, quiet: bool = False) -> dict[str, str]:
         DataError: A folder cannot be read.
     """
     index: dict[str, str] = {}
-    lost: list[str] = []
+    dangling: list[str] = []
 
     def visit(folder: Path, prefix: str, above: set[tuple[int, int]]) -> None:
         try:
@@ -103,14 +103,15 @@ def list_files(folder: Path, *, quiet: bool = False) -> dict[str, str]:
                 name = prefix + entry.name
                 if is_system(entry.name):
                     continue
-                if entry.is_dir():
+                if entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110 Path raises
+                    if name.lower().endswith(SUFFIXES):
+                        dangling.append(name)
+                elif entry.is_dir():
                     visit(Path(entry.path), f"{name}/", above | {here})
                 elif entry.is_file():
                     with contextlib.suppress(FileNotFoundError):  # gone, as a camera's files are
                         size = entry.stat()
                         index[name] = f"{size.st_size} {size.st_mtime_ns}"
-                elif entry.is_symlink() and name.lower().endswith(SUFFIXES):
-                    lost.append(name)
                 if len(index) > MAX_FILES:
                     raise DataError(
                         f"{folder} and its neighbours hold more than {MAX_FILES:,} files"
@@ -120,10 +121,10 @@ def list_files(folder: Path, *, quiet: bool = False) -> dict[str, str]:
                 raise DataError(f"{folder} cannot be read: {first_line(error)}") from None
 
     visit(folder, "", set())
-    if lost and not quiet:
+    if dangling and not quiet:
         warn(
-            f"{folder}: not read: {len(lost)} links that lead nowhere, such as {lost[0]}; fetch "
-            "the files (`git annex get`, `dvc pull`), or remove the links"
+            f"{folder}: not read: {len(dangling)} links that lead nowhere, such as {dangling[0]}; "
+            "fetch the files (`git annex get`, `dvc pull`), or remove the links"
         )
     return index
 

@@ -124,7 +124,7 @@ def missing_files(dataset: str, folder: Path) -> list[RemoteFile]:
 def _is_there(file: RemoteFile, path: Path) -> bool:
     if path.is_file():
         return file.size in (0, path.stat().st_size)
-    return path.suffix == ".zip" and path.with_suffix("").is_dir()
+    return path.suffix == ".zip" and any(path.with_suffix("").glob("*"))
 
 
 def fetch(file: RemoteFile, folder: Path, *, pause_s: float = 2.0) -> Path:

@@ -169,7 +169,8 @@ class Alignment:
         elif self.standard_errors < CLEAR:
             messages.append(
                 "the images of a pair do not look registered: see the contact sheet; "
-                "if they are not, set folders.registered=false"
+                "if they are not, crop and align them, or, of data set folders, set "
+                "folders.registered=false"
             )
         return messages
 

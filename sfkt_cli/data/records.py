@@ -139,7 +139,8 @@ def settle_ids(records: Iterable[Record], where: object) -> tuple[Record, ...]:
     ``/`` becomes ``-``, and what else is unsafe ``_``. A short hash follows where that loses
     something: after other changes, and where two paths would have one id: ``a/b-c``, ``a-b/c``.
     Records of one id are told apart by the names of their files and the parts they may go to. Those
-    that share an image, such as one RGB image beside two sensors, share a group.
+    that share an image, such as one RGB image beside two sensors, share a group, also by way of
+    other records.
 
     Raises:
         DataError: A record is there twice, or a file's name is not UTF-8; the message names the
@@ -165,13 +166,21 @@ def settle_ids(records: Iterable[Record], where: object) -> tuple[Record, ...]:
         if safe != path.replace("/", "-") or counts[safe] > 1:
             digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
             ids[path] = f"{safe}-{digest[:6]}"
-    groups: dict[str, str] = {}  # by image
-    settled: list[Record] = []
+    groups: dict[str, str] = {}  # the first group of each image
+    joined: dict[str, str] = {}  # by group: another one, which shares an image with it
+
+    def united(group: str) -> str:
+        while group in joined:
+            group = joined[group]
+        return group
+
     for record in sorted(ordered, key=lambda record: not record.group):
-        names = image_names([record])
-        group = record.group or next(filter(None, map(groups.get, names)), ids[record.id])
-        groups |= dict.fromkeys(names, group)
-        settled.append(replace(record, id=ids[record.id], group=group))
+        group = record.group or ids[record.id]
+        for name in image_names([record]):
+            first, own = united(groups.setdefault(name, group)), united(group)
+            if first != own:
+                joined[own] = first
+    settled = [replace(r, id=ids[r.id], group=united(r.group or ids[r.id])) for r in ordered]
     return tuple(sorted(settled, key=lambda record: record.id))
 
 

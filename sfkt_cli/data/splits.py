@@ -224,7 +224,8 @@ def _deal(
             (part, first), (other, second), *_ = fixed.items()
             raise DataError(
                 f"group {group!r} has samples for {part} ({first}) and for {other} ({second}), and "
-                "groups stay whole: give them one role, or two groups"
+                "groups stay whole (lines that share an image are one): give them one role, or two "
+                "groups"
             )
         parts = tuple(p for p in TR_PARTS if any(p in open_to[r.id] for r in group_records))
         parts = tuple(fixed) or parts

@@ -76,11 +76,13 @@ def frames(entry: str, sensor: Sensor) -> Iterator[tuple[str, NDArray[Any]]]:
     # Not for 8 bit: the values of YUV as they are lie between 16 and 235, and holes are not 0.
     if grey_16 or (sensor.dtype or (sensor.missing and "uint16")) == "uint16":
         capture.set(cv2.CAP_PROP_CONVERT_RGB, 0)
-    coloured, count, last_ms = False, 0, 0.0
+    coloured, count, first_ms, last_ms = False, 0, 0.0, 0.0
     for count, frame in enumerate(_newest(capture) if live else _all(capture), 1):
-        when = datetime.now().astimezone().isoformat(timespec="milliseconds")
-        name = f"{address}#{when if live else count - 1}"
-        last_ms = 0.0 if live else capture.get(cv2.CAP_PROP_POS_MSEC)
+        if live:
+            name = f"{address}#{datetime.now().astimezone().isoformat(timespec='milliseconds')}"
+        else:
+            name, last_ms = f"{address}#{count - 1}", capture.get(cv2.CAP_PROP_POS_MSEC)
+            first_ms = last_ms if count == 1 else first_ms
         planes = frame.shape[2] if frame.ndim == 3 else 1
         if planes == 3 and sensor.channels == 1:
             if not coloured and is_coloured(frame):
@@ -92,7 +94,7 @@ def frames(entry: str, sensor: Sensor) -> Iterator[tuple[str, NDArray[Any]]]:
         yield name, sensor.fit_values(np.squeeze(frame), name)
     expected = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     # Of some files OpenCV knows the duration alone, and there may be pauses in it.
-    passed = last_ms / 1000 * capture.get(cv2.CAP_PROP_FPS)
+    passed = (last_ms - first_ms) / 1000 * capture.get(cv2.CAP_PROP_FPS)
     if not count or (not live and max(count, passed) < 0.9 * expected):
         raise DataError(f"{address} ends after {count} of {expected} frames: is it damaged?")
     if live:

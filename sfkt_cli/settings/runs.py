@@ -284,12 +284,12 @@ class Run:
                 yield stage
 
 
-def main_student(methods: Sequence[str], usual: str) -> str | None:
-    """The student that counts: ``usual`` (transfer.method) where it is one, else tgkt or the first.
+def main_student(methods: Sequence[str], default_method: str) -> str | None:
+    """The student that counts: that of ``default_method``, else of tgkt, else the first.
 
     ``methods`` are those of the finished students of a run; None where there is none.
     """
-    return next((name for name in (usual, "tgkt", *methods) if name in methods), None)
+    return next((name for name in (default_method, "tgkt", *methods) if name in methods), None)
 
 
 def known_settings(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,8 +88,9 @@ def export(
     if target.is_file():
         raise ConfigError(f"--output {target} is a file: name a folder")
     request = _request(
-        config, run, method, formats, precisions, input_size, input_type, batch, benchmark
-    )
+        config, run, method, formats=formats, precisions=precisions, input_size=input_size,
+        input_type=input_type, batch=batch, benchmark=benchmark,
+    )  # fmt: skip
     earlier = _record_of(target)
     if request.made_of.items() <= earlier.items() and not why_not_done(target) and not run.force:
         say(f"export: already done in {target}")
@@ -127,6 +128,7 @@ def _request(
     config: Config,
     run: Run,
     method: str | None,
+    *,
     formats: Sequence[str],
     precisions: Sequence[str],
     input_size: str | None,
@@ -181,8 +183,7 @@ def _request(
 def _write_all(folder: Path, request: _Request, config: Config, run: Run) -> list[str]:
     """Write all files of an export into a folder; the names of those that done.json vouches for."""
     saved, sensor, images = request.saved, request.sensor, request.images
-    labels = exported.labels_told(run, request.store)
-    writer = _Writer(folder, request.formats, request.precisions, images, labels, request.benchmark)
+    writer = _Writer(folder, request, exported.labels_told(run, request.store))
     facts = _facts(saved["student"], sensor, images)
     for name, classes, graph in [*_graphs(saved, request.fit)]:  # both, before one is written
         writer.write(name, graph, {"classes": json.dumps(classes), **facts})
@@ -268,18 +269,15 @@ class _Writer:
     """Writes the files of graphs, and compares and times them on real images."""
 
     folder: Path  # where they go
-    formats: Sequence[str]
-    precisions: Sequence[str]
-    images: exported.TargetImages
+    request: _Request
     labels: Mapping[str, int]  # class by sample id, where known
-    benchmark: bool  # whether the files are timed
     comparisons: dict[str, exported.Comparison] = field(default_factory=dict)  # by file
     latencies: list[exported.Latency] = field(default_factory=list)
 
     def write(self, name: str, graph: SensorGraph, facts: Mapping[str, str]) -> None:
         """Write all files of a graph; the facts go into each."""
-        images, onnx_files = self.images, {}
-        measured, compared = images.choose(lowered=set(self.precisions) != {"fp32"})
+        images, onnx_files = self.request.images, {}
+        measured, compared = images.choose(lowered=set(self.request.precisions) != {"fp32"})
         ids = [images.ids[row] for row in compared.tolist()]
         expected = images.ask(graph_files.open_graph(graph), compared)
         for file, precision, make in self._files(name, graph, facts, measured):
@@ -301,7 +299,7 @@ class _Writer:
             self.comparisons[file] = comparison
             if is_onnx:
                 onnx_files[file] = content
-        if self.benchmark:
+        if self.request.benchmark:
             sizes = TIMED if images.batch is None else (images.batch,)
             batches = [images.read(np.resize(compared, size)) for size in sizes]
             self.latencies += exported.time_all(name, graph, onnx_files, batches)
@@ -310,9 +308,10 @@ class _Writer:
         self, name: str, graph: SensorGraph, facts: Mapping[str, str], measured: exported.Rows
     ) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
         """Name, precision and maker of each file of a graph."""
-        batches = partial(self.images.batches, measured)
+        request, images = self.request, self.request.images
+        batches = partial(images.batches, measured)
         how: dict[str, Any] = {
-            "images": next(batches()), "facts": facts, "any_batch": self.images.batch is None,
+            "images": next(batches()), "facts": facts, "any_batch": images.batch is None,
         }  # fmt: skip
         fp32 = functools.cache(partial(graph_files.to_onnx, graph, **how))
         makers: dict[str, Callable[[], bytes]] = {
@@ -320,10 +319,10 @@ class _Writer:
             "fp16": lambda: graph_files.to_onnx(graph_files.halved(graph), **how),
             "int8": lambda: graph_files.to_int8(fp32(), batches),
         }
-        for precision, make in makers.items() if "onnx" in self.formats else ():
-            if precision in self.precisions:
+        for precision, make in makers.items() if "onnx" in request.formats else ():
+            if precision in request.precisions:
                 yield name + ENDS[precision], precision, make
-        if "pt2" in self.formats:
+        if "pt2" in request.formats:
             yield f"{name}.pt2", "fp32", partial(graph_files.to_pt2, graph, **how)
 
 

@@ -45,7 +45,7 @@ def inspect(path: Path, out: Path | None = None, verify: bool = False) -> dict[s
         verify: Read every row again and compare the checksums first.
 
     Raises:
-        ConfigError: The picture's name does not end in .png.
+        ConfigError: The picture's name does not end in .png, or is the file's own.
         DataError: The file is missing or damaged.
     """
     picture = out or path.with_suffix(".png")

@@ -99,6 +99,11 @@ def predict(
         batches = batched(read(student, paths, broken), BATCH)
     if endless:
         say(f"predict: rows are written to {output} as images come; Ctrl-C ends")
+    if rows.earlier:
+        say(
+            f"predict: {rows.earlier} rows of an earlier start stay, and their images are not "
+            "classified again; another --output begins anew"
+        )
     ended: DataError | None = None  # of a video
     try:
         with track("predict", total) as tracker, contextlib.closing(batches):

@@ -9,6 +9,7 @@ import hashlib
 from pathlib import Path
 
 from sfkt_cli.console import say, track, warn
+from sfkt_cli.data.archive import is_system
 from sfkt_cli.data.ingest import UNNAMED, Plan, Sample, ingest
 from sfkt_cli.data.readers import DATA_FOLDER, archive_root, read_archive
 from sfkt_cli.data.records import PARTS, Archive, FileLoader
@@ -134,7 +135,7 @@ def unlike_sizes(plan: Plan) -> str:
         return ""
     return (
         f"{rgb} has {width} x {height} pixels, {target} {across} x {down}: images of unlike "
-        "proportions can hardly show the same; crop the larger view, or set "
+        "proportions can hardly show the same; crop the larger view, or, of data set folders, set "
         "folders.registered=false"
     )
 
@@ -203,7 +204,9 @@ def read_unless_gone(config: Config, run: Run) -> tuple[Archive | None, str]:
     """The archive, None where the run is prepared and it was removed since, and its digest."""
     root = archive_root(config)
     if config.dataset != "synthetic" and run.keeps("prepare"):
-        gone = not root.exists() or (root.is_dir() and not any(root.iterdir()))
+        gone = not root.exists() or (
+            root.is_dir() and all(is_system(entry.name) for entry in root.iterdir())
+        )
         record = run.record("prepare")
         before = Path(record["settings"].get("prepare.root") or DATA_FOLDER / config.dataset)
         if gone and root.absolute() == before.absolute():

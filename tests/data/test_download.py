@@ -99,8 +99,9 @@ def test_two_downloads_into_one_folder_do_not_mix(
 
 
 def test_an_archive_that_was_unpacked_is_not_fetched_again(tmp_path: Path) -> None:
-    assert missing_files("rgb-nir", tmp_path)
     (tmp_path / "nirscene1").mkdir()
+    assert missing_files("rgb-nir", tmp_path)
+    (tmp_path / "nirscene1/country").mkdir()
     assert not missing_files("rgb-nir", tmp_path)
 
 

@@ -291,7 +291,8 @@ def test_what_keeps_a_path_of_a_manifest_from_being_found_is_told(tmp_path: Path
     root = manifest(tmp_path / "mine")
     (root / ".depth").mkdir()
     for name, told in (
-        ("Depth/0.PNG", "did you mean depth/0.png"), (".depth/0.png", "hidden"), ("none.png", "")
+        ("Depth/0.PNG", "did you mean depth/0.png"), (".depth/0.png", "hidden"), ("none.png", ""),
+        ("../depth/0.png", "or below$"),
     ):  # fmt: skip
         text = f"target,label\n{name},mug\n"
         (root / "manifest.csv").write_text(text, encoding="utf-8")
@@ -437,6 +438,12 @@ def test_an_image_in_two_lines_of_a_manifest(tmp_path: Path) -> None:
     assert len({record.id for record in records}) == 5
     assert {r.target: r.group for r in records}.keys() == {f"depth/{n}.png" for n in (0, 2, 3)}
     assert len({record.group for record in records}) == 3
+    chain = ["img/0 ä.jpg,depth/1.png,mug,,", "img/4 ä.jpg,depth/4.png,mug,,kitchen"]
+    chain += ["img/5 ä.jpg,depth/4.png,mug,,hall", "img/5 ä.jpg,depth/1.png,mug,,"]
+    (root / "manifest.csv").write_text("\n".join([text, *chain]), encoding="utf-8")
+    records = read_archive(settings_of("folders", root)).records
+    linked = {r.group for r in records if r.target in [f"depth/{n}.png" for n in (0, 1, 4)]}
+    assert len(linked) == 1
     (root / "manifest.csv").write_text(f"{text}\n{lines[0]}", encoding="utf-8")
     with pytest.raises(DataError, match="listed twice"):
         read_archive(settings_of("folders", root))
@@ -451,8 +458,8 @@ def test_links_that_lead_nowhere_or_in_a_circle_are_left_out(
     (root / "tr/notes").symlink_to("nowhere")
     assert read_archive(settings_of("folders", root)).records == expected
     assert "lead nowhere" not in capsys.readouterr().err
-    for name in ("8", "9"):
-        (root / f"tr/mug/target/{name}.png").symlink_to("nowhere.png")
+    for name, end in (("8", "nowhere"), ("9", "9")):
+        (root / f"tr/mug/target/{name}.png").symlink_to(f"{end}.png")
     assert read_archive(settings_of("folders", root)).records == expected
     assert list(expand([str(root / "tr/mug/target")]))
     told = " ".join(capsys.readouterr().err.split())

@@ -114,6 +114,7 @@ def test_a_prepared_archive_may_be_gone(
         assert called(*words, *more) == 0
         assert "finished already" in capsys.readouterr().err
     Path("archive").mkdir()  # such as where a disk is mounted
+    Path("archive/.download.lock").touch()
     assert called(*words) == 0
     assert called("prepare", "folders", "--root", "archives") == 1
     assert "archives does not exist" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import io
@@ -13,11 +14,11 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -428,6 +429,7 @@ def camera(monkeypatch: pytest.MonkeyPatch) -> Any:
         fourcc = "YUYV"
         images = [np.full((48, 64), 1500, np.uint16)]  # noqa: RUF012
         tells: dict[int, float] = {}  # noqa: RUF012
+        times_ms = [-1.0]  # noqa: RUF012
 
         def __init__(self, number: int | str) -> None:
             self.left = list(self.images)
@@ -438,6 +440,8 @@ def camera(monkeypatch: pytest.MonkeyPatch) -> Any:
         def get(self, property: int) -> float:
             name = int.from_bytes(self.fourcc.encode("latin-1"), "little")
             known = {cv2.CAP_PROP_FOURCC: name, cv2.CAP_PROP_FRAME_COUNT: 9}
+            if property == cv2.CAP_PROP_POS_MSEC:
+                return self.times_ms[len(self.images) - len(self.left) - 1]
             return float((known | self.tells).get(property, -1))
 
         def set(self, property: int, value: float) -> None:
@@ -491,11 +495,13 @@ def test_a_frame_that_opencv_fails_at_ends_a_video(
 def test_a_video_with_a_pause_is_not_damaged(untrained_run: Run, camera: Any) -> None:
     cv2 = pytest.importorskip("cv2")
     sensor = sfkt_cli.load_student(untrained_run.folder).sensor
-    camera.tells = {cv2.CAP_PROP_FPS: 10, cv2.CAP_PROP_POS_MSEC: 850}
-    assert len(list(frames("a.avi", sensor))) == 1
-    camera.tells = {cv2.CAP_PROP_FPS: 10, cv2.CAP_PROP_POS_MSEC: 400}
-    with pytest.raises(DataError, match="damaged"):
-        list(frames("a.avi", sensor))
+    camera.tells, camera.images = {cv2.CAP_PROP_FPS: 10}, camera.images * 2
+    for begin_ms in (0, 5000):  # of the recording
+        camera.times_ms = [begin_ms, begin_ms + 850]
+        assert len(list(frames("a.avi", sensor))) == 2
+        camera.times_ms = [begin_ms, begin_ms + 400]
+        with pytest.raises(DataError, match="damaged"):
+            list(frames("a.avi", sensor))
 
 
 def test_the_thread_of_a_stream_ends_with_it() -> None:
@@ -606,7 +612,7 @@ def test_a_watched_folder_may_change_while_it_is_listed(
     seen = follow(
         shots,
         tmp_path / "rows.csv",
-        lambda: (shots / "latest.png").symlink_to("gone.png"),
+        lambda: (shots / "latest.png").symlink_to("latest.png"),
         lambda: (shots / "loop").symlink_to(shots),
         lambda: shots.rename(away),
         NOTHING,
@@ -701,8 +707,9 @@ def test_one_doubted_image_hides_no_collapse(
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
 def test_a_watched_folder_keeps_the_rows_of_an_earlier_start(
-    name: str, shots: Path, depth_files: Path, tmp_path: Path, follow: Callable[..., list[str]]
-) -> None:
+    name: str, shots: Path, depth_files: Path, tmp_path: Path, follow: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     output, odd = tmp_path / name, os.fsdecode(b"caf\xe9.png")
     (shots / "a.png").unlink()
     assert follow(shots, output) == []
@@ -713,8 +720,10 @@ def test_a_watched_folder_keeps_the_rows_of_an_earlier_start(
     shutil.copy2(depth_files / "001.png", shots / "a.png")  # overwritten while nobody watched
     follow(shots, output)
     shutil.copy(depth_files / "000.png", shots / "c.png")
+    capsys.readouterr()
     odd = "caf\\udce9.png" if output.suffix == ".csv" else odd
     assert follow(shots, output) == ["a.png", odd, "a.png", "c.png"]
+    assert "3 rows of an earlier start" in capsys.readouterr().err
     rows = rows_of(output)
     assert list(rows[0])[-1] == "time"
     assert all(datetime.fromisoformat(row["time"]).utcoffset() is not None for row in rows)
@@ -742,6 +751,33 @@ def test_an_image_that_was_overwritten_while_nobody_watched_gets_a_row(
     whole = ["b.png"] * (damage in ("touched", "no_line_end"))
     again = ["a.png"] + ["b.png"] * (not whole)
     assert follow(shots, output) == ["a.png", *whole, *again]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_a_stream_that_was_cut_in_its_first_line_goes_on(
+    name: str, shots: Path, tmp_path: Path, follow: Callable[..., list[str]]
+) -> None:
+    follow(shots, output := tmp_path / name)
+    written = output.read_bytes()
+    for left in (5, 12, written.index(b"\n") - 1):
+        output.write_bytes(written[:left])
+        assert follow(shots, output) == ["a.png"]
+
+
+def test_a_signal_while_rows_are_written_doubles_none(
+    shots: Path, tmp_path: Path, follow: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_file = Path.open
+
+    @contextlib.contextmanager
+    def opened(path: Path, mode: str = "r", *more: Any, **named: Any) -> Iterator[IO[Any]]:
+        with open_file(path, mode, *more, **named) as file:
+            yield file
+        if mode == "a+b":
+            raise Interrupted
+
+    monkeypatch.setattr(Path, "open", opened)
+    assert follow(shots, tmp_path / "rows.csv", NOTHING) == ["a.png"]
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def _alike(labels: Iterable[str | None]) -> tuple[str, ...]:
     names: dict[str, set[str]] = defaultdict(set)
     for label in filter(None, labels):
         names[label.casefold()].add(label)
-    alike = [" and ".join(sorted(some)) for some in names.values() if len(some) > 1]
+    alike = [" and ".join(sorted(spellings)) for spellings in names.values() if len(spellings) > 1]
     advice = "are different classes: if they are not, give them one name"
     return (f"{', '.join(alike)} {advice}",) if alike else ()
 
@@ -215,8 +215,9 @@ class Manifest:
         img/0003.jpg,depth/0003.png,,ti,hall
 
     Paths are relative to its folder, those of ``folders.manifest`` to ``--root``, or to the folder
-    in it that all files lie in. role: ``tr`` (default: dealt out by group), ``ti``, or a fixed part
-    ``source``, ``target``, ``test``. label and group may be empty.
+    in it that all files lie in; all images lie in that folder or below. role: ``tr`` (default:
+    dealt out by group), ``ti``, or a fixed part ``source``, ``target``, ``test``. label and group
+    may be empty.
     """
 
     place: Container  # folder or zip file that it lies in
@@ -231,8 +232,8 @@ def find_manifest(root: Path, chosen: Path | None) -> Manifest | None:
     """The manifest: the one chosen, ``root`` itself, or one of the usual names in it.
 
     Of the usual names the one in the highest folder counts, unless folders ``tr`` or ``ti`` lie
-    outside of it. One that is chosen is looked for in ``root``, or in the folder in it that all
-    files lie in, and then in the working folder.
+    outside of it. One that is chosen, unless by an absolute path, is looked for in ``root``, or in
+    the folder in it that all files lie in, and then in the working folder.
 
     Raises:
         DataError: The one chosen does not exist, nothing is there, or several are equally high.
@@ -259,9 +260,11 @@ def find_manifest(root: Path, chosen: Path | None) -> Manifest | None:
     if highest:
         inside = replace(images, prefix=images.prefix + highest[0])
         return Manifest(inside, found[highest[0]], inside)
-    if chosen is not None and not chosen.is_file():
+    if chosen is None:
+        return None
+    if not chosen.is_file():
         raise DataError(f"folders.manifest = {chosen} does not exist, nor does {root / chosen}")
-    return Manifest(Container(chosen.parent), chosen.name, images) if chosen is not None else None
+    return Manifest(Container(chosen.parent), chosen.name, images)
 
 
 def read_manifest(manifest: Manifest) -> list[Record]:
@@ -290,10 +293,11 @@ def read_manifest(manifest: Manifest) -> list[Record]:
             if name and not alike:
                 near = [other for other in files if other.casefold() == name.casefold()]
                 hint = f"; did you mean {near[0]}?" if near else ""
-                hint = "; hidden files and folders are not read" if is_system(name) else hint
+                hidden = is_system(name) and ".." not in name.split("/")
+                hint = "; hidden files and folders are not read" if hidden else hint
                 raise DataError(
-                    f"{where}: {view} {row[view]!r} is not in {root}: paths are relative to it"
-                    f"{hint}"
+                    f"{where}: {view} {row[view]!r} is not in {root}: paths are relative to it, "
+                    f"and images lie in it or below{hint}"
                 )
             if len(alike) > 1:
                 raise DataError(
