@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import shutil
@@ -56,7 +57,8 @@ def server() -> Iterator[tuple[str, Behaviour]]:
             self.end_headers()
             if behaviour.break_after:
                 rest = rest[: behaviour.break_after.pop(0)]
-            self.wfile.write(rest)
+            with contextlib.suppress(BrokenPipeError):  # the client may have all that it wants
+                self.wfile.write(rest)
 
         def log_message(self, format: str, *args: Any) -> None:
             del format, args
