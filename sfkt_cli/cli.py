@@ -31,7 +31,7 @@ class _Program(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Refuse empty arguments: an empty path would be the working folder."""
-        for before, argument in zip(["", *args], args, strict=False):
+        for before, argument in zip(["sfkt", *args], args, strict=False):
             if not argument or re.fullmatch("--[a-z-]+=", argument):
                 name = (argument or before).rstrip("=")
                 ctx.fail(f"what follows {name!r} is empty: leave it out, or give a value")

@@ -86,15 +86,8 @@ def explain(error: BaseException) -> tuple[str | None, int]:
         return str(error), 1
     if isinstance(error, Interrupted):
         return str(error), STOPPED
-    if full := full_memory(type(error).__name__, str(error)):
-        return full, 1
-    operation, of_torch, _ = str(error).partition(" does not have a deterministic implementation")
-    if of_torch:
-        return (
-            f"runtime.deterministic = true: torch cannot compute {operation} the same way twice: "
-            "leave the setting out, or choose another source.backbone",
-            1,
-        )
+    if advice := advice_of_torch(type(error).__name__, str(error)):
+        return advice, 1
     if isinstance(error, OSError):
         name = re.sub(r"\.([^/]+)\.\w+\.partial$", r"\1", str(error.filename or "a file"))
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -104,6 +97,17 @@ def explain(error: BaseException) -> tuple[str | None, int]:
         if error.errno is not None:
             return f"{name}: {error.strerror}", 1
     return None, 1
+
+
+def advice_of_torch(kind: str, text: str) -> str | None:
+    """What to do about an error of torch, by the name of its class and its text; None: a bug."""
+    operation, refused, _ = text.partition(" does not have a deterministic implementation")
+    if refused:
+        return (
+            f"runtime.deterministic = true: torch cannot compute {operation} the same way twice: "
+            "leave the setting out, or choose another source.backbone"
+        )
+    return full_memory(kind, text)
 
 
 def stop_signals() -> list[signal.Signals]:

@@ -41,6 +41,7 @@ from sfkt_cli.errors import (
     Interrupted,
     RunError,
     SfktError,
+    advice_of_torch,
     first_line,
     on_stop,
     stop_signals,
@@ -339,8 +340,8 @@ def _explain(failure: ProcessFailure, process: str) -> tuple[int, SfktError]:
     lost = _is_lost(kind, text)
     if kind in MENDABLE:
         return 3 if lost else 1, MENDABLE[kind](text)
-    if full := full_memory(kind, text):
-        return 1, RunError(full)
+    if advice := advice_of_torch(kind, text):
+        return 1, RunError(advice)
     explained = RunError(f"{process} failed: {kind}: {text}")
     if any(os.strerror(number) in text for number in (errno.ENOSPC, errno.EDQUOT)):
         explained = RunError(f"the disk is full: make room, and the same command goes on ({text})")

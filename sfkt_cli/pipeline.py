@@ -169,9 +169,6 @@ def has_pairs(run: Run) -> bool:
 
 def check_file(path: Path) -> dict[str, Any]:
     """What a configuration file changes, by dotted name; raises one ConfigError for all."""
-    try:
-        values = values_of(build(settings_of_file(path)))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    values = values_of(build(settings_of_file(path), places=[str(path)]))
     defaults = values_of(Config())
     return {name: value for name, value in values.items() if value != defaults[name]}

@@ -187,7 +187,13 @@ MISTAKES = [
     Mistake(
         "several mistakes in a configuration",
         "config check my.yml",
-        ("my.yml: 3 settings are wrong", "bridge.epochs?", "tgkt?", "'many'"),
+        (
+            "3 settings are wrong",
+            "my.yml: unknown setting bridge.epoch",
+            "bridge.epochs?",
+            "tgkt?",
+            "'many'",
+        ),
         text_file("my.yml", "bridge: {epoch: 3, alpha_f: many}\ntransfer: {method: tgtk}"),
     ),
     Mistake("no data set", "prepare", ("which data set",), code=2),

@@ -148,17 +148,17 @@ def test_a_stage_that_failed_before_it_wrote_anything_may_be_corrected(tmp_path:
 @pytest.mark.parametrize("dry", [True, False])
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, force: bool, dry: bool) -> None:
     run = Run(tmp_path, force=force, dry=dry)
-    for name in ("config.yaml", "thesis.txt"):
-        run.path("bridge").mkdir(exist_ok=True)
+    for name in ("config.yaml", "thesis.txt", "checkpoint/best.pth", "metrics.jsonl"):
+        run.path("bridge", name).parent.mkdir(exist_ok=True, parents=True)
         run.path("bridge", name).write_text("mine: 1")
         before = snapshot(tmp_path)
         if name == "config.yaml":
             with pytest.raises(RunError, match="bridge is no folder of a stage"):
                 run.remembered("bridge")
-        with pytest.raises(RunError, match=f"bridge is no folder of a stage.*{name}"):
+        with pytest.raises(RunError, match=f"bridge is no folder of a stage.*{name[:9]}"):
             work(run, "bridge", settings())
         assert snapshot(tmp_path) == before
-        run.path("bridge", name).unlink()
+        shutil.rmtree(run.path("bridge"))
 
 
 def test_a_stage_whose_done_json_was_deleted_is_done_again(tmp_path: Path) -> None:
@@ -170,14 +170,14 @@ def test_a_stage_whose_done_json_was_deleted_is_done_again(tmp_path: Path) -> No
 
 
 def test_the_command_for_other_settings_can_be_pasted(tmp_path: Path) -> None:
-    run = Run(tmp_path)
+    run = Run(tmp_path / "NAMES")
     work(run, "prepare", settings("dataset=folders"))
     changed = settings("dataset=folders", "prepare.fit=squash", "classes.tr=['a #1', no]")
     with pytest.raises(RunError) as caught:
         work(run, "prepare", changed)
     command = str(caught.value).split("`")[1]
     words = shlex.split(command)
-    assert words[:5] == ["sfkt", "prepare", "folders", "--run", str(tmp_path)]
+    assert words[:5] == ["sfkt", "prepare", "folders", "--run", str(run.folder)]
     assert words[5:7] == ["--force", "--set"]
     values = {"classes.tr": ["a #1", "no"], "prepare.fit": "squash"}
     assert parse_assignments(words[6 + 1 :: 2]) == values
@@ -271,6 +271,22 @@ def test_what_comes_before_the_first_step_is_no_work(
     command = f"`sfkt bridge --run {tmp_path} --force --set seed=2`"
     assert command in " ".join(capsys.readouterr().err.split())
     assert caught.value.__notes__, "there is nothing to go on from"
+
+
+@pytest.mark.parametrize("saved", ["checkpoint/state.pt", "oracle/checkpoint/state.pt"])
+def test_a_saved_state_is_work(tmp_path: Path, saved: str) -> None:
+    work(Run(tmp_path), "evaluate", settings())
+
+    def stop() -> None:
+        with Run(tmp_path, force=True).open("evaluate", settings("seed=2"), INPUTS) as stage:
+            assert stage is not None
+            (stage.folder / saved).parent.mkdir(parents=True)
+            (stage.folder / saved).write_bytes(b"state")
+            raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted):
+        stop()
+    assert Run(tmp_path).path("evaluate", saved).is_file()
 
 
 @pytest.mark.parametrize("again", ["", "begun", "finished", "aside"])

@@ -7,6 +7,7 @@ could run code.
 import json
 import pickle
 import re
+import unicodedata
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -212,9 +213,12 @@ def _from_weights(settings: SourceConfig, path: Path) -> Imported:
     state[f"{head}.weight"] = state[f"{head}.weight"].flatten(1)  # some heads are 1x1 convolutions
     architecture["classes"] = count = len(state[f"{head}.weight"])
     remarks += _fill(path, model, state, head, settings)
-    names = names if len(names) == max(count, 2) else []
+    names = names if len(set(names)) == max(count, 2) else []
     if names and not settings.classes:
         remarks.append(f"{path} names its outputs: {', '.join(names)}")
+    elif names and names != list(settings.classes or ()):
+        remarks.append(f"source.classes wins over the names in {path}: {', '.join(names)}")
+        names = []
     return Imported(model, architecture, names, (*others, *remarks, remark))
 
 
@@ -396,7 +400,7 @@ def _refuse_normalisation(
 ) -> None:
     """Refuse to leave out a mean and deviation of images that are not those to be used."""
     own = {
-        name: (match[1], value.flatten())
+        name: (match[1], value.flatten().float())
         for name, value in rest.items()
         if (match := NORMALISATION.search(name)) and value.numel() == 3
     }
@@ -540,7 +544,7 @@ def _class_names(saved: Mapping[Any, Any]) -> list[str]:
             if isinstance(names, Mapping) and all(type(n) is int for n in names.values()):
                 names = sorted(names, key=names.__getitem__)
             if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
-                return list(names)
+                return [unicodedata.normalize("NFC", name) for name in names]
     return []
 
 

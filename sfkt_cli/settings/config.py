@@ -799,7 +799,7 @@ def _explain(problem: Any, names: Sequence[str], otherwise: str) -> str:
         return f"unknown setting {where} = {value}: {hint}"
     message = problem["msg"].removeprefix("Value error, ")
     why = message[:1].lower() + message[1:]
-    if problem["input"] is None and problem["type"] != "literal_error":
+    if problem["input"] is None:
         why = "null is no value here: leave the setting out, or choose another value"
     elif problem["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])

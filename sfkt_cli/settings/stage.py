@@ -192,7 +192,7 @@ class Stage:
         values = deciding_settings(self.name, self.config)
         changed = [f"{name}={one_line(values[name])}" for name in changes if name in values]
         options = shlex.join(["--force", *(word for each in changed for word in ("--set", each))])
-        command = command_of(self.name, self.run).replace("NAME", self.config.dataset)
+        command = command_of(self.name, self.run, self.config.dataset)
         return f"`{command} {options}` starts it from scratch"
 
     def is_stale(self) -> bool:
@@ -239,15 +239,19 @@ class Stage:
                     "saved state"
                 ) from error
             if not has_begun(self.folder):
-                for name in ("config.yaml", "begun.json"):
-                    (self.folder / name).unlink(missing_ok=True)
+                for name in _NO_WORK:
+                    path = self.folder / name
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    elif name != LOG:
+                        path.unlink(missing_ok=True)
             raise
 
 
-def command_of(stage: str, run: Path) -> str:
+def command_of(stage: str, run: Path, dataset: str = "NAME") -> str:
     """The command that makes a stage of a run, such as ``transfer/tgkt``."""
     kind, _, method = stage.partition("/")
-    what = "prepare NAME" if kind == "prepare" else kind
+    what = f"prepare {dataset}" if kind == "prepare" else kind
     which = f"--method {method} " if kind == "transfer" and method else ""
     return f"sfkt {what} {which}--run {shlex.quote(str(run))}"
 
@@ -308,8 +312,9 @@ def has_begun(folder: Path) -> bool:
     if not (folder / "begun.json").is_file():
         return False
     names = {entry.name for entry in folder.iterdir() if entry.name[0] != "."}
-    saved = (*folder.glob(f"{CHECKPOINT}/*.pt"), *folder.glob("oracle/done.json"))
-    return bool(saved or names.difference(_NO_WORK))
+    places = (f"{CHECKPOINT}/*.pt", f"oracle/{CHECKPOINT}/*.pt", "oracle/done.json")
+    saved = any(any(folder.glob(place)) for place in places)
+    return saved or bool(names.difference(_NO_WORK))
 
 
 # Force: while a start has no work that could be lost, what the stage was before lies beside it.
@@ -323,7 +328,7 @@ _MARKS: dict[str, type[Begun]] = {"done.json": Done, "begun.json": Begun}
 def refuse_foreign(folder: Path) -> None:
     """Raise RunError if a folder holds files, but not those of a stage: they must not be lost."""
     there = {entry.name for entry in folder.glob("[!.]*")}
-    files = there.difference(_NO_WORK) | there & {"config.yaml"}
+    files = there - {LOG}
     if not files or not there.isdisjoint(_MARKS):
         return
     try:
