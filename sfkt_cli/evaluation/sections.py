@@ -209,7 +209,7 @@ def facts(evaluation: Evaluation) -> tuple[str, ...]:
     if groups:
         how = (
             f"Intervals: 95 %, from the scatter between the {groups}. Images of one group (scene, "
-            "subject) are alike, so a single group gives no interval"
+            "subject) are alike, so few groups give wide intervals"
         )
     return (
         f"Source model on RGB: {on_rgb}",
