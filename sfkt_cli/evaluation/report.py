@@ -28,7 +28,7 @@ SPLITS = {
 }
 MEANINGS = {
     "source-only": "the RGB source model on raw target images, as three channels: the start",
-    "source-encoded": "the source model on the student's encoding: where all methods but tgkt start",
+    "source-encoded": "the source model on the student's encoding: where most methods start",
     "source-adapted": "the same with the batch statistics of the target images: where tgkt starts",
     "bridge-only": "the translator in front of the untouched source model",
     **{name: method.meaning for name, method in METHODS.items()},
