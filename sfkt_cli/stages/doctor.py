@@ -143,7 +143,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _resources() -> Iterator[Finding]:
-    yield Finding("CPU", f"{cores()} cores, {torch.get_num_threads()} threads of torch")
+    yield Finding("CPU", f"{cores()} cores; threads of torch: {torch.get_num_threads()}")
     memory = free_memory() / 2**30
     little = "little memory: end other programs, or keep image_size and runtime.batch_size small"
     yield Finding("memory", f"{memory:.1f} GB free", little if memory < LITTLE_MEMORY_GB else "")
