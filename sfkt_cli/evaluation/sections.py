@@ -147,11 +147,9 @@ def judge(evaluation: Evaluation) -> Judgement | None:
         word = cast("Verdict", record["verdict"])
     elif "bridge-only" in evaluation.outcomes:
         bridge, classes = evaluation.said("bridge-only"), len(evaluation.classes)
-        word = verdict(
-            student, untouched, bridge,
-            classes=classes, groups=scenes, seed=evaluation.config.seed, follows_bridge=follows,
-        )  # fmt: skip
-    if follows and word == "better":  # of an earlier version
+        seed = evaluation.config.seed
+        word = verdict(student, untouched, bridge, classes=classes, groups=scenes, seed=seed)
+    if follows and word == "better":  # the bridge agrees with itself, also in earlier records
         word = "cannot tell"
     said = advice(word, encoding, student, untouched, scenes, follows_bridge=follows)
     return Judgement(word, said)

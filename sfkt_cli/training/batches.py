@@ -33,7 +33,7 @@ from sfkt_cli.training.trial import settle_batch_size
 Images = NDArray[Any]
 HELD_OUT = 2000  # TI pairs that only score, at most
 MIN_HELD_OUT = 50  # with fewer, a fifth of the pairs scores in place of a tenth
-FEWEST_HELD_OUT = 10  # fewer tell no model from another
+FEWEST_HELD_OUT = 10  # fewer cannot rank models
 _OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Types that torch can mirror and look up, by bytes of an element; values are only moved."""
 

@@ -23,6 +23,7 @@ from sfkt_cli.distributed import by_itself
 from sfkt_cli.errors import RunError
 from sfkt_cli.files import read_record, write_record
 from sfkt_cli.machine import free_memory, full_memory
+from sfkt_cli.training.checkpoint import snapshot
 from sfkt_cli.training.runtime import DryRunFigures, Runtime, seed_all
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 Batches = Callable[[int, int], Any]
 """(epoch, step) to a batch."""
-FILE = "batch_size.json"
+BATCH_SIZE_FILE = "batch_size.json"
 SMALLEST = 2
 SHARE = 0.5
 """Of the free memory of a CPU that a step may take; the rest is for page cache and others."""
@@ -55,11 +56,11 @@ def settle_batch_size(
     """
     if wanted != "auto":
         return runtime.batch_size(wanted, count)
-    path = folder / FILE
-    recorded = read_record(path, Found).batch_size if runtime.main and path.is_file() else None
+    path = folder / BATCH_SIZE_FILE
+    recorded = read_record(path, BatchSize).batch_size if runtime.main and path.is_file() else None
     size_of_stage = runtime.gather(recorded)[0]
     if size_of_stage is None:
-        state = {name: value.detach().clone() for name, value in objective.state_dict().items()}
+        state = snapshot(objective)
         training = objective.training
         objective.begin_epoch(0)
         find = _try_on_gpu if runtime.device.type == "cuda" else _reckon
@@ -78,7 +79,7 @@ def settle_batch_size(
     return runtime.batch_size(size_of_stage, count)
 
 
-class Found(BaseModel):
+class BatchSize(BaseModel):
     """The content of batch_size.json."""
 
     batch_size: PositiveInt
