@@ -31,6 +31,7 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pnm"),
     *(".webp", ".npy"),
 )
+FINER = "add an offset and scale, degrees C to hundredths of a kelvin for example"
 READABLE = "PNG, JPEG, TIFF, BMP, PGM, PPM, WebP and NPY"
 _NOTES = (
     *(".txt", ".md", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".log"),
@@ -356,7 +357,9 @@ def as_image_values(
         return values
     if values.min() < 0 or values.max() > 65535:
         raise DataError(
-            f"{name} has values from {values.min()} to {values.max()}, expected 0..65535"
+            f"{name} has values from {values.min()} to {values.max()}, expected 0..65535: "
+            f"{'' if missing else f'{FINER}; '}name values that stand for no reading in "
+            "folders.missing"
         )
     return values.astype(np.uint16)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfkt_cli.data.decode import MAX_PIXELS, as_image_values, decode_target
+from sfkt_cli.data.decode import FINER, MAX_PIXELS, as_image_values, decode_target
 from sfkt_cli.data.grid import Fit, fit_target
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import DataError
@@ -24,7 +24,6 @@ from sfkt_cli.files import read_settings
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.runs import Run, known_settings
 
-FINER = "add an offset and scale, degrees C to hundredths of a kelvin for example"
 FARTHEST_MM = 8000  # of SUN RGB-D
 LARGEST = 96  # pixels across, at most, that are looked at
 MORE_MISSING = 0.15  # share of missing pixels beyond the usual that is no cause for doubt
@@ -133,12 +132,10 @@ class Sensor:
         return np.minimum(stored, stored.dtype.type(FARTHEST_MM)) if self.rotated else stored
 
     def _depth(self, values: NDArray[Any], name: str) -> NDArray[Any]:
-        if self.scale is not None:
-            return to_millimetres(values * (self.scale / 1000.0), name)
-        if self.unit == "m" or (self.unit == "auto" and values.dtype.kind == "f"):
-            return to_millimetres(values.astype(np.float32), name)
-        if values.dtype.kind == "f":
-            return to_millimetres(values / 1000.0, name)
+        floats = values.dtype.kind == "f"
+        metres = self.unit == "m" or (self.unit == "auto" and floats)
+        if self.scale is not None or metres or floats:
+            return to_millimetres(values, self.scale or (1000.0 if metres else 1.0), name)
         if values.dtype == np.uint8 and self.unit == "auto":
             advice = (
                 "if the camera measures no depth, set folders.modality=thermal (or nir, or other); "
@@ -173,23 +170,25 @@ def describe_values(values: NDArray[Any]) -> str:
     return f"{channels} channel{'s'[: channels > 1]} of {values.dtype}"
 
 
-def to_millimetres(metres: NDArray[np.floating[Any]], name: str) -> NDArray[np.uint16]:
-    """Depth in metres as uint16 millimetres; NaN, infinities and negative values are no reading.
+def to_millimetres(values: NDArray[Any], scale: float, name: str) -> NDArray[np.uint16]:
+    """Depth as whole millimetres; NaN, infinities and negative values are no reading.
+
+    ``scale``: millimetres that 1 stands for.
 
     Raises:
-        DataError: The values are no metres: the median lies beyond 65.5 m.
+        DataError: The unit is another one: the median lies beyond 65.5 m.
     """
-    valid = np.isfinite(metres) & (metres > 0)
-    readings = metres[valid]
-    if readings.size and float(np.median(readings)) > 65.535:
+    with np.errstate(over="ignore"):
+        millimetres = values * float(scale)  # an integer would keep 16 bits, and wrap around
+    readings = millimetres[np.isfinite(millimetres) & (millimetres > 0)]
+    if readings.size and float(np.median(readings)) > 65535:
         raise DataError(
-            f"{name} has a median depth of {float(np.median(readings)):,.0f} m: say what the "
-            "values are with folders.unit or folders.scale, and what stands for no reading with "
-            "folders.missing"
+            f"{name} has a median depth of {float(np.median(readings)) / 1000:,.0f} m: say what "
+            "the values are with folders.unit or folders.scale, and what stands for no reading "
+            "with folders.missing"
         )
-    millimetres = np.where(valid, np.minimum(metres, 100.0), 0) * 1000.0
-    millimetres = np.where(millimetres > 65535, 0, millimetres)
-    return np.rint(millimetres).astype(np.uint16)
+    valid = (millimetres > 0) & (millimetres <= 65535)
+    return np.rint(np.where(valid, millimetres, 0)).astype(np.uint16)
 
 
 def prepared_sensor(run: Run) -> Sensor:

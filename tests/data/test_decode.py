@@ -206,9 +206,18 @@ def test_flipped_bits_in_png_pixels_are_noticed() -> None:
 
 def test_metres_become_millimetres_and_nonsense_no_reading() -> None:
     metres = np.array([[1.2345, 0, -1, np.nan, np.inf, 70]], np.float32)
-    assert to_millimetres(metres, "m.npy").tolist() == [[1234, 0, 0, 0, 0, 0]]
+    assert to_millimetres(metres, 1000.0, "m.npy").tolist() == [[1234, 0, 0, 0, 0, 0]]
     with pytest.raises(DataError, match=r"m\.npy has a median depth of 2,000"):
-        to_millimetres(np.full((2, 2), 2000.0), "m.npy")
+        to_millimetres(np.full((2, 2), 2000.0), 1000.0, "m.npy")
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.2, 0.25, 0.5, 2.5, 5, 1000 / 256])
+def test_depth_is_multiplied_by_its_scale_and_rounded(scale: float) -> None:
+    every = np.arange(16_000, dtype=np.uint16).reshape(100, 160)
+    sensor = Sensor("depth", "auto", "uint16", 1, 30, "crop", scale=scale)
+    wanted = np.rint(every * float(scale))
+    wanted[wanted > 65535] = 0
+    np.testing.assert_array_equal(sensor.convert(every, "d.png"), wanted)
 
 
 def test_each_channel_has_its_own_median_which_is_one_of_its_values() -> None:
