@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfkt_cli.data.decode import as_image_values, is_coloured
+from sfkt_cli.data.decode import FINER, as_image_values, is_coloured
 from sfkt_cli.data.grid import fit_target
 from sfkt_cli.data.records import FileLoader
-from sfkt_cli.data.sensor import FINER
 from sfkt_cli.settings.config import Config, FoldersConfig
 
 SAMPLES = 8  # number of images that are looked at
 NOTABLE_SHARE = 0.001  # of pixels that hold the largest value there is
 LOST_SHARE = 0.01  # of readings that are too far away
+COARSEST = 8  # millimetres of a step that depth may be rounded to
 LEVELS = 64  # fewer grey levels show little
 LEAST_CONTRAST = 0.5  # share of an image's contrast that a value without a meaning may leave
 FLIR = b"FLIR\0"  # begins the segments of a JPEG file that hold temperatures
@@ -47,7 +47,7 @@ def check_targets(loader: FileLoader, names: Sequence[str], config: Config) -> t
 def _largest(decoded: Images, own: FoldersConfig) -> str:
     """Depth: pixels that hold the largest value there is, which is often no reading."""
     largest = {np.iinfo(v.dtype).max for v in decoded.values() if v.dtype.kind == "u"}
-    top = max(largest, default=-1)
+    top = max(largest, default=np.nan)
     share = float(np.mean([(values == top).mean() for values in decoded.values()]))
     if share < NOTABLE_SHARE:
         return ""
@@ -66,10 +66,17 @@ def _too_far(decoded: Images, stored: Images, own: FoldersConfig) -> str:
         return ""
     scale = own.scale or (1 if own.unit == "mm" else 1000)  # whole numbers are never too far
     step = int(np.ceil(np.percentile(readings, 99) * scale / 65535))
+    top = float(readings.max())
+    advice = (
+        f"folders.scale={scale / step:.9g} keeps them, in steps of {step} mm"
+        f"{', with folders.unit=auto' if own.unit != 'auto' else ''}"
+        if step <= COARSEST
+        else f"if {top:.9g} stands for no reading, as of the sky, set "
+        f"folders.missing={[*own.missing, top]}"
+    )
     return (
         f"{100 * share:.1f} % of the readings of {len(decoded)} depth images lie beyond 65.535 m "
-        f"and count as no reading: folders.scale={scale / step:.9g} keeps them, in steps of {step} "
-        "mm" + (", with folders.unit=auto" if own.unit != "auto" else "")
+        f"and count as no reading: {advice}"
     )
 
 

@@ -106,6 +106,7 @@ def test_pixels_without_a_value_do_not_take_the_contrast(unit: str, tmp_path: Pa
 CELSIUS = (WARM / 100 - 273.15).astype(np.float32)
 FAR = np.linspace(2, 100, 48 * 64, dtype=np.float32).reshape(48, 64)  # metres
 KITTI = (FAR * 256).astype(np.uint16)
+SKY = np.where(FAR > 90, 10000, FAR / 50).astype(np.float32)
 ALPHA = np.stack([WARM, np.full((48, 64), 65535)], axis=2).astype(np.uint16)
 
 
@@ -118,6 +119,7 @@ ALPHA = np.stack([WARM, np.full((48, 64), 65535)], axis=2).astype(np.uint16)
         (FAR, {"modality": "depth"}, "folders.scale=500 keeps them, in steps of 2 mm"),
         (FAR, {"modality": "depth", "unit": "m"}, "in steps of 2 mm, with folders.unit=auto"),
         (KITTI, {"modality": "depth", "scale": 1000 / 256}, "35.2 % of the readings of 5 depth"),
+        (SKY, {"modality": "depth"}, "if 10000 stands for no reading"),
     ],
 )  # fmt: skip
 def test_values_that_the_settings_lose_are_told(
@@ -127,9 +129,15 @@ def test_values_that_the_settings_lose_are_told(
     assert told in note
 
 
-@pytest.mark.parametrize("own", [{"modality": "depth", "scale": 500}, {"modality": "nir"}])
-def test_what_was_advised_mends_it(own: dict[str, Any], tmp_path: Path) -> None:
-    image = FAR if own["modality"] == "depth" else (WARM / 65535).astype(np.float32)
+@pytest.mark.parametrize(
+    ("image", "own"),
+    [
+        (FAR, {"modality": "depth", "scale": 500}),
+        (SKY, {"modality": "depth", "missing": [10000.0]}),
+        ((WARM / 65535).astype(np.float32), {"modality": "nir"}),
+    ],
+)
+def test_what_was_advised_mends_it(image: Pixels, own: dict[str, Any], tmp_path: Path) -> None:
     archive = read_archive(thermal(recorded(tmp_path, image), **own))
     assert not archive.notes
     assert len(np.unique(archive.loader.target(archive.records[0]))) > 64
@@ -137,8 +145,16 @@ def test_what_was_advised_mends_it(own: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unit", ["auto", "raw"])
 def test_degrees_are_refused_with_an_advice_that_keeps_them(unit: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"degrees C to hundredths of a kelvin.*folders\.missing"):
-        read_archive(thermal(recorded(tmp_path, CELSIUS - 30), unit=unit))
+    for number, image in enumerate((CELSIUS - 30, (CELSIUS - 30).astype(np.int16))):
+        root = recorded(tmp_path / str(number), image)
+        with pytest.raises(DataError, match=r"hundredths of a kelvin.*folders\.missing"):
+            read_archive(thermal(root, unit=unit))
+
+
+def test_minus_one_is_no_reading_of_metres(tmp_path: Path) -> None:
+    archive = read_archive(thermal(recorded(tmp_path, bordered(SKY / 9, -1)), modality="depth"))
+    assert not any("largest value" in note for note in archive.notes)
+    assert not archive.loader.target(archive.records[0])[:, :3].any()
 
 
 @pytest.mark.parametrize("flir", [True, False])
