@@ -183,6 +183,9 @@ def left_out(
             reasons[f"{kind} images {misfit}"] += 1
         elif _open_parts(record, tr, ti):
             reasons[unused] += 1
+        elif record.label in ti and "ti" not in record.parts:
+            kind = " or ".join(record.parts)
+            reasons[f"images of a TI class that are listed for the part {kind}"] += 1
     return dict(reasons)
 
 
@@ -250,8 +253,8 @@ def _deal_class(
         return dict.fromkeys(order, next(iter(shares)))
     dealt: dict[str, str] = {}
     for left, group in zip(range(len(order), 0, -1), order, strict=True):
-        empty = [part for part in possible if part not in dealt.values()]
-        choice = empty if empty and left <= len(empty) else possible
+        empty = [p for p in possible if p not in dealt.values()] if left <= len(possible) else []
+        choice = empty if left <= len(empty) else possible
         part = max(choice, key=lambda name: lacking[name])
         dealt[group] = part
         lacking[part] -= sizes[group]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -77,6 +78,14 @@ def test_shares_are_kept_over_groups_of_all_sizes() -> None:
     assert len(parts["test"]) / len(records) == pytest.approx(0.2, abs=0.04)
 
 
+def test_many_groups_are_dealt_out_at_once() -> None:
+    records = make(40_000, images=1, labels="a")
+    began = time.process_time()
+    parts = split_records(records, "a", "", SplitConfig(), 0)
+    assert time.process_time() - began < 3
+    assert min(len(parts[part]) for part in TR_PARTS) > 4000
+
+
 def test_paper_protocol_uses_all_images_twice_and_holds_none_out() -> None:
     parts = split_records(make(5), "abc", "d", SplitConfig(protocol="paper"), 0)
     assert {r.id for r in parts["source"]} == {r.id for r in parts["target"]}
@@ -133,6 +142,7 @@ def test_records_that_fit_no_part_are_counted_with_the_reason() -> None:
     records += [Record(f"u{n}", f"u{n}", None, "rgb", None) for n in range(3)]
     records += [Record("alone", "alone", "i", None, "target"), Record("other", "o", "x", "r", "t")]
     records += [Record("sensor", "sensor", "a", "rgb", "target", ("ti",))]
+    records += [Record("line", "line", "i", "rgb", "target", ("target",))]
     split = SplitConfig()
     parts = split_records(records, ["a"], ["i"], split, 0)
     used = sum(len(held) for held in parts.values())
@@ -140,6 +150,7 @@ def test_records_that_fit_no_part_are_counted_with_the_reason() -> None:
         "images whose group is in a part that cannot use them": 8 - used,
         "RGB images without a label": 3,
         "target images of a TI class without a partner": 1,
+        "images of a TI class that are listed for the part target": 1,
     }
     assert 0 < used < 8
     records = [*make(3), Record("held", "held", "a", "rgb", "target", ("test",))]
