@@ -31,6 +31,8 @@ MOST_PAIRS = 128
 FEWEST_PAIRS = 8
 CLEAR = 4.0  # standard errors that count as a difference
 CLEAR_PEAK = 12.0  # likewise for the best of all shifts: chance gives the best of 2,304 about 4
+MOST_UNLIKE = 0.09  # share of pairs that half of the others fit better; 0 to 5 % in good data
+ENOUGH_PAIRS = 50  # for that share to say anything
 Floats = NDArray[np.float32]
 TURNS: dict[str, Callable[[Floats], Floats]] = {
     "mirrored": lambda maps: maps[:, :, ::-1],
@@ -63,7 +65,7 @@ def draw_contact_sheet(store: Store, path: Path, names: Mapping[str, str] | None
     for index, (name, strip) in enumerate(strips):
         left, upper = width * (index % COLUMNS), height * (index // COLUMNS)
         draw.text(
-            (left + 2, upper + 1), name[:48].encode("ascii", "replace").decode(), fill="black"
+            (left + 2, upper + 1), name[-48:].encode("ascii", "replace").decode(), fill="black"
         )
         sheet.paste(Image.fromarray(strip), (left, upper + CAPTION))
     with replacing(path) as partial:
@@ -95,16 +97,25 @@ def _strip(store: Store, part: str, row: int) -> Picture:
     tiles = [] if rgb is None else [rgb]
     if target is not None:
         plane = target if target.ndim == 2 else target[:, :, 0]
-        tiles.append(_grey(plane, depth))
+        tiles.append(picture_of(target, depth))
         tiles += [] if rgb is None else [_overlay(rgb, plane, depth)]
     return np.concatenate([_enlarge(tile) for tile in tiles], axis=1)
 
 
 def picture_of(image: NDArray[Any], missing: bool) -> Picture:
-    """A stored target image as people see it: (H, W, 3), grey or in its colours."""
+    """A stored target image as people see it: (H, W, 3), grey or in its colours.
+
+    Grey are values between their 1st and 99th percentile; no reading (``missing``) is dark blue.
+    """
     if image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:
         return image
-    return _grey(image if image.ndim == 2 else image[:, :, 0], missing)
+    values = (image if image.ndim == 2 else image[:, :, 0]).astype(np.float32)
+    valid = values > 0 if missing else np.ones_like(values, bool)
+    low, high = np.percentile(values[valid], (1, 99)) if valid.any() else (0.0, 1.0)
+    grey = np.clip((values - low) / max(high - low, 1e-6), 0, 1) * 255
+    picture = np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+    picture[~valid] = (20, 20, 90)
+    return picture
 
 
 def _enlarge(picture: Picture) -> Picture:
@@ -112,17 +123,6 @@ def _enlarge(picture: Picture) -> Picture:
     small = picture.shape[0] < TILE
     way = Image.Resampling.NEAREST if small else Image.Resampling.BOX
     return np.asarray(image.resize((TILE, TILE), way))
-
-
-def _grey(plane: NDArray[np.generic], depth: bool) -> Picture:
-    """Values between their 1st and 99th percentile as grey; missing depth as dark blue."""
-    values = plane.astype(np.float32)
-    valid = values > 0 if depth else np.ones_like(values, bool)
-    low, high = np.percentile(values[valid], (1, 99)) if valid.any() else (0.0, 1.0)
-    grey = np.clip((values - low) / max(high - low, 1e-6), 0, 1) * 255
-    picture = np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-    picture[~valid] = (20, 20, 90)
-    return picture
 
 
 def _overlay(rgb: Picture, plane: NDArray[np.generic], depth: bool) -> Picture:
@@ -146,15 +146,23 @@ class Alignment:
     turn: str  # name of a turn that fits clearly better; "" where there is none
     # Ids of pairs that fit each other's partner clearly better than their own.
     swapped: tuple[tuple[str, str], ...]
+    unlike: tuple[str, ...]  # ids of pairs whose RGB image half of the other targets fit better
 
     def summary(self) -> str:
         """One line: whether the pairs look aligned, and the numbers behind it."""
         aligned = not self.turn and self.shift == (0, 0) and self.standard_errors >= CLEAR
         state = "look aligned" if aligned else "do not look aligned"
+        if aligned and self.many_unlike:
+            state = "look aligned in part"
         return (
             f"pairs {state}: gradient correlation {self.own:.3f} in {self.pairs} pairs, "
             f"shifted controls {self.shifted:.3f} ({self.standard_errors:+.1f} standard errors)"
         )
+
+    @property
+    def many_unlike(self) -> bool:
+        """Whether more pairs look unlike than registered ones would by chance."""
+        return self.pairs >= ENOUGH_PAIRS and len(self.unlike) > MOST_UNLIKE * self.pairs
 
     def warnings(self) -> list[str]:
         """What the user should look at; empty for registered pairs."""
@@ -171,6 +179,12 @@ class Alignment:
                 "the images of a pair do not look registered: see the contact sheet; "
                 "if they are not, crop and align them, or, of data set folders, set "
                 "folders.registered=false"
+            )
+        elif self.many_unlike:
+            messages.append(
+                f"{len(self.unlike)} of the {self.pairs} pairs that were looked at have hardly an "
+                f"edge in common, such as {', '.join(self.unlike[:4])}: look for wrong partners, "
+                "dropped frames and turned images"
             )
         return messages
 
@@ -200,7 +214,8 @@ def compare_edges(rgb: Floats, target: Floats, ids: list[str], scale: float) -> 
     # (N, SIDE, SIDE): each pair at each cyclic shift (down, right) of the target.
     product = np.conj(np.fft.rfft2(rgb)) * np.fft.rfft2(target)
     everywhere = np.fft.irfft2(product, s=rgb.shape[1:]).astype(np.float32)
-    own = everywhere[:, 0, 0]
+    table = rgb.reshape(len(rgb), -1) @ target.reshape(len(rgb), -1).T  # each RGB, each target
+    own = np.diag(table)
     step = SIDE // 6
     controls = everywhere[:, [step, -step, 0, 0], [0, 0, step, -step]].mean(axis=1)
     mean = everywhere.mean(axis=0)
@@ -221,7 +236,8 @@ def compare_edges(rgb: Floats, target: Floats, ids: list[str], scale: float) -> 
         standard_errors=_standard_errors(own - controls),
         shift=(0, 0) if here else (round(shift[0] * scale), round(shift[1] * scale)),
         turn=best_turn if gains[best_turn] > CLEAR else "",
-        swapped=_swapped(rgb, target, ids),
+        swapped=_swapped(table, ids),
+        unlike=tuple(ids[pair] for pair in np.flatnonzero(own < np.median(table, axis=1))),
     )
 
 
@@ -230,15 +246,16 @@ def _standard_errors(gain: Floats) -> float:
     return float(gain.mean() / (gain.std(ddof=1) / np.sqrt(len(gain)) + 1e-9))
 
 
-def _swapped(rgb: Floats, target: Floats, ids: list[str]) -> tuple[tuple[str, str], ...]:
-    """Two pairs whose images fit each other's partner far better than their own."""
-    count = len(rgb)
-    table = rgb.reshape(count, -1) @ target.reshape(count, -1).T
+def _swapped(table: Floats, ids: list[str]) -> tuple[tuple[str, str], ...]:
+    """Two pairs whose images fit each other's partner far better than their own.
+
+    ``table`` (N, N) has the correlation of each RGB image with each target image.
+    """
     own = np.diag(table)
     typical = max(float(np.median(own)), 0.0)
     scatter = float(np.std(table - np.diag(own))) + 1e-9
     pairs = []
-    for first in range(count):
+    for first in range(len(table)):
         second = int(table[first].argmax())
         both = min(table[first, second], table[second, first])
         alone = max(own[first], own[second])

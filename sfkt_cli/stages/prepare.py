@@ -43,7 +43,7 @@ def prepare(config: Config, run: Run) -> None:
         plan = make_plan(config, archive)
         samples = _write_stores(plan, stage)
         picture = run.path("prepare", "pairs.png")
-        names = {number: record.id for number, record in plan.numbered(*UNNAMED).items()}
+        names = {number: r.target or r.id for number, r in plan.numbered(*UNNAMED).items()}
         table, _ = show(samples, open_store(run.transfer_store), picture, names)
         stage.finish(
             classes=list(plan.classes),

@@ -63,7 +63,7 @@ def test_ti_and_tr_images_in_different_units_are_told(
 
 
 def check(tmp_path: Path, target: NDArray[Any]) -> Alignment:
-    rgb = np.repeat(pictures()[:, :, :, None], 3, axis=3)
+    rgb = np.repeat(pictures(len(target))[:, :, :, None], 3, axis=3)
     ids = np.array([f"p{n}".encode() for n in range(len(rgb))])
     columns = {"ti/rgb": rgb, "ti/target": target, "ti/id": ids}
     attrs = {"dataset": "made", "modality": "nir", "unit": "raw", "classes": ["a"]}
@@ -95,6 +95,20 @@ def test_registered_pairs_raise_no_warning(tmp_path: Path) -> None:
 )
 def test_wrong_pairs_are_told(tmp_path: Path, change: Any, told: str) -> None:
     assert any(told in warning for warning in check(tmp_path, change(pictures())).warnings())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: t, False),
+        (lambda t: np.concatenate([t[:60], np.roll(t[60:], 1, 0)]), True),
+        (lambda t: np.where(np.arange(96)[:, None, None] % 3 > 0, t, np.rot90(t, 1, (1, 2))), True),
+    ],
+)
+def test_wrong_partners_of_some_pairs_are_told(tmp_path: Path, change: Any, told: bool) -> None:
+    found = check(tmp_path, change(pictures(96)))
+    assert any("hardly an edge in common, such as p" in text for text in found.warnings()) == told
+    assert found.summary().startswith("pairs look aligned: ") != told
 
 
 def test_one_pixel_of_a_small_store_is_no_shift() -> None:
