@@ -83,8 +83,8 @@ def show(
     """
     table = tabulate(samples)
     say(table_text(table, store.unit))
-    problems = [*duplicates(samples), *blank_images(samples, names or {}), *other_scale(store)]
-    for problem in problems:
+    problems = [*duplicates(samples), *repeated(samples), *blank_images(samples, names or {})]
+    for problem in [*problems, *other_scale(store)]:
         warn(problem)
     alignment = check_alignment(store, names) if store.registered else None
     if alignment is not None:
@@ -170,6 +170,27 @@ def duplicates(samples: Iterable[Sample]) -> list[str]:
         f"{len(ids)} {view} image{'s'[: len(ids) > 1]} both in {first} and in {second}, "
         f"such as {ids[0][0]} and {ids[0][1]}"
         for (view, first, second), ids in sorted(pairs.items())
+    ]
+
+
+def repeated(samples: Iterable[Sample]) -> list[str]:
+    """A warning of images that a part holds with several labels, or beside several RGB images."""
+    alike: dict[tuple[str, str, bytes], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        for view, digest in sample.hashes.items():
+            alike[sample.part, view, digest].append(sample)
+    found: dict[tuple[str, str, str], list[Sample]] = defaultdict(list)
+    for (part, view, _), group in alike.items():
+        if part != "ti" and len({sample.label for sample in group}) > 1:
+            found[part, view, "with different labels: keep the right one"] += group
+        rgb = {sample.hashes.get("rgb") for sample in group}
+        if view == "target" and len(rgb) > 1 and group[0].low < group[0].high:
+            advice = "look for frames at which the sensor stood still, and for wrong partners"
+            found[part, view, f"beside different RGB images: {advice}"] += group
+    return [
+        f"{len(group)} {view} images in {part}, such as {group[0].id} and {group[1].id}, are the "
+        f"same as others {why}"
+        for (part, view, why), group in sorted(found.items())
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from sfkt_cli.stages.inspect import (
     duplicates,
     inspect,
     other_scale,
+    repeated,
     samples_of_store,
     table_text,
     tabulate,
@@ -141,6 +143,25 @@ def test_images_of_one_value_are_told() -> None:
     (told,) = blank_images(samples, {"target-000000": "cup-9"})
     assert told.startswith("2 target images with one value everywhere, such as cup-9 in target")
     assert not blank_images(samples[2:], {})
+
+
+def test_images_with_two_labels_or_several_partners_are_told() -> None:
+    def sample(part: str, number: int, label: str, target: bytes, rgb: bytes = b"") -> Sample:
+        hashes = {"target": target} | ({"rgb": rgb} if rgb else {})
+        return Sample(part, number, f"{part}{number}", "g", label, hashes, low=1, high=9)
+
+    labelled = [sample("target", 0, "cup", b"1"), sample("target", 1, "cup", b"1")]
+    pairs = [sample("ti", n, "", b"frozen", b"%d" % n) for n in range(4)]
+    whole = [sample("ti", 4, "", b"2", b"4"), sample("ti", 5, "", b"2", b"4")]
+    assert not repeated([*labelled, *pairs[:1], *whole])
+    told = repeated([*labelled, sample("target", 2, "mug", b"1"), *pairs, *whole])
+    assert [text.split(",")[0] for text in told] == [
+        "3 target images in target",
+        "4 target images in ti",
+    ]
+    assert "with different labels" in told[0]
+    assert "beside different RGB images" in told[1]
+    assert not repeated(replace(pair, low=0, high=0) for pair in pairs)  # told as blank
 
 
 def test_duplicates_are_told_across_parts_only() -> None:
