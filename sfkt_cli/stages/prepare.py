@@ -14,7 +14,7 @@ from sfkt_cli.data.ingest import UNNAMED, Plan, Sample, ingest
 from sfkt_cli.data.readers import DATA_FOLDER, archive_root, read_archive
 from sfkt_cli.data.records import PARTS, Archive, FileLoader
 from sfkt_cli.data.splits import choose_classes, left_out, split_records
-from sfkt_cli.data.store import digest_images, open_store
+from sfkt_cli.data.store import digest_images, open_store, spread
 from sfkt_cli.data.store_writer import StoreWriter, text_column, writing
 from sfkt_cli.errors import DataError, RunError, first_line
 from sfkt_cli.settings.config import Config
@@ -24,6 +24,7 @@ from sfkt_cli.stages.inspect import show
 
 FEW_PAIRS = 50  # with fewer, the bridge, and what held-out pairs judge, are left to chance
 NOTABLE_CROP = 0.1
+SIZES_LOOKED_AT = 64  # pairs
 _FEW_GROUPS = "a class needs a group (scene, place, object; or image) for each part"
 
 
@@ -102,6 +103,12 @@ def make_plan(config: Config, archive: Archive) -> Plan:
         warn(unlike)
     for gap in gaps(plan):
         warn(gap)
+    alone = [record.target for record in parts["test"] if record.rgb is None]
+    if 0 < len(alone) < len(parts["test"]):
+        say(
+            f"prepare: {len(alone)} of {len(parts['test'])} test images have no RGB partner, such "
+            f"as {alone[0]}: there will be no upper bound source-rgb"
+        )
     return plan
 
 
@@ -124,19 +131,23 @@ def cropped(plan: Plan) -> str:
 
 
 def unlike_sizes(plan: Plan) -> str:
-    """What is wrong with the sizes of a pair, which show how far its images can be registered."""
+    """What is wrong with the sizes of pairs, which show how far their images can be registered."""
     loader, pairs = plan.archive.loader, plan.parts["ti"]
     if not isinstance(loader, FileLoader) or not plan.archive.registered or not pairs:
         return ""
-    rgb, target = pairs[0].rgb or "", pairs[0].target or ""
-    width, height = loader.picture(rgb).size
-    down, across = loader.target_values(target).shape[:2]
-    if abs(width * down / (height * across) - 1) < NOTABLE_CROP:
+    unlike = []
+    rows = spread(len(pairs), SIZES_LOOKED_AT)
+    for rgb, target in ((pairs[row].rgb or "", pairs[row].target or "") for row in rows):
+        width, height = loader.picture(rgb).size
+        down, across = loader.target_values(target).shape[:2]
+        if abs(width * down / (height * across) - 1) >= NOTABLE_CROP:
+            unlike.append(f"{rgb} has {width} x {height} pixels, {target} {across} x {down}")
+    if not unlike:
         return ""
     return (
-        f"{rgb} has {width} x {height} pixels, {target} {across} x {down}: images of unlike "
-        "proportions can hardly show the same; crop the larger view, or, of data set folders, set "
-        "folders.registered=false"
+        f"{unlike[0]} ({len(unlike)} of {len(rows)} pairs that were looked at): images of unlike "
+        "proportions can hardly show the same; crop the larger view, turn what is turned, or, of "
+        "data set folders, set folders.registered=false"
     )
 
 
@@ -171,10 +182,16 @@ def gaps(plan: Plan) -> list[str]:
         del effects["source"]
     for part, effect in effects.items():
         labels = {record.label for record in plan.parts[part]}
+        kind = "RGB" if part == "source" else "target"
+        seen = {record.label for record in plan.archive.records if getattr(record, kind.lower())}
         lacking = [name for name in plan.classes if name not in labels]
-        if lacking and labels and None not in labels:
-            names = ", ".join(lacking[:20]) + (", ..." if len(lacking) > 20 else "")
-            problems.append(f"part {part} has no image of {names}: {effect}; {_FEW_GROUPS}")
+        for why, some in (
+            (_FEW_GROUPS, [name for name in lacking if name in seen]),
+            (f"there are no {kind} images of them", [name for name in lacking if name not in seen]),
+        ):
+            if some and labels and None not in labels:
+                names = ", ".join(some[:20]) + (", ..." if len(some) > 20 else "")
+                problems.append(f"part {part} has no image of {names}: {effect}; {why}")
     return problems
 
 

@@ -448,7 +448,13 @@ def test_classes_that_a_part_lacks_are_told(
     assert "part source has no image of mug" in told
     assert "part test has no image of mug" in told
     assert "part target" not in told
+    (tmp_path / "mine/tr/mug/target").rename(tmp_path / "mug targets")
+    assert any(
+        "no image of mug" in gap and "there are no target images of them" in gap
+        for gap in gaps(plan_of(settings_of("folders", tmp_path / "mine")))
+    )
     (tmp_path / "mine/tr/mug").rename(tmp_path / "mug")
+    capsys.readouterr()
     prepare(settings_of("folders", tmp_path / "mine"), Run(tmp_path / "all"))
     told = capsys.readouterr().err
     assert "has no image of" not in told
@@ -515,6 +521,30 @@ def test_pairs_of_unlike_proportions_are_told(
     assert (message in " ".join(capsys.readouterr().err.split())) == told
     plan_of(settings_of("folders", tmp_path, folders={"registered": False}))
     assert message not in capsys.readouterr().err
+
+
+def test_pairs_of_which_some_are_turned_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_folders(tmp_path)
+    for number in (2, 4):
+        save(root / f"ti/rgb/{number}.jpg", scene(number, 40, 30))
+    plan_of(settings_of("folders", root))
+    assert "(2 of 6 pairs that were looked at)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_test_images_without_an_rgb_partner_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_folders(tmp_path)
+    plan_of(settings_of("folders", root))
+    assert "source-rgb" not in capsys.readouterr().err
+    for number in range(3):
+        save(root / f"tr/pan/{number}.png", depth(number))
+    plan = plan_of(settings_of("folders", root))
+    count = len(plan.parts["test"])
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"1 of {count} test images have no RGB partner, such as tr/pan/" in told
 
 
 def test_why_there_is_no_source_part_is_told(tmp_path: Path) -> None:
