@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from sfkt_cli.data.ingest import FILES, Plan
-from sfkt_cli.data.readers import READERS, read_archive
+from sfkt_cli.data.readers import READERS, read_archive, rgb_nir
 from sfkt_cli.data.readers.diml_rgbd import clean_scene
 from sfkt_cli.data.records import Archive
 from sfkt_cli.data.store import open_store
@@ -149,6 +150,19 @@ def test_files_that_no_sample_uses_may_come_and_go(name: str, tmp_path: Path) ->
     used = next(path for path in tmp_path.rglob("*.*") if is_read(path, before))
     os.utime(used, ns=(0, 0))
     assert read_archive(config).digest != before.digest
+
+
+@pytest.mark.parametrize("name", ["rgb-nir", "sun-rgbd"])
+def test_folders_of_an_archive_may_be_in_capitals(name: str, tmp_path: Path) -> None:
+    root = MAKERS[name](tmp_path / "archive")
+    expected = read_archive(settings_of(name, root))
+    for top in [path for path in root.rglob("*") if path.name in (*rgb_nir.PUBLISHED, "kv1")]:
+        top.rename(top.with_name(top.name.upper()))
+    archive = read_archive(settings_of(name, root))
+    assert archive.notes == expected.notes
+    assert Counter((r.label, r.parts) for r in archive.records) == Counter(
+        (r.label, r.parts) for r in expected.records
+    )
 
 
 @pytest.mark.parametrize("make", [MAKERS["folders"], manifest, MAKERS["sun-rgbd"]])

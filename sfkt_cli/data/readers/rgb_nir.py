@@ -46,6 +46,6 @@ def read(config: Config, root: Path) -> Archive:
 
 def _place(name: str) -> tuple[tuple[str, str], str] | None:
     match = _IMAGE.fullmatch(name)
-    if match is None or match[1] not in PUBLISHED:
+    if match is None or match[1].lower() not in PUBLISHED:
         return None
-    return (match[1], match[2]), match[3].lower()
+    return (match[1].lower(), match[2]), match[3].lower()

@@ -59,21 +59,21 @@ def read(config: Config, root: Path) -> Archive:
 
     captures = collect(container, place, ("image", depth, "scene"))
     words = {capture: _scene_word(container, files["scene"]) for capture, files in captures.items()}
-    sensors = {capture: capture.partition("/")[0] for capture in captures}
+    sensors = {capture: capture.partition("/")[0].lower() for capture in captures}
     counts = Counter(sensors.values())
     kept = [
         capture
         for capture in captures
         if words[capture] != NO_CLASS
-        and (config.sun_rgbd.nyu_overlap or not capture.startswith("kv1/NYUdata/"))
+        and (config.sun_rgbd.nyu_overlap or not capture.casefold().startswith("kv1/nyudata/"))
     ]
     words_of: dict[str, set[str]] = defaultdict(set)
     for capture in kept:
         words_of[sensors[capture]].add(words[capture])
     common = sorted(set.intersection(*words_of.values())) if words_of else []
     facts = (
-        f"sun-rgbd: {len(common)} scene words are common to the sensors "
-        f"{', '.join(s for s in PUBLISHED if counts[s])}: {', '.join(common)}",
+        f"sun-rgbd: scene words common to {', '.join(s for s in PUBLISHED if counts[s])}: "
+        f"{len(common)} ({', '.join(common)})",
     )
     parts: dict[str, tuple[str, ...]] = defaultdict(tuple)
     parts[config.sun_rgbd.source_sensor] += ("source",)
