@@ -1,8 +1,10 @@
 """What a reader hands over: the list of an archive's samples, and a way to load each of them."""
 
+import functools
 import hashlib
 import itertools
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +26,7 @@ PARTS = (*TR_PARTS, "ti")
 """Where a sample may go: RGB for the source model, unlabelled target images, held out, pairs."""
 MAX_ID_BYTES = 96  # ids become file names, which may have 255 bytes with all that is added
 _NO_TEXT = re.compile("[\udc80-\udcff]")  # what stands for bytes that are not UTF-8
+nfc = functools.partial(unicodedata.normalize, "NFC")  # names are compared so, whoever wrote them
 Capture = TypeVar("Capture", bound=Hashable)
 
 
@@ -213,10 +216,9 @@ def collect(
         capture, view = placed
         files = captures.setdefault(capture, {})
         if view in files:
-            raise DataError(
-                f"{container.describe(name)} and {files[view]} have the same name: "
-                "remove one of them"
-            )
+            alike = nfc(name) == nfc(files[view])
+            both = map(ascii if alike else str, (container.describe(name), files[view]))
+            raise DataError(f"{' and '.join(both)} have the same name: remove one of them")
         files[view] = name
     for files in captures.values():
         for view in needed:

@@ -375,6 +375,42 @@ def test_a_manifest_is_found_among_many_files_at_once(
     assert time.perf_counter() - start < 1
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", r"manifest\.csv holds no target images"),
+        ("rgb,target,label,role,group\n", r"manifest\.csv holds no target images"),
+        ("depth,class\ndepth/0.png,mug\n", r"manifest\.csv: column 'class', expected rgb"),
+        ("rgb,target\ndepth/0.png,depth/0.png\n", r"line 2: rgb and target are both depth/0"),
+    ],
+)
+def test_a_manifest_that_lists_no_images_or_one_for_two_is_refused(
+    text: str, told: str, tmp_path: Path
+) -> None:
+    root = manifest(tmp_path)
+    (root / "manifest.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=told):
+        read_archive(settings_of("folders", root))
+
+
+def test_of_two_manifests_in_one_folder_none_is_taken(tmp_path: Path) -> None:
+    root = manifest(tmp_path)
+    (root / "manifest.jsonl").write_text('{"target": "depth/0.png"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"manifest\.csv and manifest\.jsonl: choose one"):
+        read_archive(settings_of("folders", root))
+    chosen = settings_of("folders", root, folders={"manifest": "manifest.jsonl"})
+    assert len(read_archive(chosen).records) == 1
+
+
+def test_folders_within_a_class_are_told_to_be_groups(tmp_path: Path) -> None:
+    root = folders(tmp_path)
+    assert not read_archive(settings_of("folders", root)).facts
+    for animal in ("cat", "dog"):
+        save(root / f"tr/animals/{animal}/0.png", depth(0))
+    (fact,) = read_archive(settings_of("folders", root)).facts
+    assert "groups, not classes: tr/animals/cat" in fact
+
+
 def test_a_manifest_deep_in_an_archive_is_a_note(tmp_path: Path) -> None:
     root = folders(tmp_path / "mine")
     (root / "tr/mug/manifest.csv").write_text("rgb,target\n")
@@ -676,6 +712,10 @@ def test_two_files_whose_names_read_alike_are_told(tmp_path: Path) -> None:
         read_archive(settings_of("folders", root))
     (root / "depth/\xf6.png").unlink()
     assert len(read_archive(settings_of("folders", root)).records) == len(archive.records)
+    for name in ("o\u0308", "\xf6"):
+        save(tmp_path / f"tree/tr/cup/{name}.png", depth(0))
+    with pytest.raises(DataError, match=r"xf6\.png' and .*o\\u0308\.png' have the same name"):
+        read_archive(settings_of("folders", tmp_path / "tree"))
 
 
 @pytest.mark.parametrize("sign", ["\u2028", "\x85"])

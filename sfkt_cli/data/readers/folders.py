@@ -25,7 +25,6 @@ import functools
 import hashlib
 import json
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from pathlib import Path, PurePosixPath
 
 from sfkt_cli.data.archive import Container, find_tops, is_system, open_container, tree_drawn_in
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
-from sfkt_cli.data.records import Archive, FileLoader, Record, collect, image_names
+from sfkt_cli.data.records import Archive, FileLoader, Record, collect, image_names, nfc
 from sfkt_cli.data.sanity import check_targets
 from sfkt_cli.data.sensor import sensor_of_config
 from sfkt_cli.errors import DataError
@@ -58,7 +57,6 @@ NEEDED: dict[str, tuple[str, ...]] = {
 """The columns of a manifest that each role needs."""
 MANIFESTS = ("manifest.csv", "manifest.jsonl")
 Capture = tuple[str, str | None, str]  # role, label and path without suffix
-_nfc = functools.partial(unicodedata.normalize, "NFC")  # names are compared so, whatever wrote them
 UNREGISTERED = "folders.registered is false: pixel losses are switched off"
 
 
@@ -75,14 +73,15 @@ def read(config: Config, root: Path) -> Archive:
     if manifest is not None:
         facts += (f"folders: {manifest} says what is read",)
         container, records = manifest.images, read_manifest(manifest)
-        notes = _unlisted(container, records)
+        notes = _elsewhere(container, image_names(records), "in no line of the manifest")
     else:
         container = open_container(root, _ROLES, (), f"give your own images with --root; {_ADVICE}")
-        records, notes, collections = _read_tree(container)
-        facts += collections
+        records, notes, about_classes = _read_tree(container)
+        facts += about_classes
     targets = [record.target for record in records if record.target is not None]
     if not targets:
-        raise DataError(f"{root} holds no target images: {_ADVICE}")
+        advice = _ADVICE if manifest is None else f"its columns are {', '.join(COLUMNS)}"
+        raise DataError(f"{manifest or root} holds no target images: {advice}")
     own = config.folders
     notes += _alike(record.label for record in records)
     sensor = sensor_of_config(config, modality=own.modality, dtype="", channels=0)
@@ -128,18 +127,17 @@ def _read_tree(container: Container) -> tuple[list[Record], tuple[str, ...], tup
         parts = ("ti",) if role == "ti" else ()
         rgb, target = views.get("rgb"), views.get("target")
         records.append(Record(f"{label or role}/{stem}", group, label, rgb, target, parts))
-    notes = [note for note in (tell_unread(inside),) if note]
-    read = {container.prefix + name for name in inside}
-    others = set(replace(container, prefix="").names()) - read
-    elsewhere = [name for name in others if name.lower().endswith(SUFFIXES)]
-    if elsewhere:
-        notes.append(f"not read, neither in tr nor in ti: {len(elsewhere)}, as {min(elsewhere)}")
-    return records, tuple(f"{container.describe('')}: {note}" for note in notes), facts
+    nested = [f"tr/{label}/{stem}" for _, label, stem in captures if label and "/" in stem]
+    if nested:
+        facts += (f"folders within a class are groups, not classes: {min(nested)}",)
+    unread = tell_unread(inside)
+    notes = (f"{container.describe('')}: {unread}",) if unread else ()
+    return records, notes + _elsewhere(container, inside, "neither in tr nor in ti"), facts
 
 
 def _place(container: Container, name: str) -> tuple[Capture, str] | None:
     """Capture and view of an image; None for other files, a DataError for misplaced ones."""
-    plain = PurePosixPath(_nfc(name))
+    plain = PurePosixPath(nfc(name))
     role, *folders = plain.parts[:-1] or ("",)
     role, exact = role.lower(), ("rgb", "target")
     if role not in ("tr", "ti") or plain.suffix.lower() not in SUFFIXES:
@@ -243,23 +241,24 @@ def find_manifest(root: Path, chosen: Path | None) -> Manifest | None:
         return Manifest(place, root.name, place)
     images = open_container(root, (), (), "give your own images with --root")
     names = images.names()
-    found: dict[str, str] = {}  # names of manifests by the folder that they lie in
+    found: list[tuple[str, str]] = []  # folder and name of each manifest
     for name in names:
         for end in MANIFESTS if chosen is None else (chosen.as_posix(),):
             top = name[: -len(end)]
             if name[len(top) :].casefold() == end.casefold() and top[-1:] in ("", "/"):
-                found.setdefault(top, name[len(top) :])
+                found.append((top, name[len(top) :]))
     within = names if chosen is not None else find_tops(names if found else (), _ROLES)
-    tops = [top for top in found if all(name.startswith(top) for name in within)]
-    highest = sorted(tops, key=lambda top: top.count("/"))[:2]
-    if len({top.count("/") for top in highest}) < len(highest):
+    outer = [own for own in found if all(name.startswith(own[0]) for name in within)]
+    highest = sorted(outer, key=lambda own: own[0].count("/"))[:2]
+    if len({top.count("/") for top, _ in highest}) < len(highest):
         raise DataError(
-            f"{root} holds {' and '.join(top + found[top] for top in highest)}: choose one with "
+            f"{root} holds {' and '.join(map(''.join, highest))}: choose one with "
             "folders.manifest, or its folder with --root"
         )
     if highest:
-        inside = replace(images, prefix=images.prefix + highest[0])
-        return Manifest(inside, found[highest[0]], inside)
+        top, name = highest[0]
+        inside = replace(images, prefix=images.prefix + top)
+        return Manifest(inside, name, inside)
     if chosen is None:
         return None
     if not chosen.is_file():
@@ -272,11 +271,11 @@ def read_manifest(manifest: Manifest) -> list[Record]:
     container = manifest.images
     files: dict[str, list[str]] = {}
     for name in container.names():
-        files.setdefault(_nfc(name), []).append(name)
+        files.setdefault(nfc(name), []).append(name)
     tops_of_files = {name.partition("/")[0] for name in files}
     only = f"{tops_of_files.pop()}/" if len(tops_of_files) == 1 else ""
     root = container.path / container.prefix
-    tops = [_nfc(f"{place}/") for place in (root.absolute(), root.resolve())]
+    tops = [nfc(f"{place}/") for place in (root.absolute(), root.resolve())]
     records: list[Record] = []
     for number, row in _rows(manifest):
         where = f"{manifest}, line {number}"
@@ -309,6 +308,11 @@ def read_manifest(manifest: Manifest) -> list[Record]:
         image = names["target"] or names["rgb"]
         if image is None:
             raise DataError(f"{where} names neither an RGB nor a target image")
+        if names["rgb"] == names["target"]:
+            raise DataError(
+                f"{where}: rgb and target are both {image}: name the two images of the pair, or "
+                "leave rgb empty"
+            )
         stem = str(PurePosixPath(image).with_suffix(""))
         parts = () if role == "tr" else (role,)
         label = None if role == "ti" else row["label"] or None
@@ -316,15 +320,12 @@ def read_manifest(manifest: Manifest) -> list[Record]:
     return records
 
 
-def _unlisted(container: Container, records: Iterable[Record]) -> tuple[str, ...]:
-    """A note on images that no line of the manifest names."""
-    names = replace(container, prefix="").names()
-    read = {container.prefix + name for name in image_names(records)}
-    others = [n for n in names if n.lower().endswith(SUFFIXES) and n not in read]
-    if not others:
-        return ()
-    where = container.path
-    return (f"{where}: not read, in no line of the manifest: {len(others)}, as {min(others)}",)
+def _elsewhere(container: Container, names: Iterable[str], why: str) -> tuple[str, ...]:
+    """A note on images of the archive that are not among ``names``."""
+    read = {container.prefix + name for name in names}
+    every = replace(container, prefix="").names()
+    others = [name for name in every if name.lower().endswith(SUFFIXES) and name not in read]
+    return (f"{container.path}: not read, {why}: {len(others)}, as {others[0]}",) if others else ()
 
 
 def _inside(path: str, tops: Collection[str]) -> str:
@@ -332,7 +333,7 @@ def _inside(path: str, tops: Collection[str]) -> str:
     path = path.replace("\\", "/")
     top = next((top for top in tops if path.startswith(top)), "")
     if path.startswith("/") and not top:  # by way of another link
-        above = (f"{place}/" for place in Path(path).parents if _nfc(f"{place.resolve()}/") in tops)
+        above = (f"{place}/" for place in Path(path).parents if nfc(f"{place.resolve()}/") in tops)
         top = next(above, "")
     return PurePosixPath(path.removeprefix(top)).as_posix() if path else ""
 
@@ -347,10 +348,9 @@ def _rows(manifest: Manifest) -> Iterator[tuple[int, Mapping[str, str]]]:
     for number, row in rows(path, text):
         unknown = sorted(set(row) - set(COLUMNS))
         if unknown:
-            raise DataError(
-                f"{path}, line {number}: column {unknown[0]!r}, expected {', '.join(COLUMNS)}"
-            )
-        cells = {column: _nfc(row.get(column, "")) for column in COLUMNS}
+            where = path if rows is csv_rows else f"{path}, line {number}"
+            raise DataError(f"{where}: column {unknown[0]!r}, expected {', '.join(COLUMNS)}")
+        cells = {column: nfc(row.get(column, "")) for column in COLUMNS}
         for column, cell in cells.items():
             if re.search("[\0-\x1f\ud800-\udfff]", cell):
                 raise DataError(f"{path}, line {number}: {column} {cell!r} is no text of one line")
