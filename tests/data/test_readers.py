@@ -303,6 +303,13 @@ def test_diml_full_set_and_messy_folder_names(tmp_path: Path) -> None:
     assert clean_scene("16.03.02") is None
 
 
+def test_images_of_another_resolution_of_diml_are_told(tmp_path: Path) -> None:
+    root = MAKERS["diml-rgbd"](tmp_path)
+    other = "HR" if list(root.rglob("LR")) else "LR"
+    with pytest.raises(DataError, match=f"holds no samples.*diml_rgbd.resolution={other}"):
+        read_archive(settings_of("diml-rgbd", root, diml_rgbd={"resolution": other}))
+
+
 def test_manifest_gives_roles_groups_and_labels(tmp_path: Path) -> None:
     archive = read_archive(settings_of("folders", manifest(tmp_path)))
     labels = [record.label for record in archive.records]

@@ -28,7 +28,6 @@ from pathlib import Path
 
 from sfkt_cli.data.archive import open_container, tree_drawn_in
 from sfkt_cli.data.records import Archive, Record, archive_of_files, collect, compare_counts
-from sfkt_cli.errors import DataError
 from sfkt_cli.settings.config import Config, DimlRgbdConfig
 
 PUBLISHED = {"train": 1609, "test": 503}
@@ -53,13 +52,10 @@ _KINDS = {"color": "rgb", "col": "rgb", "depth_filled": "filled", "up_png": "fil
 
 def read(config: Config, root: Path) -> Archive:
     """List the indoor pairs; raises DataError if there are none or a partner is missing."""
-    container = open_container(root, (), ())
-    captures = collect(container, functools.partial(_place, config.diml_rgbd), ("rgb", "target"))
-    if not captures:
-        raise DataError(
-            f"{container.path} holds no DIML indoor images with diml_rgbd.resolution="
-            f"{config.diml_rgbd.resolution}: {tree_drawn_in(__doc__)}"
-        )
+    capture_of = functools.partial(_place, config.diml_rgbd)
+    advice = f"diml_rgbd.resolution={config.diml_rgbd.resolution}; {tree_drawn_in(__doc__)}"
+    container = open_container(root, (), (), advice, capture_of)
+    captures = collect(container, capture_of, ("rgb", "target"))
     nameless: set[str] = set()
     records = []
     for (scene, fold, group, stem), files in captures.items():
