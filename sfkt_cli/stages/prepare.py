@@ -106,8 +106,8 @@ def make_plan(config: Config, archive: Archive) -> Plan:
     alone = [record.target for record in parts["test"] if record.rgb is None]
     if 0 < len(alone) < len(parts["test"]):
         say(
-            f"prepare: {len(alone)} of {len(parts['test'])} test images have no RGB partner, such "
-            f"as {alone[0]}: there will be no upper bound source-rgb"
+            f"prepare: test images without an RGB partner: {len(alone)} of {len(parts['test'])}, "
+            f"such as {alone[0]}; there will be no upper bound source-rgb"
         )
     return plan
 

@@ -565,7 +565,7 @@ def test_test_images_without_an_rgb_partner_are_told(
     plan = plan_of(settings_of("folders", root))
     count = len(plan.parts["test"])
     told = " ".join(capsys.readouterr().err.split())
-    assert f"1 of {count} test images have no RGB partner, such as tr/pan/" in told
+    assert f"without an RGB partner: 1 of {count}, such as tr/pan/" in told
 
 
 def test_why_there_is_no_source_part_is_told(tmp_path: Path) -> None:

@@ -145,8 +145,8 @@ def test_what_was_advised_mends_it(image: Pixels, own: dict[str, Any], tmp_path:
 
 @pytest.mark.parametrize("unit", ["auto", "raw"])
 def test_degrees_are_refused_with_an_advice_that_keeps_them(unit: str, tmp_path: Path) -> None:
-    for number, image in enumerate((CELSIUS - 30, (CELSIUS - 30).astype(np.int16))):
-        root = recorded(tmp_path / str(number), image)
+    for dtype in ("float32", "int16"):
+        root = recorded(tmp_path / dtype, (CELSIUS - 30).astype(dtype))
         with pytest.raises(DataError, match=r"hundredths of a kelvin.*folders\.missing"):
             read_archive(thermal(root, unit=unit))
 
