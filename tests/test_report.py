@@ -232,7 +232,14 @@ def test_latex_shows_texts_as_they_are_and_the_best_method_in_bold() -> None:
     assert r"z & 99 & 1 \\" in lines
     assert r"\caption{50 \% of \{x\}}" in lines
     assert r"\begin{tabular}{llr}" in lines
+    assert {r"\centering", r"\label{tab:50-of-x}"} <= {*lines}
     assert r"\par {\footnotesize (1) 5 \%}" in lines
+
+
+def test_latex_has_true_minus_signs_and_dashes() -> None:
+    line = {"method": "tgkt-tuned", "difference": "-3.3", "interval": "-6.0 .. -0.6", "p": "-"}
+    text = report.latex_tables([Section("t", lines=[line])])
+    assert r"tgkt-tuned & $-$3.3 & $-$6.0 -- $-$0.6 & - \\" in text
 
 
 def test_a_note_of_some_rows_names_them() -> None:

@@ -26,9 +26,20 @@ METRICS = (
     "images_per_second", "peak_memory_mb", "parameters",
 )  # fmt: skip
 """Of a row of results.json, in benchmark-long.csv."""
-COMPARISON = ("balanced %", "difference", "95 % interval", "p", "to", "seeds", "n")
+COMPARISON = ("balanced %", "difference", "95 % interval", "p", "to", "n")
 COSTS = ("training s", "tuning s", "images/s", "memory MB", "parameters")
 """Columns of the tables; a page has room for those of one kind."""
+COMPARED = (
+    "± standard deviation over the seeds. Difference: points of accuracy on the same images, mean "
+    "over the seeds, with its 95 % t interval: the scatter of training and of images, those of a "
+    "group together. One seed has none. p: of no difference, corrected for all comparisons of the "
+    "table (Holm). To: the row compared with. n: images over all seeds"
+)
+COSTING = (
+    "Training: seconds beyond the source model, for a method that uses the bridge with the bridge; "
+    "images/s: inference; memory: the largest"
+)
+"""What the columns of either kind mean."""
 
 
 class Key(NamedTuple):
@@ -148,7 +159,7 @@ def write_report(
         parts += [f"![{report.plain(caption)}]({file})", report.plain(caption)]
     write_text(output / "benchmark.csv", csv_text(results))
     write_text(output / "benchmark-long.csv", long_csv(measurements))
-    write_text(output / "benchmark.tex", report.latex_tables(narrow(tables)))
+    write_text(output / "benchmark.tex", report.latex_tables(narrow(tables, missing)))
     write_text(output / "benchmark.md", "\n\n".join(filter(None, parts)) + "\n")
     for table in tables:
         report.say_table(table)
@@ -322,13 +333,8 @@ def facts(plan: BenchmarkPlan, command: str, makers: Makers) -> tuple[str, ...]:
         f"Command: {command}",
         f"Seeds: {', '.join(map(str, plan.seeds))}",
         *(f"Made on {maker}; stages: {count}" for maker, count in makers),
-        "± standard deviation over the seeds. Difference: points of accuracy on the same images, "
-        "mean over the seeds, with its 95 % t interval: the scatter of training and of images, "
-        "those of a group together. One seed has none. p: of no difference, corrected for all "
-        "comparisons of the table (Holm). n: images over all seeds",
-        "Training: seconds beyond the source model, for a method that uses the bridge with the "
-        "bridge; images/s: inference; memory: the largest. Bounds saw labels or RGB images of the "
-        "target task",
+        COMPARED,
+        f"{COSTING}. Bounds saw labels or RGB images of the target task",
     )
 
 
@@ -446,15 +452,19 @@ def tables_of(results: Sequence[Result]) -> list[Section]:
     ]
 
 
-def narrow(tables: Iterable[Section]) -> Iterator[Section]:
-    """Each table as two: what is compared, and what it costs."""
+def narrow(tables: Iterable[Section], missing: Iterable[str]) -> Iterator[Section]:
+    """Each table as two: what is compared, with what is missing, and what it costs."""
     for table in tables:
-        for title, left_out in ((table.title, COSTS), (f"{table.title}: costs", COMPARISON)):
+        for title, left_out, notes in (
+            (table.title, COSTS, [COMPARED, *(f"Missing: {line}" for line in missing)]),
+            (f"{table.title}: costs", COMPARISON, [COSTING]),
+        ):
             lines, bounds = (
                 [{name: line[name] for name in line if name not in left_out} for line in some]
                 for some in (table.lines, table.bounds)
             )
-            yield replace(table, title=title, lines=lines, bounds=bounds)
+            below = (*table.footnotes, *notes)
+            yield replace(table, title=title, lines=lines, bounds=bounds, footnotes=below)
 
 
 def csv_text(results: Sequence[Result]) -> str:
