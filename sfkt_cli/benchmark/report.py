@@ -310,20 +310,25 @@ def draw_sweeps(
 ) -> list[tuple[str, str]]:
     """A picture for each swept setting and data set; names and captions."""
     lines: dict[tuple[str, str, str], dict[str, list[tuple[float, float, float]]]] = {}
+    notes: dict[tuple[str, str, str], dict[str, str | None]] = {}
     for sweep in plan.sweeps:
         values = {sweep.variant(value).name: value for value in sweep.values}
         for row in (row for row in results if row.variant in values):
             label = sweep.name if len(sweep.methods) == 1 else f"{row.method}, {sweep.name}"
-            picture = lines.setdefault((row.dataset, sweep.setting, row.split), {})
+            place = (row.dataset, sweep.setting, row.split)
             point = (values[row.variant], row.mean, row.deviation or 0.0)
-            picture.setdefault(label, []).append(point)
+            lines.setdefault(place, {}).setdefault(label, []).append(point)
+            notes.setdefault(place, {})[f"{row.method} with {row.variant}"] = row.note
     several = len(plan.datasets) > 1 or any(data.sensor_pairs for data in plan.datasets)
     drawn = []
-    for (dataset, setting, split), curves in lines.items():
+    for place, curves in lines.items():
+        dataset, setting, split = place
         file = f"sweep-{setting}-{split}{f'-{slug(dataset)}' if several else ''}.png"
         figures.draw_sweep(output / file, curves, setting, f"accuracy %, {split}")
         spread = " and standard deviation" if len(plan.seeds) > 1 else ", one seed"
-        drawn.append((file, f"{setting} on {dataset}, {split} split: mean{spread}"))
+        caption = f"{setting} on {dataset}, {split} split: mean{spread}"
+        note = report.joint_note(notes[place])
+        drawn.append((file, f"{caption}; {note}" if note else caption))
     return drawn
 
 
