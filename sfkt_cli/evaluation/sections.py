@@ -239,8 +239,8 @@ def _measured(evaluation: Evaluation) -> list[str]:
         lines.append(f"Trust in the bridge, 0 to 1: {taught}")
     if record.get("strangers") is not None:
         lines.append(
-            f"At most about {percent(record['strangers'])} % of the target images may show none of "
-            "the classes (a rough upper limit: the true share may be 0)"
+            f"About {percent(record['strangers'])} % of the target images may show none of the "
+            "classes (a rough estimate: the true share may be 0, or larger)"
         )
     return lines
 
