@@ -28,6 +28,7 @@ from sfkt_cli.evaluation.report import (
     percent,
 )
 from sfkt_cli.evaluation.verdict import (
+    PROVEN,
     Judgement,
     Verdict,
     advice,
@@ -87,7 +88,7 @@ def headline(evaluation: Evaluation, judged: Judgement | None) -> Headline:
 
     if encoded != alone:
         detail += f"; your RGB model on images encoded as {evaluation.encoding.kind}: {encoded} %"
-    word = _compare(evaluation, main, "source-encoded", split)
+    word = _compare(evaluation, main, "source-encoded", split).word
     if word == "cannot tell":
         detail += "; the difference may be chance"
     if note := evaluation.outcomes[main].predictor.note:
@@ -95,8 +96,10 @@ def headline(evaluation: Evaluation, judged: Judgement | None) -> Headline:
     elif judged is not None and judged.word != "cannot tell":
         detail += f"; without labels it would have been judged {judged.word} than your RGB model"
     rivals = [name for name in evaluation.rivals if name != "source-only"]
-    if better := [name for name in rivals if _compare(evaluation, name, main, split) == "better"]:
-        best = max(better, key=lambda name: here[name].accuracy)
+    p_values = scores.holm([_compare(evaluation, name, main, split).p for name in rivals])
+    differing = [name for name, p in zip(rivals, p_values, strict=True) if p < PROVEN]
+    best = max([main, *differing], key=lambda name: here[name].accuracy)
+    if best != main:
         detail += f"; better still: {named(best)}, {percent(here[best].accuracy)} %"
     return Headline(f"{text}; your RGB model alone {alone} %.", detail, _tone(word))
 
@@ -105,11 +108,11 @@ def _tone(word: Verdict) -> str:
     return "open" if word == "cannot tell" else word
 
 
-def _compare(evaluation: Evaluation, first: str, second: str, split: Split) -> Verdict:
+def _compare(evaluation: Evaluation, first: str, second: str, split: Split) -> Judgement:
     """Whether one method is better than another, by all labels of a split."""
     one, other = (evaluation.labelled(name, split).argmax(axis=1) for name in (first, second))
     groups, encoding = split.groups.astype(str), evaluation.encoding.kind
-    return judge_by_labels(one, other, split.labels, groups, encoding).word
+    return judge_by_labels(one, other, split.labels, groups, encoding)
 
 
 def _on_labelling(evaluation: Evaluation, to_label: int) -> str:
