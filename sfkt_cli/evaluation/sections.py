@@ -214,7 +214,6 @@ def facts(evaluation: Evaluation) -> tuple[str, ...]:
         )
     return (
         f"Source model on RGB: {on_rgb}",
-        *_gap_closed(evaluation),
         *_measured(evaluation),
         how,
         "Training: seconds and memory beyond the source model (the bridge counts for methods that "
@@ -245,26 +244,6 @@ def _measured(evaluation: Evaluation) -> list[str]:
             f"About {percent(record['strangers'])} % of the target images may show none of the "
             "classes (a rough estimate: the true share may be 0, or larger)"
         )
-    return lines
-
-
-def _gap_closed(evaluation: Evaluation) -> list[str]:
-    """How much of the way from source-only to the better bound the method shown goes."""
-    main, rows, lines = evaluation.main_method, evaluation.rows, []
-    bounds = {row.method: row.accuracy for row in rows if row.method in BOUNDS and not row.note}
-    if not bounds or main == "source-only":
-        return []
-    best = max(bounds, key=lambda name: bounds[name])
-    for split in evaluation.labelled_splits:
-        accuracy = {row.method: row.accuracy for row in rows if row.split == split.name}
-        start = accuracy["source-only"]
-        gap, gained = 100 * (bounds[best] - start), 100 * (accuracy[main] - start)
-        if gap > 0:
-            lines.append(
-                f"{main} on the {split.name} split {'gains' if gained >= 0 else 'loses'} "
-                f"{abs(gained):.1f} points against source-only; the better bound ({best} on "
-                f"held-out images) gains {gap:.1f}"
-            )
     return lines
 
 
