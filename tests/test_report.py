@@ -13,7 +13,7 @@ from PIL import Image
 from sfkt_cli.console import console, printable
 from sfkt_cli.evaluation import figures, report
 from sfkt_cli.evaluation.html import interval_chart, to_html
-from sfkt_cli.evaluation.report import Headline, Report, Row, Section, Shot
+from sfkt_cli.evaluation.report import Headline, Report, Row, Section
 from sfkt_cli.files import write_json, write_record
 from sfkt_cli.methods import METHODS
 from sfkt_cli.settings.runs import Run
@@ -92,9 +92,17 @@ def test_every_row_of_a_report_is_explained(tmp_path: Path) -> None:
 
 
 def test_bounds_differ_from_methods_by_shape() -> None:
-    chart = interval_chart([TGKT, ORACLE])
+    ((rows, table),) = report.split_tables([TGKT, ORACLE])
+    chart = interval_chart(rows, table)
     assert chart.count("<circle") == 1
     assert chart.count("<path") == 1
+    assert ">oracle (1)</text>" in chart
+
+
+def test_marks_of_the_chart_are_explained_below_it(tmp_path: Path) -> None:
+    page = to_html(_report(), tmp_path)
+    chart, below = page.index("oracle) (1)</text>"), page.index('<p class="note">(1) cheats')
+    assert chart < below < page.index("Contents:")
 
 
 def test_csv_holds_no_formulas() -> None:

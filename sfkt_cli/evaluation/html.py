@@ -101,10 +101,11 @@ def to_html(report: Report, folder: Path) -> str:
     details: list[tuple[str, str]] = []
     tables = split_tables(report.rows, named)
     for rows, table in tables[:-1]:
-        details.append((table.title, interval_chart(rows) + _section(table, folder)))
+        details.append((table.title, interval_chart(rows, table) + _section(table, folder)))
     if tables:
         rows, table = tables[-1]
-        parts += [f"<h2>{escape(table.title)}</h2>", interval_chart(rows), MARKS]
+        chart = interval_chart(rows, table)
+        parts += [f"<h2>{escape(table.title)}</h2>", chart, *_footnotes(table), MARKS]
         details.append((table.title, _section(table, folder)))
         explained = meanings(report.rows)
         names = "".join(
@@ -128,14 +129,17 @@ def to_html(report: Report, folder: Path) -> str:
     )
 
 
-def interval_chart(rows: Sequence[Row]) -> str:
+def interval_chart(rows: Sequence[Row], table: Section) -> str:
     """Accuracies and their intervals as SVG: methods are discs, bounds hollow diamonds.
 
-    Places across are shares of the width, so that letters keep their size on a telephone.
+    The rows, bounds last, have the names and marks of their ``table``. Places across are shares of
+    the width, so that letters keep their size on a telephone.
     """
     step = 44
     height = step * len(rows) + 26
-    label = escape("; ".join(f"{named(row.method)} {percent(row.accuracy)} %" for row in rows))
+    names = [line["method"] for line in (*table.lines, *table.bounds)]
+    pairs = zip(names, rows, strict=True)
+    label = escape("; ".join(f"{name} {percent(row.accuracy)} %" for name, row in pairs))
     parts = [f'<div class="chart"><svg height="{height}" role="img" aria-label="{label}">']
     for tick in range(0, 101, 25):
         parts.append(f'<line class="axis" x1="{tick}%" y1="4" x2="{tick}%" y2="{height - 22}"/>')
@@ -152,7 +156,7 @@ def interval_chart(rows: Sequence[Row]) -> str:
             else f'<circle class="method" cx="{x:.1f}%" cy="{y}" r="5"/>'
         )
         parts.append(
-            f'<text x="0" y="{y - 12}">{escape(named(row.method))}</text>'
+            f'<text x="0" y="{y - 12}">{escape(names[number])}</text>'
             f'<text x="100%" y="{y - 12}" text-anchor="end">{percent(row.accuracy)} %</text>'
             f'<line class="{kind}" stroke-width="2" x1="{low:.1f}%" y1="{y}" '
             f'x2="{high:.1f}%" y2="{y}"/>{shape}'
@@ -169,10 +173,14 @@ def _section(section: Section, folder: Path) -> str:
             bodies += f'<tbody class="bounds">{_rows(section.bounds)}</tbody>'
         table = f'<table class="words{section.left}"><thead><tr>{head}</tr></thead>{bodies}</table>'
         parts.append(f'<div class="scroll">{table}</div>')
-    parts += [f'<p class="note">{escape(note)}</p>' for note in section.footnotes]
+    parts += _footnotes(section)
     if section.picture:
         parts.append(_picture(folder / section.picture, section.caption))
     return "".join(parts)
+
+
+def _footnotes(section: Section) -> list[str]:
+    return [f'<p class="note">{escape(note)}</p>' for note in section.footnotes]
 
 
 def _rows(lines: Sequence[Line]) -> str:
