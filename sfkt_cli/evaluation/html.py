@@ -27,7 +27,6 @@ MARKS = (
     '<p class="note">Accuracy in per cent, and its 95 % interval. A disc is a method; a hollow '
     "diamond, and italics in tables, a bound: it saw labels or RGB images of the task.</p>"
 )
-SHOWN = '<p class="note">Images of the sensor, with the predictions of the model above.</p>'
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --paper: #ffffff;
   --line: #d0d7de; --method: #0072b2; --bound: #b35900;
@@ -43,9 +42,6 @@ h2 { font-size: 1.2rem; margin-top: 2.2rem; }
   padding: .8rem 1.1rem; background: color-mix(in srgb, var(--tone) 10%, var(--paper)); }
 .box p { margin: 0; } .box .first { font-size: 1.45rem; font-weight: 600; line-height: 1.3; }
 .better { --tone: var(--better); } .worse { --tone: var(--worse); } .open { --tone: var(--open); }
-.shots { display: grid; grid-template-columns: repeat(auto-fit, minmax(5rem, 1fr)); gap: .6rem;
-  padding: 0; margin: 1.2rem 0 .3rem; list-style: none; font-size: .85rem; line-height: 1.3; }
-.shots img { width: 100%; border-radius: 4px; image-rendering: pixelated; }
 details { border-top: 1px solid var(--line); } summary { font-size: 1.1rem; font-weight: 600;
   padding: .6rem 0; cursor: pointer; } details > div { padding-bottom: 1.5rem; }
 nav { margin: 2rem 0 1rem; line-height: 1.8; } a { color: var(--method); }
@@ -92,12 +88,6 @@ def to_html(report: Report, folder: Path) -> str:
             f"<p>{_unbroken(line.detail)}</p></div>"
         )
     parts.append(f'<p class="note">{escape(report.made)}</p>')
-    if report.shots:
-        items = "".join(
-            f'<li><img alt="" src="{_inline(shot.png)}"><br>{escape(shot.caption)}</li>'
-            for shot in report.shots
-        )
-        parts.append(f'<ul class="shots">{items}</ul>{SHOWN}')
     details: list[tuple[str, str]] = []
     tables = split_tables(report.rows, named)
     for rows, table in tables[:-1]:
@@ -192,14 +182,11 @@ def _picture(path: Path, caption: str) -> str:
     picture, text = path.read_bytes(), escape(caption)
     width = int.from_bytes(picture[16:20], "big")  # of the header of a PNG
     wide = ' class="wide"' if width >= WIDE else ""
-    image = f'<img{wide} alt="{text}" src="{_inline(picture)}">'
+    inline = base64.b64encode(picture).decode("ascii")
+    image = f'<img{wide} alt="{text}" src="data:image/png;base64,{inline}">'
     return f'<figure><div class="scroll">{image}</div><figcaption>{text}</figcaption></figure>'
 
 
 def _unbroken(text: str) -> str:
     """Text whose numbers keep their per cent sign and their interval on the same line."""
     return escape(text).replace(" %", "&nbsp;%").replace(" .. ", "&nbsp;..&nbsp;")
-
-
-def _inline(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"

@@ -114,14 +114,6 @@ class Headline:
 
 
 @dataclass(frozen=True)
-class Shot:
-    """A small picture at the top of the page."""
-
-    png: bytes  # the file's bytes
-    caption: str  # the main method's prediction, and the true class
-
-
-@dataclass(frozen=True)
 class Report:
     """All that is known of a run."""
 
@@ -131,7 +123,6 @@ class Report:
     sections: tuple[Section, ...] = ()  # what follows the accuracies
     headline: Headline | None = None  # the first line
     made: str = ""  # when, by which version, of which model
-    shots: tuple[Shot, ...] = ()  # images of the sensor, for the top of the page
 
 
 def named(method: str) -> str:

@@ -349,7 +349,7 @@ def test_rerun_does_nothing_and_copies_the_report(
     assert "| source-only" in shown
     text = Path("deep/table.md").read_text(encoding="utf-8")
     assert "(<../runs/made/evaluate/confusion.png>)" in text
-    assert Path("table.html").read_text(encoding="utf-8").count("data:image/png") == 15
+    assert Path("table.html").read_text(encoding="utf-8").count("data:image/png") == 7
     assert json.loads(Path("table.json").read_text(encoding="utf-8")) == _results(run)
 
     save_classifier(run, "transfer/shot", 9, ENCODING)
