@@ -869,3 +869,11 @@ def test_the_files_that_come_along_unfold(name: str) -> None:
     cells = cells_of(plan, {})
     assert {cell.seed for cell in cells} == {0, 1, 2}
     assert len({cell.folder for cell in cells}) == len(cells)
+
+
+def test_the_papers_tables_have_the_settings_of_the_papers_method() -> None:
+    folder = Path(__file__).parents[2] / "sample_configs"
+    plan, alone = (read_yaml(folder / f"{name}.yaml") for name in ("paper-tables", "paper"))
+    by_data = {data["name"]: data["settings"].get("encoding") for data in plan["datasets"]}
+    assert plan["variants"][0]["settings"] | {"encoding": "window"} == alone
+    assert by_data == {"SUN RGB-D": "window", "DIML RGB-D": "window", "RGB-NIR Scene": None}
