@@ -125,14 +125,19 @@ def share_interval(right: Numbers, groups: Numbers) -> tuple[float, float]:
 def difference_interval(gains: Numbers, groups: Numbers) -> tuple[float, float]:
     """95 % t interval of a mean paired difference, m -+ t sqrt(V); see :func:`share_interval`.
 
-    ``gains`` (N,) are right (1) or wrong (0) of one method minus that of the other. A single group
-    gives -1 .. 1.
+    ``gains`` (N,) are right (1) or wrong (0) of one method minus that of the other. The interval is
+    cut at -1 and 1. A single group gives -1 .. 1.
     """
     if len(np.unique(groups)) < 2:
         return -1.0, 1.0
     mean = float(gains.mean())
     variance, t = _variance((gains - mean) / len(gains), groups)
-    return mean - t * math.sqrt(variance), mean + t * math.sqrt(variance)
+    return _around(mean, t * math.sqrt(variance))
+
+
+def _around(mean: float, reach: float) -> tuple[float, float]:
+    """The interval mean -+ reach of a difference of shares, which lies in -1 .. 1."""
+    return max(mean - reach, -1.0), min(mean + reach, 1.0)
 
 
 def _variance(parts: Numbers, groups: Numbers) -> tuple[float, float]:
@@ -155,7 +160,8 @@ def difference_over_seeds(
     """Mean paired difference of two methods over seeds, with its 95 % t interval and p-value.
 
     m = mean_s d_s, interval m -+ sqrt(t(S - 1)^2 V_seeds + t(G - 1)^2 max(V_groups - V_cells, 0)),
-    and at least m -+ sqrt(V_groups): seeds that happen to agree are no surer than their images.
+    and at least m -+ sqrt(V_groups): seeds that happen to agree are no surer than their images. The
+    interval is cut at -1 and 1. A single group in all seeds says nothing of others: -1 .. 1, p 1.
     V_seeds = var(d_s) / S holds the scatter of training and of drawing images anew. V_groups and
     V_cells are cluster-robust variances within seeds, by group (G of them) and by group and seed:
     the second lies in V_seeds already, the first is larger where seeds share images. Source:
@@ -180,13 +186,15 @@ def difference_over_seeds(
     )
     seeds = np.repeat(np.arange(count), [len(values) for values in differences])
     names, scenes = np.unique(np.concatenate(list(groups)), return_inverse=True)
+    if len(names) < 2:
+        return mean, (-1.0, 1.0), 1.0
     of_seeds, usual = float(means.var(ddof=1)) / count, student_t_quantile(count - 1)
     of_images, other = _clustered(parts, scenes)
     of_scenes = max(of_images - _clustered(parts, seeds * len(names) + scenes)[0], 0.0)
     reach = math.hypot(usual * math.sqrt(of_seeds), other * math.sqrt(of_scenes))
     reach = max(reach, math.sqrt(of_images))
     p_value = 1 - student_t_within(usual * abs(mean) / max(reach, TINY), count - 1)
-    return mean, (mean - reach, mean + reach), p_value
+    return mean, _around(mean, reach), p_value
 
 
 def student_t_within(t: float, degrees: int) -> float:

@@ -13,7 +13,7 @@ from PIL import Image
 from sfkt_cli.console import console, printable
 from sfkt_cli.evaluation import figures, report
 from sfkt_cli.evaluation.html import interval_chart, to_html
-from sfkt_cli.evaluation.report import Headline, Report, Row, Section, Shot
+from sfkt_cli.evaluation.report import Headline, Report, Row, Section
 from sfkt_cli.files import write_json, write_record
 from sfkt_cli.methods import METHODS
 from sfkt_cli.settings.runs import Run
@@ -72,12 +72,11 @@ def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tone", ["better", "worse", "open"])
 def test_the_verdict_comes_first_and_all_else_is_folded(tmp_path: Path, tone: str) -> None:
     line = Headline("The student recognises 95.6 % of the images.", NASTY, tone)
-    shots = (Shot(b"png", "\u2713 cup"),)
-    page = to_html(replace(_report(), headline=line, made="2030-01-01", shots=shots), tmp_path)
+    page = to_html(replace(_report(), headline=line, made="2030-01-01"), tmp_path)
     body = page.split("<main>")[1]
     first = body.index("recognises 95.6&nbsp;%")
     assert f'class="box {tone}"' in body[:first]
-    assert first < body.index("2030-01-01") < body.index("cup") < body.index("<svg")
+    assert first < body.index("2030-01-01") < body.index("<svg")
     assert body.index("<svg") < body.index("Contents") < body.index("<details>")
     assert body.count('href="#part') == body.count("<details>") == body.count("</details>")
     text = report.to_markdown(replace(_report(), headline=line))
@@ -92,9 +91,17 @@ def test_every_row_of_a_report_is_explained(tmp_path: Path) -> None:
 
 
 def test_bounds_differ_from_methods_by_shape() -> None:
-    chart = interval_chart([TGKT, ORACLE])
+    ((rows, table),) = report.split_tables([TGKT, ORACLE])
+    chart = interval_chart(rows, table)
     assert chart.count("<circle") == 1
     assert chart.count("<path") == 1
+    assert ">oracle (1)</text>" in chart
+
+
+def test_marks_of_the_chart_are_explained_below_it(tmp_path: Path) -> None:
+    page = to_html(_report(), tmp_path)
+    chart, below = page.index("oracle) (1)</text>"), page.index('<p class="note">(1) cheats')
+    assert chart < below < page.index("Contents:")
 
 
 def test_csv_holds_no_formulas() -> None:
@@ -232,7 +239,14 @@ def test_latex_shows_texts_as_they_are_and_the_best_method_in_bold() -> None:
     assert r"z & 99 & 1 \\" in lines
     assert r"\caption{50 \% of \{x\}}" in lines
     assert r"\begin{tabular}{llr}" in lines
+    assert {r"\centering", r"\label{tab:50-of-x}"} <= {*lines}
     assert r"\par {\footnotesize (1) 5 \%}" in lines
+
+
+def test_latex_has_true_minus_signs_and_dashes() -> None:
+    line = {"method": "tgkt-tuned", "difference": "-3.3", "interval": "-6.0 .. -0.6", "p": "-"}
+    text = report.latex_tables([Section("t", lines=[line])])
+    assert r"tgkt-tuned & $-$3.3 & $-$6.0 -- $-$0.6 & - \\" in text
 
 
 def test_a_note_of_some_rows_names_them() -> None:

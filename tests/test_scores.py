@@ -208,9 +208,7 @@ def test_intervals_over_seeds_by_hand() -> None:
     mean, bounds, p_value = scores.difference_over_seeds(ones, apart)
     # d = 1/4, 1/2, 3/4: deviation 1/4, error 1/4 / sqrt 3, t(2) = 4.303, within 4.303: 95 %
     assert mean == 0.5
-    assert bounds == pytest.approx(
-        (0.5 - 4.3027 * 0.25 / 3**0.5, 0.5 + 4.3027 * 0.25 / 3**0.5), 1e-4
-    )
+    assert bounds == pytest.approx((0.5 - 4.3027 * 0.25 / 3**0.5, 1.0), 1e-4)  # 1.12 is cut
     t = 0.5 / (0.25 / 3**0.5)
     assert p_value == pytest.approx(1 - t / (2 + t * t) ** 0.5)
     assert scores.difference_over_seeds(ones[:1], apart[:1]) == (0.25, None, None)
@@ -224,6 +222,9 @@ def test_intervals_over_seeds_by_hand() -> None:
     assert p_value > 0.01
     _, shared, _ = scores.difference_over_seeds(ones, [np.arange(4)] * 3)
     assert shared is not None  # the same images in all seeds: they are fewer
+    assert scores.difference_over_seeds(ones, [np.zeros(4, int)] * 3) == (0.5, (-1.0, 1.0), 1.0)
+    two = scores.difference_interval(np.array([1.0, -1.0, 1.0, 0.0]), np.array([0, 0, 1, 1]))
+    assert two == (-1.0, 1.0)
     assert scores.student_t_quantile(30) == pytest.approx(2.0423, abs=1e-4)
     assert scores.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 

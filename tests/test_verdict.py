@@ -144,7 +144,9 @@ def test_labels_decide_as_all_signs_of_the_scenes_say() -> None:
         sums = np.array([gains[scenes == scene].sum() for scene in range(8)])
         signs = np.array(list(itertools.product((-1, 1), repeat=8)))
         p = (np.abs(signs @ sums) >= abs(sums.sum())).mean()
-        word, sentence = judge_by_labels(student, untouched, labels, scenes.astype(str), "normals")
+        groups = scenes.astype(str)
+        word, sentence, told = judge_by_labels(student, untouched, labels, groups, "normals")
+        assert told == pytest.approx(p)
         assert f"(p {p:.2g})" in sentence
         assert (word == "cannot tell") == (p >= 0.05)
         assert word != "better" or gains.sum() > 0

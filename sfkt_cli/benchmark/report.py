@@ -26,9 +26,20 @@ METRICS = (
     "images_per_second", "peak_memory_mb", "parameters",
 )  # fmt: skip
 """Of a row of results.json, in benchmark-long.csv."""
-COMPARISON = ("balanced %", "difference", "95 % interval", "p", "to", "seeds", "n")
+COMPARISON = ("balanced %", "difference", "95 % interval", "p", "to", "n")
 COSTS = ("training s", "tuning s", "images/s", "memory MB", "parameters")
 """Columns of the tables; a page has room for those of one kind."""
+COMPARED = (
+    "± standard deviation over the seeds. Difference: points of accuracy on the same images, mean "
+    "over the seeds, with its 95 % t interval: the scatter of training and of images, those of a "
+    "group together. One seed has none. p: of no difference, corrected for all comparisons of the "
+    "table (Holm). To: the row compared with. n: images over all seeds"
+)
+COSTING = (
+    "Training: seconds beyond the source model, for a method that uses the bridge with the bridge; "
+    "images/s: inference; memory: the largest"
+)
+"""What the columns of either kind mean."""
 
 
 class Key(NamedTuple):
@@ -148,7 +159,7 @@ def write_report(
         parts += [f"![{report.plain(caption)}]({file})", report.plain(caption)]
     write_text(output / "benchmark.csv", csv_text(results))
     write_text(output / "benchmark-long.csv", long_csv(measurements))
-    write_text(output / "benchmark.tex", report.latex_tables(narrow(tables)))
+    write_text(output / "benchmark.tex", report.latex_tables(narrow(tables, missing)))
     write_text(output / "benchmark.md", "\n\n".join(filter(None, parts)) + "\n")
     for table in tables:
         report.say_table(table)
@@ -187,7 +198,7 @@ def results_of(
     """Rows in the order of the plan: data sets, splits, variants, methods.
 
     The p-values hold for all comparisons of a table together. The main method and its best peer
-    name each other: that is one comparison.
+    name each other: that is one comparison, and so are two of the same two models.
     """
     results = []
     places = dict.fromkeys((cell.dataset, cell.variant, cell.rows) for cell in cells)
@@ -197,7 +208,10 @@ def results_of(
             for of, variant, rows in places if of == dataset for method in rows
         ]  # fmt: skip
         versus = {key: reference(plan, measurements, key) for key in keys if key in measurements}
-        pair = {key: frozenset({key, other}) for key, other in versus.items()}
+        pair = {
+            key: frozenset({model_of(measurements, key), other and model_of(measurements, other)})
+            for key, other in versus.items()
+        }
         table = {key: result_of(key, measurements, other, tuning) for key, other in versus.items()}
         p_values = {pair[key]: row.p_value for key, row in table.items() if row.p_value is not None}
         corrected = dict(zip(p_values, scores.holm([*p_values.values()]), strict=True))
@@ -217,31 +231,36 @@ def same_model(first: Mapping[int, Measured], second: Mapping[int, Measured]) ->
     )
 
 
-def reference(plan: BenchmarkPlan, measurements: Measurements, key: Key) -> Key | None:
-    """The row to compare with: the first variant for a variant, the main method for a peer.
+def model_of(measurements: Measurements, key: Key) -> Key:
+    """The row that a row is a copy of: the untuned one, where tuning kept the default."""
+    untuned = key._replace(method=key.method.removesuffix(TUNED))
+    own, other = measurements.get(key, {}), measurements.get(untuned, {})
+    return untuned if own.keys() == other.keys() and same_model(own, other) else key
 
-    The main method of the first variant is compared with the best of its peers. A variant that
-    changes nothing of the model is not compared.
+
+def reference(plan: BenchmarkPlan, measurements: Measurements, key: Key) -> Key | None:
+    """The row to compare with: that of the first variant, else the main method of its own.
+
+    The main method of the first variant is compared with the best of its peers, among those that
+    have most of its seeds. A variant that changes nothing of the model is not compared.
     """
-    first = plan.variants[0].name
-    if key.variant != first:
-        other = key._replace(variant=first)
-        same = same_model(measurements[key], measurements.get(other, {}))
-        return None if same else other
+    other = key._replace(variant=plan.variants[0].name)
+    if key != other and other in measurements:
+        return None if same_model(measurements[key], measurements[other]) else other
     if key.method in BOUNDS:
         return None
-    main = key._replace(method=plan.main)
-    if key.method.endswith(TUNED) and main._replace(method=plan.main + TUNED) in measurements:
-        main = main._replace(method=plan.main + TUNED)
-    if key != main:
+    mains = sorted((plan.main, plan.main + TUNED), reverse=key.method.endswith(TUNED))
+    there = (row for method in mains if (row := key._replace(method=method)) in measurements)
+    if (main := next(there, None)) != key:
         return main
     own = (plan.main, plan.main + TUNED, "tgkt+bridge", *BOUNDS)
     peers = [other for other in measurements if other[:3] == key[:3] and other.method not in own]
 
-    def mean_accuracy(other: Key) -> float:
-        return statistics.fmean(seed.row.accuracy for seed in measurements[other].values())
+    def common_seeds_and_hits(peer: Key) -> tuple[int, float]:
+        common = measurements[peer].keys() & measurements[key].keys()
+        return len(common), sum(measurements[peer][seed].row.accuracy for seed in common)
 
-    return max(peers, key=mean_accuracy, default=None)
+    return max(peers, key=common_seeds_and_hits, default=None)
 
 
 def result_of(
@@ -250,10 +269,14 @@ def result_of(
     """One row of the tables."""
     rows = [measured.row for measured in measurements[key].values()]
     accuracies = tuple(row.accuracy for row in rows)
+    notes = [report.joint_note({f"seed {s}": m.row.note for s, m in measurements[key].items()})]
     against, compared = None, None
     if versus:
-        compared = paired(measurements[key], measurements.get(versus, {}))
+        compared = paired(measurements[key], measurements[versus])
         against = versus.method if key.variant == versus.variant else versus.variant
+        common = [str(seed) for seed in measurements[key] if seed in measurements[versus]]
+        if compared and len(common) < len(rows):
+            notes.append(f"difference over the seeds of both rows: {', '.join(common)}")
     difference, interval_ends, p_value = compared or (None, None, None)
     place = (key.dataset, key.variant, key.method)
     tried = [trial["seconds"] for trial in tuning if _tuned_row(trial) == place]
@@ -274,7 +297,7 @@ def result_of(
         peak_memory_mb=max(filter(None, (row.peak_memory_mb for row in rows)), default=None),
         parameters=rows[0].parameters,
         tuning_seconds=sum(tried) if tried else None,
-        note=report.joint_note({f"seed {s}": m.row.note for s, m in measurements[key].items()}),
+        note="; ".join(filter(None, notes)) or None,
     )
 
 
@@ -299,20 +322,25 @@ def draw_sweeps(
 ) -> list[tuple[str, str]]:
     """A picture for each swept setting and data set; names and captions."""
     lines: dict[tuple[str, str, str], dict[str, list[tuple[float, float, float]]]] = {}
+    notes: dict[tuple[str, str, str], dict[str, str | None]] = {}
     for sweep in plan.sweeps:
         values = {sweep.variant(value).name: value for value in sweep.values}
         for row in (row for row in results if row.variant in values):
             label = sweep.name if len(sweep.methods) == 1 else f"{row.method}, {sweep.name}"
-            picture = lines.setdefault((row.dataset, sweep.setting, row.split), {})
+            place = (row.dataset, sweep.setting, row.split)
             point = (values[row.variant], row.mean, row.deviation or 0.0)
-            picture.setdefault(label, []).append(point)
+            lines.setdefault(place, {}).setdefault(label, []).append(point)
+            notes.setdefault(place, {})[f"{row.method} with {row.variant}"] = row.note
     several = len(plan.datasets) > 1 or any(data.sensor_pairs for data in plan.datasets)
     drawn = []
-    for (dataset, setting, split), curves in lines.items():
+    for place, curves in lines.items():
+        dataset, setting, split = place
         file = f"sweep-{setting}-{split}{f'-{slug(dataset)}' if several else ''}.png"
         figures.draw_sweep(output / file, curves, setting, f"accuracy %, {split}")
         spread = " and standard deviation" if len(plan.seeds) > 1 else ", one seed"
-        drawn.append((file, f"{setting} on {dataset}, {split} split: mean{spread}"))
+        caption = f"{setting} on {dataset}, {split} split: mean{spread}"
+        note = report.joint_note(notes[place])
+        drawn.append((file, f"{caption}; {note}" if note else caption))
     return drawn
 
 
@@ -322,13 +350,8 @@ def facts(plan: BenchmarkPlan, command: str, makers: Makers) -> tuple[str, ...]:
         f"Command: {command}",
         f"Seeds: {', '.join(map(str, plan.seeds))}",
         *(f"Made on {maker}; stages: {count}" for maker, count in makers),
-        "± standard deviation over the seeds. Difference: points of accuracy on the same images, "
-        "mean over the seeds, with its 95 % t interval: the scatter of training and of images, "
-        "those of a group together. One seed has none. p: of no difference, corrected for all "
-        "comparisons of the table (Holm). n: images over all seeds",
-        "Training: seconds beyond the source model, for a method that uses the bridge with the "
-        "bridge; images/s: inference; memory: the largest. Bounds saw labels or RGB images of the "
-        "target task",
+        COMPARED,
+        f"{COSTING}. Bounds saw labels or RGB images of the target task",
     )
 
 
@@ -428,7 +451,7 @@ def tables_of(results: Sequence[Result]) -> list[Section]:
             "balanced %": percent(result.balanced_accuracy),
             "difference": "-" if difference is None else f"{100 * difference:+.1f}",
             "95 % interval": report.interval(result.difference_ci95),
-            "p": "-" if p_value is None else f"{p_value:.3f}",
+            "p": "-" if p_value is None else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}",
             "to": result.versus or "-",
             "seeds": str(len(result.seeds)),
             "n": f"{result.n:,}",
@@ -446,15 +469,19 @@ def tables_of(results: Sequence[Result]) -> list[Section]:
     ]
 
 
-def narrow(tables: Iterable[Section]) -> Iterator[Section]:
-    """Each table as two: what is compared, and what it costs."""
+def narrow(tables: Iterable[Section], missing: Iterable[str]) -> Iterator[Section]:
+    """Each table as two: what is compared, with what is missing, and what it costs."""
     for table in tables:
-        for title, left_out in ((table.title, COSTS), (f"{table.title}: costs", COMPARISON)):
+        for title, left_out, notes in (
+            (table.title, COSTS, [COMPARED, *(f"Missing: {line}" for line in missing)]),
+            (f"{table.title}: costs", COMPARISON, [COSTING]),
+        ):
             lines, bounds = (
                 [{name: line[name] for name in line if name not in left_out} for line in some]
                 for some in (table.lines, table.bounds)
             )
-            yield replace(table, title=title, lines=lines, bounds=bounds)
+            below = (*table.footnotes, *notes)
+            yield replace(table, title=title, lines=lines, bounds=bounds, footnotes=below)
 
 
 def csv_text(results: Sequence[Result]) -> str:

@@ -1,24 +1,21 @@
 """The pictures of the report: translations with predictions, worst errors, curves, features."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from sfkt_cli import scores
 from sfkt_cli.data.images import as_rgb, encode
-from sfkt_cli.data.pictures import picture_of
 from sfkt_cli.data.store import spread
 from sfkt_cli.evaluation import figures
 from sfkt_cli.evaluation.figures import Strip
 from sfkt_cli.evaluation.labelled import Split
 from sfkt_cli.evaluation.models import finished_methods, source_on_rgb, translate, weights_kept
 from sfkt_cli.evaluation.predictions import Evaluation
-from sfkt_cli.evaluation.report import Section, Shot, named
+from sfkt_cli.evaluation.report import Section, named
 from sfkt_cli.methods.label_free import ScoringPairs
 
 Numbers = NDArray[Any]
@@ -57,27 +54,6 @@ def tr_gallery(evaluation: Evaluation) -> Section:
     drawn = "drawn at random" + " over the classes" * bool(split.truth)
     caption = f"Images of the {split.name} split, {drawn}: {legend}"
     return Section("Target images", picture="gallery-tr.png", caption=caption)
-
-
-def shots(evaluation: Evaluation) -> tuple[Shot, ...]:
-    """Real images of the sensor, with the predictions of the main method."""
-    if not evaluation.config.evaluate.pictures:
-        return ()
-    split = evaluation.headline_split or evaluation.splits["target"]
-    probabilities = evaluation.outcomes[evaluation.main_method].probabilities[split.name]
-    pictures = []
-    for row in _spread_over_classes(split, evaluation.config.seed).tolist():
-        best, label = int(probabilities[row].argmax()), split.truth.get(row)
-        caption = evaluation.classes[best]
-        if label is not None and label != best:
-            caption = f"✗ {caption}, not {evaluation.classes[label]}"
-        elif label is not None:
-            caption = f"✓ {caption}"
-        picture = picture_of(np.asarray(split.target[row]), evaluation.store.modality == "depth")
-        file = io.BytesIO()
-        Image.fromarray(picture).save(file, format="PNG")
-        pictures.append(Shot(file.getvalue(), caption))
-    return tuple(pictures)
 
 
 def worst_errors(evaluation: Evaluation, split: Split) -> Section | None:

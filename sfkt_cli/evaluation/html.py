@@ -27,7 +27,6 @@ MARKS = (
     '<p class="note">Accuracy in per cent, and its 95 % interval. A disc is a method; a hollow '
     "diamond, and italics in tables, a bound: it saw labels or RGB images of the task.</p>"
 )
-SHOWN = '<p class="note">Images of the sensor, with the predictions of the model above.</p>'
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --paper: #ffffff;
   --line: #d0d7de; --method: #0072b2; --bound: #b35900;
@@ -43,9 +42,6 @@ h2 { font-size: 1.2rem; margin-top: 2.2rem; }
   padding: .8rem 1.1rem; background: color-mix(in srgb, var(--tone) 10%, var(--paper)); }
 .box p { margin: 0; } .box .first { font-size: 1.45rem; font-weight: 600; line-height: 1.3; }
 .better { --tone: var(--better); } .worse { --tone: var(--worse); } .open { --tone: var(--open); }
-.shots { display: grid; grid-template-columns: repeat(auto-fit, minmax(5rem, 1fr)); gap: .6rem;
-  padding: 0; margin: 1.2rem 0 .3rem; list-style: none; font-size: .85rem; line-height: 1.3; }
-.shots img { width: 100%; border-radius: 4px; image-rendering: pixelated; }
 details { border-top: 1px solid var(--line); } summary { font-size: 1.1rem; font-weight: 600;
   padding: .6rem 0; cursor: pointer; } details > div { padding-bottom: 1.5rem; }
 nav { margin: 2rem 0 1rem; line-height: 1.8; } a { color: var(--method); }
@@ -92,19 +88,14 @@ def to_html(report: Report, folder: Path) -> str:
             f"<p>{_unbroken(line.detail)}</p></div>"
         )
     parts.append(f'<p class="note">{escape(report.made)}</p>')
-    if report.shots:
-        items = "".join(
-            f'<li><img alt="" src="{_inline(shot.png)}"><br>{escape(shot.caption)}</li>'
-            for shot in report.shots
-        )
-        parts.append(f'<ul class="shots">{items}</ul>{SHOWN}')
     details: list[tuple[str, str]] = []
     tables = split_tables(report.rows, named)
     for rows, table in tables[:-1]:
-        details.append((table.title, interval_chart(rows) + _section(table, folder)))
+        details.append((table.title, interval_chart(rows, table) + _section(table, folder)))
     if tables:
         rows, table = tables[-1]
-        parts += [f"<h2>{escape(table.title)}</h2>", interval_chart(rows), MARKS]
+        chart = interval_chart(rows, table)
+        parts += [f"<h2>{escape(table.title)}</h2>", chart, *_footnotes(table), MARKS]
         details.append((table.title, _section(table, folder)))
         explained = meanings(report.rows)
         names = "".join(
@@ -128,14 +119,17 @@ def to_html(report: Report, folder: Path) -> str:
     )
 
 
-def interval_chart(rows: Sequence[Row]) -> str:
+def interval_chart(rows: Sequence[Row], table: Section) -> str:
     """Accuracies and their intervals as SVG: methods are discs, bounds hollow diamonds.
 
-    Places across are shares of the width, so that letters keep their size on a telephone.
+    The rows, bounds last, have the names and marks of their ``table``. Places across are shares of
+    the width, so that letters keep their size on a telephone.
     """
     step = 44
     height = step * len(rows) + 26
-    label = escape("; ".join(f"{named(row.method)} {percent(row.accuracy)} %" for row in rows))
+    names = [line["method"] for line in (*table.lines, *table.bounds)]
+    pairs = zip(names, rows, strict=True)
+    label = escape("; ".join(f"{name} {percent(row.accuracy)} %" for name, row in pairs))
     parts = [f'<div class="chart"><svg height="{height}" role="img" aria-label="{label}">']
     for tick in range(0, 101, 25):
         parts.append(f'<line class="axis" x1="{tick}%" y1="4" x2="{tick}%" y2="{height - 22}"/>')
@@ -152,7 +146,7 @@ def interval_chart(rows: Sequence[Row]) -> str:
             else f'<circle class="method" cx="{x:.1f}%" cy="{y}" r="5"/>'
         )
         parts.append(
-            f'<text x="0" y="{y - 12}">{escape(named(row.method))}</text>'
+            f'<text x="0" y="{y - 12}">{escape(names[number])}</text>'
             f'<text x="100%" y="{y - 12}" text-anchor="end">{percent(row.accuracy)} %</text>'
             f'<line class="{kind}" stroke-width="2" x1="{low:.1f}%" y1="{y}" '
             f'x2="{high:.1f}%" y2="{y}"/>{shape}'
@@ -169,10 +163,14 @@ def _section(section: Section, folder: Path) -> str:
             bodies += f'<tbody class="bounds">{_rows(section.bounds)}</tbody>'
         table = f'<table class="words{section.left}"><thead><tr>{head}</tr></thead>{bodies}</table>'
         parts.append(f'<div class="scroll">{table}</div>')
-    parts += [f'<p class="note">{escape(note)}</p>' for note in section.footnotes]
+    parts += _footnotes(section)
     if section.picture:
         parts.append(_picture(folder / section.picture, section.caption))
     return "".join(parts)
+
+
+def _footnotes(section: Section) -> list[str]:
+    return [f'<p class="note">{escape(note)}</p>' for note in section.footnotes]
 
 
 def _rows(lines: Sequence[Line]) -> str:
@@ -184,14 +182,11 @@ def _picture(path: Path, caption: str) -> str:
     picture, text = path.read_bytes(), escape(caption)
     width = int.from_bytes(picture[16:20], "big")  # of the header of a PNG
     wide = ' class="wide"' if width >= WIDE else ""
-    image = f'<img{wide} alt="{text}" src="{_inline(picture)}">'
+    inline = base64.b64encode(picture).decode("ascii")
+    image = f'<img{wide} alt="{text}" src="data:image/png;base64,{inline}">'
     return f'<figure><div class="scroll">{image}</div><figcaption>{text}</figcaption></figure>'
 
 
 def _unbroken(text: str) -> str:
     """Text whose numbers keep their per cent sign and their interval on the same line."""
     return escape(text).replace(" %", "&nbsp;%").replace(" .. ", "&nbsp;..&nbsp;")
-
-
-def _inline(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"

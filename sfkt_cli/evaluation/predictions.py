@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfkt_cli import scores
-from sfkt_cli.console import printable
+from sfkt_cli.console import printable, warn
 from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.store import Store
 from sfkt_cli.evaluation.labelled import Split, list_to_label, match_own_labels, read_own_labels
@@ -138,14 +138,26 @@ class Evaluation:
         return features
 
     def ask(self, predictor: Predictor) -> None:
-        """Let a model predict every split, and score it without labels."""
+        """Let a model predict every split, and score it without labels.
+
+        A student whose predictions are no numbers is left out, with a warning.
+        """
+        method = predictor.method
         probabilities = {
             name: predictor.probabilities(split.target) for name, split in self.splits.items()
         }
+        finite = all(np.isfinite(part).all() for part in probabilities.values())
+        if not finite and method in self.models.students:
+            del self.models.students[method]
+            warn(
+                f"{method} is left out: its predictions are not finite numbers. Train it again "
+                f"with a lower learning rate, `sfkt transfer --method {method} --force ...`"
+            )
+            return
         outcome = Outcome(predictor, probabilities, without_labels(probabilities["target"]))
         if self.pairs is not None and predictor.beside is None:  # two views have no common features
             outcome.label_free |= self.pairs.scores(*predictor.ask(self.pairs.target))
-        self.outcomes[predictor.method] = outcome
+        self.outcomes[method] = outcome
 
 
 def look_for_collapse(evaluation: Evaluation) -> None:

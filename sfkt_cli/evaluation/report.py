@@ -114,14 +114,6 @@ class Headline:
 
 
 @dataclass(frozen=True)
-class Shot:
-    """A small picture at the top of the page."""
-
-    png: bytes  # the file's bytes
-    caption: str  # the main method's prediction, and the true class
-
-
-@dataclass(frozen=True)
 class Report:
     """All that is known of a run."""
 
@@ -131,7 +123,6 @@ class Report:
     sections: tuple[Section, ...] = ()  # what follows the accuracies
     headline: Headline | None = None  # the first line
     made: str = ""  # when, by which version, of which model
-    shots: tuple[Shot, ...] = ()  # images of the sensor, for the top of the page
 
 
 def named(method: str) -> str:
@@ -260,7 +251,7 @@ def to_latex(report: Report) -> str:
 def latex_tables(tables: Iterable[Section]) -> str:
     """Tables as wide as the text, bounds below a rule; the best accuracy of a method is bold.
 
-    They need the packages booktabs and graphicx.
+    Of methods that lack seeds, none is the best. The packages booktabs and graphicx are needed.
     """
     return "\n\n".join(map(_latex_table, tables)) + "\n"
 
@@ -268,27 +259,30 @@ def latex_tables(tables: Iterable[Section]) -> str:
 def _latex_table(table: Section) -> str:
     header = table.header
     accuracy = next((name for name in header if name.startswith("accuracy %")), "")
-    numbers = [_leading(line.get(accuracy, "")) for line in table.lines]
-    top = max((number for number in numbers if number is not None), default=None)
+    ranks = [(int(line.get("seeds", 1)), _leading(line.get(accuracy, ""))) for line in table.lines]
+    top = max(ranks, default=None)
 
-    def row(line: Line, number: float | None = None) -> str:
+    def row(line: Line, rank: tuple[int, float] | None = None) -> str:
         texts = {heading: _latex(cell) for heading, cell in line.items()}
-        if number is not None and number == top:
+        if rank and rank == top and accuracy:
             texts[accuracy] = rf"\textbf{{{texts[accuracy]}}}"
         return " & ".join(texts.values()) + r" \\"
 
+    label = re.sub(r"\W+", "-", table.title).strip("-")
     below = [r"\midrule", *map(row, table.bounds)] if table.bounds else []
     notes = [rf"\par {{\footnotesize {_latex(note)}}}" for note in table.footnotes]
     return "\n".join(
         [
             r"\begin{table}",
+            r"\centering",
             rf"\caption{{{_latex(table.title)}}}",
+            rf"\label{{tab:{label}}}",
             r"\resizebox{\linewidth}{!}{%",
             rf"\begin{{tabular}}{{{'l' * table.left}{'r' * (len(header) - table.left)}}}",
             r"\toprule",
             row({heading: heading for heading in header}),
             r"\midrule",
-            *map(row, table.lines, numbers),
+            *map(row, table.lines, ranks),
             *below,
             r"\bottomrule",
             r"\end{tabular}}",
@@ -301,21 +295,22 @@ def _latex_table(table: Section) -> str:
 _LATEX = str.maketrans(
     {mark: rf"\{mark}" for mark in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
+    | {"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "<": "$<$", ">": "$>$"}
 )
 
 
 def _latex(text: str) -> str:
-    """Text that LaTeX shows as it is."""
-    return " ".join(printable(text).split()).translate(_LATEX)
+    """Text that LaTeX shows as it is, with true minus signs and dashes."""
+    shown = " ".join(printable(text).split()).translate(_LATEX).replace(" .. ", " -- ")
+    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", shown)
 
 
-def _leading(text: str) -> float | None:
-    """The number that a cell such as ``61.3 ± 0.4`` begins with."""
+def _leading(text: str) -> float:
+    """The number that a cell such as ``61.3 ± 0.4`` begins with; -1 where there is none."""
     try:
         return float(text.split(" ")[0])
     except ValueError:
-        return None
+        return -1.0
 
 
 def plain(text: str) -> str:

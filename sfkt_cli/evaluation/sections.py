@@ -28,6 +28,7 @@ from sfkt_cli.evaluation.report import (
     percent,
 )
 from sfkt_cli.evaluation.verdict import (
+    PROVEN,
     Judgement,
     Verdict,
     advice,
@@ -87,7 +88,7 @@ def headline(evaluation: Evaluation, judged: Judgement | None) -> Headline:
 
     if encoded != alone:
         detail += f"; your RGB model on images encoded as {evaluation.encoding.kind}: {encoded} %"
-    word = _compare(evaluation, main, "source-encoded", split)
+    word = _compare(evaluation, main, "source-encoded", split).word
     if word == "cannot tell":
         detail += "; the difference may be chance"
     if note := evaluation.outcomes[main].predictor.note:
@@ -95,8 +96,10 @@ def headline(evaluation: Evaluation, judged: Judgement | None) -> Headline:
     elif judged is not None and judged.word != "cannot tell":
         detail += f"; without labels it would have been judged {judged.word} than your RGB model"
     rivals = [name for name in evaluation.rivals if name != "source-only"]
-    if better := [name for name in rivals if _compare(evaluation, name, main, split) == "better"]:
-        best = max(better, key=lambda name: here[name].accuracy)
+    p_values = scores.holm([_compare(evaluation, name, main, split).p for name in rivals])
+    differing = [name for name, p in zip(rivals, p_values, strict=True) if p < PROVEN]
+    best = max([main, *differing], key=lambda name: here[name].accuracy)
+    if best != main:
         detail += f"; better still: {named(best)}, {percent(here[best].accuracy)} %"
     return Headline(f"{text}; your RGB model alone {alone} %.", detail, _tone(word))
 
@@ -105,11 +108,11 @@ def _tone(word: Verdict) -> str:
     return "open" if word == "cannot tell" else word
 
 
-def _compare(evaluation: Evaluation, first: str, second: str, split: Split) -> Verdict:
+def _compare(evaluation: Evaluation, first: str, second: str, split: Split) -> Judgement:
     """Whether one method is better than another, by all labels of a split."""
     one, other = (evaluation.labelled(name, split).argmax(axis=1) for name in (first, second))
     groups, encoding = split.groups.astype(str), evaluation.encoding.kind
-    return judge_by_labels(one, other, split.labels, groups, encoding).word
+    return judge_by_labels(one, other, split.labels, groups, encoding)
 
 
 def _on_labelling(evaluation: Evaluation, to_label: int) -> str:
@@ -211,7 +214,6 @@ def facts(evaluation: Evaluation) -> tuple[str, ...]:
         )
     return (
         f"Source model on RGB: {on_rgb}",
-        *_gap_closed(evaluation),
         *_measured(evaluation),
         how,
         "Training: seconds and memory beyond the source model (the bridge counts for methods that "
@@ -239,29 +241,9 @@ def _measured(evaluation: Evaluation) -> list[str]:
         lines.append(f"Trust in the bridge, 0 to 1: {taught}")
     if record.get("strangers") is not None:
         lines.append(
-            f"At most about {percent(record['strangers'])} % of the target images may show none of "
-            "the classes (a rough upper limit: the true share may be 0)"
+            f"About {percent(record['strangers'])} % of the target images may show none of the "
+            "classes (a rough estimate: the true share may be 0, or larger)"
         )
-    return lines
-
-
-def _gap_closed(evaluation: Evaluation) -> list[str]:
-    """How much of the way from source-only to the better bound the method shown goes."""
-    main, rows, lines = evaluation.main_method, evaluation.rows, []
-    bounds = {row.method: row.accuracy for row in rows if row.method in BOUNDS and not row.note}
-    if not bounds or main == "source-only":
-        return []
-    best = max(bounds, key=lambda name: bounds[name])
-    for split in evaluation.labelled_splits:
-        accuracy = {row.method: row.accuracy for row in rows if row.split == split.name}
-        start = accuracy["source-only"]
-        gap, gained = 100 * (bounds[best] - start), 100 * (accuracy[main] - start)
-        if gap > 0:
-            lines.append(
-                f"{main} on the {split.name} split {'gains' if gained >= 0 else 'loses'} "
-                f"{abs(gained):.1f} points against source-only; the better bound ({best} on "
-                f"held-out images) gains {gap:.1f}"
-            )
     return lines
 
 

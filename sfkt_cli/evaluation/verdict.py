@@ -36,10 +36,11 @@ PROVING_SCENES = 6  # labels of fewer never decide: their smallest p is 2^(1 - s
 
 
 class Judgement(NamedTuple):
-    """A verdict, and the sentence that says it."""
+    """A verdict, the sentence that says it, and the p-value that it rests on, if labels gave it."""
 
     word: Verdict
     sentence: str
+    p: float = 1.0
 
 
 def verdict(
@@ -138,7 +139,7 @@ def judge_by_labels(
         "worse": f"keep your RGB model with the encoding {encoding}.",
         "cannot tell": few if len(scenes) < PROVING_SCENES else "this may be chance.",
     }
-    return Judgement(word, counts + what_to_do[word])
+    return Judgement(word, counts + what_to_do[word], p)
 
 
 def advice(

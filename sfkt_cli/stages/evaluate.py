@@ -11,7 +11,6 @@ from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import ConfigError, RunError, first_line
 from sfkt_cli.evaluation import predictions
-from sfkt_cli.evaluation.galleries import shots
 from sfkt_cli.evaluation.html import to_html
 from sfkt_cli.evaluation.labelled import list_to_label, read_own_labels, read_splits
 from sfkt_cli.evaluation.models import (
@@ -177,7 +176,6 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, test: Store) 
         facts=facts(evaluation),
         headline=answer,
         made=made(evaluation),
-        shots=shots(evaluation),
         sections=sections(evaluation),
     )
     pictures = {section.picture for section in report.sections}

@@ -199,7 +199,7 @@ def _fit(
 def share_of_strangers(
     store: Store, untouched: Classifier, features: Tensor, outputs: TeacherOutputs
 ) -> float | None:
-    """At most about how many target images show none of the classes; None for few images."""
+    """About how many target images show none of the classes; None for few images."""
     if not store.count("ti"):
         return None
     ti_target = store["ti/target"][spread(store.count("ti"), STRANGER_ROWS)]

@@ -106,7 +106,7 @@ class Training:
             What was done; ``keep`` holds the selected weights.
 
         Raises:
-            RunError: A loss or a weight is not finite.
+            RunError: A loss, a weight or a score is not finite.
             Interrupted: A signal asked to stop; the state is saved.
             Tried: This is a dry run: two steps were tried, and nothing was written.
         """
@@ -269,6 +269,8 @@ class Training:
         self.objective.eval()
         with torch.inference_mode():
             scores = self.scores(epoch)
+        if not all(map(math.isfinite, scores.values())):
+            raise self._diverged(f"the scores are not finite ({terms_text(scores)})", "")
         terms = {name: total / progress.step for name, total in progress.totals.items()}
         progress.history.append(
             {
@@ -280,9 +282,8 @@ class Training:
             }
         )
         score = scores[self.select] if self.select else float(epoch)
-        if score > progress.best_score or progress.best_epoch < 0:
-            progress.best_score = max(progress.best_score, score)  # the first may be NaN
-            progress.best_epoch = epoch
+        if score > progress.best_score:
+            progress.best_score, progress.best_epoch = score, epoch
             self.best = snapshot(self.keep)
         progress.epoch, progress.step, progress.totals = epoch + 1, 0, {}
         return terms, scores

@@ -33,15 +33,17 @@ from sfkt_cli.benchmark.plan import (
 from sfkt_cli.benchmark.report import (
     Key,
     Measured,
+    Result,
     draw_sweeps,
     missing_rows,
+    narrow,
     paired,
     results_of,
     tables_of,
 )
 from sfkt_cli.benchmark.run import benchmark, dry_run, gpus_of, run_cells
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
-from sfkt_cli.evaluation.report import MEANINGS, Row
+from sfkt_cli.evaluation.report import MEANINGS, Row, latex_tables
 from sfkt_cli.files import read_record, write_record
 from sfkt_cli.methods import METHODS
 from sfkt_cli.scores import holm
@@ -613,9 +615,8 @@ def test_differences_are_taken_image_by_image_over_the_seeds() -> None:
     assert found is not None
     mean, bounds, p_value = found
     assert mean == pytest.approx((1 / 4 + 3 / 4) / 2)
-    assert bounds is not None
-    # The seeds' part alone reaches as far as t(1) = 12.706 errors of 1/4.
-    assert bounds[1] - mean >= 12.706 * 0.25
+    # The seeds' part alone reaches as far as t(1) = 12.706 errors of 1/4: more than there is.
+    assert bounds == (-1, 1)
     assert p_value is not None
     assert 1 - 2 / np.pi * np.arctan(2) <= p_value < 1
     assert paired({0: first[0]}, second) == (1 / 4, None, None)
@@ -663,6 +664,91 @@ def test_the_main_method_and_its_best_peer_are_one_comparison() -> None:
     assert [line["method"] for line in table.lines] == ["source-only", "shot (1)", "tgkt"]
 
 
+def compared(
+    plan: dict[str, Any], right: dict[tuple[str, str], dict[int, list[int]]]
+) -> dict[tuple[str, str], Result]:
+    """Results, by variant and method, of what each got ``right`` on the images of each seed."""
+    whole = BenchmarkPlan.model_validate({"seeds": [0, 1, 2], **plan})
+    found = {
+        Key("synthetic", variant, "test", method): {
+            seed: said(float(np.mean(hits)), hits) for seed, hits in seeds.items()
+        }
+        for (variant, method), seeds in right.items()
+    }
+    return {(row.variant, row.method): row for row in results_of(whole, cells_of(whole, {}), found)}
+
+
+GOOD, FAIR, POOR = [1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]
+
+
+def over(*hits: list[int]) -> dict[int, list[int]]:
+    return dict(enumerate(hits))
+
+
+def test_tuned_rows_that_kept_the_default_do_not_count_twice() -> None:
+    tuned_too = [{"name": name, "tune": True} for name in ("shot", "tgkt")]
+    right = {
+        "shot": over(FAIR, POOR, FAIR),
+        "aad": over(POOR, POOR, FAIR),
+        "tgkt": over(*[GOOD] * 3),
+    }
+    plain = {("default", name): hits for name, hits in right.items()}
+    alone = compared({"methods": [*right]}, plain)
+    copies = {("default", f"{name}-tuned"): right[name] for name in ("shot", "tgkt")}
+    both = compared({"methods": [*right, *tuned_too]}, plain | copies)
+    for key, row in alone.items():
+        assert both[key].p_value == row.p_value
+    assert both["default", "shot-tuned"].p_value == alone["default", "shot"].p_value
+    other = {**copies, ("default", "shot-tuned"): over(POOR, POOR, POOR)}
+    assert (
+        compared({"methods": [*right, *tuned_too]}, plain | other)["default", "aad"].p_value
+        != alone["default", "aad"].p_value
+    ), "three comparisons"
+
+
+def test_the_best_peer_has_most_seeds_and_fewer_seeds_are_told() -> None:
+    right = {"shot": over(POOR, POOR, FAIR), "aad": over(GOOD), "tgkt": over(FAIR, FAIR, FAIR)}
+    rows = compared({"methods": [*right]}, {("default", name): r for name, r in right.items()})
+    assert rows["default", "tgkt"].versus == "shot"
+    assert rows["default", "tgkt"].note is None
+    assert rows["default", "aad"].note is None, "all of its own seeds are compared"
+    short = {**right, "tgkt": over(FAIR, FAIR)}
+    rows = compared({"methods": [*right]}, {("default", name): r for name, r in short.items()})
+    assert str(rows["default", "shot"].note).endswith("0, 1")
+    text = latex_tables(narrow(tables_of([*rows.values()]), ["here, seed 2: tgkt"]))
+    assert text.count(r"\textbf{") == 2, "in comparisons and costs"
+    assert text.count(r"shot (1) & \textbf{") == 2, "not aad with its single seed"
+    assert text.count("Missing: here, seed 2: tgkt") == 1
+
+
+def test_whichever_row_of_the_main_method_is_there_is_compared_with() -> None:
+    methods = ["shot", {"name": "aad", "tune": True}, {"name": "tgkt", "tune": True}]
+    right = {"shot": over(POOR, FAIR, POOR), "aad-tuned": over(POOR, POOR, POOR),
+             "tgkt-tuned": over(GOOD, GOOD, FAIR)}  # fmt: skip
+    rows = compared({"methods": methods}, {("default", name): r for name, r in right.items()})
+    against = {method: row.versus for (_, method), row in rows.items()}
+    assert against == {"shot": "tgkt-tuned", "aad-tuned": "tgkt-tuned", "tgkt-tuned": "shot"}
+
+
+def test_a_method_that_the_first_variant_lacks_is_compared_within_its_own() -> None:
+    variants = [{"name": "a", "methods": ["tgkt"]}, {"name": "b", "methods": ["tgkt", "shot"]}]
+    right = {("a", "tgkt"): over(GOOD, GOOD, FAIR), ("b", "tgkt"): over(FAIR, GOOD, FAIR),
+             ("b", "shot"): over(POOR, FAIR, POOR)}  # fmt: skip
+    rows = compared({"variants": variants}, right)
+    assert {key: row.versus for key, row in rows.items()} == {
+        ("a", "tgkt"): None, ("b", "tgkt"): "a", ("b", "shot"): "tgkt",
+    }  # fmt: skip
+
+
+def test_a_tiny_p_is_no_zero() -> None:
+    right = {"shot": over([0] * 4, [0] * 4, [0] * 4), "tgkt": over(*[GOOD] * 3)}
+    rows = compared({"methods": [*right]}, {("default", name): r for name, r in right.items()})
+    tiny = [replace(row, p_value=0.0004) for row in rows.values()]
+    (table,) = tables_of(tiny)
+    assert {line["p"] for line in table.lines} == {"< 0.001"}
+    assert "$<$ 0.001" in latex_tables([table])
+
+
 def test_the_same_image_is_compared_where_a_variant_changes_the_data(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for label in ("desk", "lamp"):
@@ -706,9 +792,14 @@ def test_each_pair_of_sensors_has_its_curves(tmp_path: Path) -> None:
     cells = cells_of(plan, {})
     found = {Key(cell.dataset, cell.variant, "test", "tgkt"): {0: said(0.5, [1, 0])}
              for cell in cells}  # fmt: skip
+    for key in [key for key in found if "= 2," in key.variant]:
+        found[key] = {0: said(0.5, [1, 0], "the student was not kept")}
     drawn = draw_sweeps(plan, results_of(plan, cells, found), tmp_path)
     names = [f"sweep-tgkt.beta_f-test-SUN-{a}-to-{b}.png" for a, b in pairs]
     assert [name for name, _ in drawn] == names
+    for _, caption in drawn:
+        assert "tgkt with tgkt.beta_f = 2" in caption
+        assert caption.endswith("the student was not kept")
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
@@ -778,3 +869,11 @@ def test_the_files_that_come_along_unfold(name: str) -> None:
     cells = cells_of(plan, {})
     assert {cell.seed for cell in cells} == {0, 1, 2}
     assert len({cell.folder for cell in cells}) == len(cells)
+
+
+def test_the_papers_tables_have_the_settings_of_the_papers_method() -> None:
+    folder = Path(__file__).parents[2] / "sample_configs"
+    plan, alone = (read_yaml(folder / f"{name}.yaml") for name in ("paper-tables", "paper"))
+    by_data = {data["name"]: data["settings"].get("encoding") for data in plan["datasets"]}
+    assert plan["variants"][0]["settings"] | {"encoding": "window"} == alone
+    assert by_data == {"SUN RGB-D": "window", "DIML RGB-D": "window", "RGB-NIR Scene": None}
