@@ -17,7 +17,7 @@ from multiprocessing import connection, parent_process
 from sfkt_cli.machine import full_memory
 
 STOPPED = 75
-"""Exit code after a signal, EX_TEMPFAIL: the state is saved, and the same command goes on."""
+"""Exit code after a signal, EX_TEMPFAIL: the state is saved, and the same command continues."""
 
 
 class SfktError(Exception):
@@ -39,7 +39,7 @@ class DataError(SfktError):
 
 
 class Interrupted(BaseException):
-    """A signal asked to stop; the same command goes on from what was saved.
+    """A signal asked to stop; the same command continues from what was saved.
 
     The message is empty where another process tells it.
 

@@ -126,7 +126,7 @@ class ExportedStudent:
             raise
         except Exception as error:  # onnx and onnxruntime raise errors of many kinds
             raise DataError(
-                f"{path} is damaged, or is no file of this version of `sfkt export` "
+                f"{path} is damaged, or is not a file of this version of `sfkt export` "
                 f"({first_line(error)})"
             ) from None
 
@@ -167,9 +167,7 @@ def read_image(path: str | Path) -> bytes:
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
-            raise DataError(
-                f"{path} is no file, but a folder, a device or a pipe: give image files"
-            )
+            raise DataError(f"{path} is a folder, a device or a pipe: give image files")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error

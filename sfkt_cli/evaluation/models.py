@@ -38,7 +38,7 @@ Numbers = NDArray[Any]
 
 KEPT = "the source model's weights: the student was judged worse"
 """The note on a student whose own weights were not kept."""
-UNTRANSLATED = "no translator: with it the source model saw no more in target images"
+UNTRANSLATED = "without the translator, which did not help the source model"
 """The note on a bridge whose translator was not kept."""
 
 

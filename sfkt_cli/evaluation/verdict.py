@@ -161,7 +161,7 @@ def advice(
             "Judged without labels, the student is worse than your RGB model: keep your RGB model "
             f"with the encoding {encoding}."
         )
-    unknown = "Without labels it cannot be told whether the student is better than your RGB model"
+    unknown = "Without labels, sfkt cannot tell whether the student is better than your RGB model"
     if follows_bridge:
         unknown += ", because the bridge taught it to the end and would only agree with itself"
     differ = np.flatnonzero(np.asarray(student) != np.asarray(untouched))

@@ -239,7 +239,10 @@ def selector(config: Config, *, ti: bool, auto: str | None = None) -> str | None
     wanted, patience = config.training.select, config.training.patience
     chosen = auto if wanted == "auto" else wanted
     if chosen is not None and chosen.startswith("ti_") and not ti:
-        warn(f"training.select={chosen}: there are no TI pairs to score on, the last epoch is kept")
+        warn(
+            f"training.select={chosen}: there are no TI pairs to score on, so the last epoch is "
+            "kept"
+        )
         chosen = "last"
     if chosen not in (None, "last"):
         return chosen

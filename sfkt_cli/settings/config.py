@@ -803,7 +803,7 @@ def _explain(problem: Any, names: Sequence[str], otherwise: str) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     why = message[:1].lower() + message[1:]
     if problem["input"] is None:
-        why = "null is no value here: leave the setting out, or choose another value"
+        why = "null is not allowed here: leave the setting out, or choose another value"
     elif problem["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
         near = difflib.get_close_matches(str(problem["input"]), choices, n=1, cutoff=0.4)

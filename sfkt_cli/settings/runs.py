@@ -278,7 +278,7 @@ class Run:
             self.agree(False)
             with console.stage_log(name, folder / LOG), stage.forgetting_failures():
                 installed = " ".join(f"{what} {number}" for what, number in versions().items())
-                console.log(f"{'goes on' if resumed else 'begins'}: {' '.join(sys.argv)}")
+                console.log(f"{'continues' if resumed else 'begins'}: {' '.join(sys.argv)}")
                 console.log(f"{installed} on {platform.node()}, {platform.platform()}")
                 console.event("started", folder=folder, resumed=resumed)
                 yield stage

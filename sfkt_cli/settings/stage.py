@@ -335,8 +335,8 @@ def refuse_foreign(folder: Path) -> None:
         read_settings(folder / "config.yaml")  # such as where done.json was deleted
     except DataError:
         raise RunError(
-            f"{folder} is no folder of a stage, and holds {', '.join(sorted(files)[:3])}: move "
-            "these files away or delete them, or choose another run with --run"
+            f"{folder} is not the folder of a stage, and holds {', '.join(sorted(files)[:3])}: "
+            "move these files away or delete them, or choose another run with --run"
         ) from None
 
 
@@ -370,7 +370,7 @@ def restoring_on_failure(stage: Stage, force: bool) -> Iterator[None]:
             changes = stage.changes_since(read_record(before, Begun))
         command = stage.start_from_scratch(changes)
         message = (
-            f"{stage.name} is what it was before --force: {command}, and `sfkt run` then goes on "
+            f"{stage.name} is what it was before --force: {command}, and `sfkt run` then continues "
             "without --force"
         )
         console.warn(message)

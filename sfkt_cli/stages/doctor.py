@@ -110,7 +110,7 @@ def _verify(folder: Path) -> list[str]:
             damaged += 1
             warn(str(error))
     for unfinished in _below(folder, "begun.json"):
-        say(f"unfinished  {unfinished.parent}: the same command goes on from there")
+        say(f"unfinished  {unfinished.parent}: the same command continues from there")
     if damaged:
         raise RunError(f"{damaged} of {len(checks)} files of {folder} are damaged (named above)")
     return [str(path) for path, _ in checks]

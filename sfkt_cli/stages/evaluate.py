@@ -210,8 +210,8 @@ def _ask_for_labels(run: Run, name: str, images: list[str]) -> None:
         write_text(path, to_csv(("name", "label"), [(image, "") for image in images], "name"))
     say(
         f"evaluate: {path} lists images on which the student and your RGB model differ: write the "
-        "class behind each name, nothing where it shows none of them, and run `sfkt evaluate` "
-        "again once you have looked at all of them"
+        "class behind each name (nothing if the image shows none of them), and run `sfkt "
+        "evaluate` again once you have looked at all of them"
     )
 
 

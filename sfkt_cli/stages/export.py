@@ -230,7 +230,7 @@ def _refuse_foreign(target: Path, earlier: Mapping[str, Any]) -> None:
     if foreign:
         raise ConfigError(
             f"--output {target} holds {', '.join(foreign)}, which `sfkt export` would replace, but "
-            "it is no export: choose another folder"
+            "it is not an export: choose another folder"
         )
 
 

@@ -98,11 +98,11 @@ def predict(
     else:
         batches = batched(read(student, paths, broken), BATCH)
     if endless:
-        say(f"predict: rows are written to {output} as images come; Ctrl-C ends")
+        say(f"predict: writing rows to {output} as images come; Ctrl-C ends it")
     if rows.earlier:
         say(
-            f"predict: {rows.earlier} rows of an earlier start stay, and their images are not "
-            "classified again; another --output begins anew"
+            f"predict: keeping {rows.earlier} rows of an earlier start; their images are not "
+            "classified again, unless you give another --output"
         )
     ended: DataError | None = None  # of a video
     try:

@@ -54,7 +54,7 @@ def resume(training: Training) -> None:
         else:
             at = training.progress
             if at.epoch < training.epochs:
-                say(f"{title}: goes on at epoch {at.epoch + 1}, step {at.step + 1}")
+                say(f"{title}: continues at epoch {at.epoch + 1}, step {at.step + 1}")
             _compare_environments(training, state.get("environment", {}))
             return
     warn(

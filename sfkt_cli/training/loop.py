@@ -158,7 +158,7 @@ class Training:
                     self._save()
             if runtime.any(self.stopped.is_set())[0]:
                 self._save()
-                raise Interrupted(f"{self.title} stopped; the same command goes on from here")
+                raise Interrupted(f"{self.title} stopped; the same command continues from here")
 
     def _stop(self, number: signal.Signals) -> None:
         """Stop after the step or the scores that are being computed."""
@@ -254,7 +254,7 @@ class Training:
         at, again = self.progress, "Start again with"
         if any(self.checkpoint.glob("*.pt")):
             again = (
-                f"The same command goes on from the last good state, in {self.checkpoint}; if it "
+                f"The same command continues from the last good state, in {self.checkpoint}; if it "
                 "ends here again, start again with --force and"
             )
         return RunError(
