@@ -60,7 +60,7 @@ PICTURE_PAIRS = 256  # TI pairs that PSNR and SSIM look at, at most
 
 
 def headline(evaluation: Evaluation, judged: Judgement | None) -> Headline:
-    """The first line: with labels how often the student is right, without them the verdict."""
+    """The first line: with labels, how often the student is right; without them, the verdict."""
     main, split = evaluation.main_method, evaluation.headline_split
     images = f"{SENSORS[evaluation.store.modality]} images"
     who = NAMES.get(main, "student")
@@ -113,7 +113,7 @@ def _compare(evaluation: Evaluation, first: str, second: str, split: Split) -> V
 
 
 def _on_labelling(evaluation: Evaluation, to_label: int) -> str:
-    """What makes the labels of the user's own list a fair test; empty where there is none."""
+    """What makes the labels of the user's own list a fair test; empty if there is no list."""
     if len(evaluation.own_labels[0]):
         return "p holds only if you labelled the whole list before you looked at the verdict."
     if not to_label or evaluation.list_to_label is None:
@@ -128,8 +128,8 @@ def _on_labelling(evaluation: Evaluation, to_label: int) -> str:
 def judge(evaluation: Evaluation) -> Judgement | None:
     """The verdict on the main method: by the user's own labels, else without any.
 
-    Without labels it is the one that ``transfer`` gave, where there was a bridge then and nothing
-    has changed since. None: the main method is no student.
+    Without labels it is the verdict of ``transfer``, if there was a bridge then and nothing has
+    changed since. None: the main method is not a student.
     """
     if evaluation.student is None:
         return None
@@ -156,7 +156,7 @@ def judge(evaluation: Evaluation) -> Judgement | None:
 
 
 def images_to_label(evaluation: Evaluation, judged: Judgement | None) -> list[str]:
-    """The files of the images whose labels would decide; none where they would not, or need not."""
+    """Files of the images whose labels would decide; none if they would not, or need not."""
     if judged is None or judged.word != "cannot tell" or evaluation.labelled_splits:
         return []
     student, untouched = (
@@ -168,7 +168,7 @@ def images_to_label(evaluation: Evaluation, judged: Judgement | None) -> list[st
 
 
 def _on_pairs(evaluation: Evaluation) -> str:
-    """How far the main method and the RGB model alone agree with the RGB model on TI pairs."""
+    """How often the main method and the RGB model alone agree with the RGB model on TI pairs."""
     if evaluation.pairs is None:
         return ""
     score = {name: outcome.label_free for name, outcome in evaluation.outcomes.items()}
@@ -220,7 +220,7 @@ def facts(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def _measured(evaluation: Evaluation) -> list[str]:
-    """What the training measured without labels, and went by."""
+    """What the training measured without labels and relied on."""
     if evaluation.student is None:
         return []
     record, lines = evaluation.run.record(f"transfer/{evaluation.student}"), []
@@ -246,7 +246,7 @@ def _measured(evaluation: Evaluation) -> list[str]:
 
 
 def _gap_closed(evaluation: Evaluation) -> list[str]:
-    """How much of the way from source-only to the better bound the method shown goes."""
+    """Which share of the gap from source-only to the better bound the shown method closes."""
     main, rows, lines = evaluation.main_method, evaluation.rows, []
     bounds = {row.method: row.accuracy for row in rows if row.method in BOUNDS and not row.note}
     if not bounds or main == "source-only":
@@ -266,7 +266,7 @@ def _gap_closed(evaluation: Evaluation) -> list[str]:
 
 
 def sections(evaluation: Evaluation) -> tuple[Section, ...]:
-    """All sections; pictures, where they are wanted, are written into the folder."""
+    """All sections; if pictures are wanted, they are written into the folder."""
     pictures, split = evaluation.config.evaluate.pictures, evaluation.headline_split
     stages = ["bridge"] if evaluation.models.bridge else []
     stages += [f"transfer/{name}" for name in evaluation.models.students]
@@ -317,7 +317,7 @@ def differences(evaluation: Evaluation) -> Section | None:
 
 
 def thresholds(evaluation: Evaluation) -> Section | None:
-    """What `sfkt predict --threshold` rejects, of wrong answers and of right ones."""
+    """How many wrong and right answers `sfkt predict --threshold` rejects."""
     main, split = evaluation.student, evaluation.headline_split
     if split is None or main is None:
         return None
@@ -396,7 +396,7 @@ def label_free(evaluation: Evaluation) -> Section:
 def epoch_choice(run: Run, target: Split, stages: Sequence[str]) -> Section | None:
     """How well label-free scores chose the epochs, compared with labels afterwards.
 
-    It tells how the kept epoch compares with the best one, and each score with accuracy.
+    It compares the kept epoch with the best one, and each score with accuracy.
     """
     labels = np.array([target.truth.get(row, -1) for row in spread(len(target.ids)).tolist()])
     lines: list[Line] = []
@@ -435,7 +435,7 @@ def epoch_choice(run: Run, target: Split, stages: Sequence[str]) -> Section | No
 
 
 def _correlation(values: Sequence[float], accuracies: Sequence[float]) -> str:
-    """Spearman's rank correlation; - where there are fewer than four of both, or all are equal."""
+    """Spearman's rank correlation; - for fewer than four values, or if all are equal."""
     if len(values) != len(accuracies) or len(values) < 4:
         return "-"
     value = scores.rank_correlation(np.array(values), np.array(accuracies))

@@ -164,7 +164,7 @@ def _tell(scores: Mapping[str, float], untouched: float, *, kept: bool) -> None:
 def translator_architecture(
     config: Config, encoding: Encoding, *, pretrained: bool
 ) -> dict[str, Any]:
-    """Arguments of ``make_translator``; ``pretrained``: whether the source model's weights are."""
+    """Arguments of ``make_translator``, for a source model that was ``pretrained`` or not."""
     architecture: dict[str, Any] = {
         "name": config.bridge.translator,
         "channels": encoding.encoded_channels,
@@ -195,7 +195,7 @@ def loss_weights(config: Config, registered: bool) -> dict[str, float]:
 
 
 def check_tied(weights: Mapping[str, float], why: str) -> None:
-    """Raise ConfigError if nothing ties T to the pairs; ``why`` some terms cannot."""
+    """Raise ConfigError if nothing ties T to the pairs; ``why`` explains which terms cannot."""
     if not (weights["rec"] or weights["f"] or weights["p"]):
         raise ConfigError(
             "nothing ties the translator to the TI pairs: bridge.alpha_rec, bridge.alpha_f and "
@@ -206,7 +206,7 @@ def check_tied(weights: Mapping[str, float], why: str) -> None:
 def feature_maps_of(
     source: Classifier, weights: Mapping[str, float], rgb: NDArray[Any], runtime: Runtime
 ) -> FeatureMaps | None:
-    """The feature maps of the frozen source model for L_p; None where L_p is off or there are none.
+    """The feature maps of the frozen source model for L_p; None if L_p is off or there are none.
 
     ``rgb`` are the stored RGB images of the TI pairs (N, H, W, 3).
 

@@ -174,7 +174,7 @@ def collapse_warning(
     images: str = "TI RGB images",
     advice: str = "are source.mean and source.std those that the model was trained with?",
 ) -> str | None:
-    """A warning if a model's predictions look suspicious, else an empty text.
+    """A warning if a model's predictions look suspicious, else None.
 
     ``entropy`` and ``shares`` are those of :func:`describe_predictions`.
     """
