@@ -124,7 +124,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def require_file(path: Path, setting: str) -> None:
-    """Raise a DataError that names the setting where ``path`` is missing, or a pipe or folder."""
+    """Raise a DataError that names the setting if ``path`` is missing, a pipe or a folder."""
     if not path.is_file():
         problem = "is not a regular file" if path.exists() else "does not exist"
         raise DataError(f"{setting}: {path} {problem}")

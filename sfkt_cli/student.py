@@ -256,8 +256,8 @@ def refuse_method(path: Path, method: str | None) -> None:
 def sensor_of(folder: Path, saved: Saved, encoding: Encoding) -> Sensor:
     """The sensor that a student was trained for.
 
-    Cards of earlier versions do not tell it: it comes from the run's prepared files, or, where
-    these are others by now, from the settings of the training.
+    Cards of earlier versions do not name it. It then comes from the run's prepared files or, if
+    these have changed, from the settings of the training.
     """
     if saved.card.sensor is not None:
         return saved.card.sensor

@@ -530,7 +530,7 @@ class Config(Section):
 
 
 def fixed_batch_size(config: RuntimeConfig) -> int:
-    """``runtime.batch_size`` where nothing is tried out: 64 stands for auto."""
+    """``runtime.batch_size`` without a trial: 64 stands for auto."""
     return USUAL_BATCH_SIZE if config.batch_size == "auto" else config.batch_size
 
 
@@ -637,7 +637,7 @@ def settings_of_file(path: Path) -> dict[str, Any]:
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """The values of ``section.field=value`` texts by name; raises ConfigError if one is none."""
+    """The values of ``section.field=value`` texts by name; a malformed one raises ConfigError."""
     values: list[dict[str, Any]] = []
     kinds = {name: describe_type(field.annotation) for name, field in section_fields().items()}
     texts = {name for name, kind in kinds.items() if kind in ("str", "path", "path | null")}
@@ -694,8 +694,8 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 def build(*layers: Mapping[str, Any], stage: str = "", places: Iterable[str] = ()) -> Config:
     """Validate layers of settings, see :func:`merge`; raises one ConfigError for all problems.
 
-    ``stage``: whose settings are meant first where a name is unknown. ``places``: where each layer
-    came from, which is told with what is wrong in it; empty where that needs no telling.
+    ``stage``: the stage whose settings are suggested first for an unknown name. ``places``: where
+    each layer came from, for the messages; empty if a message need not say it.
     """
     sections: dict[str, Any] = {}
     for name, value in merge(*layers).items():
@@ -769,10 +769,10 @@ def explained(
     otherwise: str = "`sfkt config show` lists all settings",
     stage: str = "",
 ) -> list[str]:
-    """A line a user can act on for each of pydantic's problems.
+    """For each of pydantic's problems, a line that a user can act on.
 
-    An unknown setting may have been meant to be one of ``names`` (empty: those of Config), rather
-    of the section of ``stage``; ``otherwise`` is the hint where none of them is near.
+    For an unknown setting it suggests one of ``names`` (empty: those of Config), preferably of the
+    section of ``stage``; ``otherwise`` is the hint if none of them is similar.
     """
     # The last of several whose ends are alike is taken.
     sections = stage.split("/")
