@@ -84,16 +84,16 @@ Data set {data}.
 - Trained without labels of this sensor. It knows what the RGB source model knew, errors included.
 - Valid for this sensor at these settings: another depth range, resolution or mounting needs a new
   `sfkt transfer`.
-- Probabilities are not calibrated on labelled data. Those of the student come from logits that are
+- Probabilities are not calibrated on labelled data. The student's logits are
   divided by {temperature:.4g}, a temperature that was fitted without labels.{not_bridged}
   Look at the report before you set thresholds.
-- Every image is given one of the classes above, also when it shows none of them.
+- Every image gets one of the classes above, even if it shows none of them.
 """
 """README.md of an export."""
 GRAPHS = """\
 Input `images`: {images}.
-Outputs: `logits` and `probabilities`, (batch, classes). Encoding and normalisation are
-inside.
+Outputs: `logits` and `probabilities`, (batch, classes). The file includes encoding and
+normalisation.
 `student.*` is {student}"""
 WEIGHTS = """\
 The folders hold weights, each with the card that describes them. `sfkt` loads `student`, which
@@ -386,7 +386,7 @@ def model_card(
         "tags": ["source-free", "cross-modal", sensor.modality, method],
         **({"model-index": [_index(method, dataset, rows)]} if rows else {}),
     }
-    none = "Not evaluated: sfkt evaluate does it where some target images have labels."
+    none = "Not evaluated: sfkt evaluate does this if some target images have labels."
     accuracies = table_of("Results", rows, _result, left=2) if rows else Section("Results", (none,))
     file = next(iter(files), "student")
     bridged = any(name.startswith("bridged-source") for name in files)
@@ -410,7 +410,7 @@ def model_card(
             part for section in (accuracies, *measured) for part in markdown_section(section)
         ),
         temperature=student.card.temperature,
-        not_bridged=" Those of `bridged-source.*` do not." * bridged,
+        not_bridged=" Those of `bridged-source.*` are not." * bridged,
     )
 
 

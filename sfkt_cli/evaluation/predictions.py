@@ -24,7 +24,7 @@ from sfkt_cli.settings.runs import Run, main_student
 from sfkt_cli.training.predicting import warn_of_collapse
 
 Numbers = NDArray[Any]
-TRAINING_ACCURACY = "trained on these very images and labels: its training accuracy"
+TRAINING_ACCURACY = "training accuracy: it was trained on these images and labels"
 ENSEMBLE = "tgkt+bridge"
 VIEWS = ("tgkt", "bridge-only")  # what the ensemble is made of
 SPEED_IMAGES = 512

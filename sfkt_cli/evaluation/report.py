@@ -27,7 +27,7 @@ SPLITS = {
     "test": "Held-out test images",
 }
 MEANINGS = {
-    "source-only": "the RGB source model on raw target images, as three channels: the start",
+    "source-only": "the RGB source model on raw target images, copied into three channels",
     "source-encoded": "the source model on the student's encoding: where most methods start",
     "source-adapted": "the same with the batch statistics of the target images: where tgkt starts",
     "bridge-only": "the translator in front of the untouched source model",

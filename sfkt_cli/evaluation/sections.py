@@ -203,7 +203,7 @@ def facts(evaluation: Evaluation) -> tuple[str, ...]:
         f"{counted(split.scene_count, 'group')} of the {split.name} split"
         for split in evaluation.labelled_splits
     )
-    how = "test.h5 holds no labels: there is no accuracy, only label-free scores"
+    how = "test.h5 holds no labels, so there is no accuracy, only label-free scores"
     if groups:
         how = (
             f"Intervals: 95 %, from the scatter between the {groups}. Images of one group (scene, "
@@ -229,12 +229,14 @@ def _measured(evaluation: Evaluation) -> list[str]:
     if evaluation.student == "tgkt" and "bridge_trust" in record and measured:
         taught = "0, so the student learned without it, from its own images and the pairs"
         if record.get("groups_compared", 2) < 2:
-            taught = "not measured, and so 0: too few TI pairs, or groups of them (places)"
+            taught = (
+                "0, because it cannot be measured: too few TI pairs, or groups of them (places)"
+            )
         elif record["bridge_trust"]:
             taught = (
-                f"{record['bridge_trust']:.2f} before the training; its weight then falls to 0. "
-                f"Measured again with the finished student: {record['bridge_trust_left']:.2f} (1: "
-                "the bridge sees much better)"
+                f"{record['bridge_trust']:.2f} before the training; the bridge's weight then falls "
+                "to 0. Measured again with the finished student: "
+                f"{record['bridge_trust_left']:.2f} (1: the bridge sees at least as well)"
             )
         lines.append(f"Trust in the bridge, 0 to 1: {taught}")
     if record.get("strangers") is not None:
@@ -370,9 +372,9 @@ def label_free(evaluation: Evaluation) -> Section:
         lines.append({"method": named(method), **texts})
     text = (
         "TI agreement: the share of TI pairs for which the method names the same class on the "
-        "target image as the source model on the RGB image. Kappa: the agreement beyond chance, "
-        "which is 0. Closeness: 0 where the features of the two images are the same, -1 where they "
-        "are no closer than to the mean. No score here uses a label"
+        "target image as the source model on the RGB image. Kappa: agreement beyond chance (0 is "
+        "chance). Closeness: 0 if the features of the two images are the same, -1 if they are no "
+        "closer than to the mean. No score here uses a label"
     )
     if split is None:
         return Section(LABEL_FREE, (f"{text}.",), lines)
@@ -458,14 +460,14 @@ def bridge_quality(evaluation: Evaluation) -> Section | None:
     kept = weights_kept(record)
     trained = "Nothing was trained on these pairs."
     if not pairs.unseen:
-        trained = "The bridge was trained on them, too: there were too few pairs to keep some back."
+        trained = "The bridge was trained on them, too: there were too few pairs to hold some out."
     elif WARM in record.get("inputs", {}):
         trained = "The run that the bridge was started from may have been trained on some of them."
     if not kept:
         trained = (
-            "The translator was not kept: these are the encoded images. A target image is closer "
-            f"to its RGB partner than to {percent(record.get('ti_rank'))} % of the others with it, "
-            f"and to {percent(record.get('untouched_rank'))} % without."
+            "The translator was not kept: these are the encoded images. With it, a target image is "
+            f"closer to its RGB partner than to {percent(record.get('ti_rank'))} % of the others; "
+            f"without it, than to {percent(record.get('untouched_rank'))} %."
         )
     quantities = {
         figures.TERMS["ti_agreement"]: f"{percent(agreed['ti_agreement'])} %",

@@ -192,7 +192,7 @@ def test_the_oracle_is_marked_where_it_saw_the_labels(evaluated: Run) -> None:
     text = evaluated.path("evaluate", "report.md").read_text(encoding="utf-8")
     assert "oracle (1)" in text
     assert "## Accuracy by class, test split" in text, "not of images that the oracle has seen"
-    assert "\n(1) trained on these very images" in text
+    assert "\n(1) training accuracy: it was trained on these images" in text
 
 
 def test_the_report_shows_what_the_training_measured(evaluated: Run) -> None:
@@ -222,7 +222,7 @@ def test_weights_that_were_not_kept_are_not_described(tmp_path: Path) -> None:
     evaluate(settings(), run)
     text = run.path("evaluate", "report.md").read_text(encoding="utf-8")
     assert "The translator was not kept" in text
-    assert "25.0 % of the others with it, and to 75.0 % without" in text
+    assert "than to 25.0 % of the others; without it, than to 75.0 %." in text
     assert "without the translator, which did not help" in text
     assert "Trust in the bridge" not in text  # nothing was measured
 
