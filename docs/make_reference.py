@@ -25,7 +25,7 @@ DEMO = "# The built-in demo, with every default: sfkt run sample_configs/demo.ya
 def configuration() -> str:
     """Every setting: name, type, default, meaning."""
     lines = [
-        "# Configuration",
+        "# Settings",
         "",
         "Written by `python docs/make_reference.py` from `sfkt_cli/settings/config.py`.",
         "",

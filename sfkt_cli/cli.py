@@ -1,7 +1,7 @@
 """The command line: one thin command for each stage, and the one place where errors end.
 
-Exit codes: 0 done; 1 an error that the user can mend; 2 wrong usage; 75 stopped by a signal, and
-the same command goes on. The stages are imported inside the commands: ``--help`` needs no torch.
+Exit codes: 0 done; 1 an error that the user can fix; 2 wrong usage; 75 stopped by a signal, and
+the same command continues. The stages are imported inside the commands: ``--help`` needs no torch.
 """
 
 import io
@@ -27,14 +27,14 @@ from sfkt_cli.settings.options import FINISHED, SETTINGS, STAGE, TRAINING, Optio
 
 
 class _Program(TyperGroup):
-    """Points from an option that is none, such as ``--epochs``, to the setting of that name."""
+    """Points from an unknown option, such as ``--epochs``, to the setting of that name."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Refuse empty arguments: an empty path would be the working folder."""
         for before, argument in zip(["sfkt", *args], args, strict=False):
             if not argument or re.fullmatch("--[a-z-]+=", argument):
                 name = (argument or before).rstrip("=")
-                ctx.fail(f"what follows {name!r} is empty: leave it out, or give a value")
+                ctx.fail(f"the argument after {name!r} is empty: leave it out, or give a value")
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -150,7 +150,7 @@ def prepare(
 ) -> Result:
     """Read an archive and write the three files of a run.
 
-    source.h5 is for source, transfer.h5 for bridge and transfer, test.h5 for evaluate alone.
+    source opens source.h5, bridge and transfer open transfer.h5, and only evaluate opens test.h5.
     """
     from sfkt_cli.settings.config import merge
     from sfkt_cli.settings.resolve import typed_settings
@@ -243,12 +243,15 @@ def benchmark(
     ] = None,
     processes: Annotated[
         int,
-        Option(min=0, help="Stages that run at once, each in a new process; 0: all in this one."),
+        Option(
+            min=0,
+            help="Number of stages to run at once, each in a new process; 0: all in this one.",
+        ),
     ] = 1,
 ) -> Result:
     """Compare methods over seeds, data sets and settings.
 
-    The tables give means, deviations, paired differences and costs.
+    The tables show means, standard deviations, paired differences and costs.
     """
     from sfkt_cli.pipeline import run_benchmark
 
@@ -290,12 +293,12 @@ def export(
     ] = None,
     benchmark: Annotated[
         bool,
-        Option("--benchmark", help="Time PyTorch, onnxruntime and OpenVINO, fp32 and int8."),
+        Option("--benchmark", help="Time PyTorch, onnxruntime and OpenVINO in fp32 and int8."),
     ] = False,
 ) -> Result:
     """Write the models as files that run without this program.
 
-    One file is the student, the other the translator followed by the source model.
+    The files hold the student, and the translator followed by the source model.
     """
     from sfkt_cli.pipeline import resolve_and_remember
 
@@ -441,7 +444,7 @@ def config_check(
 
     changes = check_file(file)
     number = f"{len(changes)} setting{'s'[: len(changes) != 1]}"
-    output(f"{file} is right; it changes {number}")
+    output(f"{file} is valid; it changes {number}")
     for name, value in changes.items():
         output(f"  {name} = {one_line(value)}")
     return {"file": file, "changes": changes}
@@ -480,7 +483,7 @@ def doctor(
     options: Options,
     verify: Annotated[
         Path | None,
-        Option(help="Run whose files are read and compared with their checksums."),
+        Option(help="Run whose files to read and compare with their checksums."),
     ] = None,
 ) -> Result:
     """Say what this machine has, what is missing, and what helps."""
@@ -490,7 +493,7 @@ def doctor(
 
 
 def main() -> None:
-    """Run the program; an error that the user can mend is one message, without a traceback."""
+    """Run the program; an error that the user can fix is one message, without a traceback."""
     if sys.stdin is None:  # closed by whoever started the program: there is nothing to read
         sys.stdin = io.StringIO()
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):

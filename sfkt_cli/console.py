@@ -123,7 +123,7 @@ def tell(message: str) -> None:
 
 
 def confirmed(question: str) -> bool:
-    """Whether somebody at a terminal says yes; False where nobody can be asked."""
+    """Whether somebody at a terminal says yes; False without a terminal."""
     if not (sys.stdin.isatty() and console.is_terminal) or outlets.json:
         return False
     from rich.prompt import Confirm
@@ -143,8 +143,7 @@ def output(text: str) -> None:
 def write_output(text: str) -> None:
     """Write to standard output, at once.
 
-    A reader that goes away, as ``head`` does, has seen enough: the rest is dropped, and
-    :func:`still_read` tells.
+    If the reader goes away, as ``head`` does, the rest is dropped, and :func:`still_read` says so.
 
     Raises:
         OSError: Standard output is closed, or its disk is full.
@@ -172,7 +171,7 @@ def still_read() -> bool:
 
 
 def event(kind: str, **fields: Any) -> None:
-    """Tell scripts something: one JSON object on a line; NaN becomes null, a path its text."""
+    """Print an event for scripts, one JSON object per line; NaN becomes null, a path its text."""
     if outlets.json:
         from pydantic_core import to_jsonable_python
 

@@ -17,7 +17,7 @@ from multiprocessing import connection, parent_process
 from sfkt_cli.machine import full_memory
 
 STOPPED = 75
-"""Exit code after a signal, EX_TEMPFAIL: the state is saved, and the same command goes on."""
+"""Exit code after a signal, EX_TEMPFAIL: the state is saved, and the same command continues."""
 
 
 class SfktError(Exception):
@@ -39,9 +39,9 @@ class DataError(SfktError):
 
 
 class Interrupted(BaseException):
-    """A signal asked to stop; the same command goes on from what was saved.
+    """A signal asked to stop; the same command continues from what was saved.
 
-    The message is empty where another process tells it.
+    The message is empty if another process prints it.
 
     Like KeyboardInterrupt it may come anywhere, and no ``except Exception`` takes it for a fault.
     """
@@ -72,9 +72,9 @@ def need(user: str, extra: str, *modules: str, instead: str = "") -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Why an error came, for a message: the first line of its own, at most 200 characters.
+    """The cause of an error for a message: its own first line, at most 200 characters.
 
-    Of the system's errors without number and path; of an error without message its kind.
+    Errors of the system come without number and path; an error without a message gives its kind.
     """
     message = str(getattr(error, "strerror", None) or error).strip()
     return (message.splitlines() or [type(error).__name__])[0][:200]

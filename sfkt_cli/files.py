@@ -124,7 +124,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def require_file(path: Path, setting: str) -> None:
-    """Raise a DataError that names the setting where ``path`` is missing, or a pipe or folder."""
+    """Raise a DataError that names the setting if ``path`` is missing, a pipe or a folder."""
     if not path.is_file():
         problem = "is not a regular file" if path.exists() else "does not exist"
         raise DataError(f"{setting}: {path} {problem}")
@@ -213,7 +213,7 @@ def csv_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     Empty rows, a spreadsheet's first line ``sep=;``, and empty columns without a name are left out.
 
     Raises:
-        DataError: A column is there twice, a row has another number of columns, or quotes do not
+        DataError: A column is given twice, a row has another number of columns, or quotes do not
             end; names ``path``.
     """
     lines = (line for line in lines_of(text) if line.strip() and not line.startswith("sep="))
@@ -232,7 +232,7 @@ def csv_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
                 for column in filter(None, columns):
                     if columns.count(column) > 1:
                         raise DataError(
-                            f"{path}, line {reader.line_num}: column {column!r} is there twice"
+                            f"{path}, line {reader.line_num}: column {column!r} is given twice"
                         )
                 continue
             if len(cells) != len(columns):

@@ -295,7 +295,7 @@ def _start(job: Job, count: int) -> None:
             if isinstance(error, ChildFailedError) and STOPPED not in codes:
                 raise explain_failure(error, count) from None
             stage = job["name"].partition("/")[0]
-            raise Interrupted(f"{stage} stopped; the same command goes on from here") from None
+            raise Interrupted(f"{stage} stopped; the same command continues from here") from None
 
 
 @contextlib.contextmanager
@@ -330,7 +330,7 @@ def _explain(failure: ProcessFailure, process: str) -> tuple[int, SfktError]:
     if failure.exitcode < 0:
         name = failure.signal_name()
         why = f"was killed ({name}; out of memory?)" if name == "SIGKILL" else f"crashed ({name})"
-        report = f"{process} {why}: the same command goes on from the last saved state"
+        report = f"{process} {why}: the same command continues from the last saved state"
         # These two come from the agent, which ends the rest.
         return 4 if name in ("SIGTERM", "SIGINT") else 0, RunError(report)
     message = failure.message
@@ -344,7 +344,9 @@ def _explain(failure: ProcessFailure, process: str) -> tuple[int, SfktError]:
         return 1, RunError(advice)
     explained = RunError(f"{process} failed: {kind}: {text}")
     if any(os.strerror(number) in text for number in (errno.ENOSPC, errno.EDQUOT)):
-        explained = RunError(f"the disk is full: make room, and the same command goes on ({text})")
+        explained = RunError(
+            f"the disk is full: make room, then the same command continues ({text})"
+        )
     elif isinstance(message, dict):
         explained.add_note(str(message["extraInfo"]["py_callstack"]))
     return 3 if lost else 2, explained

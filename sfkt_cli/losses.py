@@ -120,9 +120,9 @@ def domain_adversarial(ti_logits: Tensor, tr_logits: Tensor) -> Tensor:
 
     L_D = (mean softplus(-d(TI)) + mean softplus(d(TR))) / 2
 
-    Source: arXiv:2401.05014, L_D; its exact form there is not known to us, this one is the usual
-    one (Ganin et al., JMLR 2016). Large: the discriminator is wrong; log 2 = 0.693: it guesses;
-    0: TI and TR are told apart.
+    Source: arXiv:2401.05014, L_D, whose exact form we do not know; this is the usual one (Ganin et
+    al., JMLR 2016). Large: the discriminator is wrong; log 2 = 0.693: it guesses; 0: it tells TI
+    from TR.
 
     Args:
         ti_logits: (B, ...), discriminator outputs for translated TI; receives a gradient.

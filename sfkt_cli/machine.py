@@ -50,7 +50,7 @@ def machine() -> str:
 
 
 def cores() -> int:
-    """Number of cores that this process may use; all of them where the system does not tell.
+    """Number of cores that this process may use; all of them if the system does not say.
 
     A container may have a share of the time of all cores (``docker run --cpus``).
     """
@@ -68,9 +68,10 @@ def cores_each() -> int:
 
 
 def full_memory(kind: str, text: str) -> str | None:
-    """What to tell of an error that came from a full memory; None: it came from something else.
+    """The message for an error that came from a full memory; None: it came from something else.
 
-    Python, numpy, torch and CUDA raise one each, and torch's for a CPU is a plain RuntimeError.
+    Python, numpy, torch and CUDA each raise one of their own, and torch's for a CPU is a plain
+    RuntimeError.
 
     Args:
         kind: Name of the error's class.
@@ -119,7 +120,7 @@ def _give_back_freed_memory() -> None:
 
 
 def forget_peak_memory() -> None:
-    """Begin anew to measure the largest memory use, where the kernel can (Linux)."""
+    """Reset the measurement of the largest memory use, if the kernel can (Linux)."""
     _give_back_freed_memory()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

@@ -1,4 +1,4 @@
-"""The stages with their settings: one after the other, or all in order."""
+"""Runs stages with their settings: one of them, or all in order."""
 
 import json
 import shlex
@@ -83,9 +83,9 @@ def run_prepare(options: Options, *, download: bool = False, accept_licence: boo
 
 
 def train(stage: str, options: Options) -> dict[str, Any]:
-    """Run ``source``, ``bridge`` or ``transfer`` and tell what came of it.
+    """Run ``source``, ``bridge`` or ``transfer`` and return its outcome.
 
-    ``source`` runs before ``bridge`` where it is missing and possible.
+    ``source`` runs before ``bridge`` if it is missing and possible.
     """
     from sfkt_cli.launch import launch
 
@@ -107,7 +107,7 @@ def source_comes_first(settings: Settings) -> bool:
 
 
 def run_evaluate(options: Options, report: Path | None = None) -> dict[str, Any]:
-    """Run ``evaluate`` and tell what came of it, its rows, too."""
+    """Run ``evaluate`` and return its outcome, with its rows."""
     from sfkt_cli.evaluation.report import read_results
     from sfkt_cli.stages.evaluate import evaluate
 
@@ -156,12 +156,12 @@ def run_all(options: Options) -> dict[str, Any]:
 
 
 def training_stages(run: Run) -> list[str]:
-    """Those between ``prepare`` and ``evaluate``; ``bridge`` only where there are TI pairs."""
+    """The stages between ``prepare`` and ``evaluate``; ``bridge`` only if there are TI pairs."""
     return ["source", *(["bridge"] if has_pairs(run) else []), "transfer"]
 
 
 def has_pairs(run: Run) -> bool:
-    """Whether a prepared run has TI pairs; true where it cannot be told yet."""
+    """Whether a prepared run has TI pairs; true if that is not known yet."""
     from sfkt_cli.data.store import open_store
 
     return not run.transfer_store.is_file() or open_store(run.transfer_store).count("ti") > 0

@@ -163,9 +163,9 @@ class RowWriter:
 
 
 def require_writable(folder: Path, option: str, file: Path | None = None) -> None:
-    """Make a folder where it is missing; raises ConfigError if nothing can be written there.
+    """Make a folder if it is missing; raises ConfigError if nothing can be written there.
 
-    ``option`` is what the message names; ``file`` is written to itself, where it is there.
+    The message names ``option``. If ``file`` exists, the check is whether it can be written itself.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -204,7 +204,7 @@ def _rows_in(file: TextIO, jsonl: bool) -> Iterator[Any]:
 
 
 def _seen(row: Any) -> tuple[str, float] | None:
-    """Place and time (seconds since 1970) of the image of a row; None where it is not whole."""
+    """Place and time (seconds since 1970) of the image of a row; None if the row is cut off."""
     try:
         time = datetime.fromisoformat(row["time"])
         whole = time.isoformat(timespec="microseconds") == row["time"]
@@ -239,7 +239,7 @@ def to_csv(rows: Sequence[Row], top_k: int, time: str | None = None) -> str:
 
 
 def to_jsonl(rows: Sequence[Row], top_k: int, time: str | None = None) -> str:
-    """One object a line, as :func:`as_row` makes it."""
+    """One object of :func:`as_row` per line."""
     lines = [json.dumps(as_row(*row, top_k, time), ensure_ascii=False) for row in rows]
     return "".join(f"{line}\n" for line in lines)
 

@@ -126,7 +126,7 @@ class ExportedStudent:
             raise
         except Exception as error:  # onnx and onnxruntime raise errors of many kinds
             raise DataError(
-                f"{path} is damaged, or is no file of this version of `sfkt export` "
+                f"{path} is damaged, or is not a file of this version of `sfkt export` "
                 f"({first_line(error)})"
             ) from None
 
@@ -167,9 +167,7 @@ def read_image(path: str | Path) -> bytes:
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
-            raise DataError(
-                f"{path} is no file, but a folder, a device or a pipe: give image files"
-            )
+            raise DataError(f"{path} is a folder, a device or a pipe: give image files")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
@@ -258,8 +256,8 @@ def refuse_method(path: Path, method: str | None) -> None:
 def sensor_of(folder: Path, saved: Saved, encoding: Encoding) -> Sensor:
     """The sensor that a student was trained for.
 
-    Cards of earlier versions do not tell it: it comes from the run's prepared files, or, where
-    these are others by now, from the settings of the training.
+    Cards of earlier versions do not name it. It then comes from the run's prepared files or, if
+    these have changed, from the settings of the training.
     """
     if saved.card.sensor is not None:
         return saved.card.sensor

@@ -153,8 +153,8 @@ def test_a_signal_that_a_library_turns_into_its_own_error_stops_the_command(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["bridge"], "bridge stopped; the same command goes on"),
-        (["bridge", "--force"], "bridge stopped; The same command (without --force) goes on"),
+        (["bridge"], "bridge stopped; the same command continues"),
+        (["bridge", "--force"], "bridge stopped; The same command (without --force) continues"),
         (["bridge", "--force", "lost"], "bridge stopped"),
     ],
 )
@@ -166,7 +166,7 @@ def test_what_goes_on_with_force_is_the_command_without_it(
 ) -> None:
     def stop() -> None:
         the = "The" if arguments[-1] == "--force" else "the"
-        stopped = Interrupted(f"bridge stopped; {the} same command goes on from here")
+        stopped = Interrupted(f"bridge stopped; {the} same command continues from here")
         if arguments[-1] == "lost":
             stopped.add_note("bridge is what it was before")
         raise stopped

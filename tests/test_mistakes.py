@@ -450,7 +450,7 @@ def test_a_full_disk_names_the_file(
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     pipe = tmp_path / "image.png"
     os.mkfifo(pipe)
-    with pytest.raises(DataError, match="no file, but a folder, a device or a pipe"):
+    with pytest.raises(DataError, match="is a folder, a device or a pipe"):
         read_image(pipe)
 
 

@@ -153,9 +153,9 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, force: bool, dr
         run.path("bridge", name).write_text("mine: 1")
         before = snapshot(tmp_path)
         if name == "config.yaml":
-            with pytest.raises(RunError, match="bridge is no folder of a stage"):
+            with pytest.raises(RunError, match="bridge is not the folder of a stage"):
                 run.remembered("bridge")
-        with pytest.raises(RunError, match=f"bridge is no folder of a stage.*{name[:9]}"):
+        with pytest.raises(RunError, match=f"bridge is not the folder of a stage.*{name[:9]}"):
             work(run, "bridge", settings())
         assert snapshot(tmp_path) == before
         shutil.rmtree(run.path("bridge"))
@@ -298,7 +298,7 @@ def test_of_several_processes_a_first_start_has_nothing_to_come_back(
     def stop(job: object, count: int) -> None:
         if again == "aside":  # as a killed process leaves it
             (tmp_path / "bridge").rename(tmp_path / ".bridge.before")
-        raise Interrupted("the same command goes on")
+        raise Interrupted("the same command continues")
 
     monkeypatch.setattr(launch, "_start", stop)
     if again:
@@ -635,7 +635,7 @@ def test_settings_of_a_start_that_failed_are_forgotten_by_force_and_later_stages
         run.path("bridge", "checkpoint").mkdir()
         run.path("bridge", "checkpoint", "state.pt").write_text("state")
         raise ValueError("the loss is nan")
-    assert build(run.remembered("bridge")).bridge.epochs == 5, "the same command goes on"
+    assert build(run.remembered("bridge")).bridge.epochs == 5, "the same command continues"
     assert run.remembered("transfer/shot") == {}
     assert Run(tmp_path, force=True).remembered("bridge") == {}
     assert (

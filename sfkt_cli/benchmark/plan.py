@@ -1,6 +1,6 @@
 """What ``sfkt benchmark`` compares: its YAML file, and the cells that it unfolds into.
 
-A cell is one run folder: a data set, a variant of the settings, a seed, and the methods on them.
+A cell is one run folder: a data set, a variant of the settings, a seed, and all methods.
 """
 
 import re
@@ -66,9 +66,9 @@ class DatasetPlan(_Part):
 
 
 class VariantPlan(_Part):
-    """A change of the settings, its name in the tables, and the rows that are shown for it.
+    """A change of the settings, its name in the tables, and its rows.
 
-    Without ``methods`` these are the rows of the benchmark.
+    Without ``methods``, the rows are those of the benchmark.
     """
 
     name: str = Field(min_length=1)
@@ -147,7 +147,7 @@ class Cell:
 
 
 def read_plan(path: Path | None) -> BenchmarkPlan:
-    """The plan of a YAML file, else the demo's; raises one ConfigError for all problems."""
+    """The plan of a YAML file, or that of the demo; raises one ConfigError for all problems."""
     if path is None:
         return DEMO
     try:
@@ -219,7 +219,7 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
 
 
 def students_of(rows: Iterable[str]) -> dict[str, tuple[str, Settings]]:
-    """The rows that are trained, with their methods; settings of tuned ones are not known yet."""
+    """The rows that are trained, with their methods; tuned rows have no settings yet."""
     trained = {row: (row.removesuffix(TUNED), Settings()) for row in rows}
     if "tgkt+bridge" in trained:
         trained.setdefault("tgkt", ("tgkt", {}))
@@ -227,7 +227,7 @@ def students_of(rows: Iterable[str]) -> dict[str, tuple[str, Settings]]:
 
 
 def trial_cells(cells: Sequence[Cell]) -> list[Cell]:
-    """What tuned methods try, on the first seed of each data set and variant."""
+    """Trials of the tuned methods, on the first seed of each data set and variant."""
     trials = []
     for cell in (cell for cell in cells if cell.seed == cells[0].seed):
         students: dict[str, tuple[str, Settings]] = {
@@ -242,7 +242,7 @@ def trial_cells(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[Cell]:
-    """The cells with the settings that the label-free score chose; tells them in tuning.json.
+    """The cells with the settings that the label-free score chose; writes tuning.json.
 
     A method without a finished trial is left out.
     """

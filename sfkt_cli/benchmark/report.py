@@ -43,7 +43,7 @@ COSTING = (
 
 
 class Key(NamedTuple):
-    """What a row of the tables is about; ``split`` is ``target`` or ``test``."""
+    """What identifies a row of the tables; ``split`` is ``target`` or ``test``."""
 
     dataset: str
     variant: str
@@ -68,7 +68,7 @@ Makers = Sequence[tuple[str, int]]  # a machine with its versions, and the numbe
 
 @dataclass(frozen=True)
 class Result:
-    """One row of the tables: means over the seeds, unless something else is said."""
+    """One row of the tables: means over the seeds, unless a comment says otherwise."""
 
     dataset: str
     variant: str
@@ -111,9 +111,9 @@ def write_report(
 ) -> None:
     """Write benchmark.md, .tex, .csv, .json, benchmark-long.csv and the curves; print the tables.
 
-    ``evaluated`` are the cells with results of the settings of the plan, ``failed`` messages by the
-    key of the stage, empty for a stage that was left out because another one failed; ``command`` is
-    as typed.
+    ``evaluated`` are the cells that have results for the settings of the plan. ``failed`` has
+    messages by the key of the stage, empty for a stage that was left out because another one
+    failed. ``command`` is as typed.
     """
     problems = [message for message in failed.values() if message]
     if left_out := len(failed) - len(problems):
@@ -168,7 +168,7 @@ def write_report(
 
 
 def collect(cells: Iterable[Cell], output: Path) -> tuple[Measurements, dict[str, Path]]:
-    """The results of evaluated cells, and a report of each data set that has no labels."""
+    """The results of evaluated cells, and a report for each data set that has no labels."""
     measurements: dict[Key, dict[int, Measured]] = {}
     unlabelled: dict[str, Path] = {}
     for cell in cells:
@@ -220,9 +220,9 @@ def results_of(
 
 
 def same_model(first: Mapping[int, Measured], second: Mapping[int, Measured]) -> bool:
-    """Whether two rows are of one model, as where a sweep passes the default.
+    """Whether two rows are of one model, such as when a sweep passes the default.
 
-    Two models hardly have the same answers and, by the calibration error, the same probabilities.
+    Two models hardly have both the same answers and the same calibration error.
     """
     both = first.keys() & second.keys()
     return bool(both) and all(
@@ -304,7 +304,7 @@ def result_of(
 def paired(
     first: Mapping[int, Measured], second: Mapping[int, Measured]
 ) -> tuple[float, tuple[float, float] | None, float | None] | None:
-    """Mean difference over the seeds on the images that both saw, its interval and p-value."""
+    """Mean difference over the seeds on the images of both rows, its interval and p-value."""
     differences, groups = [], []
     numbers: dict[str, int] = {}
     for seed in sorted(first.keys() & second.keys()):
@@ -373,7 +373,7 @@ def makers_of(cells: Iterable[Cell], output: Path) -> Makers:
 def missing_rows(
     plan: BenchmarkPlan, cells: Iterable[Cell], measurements: Measurements
 ) -> list[str]:
-    """A line for the rows of a data set and variant that lack the same seeds."""
+    """A line for all rows of a data set and variant that lack the same seeds."""
     there = {
         (key.dataset, key.variant, key.method, seed)
         for key, of_seeds in measurements.items()
@@ -397,7 +397,7 @@ def missing_rows(
 
 
 def tuning_tables(tuning: Sequence[Trial]) -> list[Section]:
-    """What was tried for the tuned rows; nothing where there are none."""
+    """Tables of the trials for tuned rows; none without tuned rows."""
     text = (
         f"Settings of the rows that end in {TUNED}: tried on the first seed, the same for all "
         "methods; no label was looked at."
@@ -438,7 +438,7 @@ def sensor_tables(plan: BenchmarkPlan, results: Sequence[Result]) -> list[Sectio
 
 
 def tables_of(results: Sequence[Result]) -> list[Section]:
-    """A table for each data set and split; the variant comes first where there are several."""
+    """A table for each data set and split; with several variants, their column comes first."""
     several = len({row.variant for row in results}) > 1
 
     def line(result: Result) -> Line:
@@ -485,7 +485,7 @@ def narrow(tables: Iterable[Section], missing: Iterable[str]) -> Iterator[Sectio
 
 
 def csv_text(results: Sequence[Result]) -> str:
-    """The rows as CSV: a number or a name a cell; what is not known is empty."""
+    """The rows as CSV: one number or name in each cell; unknown values are empty."""
     lines = []
     for result in results:
         values = asdict(result)
@@ -498,7 +498,7 @@ def csv_text(results: Sequence[Result]) -> str:
 
 
 def long_csv(measurements: Measurements) -> str:
-    """One number a line: data set, variant, method, seed, split, metric, value."""
+    """One number per line: data set, variant, method, seed, split, metric, value."""
     lines = [
         [key.dataset, key.variant, key.method, seed, key.split, metric, value]
         for key, of_seeds in measurements.items()

@@ -5,9 +5,10 @@
     <output>/benchmark.{md,csv,json}, sweep-*.png   the tables and curves
     <output>/claims/                                who works on what (locks), and what failed
 
-Cells whose settings agree up to a stage share its folder. What is done is not done again. Several
-commands, on one machine or on several that share the folder, divide the stages among themselves.
-What failed for one of them, the others do not try; a command that is started now tries it again.
+Cells whose settings agree up to a stage share its folder. Finished stages are not run again.
+Several commands, on one machine or on several that share the folder, divide the stages among
+themselves. If a stage fails for one of them, the others do not try it, but a command that starts
+later does.
 """
 
 import multiprocessing
@@ -72,10 +73,10 @@ def benchmark(
 ) -> None:
     """Run all cells that are not done, then write tables and curves into ``output``.
 
-    Several such commands may work on one output: each stage is claimed by one of them. So many
-    ``processes`` at a time run a stage each and end with it, which keeps memory and time apart; 0:
-    all stages run in this process. ``overrides`` are settings that win over those of the
-    plan, ``command`` is as typed.
+    Several such commands may work on one output: each stage is claimed by one of them. At most
+    ``processes`` run at a time, each of which runs one stage and ends, which keeps their memory and
+    time apart; 0: all stages run in this process. ``overrides`` are settings that win over those of
+    the plan, ``command`` is as typed.
 
     Raises:
         ConfigError: The plan is wrong.
@@ -108,7 +109,7 @@ def benchmark(
 
 
 def check_inputs(cells: Iterable[Cell], output: Path) -> None:
-    """Raise one DataError for all archives and models that cells still need and lack."""
+    """Raise one DataError for all missing archives and models that cells still need."""
     missing: dict[str, list[str]] = {}
     for cell in cells:
         config, (prepare, source, *_) = cell.config, tasks_of(cell, output, link=False)
@@ -133,8 +134,8 @@ def check_inputs(cells: Iterable[Cell], output: Path) -> None:
 def dry_run(plan: BenchmarkPlan, output: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Say what a benchmark would run, what is shared, and how long and large it is; runs nothing.
 
-    Time and room are the mean of the same kind of stage that is done in ``output``. A method of
-    which nothing is done is taken for the median of the others; all else is unknown.
+    Time and size are means over finished stages of the same kind in ``output``. A method without
+    finished stages counts as the median of the others; everything else is unknown.
 
     Raises:
         ConfigError: The plan is wrong.
@@ -189,9 +190,10 @@ def run_cells(
 ) -> list[str]:
     """Run what is missing, and return the keys of the tasks that were run.
 
-    A stage runs once what it needs is there, and while no other command has claimed it; cell by
-    cell, so that a benchmark that is stopped has whole cells to show. One that fails takes only its
-    own cells with it: ``failed`` gets messages by key, empty where another one failed before.
+    A stage runs as soon as its inputs are there, unless another command has claimed it. Cells come
+    one after the other, so that a stopped benchmark has whole cells to show. A stage that fails
+    only stops its own cells: ``failed`` gets messages by key, which are empty if another stage
+    failed before.
     """
     tasks = {task.key: task for cell in cells for task in tasks_of(cell, output)}
     waiting = {key: task for key, task in tasks.items() if key not in failed}
@@ -306,7 +308,7 @@ def done(task: Task) -> bool:
 
 
 def is_free(task: Task, output: Path) -> bool:
-    """Whether no process works on a stage now, seen by locking it for a moment."""
+    """Whether no process works on a stage now, found out by locking it for a moment."""
     try:
         with _claim(task, output):
             return True
@@ -315,7 +317,7 @@ def is_free(task: Task, output: Path) -> bool:
 
 
 def _claim(task: Task, output: Path) -> FileLock:
-    """The lock of a stage; that of a process that is killed is free again."""
+    """The lock of a stage; if its process is killed, it is free again."""
     return FileLock(_claims(task, output, ".lock"), timeout=0)
 
 
@@ -333,7 +335,7 @@ class End(NamedTuple):
 
 
 class Workers:
-    """The stages that run now: at most ``processes`` in one each, or with 0 in this process."""
+    """The running stages: at most ``processes``, each in its own; with 0 in this process."""
 
     def __init__(self, output: Path, processes: int) -> None:
         self._output, self._processes = output, processes
@@ -368,7 +370,7 @@ class Workers:
         self.running[ours] = (task, process, gpu)
 
     def ended(self, *, idle: bool) -> list[tuple[Task, End]]:
-        """The tasks that have ended; where idle, wait a moment for one."""
+        """The tasks that have ended; if there is none, wait a moment for one."""
         ends, self._ended = self._ended, []
         # Where nothing runs here, this only waits for what other commands have claimed.
         for place in wait(list(self.running), POLL_S if idle and not ends else 0):

@@ -156,7 +156,7 @@ def open_container(
         DataError: Nothing of the kind is there.
     """
     if not root.exists():
-        raise DataError(f"{root} does not exist: say with --root where the data are")
+        raise DataError(f"{root} does not exist: give the folder of the data with --root")
     candidates = [root]
     if root.is_dir():
         candidates += [root / name for name in zips if (root / name).is_file()]
@@ -231,7 +231,7 @@ def _index_zip(path: Path) -> Mapping[str, str]:
     if guessed:
         warn(
             f"{path}: the encoding of {len(guessed)} names is not known, such as {guessed[0]!r}: "
-            "where they are not what they should be, pack it again with names in UTF-8"
+            "if they look wrong, pack the file again with names in UTF-8"
         )
     return index
 
@@ -255,8 +255,8 @@ def _zip(path: Path, process: int) -> zipfile.ZipFile:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
         raise DataError(
-            f"{path} is no intact zip file: {first_line(error)}; folders and zip files are read, "
-            "so unpack archives of other kinds"
+            f"{path} is not an intact zip file: {first_line(error)}; only folders and zip files "
+            "are read, so unpack archives of other kinds"
         ) from None
     for info in archive.infolist():
         if not info.is_dir():  # "./a.png", as bsdtar writes it, is "a.png"

@@ -156,7 +156,7 @@ def fetch(file: RemoteFile, folder: Path, *, pause_s: float = 2.0) -> Path:
             reason = str(getattr(error, "reason", "") or error)
         if attempt == ATTEMPTS:
             raise DataError(
-                f"{file.url} cannot be fetched ({reason}): run the same command again to go on, "
+                f"{file.url} cannot be fetched ({reason}): run the same command again to continue, "
                 f"or put the file into {folder} yourself"
             )
         warn(f"{file.name}: {reason}; trying again")

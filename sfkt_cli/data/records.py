@@ -146,7 +146,7 @@ def settle_ids(records: Iterable[Record], where: object) -> tuple[Record, ...]:
     other records.
 
     Raises:
-        DataError: A record is there twice, or a file's name is not UTF-8; the message names the
+        DataError: A record is given twice, or a file's name is not UTF-8; the message names the
             file.
     """
     named = list(records)

@@ -279,7 +279,7 @@ def _check_trailer(path: Path) -> None:
     start = tail.rfind(TRAILER)
     if start < 0:
         raise DataError(
-            f"{path} is no finished file of `sfkt prepare`, or was cut off: run it again"
+            f"{path} is not a finished file of `sfkt prepare`, or was cut off: run it again"
         )
     trailer = json.loads(tail[start + len(TRAILER) :])
     if hash_ranges(path, trailer["ranges"]) != trailer["sha256"]:

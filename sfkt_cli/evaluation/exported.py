@@ -84,16 +84,16 @@ Data set {data}.
 - Trained without labels of this sensor. It knows what the RGB source model knew, errors included.
 - Valid for this sensor at these settings: another depth range, resolution or mounting needs a new
   `sfkt transfer`.
-- Probabilities are not calibrated on labelled data. Those of the student come from logits that are
+- Probabilities are not calibrated on labelled data. The student's logits are
   divided by {temperature:.4g}, a temperature that was fitted without labels.{not_bridged}
   Look at the report before you set thresholds.
-- Every image is given one of the classes above, also when it shows none of them.
+- Every image gets one of the classes above, even if it shows none of them.
 """
 """README.md of an export."""
 GRAPHS = """\
 Input `images`: {images}.
-Outputs: `logits` and `probabilities`, (batch, classes). Encoding and normalisation are
-inside.
+Outputs: `logits` and `probabilities`, (batch, classes). The file includes encoding and
+normalisation.
 `student.*` is {student}"""
 WEIGHTS = """\
 The folders hold weights, each with the card that describes them. `sfkt` loads `student`, which
@@ -164,12 +164,12 @@ class TargetImages:
             yield self.read(np.resize(rows[start : start + size], size))
 
     def ask(self, predict: Predict, rows: Rows) -> Tensor:
-        """Probabilities (N, K) that a model gives the rows."""
+        """Probabilities (N, K) of the rows from a model."""
         with torch.inference_mode():
             return torch.cat([predict(batch) for batch in self.batches(rows)])[: len(rows)]
 
     def choose(self, *, lowered: bool) -> tuple[Rows, Rows]:
-        """Rows that ranges are measured on, and rows that files are compared on."""
+        """Rows to calibrate files on, and rows to compare them on."""
         count = len(self.stored)
         if not lowered or count == 1:
             rows = spread(count, SAMPLES)
@@ -243,9 +243,9 @@ def compare(
 
 
 def labels_told(run: Run, store: Store) -> dict[str, int]:
-    """Class of the target images by sample id, as `sfkt evaluate` wrote it to predictions.csv.
+    """Class of the target images by sample id, from the predictions.csv of `sfkt evaluate`.
 
-    It only serves to describe finished files: nothing is chosen by it.
+    It only describes finished files: nothing is chosen by it.
     """
     inputs = run.record("evaluate").get("inputs", {}) if run.has("evaluate") else {}
     if inputs.get("transfer.h5") != store.digest:
@@ -263,7 +263,7 @@ def labels_told(run: Run, store: Store) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Latency:
-    """How long one model takes in one runtime."""
+    """Time that one model takes in one runtime."""
 
     runtime: str  # PyTorch, onnxruntime or OpenVINO
     file: str  # what it runs
@@ -306,7 +306,7 @@ def open_openvino(content: bytes) -> Predict:
 
 
 def tables(comparisons: Iterable[Comparison], latencies: Iterable[Latency]) -> list[Section]:
-    """What was found out about the files; nothing where there are none."""
+    """Tables of the measurements of the files; none without files."""
     written = [
         {
             "file": one.file,
@@ -372,10 +372,10 @@ def model_card(
     files: Sequence[str],
     measured: Sequence[Section],
 ) -> str:
-    """The text of README.md, with the results of ``evaluate`` where there are some.
+    """The text of README.md, with the results of ``evaluate`` if there are any.
 
-    ``images`` are those that the exported ``files`` take, of which the student's come first, and
-    ``measured`` is what was found out about them.
+    ``images`` are those that the exported ``files`` take; the student's files come first.
+    ``measured`` holds the measurements of the files.
     """
     results = _results(run, method)
     rows = [row for row in results.rows if row.method in (method, "bridge-only")] if results else []
@@ -386,7 +386,7 @@ def model_card(
         "tags": ["source-free", "cross-modal", sensor.modality, method],
         **({"model-index": [_index(method, dataset, rows)]} if rows else {}),
     }
-    none = "Not evaluated: sfkt evaluate does it where some target images have labels."
+    none = "Not evaluated: sfkt evaluate does this if some target images have labels."
     accuracies = table_of("Results", rows, _result, left=2) if rows else Section("Results", (none,))
     file = next(iter(files), "student")
     bridged = any(name.startswith("bridged-source") for name in files)
@@ -410,7 +410,7 @@ def model_card(
             part for section in (accuracies, *measured) for part in markdown_section(section)
         ),
         temperature=student.card.temperature,
-        not_bridged=" Those of `bridged-source.*` do not." * bridged,
+        not_bridged=" Those of `bridged-source.*` are not." * bridged,
     )
 
 

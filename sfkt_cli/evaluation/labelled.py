@@ -1,4 +1,4 @@
-"""The labels of test.h5 and of lists that users fill in. Only ``evaluate`` may come here."""
+"""The labels of test.h5 and of lists that users fill in. Only ``evaluate`` may use this module."""
 
 import functools
 import unicodedata
@@ -113,10 +113,10 @@ def list_to_label(run: Run, student: str) -> Path:
 def read_own_labels(path: Path) -> dict[str, str]:
     """The class names that the user wrote into a list, by the name of the image.
 
-    Lines without a label are left out; nothing where there is no such file.
+    Lines without a label are left out. If there is no such file, there are none.
 
     Raises:
-        DataError: The file cannot be read, or is no such list.
+        DataError: The file cannot be read, or is not such a list.
     """
     if not path.is_file():
         return {}
@@ -164,19 +164,19 @@ def match_own_labels(
 
 
 def _key(name: str) -> str:
-    """A name as it is compared, whatever an editor made of it."""
+    """A name in the form in which names are compared, whatever an editor made of it."""
     return unicodedata.normalize("NFC", name).strip()
 
 
 def _distinct(paths: list[str], names: list[str]) -> list[str]:
-    """Paths where each image has one of its own; else names."""
+    """The paths if each image has its own, else the names."""
     return paths if all(paths) and len(set(map(_key, paths))) == len(paths) else names
 
 
 def _match(
     transfer: Store, test: Store, ids: list[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of transfer.h5 with a label in test.h5, in their order, and the labels."""
+    """Rows of transfer.h5 that have a label in test.h5, in their order, and these labels."""
     label_of: dict[str, int] = {}
     if test.count("labels"):
         label_of = dict(zip(test.strings("labels/id"), test.labels("labels").tolist(), strict=True))

@@ -38,7 +38,7 @@ Numbers = NDArray[Any]
 
 KEPT = "the source model's weights: the student was judged worse"
 """The note on a student whose own weights were not kept."""
-UNTRANSLATED = "no translator: with it the source model saw no more in target images"
+UNTRANSLATED = "without the translator, which did not help the source model"
 """The note on a bridge whose translator was not kept."""
 
 
@@ -56,7 +56,7 @@ class Predictor:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters of all networks that a prediction passes."""
+        """Number of parameters of all networks that a prediction runs through."""
         return self.view.parameters + (self.beside.parameters if self.beside else 0)
 
     def ask(self, images: Numbers) -> tuple[Tensor, Tensor]:
@@ -142,7 +142,7 @@ def predictors_of(
     inputs: Mapping[str, str],
     encoding: Encoding,
 ) -> list[Predictor]:
-    """Everything that predicts from a target image, the oracle apart.
+    """Everything that predicts from a target image, except for the oracle.
 
     ``inputs`` are digests of the stores and of every model as they are now; students see
     ``encoding``.
@@ -185,10 +185,10 @@ def translate(models: Models, images: Numbers) -> Numbers:
 
 
 def outdated(command: str, record: Mapping[str, Any], inputs: Mapping[str, str]) -> str | None:
-    """A note where a stage was made from something that has changed since.
+    """A note if a stage was made from something that has changed since.
 
-    ``command`` is what makes it, such as ``bridge``, ``record`` its done.json, and ``inputs`` are
-    digests as they are now.
+    ``command`` is the command that makes it, such as ``bridge``, ``record`` its done.json, and
+    ``inputs`` are the present digests.
     """
     used = record.get("inputs", {})
     changed = [name for name in used if name in inputs and used[name] != inputs[name]]
@@ -198,9 +198,9 @@ def outdated(command: str, record: Mapping[str, Any], inputs: Mapping[str, str])
 
 
 def outdated_student(run: Run, method: str) -> str | None:
-    """A note where a run's student was made from data or models that have changed since.
+    """A note if a run's student was made from data or models that have changed since.
 
-    The student works without them: where they are gone or damaged, nothing is said.
+    The student works without them, so there is no note if they are gone or damaged.
     """
     record = run.record(f"transfer/{method}")
     try:
@@ -214,12 +214,12 @@ def outdated_student(run: Run, method: str) -> str | None:
 
 
 def weights_kept(record: Mapping[str, Any]) -> bool:
-    """Whether a bridge or a student, by its done.json, is what was trained, not what was before."""
+    """Whether a bridge or a student, by its done.json, has its trained weights."""
     return record.get("trained", True) and not record.get("untouched_kept")
 
 
 def costs(*records: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """Seconds of some stages together, where all of them tell, and their largest memory in MB."""
+    """Total seconds of some stages, if all are known, and their largest memory in MB."""
     complete = all("seconds" in record for record in records)
     memory = filter(None, (record.get("peak_memory_mb") for record in records))
     return sum(r["seconds"] for r in records) if complete else None, max(memory, default=None)

@@ -24,7 +24,7 @@ from sfkt_cli.settings.runs import Run, main_student
 from sfkt_cli.training.predicting import warn_of_collapse
 
 Numbers = NDArray[Any]
-TRAINING_ACCURACY = "trained on these very images and labels: its training accuracy"
+TRAINING_ACCURACY = "training accuracy: it was trained on these images and labels"
 ENSEMBLE = "tgkt+bridge"
 VIEWS = ("tgkt", "bridge-only")  # what the ensemble is made of
 SPEED_IMAGES = 512
@@ -43,7 +43,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that the report is made from."""
+    """Everything that the report is made from."""
 
     config: Config  # settings
     run: Run
@@ -119,7 +119,7 @@ class Evaluation:
         return next(reversed(self.labelled_splits), None)
 
     def said(self, method: str) -> NDArray[np.int64]:
-        """A method's class indices (N,) of all target images."""
+        """Class indices (N,) that a method names for all target images."""
         said: NDArray[np.int64] = self.outcomes[method].probabilities["target"].argmax(axis=1)
         return said
 
@@ -161,7 +161,7 @@ class Evaluation:
 
 
 def look_for_collapse(evaluation: Evaluation) -> None:
-    """Warn of each student, and of the bridge, that names one class for nearly all images."""
+    """Warn about each student, and the bridge, if it names one class for nearly all images."""
     for method, outcome in evaluation.outcomes.items():
         if not method.startswith("source-"):
             logits = _logits(outcome.probabilities["target"])
@@ -181,7 +181,7 @@ def _logits(probabilities: Numbers) -> Tensor:
 
 
 def add_ensemble(evaluation: Evaluation) -> None:
-    """Both views of a target image: the student on it, the source model on its translation."""
+    """Add the mean of both views: the student on the image, the source model on its translation."""
     if not evaluation.outcomes.keys() >= set(VIEWS):
         return
     first, second = (evaluation.outcomes[name].predictor for name in VIEWS)
@@ -196,7 +196,7 @@ def add_ensemble(evaluation: Evaluation) -> None:
 
 
 def add_rgb_bound(evaluation: Evaluation) -> None:
-    """The source model on the RGB partners of held-out images, where there are such."""
+    """Add the source model on the RGB partners of held-out images, if there are any."""
     test = evaluation.splits.get("test")
     if test is not None and test.rgb is not None:
         on_rgb = source_on_rgb(evaluation.models)
@@ -205,7 +205,7 @@ def add_rgb_bound(evaluation: Evaluation) -> None:
 
 
 def measure_speeds(evaluation: Evaluation) -> None:
-    """Time all models on the same images, in turns: what slows the machine slows all of them.
+    """Time all models on the same images, in turns, so that a slow machine slows all of them.
 
     The median of SPEED_ROUNDS rounds counts, after one for warming up.
     """

@@ -27,7 +27,7 @@ SPLITS = {
     "test": "Held-out test images",
 }
 MEANINGS = {
-    "source-only": "the RGB source model on raw target images, as three channels: the start",
+    "source-only": "the RGB source model on raw target images, copied into three channels",
     "source-encoded": "the source model on the student's encoding: where most methods start",
     "source-adapted": "the same with the batch statistics of the target images: where tgkt starts",
     "bridge-only": "the translator in front of the untouched source model",
@@ -100,7 +100,7 @@ class Section:
 
     @property
     def header(self) -> list[str]:
-        """The headings of the table; none where there is no table."""
+        """The headings of the table; none without a table."""
         return [heading for line in [*self.lines, *self.bounds][:1] for heading in line]
 
 
@@ -115,7 +115,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is known of a run."""
+    """All that is known about a run."""
 
     dataset: str  # its name
     rows: tuple[Row, ...]  # methods first, bounds last
@@ -146,7 +146,7 @@ def table_of(
 ) -> Section:
     """A table with a line for each item, which has a ``method`` and a ``note``.
 
-    Bounds lie below a rule. Notes become footnotes, whose numbers stand behind the methods.
+    Bounds are below a rule. Notes become footnotes, with their numbers behind the methods.
     """
     lines, bounds = list[Line](), list[Line]()
     marks: dict[str, str] = {}
@@ -239,7 +239,7 @@ def markdown_table(table: Section) -> str:
 
 
 def to_latex(report: Report) -> str:
-    """The accuracies as LaTeX tables, one a split; label-free scores where there are none."""
+    """The accuracies as LaTeX tables, one for each split; without accuracies, label-free scores."""
     tables = [table for _, table in split_tables(report.rows)]
     if not tables:
         tables = [section for section in report.sections if section.title == LABEL_FREE]
@@ -314,14 +314,14 @@ def _leading(text: str) -> float:
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Text that Markdown shows literally, on one line."""
     return " ".join(re.sub(r"[\\|<`*_\[]", r"\\\g<0>", printable(text)).split())
 
 
 def to_csv(header: Sequence[str], rows: Iterable[Iterable[str | float]], exact: str = "") -> str:
-    """CSV that a spreadsheet does not take for formulas: texts that look so begin with '.
+    """CSV in which a spreadsheet sees no formulas: texts that look like one begin with '.
 
-    A column ``exact``, which programs go by, such as paths, stays as it is.
+    Columns ``exact``, which programs read, such as paths, stay as they are.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -335,7 +335,7 @@ def to_csv(header: Sequence[str], rows: Iterable[Iterable[str | float]], exact: 
 def joint_note(notes: Mapping[str, str | None]) -> str | None:
     """The notes of several rows as one, by names such as ``target`` or ``seed 3``.
 
-    A note that not all of them have names those that have it.
+    If not all rows have a note, it names those that have it.
     """
     having: dict[str, list[str]] = {}
     for name, note in notes.items():
@@ -351,7 +351,7 @@ def joint_note(notes: Mapping[str, str | None]) -> str | None:
 def say_table(table: Section, caption: str = "") -> None:
     """Print a table with its title and footnotes: a rich one on a terminal, Markdown elsewhere.
 
-    Columns for which a terminal is too narrow are left out, the last ones first.
+    If a terminal is too narrow, columns are left out, the last ones first.
     """
     if not console.is_terminal:
         say("\n".join(filter(None, [table.title, markdown_table(table), *table.footnotes])))

@@ -61,7 +61,7 @@ PICTURE_PAIRS = 256  # TI pairs that PSNR and SSIM look at, at most
 
 
 def headline(evaluation: Evaluation, judged: Judgement | None) -> Headline:
-    """The first line: with labels how often the student is right, without them the verdict."""
+    """The first line: with labels, how often the student is right; without them, the verdict."""
     main, split = evaluation.main_method, evaluation.headline_split
     images = f"{SENSORS[evaluation.store.modality]} images"
     who = NAMES.get(main, "student")
@@ -116,7 +116,7 @@ def _compare(evaluation: Evaluation, first: str, second: str, split: Split) -> J
 
 
 def _on_labelling(evaluation: Evaluation, to_label: int) -> str:
-    """What makes the labels of the user's own list a fair test; empty where there is none."""
+    """What makes the labels of the user's own list a fair test; empty if there is no list."""
     if len(evaluation.own_labels[0]):
         return "p holds only if you labelled the whole list before you looked at the verdict."
     if not to_label or evaluation.list_to_label is None:
@@ -131,8 +131,8 @@ def _on_labelling(evaluation: Evaluation, to_label: int) -> str:
 def judge(evaluation: Evaluation) -> Judgement | None:
     """The verdict on the main method: by the user's own labels, else without any.
 
-    Without labels it is the one that ``transfer`` gave, where there was a bridge then and nothing
-    has changed since. None: the main method is no student.
+    Without labels it is the verdict of ``transfer``, if there was a bridge then and nothing has
+    changed since. None: the main method is not a student.
     """
     if evaluation.student is None:
         return None
@@ -159,7 +159,7 @@ def judge(evaluation: Evaluation) -> Judgement | None:
 
 
 def images_to_label(evaluation: Evaluation, judged: Judgement | None) -> list[str]:
-    """The files of the images whose labels would decide; none where they would not, or need not."""
+    """Files of the images whose labels would decide; none if they would not, or need not."""
     if judged is None or judged.word != "cannot tell" or evaluation.labelled_splits:
         return []
     student, untouched = (
@@ -171,7 +171,7 @@ def images_to_label(evaluation: Evaluation, judged: Judgement | None) -> list[st
 
 
 def _on_pairs(evaluation: Evaluation) -> str:
-    """How far the main method and the RGB model alone agree with the RGB model on TI pairs."""
+    """How often the main method and the RGB model alone agree with the RGB model on TI pairs."""
     if evaluation.pairs is None:
         return ""
     score = {name: outcome.label_free for name, outcome in evaluation.outcomes.items()}
@@ -206,7 +206,7 @@ def facts(evaluation: Evaluation) -> tuple[str, ...]:
         f"{counted(split.scene_count, 'group')} of the {split.name} split"
         for split in evaluation.labelled_splits
     )
-    how = "test.h5 holds no labels: there is no accuracy, only label-free scores"
+    how = "test.h5 holds no labels, so there is no accuracy, only label-free scores"
     if groups:
         how = (
             f"Intervals: 95 %, from the scatter between the {groups}. Images of one group (scene, "
@@ -222,7 +222,7 @@ def facts(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def _measured(evaluation: Evaluation) -> list[str]:
-    """What the training measured without labels, and went by."""
+    """What the training measured without labels and relied on."""
     if evaluation.student is None:
         return []
     record, lines = evaluation.run.record(f"transfer/{evaluation.student}"), []
@@ -231,12 +231,14 @@ def _measured(evaluation: Evaluation) -> list[str]:
     if evaluation.student == "tgkt" and "bridge_trust" in record and measured:
         taught = "0, so the student learned without it, from its own images and the pairs"
         if record.get("groups_compared", 2) < 2:
-            taught = "not measured, and so 0: too few TI pairs, or groups of them (places)"
+            taught = (
+                "0, because it cannot be measured: too few TI pairs, or groups of them (places)"
+            )
         elif record["bridge_trust"]:
             taught = (
-                f"{record['bridge_trust']:.2f} before the training; its weight then falls to 0. "
-                f"Measured again with the finished student: {record['bridge_trust_left']:.2f} (1: "
-                "the bridge sees much better)"
+                f"{record['bridge_trust']:.2f} before the training; the bridge's weight then falls "
+                "to 0. Measured again with the finished student: "
+                f"{record['bridge_trust_left']:.2f} (1: the bridge sees at least as well)"
             )
         lines.append(f"Trust in the bridge, 0 to 1: {taught}")
     if record.get("strangers") is not None:
@@ -248,7 +250,7 @@ def _measured(evaluation: Evaluation) -> list[str]:
 
 
 def sections(evaluation: Evaluation) -> tuple[Section, ...]:
-    """All sections; pictures, where they are wanted, are written into the folder."""
+    """All sections; if pictures are wanted, they are written into the folder."""
     pictures, split = evaluation.config.evaluate.pictures, evaluation.headline_split
     stages = ["bridge"] if evaluation.models.bridge else []
     stages += [f"transfer/{name}" for name in evaluation.models.students]
@@ -299,7 +301,7 @@ def differences(evaluation: Evaluation) -> Section | None:
 
 
 def thresholds(evaluation: Evaluation) -> Section | None:
-    """What `sfkt predict --threshold` rejects, of wrong answers and of right ones."""
+    """How many wrong and right answers `sfkt predict --threshold` rejects."""
     main, split = evaluation.student, evaluation.headline_split
     if split is None or main is None:
         return None
@@ -352,9 +354,9 @@ def label_free(evaluation: Evaluation) -> Section:
         lines.append({"method": named(method), **texts})
     text = (
         "TI agreement: the share of TI pairs for which the method names the same class on the "
-        "target image as the source model on the RGB image. Kappa: the agreement beyond chance, "
-        "which is 0. Closeness: 0 where the features of the two images are the same, -1 where they "
-        "are no closer than to the mean. No score here uses a label"
+        "target image as the source model on the RGB image. Kappa: agreement beyond chance (0 is "
+        "chance). Closeness: 0 if the features of the two images are the same, -1 if they are no "
+        "closer than to the mean. No score here uses a label"
     )
     if split is None:
         return Section(LABEL_FREE, (f"{text}.",), lines)
@@ -378,7 +380,7 @@ def label_free(evaluation: Evaluation) -> Section:
 def epoch_choice(run: Run, target: Split, stages: Sequence[str]) -> Section | None:
     """How well label-free scores chose the epochs, compared with labels afterwards.
 
-    It tells how the kept epoch compares with the best one, and each score with accuracy.
+    It compares the kept epoch with the best one, and each score with accuracy.
     """
     labels = np.array([target.truth.get(row, -1) for row in spread(len(target.ids)).tolist()])
     lines: list[Line] = []
@@ -417,7 +419,7 @@ def epoch_choice(run: Run, target: Split, stages: Sequence[str]) -> Section | No
 
 
 def _correlation(values: Sequence[float], accuracies: Sequence[float]) -> str:
-    """Spearman's rank correlation; - where there are fewer than four of both, or all are equal."""
+    """Spearman's rank correlation; - for fewer than four values, or if all are equal."""
     if len(values) != len(accuracies) or len(values) < 4:
         return "-"
     value = scores.rank_correlation(np.array(values), np.array(accuracies))
@@ -440,14 +442,14 @@ def bridge_quality(evaluation: Evaluation) -> Section | None:
     kept = weights_kept(record)
     trained = "Nothing was trained on these pairs."
     if not pairs.unseen:
-        trained = "The bridge was trained on them, too: there were too few pairs to keep some back."
+        trained = "The bridge was trained on them, too: there were too few pairs to hold some out."
     elif WARM in record.get("inputs", {}):
         trained = "The run that the bridge was started from may have been trained on some of them."
     if not kept:
         trained = (
-            "The translator was not kept: these are the encoded images. A target image is closer "
-            f"to its RGB partner than to {percent(record.get('ti_rank'))} % of the others with it, "
-            f"and to {percent(record.get('untouched_rank'))} % without."
+            "The translator was not kept: these are the encoded images. With it, a target image is "
+            f"closer to its RGB partner than to {percent(record.get('ti_rank'))} % of the others; "
+            f"without it, than to {percent(record.get('untouched_rank'))} %."
         )
     quantities = {
         figures.TERMS["ti_agreement"]: f"{percent(agreed['ti_agreement'])} %",

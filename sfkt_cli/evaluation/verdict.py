@@ -1,15 +1,16 @@
-"""Is the student better than the untouched RGB model? Answers without labels, and by few (ours).
+"""Is the student better than the untouched RGB model? Answers without labels, or from a few (ours).
 
 Three views look at each target image: the student, the RGB model on the encoded image, and the RGB
-model behind the translator. Where the first two differ, the third takes sides. If errors were
-independent, the one that the third view agrees with more often would be right more often
-(Platanios, Blum and Mitchell, UAI 2014). They are not: the third view is the RGB model, too, and
-sides with itself. So only its word for the student counts, and a student is called worse only where
-it certainly agrees with neither view. Its word counts for nothing where it taught the student to
-the end (``follows_bridge`` of a method): such a student agrees with it, right or wrong.
+model behind the translator. If the first two differ, the third takes sides. If errors were
+independent, the view that the third agrees with more often would be right more often (Platanios,
+Blum and Mitchell, UAI 2014). They are not independent: the third view is also the RGB model, and
+sides with itself. So it can only speak for the student, and a student is called worse only if it
+certainly agrees with neither view. A student that the third view taught to the end
+(``follows_bridge`` of a method) agrees with it, right or wrong, so it is never called better.
 
-Where that does not tell, a few labels do: of images on which student and untouched model differ, as
-all others say nothing. ``docs/results.md`` says how often the verdicts were right.
+If this cannot tell, a few labels can. They are needed for images on which the student and the
+untouched model differ, because all others say nothing. ``docs/results.md`` says how often the
+verdicts were right.
 """
 
 from collections import Counter
@@ -26,11 +27,11 @@ model behind the translator (``bridge``), or the true ones (``labels``)."""
 Names = Sequence[str] | NDArray[np.str_]
 """Scenes or recordings (N,), whose images are alike."""
 RESAMPLINGS = 2000
-FEWEST = 30  # of fewer images nothing is said
-FEWEST_SCENES = 10  # nor of fewer scenes: draws of one to three have hardly any width
+FEWEST = 30  # fewer images give no verdict
+FEWEST_SCENES = 10  # nor do fewer scenes: draws of one to three have hardly any width
 AT_CHANCE = 0.1  # a kappa (agreement beyond chance) below this is no agreement
 TO_LABEL = 50
-"""Images that are listed to be labelled."""
+"""Largest number of images that are listed to be labelled."""
 PROVEN = 0.05  # p below which labels decide
 PROVING_SCENES = 6  # labels of fewer never decide: their smallest p is 2^(1 - scenes)
 
@@ -58,8 +59,8 @@ def verdict(
     ``better``: the third view agrees with the student more often than with the untouched model
     (95 %, two-sided, over draws of the groups), and all three agree with each other beyond chance.
     ``worse``: the two views of the RGB model agree beyond chance, and the student's agreement with
-    both is certainly AT_CHANCE. Few images, or few scenes, prove neither. Without ``groups``, each
-    image is a scene. ``seed`` is that of the draws. A student that ``follows_bridge`` is never
+    both is certainly below AT_CHANCE. Few images, or few scenes, prove neither. Without ``groups``,
+    each image is a scene. ``seed`` decides the draws. A student that ``follows_bridge`` is never
     called better.
     """
     s, u, b = (np.asarray(view) for view in (student, untouched, bridge))
@@ -91,10 +92,11 @@ def verdict(
 def rows_to_label(
     student: Predicted, untouched: Predicted, groups: Names, *, seed: int
 ) -> NDArray[np.int64]:
-    """Rows (at most TO_LABEL) of images on which the two models differ, in a drawn order.
+    """Rows (at most TO_LABEL) of images on which the two models differ, in a random order.
 
-    One image of each scene comes first, then a second one: images of a scene are alike. None where
-    the two differ on images of too few scenes for labels to decide. ``seed`` is that of the order.
+    One image of each scene comes first, then a second one, because images of a scene are alike.
+    There are none if the two differ on too few scenes for labels to decide. ``seed`` decides the
+    order.
     """
     differ = np.flatnonzero(np.asarray(student) != np.asarray(untouched))
     if len({groups[row] for row in differ.tolist()}) < PROVING_SCENES:
@@ -113,9 +115,9 @@ def judge_by_labels(
 ) -> Judgement:
     """Compare a student with the untouched RGB model by labels of a few images.
 
-    Scenes count (exact sign-flip test, two-sided, p < PROVEN): if both models were as good, the
-    images of a scene on which only one of them is right would be as likely the other one's.
-    ``encoding`` is the name of that of target images.
+    An exact sign-flip test over scenes, two-sided, at p < PROVEN: if both models were equally good,
+    the gain of each scene would be as likely negative as positive. ``encoding`` is the name of the
+    encoding of target images.
     """
     s, u, true = (np.asarray(view) for view in (student, untouched, labels))
     gains = (s == true).astype(np.int64) - (u == true)
@@ -153,7 +155,8 @@ def advice(
 ) -> str:
     """The verdict without labels as a sentence that says what to ship.
 
-    ``encoding`` is the name of that of target images; ``follows_bridge`` as in :func:`verdict`.
+    ``encoding`` is the name of the encoding of target images; ``follows_bridge`` as in
+    :func:`verdict`.
     """
     if word == "better":
         return "Judged without labels, the student is better than your RGB model: ship the student."
@@ -162,7 +165,7 @@ def advice(
             "Judged without labels, the student is worse than your RGB model: keep your RGB model "
             f"with the encoding {encoding}."
         )
-    unknown = "Without labels it cannot be told whether the student is better than your RGB model"
+    unknown = "Without labels, sfkt cannot tell whether the student is better than your RGB model"
     if follows_bridge:
         unknown += ", because the bridge taught it to the end and would only agree with itself"
     differ = np.flatnonzero(np.asarray(student) != np.asarray(untouched))

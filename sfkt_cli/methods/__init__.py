@@ -1,4 +1,4 @@
-"""One module a transfer method, and the table of them.
+"""One module for each transfer method, and the table of them.
 
 ``objective.py`` says what a method has, and what it may look at.
 """
@@ -22,7 +22,7 @@ class Method(NamedTuple):
 METHODS = {
     "tgkt": Method(
         "sfkt_cli.methods.tgkt:Tgkt",
-        "student taught by the bridge where that sees better, by TI pairs and by itself (TGKT)",
+        "student taught by TI pairs, by itself, and by the bridge while that sees better (TGKT)",
     ),
     "distill": Method(
         "sfkt_cli.methods.distill:Distill",

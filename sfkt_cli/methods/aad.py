@@ -5,8 +5,8 @@
     L_attract   predictions follow those of the k nearest neighbours in a feature bank
     L_disperse  predictions differ from those of the other images of the batch
 
-The weight decays from epoch to epoch here, from step to step in the released code. As there, the
-head is trained.
+Here the weight decays from epoch to epoch, in the released code from step to step. The head is
+trained, as in the released code.
 """
 
 import torch

@@ -1,10 +1,11 @@
-"""Scores that need no labels: they choose checkpoints, weigh teachers, warn of what is wrong.
+"""Scores that need no labels: they choose checkpoints, weigh teachers and warn of failures.
 
-Bridge and transfer write the classes predicted after each epoch to ``epochs.npy``; only
+Bridge and transfer write the classes predicted after each epoch to ``epochs.npy``. Only
 ``evaluate`` compares them with labels, afterwards.
 
-Logits are (N, K) and features (N, D), of N images. On TI pairs, a model's are those of the
-(translated) target images, the partners' those of the source model on the RGB images.
+Logits are (N, K) and features (N, D) of N images. On TI pairs, ``logits`` and ``features`` are
+those of a model on the (translated) target images, ``partner_logits`` and ``partner_features``
+those of the source model on the RGB images.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from sfkt_cli.training.predicting import View, predict_rows
 
 SELECTORS: tuple[str, ...] = get_args(LabelFree)
 EPOCHS_FILE = "epochs.npy"  # in the folder of a stage: the classes predicted after each epoch
-STRANGERS_AMONG = 10_000  # target images that tell the share of strangers, at most
+STRANGERS_AMONG = 10_000  # the share of strangers is estimated on at most so many target images
 
 
 def agreement(logits: Tensor, partner_logits: Tensor) -> float:
-    """TI agreement: share of pairs on whose two images the models name the same class."""
+    """TI agreement: share of pairs for which both models name the same class."""
     return float((logits.argmax(dim=1) == partner_logits.argmax(dim=1)).float().mean())
 
 
@@ -61,9 +62,9 @@ def partner_rank(features: Tensor, partner_features: Tensor) -> Tensor:
 
         rank_i = share of the j != i with cos(f_i, g_j) < cos(f_i, g_i), features less their mean
 
-    0.5 is chance; 1: the partner is the nearest of all. Kappa looks at the named class alone, which
-    for task-irrelevant pairs is mostly the same few; this looks at all that the source model sees,
-    so a few dozen pairs tell two models apart. A single pair is given 0.5.
+    0.5 is chance; 1: the partner is the nearest of all. Kappa only looks at the named class, which
+    is mostly one of a few for task-irrelevant pairs. This looks at all that the source model sees,
+    so a few dozen pairs tell two models apart. A single pair gets 0.5.
 
     Returns:
         (N,) ranks.
@@ -85,9 +86,10 @@ def bridge_lead(
 
         lead = mean_i (rank_i(bridge) - rank_i(other)) / standard error
 
-    The other model is the student. Above 0: behind the bridge target images find their RGB partners
-    better than in the other model (:func:`partner_rank`). Pairs of one group, such as the frames of
-    a recording, are alike: the standard error is one over groups. 0 for fewer than two groups.
+    The other model is the student. Above 0, target images find their RGB partners better behind the
+    bridge than in the other model (:func:`partner_rank`). Pairs of one group, such as the frames of
+    a recording, are alike, so the standard error is taken over groups. The lead is 0 for fewer than
+    two groups.
 
     Args:
         bridged: (N, D) features of translated images of TI pairs that T was not trained on.
@@ -121,12 +123,12 @@ def stranger_share(features: Tensor, ti_features: Tensor) -> float | None:
     Source: Garg et al., NeurIPS 2021 (mixture proportion estimation), without the confidence term.
 
     Args:
-        features: (N, D) of the source model on target images; of more than STRANGERS_AMONG, so many
-            are looked at.
-        ti_features: (M, D) on the target images of TI pairs.
+        features: (N, D) features of the source model on target images; at most STRANGERS_AMONG of
+            them are looked at.
+        ti_features: (M, D) its features on the target images of TI pairs.
 
     Returns:
-        None for fewer than 50 images of either.
+        The bound; None for fewer than 50 images of either kind.
     """
     if min(len(features), len(ti_features)) < 50:
         return None
@@ -153,7 +155,7 @@ def stranger_share(features: Tensor, ti_features: Tensor) -> float | None:
 def feature_distance(features: Tensor, partner_features: Tensor) -> float:
     """TI feature distance: mean squared difference, as a share of the partners' variance.
 
-    0: the same features; 1: no better than always saying the mean; 2: unrelated.
+    0: the same features; 1: no better than the mean; 2: unrelated.
     """
     variance = partner_features.var(dim=0, correction=0).mean().clamp_min(1e-12)
     return float((features - partner_features).square().mean() / variance)
@@ -175,7 +177,7 @@ class ScoringPairs:
     unseen: bool  # whether this run trained nothing on them; there may be too few pairs for that
 
     def scores(self, features: Tensor, logits: Tensor) -> dict[str, float]:
-        """The scores of a model, by name, from its outputs on ``target``; the larger the better."""
+        """The scores of a model by name, from its outputs on ``target``; larger is better."""
         return {
             "ti_agreement": agreement(logits, self.logits),
             "ti_kappa": kappa(logits, self.logits),
@@ -194,11 +196,11 @@ def scoring_pairs(store: Store, pairs: PairRows, source: View) -> ScoringPairs |
 
 
 def target_scores(logits: Tensor, mirrored_logits: Tensor | None = None) -> dict[str, float]:
-    """The scores on TR target images, by name; all are better the larger.
+    """The scores on TR target images by name; larger is better.
 
-    ``tr_mirror`` is the :func:`kappa` of images and their mirror images, where these are given: a
-    model that sees the class names it for both, one that names a single class for all has 0 (ours).
-    A single image has no ``tr_density``.
+    ``tr_mirror`` is the :func:`kappa` of images and their mirror images, if these are given (ours).
+    A model that sees the class names it for both; a model that names one class for all images has
+    0. A single image has no ``tr_density``.
     """
     values = {"tr_information": information(logits)}
     sample = logits[spread(len(logits))].softmax(dim=1).numpy()
@@ -222,7 +224,7 @@ class EpochScorer:
         self._pairs = pairs
 
     def scores(self, view: View, folder: Path, epoch: int) -> dict[str, float]:
-        """The scores after an epoch; its predictions are written into the stage's folder."""
+        """The scores after an epoch; also writes its predictions into the stage's folder."""
         _, logits = predict_rows(self._tr_target, view)
         _, mirrored = predict_rows(self._tr_target[:, :, ::-1], view)
         if view.runtime.main:
@@ -234,14 +236,18 @@ class EpochScorer:
 
 
 def selector(config: Config, *, ti: bool, auto: str | None = None) -> str | None:
-    """The score that chooses the epoch, ``auto`` where the settings say so; None: the last is kept.
+    """The score that chooses the epoch; None: the last epoch is kept.
 
-    ``ti``: whether the scores on TI pairs are known. Settings that have no effect are warned of.
+    ``auto`` is the score for the setting ``auto``; ``ti`` says whether there are scores on TI
+    pairs. Warns of settings that have no effect.
     """
     wanted, patience = config.training.select, config.training.patience
     chosen = auto if wanted == "auto" else wanted
     if chosen is not None and chosen.startswith("ti_") and not ti:
-        warn(f"training.select={chosen}: there are no TI pairs to score on, the last epoch is kept")
+        warn(
+            f"training.select={chosen}: there are no TI pairs to score on, so the last epoch is "
+            "kept"
+        )
         chosen = "last"
     if chosen not in (None, "last"):
         return chosen
@@ -269,7 +275,7 @@ def write_epoch(folder: Path, epoch: int, logits: Tensor) -> None:
 
 
 def load_epochs(folder: Path) -> NDArray[np.int16]:
-    """Classes predicted (E, R) after each epoch of a stage; (0, 0) where there is no file."""
+    """Classes (E, R) predicted after each epoch of a stage; (0, 0) if there is no file."""
     path = folder / EPOCHS_FILE
     if not path.is_file():
         return np.zeros((0, 0), np.int16)

@@ -4,8 +4,8 @@
 
     L_near   predictions follow those of the k nearest neighbours in a feature bank; weight 1 where
              the two are among each other's nearest, else r
-    L_wider  they follow the m nearest neighbours of each of those, with weight r
-    L_self   they follow what the bank holds of the image itself
+    L_wider  predictions follow those of the m nearest neighbours of each neighbour, with weight r
+    L_self   predictions follow the bank's entry of the image itself
 
 As in the released code, the head is trained. An image among the neighbours of its neighbours is
 left out of L_wider, because L_self stands for it.
@@ -48,7 +48,7 @@ class Nrc(TransferObjective):
 
 
 def affinities(rows: Tensor, wider: Tensor, least: float) -> tuple[Tensor, Tensor]:
-    """How far each neighbour is to be trusted.
+    """Weights of the neighbours, and of their neighbours.
 
     Args:
         rows: (B,) row numbers of the images.
@@ -56,8 +56,8 @@ def affinities(rows: Tensor, wider: Tensor, least: float) -> tuple[Tensor, Tenso
         least: r, affinity of neighbours that are not reciprocal.
 
     Returns:
-        (B, k): 1 where the image is among its neighbour's neighbours, else r. (B, k m): r, but 0
-        where the neighbour's neighbour is the image itself.
+        (B, k): 1 if the image is among its neighbour's neighbours, else r. (B, k m): 0 if the
+        neighbour's neighbour is the image itself, else r.
     """
     itself = wider == rows.view(-1, 1, 1)
     reciprocal = itself.any(dim=2)

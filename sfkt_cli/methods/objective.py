@@ -1,7 +1,7 @@
 """What every transfer method has, and what it may look at: unlabelled images through frozen models.
 
-CONTRIBUTING.md says how to add a method. Two ways to learn from the target images alone are shared
-by several: clusters, and a bank of neighbours.
+CONTRIBUTING.md says how to add a method. Several methods share two ways to learn from the target
+images alone: clusters, and a bank of neighbours.
 """
 
 from typing import Any
@@ -27,22 +27,22 @@ from sfkt_cli.training.runtime import Runtime
 
 
 class TeacherOutputs:
-    """Frozen models, what they say of the unlabelled images, and ways to look at a student.
+    """Frozen models, their outputs on the unlabelled images, and ways to look at a student.
 
-    N target images (TR) and M TI pairs, in the order of transfer.h5, averaged over an image and its
-    mirror image; on the device.
+    There are N target images (TR) and M TI pairs, in the order of transfer.h5. Outputs are means
+    over an image and its mirror image, and lie on the device.
 
     Args:
         store: The prepared transfer.h5.
         source: The frozen source model.
         translator: The bridge's translator; None: no bridge.
-        encoding: Of target images for the student.
+        encoding: Encoding of target images for the student.
         runtime: Device and precision.
         pairs: Rows of the pairs that are trained on, and of those that only score.
-        ti: Whether the pairs are looked at.
+        ti: Whether the method looks at the pairs.
     """
 
-    ti_features: Tensor  # (M, D), source model on RGB partners; there only with ``ti``
+    ti_features: Tensor  # (M, D), source model on RGB partners; only with ``ti``
     bridged_logits: Tensor  # (N, K), source model on translated TR images; only with a bridge
 
     def __init__(
@@ -59,10 +59,10 @@ class TeacherOutputs:
         self.source = source
         self.encoding = encoding
         self.targets = store.count("target")  # N
-        self.groups: list[str] = []  # of held-out pairs that can prove something of the bridge
+        self.groups: list[str] = []  # groups of the held-out pairs that can judge the bridge
         self._store, self._runtime = store, runtime
         self._held_out = pairs.held_out
-        # Features (H, D) of translated held-out pairs; None where they prove nothing of the bridge.
+        # Features (H, D) of translated held-out pairs; None if they cannot judge the bridge.
         self._bridged_pairs: Tensor | None = None
         targets = store["target/target"]
         quick = fold_batch_norms(source, targets.shape[1])
@@ -99,7 +99,7 @@ class TeacherOutputs:
         adapt_batch_norms(self._store["target/target"], view)
 
     def bridge_lead(self, student: Classifier) -> float:
-        """By how many standard errors the bridge sees better than a student; 0 without proof.
+        """By how many standard errors the bridge sees better than a student; 0 if nothing can tell.
 
         See :func:`sfkt_cli.methods.label_free.bridge_lead`.
         """
@@ -111,20 +111,20 @@ class TeacherOutputs:
 
 
 class TransferObjective(Objective):
-    """A student, and what it is trained with: a batch in, named loss terms out.
+    """A student and its training objective: a batch in, named loss terms out.
 
     A method sets ``weights``, writes :meth:`forward`, and overrides what else differs, such as
-    :meth:`begin_epoch` and :meth:`after_step`; see :class:`sfkt_cli.training.loop.Objective`. Where
-    some steps give a trained parameter, such as the head's, no gradient, it sets
-    ``skips_parameters``: several processes need to know.
+    :meth:`begin_epoch` and :meth:`after_step`; see :class:`sfkt_cli.training.loop.Objective`. If
+    some steps give a trained parameter no gradient, such as those of the head, the method sets
+    ``skips_parameters``, which several processes need to know.
 
     Batches hold TR target images as they are stored, shifted and mirrored at random
     (``tr_target``), and their row numbers among all target images (``tr_rows``). With ``needs_ti``
     they also hold ``ti_target`` and ``ti_rows``, the same of TI pairs.
     """
 
-    needs_bridge = False  # whether it takes the outputs of a bridge
-    # Whether the bridge teaches the student to the end, so that it cannot judge it.
+    needs_bridge = False  # whether it uses the outputs of a bridge
+    # Whether the bridge teaches the student to the end, so that it cannot judge the student.
     follows_bridge = False
     needs_ti = False  # whether it looks at TI pairs
     # Whether batches hold ``tr_target_2``: the images of ``tr_target``, shifted and mirrored anew.
@@ -144,11 +144,11 @@ class TransferObjective(Objective):
         return pairs | {"tr_target"} | ({"tr_target_2"} if self.needs_second_view else set())
 
     def facts(self) -> dict[str, float]:
-        """Figures for done.json, asked for after the training."""
+        """Figures for done.json; called after the training."""
         return {}
 
     def encoded(self, images: Tensor) -> Tensor:
-        """What the student takes, (B, 3, H, W), of target images as stored."""
+        """The input of the student (B, 3, H, W) for stored target images."""
         return as_rgb(encode(images, self.outputs.encoding))
 
 
@@ -159,16 +159,16 @@ def cluster_labels(
 
     A 1 is appended to the features, and they are scaled to unit length. Centroids start as means
     weighted by the predicted probabilities. Each image takes the class of the nearest centroid in
-    cosine. Each further round takes the means of the hard assignments; in these rounds, a class
-    that no image is predicted as, or that has no images, has no centroid.
+    cosine. In each further round, centroids are means over the hard assignments. A class that is
+    predicted for no image, or assigned to none, then has no centroid.
 
     Source: rounds = 1 is SHOT as released (Liang et al., ICML 2020, Eq. 4 to 6); rounds = 0 with
     ``euclidean`` is SOCKET as released.
 
     Args:
-        features: (N, D).
-        logits: (N, K).
-        rounds: Repetitions with hard assignments.
+        features: (N, D) features of the target images.
+        logits: (N, K) logits of the target images.
+        rounds: Number of repetitions with hard assignments.
         euclidean: Take the nearest centroid in Euclidean distance; centroids keep their length.
 
     Returns:
@@ -207,13 +207,13 @@ def _whole_batch(values: Tensor) -> Tensor:
 
 
 class Bank(nn.Module):
-    """Unit features and predictions of all N target images, as buffers: a resumed run has them.
+    """Unit features and predictions of all N target images, kept as buffers for a resumed run.
 
     Source: NRC (Yang et al., NeurIPS 2021) and AaD (Yang et al., NeurIPS 2022).
 
     Args:
-        features: (N, D), from the student before its training.
-        logits: (N, K), from the student before its training.
+        features: (N, D) features of the student before its training.
+        logits: (N, K) logits of the student before its training.
     """
 
     features: Tensor
@@ -228,13 +228,13 @@ class Bank(nn.Module):
     def remember(self, rows: Tensor, features: Tensor, logits: Tensor) -> None:
         """Replace the entries of a batch, over all processes.
 
-        A batch in which one pass over the images ends and the next begins may hold an image twice:
-        its last place counts. Of two writes to one row, chance would keep one.
+        A batch in which one pass over the images ends and the next begins may hold an image twice.
+        Its last place counts; otherwise chance would decide between the two writes.
 
         Args:
             rows: (B,) row numbers of the images.
-            features: (B, D).
-            logits: (B, K).
+            features: (B, D) features of the images.
+            logits: (B, K) logits of the images.
         """
         rows = _whole_batch(rows)
         places = torch.arange(len(rows), device=rows.device)
@@ -247,8 +247,8 @@ class Bank(nn.Module):
         """Row numbers of the nearest other images in cosine, the nearest first.
 
         Args:
-            rows: (...,) row numbers of the images that ask.
-            count: How many; fewer where the bank is smaller.
+            rows: (...,) row numbers of the images whose neighbours are wanted.
+            count: Number of neighbours; a smaller bank gives fewer.
 
         Returns:
             (..., count).

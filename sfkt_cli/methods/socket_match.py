@@ -79,8 +79,8 @@ class Socket(TransferObjective):
 class SocketBridge(Socket):
     """The objective of ``sfkt transfer --method socket+bridge``.
 
-    SOCKET with a student that sees translated images: the frozen translator stands in front of the
-    student and is saved with it. The paper lacks this comparison.
+    SOCKET with a student that sees translated images, a comparison that the paper lacks. The frozen
+    translator stands in front of the student and is saved with it.
     """
 
     needs_bridge = True

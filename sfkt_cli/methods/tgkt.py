@@ -1,29 +1,30 @@
-"""TGKT: make the source model a student for the sensor, with the bridge as its first teacher.
+"""TGKT: turn the source model into a student for the sensor, with the bridge as its first teacher.
 
     L_TGKT = beta_kl c(t) L_KL + beta_f L_f + beta_self L_self + beta_im L_IM
 
     L_KL    student on x_target^TR follows the source model on T(x_target^TR)  arXiv:2401.05014
     L_f     student on x_target^TI follows F_s(x_rgb^TI)                       arXiv:2401.05014
-    L_self  cross-entropy with pseudo-labels, anew each epoch                  arXiv:2401.05014
+    L_self  cross-entropy with pseudo-labels, renewed each epoch               arXiv:2401.05014
     L_IM    certain and diverse predictions on x_target^TR                     ours, from SHOT
-            (half as diverse as the student's own class frequencies, half evenly)
-    c(t)    trust in the bridge beside the student, from 0 to 1                ours
+            (towards class frequencies halfway between the student's own and equal ones)
+    c(t)    trust in the bridge, from 0 to 1                                   ours
 
-In the paper c(t) = 1. Ours follows z(t): by how many standard errors target images of held-out TI
-pairs find their RGB partners better behind the bridge than in the student
+In the paper c(t) = 1. Ours follows the bridge's lead z(t): by how many standard errors the target
+images of held-out TI pairs find their RGB partners better behind the bridge than in the student
 (``label_free.bridge_lead``):
 
-    c(0) = 1 where z(0) >= 1, else 0                   the bridge has to be better, beyond noise
-    c(t) = min(c(0), clip(z(t) + 1, 0, 1), 1 - t / T)  before epoch t of T: until the student is
+    c(0) = 1 if z(0) >= 1, else 0                      the bridge has to be better beyond noise
+    c(t) = min(c(0), clip(z(t) + 1, 0, 1), 1 - t / T)  before epoch t of T, until the student is
 
 The student begins as the source model with the batch statistics of target images (AdaBN, Li et al.,
-2016): a model that a few steps make of it anyway is the fair rival of the bridge. Two models that
-see as well in different ways still learn from each other; once the student sees better than the
-bridge, and towards the end, it learns by itself: a bridge is a start, and no ceiling.
+2016). A few steps turn it into this model anyway, so this is the fair rival of the bridge. Two
+models that see equally well in different ways still learn from each other. Once the student sees
+better than the bridge, and towards the end, it learns by itself: the bridge is a start, not a
+ceiling.
 
-TR and TI images of a step pass the student together, with one set of batch statistics: what it
-learns about one holds for the other. The head stays as the source model has it, as in SHOT (ours):
-a free head follows the student's clusters wherever they go.
+TR and TI images of a step pass through the student together, with one set of batch statistics, so
+what it learns about one holds for the other. The head stays that of the source model, as in SHOT
+(ours), because a free head follows the student's clusters wherever they go.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ from sfkt_cli.settings.config import Config
 from sfkt_cli.training.loop import Batch
 
 PROVEN, OVERTAKEN = 1.0, -1.0
-"""Leads of the bridge, in standard errors: from the first on it is trusted, until the second."""
+"""Leads of the bridge, in standard errors, at which the trust begins and at which it ends."""
 EQUAL_SHARE = 0.5
-"""Share of equal frequencies in the measured ones: a student may be wrong about them."""
+"""Share of equal frequencies in the prior, because the student may be wrong about its own."""
 
 
 class Tgkt(TransferObjective):
@@ -110,7 +111,7 @@ class Tgkt(TransferObjective):
         return min(max(self.outputs.bridge_lead(self.student) - OVERTAKEN, 0.0), 1.0)
 
     def facts(self) -> dict[str, float]:
-        """c(0), c beside the finished student, and the groups of pairs that were compared."""
+        """c(0), c with the finished student, and the number of groups of compared pairs."""
         left = self._trust_left()
         return {
             "bridge_trust": round(self.trust, 3),
@@ -139,11 +140,11 @@ class Tgkt(TransferObjective):
         return torch.tensor(self._labelled)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """What :meth:`get_extra_state` gave."""
+        """Restore what :meth:`get_extra_state` returned."""
         self._labelled = bool(state)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Loss terms of ``tr_target``, ``tr_rows``, ``ti_target`` and ``ti_rows``, as stored."""
+        """Loss terms of stored ``tr_target`` and ``ti_target`` and their row numbers."""
         weights, rows = self.weights, batch["tr_rows"]
         images, count = batch["tr_target"], len(batch["tr_target"])
         if self.needs_ti:

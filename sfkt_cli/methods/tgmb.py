@@ -32,19 +32,19 @@ REC_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": losses.absolute_error,
     "ssim": losses.structural_dissimilarity,
 }
-"""Value of ``bridge.rec_loss`` to the equation of L_rec."""
+"""Equation of L_rec for each value of ``bridge.rec_loss``."""
 
 
 class Tgmb(Objective):
     """The objective of ``sfkt bridge``.
 
     Args:
-        translator: T, in training.
+        translator: T, which is trained.
         source: The frozen source model; never a child of this module, so that ``train()`` here
             does not wake its batch norms.
         encoding: Encoding of the target images.
-        weights: ``rec``, ``d``, ``im``, ``f`` and ``p``, for vqgan ``commit`` and ``patch``; a term
-            at 0 is not computed, ``p`` only where there are ``feature_maps``.
+        weights: ``rec``, ``d``, ``im``, ``f`` and ``p``, for vqgan also ``commit`` and ``patch``. A
+            term of weight 0 is not computed, nor is ``p`` without ``feature_maps``.
         features: Size D of the source model's features.
         rec_loss: Key of REC_LOSSES.
         d_on: ``feature`` or ``image``: what the discriminator of L_D sees.
@@ -81,7 +81,7 @@ class Tgmb(Objective):
         self.skips_parameters = not weights["d"]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Loss terms of ``ti_rgb`` and ``ti_target`` (pairs) and ``tr_target``, as stored."""
+        """Loss terms of stored ``ti_rgb`` and ``ti_target`` (pairs) and ``tr_target``."""
         (source,) = self._frozen
         weights = self.weights
         rgb = rgb_to_float(batch["ti_rgb"])

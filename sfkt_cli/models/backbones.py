@@ -160,7 +160,7 @@ def _timm(name: str, pretrained: bool) -> tuple[nn.Module, int]:
 
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name}*")[:3]) or "see timm.list_models()"
-        raise ConfigError(f"source.backbone = 'timm:{name}' is no timm model; near: {near}")
+        raise ConfigError(f"source.backbone = 'timm:{name}' is not a timm model; near: {near}")
     try:
         network = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except OSError as error:

@@ -433,7 +433,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str], list[str]]:
         try:
             tensors = load_file(path)
         except Exception as error:  # damaged ones raise almost anything, such as KeyError
-            raise DataError(f"{path} is no intact .safetensors file: {error}") from None
+            raise DataError(f"{path} is not an intact .safetensors file: {error}") from None
     elif path.suffix.lower() in STATE_DICT_SUFFIXES:
         tensors, classes, remarks = _unwrap(path, _read_torch(path))
     else:
@@ -493,7 +493,7 @@ def _read_torch(path: Path) -> Any:
         if is_zip or path.read_bytes()[:1] == PICKLE:
             _refuse_network(path, PICKLED)
         raise DataError(
-            f"{path} cannot be read: it is no file of weights; write one with {SAVE_WEIGHTS}"
+            f"{path} cannot be read: it is not a file of weights; write one with {SAVE_WEIGHTS}"
         ) from None
     except Exception as error:  # damaged archives raise almost anything, such as zlib.error
         raise DataError(f"{path} cannot be read as a state dict: {first_line(error)}") from None

@@ -210,7 +210,7 @@ def _parse(path: Path, model: Any) -> tuple[dict[str, Tensor], list[Node]]:
     """Tensors and nodes of a file; constants are tensors."""
     graph = model.graph
     if not graph.node or not graph.output:
-        raise DataError(f"{path} is no intact ONNX file: it holds no graph")
+        raise DataError(f"{path} is not an intact ONNX file: it holds no graph")
     refuse_what_is_elsewhere(path, model)
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
     if opset < OLDEST_OPSET:

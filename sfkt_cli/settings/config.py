@@ -108,7 +108,7 @@ class PrepareConfig(Section):
     workers: int = Field(0, ge=0, le=256)
     """Number of processes that decode and resize; 0: one for each core."""
     fit: Literal["crop", "squash"] = "crop"
-    """crop: keep the middle square. squash: keep everything, proportions change."""
+    """crop: keep the middle square. squash: keep the whole image and change its proportions."""
     max_pixels: int = Field(100_000_000, ge=1)
     """Images of more pixels are refused (decompression bombs)."""
 
@@ -119,7 +119,7 @@ class SyntheticConfig(Section):
     pairs: int = Field(8000, ge=60, le=100_000)
     """RGB-D pairs in all, TR and TI."""
     ti_share: float = Field(0.4, gt=0, lt=1)
-    """Share of them that are task-irrelevant."""
+    """Share of the pairs that are task-irrelevant."""
 
 
 class NyuDepthConfig(Section):
@@ -135,9 +135,9 @@ class SunRgbdConfig(Section):
     """SUN RGB-D; each sensor is a domain."""
 
     source_sensor: Sensor = "kv1"
-    """Its RGB images train the source model."""
+    """Sensor whose RGB images train the source model."""
     target_sensor: Sensor = "kv2"
-    """Its depth images are the target."""
+    """Sensor whose depth images are the target images."""
     depth: Literal["depth", "depth_bfx"] = "depth"
     """depth: as recorded. depth_bfx: holes filled."""
     nyu_overlap: bool = True
@@ -150,14 +150,14 @@ class DimlRgbdConfig(Section):
     resolution: Literal["HR", "LR"] = "LR"
     """Which size of the sample set is read."""
     depth: Literal["filled", "warped"] = "filled"
-    """Full set: filled is up_png, warped is warp_png with its holes."""
+    """Depth of the full set: filled (up_png) or warped, with its holes (warp_png)."""
 
 
 class WashingtonRgbdConfig(Section):
     """Washington RGB-D Object, the crops."""
 
     background: Literal["keep", "remove"] = "keep"
-    """remove: depth outside of the object's mask becomes missing and RGB black."""
+    """remove: outside of the object's mask, depth becomes missing and RGB black."""
 
 
 class FoldersConfig(Section):
@@ -166,7 +166,7 @@ class FoldersConfig(Section):
     manifest: UserPath | None = None
     """CSV or JSONL with columns rgb, target, label, role, group; relative to the root."""
     modality: Modality = "depth"
-    """What the target sensor measures: selects unit, valid range and default encoding."""
+    """What the target sensor measures; it selects unit, valid range and default encoding."""
     unit: Literal["auto", "mm", "m", "raw"] = "auto"
     """Unit of stored depth values; auto: integers are millimetres and floats are metres."""
     scale: Positive | None = None
@@ -174,7 +174,7 @@ class FoldersConfig(Section):
     missing: tuple[int | float, ...] = ()
     """Values that stand for no reading, such as [65535]; depth becomes 0, others the median."""
     registered: bool = True
-    """False: the two images of a pair are not aligned; pixel losses are switched off."""
+    """false: the images of a pair are not aligned, so no loss compares their pixels."""
 
     @model_validator(mode="after")
     def _depth_alone(self) -> Self:
@@ -190,11 +190,11 @@ class TrainingConfig(Section):
     """Settings that source, bridge and transfer share."""
 
     min_steps: int = Field(40, ge=1, le=100_000)
-    """Smallest number of steps in an epoch; an epoch passes over small data sets several times."""
+    """Smallest number of steps in an epoch, which passes several times over small data sets."""
     shift: float = Field(0.08, ge=0, le=0.5)
-    """Random shift of the crop, as a share of the image side; both images of a pair alike."""
+    """Largest random shift of the crop, as a share of the image side; the same for a pair."""
     flip: bool = True
-    """Mirror images at random; always both images of a pair."""
+    """Mirror images at random, always both images of a pair."""
     ti_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the TI pairs that training uses; the number of steps stays the same."""
     shuffle_pairs: bool = False
@@ -208,8 +208,8 @@ class TrainingConfig(Section):
     clip_norm: Positive | None = None
     """Largest norm of the gradient; null: no clipping."""
     warm_start: UserPath | None = None
-    """Folder of a finished run with fewer images: source takes its source model; bridge and
-    transfer start from its translator and its student (--warm-start)."""
+    """Folder of a finished run with fewer images. source takes its source model; bridge and
+    transfer start from its translator and its student (flag --warm-start)."""
 
 
 class SourceConfig(Section):
@@ -228,27 +228,27 @@ class SourceConfig(Section):
     """Your own classifier, instead of training one: .safetensors, a .pth state dict, .onnx, a
     folder written by sfkt. Other networks: `sfkt_cli.import_model` in Python."""
     mixture: tuple[UserPath, ...] = ()
-    """Several source models instead of one: finished runs, or their source folders, all with the
+    """Several source models instead of one: finished runs or their source folders, all with the
     classes of the data. Students learn a weight for each (SOCKET, DECISION)."""
     classes: tuple[ClassName, ...] = ()
     """Class names of the checkpoint, in the order of its outputs; empty: those of the data."""
     features: str = ""
-    """Name of the checkpoint's linear layer whose input are the features, such as fc; empty: the
-    last linear layer."""
+    """Name of the checkpoint's linear layer that takes the features, such as fc; empty: the last
+    linear layer."""
     mean: tuple[float, float, float] | None = None
-    """Mean of RGB in [0, 1] that is subtracted before the source model; null: that of the published
+    """Mean that is subtracted from RGB in [0, 1] for the source model; null: that of the published
     weights of the backbone. For a model that takes 0..255, divide mean and std by 255."""
     std: tuple[Positive, Positive, Positive] | None = None
-    """Standard deviation of RGB in [0, 1] that divides it after that; null: as for mean."""
+    """Standard deviation by which RGB is divided after that; null: as for mean."""
     channel_order: Literal["rgb", "bgr"] = "rgb"
     """bgr: the checkpoint was trained on BGR images, as OpenCV reads them."""
     epochs: int = Field(25, ge=0, le=100_000)
-    """Passes over the source images; 0 leaves random weights (a check for sceptics)."""
+    """Passes over the source images; 0 keeps random weights (a check for sceptics)."""
     learning_rate: Positive | None = None
-    """Learning rate of bottleneck and head at the start; null: 0.01 from published weights, else
+    """Learning rate of bottleneck and head at the start; null: 0.01 for published weights, else
     0.05."""
     backbone_rate: Positive | None = None
-    """Backbone's share of the learning rate; null: 0.1 from published weights, else 1."""
+    """Backbone's share of the learning rate; null: 0.1 for published weights, else 1."""
     weight_decay: Weight = 1e-3
     """L2 penalty of SGD."""
     label_smoothing: Fraction = 0.1
@@ -282,18 +282,18 @@ class BridgeConfig(Section):
     """TGMB: the translator from target images to source-like RGB images."""
 
     translator: Literal["unet", "pointwise", "vqgan"] = "unet"
-    """pointwise: the paper's. unet: a U-Net beside it. vqgan: a vector-quantised autoencoder
-    (section vqgan)."""
+    """pointwise: that of the paper. unet: the same plus a U-Net. vqgan: a vector-quantised
+    autoencoder (section vqgan)."""
     width: int | None = Field(None, ge=2, le=512)
-    """Channels of the translator's first layer; null: 24 where the source model is your own or
-    began with published weights, else 16."""
+    """Channels of the translator's first layer; null: 24 if the source model is your own or began
+    with published weights, else 16."""
     epochs: Epochs = 8
-    """Passes over the larger of TI pairs and target images."""
+    """Passes over the TI pairs or the target images, whichever are more."""
     learning_rate: Positive = 2e-3
     """Learning rate of Adam at the start."""
     keep_untouched: bool = True
-    """Use the encoded images in place of translated ones if target images of held-out TI pairs find
-    their RGB partners no better with the translator T, in the source model's features (ours)."""
+    """Use the encoded images instead of translated ones if the translator does not help the target
+    images of held-out TI pairs to find their RGB partners in the source model's features (ours)."""
     alpha_rec: Weight = 1.0
     """Weight of L_rec (paper: 1)."""
     rec_loss: Literal["mse", "l1", "ssim"] = "mse"
@@ -303,8 +303,8 @@ class BridgeConfig(Section):
     d_on: Literal["feature", "image"] = "feature"
     """What the discriminator of L_D sees: the source model's features, or translated images."""
     alpha_im: Weight = 0.15
-    """Weight of L_IM, information maximisation on TR (ours). It is divided by how often an epoch
-    passes over the target images; otherwise L_IM would spread a few images over all classes."""
+    """Weight of L_IM, information maximisation on TR (ours). It is divided by the number of passes
+    of an epoch over the target images; otherwise L_IM would spread few images over all classes."""
     alpha_f: Weight = 0.3
     """Weight of the source-feature term on TI pairs (ours)."""
     alpha_p: Weight = 0.3
@@ -328,19 +328,19 @@ class VqganConfig(Section):
 
 
 class TransferConfig(Section):
-    """TGKT or one of its peers: the student for the target sensor."""
+    """The student for the target sensor, trained by TGKT or one of its peers."""
 
     method: MethodName = "tgkt"
-    """How the student is trained (flag --method). Where a run has several students, evaluate,
-    predict and export take this one."""
+    """How the student is trained (flag --method). If a run has several students, evaluate, predict
+    and export take this one."""
     epochs: Epochs = 12
-    """Passes over the larger of TI pairs and target images."""
+    """Passes over the TI pairs or the target images, whichever are more."""
     weight_decay: Weight = 1e-3
     """L2 penalty of SGD."""
 
 
 class OptimiserConfig(Section):
-    """How a method trains its student; the defaults are each method's published values."""
+    """How a method trains its student."""
 
     learning_rate: Positive | None = 0.01
     """Learning rate of the bottleneck at the start (SHOT, SOCKET: 0.01)."""
@@ -373,10 +373,10 @@ class TgktConfig(DistillConfig):
     beta_kl: Weight = 1.0
     """Weight of L_KL (paper: 1)."""
     trust: Literal["measured", "full"] = "measured"
-    """measured: L_KL is multiplied by a trust from 0 to 1. The bridge is trusted where the target
-    images of TI pairs clearly find their RGB partners better with it than in the student, until the
-    student finds them better; it also falls linearly to 0 at the end (ours). full: the trust is 1,
-    as in the paper."""
+    """measured: L_KL is multiplied by a trust from 0 to 1. The bridge is trusted if target
+    images of TI pairs clearly find their RGB partners better behind it than in the student, and
+    until the student finds them better. The trust also falls linearly to 0 at the end (ours).
+    full: the trust is 1, as in the paper."""
     beta_f: Weight = 3.0
     """Weight of L_f, feature matching on TI pairs (ours)."""
     beta_self: Weight = 0.3
@@ -386,9 +386,8 @@ class TgktConfig(DistillConfig):
     beta_im: Weight = 1.0
     """Weight of L_IM on the student (ours; SHOT: 1)."""
     prior: Literal["measured", "equal"] = "measured"
-    """Class frequencies that L_IM pulls towards. measured: equal ones until self_from, then the
-    mean of equal ones and those that the student predicts before each epoch (ours). equal: equal
-    ones, as in SHOT."""
+    """Class frequencies that L_IM pulls towards. measured: equal until self_from, then halfway
+    between equal and what the student predicts before each epoch (ours). equal: as in SHOT."""
     train_head: bool = False
     """Train the head, too. false: it stays that of the source model, as in SHOT (ours)."""
     keep_untouched: bool = True
@@ -416,6 +415,10 @@ class SocketConfig(ShotConfig):
     released code: the gate closes by itself. false: as in the paper."""
 
 
+class SocketBridgeConfig(SocketConfig):
+    """SOCKET with a student that sees translated images."""
+
+
 class AadConfig(OptimiserConfig):
     """AaD (Yang et al., NeurIPS 2022)."""
 
@@ -433,7 +436,7 @@ class NrcConfig(OptimiserConfig):
     neighbours: int = Field(5, ge=1, le=1000)
     """Number of nearest images in the feature bank, k (NRC on VisDA-C: 5)."""
     wider: int = Field(5, ge=1, le=1000)
-    """Number of nearest images of each of these, m (NRC on VisDA-C: 5)."""
+    """Number of nearest images of each neighbour, m (NRC on VisDA-C: 5)."""
     affinity: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Trust in neighbours that are not reciprocal, r (NRC: 0.1)."""
 
@@ -449,12 +452,12 @@ def _batch_size(value: Any, validate: Callable[[Any], Any]) -> Any:
 class RuntimeConfig(Section):
     """How the machine is used.
 
-    Only the batch size, the number of processes or GPUs and sync_batchnorm change results; the
-    others change rounding at most.
+    Only the batch size, the number of processes or GPUs and sync_batchnorm change results. The
+    others at most change rounding.
     """
 
     gpus: int | None = Field(None, ge=0)
-    """0: CPU; null: every GPU of the machine, or the CPU where there is none (flag --gpus)."""
+    """0: CPU; null: every GPU of the machine, or the CPU if there is none (flag --gpus)."""
     processes: int = Field(1, ge=1, le=256)
     """Number of processes on the CPU; with GPUs there is one for each GPU."""
     timeout_seconds: float = Field(60.0, ge=5, le=86_400)
@@ -474,7 +477,7 @@ class RuntimeConfig(Section):
     deterministic: bool = False
     """Use torch's deterministic algorithms."""
     checkpoint_seconds: float = Field(60.0, ge=0)
-    """Seconds between two resumable states, at least."""
+    """Least number of seconds between two resumable states."""
     tensorboard: bool = False
     """Also write each epoch for TensorBoard, below the stage's folder (extra tensorboard)."""
 
@@ -485,20 +488,20 @@ class EvaluateConfig(Section):
     oracle: bool = True
     """Train the oracle, an upper bound that sees target labels."""
     pictures: bool = True
-    """Draw galleries, confusion, reliability, features and curves (`sfkt benchmark` draws none,
-    unless its file or --set says so)."""
+    """Draw galleries, confusion, reliability, features and curves. `sfkt benchmark` only draws them
+    if its file or --set says so."""
 
 
 class Config(Section):
     """All settings of a run."""
 
     seed: int = Field(0, ge=0, le=2**31 - 1)
-    """Fixes the split of the data, their order, augmentation and initialisation; for synthetic data
-    also the scenes."""
+    """Decides split and order of the data, augmentation and initialisation; for synthetic data also
+    the scenes."""
     dataset: DatasetName = "synthetic"
-    """Set by `sfkt prepare NAME`."""
+    """Name of the data set, set by `sfkt prepare NAME`."""
     image_size: int = Field(48, ge=16, le=1024)
-    """Side of the square stored images, in pixels; use 128 to 224 for photographs."""
+    """Side of the square stored images in pixels; use 128 to 224 for photographs."""
     encoding: Annotated[Literal["auto", EncodingKind], BeforeValidator(current_name)] = "auto"
     """How target images become model input; auto: the default of the modality."""
     classes: ClassesConfig = ClassesConfig()
@@ -519,7 +522,7 @@ class Config(Section):
     distill: DistillConfig = DistillConfig()
     shot: ShotConfig = ShotConfig()
     socket: SocketConfig = SocketConfig()
-    socket_bridge: SocketConfig = SocketConfig()
+    socket_bridge: SocketBridgeConfig = SocketBridgeConfig()
     aad: AadConfig = AadConfig()
     nrc: NrcConfig = NrcConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -527,7 +530,7 @@ class Config(Section):
 
 
 def fixed_batch_size(config: RuntimeConfig) -> int:
-    """``runtime.batch_size`` where nothing is tried out: 64 stands for auto."""
+    """``runtime.batch_size`` without a trial: 64 stands for auto."""
     return USUAL_BATCH_SIZE if config.batch_size == "auto" else config.batch_size
 
 
@@ -634,7 +637,7 @@ def settings_of_file(path: Path) -> dict[str, Any]:
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """The values of ``section.field=value`` texts by name; raises ConfigError if one is none."""
+    """The values of ``section.field=value`` texts by name; a malformed one raises ConfigError."""
     values: list[dict[str, Any]] = []
     kinds = {name: describe_type(field.annotation) for name, field in section_fields().items()}
     texts = {name for name, kind in kinds.items() if kind in ("str", "path", "path | null")}
@@ -691,8 +694,8 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 def build(*layers: Mapping[str, Any], stage: str = "", places: Iterable[str] = ()) -> Config:
     """Validate layers of settings, see :func:`merge`; raises one ConfigError for all problems.
 
-    ``stage``: whose settings are meant first where a name is unknown. ``places``: where each layer
-    came from, which is told with what is wrong in it; empty where that needs no telling.
+    ``stage``: the stage whose settings are suggested first for an unknown name. ``places``: where
+    each layer came from, for the messages; empty if a message need not say it.
     """
     sections: dict[str, Any] = {}
     for name, value in merge(*layers).items():
@@ -766,10 +769,10 @@ def explained(
     otherwise: str = "`sfkt config show` lists all settings",
     stage: str = "",
 ) -> list[str]:
-    """A line a user can act on for each of pydantic's problems.
+    """For each of pydantic's problems, a line that a user can act on.
 
-    An unknown setting may have been meant to be one of ``names`` (empty: those of Config), rather
-    of the section of ``stage``; ``otherwise`` is the hint where none of them is near.
+    For an unknown setting it suggests one of ``names`` (empty: those of Config), preferably of the
+    section of ``stage``; ``otherwise`` is the hint if none of them is similar.
     """
     # The last of several whose ends are alike is taken.
     sections = stage.split("/")
@@ -800,7 +803,7 @@ def _explain(problem: Any, names: Sequence[str], otherwise: str) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     why = message[:1].lower() + message[1:]
     if problem["input"] is None:
-        why = "null is no value here: leave the setting out, or choose another value"
+        why = "null is not allowed here: leave the setting out, or choose another value"
     elif problem["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
         near = difflib.get_close_matches(str(problem["input"]), choices, n=1, cutoff=0.4)

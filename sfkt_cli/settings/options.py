@@ -21,7 +21,7 @@ def _settings() -> list[str]:
 
 @dataclass(frozen=True)
 class Options:
-    """What the user typed, before any of it is checked; most fields are options."""
+    """What the user typed, not yet checked; most fields are options."""
 
     run: Annotated[
         Path | None,
@@ -40,10 +40,11 @@ class Options:
         ),
     ] = None
     gpus: Annotated[
-        int | None, Option(min=0, help="Number of GPUs; 0: the CPU; default: all of this machine.")
+        int | None,
+        Option(min=0, help="Number of GPUs; 0: the CPU; default: all GPUs of this machine."),
     ] = None
     seed: Annotated[
-        int | None, Option(min=0, help="Seed of the split, order, augmentation and initialisation.")
+        int | None, Option(min=0, help="Seed of split, order, augmentation and initialisation.")
     ] = None
     force: Annotated[
         bool, Option("--force", help="Start again from scratch; earlier outputs are deleted.")
@@ -55,13 +56,13 @@ class Options:
         Path | None, Option(metavar="RUN", help="Start from the models of this finished run.")
     ] = None
     as_json: Annotated[
-        bool, Option("--json", help="One JSON object a line on standard output, for scripts.")
+        bool, Option("--json", help="Print one JSON object per line on standard output.")
     ] = False
     quiet: Annotated[bool, Option("--quiet", help="Print warnings and errors only.")] = False
     verbose: Annotated[
         bool, Option("--verbose", help="Also print the settings in use and tracebacks.")
     ] = False
-    # Dotted settings that an option of one command stands for; None where it was not given.
+    # Settings by dotted name that options of one command stand for; None for options not given.
     flags: Mapping[str, Any] = field(default_factory=dict)
     # The settings of ``config`` once they were read, for copies, too: a pipe can be read once.
     read: dict[Path, dict[str, Any]] = field(default_factory=dict)

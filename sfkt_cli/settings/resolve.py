@@ -81,7 +81,7 @@ def typed_settings(options: Options) -> dict[str, dict[str, Any]]:
 def resolve(options: Options, stage: str, *, new_run: bool = False) -> Settings:
     """Put the settings of a stage together; ``transfer`` becomes ``transfer/<method>`` by itself.
 
-    A command that may begin a ``new_run`` takes ``runs/<data set>`` where there is no ``--run``.
+    A command that may begin a ``new_run`` takes ``runs/<data set>`` without ``--run``.
 
     Raises:
         ConfigError: All settings that are wrong, in one message.
@@ -161,7 +161,7 @@ def has_run(options: Options) -> bool:
 
 
 def remember_run(run: Run) -> None:
-    """Note this run as the one used last, where the working folder can be written to."""
+    """Note this run as the one used last, if the working folder can be written to."""
     try:
         write_bytes(CURRENT, os.fsencode(f"{run.folder}\n"))
     except OSError as error:

@@ -93,7 +93,7 @@ class Run:
             return True
 
     def keeps(self, stage: str) -> bool:
-        """Whether a stage is finished and not forced: what it was made from may be gone by now."""
+        """Whether a stage is finished and not forced; its inputs may be gone by now."""
         return self.finished(stage) and not self.force
 
     def has(self, stage: str) -> bool:
@@ -110,7 +110,7 @@ class Run:
         return True
 
     def has_begun(self, stage: str) -> bool:
-        """Whether a stage left work from which its next start goes on."""
+        """Whether a stage left work from which its next start continues."""
         return has_begun(folder_that_counts(self.path(stage)))
 
     def methods(self) -> list[str]:
@@ -141,7 +141,7 @@ class Run:
         return {"run": str(self.folder), "stage": stage, **outcome(folder, record_of(folder))}
 
     def metrics(self, stage: str) -> list[dict[str, float]]:
-        """The rows of a finished stage's metrics.jsonl; none where the file was deleted."""
+        """The rows of a finished stage's metrics.jsonl; none if the file was deleted."""
         path = self.output(stage, "metrics.jsonl")
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return [json.loads(line) for line in lines]
@@ -166,7 +166,7 @@ class Run:
         return folder
 
     def _or_another(self) -> str:
-        """A hint at the run that was meant, where this is no run, but may be a part of one."""
+        """A hint at the run that was meant, if this is not a run but may be a part of one."""
         runs = {
             path.parent.name: path.parent
             for folder in (RUNS, self.folder.parent)
@@ -278,16 +278,16 @@ class Run:
             self.agree(False)
             with console.stage_log(name, folder / LOG), stage.forgetting_failures():
                 installed = " ".join(f"{what} {number}" for what, number in versions().items())
-                console.log(f"{'goes on' if resumed else 'begins'}: {' '.join(sys.argv)}")
+                console.log(f"{'continues' if resumed else 'begins'}: {' '.join(sys.argv)}")
                 console.log(f"{installed} on {platform.node()}, {platform.platform()}")
                 console.event("started", folder=folder, resumed=resumed)
                 yield stage
 
 
 def main_student(methods: Sequence[str], default_method: str) -> str | None:
-    """The student that counts: that of ``default_method``, else of tgkt, else the first.
+    """The main student: that of ``default_method``, else of tgkt, else the first.
 
-    ``methods`` are those of the finished students of a run; None where there is none.
+    ``methods`` are those of the finished students of a run; None without a student.
     """
     return next((name for name in (default_method, "tgkt", *methods) if name in methods), None)
 

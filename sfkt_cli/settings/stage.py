@@ -84,7 +84,7 @@ def deciding_settings(stage: str, config: Config) -> dict[str, Any]:
 
 
 class Output(BaseModel):
-    """A file that a stage wrote; without ``sha256`` where it carries a checksum of its own."""
+    """A file that a stage wrote; without ``sha256`` if it carries its own checksum."""
 
     bytes: NonNegativeInt
     sha256: str | None
@@ -205,7 +205,7 @@ class Stage:
         return any(map(self.changes_since, there))
 
     def changes_since(self, before: Begun) -> dict[str, str]:
-        """What has changed of each setting and input that is not what it was, by its name."""
+        """Each setting and input that has changed, by its name, with its change."""
         now = {**deciding_settings(self.name, self.config), **self.inputs}
         # A setting that did not exist then counts as its default, which mostly changes nothing.
         was = values_of(Config()) | WHAT_RUNS_DID_BEFORE | before.settings | before.inputs
@@ -308,7 +308,7 @@ def why_not_done(folder: Path) -> str:
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether a stage left more than what it writes before all else: work that could be lost."""
+    """Whether a stage left work that could be lost, beyond the files that it writes first."""
     if not (folder / "begun.json").is_file():
         return False
     names = {entry.name for entry in folder.iterdir() if entry.name[0] != "."}
@@ -335,8 +335,8 @@ def refuse_foreign(folder: Path) -> None:
         read_settings(folder / "config.yaml")  # such as where done.json was deleted
     except DataError:
         raise RunError(
-            f"{folder} is no folder of a stage, and holds {', '.join(sorted(files)[:3])}: move "
-            "these files away or delete them, or choose another run with --run"
+            f"{folder} is not the folder of a stage, and holds {', '.join(sorted(files)[:3])}: "
+            "move these files away or delete them, or choose another run with --run"
         ) from None
 
 
@@ -347,7 +347,7 @@ def _before(folder: Path) -> Path:
 
 
 def folder_that_counts(folder: Path) -> Path:
-    """The folder of what counts of a stage: itself, or what it was before."""
+    """The folder that counts for a stage: its own, or that of the old stage during ``--force``."""
     before = _before(folder)
     of_worth = any((before / name).is_file() for name in _MARKS)
     replaced = (folder / "done.json").is_file() or has_begun(folder)
@@ -356,10 +356,10 @@ def folder_that_counts(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def restoring_on_failure(stage: Stage, force: bool) -> Iterator[None]:
-    """Settle a stage before the block and however it ends; with ``force`` it begins again there.
+    """Settle a stage before the block and however it ends; with ``force`` it starts anew there.
 
-    Says so where the stage is what it was before; an error that ends the block carries it as a
-    note (``__notes__``), which tells that there is nothing to go on from.
+    Says so if the stage is the old one again. An error that ends the block then carries a note
+    (``__notes__``), which means that there is nothing to continue from.
     """
     folder = stage.folder
 
@@ -370,7 +370,7 @@ def restoring_on_failure(stage: Stage, force: bool) -> Iterator[None]:
             changes = stage.changes_since(read_record(before, Begun))
         command = stage.start_from_scratch(changes)
         message = (
-            f"{stage.name} is what it was before --force: {command}, and `sfkt run` then goes on "
+            f"{stage.name} is what it was before --force: {command}, and `sfkt run` then continues "
             "without --force"
         )
         console.warn(message)

@@ -1,4 +1,4 @@
-"""One module a stage: open the inputs, build, fit, write."""
+"""One module for each stage: open the inputs, build, fit, write."""
 
 from importlib import import_module
 

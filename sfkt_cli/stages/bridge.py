@@ -148,23 +148,23 @@ def _fit(
 def _tell(scores: Mapping[str, float], untouched: float, *, kept: bool) -> None:
     """Say how well target images find their RGB partners behind the translator."""
     say(
-        f"bridge: epoch {scores['epoch']:.0f}; the source model names the same class for "
-        f"both images of {scores['ti_agreement']:.0%} of the TI pairs, kappa "
-        f"{scores['ti_kappa']:.2f}. A target image is closer to its RGB partner than to "
-        f"{scores['ti_rank']:.0%} of the others ({untouched:.0%} without the translator)"
+        f"bridge: kept epoch {scores['epoch']:.0f}. For {scores['ti_agreement']:.0%} of the TI "
+        "pairs, the source model names the same class for both images (kappa "
+        f"{scores['ti_kappa']:.2f}). A target image is closer to its RGB partner than to "
+        f"{scores['ti_rank']:.0%} of the other RGB images ({untouched:.0%} without the translator)"
     )
     if not kept:
         warn(
-            "the translator does not help the source model to see more in target images, so "
-            "the encoded images are used without it; more TI pairs or more epochs may help "
-            "(bridge.keep_untouched=false keeps the translator)"
+            "the translator does not help the source model, so the encoded images are used "
+            "without it; more TI pairs or more epochs may help (bridge.keep_untouched=false keeps "
+            "the translator)"
         )
 
 
 def translator_architecture(
     config: Config, encoding: Encoding, *, pretrained: bool
 ) -> dict[str, Any]:
-    """Arguments of ``make_translator``; ``pretrained``: whether the source model's weights are."""
+    """Arguments of ``make_translator``, for a source model that was ``pretrained`` or not."""
     architecture: dict[str, Any] = {
         "name": config.bridge.translator,
         "channels": encoding.encoded_channels,
@@ -190,23 +190,23 @@ def loss_weights(config: Config, registered: bool) -> dict[str, float]:
     usable = weights if registered else weights | {"rec": 0.0, "p": 0.0}
     check_tied(usable, "" if registered else " (the pairs are not registered)")
     if usable != weights:
-        warn("the pairs are not registered: no L_rec and no L_p, the feature term stays")
+        warn("the pairs are not registered, so L_rec and L_p are switched off")
     return usable
 
 
 def check_tied(weights: Mapping[str, float], why: str) -> None:
-    """Raise ConfigError if nothing ties T to the pairs; ``why`` some terms cannot."""
+    """Raise ConfigError if nothing ties T to the pairs; ``why`` explains which terms cannot."""
     if not (weights["rec"] or weights["f"] or weights["p"]):
         raise ConfigError(
-            "nothing ties T to the TI pairs: bridge.alpha_rec, bridge.alpha_f and bridge.alpha_p "
-            f"are 0 or of no use{why}; set bridge.alpha_f"
+            "nothing ties the translator to the TI pairs: bridge.alpha_rec, bridge.alpha_f and "
+            f"bridge.alpha_p are 0 or have no effect{why}; set bridge.alpha_f"
         )
 
 
 def feature_maps_of(
     source: Classifier, weights: Mapping[str, float], rgb: NDArray[Any], runtime: Runtime
 ) -> FeatureMaps | None:
-    """The feature maps of the frozen source model for L_p; None where L_p is off or there are none.
+    """The feature maps of the frozen source model for L_p; None if L_p is off or there are none.
 
     ``rgb`` are the stored RGB images of the TI pairs (N, H, W, 3).
 
@@ -222,7 +222,7 @@ def feature_maps_of(
     feature_maps = FeatureMaps(backbones, source.features, images)
     if feature_maps.names:
         return feature_maps
-    why = "the source model shows no maps between pixels and features"
+    why = "the source model has no feature maps"
     check_tied({**weights, "p": 0.0}, f" ({why})")
     warn(f"{why}: L_p is switched off")
     return None

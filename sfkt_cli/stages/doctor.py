@@ -49,10 +49,10 @@ class Finding:
 def doctor(verify: Path | None = None) -> dict[str, Any]:
     """Print what was found, or with ``verify`` read every model and store of that run.
 
-    The findings are given back, or the files that were read.
+    Returns the findings, or the files that were read.
 
     Raises:
-        RunError: Something in the run is damaged or missing, or it is none.
+        RunError: Something in the run is damaged or missing, or the folder is not a run.
     """
     if verify is not None:
         return {"run": verify, "intact": _verify(verify)}
@@ -81,7 +81,7 @@ def examine() -> Iterator[Finding]:
 
 
 def _checks_of(folder: Path) -> Iterator[tuple[Path, Callable[[], object]]]:
-    """What can be damaged in a run, each with a function that raises an SfktError if it is."""
+    """Files that may be damaged in a run, each with a function that raises an SfktError if so."""
     for done in _below(folder, "done.json"):
         stage = str(done.parent.relative_to(folder))
         yield done, functools.partial(_check_outputs, Run(folder), stage)
@@ -92,7 +92,7 @@ def _checks_of(folder: Path) -> Iterator[tuple[Path, Callable[[], object]]]:
 
 
 def _below(folder: Path, name: str) -> list[Path]:
-    """Files of that name in a run, but for hidden folders, which are about to be replaced."""
+    """Files of that name in a run, except in hidden folders, which are about to be replaced."""
     paths = list_files(folder) if folder.is_dir() else {}
     return [folder / path for path in paths if path.rpartition("/")[2] == name]
 
@@ -110,7 +110,7 @@ def _verify(folder: Path) -> list[str]:
             damaged += 1
             warn(str(error))
     for unfinished in _below(folder, "begun.json"):
-        say(f"unfinished  {unfinished.parent}: the same command goes on from there")
+        say(f"unfinished  {unfinished.parent}: the same command continues from there")
     if damaged:
         raise RunError(f"{damaged} of {len(checks)} files of {folder} are damaged (named above)")
     return [str(path) for path, _ in checks]

@@ -54,8 +54,8 @@ COPIES = {
 def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
     """Measure every finished model of a run; writes ``evaluate/``.
 
-    A rerun starts anew where a model, the data or a setting changed; the oracle is kept. The report
-    is also written to a path ``report``: Markdown, HTML, JSON or LaTeX, as the suffix says.
+    A rerun starts anew if a model, the data or a setting has changed; it keeps the oracle. The
+    report is also written to the path ``report``; its suffix chooses Markdown, HTML, JSON or LaTeX.
 
     Raises:
         ConfigError: The report's suffix is none of these.
@@ -90,7 +90,7 @@ def open_stores(run: Run) -> tuple[Store, Store]:
 
 
 def inputs_of(config: Config, run: Run, transfer: Store, test: Store) -> dict[str, str]:
-    """Digests of all that a report is made from.
+    """Digests of everything that a report is made from.
 
     Raises:
         DataError: A model is missing or damaged, or the student's list of labels is.
@@ -126,7 +126,7 @@ def check_suffix(report: Path) -> None:
 
 
 def copy_report(written: Path, report: Path) -> None:
-    """Copy the finished report to the user's path; its links to pictures still work.
+    """Copy the finished report to the user's path, so that its links to pictures still work.
 
     Raises:
         RunError: The file cannot be written.
@@ -200,7 +200,7 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, test: Store) 
 
 
 def _ask_for_labels(run: Run, name: str, images: list[str]) -> None:
-    """Say which images to label, unless some are; their list is written where it is not there."""
+    """Name the list of images to label, unless some have labels; write it if it is missing."""
     path = run.path(name)
     if read_own_labels(path):
         return
@@ -208,8 +208,8 @@ def _ask_for_labels(run: Run, name: str, images: list[str]) -> None:
         write_text(path, to_csv(("name", "label"), [(image, "") for image in images], "name"))
     say(
         f"evaluate: {path} lists images on which the student and your RGB model differ: write the "
-        "class behind each name, nothing where it shows none of them, and run `sfkt evaluate` "
-        "again once you have looked at all of them"
+        "class behind each name (nothing if the image shows none of them), and run `sfkt "
+        "evaluate` again once you have looked at all of them"
     )
 
 
@@ -232,9 +232,9 @@ def _add_bounds(evaluation: Evaluation, stage: Stage) -> None:
 def oracle(evaluation: Evaluation, inputs: Mapping[str, str]) -> Predictor:
     """The student's network trained on target images *with* labels; kept in evaluate/oracle.
 
-    It is no method but a bound: what the network could reach on this sensor. It starts from the
-    source model's weights and has its recipe, because that, too, has labels, and the epochs of the
-    students. ``inputs`` are those of ``evaluate``.
+    It is not a method but a bound: what the network could reach on this sensor. It starts from the
+    source model's weights and is trained with its recipe, which also uses labels, for as many
+    epochs as the students. ``inputs`` are those of ``evaluate``.
     """
     config, run, source = evaluation.config, evaluation.run, evaluation.models.card
     encoding = evaluation.encoding
@@ -267,7 +267,7 @@ def oracle(evaluation: Evaluation, inputs: Mapping[str, str]) -> Predictor:
 
 
 def oracle_epochs(config: Config, run: Run) -> int:
-    """The most epochs that a student of the run had; without any, those of the settings."""
+    """The largest number of epochs of the run's students; without any, that of the settings."""
     students = (run.record(f"transfer/{name}") for name in finished_methods(run))
     had = [student.get("settings", {}).get("transfer.epochs") for student in students]
     return max(filter(None, had), default=config.transfer.epochs)

@@ -73,7 +73,7 @@ def export(
 ) -> None:
     """Write student and bridged source model, each compared with PyTorch on real images.
 
-    The arguments are the options of the command; empty and None mean what is usual there. Does
+    The arguments are the options of the command; empty and None stand for their defaults. Does
     nothing if the folder already holds these files, made from the same models in the same way,
     unless ``run.force`` is set. An earlier export stays until all files of this one are made.
 
@@ -181,7 +181,7 @@ def _request(
 
 
 def _write_all(folder: Path, request: _Request, config: Config, run: Run) -> list[str]:
-    """Write all files of an export into a folder; the names of those that done.json vouches for."""
+    """Write all files of an export into a folder; returns the names that done.json vouches for."""
     saved, sensor, images = request.saved, request.sensor, request.images
     writer = _Writer(folder, request, exported.labels_told(run, request.store))
     facts = _facts(saved["student"], sensor, images)
@@ -211,7 +211,7 @@ def _write_all(folder: Path, request: _Request, config: Config, run: Run) -> lis
 
 
 def _record_of(target: Path) -> dict[str, Any]:
-    """The done.json of the export that a folder holds; empty where there is none."""
+    """The done.json of the export in a folder; empty if there is none."""
     try:
         return record_of(target)
     except DataError:
@@ -219,7 +219,7 @@ def _record_of(target: Path) -> dict[str, Any]:
 
 
 def _refuse_foreign(target: Path, earlier: Mapping[str, Any]) -> None:
-    """Raise ConfigError if a folder holds files of other origin that an export would replace."""
+    """Raise ConfigError if an export would replace files that are not from an export."""
     readme = target / "README.md"
     begins = readme.read_bytes()[: len(exported.FIRST_LINES)] if readme.is_file() else b""
     if earlier.get("stage") == "export" or begins == exported.FIRST_LINES.encode():
@@ -230,13 +230,13 @@ def _refuse_foreign(target: Path, earlier: Mapping[str, Any]) -> None:
     if foreign:
         raise ConfigError(
             f"--output {target} holds {', '.join(foreign)}, which `sfkt export` would replace, but "
-            "it is no export: choose another folder"
+            "it is not an export: choose another folder"
         )
 
 
 @contextlib.contextmanager
 def _unfinished(target: Path) -> Iterator[Path]:
-    """A folder inside of ``target``, for files that are not all there yet; gone at the end."""
+    """A folder inside of ``target`` for unfinished files; it is removed at the end."""
     target.mkdir(parents=True, exist_ok=True)
     prefix = ".export."
     for left in target.glob(f"{prefix}*{files.PARTIAL}"):  # by an export that was killed
@@ -246,7 +246,7 @@ def _unfinished(target: Path) -> Iterator[Path]:
 
 
 def _replace(target: Path, folder: Path, written: Sequence[str]) -> None:
-    """Put new files in the place of an earlier export, or a part of one; the record comes last."""
+    """Replace an earlier export, or a part of one, by new files; the record comes last."""
     for name in ("done.json", *({*GRAPHS, *COPIES} - {*written})):
         (target / name).unlink(missing_ok=True)
     for name in (*written, "done.json"):
@@ -256,7 +256,7 @@ def _replace(target: Path, folder: Path, written: Sequence[str]) -> None:
 
 
 def _copy(folder: Path, target: Path, saved: Saved, sensor: Sensor) -> None:
-    """Copy weights, then their card, which also tells how the sensor's images are read."""
+    """Copy weights, then their card, which also says how the sensor's images are read."""
     with files.replacing(target / WEIGHTS) as unfinished:
         shutil.copyfile(folder / WEIGHTS, unfinished)
     more = {"sensor": asdict(sensor)} if saved.card.encoding is not None else {}
@@ -342,7 +342,7 @@ def _tell(comparison: exported.Comparison) -> None:
 
 
 def check_formats(formats: Sequence[str], precisions: Sequence[str]) -> list[str]:
-    """The formats asked for, or all that are possible; raises ConfigError if one is not."""
+    """The requested formats, or all possible ones; raises ConfigError if one is not possible."""
     _choose("format", formats, FORMATS)
     lowered = next((precision for precision in precisions if precision != "fp32"), None)
     if formats and lowered and "onnx" not in formats:
@@ -366,7 +366,7 @@ def _choose(option: str, chosen: Sequence[str], possible: Sequence[str]) -> None
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Height and width of ``480x640``; raises ConfigError if it is no camera's size."""
+    """Height and width of ``480x640``; raises ConfigError if it is not the size of an image."""
     try:
         height, width = (int(part) for part in text.lower().split("x"))
     except ValueError:
@@ -399,9 +399,9 @@ def _graphs(
 
 
 def _sensor(run: Run, folder: Path, student: Saved) -> Sensor:
-    """The sensor of a student; raises RunError if the prepared images are of another kind by now.
+    """The sensor of a student; raises RunError if the prepared images are now of another kind.
 
-    Files are compared and calibrated on them.
+    Files are compared and calibrated on these images.
     """
     sensor = sensor_of(folder, student, student.encoding_of("transfer"))
     prepared = replace(prepared_sensor(run), max_pixels=sensor.max_pixels)
@@ -424,7 +424,7 @@ def _sensor(run: Run, folder: Path, student: Saved) -> Sensor:
 
 
 def _facts(student: Saved, sensor: Sensor, images: exported.TargetImages) -> dict[str, str]:
-    """What somebody who only has the ONNX file must know, beside the classes."""
+    """What a user who only has the ONNX file must know, beside the classes."""
     return {
         "input": f"{images.dtype} {list(images.shape)}",
         "unit": sensor.meaning,

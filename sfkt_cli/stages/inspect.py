@@ -77,7 +77,7 @@ def inspect(path: Path, out: Path | None = None, verify: bool = False) -> dict[s
 def show(
     samples: Sequence[Sample], store: Store, picture: Path, names: Mapping[str, str] | None = None
 ) -> tuple[list[dict[str, Any]], bool]:
-    """Tell what was prepared: a table of samples, what looks wrong, and a picture of the store.
+    """Show what was prepared: a table of samples, what looks wrong, and a picture of the store.
 
     ``names`` stand for ids. Returns the lines of the table, and whether a picture was drawn.
     """
@@ -98,7 +98,7 @@ def show(
 
 
 def samples_of_store(store: Store) -> list[Sample]:
-    """Samples of a file, read again; labels are known where the file has them."""
+    """Samples of a file, read again, with labels if the file has them."""
     samples = []
     for part in PARTS:
         count = store.count(part)
@@ -117,7 +117,7 @@ def samples_of_store(store: Store) -> list[Sample]:
 
 
 def tabulate(samples: Iterable[Sample]) -> list[Line]:
-    """One line a part and class, and one a part with several classes."""
+    """One line for each part and class, and one for each part with several classes."""
     cells: dict[tuple[str, str], list[Sample]] = defaultdict(list)
     for sample in samples:
         cells[sample.part, sample.label].append(sample)
@@ -132,7 +132,7 @@ def tabulate(samples: Iterable[Sample]) -> list[Line]:
 
 
 def table_text(lines: Sequence[Line], unit: str) -> str:
-    """The lines as aligned text; of a part of many classes those that have the fewest images."""
+    """The lines as aligned text; for a part with many classes, those with the fewest images."""
     rows: list[Sequence[str]] = [HEADER]
     for part, group in groupby(lines, lambda line: line.part):
         own = list(group)
@@ -157,7 +157,7 @@ def table_text(lines: Sequence[Line], unit: str) -> str:
 
 
 def duplicates(samples: Iterable[Sample]) -> list[str]:
-    """One warning for each two parts that hold the same image, pixel by pixel."""
+    """A warning for each pair of parts that hold the same image, pixel by pixel."""
     owners: dict[tuple[str, bytes], dict[str, str]] = defaultdict(dict)
     for sample in samples:
         for view, digest in sample.hashes.items():
@@ -195,7 +195,7 @@ def repeated(samples: Iterable[Sample]) -> list[str]:
 
 
 def blank_images(samples: Iterable[Sample], names: Mapping[str, str]) -> list[str]:
-    """A warning of target images that have one value everywhere; ``names`` stand for ids."""
+    """A warning about target images that have one value everywhere; ``names`` replace ids."""
     blank = [s for s in samples if "target" in s.hashes and s.low == s.high]
     if not blank:
         return []
@@ -207,7 +207,7 @@ def blank_images(samples: Iterable[Sample], names: Mapping[str, str]) -> list[st
 
 
 def other_scale(store: Store) -> list[str]:
-    """A warning where the target images of TI and TR can hardly be in one unit."""
+    """A warning if the target images of TI and TR can hardly have the same unit."""
     middles: list[list[float]] = []
     for part in ("ti", "target"):
         if not store.count(part):

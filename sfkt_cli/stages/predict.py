@@ -64,12 +64,12 @@ def predict(
 ) -> dict[str, Any]:
     """Classify images and write one row for each; broken files are left out and named at the end.
 
-    Where all of them are broken nothing is written. The rows of videos and watched folders are
-    written as they come. Those of cameras and watched folders have a time and go behind the rows
-    that are there; a signal ends these two, and so does the reader of standard output that leaves.
+    If all of them are broken, nothing is written. The rows of videos and watched folders are
+    written as they come. Those of cameras and watched folders have a time and are appended to
+    existing rows. A signal ends these two, and so does a reader of standard output that leaves.
 
-    The arguments are the options of the command. Under ``--json`` each row is an event, too, and
-    takes the place of CSV on standard output.
+    The arguments are the options of the command. With ``--json``, each row is also an event, which
+    replaces CSV on standard output.
 
     Returns:
         The number of images, and where the rows are.
@@ -98,11 +98,11 @@ def predict(
     else:
         batches = batched(read(student, paths, broken), BATCH)
     if endless:
-        say(f"predict: rows are written to {output} as images come; Ctrl-C ends")
+        say(f"predict: writing rows to {output} as images come; Ctrl-C ends it")
     if rows.earlier:
         say(
-            f"predict: {rows.earlier} rows of an earlier start stay, and their images are not "
-            "classified again; another --output begins anew"
+            f"predict: keeping {rows.earlier} rows of an earlier start; their images are not "
+            "classified again, unless you give another --output"
         )
     ended: DataError | None = None  # of a video
     try:
@@ -138,7 +138,7 @@ def predict(
 def _check(
     images: Sequence[str], output: Path, threshold: float, video: str | None, follow: bool
 ) -> None:
-    """Raise ConfigError if options do not go together; ``video`` is one of the images."""
+    """Raise ConfigError if options exclude each other; ``video`` is one of the images."""
     is_file = output.suffix.lower() in (".csv", ".jsonl") and not output.is_dir()
     if not is_file and str(output) != STDIO:
         raise ConfigError(f"--output {output}: name a file that ends in .csv or .jsonl")
@@ -167,14 +167,14 @@ def open_student(config: Config, path: Path, method: str | None) -> AnyStudent:
 
 
 def judged(prediction: Prediction, threshold: float) -> Prediction:
-    """The prediction, or ``unknown`` where it is too unsure or its image is doubted."""
+    """The prediction, or ``unknown`` if it is too unsure or its image has a warning."""
     if threshold and (not prediction.probability >= threshold or prediction.warning):
         return replace(prediction, label=UNKNOWN)
     return prediction
 
 
 def _make_folder(folder: Path, images: Sequence[str], paths: Sequence[Path]) -> None:
-    """A folder for pictures; raises ConfigError where it lies among the images, or cannot."""
+    """Make a folder for pictures; raises ConfigError if that fails or it is among the images."""
     place = Path(os.path.realpath(folder))
     among = str(place) in {os.path.realpath(path.parent) for path in paths}
     if among or any(
@@ -209,13 +209,13 @@ def watch(
     broken: dict[Path, DataError],
     answered: Mapping[str, float],
 ) -> Generator[Batch]:
-    """Batches of the images of folders, and of those that come or change, without an end.
+    """Batches of the images in folders, and of those that are added or change, without an end.
 
     An image that is ``answered`` (see :class:`RowWriter`) is done unless it changed after that
-    time. The time of a batch is the end of the look before, so that a change in the meantime
-    counts. A file is read once it has stayed the same between two looks. A broken one is warned of,
-    as is a folder that cannot be read for a while; what cannot be read is tried again. Raises
-    ConfigError if one of them is not a folder.
+    time. The time of a batch is the end of the previous look, so that a change in the meantime
+    counts. A file is read once it has stayed the same between two looks. Warns of broken files, and
+    of folders that cannot be read for a while, and tries both again. Raises ConfigError if one of
+    ``folders`` is not a folder.
     """
     for folder in folders:
         if not Path(folder).is_dir():
@@ -262,7 +262,7 @@ def watch(
 
 
 def _away(missing: set[tuple[str, str]], there: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Those of missing images whose folder is there without an image: a drive that is away."""
+    """Those of the missing images whose folder has no image at all: its drive may be gone."""
     folders = {Path(path).parent for path, _ in there} if missing else ()
     filled = {parent for folder in folders for parent in (folder, *folder.parents)}
 
@@ -274,7 +274,7 @@ def _away(missing: set[tuple[str, str]], there: set[tuple[str, str]]) -> set[tup
 
 
 def _changed(path: str) -> float:
-    """When a file was put there or changed, whatever time its writer gave it; 0: it is gone.
+    """When a file was added or changed, whatever time its writer gave it; 0: it is gone.
 
     In seconds since 1970.
     """
@@ -285,7 +285,7 @@ def _changed(path: str) -> float:
 
 
 def _broken_files(broken: Sequence[str], count: int) -> str:
-    """One message for all of them."""
+    """One message for all broken files."""
     lines = "".join(f"\n  {message}" for message in broken[:SHOWN])
     if len(broken) > SHOWN:
         lines += f"\n  and {len(broken) - SHOWN} more, all without a row in the output"
@@ -293,7 +293,7 @@ def _broken_files(broken: Sequence[str], count: int) -> str:
 
 
 def expand(images: Sequence[str]) -> list[Path]:
-    """Files from files, folders, patterns and ``-``, each once, in the order given.
+    """The files that files, folders, patterns and ``-`` stand for, each once, in the given order.
 
     Raises ConfigError if an entry matches nothing.
     """

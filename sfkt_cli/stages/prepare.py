@@ -55,7 +55,7 @@ def prepare(config: Config, run: Run) -> None:
 
 
 def make_plan(config: Config, archive: Archive) -> Plan:
-    """Choose classes, deal out the samples, and say what the user should know of them.
+    """Choose classes, divide the samples, and say what the user should know about them.
 
     Raises:
         ConfigError: The chosen classes are not in the archive.
@@ -113,7 +113,7 @@ def make_plan(config: Config, archive: Archive) -> Plan:
 
 
 def cropped(plan: Plan) -> str:
-    """What the middle square loses of the images; empty: next to nothing, or not known."""
+    """How much of the images the middle square loses; empty: next to nothing, or not known."""
     loader, config = plan.archive.loader, plan.config.prepare
     name = next((record.target for record in plan.archive.records if record.target), None)
     if not isinstance(loader, FileLoader) or config.fit != "crop" or name is None:
@@ -152,7 +152,7 @@ def unlike_sizes(plan: Plan) -> str:
 
 
 def gaps(plan: Plan) -> list[str]:
-    """What is wrong with the parts, for warnings: what they lack, and what is of no use in them."""
+    """Warnings about the parts: what they lack, and what has no use in them."""
     problems = []
     brought, split = plan.config.source.brought, plan.config.split
     if not plan.parts["source"] and not brought:
@@ -218,7 +218,7 @@ def _why_no_source(plan: Plan) -> str:
 
 
 def read_unless_gone(config: Config, run: Run) -> tuple[Archive | None, str]:
-    """The archive, None where the run is prepared and it was removed since, and its digest."""
+    """The archive and its digest; no archive if the run is prepared and it was removed since."""
     root = archive_root(config)
     if config.dataset != "synthetic" and run.keeps("prepare"):
         gone = not root.exists() or (

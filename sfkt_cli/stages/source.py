@@ -40,7 +40,7 @@ LOOKED_AT = 512  # TI RGB images that an imported model is tried on
 def jitter_colors(images: Tensor, noise: Tensor, strength: float) -> Tensor:
     """Change brightness, contrast and saturation of images (B, 3, H, W) in [0, 1] at random.
 
-    Factors are taken from 1 - strength .. 1 + strength by the noise, (3, B, 1, 1, 1) in [0, 1).
+    ``noise`` (3, B, 1, 1, 1) in [0, 1) chooses factors from 1 - strength to 1 + strength.
     """
     factors = 1 + strength * (2 * noise - 1)
     images = images * factors[0]
@@ -133,7 +133,7 @@ def import_model(
     std: Sequence[float] | NDArray[Any] | Tensor | None = None,
     force: bool = False,
 ) -> Run:
-    """Take any PyTorch classifier as the source model of a run, by way of ONNX.
+    """Make any PyTorch classifier the source model of a run, by way of ONNX.
 
     Writes ``source.onnx`` into the run, then ``source/``, which every later stage takes.
 
@@ -240,8 +240,8 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 def _bring(config: Config, run: Run, told: Config) -> None:
     """Take the model of ``source.checkpoint``, or those of ``source.mixture`` side by side.
 
-    ``told`` are the settings without a checkpoint that a warm start stands for: the run remembers
-    these, so that it can be started from another one.
+    ``told`` are the settings before a warm start filled in the checkpoint. The run remembers these,
+    so that it can later be started from another run.
     """
     store = open_store(run.transfer_store)
     size = int(store["target/target"].shape[1])
@@ -301,7 +301,7 @@ def _mix(config: Config, store: Store) -> tuple[dict[str, str], Imported]:
 
 
 def _inputs(run: Run, name: str, path: Path, digest: Callable[[Path], str]) -> Mapping[str, str]:
-    """Digest of what the model is made from, which may be deleted once there is a model."""
+    """Digest of what the model is made from; that may be deleted once there is a model."""
     if not path.exists() and run.keeps("source"):
         recorded: Mapping[str, str] = run.record("source")["inputs"]
         return recorded
@@ -319,7 +319,7 @@ def _digest_of_images(path: Path) -> str:
 
 
 def _look(model: nn.Module, store: Store, runtime: Runtime, classes: list[str]) -> dict[str, Any]:
-    """Entropy and histogram of the predictions on TI RGB images; a warning if they collapse."""
+    """Entropy and histogram of the predictions on TI RGB images; warns if they collapse."""
     rgb = store["ti/rgb"][:LOOKED_AT]
     if not len(rgb):
         return {}

@@ -179,7 +179,7 @@ def _fit(
     *,
     pretrained: bool,  # whether the source model's weights are
 ) -> Progress:
-    """Train the student of an objective, which ``view`` shows to the scores of each epoch."""
+    """Train the student of an objective; the scores of each epoch look at it through ``view``."""
     config, runtime, student = stage.config, view.runtime, objective.student
     method, settings = config.transfer.method, config.transfer
     own, scorer = method_settings(config, method), label_free.EpochScorer(store, pairs)
@@ -209,10 +209,10 @@ def share_of_strangers(
 
 
 def calibrated(pairs: label_free.ScoringPairs | None, view: View) -> float:
-    """The student's temperature; 1 where too few TI pairs were not trained on.
+    """The student's temperature; 1 if too few TI pairs were held out.
 
-    What the source model says of the RGB image of a held-out TI pair stands for the truth, and
-    counts as much as it is sure.
+    The class that the source model names for the RGB image of a held-out pair stands for the truth,
+    weighted by the model's confidence.
     """
     if pairs is None or not pairs.unseen or len(pairs.rows) < FEWEST:
         return 1.0

@@ -43,7 +43,8 @@ def geometry(
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Offsets (B, 2) in pixels and whether to mirror (B,), from random numbers (B, 3) in [0, 1).
 
-    ``shift`` is the largest one as a share of the sides ``shape``; ``flip``: half are mirrored.
+    ``shift`` is the largest offset, as a share of the sides ``shape``. With ``flip``, half the
+    images are mirrored.
     """
     reach = np.array([shift * shape[0], shift * shape[1]])
     offsets = np.rint((2.0 * noise[:, :2] - 1.0) * reach).astype(np.int64)
@@ -53,10 +54,10 @@ def geometry(
 def shift_and_mirror(
     images: Images, offsets: NDArray[np.int64], mirrored: NDArray[np.bool_]
 ) -> Images:
-    """Images (B, H, W) or (B, H, W, C), shifted and then mirrored left to right where asked.
+    """Images (B, H, W) or (B, H, W, C), shifted and then, if asked, mirrored left to right.
 
-    ``offsets`` (B, 2) are pixels down and right at which the first pixel is taken, fewer than the
-    image has; what lies outside repeats the edge. ``mirrored`` is (B,).
+    ``offsets`` (B, 2) say where the first pixel is taken, in pixels down and right, fewer than the
+    image has. Pixels from outside repeat the edge. ``mirrored`` is (B,).
     """
     height, width = images.shape[1:3]
     shifted = np.empty_like(images)
@@ -72,9 +73,10 @@ def shift_and_mirror(
 
 
 def shift_and_mirror_on_gpu(images: Tensor, offsets: Tensor, mirrored: Tensor) -> Tensor:
-    """What :func:`shift_and_mirror` makes, of a batch that a GPU already holds.
+    """The same as :func:`shift_and_mirror`, for a batch that a GPU already holds.
 
-    One look-up a pixel: next to nothing on a GPU, three to five times as long on a CPU.
+    It looks up each pixel, which takes next to no time on a GPU, and three to five times as long on
+    a CPU.
     """
     batch, height, width = images.shape[:3]
     lines = torch.arange(height, device=images.device) + offsets[:, :1]
@@ -163,14 +165,15 @@ class Stream:
 
 
 class TransferBatches:
-    """(epoch, step) to a batch of what an objective of bridge or transfer looks at.
+    """Batches of what an objective of bridge or transfer looks at, by epoch and step.
 
     Args:
         config: The settings.
         store: The prepared transfer.h5.
         images: Names of the images in a batch: ``ti_target`` and ``ti_rgb`` of pairs, ``tr_target``
-            of target images and, shifted and mirrored anew, ``tr_target_2``. Their row numbers come
-            along, ``ti_rows`` and ``tr_rows``. Where there are no pairs, nothing of them comes.
+            of target images and, shifted and mirrored anew, ``tr_target_2``. A batch also holds
+            their row numbers, ``ti_rows`` and ``tr_rows``. Without pairs, it has no ``ti_``
+            entries.
         runtime: Device and processes.
         batch_size: Rows of each kind in a step, over all processes.
 
@@ -226,9 +229,9 @@ class TransferBatches:
 def settle_batches(
     stage: Stage, store: Store, images: Collection[str], runtime: Runtime, objective: Objective
 ) -> TransferBatches:
-    """The batches of these images, in the size that is set, or in the one that fits.
+    """Batches of these images, in the size of the settings or, with ``auto``, in the one that fits.
 
-    Where the size is ``auto``, the objective is tried out.
+    For ``auto``, the objective is tried out.
     """
     opened = partial(TransferBatches, stage.config, store, images, runtime)
     count = max(store.count("ti") * ("ti_target" in images), store.count("target"))
@@ -240,23 +243,23 @@ def settle_batches(
 
 
 class PairRows(NamedTuple):
-    """Rows of the TI pairs that are trained on, and of those that score."""
+    """Rows of the TI pairs that are trained on, and of those that are used for scores."""
 
     trained: NDArray[np.int64]
     held_out: NDArray[np.int64]
 
     @property
     def unseen(self) -> bool:
-        """Whether nothing is trained on the pairs that score."""
+        """Whether the pairs that score are not trained on."""
         return not np.isin(self.held_out, self.trained).any()
 
 
 def divide_pairs(store: Store) -> PairRows:
     """Divide the TI pairs into those that are trained on, and those that only score.
 
-    A tenth of the pairs is held out, in whole groups and at most HELD_OUT; where that would be
-    fewer than MIN_HELD_OUT, or a single group, a fifth. Where that gives fewer than FEWEST_HELD_OUT
-    pairs, all are trained on, and some of them score, too. The seed of ``sfkt prepare`` draws them,
+    A tenth of the pairs is held out, in whole groups and at most HELD_OUT. If that is fewer than
+    MIN_HELD_OUT, or a single group, it is a fifth. If that gives fewer than FEWEST_HELD_OUT pairs,
+    all are trained on, and some of these score, too. The seed of ``sfkt prepare`` draws the pairs,
     so that they are the same for all stages.
     """
     count = store.count("ti")

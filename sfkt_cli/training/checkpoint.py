@@ -39,7 +39,7 @@ def save(training: Training) -> None:
 
 
 def resume(training: Training) -> None:
-    """Go on from the newest state that fits; where there is none, all is as it was."""
+    """Continue from the newest state that fits; without one, nothing changes."""
     if not any(training.checkpoint.glob("*.pt")):
         return
     title, fresh = training.title, snapshot(training.objective)
@@ -54,7 +54,7 @@ def resume(training: Training) -> None:
         else:
             at = training.progress
             if at.epoch < training.epochs:
-                say(f"{title}: goes on at epoch {at.epoch + 1}, step {at.step + 1}")
+                say(f"{title}: continues at epoch {at.epoch + 1}, step {at.step + 1}")
             _compare_environments(training, state.get("environment", {}))
             return
     warn(
@@ -75,7 +75,7 @@ def _take_over(training: Training, state: dict[str, Any]) -> None:
 
 
 def _compare_environments(training: Training, before: Mapping[str, str | int]) -> None:
-    """Warn where a state goes on in an environment that rounds differently."""
+    """Warn if a training continues in an environment that rounds differently."""
     runtime = training.runtime
     changes = [
         f"{name} {before[name]} -> {value}"
@@ -110,9 +110,9 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_states(folder: Path, device: torch.device, made_for: str) -> Iterator[dict[str, Any]]:
-    """The states that can be gone on from, the newest first.
+    """The states from which a training can continue, the newest first.
 
-    One that is damaged or belongs to other settings or inputs is named in a warning.
+    A warning names a state that is damaged or belongs to other settings or inputs.
     """
     for name in (STATE, PREVIOUS):
         path = folder / name

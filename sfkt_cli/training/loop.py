@@ -32,8 +32,8 @@ Numbers = Mapping[str, float]
 class Objective(nn.Module):
     """What is trained: a batch in, named loss terms out.
 
-    It holds all that is trained, and as buffers or extra state all else that must survive an
-    interruption. In the middle of an epoch, those of process 0 are saved.
+    It holds everything that is trained, and everything else that must survive an interruption, as
+    buffers or extra state. In the middle of an epoch, those of process 0 are saved.
     """
 
     weights: dict[str, float]  # weight of each loss term, by name; a missing one counts 1
@@ -52,7 +52,7 @@ class Objective(nn.Module):
 
 @dataclass
 class Progress:
-    """How far a training is: all that a resumed one needs besides the state of the networks."""
+    """How far a training is: what a resumed training needs besides the state of the networks."""
 
     epoch: int = 0  # the one to train, from 0
     step: int = 0  # its steps that are done
@@ -67,7 +67,7 @@ class Progress:
 
 @dataclass
 class Training:
-    """What is to be trained, with what; :meth:`fit` does it."""
+    """A training: the objective, its batches and its optimiser; :meth:`fit` runs it."""
 
     title: str  # shown in front of messages; also part of the random seeds
     stage: Stage  # the settings, and the folder of metrics.jsonl and checkpoint/
@@ -100,10 +100,10 @@ class Training:
         self.mixed = self.runtime.autocast(self.objective)
 
     def fit(self) -> Progress:
-        """Train until the last epoch (see ``patience``), or go on where an earlier one was stopped.
+        """Train until the last epoch (see ``patience``), from the saved state if there is one.
 
         Returns:
-            What was done; ``keep`` holds the selected weights.
+            The progress; ``keep`` then holds the selected weights.
 
         Raises:
             RunError: A loss, a weight or a score is not finite.
@@ -158,7 +158,7 @@ class Training:
                     self._save()
             if runtime.any(self.stopped.is_set())[0]:
                 self._save()
-                raise Interrupted(f"{self.title} stopped; the same command goes on from here")
+                raise Interrupted(f"{self.title} stopped; the same command continues from here")
 
     def _stop(self, number: signal.Signals) -> None:
         """Stop after the step or the scores that are being computed."""
@@ -168,7 +168,7 @@ class Training:
         self.stopped.set()
 
     def _pass(self, epoch: int, tracker: Tracker) -> bool:
-        """Train for the steps of an epoch that are left; gives whether a signal cut it short."""
+        """Train for the remaining steps of an epoch; returns whether a signal cut it short."""
         runtime, progress, seed = self.runtime, self.progress, self.stage.config.seed
         began, stopping = time.monotonic(), False
         if progress.step == 0:
@@ -202,7 +202,7 @@ class Training:
         return stopping
 
     def descend(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Take a step down the weighted sum of the loss terms; gives the sum and the terms."""
+        """Take a step down the weighted sum of the loss terms; returns the sum and the terms."""
         with self.mixed:
             terms: dict[str, Tensor] = model(batch)
         weighted = [self.objective.weights.get(name, 1.0) * term for name, term in terms.items()]
@@ -220,8 +220,8 @@ class Training:
     def _note(self, loss: Tensor, terms: dict[str, Tensor], batch: Batch) -> None:
         """Check the terms of the step before, and note those of this one.
 
-        One step late keeps a GPU busy. Terms are means over the processes, so that all of them
-        notice together what is wrong.
+        Checking one step late keeps a GPU busy. Terms are means over the processes, so that all
+        processes notice together if something is wrong.
         """
         values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())])
         fetched = self.runtime.fetch(self.runtime.sum(values) / self.runtime.world)
@@ -230,7 +230,7 @@ class Training:
         self.pending = (list(terms), fetched, rows)
 
     def _check(self) -> None:
-        """Add what was noted to the sums of the epoch; raises RunError if it is not finite."""
+        """Add the noted terms to the sums of the epoch; raises RunError if they are not finite."""
         if self.pending is None:
             return
         names, fetched, rows = self.pending
@@ -244,7 +244,7 @@ class Training:
             at.totals[name] = at.totals.get(name, 0.0) + value
 
     def _check_weights(self) -> None:
-        """Before weights are saved or kept: raises RunError if terms or weights are not finite."""
+        """Raise RunError if terms or weights are not finite, before they are saved or kept."""
         self._check()
         trained = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         if not torch.stack([weight.detach().isfinite().all() for weight in trained]).all():
@@ -254,7 +254,7 @@ class Training:
         at, again = self.progress, "Start again with"
         if any(self.checkpoint.glob("*.pt")):
             again = (
-                f"The same command goes on from the last good state, in {self.checkpoint}; if it "
+                f"The same command continues from the last good state, in {self.checkpoint}; if it "
                 "ends here again, start again with --force and"
             )
         return RunError(
@@ -308,7 +308,7 @@ class Training:
 
 
 def _rows_text(name: str, shares: Iterable[list[int]]) -> str:
-    """A few rows of a batch, behind the table that they are in: ``ti [3, 8]``."""
+    """A few rows of a batch with the name of their table: ``ti [3, 8]``."""
     rows = [row for share in shares for row in share]
     more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
     return f"{name.removesuffix('rows').strip('_')} {rows[:NAMED_ROWS]}{more}".strip()
@@ -320,10 +320,11 @@ def tensorboard_curves(
 ) -> Iterator[Callable[[int, Numbers, Numbers], None]]:
     """A function that adds an epoch's loss terms and scores to TensorBoard's files, if ``wanted``.
 
-    ``epoch`` are those done already; what an interrupted run wrote of later ones is hidden.
+    ``epoch`` is the number of finished epochs; what an interrupted run wrote for later ones is
+    hidden.
 
     Raises:
-        ConfigError: It is wanted and tensorboard is not installed.
+        ConfigError: It is wanted, but tensorboard is not installed.
     """
     if not wanted:
         yield lambda epoch, terms, scores: None
@@ -346,9 +347,9 @@ def tensorboard_curves(
 def _ahead(
     batches: Callable[[int, int], Batch], epoch: int, first: int, steps: int
 ) -> Iterator[tuple[int, Batch]]:
-    """Steps and their batches, each batch made while the one before is being used.
+    """Steps and their batches; each batch is made while the one before is being used.
 
-    One thread makes them, without helpers of torch's own that would take cores from the step.
+    One thread makes them, without torch's own helpers, which would take cores from the step.
     """
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         coming = pool.submit(batches, epoch, first)

@@ -63,26 +63,27 @@ class View:
 def rows_at_once(images: NDArray[Any], processes: int = 1) -> int:
     """How many of these images (N, H, W[, C]) a model looks at together in each process.
 
-    Memory does not grow with the size of the images, and no process has much more to do than the
-    others, which wait for it.
+    The number keeps memory the same for images of any size, and gives all processes about as much
+    to do, because they wait for each other.
     """
     fitting = min(MOST_ROWS, MOST_PIXELS // math.prod(images.shape[1:3]))
     return max(min(fitting, -(-len(images) // processes)), 1)
 
 
 def rows_measured_at_once(images: NDArray[Any]) -> int:
-    """How many of these images (N, H, W[, C]) give one set of statistics."""
+    """How many of these images (N, H, W[, C]) one set of statistics is measured on."""
     return min(MOST_MEASURED, max(FEWEST_MEASURED, rows_at_once(images)))
 
 
 def predict_rows(images: NDArray[Any], view: View, *, flips: bool = False) -> tuple[Tensor, Tensor]:
     """Features (N, D) and logits (N, K) of stored images (N, H, W[, C]), float32, on the CPU.
 
-    Several processes take turns batch by batch, and all of them get everything; they must all ask.
-    A dry run looks at a few rows, which stand for all, and notes how long all would have taken.
+    Several processes divide the batches among themselves, and all of them get all results, so all
+    must call this. A dry run looks at a few rows, which stand for all, and notes how long all would
+    take.
 
-    With ``flips`` results are the mean over each image and its mirror image; the stored image is
-    mirrored, since some encodings (surface normals) look different behind a mirror.
+    With ``flips``, results are means over each image and its mirror image. The stored image is
+    mirrored, because some encodings (surface normals) look different behind a mirror.
     """
     runtime = view.runtime
     batch_size = rows_at_once(images, runtime.world)
@@ -124,8 +125,8 @@ def predict_rows(images: NDArray[Any], view: View, *, flips: bool = False) -> tu
 def adapt_batch_norms(images: NDArray[Any], view: View) -> None:
     """Give the batch norms of a view's model the statistics of these images, in place.
 
-    Source: AdaBN (Li et al., 2016). At most ``MOST_ADAPTED`` images are looked at, by every process
-    the same. A model without batch norms, or less than two images, change nothing.
+    Source: AdaBN (Li et al., 2016). At most ``MOST_ADAPTED`` images are looked at, the same ones in
+    every process. Without batch norms, or with fewer than two images, nothing changes.
     """
     model, runtime = view.model, view.runtime
     images = images[spread(len(images), FEW if runtime.dry_run is not None else MOST_ADAPTED)]
@@ -173,7 +174,7 @@ def collapse_warning(
     images: str = "TI RGB images",
     advice: str = "are source.mean and source.std those that the model was trained with?",
 ) -> str | None:
-    """What is suspicious about a model's predictions, if anything is.
+    """A warning if a model's predictions look suspicious, else None.
 
     ``entropy`` and ``shares`` are those of :func:`describe_predictions`.
     """
@@ -207,9 +208,10 @@ COLLAPSED = {
 def warn_of_collapse(
     logits: Tensor, model: str, stage: str, classes: Sequence[str] | None = None
 ) -> None:
-    """Warn if logits (N, K) of enough target images name nearly always the same class, or none.
+    """Warn if logits (N, K) of enough target images nearly always name the same class, or none.
 
-    Without ``classes`` they are numbered: the log of a training names no class of a target image.
+    Without ``classes``, classes are numbered: the log of a training names no class of a target
+    image.
     """
     if len(logits) >= FEWEST:
         classes = classes or [f"class {number}" for number in range(logits.shape[1])]

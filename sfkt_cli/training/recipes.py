@@ -77,9 +77,9 @@ def inverse_decay(progress: float) -> float:
 def start_student(source: Classifier) -> Classifier:
     """A copy of the frozen source model that may be trained.
 
-    Its running statistics follow the target images within an epoch: some published networks keep
-    99 % of the old ones in each step, so a student of a few hundred steps would be predicted with
-    statistics that it has left behind.
+    Its running statistics follow the target images within an epoch. Some published networks keep
+    99 % of the old statistics in each step, so after a few hundred steps a student would still
+    predict with those of the source images.
     """
     student = copy.deepcopy(source)
     for module in student.modules():
@@ -124,7 +124,7 @@ def fit_labels(
     rates: tuple[float, float],  # learning rate, and the backbone's share of it
     batch_size: int | Literal["auto"],  # over all processes, or ``auto``
 ) -> Progress:
-    """Train a classifier; the recipe is that of the settings for the source model."""
+    """Train a classifier on labels, with the settings of the source model."""
     config, training = stage.config, stage.config.training
     objective = Supervised(model, load, config.source.label_smoothing)
 

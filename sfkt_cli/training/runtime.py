@@ -1,4 +1,4 @@
-"""The device, the precision, the seeds and the place among the processes."""
+"""The device, the precision, the seeds, and the place of this process among the others."""
 
 import contextlib
 import os
@@ -75,8 +75,8 @@ class Runtime:
     def autocast(self, trained: nn.Module | None = None) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision for forward passes; nothing under fp32.
 
-        On a CPU the gradients of depthwise convolutions take several times as long in bf16: where
-        such a network is to be ``trained``, the pass is in fp32.
+        On a CPU the gradients of depthwise convolutions take several times as long in bf16, so if
+        such a network is ``trained``, the pass is in fp32.
         """
         precision = self.precision_for(trained)
         if precision == torch.float32:
@@ -91,10 +91,10 @@ class Runtime:
     def cast_frozen(self, model: nn.Module, trained: nn.Module) -> None:
         """Hold the convolutions of a frozen model in the type of :meth:`autocast`.
 
-        Autocast would cast their weights anew in every pass, for it remembers only those of trained
-        parameters. From here on the model works in such regions alone, and what passes through it
-        is to train ``trained``. Depthwise convolutions with a stride stay in fp32 on a CPU, where
-        the gradient for their images takes ten times as long in bf16.
+        Autocast would cast their weights anew in every pass, because it only remembers those of
+        trained parameters. From here on the model only works in such regions, in passes that train
+        ``trained``. On a CPU, depthwise convolutions with a stride stay in fp32, because the
+        gradient for their images takes ten times as long in bf16.
         """
         if self.precision_for(trained) == self.precision:  # else autocast is on now and then
             for layer in model.modules():
@@ -117,9 +117,9 @@ class Runtime:
         return tensor
 
     def fetch(self, values: Tensor) -> Callable[[], list[float]]:
-        """Begin to copy values (N,) to the CPU; what is given back waits until they are there.
+        """Begin to copy values (N,) to the CPU; returns a function that waits until they are there.
 
-        It waits for nothing that a GPU was told to do after this call: so it may go on working.
+        It does not wait for work that a GPU gets after this call, so the GPU may continue.
         """
         if self.device.type != "cuda":
             return values.tolist
@@ -140,14 +140,14 @@ class Runtime:
             torch.cuda.synchronize(self.device)
 
     def batch_size(self, wanted: int, count: int) -> int:
-        """Rows of a batch over all processes, with the same share of at least 2 for each."""
+        """Rows of a batch over all processes, of which each gets the same share, at least 2."""
         return max(min(wanted, count) // self.shares, 2) * self.shares
 
     def synchronised(self, module: nn.Module) -> nn.Module:
         """The module with batch norms over all processes, if that is wanted and possible.
 
         Raises:
-            ConfigError: A layer does more than normalise, and would lose that.
+            ConfigError: A layer does more than normalise, which would be lost.
         """
         if self.sync_batchnorm and self.world > 1 and self.device.type == "cuda":
             check_batch_norms(module)
@@ -158,9 +158,9 @@ class Runtime:
     def parallel(self, objective: nn.Module, *, skips_parameters: bool = False) -> nn.Module:
         """The objective with gradients averaged over the processes.
 
-        ``skips_parameters``: whether some steps leave trained parameters out. Buffers stay each
-        process's own until :meth:`share_buffers`: those of process 0 count, so that its state alone
-        says how training goes on.
+        ``skips_parameters``: whether some steps leave trained parameters out. Each process keeps
+        its own buffers until :meth:`share_buffers`, which takes those of process 0, so that the
+        state of process 0 suffices to continue.
         """
         if self.world == 1:
             return objective
@@ -184,7 +184,7 @@ class Runtime:
         return values
 
     def any(self, *facts: bool) -> list[bool]:
-        """Whether each of some facts holds in any process; one exchange for all."""
+        """For each of some facts, whether it holds in any process; one exchange for all of them."""
         if self.world == 1:
             return list(facts)
         return [count > 0 for count in self.sum(torch.tensor(facts, dtype=torch.int32)).tolist()]
@@ -197,7 +197,7 @@ class Runtime:
         return values
 
     def environment(self, trained: nn.Module) -> dict[str, str | int]:
-        """What decides the last bits of results; a state of training remembers it."""
+        """What decides the last bits of results; a saved state remembers it."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return {
             "device": name,
@@ -208,9 +208,9 @@ class Runtime:
         }
 
     def peak_memory_mb(self) -> float:
-        """Largest memory use.
+        """Largest memory use since the stage began.
 
-        Since the stage began: on a GPU of its allocator, on the CPU resident memory of the process.
+        On a GPU that of its allocator, on the CPU the resident memory of the process.
         """
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
@@ -218,7 +218,7 @@ class Runtime:
 
 
 def _has_depthwise(module: nn.Module | None) -> bool:
-    """Whether a module has depthwise convolutions; ONNX networks tell it themselves."""
+    """Whether a module has depthwise convolutions; ONNX networks say so themselves."""
     layers = [] if module is None else module.modules()
     return any(_is_depthwise(layer) or getattr(layer, "depthwise", False) for layer in layers)
 
@@ -229,7 +229,7 @@ def _is_depthwise(layer: nn.Module) -> bool:
 
 
 def _leave_autocast(layer: nn.Conv2d) -> None:
-    """Have a layer work in float32 inside autocast regions, too."""
+    """Make a layer work in float32 inside autocast regions, too."""
     forward = layer.forward
 
     def in_fp32(input: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def _step(objective: nn.Module, batch: Any, runtime: Runtime) -> None:
 
 @contextlib.contextmanager
 def _own_statistics(objective: nn.Module) -> Iterator[None]:
-    """Have batch norms over all processes take the statistics of this one alone in the block."""
+    """Within the block, batch norms over all processes take this one's statistics alone."""
     norms = [layer for layer in objective.modules() if isinstance(layer, nn.SyncBatchNorm)]
     for norm in norms:
         norm.forward = partial(_BatchNorm.forward, norm)  # type: ignore[method-assign]
@@ -136,7 +136,7 @@ def _try_on_gpu(
 def _reckon(
     objective: nn.Module, batch_of: Callable[[int], Any], most: int, runtime: Runtime
 ) -> int:
-    """Take what one more row keeps for the backward pass, and divide the free memory by it.
+    """Divide the free memory by what one more row keeps for the backward pass.
 
     On a CPU the system kills a process that takes too much memory, so this is not tried.
     """
@@ -153,7 +153,7 @@ def _reckon(
 
 
 def kept_bytes(work: Callable[[], object]) -> int:
-    """Bytes that forward passes in some work keep for backward passes; it is done once."""
+    """Bytes that the forward passes of some work keep for backward passes; runs the work once."""
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ def kept_bytes(work: Callable[[], object]) -> int:
 
 
 class Tried(Exception):
-    """A dry run came to the training and measured it."""
+    """A dry run has reached the training and measured it."""
 
     def __init__(self, figures: DryRunFigures) -> None:
         self.figures = figures
@@ -176,7 +176,7 @@ class Tried(Exception):
 def try_out(training: Training, figures: DryRunFigures) -> None:
     """Time what an epoch does beside its steps, and one step after a smaller one to warm up.
 
-    Where a step with all rows would take long on a CPU, the timed one has few rows, too.
+    If a step with all rows would take long on a CPU, the timed step has few rows, too.
     """
     runtime, objective = training.runtime, training.objective
     skipped_s, began = figures.skipped_s, time.monotonic()

@@ -651,7 +651,7 @@ def test_a_manifest_outside_of_a_zip_file_lists_what_is_in_the_zip_file(tmp_path
     packed = read_archive(settings_of("folders", path, **over))
     assert packed.records == plain.records
     assert packed.loader.target(packed.records[0]).any()
-    with pytest.raises(DataError, match=r"nowhere does not exist: say with --root"):
+    with pytest.raises(DataError, match=r"nowhere does not exist: give the folder"):
         read_archive(settings_of("folders", tmp_path / "nowhere", **over))
 
 

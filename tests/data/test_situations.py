@@ -331,7 +331,7 @@ def test_a_manifest_that_says_a_thing_twice_is_refused(
     root = manifest(tmp_path / "mine")
     (root / "manifest.csv").unlink()
     (root / name).write_text(text, encoding="utf-8")
-    told = rf"{name}, line 1.*'target' is there twice|mine: depth/0.png is listed twice"
+    told = rf"{name}, line 1.*'target' is given twice|mine: depth/0.png is listed twice"
     with pytest.raises(DataError, match=told):
         read_archive(settings_of("folders", root))
 
@@ -341,7 +341,7 @@ def test_a_manifest_that_says_a_thing_twice_is_refused(
     [
         *(({"label": value}, "line 1.*(as a text|write null)")
           for value in (1.0, float("nan"), True, ["mug"], {"name": "mug"})),
-        *(({"group": group}, "line 1: group .* is no text of one")
+        *(({"group": group}, "line 1: group .* is not a single line")
           for group in ("hall\n2", "\ud83d", "\0")),
     ],
 )  # fmt: skip
@@ -359,7 +359,7 @@ def test_a_cell_of_json_lines_that_is_neither_a_text_nor_a_number_is_refused(
 def test_a_cell_of_csv_with_a_line_break_is_refused(tmp_path: Path) -> None:
     root = manifest(tmp_path / "mine")
     (root / "manifest.csv").write_text('target,label\ndepth/0.png,"mu\ng"\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"line 3: label 'mu\\ng' is no text of one line"):
+    with pytest.raises(DataError, match=r"line 3: label 'mu\\ng' is not a single line of text"):
         read_archive(settings_of("folders", root))
 
 

@@ -161,7 +161,7 @@ def test_file_that_is_no_store_says_so(tmp_path: Path) -> None:
     path = tmp_path / "foreign.h5"
     with h5py.File(path, "w") as file:
         file["ti/rgb"] = np.zeros(3)
-    with pytest.raises(DataError, match=r"foreign\.h5 is no finished file"):
+    with pytest.raises(DataError, match=r"foreign\.h5 is not a finished file"):
         open_store(path)
     with pytest.raises(DataError, match="sfkt prepare"):
         open_store(tmp_path / "missing.h5")

@@ -241,7 +241,7 @@ def disturb(kind: str, trials: int, seed: int, last: str) -> dict[str, Any]:
         before = steps_made()
         code = ended(start(command, errors))
         repeated = before + steps_made() - steps[stage]
-        outcome["resumed"] += "goes on at epoch" in errors.read_text()
+        outcome["resumed"] += "continues at epoch" in errors.read_text()
         outcome["repeated_steps"] = max(outcome["repeated_steps"], repeated)
         expected = {path.relative_to(whole) for path in whole.rglob("*")}
         strays = [str(p) for p in run.rglob("*") if p.relative_to(run) not in expected]

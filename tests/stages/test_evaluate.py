@@ -193,7 +193,7 @@ def test_the_oracle_is_marked_where_it_saw_the_labels(evaluated: Run) -> None:
     text = evaluated.path("evaluate", "report.md").read_text(encoding="utf-8")
     assert "oracle (1)" in text
     assert "## Accuracy by class, test split" in text, "not of images that the oracle has seen"
-    assert "\n(1) trained on these very images" in text
+    assert "\n(1) training accuracy: it was trained on these images" in text
 
 
 def test_the_report_shows_what_the_training_measured(evaluated: Run) -> None:
@@ -223,8 +223,8 @@ def test_weights_that_were_not_kept_are_not_described(tmp_path: Path) -> None:
     evaluate(settings(), run)
     text = run.path("evaluate", "report.md").read_text(encoding="utf-8")
     assert "The translator was not kept" in text
-    assert "25.0 % of the others with it, and to 75.0 % without" in text
-    assert "no translator: with it the source model saw no more" in text
+    assert "than to 25.0 % of the others; without it, than to 75.0 %." in text
+    assert "without the translator, which did not help" in text
     assert "Trust in the bridge" not in text  # nothing was measured
 
 
@@ -607,7 +607,7 @@ def test_a_verdict_on_what_has_changed_since_is_not_repeated(
     for used, kept, word, note in (
         (digest, False, "ship the student", None),
         (digest, True, "ship the student", "the student was judged worse"),
-        ("another", False, "cannot be told", "made from an earlier bridge"),
+        ("another", False, "cannot tell", "made from an earlier bridge"),
     ):
         inputs = {"bridge": used}
         finish(run, "transfer/tgkt", inputs, [], verdict="better", untouched_kept=kept)
@@ -647,7 +647,7 @@ def test_a_report_of_an_earlier_version_ends_with_its_verdict(
     write_record(run.path("evaluate", "done.json"), record)
     capsys.readouterr()
     evaluate(config, run)
-    assert "evaluate: Without labels it cannot be told" in " ".join(capsys.readouterr().err.split())
+    assert "evaluate: Without labels, sfkt cannot tell" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_single_label_is_enough_for_a_report(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_model_without_maps_trains_by_the_other_terms_or_is_refused(
 ) -> None:
     assert feature_maps_of(without_maps(), ON, RGB, CPU) is None
     assert "L_p is switched off" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match=r"shows no maps .*; set bridge\.alpha_f"):
+    with pytest.raises(ConfigError, match=r"has no feature maps.*; set bridge\.alpha_f"):
         feature_maps_of(without_maps(), {"rec": 0.0, "f": 0.0, "p": 0.3}, RGB, CPU)
 
 

@@ -162,7 +162,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 ) -> None:
     whole, fitted = train(tmp_path / "whole")
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match="goes on"):
+    with pytest.raises(Interrupted, match="continues"):
         train(tmp_path / "parts", Killed(at, number))
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     resumed, again = train(tmp_path / "parts")
@@ -421,7 +421,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_kept(
     where = f"weights are not finite in epoch {at[0] + 1}, step {at[1] + 1} "
     with pytest.raises(RunError, match=where) as caught:
         train(folder, BreaksItsWeights(at), checkpoint_seconds=0.0)
-    assert f"goes on from the last good state, in {folder / 'checkpoint'};" in str(caught.value)
+    assert f"continues from the last good state, in {folder / 'checkpoint'};" in str(caught.value)
     assert "--force" in str(caught.value)
     resumed, _ = train(folder)
     assert same(whole.state_dict(), resumed.state_dict())
@@ -524,7 +524,7 @@ def test_a_state_of_another_structure_gives_way_to_the_one_before(
     resumed, _ = train(tmp_path / "parts")
     said = capsys.readouterr().err
     assert "another version is skipped" in said
-    assert "goes on at epoch 2" in said
+    assert "continues at epoch 2" in said
     assert same(whole.state_dict(), resumed.state_dict())
 
 

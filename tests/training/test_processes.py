@@ -259,7 +259,7 @@ def test_one_process_tells_that_all_were_stopped(started: Run) -> None:
         time.sleep(0.05)
     process.terminate()
     _, errors = process.communicate()
-    told = "sfkt: bridge stopped; the same command (without --force) goes on from here"
+    told = "sfkt: bridge stopped; the same command (without --force) continues from here"
     assert errors.count(told) == 1, errors
     assert errors.count("sfkt: ") == 1, errors
 

@@ -300,9 +300,8 @@ def read_manifest(manifest: Manifest) -> list[Record]:
                 )
             if len(alike) > 1:
                 raise DataError(
-                    f"{where}: {view} {row[view]!r} is the name of {len(alike)} files, whose "
-                    f"letters are encoded otherwise ({', '.join(map(ascii, alike))}): rename all "
-                    "but one"
+                    f"{where}: {view} {row[view]!r} is the name of {len(alike)} files in "
+                    f"different Unicode forms ({', '.join(map(ascii, alike))}): rename all but one"
                 )
             names[view] = alike[0] if alike else None
         image = names["target"] or names["rgb"]
@@ -353,7 +352,9 @@ def _rows(manifest: Manifest) -> Iterator[tuple[int, Mapping[str, str]]]:
         cells = {column: nfc(row.get(column, "")) for column in COLUMNS}
         for column, cell in cells.items():
             if re.search("[\0-\x1f\ud800-\udfff]", cell):
-                raise DataError(f"{path}, line {number}: {column} {cell!r} is no text of one line")
+                raise DataError(
+                    f"{path}, line {number}: {column} {cell!r} is not a single line of text"
+                )
         yield number, cells
 
 
@@ -364,13 +365,13 @@ def _json_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
         try:
             entries = json.loads(line, object_pairs_hook=tuple)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number} is no JSON object: {error}") from None
+            raise DataError(f"{path}, line {number} is not a JSON object: {error}") from None
         if not isinstance(entries, tuple):
-            raise DataError(f"{path}, line {number} is no JSON object")
+            raise DataError(f"{path}, line {number} is not a JSON object")
         row: dict[str, str] = {}
         for name, value in entries:
             if name in row:
-                raise DataError(f"{path}, line {number}: {name!r} is there twice")
+                raise DataError(f"{path}, line {number}: {name!r} is given twice")
             if not isinstance(value, str | int | None) or isinstance(value, bool):
                 raise DataError(f"{path}, line {number}: {name} is {value!r}: write it as a text")
             row[name] = "" if value is None else str(value).strip()

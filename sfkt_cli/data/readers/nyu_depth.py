@@ -157,7 +157,7 @@ def _held_out(path: Path, count: int, config: Config) -> set[int]:
     except (OSError, ValueError, IndexError, KeyError, struct.error, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}): download it again") from None
     if not numbers or min(numbers) < 1 or max(numbers) > count:
-        raise DataError(f"{path}: testNdxs is no list of image numbers from 1 to {count}")
+        raise DataError(f"{path}: testNdxs is not a list of image numbers from 1 to {count}")
     return numbers
 
 
@@ -176,7 +176,7 @@ _TYPES = {
 def _test_numbers(content: bytes) -> set[int]:
     """The integers of the variable ``testNdxs`` of a MATLAB file of version 5."""
     if len(content) > MAX_BYTES or not content.startswith(b"MATLAB 5.0"):
-        raise ValueError("no MATLAB file of version 5")
+        raise ValueError("it is not a MATLAB file of version 5")
     for kind, element in _elements(content[128:]):
         fields = list(_elements(element)) if kind == _MATRIX else []
         if fields and fields[2][1] == b"testNdxs":
