@@ -85,8 +85,8 @@ def bridge(config: Config, run: Run) -> None:
         if earlier is not None and earlier.card.architecture["name"] != "identity":
             warm_start(earlier, translator, architecture, saved)
         objective = Tgmb(
-            translator, source, encoding, weights=weights, features=source.feature_size,
-            rec_loss=config.bridge.rec_loss, d_on=config.bridge.d_on,
+            translator, source, encoding, weights=weights, rec_loss=config.bridge.rec_loss,
+            d_on=config.bridge.d_on,
             feature_maps=feature_maps_of(source, weights, store["ti/rgb"], runtime),
         )  # fmt: skip
         runtime.place(runtime.synchronised(objective))
@@ -133,7 +133,7 @@ def _fit(
     scorer = label_free.EpochScorer(store, pairs)
     images = ["ti_target", "ti_rgb", *(["tr_target"] if weights["d"] or weights["im"] else [])]
     batches = settle_batches(stage, store, images, runtime, objective)
-    weights["im"] /= batches.passes
+    objective.weights = {**weights, "im": weights["im"] / batches.passes}
     trained = [p for p in objective.parameters() if p.requires_grad]
     return Training(
         "bridge", stage, objective, batches,
