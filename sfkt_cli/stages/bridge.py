@@ -34,7 +34,7 @@ from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import Stage
-from sfkt_cli.training.batches import divide_pairs, settle_batches
+from sfkt_cli.training.batches import settle_batches
 from sfkt_cli.training.loop import Progress, Training
 from sfkt_cli.training.predicting import (
     FEW,
@@ -92,7 +92,7 @@ def bridge(config: Config, run: Run) -> None:
         runtime.place(runtime.synchronised(objective))
         runtime.cast_frozen(source, objective)
 
-        pairs = label_free.scoring_pairs(store, divide_pairs(store), View(runtime, source))
+        pairs = label_free.scoring_pairs(store, View(runtime, source))
         assert pairs is not None
         view = View(runtime, source, encoding, translator)
         progress = _fit(stage, store, objective, view, pairs)

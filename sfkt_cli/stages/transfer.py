@@ -33,7 +33,7 @@ from sfkt_cli.scores import fit_temperature
 from sfkt_cli.settings.config import Config, method_settings
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import Stage
-from sfkt_cli.training.batches import divide_pairs, settle_batches
+from sfkt_cli.training.batches import settle_batches
 from sfkt_cli.training.loop import Progress, Training
 from sfkt_cli.training.predicting import FEWEST, View, predict_rows, warn_of_collapse
 from sfkt_cli.training.recipes import SCHEDULES, classifier_optimizer, start_student
@@ -88,11 +88,10 @@ def transfer(config: Config, run: Run) -> None:
         encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
         if front is not None:
             encoding = front.encoding_of("bridge")
-        rows = divide_pairs(store)
-        pairs = label_free.scoring_pairs(store, rows, View(runtime, source))
+        pairs = label_free.scoring_pairs(store, View(runtime, source))
         began = time.monotonic()
         outputs = TeacherOutputs(
-            store, source, translator, encoding, runtime, rows, ti=objective_class.needs_ti
+            store, source, translator, encoding, runtime, pairs, ti=objective_class.needs_ti
         )
         seed_all(config.seed, "transfer", method)
         student, architecture = _student(source, saved, front, earlier)

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -239,20 +239,8 @@ def settle_batches(
     return batches
 
 
-class PairRows(NamedTuple):
-    """Rows of the TI pairs that are trained on, and of those that score."""
-
-    trained: NDArray[np.int64]
-    held_out: NDArray[np.int64]
-
-    @property
-    def unseen(self) -> bool:
-        """Whether nothing is trained on the pairs that score."""
-        return not np.isin(self.held_out, self.trained).any()
-
-
-def divide_pairs(store: Store) -> PairRows:
-    """Divide the TI pairs into those that are trained on, and those that only score.
+def divide_pairs(store: Store) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the TI pairs that are trained on, and of those that only score.
 
     A tenth of the pairs is held out, in whole groups and at most HELD_OUT; where that would be
     fewer than MIN_HELD_OUT, or a single group, a fifth. Where that gives fewer than FEWEST_HELD_OUT
@@ -274,5 +262,5 @@ def divide_pairs(store: Store) -> PairRows:
     rows = np.arange(count)
     held_out = np.flatnonzero(np.isin(of_group, sorted(chosen)))
     if len(held_out) < FEWEST_HELD_OUT:
-        return PairRows(rows, rows[spread(count, HELD_OUT)])
-    return PairRows(np.setdiff1d(rows, held_out), held_out)
+        return rows, rows[spread(count, HELD_OUT)]
+    return np.setdiff1d(rows, held_out), held_out
