@@ -112,7 +112,7 @@ class Training:
         """
         if self.runtime.dry_run is not None:
             try_out(self, self.runtime.dry_run)
-            raise Tried(self.runtime.dry_run)
+            raise Tried(self.runtime.dry_run, self.stage.inputs)
         self.best = snapshot(self.keep)
         resume(self)
         self._run()

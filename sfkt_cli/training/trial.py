@@ -169,8 +169,9 @@ def kept_bytes(work: Callable[[], object]) -> int:
 class Tried(Exception):
     """A dry run came to the training and measured it."""
 
-    def __init__(self, figures: DryRunFigures) -> None:
+    def __init__(self, figures: DryRunFigures, inputs: Iterable[str]) -> None:
         self.figures = figures
+        self.inputs = inputs  # names of what the stage is made from, as in done.json
 
 
 def try_out(training: Training, figures: DryRunFigures) -> None:
