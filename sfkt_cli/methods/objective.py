@@ -136,7 +136,7 @@ class TransferObjective(Objective):
         self.outputs = outputs
 
     @property
-    def images(self) -> set[str]:
+    def needs_images(self) -> set[str]:
         """The images that batches hold; see :class:`sfkt_cli.training.batches.TransferBatches`."""
         pairs = {"ti_target"} if self.needs_ti else set()
         return pairs | {"tr_target"} | ({"tr_target_2"} if self.needs_second_view else set())

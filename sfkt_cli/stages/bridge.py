@@ -122,7 +122,7 @@ def bridge(config: Config, run: Run) -> None:
             trained=kept,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
-        _tell(scores, untouched, kept=kept)
+        _tell_scores(scores, untouched, kept=kept)
 
 
 def _fit(
@@ -138,14 +138,14 @@ def _fit(
     return Training(
         "bridge", stage, objective, batches,
         torch.optim.Adam(trained, config.bridge.learning_rate, betas=(0.9, 0.99), fused=True),
-        runtime, epochs=config.bridge.epochs, steps=batches.steps, images=batches.images,
-        schedule=cosine, keep=objective.translator,
+        runtime, epochs=config.bridge.epochs, steps=batches.steps,
+        images_per_step=batches.images_per_step, schedule=cosine, keep=objective.translator,
         scores=partial(scorer.scores, view, stage.folder),
         select=label_free.selector(config, ti=batches.paired, auto="ti_closeness"),
     ).fit()  # fmt: skip
 
 
-def _tell(scores: Mapping[str, float], untouched: float, *, kept: bool) -> None:
+def _tell_scores(scores: Mapping[str, float], untouched: float, *, kept: bool) -> None:
     """Say how well target images find their RGB partners behind the translator."""
     say(
         f"bridge: epoch {scores['epoch']:.0f}; the source model names the same class for "

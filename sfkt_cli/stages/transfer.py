@@ -182,14 +182,15 @@ def _fit(
     config, runtime, student = stage.config, view.runtime, objective.student
     method, settings = config.transfer.method, config.transfer
     own, scorer = method_settings(config, method), label_free.EpochScorer(store, pairs)
-    batches = settle_batches(stage, store, objective.images, runtime, objective)
+    batches = settle_batches(stage, store, objective.needs_images, runtime, objective)
     optimizer = classifier_optimizer(
         student, *own.rates(pretrained=pretrained), settings.weight_decay,
         objective.parameters(recurse=False),
     )  # fmt: skip
     return Training(
         method, stage, objective, batches, optimizer, runtime, epochs=settings.epochs,
-        steps=batches.steps, images=batches.images, schedule=SCHEDULES[own.schedule], keep=student,
+        steps=batches.steps, images_per_step=batches.images_per_step,
+        schedule=SCHEDULES[own.schedule], keep=student,
         scores=partial(scorer.scores, view, stage.folder),
         select=label_free.selector(config, ti=batches.paired),
     ).fit()  # fmt: skip

@@ -203,7 +203,8 @@ class TransferBatches:
             both = 2 if "tr_target_2" in images else 1
             self.streams["tr"] = stream({"target": store["target/target"]}, name="tr", views=both)
         self.batch_size = batch_size
-        self.images = len(self.streams) * batch_size  # images that a step sees
+        # Images that a step sees; a pair counts as one.
+        self.images_per_step = sum(s.views for s in self.streams.values()) * batch_size
         # Steps of an epoch: the larger stream passes once.
         self.steps = max(max(targets, pairs) // batch_size, training.min_steps)
         # How often an epoch passes the target images.

@@ -155,8 +155,10 @@ def test_a_method_may_ask_for_a_second_view(untrained_run: Run) -> None:
         needs_ti = needs_second_view = True
 
     anything: Any = Objective()
-    images = TwoViews(anything, anything, config).images
-    batch = settled(config, store, untrained_run.folder, *images)(0, 0)
+    images = TwoViews(anything, anything, config).needs_images
+    batches = settled(config, store, untrained_run.folder, *images)
+    assert batches.images_per_step == 3 * batches.batch_size
+    batch = batches(0, 0)
     assert batch["tr_target"].shape == batch["tr_target_2"].shape
     assert not torch.equal(batch["tr_target"], batch["tr_target_2"])
     assert "ti_target_2" not in batch
