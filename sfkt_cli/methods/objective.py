@@ -124,6 +124,7 @@ class TransferObjective(Objective):
     needs_bridge = False  # whether it takes the outputs of a bridge
     # Whether the bridge teaches the student to the end, so that it cannot judge it.
     follows_bridge = False
+    keep_untouched = False  # whether the untouched source model replaces a student judged worse
     needs_ti = False  # whether it looks at TI pairs
     # Whether batches hold ``tr_target_2``: the images of ``tr_target``, shifted and mirrored anew.
     needs_second_view = False

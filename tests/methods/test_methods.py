@@ -134,6 +134,11 @@ def test_the_head_stays_the_sources(method: str) -> None:
     assert all(p.requires_grad for p in objective.student.backbone.parameters())
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_settings_say_whether_a_worse_student_of_tgkt_is_replaced(kept: bool) -> None:
+    assert make_tgkt({"tgkt": {"keep_untouched": kept}}).keep_untouched is kept
+
+
 def feature_maps_of(source: Classifier) -> FeatureMaps:
     return FeatureMaps([source.backbone], source.features, torch.rand(1, 3, SIDE, SIDE))
 
