@@ -98,7 +98,7 @@ def _datasets() -> list[str]:
     return [*get_args(DatasetName)]
 
 
-DatasetName = Annotated[
+DatasetArgument = Annotated[
     str | None,
     Argument(
         help="Data set: synthetic, rgb-nir, nyu-depth, sun-rgbd, folders, ...",
@@ -106,14 +106,14 @@ DatasetName = Annotated[
     ),
 ]
 Root = Annotated[Path | None, Option(help="Folder or file of the archive; default: data/NAME.")]
-Method = Annotated[
+MethodOption = Annotated[
     str | None,
     Option(
         help=f"Transfer method: {', '.join(METHODS)}; default: the setting transfer.method.",
         autocompletion=lambda: [*METHODS],
     ),
 ]
-Sensor = Annotated[str | None, Option(help="SUN RGB-D: kv1, kv2, realsense or xtion.")]
+SensorOption = Annotated[str | None, Option(help="SUN RGB-D: kv1, kv2, realsense or xtion.")]
 
 
 def _print_version(version: bool) -> None:
@@ -136,7 +136,7 @@ def _sfkt(
 @shared_options(*STAGE)
 def prepare(
     options: Options,
-    name: DatasetName = None,
+    name: DatasetArgument = None,
     root: Root = None,
     download: Annotated[
         bool, Option("--download", help="First download the archive into the folder --root.")
@@ -145,8 +145,8 @@ def prepare(
         bool,
         Option("--accept-licence", help="Accept the data set's licence without being asked."),
     ] = False,
-    source_sensor: Sensor = None,
-    target_sensor: Sensor = None,
+    source_sensor: SensorOption = None,
+    target_sensor: SensorOption = None,
 ) -> Result:
     """Read an archive and write the three files of a run.
 
@@ -191,7 +191,7 @@ def bridge(options: Options) -> Result:
 
 @app.command(epilog="Example: sfkt transfer --method shot")
 @shared_options(*TRAINING)
-def transfer(options: Options, method: Method = None) -> Result:
+def transfer(options: Options, method: MethodOption = None) -> Result:
     """Train the student, the classifier for the target sensor."""
     return _train("transfer", options.with_flags({"transfer.method": method}))
 
@@ -262,7 +262,7 @@ def benchmark(
 @shared_options(*FINISHED, "force")
 def export(
     options: Options,
-    method: Method = None,
+    method: MethodOption = None,
     formats: Annotated[
         list[str] | None,
         Option("--format", help="onnx, pt2 or safetensors; default: all that can be written here."),
@@ -338,7 +338,7 @@ def predict(
             "predictions.csv, or stream.csv for watched folders and cameras."
         ),
     ] = None,
-    method: Method = None,
+    method: MethodOption = None,
     model: Annotated[
         Path | None,
         Option(help="Exported student (folder or ONNX file) to use instead of a run's."),
@@ -405,7 +405,7 @@ def inspect(
 
 @app.command(epilog="Example: sfkt classes sun-rgbd --root ~/SUNRGBD")
 @shared_options("config", "assignments")
-def classes(options: Options, name: DatasetName = None, root: Root = None) -> Result:
+def classes(options: Options, name: DatasetArgument = None, root: Root = None) -> Result:
     """List the classes of an archive and what they are used for."""
     from sfkt_cli.data.readers import read_archive
     from sfkt_cli.data.splits import list_class_rows

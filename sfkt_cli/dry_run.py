@@ -6,7 +6,7 @@ all, and :mod:`sfkt_cli.training.trial` times one step. Nothing is written into 
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,6 @@ from sfkt_cli.stages import run_stage
 
 SAMPLES = 4  # samples of each part that ``prepare`` is tried on
 REPORT_BYTES = 3 * 2**20  # about what ``evaluate`` writes
-READS: dict[str, tuple[str, ...]] = {
-    "source": ("prepare/source.h5",),
-    "bridge": ("prepare/transfer.h5", "source/model.safetensors"),
-    "transfer": ("prepare/transfer.h5", "source/model.safetensors", "bridge/model.safetensors"),
-    "evaluate": (
-        "prepare/transfer.h5", "prepare/test.h5", "source/model.safetensors",
-        "bridge/model.safetensors", "transfer/[!.]*/model.safetensors",
-    ),
-}  # fmt: skip
-"""What a stage reads, below the run folder."""
 
 
 def dry_run(stage: str, options: Options, *, download: bool = False) -> dict[str, Any]:
@@ -95,7 +85,7 @@ def _try_training(name: str, config: Config, run: Run) -> dict[str, Any]:
     try:
         run_stage(name, config, run)
     except Tried as tried:
-        figures = tried.figures
+        figures, reads = tried.figures, _sizes_of(run, tried.inputs)
     else:
         if run.keeps(name):
             return {"stage": name, "done": True}
@@ -107,7 +97,8 @@ def _try_training(name: str, config: Config, run: Run) -> dict[str, Any]:
             does = f"puts the models of {', '.join(map(str, mixture))} side by side"
         sizes = {str(brought): brought.stat().st_size} if brought and brought.is_file() else {}
         writes = {"model.safetensors": sum(sizes.values())}
-        return _tell(name, config, run, does, time.monotonic() - began, writes, reads=sizes)
+        reads = sizes | _sizes_of(run, ["transfer.h5"])
+        return _tell_plan(name, config, run, does, time.monotonic() - began, reads, writes)
     writes = {"model.safetensors": figures.model_bytes,
               "checkpoint, while it runs": figures.state_bytes}  # fmt: skip
     if name == "bridge":
@@ -129,8 +120,8 @@ def _try_training(name: str, config: Config, run: Run) -> dict[str, Any]:
         f"{figures.step_s:.3g} s a step (tried), {duration(figures.epoch_s)} an epoch for scores "
         f"and saving; {figures.peak_memory_mb:,.0f} MB of memory"
     )
-    return _tell(
-        name, config, run, does, figures.seconds, writes, notes=notes, takes=takes,
+    return _tell_plan(
+        name, config, run, does, figures.seconds, reads, writes, notes=notes, takes=takes,
         trial=asdict(figures),
     )  # fmt: skip
 
@@ -180,7 +171,7 @@ def _try_prepare(config: Config, run: Run) -> dict[str, Any]:
     does = f"reads {count:,} samples: " + ", ".join(f"{n:,} {part}" for part, n in counts.items())
     root = archive_root(config)
     reads = {str(root): 0} if root.exists() else {}
-    return _tell("prepare", config, run, does, seconds, writes, reads=reads)
+    return _tell_plan("prepare", config, run, does, seconds, reads, writes)
 
 
 def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
@@ -214,18 +205,28 @@ def _try_evaluate(config: Config, run: Run) -> dict[str, Any]:
         notes.append("evaluated before: only what changed since is done again")
     does = f"asks {', '.join(names)} about {count:,} images"
     writes = {"tables, predictions and pictures": REPORT_BYTES}
-    return _tell("evaluate", config, run, does, seconds, writes, notes=notes)
+    reads = _sizes_of(run, ["transfer.h5", "test.h5", *digests])
+    return _tell_plan("evaluate", config, run, does, seconds, reads, writes, notes=notes)
 
 
-def _tell(
+def _sizes_of(run: Run, inputs: Iterable[str]) -> dict[str, int]:
+    """Bytes of a run's files by path; stores and models are named as among a stage's inputs."""
+    paths = [
+        run.path(*(["prepare", name] if name.endswith(".h5") else [name, "model.safetensors"]))
+        for name in inputs
+    ]
+    return {str(path): path.stat().st_size for path in paths if path.is_file()}
+
+
+def _tell_plan(
     stage: str,
     config: Config,
     run: Run,
     does: str,
     seconds: float,
+    reads: Mapping[str, int],
     writes: Mapping[str, int],
     *,
-    reads: Mapping[str, int] | None = None,
     notes: Sequence[str] = (),
     takes: str = "",
     trial: Mapping[str, Any] | None = None,
@@ -234,16 +235,13 @@ def _tell(
     defaults, used = values_of(Config()), deciding_settings(stage, config)
     changed = {name: value for name, value in used.items() if defaults[name] != value}
     folder = run.path(stage)
-    patterns = READS.get(stage.partition("/")[0], ())
-    there = [path for pattern in patterns for path in sorted(run.folder.glob(pattern))]
     plan: dict[str, Any] = {
         "stage": stage, "does": does, "seconds": seconds, "settings": changed, "trial": trial,
-        "reads": {**(reads or {}), **{str(path): path.stat().st_size for path in there}},
-        "writes": dict(writes), "folder": folder, "free_bytes": free_bytes(folder),
-        "notes": list(notes),
+        "reads": dict(reads), "writes": dict(writes), "notes": list(notes), "folder": folder,
+        "free_bytes": free_bytes(folder),
     }  # fmt: skip
     settings = ", ".join(f"{name}={value}" for name, value in changed.items())
-    say(f"  reads     {_sizes(plan['reads']) or 'nothing'}")
+    say(f"  reads     {_sizes(reads) or 'nothing'}")
     say(f"  does      {does}")
     say(f"  settings  {settings or 'defaults'}")
     say(f"  takes     about {duration(seconds)}" + (f": {takes}" if takes else ""))

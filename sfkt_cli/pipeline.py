@@ -36,7 +36,7 @@ def resolve_and_remember(stage: str, options: Options, *, new_run: bool = False)
     ``new_run``: the command also works without a prepared run.
     """
     settings = resolve(options, stage, new_run=new_run and not has_run(options))
-    _tell(settings, options)
+    _tell_settings(settings, options)
     return settings
 
 
@@ -53,7 +53,7 @@ def possible_settings(stage: str, options: Options) -> Settings:
     return resolve(options.with_flags({"transfer.method": "shot"}), stage)
 
 
-def _tell(settings: Settings, options: Options) -> None:
+def _tell_settings(settings: Settings, options: Options) -> None:
     """Tell the settings with ``--verbose``, and which of them come too late; remember the run."""
     if options.verbose:
         say(f"{settings.kind}: run {settings.run.folder}\n{show(settings, defaults=False)}")
@@ -73,7 +73,7 @@ def run_prepare(options: Options, *, download: bool = False, accept_licence: boo
 
     settings = resolve(options, "prepare", new_run=True)
     config, run = settings.config, settings.run
-    _tell(settings, options)
+    _tell_settings(settings, options)
     if download:
         folder = archive_root(config)
         fetch(config.dataset, folder, lambda: accept_licence or confirmed("Accept this?"))
@@ -90,7 +90,7 @@ def train(stage: str, options: Options) -> dict[str, Any]:
     from sfkt_cli.launch import launch
 
     settings = possible_settings(stage, options)
-    _tell(settings, options)
+    _tell_settings(settings, options)
     if stage == "bridge" and source_comes_first(settings):
         say("bridge: there is no source model yet; `sfkt source` runs first")
         train("source", replace(options, force=False))

@@ -40,7 +40,8 @@ class Record:
     label: str | None  # class name; None where nobody knows it
     rgb: str | None  # name of the RGB image in the archive; None where there is none
     target: str | None  # name of the target image in the archive
-    # Where the archive allows it to go; empty: anywhere its class and images allow.
+    # Where the archive allows it to go; empty: anywhere its class and images allow. A pair without
+    # a label becomes a TR target image unless this is ``("ti",)``.
     parts: tuple[str, ...] = ()
 
 

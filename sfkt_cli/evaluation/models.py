@@ -156,18 +156,27 @@ def predictors_of(
         "source-adapted": adapted,
     }
     predictors = [Predictor(name, view, 0.0, None) for name, view in untrained.items()]
+
+    def note_on(command: str, record: Mapping[str, Any], unkept: str, view: View) -> str | None:
+        if note := outdated(command, record, inputs):
+            return note
+        if not weights_kept(record):
+            return unkept
+        if view.encoding is None or view.encoding.kind == encoding.kind:
+            return None
+        return (
+            f"sees images encoded as {view.encoding.kind}; source-encoded and source-adapted see "
+            f"{encoding.kind}"
+        )
+
     bridge = run.record("bridge") if models.bridge else {}
     if models.bridge:
-        note = outdated("bridge", bridge, inputs)
-        if not weights_kept(bridge):
-            note = note or UNTRANSLATED
+        note = note_on("bridge", bridge, UNTRANSLATED, models.bridge)
         predictors.append(Predictor("bridge-only", models.bridge, *costs(bridge), note))
     for name, view in models.students.items():
         record = run.record(f"transfer/{name}")
         records = [record, bridge] if "bridge" in record.get("inputs", {}) else [record]
-        note = outdated(f"transfer --method {name}", record, inputs)
-        if not weights_kept(record):
-            note = note or KEPT
+        note = note_on(f"transfer --method {name}", record, KEPT, view)
         temperature = read_card(run.path("transfer", name, CARD)).temperature
         predictors.append(Predictor(name, view, *costs(*records), note, temperature))
     return predictors

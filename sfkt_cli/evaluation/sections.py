@@ -341,7 +341,7 @@ def label_free(evaluation: Evaluation) -> Section:
     split = evaluation.headline_split
     scored = {m: o.label_free for m, o in evaluation.outcomes.items() if m not in BOUNDS}
     headings = {
-        name: figures.TERMS[name] + unit
+        name: figures.TERMS.get(name, name) + unit
         for name, unit in UNITS.items()
         if name in scored["source-only"]
     }
@@ -403,7 +403,7 @@ def epoch_choice(run: Run, target: Split, stages: Sequence[str]) -> Section | No
         }
         for name in SELECTORS:
             values = [row[name] for row in metrics if name in row]
-            line[figures.TERMS[name]] = _correlation(values, accuracy.tolist())
+            line[figures.TERMS.get(name, name)] = _correlation(values, accuracy.tolist())
         lines.append(line)
     if not lines:
         return None

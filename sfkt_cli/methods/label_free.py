@@ -30,7 +30,7 @@ from sfkt_cli.errors import DataError
 from sfkt_cli.files import write_bytes
 from sfkt_cli.scores import soft_neighbourhood_density
 from sfkt_cli.settings.config import Config, LabelFree
-from sfkt_cli.training.batches import PairRows
+from sfkt_cli.training.batches import divide_pairs
 from sfkt_cli.training.predicting import View, predict_rows
 
 SELECTORS: tuple[str, ...] = get_args(LabelFree)
@@ -186,13 +186,14 @@ class ScoringPairs:
         }
 
 
-def scoring_pairs(store: Store, pairs: PairRows, source: View) -> ScoringPairs | None:
+def scoring_pairs(store: Store, source: View) -> ScoringPairs | None:
     """The held-out pairs of transfer.h5, as the source model sees them; None without pairs."""
-    rows = pairs.held_out
+    trained, rows = divide_pairs(store)
     if not len(rows):
         return None
     features, logits = predict_rows(store["ti/rgb"][rows], source)
-    return ScoringPairs(rows, store["ti/target"][rows], features, logits, pairs.unseen)
+    unseen = not np.isin(rows, trained).any()
+    return ScoringPairs(rows, store["ti/target"][rows], features, logits, unseen)
 
 
 def target_scores(logits: Tensor, mirrored_logits: Tensor | None = None) -> dict[str, float]:

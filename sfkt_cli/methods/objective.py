@@ -20,7 +20,6 @@ from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.frozen import fold_batch_norms
 from sfkt_cli.models.saving import Saved
 from sfkt_cli.settings.config import Config
-from sfkt_cli.training.batches import PairRows
 from sfkt_cli.training.loop import Objective
 from sfkt_cli.training.predicting import View, adapt_batch_norms, predict_rows
 from sfkt_cli.training.runtime import Runtime
@@ -38,8 +37,8 @@ class TeacherOutputs:
         translator: The bridge's translator; None: no bridge.
         encoding: Encoding of target images for the student.
         runtime: Device and precision.
-        pairs: Rows of the pairs that are trained on, and of those that only score.
-        ti: Whether the method looks at the pairs.
+        pairs: The TI pairs that score; None without pairs.
+        ti: Whether the pairs are looked at.
     """
 
     ti_features: Tensor  # (M, D), source model on RGB partners; only with ``ti``
@@ -52,7 +51,7 @@ class TeacherOutputs:
         translator: Saved | None,
         encoding: Encoding,
         runtime: Runtime,
-        pairs: PairRows,
+        pairs: label_free.ScoringPairs | None,
         *,
         ti: bool,
     ) -> None:
@@ -61,9 +60,8 @@ class TeacherOutputs:
         self.targets = store.count("target")  # N
         self.groups: list[str] = []  # groups of the held-out pairs that can judge the bridge
         self._store, self._runtime = store, runtime
-        self._held_out = pairs.held_out
-        # Features (H, D) of translated held-out pairs; None if they cannot judge the bridge.
-        self._bridged_pairs: Tensor | None = None
+        # Pairs that can prove something of the bridge, and features (H, D) of them, translated.
+        self._proof: tuple[label_free.ScoringPairs, Tensor] | None = None
         targets = store["target/target"]
         quick = fold_batch_norms(source, targets.shape[1])
         if ti:
@@ -75,10 +73,9 @@ class TeacherOutputs:
             view = View(runtime, quick, its_own, freeze(translator.module))
             _, bridged = predict_rows(targets, view, flips=True)
             self.bridged_logits = bridged.to(runtime.device)
-            if ti and pairs.unseen:
-                self.groups = np.array(store.strings("ti/group"))[self._held_out].tolist()
-                pictures = store["ti/target"][self._held_out]
-                self._bridged_pairs, _ = predict_rows(pictures, view, flips=True)
+            if ti and pairs is not None and pairs.unseen:
+                self.groups = np.array(store.strings("ti/group"))[pairs.rows].tolist()
+                self._proof = pairs, predict_rows(pairs.target, view, flips=True)[0]
 
     def predict(self, images: NDArray[Any], student: Classifier) -> tuple[Tensor, Tensor]:
         """A student's features and logits of stored target images (n, H, W[, C]), on the CPU."""
@@ -103,11 +100,12 @@ class TeacherOutputs:
 
         See :func:`sfkt_cli.methods.label_free.bridge_lead`.
         """
-        if self._bridged_pairs is None:
+        if self._proof is None:
             return 0.0
-        features, _ = self.predict(self._store["ti/target"][self._held_out], student)
-        partners = self.ti_features.cpu()[self._held_out]
-        return label_free.bridge_lead(self._bridged_pairs, features, partners, self.groups)
+        pairs, bridged = self._proof
+        features, _ = self.predict(pairs.target, student)
+        partners = self.ti_features.cpu()[pairs.rows]
+        return label_free.bridge_lead(bridged, features, partners, self.groups)
 
 
 class TransferObjective(Objective):
@@ -126,6 +124,7 @@ class TransferObjective(Objective):
     needs_bridge = False  # whether it uses the outputs of a bridge
     # Whether the bridge teaches the student to the end, so that it cannot judge the student.
     follows_bridge = False
+    keep_untouched = False  # whether the untouched source model replaces a student judged worse
     needs_ti = False  # whether it looks at TI pairs
     # Whether batches hold ``tr_target_2``: the images of ``tr_target``, shifted and mirrored anew.
     needs_second_view = False
@@ -138,7 +137,7 @@ class TransferObjective(Objective):
         self.outputs = outputs
 
     @property
-    def images(self) -> set[str]:
+    def needs_images(self) -> set[str]:
         """The images that batches hold; see :class:`sfkt_cli.training.batches.TransferBatches`."""
         pairs = {"ti_target"} if self.needs_ti else set()
         return pairs | {"tr_target"} | ({"tr_target_2"} if self.needs_second_view else set())

@@ -75,6 +75,7 @@ class Tgkt(TransferObjective):
                 "them, tgkt.beta_self with tgkt.self_from=0, or tgkt.trust=full"
             )
         self.follows_bridge = not measured and bool(settings.beta_kl)
+        self.keep_untouched = settings.keep_untouched
         outputs.adapt(student)
         self.trust = float(not measured or outputs.bridge_lead(student) >= PROVEN)
         self._compared = len(set(outputs.groups))

@@ -43,9 +43,8 @@ class Tgmb(Objective):
         source: The frozen source model; never a child of this module, so that ``train()`` here
             does not wake its batch norms.
         encoding: Encoding of the target images.
-        weights: ``rec``, ``d``, ``im``, ``f`` and ``p``, for vqgan also ``commit`` and ``patch``. A
-            term of weight 0 is not computed, nor is ``p`` without ``feature_maps``.
-        features: Size D of the source model's features.
+        weights: ``rec``, ``d``, ``im``, ``f`` and ``p``, for vqgan ``commit`` and ``patch``; a term
+            at 0 is not computed, ``p`` only where there are ``feature_maps``.
         rec_loss: Key of REC_LOSSES.
         d_on: ``feature`` or ``image``: what the discriminator of L_D sees.
         feature_maps: Feature maps of the source model's backbone; None: without L_p.
@@ -58,18 +57,17 @@ class Tgmb(Objective):
         encoding: Encoding,
         *,
         weights: dict[str, float],
-        features: int,
-        rec_loss: str = "mse",
-        d_on: str = "feature",
+        rec_loss: str,
+        d_on: str,
         feature_maps: FeatureMaps | None = None,
     ) -> None:
         super().__init__()
         self.translator = translator
-        self.discriminator = (
-            patch_discriminator()
-            if d_on == "image"
-            else nn.Sequential(nn.Linear(features, 128), nn.ReLU(), nn.Linear(128, 1))
-        )
+        if weights["d"] and d_on == "image":
+            self.discriminator = patch_discriminator()
+        elif weights["d"]:
+            layers = nn.Linear(source.feature_size, 128), nn.ReLU(), nn.Linear(128, 1)
+            self.discriminator = nn.Sequential(*layers)
         if weights.get("patch"):
             self.patch_discriminator = patch_discriminator()
         self._on_image = d_on == "image"
@@ -78,7 +76,6 @@ class Tgmb(Objective):
         self._feature_maps = feature_maps
         self._encoding = encoding
         self.weights = weights
-        self.skips_parameters = not weights["d"]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms of stored ``ti_rgb`` and ``ti_target`` (pairs) and ``tr_target``."""

@@ -174,8 +174,8 @@ class Stage:
             state = "begun" if lacking else "finished"
             lines = "\n".join(f"  {name}: {change}" for name, change in changes.items())
             advice = f"{self.start_from_scratch(changes)}; --run DIR is for another run"
-            if not os.access(self.run, os.W_OK):
-                advice = f"{self.run} cannot be written to: give a copy of it as --run"
+            if not os.access(self.run_folder, os.W_OK):
+                advice = f"{self.run_folder} cannot be written to: give a copy of it as --run"
             raise RunError(
                 f"{self.name} in {self.folder} was {state} with other settings or inputs:\n"
                 f"{lines}\n{advice}"
@@ -183,7 +183,7 @@ class Stage:
         return not lacking
 
     @property
-    def run(self) -> Path:
+    def run_folder(self) -> Path:
         """The folder of the run."""
         return self.folder.parents[self.name.count("/")]
 
@@ -192,7 +192,7 @@ class Stage:
         values = deciding_settings(self.name, self.config)
         changed = [f"{name}={one_line(values[name])}" for name in changes if name in values]
         options = shlex.join(["--force", *(word for each in changed for word in ("--set", each))])
-        command = command_of(self.name, self.run, self.config.dataset)
+        command = command_of(self.name, self.run_folder, self.config.dataset)
         return f"`{command} {options}` starts it from scratch"
 
     def is_stale(self) -> bool:

@@ -34,7 +34,7 @@ from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import Stage
-from sfkt_cli.training.batches import divide_pairs, settle_batches
+from sfkt_cli.training.batches import settle_batches
 from sfkt_cli.training.loop import Progress, Training
 from sfkt_cli.training.predicting import (
     FEW,
@@ -85,14 +85,14 @@ def bridge(config: Config, run: Run) -> None:
         if earlier is not None and earlier.card.architecture["name"] != "identity":
             warm_start(earlier, translator, architecture, saved)
         objective = Tgmb(
-            translator, source, encoding, weights=weights, features=source.feature_size,
-            rec_loss=config.bridge.rec_loss, d_on=config.bridge.d_on,
+            translator, source, encoding, weights=weights, rec_loss=config.bridge.rec_loss,
+            d_on=config.bridge.d_on,
             feature_maps=feature_maps_of(source, weights, store["ti/rgb"], runtime),
         )  # fmt: skip
         runtime.place(runtime.synchronised(objective))
         runtime.cast_frozen(source, objective)
 
-        pairs = label_free.scoring_pairs(store, divide_pairs(store), View(runtime, source))
+        pairs = label_free.scoring_pairs(store, View(runtime, source))
         assert pairs is not None
         view = View(runtime, source, encoding, translator)
         progress = _fit(stage, store, objective, view, pairs)
@@ -122,7 +122,7 @@ def bridge(config: Config, run: Run) -> None:
             trained=kept,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
-        _tell(scores, untouched, kept=kept)
+        _tell_scores(scores, untouched, kept=kept)
 
 
 def _fit(
@@ -133,19 +133,19 @@ def _fit(
     scorer = label_free.EpochScorer(store, pairs)
     images = ["ti_target", "ti_rgb", *(["tr_target"] if weights["d"] or weights["im"] else [])]
     batches = settle_batches(stage, store, images, runtime, objective)
-    weights["im"] /= batches.passes
+    objective.weights = {**weights, "im": weights["im"] / batches.passes}
     trained = [p for p in objective.parameters() if p.requires_grad]
     return Training(
         "bridge", stage, objective, batches,
         torch.optim.Adam(trained, config.bridge.learning_rate, betas=(0.9, 0.99), fused=True),
-        runtime, epochs=config.bridge.epochs, steps=batches.steps, images=batches.images,
-        schedule=cosine, keep=objective.translator,
+        runtime, epochs=config.bridge.epochs, steps=batches.steps,
+        images_per_step=batches.images_per_step, schedule=cosine, keep=objective.translator,
         scores=partial(scorer.scores, view, stage.folder),
         select=label_free.selector(config, ti=batches.paired, auto="ti_closeness"),
     ).fit()  # fmt: skip
 
 
-def _tell(scores: Mapping[str, float], untouched: float, *, kept: bool) -> None:
+def _tell_scores(scores: Mapping[str, float], untouched: float, *, kept: bool) -> None:
     """Say how well target images find their RGB partners behind the translator."""
     say(
         f"bridge: kept epoch {scores['epoch']:.0f}. For {scores['ti_agreement']:.0%} of the TI "

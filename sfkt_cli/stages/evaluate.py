@@ -40,7 +40,6 @@ from sfkt_cli.models.saving import classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, RuntimeConfig, as_dict, fixed_batch_size
 from sfkt_cli.settings.runs import Run, main_student
 from sfkt_cli.settings.stage import Stage
-from sfkt_cli.training.batches import divide_pairs
 from sfkt_cli.training.predicting import View
 from sfkt_cli.training.recipes import fit_labels, start_student
 from sfkt_cli.training.runtime import Runtime, make_runtime
@@ -148,7 +147,7 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, test: Store) 
     runtime = measuring_runtime(config.runtime)
     models = load_models(run, store, runtime)
     splits = {split.name: split for split in read_splits(store, test)}
-    pairs = label_free.scoring_pairs(store, divide_pairs(store), source_on_rgb(models).view)
+    pairs = label_free.scoring_pairs(store, source_on_rgb(models).view)
     evaluation = Evaluation(config, run, stage.folder, store, models, splits, pairs)
     if count := len(evaluation.own_labels[0]):
         say(f"evaluate: {evaluation.list_to_label} has labels of {count} images")

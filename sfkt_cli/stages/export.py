@@ -43,14 +43,19 @@ from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import digest_outputs, record_of, versions, why_not_done
 from sfkt_cli.student import find_student, sensor_of
 
-FORMATS = ("onnx", "pt2", "safetensors")
-ENDS = {"fp32": ".onnx", "fp16": "-fp16.onnx", "int8": "-int8.onnx"}
-"""Precisions of ONNX files, and how the names of such files end."""
+ENDS = {
+    ".onnx": ("onnx", "fp32"),
+    "-fp16.onnx": ("onnx", "fp16"),
+    "-int8.onnx": ("onnx", "int8"),
+    ".pt2": ("pt2", "fp32"),
+}
+"""Format and precision of the file of a graph, by how its name ends."""
+OPENERS = {"onnx": graph_files.open_onnx, "pt2": graph_files.open_pt2}
+FORMATS = (*OPENERS, "safetensors")
+PRECISIONS = tuple(precision for kind, precision in ENDS.values() if kind == "onnx")
 LEAST_AGREEMENT = 0.95  # share of images that a file gives PyTorch's class; less is warned of
 ALWAYS = ("README.md", "config.yaml")  # files that each export has
-GRAPHS = tuple(
-    name + end for name in ("student", "bridged-source") for end in (*ENDS.values(), ".pt2")
-)
+GRAPHS = tuple(name + end for name in ("student", "bridged-source") for end in ENDS)
 COPIES = tuple(
     f"{name}/{file}" for name in ("student", "translator", "source") for file in (WEIGHTS, CARD)
 )
@@ -137,7 +142,7 @@ def _request(
     benchmark: bool,
 ) -> _Request:
     """Check the options of the command and open what they ask for; errors as of :func:`export`."""
-    _choose("precision", precisions, tuple(ENDS))
+    _choose("precision", precisions, PRECISIONS)
     formats = check_formats(formats, precisions)
     precisions = precisions or (("fp32", "int8") if benchmark and "onnx" in formats else ("fp32",))
     folders = {"student": find_student(run.folder, method, config.transfer.method)}
@@ -198,7 +203,8 @@ def _write_all(folder: Path, request: _Request, config: Config, run: Run) -> lis
     )  # fmt: skip
     files.write_text(folder / "README.md", card)
     files.write_settings(folder / "config.yaml", to_yaml(config))
-    written = [name for name in (*ALWAYS, *GRAPHS, *COPIES) if (folder / name).is_file()]
+    made = sorted(path for path in folder.rglob("*") if path.is_file())
+    written = [path.relative_to(folder).as_posix() for path in made]
     record = {
         **request.made_of,
         "largest_difference": {k: v.largest_difference for k, v in writer.comparisons.items()},
@@ -280,12 +286,11 @@ class _Writer:
         measured, compared = images.choose(lowered=set(self.request.precisions) != {"fp32"})
         ids = [images.ids[row] for row in compared.tolist()]
         expected = images.ask(graph_files.open_graph(graph), compared)
-        for file, precision, make in self._files(name, graph, facts, measured):
-            is_onnx = file.endswith(".onnx")
+        for end, make in self._makers(graph, facts, measured).items():
+            file, (kind, precision) = name + end, ENDS[end]
             try:
                 content = make()
-                predict = (graph_files.open_onnx if is_onnx else graph_files.open_pt2)(content)
-                probabilities = images.ask(predict, compared)
+                probabilities = images.ask(OPENERS[kind](content), compared)
             except (SfktError, OSError):
                 raise
             except Exception as error:  # exporters and runtimes raise errors of many kinds
@@ -295,19 +300,19 @@ class _Writer:
                 file, precision, content, probabilities, expected, ids, self.labels
             )
             files.write_bytes(self.folder / file, content)
-            _tell(comparison)
+            _tell_comparison(comparison)
             self.comparisons[file] = comparison
-            if is_onnx:
+            if kind == "onnx":
                 onnx_files[file] = content
         if self.request.benchmark:
             sizes = TIMED if images.batch is None else (images.batch,)
             batches = [images.read(np.resize(compared, size)) for size in sizes]
             self.latencies += exported.time_all(name, graph, onnx_files, batches)
 
-    def _files(
-        self, name: str, graph: SensorGraph, facts: Mapping[str, str], measured: exported.Rows
-    ) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
-        """Name, precision and maker of each file of a graph."""
+    def _makers(
+        self, graph: SensorGraph, facts: Mapping[str, str], measured: exported.Rows
+    ) -> dict[str, Callable[[], bytes]]:
+        """What makes each file of a graph that is asked for, by how the file's name ends."""
         request, images = self.request, self.request.images
         batches = partial(images.batches, measured)
         how: dict[str, Any] = {
@@ -315,18 +320,19 @@ class _Writer:
         }  # fmt: skip
         fp32 = functools.cache(partial(graph_files.to_onnx, graph, **how))
         makers: dict[str, Callable[[], bytes]] = {
-            "fp32": fp32,
-            "fp16": lambda: graph_files.to_onnx(graph_files.halved(graph), **how),
-            "int8": lambda: graph_files.to_int8(fp32(), batches),
+            ".onnx": fp32,
+            "-fp16.onnx": lambda: graph_files.to_onnx(graph_files.halved(graph), **how),
+            "-int8.onnx": lambda: graph_files.to_int8(fp32(), batches),
+            ".pt2": partial(graph_files.to_pt2, graph, **how),
         }
-        for precision, make in makers.items() if "onnx" in request.formats else ():
-            if precision in request.precisions:
-                yield name + ENDS[precision], precision, make
-        if "pt2" in request.formats:
-            yield f"{name}.pt2", "fp32", partial(graph_files.to_pt2, graph, **how)
+        return {
+            end: makers[end]
+            for end, (kind, precision) in ENDS.items()
+            if kind in request.formats and (kind != "onnx" or precision in request.precisions)
+        }
 
 
-def _tell(comparison: exported.Comparison) -> None:
+def _tell_comparison(comparison: exported.Comparison) -> None:
     """Say how far a file can be trusted."""
     file = comparison.file
     same = round(comparison.agreement * comparison.images)

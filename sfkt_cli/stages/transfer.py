@@ -15,7 +15,7 @@ from sfkt_cli.data.sensor import describe_images, prepared_sensor
 from sfkt_cli.data.store import Store, open_store, spread
 from sfkt_cli.errors import DataError, RunError
 from sfkt_cli.evaluation.models import outdated
-from sfkt_cli.evaluation.verdict import TO_LABEL, Verdict, advice, rows_to_label, verdict
+from sfkt_cli.evaluation.verdict import TO_LABEL, Judgement, Verdict, advice, rows_to_label, verdict
 from sfkt_cli.methods import find_method, label_free
 from sfkt_cli.methods.objective import TeacherOutputs, TransferObjective
 from sfkt_cli.models.classifier import Classifier, freeze
@@ -33,7 +33,7 @@ from sfkt_cli.scores import fit_temperature
 from sfkt_cli.settings.config import Config, method_settings
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import Stage
-from sfkt_cli.training.batches import divide_pairs, settle_batches
+from sfkt_cli.training.batches import settle_batches
 from sfkt_cli.training.loop import Progress, Training
 from sfkt_cli.training.predicting import FEWEST, View, predict_rows, warn_of_collapse
 from sfkt_cli.training.recipes import SCHEDULES, classifier_optimizer, start_student
@@ -54,7 +54,6 @@ def transfer(config: Config, run: Run) -> None:
     """
     method = config.transfer.method
     objective_class = find_method(method)
-    own = method_settings(config, method)
     run.require("prepare")
     source_folder = run.require("source")
     store, sensor = open_store(run.transfer_store), prepared_sensor(run)
@@ -88,11 +87,10 @@ def transfer(config: Config, run: Run) -> None:
         encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
         if front is not None:
             encoding = front.encoding_of("bridge")
-        rows = divide_pairs(store)
-        pairs = label_free.scoring_pairs(store, rows, View(runtime, source))
+        pairs = label_free.scoring_pairs(store, View(runtime, source))
         began = time.monotonic()
         outputs = TeacherOutputs(
-            store, source, translator, encoding, runtime, rows, ti=objective_class.needs_ti
+            store, source, translator, encoding, runtime, pairs, ti=objective_class.needs_ti
         )
         seed_all(config.seed, "transfer", method)
         student, architecture = _student(source, saved, front, earlier)
@@ -105,20 +103,9 @@ def transfer(config: Config, run: Run) -> None:
         progress = _fit(stage, store, objective, view, pairs, pretrained=pretrained)
 
         untouched = start_student(source).eval()
-        untouched_features, untouched_logits = outputs.predict_all(untouched)
-        _, logits = outputs.predict_all(student.eval())
-        ours, before = (part.argmax(dim=1).cpu().numpy() for part in (logits, untouched_logits))
-        groups = store.strings("target/group")
-        word: Verdict = "cannot tell"
-        if translator is not None:
-            bridged = outputs.bridged_logits.argmax(dim=1).cpu().numpy()
-            word = verdict(
-                ours, before, bridged, classes=logits.shape[1], groups=groups, seed=config.seed,
-                follows_bridge=objective.follows_bridge,
-            )  # fmt: skip
+        judged, logits, strangers = _judge(store, objective, untouched, config.seed)
         facts = objective.facts()  # every process takes part
-        strangers = share_of_strangers(store, untouched, untouched_features, outputs)
-        kept = word != "worse" or not getattr(own, "keep_untouched", False)
+        kept = judged.word != "worse" or not objective.keep_untouched
         if not kept:
             student, view = untouched, View(runtime, untouched, encoding)
             warn(f"{method}: the student was judged worse, so the source model's weights are kept")
@@ -138,20 +125,12 @@ def transfer(config: Config, run: Run) -> None:
             best_epoch=progress.best_epoch + 1,
             strangers=strangers,
             untouched_kept=not kept,
-            verdict=word,
+            verdict=judged.word,
             follows_bridge=objective.follows_bridge,
             **facts,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
-        told = advice(
-            word, encoding.kind, ours, before, groups, follows_bridge=objective.follows_bridge
-        )
-        if word == "cannot tell" and len(rows_to_label(ours, before, groups, seed=config.seed)):
-            told += (
-                f" Run `sfkt evaluate`. If you have no labels, it lists up to {TO_LABEL} images to "
-                "label."
-            )
-        say(f"{method}: {told}")
+        say(f"{method}: {judged.sentence}")
 
 
 def _student(
@@ -183,17 +162,47 @@ def _fit(
     config, runtime, student = stage.config, view.runtime, objective.student
     method, settings = config.transfer.method, config.transfer
     own, scorer = method_settings(config, method), label_free.EpochScorer(store, pairs)
-    batches = settle_batches(stage, store, objective.images, runtime, objective)
+    batches = settle_batches(stage, store, objective.needs_images, runtime, objective)
     optimizer = classifier_optimizer(
         student, *own.rates(pretrained=pretrained), settings.weight_decay,
         objective.parameters(recurse=False),
     )  # fmt: skip
     return Training(
         method, stage, objective, batches, optimizer, runtime, epochs=settings.epochs,
-        steps=batches.steps, images=batches.images, schedule=SCHEDULES[own.schedule], keep=student,
+        steps=batches.steps, images_per_step=batches.images_per_step,
+        schedule=SCHEDULES[own.schedule], keep=student,
         scores=partial(scorer.scores, view, stage.folder),
         select=label_free.selector(config, ti=batches.paired),
     ).fit()  # fmt: skip
+
+
+def _judge(
+    store: Store, objective: TransferObjective, untouched: Classifier, seed: int
+) -> tuple[Judgement, Tensor, float | None]:
+    """Compare an objective's student, in inference mode from now on, with the untouched model.
+
+    Returns:
+        The judgement, the student's logits (N, K), and the share of strangers.
+    """
+    outputs, follows_bridge = objective.outputs, objective.follows_bridge
+    features, untouched_logits = outputs.predict_all(untouched)
+    _, logits = outputs.predict_all(objective.student.eval())
+    ours, before = (part.argmax(dim=1).cpu().numpy() for part in (logits, untouched_logits))
+    groups = store.strings("target/group")
+    word: Verdict = "cannot tell"
+    if objective.needs_bridge:
+        word = verdict(
+            ours, before, outputs.bridged_logits.argmax(dim=1).cpu().numpy(),
+            classes=logits.shape[1], groups=groups, seed=seed, follows_bridge=follows_bridge,
+        )  # fmt: skip
+    told = advice(word, outputs.encoding.kind, ours, before, groups, follows_bridge=follows_bridge)
+    if word == "cannot tell" and len(rows_to_label(ours, before, groups, seed=seed)):
+        told += (
+            f" Run `sfkt evaluate`. If you have no labels, it lists up to {TO_LABEL} images to "
+            "label."
+        )
+    strangers = share_of_strangers(store, untouched, features, outputs)
+    return Judgement(word, told), logits, strangers
 
 
 def share_of_strangers(

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -206,7 +206,8 @@ class TransferBatches:
             both = 2 if "tr_target_2" in images else 1
             self.streams["tr"] = stream({"target": store["target/target"]}, name="tr", views=both)
         self.batch_size = batch_size
-        self.images = len(self.streams) * batch_size  # images that a step sees
+        # Images that a step sees; a pair counts as one.
+        self.images_per_step = sum(s.views for s in self.streams.values()) * batch_size
         # Steps of an epoch: the larger stream passes once.
         self.steps = max(max(targets, pairs) // batch_size, training.min_steps)
         # How often an epoch passes the target images.
@@ -242,20 +243,8 @@ def settle_batches(
     return batches
 
 
-class PairRows(NamedTuple):
-    """Rows of the TI pairs that are trained on, and of those that are used for scores."""
-
-    trained: NDArray[np.int64]
-    held_out: NDArray[np.int64]
-
-    @property
-    def unseen(self) -> bool:
-        """Whether the pairs that score are not trained on."""
-        return not np.isin(self.held_out, self.trained).any()
-
-
-def divide_pairs(store: Store) -> PairRows:
-    """Divide the TI pairs into those that are trained on, and those that only score.
+def divide_pairs(store: Store) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the TI pairs that are trained on, and of those that only score.
 
     A tenth of the pairs is held out, in whole groups and at most HELD_OUT. If that is fewer than
     MIN_HELD_OUT, or a single group, it is a fifth. If that gives fewer than FEWEST_HELD_OUT pairs,
@@ -277,5 +266,5 @@ def divide_pairs(store: Store) -> PairRows:
     rows = np.arange(count)
     held_out = np.flatnonzero(np.isin(of_group, sorted(chosen)))
     if len(held_out) < FEWEST_HELD_OUT:
-        return PairRows(rows, rows[spread(count, HELD_OUT)])
-    return PairRows(np.setdiff1d(rows, held_out), held_out)
+        return rows, rows[spread(count, HELD_OUT)]
+    return np.setdiff1d(rows, held_out), held_out

@@ -80,7 +80,7 @@ class Training:
     _: KW_ONLY
     epochs: int  # number of epochs
     steps: int  # steps of each epoch
-    images: int = 0  # images that one step sees, for the rate
+    images_per_step: int = 0  # for the rate
     schedule: Callable[[float], float]  # progress in [0, 1) to the factor of every learning rate
     keep: nn.Module  # the part of ``objective`` whose best weights are restored at the end
     # Called with the epoch after its end, in inference mode: label-free scores.
@@ -112,7 +112,7 @@ class Training:
         """
         if self.runtime.dry_run is not None:
             try_out(self, self.runtime.dry_run)
-            raise Tried(self.runtime.dry_run)
+            raise Tried(self.runtime.dry_run, self.stage.inputs)
         self.best = snapshot(self.keep)
         resume(self)
         self._run()
@@ -185,7 +185,7 @@ class Training:
             loss, terms = self.descend(self.parallel, batch)
             self._note(loss, terms, batch)
             progress.step = step + 1
-            tracker.advance(1, self.images, terms_text(self.latest))
+            tracker.advance(1, self.images_per_step, terms_text(self.latest))
             late = runtime.main and self._is_late()
             stopping, due = runtime.any(self.stopped.is_set(), late)
             if stopping:
@@ -292,7 +292,7 @@ class Training:
         """Report an epoch to people and scripts: terms, scores, rate and remaining time."""
         select, history = self.select, self.progress.history
         row = history[-1]
-        rate = row["epoch"] * self.steps * self.images / max(row["seconds"], 1e-9)
+        rate = row["epoch"] * self.steps * self.images_per_step / max(row["seconds"], 1e-9)
         tracker.note = terms_text({select: scores[select]} if select else scores)
         tracker.report(
             f"{int(row['epoch'])}/{self.epochs}  {terms_text({**terms, **scores})}  "

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sfkt_cli import losses
 from sfkt_cli.console import warn
 from sfkt_cli.data.images import Encoding, as_rgb, encode, rgb_to_float
 from sfkt_cli.data.store import spread
@@ -160,10 +161,8 @@ def pictures_of(images: NDArray[Any], view: View) -> Iterator[Tensor]:
 
 def describe_predictions(logits: Tensor) -> tuple[float, list[float]]:
     """Mean entropy in nats of logits (N, K), and the share of the images in each class (K,)."""
-    log_shares = torch.log_softmax(logits.float(), 1)
-    entropy = -(log_shares.exp() * log_shares).sum(1).mean()
     counts = torch.bincount(logits.argmax(1), minlength=logits.shape[1])
-    return float(entropy), (counts / max(len(logits), 1)).tolist()
+    return float(losses.entropy(logits)), (counts / max(len(logits), 1)).tolist()
 
 
 def collapse_warning(

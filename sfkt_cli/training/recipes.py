@@ -145,6 +145,6 @@ def fit_labels(
     return Training(
         title, stage, objective, batches_of(size),
         classifier_optimizer(model, *rates, config.source.weight_decay), runtime,
-        epochs=epochs, steps=max(len(images) // size, training.min_steps), images=size,
+        epochs=epochs, steps=max(len(images) // size, training.min_steps), images_per_step=size,
         schedule=cosine, keep=model,
     ).fit()  # fmt: skip

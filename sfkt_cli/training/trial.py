@@ -169,8 +169,9 @@ def kept_bytes(work: Callable[[], object]) -> int:
 class Tried(Exception):
     """A dry run has reached the training and measured it."""
 
-    def __init__(self, figures: DryRunFigures) -> None:
+    def __init__(self, figures: DryRunFigures, inputs: Iterable[str]) -> None:
         self.figures = figures
+        self.inputs = inputs  # names of what the stage is made from, as in done.json
 
 
 def try_out(training: Training, figures: DryRunFigures) -> None:
@@ -208,7 +209,8 @@ def try_out(training: Training, figures: DryRunFigures) -> None:
     figures.peak_memory_mb = runtime.peak_memory_mb()
     figures.peak_memory_mb += (rows / tried - 1) * kept * TRANSIENT / 2**20
 
-    figures.epochs, figures.steps, figures.images = training.epochs, training.steps, training.images
+    figures.epochs, figures.steps = training.epochs, training.steps
+    figures.images = training.images_per_step
     parameters = list(objective.parameters())
     figures.parameters = sum(p.numel() for p in parameters)
     figures.trained = sum(p.numel() for p in parameters if p.requires_grad)

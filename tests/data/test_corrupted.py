@@ -287,17 +287,20 @@ def test_a_file_that_is_too_large_is_not_called_damaged(tmp_path: Path) -> None:
         Container(tmp_path).read("scan.png")
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-def test_two_files_of_one_name_are_refused(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "pattern", "twin"),
+    [
+        ("rgb-nir", "nirscene1/country/0000_rgb.tiff", "nirscene1/country/0000_rgb.png"),
+        ("sun-rgbd", "SUNRGBD/kv1/b3dodata/*/image/*.jpg", "twin.jpg"),
+        ("washington-rgbd", "rgbd-dataset/apple/apple_1/apple_1_1_1_crop.png", "copy"),
+        ("diml-rgbd", "indoor/test/LR/03*/color/*_000000_c.png", "copy"),
+        ("folders", "tr/mug/target/0.png", "0.tiff"),
+    ],
+)
+def test_two_files_of_one_name_are_refused(
+    name: str, pattern: str, twin: str, tmp_path: Path
+) -> None:
     root = MAKERS[name](tmp_path / "archive")
-    twins = {
-        "rgb-nir": ("nirscene1/country/0000_rgb.tiff", "nirscene1/country/0000_rgb.png"),
-        "sun-rgbd": ("SUNRGBD/kv1/b3dodata/*/image/*.jpg", "twin.jpg"),
-        "washington-rgbd": ("rgbd-dataset/apple/apple_1/apple_1_1_1_crop.png", "copy"),
-        "diml-rgbd": ("indoor/test/LR/03*/color/*_000000_c.png", "copy"),
-        "folders": ("tr/mug/target/0.png", "0.tiff"),
-    }
-    pattern, twin = twins[name]
     path = next(iter(sorted(root.glob(pattern))))
     if twin == "copy":
         other = root / "copy"

@@ -91,8 +91,8 @@ def batches(epoch: int, step: int) -> Batch:
 
 def asked_for(objective: Any, batch: Batch) -> Batch:
     """What of a batch `sfkt transfer` would hand to this objective."""
-    kinds = {f"{name[:2]}_rows" for name in objective.images}
-    return {name: batch[name] for name in objective.images | kinds}
+    kinds = {f"{name[:2]}_rows" for name in objective.needs_images}
+    return {name: batch[name] for name in objective.needs_images | kinds}
 
 
 def train(method: str, objective: Any, folder: Path, batches: Callable[[int, int], Batch]) -> None:

@@ -86,7 +86,7 @@ def test_a_step_of_the_bridge_stays_on_its_device_and_asks_it_nothing(
     source = freeze(make_source().to(NOWHERE))
     objective = Tgmb(
         make_translator(name, channels=1, width=4, **sizes), source, ENCODING, weights=weights,
-        features=source.feature_size, rec_loss=rec_loss, d_on=d_on,
+        rec_loss=rec_loss, d_on=d_on,
     ).to(NOWHERE)  # fmt: skip
     stored, rgb = blank(BATCH, SIDE, SIDE, dtype=torch.int32), (BATCH, SIDE, SIDE, 3)
     batch = {"ti_target": stored, "tr_target": stored, "ti_rgb": blank(*rgb, dtype=torch.uint8)}

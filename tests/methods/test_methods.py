@@ -134,6 +134,11 @@ def test_the_head_stays_the_sources(method: str) -> None:
     assert all(p.requires_grad for p in objective.student.backbone.parameters())
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_settings_say_whether_a_worse_student_of_tgkt_is_replaced(kept: bool) -> None:
+    assert make_tgkt({"tgkt": {"keep_untouched": kept}}).keep_untouched is kept
+
+
 def feature_maps_of(source: Classifier) -> FeatureMaps:
     return FeatureMaps([source.backbone], source.features, torch.rand(1, 3, SIDE, SIDE))
 
@@ -149,7 +154,8 @@ def test_every_term_of_the_bridge_reaches_the_translator_alone(term: str) -> Non
         source,
         ENCODING,
         weights=weights,
-        features=FEATURES,
+        rec_loss="mse",
+        d_on="feature",
         feature_maps=feature_maps,
     )
     objective.train()
@@ -157,12 +163,11 @@ def test_every_term_of_the_bridge_reaches_the_translator_alone(term: str) -> Non
     assert set(terms) == {term}
     assert torch.isfinite(terms[term])
     torch.autograd.backward(terms[term])
-    assert all(p.grad is not None for p in objective.translator.parameters())
+    assert all(p.grad is not None for p in objective.parameters())  # several processes rely on it
     assert same(before, source.state_dict())
     assert not source.training
     assert all(parameter.grad is None for parameter in source.parameters())
-    learns = all(p.grad is not None for p in objective.discriminator.parameters())
-    assert learns == (term == "d")
+    assert hasattr(objective, "discriminator") == (term == "d")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +185,7 @@ def test_the_bridge_asks_the_source_model_no_more_than_its_terms_need(
     source.backbone.register_forward_hook(lambda *given: passes.append(given[2].requires_grad))
     weights = {name: float(name in terms.split()) for name in ("rec", "d", "im", "f")}
     objective = Tgmb(
-        UNetTranslator(1, 4), source, ENCODING, weights=weights, features=FEATURES,
+        UNetTranslator(1, 4), source, ENCODING, weights=weights, rec_loss="mse",
         d_on=d_on, feature_maps=feature_maps_of(source) if "p" in terms.split() else None,
     )  # fmt: skip
     passes.clear()
@@ -191,8 +196,9 @@ def test_the_bridge_asks_the_source_model_no_more_than_its_terms_need(
 def test_pairs_that_are_not_registered_have_no_pixel_loss() -> None:
     weights = loss_weights(Config(), registered=False)
     objective = Tgmb(
-        UNetTranslator(1, 4), make_source(), ENCODING, weights=weights, features=FEATURES
-    )
+        UNetTranslator(1, 4), make_source(), ENCODING, weights=weights, rec_loss="mse",
+        d_on="feature",
+    )  # fmt: skip
     assert set(objective(make_batch())) == {"im", "f"}
 
 
@@ -615,7 +621,9 @@ def test_looking_at_the_student_leaves_no_statistics_behind() -> None:
 def test_batch_norms_of_the_frozen_source_stay_asleep_under_train() -> None:
     source = make_source()
     weights = {"rec": 1.0, "d": 0.0, "im": 0.0, "f": 1.0}
-    objective = Tgmb(UNetTranslator(1, 4), source, ENCODING, weights=weights, features=FEATURES)
+    objective = Tgmb(
+        UNetTranslator(1, 4), source, ENCODING, weights=weights, rec_loss="mse", d_on="feature"
+    )
     objective.train()
     assert all(not module.training for module in source.modules())
     assert not any(name.startswith("_frozen") for name, _ in objective.named_modules())

@@ -148,7 +148,7 @@ def make_tgmb(**more: Any) -> Tgmb:
     weights = {"rec": 1.0, "d": 1.0, "im": 1.0, "f": 1.0} | more.pop("weights", {})
     return Tgmb(
         make_translator(**architecture(name)), freeze(Classifier(**CLASSIFIER)), ENCODING,
-        weights=weights, features=8, **more,
+        weights=weights, **{"rec_loss": "mse", "d_on": "feature", **more},
     )  # fmt: skip
 
 

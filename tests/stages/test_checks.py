@@ -12,7 +12,7 @@ import torch
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.data.store import Store, open_store
-from sfkt_cli.methods.label_free import EpochScorer, scoring_pairs
+from sfkt_cli.methods.label_free import EpochScorer, ScoringPairs, scoring_pairs
 from sfkt_cli.methods.objective import TeacherOutputs, TransferObjective
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model
@@ -21,7 +21,7 @@ from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import calibrated
-from sfkt_cli.training.batches import PairRows, TransferBatches, divide_pairs, settle_batches
+from sfkt_cli.training.batches import TransferBatches, divide_pairs, settle_batches
 from sfkt_cli.training.loop import Objective
 from sfkt_cli.training.predicting import View
 from sfkt_cli.training.runtime import Runtime, make_runtime
@@ -86,9 +86,8 @@ def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path
     """Neither over mirror images: the student's features against the partners', by hand."""
     store = open_store(untrained_run.transfer_store)
     student, source, encoding = models_of(untrained_run)
-    rows = divide_pairs(store)
-    held, view = rows.held_out, View(CPU, student, encoding)
-    pairs = scoring_pairs(store, rows, View(CPU, freeze(source)))
+    view, pairs = View(CPU, student, encoding), scoring_pairs(store, View(CPU, freeze(source)))
+    _, held = divide_pairs(store)
     scores = EpochScorer(store, pairs).scores(view, tmp_path, 0)
     with torch.inference_mode():
         rgb = torch.from_numpy(store["ti/rgb"][held]).permute(0, 3, 1, 2) / 255
@@ -100,18 +99,23 @@ def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path
     assert scores["ti_agreement"] == float((said.argmax(1) == own.argmax(1)).float().mean())
 
 
-def test_a_few_pairs_calibrate_nothing(untrained_run: Run) -> None:
+def first_pairs(pairs: ScoringPairs | None, count: int, *, unseen: bool = True) -> ScoringPairs:
+    assert pairs is not None
+    return ScoringPairs(
+        pairs.rows[:count], pairs.target[:count], pairs.features[:count], pairs.logits[:count],
+        unseen,
+    )  # fmt: skip
+
+
+def test_a_few_pairs_calibrate_nothing(untrained_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfkt_cli.training.batches.FEWEST_HELD_OUT", 10_000)  # all pairs score
     store = open_store(untrained_run.transfer_store)
     student, source, encoding = models_of(untrained_run)
-    view, on_rgb = View(CPU, student, encoding), View(CPU, freeze(source))
-    rows, nothing = np.arange(20), np.arange(0)
-    cases = [(nothing, 0), (nothing, 1), (nothing, 19), (rows, 20), (nothing, 20)]
-    temperatures = [
-        calibrated(scoring_pairs(store, PairRows(trained, rows[:count]), on_rgb), view)
-        for trained, count in cases
-    ]
-    assert temperatures[:4] == [1.0] * 4  # too few, or trained on
-    assert temperatures[4] != 1.0
+    view, pairs = View(CPU, student, encoding), scoring_pairs(store, View(CPU, freeze(source)))
+    trained_on = first_pairs(pairs, 20, unseen=False)
+    for few in (None, first_pairs(pairs, 1), first_pairs(pairs, 19), trained_on):
+        assert calibrated(few, view) == 1.0
+    assert calibrated(first_pairs(pairs, 20), view) != 1.0
 
 
 def test_a_method_without_pairs_shows_no_image_twice_in_a_batch(untrained_run: Run) -> None:
@@ -151,8 +155,10 @@ def test_a_method_may_ask_for_a_second_view(untrained_run: Run) -> None:
         needs_ti = needs_second_view = True
 
     anything: Any = Objective()
-    images = TwoViews(anything, anything, config).images
-    batch = settled(config, store, untrained_run.folder, *images)(0, 0)
+    images = TwoViews(anything, anything, config).needs_images
+    batches = settled(config, store, untrained_run.folder, *images)
+    assert batches.images_per_step == 3 * batches.batch_size
+    batch = batches(0, 0)
     assert batch["tr_target"].shape == batch["tr_target_2"].shape
     assert not torch.equal(batch["tr_target"], batch["tr_target_2"])
     assert "ti_target_2" not in batch
@@ -207,18 +213,20 @@ def test_a_stage_with_another_seed_trains_on_the_same_pairs(untrained_run: Run) 
         assert not {row for rows in seen for row in rows} & {*held_out.tolist()}
 
 
-def test_pairs_that_the_bridge_was_trained_on_prove_nothing(untrained_run: Run) -> None:
+def test_pairs_that_the_bridge_was_trained_on_prove_nothing(
+    untrained_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = open_store(untrained_run.transfer_store)
     source, translator = (load_model(untrained_run.path(name)) for name in ("source", "bridge"))
     assert isinstance(source.module, Classifier)
     assert translator.card.encoding is not None
-    trained, held_out = divide_pairs(store)
     leads = []
-    for rows in (held_out, trained):
+    for fewest in (10, 10_000):  # of fewer pairs none are held out
+        monkeypatch.setattr("sfkt_cli.training.batches.FEWEST_HELD_OUT", fewest)
+        pairs = scoring_pairs(store, View(CPU, freeze(source.module)))
         outputs = TeacherOutputs(
-            store, freeze(source.module), translator, translator.card.encoding, CPU,
-            PairRows(trained, rows), ti=True,
-        )  # fmt: skip
+            store, source.module, translator, translator.card.encoding, CPU, pairs, ti=True
+        )
         leads.append(outputs.bridge_lead(source.module))
     assert leads[0] != 0.0
     assert leads[1] == 0.0

@@ -14,7 +14,19 @@ from sfkt_cli.settings.runs import Run
 from tests.data.make_archives import folders
 from tests.stages.test_json import TINY, called
 
-STAGES = ("source", "bridge", "transfer --method shot", "transfer --method nrc", "evaluate")
+STORE, SOURCE, BRIDGE = (
+    "prepare/transfer.h5",
+    "source/model.safetensors",
+    "bridge/model.safetensors",
+)
+READS = {
+    "source": {"prepare/source.h5"},
+    "bridge": {STORE, SOURCE},
+    "transfer --method shot": {STORE, SOURCE},
+    "transfer --method nrc": {STORE, SOURCE},
+    "transfer --method tgkt": {STORE, SOURCE, BRIDGE},
+    "evaluate": {STORE, SOURCE, BRIDGE, "prepare/test.h5", "transfer/tgkt/model.safetensors"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +57,7 @@ def plans(command: str, capsys: pytest.CaptureFixture[str], *more: str) -> list[
     return [each for each in events if each["event"] == "plan"]
 
 
-@pytest.mark.parametrize("command", STAGES)
+@pytest.mark.parametrize("command", READS)
 def test_nothing_is_written(
     command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,8 +68,10 @@ def test_nothing_is_written(
     assert state(folder) == before
     (plan,) = found[-1:]
     assert plan["seconds"] > 0
-    assert plan["reads"]
-    assert all(Path(path).is_file() for path in plan["reads"])
+    assert plan["reads"] == {
+        str(path): path.stat().st_size
+        for path in (Path("runs/synthetic", name) for name in READS[command])
+    }
     if command != "evaluate":
         trial = plan["trial"]
         assert trial["steps"] >= 2
@@ -67,6 +81,15 @@ def test_nothing_is_written(
         assert plan["writes"]["model.safetensors"] > 1000
     else:
         assert "oracle" in plan["does"]
+
+
+def test_a_source_model_that_is_brought_is_read_and_no_labelled_image(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    mixture = "source.mixture=[runs/synthetic/source, runs/synthetic/source]"
+    (plan,) = plans("source --force", capsys, "--run", "runs/synthetic", "--set", mixture)
+    assert {*plan["reads"]} == {f"runs/synthetic/{STORE}"}
 
 
 def test_stages_whose_input_is_missing_come_later(

@@ -14,6 +14,7 @@ from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.errors import ConfigError, DataError, RunError
+from sfkt_cli.evaluation import figures
 from sfkt_cli.evaluation.labelled import LISTS, list_to_label, read_splits
 from sfkt_cli.evaluation.models import Predictor, load_models, predictors_of
 from sfkt_cli.evaluation.predictions import Evaluation, Outcome, add_ensemble
@@ -427,6 +428,25 @@ def test_a_student_of_an_earlier_bridge_is_marked(tmp_path: Path) -> None:
     assert "earlier bridge" in rows["tgkt", "test"]["note"]
     assert rows["tgkt+bridge", "test"]["note"] == rows["tgkt", "test"]["note"]
     assert rows["shot", "test"]["note"] is None
+
+
+def test_a_score_without_a_full_name_is_shown_by_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(figures.TERMS, "tr_information")
+    run = make_run(tmp_path, bridge=False)
+    evaluate(settings(oracle=False), run)
+    assert "information (nats)" in run.path("evaluate", "report.md").read_text(encoding="utf-8")
+
+
+def test_a_student_that_sees_another_encoding_is_marked(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "tgkt", "shot")
+    save_classifier(run, "transfer/shot", 3, replace(ENCODING, kind="relative"))
+    evaluate(settings(oracle=False), run)
+    notes = {method: row["note"] for (method, _), row in _rows(run).items()}
+    assert "relative" in notes["shot"]
+    assert ENCODING.kind in notes["shot"]
+    assert notes["tgkt"] is notes["bridge-only"] is notes["source-encoded"] is None
 
 
 def test_without_labels_there_is_no_accuracy(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages import export as stage
 from sfkt_cli.stages.doctor import doctor
 from sfkt_cli.stages.evaluate import evaluate
-from sfkt_cli.stages.export import export
+from sfkt_cli.stages.export import ENDS, OPENERS, export
 from sfkt_cli.stages.predict import predict
 from sfkt_cli.student import ExportedStudent
 from tests.stages.evaluation_runs import ENCODING, make_run, save_classifier, settings
@@ -90,6 +90,11 @@ def test_everything_is_written(exported: Path) -> None:
     differences = json.loads((exported / "done.json").read_text())["largest_difference"]
     assert set(differences) == graphs
     assert max(differences.values()) < 1e-4
+
+
+def test_every_kind_of_file_is_opened_and_the_model_card_has_code_for_it() -> None:
+    assert {kind for kind, _ in ENDS.values()} == {*OPENERS}
+    assert {Path(f"student{end}").suffix for end in ENDS} | {""} == {*files.CODE}
 
 
 def test_a_changed_file_is_found(exported: Path, tmp_path: Path) -> None:
@@ -316,7 +321,7 @@ def test_a_file_that_differs_from_pytorch_is_refused(
 
         return predict
 
-    monkeypatch.setattr(graph_files, "open_pt2", open_wrongly)
+    monkeypatch.setitem(OPENERS, "pt2", open_wrongly)
     monkeypatch.setattr(files, "BATCH", 64)
     store = open_store(untrained_run.transfer_store)
     name = store.strings("target/id")[spread(store.count("target"), 64)[3]]

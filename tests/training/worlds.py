@@ -71,7 +71,9 @@ def make_objective() -> Tgmb:
         nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1), nn.Sigmoid()
     )
     encoding = Encoding("linear", 0.0, 255.0, channels=1, missing=False)
-    return Tgmb(translator, freeze(source), encoding, weights=WEIGHTS, features=FEATURES)
+    return Tgmb(
+        translator, freeze(source), encoding, weights=WEIGHTS, rec_loss="mse", d_on="feature"
+    )
 
 
 def make_batches(runtime: Runtime) -> Callable[[int, int], Batch]:
