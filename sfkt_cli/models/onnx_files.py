@@ -4,6 +4,7 @@ One boundary, :func:`read_onnx`, turns whatever is wrong with a file into one me
 """
 
 import contextlib
+import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ BATCHES = (2, 3)  # two numbers of images tell which numbers of a graph stand fo
 SCALES = (0.3, 1.0, 1.0, 2.0, 5.0)
 """Of the images on which the network is compared with onnxruntime, in standard deviations."""
 LARGEST_DIFFERENCE = 1e-4  # of outputs, relative to the largest of them
+LARGEST = {"Infinity": torch.finfo(torch.float32).max, "-Infinity": torch.finfo(torch.float32).min}
+"""What stands for numbers that are not finite, such as what images are padded with."""
 OLDEST_OPSET = 7
 SAVE_WEIGHTS = "torch.save(model.state_dict(), 'weights.pth')"
 LAYERS = tuple(
@@ -108,7 +111,7 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
         raise
     independent = _independent(nodes, tensors)
     normalising = _normalising(nodes, independent, images_name)
-    weights = _weights(tensors, normalising)
+    weights = _weights(nodes, tensors, normalising)
     nodes = _settle(nodes, tensors, weights, seen)
     output, ends, name, weight, bias = _split_head(
         path, nodes, independent, seen[1], logits_name, head
@@ -154,6 +157,8 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
         "norms": [settings for settings, _ in norms],
         "features": weight.shape[1],
     }
+    # As model.json gives it back, which knows no infinite numbers.
+    graph = json.loads(json.dumps(graph), parse_constant=LARGEST.__getitem__)
     network = _network(graph, tensors, [values for _, values in norms])
     ours = network(images) @ weight.T + bias
     for end in ends:
@@ -448,15 +453,18 @@ def _normalising(nodes: Sequence[Node], independent: set[str], images_name: str)
     return constants
 
 
-def _weights(tensors: Mapping[str, Tensor], normalising: set[str]) -> set[str]:
+def _weights(
+    nodes: Sequence[Node], tensors: Mapping[str, Tensor], normalising: set[str]
+) -> set[str]:
     """Names of the tensors that are trained.
 
-    Constants are whole numbers, single numbers, masks, and what normalises the images.
+    Constants are whole numbers, single numbers, masks, statistics, and what normalises the images.
     """
+    statistics = {name for kind, inputs, *_ in nodes if kind == BATCH_NORM for name in inputs[3:]}
     return {
         name
         for name, value in tensors.items()
-        if name not in normalising and value.is_floating_point() and value.numel() > 1
+        if name not in normalising | statistics and value.is_floating_point() and value.numel() > 1
         and float(value.abs().max()) < MASKED
     }  # fmt: skip
 

@@ -39,7 +39,8 @@ USE = ("kind", "architecture", "classes", "encoding", "temperature", "images")
 class Card(BaseModel):
     """The content of model.json; the last four fields are those of a student."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    # Infinity stays what it is, and is refused when the file is written; null would be read as 0.
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
 
     kind: Literal["classifier", "translator"]
     architecture: dict[str, Any]  # arguments of the class

@@ -328,6 +328,12 @@ def test_a_name_of_timm_without_its_prefix_is_told() -> None:
         make_backbone("resnet26d", width=4, pretrained=False)
 
 
+def test_a_number_that_json_lacks_is_refused_before_it_is_lost(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save(tmp_path, classifier("small"), architecture=architecture("small", gain=-torch.inf))
+    assert not (tmp_path / CARD).exists()
+
+
 @pytest.mark.parametrize(("kind", "revision"), [("shading", 1), ("shading", 2), ("window", 1)])
 def test_a_model_of_earlier_shading_is_refused_and_other_cards_stay_as_they_were(
     tmp_path: Path, kind: Any, revision: int
