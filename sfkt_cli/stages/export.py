@@ -81,7 +81,7 @@ def export(
         ConfigError: An option is unknown, an extra is not installed, or the output is a file, or a
             folder with other files of these names.
         RunError: There is no student, a file cannot be made or does not give PyTorch's results, or
-            another process exports to the run's folder.
+            another process exports to the same folder.
         DataError: A model or transfer.h5 is missing or damaged.
     """
     target = output or run.path("export")
@@ -97,12 +97,9 @@ def export(
         return
     if output is not None:
         _refuse_foreign(target, earlier)
-    alone: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    # A folder of the user's own gets no lock file.
-    if target.resolve() == run.path("export").resolve():
-        busy = f"another sfkt process exports to {target}: wait for it to end"
-        alone = files.locking(run.path(".export.lock"), busy)
-    with alone, _unfinished(target) as folder:
+    target.mkdir(parents=True, exist_ok=True)
+    busy = f"another sfkt process exports to {target}: wait for it to end"
+    with files.locking(target, busy), _unfinished(target) as folder:
         written = _write_all(folder, request, config, run)
         _replace(target, folder, written)
     say(f"export: {len(written)} files are in {target}")
@@ -237,7 +234,6 @@ def _refuse_foreign(target: Path, earlier: Mapping[str, Any]) -> None:
 @contextlib.contextmanager
 def _unfinished(target: Path) -> Iterator[Path]:
     """A folder inside of ``target``, for files that are not all there yet; gone at the end."""
-    target.mkdir(parents=True, exist_ok=True)
     prefix = ".export."
     for left in target.glob(f"{prefix}*{files.PARTIAL}"):  # by an export that was killed
         shutil.rmtree(left)

@@ -355,17 +355,19 @@ def test_a_failed_export_says_why_and_leaves_the_earlier_one(
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_two_exports_of_a_run_do_not_disturb_each_other(
-    untrained_run: Run, untrained_config: Config, exported: Path, named: bool
+def test_two_exports_into_a_folder_do_not_disturb_each_other(
+    untrained_run: Run, untrained_config: Config, exported: Path, tmp_path: Path, named: bool
 ) -> None:
-    unfinished = exported / ".export.other.partial"
+    target, output = (tmp_path, tmp_path) if named else (exported, None)
+    unfinished = target / ".export.other.partial"
     unfinished.mkdir()
-    forced, output = replace(untrained_run, force=True), exported if named else None
+    forced = replace(untrained_run, force=True)
     with (
-        locking(untrained_run.path(".export.lock"), ""),
+        locking(target, ""),
         pytest.raises(RunError, match="another sfkt process exports"),
     ):
         export(untrained_config, forced, formats=["safetensors"], output=output)
+    assert unfinished.is_dir()
     unfinished.rmdir()
 
 
