@@ -192,10 +192,14 @@ def warm_start(
             "training.warm_start: that run has another source model, and its translator and "
             "student are made for it: `sfkt source --warm-start RUN` takes it over"
         )
-    if json.loads(json.dumps(architecture)) != earlier.card.architecture:
+    there, here = earlier.card.architecture, json.loads(json.dumps(architecture))
+    # A translator in front is that of the run's own bridge.
+    differing = [n for n in {**here, **there} if n != "front" and there.get(n) != here.get(n)]
+    if differing:
+        values = (f"{n} {str(there.get(n))[:60]} (here {str(here.get(n))[:60]})" for n in differing)
         raise DataError(
-            f"training.warm_start: its network is {earlier.card.architecture}, here it is "
-            f"{dict(architecture)}: give this run the same settings, or leave warm_start out"
+            f"training.warm_start: the network of that run has {', '.join(values)}: give this run "
+            "the same settings, or leave warm_start out"
         )
     before = earlier.module.state_dict()  # without its translator: the new one stays in front
     own = {name: value for name, value in before.items() if not name.startswith("front.")}

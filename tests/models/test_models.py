@@ -370,11 +370,21 @@ def test_a_warm_start_takes_all_but_the_translator_in_front() -> None:
         for front, body in zip(fronts, bodies, strict=True)
     )
     translator = fronts[1].weight.clone()
-    card = Card(
-        kind="classifier", architecture={}, classes=CLASSES, normalisation={}, encoding=None,
-        inputs={"source": "0" * 64}, seed=0, versions={}, sha256="0" * 64,
-    )  # fmt: skip
-    saved = Saved(earlier, card)
+
+    def earlier_of(**architecture: Any) -> Saved:
+        card = Card(
+            kind="classifier", architecture=architecture, classes=CLASSES, normalisation={},
+            encoding=None, inputs={"source": "0" * 64}, seed=0, versions={}, sha256="0" * 64,
+        )  # fmt: skip
+        return Saved(earlier, card)
+
+    saved = earlier_of()
     warm_start(saved, module, {}, saved)
     assert torch.equal(bodies[1].weight, bodies[0].weight)
     assert torch.equal(fronts[1].weight, translator)
+    warm_start(saved, module, {"front": {"name": "identity"}}, saved)
+    assert torch.equal(fronts[1].weight, translator)
+    with pytest.raises(DataError, match=r"has width 4 \(here 8\): give this run") as refused:
+        warm_start(earlier_of(width=4, graph={"nodes": []}), module,
+                   {"width": 8, "graph": {"nodes": []}, "front": {}}, saved)  # fmt: skip
+    assert "graph" not in str(refused.value)
