@@ -105,9 +105,15 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
             raise DataError(
                 f"{path} gives {tuple(logits.shape)} for {BATCHES[1]} images: no classifier"
             )
-    except Exception:
+    except Exception as error:
         if batch:  # this number stands inside, too
             _refuse_batch(path, batch, images_name)
+        if channels_last is None:
+            raise DataError(
+                f"{path} cannot be read as a classifier of images (B, 3, H, W): "
+                f"{first_line(error)}. If it takes (B, H, W, 3), export it with a fixed number of "
+                "channels, 3"
+            ) from None
         raise
     independent = _independent(nodes, tensors)
     normalising = _normalising(nodes, independent, images_name)
@@ -148,7 +154,7 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
         "nodes": nodes,
         "input": images_name,
         "output": output,
-        "channels_last": channels_last,
+        "channels_last": bool(channels_last),
         "tensors": {
             name: [list(value.shape), str(value.dtype).removeprefix("torch."), name in weights]
             for name, value in tensors.items()
@@ -339,8 +345,11 @@ def _adapt(node: Node, opset: int) -> None:
 
 def _check_input(
     path: Path, graph: Any, tensors: Mapping[str, Tensor], size: int
-) -> tuple[str, bool, int]:
-    """Name of the images, whether they are (B, H, W, 3), and how many; 0: any number."""
+) -> tuple[str, bool | None, int]:
+    """Name of the images, whether they are (B, H, W, 3), and how many.
+
+    None: the file does not say it; 0: any number.
+    """
     inputs = [entry for entry in graph.input if entry.name not in tensors]
     if len(inputs) != 1:
         raise DataError(f"{path} has {len(inputs)} inputs: an image classifier has one")
@@ -348,13 +357,19 @@ def _check_input(
     if kind.elem_type != 1:
         raise DataError(f"{path} takes no float32 images: export it with a float32 input")
     sides = [max(0, dimension.dim_value) for dimension in kind.shape.dim]  # some write -1 for any
-    channels_last = len(sides) == 4 and sides[3] == 3 and sides[1] != 3
+    channels_last: bool | None = False
     batch = 0
     if len(sides) == 4:
+        channels_last = None if sides[1] == sides[3] == 0 else sides[3] == 3 != sides[1]
         batch, *sides = sides
         if batch > 1:
             _refuse_batch(path, batch, inputs[0].name)
         height, width = sides[:2] if channels_last else sides[1:]
+        if 0 != height != width != 0:
+            raise DataError(
+                f"{path} takes images of {height} x {width} pixels, and only square ones can be "
+                f"given to it: export it for {size} x {size}"
+            )
         if height not in (0, size) or width not in (0, size):
             raise DataError(
                 f"{path} takes images of {height} x {width} pixels, the data have {size} x {size}: "

@@ -615,6 +615,22 @@ def test_arithmetic_that_is_no_normalisation_does_not_ask_for_mean_and_std(tmp_p
     import_source(settings(path, mean=None, std=None), ["box", "cone"], size=SIDE)
 
 
+def test_channels_that_may_be_last_must_be_fixed(tmp_path: Path) -> None:
+    turned: Described = ("Transpose", ["x"], ["i"], {"perm": [0, 3, 1, 2]})
+    nodes = [turned, ("Conv", ["i", "w"], *CONV[2:]), POOL, FLAT, GEMM]
+    path = stored(tmp_path, model_of(*nodes, shape="nhwc"))
+    with pytest.raises(DataError, match=r"export it with a fixed number of channels"):
+        read_onnx(path, SIDE)
+    stored(tmp_path, model_of(CONV, POOL, FLAT, GEMM, shape="nchw"))
+    assert read_onnx(path, SIDE).graph["channels_last"] is False
+
+
+def test_only_square_images_are_taken(tmp_path: Path) -> None:
+    path = stored(tmp_path, model_of(CONV, POOL, FLAT, GEMM, shape=("n", 3, 48, SIDE)))
+    with pytest.raises(DataError, match=rf"48 x {SIDE} .* square .* export it for {SIDE} x {SIDE}"):
+        read_onnx(path, SIDE)
+
+
 def test_nodes_may_come_in_any_order_and_the_batch_as_minus_one(tmp_path: Path) -> None:
     model = model_of(CONV, POOL, FLAT, GEMM)
     expected = read_onnx(stored(tmp_path, model), SIDE)
