@@ -15,6 +15,10 @@ from sfkt_cli.settings.config import SourceConfig
 
 Three = tuple[float, float, float]
 IMAGENET: tuple[Three, Three] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+AS_ONNX = (
+    "bring the whole network as ONNX, torch.onnx.export(..., external_data=False), or with "
+    "sfkt_cli.import_model in Python"
+)
 SIDE_HEADS = ("AuxLogits", "aux1", "aux2")
 INCEPTIONS = ("googlenet", "inception_v3")
 """Torchvision's networks with classifiers on the side, and with a normalisation of their own inside
@@ -148,7 +152,8 @@ def replace_last_linear(network: nn.Module, layer: str = "") -> int:
         if isinstance(module, nn.Linear) and "attn" not in name and "attention" not in name
     }
     if not linear:
-        raise ConfigError(f"{type(network).__name__} has no linear layer to take features at")
+        kind = type(network).__name__
+        raise ConfigError(f"{kind} has no linear layer to take features at: {AS_ONNX}")
     name = layer if layer in linear else list(linear)[-1]
     network.set_submodule(name, nn.Identity())
     return linear[name].in_features
@@ -167,9 +172,11 @@ def _timm(name: str, pretrained: bool) -> tuple[nn.Module, int]:
         raise _not_downloaded(f"timm:{name}", error) from None
     except (RuntimeError, ValueError) as error:  # such as a tag of weights that nobody published
         raise ConfigError(f"source.backbone = 'timm:{name}': {error}") from None
-    made_for: Any = network.pretrained_cfg
-    with torch.no_grad():
-        size = network.eval()(torch.zeros(1, *made_for["input_size"])).shape[1]
+    size: Any = getattr(network, "head_hidden_size", None)
+    if size is None:
+        made_for: Any = network.pretrained_cfg
+        with torch.no_grad():
+            size = network.eval()(torch.zeros(1, *made_for["input_size"])).shape[1]
     return network.train(), int(size)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sfkt_cli.errors import ConfigError, DataError, first_line
 from sfkt_cli.files import require_file, sha256_file
-from sfkt_cli.models.backbones import IMAGENET, SIDE_HEADS, normalisation_of
+from sfkt_cli.models.backbones import AS_ONNX, IMAGENET, SIDE_HEADS, normalisation_of
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.onnx_files import SAVE_WEIGHTS, read_onnx
 from sfkt_cli.models.saving import CARD, WEIGHTS, load_model
@@ -35,10 +35,6 @@ NORMALISATION = re.compile(r"(?:^|\.)(?:image_|pixel_)?(mean|std)$")
 """What networks that normalise their images call mean and deviation."""
 CLASS_NAMES = ("classes", "class_names", "class_to_idx", "CLASSES")
 """Keys under which training scripts put the names of classes."""
-AS_ONNX = (
-    "bring the whole network as ONNX, torch.onnx.export(..., external_data=False), or with "
-    "sfkt_cli.import_model in Python"
-)
 COUNTER = "num_batches_tracked"  # of batch norms; old checkpoints have none
 PICKLE = b"\x80"  # first byte of every pickle since Python 2.3
 _DYNAMIC = "dynamo=True, external_data=False, dynamic_shapes=({0: 'batch'},)"
@@ -293,7 +289,11 @@ def _find_head(path: Path, state: Mapping[str, Tensor], model: Classifier, backb
         ]
         hint = "which architecture is it?"
         if heads:
+            own = {name for name, _ in model.backbone.named_modules() if name}
+            parts = [head for head in heads if any(f"{head}.".startswith(f"{n}.") for n in own)]
             hint = f"say which with source.features. If it predicts by several, {AS_ONNX}"
+            if len(parts) > 1:  # of two in the network, neither can be left out
+                hint = AS_ONNX
         raise ConfigError(
             f"{path} does not fit source.backbone = {backbone!r}: its last layer should be linear "
             f"with {features} inputs, found {', '.join(heads or linear[-1:]) or 'none'}; {hint}"

@@ -319,7 +319,8 @@ def test_a_timm_network_of_a_fixed_size_says_which_size() -> None:
         check_image_size(model, name, 64)
 
 
-@pytest.mark.parametrize("what", ["linear", "norm in front", "norm of features", "second head"])
+@pytest.mark.parametrize("what", ["linear", "norm in front", "norm of features", "second head",
+                                  "second head of levit"])  # fmt: skip
 def test_what_takes_part_in_the_predictions_is_not_left_out(tmp_path: Path, what: str) -> None:
     state = dict(models.resnet18(num_classes=64 if what == "linear" else 3).state_dict())
     backbone, layer = "resnet18", "fc.1"
@@ -334,14 +335,22 @@ def test_what_takes_part_in_the_predictions_is_not_left_out(tmp_path: Path, what
         layer = "fc"
     else:
         timm = pytest.importorskip("timm")
-        backbone, layer = "deit_tiny_distilled_patch16_224", "head"
+        backbone = "levit_128s" if "levit" in what else "deit_tiny_distilled_patch16_224"
+        layer = "head.linear" if "levit" in what else "head"
         state = dict(timm.create_model(backbone, num_classes=3).state_dict())
         backbone = f"timm:{backbone}"
     if layer.startswith("fc."):
         state |= {f"{layer}.weight": state.pop("fc.weight"), f"{layer}.bias": state.pop("fc.bias")}
     for features in ("", layer) if backbone.startswith("timm") else ("",):
-        with pytest.raises(ConfigError, match="as ONNX"):
+        with pytest.raises(ConfigError, match="as ONNX") as refused:
             take(tmp_path / "deep.pth", state, backbone=backbone, features=features)
+        assert "source.features" not in str(refused.value)
+
+
+def test_a_network_without_a_linear_layer_may_come_as_onnx(tmp_path: Path) -> None:
+    state = models.squeezenet1_1(num_classes=3).state_dict()
+    with pytest.raises(ConfigError, match="as ONNX"):
+        take(tmp_path / "w.pth", state, backbone="squeezenet1_1")
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "small"])
