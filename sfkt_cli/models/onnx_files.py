@@ -34,6 +34,7 @@ LARGEST_DIFFERENCE = 1e-4  # of outputs, relative to the largest of them
 LARGEST = {"Infinity": torch.finfo(torch.float32).max, "-Infinity": torch.finfo(torch.float32).min}
 """What stands for numbers that are not finite, such as what images are padded with."""
 OLDEST_OPSET = 7
+COMMON_OPSET = 18  # without the operations that later ones have for whole layers
 SAVE_WEIGHTS = "torch.save(model.state_dict(), 'weights.pth')"
 LAYERS = tuple(
     kind
@@ -226,11 +227,14 @@ def _parse(path: Path, model: Any) -> tuple[dict[str, Tensor], list[Node]]:
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
     if opset < OLDEST_OPSET:
         raise DataError(f"{path} is of opset {opset}: export it for opset 13 or later")
-    unknown = sorted({node.op_type for node in graph.node} - {*OPERATIONS, "Constant"})
-    if unknown:
+    if unknown := unknown_operations(model):
+        from onnx.defs import has
+
+        newer = not all(has(kind, COMMON_OPSET, "") for kind in unknown)
         raise DataError(
             f"{path} holds operations that are not known here: {', '.join(unknown)}. Bring "
             f"the weights of the network that it was exported from instead: {SAVE_WEIGHTS}"
+            + (f", or export it with opset_version={COMMON_OPSET}" if newer else "")
         )
     tensors = {stored.name: _tensor(stored) for stored in graph.initializer}
     nodes: list[Node] = []
@@ -248,6 +252,11 @@ def _parse(path: Path, model: Any) -> tuple[dict[str, Tensor], list[Node]]:
                 nodes.append([stored.op_type, inputs, list(stored.output), attributes])
                 _adapt(nodes[-1], opset)
     return tensors, _in_order(nodes, {*tensors, *(entry.name for entry in graph.input)})
+
+
+def unknown_operations(model: Any) -> list[str]:
+    """Operations of an ONNX file that are not known here."""
+    return sorted({node.op_type for node in model.graph.node} - {*OPERATIONS, "Constant"})
 
 
 def _in_order(nodes: Sequence[Node], given: set[str]) -> list[Node]:
