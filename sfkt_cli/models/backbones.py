@@ -211,7 +211,7 @@ def normalisation_of(settings: SourceConfig) -> Normalisation:
     """
     mean, std, origin = settings.mean, settings.std, "source.mean and source.std"
     if not (mean and std):
-        published = _beside(settings.checkpoint) or _published(settings.backbone)
+        published = normalisation_beside(settings.checkpoint) or _published(settings.backbone)
         mean, std, usual = published or (*IMAGENET, "the usual values of ImageNet")
         origin = origin if settings.mean or settings.std else usual
         mean, std = settings.mean or mean, settings.std or std
@@ -223,16 +223,21 @@ def normalisation_of(settings: SourceConfig) -> Normalisation:
     return Normalisation(mean, std, origin)
 
 
-def _beside(checkpoint: Path | None) -> Normalisation | None:
-    """From the config.json that timm and the Hugging Face hub put beside weights."""
+def card_beside(checkpoint: Path) -> dict[str, Any]:
+    """The config.json that timm and the Hugging Face hub put beside weights, or an empty one."""
+    try:
+        card = json.loads((checkpoint.parent / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+def normalisation_beside(checkpoint: Path | None) -> Normalisation | None:
+    """What such a file says of it; None where there is none, or it says nothing."""
     if checkpoint is None:
         return None
-    path = checkpoint.parent / "config.json"
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        return _three(card.get("pretrained_cfg", card), str(path))
-    except (OSError, ValueError, AttributeError):
-        return None
+    card = card_beside(checkpoint)
+    return _three(card.get("pretrained_cfg", card), str(checkpoint.parent / "config.json"))
 
 
 def _published(backbone: str) -> Normalisation | None:

@@ -63,6 +63,7 @@ class OnnxModel:
     bias: Tensor  # its bias (K,)
     normalises: bool  # whether the network begins with a normalisation of its own
     remarks: tuple[str, ...]  # what the user should know of its features and logits
+    facts: dict[str, str]  # what its writer noted beside the graph, such as class names
 
 
 def read_onnx(path: Path, size: int, head: str = "") -> OnnxModel:
@@ -182,7 +183,8 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
             f"network that it was exported from: {SAVE_WEIGHTS}"
         )
     normalises = normalising > {images_name}
-    return OnnxModel(graph, network, weight, bias, normalises, (where, *remarks))
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    return OnnxModel(graph, network, weight, bias, normalises, (where, *remarks), facts)
 
 
 def _are_probabilities(path: Path, logits: Tensor) -> bool:

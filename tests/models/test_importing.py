@@ -181,6 +181,26 @@ def test_class_names_beside_the_weights_say_what_the_outputs_are(
     torch.testing.assert_close(renamed.model(images)[1], in_order)
 
 
+def test_a_card_of_timm_beside_the_weights_names_the_outputs_and_counts_as_an_input(
+    tmp_path: Path, network: nn.Module
+) -> None:
+    path, images = tmp_path / "w.pth", torch.rand(2, 3, 64, 64)
+    in_order = take(path, network.state_dict()).model(images)[1]
+    digests = {digest_of(path)}
+    for names in (["sphere", "box", "cone"], ["cone", "sphere", "box"]):
+        path.with_name("config.json").write_text(json.dumps({"label_names": names}))
+        brought = import_source(settings(path), CLASSES)
+        order = [names.index(name) for name in CLASSES]
+        torch.testing.assert_close(brought.model(images)[1], in_order[:, order])
+        digests.add(digest_of(path))
+    assert any("config.json names its outputs" in remark for remark in brought.remarks)
+    of_user = import_source(settings(path, classes=CLASSES), CLASSES)
+    torch.testing.assert_close(of_user.model(images)[1], in_order)
+    assert len(digests) == 3
+    path.with_name("config.json").write_text('{"label_names": ["mug"], "other": 1}')
+    torch.testing.assert_close(import_source(settings(path), CLASSES).model(images)[1], in_order)
+
+
 def test_a_folder_of_another_program_is_no_model_of_sfkt(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")

@@ -579,6 +579,23 @@ def test_the_outputs_and_the_layer_that_were_taken_are_named(tmp_path: Path) -> 
     assert "not z, p" in remarks[1]
 
 
+@pytest.mark.parametrize(
+    ("key", "noted", "taken"),
+    [("names", "{0: 'cone', 1: 'box'}", True), ("classes", '["cone", "box"]', True),
+     ("names", "{[0]: 'cone'}", False), ("names", "print(1)", False), ("classes", "cone", False),
+     ("names", "{0: 'cone'}", False)],
+)  # fmt: skip
+def test_class_names_that_a_file_notes_say_what_its_outputs_are(
+    key: str, noted: str, taken: bool, tmp_path: Path
+) -> None:
+    model = model_of(CONV, POOL, FLAT, GEMM)
+    path, images = stored(tmp_path, model), torch.rand(2, 3, SIDE, SIDE)
+    plain = import_source(settings(path), ["box", "cone"], size=SIDE).model(images)[1]
+    onnx.helper.set_model_props(model, {key: noted})
+    brought = import_source(settings(stored(tmp_path, model)), ["box", "cone"], size=SIDE)
+    torch.testing.assert_close(brought.model(images)[1], plain.flip(1) if taken else plain)
+
+
 IN_FRONT: dict[str, list[Described]] = {
     "nothing": [("Identity", ["x"], ["i"], {})],
     "clamp": [("Clip", ["x", "low", "high"], ["i"], {})],
