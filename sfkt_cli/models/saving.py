@@ -53,7 +53,7 @@ class Card(BaseModel):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")  # of the weights
     pretrained: bool = False  # whether a source model was trained elsewhere, wholly or at first
     method: str | None = None
-    sensor: Sensor | None = None  # how new images are read; earlier versions do not tell
+    sensor: Sensor | None = None  # how new images are read
     temperature: float = Field(1.0, gt=0)  # by which the logits are divided
     images: dict[str, str | tuple[float, float]] | None = None  # what is usual in those of training
 
@@ -83,6 +83,13 @@ class Saved:
     def digest(self) -> str:
         """SHA-256 of the weights."""
         return self.card.sha256
+
+    @property
+    def classifier(self) -> Classifier:
+        """The module as a classifier; raises DataError if it is a translator."""
+        if not isinstance(self.module, Classifier):
+            raise DataError("a classifier was expected, the file holds a translator")
+        return self.module
 
     def encoding_of(self, stage: str) -> Encoding:
         """The encoding of a model that takes target images; raises DataError without one."""
@@ -145,8 +152,8 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
         )
     try:
         with safetensors.safe_open(weights, "pt") as file:
-            if (file.metadata() or {}).get("used_as") not in _uses_of(card.as_json()):
-                raise ValueError("the weights were saved for another use")
+            if (file.metadata() or {}).get("used_as") != _use_of(card.as_json()):
+                raise ValueError("the weights were saved for another use, or by an earlier version")
         module = _build(card.kind, dict(card.architecture))
         module.load_state_dict(load_file(weights))
     except DataError:  # an encoding or operation of another version says so itself
@@ -226,14 +233,6 @@ def _use_of(card: Mapping[str, Any]) -> str:
     return sha256_json({name: card.get(name) for name in USE})
 
 
-def _uses_of(card: Mapping[str, Any]) -> list[str]:
-    """The same, also by earlier versions, which called the encoding `standardised` `percentile`."""
-    encoding = card["encoding"]
-    if not encoding or encoding["kind"] != "standardised":
-        return [_use_of(card)]
-    return [_use_of(card), _use_of({**card, "encoding": {**encoding, "kind": "percentile"}})]
-
-
 def check_classes(classes: list[str], store: Store) -> None:
     """Raise DataError if source model and data name other classes, or in another order.
 
@@ -245,10 +244,3 @@ def check_classes(classes: list[str], store: Store) -> None:
             f"{store.path} has the {len(store.classes)} classes {', '.join(store.classes)}: "
             "run `sfkt source --force`, or set classes.tr or source.classes to agree"
         )
-
-
-def classifier_of(module: nn.Module) -> Classifier:
-    """The module as a classifier; raises DataError if it is a translator."""
-    if not isinstance(module, Classifier):
-        raise DataError("a classifier was expected, the file holds a translator")
-    return module

@@ -35,7 +35,6 @@ from sfkt_cli.errors import (
 )
 from sfkt_cli.evaluation import exported, report
 from sfkt_cli.models import graph_files
-from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.graph_files import FitTarget, SensorGraph
 from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
 from sfkt_cli.settings.config import Config, to_yaml
@@ -377,10 +376,8 @@ def _graphs(
 ) -> Iterator[tuple[str, Sequence[str], SensorGraph]]:
     """Name, classes and graph of the student and of the bridged source, ready for export."""
     student = saved["student"]
-    if not isinstance(student.module, Classifier) or student.card.encoding is None:
-        raise DataError("the student's model.json describes no classifier for a target sensor")
-    temperature = student.card.temperature
-    graph = SensorGraph(student.module, student.card.encoding, fit, temperature=temperature)
+    encoding, temperature = student.encoding_of("transfer"), student.card.temperature
+    graph = SensorGraph(student.classifier, encoding, fit, temperature=temperature)
     yield "student", student.card.classes, graph_files.for_export(graph)
     if "translator" in saved:
         translator, source = saved["translator"], saved["source"]
@@ -399,12 +396,8 @@ def _sensor(run: Run, folder: Path, student: Saved) -> Sensor:
 
     Files are compared and calibrated on them.
     """
-    sensor = sensor_of(folder, student, student.encoding_of("transfer"))
+    sensor = sensor_of(folder, student)
     prepared = replace(prepared_sensor(run), max_pixels=sensor.max_pixels)
-    if not sensor.dtype:  # an earlier version noted neither the type nor, of most data, what it is
-        sensor = replace(sensor, dtype=prepared.dtype)
-        if sensor.modality == "other" and not prepared.missing:
-            sensor = replace(sensor, modality=prepared.modality)
     changed = [
         f"{name} {getattr(sensor, name)!r} (now {value!r})"
         for name, value in asdict(prepared).items()
