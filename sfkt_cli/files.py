@@ -8,6 +8,7 @@ begin with a line that holds the checksum of what follows.
 import contextlib
 import csv
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from sfkt_cli.errors import DataError, RunError, first_line
@@ -83,28 +83,31 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locking(path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock file ``path``; it is free again when the block or the process ends.
+    """Hold the lock of a file, which is made, or of a folder that is there.
+
+    It is free again when the block or the process ends.
 
     Raises:
         RunError: Another process holds it (the message is ``busy``), or nothing can be locked here.
     """
-    lock = FileLock(path)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunError(busy) from None
-    except OSError as error:
-        error.filename = str(path)
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
-            raise
-        raise RunError(
-            f"{path} cannot be locked ({error.strerror}): this file system has no locks; mount "
-            "it with locks, or choose a folder on a local disk"
-        ) from None
-    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(busy) from None
+        except OSError as error:
+            error.filename = str(path)
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise
+            raise RunError(
+                f"{path} cannot be locked ({error.strerror}): this file system has no locks; mount "
+                "it with locks, or choose a folder on a local disk"
+            ) from None
         yield
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked process may still have the descriptor
     finally:
-        lock.release()
+        os.close(descriptor)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -16,16 +16,12 @@ from torch import Tensor, nn
 
 from sfkt_cli.console import warn
 from sfkt_cli.data.images import Encoding, as_rgb, encode
-from sfkt_cli.data.sensor import Sensor, doubt, prepared_sensor, sensor_of_config
-from sfkt_cli.data.store import open_store
+from sfkt_cli.data.sensor import Sensor, doubt
 from sfkt_cli.errors import DataError, RunError, first_line, need
 from sfkt_cli.evaluation.models import outdated_student
-from sfkt_cli.files import read_settings
-from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.onnx_files import open_session, refuse_what_is_elsewhere
 from sfkt_cli.models.saving import CARD, Saved, load_model
-from sfkt_cli.settings.config import build
-from sfkt_cli.settings.runs import Run, known_settings, main_student
+from sfkt_cli.settings.runs import Run, main_student
 
 BATCH = 64  # images that the model looks at at once
 
@@ -50,7 +46,7 @@ class Student(nn.Module):
         sensor: Sensor,  # how raw images become stored values
     ) -> None:
         super().__init__()
-        self.model = saved.module
+        self.model = saved.classifier
         self.classes = tuple(saved.card.classes)
         self.encoding = encoding
         self.sensor = sensor
@@ -208,9 +204,8 @@ def load_student(
     """
     folder = find_student(Path(path), method, default_method)
     saved = load_model(folder, torch.device(device))
-    if not isinstance(saved.module, Classifier) or saved.card.encoding is None:
-        raise DataError(f"{folder} holds no classifier for a target sensor")
-    return Student(saved, saved.card.encoding, sensor_of(folder, saved, saved.card.encoding))
+    sensor = sensor_of(folder, saved)
+    return Student(saved, saved.encoding_of("transfer"), sensor)
 
 
 def find_student(path: Path, method: str | None = None, default_method: str = "tgkt") -> Path:
@@ -253,21 +248,11 @@ def refuse_method(path: Path, method: str | None) -> None:
         )
 
 
-def sensor_of(folder: Path, saved: Saved, encoding: Encoding) -> Sensor:
-    """The sensor that a student was trained for.
-
-    Cards of earlier versions do not name it. It then comes from the run's prepared files or, if
-    these have changed, from the settings of the training.
-    """
-    if saved.card.sensor is not None:
-        return saved.card.sensor
-    run, trained_on = Run(folder.parent.parent), saved.card.inputs.get("transfer.h5")
-    if run.transfer_store.is_file():
-        digest = open_store(run.transfer_store).digest
-        if trained_on in (None, digest):
-            return prepared_sensor(run)
-    config = build(known_settings(read_settings(folder / "config.yaml")))
-    modality = "depth" if encoding.missing else "other"
-    if config.dataset == "folders":
-        modality = config.folders.modality
-    return sensor_of_config(config, modality=modality, dtype="", channels=encoding.channels)
+def sensor_of(folder: Path, saved: Saved) -> Sensor:
+    """The sensor that a student was trained for; raises DataError if the model is no student."""
+    if saved.card.sensor is None:
+        raise DataError(
+            f"{folder} holds no student, or one by an earlier version, which did not note its "
+            "sensor: train it again with `sfkt transfer --force`"
+        )
+    return saved.card.sensor

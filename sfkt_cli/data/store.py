@@ -40,7 +40,6 @@ ROLES = ("source", "transfer", "test")
 IMAGES = ("rgb", "target")  # columns of pixels
 TRAILER = b"\nsfkt-trailer "
 TRAILER_BYTES = 16_384  # the trailer is searched in so many bytes at the end of the file
-SEALS = ("digest", "complete")  # not covered by the digest; earlier versions wrote the second
 
 
 @dataclass(frozen=True)
@@ -233,7 +232,7 @@ def open_store(path: Path) -> Store:
 def describe(attrs: Mapping[str, Any], columns: Mapping[str, Column]) -> str:
     """Hex SHA-256 over attributes, layout and block checksums: what ``digest`` should be."""
     described = {
-        "attrs": {name: value for name, value in attrs.items() if name not in SEALS},
+        "attrs": {name: value for name, value in attrs.items() if name != "digest"},
         "columns": {
             name: [list(c.shape), c.dtype.str, c.offset, c.block_rows, c.sha256.tobytes().hex()]
             for name, c in columns.items()

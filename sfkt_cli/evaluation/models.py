@@ -18,7 +18,6 @@ from sfkt_cli.models.saving import (
     Card,
     Saved,
     check_classes,
-    classifier_of,
     load_model,
     read_card,
 )
@@ -119,13 +118,13 @@ def load_models(run: Run, store: Store, runtime: Runtime) -> Models:
         return saved
 
     first, bridge, students = read("source"), None, {}
-    source = classifier_of(first.module)
+    source = first.classifier
     if run.has("bridge"):
         saved = read("bridge")
         bridge = View(runtime, source, saved.encoding_of("bridge"), saved.module)
     for name in finished_methods(run):
         saved = read(stage := f"transfer/{name}")
-        students[name] = View(runtime, classifier_of(saved.module), saved.encoding_of(stage))
+        students[name] = View(runtime, saved.classifier, saved.encoding_of(stage))
     return Models(runtime, source, first.card, bridge, students)
 
 

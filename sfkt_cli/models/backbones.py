@@ -15,6 +15,10 @@ from sfkt_cli.settings.config import SourceConfig
 
 Three = tuple[float, float, float]
 IMAGENET: tuple[Three, Three] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+AS_ONNX = (
+    "bring the whole network as ONNX, torch.onnx.export(..., external_data=False), or with "
+    "sfkt_cli.import_model in Python"
+)
 SIDE_HEADS = ("AuxLogits", "aux1", "aux2")
 INCEPTIONS = ("googlenet", "inception_v3")
 """Torchvision's networks with classifiers on the side, and with a normalisation of their own inside
@@ -148,7 +152,8 @@ def replace_last_linear(network: nn.Module, layer: str = "") -> int:
         if isinstance(module, nn.Linear) and "attn" not in name and "attention" not in name
     }
     if not linear:
-        raise ConfigError(f"{type(network).__name__} has no linear layer to take features at")
+        kind = type(network).__name__
+        raise ConfigError(f"{kind} has no linear layer to take features at: {AS_ONNX}")
     name = layer if layer in linear else list(linear)[-1]
     network.set_submodule(name, nn.Identity())
     return linear[name].in_features
@@ -167,9 +172,11 @@ def _timm(name: str, pretrained: bool) -> tuple[nn.Module, int]:
         raise _not_downloaded(f"timm:{name}", error) from None
     except (RuntimeError, ValueError) as error:  # such as a tag of weights that nobody published
         raise ConfigError(f"source.backbone = 'timm:{name}': {error}") from None
-    made_for: Any = network.pretrained_cfg
-    with torch.no_grad():
-        size = network.eval()(torch.zeros(1, *made_for["input_size"])).shape[1]
+    size: Any = getattr(network, "head_hidden_size", None)
+    if size is None:
+        made_for: Any = network.pretrained_cfg
+        with torch.no_grad():
+            size = network.eval()(torch.zeros(1, *made_for["input_size"])).shape[1]
     return network.train(), int(size)
 
 
@@ -204,7 +211,7 @@ def normalisation_of(settings: SourceConfig) -> Normalisation:
     """
     mean, std, origin = settings.mean, settings.std, "source.mean and source.std"
     if not (mean and std):
-        published = _beside(settings.checkpoint) or _published(settings.backbone)
+        published = normalisation_beside(settings.checkpoint) or _published(settings.backbone)
         mean, std, usual = published or (*IMAGENET, "the usual values of ImageNet")
         origin = origin if settings.mean or settings.std else usual
         mean, std = settings.mean or mean, settings.std or std
@@ -216,16 +223,21 @@ def normalisation_of(settings: SourceConfig) -> Normalisation:
     return Normalisation(mean, std, origin)
 
 
-def _beside(checkpoint: Path | None) -> Normalisation | None:
-    """From the config.json that timm and the Hugging Face hub put beside weights."""
+def card_beside(checkpoint: Path) -> dict[str, Any]:
+    """The config.json that timm and the Hugging Face hub put beside weights, or an empty one."""
+    try:
+        card = json.loads((checkpoint.parent / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+def normalisation_beside(checkpoint: Path | None) -> Normalisation | None:
+    """What such a file says of it; None where there is none, or it says nothing."""
     if checkpoint is None:
         return None
-    path = checkpoint.parent / "config.json"
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        return _three(card.get("pretrained_cfg", card), str(path))
-    except (OSError, ValueError, AttributeError):
-        return None
+    card = card_beside(checkpoint)
+    return _three(card.get("pretrained_cfg", card), str(checkpoint.parent / "config.json"))
 
 
 def _published(backbone: str) -> Normalisation | None:

@@ -4,6 +4,8 @@ Features are what enters the last linear layer, which becomes the head. Nothing 
 could run code.
 """
 
+import ast
+import contextlib
 import json
 import pickle
 import re
@@ -19,8 +21,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sfkt_cli.errors import ConfigError, DataError, first_line
-from sfkt_cli.files import require_file, sha256_file
-from sfkt_cli.models.backbones import IMAGENET, SIDE_HEADS, normalisation_of
+from sfkt_cli.files import require_file, sha256_file, sha256_json
+from sfkt_cli.models.backbones import (
+    AS_ONNX,
+    IMAGENET,
+    SIDE_HEADS,
+    card_beside,
+    normalisation_beside,
+    normalisation_of,
+)
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.onnx_files import SAVE_WEIGHTS, read_onnx
 from sfkt_cli.models.saving import CARD, WEIGHTS, load_model
@@ -33,12 +42,8 @@ PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
 """What data parallelism and torch.compile put in front of every name."""
 NORMALISATION = re.compile(r"(?:^|\.)(?:image_|pixel_)?(mean|std)$")
 """What networks that normalise their images call mean and deviation."""
-CLASS_NAMES = ("classes", "class_names", "class_to_idx", "CLASSES")
-"""Keys under which training scripts put the names of classes."""
-AS_ONNX = (
-    "bring the whole network as ONNX, torch.onnx.export(..., external_data=False), or with "
-    "sfkt_cli.import_model in Python"
-)
+CLASS_NAMES = ("classes", "class_names", "class_to_idx", "CLASSES", "label_names")
+"""Keys under which training scripts, and timm (the last one), put the names of classes."""
 COUNTER = "num_batches_tracked"  # of batch norms; old checkpoints have none
 PICKLE = b"\x80"  # first byte of every pickle since Python 2.3
 _DYNAMIC = "dynamo=True, external_data=False, dynamic_shapes=({0: 'batch'},)"
@@ -72,12 +77,24 @@ class Imported:
 
 
 def digest_of(checkpoint: Path) -> str:
-    """SHA-256 of the file of ``source.checkpoint``; raises DataError if there is none."""
+    """SHA-256 of the file of ``source.checkpoint``; raises DataError if there is none.
+
+    Where a config.json beside it says something of it, that counts, too.
+    """
     path = checkpoint
     if path.is_dir():
         path = _own_folder(path, "source.checkpoint") / WEIGHTS
     require_file(path, "source.checkpoint")
-    return sha256_file(path)
+    digest = sha256_file(path)
+    if _is_own(path):
+        return digest
+    told = [(normalisation_beside(path) or ())[:2], _class_names(card_beside(path))]
+    return sha256_json([digest, *told]) if any(told) else digest
+
+
+def _is_own(path: Path) -> bool:
+    """Whether this is a model of ``sfkt source``, or a folder, which must hold one."""
+    return path.is_dir() or (path.name == WEIGHTS and path.with_name(CARD).is_file())
 
 
 def import_source(config: Config, classes: Sequence[str], *, size: int = 224) -> Imported:
@@ -92,8 +109,8 @@ def import_source(config: Config, classes: Sequence[str], *, size: int = 224) ->
     path = config.source.checkpoint
     if path is None:
         raise ConfigError("source.checkpoint is not set")
-    folder = path if path.is_dir() else path.parent
-    if path.is_dir() or (path.name == WEIGHTS and (folder / CARD).is_file()):
+    if _is_own(path):
+        folder = path if path.is_dir() else path.parent
         brought = own_model(folder, "source.checkpoint")
         _refuse_unused(config.source, folder, brought)
     elif path.suffix.lower() == ".onnx":
@@ -180,7 +197,9 @@ def _from_onnx(settings: SourceConfig, path: Path, size: int) -> Imported:
             "0..255, the same mean and 'source.std=[0.003922, 0.003922, 0.003922]'; for one of "
             f"torchvision with transform_input, {IMAGENET[0]} and {IMAGENET[1]}"
         )
-    architecture, remark = architecture_of(settings, "onnx", len(onnx_model.weight))
+    count = len(onnx_model.weight)
+    names, more = _named(settings, path, _noted_names(onnx_model.facts), count)
+    architecture, remark = architecture_of(settings, "onnx", count)
     architecture["graph"] = onnx_model.graph
     model = Classifier(**architecture)
     model.backbone.load_state_dict(onnx_model.network.state_dict())
@@ -188,7 +207,7 @@ def _from_onnx(settings: SourceConfig, path: Path, size: int) -> Imported:
     operations = (
         f"{path} gives the same as in onnxruntime; {len(onnx_model.graph['nodes'])} operations"
     )
-    return Imported(model, architecture, [], (operations, *onnx_model.remarks, remark))
+    return Imported(model, architecture, names, (operations, *onnx_model.remarks, *more, remark))
 
 
 def _from_weights(settings: SourceConfig, path: Path) -> Imported:
@@ -213,13 +232,30 @@ def _from_weights(settings: SourceConfig, path: Path) -> Imported:
     state[f"{head}.weight"] = state[f"{head}.weight"].flatten(1)  # some heads are 1x1 convolutions
     architecture["classes"] = count = len(state[f"{head}.weight"])
     remarks += _fill(path, model, state, head, settings)
-    names = names if len(set(names)) == max(count, 2) else []
-    if names and not settings.classes:
-        remarks.append(f"{path} names its outputs: {', '.join(names)}")
-    elif names and names != list(settings.classes or ()):
-        remarks.append(f"source.classes wins over the names in {path}: {', '.join(names)}")
-        names = []
-    return Imported(model, architecture, names, (*others, *remarks, remark))
+    names, more = _named(settings, path, names, count)
+    return Imported(model, architecture, names, (*others, *remarks, *more, remark))
+
+
+def _named(
+    settings: SourceConfig, path: Path, names: list[str], count: int
+) -> tuple[list[str], list[str]]:
+    """Names of so many outputs, those in the file or in a config.json beside it, and a remark."""
+    if not names:
+        names, path = _class_names(card_beside(path)), path.with_name("config.json")
+    if len(set(names)) != max(count, 2):
+        return [], []
+    if settings.classes and names != list(settings.classes):
+        return [], [f"source.classes wins over the names in {path}: {', '.join(names)}"]
+    return names, [] if settings.classes else [f"{path} names its outputs: {', '.join(names)}"]
+
+
+def _noted_names(facts: Mapping[str, str]) -> list[str]:
+    """Class names in the notes of an ONNX file: a list, or names by index as of ultralytics."""
+    with contextlib.suppress(SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
+        return _class_names(
+            {"classes": ast.literal_eval(facts.get("names") or facts.get("classes", ""))}
+        )
+    return []
 
 
 def architecture_of(
@@ -293,7 +329,11 @@ def _find_head(path: Path, state: Mapping[str, Tensor], model: Classifier, backb
         ]
         hint = "which architecture is it?"
         if heads:
+            own = {name for name, _ in model.backbone.named_modules() if name}
+            parts = [head for head in heads if any(f"{head}.".startswith(f"{n}.") for n in own)]
             hint = f"say which with source.features. If it predicts by several, {AS_ONNX}"
+            if len(parts) > 1:  # of two in the network, neither can be left out
+                hint = AS_ONNX
         raise ConfigError(
             f"{path} does not fit source.backbone = {backbone!r}: its last layer should be linear "
             f"with {features} inputs, found {', '.join(heads or linear[-1:]) or 'none'}; {hint}"
@@ -541,8 +581,11 @@ def _class_names(saved: Mapping[Any, Any]) -> list[str]:
     for part in (saved, *saved.values()):
         for key in CLASS_NAMES if isinstance(part, Mapping) else ():
             names = part.get(key)
-            if isinstance(names, Mapping) and all(type(n) is int for n in names.values()):
-                names = sorted(names, key=names.__getitem__)
+            if isinstance(names, Mapping):
+                if all(type(index) is int for index in names.values()):
+                    names = {index: name for name, index in names.items()}
+                if all(type(index) is int for index in names):
+                    names = [names[index] for index in sorted(names)]
             if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
                 return [unicodedata.normalize("NFC", name) for name in names]
     return []

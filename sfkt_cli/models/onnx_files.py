@@ -4,6 +4,7 @@ One boundary, :func:`read_onnx`, turns whatever is wrong with a file into one me
 """
 
 import contextlib
+import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,10 @@ BATCHES = (2, 3)  # two numbers of images tell which numbers of a graph stand fo
 SCALES = (0.3, 1.0, 1.0, 2.0, 5.0)
 """Of the images on which the network is compared with onnxruntime, in standard deviations."""
 LARGEST_DIFFERENCE = 1e-4  # of outputs, relative to the largest of them
+LARGEST = {"Infinity": torch.finfo(torch.float32).max, "-Infinity": torch.finfo(torch.float32).min}
+"""What stands for numbers that are not finite, such as what images are padded with."""
 OLDEST_OPSET = 7
+COMMON_OPSET = 18  # without the operations that later ones have for whole layers
 SAVE_WEIGHTS = "torch.save(model.state_dict(), 'weights.pth')"
 LAYERS = tuple(
     kind
@@ -59,6 +63,7 @@ class OnnxModel:
     bias: Tensor  # its bias (K,)
     normalises: bool  # whether the network begins with a normalisation of its own
     remarks: tuple[str, ...]  # what the user should know of its features and logits
+    facts: dict[str, str]  # what its writer noted beside the graph, such as class names
 
 
 def read_onnx(path: Path, size: int, head: str = "") -> OnnxModel:
@@ -102,13 +107,19 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
             raise DataError(
                 f"{path} gives {tuple(logits.shape)} for {BATCHES[1]} images: no classifier"
             )
-    except Exception:
+    except Exception as error:
         if batch:  # this number stands inside, too
             _refuse_batch(path, batch, images_name)
+        if channels_last is None:
+            raise DataError(
+                f"{path} cannot be read as a classifier of images (B, 3, H, W): "
+                f"{first_line(error)}. If it takes (B, H, W, 3), export it with a fixed number of "
+                "channels, 3"
+            ) from None
         raise
     independent = _independent(nodes, tensors)
     normalising = _normalising(nodes, independent, images_name)
-    weights = _weights(tensors, normalising)
+    weights = _weights(nodes, tensors, normalising)
     nodes = _settle(nodes, tensors, weights, seen)
     output, ends, name, weight, bias = _split_head(
         path, nodes, independent, seen[1], logits_name, head
@@ -145,7 +156,7 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
         "nodes": nodes,
         "input": images_name,
         "output": output,
-        "channels_last": channels_last,
+        "channels_last": bool(channels_last),
         "tensors": {
             name: [list(value.shape), str(value.dtype).removeprefix("torch."), name in weights]
             for name, value in tensors.items()
@@ -154,6 +165,8 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
         "norms": [settings for settings, _ in norms],
         "features": weight.shape[1],
     }
+    # As model.json gives it back, which knows no infinite numbers.
+    graph = json.loads(json.dumps(graph), parse_constant=LARGEST.__getitem__)
     network = _network(graph, tensors, [values for _, values in norms])
     ours = network(images) @ weight.T + bias
     for end in ends:
@@ -170,7 +183,8 @@ def _read(content: bytes, path: Path, size: int, head: str) -> OnnxModel:
             f"network that it was exported from: {SAVE_WEIGHTS}"
         )
     normalises = normalising > {images_name}
-    return OnnxModel(graph, network, weight, bias, normalises, (where, *remarks))
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    return OnnxModel(graph, network, weight, bias, normalises, (where, *remarks), facts)
 
 
 def _are_probabilities(path: Path, logits: Tensor) -> bool:
@@ -215,11 +229,14 @@ def _parse(path: Path, model: Any) -> tuple[dict[str, Tensor], list[Node]]:
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
     if opset < OLDEST_OPSET:
         raise DataError(f"{path} is of opset {opset}: export it for opset 13 or later")
-    unknown = sorted({node.op_type for node in graph.node} - {*OPERATIONS, "Constant"})
-    if unknown:
+    if unknown := unknown_operations(model):
+        from onnx.defs import has
+
+        newer = not all(has(kind, COMMON_OPSET, "") for kind in unknown)
         raise DataError(
             f"{path} holds operations that are not known here: {', '.join(unknown)}. Bring "
             f"the weights of the network that it was exported from instead: {SAVE_WEIGHTS}"
+            + (f", or export it with opset_version={COMMON_OPSET}" if newer else "")
         )
     tensors = {stored.name: _tensor(stored) for stored in graph.initializer}
     nodes: list[Node] = []
@@ -237,6 +254,11 @@ def _parse(path: Path, model: Any) -> tuple[dict[str, Tensor], list[Node]]:
                 nodes.append([stored.op_type, inputs, list(stored.output), attributes])
                 _adapt(nodes[-1], opset)
     return tensors, _in_order(nodes, {*tensors, *(entry.name for entry in graph.input)})
+
+
+def unknown_operations(model: Any) -> list[str]:
+    """Operations of an ONNX file that are not known here."""
+    return sorted({node.op_type for node in model.graph.node} - {*OPERATIONS, "Constant"})
 
 
 def _in_order(nodes: Sequence[Node], given: set[str]) -> list[Node]:
@@ -334,8 +356,11 @@ def _adapt(node: Node, opset: int) -> None:
 
 def _check_input(
     path: Path, graph: Any, tensors: Mapping[str, Tensor], size: int
-) -> tuple[str, bool, int]:
-    """Name of the images, whether they are (B, H, W, 3), and how many; 0: any number."""
+) -> tuple[str, bool | None, int]:
+    """Name of the images, whether they are (B, H, W, 3), and how many.
+
+    None: the file does not say it; 0: any number.
+    """
     inputs = [entry for entry in graph.input if entry.name not in tensors]
     if len(inputs) != 1:
         raise DataError(f"{path} has {len(inputs)} inputs: an image classifier has one")
@@ -343,13 +368,19 @@ def _check_input(
     if kind.elem_type != 1:
         raise DataError(f"{path} takes no float32 images: export it with a float32 input")
     sides = [max(0, dimension.dim_value) for dimension in kind.shape.dim]  # some write -1 for any
-    channels_last = len(sides) == 4 and sides[3] == 3 and sides[1] != 3
+    channels_last: bool | None = False
     batch = 0
     if len(sides) == 4:
+        channels_last = None if sides[1] == sides[3] == 0 else sides[3] == 3 != sides[1]
         batch, *sides = sides
         if batch > 1:
             _refuse_batch(path, batch, inputs[0].name)
         height, width = sides[:2] if channels_last else sides[1:]
+        if 0 != height != width != 0:
+            raise DataError(
+                f"{path} takes images of {height} x {width} pixels, and only square ones can be "
+                f"given to it: export it for {size} x {size}"
+            )
         if height not in (0, size) or width not in (0, size):
             raise DataError(
                 f"{path} takes images of {height} x {width} pixels, the data have {size} x {size}: "
@@ -448,15 +479,18 @@ def _normalising(nodes: Sequence[Node], independent: set[str], images_name: str)
     return constants
 
 
-def _weights(tensors: Mapping[str, Tensor], normalising: set[str]) -> set[str]:
+def _weights(
+    nodes: Sequence[Node], tensors: Mapping[str, Tensor], normalising: set[str]
+) -> set[str]:
     """Names of the tensors that are trained.
 
-    Constants are whole numbers, single numbers, masks, and what normalises the images.
+    Constants are whole numbers, single numbers, masks, statistics, and what normalises the images.
     """
+    statistics = {name for kind, inputs, *_ in nodes if kind == BATCH_NORM for name in inputs[3:]}
     return {
         name
         for name, value in tensors.items()
-        if name not in normalising and value.is_floating_point() and value.numel() > 1
+        if name not in normalising | statistics and value.is_floating_point() and value.numel() > 1
         and float(value.abs().max()) < MASKED
     }  # fmt: skip
 

@@ -131,6 +131,14 @@ def _number(value: Any) -> Any:
     return _numbers(value)[0] if isinstance(value, Tensor | list) else value
 
 
+def _within(x: Tensor, value: Any) -> Any:
+    """The number nearest to ``value`` that a tensor of this type can hold; None stays."""
+    if value is None or not x.is_floating_point():
+        return value
+    largest = torch.finfo(x.dtype).max
+    return max(-largest, min(value, largest))
+
+
 def _bounded(sizes: list[Any]) -> list[Any]:
     # Export passes a symbol for the batch; to compare it would settle it to one number.
     known = all(isinstance(size, int | float) for size in sizes)
@@ -191,6 +199,16 @@ def _average_pool(
     if set(dilations) - {1}:
         raise DataError("average pooling with dilations is not supported")
     return F.avg_pool2d(x, kernel_shape, strides, padding, bool(ceil_mode), bool(count_include_pad))
+
+
+def _batch_norm(
+    x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor, *,
+    epsilon: float = 1e-5, **_: Any,
+) -> Tensor:  # fmt: skip
+    # F.batch_norm gives mean and variance no gradient; standardised weights depend on theirs.
+    sides = (1, -1) + (1,) * (x.ndim - 2)
+    factor = (variance + epsilon).rsqrt() * scale
+    return (x - mean.view(sides)) * factor.view(sides) + shift.view(sides)
 
 
 def _gemm(
@@ -281,7 +299,7 @@ def _pad(
     pairs = [n for axis in reversed(range(x.ndim)) for n in sides.get(axis, (0, 0))]
     _bounded([n + sum(sides.get(axis, (0, 0))) for axis, n in enumerate(x.shape)])
     if mode == "constant":
-        return F.pad(x, pairs, value=0.0 if value is None else float(_number(value)))
+        return F.pad(x, pairs, value=_within(x, 0.0 if value is None else _number(value)))
     mode = {"edge": "replicate"}.get(mode, mode)
     if x.ndim != 4 or any(pairs[4:]):
         raise DataError(
@@ -291,7 +309,8 @@ def _pad(
 
 
 def _clip(x: Tensor, min: Any = None, max: Any = None) -> Tensor:
-    return x if min is max is None else x.clamp(_number(min), _number(max))
+    bounds = (_within(x, _number(bound)) for bound in (min, max))
+    return x if min is max is None else x.clamp(*bounds)
 
 
 def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
@@ -331,9 +350,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(torch, word) for name, word in (pair.split(":") for pair in _PLAIN.split())},
     **{name: partial(_reduce, how) for name, how in _REDUCTIONS.items()},
     "AveragePool": _average_pool,
-    BATCH_NORM: lambda x, scale, shift, mean, variance, epsilon=1e-5, **_: F.batch_norm(
-        x, mean, variance, scale, shift, eps=epsilon
-    ),
+    BATCH_NORM: _batch_norm,
     "Cast": lambda x, to, **_: x.to(torch.float32 if to in FLOATS else WHOLE[to]),
     "CastLike": lambda x, other, **_: x.to(other.dtype),
     "Celu": F.celu,

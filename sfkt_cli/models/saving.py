@@ -39,7 +39,8 @@ USE = ("kind", "architecture", "classes", "encoding", "temperature", "images")
 class Card(BaseModel):
     """The content of model.json; the last four fields are those of a student."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    # Infinity stays what it is, and is refused when the file is written; null would be read as 0.
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
 
     kind: Literal["classifier", "translator"]
     architecture: dict[str, Any]  # arguments of the class
@@ -52,7 +53,7 @@ class Card(BaseModel):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")  # of the weights
     pretrained: bool = False  # whether a source model was trained elsewhere, wholly or at first
     method: str | None = None
-    sensor: Sensor | None = None  # how new images are read; earlier versions do not tell
+    sensor: Sensor | None = None  # how new images are read
     temperature: float = Field(1.0, gt=0)  # by which the logits are divided
     images: dict[str, str | tuple[float, float]] | None = None  # what is usual in those of training
 
@@ -82,6 +83,13 @@ class Saved:
     def digest(self) -> str:
         """SHA-256 of the weights."""
         return self.card.sha256
+
+    @property
+    def classifier(self) -> Classifier:
+        """The module as a classifier; raises DataError if it is a translator."""
+        if not isinstance(self.module, Classifier):
+            raise DataError("a classifier was expected, the file holds a translator")
+        return self.module
 
     def encoding_of(self, stage: str) -> Encoding:
         """The encoding of a model that takes target images; raises DataError without one."""
@@ -191,10 +199,14 @@ def warm_start(
             "training.warm_start: that run has another source model, and its translator and "
             "student are made for it: `sfkt source --warm-start RUN` takes it over"
         )
-    if json.loads(json.dumps(architecture)) != earlier.card.architecture:
+    there, here = earlier.card.architecture, json.loads(json.dumps(architecture))
+    # A translator in front is that of the run's own bridge.
+    differing = [n for n in {**here, **there} if n != "front" and there.get(n) != here.get(n)]
+    if differing:
+        values = (f"{n} {str(there.get(n))[:60]} (here {str(here.get(n))[:60]})" for n in differing)
         raise DataError(
-            f"training.warm_start: its network is {earlier.card.architecture}, here it is "
-            f"{dict(architecture)}: give this run the same settings, or leave warm_start out"
+            f"training.warm_start: the network of that run has {', '.join(values)}: give this run "
+            "the same settings, or leave warm_start out"
         )
     before = earlier.module.state_dict()  # without its translator: the new one stays in front
     own = {name: value for name, value in before.items() if not name.startswith("front.")}
@@ -222,7 +234,7 @@ def _use_of(card: Mapping[str, Any]) -> str:
 
 
 def _uses_of(card: Mapping[str, Any]) -> list[str]:
-    """The same, also by earlier versions, which called the encoding `standardised` `percentile`."""
+    """The same, also of earlier versions, which called the encoding `standardised` `percentile`."""
     encoding = card["encoding"]
     if not encoding or encoding["kind"] != "standardised":
         return [_use_of(card)]
@@ -240,10 +252,3 @@ def check_classes(classes: list[str], store: Store) -> None:
             f"{store.path} has the {len(store.classes)} classes {', '.join(store.classes)}: "
             "run `sfkt source --force`, or set classes.tr or source.classes to agree"
         )
-
-
-def classifier_of(module: nn.Module) -> Classifier:
-    """The module as a classifier; raises DataError if it is a translator."""
-    if not isinstance(module, Classifier):
-        raise DataError("a classifier was expected, the file holds a translator")
-    return module

@@ -24,7 +24,6 @@ from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.frozen import FeatureMaps, fold_batch_norms
 from sfkt_cli.models.saving import (
     check_classes,
-    classifier_of,
     load_earlier,
     load_model,
     save_model,
@@ -75,7 +74,7 @@ def bridge(config: Config, run: Run) -> None:
             say(f"bridge: already done in {run.path('bridge')}")
             return
 
-        source = fold_batch_norms(freeze(classifier_of(saved.module)), store["ti/rgb"].shape[1])
+        source = fold_batch_norms(freeze(saved.classifier), store["ti/rgb"].shape[1])
         runtime.place(source)
         weights = loss_weights(config, store.registered)
         encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))

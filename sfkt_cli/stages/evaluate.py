@@ -36,7 +36,7 @@ from sfkt_cli.evaluation.sections import facts, headline, images_to_label, judge
 from sfkt_cli.files import sha256_file, sha256_json, write_json, write_text
 from sfkt_cli.methods import label_free
 from sfkt_cli.models.classifier import freeze
-from sfkt_cli.models.saving import classifier_of, load_model, save_model
+from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import Config, RuntimeConfig, as_dict, fixed_batch_size
 from sfkt_cli.settings.runs import Run, main_student
 from sfkt_cli.settings.stage import Stage
@@ -244,7 +244,7 @@ def oracle(evaluation: Evaluation, inputs: Mapping[str, str]) -> Predictor:
     with nested.open("oracle", config, made_from, renew=True) as stage:
         if stage is not None:
             saved = load_model(run.path("source"), runtime.device)
-            model = start_student(classifier_of(saved.module))
+            model = start_student(saved.classifier)
             split = evaluation.splits["target"]
             everything = len(split.rows) == len(split.target)
             fitted = fit_labels(
@@ -260,7 +260,7 @@ def oracle(evaluation: Evaluation, inputs: Mapping[str, str]) -> Predictor:
                 classes=source.classes, encoding=encoding,
             )  # fmt: skip
             stage.finish(seconds=fitted.seconds, peak_memory_mb=round(runtime.peak_memory_mb(), 1))
-    student = freeze(classifier_of(load_model(nested.path("oracle"), runtime.device).module))
+    student = freeze(load_model(nested.path("oracle"), runtime.device).classifier)
     view = View(evaluation.models.runtime, student, encoding)  # measured as all others are
     return Predictor("oracle", view, *costs(nested.record("oracle")))
 

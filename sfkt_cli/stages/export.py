@@ -35,7 +35,6 @@ from sfkt_cli.errors import (
 )
 from sfkt_cli.evaluation import exported, report
 from sfkt_cli.models import graph_files
-from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.graph_files import FitTarget, SensorGraph
 from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
 from sfkt_cli.settings.config import Config, to_yaml
@@ -86,7 +85,7 @@ def export(
         ConfigError: An option is unknown, an extra is not installed, or the output is a file, or a
             folder with other files of these names.
         RunError: There is no student, a file cannot be made or does not give PyTorch's results, or
-            another process exports to the run's folder.
+            another process exports to the same folder.
         DataError: A model or transfer.h5 is missing or damaged.
     """
     target = output or run.path("export")
@@ -102,12 +101,9 @@ def export(
         return
     if output is not None:
         _refuse_foreign(target, earlier)
-    alone: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    # A folder of the user's own gets no lock file.
-    if target.resolve() == run.path("export").resolve():
-        busy = f"another sfkt process exports to {target}: wait for it to end"
-        alone = files.locking(run.path(".export.lock"), busy)
-    with alone, _unfinished(target) as folder:
+    target.mkdir(parents=True, exist_ok=True)
+    busy = f"another sfkt process exports to {target}: wait for it to end"
+    with files.locking(target, busy), _unfinished(target) as folder:
         written = _write_all(folder, request, config, run)
         _replace(target, folder, written)
     say(f"export: {len(written)} files are in {target}")
@@ -243,7 +239,6 @@ def _refuse_foreign(target: Path, earlier: Mapping[str, Any]) -> None:
 @contextlib.contextmanager
 def _unfinished(target: Path) -> Iterator[Path]:
     """A folder inside of ``target`` for unfinished files; it is removed at the end."""
-    target.mkdir(parents=True, exist_ok=True)
     prefix = ".export."
     for left in target.glob(f"{prefix}*{files.PARTIAL}"):  # by an export that was killed
         shutil.rmtree(left)
@@ -387,10 +382,8 @@ def _graphs(
 ) -> Iterator[tuple[str, Sequence[str], SensorGraph]]:
     """Name, classes and graph of the student and of the bridged source, ready for export."""
     student = saved["student"]
-    if not isinstance(student.module, Classifier) or student.card.encoding is None:
-        raise DataError("the student's model.json describes no classifier for a target sensor")
-    temperature = student.card.temperature
-    graph = SensorGraph(student.module, student.card.encoding, fit, temperature=temperature)
+    encoding, temperature = student.encoding_of("transfer"), student.card.temperature
+    graph = SensorGraph(student.classifier, encoding, fit, temperature=temperature)
     yield "student", student.card.classes, graph_files.for_export(graph)
     if "translator" in saved:
         translator, source = saved["translator"], saved["source"]
@@ -409,12 +402,8 @@ def _sensor(run: Run, folder: Path, student: Saved) -> Sensor:
 
     Files are compared and calibrated on these images.
     """
-    sensor = sensor_of(folder, student, student.encoding_of("transfer"))
+    sensor = sensor_of(folder, student)
     prepared = replace(prepared_sensor(run), max_pixels=sensor.max_pixels)
-    if not sensor.dtype:  # an earlier version noted neither the type nor, of most data, what it is
-        sensor = replace(sensor, dtype=prepared.dtype)
-        if sensor.modality == "other" and not prepared.missing:
-            sensor = replace(sensor, modality=prepared.modality)
     changed = [
         f"{name} {getattr(sensor, name)!r} (now {value!r})"
         for name, value in asdict(prepared).items()

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sfkt_cli.models import importing
 from sfkt_cli.models.classifier import Classifier, Mixture
 from sfkt_cli.models.graph_files import reason, to_onnx
 from sfkt_cli.models.importing import Imported, architecture_of
+from sfkt_cli.models.onnx_files import unknown_operations
 from sfkt_cli.models.saving import save_model
 from sfkt_cli.settings.config import Config, SourceConfig
 from sfkt_cli.settings.options import Options
@@ -199,11 +201,17 @@ def import_model(
 
 def _exported(module: nn.Module, size: int) -> bytes:
     """A module as an ONNX file, in evaluation mode; the module is left as it was."""
+    import onnx
+
     weights = next(module.parameters(), torch.empty(0))
     training = {part: part.training for part in module.modules()}
     try:
         images = torch.rand(2, 3, size, size, device=weights.device)
-        return to_onnx(module.eval(), images, {}, outputs=["logits"], keep_norms=True)
+        to_file = partial(to_onnx, module.eval(), images, {}, outputs=["logits"])
+        content = to_file(keep_norms=True)
+        if unknown_operations(onnx.load_model_from_string(content)):
+            content = to_file()  # optimised: what depends on no image is worked out
+        return content
     except Exception as error:  # torch.onnx raises what it likes
         raise DataError(
             f"import_model: the module cannot be exported to ONNX: {reason(error)}"

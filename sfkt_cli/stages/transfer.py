@@ -22,7 +22,6 @@ from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import (
     Saved,
     check_classes,
-    classifier_of,
     load_earlier,
     load_model,
     save_model,
@@ -82,7 +81,7 @@ def transfer(config: Config, run: Run) -> None:
             if note := outdated("bridge", run.record("bridge"), now):
                 raise RunError(f"{run.path('bridge')} was {note}")
 
-        source = freeze(classifier_of(saved.module))
+        source = freeze(saved.classifier)
         front = translator if objective_class.translated else None
         encoding = choose_encoding(config.encoding, store.modality, sample_rows(store))
         if front is not None:

@@ -74,13 +74,6 @@ def test_digest_names_the_content(tmp_path: Path) -> None:
     assert first.digest != write(tmp_path / "c.h5", first=1).digest
 
 
-def test_a_file_with_the_flag_of_earlier_versions_is_read(tmp_path: Path) -> None:
-    for name, attrs in (("a.h5", ATTRS), ("b.h5", {**ATTRS, "complete": 1})):
-        with writing(tmp_path / name, attrs, {"ti/id": text_column(["x"])}):
-            pass
-    assert open_store(tmp_path / "a.h5").digest == open_store(tmp_path / "b.h5").digest
-
-
 def test_one_flipped_bit_is_found_wherever_it_is(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     write(path)

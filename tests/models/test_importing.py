@@ -181,6 +181,26 @@ def test_class_names_beside_the_weights_say_what_the_outputs_are(
     torch.testing.assert_close(renamed.model(images)[1], in_order)
 
 
+def test_a_card_of_timm_beside_the_weights_names_the_outputs_and_counts_as_an_input(
+    tmp_path: Path, network: nn.Module
+) -> None:
+    path, images = tmp_path / "w.pth", torch.rand(2, 3, 64, 64)
+    in_order = take(path, network.state_dict()).model(images)[1]
+    digests = {digest_of(path)}
+    for names in (["sphere", "box", "cone"], ["cone", "sphere", "box"]):
+        path.with_name("config.json").write_text(json.dumps({"label_names": names}))
+        brought = import_source(settings(path), CLASSES)
+        order = [names.index(name) for name in CLASSES]
+        torch.testing.assert_close(brought.model(images)[1], in_order[:, order])
+        digests.add(digest_of(path))
+    assert any("config.json names its outputs" in remark for remark in brought.remarks)
+    of_user = import_source(settings(path, classes=CLASSES), CLASSES)
+    torch.testing.assert_close(of_user.model(images)[1], in_order)
+    assert len(digests) == 3
+    path.with_name("config.json").write_text('{"label_names": ["mug"], "other": 1}')
+    torch.testing.assert_close(import_source(settings(path), CLASSES).model(images)[1], in_order)
+
+
 def test_a_folder_of_another_program_is_no_model_of_sfkt(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
@@ -319,7 +339,8 @@ def test_a_timm_network_of_a_fixed_size_says_which_size() -> None:
         check_image_size(model, name, 64)
 
 
-@pytest.mark.parametrize("what", ["linear", "norm in front", "norm of features", "second head"])
+@pytest.mark.parametrize("what", ["linear", "norm in front", "norm of features", "second head",
+                                  "second head of levit"])  # fmt: skip
 def test_what_takes_part_in_the_predictions_is_not_left_out(tmp_path: Path, what: str) -> None:
     state = dict(models.resnet18(num_classes=64 if what == "linear" else 3).state_dict())
     backbone, layer = "resnet18", "fc.1"
@@ -334,14 +355,22 @@ def test_what_takes_part_in_the_predictions_is_not_left_out(tmp_path: Path, what
         layer = "fc"
     else:
         timm = pytest.importorskip("timm")
-        backbone, layer = "deit_tiny_distilled_patch16_224", "head"
+        backbone = "levit_128s" if "levit" in what else "deit_tiny_distilled_patch16_224"
+        layer = "head.linear" if "levit" in what else "head"
         state = dict(timm.create_model(backbone, num_classes=3).state_dict())
         backbone = f"timm:{backbone}"
     if layer.startswith("fc."):
         state |= {f"{layer}.weight": state.pop("fc.weight"), f"{layer}.bias": state.pop("fc.bias")}
     for features in ("", layer) if backbone.startswith("timm") else ("",):
-        with pytest.raises(ConfigError, match="as ONNX"):
+        with pytest.raises(ConfigError, match="as ONNX") as refused:
             take(tmp_path / "deep.pth", state, backbone=backbone, features=features)
+        assert "source.features" not in str(refused.value)
+
+
+def test_a_network_without_a_linear_layer_may_come_as_onnx(tmp_path: Path) -> None:
+    state = models.squeezenet1_1(num_classes=3).state_dict()
+    with pytest.raises(ConfigError, match="as ONNX"):
+        take(tmp_path / "w.pth", state, backbone="squeezenet1_1")
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "small"])

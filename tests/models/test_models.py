@@ -328,6 +328,12 @@ def test_a_name_of_timm_without_its_prefix_is_told() -> None:
         make_backbone("resnet26d", width=4, pretrained=False)
 
 
+def test_a_number_that_json_lacks_is_refused_before_it_is_lost(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save(tmp_path, classifier("small"), architecture=architecture("small", gain=-torch.inf))
+    assert not (tmp_path / CARD).exists()
+
+
 @pytest.mark.parametrize(("kind", "revision"), [("shading", 1), ("shading", 2), ("window", 1)])
 def test_a_model_of_earlier_shading_is_refused_and_other_cards_stay_as_they_were(
     tmp_path: Path, kind: Any, revision: int
@@ -352,6 +358,10 @@ def test_a_model_that_has_the_earlier_name_of_its_encoding_is_read(tmp_path: Pat
     weights.write_bytes(to_bytes(load_file(weights), {"used_as": used_as}))
     write_record(tmp_path / CARD, card | {"sha256": sha256_file(weights)})
     assert load_model(tmp_path).card.encoding == encoding
+
+
+def test_weights_that_were_saved_for_another_use_are_refused(tmp_path: Path) -> None:
+    save(tmp_path, classifier("small"))
     write_record(tmp_path / CARD, read_card(tmp_path / CARD).as_json() | {"encoding": None})
     with pytest.raises(DataError, match="saved for another use"):
         load_model(tmp_path)
@@ -364,11 +374,21 @@ def test_a_warm_start_takes_all_but_the_translator_in_front() -> None:
         for front, body in zip(fronts, bodies, strict=True)
     )
     translator = fronts[1].weight.clone()
-    card = Card(
-        kind="classifier", architecture={}, classes=CLASSES, normalisation={}, encoding=None,
-        inputs={"source": "0" * 64}, seed=0, versions={}, sha256="0" * 64,
-    )  # fmt: skip
-    saved = Saved(earlier, card)
+
+    def earlier_of(**architecture: Any) -> Saved:
+        card = Card(
+            kind="classifier", architecture=architecture, classes=CLASSES, normalisation={},
+            encoding=None, inputs={"source": "0" * 64}, seed=0, versions={}, sha256="0" * 64,
+        )  # fmt: skip
+        return Saved(earlier, card)
+
+    saved = earlier_of()
     warm_start(saved, module, {}, saved)
     assert torch.equal(bodies[1].weight, bodies[0].weight)
     assert torch.equal(fronts[1].weight, translator)
+    warm_start(saved, module, {"front": {"name": "identity"}}, saved)
+    assert torch.equal(fronts[1].weight, translator)
+    with pytest.raises(DataError, match=r"has width 4 \(here 8\): give this run") as refused:
+        warm_start(earlier_of(width=4, graph={"nodes": []}), module,
+                   {"width": 8, "graph": {"nodes": []}, "front": {}}, saved)  # fmt: skip
+    assert "graph" not in str(refused.value)

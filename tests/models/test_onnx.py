@@ -34,7 +34,7 @@ from sfkt_cli.models.graph_files import (
     to_onnx,
     to_pt2,
 )
-from sfkt_cli.models.importing import import_source
+from sfkt_cli.models.importing import Imported, import_source
 from sfkt_cli.models.onnx_files import open_session, read_onnx
 from sfkt_cli.models.onnx_network import OnnxNetwork
 from sfkt_cli.models.saving import load_model, save_model
@@ -95,6 +95,17 @@ def settings(path: Path, **source: Any) -> Config:
     return build({"source": {"checkpoint": str(path), **PLAIN, **source}})
 
 
+def read_back(brought: Imported, folder: Path) -> Classifier:
+    """The model from its files."""
+    save_model(
+        Stage("test", folder / "source", Config(), {}), brought.model, kind="classifier",
+        architecture=brought.architecture, classes=brought.classes, encoding=None,
+    )  # fmt: skip
+    model = load_model(folder / "source").module
+    assert isinstance(model, Classifier)
+    return model
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_network_written_to_onnx_comes_back_and_can_be_trained_and_exported(
     tmp_path: Path,
@@ -105,13 +116,8 @@ def test_a_network_written_to_onnx_comes_back_and_can_be_trained_and_exported(
     content = to_onnx(small(), images, {}, outputs=["logits"], keep_norms=True)
     path.write_bytes(content)
     brought = import_source(settings(path), CLASSES, size=SIDE)
-    save_model(
-        Stage("test", tmp_path / "source", Config(), {}), brought.model, kind="classifier",
-        architecture=brought.architecture, classes=brought.classes, encoding=None,
-    )  # fmt: skip
     path.unlink()
-    model = load_model(tmp_path / "source").module
-    assert isinstance(model, Classifier)
+    model = read_back(brought, tmp_path)
     images = torch.rand(5, 3, SIDE, SIDE)
     features, logits = model(images)
     torch.testing.assert_close(logits, small()(images), atol=1e-5, rtol=1e-4)
@@ -290,6 +296,7 @@ def model_of(*nodes: Described, opset: int = 17, shape: Any = ("n", 3, SIDE, SID
         "column": torch.tensor([-1, 1, 1, 1]), "row": torch.randn(1, 2),
         "zero1": torch.tensor([0]), "minus": torch.tensor([-1]), "one1": torch.tensor([1]),
         "minus2": torch.tensor([-2]), "far": torch.tensor([-(2**31)]),
+        "lowest": torch.tensor(-torch.inf), "highest": torch.tensor(torch.inf),
         "pointwise": torch.randn(2, 4, 1, 1), "alone": torch.tensor([1, -1]),
     }  # fmt: skip
     helper = onnx.helper
@@ -383,6 +390,18 @@ SEMANTICS: dict[str, tuple[list[Described], tuple[int, ...]]] = {
                        ("Conv", ["i", "w"], *CONV[2:]), POOL, FLAT, GEMM], (13,)),
     "activations": (between(("Celu", ["c"], ["k"], {"alpha": 0.5}), ("Selu", ["k"], ["l"], {}),
                             ("Softsign", ["l"], ["d"], {})), (13,)),
+    "padded by minus infinity": (
+        between(("Pad", ["c", "pads", "lowest"], ["e"], {}),
+                ("MaxPool", ["e"], ["d"], {"kernel_shape": [3, 3]})), (13,)),
+    "filled with minus infinity": (
+        between(("Shape", ["c"], ["k"], {}),
+                ("ConstantOfShape", ["k"], ["e"], {"value": onnx.helper.make_tensor(
+                    "", FLOAT, [1], [-torch.inf])}),
+                ("Max", ["c", "e"], ["d"], {})), (13,)),
+    "clipped at infinity": (between(("Clip", ["c", "low", "highest"], ["d"], {})), (13,)),
+    "standardised by values that others make": (
+        [("Mul", ["v", "high"], ["s"], {}), *between(
+            ("BatchNormalization", ["c", "v", "v", "s", "s"], ["d"], {}))], (15,)),
     "the largest of three": (between(("Max", ["c", "high", "low"], ["d"], {})), (13,)),
 }  # fmt: skip
 
@@ -396,7 +415,8 @@ def test_every_operation_means_what_it_means_at_the_opset_of_the_file(
         last = what == "channels last"
         shape = ("n", SIDE, SIDE, 3) if last else ("n", 3, SIDE, SIDE)
         path = stored(tmp_path, model_of(*nodes, opset=opset, shape=shape))
-        brought = import_source(settings(path), ["box", "cone"], size=SIDE).model
+        imported = import_source(settings(path), ["box", "cone"], size=SIDE)
+        brought = read_back(imported, tmp_path).requires_grad_(True)
         images = torch.rand(4, 3, SIDE, SIDE)
         (expected,) = open_session(path.read_bytes()).run(
             None, {"x": (images.permute(0, 2, 3, 1) if last else images).numpy()}
@@ -414,6 +434,27 @@ def test_every_operation_means_what_it_means_at_the_opset_of_the_file(
         ]
         assert any(renewed) == what.startswith("batch norm")
         assert all(each.grad is not None for each in brought.backbone.parameters())
+
+
+@pytest.mark.parametrize("what", ["padded by minus infinity", "clipped at infinity"])
+def test_infinite_bounds_fit_every_precision(what: str, tmp_path: Path) -> None:
+    path = stored(tmp_path, model_of(*SEMANTICS[what][0]))
+    model = import_source(settings(path), ["box", "cone"], size=SIDE).model
+    images = torch.rand(4, 3, SIDE, SIDE)
+    with torch.no_grad():
+        expected = model(images)[1]
+        rounded = copy.deepcopy(model).bfloat16()(images.bfloat16())[1].float()
+    torch.testing.assert_close(rounded, expected, atol=0.05, rtol=0.05)
+
+
+def test_statistics_of_a_batch_norm_are_not_trained(tmp_path: Path) -> None:
+    """Its factor is worked out from another tensor, so it becomes no layer."""
+    scale: Described = ("Reshape", ["row", "minus"], ["h"], {})
+    doubled: Described = ("Concat", ["h", "h"], ["s"], {"axis": 0})
+    norm: Described = ("BatchNormalization", ["c", "s", "s", "v", "v"], ["d"], {})
+    path = stored(tmp_path, model_of(scale, doubled, *between(norm)))
+    backbone = import_source(settings(path), ["box", "cone"], size=SIDE).model.backbone
+    assert sorted(tuple(own.shape) for own in backbone.parameters()) == [(1, 2), (4, 3, 3, 3)]
 
 
 def test_what_is_made_of_numbers_lies_where_the_images_are(tmp_path: Path) -> None:
@@ -484,9 +525,11 @@ BROKEN: dict[str, tuple[Breaking, str]] = {
                 r"node 'g' \(GlobalAveragePool\): .* input 'lost'"),
     "old": (lambda model: setattr(model.opset_import[0], "version", 6), "opset 6"),
     "batch": (side(0, 4), "takes 4 images at a time.*dynamic_axes={'x'"),
-    "size": (side(2, 64), "--set image_size=64"),
+    "size": (lambda model: [side(place, 64)(model) for place in (2, 3)], "--set image_size=64"),
     "operation": (lambda model: setattr(model.graph.node[1], "op_type", "Hardmax"),
-                  "not known here: Hardmax"),
+                  r"not known here: Hardmax.*'weights\.pth'\)$"),
+    "newer operation": (lambda model: setattr(model.graph.node[1], "op_type", "RMSNormalization"),
+                        r"not known here: RMSNormalization.* opset_version=18"),
     "pooling": (added("AveragePool", ["c"], ["d"], kernel_shape=[2, 2], pads=[0, 0, 1, 1]),
                 r"model\.onnx cannot be read .* node 'd' \(AveragePool\): .* on one side only"),
     "shape": (lambda model: model.graph.node[0].attribute.append(
@@ -536,6 +579,23 @@ def test_the_outputs_and_the_layer_that_were_taken_are_named(tmp_path: Path) -> 
     assert "not z, p" in remarks[1]
 
 
+@pytest.mark.parametrize(
+    ("key", "noted", "taken"),
+    [("names", "{0: 'cone', 1: 'box'}", True), ("classes", '["cone", "box"]', True),
+     ("names", "{[0]: 'cone'}", False), ("names", "print(1)", False), ("classes", "cone", False),
+     ("names", "{0: 'cone'}", False)],
+)  # fmt: skip
+def test_class_names_that_a_file_notes_say_what_its_outputs_are(
+    key: str, noted: str, taken: bool, tmp_path: Path
+) -> None:
+    model = model_of(CONV, POOL, FLAT, GEMM)
+    path, images = stored(tmp_path, model), torch.rand(2, 3, SIDE, SIDE)
+    plain = import_source(settings(path), ["box", "cone"], size=SIDE).model(images)[1]
+    onnx.helper.set_model_props(model, {key: noted})
+    brought = import_source(settings(stored(tmp_path, model)), ["box", "cone"], size=SIDE)
+    torch.testing.assert_close(brought.model(images)[1], plain.flip(1) if taken else plain)
+
+
 IN_FRONT: dict[str, list[Described]] = {
     "nothing": [("Identity", ["x"], ["i"], {})],
     "clamp": [("Clip", ["x", "low", "high"], ["i"], {})],
@@ -572,6 +632,22 @@ def test_arithmetic_that_is_no_normalisation_does_not_ask_for_mean_and_std(tmp_p
     ]  # fmt: skip
     path = stored(tmp_path, model_of(*nodes))
     import_source(settings(path, mean=None, std=None), ["box", "cone"], size=SIDE)
+
+
+def test_channels_that_may_be_last_must_be_fixed(tmp_path: Path) -> None:
+    turned: Described = ("Transpose", ["x"], ["i"], {"perm": [0, 3, 1, 2]})
+    nodes = [turned, ("Conv", ["i", "w"], *CONV[2:]), POOL, FLAT, GEMM]
+    path = stored(tmp_path, model_of(*nodes, shape="nhwc"))
+    with pytest.raises(DataError, match=r"export it with a fixed number of channels"):
+        read_onnx(path, SIDE)
+    stored(tmp_path, model_of(CONV, POOL, FLAT, GEMM, shape="nchw"))
+    assert read_onnx(path, SIDE).graph["channels_last"] is False
+
+
+def test_only_square_images_are_taken(tmp_path: Path) -> None:
+    path = stored(tmp_path, model_of(CONV, POOL, FLAT, GEMM, shape=("n", 3, 48, SIDE)))
+    with pytest.raises(DataError, match=rf"48 x {SIDE} .* square .* export it for {SIDE} x {SIDE}"):
+        read_onnx(path, SIDE)
 
 
 def test_nodes_may_come_in_any_order_and_the_batch_as_minus_one(tmp_path: Path) -> None:

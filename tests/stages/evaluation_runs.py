@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from sfkt_cli.data.images import Encoding
+from sfkt_cli.data.sensor import prepared_sensor
 from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.files import write_record, write_settings, write_text
 from sfkt_cli.models.classifier import Classifier
@@ -117,9 +119,10 @@ def save_classifier(run: Run, stage: str, seed: int, encoding: Encoding | None) 
     """An untrained classifier."""
     run.path(stage).mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
+    of_student = {} if encoding is None else {"sensor": asdict(prepared_sensor(run))}
     save_model(
         Stage(stage, run.path(stage), Config(), {}), Classifier(**ARCHITECTURE), kind="classifier",
-        architecture=ARCHITECTURE, classes=CLASSES, encoding=encoding,
+        architecture=ARCHITECTURE, classes=CLASSES, encoding=encoding, **of_student,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from sfkt_cli.evaluation.models import Predictor, load_models, predictors_of
 from sfkt_cli.evaluation.predictions import Evaluation, Outcome, add_ensemble
 from sfkt_cli.evaluation.sections import headline, thresholds
 from sfkt_cli.files import write_record
-from sfkt_cli.models.saving import classifier_of, load_model, save_model
+from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.scores import geometric_mean
 from sfkt_cli.settings.config import Config, RuntimeConfig, build
 from sfkt_cli.settings.runs import Run
@@ -144,7 +144,7 @@ def test_the_start_of_the_students_is_the_source_model_on_their_encoding(evaluat
 def test_the_adapted_source_model_has_the_statistics_of_target_images(evaluated: Run) -> None:
     store = open_store(evaluated.transfer_store)
     test = open_store(evaluated.test_store)
-    source = classifier_of(load_model(evaluated.path("source")).module)
+    source = load_model(evaluated.path("source")).classifier
     runtime = make_runtime(RuntimeConfig(gpus=0, precision="fp32"))
     view = View(runtime, source.eval(), ENCODING)
     adapt_batch_norms(store["target/target"], view)

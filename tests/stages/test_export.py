@@ -28,13 +28,13 @@ from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.evaluation import exported as files
 from sfkt_cli.evaluation.exported import labels_told, open_openvino
 from sfkt_cli.evaluation.models import KEPT
-from sfkt_cli.files import locking, write_record, write_settings
+from sfkt_cli.files import locking, write_record
 from sfkt_cli.machine import processor
 from sfkt_cli.models import graph_files
 from sfkt_cli.models.graph_files import FitTarget, SensorGraph, for_export, to_onnx
 from sfkt_cli.models.onnx_files import open_session
-from sfkt_cli.models.saving import load_model, read_card, save_model
-from sfkt_cli.settings.config import Config, to_yaml
+from sfkt_cli.models.saving import load_model, save_model
+from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages import export as stage
@@ -360,17 +360,19 @@ def test_a_failed_export_says_why_and_leaves_the_earlier_one(
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_two_exports_of_a_run_do_not_disturb_each_other(
-    untrained_run: Run, untrained_config: Config, exported: Path, named: bool
+def test_two_exports_into_a_folder_do_not_disturb_each_other(
+    untrained_run: Run, untrained_config: Config, exported: Path, tmp_path: Path, named: bool
 ) -> None:
-    unfinished = exported / ".export.other.partial"
+    target, output = (tmp_path, tmp_path) if named else (exported, None)
+    unfinished = target / ".export.other.partial"
     unfinished.mkdir()
-    forced, output = replace(untrained_run, force=True), exported if named else None
+    forced = replace(untrained_run, force=True)
     with (
-        locking(untrained_run.path(".export.lock"), ""),
+        locking(target, ""),
         pytest.raises(RunError, match="another sfkt process exports"),
     ):
         export(untrained_config, forced, formats=["safetensors"], output=output)
+    assert unfinished.is_dir()
     unfinished.rmdir()
 
 
@@ -564,14 +566,3 @@ def test_wrong_requests_are_refused(
     monkeypatch.setattr(stage, "ONNX_PACKAGES", ("no_such_package",))
     with pytest.raises(ConfigError, match=r"pip install '\.\[onnx\]'"):
         export(untrained_config, untrained_run, formats=["onnx"], output=tmp_path)
-
-
-def test_a_student_of_an_earlier_version_is_exported_after_its_data_changed(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", "tgkt")
-    card = run.path("transfer", "tgkt", "model.json")
-    write_record(card, {**read_card(card).as_json(), "inputs": {"transfer.h5": "0" * 64}})
-    write_settings(run.path("transfer", "tgkt", "config.yaml"), to_yaml(settings()))
-    export(settings(), run, formats=["safetensors"], output=tmp_path / "exported")
-    sensor = read_card(tmp_path / "exported" / "student" / "model.json").sensor
-    assert sensor is not None
-    assert sensor.dtype == "uint16"

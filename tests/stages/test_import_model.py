@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from torchvision import models
 
 import sfkt_cli
@@ -72,6 +73,30 @@ def test_a_module_becomes_the_source_model(run: Run) -> None:
     mean, std = (torch.tensor(three).view(1, 3, 1, 1) for three in IMAGENET)
     expected = network(len(classes)).eval()((images - mean) / std)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+class Placed(nn.Module):
+    """Resizes a table of places, as vision transformers do."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 3, 5, 5))
+        self.rest = network(outputs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        places = functional.interpolate(self.table, images.shape[2:], mode="bilinear")
+        logits: Tensor = self.rest(images + places)
+        return logits
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_unknown_but_depends_on_no_image_is_worked_out(run: Run) -> None:
+    pytest.importorskip("onnxscript")
+    module = Placed(len(run.record("prepare")["classes"])).eval()
+    sfkt_cli.import_model(module, run=run.folder, mean=[0.0] * 3, std=[1.0] * 3)
+    images = torch.rand(4, 3, 16, 16)
+    _, logits = load_model(run.path("source")).module(images)
+    torch.testing.assert_close(logits, module(images), atol=1e-5, rtol=1e-4)
 
 
 def test_what_cannot_be_imported_is_said(run: Run, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from sfkt_cli.data.sensor import prepared_sensor
 from sfkt_cli.data.store import open_store
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
 from sfkt_cli.files import write_record
-from sfkt_cli.models.saving import Saved, classifier_of, load_model, save_model
+from sfkt_cli.models.saving import Saved, load_model, save_model
 from sfkt_cli.settings.config import Config, build, parse_assignments
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import resolve
@@ -149,7 +149,7 @@ class Prepared:
             seen = open_store(self.stores / "transfer.h5")
             rows = seen["target/target"]
             labels = np.array([label_of[name] for name in seen.strings("target/id")])
-        view = View(RUNTIME, classifier_of(model.module), encoding)
+        view = View(RUNTIME, model.classifier, encoding)
         _, logits = predict_rows(rows, view)
         return float((logits.argmax(dim=1).numpy() == labels).mean())
 

@@ -23,7 +23,6 @@ from typing import IO, Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
@@ -34,7 +33,7 @@ from sfkt_cli.data.sensor import Sensor, describe_images, doubt
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.video import _newest, frames
 from sfkt_cli.errors import ConfigError, DataError, Interrupted, RunError
-from sfkt_cli.files import read_settings, write_record, write_settings
+from sfkt_cli.files import write_record
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.rows import RowWriter, to_csv
 from sfkt_cli.settings.config import Config
@@ -218,7 +217,7 @@ def test_what_cannot_be_done_is_said_first(
     with pytest.raises(DataError, match=r"(?s)13 of 13 images.*9\.png.*\n  and 3 more") as caught:
         predict(untrained_config, untrained_run, many, output=tmp_path / "out.csv")
     assert "10.png" not in str(caught.value)
-    with pytest.raises(DataError, match="no classifier for a target sensor"):
+    with pytest.raises(DataError, match="holds no student"):
         sfkt_cli.load_student(untrained_run.path("source"))
 
 
@@ -245,27 +244,20 @@ def test_a_student_reads_images_as_those_it_was_trained_on(
     assert "was made from an earlier transfer.h5" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(RunError, match=r"image_size 16 \(now 32\), fit 'crop' \(now 'squash'\)"):
         export(squashed, run, formats=["safetensors"])
-    card = load_model(folder).card.as_json()
-    of_earlier_version = {name: value for name, value in card.items() if name != "sensor"}
-    for name, inputs, size in (("same", {}, 32), ("other", {"transfer.h5": before}, 16)):
-        earlier = Path(shutil.copytree(folder, run.path("transfer", name)))
-        write_record(earlier / "model.json", {**of_earlier_version, "inputs": inputs})
-        assert sfkt_cli.load_student(earlier).sensor.image_size == size
     (folder / "config.yaml").unlink()
     alone = shutil.copytree(folder, tmp_path / "alone")
     assert sfkt_cli.load_student(alone).predict(wide) == expected
 
 
-def test_settings_that_another_version_knew_are_left_out(
+def test_a_student_that_does_not_tell_its_sensor_is_to_be_trained_again(
     untrained_run: Run, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "tgkt"
-    shutil.copytree(untrained_run.path("transfer/tgkt"), folder)
-    used = read_settings(folder / "config.yaml")
-    write_settings(folder / "config.yaml", yaml.safe_dump({**used, "spells": 3}))
+    folder = Path(shutil.copytree(untrained_run.path("transfer/tgkt"), tmp_path / "tgkt"))
     card = {n: value for n, value in load_model(folder).card.as_json().items() if n != "sensor"}
     write_record(folder / "model.json", card)
-    assert sfkt_cli.load_student(folder).sensor.image_size == used["image_size"]
+    for path in (folder, untrained_run.path("source"), untrained_run.path("bridge")):
+        with pytest.raises(DataError, match=rf"{path} .*sfkt transfer --force"):
+            sfkt_cli.load_student(path)
 
 
 def test_cells_that_spreadsheets_would_run_are_quoted() -> None:
@@ -310,7 +302,8 @@ def test_a_doubted_image_has_a_warning_in_its_row(
     save_model(
         Stage("transfer/tgkt", model, Config(), {}), saved.module, kind="classifier",
         architecture=saved.card.architecture, classes=saved.card.classes,
-        encoding=saved.card.encoding, images=describe_images(images, True),
+        encoding=saved.card.encoding, sensor=saved.card.sensor,
+        images=describe_images(images, True),
     )  # fmt: skip
     Image.fromarray(0 * FLAT).save(tmp_path / "black.png")
     output = tmp_path / "out.csv"
