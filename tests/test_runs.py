@@ -32,6 +32,7 @@ from sfkt_cli.student import find_student
 from sfkt_cli.training.checkpoint import save_state
 
 INPUTS = {"transfer.h5": "abc"}
+RESULT = "results.json"
 FILES = ("config.yaml", "done.json", "log.txt")
 
 
@@ -44,7 +45,7 @@ def work(run: Run, stage: str, config: Config, **inputs: str) -> bool:
     with run.open(stage, config, inputs or INPUTS) as opened:
         if opened is None:
             return False
-        (opened.folder / "result").write_text(str(config.seed))
+        (opened.folder / RESULT).write_text(str(config.seed))
         opened.finish(accuracy=0.5)
     return True
 
@@ -62,7 +63,7 @@ def test_a_finished_stage_is_left_alone(tmp_path: Path) -> None:
     assert work(run, "bridge", settings())
     assert run.finished("bridge")
     before = snapshot(run.folder)
-    assert set(before) == {f"bridge/{name}" for name in (*FILES, "result")}
+    assert set(before) == {f"bridge/{name}" for name in (*FILES, RESULT)}
     assert not work(run, "bridge", settings())
     assert snapshot(run.folder) == before
     record = run.record("bridge")
@@ -218,9 +219,9 @@ def test_force_starts_anew(tmp_path: Path) -> None:
     (tmp_path / "bridge" / "link").symlink_to(kept)
     forced = Run(tmp_path, force=True)
     assert work(forced, "bridge", settings("seed=7"))
-    assert set(snapshot(tmp_path / "bridge")) == {*FILES, "result"}
+    assert set(snapshot(tmp_path / "bridge")) == {*FILES, RESULT}
     assert (kept / "file").read_text() == "kept"
-    assert (tmp_path / "bridge" / "result").read_text() == "7"
+    assert (tmp_path / "bridge" / RESULT).read_text() == "7"
     assert work(forced, "bridge", settings("seed=7"))
 
 
@@ -248,7 +249,7 @@ def test_a_forced_start_that_cannot_begin_loses_nothing(
     assert run.remembered("bridge") == remembered
     assert run.path("bridge").is_symlink() == linked
     assert work(Run(run.folder, force=True), "bridge", settings("seed=2"))
-    assert set(snapshot(run.path("bridge"))) == {*FILES, "result"}
+    assert set(snapshot(run.path("bridge"))) == {*FILES, RESULT}
     assert not list(tmp_path.rglob("*.before"))
 
 
@@ -480,11 +481,11 @@ def test_damaged_records_are_named(tmp_path: Path, content: str) -> None:
 def test_a_stage_that_lacks_an_output_is_done_anew(
     tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, result = Run(tmp_path), tmp_path / "bridge" / "result"
+    run, result = Run(tmp_path), tmp_path / "bridge" / RESULT
     work(run, "bridge", settings("seed=12"))
     result.unlink() if content is None else result.write_text(content)
     assert not run.finished("bridge")
-    with pytest.raises(RunError, match=r"bridge/result .*: first run `sfkt bridge --run"):
+    with pytest.raises(RunError, match=r"bridge/results.json .*: first run `sfkt bridge --run"):
         run.has("bridge")
     assert work(run, "bridge", settings("seed=34"))
     assert "bridge is done again" in capsys.readouterr().err
@@ -492,13 +493,28 @@ def test_a_stage_that_lacks_an_output_is_done_anew(
     assert result.read_text() == "34"
 
 
+def test_a_file_of_the_user_is_no_output(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    begin(run, "bridge")
+    notes = run.path("bridge", "notes.md")
+    notes.write_text("mine")
+    work(run, "bridge", settings())
+    record = run.record("bridge")
+    assert set(record["outputs"]) == {"config.yaml", RESULT}
+    record["outputs"][notes.name] = record["outputs"][RESULT]  # as an earlier version did
+    write_record(run.path("bridge", "done.json"), record)
+    notes.write_text("changed")
+    assert not work(run, "bridge", settings())
+    assert notes.read_text() == "changed"
+
+
 def test_an_output_that_was_changed_is_named_by_its_reader(tmp_path: Path) -> None:
     run = Run(tmp_path)
     work(run, "bridge", settings("seed=12"))
-    assert run.output("bridge", "result").read_text() == "12"
-    run.path("bridge", "result").write_text("21")
-    with pytest.raises(DataError, match=r"bridge/result is not what its stage wrote"):
-        run.output("bridge", "result")
+    assert run.output("bridge", RESULT).read_text() == "12"
+    run.path("bridge", RESULT).write_text("21")
+    with pytest.raises(DataError, match=r"bridge/results.json is not what its stage wrote"):
+        run.output("bridge", RESULT)
 
 
 def test_settings_that_were_changed_are_refused_but_for_force(
@@ -527,11 +543,11 @@ def test_killed_at_any_change_of_a_file_a_stage_starts_as_if_it_had_not_been(
         if kind == "forced":
             _is_what_it_was_or_goes_on(Run(run.folder))
         _work_on(run, kind)
-        assert set(snapshot(run.folder)) == {f"bridge/{name}" for name in (*FILES, "result")}
+        assert set(snapshot(run.folder)) == {f"bridge/{name}" for name in (*FILES, RESULT)}
         assert not run.path("bridge", "checkpoint").exists()
         assert [path.name for path in run.folder.iterdir() if path.suffix != ".lock"] == ["bridge"]
         assert run.finished("bridge")
-        assert run.path("bridge", "result").read_text() == "2"
+        assert run.path("bridge", RESULT).read_text() == "2"
         if not died:
             break
     assert calls > 10
@@ -560,7 +576,7 @@ def _is_what_it_was_or_goes_on(run: Run) -> None:
     seed = build(run.remembered("bridge")).seed
     if seed == 1:
         assert not work(run, "bridge", settings("seed=1")), "it is finished as it was"
-        assert run.path("bridge", "result").read_text() == "1"
+        assert run.path("bridge", RESULT).read_text() == "1"
     else:
         _work_on(run, "forced")
     assert run.finished("bridge")
@@ -571,7 +587,7 @@ def _work_on(run: Run, kind: str) -> None:
     config = settings() if kind == "finished" else settings("seed=2")
     with run.open("bridge", config, INPUTS, renew=kind == "renewed") as stage:
         if stage is not None:
-            (stage.folder / "result").write_text("2")
+            (stage.folder / RESULT).write_text("2")
             stage.finish()
 
 
@@ -710,7 +726,7 @@ def test_a_stage_ends_with_done_json(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Stage, "finish", watched)
     work(Run(tmp_path), "bridge", settings())
-    assert seen == [["begun.json", "config.yaml", "log.txt", "result"]]
+    assert seen == [["begun.json", "config.yaml", "log.txt", RESULT]]
 
 
 @pytest.mark.parametrize(
