@@ -22,7 +22,7 @@ import yaml
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
-from sfkt_cli.errors import DataError, RunError, first_line
+from sfkt_cli.errors import DataError, RunError
 
 PARTIAL = ".partial"
 SEAL = "record_sha256"
@@ -123,6 +123,22 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_bytes(path: Path) -> bytes:
+    """The content of a file that a stage wrote.
+
+    Raises:
+        DataError: It is missing.
+        OSError: The file system refuses it, for a moment perhaps; names it.
+    """
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path} is missing: restore it, or make it again with --force") from None
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def require_file(path: Path, setting: str) -> None:
     """Raise a DataError that names the setting if ``path`` is missing, a pipe or a folder."""
     if not path.is_file():
@@ -160,9 +176,11 @@ def read_record(path: Path, kind: type[AnyRecord], *, sealed: bool = True) -> An
 
     Raises:
         DataError: It is missing, damaged, without a checksum, or not of this kind.
+        OSError: As of :func:`read_bytes`.
     """
+    content = read_bytes(path)
     try:
-        values = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        values = json.loads(content, parse_constant=_refuse_constant)
         if not isinstance(values, dict):
             raise ValueError("it holds no JSON object")
         seal = values.pop(SEAL, None)
@@ -177,7 +195,7 @@ def read_record(path: Path, kind: type[AnyRecord], *, sealed: bool = True) -> An
     except ValidationError as error:
         first = error.errors()[0]
         raise _damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
 
 
@@ -188,16 +206,16 @@ def write_settings(path: Path, text: str) -> None:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read what :func:`write_settings` wrote; raises DataError if it is damaged."""
+    """Read what :func:`write_settings` wrote; raises as :func:`read_record` does."""
+    head, _, body = read_bytes(path).partition(b"\n")
     try:
-        head, _, body = path.read_bytes().partition(b"\n")
         if head.decode() != _HEAD.format(hashlib.sha256(body).hexdigest()):
             raise ValueError("it does not match its checksum")
         values = yaml.safe_load(body.decode())
         if not isinstance(values, dict):
             raise ValueError("it holds no settings")
         return values
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise _damaged(path, error) from None
 
 
@@ -251,8 +269,6 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _damaged(path: Path, why: object) -> DataError:
-    if isinstance(why, OSError):
-        why = first_line(why)
     return DataError(
         f"{path} is damaged or was edited ({why}): restore it, or make it again with --force"
     )

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from sfkt_cli import launch
-from sfkt_cli.errors import DataError, Interrupted, RunError
+from sfkt_cli.errors import DataError, Interrupted, RunError, explain
 from sfkt_cli.files import replacing, sync_folder, write_json, write_record
 from sfkt_cli.settings.config import Config, build, parse_assignments
 from sfkt_cli.settings.options import Options
@@ -475,6 +475,32 @@ def test_damaged_records_are_named(tmp_path: Path, content: str) -> None:
     assert "done.json" in str(caught.value)
     assert "--force" in str(caught.value)
     assert work(Run(tmp_path, force=True), "bridge", settings())
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("config.yaml", lambda run: run.remembered("bridge")),
+        ("done.json", lambda run: run.open("bridge", settings(), INPUTS, renew=True).__enter__()),
+    ],
+)
+def test_a_record_that_the_disk_refuses_is_not_called_damaged(
+    tmp_path: Path, name: str, read: Callable[[Run], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    work(run, "bridge", settings())
+    before = snapshot(tmp_path)
+
+    def refuse(path: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)) as caught:
+        read(run)
+    assert explain(caught.value)[0] == f"{run.path('bridge', name)}: {os.strerror(errno.EIO)}"
+    monkeypatch.undo()
+    assert snapshot(tmp_path) == before
+    assert not work(run, "bridge", settings())
 
 
 @pytest.mark.parametrize("content", [None, "7"])
