@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from sfkt_cli import launch
+from sfkt_cli.console import outlets
 from sfkt_cli.errors import DataError, Interrupted, RunError, explain
 from sfkt_cli.files import replacing, sync_folder, write_json, write_record
 from sfkt_cli.settings.config import Config, build, parse_assignments
@@ -350,13 +351,23 @@ def test_readers_are_told_of_a_stage_that_is_set_aside(
 
 
 def test_a_finished_stage_can_be_used_where_nothing_can_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work(Run(tmp_path), "bridge", settings())
     before = snapshot(tmp_path)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with Run(tmp_path).open("bridge", settings(), INPUTS) as opened:
+    verdicts: list[bool] = []
+
+    def agree(finished: bool) -> bool:
+        verdicts.append(finished)
+        return finished
+
+    outlets.json = True
+    with Run(tmp_path, agree=agree).open("bridge", settings(), INPUTS) as opened:
         assert opened is None
+    outlets.json = False
+    assert verdicts == [True], "the other processes wait for it"
+    assert json.loads(capsys.readouterr().out)["event"] == "skipped"
     assert snapshot(tmp_path) == before
     with pytest.raises(RunError, match=f"{tmp_path} cannot be written to: give a copy"):
         work(Run(tmp_path), "bridge", settings("seed=2"))
@@ -706,6 +717,8 @@ def test_the_run_used_last_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyP
     remember_run(first)
     assert find_run(usual, None, new_run=False).folder == Path("runs/rgb-nir")
     assert find_run(usual, None, new_run=True).folder == Path("runs/synthetic")
+    remember_run(Run(Path("runs/my run ")))
+    assert find_run(usual, None, new_run=False).folder == Path("runs/my run ")
     other = Options(run=tmp_path / "other", force=True)
     assert find_run(other, "rgb-nir", new_run=False) == Run(tmp_path / "other", True)
     assert find_run(usual, "synthetic", new_run=False) == Run(Path("runs/synthetic"))
