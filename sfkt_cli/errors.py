@@ -90,9 +90,7 @@ def explain(error: BaseException) -> tuple[str | None, int]:
     if advice := advice_of_torch(type(error).__name__, str(error)):
         return advice, 1
     if isinstance(error, OSError):
-        partial = (
-            r"[^/]+\.partial/|\.([^/]+)\.\w+\.partial$"  # a folder or a file, until it is whole
-        )
+        partial = r"[^/]+\.partial/|\.([^/]+)\.\w+\.partial$"  # a folder, and a file
         name = re.sub(partial, r"\1", str(error.filename or "a file"))
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"the disk is full, {name} was not written: make room", 1
@@ -133,9 +131,7 @@ def on_stop(handle: Callable[[signal.Signals], None]) -> Iterator[dict[signal.Si
     if threading.current_thread() is not threading.main_thread():
         yield {}
         return
-    before: dict[signal.Signals, Any] = {
-        number: signal.getsignal(number) for number in stop_signals()
-    }
+    before: dict[signal.Signals, Any] = {n: signal.getsignal(n) for n in stop_signals()}
     try:
         for number in before:
             signal.signal(number, lambda received, frame: handle(signal.Signals(received)))

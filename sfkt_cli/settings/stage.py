@@ -43,11 +43,10 @@ WRITES: dict[str, tuple[str, ...]] = {
     "beside": ("done.json", LOG, "images/", "oracle/", "tensorboard/"),
     "in passing": ("begun.json", f"{CHECKPOINT}/"),
 }  # fmt: skip
-"""All names that stages write; other files in their folders are the user's. The first three kinds
-are the outputs in done.json."""
+"""What stages write, of which the first three are outputs; other files there are the user's."""
 _WORK = (
     f"{CHECKPOINT}/*.pt", f"oracle/{CHECKPOINT}/*.pt", "oracle/done.json", "model.safetensors",
-    "*.h5", "results.json",
+    "transfer.h5", "results.json", "done.json",
 )  # fmt: skip
 """What a stage that has not ended could lose."""
 _HOW = ("stage", "settings", "inputs", "versions", "machine", "outputs")
@@ -284,12 +283,11 @@ def outcome(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
 
 def digest_outputs(folder: Path, names: Iterable[str]) -> dict[str, Any]:
     """Size and digest of files that a stage wrote, for ``outputs`` of its done.json."""
+    sealed = (".h5", ".safetensors")  # with a checksum of their own
     return {
         name: {
             "bytes": (folder / name).stat().st_size,
-            "sha256": None
-            if name.endswith((".h5", ".safetensors"))
-            else sha256_file(folder / name),
+            "sha256": None if name.endswith(sealed) else sha256_file(folder / name),
         }
         for name in names
     }
