@@ -510,7 +510,7 @@ def main() -> None:
         )
         raise stopped[-1]
 
-    with on_stop(stop):
+    with on_stop(stop) as handlers:
         try:
             app()
         except SystemExit as end:
@@ -520,6 +520,9 @@ def main() -> None:
                 event("error", message=why, exit_code=end.code)
             raise
         except (Exception, Interrupted) as raised:
+            for number in handlers:  # a further signal must not change how it ends
+                handlers[number] = signal.SIG_IGN
+                signal.signal(number, signal.SIG_IGN)
             # A library may have turned the signal into an error of its own, as torch.onnx does.
             error = stopped[0] if stopped and not isinstance(raised, Interrupted) else raised
             message, code = explain(error)

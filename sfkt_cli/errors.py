@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from multiprocessing import connection, parent_process
+from typing import Any
 
 from sfkt_cli.machine import full_memory
 
@@ -89,7 +90,8 @@ def explain(error: BaseException) -> tuple[str | None, int]:
     if advice := advice_of_torch(type(error).__name__, str(error)):
         return advice, 1
     if isinstance(error, OSError):
-        name = re.sub(r"\.([^/]+)\.\w+\.partial$", r"\1", str(error.filename or "a file"))
+        partial = r"[^/]+\.partial/|\.([^/]+)\.\w+\.partial$"  # a folder, and a file
+        name = re.sub(partial, r"\1", str(error.filename or "a file"))
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"the disk is full, {name} was not written: make room", 1
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
@@ -111,25 +113,29 @@ def advice_of_torch(kind: str, text: str) -> str | None:
 
 
 def stop_signals() -> list[signal.Signals]:
-    """SIGTERM, SIGINT (Ctrl-C) and SIGHUP (a closed terminal), which ``nohup`` has us ignore."""
-    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    return [signal.SIGTERM, signal.SIGINT, *([] if ignored else [signal.SIGHUP])]
+    """SIGTERM, SIGINT (Ctrl-C) and SIGHUP (a closed terminal), but for those that are ignored.
+
+    ``nohup`` has us ignore SIGHUP, and a script SIGINT in what it starts in the background.
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextlib.contextmanager
-def on_stop(handle: Callable[[signal.Signals], None]) -> Iterator[None]:
+def on_stop(handle: Callable[[signal.Signals], None]) -> Iterator[dict[signal.Signals, Any]]:
     """Within the block, call ``handle`` at each signal that asks this process to stop.
 
-    Only the main thread may do so; in another one nothing changes.
+    Gives the handlers that come back after the block. Only the main thread may set some; in another
+    one nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield {}
         return
-    before = {number: signal.getsignal(number) for number in stop_signals()}
+    before: dict[signal.Signals, Any] = {n: signal.getsignal(n) for n in stop_signals()}
     try:
         for number in before:
             signal.signal(number, lambda received, frame: handle(signal.Signals(received)))
-        yield
+        yield before
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

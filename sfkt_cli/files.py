@@ -6,14 +6,11 @@ begin with a line that holds the checksum of what follows.
 """
 
 import contextlib
-import csv
 import errno
 import fcntl
 import hashlib
-import io
 import json
 import os
-import re
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from sfkt_cli.errors import DataError, RunError, first_line
+from sfkt_cli.errors import DataError, RunError
 
 PARTIAL = ".partial"
 SEAL = "record_sha256"
@@ -126,6 +123,22 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_bytes(path: Path) -> bytes:
+    """The content of a file that a stage wrote.
+
+    Raises:
+        DataError: It is missing.
+        OSError: The file system refuses it, for a moment perhaps; names it.
+    """
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path} is missing: restore it, or make it again with --force") from None
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def require_file(path: Path, setting: str) -> None:
     """Raise a DataError that names the setting if ``path`` is missing, a pipe or a folder."""
     if not path.is_file():
@@ -163,9 +176,11 @@ def read_record(path: Path, kind: type[AnyRecord], *, sealed: bool = True) -> An
 
     Raises:
         DataError: It is missing, damaged, without a checksum, or not of this kind.
+        OSError: As of :func:`read_bytes`.
     """
+    content = read_bytes(path)
     try:
-        values = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        values = json.loads(content, parse_constant=_refuse_constant)
         if not isinstance(values, dict):
             raise ValueError("it holds no JSON object")
         seal = values.pop(SEAL, None)
@@ -180,7 +195,7 @@ def read_record(path: Path, kind: type[AnyRecord], *, sealed: bool = True) -> An
     except ValidationError as error:
         first = error.errors()[0]
         raise _damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
 
 
@@ -191,62 +206,17 @@ def write_settings(path: Path, text: str) -> None:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read what :func:`write_settings` wrote; raises DataError if it is damaged."""
+    """Read what :func:`write_settings` wrote; raises as :func:`read_record` does."""
+    head, _, body = read_bytes(path).partition(b"\n")
     try:
-        head, _, body = path.read_bytes().partition(b"\n")
         if head.decode() != _HEAD.format(hashlib.sha256(body).hexdigest()):
             raise ValueError("it does not match its checksum")
         values = yaml.safe_load(body.decode())
         if not isinstance(values, dict):
             raise ValueError("it holds no settings")
         return values
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise _damaged(path, error) from None
-
-
-def lines_of(text: str) -> list[str]:
-    """The lines of a text; ``str.splitlines`` also breaks at form feeds, U+0085 and U+2028."""
-    return re.split("\r\n|\r|\n", text)
-
-
-def csv_rows(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and cells of each row of a CSV text, by the names in its first line, lowercase.
-
-    Commas separate the columns, semicolons, as spreadsheets of some countries write them, or tabs.
-    Empty rows, a spreadsheet's first line ``sep=;``, and empty columns without a name are left out.
-
-    Raises:
-        DataError: A column is given twice, a row has another number of columns, or quotes do not
-            end; names ``path``.
-    """
-    lines = (line for line in lines_of(text) if line.strip() and not line.startswith("sep="))
-    head = next(lines, "")
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True
-    )
-    columns: list[str] = []
-    try:
-        for row in reader:
-            cells = [cell.strip() for cell in row]
-            if not any(cells) or (not columns and cells[0].startswith("sep=")):
-                continue
-            if not columns:
-                columns = [cell.casefold() for cell in cells]
-                for column in filter(None, columns):
-                    if columns.count(column) > 1:
-                        raise DataError(
-                            f"{path}, line {reader.line_num}: column {column!r} is given twice"
-                        )
-                continue
-            if len(cells) != len(columns):
-                raise DataError(
-                    f"{path}, line {reader.line_num}: {len(cells)} columns, the first line has "
-                    f"{len(columns)}"
-                )
-            named = zip(columns, cells, strict=True)
-            yield reader.line_num, {name: cell for name, cell in named if name or cell}
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -254,8 +224,6 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _damaged(path: Path, why: object) -> DataError:
-    if isinstance(why, OSError):
-        why = first_line(why)
     return DataError(
         f"{path} is damaged or was edited ({why}): restore it, or make it again with --force"
     )

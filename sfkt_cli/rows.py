@@ -50,7 +50,9 @@ class RowWriter:
         self.answered: dict[str, float] = {}  # their images' places and times (seconds since 1970)
         self._begun = endless and str(output) != STDIO and not self._is_device
         if str(output) != STDIO:
-            require_writable(output.parent, f"--output {output}", output if endless else None)
+            require_writable(
+                output.resolve().parent, f"--output {output}", output if endless else None
+            )
             if output.is_file():
                 with output.open(encoding="utf-8", errors="replace", newline="") as file:
                     self._read_earlier(file)

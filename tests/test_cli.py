@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 
 from sfkt_cli import cli
 from sfkt_cli.cli import app, config_app, main
-from sfkt_cli.errors import ConfigError, Interrupted, explain
+from sfkt_cli.errors import ConfigError, Interrupted, explain, on_stop
 from sfkt_cli.files import write_record, write_settings
 from sfkt_cli.methods import METHODS
 from sfkt_cli.pipeline import resolve_and_remember
@@ -148,6 +149,31 @@ def test_a_signal_that_a_library_turns_into_its_own_error_stops_the_command(
         main()
     assert ended.value.code == 75
     assert f"sfkt: stopped by {kind.name}: " in capsys.readouterr().err
+    assert signal.getsignal(kind) is signal.SIG_IGN, "another one must not change how it ends"
+
+
+def test_a_further_signal_while_the_end_is_told_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Terminal(io.StringIO):
+        def write(self, text: str) -> int:
+            signal.raise_signal(signal.SIGTERM)
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stderr", shown := Terminal())
+    monkeypatch.setattr(cli, "app", lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 75
+    assert shown.getvalue().startswith("sfkt: stopped by SIGTERM: ")
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    """As Ctrl-C is in what a script starts in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with on_stop(lambda number: None):
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
 
 
 @pytest.mark.parametrize(
@@ -182,6 +208,8 @@ def test_errors_that_the_user_can_mend_have_a_message_and_a_code() -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a/.model.json.17.partial")
     expected = "the disk is full, runs/a/model.json was not written: make room"
     assert explain(full) == (expected, 1)
+    full.filename = "runs/a/export/.export.x_1.partial/student/.model.json.17.partial"
+    assert "full, runs/a/export/student/model.json was not" in str(explain(full)[0])
     denied = PermissionError(errno.EACCES, "Permission denied", "runs")
     assert explain(denied) == (
         "runs: Permission denied: choose a place that you may read and write",
@@ -524,6 +552,9 @@ def test_classes_and_inspect_show_what_is_there(capsys: pytest.CaptureFixture[st
         assert sfkt("inspect", str(store), "--output", name) == 1
         assert "ends in .png" in capsys.readouterr().err
     assert sfkt("inspect", str(store), "--verify", "--output", "sheet.PNG") == 0
+    for folder in (".", "/"):
+        assert sfkt("inspect", folder) == 1
+        assert "is a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("group", [[], ["config"]])

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from sfkt_cli import launch
-from sfkt_cli.errors import DataError, Interrupted, RunError
+from sfkt_cli.console import outlets
+from sfkt_cli.errors import DataError, Interrupted, RunError, explain
 from sfkt_cli.files import replacing, sync_folder, write_json, write_record
 from sfkt_cli.settings.config import Config, build, parse_assignments
 from sfkt_cli.settings.options import Options
@@ -32,6 +33,7 @@ from sfkt_cli.student import find_student
 from sfkt_cli.training.checkpoint import save_state
 
 INPUTS = {"transfer.h5": "abc"}
+RESULT = "results.json"
 FILES = ("config.yaml", "done.json", "log.txt")
 
 
@@ -44,7 +46,7 @@ def work(run: Run, stage: str, config: Config, **inputs: str) -> bool:
     with run.open(stage, config, inputs or INPUTS) as opened:
         if opened is None:
             return False
-        (opened.folder / "result").write_text(str(config.seed))
+        (opened.folder / RESULT).write_text(str(config.seed))
         opened.finish(accuracy=0.5)
     return True
 
@@ -62,7 +64,7 @@ def test_a_finished_stage_is_left_alone(tmp_path: Path) -> None:
     assert work(run, "bridge", settings())
     assert run.finished("bridge")
     before = snapshot(run.folder)
-    assert set(before) == {f"bridge/{name}" for name in (*FILES, "result")}
+    assert set(before) == {f"bridge/{name}" for name in (*FILES, RESULT)}
     assert not work(run, "bridge", settings())
     assert snapshot(run.folder) == before
     record = run.record("bridge")
@@ -218,9 +220,9 @@ def test_force_starts_anew(tmp_path: Path) -> None:
     (tmp_path / "bridge" / "link").symlink_to(kept)
     forced = Run(tmp_path, force=True)
     assert work(forced, "bridge", settings("seed=7"))
-    assert set(snapshot(tmp_path / "bridge")) == {*FILES, "result"}
+    assert set(snapshot(tmp_path / "bridge")) == {*FILES, RESULT}
     assert (kept / "file").read_text() == "kept"
-    assert (tmp_path / "bridge" / "result").read_text() == "7"
+    assert (tmp_path / "bridge" / RESULT).read_text() == "7"
     assert work(forced, "bridge", settings("seed=7"))
 
 
@@ -248,7 +250,7 @@ def test_a_forced_start_that_cannot_begin_loses_nothing(
     assert run.remembered("bridge") == remembered
     assert run.path("bridge").is_symlink() == linked
     assert work(Run(run.folder, force=True), "bridge", settings("seed=2"))
-    assert set(snapshot(run.path("bridge"))) == {*FILES, "result"}
+    assert set(snapshot(run.path("bridge"))) == {*FILES, RESULT}
     assert not list(tmp_path.rglob("*.before"))
 
 
@@ -349,13 +351,23 @@ def test_readers_are_told_of_a_stage_that_is_set_aside(
 
 
 def test_a_finished_stage_can_be_used_where_nothing_can_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work(Run(tmp_path), "bridge", settings())
     before = snapshot(tmp_path)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with Run(tmp_path).open("bridge", settings(), INPUTS) as opened:
+    verdicts: list[bool] = []
+
+    def agree(finished: bool) -> bool:
+        verdicts.append(finished)
+        return finished
+
+    outlets.json = True
+    with Run(tmp_path, agree=agree).open("bridge", settings(), INPUTS) as opened:
         assert opened is None
+    outlets.json = False
+    assert verdicts == [True], "the other processes wait for it"
+    assert json.loads(capsys.readouterr().out)["event"] == "skipped"
     assert snapshot(tmp_path) == before
     with pytest.raises(RunError, match=f"{tmp_path} cannot be written to: give a copy"):
         work(Run(tmp_path), "bridge", settings("seed=2"))
@@ -476,15 +488,41 @@ def test_damaged_records_are_named(tmp_path: Path, content: str) -> None:
     assert work(Run(tmp_path, force=True), "bridge", settings())
 
 
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("config.yaml", lambda run: run.remembered("bridge")),
+        ("done.json", lambda run: run.open("bridge", settings(), INPUTS, renew=True).__enter__()),
+    ],
+)
+def test_a_record_that_the_disk_refuses_is_not_called_damaged(
+    tmp_path: Path, name: str, read: Callable[[Run], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    work(run, "bridge", settings())
+    before = snapshot(tmp_path)
+
+    def refuse(path: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)) as caught:
+        read(run)
+    assert explain(caught.value)[0] == f"{run.path('bridge', name)}: {os.strerror(errno.EIO)}"
+    monkeypatch.undo()
+    assert snapshot(tmp_path) == before
+    assert not work(run, "bridge", settings())
+
+
 @pytest.mark.parametrize("content", [None, "7"])
 def test_a_stage_that_lacks_an_output_is_done_anew(
     tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, result = Run(tmp_path), tmp_path / "bridge" / "result"
+    run, result = Run(tmp_path), tmp_path / "bridge" / RESULT
     work(run, "bridge", settings("seed=12"))
     result.unlink() if content is None else result.write_text(content)
     assert not run.finished("bridge")
-    with pytest.raises(RunError, match=r"bridge/result .*: first run `sfkt bridge --run"):
+    with pytest.raises(RunError, match=r"bridge/results.json .*: first run `sfkt bridge --run"):
         run.has("bridge")
     assert work(run, "bridge", settings("seed=34"))
     assert "bridge is done again" in capsys.readouterr().err
@@ -492,13 +530,28 @@ def test_a_stage_that_lacks_an_output_is_done_anew(
     assert result.read_text() == "34"
 
 
+def test_a_file_of_the_user_is_no_output(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    begin(run, "bridge")
+    notes = run.path("bridge", "notes.md")
+    notes.write_text("mine")
+    work(run, "bridge", settings())
+    record = run.record("bridge")
+    assert set(record["outputs"]) == {"config.yaml", RESULT}
+    record["outputs"][notes.name] = record["outputs"][RESULT]  # as an earlier version did
+    write_record(run.path("bridge", "done.json"), record)
+    notes.write_text("changed")
+    assert not work(run, "bridge", settings())
+    assert notes.read_text() == "changed"
+
+
 def test_an_output_that_was_changed_is_named_by_its_reader(tmp_path: Path) -> None:
     run = Run(tmp_path)
     work(run, "bridge", settings("seed=12"))
-    assert run.output("bridge", "result").read_text() == "12"
-    run.path("bridge", "result").write_text("21")
-    with pytest.raises(DataError, match=r"bridge/result is not what its stage wrote"):
-        run.output("bridge", "result")
+    assert run.output("bridge", RESULT).read_text() == "12"
+    run.path("bridge", RESULT).write_text("21")
+    with pytest.raises(DataError, match=r"bridge/results.json is not what its stage wrote"):
+        run.output("bridge", RESULT)
 
 
 def test_settings_that_were_changed_are_refused_but_for_force(
@@ -527,11 +580,11 @@ def test_killed_at_any_change_of_a_file_a_stage_starts_as_if_it_had_not_been(
         if kind == "forced":
             _is_what_it_was_or_goes_on(Run(run.folder))
         _work_on(run, kind)
-        assert set(snapshot(run.folder)) == {f"bridge/{name}" for name in (*FILES, "result")}
+        assert set(snapshot(run.folder)) == {f"bridge/{name}" for name in (*FILES, RESULT)}
         assert not run.path("bridge", "checkpoint").exists()
         assert [path.name for path in run.folder.iterdir() if path.suffix != ".lock"] == ["bridge"]
         assert run.finished("bridge")
-        assert run.path("bridge", "result").read_text() == "2"
+        assert run.path("bridge", RESULT).read_text() == "2"
         if not died:
             break
     assert calls > 10
@@ -560,7 +613,7 @@ def _is_what_it_was_or_goes_on(run: Run) -> None:
     seed = build(run.remembered("bridge")).seed
     if seed == 1:
         assert not work(run, "bridge", settings("seed=1")), "it is finished as it was"
-        assert run.path("bridge", "result").read_text() == "1"
+        assert run.path("bridge", RESULT).read_text() == "1"
     else:
         _work_on(run, "forced")
     assert run.finished("bridge")
@@ -571,7 +624,7 @@ def _work_on(run: Run, kind: str) -> None:
     config = settings() if kind == "finished" else settings("seed=2")
     with run.open("bridge", config, INPUTS, renew=kind == "renewed") as stage:
         if stage is not None:
-            (stage.folder / "result").write_text("2")
+            (stage.folder / RESULT).write_text("2")
             stage.finish()
 
 
@@ -664,6 +717,8 @@ def test_the_run_used_last_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyP
     remember_run(first)
     assert find_run(usual, None, new_run=False).folder == Path("runs/rgb-nir")
     assert find_run(usual, None, new_run=True).folder == Path("runs/synthetic")
+    remember_run(Run(Path("runs/my run ")))
+    assert find_run(usual, None, new_run=False).folder == Path("runs/my run ")
     other = Options(run=tmp_path / "other", force=True)
     assert find_run(other, "rgb-nir", new_run=False) == Run(tmp_path / "other", True)
     assert find_run(usual, "synthetic", new_run=False) == Run(Path("runs/synthetic"))
@@ -710,7 +765,7 @@ def test_a_stage_ends_with_done_json(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Stage, "finish", watched)
     work(Run(tmp_path), "bridge", settings())
-    assert seen == [["begun.json", "config.yaml", "log.txt", "result"]]
+    assert seen == [["begun.json", "config.yaml", "log.txt", RESULT]]
 
 
 @pytest.mark.parametrize(

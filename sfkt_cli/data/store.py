@@ -21,6 +21,7 @@ their checksum. It is looked at first, because one flipped bit in a description 
 library hang or crash.
 """
 
+import errno
 import functools
 import hashlib
 import json
@@ -196,6 +197,7 @@ def open_store(path: Path) -> Store:
     Raises:
         DataError: The file is missing, unfinished, damaged, of another schema or role; a sample id
             occurs twice or cannot be the name of a file.
+        OSError: The file system refuses it.
     """
     if path.is_dir():
         raise DataError(
@@ -216,7 +218,12 @@ def open_store(path: Path) -> Store:
             file.visititems(note)  # follows no link to another file
         if describe(attrs, columns) != attrs["digest"]:
             raise ValueError("its header does not match its checksum")
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError, OverflowError) as error:
+    except OSError as error:
+        if error.errno in (None, errno.EINVAL):  # of HDF5, or of a place before the file's start
+            raise _damaged(path, str(error)) from None
+        error.filename = str(path)
+        raise
+    except (RuntimeError, LookupError, ValueError, TypeError, OverflowError) as error:
         raise _damaged(path, str(error)) from None
     if path.stem in ROLES and attrs["role"] != path.stem:
         raise DataError(

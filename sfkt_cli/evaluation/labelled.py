@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfkt_cli.data.store import Store, digest_images
+from sfkt_cli.data.text_files import csv_rows
 from sfkt_cli.errors import DataError
 from sfkt_cli.evaluation.models import model_digest
-from sfkt_cli.files import csv_rows, sha256_json
+from sfkt_cli.files import sha256_json
 from sfkt_cli.settings.runs import Run
 
 Numbers = NDArray[Any]

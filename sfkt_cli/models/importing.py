@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import safetensors.torch
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sfkt_cli.errors import ConfigError, DataError, first_line
@@ -470,8 +470,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str], list[str]]:
     classes: list[str] = []
     remarks: list[str] = []
     if path.suffix.lower() == ".safetensors":
+        content = path.read_bytes()  # safetensors itself opens no name that is not UTF-8
         try:
-            tensors = load_file(path)
+            tensors = safetensors.torch.load(content)
         except Exception as error:  # damaged ones raise almost anything, such as KeyError
             raise DataError(f"{path} is not an intact .safetensors file: {error}") from None
     elif path.suffix.lower() in STATE_DICT_SUFFIXES:

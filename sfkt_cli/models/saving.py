@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from safetensors.torch import load_file
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import nn
 
@@ -23,7 +22,8 @@ from sfkt_cli.data.images import Encoding
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import Store
 from sfkt_cli.errors import DataError
-from sfkt_cli.files import read_record, sha256_file, sha256_json, write_bytes, write_record
+from sfkt_cli.files import read_bytes, read_record, sha256_json, write_bytes, write_record
+from sfkt_cli.machine import full_memory
 from sfkt_cli.models.classifier import Classifier, Mixture
 from sfkt_cli.models.translators import Front, make_translator
 from sfkt_cli.settings.runs import Run
@@ -139,26 +139,28 @@ def load_model(folder: Path, device: torch.device | None = None) -> Saved:
 
     Raises:
         DataError: A file is missing or damaged, or the weights do not belong to the card.
+        OSError: The file system refuses a file.
     """
     card = read_card(folder / CARD)
     weights = folder / WEIGHTS
-    if not weights.is_file():
-        raise DataError(f"{weights} is missing: run the stage that writes it again")
-    digest = sha256_file(weights)
+    content = read_bytes(weights)
+    digest = hashlib.sha256(content).hexdigest()
     if digest != card.sha256:
         raise DataError(
             f"{weights} is damaged: sha256 {digest[:12]}..., {CARD} says {card.sha256[:12]}...; "
             "run its stage again with --force"
         )
     try:
-        with safetensors.safe_open(weights, "pt") as file:
-            if (file.metadata() or {}).get("used_as") not in _uses_of(card.as_json()):
-                raise ValueError("the weights were saved for another use")
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        if header.get("__metadata__", {}).get("used_as") not in _uses_of(card.as_json()):
+            raise ValueError("the weights were saved for another use")
         module = _build(card.kind, dict(card.architecture))
-        module.load_state_dict(load_file(weights))
+        module.load_state_dict(from_bytes(content))
     except DataError:  # an encoding or operation of another version says so itself
         raise
     except Exception as error:  # what does not belong together may end in anything
+        if isinstance(error, OSError) or full_memory(type(error).__name__, str(error)):
+            raise
         raise DataError(f"{folder / CARD} does not describe {weights}: {error}") from None
     if card.encoding is not None and (card.encoding.kind, card.encoding.revision) == ("shading", 1):
         raise DataError(

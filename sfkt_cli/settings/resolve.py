@@ -130,7 +130,7 @@ def find_run(options: Options, dataset: str | None, *, new_run: bool) -> Run:
         return Run(options.run, options.force)
     if CURRENT.is_file() and not new_run:
         try:
-            last = Path(os.fsdecode(CURRENT.read_bytes()).strip())
+            last = Path(os.fsdecode(CURRENT.read_bytes()).removesuffix("\n"))
         except (OSError, ValueError) as error:
             raise RunError(f"{CURRENT} cannot be read ({error}): give --run DIR") from None
         if dataset is None or Run(last).remembered("prepare").get("dataset") == dataset:

@@ -252,6 +252,7 @@ class Run:
         folder.resolve().mkdir(parents=True, exist_ok=True)
         # A finished run of somebody else's can be used without writing into it.
         if not self.force and not os.access(self.folder, os.W_OK) and stage.is_finished():
+            self._skip(stage)
             yield None
             return
         busy = f"another sfkt process works on {folder}: wait for it to end"
@@ -265,8 +266,7 @@ class Run:
             elif stage.is_finished():
                 begun.unlink(missing_ok=True)  # left where the stage was killed just after the end
                 shutil.rmtree(stage.checkpoint, ignore_errors=True)
-                self.agree(True)
-                console.event("skipped", stage=name, folder=folder, reason="done already")
+                self._skip(stage)
                 yield None
                 return
             resumed = has_begun(folder) and not stale
@@ -282,6 +282,11 @@ class Run:
                 console.log(f"{installed} on {platform.node()}, {platform.platform()}")
                 console.event("started", folder=folder, resumed=resumed)
                 yield stage
+
+    def _skip(self, stage: Stage) -> None:
+        """Tell the other processes, and scripts, that a stage is finished."""
+        self.agree(True)
+        console.event("skipped", stage=stage.name, folder=stage.folder, reason="done already")
 
 
 def main_student(methods: Sequence[str], default_method: str) -> str | None:

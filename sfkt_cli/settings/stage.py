@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,26 @@ from sfkt_cli.settings.config import Config, current_name, one_line, section_of,
 
 LOG = "log.txt"
 CHECKPOINT = "checkpoint"  # folder of the resumable state
-_IN_PASSING = ("begun.json", CHECKPOINT)
-_NO_WORK = (
-    "begun.json", "config.yaml", LOG, "batch_size.json", "tensorboard", "metrics.jsonl",
-    "epochs.npy", CHECKPOINT, "oracle",
+WRITES: dict[str, tuple[str, ...]] = {
+    "needed": (  # the stage is done again where one that it wrote is missing or has another size
+        "config.yaml", "model.json", "model.safetensors", "transfer.h5", "results.json",
+        "predictions.csv", "report.md", "report.html", "report.tex",
+    ),
+    "dispensable": ("batch_size.json", "metrics.jsonl", "epochs.npy", "source.h5", "test.h5"),
+    "pictures": (
+        "pairs.png", "gallery-ti.png", "gallery-tr.png", "errors.png", "confusion.png",
+        "reliability.png", "features.png", "curves.png",
+    ),
+    "beside": ("done.json", LOG, "images/", "oracle/", "tensorboard/"),
+    "in passing": ("begun.json", f"{CHECKPOINT}/"),
+}  # fmt: skip
+"""What stages write, of which the first three are outputs; other files there are the user's."""
+_WORK = (
+    f"{CHECKPOINT}/*.pt", f"oracle/{CHECKPOINT}/*.pt", "oracle/done.json", "model.safetensors",
+    "transfer.h5", "results.json", "done.json",
 )  # fmt: skip
-"""What a stage writes before it has work that could be lost, or that is of no use without it.
-
-The last two are folders, and become work by what is saved in them."""
+"""What a stage that has not ended could lose."""
 _HOW = ("stage", "settings", "inputs", "versions", "machine", "outputs")
-_OWN_CHECKSUM = (".h5", ".safetensors")
-_DISPENSABLE = (
-    "source.h5", "test.h5", "epochs.npy", "metrics.jsonl", "batch_size.json", ".png",
-)  # fmt: skip
-"""Ends of the names of outputs that may be deleted."""
 STAGE_FIELDS: dict[str, tuple[str, ...]] = {
     "prepare": (
         "seed", "dataset", "image_size", "classes", "split", "prepare.root", "prepare.fit",
@@ -143,8 +150,8 @@ class Stage:
         """Write done.json, last of all, and drop the resumable state."""
         if self.dry:
             return
-        files = sorted(path.name for path in self.folder.iterdir() if path.is_file())
-        written = [n for n in files if n not in (*_IN_PASSING, LOG) and not n.startswith(".")]
+        names = sorted(n for kind in ("needed", "dispensable", "pictures") for n in WRITES[kind])
+        written = [name for name in names if (self.folder / name).is_file()]
         record = {
             "stage": self.name,
             **self.made_from,
@@ -239,12 +246,9 @@ class Stage:
                     "saved state"
                 ) from error
             if not has_begun(self.folder):
-                for name in _NO_WORK:
+                for name in set(chain(*WRITES.values())) - {LOG}:
                     path = self.folder / name
-                    if path.is_dir():
-                        shutil.rmtree(path)
-                    elif name != LOG:
-                        path.unlink(missing_ok=True)
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             raise
 
 
@@ -270,22 +274,20 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def outcome(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a done.json, and the names of what lies beside it."""
-    files = [
-        f"{entry.name}/" if entry.is_dir() else entry.name
-        for entry in sorted(folder.iterdir())
-        if entry.name not in _IN_PASSING and not entry.name.startswith(".")
-    ]
+    """The figures of a done.json, and the names of outputs and what lies beside them."""
+    names = sorted([*record.get("outputs", ()), *WRITES["beside"]])
+    files = [name for name in names if (folder / name).exists()]
     figures = {name: value for name, value in record.items() if name not in _HOW}
     return {"folder": str(folder), "figures": figures, "files": files}
 
 
 def digest_outputs(folder: Path, names: Iterable[str]) -> dict[str, Any]:
     """Size and digest of files that a stage wrote, for ``outputs`` of its done.json."""
+    sealed = (".h5", ".safetensors")  # with a checksum of their own
     return {
         name: {
             "bytes": (folder / name).stat().st_size,
-            "sha256": None if name.endswith(_OWN_CHECKSUM) else sha256_file(folder / name),
+            "sha256": None if name.endswith(sealed) else sha256_file(folder / name),
         }
         for name in names
     }
@@ -296,9 +298,10 @@ def why_not_done(folder: Path) -> str:
     done = folder / "done.json"
     if not done.is_file():
         return f"{folder} is missing or unfinished"
-    for name, output in read_record(done, Done).outputs.items():
+    record = read_record(done, Done)
+    for name, output in record.outputs.items():
         path = folder / name
-        if name.endswith(_DISPENSABLE):
+        if record.stage != "export" and name not in WRITES["needed"]:
             continue
         if not path.is_file():
             return f"{path} is missing"
@@ -308,13 +311,9 @@ def why_not_done(folder: Path) -> str:
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether a stage left work that could be lost, beyond the files that it writes first."""
-    if not (folder / "begun.json").is_file():
-        return False
-    names = {entry.name for entry in folder.iterdir() if entry.name[0] != "."}
-    places = (f"{CHECKPOINT}/*.pt", f"oracle/{CHECKPOINT}/*.pt", "oracle/done.json")
-    saved = any(any(folder.glob(place)) for place in places)
-    return saved or bool(names.difference(_NO_WORK))
+    """Whether an unfinished stage left work that could be lost."""
+    begun = (folder / "begun.json").is_file()
+    return begun and any(any(folder.glob(place)) for place in _WORK)
 
 
 # Force: while a start has no work that could be lost, what the stage was before lies beside it.

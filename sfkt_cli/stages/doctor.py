@@ -17,7 +17,7 @@ from sfkt_cli.console import output, say, warn
 from sfkt_cli.data.archive import list_files
 from sfkt_cli.data.readers import DATA_FOLDER, READERS
 from sfkt_cli.data.store import open_store
-from sfkt_cli.errors import RunError, SfktError, installed
+from sfkt_cli.errors import RunError, SfktError, explain, installed
 from sfkt_cli.machine import cores, free_memory
 from sfkt_cli.models.saving import CARD, WEIGHTS, load_model
 from sfkt_cli.settings.runs import RUNS, Run
@@ -106,13 +106,15 @@ def _verify(folder: Path) -> list[str]:
         try:
             check()
             say(f"ok  {path}")
-        except SfktError as error:
+        except (SfktError, OSError) as error:
             damaged += 1
-            warn(str(error))
+            warn(explain(error)[0] or f"{path}: {error}")
     for unfinished in _below(folder, "begun.json"):
         say(f"unfinished  {unfinished.parent}: the same command continues from there")
     if damaged:
-        raise RunError(f"{damaged} of {len(checks)} files of {folder} are damaged (named above)")
+        raise RunError(
+            f"{damaged} of {len(checks)} files are damaged or cannot be read (named above)"
+        )
     return [str(path) for path, _ in checks]
 
 

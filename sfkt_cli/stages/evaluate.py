@@ -39,7 +39,7 @@ from sfkt_cli.models.classifier import freeze
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import Config, RuntimeConfig, as_dict, fixed_batch_size
 from sfkt_cli.settings.runs import Run, main_student
-from sfkt_cli.settings.stage import Stage
+from sfkt_cli.settings.stage import WRITES, Stage
 from sfkt_cli.training.predicting import View
 from sfkt_cli.training.recipes import fit_labels, start_student
 from sfkt_cli.training.runtime import Runtime, make_runtime
@@ -178,9 +178,8 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, test: Store) 
         sections=sections(evaluation),
     )
     pictures = {section.picture for section in report.sections}
-    for picture in stage.folder.glob("*.png"):  # an earlier report may have had more
-        if picture.name not in pictures:
-            picture.unlink()
+    for picture in {*WRITES["pictures"]} - pictures:  # an earlier report may have had more
+        (stage.folder / picture).unlink(missing_ok=True)
     write_json(stage.folder / "results.json", results.model_dump(mode="json"))
     for name, text in (
         ("predictions.csv", predictions_csv(evaluation)),

@@ -48,10 +48,10 @@ def inspect(path: Path, out: Path | None = None, verify: bool = False) -> dict[s
         ConfigError: The picture's name does not end in .png, or is the file's own.
         DataError: The file is missing or damaged.
     """
+    store = open_store(path)
     picture = out or path.with_suffix(".png")
     if picture.suffix.lower() != ".png" or picture == path:
         raise ConfigError(f"--output {picture}: name another file, one that ends in .png")
-    store = open_store(path)
     if verify:
         store.verify()
         say(f"{path}: all checksums match")

@@ -17,9 +17,10 @@ from sfkt_cli.console import event, say, still_read, track, warn
 from sfkt_cli.data.archive import is_system, list_files
 from sfkt_cli.data.decode import SUFFIXES, tell_unread
 from sfkt_cli.data.pictures import captioned
+from sfkt_cli.data.text_files import lines_of
 from sfkt_cli.data.video import frames, is_live, is_video, without_password
 from sfkt_cli.errors import ConfigError, DataError, Interrupted
-from sfkt_cli.files import lines_of, replacing
+from sfkt_cli.files import replacing
 from sfkt_cli.models.saving import CARD
 from sfkt_cli.rows import STDIO, Row, RowWriter, now, place_of, require_writable
 from sfkt_cli.settings.config import Config

@@ -15,7 +15,8 @@ from torch import nn
 
 from sfkt_cli.console import say, warn
 from sfkt_cli.errors import first_line
-from sfkt_cli.files import replacing
+from sfkt_cli.files import read_bytes, replacing
+from sfkt_cli.machine import full_memory
 
 if TYPE_CHECKING:
     from sfkt_cli.training.loop import Training
@@ -48,6 +49,8 @@ def resume(training: Training) -> None:
         try:
             _take_over(training, state)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            if full_memory(type(error).__name__, str(error)):
+                raise
             training.objective.load_state_dict(fresh)
             training.optimizer.load_state_dict(momenta)
             warn(f"{title}: a state of another version is skipped ({first_line(error)})")
@@ -113,20 +116,28 @@ def load_states(folder: Path, device: torch.device, made_for: str) -> Iterator[d
     """The states from which a training can continue, the newest first.
 
     A warning names a state that is damaged or belongs to other settings or inputs.
+
+    Raises:
+        OSError: The file system refuses a state; also raises what a full memory does.
     """
     for name in (STATE, PREVIOUS):
         path = folder / name
         if not path.is_file():
             continue
+        content = read_bytes(path)  # what the file system refuses may be whole
         try:
-            with zipfile.ZipFile(path) as archive:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 damaged = archive.testzip()  # torch would load a flipped bit without a word
             if damaged is not None:
                 raise ValueError(f"{damaged} does not match its checksum")
-            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+            state: dict[str, Any] = torch.load(
+                io.BytesIO(content), map_location=device, weights_only=True
+            )
             if state.get("made_for") != made_for:
                 raise ValueError("it belongs to other settings or inputs")
         except Exception as error:  # damaged archives raise almost anything, such as zlib.error
+            if full_memory(type(error).__name__, str(error)):
+                raise
             warn(f"checkpoint {path} cannot be used ({first_line(error)}): it is skipped")
         else:
             yield state

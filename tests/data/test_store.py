@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -147,6 +148,19 @@ def test_cut_off_files_are_refused(tmp_path: Path, kept: int) -> None:
     write(path)
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(DataError, match=r"a\.h5"):
+        open_store(path)
+
+
+def test_a_file_that_the_disk_refuses_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.h5").path
+
+    def refuse(self: Path, mode: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(OSError, match=str(path)):
         open_store(path)
 
 

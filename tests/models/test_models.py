@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import urllib.error
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.files import sha256_file, sha256_json, write_record
 from sfkt_cli.models.backbones import make_backbone, normalisation_of
 from sfkt_cli.models.classifier import Classifier, freeze
+from sfkt_cli.models.importing import read_weights
 from sfkt_cli.models.saving import (
     CARD,
     USE,
@@ -177,6 +179,13 @@ def test_a_translator_comes_back_bit_for_bit(tmp_path: Path, name: str) -> None:
     before, after = translator.state_dict(), saved.module.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_folder_whose_name_is_not_utf8_holds_models(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    save(folder, classifier("small"))
+    assert load_model(folder).card.classes == CLASSES
+    assert read_weights(folder / WEIGHTS)[0]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "other", "gone"])

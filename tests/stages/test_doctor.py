@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -55,6 +57,21 @@ def test_a_file_that_its_stage_did_not_write_is_found(
     with pytest.raises(RunError, match="1 of 1 files"):
         doctor(tmp_path)
     assert "bridge/epochs.npy is not what its stage wrote" in capsys.readouterr().err
+
+
+def test_after_a_file_that_the_disk_refuses_it_reads_the_others(
+    untrained_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(untrained_run.folder, copy)
+    refused = copy / "bridge/model.safetensors"
+    refused.unlink()
+    refused.symlink_to(refused.name)  # a circle: an error of the system, for root as well
+    with pytest.raises(RunError, match=r"1 of \d+ files"):
+        doctor(copy)
+    shown = capsys.readouterr().err
+    assert f"{refused}: {os.strerror(errno.ELOOP)}" in shown
+    assert f"ok  {copy / 'transfer/tgkt/model.safetensors'}" in shown
 
 
 def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:

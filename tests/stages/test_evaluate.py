@@ -78,6 +78,8 @@ def test_leaves_exactly_these_files(evaluated: Run) -> None:
         "report.tex",
     }  # fmt: skip
     assert names == files | {"results.json", ".oracle.lock", "oracle"} | PICTURES
+    unlisted = names - set(evaluated.record("evaluate")["outputs"])
+    assert unlisted == {"done.json", "log.txt", "oracle", ".oracle.lock"}
 
 
 def test_results_hold_every_method_on_every_split(evaluated: Run) -> None:
@@ -723,9 +725,14 @@ def test_source_alone_can_be_evaluated(tmp_path: Path) -> None:
 
 def test_pictures_of_an_earlier_state_do_not_stay(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    evaluate(settings(oracle=False), run)
+    evaluate(settings(oracle=False), run, run.path("evaluate", "table.md"))
+    own = run.path("evaluate", "poster.png")
+    own.write_text("the user's own")
     run.path("bridge", "done.json").unlink()
     evaluate(settings(oracle=False), run)
+    assert own.is_file()
+    assert run.path("evaluate", "table.md").is_file()
+    assert not {own.name, "table.md"} & set(run.record("evaluate")["outputs"])
     assert not run.path("evaluate", "gallery-ti.png").exists()
     assert run.path("evaluate", "gallery-tr.png").is_file()
 

@@ -194,6 +194,11 @@ def test_without_source_images_and_labels_the_student_learns_to_see_depth(
     assert set(digests(run.path("bridge"))) == student_files | pictures
     assert set(digests(run.path("transfer"))) == {f"tgkt/{name}" for name in student_files}
     assert set(digests(run.path("source"))) == model
+    for stage in ("prepare", "source", "bridge", "transfer/tgkt"):
+        unlisted = {path.name for path in run.path(stage).iterdir()} - set(
+            run.record(stage)["outputs"]
+        )
+        assert unlisted <= {"done.json", "log.txt", "images"}, "settings.stage.WRITES lacks a name"
     assert {path.name for path in run.folder.iterdir() if path.is_dir()} == {
         "prepare",
         "source",

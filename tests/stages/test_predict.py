@@ -856,6 +856,13 @@ def test_a_stream_ends_where_its_rows_are_lost(
         follow(shots, output, fill_the_disk, NOTHING, go_on)
 
 
+def test_the_place_that_a_link_leads_to_is_checked_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").symlink_to(tmp_path / "table" / "rows.csv")
+    (tmp_path / "table").touch()
+    with pytest.raises(ConfigError, match=r"rows\.csv cannot be written"):
+        RowWriter(tmp_path / "rows.csv", ("mug", "pot"), 1, at_once=False, endless=False)
+
+
 def test_scripts_are_told_of_each_file_that_cannot_be_read(
     shots: Path, tmp_path: Path, untrained_run: Run, untrained_config: Config,
     follow: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch,

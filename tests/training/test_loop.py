@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import math
 import os
@@ -508,6 +509,34 @@ def test_a_run_whose_state_is_damaged_goes_on_from_the_one_before(tmp_path: Path
     whole, _ = train(tmp_path / "whole")
     state = stopped(tmp_path / "parts")
     state.write_bytes(state.read_bytes()[:-200])
+    resumed, _ = train(tmp_path / "parts")
+    assert same(whole.state_dict(), resumed.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("reader", "error"),
+    [
+        ((Path, "read_bytes"), OSError(errno.ESTALE, "stale")),
+        ((torch, "load"), torch.OutOfMemoryError("CUDA out of memory")),
+        ((torch.optim.SGD, "load_state_dict"), torch.OutOfMemoryError("CUDA out of memory")),
+        ((torch, "load"), MemoryError()),
+    ],
+)
+def test_a_state_that_cannot_be_read_for_a_moment_is_kept(
+    tmp_path: Path, reader: tuple[Any, str], error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = train(tmp_path / "whole")
+    state = stopped(tmp_path / "parts")
+    content = state.read_bytes()
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(*reader, fail)
+    with pytest.raises(type(error)):
+        train(tmp_path / "parts")
+    monkeypatch.undo()
+    assert state.read_bytes() == content
     resumed, _ = train(tmp_path / "parts")
     assert same(whole.state_dict(), resumed.state_dict())
 

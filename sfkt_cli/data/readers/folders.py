@@ -35,8 +35,8 @@ from sfkt_cli.data.decode import SUFFIXES, tell_unread
 from sfkt_cli.data.records import Archive, FileLoader, Record, collect, image_names, nfc
 from sfkt_cli.data.sanity import check_targets
 from sfkt_cli.data.sensor import sensor_of_config
+from sfkt_cli.data.text_files import csv_rows, lines_of
 from sfkt_cli.errors import DataError
-from sfkt_cli.files import csv_rows, lines_of
 from sfkt_cli.settings.config import Config
 
 _ADVICE = tree_drawn_in(__doc__)
