@@ -39,7 +39,7 @@ from sfkt_cli.methods import label_free
 from sfkt_cli.models.classifier import freeze
 from sfkt_cli.models.saving import classifier_of, load_model, save_model
 from sfkt_cli.settings.config import Config, RuntimeConfig, as_dict, fixed_batch_size
-from sfkt_cli.settings.runs import Run, main_student
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import Stage
 from sfkt_cli.training.batches import divide_pairs
 from sfkt_cli.training.predicting import View
@@ -61,7 +61,7 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
     Raises:
         ConfigError: The report's suffix is none of these.
         RunError: prepare or source has not been run.
-        DataError: A store or a model is missing, damaged, or of another run.
+        DataError: A store or a model is missing or damaged, or the source model has other classes.
     """
     if report is not None:
         check_suffix(report)
@@ -94,16 +94,16 @@ def inputs_of(config: Config, run: Run, transfer: Store, test: Store) -> dict[st
     """Digests of all that a report is made from.
 
     Raises:
-        DataError: A model is missing or damaged, or the student's list of labels is.
+        DataError: A model is missing or damaged, or a list of labels is.
     """
     models = model_digests(run)
     inputs = {store.path.name: store.digest for store in (transfer, test)} | models
     for stage in models:  # figures of a training that gave the same weights, such as its seconds
         inputs[f"{stage}/done.json"] = sha256_file(run.path(stage, "done.json"))
-    student = main_student(finished_methods(run), config.transfer.method)
     labelled = test.count("labels") or (test.count("test") and "test/label" in test)
-    if student and not labelled and (own := read_own_labels(path := list_to_label(run, student))):
-        inputs[path.name] = sha256_json(own)
+    for student in () if labelled else finished_methods(run):
+        if own := read_own_labels(path := list_to_label(run, student)):
+            inputs[path.name] = sha256_json(own)
     if config.evaluate.oracle:
         recipe = {
             "seed": config.seed,

@@ -404,20 +404,15 @@ def _sensor(run: Run, folder: Path, student: Saved) -> Sensor:
     Files are compared and calibrated on them.
     """
     sensor = sensor_of(folder, student, student.encoding_of("transfer"))
-    prepared = replace(prepared_sensor(run), max_pixels=sensor.max_pixels)
+    prepared = prepared_sensor(run)
     if not sensor.dtype:  # an earlier version noted neither the type nor, of most data, what it is
         sensor = replace(sensor, dtype=prepared.dtype)
         if sensor.modality == "other" and not prepared.missing:
             sensor = replace(sensor, modality=prepared.modality)
-    changed = [
-        f"{name} {getattr(sensor, name)!r} (now {value!r})"
-        for name, value in asdict(prepared).items()
-        if getattr(sensor, name) != value
-    ]
-    if changed:
+    if changed := sensor.changes(prepared):
         raise RunError(
             f"{folder} was trained on other images than {run.transfer_store} holds now: "
-            f"{', '.join(changed)}; train it on these with `sfkt transfer --method {folder.name} "
+            f"{changed}; train it on these with `sfkt transfer --method {folder.name} "
             "--force`, or prepare them as they were"
         )
     return sensor

@@ -1,7 +1,7 @@
 import csv
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from filelock import FileLock
 
 from sfkt_cli.data.images import as_rgb, encode
+from sfkt_cli.data.sensor import prepared_sensor
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.errors import ConfigError, DataError, RunError
@@ -19,17 +20,21 @@ from sfkt_cli.evaluation.models import Predictor, load_models, predictors_of
 from sfkt_cli.evaluation.predictions import Evaluation, Outcome, add_ensemble
 from sfkt_cli.evaluation.sections import headline, thresholds
 from sfkt_cli.files import write_record
-from sfkt_cli.models.saving import classifier_of, load_model
+from sfkt_cli.models.classifier import Classifier
+from sfkt_cli.models.saving import classifier_of, load_model, save_model
 from sfkt_cli.scores import geometric_mean
-from sfkt_cli.settings.config import RuntimeConfig, build
+from sfkt_cli.settings.config import Config, RuntimeConfig, build
 from sfkt_cli.settings.runs import Run
+from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages.evaluate import evaluate, measuring_runtime
 from sfkt_cli.student import find_student
 from sfkt_cli.training.predicting import View, adapt_batch_norms, predict_rows
 from sfkt_cli.training.runtime import make_runtime
 from tests.stages.evaluation_runs import (
+    ARCHITECTURE,
     CLASSES,
     ENCODING,
+    SIZE,
     finish,
     images,
     make_run,
@@ -211,6 +216,35 @@ def test_models_are_compared_on_the_main_students_encoding(tmp_path: Path) -> No
     assert models.encoding(settings(), store) == ENCODING
     alone = replace(models, students={"shot": models.students["shot"]})
     assert alone.encoding(settings(), store).high == 9000.0
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [{"classes": CLASSES[::-1]}, {"classes": [*CLASSES, "lamp"]}, {"image_size": 2 * SIZE}],
+    ids=str,
+)
+def test_a_student_that_does_not_fit_is_left_out_and_named(
+    change: dict[str, Any], labelled: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as after another source model, or after `sfkt prepare --force`."""
+    run = make_run(tmp_path / "run", "tgkt", "shot", labelled=labelled)
+    sensor = asdict(prepared_sensor(run))
+    for method, other in (("tgkt", {}), ("shot", change)):
+        classes = other.get("classes", CLASSES)
+        architecture = ARCHITECTURE | {"classes": len(classes)}
+        save_model(
+            Stage(method, run.path("transfer", method), Config(), {}), Classifier(**architecture),
+            kind="classifier", architecture=architecture, classes=classes, encoding=ENCODING,
+            sensor=sensor | {k: v for k, v in other.items() if k in sensor},
+        )  # fmt: skip
+    evaluate(settings(oracle=False, pictures=False), run)
+    methods = run.record("evaluate")["methods"]
+    assert "tgkt" in methods
+    assert "shot" not in methods
+    told = " ".join(capsys.readouterr().err.split())
+    assert "shot is left out" in told
+    assert "`sfkt transfer --method shot --force`" in told
 
 
 def test_weights_that_were_not_kept_are_not_described(tmp_path: Path) -> None:
