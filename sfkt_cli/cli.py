@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 from sfkt_cli import __version__
 from sfkt_cli.console import event, outlets, output, tell, warn
 from sfkt_cli.errors import Interrupted, explain, on_stop
-from sfkt_cli.methods import METHODS
+from sfkt_cli.methods import ENCODED, METHODS
 from sfkt_cli.settings.options import FINISHED, SETTINGS, STAGE, TRAINING, Options, shared_options
 
 
@@ -111,6 +111,15 @@ Method = Annotated[
     Option(
         help=f"Transfer method: {', '.join(METHODS)}; default: the setting transfer.method.",
         autocompletion=lambda: [*METHODS],
+    ),
+]
+Shipped = Annotated[
+    str | None,
+    Option(
+        "--method",
+        help=f"Student of this method: {', '.join(METHODS)}; or {ENCODED}: the source model with "
+        "the student's encoding. Default: the setting transfer.method.",
+        autocompletion=lambda: [*METHODS, ENCODED],
     ),
 ]
 Sensor = Annotated[str | None, Option(help="SUN RGB-D: kv1, kv2, realsense or xtion.")]
@@ -259,7 +268,7 @@ def benchmark(
 @shared_options(*FINISHED, "force")
 def export(
     options: Options,
-    method: Method = None,
+    method: Shipped = None,
     formats: Annotated[
         list[str] | None,
         Option("--format", help="onnx, pt2 or safetensors; default: all that can be written here."),
@@ -335,7 +344,7 @@ def predict(
             "predictions.csv, or stream.csv for watched folders and cameras."
         ),
     ] = None,
-    method: Method = None,
+    method: Shipped = None,
     model: Annotated[
         Path | None,
         Option(help="Exported student (folder or ONNX file) to use instead of a run's."),

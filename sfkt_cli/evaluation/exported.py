@@ -8,7 +8,7 @@ import csv
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,9 @@ from sfkt_cli.data.grid import Fit, place_targets
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.errors import RunError, installed
-from sfkt_cli.evaluation.models import model_digests
+from sfkt_cli.evaluation.models import evaluated
 from sfkt_cli.evaluation.report import (
     Line,
-    Results,
     Row,
     Section,
     amount,
@@ -39,6 +38,7 @@ from sfkt_cli.evaluation.report import (
 )
 from sfkt_cli.evaluation.verdict import counted
 from sfkt_cli.machine import processor
+from sfkt_cli.methods import ENCODED
 from sfkt_cli.models.graph_files import Predict, open_graph, open_onnx
 from sfkt_cli.models.saving import Saved
 from sfkt_cli.settings.runs import Run
@@ -99,8 +99,7 @@ WEIGHTS = """\
 The folders hold weights, each with the card that describes them. `sfkt` loads `student`, which
 takes raw images of the sensor. It is {student}"""
 TRANSFERRED = "the transferred classifier."
-UNTOUCHED = """the RGB model with its own weights: the transferred classifier was
-judged worse, and was not kept."""
+UNTOUCHED = "the RGB model with its own weights, not the transferred classifier."
 BRIDGED = """
 `bridged-source.*` is the translator in front of the untouched RGB model, with the same input and
 outputs."""
@@ -377,8 +376,10 @@ def model_card(
     ``images`` are those that the exported ``files`` take, of which the student's come first, and
     ``measured`` is what was found out about them.
     """
-    results = _results(run, method)
-    rows = [row for row in results.rows if row.method in (method, "bridge-only")] if results else []
+    told = evaluated(run, method)
+    results = read_results(run) if told else None
+    shown = (method, ENCODED, "bridge-only")
+    rows = [row for row in results.rows if row.method in shown] if results else []
     dataset = results.dataset if results else run.record("prepare")["settings"].get("dataset", "")
     front = {
         "library_name": "sfkt",
@@ -386,11 +387,16 @@ def model_card(
         "tags": ["source-free", "cross-modal", sensor.modality, method],
         **({"model-index": [_index(method, dataset, rows)]} if rows else {}),
     }
-    none = "Not evaluated: sfkt evaluate does it where some target images have labels."
-    accuracies = table_of("Results", rows, _result, left=2) if rows else Section("Results", (none,))
+    sentence = "" if rows else "No accuracy is known: no target image has a label."
+    if told.get("main") == method:
+        sentence = told["headline"]
+    elif not told:
+        sentence = "Not evaluated: sfkt evaluate does it where some target images have labels."
+    accuracies = table_of("Results", rows, _result, left=2)
+    accuracies = replace(accuracies, text=tuple(filter(None, [sentence])))
     file = next(iter(files), "student")
     bridged = any(name.startswith("bridged-source") for name in files)
-    untouched = run.record(f"transfer/{method}").get("untouched_kept")
+    untouched = method == ENCODED or run.record(f"transfer/{method}").get("untouched_kept")
     interface = GRAPHS + BRIDGED * bridged if files else WEIGHTS
     shape = ", ".join(map(str, images.shape))
     taken = f"{images.dtype}, ({images.batch or 'batch'}, {shape}), {sensor.meaning}"
@@ -412,17 +418,6 @@ def model_card(
         temperature=student.card.temperature,
         not_bridged=" Those of `bridged-source.*` do not." * bridged,
     )
-
-
-def _results(run: Run, method: str) -> Results | None:
-    """The results of evaluate for these very models; nothing if the models are newer."""
-    if not run.has("evaluate"):
-        return None
-    used, now = run.record("evaluate").get("inputs", {}), model_digests(run)
-    same = all(
-        used.get(name) == now.get(name) for name in ("source", "bridge", f"transfer/{method}")
-    )
-    return read_results(run) if same else None
 
 
 def _index(method: str, dataset: str, rows: Sequence[Row]) -> dict[str, Any]:

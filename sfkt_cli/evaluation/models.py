@@ -14,6 +14,7 @@ from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
 from sfkt_cli.data.sensor import Sensor, prepared_sensor
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import DataError
+from sfkt_cli.methods import ENCODED
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import (
     CARD,
@@ -224,6 +225,17 @@ def outdated_student(run: Run, method: str) -> str | None:
     except DataError:
         return None
     return outdated(f"transfer --method {method}", record, digests)
+
+
+def evaluated(run: Run, method: str) -> dict[str, Any]:
+    """The done.json of `evaluate` if it measured a method's models as they are now; else empty.
+
+    Raises RunError if an output of a finished stage is missing, and DataError if one is damaged.
+    """
+    record, now = run.record("evaluate") if run.has("evaluate") else {}, model_digests(run)
+    used = record.get("inputs", {})
+    names = now if method == ENCODED else ("source", "bridge", f"transfer/{method}")
+    return record if all(used.get(name) == now.get(name) for name in names) else {}
 
 
 def weights_kept(record: Mapping[str, Any]) -> bool:

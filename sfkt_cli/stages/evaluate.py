@@ -194,7 +194,9 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, test: Store) 
         write_text(stage.folder / name, text)
     path, to_label = evaluation.list_to_label, images_to_label(evaluation, judged)
     stage.finish(
+        main=evaluation.main_method,
         headline=answer.text,
+        tone=answer.tone,
         verdict=judged and judged.sentence,
         to_label={"name": path.name, "images": to_label} if path and to_label else None,
         methods=list(outcomes),
