@@ -82,14 +82,16 @@ Data set {data}.
 ## Limits
 
 - Trained without labels of this sensor. It knows what the RGB source model knew, errors included.
-- Valid for this sensor at these settings: another depth range, resolution or mounting needs a new
-  `sfkt transfer`.
-- Probabilities are not calibrated on labelled data. Those of the student come from logits that are
-  divided by {temperature:.4g}, a temperature that was fitted without labels.{not_bridged}
+- Valid for this sensor at these settings: another range of values, resolution or mounting needs a
+  new `sfkt transfer`.
+- {calibration}
   Look at the report before you set thresholds.
 - Every image is given one of the classes above, also when it shows none of them.
 """
 """README.md of an export."""
+CALIBRATED = """\
+Probabilities are not calibrated on labelled data. Those of the student come from logits that are
+  divided by {:.4g}, a temperature that was fitted without labels."""
 GRAPHS = """\
 Input `images`: {images}.
 Outputs: `logits` and `probabilities`, (batch, classes). Encoding and normalisation are
@@ -397,13 +399,21 @@ def model_card(
     file = next(iter(files), "student")
     bridged = any(name.startswith("bridged-source") for name in files)
     untouched = method == ENCODED or run.record(f"transfer/{method}").get("untouched_kept")
+    temperature = student.card.temperature
+    calibration = "Probabilities are not calibrated."
+    if temperature != 1:
+        not_bridged = " Those of `bridged-source.*` do not." * bridged
+        calibration = CALIBRATED.format(temperature) + not_bridged
     interface = GRAPHS + BRIDGED * bridged if files else WEIGHTS
     shape = ", ".join(map(str, images.shape))
     taken = f"{images.dtype}, ({images.batch or 'batch'}, {shape}), {sensor.meaning}"
     names, one = json.dumps(student.card.classes), f"({images.batch or 1}, {shape})"
     template = CODE[Path(file).suffix]
-    if file.endswith("-fp16.onnx"):
+    halved = next((name for name in files if name.endswith("-fp16.onnx")), None)
+    if file == halved:
         template = template.replace('session = onnxruntime.InferenceSession("{file}")', OPEN)
+    elif halved:
+        template += f"\n\n# Files in fp16:\n{OPEN.replace('{file}', halved)}"
     return CARD.format(
         front=yaml.safe_dump(front).rstrip(),
         modality=sensor.modality,
@@ -415,8 +425,7 @@ def model_card(
         measured="\n\n".join(
             part for section in (accuracies, *measured) for part in markdown_section(section)
         ),
-        temperature=student.card.temperature,
-        not_bridged=" Those of `bridged-source.*` do not." * bridged,
+        calibration=calibration,
     )
 
 

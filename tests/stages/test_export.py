@@ -22,7 +22,7 @@ import yaml
 
 import sfkt_cli
 from sfkt_cli.data.grid import Fit, fit_target
-from sfkt_cli.data.sensor import Sensor
+from sfkt_cli.data.sensor import Sensor, prepared_sensor
 from sfkt_cli.data.store import open_store, spread
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.evaluation import exported as files
@@ -200,7 +200,8 @@ def test_the_model_card_describes_what_is_there(bridge: bool, tmp_path: Path) ->
         card = run.path("export/README.md").read_text()
         assert ("bridged-source" in card) == bridge
         assert ("the RGB model with its own weights" in card) == kept
-        assert "divided by 1, a temperature" in card
+        assert "Probabilities are not calibrated." in card
+        assert "depth range" not in card
         assert "model.json" not in card
         assert "{" not in card.split("```")[0]
     if bridge:
@@ -210,6 +211,18 @@ def test_the_model_card_describes_what_is_there(bridge: bool, tmp_path: Path) ->
             session = open_session(run.path(f"export/{name}.onnx").read_bytes())
             told = session.get_modelmeta().custom_metadata_map["classes"]
             assert json.loads(told) == classes
+
+
+@pytest.mark.parametrize("names", ["student", "student student-fp16", "student-fp16"])
+def test_the_model_card_opens_files_in_fp16_as_they_must_be(names: str, untrained_run: Run) -> None:
+    store, sensor = open_store(untrained_run.transfer_store), prepared_sensor(untrained_run)
+    ids, written = store.strings("target/id"), [f"{name}.onnx" for name in names.split()]
+    images = files.TargetImages(store["target/target"], ids, (16, 16), "crop", "uint16", None)
+    student = load_model(untrained_run.path("transfer/tgkt"))
+    card = files.model_card(untrained_run, "tgkt", student, sensor, images, written, [])
+    assert ("ORT_ENABLE_EXTENDED" in card) == ("fp16" in names)
+    assert all(f'InferenceSession("{name}"' in card for name in written)
+    compile(card.split("```python")[1].split("```")[0], "README.md", "exec")
 
 
 @pytest.mark.parametrize("kind", ["pt2", "safetensors"])
