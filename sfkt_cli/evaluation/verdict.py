@@ -183,7 +183,7 @@ def advice(
 
 def _keep(encoding: str) -> str:
     return (
-        f"keep your RGB model with the encoding {encoding}, which `sfkt export --method {ENCODED}` "
+        f"keep your RGB model with the encoding {encoding}, which sfkt export --method {ENCODED} "
         "writes."
     )
 
