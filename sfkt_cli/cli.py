@@ -213,8 +213,13 @@ def evaluate(
         Path | None,
         Option(help="Also write the report here; the suffix (md, html, json, tex) is its format."),
     ] = None,
+    method: Method = None,
 ) -> Result:
-    """Measure every model of the run; write tables and pictures."""
+    """Measure every model of the run; write tables and pictures.
+
+    The student of the method is the one that is judged.
+    """
+    options = options.with_flags({"transfer.method": method})
     if options.dry_run:
         from sfkt_cli.dry_run import dry_run
 

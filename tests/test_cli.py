@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from sfkt_cli import cli
 from sfkt_cli.cli import app, config_app, main
 from sfkt_cli.errors import ConfigError, Interrupted, explain
+from sfkt_cli.evaluation.labelled import list_to_label
 from sfkt_cli.files import write_record, write_settings
 from sfkt_cli.methods import METHODS
 from sfkt_cli.pipeline import resolve_and_remember
@@ -27,6 +28,7 @@ from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import find_run, origins, remember_run, resolve
 from sfkt_cli.settings.runs import Run
+from tests.stages.evaluation_runs import make_run
 
 ROOT = Path(__file__).parents[1]
 TINY = """
@@ -213,6 +215,17 @@ def test_run_does_all_stages_and_leaves_out_the_finished_ones(
     assert sfkt("bridge", "--set", "bridge.epochs=2") == 1
     assert "bridge.epochs: was 1, now 2" in capsys.readouterr().err
     assert sfkt("bridge", "--set", "bridge.epochs=2", "--force") == 0
+
+
+def test_evaluate_judges_the_student_that_it_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(Path("made"), "tgkt", "shot", labelled=False)
+    for method in ("shot", "tgkt"):
+        assert sfkt("evaluate", "--run", "made", "--method", method) == 0
+        assert f"images on which the student {method} and your RGB model differ" in " ".join(
+            capsys.readouterr().err.split()
+        )
+        assert list_to_label(run, method).is_file()
+    assert sfkt("evaluate", "--run", "made", "--method", "shott") == 1
 
 
 def test_bridge_runs_source_first_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,7 +82,7 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
     if report is not None:
         copy_report(run.output("evaluate", COPIES[report.suffix.lower()]), report)
     if record.get("to_label"):
-        _ask_for_labels(run, **record["to_label"])
+        _ask_for_labels(run, record.get("main", ""), **record["to_label"])
 
 
 def open_stores(run: Run) -> tuple[Store, Store]:
@@ -203,7 +203,7 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, test: Store) 
     )
 
 
-def _ask_for_labels(run: Run, name: str, images: list[str]) -> None:
+def _ask_for_labels(run: Run, method: str, name: str, images: list[str]) -> None:
     """Say which images to label, unless some are; their list is written where it is not there."""
     path = run.path(name)
     if read_own_labels(path):
@@ -211,9 +211,9 @@ def _ask_for_labels(run: Run, name: str, images: list[str]) -> None:
     if not path.is_file():
         write_text(path, to_csv(("name", "label"), [(image, "") for image in images], "name"))
     say(
-        f"evaluate: {path} lists images on which the student and your RGB model differ: write the "
-        "class behind each name, nothing where it shows none of them, and run `sfkt evaluate` "
-        "again once you have looked at all of them"
+        f"evaluate: {path} lists images on which the student {method} and your RGB model differ: "
+        "write the class behind each name, nothing where it shows none of them, and run `sfkt "
+        "evaluate` again once you have looked at all of them"
     )
 
 

@@ -148,8 +148,8 @@ def transfer(config: Config, run: Run) -> None:
         )
         if word == "cannot tell" and len(rows_to_label(ours, before, groups, seed=config.seed)):
             told += (
-                f" Run `sfkt evaluate`. If you have no labels, it lists up to {TO_LABEL} images to "
-                "label."
+                f" Run `sfkt evaluate --method {method}`. If you have no labels, it lists up to "
+                f"{TO_LABEL} images to label."
             )
         say(f"{method}: {told}")
 

@@ -481,7 +481,7 @@ def test_a_few_labels_of_the_user_decide(
     run = make_run(tmp_path, "tgkt", labelled=False)
     evaluate(settings(pictures=False), run)
     told = " ".join(capsys.readouterr().err.split())
-    assert "lists images on which the student and your RGB model differ" in told
+    assert "lists images on which the student tgkt and your RGB model differ" in told
     assert "Run `sfkt evaluate`." not in run.record("evaluate")["headline"], "it runs"
     report = run.path("evaluate", "report.md").read_text(encoding="utf-8")
     assert "Label the whole list before" in report
