@@ -439,6 +439,9 @@ def test_without_labels_there_is_no_accuracy(tmp_path: Path) -> None:
     assert _results(run)["rows"] == []
     text = run.path("evaluate", "report.md").read_text(encoding="utf-8")
     assert "test.h5 holds no labels" in text
+    first = text.partition("\n## ")[0]
+    assert "RGB model, encoded" in first, "what the student is compared with"
+    assert "RGB model " not in first.partition("RGB partner: ")[2]
     assert "TI agreement %" in text
     tables = run.path("evaluate", "report.tex").read_text(encoding="utf-8")
     assert r"TI agreement \%" in tables
