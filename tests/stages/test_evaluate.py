@@ -15,7 +15,7 @@ from sfkt_cli.data.sensor import prepared_sensor
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.errors import ConfigError, DataError, RunError
-from sfkt_cli.evaluation.labelled import LISTS, list_to_label, read_splits
+from sfkt_cli.evaluation.labelled import LISTS, list_to_label, match_own_labels, read_splits
 from sfkt_cli.evaluation.models import Predictor, load_models, predictors_of
 from sfkt_cli.evaluation.predictions import Evaluation, Outcome, add_ensemble
 from sfkt_cli.evaluation.sections import headline, thresholds
@@ -523,7 +523,8 @@ def test_a_few_labels_of_the_user_decide(
         ("name,label\ntarget-0,disc\ntarget-0,=cross\n", "target-0 has the labels disc, =cross"),
         ("image,label\ntarget-0,disc\n", "columns image, label, expected name, label"),
         ("name,label\ntarget-0\n", "line 2: 1 columns, the first line has 2"),
-        ("name,label\ntarget-0,\xe9\n", "save it as UTF-8"),
+        ("name,label\ntarget-0,\xe9\n", "is not in UTF-8: save it as UTF-8"),
+        ("name,label\n".encode("utf-16").decode("latin-1"), "is not in UTF-8: save it as UTF-8"),
     ],
 )
 def test_wrong_labels_of_the_user_are_refused(tmp_path: Path, text: str, told: str) -> None:
@@ -534,6 +535,15 @@ def test_wrong_labels_of_the_user_are_refused(tmp_path: Path, text: str, told: s
     assert _list(run).name in str(error.value)
     assert _list(run).read_text(encoding="latin-1") == text
     assert not run.path("evaluate", "done.json").exists()
+
+
+def test_labels_in_other_capitals_count_where_one_class_is_meant(tmp_path: Path) -> None:
+    split = _evaluation(make_run(tmp_path, labelled=False)).splits["target"]
+    own = {"target-3": "MUG", "target-5": "cup"}
+    rows, labels = match_own_labels(Path("list.csv"), own, split, ["Cup", "Mug", "cup"])
+    assert (rows.tolist(), labels.tolist()) == ([3, 5], [1, 2])
+    with pytest.raises(DataError, match="target-4 has the label 'CUP', expected one of Cup, Mug"):
+        match_own_labels(Path("list.csv"), {"target-4": "CUP"}, split, ["Cup", "Mug", "cup"])
 
 
 def test_labels_for_one_student_do_not_judge_the_next(
