@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sfkt_cli.console import warn
 from sfkt_cli.errors import ConfigError, DataError, first_line
 from sfkt_cli.files import require_file, sha256_file
 from sfkt_cli.models.backbones import IMAGENET, SIDE_HEADS, normalisation_of
@@ -181,6 +182,12 @@ def _from_onnx(settings: SourceConfig, path: Path, size: int) -> Imported:
             f"torchvision with transform_input, {IMAGENET[0]} and {IMAGENET[1]}"
         )
     architecture, remark = architecture_of(settings, "onnx", len(onnx_model.weight))
+    if f"weights of {settings.backbone}" in remark:
+        warn(
+            f"{path}: images are normalised as source.backbone = {settings.backbone!r} wants them: "
+            "if that is left over from an earlier start, add --set source.backbone=small, or set "
+            "source.mean and source.std"
+        )
     architecture["graph"] = onnx_model.graph
     model = Classifier(**architecture)
     model.backbone.load_state_dict(onnx_model.network.state_dict())
