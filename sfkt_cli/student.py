@@ -41,6 +41,13 @@ class Prediction:
     ranked: tuple[tuple[str, float], ...]  # all classes with theirs, the most probable first
     warning: str = ""  # why the image may not come from the sensor; empty if nothing looks wrong
 
+    @property
+    def shown(self) -> str:
+        """For people: ``mug 93%``, or ``unknown (mug 40%)`` where that is not taken for true."""
+        best, probability = self.ranked[0]
+        text = f"{best} {probability:.0%}"
+        return text if self.label == best else f"{self.label} ({text})"
+
 
 class Student(nn.Module):
     """A classifier for the target sensor, ready to use."""
@@ -241,7 +248,8 @@ def find_student(path: Path, method: str | None = None, default_method: str = "t
     if not path.is_dir():
         raise RunError(
             f"{path} {'is a file' if path.exists() else 'does not exist'}: give a run such as "
-            "runs/synthetic, or the folder or .onnx file that `sfkt export` wrote"
+            "runs/synthetic, or the folder that `sfkt export` wrote (`sfkt predict --model` also "
+            "takes the .onnx files in it)"
         )
     run = Run(path)
     done = run.methods()
