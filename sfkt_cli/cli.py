@@ -358,7 +358,10 @@ def predict(
     threshold: Annotated[
         float,
         Option(
-            min=0, max=1, help="Call less probable classes, and images with a warning, unknown."
+            min=0,
+            max=1,
+            help="Call less probable classes, and images with a warning, unknown; rows keep the "
+            "probability of the class that is hidden.",
         ),
     ] = 0.0,
     save_images: Annotated[
@@ -417,13 +420,13 @@ def inspect(
 @app.command(epilog="Example: sfkt classes sun-rgbd --root ~/SUNRGBD")
 @shared_options("config", "assignments")
 def classes(options: Options, name: DatasetName = None, root: Root = None) -> Result:
-    """List the classes of an archive and what they are used for."""
+    """List the classes of an archive, or of the run used last, and what they are used for."""
     from sfkt_cli.data.readers import read_archive
     from sfkt_cli.data.splits import list_class_rows
-    from sfkt_cli.settings.resolve import resolve
+    from sfkt_cli.settings.resolve import has_run, resolve
 
     options = options.with_flags({"dataset": name, "prepare.root": root})
-    config = resolve(options, "prepare", new_run=True).config
+    config = resolve(options, "prepare", new_run=not has_run(options)).config
     rows = list_class_rows(config.classes, read_archive(config), config.source.classes)
     output("role\timages\tpairs\tgroups\tclass")
     for row in rows:

@@ -28,6 +28,7 @@ from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import find_run, origins, remember_run, resolve
 from sfkt_cli.settings.runs import Run
+from tests.data.make_archives import folders
 from tests.stages.evaluation_runs import make_run
 
 ROOT = Path(__file__).parents[1]
@@ -443,6 +444,20 @@ def test_the_run_used_last_is_left_for_another_data_set() -> None:
     for dataset, folder in (("synthetic", "runs/mine"), ("nyu-depth", "runs/nyu-depth")):
         options = Options(assignments=[f"dataset={dataset}"])
         assert resolve(options, "bridge").run.folder == Path(folder)
+
+
+def test_the_demo_is_told_from_the_run_used_last(capsys: pytest.CaptureFixture[str]) -> None:
+    folders(Path("data"))
+    Path("runs/mine/prepare").mkdir(parents=True)
+    write_record(Path("runs/mine/prepare/done.json"), {"stage": "prepare", "settings": {}})
+    write_settings(Path("runs/mine/prepare/config.yaml"), "dataset: folders\nprepare: {root: data}")
+    remember_run(Run(Path("runs/mine")))
+    assert sfkt("classes") == 0
+    assert "\tpot" in capsys.readouterr().out
+    Path("runs/synthetic").touch()  # nothing can be written there
+    for more, told in (((), True), (("--set", "dataset=synthetic"), False)):
+        assert sfkt("run", *more) == 1
+        assert ("add --run runs/mine" in capsys.readouterr().err) == told
 
 
 def test_paths_of_options_may_begin_at_home(
