@@ -156,7 +156,8 @@ def _tell(scores: Mapping[str, float], untouched: float, *, kept: bool) -> None:
     if not kept:
         warn(
             "the translator does not help the source model to see more in target images, so "
-            "the encoded images are used without it; more TI pairs or more epochs may help "
+            "the encoded images are used without it, and bridge/images shows these; more TI pairs "
+            "or more epochs may help "
             "(bridge.keep_untouched=false keeps the translator)"
         )
 
