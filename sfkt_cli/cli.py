@@ -420,7 +420,10 @@ def inspect(
 @app.command(epilog="Example: sfkt classes sun-rgbd --root ~/SUNRGBD")
 @shared_options("config", "assignments")
 def classes(options: Options, name: DatasetName = None, root: Root = None) -> Result:
-    """List the classes of an archive, or of the run used last, and what they are used for."""
+    """List the classes of an archive and what they are used for.
+
+    Without a name it is the archive of the run used last.
+    """
     from sfkt_cli.data.readers import read_archive
     from sfkt_cli.data.splits import list_class_rows
     from sfkt_cli.settings.resolve import has_run, resolve
