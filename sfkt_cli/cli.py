@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 from sfkt_cli import __version__
 from sfkt_cli.console import event, outlets, output, tell, warn
 from sfkt_cli.errors import Interrupted, explain, on_stop
-from sfkt_cli.methods import METHODS
+from sfkt_cli.methods import ENCODED, METHODS
 from sfkt_cli.settings.options import FINISHED, SETTINGS, STAGE, TRAINING, Options, shared_options
 
 
@@ -111,6 +111,15 @@ MethodOption = Annotated[
     Option(
         help=f"Transfer method: {', '.join(METHODS)}; default: the setting transfer.method.",
         autocompletion=lambda: [*METHODS],
+    ),
+]
+ShippedOption = Annotated[
+    str | None,
+    Option(
+        "--method",
+        help=f"Student of this method: {', '.join(METHODS)}; or {ENCODED}: the source model with "
+        "the student's encoding. Default: the setting transfer.method.",
+        autocompletion=lambda: [*METHODS, ENCODED],
     ),
 ]
 SensorOption = Annotated[str | None, Option(help="SUN RGB-D: kv1, kv2, realsense or xtion.")]
@@ -204,8 +213,13 @@ def evaluate(
         Path | None,
         Option(help="Also write the report here; the suffix (md, html, json, tex) is its format."),
     ] = None,
+    method: MethodOption = None,
 ) -> Result:
-    """Measure every model of the run; write tables and pictures."""
+    """Measure every model of the run; write tables and pictures.
+
+    The student of the method is the one that is judged.
+    """
+    options = options.with_flags({"transfer.method": method})
     if options.dry_run:
         from sfkt_cli.dry_run import dry_run
 
@@ -262,7 +276,7 @@ def benchmark(
 @shared_options(*FINISHED, "force")
 def export(
     options: Options,
-    method: MethodOption = None,
+    method: ShippedOption = None,
     formats: Annotated[
         list[str] | None,
         Option("--format", help="onnx, pt2 or safetensors; default: all that can be written here."),
@@ -338,7 +352,7 @@ def predict(
             "predictions.csv, or stream.csv for watched folders and cameras."
         ),
     ] = None,
-    method: MethodOption = None,
+    method: ShippedOption = None,
     model: Annotated[
         Path | None,
         Option(help="Exported student (folder or ONNX file) to use instead of a run's."),
@@ -347,7 +361,10 @@ def predict(
     threshold: Annotated[
         float,
         Option(
-            min=0, max=1, help="Call less probable classes, and images with a warning, unknown."
+            min=0,
+            max=1,
+            help="Call less probable classes, and images with a warning, unknown; rows keep the "
+            "probability of the class that is hidden.",
         ),
     ] = 0.0,
     save_images: Annotated[
@@ -406,13 +423,16 @@ def inspect(
 @app.command(epilog="Example: sfkt classes sun-rgbd --root ~/SUNRGBD")
 @shared_options("config", "assignments")
 def classes(options: Options, name: DatasetArgument = None, root: Root = None) -> Result:
-    """List the classes of an archive and what they are used for."""
+    """List the classes of an archive and what they are used for.
+
+    Without a name, it is the archive of the last run.
+    """
     from sfkt_cli.data.readers import read_archive
     from sfkt_cli.data.splits import list_class_rows
-    from sfkt_cli.settings.resolve import resolve
+    from sfkt_cli.settings.resolve import has_run, resolve
 
     options = options.with_flags({"dataset": name, "prepare.root": root})
-    config = resolve(options, "prepare", new_run=True).config
+    config = resolve(options, "prepare", new_run=not has_run(options)).config
     rows = list_class_rows(config.classes, read_archive(config), config.source.classes)
     output("role\timages\tpairs\tgroups\tclass")
     for row in rows:

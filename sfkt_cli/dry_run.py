@@ -114,7 +114,7 @@ def _try_training(name: str, config: Config, run: Run) -> dict[str, Any]:
     notes = [shared] * (count > 1) + [scaled] * figures.scaled + [begun] * unfinished
     does = (
         f"trains {figures.trained:,} of {figures.parameters:,} parameters in {figures.epochs} "
-        f"epochs of {figures.steps} steps of {figures.images} images"
+        f"epoch{'s'[: figures.epochs != 1]} of {figures.steps} steps of {figures.images} images"
     )
     takes = (
         f"{figures.step_s:.3g} s a step (tried), {duration(figures.epoch_s)} an epoch for scores "

@@ -20,6 +20,7 @@ from sfkt_cli.settings.config import (
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import (
     Settings,
+    find_run,
     has_run,
     remember_run,
     resolve,
@@ -146,6 +147,11 @@ def run_benchmark(
 
 def run_all(options: Options) -> dict[str, Any]:
     """Run every stage in order; finished ones say so and are left out. Tells what came of it."""
+    if "dataset" not in merge(*typed_settings(options).values()) and has_run(options):
+        demo = resolve(options, "prepare", new_run=True)
+        last = find_run(options, None, new_run=False).folder
+        if last != demo.run.folder and Run(last).finished("prepare"):
+            say(f"run: the built-in demo, in {demo.run.folder}; for {last} add --run {last}")
     run = run_prepare(options)
     options = replace(options, run=run.folder)
     if not has_pairs(run):

@@ -104,7 +104,7 @@ class RowWriter:
         self._unwritten.append(text.removeprefix(self._header))
         if self._at_once:
             self._write()
-        return f"{rows[-1][1].label} {rows[-1][1].probability:.0%}" if self._at_once else ""
+        return rows[-1][1].shown if self._at_once else ""
 
     def _write(self) -> None:
         """Write what is not written yet; the first rows take the place of another file."""

@@ -3,6 +3,7 @@
 The module also runs a student that was exported to ONNX, for ``sfkt predict --model FILE``.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from sfkt_cli.console import warn
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.data.sensor import Sensor, doubt
 from sfkt_cli.errors import DataError, RunError, first_line, need
-from sfkt_cli.evaluation.models import outdated_student
+from sfkt_cli.evaluation.models import evaluated, outdated_student
+from sfkt_cli.methods import ENCODED, METHODS
 from sfkt_cli.models.onnx_files import open_session, refuse_what_is_elsewhere
 from sfkt_cli.models.saving import CARD, Saved, load_model
 from sfkt_cli.settings.runs import Run, main_student
@@ -34,6 +36,13 @@ class Prediction:
     probability: float  # its probability
     ranked: tuple[tuple[str, float], ...]  # all classes with theirs, the most probable first
     warning: str = ""  # why the image may not come from the sensor; empty if nothing looks wrong
+
+    @property
+    def shown(self) -> str:
+        """For people: ``mug 93%``, or ``unknown (mug 40%)`` where that is not taken for true."""
+        best, probability = self.ranked[0]
+        text = f"{best} {probability:.0%}"
+        return text if self.label == best else f"{self.label} ({text})"
 
 
 class Student(nn.Module):
@@ -194,18 +203,31 @@ def load_student(
 
     Args:
         path: ``runs/<name>``, ``runs/<name>/transfer/<method>``, or an exported ``student`` folder.
-        method: Which student of a run; None: the one that counts, see ``runs.main_student``.
+        method: Which student of a run; None: the one that counts, see ``runs.main_student``;
+            ``source-encoded``: the source model with the encoding of that student.
         default_method: The method to take if a run has several students.
         device: Such as ``cpu`` or ``cuda``.
 
     Raises:
-        RunError: There is no finished student, or not the one asked for.
+        RunError: There is no finished student, or not the one asked for, or no such method.
         DataError: The model is damaged, or is none for a target sensor.
     """
-    folder = find_student(Path(path), method, default_method)
-    saved = load_model(folder, torch.device(device))
-    sensor = sensor_of(folder, saved)
-    return Student(saved, saved.encoding_of("transfer"), sensor)
+    folder, saved = load_saved(Path(path), method, default_method, torch.device(device))
+    return Student(saved, saved.encoding_of("transfer"), sensor_of(folder, saved))
+
+
+def load_saved(
+    path: Path, method: str | None, default_method: str, device: torch.device | None = None
+) -> tuple[Path, Saved]:
+    """The folder of a student, and the model to be shipped; as :func:`load_student`."""
+    folder = find_student(path, method, default_method)
+    saved = load_model(folder, device)
+    if method != ENCODED:
+        return folder, saved
+    source = load_model(Run(path).require("source"), device)
+    of_images = {name: getattr(saved.card, name) for name in ("encoding", "sensor", "images")}
+    card = source.card.model_copy(update={**of_images, "method": ENCODED})
+    return folder, Saved(source.module, card)
 
 
 def find_student(path: Path, method: str | None = None, default_method: str = "tgkt") -> Path:
@@ -218,7 +240,8 @@ def find_student(path: Path, method: str | None = None, default_method: str = "t
     if not path.is_dir():
         raise RunError(
             f"{path} {'is a file' if path.exists() else 'does not exist'}: give a run such as "
-            "runs/synthetic, or the folder that `sfkt export` wrote"
+            "runs/synthetic, or the folder that `sfkt export` wrote (`sfkt predict --model` also "
+            "takes the .onnx files in it)"
         )
     run = Run(path)
     done = run.methods()
@@ -227,16 +250,29 @@ def find_student(path: Path, method: str | None = None, default_method: str = "t
             f"{path} holds no finished student: first run `sfkt transfer`, or, for an export, "
             "`sfkt export --format safetensors`"
         )
-    chosen = method or main_student(done, default_method)
+    chosen = method if method not in (None, ENCODED) else main_student(done, default_method)
     if chosen not in done:
+        if chosen not in METHODS:
+            raise RunError(
+                f"there is no method {chosen!r}: choose from {', '.join([*METHODS, ENCODED])}"
+            )
         raise RunError(
             f"{path} holds no student of method {chosen!r}, but of {', '.join(done)}: "
             f"first run `sfkt transfer --method {chosen}`, or choose another"
         )
-    run.require(f"transfer/{chosen}")
+    folder = run.require(f"transfer/{chosen}")
+    if method == ENCODED:
+        return folder
     if note := outdated_student(run, chosen):
-        warn(f"{path / 'transfer' / chosen} was {note}")
-    return path / "transfer" / chosen
+        warn(f"{folder} was {note}")
+    with contextlib.suppress(DataError, RunError):  # the student works without what is damaged
+        told = evaluated(run, chosen)
+        if (told.get("main"), told.get("tone")) == (chosen, "worse"):
+            warn(
+                f"{folder} was judged worse than your RGB model, which --method {ENCODED} takes in "
+                f"its place: {told['headline']}"
+            )
+    return folder
 
 
 def refuse_method(path: Path, method: str | None) -> None:

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from sfkt_cli import cli
 from sfkt_cli.cli import app, config_app, main
 from sfkt_cli.errors import ConfigError, Interrupted, explain, on_stop
+from sfkt_cli.evaluation.labelled import list_to_label
 from sfkt_cli.files import write_record, write_settings
 from sfkt_cli.methods import METHODS
 from sfkt_cli.pipeline import resolve_and_remember
@@ -28,6 +29,8 @@ from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import find_run, origins, remember_run, resolve
 from sfkt_cli.settings.runs import Run
+from tests.data.make_archives import folders
+from tests.stages.evaluation_runs import make_run
 
 ROOT = Path(__file__).parents[1]
 TINY = """
@@ -241,6 +244,17 @@ def test_run_does_all_stages_and_leaves_out_the_finished_ones(
     assert sfkt("bridge", "--set", "bridge.epochs=2") == 1
     assert "bridge.epochs: was 1, now 2" in capsys.readouterr().err
     assert sfkt("bridge", "--set", "bridge.epochs=2", "--force") == 0
+
+
+def test_evaluate_judges_the_student_that_it_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(Path("made"), "tgkt", "shot", labelled=False)
+    for method in ("shot", "tgkt"):
+        assert sfkt("evaluate", "--run", "made", "--method", method) == 0
+        assert f"images on which the student {method} and your RGB model differ" in " ".join(
+            capsys.readouterr().err.split()
+        )
+        assert list_to_label(run, method).is_file()
+    assert sfkt("evaluate", "--run", "made", "--method", "shott") == 1
 
 
 def test_bridge_runs_source_first_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -458,6 +472,20 @@ def test_the_run_used_last_is_left_for_another_data_set() -> None:
     for dataset, folder in (("synthetic", "runs/mine"), ("nyu-depth", "runs/nyu-depth")):
         options = Options(assignments=[f"dataset={dataset}"])
         assert resolve(options, "bridge").run.folder == Path(folder)
+
+
+def test_the_demo_is_told_from_the_run_used_last(capsys: pytest.CaptureFixture[str]) -> None:
+    folders(Path("data"))
+    Path("runs/mine/prepare").mkdir(parents=True)
+    write_record(Path("runs/mine/prepare/done.json"), {"stage": "prepare", "settings": {}})
+    write_settings(Path("runs/mine/prepare/config.yaml"), "dataset: folders\nprepare: {root: data}")
+    remember_run(Run(Path("runs/mine")))
+    assert sfkt("classes") == 0
+    assert "\tpot" in capsys.readouterr().out
+    Path("runs/synthetic").touch()  # nothing can be written there
+    for more, told in (((), True), (("--set", "dataset=synthetic"), False)):
+        assert sfkt("run", *more) == 1
+        assert ("add --run runs/mine" in capsys.readouterr().err) == told
 
 
 def test_paths_of_options_may_begin_at_home(

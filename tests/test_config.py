@@ -270,7 +270,7 @@ def test_missing_undecodable_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="more than 1,048,576 bytes"):
         read_yaml(Path("/dev/zero"))
     path.write_bytes(b"seed: \xff")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="save it as UTF-8"):
         read_yaml(path)
     path.write_text("# nothing but a comment\n")
     assert build(read_yaml(path)) == Config()

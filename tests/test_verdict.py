@@ -158,7 +158,7 @@ def test_labels_decide_as_all_signs_of_the_scenes_say() -> None:
         (6, 0, "better", "ship the student."),
         (5, 0, "cannot tell", "this may be chance."),
         (4, 0, "cannot tell", "they are of 5 groups; at least 6 are needed."),
-        (0, 6, "worse", "keep your RGB model with the encoding normals."),
+        (0, 6, "worse", "sfkt export --method source-encoded writes."),
         (3, 3, "cannot tell", "this may be chance."),
         (0, 0, "cannot tell", "they are of 1 group; at least 6 are needed."),
     ],

@@ -10,7 +10,7 @@ Three numbers of each image tell most of these apart, and their usual range is i
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -162,6 +162,12 @@ class Sensor:
             )
         scaled: NDArray[Any] = np.rint(finite * (65535.0 / largest)).astype(np.uint16)
         return scaled
+
+    def changes(self, now: "Sensor") -> str:
+        """What of prepared images is not as this sensor's are, with both values; "" if nothing."""
+        values = asdict(replace(now, max_pixels=self.max_pixels)).items()  # a limit of the files
+        changed = {name: value for name, value in values if getattr(self, name) != value}
+        return ", ".join(f"{n} {getattr(self, n)!r} (now {v!r})" for n, v in changed.items())
 
 
 def describe_values(values: NDArray[Any]) -> str:

@@ -8,7 +8,7 @@ import csv
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,9 @@ from sfkt_cli.data.grid import Fit, place_targets
 from sfkt_cli.data.sensor import Sensor
 from sfkt_cli.data.store import Store, spread
 from sfkt_cli.errors import RunError, installed
-from sfkt_cli.evaluation.models import model_digests
+from sfkt_cli.evaluation.models import evaluated
 from sfkt_cli.evaluation.report import (
     Line,
-    Results,
     Row,
     Section,
     amount,
@@ -39,6 +38,7 @@ from sfkt_cli.evaluation.report import (
 )
 from sfkt_cli.evaluation.verdict import counted
 from sfkt_cli.machine import processor
+from sfkt_cli.methods import ENCODED
 from sfkt_cli.models.graph_files import Predict, open_graph, open_onnx
 from sfkt_cli.models.saving import Saved
 from sfkt_cli.settings.runs import Run
@@ -82,14 +82,16 @@ Data set {data}.
 ## Limits
 
 - Trained without labels of this sensor. It knows what the RGB source model knew, errors included.
-- Valid for this sensor at these settings: another depth range, resolution or mounting needs a new
-  `sfkt transfer`.
-- Probabilities are not calibrated on labelled data. The student's logits are
-  divided by {temperature:.4g}, a temperature that was fitted without labels.{not_bridged}
+- Valid for this sensor at these settings: another range of values, resolution or mounting needs a
+  new `sfkt transfer`.
+- {calibration}
   Look at the report before you set thresholds.
 - Every image gets one of the classes above, even if it shows none of them.
 """
 """README.md of an export."""
+CALIBRATED = """\
+Probabilities are not calibrated on labelled data. Those of the student come from logits that are
+  divided by {:.4g}, a temperature that was fitted without labels."""
 GRAPHS = """\
 Input `images`: {images}.
 Outputs: `logits` and `probabilities`, (batch, classes). The file includes encoding and
@@ -99,8 +101,7 @@ WEIGHTS = """\
 The folders hold weights, each with the card that describes them. `sfkt` loads `student`, which
 takes raw images of the sensor. It is {student}"""
 TRANSFERRED = "the transferred classifier."
-UNTOUCHED = """the RGB model with its own weights: the transferred classifier was
-judged worse, and was not kept."""
+UNTOUCHED = "the RGB model with its own weights, not the transferred classifier."
 BRIDGED = """
 `bridged-source.*` is the translator in front of the untouched RGB model, with the same input and
 outputs."""
@@ -377,8 +378,10 @@ def model_card(
     ``images`` are those that the exported ``files`` take; the student's files come first.
     ``measured`` holds the measurements of the files.
     """
-    results = _results(run, method)
-    rows = [row for row in results.rows if row.method in (method, "bridge-only")] if results else []
+    told = evaluated(run, method)
+    results = read_results(run) if told else None
+    shown = (method, ENCODED, "bridge-only")
+    rows = [row for row in results.rows if row.method in shown] if results else []
     dataset = results.dataset if results else run.record("prepare")["settings"].get("dataset", "")
     front = {
         "library_name": "sfkt",
@@ -386,18 +389,31 @@ def model_card(
         "tags": ["source-free", "cross-modal", sensor.modality, method],
         **({"model-index": [_index(method, dataset, rows)]} if rows else {}),
     }
-    none = "Not evaluated: sfkt evaluate does this if some target images have labels."
-    accuracies = table_of("Results", rows, _result, left=2) if rows else Section("Results", (none,))
+    sentence = "" if rows else "No accuracy is known: no target image has a label."
+    if told.get("main") == method:
+        sentence = told["headline"]
+    elif not told:
+        sentence = "Not evaluated: sfkt evaluate does this if some target images have labels."
+    accuracies = table_of("Results", rows, _result, left=2)
+    accuracies = replace(accuracies, text=tuple(filter(None, [sentence])))
     file = next(iter(files), "student")
     bridged = any(name.startswith("bridged-source") for name in files)
-    untouched = run.record(f"transfer/{method}").get("untouched_kept")
+    untouched = method == ENCODED or run.record(f"transfer/{method}").get("untouched_kept")
+    temperature = student.card.temperature
+    calibration = "Probabilities are not calibrated."
+    if temperature != 1:
+        not_bridged = " Those of `bridged-source.*` do not." * bridged
+        calibration = CALIBRATED.format(temperature) + not_bridged
     interface = GRAPHS + BRIDGED * bridged if files else WEIGHTS
     shape = ", ".join(map(str, images.shape))
     taken = f"{images.dtype}, ({images.batch or 'batch'}, {shape}), {sensor.meaning}"
     names, one = json.dumps(student.card.classes), f"({images.batch or 1}, {shape})"
     template = CODE[Path(file).suffix]
-    if file.endswith("-fp16.onnx"):
+    halved = next((name for name in files if name.endswith("-fp16.onnx")), None)
+    if file == halved:
         template = template.replace('session = onnxruntime.InferenceSession("{file}")', OPEN)
+    elif halved:
+        template += f"\n\n# Files in fp16:\n{OPEN.replace('{file}', halved)}"
     return CARD.format(
         front=yaml.safe_dump(front).rstrip(),
         modality=sensor.modality,
@@ -409,20 +425,8 @@ def model_card(
         measured="\n\n".join(
             part for section in (accuracies, *measured) for part in markdown_section(section)
         ),
-        temperature=student.card.temperature,
-        not_bridged=" Those of `bridged-source.*` are not." * bridged,
+        calibration=calibration,
     )
-
-
-def _results(run: Run, method: str) -> Results | None:
-    """The results of evaluate for these very models; nothing if the models are newer."""
-    if not run.has("evaluate"):
-        return None
-    used, now = run.record("evaluate").get("inputs", {}), model_digests(run)
-    same = all(
-        used.get(name) == now.get(name) for name in ("source", "bridge", f"transfer/{method}")
-    )
-    return read_results(run) if same else None
 
 
 def _index(method: str, dataset: str, rows: Sequence[Row]) -> dict[str, Any]:

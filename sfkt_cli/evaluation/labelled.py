@@ -2,6 +2,7 @@
 
 import functools
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,8 +125,10 @@ def read_own_labels(path: Path) -> dict[str, str]:
     labels: dict[str, str] = {}
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}; save it as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not in UTF-8: save it as UTF-8") from None
     for number, row in csv_rows(str(path), text):
         if row.keys() != {"name", "label"}:
             found = ", ".join(row)
@@ -147,6 +150,9 @@ def match_own_labels(
     known = (split.ids, split.names, split.paths)  # a list may hold names, see _distinct
     places = {_key(name): row for names in known for row, name in enumerate(names)}
     numbers = {_key(name): number for number, name in enumerate(classes)}
+    alike = Counter(map(str.casefold, numbers))  # `Mug` will do unless `mug` and `MUG` are classes
+    loose = {k.casefold(): n for k, n in numbers.items() if alike[k.casefold()] == 1}
+    label_of: dict[int, int] = {}
     for name, label in own.items():
         if name not in places:
             raise DataError(
@@ -154,13 +160,14 @@ def match_own_labels(
                 "run: correct it, or delete the line; if the images were prepared again, delete "
                 "the file, and `sfkt evaluate` lists others"
             )
-        if label not in numbers:
+        number = numbers.get(label, loose.get(label.casefold()))
+        if number is None:
             raise DataError(
                 f"{path}: {name} has the label {label!r}, expected one of "
                 f"{', '.join(classes[:20])}{' ...' if len(classes) > 20 else ''}, or nothing where "
                 "it shows none of them"
             )
-    label_of = {places[name]: numbers[label] for name, label in own.items()}
+        label_of[places[name]] = number
     return np.array([*label_of], np.int64), np.array([*label_of.values()], np.int64)
 
 

@@ -9,14 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfkt_cli.console import warn
 from sfkt_cli.data.images import Encoding, choose_encoding, sample_rows
+from sfkt_cli.data.sensor import Sensor, prepared_sensor
 from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import DataError
+from sfkt_cli.methods import ENCODED
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import (
     CARD,
     Card,
-    Saved,
     check_classes,
     load_model,
     read_card,
@@ -108,24 +110,35 @@ def model_digest(run: Run, stage: str) -> str:
 
 
 def load_models(run: Run, store: Store, runtime: Runtime) -> Models:
-    """Read every finished model of a run; raises DataError if one has other classes."""
+    """Read the finished models of a run; students that do not fit the others are left out.
 
-    def read(stage: str) -> Saved:
-        saved = load_model(run.path(stage), runtime.device)
-        if saved.card.classes:
-            check_classes(saved.card.classes, store)
-        freeze(saved.module)
-        return saved
-
-    first, bridge, students = read("source"), None, {}
-    source = first.classifier
+    Raises DataError if a model is damaged, or the source model has other classes than the data.
+    """
+    first, bridge, students = load_model(run.path("source"), runtime.device), None, {}
+    check_classes(first.card.classes, store)
+    source, sensor = freeze(first.classifier), prepared_sensor(run)
     if run.has("bridge"):
-        saved = read("bridge")
-        bridge = View(runtime, source, saved.encoding_of("bridge"), saved.module)
+        saved = load_model(run.path("bridge"), runtime.device)
+        bridge = View(runtime, source, saved.encoding_of("bridge"), freeze(saved.module))
     for name in finished_methods(run):
-        saved = read(stage := f"transfer/{name}")
-        students[name] = View(runtime, saved.classifier, saved.encoding_of(stage))
+        saved = load_model(run.path(stage := f"transfer/{name}"), runtime.device)
+        if why := misfit(saved.card, first.card, sensor):
+            again = f"`sfkt transfer --method {name} --force` trains it anew"
+            warn(f"{name} is left out: it {why}: {again}")
+            continue
+        students[name] = View(runtime, freeze(saved.classifier), saved.encoding_of(stage))
     return Models(runtime, source, first.card, bridge, students)
+
+
+def misfit(student: Card, source: Card, prepared: Sensor) -> str:
+    """Why a student cannot be measured beside the source model on prepared images; "" if it can."""
+    if student.classes != source.classes:
+        return (
+            f"names the {len(student.classes)} classes {', '.join(student.classes)}, the source "
+            f"model the {len(source.classes)} classes {', '.join(source.classes)}"
+        )
+    changed = student.sensor.changes(prepared) if student.sensor else ""  # old cards have none
+    return changed and f"was trained on other images than are prepared now: {changed}"
 
 
 def raw_encoding(store: Store) -> Encoding:
@@ -219,6 +232,17 @@ def outdated_student(run: Run, method: str) -> str | None:
     except DataError:
         return None
     return outdated(f"transfer --method {method}", record, digests)
+
+
+def evaluated(run: Run, method: str) -> dict[str, Any]:
+    """The done.json of `evaluate` if it measured a method's models as they are now; else empty.
+
+    Raises RunError if an output of a finished stage is missing, and DataError if one is damaged.
+    """
+    record, now = run.record("evaluate") if run.has("evaluate") else {}, model_digests(run)
+    used = record.get("inputs", {})
+    names = now if method == ENCODED else ("source", "bridge", f"transfer/{method}")
+    return record if all(used.get(name) == now.get(name) for name in names) else {}
 
 
 def weights_kept(record: Mapping[str, Any]) -> bool:

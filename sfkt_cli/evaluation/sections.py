@@ -171,14 +171,14 @@ def images_to_label(evaluation: Evaluation, judged: Judgement | None) -> list[st
 
 
 def _on_pairs(evaluation: Evaluation) -> str:
-    """How often the main method and the RGB model alone agree with the RGB model on TI pairs."""
+    """How often the main method and the untouched model agree with the RGB model on TI pairs."""
     if evaluation.pairs is None:
         return ""
     score = {name: outcome.label_free for name, outcome in evaluation.outcomes.items()}
     agreements = [
         f"{NAMES.get(method, 'student')} {percent(score[method]['ti_agreement'])} % "
         f"(kappa {amount(score[method]['ti_kappa'])})"
-        for method in (evaluation.main_method, "source-only")
+        for method in (evaluation.main_method, "source-encoded")
     ]
     return (
         f"Pairs whose {SENSORS[evaluation.store.modality]} image gets the class that your RGB "

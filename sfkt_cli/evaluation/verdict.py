@@ -20,6 +20,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sfkt_cli.methods import ENCODED
+
 Verdict = Literal["better", "worse", "cannot tell"]
 Predicted = Sequence[int] | NDArray[Any]
 """Class indices (N,): of the student, of the untouched RGB model on the encoded images, of the RGB
@@ -138,7 +140,7 @@ def judge_by_labels(
     few = f"they are of {counted(len(scenes), 'group')}; at least {PROVING_SCENES} are needed."
     what_to_do = {
         "better": "ship the student.",
-        "worse": f"keep your RGB model with the encoding {encoding}.",
+        "worse": _keep(encoding),
         "cannot tell": few if len(scenes) < PROVING_SCENES else "this may be chance.",
     }
     return Judgement(word, counts + what_to_do[word], p)
@@ -161,10 +163,7 @@ def advice(
     if word == "better":
         return "Judged without labels, the student is better than your RGB model: ship the student."
     if word == "worse":
-        return (
-            "Judged without labels, the student is worse than your RGB model: keep your RGB model "
-            f"with the encoding {encoding}."
-        )
+        return "Judged without labels, the student is worse than your RGB model: " + _keep(encoding)
     unknown = "Without labels, sfkt cannot tell whether the student is better than your RGB model"
     if follows_bridge:
         unknown += ", because the bridge taught it to the end and would only agree with itself"
@@ -184,6 +183,13 @@ def advice(
             )
         return few
     return f"{unknown}."
+
+
+def _keep(encoding: str) -> str:
+    return (
+        f"keep your RGB model with the encoding {encoding}, which sfkt export --method {ENCODED} "
+        "writes."
+    )
 
 
 def counted(count: int, noun: str) -> str:

@@ -50,6 +50,8 @@ METHODS = {
     ),
 }
 """Transfer methods by their names on the command line."""
+ENCODED = "source-encoded"
+"""The source model with the main student's encoding: no method, but it can be shipped as one."""
 
 
 def find_method(name: str) -> type[TransferObjective]:

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from sfkt_cli.console import warn
 from sfkt_cli.errors import ConfigError, DataError, first_line
 from sfkt_cli.files import require_file, sha256_file, sha256_json
 from sfkt_cli.models.backbones import (
@@ -200,6 +201,12 @@ def _from_onnx(settings: SourceConfig, path: Path, size: int) -> Imported:
     count = len(onnx_model.weight)
     names, more = _named(settings, path, _noted_names(onnx_model.facts), count)
     architecture, remark = architecture_of(settings, "onnx", count)
+    if f"weights of {settings.backbone}" in remark:
+        warn(
+            f"{path}: images are normalised as source.backbone = {settings.backbone!r} wants them: "
+            "if that is left over from an earlier start, add --set source.backbone=small, or set "
+            "source.mean and source.std"
+        )
     architecture["graph"] = onnx_model.graph
     model = Classifier(**architecture)
     model.backbone.load_state_dict(onnx_model.network.state_dict())

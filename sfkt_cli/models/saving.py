@@ -109,10 +109,7 @@ def save_model(
     encoding: Encoding | None,
     **more: Any,
 ) -> None:
-    """Write the weights of a stage's model, then the card that names their digest.
-
-    Each file appears whole. The other arguments are entries of model.json; see :class:`Card`.
-    """
+    """Write a stage's model; the other arguments are entries of model.json, see :class:`Card`."""
     card = Card(
         kind=kind,
         architecture=dict(architecture),
@@ -124,14 +121,20 @@ def save_model(
         versions=versions(),
         sha256="0" * 64,
         **more,
-    ).as_json()
+    )
+    write_model(stage.folder, module, card)
+
+
+def write_model(folder: Path, module: nn.Module, card: Card) -> None:
+    """Write weights into a folder, then their card with the digest of these; each appears whole."""
+    values = card.as_json()
     # Copies, because some networks use a tensor at two places, which safetensors refuses.
     state = {
         n: value.detach().cpu().contiguous().clone() for n, value in module.state_dict().items()
     }
-    content = to_bytes(state, {"used_as": _use_of(card)})
-    write_bytes(stage.folder / WEIGHTS, content)
-    write_record(stage.folder / CARD, {**card, "sha256": hashlib.sha256(content).hexdigest()})
+    content = to_bytes(state, {"used_as": _use_of(values)})
+    write_bytes(folder / WEIGHTS, content)
+    write_record(folder / CARD, {**values, "sha256": hashlib.sha256(content).hexdigest()})
 
 
 def load_model(folder: Path, device: torch.device | None = None) -> Saved:

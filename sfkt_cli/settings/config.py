@@ -615,7 +615,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = content.decode()
     except FileNotFoundError:
         raise ConfigError(f"configuration file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise ConfigError(f"configuration file {path} is not in UTF-8: save it as UTF-8") from None
+    except OSError as error:
         raise ConfigError(f"configuration file {path} cannot be read: {error}") from None
     values = _yaml(text, f"configuration file {path} is")
     if values is None:

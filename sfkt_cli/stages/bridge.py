@@ -155,8 +155,8 @@ def _tell_scores(scores: Mapping[str, float], untouched: float, *, kept: bool) -
     if not kept:
         warn(
             "the translator does not help the source model, so the encoded images are used "
-            "without it; more TI pairs or more epochs may help (bridge.keep_untouched=false keeps "
-            "the translator)"
+            "without it, and bridge/images shows these; more TI pairs or more epochs may help "
+            "(bridge.keep_untouched=false keeps the translator)"
         )
 
 

@@ -38,7 +38,7 @@ from sfkt_cli.methods import label_free
 from sfkt_cli.models.classifier import freeze
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import Config, RuntimeConfig, as_dict, fixed_batch_size
-from sfkt_cli.settings.runs import Run, main_student
+from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import WRITES, Stage
 from sfkt_cli.training.predicting import View
 from sfkt_cli.training.recipes import fit_labels, start_student
@@ -59,7 +59,7 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
     Raises:
         ConfigError: The report's suffix is none of these.
         RunError: prepare or source has not been run.
-        DataError: A store or a model is missing, damaged, or of another run.
+        DataError: A store or a model is missing or damaged, or the source model has other classes.
     """
     if report is not None:
         check_suffix(report)
@@ -80,7 +80,7 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
     if report is not None:
         copy_report(run.output("evaluate", COPIES[report.suffix.lower()]), report)
     if record.get("to_label"):
-        _ask_for_labels(run, **record["to_label"])
+        _ask_for_labels(run, record.get("main", ""), **record["to_label"])
 
 
 def open_stores(run: Run) -> tuple[Store, Store]:
@@ -92,16 +92,16 @@ def inputs_of(config: Config, run: Run, transfer: Store, test: Store) -> dict[st
     """Digests of everything that a report is made from.
 
     Raises:
-        DataError: A model is missing or damaged, or the student's list of labels is.
+        DataError: A model is missing or damaged, or a list of labels is.
     """
     models = model_digests(run)
     inputs = {store.path.name: store.digest for store in (transfer, test)} | models
     for stage in models:  # figures of a training that gave the same weights, such as its seconds
         inputs[f"{stage}/done.json"] = sha256_file(run.path(stage, "done.json"))
-    student = main_student(finished_methods(run), config.transfer.method)
     labelled = test.count("labels") or (test.count("test") and "test/label" in test)
-    if student and not labelled and (own := read_own_labels(path := list_to_label(run, student))):
-        inputs[path.name] = sha256_json(own)
+    for student in () if labelled else finished_methods(run):
+        if own := read_own_labels(path := list_to_label(run, student)):
+            inputs[path.name] = sha256_json(own)
     if config.evaluate.oracle:
         recipe = {
             "seed": config.seed,
@@ -190,14 +190,16 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, test: Store) 
         write_text(stage.folder / name, text)
     path, to_label = evaluation.list_to_label, images_to_label(evaluation, judged)
     stage.finish(
+        main=evaluation.main_method,
         headline=answer.text,
+        tone=answer.tone,
         verdict=judged and judged.sentence,
         to_label={"name": path.name, "images": to_label} if path and to_label else None,
         methods=list(outcomes),
     )
 
 
-def _ask_for_labels(run: Run, name: str, images: list[str]) -> None:
+def _ask_for_labels(run: Run, method: str, name: str, images: list[str]) -> None:
     """Name the list of images to label, unless some have labels; write it if it is missing."""
     path = run.path(name)
     if read_own_labels(path):
@@ -205,8 +207,8 @@ def _ask_for_labels(run: Run, name: str, images: list[str]) -> None:
     if not path.is_file():
         write_text(path, to_csv(("name", "label"), [(image, "") for image in images], "name"))
     say(
-        f"evaluate: {path} lists images on which the student and your RGB model differ: write the "
-        "class behind each name (nothing if the image shows none of them), and run `sfkt "
+        f"evaluate: {path} lists images on which the student {method} and your RGB model differ: "
+        "write the class behind each name (nothing if the image shows none of them), and run `sfkt "
         "evaluate` again once you have looked at all of them"
     )
 

@@ -13,7 +13,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,14 @@ from sfkt_cli.errors import (
     need,
 )
 from sfkt_cli.evaluation import exported, report
+from sfkt_cli.methods import ENCODED
 from sfkt_cli.models import graph_files
 from sfkt_cli.models.graph_files import FitTarget, SensorGraph
-from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model
+from sfkt_cli.models.saving import CARD, WEIGHTS, Saved, load_model, read_card, write_model
 from sfkt_cli.settings.config import Config, to_yaml
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import digest_outputs, record_of, versions, why_not_done
-from sfkt_cli.student import find_student, sensor_of
+from sfkt_cli.student import load_saved, sensor_of
 
 ENDS = {
     ".onnx": ("onnx", "fp32"),
@@ -58,6 +59,7 @@ GRAPHS = tuple(name + end for name in ("student", "bridged-source") for end in E
 COPIES = tuple(
     f"{name}/{file}" for name in ("student", "translator", "source") for file in (WEIGHTS, CARD)
 )
+BRIDGED = {"translator": "bridge", "source": "source"}  # models behind each other, and their stages
 TIMED = (1, 32)  # batches that are timed, where a file takes any number
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -113,8 +115,7 @@ def export(
 class _Request:
     """What is exported, and how."""
 
-    folders: Mapping[str, Path]  # of the student, and of a bridge's translator and source model
-    saved: Mapping[str, Saved]  # the models in them
+    saved: Mapping[str, Saved]  # the student, and a bridge's translator and source model
     store: Store
     sensor: Sensor
     images: exported.TargetImages  # as the files take them
@@ -141,12 +142,12 @@ def _request(
     _choose("precision", precisions, PRECISIONS)
     formats = check_formats(formats, precisions)
     precisions = precisions or (("fp32", "int8") if benchmark and "onnx" in formats else ("fp32",))
-    folders = {"student": find_student(run.folder, method, config.transfer.method)}
+    folder, student = load_saved(run.folder, method, config.transfer.method)
+    saved = {"student": student}
     if run.has("bridge") and run.has("source"):
-        folders |= {"translator": run.path("bridge"), "source": run.path("source")}
-    saved = {name: load_model(folder) for name, folder in folders.items()}
+        saved |= {name: load_model(run.path(stage)) for name, stage in BRIDGED.items()}
     store = open_store(run.transfer_store)
-    sensor = _sensor(run, folders["student"], saved["student"])
+    sensor = _sensor(run, folder, student)
     _choose("input-type", [input_type or sensor.dtype], (sensor.dtype, "float32"))
     images = exported.TargetImages(
         store["target/target"],
@@ -160,12 +161,14 @@ def _request(
     if input_size:
         fit = FitTarget(*images.size, sensor.image_size, sensor.fit, missing=sensor.missing)
     inputs = {name: model.digest for name, model in saved.items()}
+    if method == ENCODED:  # whose encoding is that of a student
+        inputs[folder.name] = read_card(folder / CARD).sha256
     results = run.path("evaluate", "results.json")  # the model card tells them
     if results.is_file():
         inputs[results.name] = files.sha256_file(results)
     made_of = {
         "stage": "export",
-        "method": folders["student"].name,
+        "method": method or folder.name,
         "formats": sorted(formats),
         "precisions": sorted(precisions),
         "sensor": json.dumps(asdict(sensor)),
@@ -176,9 +179,7 @@ def _request(
         "inputs": inputs,
         "versions": versions(),
     }
-    return _Request(
-        folders, saved, store, sensor, images, fit, formats, precisions, benchmark, made_of
-    )
+    return _Request(saved, store, sensor, images, fit, formats, precisions, benchmark, made_of)
 
 
 def _write_all(folder: Path, request: _Request, config: Config, run: Run) -> list[str]:
@@ -189,12 +190,12 @@ def _write_all(folder: Path, request: _Request, config: Config, run: Run) -> lis
     for name, classes, graph in [*_graphs(saved, request.fit)]:  # both, before one is written
         writer.write(name, graph, {"classes": json.dumps(classes), **facts})
     for name, model in saved.items() if "safetensors" in request.formats else ():
-        _copy(request.folders[name], folder / name, model, sensor)
+        _copy(folder / name, model, sensor)
     tables = exported.tables(writer.comparisons.values(), writer.latencies)
     for table in tables:
         report.say_table(table)
     card = exported.model_card(
-        run, request.folders["student"].name, saved["student"], sensor, images,
+        run, request.made_of["method"], saved["student"], sensor, images,
         list(writer.comparisons), tables,
     )  # fmt: skip
     files.write_text(folder / "README.md", card)
@@ -256,12 +257,11 @@ def _replace(target: Path, folder: Path, written: Sequence[str]) -> None:
     files.sync_folder(target)
 
 
-def _copy(folder: Path, target: Path, saved: Saved, sensor: Sensor) -> None:
-    """Copy weights, then their card, which also says how the sensor's images are read."""
-    with files.replacing(target / WEIGHTS) as unfinished:
-        shutil.copyfile(folder / WEIGHTS, unfinished)
-    more = {"sensor": asdict(sensor)} if saved.card.encoding is not None else {}
-    files.write_record(target / CARD, {**saved.card.as_json(), **more})
+def _copy(target: Path, saved: Saved, sensor: Sensor) -> None:
+    """Write weights, then their card, which also says how the sensor's images are read."""
+    target.mkdir()
+    more = {"sensor": sensor} if saved.card.encoding is not None else {}
+    write_model(target, saved.module, saved.card.model_copy(update=more))
     say(f"export: {target.name}/{WEIGHTS}")
 
 
@@ -403,16 +403,11 @@ def _sensor(run: Run, folder: Path, student: Saved) -> Sensor:
     Files are compared and calibrated on these images.
     """
     sensor = sensor_of(folder, student)
-    prepared = replace(prepared_sensor(run), max_pixels=sensor.max_pixels)
-    changed = [
-        f"{name} {getattr(sensor, name)!r} (now {value!r})"
-        for name, value in asdict(prepared).items()
-        if getattr(sensor, name) != value
-    ]
-    if changed:
+    prepared = prepared_sensor(run)
+    if changed := sensor.changes(prepared):
         raise RunError(
             f"{folder} was trained on other images than {run.transfer_store} holds now: "
-            f"{', '.join(changed)}; train it on these with `sfkt transfer --method {folder.name} "
+            f"{changed}; train it on these with `sfkt transfer --method {folder.name} "
             "--force`, or prepare them as they were"
         )
     return sensor

@@ -197,7 +197,7 @@ def save(
 ) -> None:
     """Write a PNG for each image: its place in the output, its name, and its class drawn below."""
     for number, (image, (path, answer)) in enumerate(zip(images, rows, strict=True), first):
-        text = f"{answer.label}  {answer.probability:.0%}" + ("  doubted" if answer.warning else "")
+        text = answer.shown + ("  doubted" if answer.warning else "")
         name = re.sub(r"[^\w.#-]+", "_", Path(path).name.removesuffix(".png"))
         name = name.encode()[:LONGEST_NAME].decode("utf-8", "ignore")
         with replacing(folder / f"{number:06d}-{name}.png") as partial:

@@ -102,7 +102,7 @@ def transfer(config: Config, run: Run) -> None:
         progress = _fit(stage, store, objective, view, pairs, pretrained=pretrained)
 
         untouched = start_student(source).eval()
-        judged, logits, strangers = _judge(store, objective, untouched, config.seed)
+        judged, logits, strangers = _judge(store, objective, untouched, config)
         facts = objective.facts()  # every process takes part
         kept = judged.word != "worse" or not objective.keep_untouched
         if not kept:
@@ -176,7 +176,7 @@ def _fit(
 
 
 def _judge(
-    store: Store, objective: TransferObjective, untouched: Classifier, seed: int
+    store: Store, objective: TransferObjective, untouched: Classifier, config: Config
 ) -> tuple[Judgement, Tensor, float | None]:
     """Compare an objective's student, in inference mode from now on, with the untouched model.
 
@@ -184,6 +184,7 @@ def _judge(
         The judgement, the student's logits (N, K), and the share of strangers.
     """
     outputs, follows_bridge = objective.outputs, objective.follows_bridge
+    seed = config.seed
     features, untouched_logits = outputs.predict_all(untouched)
     _, logits = outputs.predict_all(objective.student.eval())
     ours, before = (part.argmax(dim=1).cpu().numpy() for part in (logits, untouched_logits))
@@ -197,8 +198,8 @@ def _judge(
     told = advice(word, outputs.encoding.kind, ours, before, groups, follows_bridge=follows_bridge)
     if word == "cannot tell" and len(rows_to_label(ours, before, groups, seed=seed)):
         told += (
-            f" Run `sfkt evaluate`. If you have no labels, it lists up to {TO_LABEL} images to "
-            "label."
+            f" Run `sfkt evaluate --method {config.transfer.method}`. If you have no labels, it "
+            f"lists up to {TO_LABEL} images to label."
         )
     strangers = share_of_strangers(store, untouched, features, outputs)
     return Judgement(word, told), logits, strangers

@@ -143,7 +143,8 @@ class Training:
         ):
             for epoch in range(first, self.epochs):
                 if patience and epoch - progress.best_epoch > patience:
-                    say(f"{self.title}: no better {self.select} in {patience} epochs, stopped")
+                    epochs = f"{patience} epoch{'s'[: patience != 1]}"
+                    say(f"{self.title}: no better {self.select} in {epochs}, stopped")
                     break
                 if self._pass(epoch, tracker):
                     break

@@ -569,6 +569,17 @@ def test_probabilities_are_never_taken_for_logits(tmp_path: Path) -> None:
         read_onnx(path, SIDE)
 
 
+@pytest.mark.parametrize("backbone", ["small", "efficientnet_lite0"])
+def test_a_backbone_that_says_how_onnx_is_normalised_is_warned_of(
+    backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be left over from an earlier start of the stage."""
+    path = stored(tmp_path, model_of(*LOGITS, ("Identity", ["z"], ["y"], {})))
+    given = {"backbone": backbone, "mean": None, "std": None}
+    import_source(settings(path, **given), CLASSES[:2], size=SIDE)
+    assert ("--set source.backbone=small" in capsys.readouterr().err) == (backbone != "small")
+
+
 def test_the_outputs_and_the_layer_that_were_taken_are_named(tmp_path: Path) -> None:
     model = model_of(*LOGITS, ("Identity", ["z"], ["y"], {}))
     for name in ("z", "p"):

@@ -1,7 +1,7 @@
 import csv
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,17 @@ import torch
 from filelock import FileLock
 
 from sfkt_cli.data.images import as_rgb, encode
+from sfkt_cli.data.sensor import prepared_sensor
 from sfkt_cli.data.store import open_store
 from sfkt_cli.data.store_writer import text_column, writing
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.evaluation import figures
-from sfkt_cli.evaluation.labelled import LISTS, list_to_label, read_splits
+from sfkt_cli.evaluation.labelled import LISTS, list_to_label, match_own_labels, read_splits
 from sfkt_cli.evaluation.models import Predictor, load_models, predictors_of
 from sfkt_cli.evaluation.predictions import Evaluation, Outcome, add_ensemble
 from sfkt_cli.evaluation.sections import headline, thresholds
 from sfkt_cli.files import write_record
+from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.scores import geometric_mean
 from sfkt_cli.settings.config import Config, RuntimeConfig, build
@@ -30,8 +32,10 @@ from sfkt_cli.student import find_student
 from sfkt_cli.training.predicting import View, adapt_batch_norms, predict_rows
 from sfkt_cli.training.runtime import make_runtime
 from tests.stages.evaluation_runs import (
+    ARCHITECTURE,
     CLASSES,
     ENCODING,
+    SIZE,
     finish,
     images,
     make_run,
@@ -215,6 +219,35 @@ def test_models_are_compared_on_the_main_students_encoding(tmp_path: Path) -> No
     assert models.encoding(settings(), store) == ENCODING
     alone = replace(models, students={"shot": models.students["shot"]})
     assert alone.encoding(settings(), store).high == 9000.0
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [{"classes": CLASSES[::-1]}, {"classes": [*CLASSES, "lamp"]}, {"image_size": 2 * SIZE}],
+    ids=str,
+)
+def test_a_student_that_does_not_fit_is_left_out_and_named(
+    change: dict[str, Any], labelled: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as after another source model, or after `sfkt prepare --force`."""
+    run = make_run(tmp_path / "run", "tgkt", "shot", labelled=labelled)
+    sensor = asdict(prepared_sensor(run))
+    for method, other in (("tgkt", {}), ("shot", change)):
+        classes = other.get("classes", CLASSES)
+        architecture = ARCHITECTURE | {"classes": len(classes)}
+        save_model(
+            Stage(method, run.path("transfer", method), Config(), {}), Classifier(**architecture),
+            kind="classifier", architecture=architecture, classes=classes, encoding=ENCODING,
+            sensor=sensor | {k: v for k, v in other.items() if k in sensor},
+        )  # fmt: skip
+    evaluate(settings(oracle=False, pictures=False), run)
+    methods = run.record("evaluate")["methods"]
+    assert "tgkt" in methods
+    assert "shot" not in methods
+    told = " ".join(capsys.readouterr().err.split())
+    assert "shot is left out" in told
+    assert "`sfkt transfer --method shot --force`" in told
 
 
 def test_weights_that_were_not_kept_are_not_described(tmp_path: Path) -> None:
@@ -457,6 +490,9 @@ def test_without_labels_there_is_no_accuracy(tmp_path: Path) -> None:
     assert _results(run)["rows"] == []
     text = run.path("evaluate", "report.md").read_text(encoding="utf-8")
     assert "test.h5 holds no labels" in text
+    first = text.partition("\n## ")[0]
+    assert "RGB model, encoded" in first, "what the student is compared with"
+    assert "RGB model " not in first.partition("RGB partner: ")[2]
     assert "TI agreement %" in text
     tables = run.path("evaluate", "report.tex").read_text(encoding="utf-8")
     assert r"TI agreement \%" in tables
@@ -499,7 +535,7 @@ def test_a_few_labels_of_the_user_decide(
     run = make_run(tmp_path, "tgkt", labelled=False)
     evaluate(settings(pictures=False), run)
     told = " ".join(capsys.readouterr().err.split())
-    assert "lists images on which the student and your RGB model differ" in told
+    assert "lists images on which the student tgkt and your RGB model differ" in told
     assert "Run `sfkt evaluate`." not in run.record("evaluate")["headline"], "it runs"
     report = run.path("evaluate", "report.md").read_text(encoding="utf-8")
     assert "Label the whole list before" in report
@@ -538,7 +574,8 @@ def test_a_few_labels_of_the_user_decide(
         ("name,label\ntarget-0,disc\ntarget-0,=cross\n", "target-0 has the labels disc, =cross"),
         ("image,label\ntarget-0,disc\n", "columns image, label, expected name, label"),
         ("name,label\ntarget-0\n", "line 2: 1 columns, the first line has 2"),
-        ("name,label\ntarget-0,\xe9\n", "save it as UTF-8"),
+        ("name,label\ntarget-0,\xe9\n", "is not in UTF-8: save it as UTF-8"),
+        ("name,label\n".encode("utf-16").decode("latin-1"), "is not in UTF-8: save it as UTF-8"),
     ],
 )
 def test_wrong_labels_of_the_user_are_refused(tmp_path: Path, text: str, told: str) -> None:
@@ -549,6 +586,15 @@ def test_wrong_labels_of_the_user_are_refused(tmp_path: Path, text: str, told: s
     assert _list(run).name in str(error.value)
     assert _list(run).read_text(encoding="latin-1") == text
     assert not run.path("evaluate", "done.json").exists()
+
+
+def test_labels_in_other_capitals_count_where_one_class_is_meant(tmp_path: Path) -> None:
+    split = _evaluation(make_run(tmp_path, labelled=False)).splits["target"]
+    own = {"target-3": "MUG", "target-5": "cup"}
+    rows, labels = match_own_labels(Path("list.csv"), own, split, ["Cup", "Mug", "cup"])
+    assert (rows.tolist(), labels.tolist()) == ([3, 5], [1, 2])
+    with pytest.raises(DataError, match="target-4 has the label 'CUP', expected one of Cup, Mug"):
+        match_own_labels(Path("list.csv"), {"target-4": "CUP"}, split, ["Cup", "Mug", "cup"])
 
 
 def test_labels_for_one_student_do_not_judge_the_next(

@@ -22,7 +22,7 @@ import yaml
 
 import sfkt_cli
 from sfkt_cli.data.grid import Fit, fit_target
-from sfkt_cli.data.sensor import Sensor
+from sfkt_cli.data.sensor import Sensor, prepared_sensor
 from sfkt_cli.data.store import open_store, spread
 from sfkt_cli.errors import ConfigError, DataError, RunError
 from sfkt_cli.evaluation import exported as files
@@ -205,7 +205,8 @@ def test_the_model_card_describes_what_is_there(bridge: bool, tmp_path: Path) ->
         card = run.path("export/README.md").read_text()
         assert ("bridged-source" in card) == bridge
         assert ("the RGB model with its own weights" in card) == kept
-        assert "divided by 1, a temperature" in card
+        assert "Probabilities are not calibrated." in card
+        assert "depth range" not in card
         assert "model.json" not in card
         assert "{" not in card.split("```")[0]
     if bridge:
@@ -215,6 +216,18 @@ def test_the_model_card_describes_what_is_there(bridge: bool, tmp_path: Path) ->
             session = open_session(run.path(f"export/{name}.onnx").read_bytes())
             told = session.get_modelmeta().custom_metadata_map["classes"]
             assert json.loads(told) == classes
+
+
+@pytest.mark.parametrize("names", ["student", "student student-fp16", "student-fp16"])
+def test_the_model_card_opens_files_in_fp16_as_they_must_be(names: str, untrained_run: Run) -> None:
+    store, sensor = open_store(untrained_run.transfer_store), prepared_sensor(untrained_run)
+    ids, written = store.strings("target/id"), [f"{name}.onnx" for name in names.split()]
+    images = files.TargetImages(store["target/target"], ids, (16, 16), "crop", "uint16", None)
+    student = load_model(untrained_run.path("transfer/tgkt"))
+    card = files.model_card(untrained_run, "tgkt", student, sensor, images, written, [])
+    assert ("ORT_ENABLE_EXTENDED" in card) == ("fp16" in names)
+    assert all(f'InferenceSession("{name}"' in card for name in written)
+    compile(card.split("```python")[1].split("```")[0], "README.md", "exec")
 
 
 @pytest.mark.parametrize("kind", ["pt2", "safetensors"])
@@ -484,6 +497,57 @@ def test_the_model_card_tells_no_results_of_earlier_weights(tmp_path: Path) -> N
     assert set(labels.values()) == {0, 1, 2}
     save_classifier(run, "transfer/shot", 9, ENCODING)
     assert "Not evaluated" in card()
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_student_that_was_judged_worse_is_not_shipped_in_silence(
+    labelled: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, config = make_run(tmp_path, "tgkt", labelled=labelled), settings(oracle=False)
+    evaluate(config, run)
+    for tone in ("open", "worse"):
+        told = {**run.record("evaluate"), "tone": tone, "headline": "The answer."}
+        write_record(run.path("evaluate/done.json"), told)
+        capsys.readouterr()
+        export(config, replace(run, force=True), formats=["safetensors"])
+        sfkt_cli.load_student(run.folder)
+        shown = " ".join(capsys.readouterr().err.split())
+        assert shown.count("which --method source-encoded takes in its place: The answer.") == (
+            2 if tone == "worse" else 0
+        )
+    card = run.path("export/README.md").read_text(encoding="utf-8")
+    assert "The answer." in card
+    assert ("| source-encoded" in card) == labelled
+    run.path("evaluate/report.md").unlink()
+    assert sfkt_cli.load_student(run.folder).classes
+
+
+def test_the_source_model_is_shipped_with_the_encoding_of_the_student(tmp_path: Path) -> None:
+    run, config = make_run(tmp_path, "tgkt", "shot"), settings(oracle=False, pictures=False)
+    store, name = open_store(run.transfer_store), "source-encoded"
+    evaluate(config, run)
+    export(config, run, method=name, formats=["pt2", "safetensors"])
+    student = sfkt_cli.load_student(run.folder, method=name)
+    stored = torch.from_numpy(np.array(store["target/target"]))
+    expected = student.probabilities(stored)
+    exported = sfkt_cli.load_student(run.path("export"))
+    assert torch.equal(exported.probabilities(stored), expected)
+    assert student.encoding == ENCODING
+    assert exported.sensor == student.sensor
+    with run.path("evaluate/predictions.csv").open(encoding="utf-8", newline="") as file:
+        said = {r["id"]: r[name].removeprefix("'") for r in csv.DictReader(file)}
+    for sample, row in zip(store.strings("target/id"), expected.argmax(1).tolist(), strict=True):
+        assert said[sample] == student.classes[row]
+    assert "the RGB model with its own weights" in run.path("export/README.md").read_text()
+    done = run.path("export/done.json")
+    before = done.stat().st_mtime_ns
+    export(config, run, method=name, formats=["pt2", "safetensors"])
+    assert done.stat().st_mtime_ns == before
+    save_classifier(run, "transfer/tgkt", 2, replace(ENCODING, high=9000.0))
+    export(config, run, method=name, formats=["pt2", "safetensors"])
+    assert sfkt_cli.load_student(run.path("export")).encoding.high == 9000.0
+    with pytest.raises(RunError, match="there is no method 'shott': choose from"):
+        export(config, run, method="shott")
 
 
 def test_the_graph_divides_logits_by_the_temperature() -> None:

@@ -174,6 +174,15 @@ def test_an_image_without_a_probability_is_unknown() -> None:
     assert judged(lost, 0.0).label == "cone"
 
 
+def test_people_see_what_an_unknown_image_would_have_been_called() -> None:
+    ranked = (("cone", 0.67), ("box", 0.33))
+    unsure = Prediction("cone", 0.67, ranked)
+    assert judged(unsure, 0.5).shown == "cone 67%"
+    assert judged(unsure, 0.7).shown == "unknown (cone 67%)"
+    own = Prediction("unknown", 0.67, (("unknown", 0.67), ("box", 0.33)))  # a class of that name
+    assert judged(own, 0.5).shown == "unknown 67%"
+
+
 def test_files_folders_patterns_and_a_list(
     depth_files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +220,7 @@ def test_what_cannot_be_done_is_said_first(
     shutil.copytree(untrained_run.path("transfer/tgkt"), tmp_path / "export" / "student")
     assert sfkt_cli.load_student(tmp_path / "export").classes
     (tmp_path / "export" / "student.onnx").write_bytes(b"")
-    with pytest.raises(RunError, match=r"student\.onnx is a file: give a run.* folder"):
+    with pytest.raises(RunError, match=r"student\.onnx is a file: give a run.* folder.* \.onnx"):
         sfkt_cli.load_student(tmp_path / "export" / "student.onnx")
     many = [str(tmp_path / f"{number}.png") for number in range(13)]
     with pytest.raises(DataError, match=r"(?s)13 of 13 images.*9\.png.*\n  and 3 more") as caught:

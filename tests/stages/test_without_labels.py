@@ -56,7 +56,8 @@ def test_all_stages_run_without_a_label(
     told = " ".join(capsys.readouterr().err.split())
     listed = run.record("evaluate")["to_label"] is not None
     assert listed == ("it lists up to 50 images to label" in told), "`transfer` says so before"
-    assert listed == ("lists images on which the student and your RGB model differ" in told)
+    assert listed == ("lists images on which the student tgkt and your RGB model differ" in told)
+    assert listed == ("Run `sfkt evaluate --method tgkt`" in told)
     names = {"desk", "lamp", "mug"} if more else {"class-0", "class-1", "class-2"}
     student = load_student(run.folder)
     assert set(student.classes) == names
