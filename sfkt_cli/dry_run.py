@@ -85,7 +85,8 @@ def _try_training(name: str, config: Config, run: Run) -> dict[str, Any]:
     try:
         run_stage(name, config, run)
     except Tried as tried:
-        figures, reads = tried.figures, _sizes_of(run, tried.inputs)
+        figures = tried.figures
+        reads = _sizes_of(run, tried.inputs) | _sizes_of_brought(name, config)
     else:
         if run.keeps(name):
             return {"stage": name, "done": True}
@@ -95,9 +96,9 @@ def _try_training(name: str, config: Config, run: Run) -> dict[str, Any]:
         does = f"imports the model of {brought} and tries it on RGB images"
         if mixture:
             does = f"puts the models of {', '.join(map(str, mixture))} side by side"
-        sizes = {str(brought): brought.stat().st_size} if brought and brought.is_file() else {}
-        writes = {"model.safetensors": sum(sizes.values())}
-        reads = sizes | _sizes_of(run, ["transfer.h5"])
+        models = _sizes_of_brought(name, config)
+        writes = {"model.safetensors": sum(models.values())}
+        reads = models | _sizes_of(run, ["transfer.h5"])
         return _tell_plan(name, config, run, does, time.monotonic() - began, reads, writes)
     writes = {"model.safetensors": figures.model_bytes,
               "checkpoint, while it runs": figures.state_bytes}  # fmt: skip
@@ -218,6 +219,20 @@ def _sizes_of(run: Run, inputs: Iterable[str]) -> dict[str, int]:
     return {str(path): path.stat().st_size for path in paths if path.is_file()}
 
 
+def _sizes_of_brought(stage: str, config: Config) -> dict[str, int]:
+    """Bytes of the models of other places that a training stage reads, by path."""
+    earlier = config.training.warm_start
+    if stage == "source":
+        places = [config.source.checkpoint or earlier, *config.source.mixture]
+    else:
+        places = [earlier and earlier / stage]
+    sizes = {}
+    for place in filter(None, places):
+        paths = (place, place / "model.safetensors", place / "source" / "model.safetensors")
+        sizes |= {str(path): path.stat().st_size for path in paths if path.is_file()}
+    return sizes
+
+
 def _tell_plan(
     stage: str,
     config: Config,
@@ -231,7 +246,7 @@ def _tell_plan(
     takes: str = "",
     trial: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Say to people and scripts what a stage would do; the plan is given back."""
+    """Say to people and scripts what a stage would do; returns the plan."""
     defaults, used = values_of(Config()), deciding_settings(stage, config)
     changed = {name: value for name, value in used.items() if defaults[name] != value}
     folder = run.path(stage)

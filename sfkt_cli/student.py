@@ -213,7 +213,8 @@ def load_student(
         DataError: The model is damaged, or is none for a target sensor.
     """
     folder, saved = load_saved(Path(path), method, default_method, torch.device(device))
-    return Student(saved, saved.encoding_of("transfer"), sensor_of(folder, saved))
+    sensor = sensor_of(folder, saved)
+    return Student(saved, saved.encoding_of("transfer"), sensor)
 
 
 def load_saved(

@@ -1,7 +1,7 @@
 """Fetching the archives that have a public address.
 
 A file goes into ``NAME.part`` and gets its name once its size and checksum are right; an
-interrupted download goes on where it stopped. Nothing is fetched before the user has accepted the
+interrupted download continues where it stopped. Nothing is fetched before the user has accepted the
 notice about the licence.
 """
 

@@ -181,7 +181,7 @@ class Run:
         """Settings this run used before: the stage's own, else those of the stages above it.
 
         The settings of a stage that did not finish do not count, except for that stage itself,
-        which goes on with them unless it is started anew. Where it is killed before it has work
+        which continues with them unless it is started anew. Where it is killed before it has work
         that could be lost, those of what it was before count.
 
         Raises:

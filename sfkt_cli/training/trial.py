@@ -1,7 +1,7 @@
 """Steps that are only tried: for the size of a batch, and for what a dry run says of a training.
 
 The size is as set, or the largest power of two that fits into memory. It is kept in the stage's
-folder: an interrupted training goes on with the same batches.
+folder: an interrupted training continues with the same batches.
 """
 
 from __future__ import annotations

@@ -87,9 +87,10 @@ def test_a_source_model_that_is_brought_is_read_and_no_labelled_image(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    mixture = "source.mixture=[runs/synthetic/source, runs/synthetic/source]"
+    model = "runs/synthetic/source/model.safetensors"
+    mixture = "source.mixture=[runs/synthetic, runs/synthetic/source]"
     (plan,) = plans("source --force", capsys, "--run", "runs/synthetic", "--set", mixture)
-    assert {*plan["reads"]} == {f"runs/synthetic/{STORE}"}
+    assert {*plan["reads"]} == {f"runs/synthetic/{STORE}", model}
 
 
 def test_stages_whose_input_is_missing_come_later(
