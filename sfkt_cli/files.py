@@ -82,7 +82,8 @@ def sync_folder(folder: Path) -> None:
 def locking(path: Path, busy: str) -> Iterator[None]:
     """Hold the lock of a file, which is made, or of a folder that is there.
 
-    It is free again when the block or the process ends.
+    It is free again when the block or the process ends. Network file systems lock files alone:
+    there, a folder is not locked.
 
     Raises:
         RunError: Another process holds it (the message is ``busy``), or nothing can be locked here.
@@ -95,14 +96,16 @@ def locking(path: Path, busy: str) -> Iterator[None]:
             raise RunError(busy) from None
         except OSError as error:
             error.filename = str(path)
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+            if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP):
                 raise
-            raise RunError(
-                f"{path} cannot be locked ({error.strerror}): this file system has no locks; mount "
-                "it with locks, or choose a folder on a local disk"
-            ) from None
+            if not path.is_dir():
+                raise RunError(
+                    f"{path} cannot be locked ({error.strerror}): this file system has no locks; "
+                    "mount it with locks, or choose a folder on a local disk"
+                ) from None
         yield
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked process may still have the descriptor
+        with contextlib.suppress(OSError):  # a forked process may still have the descriptor
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
 

@@ -113,6 +113,8 @@ def run_evaluate(options: Options, report: Path | None = None) -> dict[str, Any]
     from sfkt_cli.stages.evaluate import evaluate
 
     settings = resolve_and_remember("evaluate", options)
+    if method := options.flags.get("transfer.method"):
+        settings.run.require(f"transfer/{method}")
     evaluate(settings.config, settings.run, report)
     return settings.run.outcome("evaluate") | read_results(settings.run).model_dump(mode="json")
 

@@ -235,7 +235,7 @@ def find_student(path: Path, method: str | None = None, default_method: str = "t
     """The folder of a student's model.json; arguments and RunError as of :func:`load_student`."""
     for folder in (path, path / "student"):  # the model's own folder, or that of an export
         if (folder / CARD).is_file():
-            if folder.name != method:
+            if method == ENCODED or folder.name != method:
                 refuse_method(folder, method)
             return folder
     if not path.is_dir():
@@ -262,10 +262,10 @@ def find_student(path: Path, method: str | None = None, default_method: str = "t
             f"first run `sfkt transfer --method {chosen}`, or choose another"
         )
     folder = run.require(f"transfer/{chosen}")
-    if method == ENCODED:
-        return folder
     if note := outdated_student(run, chosen):
         warn(f"{folder} was {note}")
+    if method == ENCODED:
+        return folder
     with contextlib.suppress(DataError, RunError):  # the student works without what is damaged
         told = evaluated(run, chosen)
         if (told.get("main"), told.get("tone")) == (chosen, "worse"):

@@ -255,6 +255,8 @@ def test_evaluate_judges_the_student_that_it_is_told(capsys: pytest.CaptureFixtu
         )
         assert list_to_label(run, method).is_file()
     assert sfkt("evaluate", "--run", "made", "--method", "shott") == 1
+    assert sfkt("evaluate", "--run", "made", "--method", "socket") == 1
+    assert "first run `sfkt transfer --method socket" in " ".join(capsys.readouterr().err.split())
 
 
 def test_bridge_runs_source_first_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:

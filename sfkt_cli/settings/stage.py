@@ -248,7 +248,10 @@ class Stage:
             if not has_begun(self.folder):
                 for name in set(chain(*WRITES.values())) - {LOG}:
                     path = self.folder / name
-                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink(missing_ok=True)
             raise
 
 

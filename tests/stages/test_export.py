@@ -550,6 +550,19 @@ def test_the_source_model_is_shipped_with_the_encoding_of_the_student(tmp_path: 
         export(config, run, method="shott")
 
 
+def test_a_model_card_shows_no_accuracy_of_another_encoding(tmp_path: Path) -> None:
+    run, config = make_run(tmp_path, "tgkt", "shot"), settings(oracle=False, pictures=False)
+    save_classifier(run, "transfer/shot", 2, replace(ENCODING, high=9000.0))
+    transfer = config.transfer.model_copy(update={"method": "shot"})
+    evaluate(config.model_copy(update={"transfer": transfer}), run)
+    for student, known in (("tgkt", False), ("shot", True)):
+        transfer = config.transfer.model_copy(update={"method": student})
+        chosen = config.model_copy(update={"transfer": transfer})
+        export(chosen, run, method="source-encoded", formats=["safetensors"])
+        card = run.path("export/README.md").read_text(encoding="utf-8")
+        assert ("Not evaluated" not in card) == known
+
+
 def test_the_graph_divides_logits_by_the_temperature() -> None:
     class Network(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
