@@ -24,7 +24,7 @@ SENSORS: tuple[Sensor, ...] = get_args(Sensor)
 Settings = dict[str, Any]
 TUNED = "-tuned"  # ends the name of the row of a method whose settings are chosen on each data set
 GRID: Mapping[str, tuple[Any, ...]] = {
-    "learning_rate": (0.01, 0.03),
+    "learning_rate": (0.01, 0.03, 0.001),
     "backbone_rate": (0.1, 1.0),
     "schedule": ("inverse", "cosine"),
 }
