@@ -321,7 +321,7 @@ def plain(text: str) -> str:
 def to_csv(header: Sequence[str], rows: Iterable[Iterable[str | float]], exact: str = "") -> str:
     """CSV in which a spreadsheet sees no formulas: texts that look like one begin with '.
 
-    Columns ``exact``, which programs read, such as paths, stay as they are.
+    The column of the name ``exact``, which programs read, such as paths, stays as it is.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
