@@ -155,7 +155,7 @@ def write_report(
         parts += report.markdown_section(section)
     methods = dict.fromkeys(row.method.removesuffix(TUNED) for row in results)
     parts.append(report.bullets(f"{name}: {report.MEANINGS[name]}" for name in methods))
-    for file, caption in draw_sweeps(plan, results, output):
+    for file, caption in draw_sweeps(plan, results, measurements, output):
         parts += [f"![{report.plain(caption)}]({file})", report.plain(caption)]
     write_text(output / "benchmark.csv", csv_text(results))
     write_text(output / "benchmark-long.csv", long_csv(measurements))
@@ -269,7 +269,7 @@ def result_of(
     """One row of the tables."""
     rows = [measured.row for measured in measurements[key].values()]
     accuracies = tuple(row.accuracy for row in rows)
-    notes = [report.joint_note({f"seed {s}": m.row.note for s, m in measurements[key].items()})]
+    notes = [note_of(measurements[key])]
     against, compared = None, None
     if versus:
         compared = paired(measurements[key], measurements[versus])
@@ -301,6 +301,11 @@ def result_of(
     )
 
 
+def note_of(of_seeds: Mapping[int, Measured]) -> str | None:
+    """What a reader must know of the models of one row."""
+    return report.joint_note({f"seed {seed}": it.row.note for seed, it in of_seeds.items()})
+
+
 def paired(
     first: Mapping[int, Measured], second: Mapping[int, Measured]
 ) -> tuple[float, tuple[float, float] | None, float | None] | None:
@@ -318,7 +323,7 @@ def paired(
 
 
 def draw_sweeps(
-    plan: BenchmarkPlan, results: Sequence[Result], output: Path
+    plan: BenchmarkPlan, results: Sequence[Result], measurements: Measurements, output: Path
 ) -> list[tuple[str, str]]:
     """A picture for each swept setting and data set; names and captions."""
     lines: dict[tuple[str, str, str], dict[str, list[tuple[float, float, float]]]] = {}
@@ -330,7 +335,8 @@ def draw_sweeps(
             place = (row.dataset, sweep.setting, row.split)
             point = (values[row.variant], row.mean, row.deviation or 0.0)
             lines.setdefault(place, {}).setdefault(label, []).append(point)
-            notes.setdefault(place, {})[f"{row.method} with {row.variant}"] = row.note
+            measured = measurements[Key(row.dataset, row.variant, row.split, row.method)]
+            notes.setdefault(place, {})[f"{row.method} with {row.variant}"] = note_of(measured)
     several = len(plan.datasets) > 1 or any(data.sensor_pairs for data in plan.datasets)
     drawn = []
     for place, curves in lines.items():

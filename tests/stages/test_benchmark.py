@@ -794,12 +794,14 @@ def test_each_pair_of_sensors_has_its_curves(tmp_path: Path) -> None:
              for cell in cells}  # fmt: skip
     for key in [key for key in found if "= 2," in key.variant]:
         found[key] = {0: said(0.5, [1, 0], "the student was not kept")}
-    drawn = draw_sweeps(plan, results_of(plan, cells, found), tmp_path)
+    results = [replace(row, note="of a comparison") for row in results_of(plan, cells, found)]
+    drawn = draw_sweeps(plan, results, found, tmp_path)
     names = [f"sweep-tgkt.beta_f-test-SUN-{a}-to-{b}.png" for a, b in pairs]
     assert [name for name, _ in drawn] == names
     for _, caption in drawn:
         assert "tgkt with tgkt.beta_f = 2" in caption
         assert caption.endswith("the student was not kept")
+        assert "comparison" not in caption, "a curve has none"
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
