@@ -470,7 +470,9 @@ def tables_of(results: Sequence[Result]) -> list[Section]:
 
     groups = groupby(results, lambda row: (row.dataset, row.split))
     return [
-        report.table_of(f"{dataset}: {SPLITS[split]}", rows, line, left=1 + several)
+        report.table_of(
+            f"{dataset}: {SPLITS[split]}", rows, line, 1 + several, f"{dataset}-{split}"
+        )
         for (dataset, split), rows in groups
     ]
 
@@ -478,16 +480,22 @@ def tables_of(results: Sequence[Result]) -> list[Section]:
 def narrow(tables: Iterable[Section], missing: Iterable[str]) -> Iterator[Section]:
     """Each table as two: what is compared, with what is missing, and what it costs."""
     for table in tables:
-        for title, left_out, notes in (
-            (table.title, COSTS, [COMPARED, *(f"Missing: {line}" for line in missing)]),
-            (f"{table.title}: costs", COMPARISON, [COSTING]),
+        for kind, left_out, notes in (
+            ("", COSTS, [COMPARED, *(f"Missing: {line}" for line in missing)]),
+            (": costs", COMPARISON, [COSTING]),
         ):
             lines, bounds = (
                 [{name: line[name] for name in line if name not in left_out} for line in some]
                 for some in (table.lines, table.bounds)
             )
-            below = (*table.footnotes, *notes)
-            yield replace(table, title=title, lines=lines, bounds=bounds, footnotes=below)
+            yield replace(
+                table,
+                title=table.title + kind,
+                lines=lines,
+                bounds=bounds,
+                footnotes=(*table.footnotes, *notes),
+                label=table.label + kind,
+            )
 
 
 def csv_text(results: Sequence[Result]) -> str:
