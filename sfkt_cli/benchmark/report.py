@@ -151,7 +151,8 @@ def write_report(
         report.bullets(facts(plan, command, makers)),
         *(f"## {title}\n\n{report.bullets(lines)}" for title, lines in lists.items() if lines),
     ]
-    for section in [*sensor_tables(plan, results), *tables, *tuning_tables(tuning)]:
+    by_sensor = sensor_tables(plan, results)
+    for section in [*by_sensor, *tables, *tuning_tables(tuning)]:
         parts += report.markdown_section(section)
     methods = dict.fromkeys(row.method.removesuffix(TUNED) for row in results)
     parts.append(report.bullets(f"{name}: {report.MEANINGS[name]}" for name in methods))
@@ -159,7 +160,8 @@ def write_report(
         parts += [f"![{report.plain(caption)}]({file})", report.plain(caption)]
     write_text(output / "benchmark.csv", csv_text(results))
     write_text(output / "benchmark-long.csv", long_csv(measurements))
-    write_text(output / "benchmark.tex", report.latex_tables(narrow(tables, missing)))
+    latex = report.latex_tables([*by_sensor, *narrow(tables, missing)])
+    write_text(output / "benchmark.tex", latex)
     write_text(output / "benchmark.md", "\n\n".join(filter(None, parts)) + "\n")
     for table in tables:
         report.say_table(table)
@@ -426,19 +428,21 @@ def tuning_tables(tuning: Sequence[Trial]) -> list[Section]:
 
 def sensor_tables(plan: BenchmarkPlan, results: Sequence[Result]) -> list[Section]:
     """SUN RGB-D: mean accuracy of each method, source sensor down, target sensor across."""
-    first, tables = plan.variants[0].name, []
+    variants, tables = {variant.name for variant in plan.variants}, []
     for dataset in (dataset for dataset in plan.datasets if dataset.sensor_pairs):
         pairs = {f"{dataset.name} {source} to {to}" for source in SENSORS for to in SENSORS}
-        own = [row for row in results if row.dataset in pairs and row.variant == first]
-        for split, method in dict.fromkeys((row.split, row.method) for row in own):
-            here = [row for row in own if (row.split, row.method) == (split, method)]
-            mean = {row.dataset: percent(row.mean) for row in here}
+        means: dict[tuple[str, ...], dict[str, str]] = {}
+        for row in results:
+            if row.dataset in pairs and row.variant in variants:
+                named = (*([row.variant] if len(variants) > 1 else []), row.method, row.split)
+                means.setdefault(named, {})[row.dataset] = percent(row.mean)
+        for named, mean in means.items():
             lines = [
                 {"RGB, then depth": source}
                 | {to: mean.get(f"{dataset.name} {source} to {to}", "-") for to in SENSORS}
                 for source in SENSORS
             ]
-            title = f"Sensor pairs of {dataset.name}: {method}, {split} split, accuracy %"
+            title = f"Sensor pairs of {dataset.name}: {', '.join(named)} split, accuracy %"
             tables.append(Section(title, lines=lines))
     return tables
 
