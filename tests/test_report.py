@@ -1,4 +1,5 @@
 import csv
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -241,6 +242,16 @@ def test_latex_shows_texts_as_they_are_and_the_best_method_in_bold() -> None:
     assert r"\begin{tabular}{llr}" in lines
     assert {r"\centering", r"\label{tab:50-of-x}"} <= {*lines}
     assert r"\par {\footnotesize (1) 5 \%}" in lines
+
+
+def test_what_latex_refers_to_stays_when_images_are_added() -> None:
+    def labels(count: int) -> list[str]:
+        rows = tuple(replace(row, n=count) for row in (TGKT, replace(TGKT, split="test")))
+        return re.findall(r"\\label.*", report.to_latex(Report("my data", rows)))
+
+    assert labels(100) == labels(90)
+    assert len({*labels(100)}) == 2
+    assert all("my-data" in label for label in labels(100))
 
 
 def test_latex_has_true_minus_signs_and_dashes() -> None:

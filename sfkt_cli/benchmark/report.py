@@ -151,15 +151,17 @@ def write_report(
         report.bullets(facts(plan, command, makers)),
         *(f"## {title}\n\n{report.bullets(lines)}" for title, lines in lists.items() if lines),
     ]
-    for section in [*sensor_tables(plan, results), *tables, *tuning_tables(tuning)]:
+    by_sensor = sensor_tables(plan, results)
+    for section in [*by_sensor, *tables, *tuning_tables(tuning)]:
         parts += report.markdown_section(section)
     methods = dict.fromkeys(row.method.removesuffix(TUNED) for row in results)
     parts.append(report.bullets(f"{name}: {report.MEANINGS[name]}" for name in methods))
-    for file, caption in draw_sweeps(plan, results, output):
+    for file, caption in draw_sweeps(plan, results, measurements, output):
         parts += [f"![{report.plain(caption)}]({file})", report.plain(caption)]
     write_text(output / "benchmark.csv", csv_text(results))
     write_text(output / "benchmark-long.csv", long_csv(measurements))
-    write_text(output / "benchmark.tex", report.latex_tables(narrow(tables, missing)))
+    latex = report.latex_tables([*by_sensor, *narrow(tables, missing)])
+    write_text(output / "benchmark.tex", latex)
     write_text(output / "benchmark.md", "\n\n".join(filter(None, parts)) + "\n")
     for table in tables:
         report.say_table(table)
@@ -269,7 +271,7 @@ def result_of(
     """One row of the tables."""
     rows = [measured.row for measured in measurements[key].values()]
     accuracies = tuple(row.accuracy for row in rows)
-    notes = [report.joint_note({f"seed {s}": m.row.note for s, m in measurements[key].items()})]
+    notes = [note_of(measurements[key])]
     against, compared = None, None
     if versus:
         compared = paired(measurements[key], measurements[versus])
@@ -301,6 +303,11 @@ def result_of(
     )
 
 
+def note_of(of_seeds: Mapping[int, Measured]) -> str | None:
+    """What a reader must know of the models of one row."""
+    return report.joint_note({f"seed {seed}": it.row.note for seed, it in of_seeds.items()})
+
+
 def paired(
     first: Mapping[int, Measured], second: Mapping[int, Measured]
 ) -> tuple[float, tuple[float, float] | None, float | None] | None:
@@ -318,7 +325,7 @@ def paired(
 
 
 def draw_sweeps(
-    plan: BenchmarkPlan, results: Sequence[Result], output: Path
+    plan: BenchmarkPlan, results: Sequence[Result], measurements: Measurements, output: Path
 ) -> list[tuple[str, str]]:
     """A picture for each swept setting and data set; names and captions."""
     lines: dict[tuple[str, str, str], dict[str, list[tuple[float, float, float]]]] = {}
@@ -330,7 +337,8 @@ def draw_sweeps(
             place = (row.dataset, sweep.setting, row.split)
             point = (values[row.variant], row.mean, row.deviation or 0.0)
             lines.setdefault(place, {}).setdefault(label, []).append(point)
-            notes.setdefault(place, {})[f"{row.method} with {row.variant}"] = row.note
+            measured = measurements[Key(row.dataset, row.variant, row.split, row.method)]
+            notes.setdefault(place, {})[f"{row.method} with {row.variant}"] = note_of(measured)
     several = len(plan.datasets) > 1 or any(data.sensor_pairs for data in plan.datasets)
     drawn = []
     for place, curves in lines.items():
@@ -420,19 +428,21 @@ def tuning_tables(tuning: Sequence[Trial]) -> list[Section]:
 
 def sensor_tables(plan: BenchmarkPlan, results: Sequence[Result]) -> list[Section]:
     """SUN RGB-D: mean accuracy of each method, source sensor down, target sensor across."""
-    first, tables = plan.variants[0].name, []
+    variants, tables = {variant.name for variant in plan.variants}, []
     for dataset in (dataset for dataset in plan.datasets if dataset.sensor_pairs):
         pairs = {f"{dataset.name} {source} to {to}" for source in SENSORS for to in SENSORS}
-        own = [row for row in results if row.dataset in pairs and row.variant == first]
-        for split, method in dict.fromkeys((row.split, row.method) for row in own):
-            here = [row for row in own if (row.split, row.method) == (split, method)]
-            mean = {row.dataset: percent(row.mean) for row in here}
+        means: dict[tuple[str, ...], dict[str, str]] = {}
+        for row in results:
+            if row.dataset in pairs and row.variant in variants:
+                named = (*([row.variant] if len(variants) > 1 else []), row.method, row.split)
+                means.setdefault(named, {})[row.dataset] = percent(row.mean)
+        for named, mean in means.items():
             lines = [
                 {"RGB, then depth": source}
                 | {to: mean.get(f"{dataset.name} {source} to {to}", "-") for to in SENSORS}
                 for source in SENSORS
             ]
-            title = f"Sensor pairs of {dataset.name}: {method}, {split} split, accuracy %"
+            title = f"Sensor pairs of {dataset.name}: {', '.join(named)} split, accuracy %"
             tables.append(Section(title, lines=lines))
     return tables
 
@@ -464,7 +474,9 @@ def tables_of(results: Sequence[Result]) -> list[Section]:
 
     groups = groupby(results, lambda row: (row.dataset, row.split))
     return [
-        report.table_of(f"{dataset}: {SPLITS[split]}", rows, line, left=1 + several)
+        report.table_of(
+            f"{dataset}: {SPLITS[split]}", rows, line, 1 + several, f"{dataset}-{split}"
+        )
         for (dataset, split), rows in groups
     ]
 
@@ -472,16 +484,22 @@ def tables_of(results: Sequence[Result]) -> list[Section]:
 def narrow(tables: Iterable[Section], missing: Iterable[str]) -> Iterator[Section]:
     """Each table as two: what is compared, with what is missing, and what it costs."""
     for table in tables:
-        for title, left_out, notes in (
-            (table.title, COSTS, [COMPARED, *(f"Missing: {line}" for line in missing)]),
-            (f"{table.title}: costs", COMPARISON, [COSTING]),
+        for kind, left_out, notes in (
+            ("", COSTS, [COMPARED, *(f"Missing: {line}" for line in missing)]),
+            (": costs", COMPARISON, [COSTING]),
         ):
             lines, bounds = (
                 [{name: line[name] for name in line if name not in left_out} for line in some]
                 for some in (table.lines, table.bounds)
             )
-            below = (*table.footnotes, *notes)
-            yield replace(table, title=title, lines=lines, bounds=bounds, footnotes=below)
+            yield replace(
+                table,
+                title=table.title + kind,
+                lines=lines,
+                bounds=bounds,
+                footnotes=(*table.footnotes, *notes),
+                label=table.label + kind,
+            )
 
 
 def csv_text(results: Sequence[Result]) -> str:

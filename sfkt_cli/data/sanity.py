@@ -3,6 +3,7 @@
 Each check gives a warning, or "" where nothing looks wrong.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,7 +66,7 @@ def _too_far(decoded: Images, stored: Images, own: FoldersConfig) -> str:
     if share < LOST_SHARE:
         return ""
     scale = own.scale or (1 if own.unit == "mm" else 1000)  # whole numbers are never too far
-    step = int(np.ceil(np.percentile(readings, 99) * scale / 65535))
+    step = math.ceil(float(np.percentile(readings, 99)) / 65535 * scale)
     top = float(readings.max())
     advice = (
         f"folders.scale={scale / step:.9g} keeps them, in steps of {step} mm"

@@ -162,7 +162,7 @@ def left_out(
 ) -> dict[str, int]:
     """Records in no part although their class was chosen or is unknown: numbers by kind and reason.
 
-    Those that the archive itself keeps out do not count.
+    Images of a TR class that the archive lists for other parts alone do not count.
     """
     used = {record.id for records_of_part in parts.values() for record in records_of_part}
     unused = (

@@ -1,7 +1,6 @@
 """The labels of test.h5 and of lists that users fill in. Only ``evaluate`` may use this module."""
 
 import functools
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sfkt_cli.data.records import nfc
 from sfkt_cli.data.store import Store, digest_images
 from sfkt_cli.data.text_files import csv_rows
 from sfkt_cli.errors import DataError
@@ -173,7 +173,7 @@ def match_own_labels(
 
 def _key(name: str) -> str:
     """A name in the form in which names are compared, whatever an editor made of it."""
-    return unicodedata.normalize("NFC", name).strip()
+    return nfc(name).strip()
 
 
 def _distinct(paths: list[str], names: list[str]) -> list[str]:

@@ -97,6 +97,7 @@ class Section:
     left: int = 1  # columns of the table, from the left, that hold words
     bounds: Sequence[Line] = ()  # lines of the table below a rule
     footnotes: tuple[str, ...] = ()  # below the table
+    label: str = ""  # by which LaTeX refers to the table; from the title if there is none
 
     @property
     def header(self) -> list[str]:
@@ -142,7 +143,7 @@ def read_results(run: Run) -> Results:
 
 
 def table_of(
-    title: str, items: Iterable[Any], line_of: Callable[[Any], Line], left: int = 1
+    title: str, items: Iterable[Any], line_of: Callable[[Any], Line], left: int = 1, label: str = ""
 ) -> Section:
     """A table with a line for each item, which has a ``method`` and a ``note``.
 
@@ -156,7 +157,7 @@ def table_of(
             line["method"] += " " + marks.setdefault(item.note, f"({len(marks) + 1})")
         (bounds if item.method in BOUNDS else lines).append(line)
     notes = tuple(f"{mark} {note}" for note, mark in marks.items())
-    return Section(title, lines=lines, bounds=bounds, left=left, footnotes=notes)
+    return Section(title, lines=lines, bounds=bounds, left=left, footnotes=notes, label=label)
 
 
 def split_tables(
@@ -182,7 +183,8 @@ def split_tables(
     for split, title in SPLITS.items():
         if here := [row for row in rows if row.split == split]:
             counts = " or ".join(f"{count:,}" for count in sorted({row.n for row in here}))
-            tables.append((here, table_of(f"{title}, n = {counts}", here, line)))
+            table = table_of(f"{title}, n = {counts}", here, line, label=split)
+            tables.append((here, table))
     return tables
 
 
@@ -240,11 +242,12 @@ def markdown_table(table: Section) -> str:
 
 def to_latex(report: Report) -> str:
     """The accuracies as LaTeX tables, one for each split; without accuracies, label-free scores."""
-    tables = [table for _, table in split_tables(report.rows)]
+    name, tables = report.dataset, [table for _, table in split_tables(report.rows)]
     if not tables:
         tables = [section for section in report.sections if section.title == LABEL_FREE]
     return latex_tables(
-        replace(table, title=f"{report.dataset}: {table.title}") for table in tables
+        replace(table, title=f"{name}: {table.title}", label=f"{name}-{table.label}")
+        for table in tables
     )
 
 
@@ -268,7 +271,7 @@ def _latex_table(table: Section) -> str:
             texts[accuracy] = rf"\textbf{{{texts[accuracy]}}}"
         return " & ".join(texts.values()) + r" \\"
 
-    label = re.sub(r"\W+", "-", table.title).strip("-")
+    label = re.sub(r"\W+", "-", table.label or table.title).strip("-")
     below = [r"\midrule", *map(row, table.bounds)] if table.bounds else []
     notes = [rf"\par {{\footnotesize {_latex(note)}}}" for note in table.footnotes]
     return "\n".join(
@@ -321,7 +324,7 @@ def plain(text: str) -> str:
 def to_csv(header: Sequence[str], rows: Iterable[Iterable[str | float]], exact: str = "") -> str:
     """CSV in which a spreadsheet sees no formulas: texts that look like one begin with '.
 
-    Columns ``exact``, which programs read, such as paths, stay as they are.
+    The column of the name ``exact``, which programs read, such as paths, stays as it is.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

@@ -128,7 +128,7 @@ def stranger_share(features: Tensor, ti_features: Tensor) -> float | None:
         ti_features: (M, D) its features on the target images of TI pairs.
 
     Returns:
-        The bound; None for fewer than 50 images of either kind.
+        The estimate; None for fewer than 50 images of either kind.
     """
     if min(len(features), len(ti_features)) < 50:
         return None

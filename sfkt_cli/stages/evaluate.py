@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from sfkt_cli.console import say, track, warn
@@ -148,15 +148,10 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, test: Store) 
     models = load_models(run, store, runtime)
     splits = {split.name: split for split in read_splits(store, test)}
     pairs = label_free.scoring_pairs(store, source_on_rgb(models).view)
-    evaluation = Evaluation(config, run, stage.folder, store, models, splits, pairs)
-    if count := len(evaluation.own_labels[0]):
-        say(f"evaluate: {evaluation.list_to_label} has labels of {count} images")
+    evaluation = _ask_all(
+        Evaluation(config, run, stage.folder, store, models, splits, pairs), stage.inputs
+    )
     outcomes = evaluation.outcomes
-    competing = predictors_of(run, store, models, stage.inputs, evaluation.encoding)
-    with track("evaluate", len(competing), "models") as tracker:
-        for predictor in competing:
-            evaluation.ask(predictor)
-            tracker.advance(1, 1, predictor.method)
     predictions.add_ensemble(evaluation)
     predictions.look_for_collapse(evaluation)
     _add_bounds(evaluation, stage)
@@ -197,6 +192,24 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, test: Store) 
         to_label={"name": path.name, "images": to_label} if path and to_label else None,
         methods=list(outcomes),
     )
+
+
+def _ask_all(evaluation: Evaluation, inputs: Mapping[str, str]) -> Evaluation:
+    """Ask all models; returns the evaluation that has their answers.
+
+    If a student is left out, all are asked anew: what they are compared on depends on the students.
+    """
+    if count := len(evaluation.own_labels[0]):
+        say(f"evaluate: {evaluation.list_to_label} has labels of {count} images")
+    models, students = evaluation.models, len(evaluation.models.students)
+    competing = predictors_of(evaluation.run, evaluation.store, models, inputs, evaluation.encoding)
+    with track("evaluate", len(competing), "models") as tracker:
+        for predictor in competing:
+            evaluation.ask(predictor)
+            tracker.advance(1, 1, predictor.method)
+    if len(models.students) == students:
+        return evaluation
+    return _ask_all(replace(evaluation, outcomes={}), inputs)
 
 
 def _ask_for_labels(run: Run, method: str, name: str, images: list[str]) -> None:

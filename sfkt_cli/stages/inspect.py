@@ -1,7 +1,7 @@
 """`sfkt inspect`: a prepared file as a table and a picture; warnings of what looks wrong."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby
 from pathlib import Path
@@ -83,7 +83,7 @@ def show(
     """
     table = tabulate(samples)
     say(table_text(table, store.unit))
-    problems = [*duplicates(samples), *repeated(samples), *blank_images(samples, names or {})]
+    problems = [*duplicates(samples), *repeated(samples), *blank_images(samples)]
     for problem in [*problems, *other_scale(store)]:
         warn(problem)
     alignment = check_alignment(store, names) if store.registered else None
@@ -158,12 +158,9 @@ def table_text(lines: Sequence[Line], unit: str) -> str:
 
 def duplicates(samples: Iterable[Sample]) -> list[str]:
     """A warning for each pair of parts that hold the same image, pixel by pixel."""
-    owners: dict[tuple[str, bytes], dict[str, str]] = defaultdict(dict)
-    for sample in samples:
-        for view, digest in sample.hashes.items():
-            owners[view, digest].setdefault(sample.part, sample.id)
     pairs: dict[tuple[str, str, str], list[tuple[str, str]]] = defaultdict(list)
-    for (view, _), ids_by_part in owners.items():
+    for view, group in _alike(samples):
+        ids_by_part = {sample.part: sample.id for sample in reversed(group)}
         for first, second in combinations(sorted(ids_by_part, key=PARTS.index), 2):
             pairs[view, first, second].append((ids_by_part[first], ids_by_part[second]))
     return [
@@ -175,18 +172,21 @@ def duplicates(samples: Iterable[Sample]) -> list[str]:
 
 def repeated(samples: Iterable[Sample]) -> list[str]:
     """A warning of images that a part holds with several labels, or beside several RGB images."""
-    alike: dict[tuple[str, str, bytes], list[Sample]] = defaultdict(list)
-    for sample in samples:
-        for view, digest in sample.hashes.items():
-            alike[sample.part, view, digest].append(sample)
     found: dict[tuple[str, str, str], list[Sample]] = defaultdict(list)
-    for (part, view, _), group in alike.items():
-        if part != "ti" and len({sample.label for sample in group}) > 1:
-            found[part, view, "with different labels: keep the right one"] += group
-        rgb = {sample.hashes.get("rgb") for sample in group}
-        if view == "target" and len(rgb) > 1 and group[0].low < group[0].high:
-            advice = "look for frames at which the sensor stood still, and for wrong partners"
-            found[part, view, f"beside different RGB images: {advice}"] += group
+    advice = "look for frames at which the sensor stood still, and for wrong partners"
+    for view, everywhere in _alike(samples):
+        if view == "target" and everywhere[0].low == everywhere[0].high:
+            continue  # told as blank
+        for part in PARTS:
+            group = [sample for sample in everywhere if sample.part == part]
+            labels = {s.label: s for s in group if s.label and part != "ti"}
+            rgb = {s.hashes["rgb"]: s for s in group if view == "target" and "rgb" in s.hashes}
+            for differing, why in (
+                (labels, "with different labels: keep the right one"),
+                (rgb, f"beside different RGB images: {advice}"),
+            ):
+                if len(differing) > 1:
+                    found[part, view, why] += [*differing.values(), *group][: len(group)]
     return [
         f"{len(group)} {view} images in {part}, such as {group[0].id} and {group[1].id}, are the "
         f"same as others {why}"
@@ -194,15 +194,23 @@ def repeated(samples: Iterable[Sample]) -> list[str]:
     ]
 
 
-def blank_images(samples: Iterable[Sample], names: Mapping[str, str]) -> list[str]:
-    """A warning about target images that have one value everywhere; ``names`` replace ids."""
+def _alike(samples: Iterable[Sample]) -> Iterator[tuple[str, list[Sample]]]:
+    """Samples with the same image, pixel by pixel, and the view in which it is the same."""
+    groups: dict[tuple[str, bytes], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        for view, digest in sample.hashes.items():
+            groups[view, digest].append(sample)
+    return ((view, group) for (view, _), group in groups.items())
+
+
+def blank_images(samples: Iterable[Sample]) -> list[str]:
+    """A warning about target images that have one value everywhere."""
     blank = [s for s in samples if "target" in s.hashes and s.low == s.high]
     if not blank:
         return []
-    first = names.get(blank[0].id, blank[0].id)
     return [
         f"{len(blank)} target image{'s'[: len(blank) > 1]} with one value everywhere, such as "
-        f"{first} in {blank[0].part}: leave out what shows nothing"
+        f"{blank[0].id} in {blank[0].part}: leave out what shows nothing"
     ]
 
 

@@ -140,9 +140,9 @@ def test_images_of_one_value_are_told() -> None:
         Sample("target", 2, "target-000002", "g", "", {"target": b"c"}, low=7, high=9),
         Sample("source", 0, "cup-0", "g", "cup", {"rgb": b"d"}),
     ]
-    (told,) = blank_images(samples, {"target-000000": "cup-9"})
-    assert told.startswith("2 target images with one value everywhere, such as cup-9 in target")
-    assert not blank_images(samples[2:], {})
+    (told,) = blank_images(samples)
+    assert told.startswith("2 target images with one value everywhere, such as target-000000 in")
+    assert not blank_images(samples[2:])
 
 
 def test_images_with_two_labels_or_several_partners_are_told() -> None:
@@ -160,8 +160,15 @@ def test_images_with_two_labels_or_several_partners_are_told() -> None:
         "4 target images in ti",
     ]
     assert "with different labels" in told[0]
+    assert "target2," in told[0], "the one of another label"
     assert "beside different RGB images" in told[1]
-    assert not repeated(replace(pair, low=0, high=0) for pair in pairs)  # told as blank
+    frozen = [*pairs, *(replace(s, label=s.id) for s in labelled)]
+    assert len(repeated(frozen)) == 2
+    assert not repeated(replace(s, low=0, high=0) for s in frozen)  # told as blank
+    assert not repeated([*labelled, sample("target", 2, "", b"1")]), "it has no other label"
+    alone = [sample("test", n, "cup", b"1", rgb) for n, rgb in enumerate((b"", b"5", b"5", b"6"))]
+    assert not repeated(alone[:3]), "one has no RGB image"
+    assert "test3," in repeated(alone)[0]
 
 
 def test_duplicates_are_told_across_parts_only() -> None:

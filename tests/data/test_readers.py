@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sfkt_cli.data.ingest import FILES, Plan
-from sfkt_cli.data.readers import READERS, read_archive, rgb_nir
+from sfkt_cli.data.readers import READERS, read_archive
 from sfkt_cli.data.readers.diml_rgbd import clean_scene
 from sfkt_cli.data.records import Archive
 from sfkt_cli.data.store import open_store
@@ -156,13 +156,23 @@ def test_files_that_no_sample_uses_may_come_and_go(name: str, tmp_path: Path) ->
 def test_folders_of_an_archive_may_be_in_capitals(name: str, tmp_path: Path) -> None:
     root = MAKERS[name](tmp_path / "archive")
     expected = read_archive(settings_of(name, root))
-    for top in [path for path in root.rglob("*") if path.name in (*rgb_nir.PUBLISHED, "kv1")]:
-        top.rename(top.with_name(top.name.upper()))
+    top = "SUNRGBD" if name == "sun-rgbd" else ""
+    paths = [path for path in (root / top).rglob("*") if path.is_dir()]
+    for path in sorted(paths, reverse=True):
+        path.rename(path.with_name(path.name.upper()))
     archive = read_archive(settings_of(name, root))
     assert archive.notes == expected.notes
-    assert Counter((r.label, r.parts) for r in archive.records) == Counter(
-        (r.label, r.parts) for r in expected.records
-    )
+
+    def described(archive: Archive) -> list[tuple[Any, ...]]:
+        """Each record, and which others are in its group."""
+        members: dict[str, list[str]] = defaultdict(list)
+        for record in archive.records:
+            members[record.group].append(record.id.lower())
+        return sorted(
+            (r.id.lower(), r.label, r.parts, sorted(members[r.group])) for r in archive.records
+        )
+
+    assert described(archive) == described(expected)
 
 
 @pytest.mark.parametrize("make", [MAKERS["folders"], manifest, MAKERS["sun-rgbd"]])

@@ -120,6 +120,7 @@ ALPHA = np.stack([WARM, np.full((48, 64), 65535)], axis=2).astype(np.uint16)
         (FAR, {"modality": "depth", "unit": "m"}, "in steps of 2 mm, with folders.unit=auto"),
         (KITTI, {"modality": "depth", "scale": 1000 / 256}, "35.2 % of the readings of 5 depth"),
         (SKY, {"modality": "depth"}, "if 10000 stands for no reading"),
+        (np.where(SKY > 9, np.finfo("f4").max, SKY), {"modality": "depth"}, "if 3.40282347e+38 st"),
     ],
 )  # fmt: skip
 def test_values_that_the_settings_lose_are_told(

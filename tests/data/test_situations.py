@@ -402,6 +402,22 @@ def test_of_two_manifests_in_one_folder_none_is_taken(tmp_path: Path) -> None:
     assert len(read_archive(chosen).records) == 1
 
 
+def test_of_two_manifests_that_differ_in_case_the_one_of_the_chosen_name_is_taken(
+    tmp_path: Path,
+) -> None:
+    root, archive = manifest(tmp_path / "mine"), tmp_path / "mine.zip"  # folders may ignore case
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in root.rglob("*.*"):
+            file.write(path, path.relative_to(root))
+        file.writestr("Manifest.csv", "target\ndepth/0.png\n")
+    with pytest.raises(DataError, match="choose one with"):
+        read_archive(settings_of("folders", archive))
+    every = read_archive(settings_of("folders", root)).records
+    for name, count in (("manifest.csv", len(every)), ("Manifest.csv", 1)):
+        chosen = settings_of("folders", archive, folders={"manifest": name})
+        assert len(read_archive(chosen).records) == count
+
+
 def test_folders_within_a_class_are_told_to_be_groups(tmp_path: Path) -> None:
     root = folders(tmp_path)
     assert not read_archive(settings_of("folders", root)).facts

@@ -7,6 +7,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from sfkt_cli.benchmark.report import (
     narrow,
     paired,
     results_of,
+    sensor_tables,
     tables_of,
 )
 from sfkt_cli.benchmark.run import benchmark, dry_run, gpus_of, run_cells
@@ -794,13 +797,38 @@ def test_each_pair_of_sensors_has_its_curves(tmp_path: Path) -> None:
              for cell in cells}  # fmt: skip
     for key in [key for key in found if "= 2," in key.variant]:
         found[key] = {0: said(0.5, [1, 0], "the student was not kept")}
-    drawn = draw_sweeps(plan, results_of(plan, cells, found), tmp_path)
+    results = [replace(row, note="of a comparison") for row in results_of(plan, cells, found)]
+    drawn = draw_sweeps(plan, results, found, tmp_path)
     names = [f"sweep-tgkt.beta_f-test-SUN-{a}-to-{b}.png" for a, b in pairs]
     assert [name for name, _ in drawn] == names
     for _, caption in drawn:
         assert "tgkt with tgkt.beta_f = 2" in caption
         assert caption.endswith("the student was not kept")
+        assert "comparison" not in caption, "a curve has none"
     assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_each_variant_and_method_has_its_table_of_sensor_pairs() -> None:
+    pairs = [["kv1", "kv2"], ["kv2", "kv1"]]
+    data = {"name": "SUN", "settings": {"dataset": "sun-rgbd"}, "sensor_pairs": pairs}
+    variants = [{"name": name, "methods": ["shot", "tgkt"]} for name in ("paper", "ours")]
+    plan = BenchmarkPlan.model_validate({"seeds": [0], "datasets": [data], "variants": variants})
+    cells = cells_of(plan, {})
+    found = {
+        Key(cell.dataset, cell.variant, "test", method): {0: said(0.1 + 0.1 * number, [1, 0])}
+        for number, (cell, method) in enumerate(product(cells, ("shot", "tgkt")))
+    }
+    tables = sensor_tables(plan, results_of(plan, cells, found))
+    shown = {tuple(table.title.split(": ")[1].split(", ")[:2]): table for table in tables}
+    assert {*shown} == {*product(("paper", "ours"), ("shot", "tgkt"))}
+    for (variant, method), table in shown.items():
+        key = Key("SUN kv1 to kv2", variant, "test", method)
+        assert table.lines[0]["kv2"] == f"{100 * found[key][0].row.accuracy:.1f}"
+    assert len({*re.findall(r"\\label.*", latex_tables(tables))}) == len(tables)
+    (one, *_) = sensor_tables(
+        plan.model_copy(update={"variants": plan.variants[:1]}), results_of(plan, cells, found)
+    )
+    assert "paper" not in one.title
 
 
 def test_sensor_pairs_unfold_into_data_sets() -> None:

@@ -347,6 +347,30 @@ def test_a_student_whose_predictions_are_no_numbers_is_left_out(
     assert "shot" not in {name for name, _ in _rows(run)}
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_without_the_main_student_another_one_is_compared_and_judged(
+    labelled: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its encoding, and by the labels that its own list has."""
+    run = make_run(tmp_path, "shot", "tgkt", bridge=False, labelled=labelled)
+    save_classifier(run, "transfer/shot", 3, replace(ENCODING, kind="relative"))
+    saved = load_model(run.path("transfer/tgkt"), torch.device("cpu"))
+    for weight in saved.module.parameters():
+        weight.data.fill_(torch.nan)
+    save_model(
+        Stage("transfer/tgkt", run.path("transfer/tgkt"), Config(), {}), saved.module,
+        kind="classifier", architecture=ARCHITECTURE, classes=CLASSES, encoding=ENCODING,
+    )  # fmt: skip
+    for student, count in (("tgkt", 5), ("shot", 3)):
+        lines = [f"target-{row},{CLASSES[row % 3]}" for row in range(count)]
+        list_to_label(run, student).write_text("\n".join(["name,label", *lines]), "utf-8")
+    evaluate(settings(oracle=False, pictures=False), run)
+    assert run.record("evaluate")["main"] == "shot"
+    assert all(row["note"] is None for row in _rows(run).values()), "all see one encoding"
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.rpartition("labels of ")[2].startswith("3 images") != labelled
+
+
 def test_thresholds_of_a_sure_model_differ(tmp_path: Path) -> None:
     run = make_run(tmp_path, "tgkt")
     some = {"tgkt": np.arange(18) % 3 > 0}

@@ -249,6 +249,7 @@ def find_manifest(root: Path, chosen: Path | None) -> Manifest | None:
                 found.append((top, name[len(top) :]))
     within = names if chosen is not None else find_tops(names if found else (), _ROLES)
     outer = [own for own in found if all(name.startswith(own[0]) for name in within)]
+    outer = [own for own in outer if chosen and own[1] == chosen.as_posix()] or outer
     highest = sorted(outer, key=lambda own: own[0].count("/"))[:2]
     if len({top.count("/") for top, _ in highest}) < len(highest):
         raise DataError(

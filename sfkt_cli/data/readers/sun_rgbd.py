@@ -54,7 +54,7 @@ def read(config: Config, root: Path) -> Archive:
 
     def place(name: str) -> tuple[str, str] | None:
         match = _FILE.fullmatch(name)
-        kind = match and (match["view"] or "scene")
+        kind = match and (match["view"] or "scene").lower()
         return (match["capture"], kind) if match and kind in ("image", depth, "scene") else None
 
     captures = collect(container, place, ("image", depth, "scene"))
@@ -112,12 +112,12 @@ def _groups(captures: Iterable[str], words: Mapping[str, str]) -> dict[str, str]
     for capture in sorted(captures):
         sensor, kind, *rest = capture.split("/")
         groups[capture] = f"{sensor}/{kind}/{rest[0]}" if rest else capture
-        if kind in ("NYUdata", "b3dodata"):
+        if kind.lower() in ("nyudata", "b3dodata"):
             here = (kind, words[capture])
             goes_on = run and here == (run[0].split("/")[1], words[run[0]]) and len(run) < 10
             run = [*run, capture] if goes_on else [capture]
             groups[capture] = run[0]
-        elif kind != "sun3ddata" and (match := _TIME.search(rest[-1] if rest else "")):
+        elif kind.lower() != "sun3ddata" and (match := _TIME.search(rest[-1] if rest else "")):
             with contextlib.suppress(ValueError):  # no time, such as month 13
                 time = datetime.strptime("-".join(match.groups()), "%Y-%m-%d-%H-%M-%S")
                 timed.append((time, capture))
