@@ -226,7 +226,7 @@ def _sizes_of_brought(stage: str, config: Config) -> dict[str, int]:
         places = [config.source.checkpoint or earlier, *config.source.mixture]
     else:
         places = [earlier and earlier / stage]
-    sizes = {}
+    sizes = dict[str, int]()
     for place in filter(None, places):
         paths = (place, place / "model.safetensors", place / "source" / "model.safetensors")
         sizes |= {str(path): path.stat().st_size for path in paths if path.is_file()}
