@@ -22,7 +22,7 @@ import pytest
 from sfkt_cli import launch
 from sfkt_cli.console import outlets
 from sfkt_cli.errors import DataError, Interrupted, RunError, explain
-from sfkt_cli.files import replacing, sync_folder, write_json, write_record
+from sfkt_cli.files import locking, replacing, sync_folder, write_json, write_record
 from sfkt_cli.settings.config import Config, build, parse_assignments
 from sfkt_cli.settings.options import Options
 from sfkt_cli.settings.resolve import find_run, remember_run
@@ -815,6 +815,22 @@ def test_a_file_system_without_locks_is_named(
     monkeypatch.setattr(fcntl, "flock", fail)
     with pytest.raises(RunError, match=r"run/\.bridge\.lock cannot be locked .*local disk"):
         work(Run(tmp_path / "run"), "bridge", settings())
+
+
+@pytest.mark.parametrize(("number", "raised"), [("EBADF", False), ("ENOLCK", False), ("EIO", True)])
+def test_a_folder_of_a_network_file_system_is_used_without_a_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str, raised: bool
+) -> None:
+    """Such file systems may lock files alone; a failing disk is another thing."""
+
+    def fail(*_: int) -> None:
+        raise OSError(getattr(errno, number), "no")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    entered = False
+    with contextlib.suppress(OSError), locking(tmp_path, "busy"):
+        entered = True
+    assert entered != raised
 
 
 def test_a_working_folder_that_cannot_be_written_to_is_a_warning(
