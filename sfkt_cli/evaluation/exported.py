@@ -40,8 +40,7 @@ from sfkt_cli.evaluation.verdict import counted
 from sfkt_cli.machine import processor
 from sfkt_cli.methods import ENCODED
 from sfkt_cli.models.graph_files import Predict, open_graph, open_onnx
-from sfkt_cli.models.saving import CARD as MODEL_CARD
-from sfkt_cli.models.saving import Saved, read_card
+from sfkt_cli.models.saving import Saved
 from sfkt_cli.settings.runs import Run
 
 LARGEST_DIFFERENCE = 1e-3
@@ -379,9 +378,7 @@ def model_card(
     ``images`` are those that the exported ``files`` take; the student's files come first.
     ``measured`` holds the measurements of the files.
     """
-    told = evaluated(run, method)
-    if method == ENCODED and not _same_encoding(run, told, student):
-        told = {}
+    told = evaluated(run, method, student.card.encoding)
     results = read_results(run) if told else None
     shown = (method, ENCODED, "bridge-only")
     rows = [row for row in results.rows if row.method in shown] if results else []
@@ -430,12 +427,6 @@ def model_card(
         ),
         calibration=calibration,
     )
-
-
-def _same_encoding(run: Run, told: Mapping[str, Any], student: Saved) -> bool:
-    """Whether an evaluation used the encoding of this student: that of its main student."""
-    path = run.path("transfer", told.get("main", ""), MODEL_CARD)
-    return path.is_file() and read_card(path).encoding == student.card.encoding
 
 
 def _index(method: str, dataset: str, rows: Sequence[Row]) -> dict[str, Any]:

@@ -234,14 +234,19 @@ def outdated_student(run: Run, method: str) -> str | None:
     return outdated(f"transfer --method {method}", record, digests)
 
 
-def evaluated(run: Run, method: str) -> dict[str, Any]:
+def evaluated(run: Run, method: str, encoding: Encoding | None = None) -> dict[str, Any]:
     """The done.json of `evaluate` if it measured a method's models as they are now; else empty.
 
-    Raises RunError if an output of a finished stage is missing, and DataError if one is damaged.
+    ``encoding`` is that of ``source-encoded``, which is measured with the main student's. Raises
+    RunError if an output of a finished stage is missing, and DataError if one is damaged.
     """
     record, now = run.record("evaluate") if run.has("evaluate") else {}, model_digests(run)
     used = record.get("inputs", {})
-    names = now if method == ENCODED else ("source", "bridge", f"transfer/{method}")
+    names = ["source", "bridge", f"transfer/{method}"]
+    if method == ENCODED:
+        names, card = [*now], run.path("transfer", record.get("main", ""), CARD)
+        if not card.is_file() or read_card(card).encoding != encoding:
+            return {}
     return record if all(used.get(name) == now.get(name) for name in names) else {}
 
 
