@@ -174,6 +174,7 @@ class ScoringPairs:
     target: NDArray[Any]  # (M, H, W[, C]) target images, as stored
     features: Tensor  # (M, D) of the RGB images
     logits: Tensor  # (M, K) of the RGB images
+    groups: list[str]  # (M,) names of the pairs' groups
     unseen: bool  # whether this run trained nothing on them; there may be too few pairs for that
 
     def scores(self, features: Tensor, logits: Tensor) -> dict[str, float]:
@@ -193,7 +194,8 @@ def scoring_pairs(store: Store, source: View) -> ScoringPairs | None:
         return None
     features, logits = predict_rows(store["ti/rgb"][rows], source)
     unseen = not np.isin(rows, trained).any()
-    return ScoringPairs(rows, store["ti/target"][rows], features, logits, unseen)
+    groups = np.array(store.strings("ti/group"))[rows].tolist()
+    return ScoringPairs(rows, store["ti/target"][rows], features, logits, groups, unseen)
 
 
 def target_scores(logits: Tensor, mirrored_logits: Tensor | None = None) -> dict[str, float]:

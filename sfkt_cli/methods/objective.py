@@ -6,7 +6,6 @@ images alone: clusters, and a bank of neighbours.
 
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -74,8 +73,10 @@ class TeacherOutputs:
             _, bridged = predict_rows(targets, view, flips=True)
             self.bridged_logits = bridged.to(runtime.device)
             if ti and pairs is not None and pairs.unseen:
-                self.groups = np.array(store.strings("ti/group"))[pairs.rows].tolist()
-                self._proof = pairs, predict_rows(pairs.target, view, flips=True)[0]
+                self.groups = pairs.groups
+                # Without a translator, it is the untouched model, from which the student begins.
+                if translator.card.architecture["name"] != "identity":
+                    self._proof = pairs, predict_rows(pairs.target, view, flips=True)[0]
 
     def predict(self, images: NDArray[Any], student: Classifier) -> tuple[Tensor, Tensor]:
         """A student's features and logits of stored target images (n, H, W[, C]), on the CPU."""
@@ -96,9 +97,10 @@ class TeacherOutputs:
         adapt_batch_norms(self._store["target/target"], view)
 
     def bridge_lead(self, student: Classifier) -> float:
-        """By how many standard errors the bridge sees better than a student; 0 if nothing can tell.
+        """By how many standard errors the bridge sees better than a student.
 
-        See :func:`sfkt_cli.methods.label_free.bridge_lead`.
+        0 if nothing can tell, or if the bridge is the untouched source model. See
+        :func:`sfkt_cli.methods.label_free.bridge_lead`.
         """
         if self._proof is None:
             return 0.0

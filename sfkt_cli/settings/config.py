@@ -292,8 +292,9 @@ class BridgeConfig(Section):
     learning_rate: Positive = 2e-3
     """Learning rate of Adam at the start."""
     keep_untouched: bool = True
-    """Use the encoded images instead of translated ones if the translator does not help the target
-    images of held-out TI pairs to find their RGB partners in the source model's features (ours)."""
+    """Use the encoded images instead of translated ones if the translator does not clearly help the
+    target images of held-out TI pairs to find their RGB partners in the source model's features
+    (ours)."""
     alpha_rec: Weight = 1.0
     """Weight of L_rec (paper: 1)."""
     rec_loss: Literal["mse", "l1", "ssim"] = "mse"

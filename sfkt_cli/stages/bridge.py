@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -45,6 +46,9 @@ from sfkt_cli.training.predicting import (
 )
 from sfkt_cli.training.recipes import cosine
 from sfkt_cli.training.runtime import Runtime, make_runtime, seed_all
+
+CLEAR = 0.5
+"""Lead over the encoded images, in standard errors, at which a trained translator is kept."""
 
 
 def bridge(config: Config, run: Run) -> None:
@@ -97,12 +101,14 @@ def bridge(config: Config, run: Run) -> None:
         progress = _fit(stage, store, objective, view, pairs)
 
         scores = progress.history[progress.best_epoch]
-        untouched = untouched_rank(pairs, View(runtime, source, encoding))
-        kept = scores["ti_rank"] > untouched or not config.bridge.keep_untouched
+        translator.eval()
+        untouched, lead = compare_with_untouched(pairs, view)
+        better = scores["ti_rank"] > untouched and (lead is None or lead >= CLEAR)
+        kept = better or not config.bridge.keep_untouched
         if not kept:
             architecture = {"name": "identity", "channels": encoding.encoded_channels, "width": 0}
-            translator = make_translator(**architecture)
-        view = View(runtime, source, encoding, translator.eval())
+            translator = make_translator(**architecture).eval()
+        view = View(runtime, source, encoding, translator)
         _, logits = predict_rows(store["target/target"][spread(store.count("target"))], view)
         warn_of_collapse(logits, "the source model behind the bridge", "bridge")
 
@@ -118,6 +124,7 @@ def bridge(config: Config, run: Run) -> None:
             best_epoch=progress.best_epoch + 1,
             **{name: scores[name] for name in ("ti_agreement", "ti_kappa", "ti_rank")},
             untouched_rank=untouched,
+            lead=lead,
             trained=kept,
             peak_memory_mb=round(runtime.peak_memory_mb(), 1),
         )
@@ -154,7 +161,7 @@ def _tell_scores(scores: Mapping[str, float], untouched: float, *, kept: bool) -
     )
     if not kept:
         warn(
-            "the translator does not help the source model, so the encoded images are used "
+            "the translator does not clearly help the source model, so the encoded images are used "
             "without it, and bridge/images shows these; more TI pairs or more epochs may help "
             "(bridge.keep_untouched=false keeps the translator)"
         )
@@ -227,10 +234,22 @@ def feature_maps_of(
     return None
 
 
-def untouched_rank(pairs: label_free.ScoringPairs, encoded: View) -> float:
-    """How well encoded target images find their RGB partners without a translator."""
+def compare_with_untouched(
+    pairs: label_free.ScoringPairs, view: View
+) -> tuple[float, float | None]:
+    """Compare the source model behind the translator with the model on the encoded images.
+
+    Returns:
+        The partner rank of the encoded images, and by how many standard errors that of the
+        translated images is better; None if there are too few groups for an error.
+    """
+    encoded = replace(view, translator=None)
     features, _ = predict_rows(pairs.target, encoded)
-    return float(label_free.partner_rank(features, pairs.features).mean())
+    rank = float(label_free.partner_rank(features, pairs.features).mean())
+    if len(set(pairs.groups)) < 2:
+        return rank, None
+    both = [predict_rows(pairs.target, seen, flips=True)[0] for seen in (view, encoded)]
+    return rank, label_free.bridge_lead(both[0], both[1], pairs.features, pairs.groups)
 
 
 def write_bridged(folder: Path, store: Store, view: View) -> None:

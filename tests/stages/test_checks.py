@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,11 @@ from sfkt_cli.methods.label_free import EpochScorer, ScoringPairs, scoring_pairs
 from sfkt_cli.methods.objective import TeacherOutputs, TransferObjective
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model
+from sfkt_cli.models.translators import make_translator
 from sfkt_cli.settings.config import Config, build
 from sfkt_cli.settings.runs import Run
 from sfkt_cli.settings.stage import Stage
+from sfkt_cli.stages.bridge import compare_with_untouched
 from sfkt_cli.stages.source import source
 from sfkt_cli.stages.transfer import calibrated
 from sfkt_cli.training.batches import TransferBatches, divide_pairs, settle_batches
@@ -103,7 +106,7 @@ def first_pairs(pairs: ScoringPairs | None, count: int, *, unseen: bool = True) 
     assert pairs is not None
     return ScoringPairs(
         pairs.rows[:count], pairs.target[:count], pairs.features[:count], pairs.logits[:count],
-        unseen,
+        pairs.groups[:count], unseen,
     )  # fmt: skip
 
 
@@ -230,6 +233,41 @@ def test_pairs_that_the_bridge_was_trained_on_prove_nothing(
         leads.append(outputs.bridge_lead(source.module))
     assert leads[0] != 0.0
     assert leads[1] == 0.0
+
+
+def test_a_bridge_without_a_translator_teaches_nothing(untrained_run: Run) -> None:
+    """It is the untouched source model, and following that would hold the student back."""
+    store = open_store(untrained_run.transfer_store)
+    source, bridge = (load_model(untrained_run.path(name)) for name in ("source", "bridge"))
+    encoding, pairs = bridge.encoding_of("bridge"), scoring_pairs(store, View(CPU, source.module))
+    leads = []
+    for name in ("unet", "identity"):
+        card = bridge.card.model_copy(update={"architecture": {"name": name}})
+        translator = replace(bridge, card=card)
+        model = freeze(source.classifier)
+        outputs = TeacherOutputs(store, model, translator, encoding, CPU, pairs, ti=True)
+        assert len(set(outputs.groups)) > 1
+        leads.append(outputs.bridge_lead(source.classifier))
+    assert leads[0] != 0.0
+    assert leads[1] == 0.0
+
+
+def test_a_translator_is_compared_with_the_encoded_images(untrained_run: Run) -> None:
+    store = open_store(untrained_run.transfer_store)
+    source, bridge = (load_model(untrained_run.path(name)) for name in ("source", "bridge"))
+    encoding, pairs = bridge.encoding_of("bridge"), scoring_pairs(store, View(CPU, source.module))
+    assert pairs is not None
+    identity = make_translator("identity", channels=encoding.encoded_channels, width=0)
+    same, other = (
+        View(CPU, source.module, encoding, module) for module in (identity, bridge.module)
+    )
+    rank, lead = compare_with_untouched(pairs, same)
+    assert lead == 0.0
+    rank_beside_another, lead = compare_with_untouched(pairs, other)
+    assert rank == rank_beside_another
+    assert lead
+    recording = replace(pairs, groups=["one recording"] * len(pairs.rows))
+    assert compare_with_untouched(recording, other) == (rank, None)
 
 
 def test_a_source_model_may_stay_random(untrained_run: Run, tmp_path: Path) -> None:
