@@ -73,6 +73,11 @@ class Classifier(nn.Module):
         """Size D of the features."""
         return int(self.head.in_features)  # type: ignore[arg-type]
 
+    @property
+    def has_bottleneck(self) -> bool:
+        """Whether a layer lies between backbone and head; models brought along have none."""
+        return any(True for _ in self.bottleneck.parameters())
+
     def features(self, images: Tensor) -> Tensor:
         """Features (B, D) of images (B, 3, H, W) in [0, 1]."""
         normalised = (self.front(images) - self.mean) / self.std

@@ -62,6 +62,8 @@ Epochs = Annotated[int, Field(ge=1, le=100_000)]
 USUAL_BATCH_SIZE = 64
 PRETRAINED_RATES = 0.01, 0.1
 """Learning rate, and the backbone's share of it, that keep what was learned elsewhere (SHOT)."""
+SHARE_WITHOUT_BOTTLENECK = 0.3
+"""The backbone's share if there is no bottleneck that learns at the full rate (ours)."""
 
 
 class Section(BaseModel):
@@ -350,9 +352,14 @@ class OptimiserConfig(Section):
     schedule: Literal["cosine", "inverse"] = "inverse"
     """inverse: (1 + 10 p)^-0.75, p the progress (SHOT, SOCKET). cosine: warm-up, then down to 0."""
 
-    def rates(self, *, pretrained: bool) -> tuple[float, float]:
-        """Learning rate, backbone's share of it; null: those that fit where training starts."""
+    def rates(self, *, pretrained: bool, bottleneck: bool) -> tuple[float, float]:
+        """Learning rate, backbone's share of it; null: those that fit where training starts.
+
+        A student without a bottleneck has no new layer that learns at the full rate.
+        """
         rate, share = PRETRAINED_RATES if pretrained else (0.03, 1.0)
+        if pretrained and not bottleneck:
+            share = SHARE_WITHOUT_BOTTLENECK
         return self.learning_rate or rate, self.backbone_rate or share
 
 
@@ -363,7 +370,8 @@ class DistillConfig(OptimiserConfig):
     """Highest learning rate of the bottleneck; null: 0.01 if the source model is your own or
     began with published weights (SHOT, SOCKET), else 0.03 (ours)."""
     backbone_rate: Positive | None = None
-    """Backbone's share of the learning rate; null: 0.1 in the same cases, else 1."""
+    """Backbone's share of the learning rate; null: 0.1 in the same cases (0.3 if your model has no
+    bottleneck, ours), else 1."""
     schedule: Literal["cosine", "inverse"] = "cosine"
     """cosine: warm-up, then down to 0 (ours). inverse: (1 + 10 p)^-0.75, p the progress."""
 

@@ -162,10 +162,10 @@ def _fit(
     method, settings = config.transfer.method, config.transfer
     own, scorer = method_settings(config, method), label_free.EpochScorer(store, pairs)
     batches = settle_batches(stage, store, objective.needs_images, runtime, objective)
+    rates = own.rates(pretrained=pretrained, bottleneck=student.has_bottleneck)
     optimizer = classifier_optimizer(
-        student, *own.rates(pretrained=pretrained), settings.weight_decay,
-        objective.parameters(recurse=False),
-    )  # fmt: skip
+        student, *rates, settings.weight_decay, objective.parameters(recurse=False)
+    )
     return Training(
         method, stage, objective, batches, optimizer, runtime, epochs=settings.epochs,
         steps=batches.steps, images_per_step=batches.images_per_step,

@@ -97,12 +97,12 @@ def asked_for(objective: Any, batch: Batch) -> Batch:
 
 def train(method: str, objective: Any, folder: Path, batches: Callable[[int, int], Batch]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    own = method_settings(settings(), method)
+    rates = method_settings(settings(), method).rates(pretrained=False, bottleneck=True)
     config = build({"runtime": {"checkpoint_seconds": 0.0}})
     Training(
         method, Stage(method, folder, config, {}), objective,
         lambda epoch, step: asked_for(objective, batches(epoch, step)),
-        classifier_optimizer(objective.student, *own.rates(pretrained=False), 1e-3), RUNTIME,
+        classifier_optimizer(objective.student, *rates, 1e-3), RUNTIME,
         epochs=EPOCHS, steps=STEPS, schedule=cosine, keep=objective.student,
     ).fit()  # fmt: skip
 

@@ -82,6 +82,21 @@ def save(folder: Path, module: nn.Module, **more: Any) -> None:
     save_model(Stage("test", folder, Config(seed=5), {"transfer.h5": "abc"}), module, **kept | more)
 
 
+@pytest.mark.parametrize("method", ["tgkt", "distill"])
+@pytest.mark.parametrize(
+    ("pretrained", "bottleneck", "expected"),
+    [(True, 8, (0.01, 0.1)), (True, 0, (0.01, 0.3)), (False, 8, (0.03, 1.0))],
+)
+def test_a_student_without_a_bottleneck_learns_faster(
+    method: str, pretrained: bool, bottleneck: int, expected: tuple[float, float]
+) -> None:
+    student = classifier("small", bottleneck=bottleneck)
+    settings, layer = getattr(Config(), method), student.has_bottleneck
+    assert settings.rates(pretrained=pretrained, bottleneck=layer) == expected
+    fixed = settings.model_copy(update={"backbone_rate": 0.5})
+    assert fixed.rates(pretrained=pretrained, bottleneck=layer)[1] == 0.5
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("size", [16, 33, 48])
 @pytest.mark.parametrize("bottleneck", [0, 8])
