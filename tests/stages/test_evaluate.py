@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 
 from sfkt_cli.data.images import as_rgb, encode
 from sfkt_cli.data.sensor import prepared_sensor
@@ -20,7 +19,7 @@ from sfkt_cli.evaluation.labelled import LISTS, list_to_label, match_own_labels,
 from sfkt_cli.evaluation.models import Predictor, load_models, predictors_of
 from sfkt_cli.evaluation.predictions import Evaluation, Outcome, add_ensemble
 from sfkt_cli.evaluation.sections import headline, thresholds
-from sfkt_cli.files import write_record
+from sfkt_cli.files import locking, write_record
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.scores import geometric_mean
@@ -442,7 +441,7 @@ def test_what_another_evaluation_works_on_is_not_unmarked(tmp_path: Path) -> Non
     evaluate(settings(oracle=False), run)
     before = run.path("evaluate", "done.json").read_bytes()
     with (
-        FileLock(run.path(".evaluate.lock")),
+        locking(run.path(".evaluate.lock"), ""),
         pytest.raises(RunError, match="another sfkt process works on"),
     ):
         evaluate(settings(oracle=False, pictures=False), run)
