@@ -94,12 +94,12 @@ def benchmark(
     trials, failed = trial_cells(cells), dict[str, str]()
     try:
         ran = run_cells(trials, output, processes, failed)
-        ran += run_cells(tuned(cells, trials, output), output, processes, failed)
+        ran += run_cells(tuned(cells, trials, output)[0], output, processes, failed)
     finally:  # what there is, also when it is stopped
-        cells = tuned(cells, trials, output)
+        cells, tuning = tuned(cells, trials, output)
         last = [(cell, tasks_of(cell, output)[-1]) for cell in cells]
         evaluated = [cell for cell, task in last if task.key not in failed and done(task)]
-        write_report(plan, cells, evaluated, output, failed, command)
+        write_report(plan, cells, evaluated, tuning, output, failed, command)
     say(f"benchmark: {len(ran)} stages run, tables are in {output / 'benchmark.md'}")
     if failed:
         first = next(iter(failed.values()))
