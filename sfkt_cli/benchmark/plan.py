@@ -176,16 +176,15 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
         for name, value in merge(settings).items():
             if name in DECIDED:
                 problems.append(f"{name} = {value}: {DECIDED[name]}")
-    for alternatives in (datasets, variants):
-        settings_of = {part.name: merge(part.settings) for part in alternatives}
-        for name, value in merge(overrides).items():
-            named = [part for part, settings in settings_of.items() if name in settings]
-            differ = len({repr(settings.get(name)) for settings in settings_of.values()}) > 1
-            if differ or (named and name in SENSOR_SETTINGS):  # sensors are part of the name
-                problems.append(
-                    f"{name} = {value} for all would make {named[0]!r} something else than its "
-                    "name says: change the setting in the benchmark file instead"
-                )
+    for alternatives, (name, value) in product((datasets, variants), merge(overrides).items()):
+        values = {part.name: merge(part.settings).get(name) for part in alternatives}
+        named = [part for part, own in values.items() if own is not None]
+        differ = len({repr(own) for own in values.values()}) > 1
+        if differ or (named and name in SENSOR_SETTINGS):  # sensors are part of the name
+            problems.append(
+                f"{name} = {value} for all would make {named[0]!r} something else than its "
+                "name says: change the setting in the benchmark file instead"
+            )
     possible = (*METHODS, *ROWS, *(name + TUNED for name in METHODS))
     choices = f"is unknown: choose from {', '.join(possible)}"
     compared = [row for row in variants[0].methods or plan.methods if row not in BOUNDS]
@@ -254,9 +253,9 @@ def tuned(
     A method without a finished trial is left out. The trials are also written to tuning.json.
     """
     records: list[Trial] = []
-    for trial in trials:
-        run = Run(output / trial.folder)
-        for row, (method, changes) in trial.students.items():
+    for cell in trials:
+        run = Run(output / cell.folder)
+        for row, (method, changes) in cell.students.items():
             stage = f"transfer/{row}"
             if not run.finished(stage) or not (epochs := run.metrics(stage)):
                 continue
@@ -264,7 +263,7 @@ def tuned(
             scores = epochs[done["best_epoch"] - 1]
             score = next(name for name in TUNE_BY if name in scores)
             records.append(
-                {"dataset": trial.dataset, "variant": trial.variant, "method": method,
+                {"dataset": cell.dataset, "variant": cell.variant, "method": method,
                  "settings": dict(changes), "score": score, "value": scores[score],
                  "seconds": done["seconds"], "chosen": False}
             )  # fmt: skip
@@ -277,13 +276,10 @@ def tuned(
         write_record(output / "tuning.json", {"trials": records})
 
     def settled(cell: Cell) -> Cell:
-        students = dict(cell.students)
-        for row, (method, _) in cell.students.items():
-            if row.endswith(TUNED):
-                chosen = best.get((cell.dataset, cell.variant, method))
-                del students[row]
-                if chosen:
-                    students[row] = method, chosen["settings"]
+        students = {row: own for row, own in cell.students.items() if not row.endswith(TUNED)}
+        for (dataset, variant, method), trial in best.items():
+            if (dataset, variant) == (cell.dataset, cell.variant):
+                students[method + TUNED] = method, trial["settings"]
         return replace(cell, students=students)
 
     return [settled(cell) for cell in cells], records

@@ -61,7 +61,6 @@ class Measured:
 
 
 Measurements = Mapping[Key, Mapping[int, Measured]]  # by key and seed
-Makers = Sequence[tuple[str, int]]  # a machine with its versions, and the number of its stages
 
 
 @dataclass(frozen=True)
@@ -135,11 +134,18 @@ def write_report(
             "unlabelled": unlabelled,
         },
     )
+    facts = (
+        f"Command: {command}",
+        f"Seeds: {', '.join(map(str, plan.seeds))}",
+        *(f"Made on {maker}; stages: {count}" for maker, count in makers),
+        COMPARED,
+        f"{COSTING}. Bounds saw labels or RGB images of the target task",
+    )
     lists = {"Missing": missing, "Not finished": problems, "No labels": unlabelled}
     tables = tables_of(results)
     parts = [
         f"# {report.plain(plan.title)}",
-        report.bullets(facts(plan, command, makers)),
+        report.bullets(facts),
         *(f"## {title}\n\n{report.bullets(lines)}" for title, lines in lists.items() if lines),
     ]
     by_sensor = sensor_tables(plan, results)
@@ -343,19 +349,8 @@ def draw_sweeps(
     return drawn
 
 
-def facts(plan: BenchmarkPlan, command: str, makers: Makers) -> tuple[str, ...]:
-    """What was run, on which machines, and what the columns of the tables mean."""
-    return (
-        f"Command: {command}",
-        f"Seeds: {', '.join(map(str, plan.seeds))}",
-        *(f"Made on {maker}; stages: {count}" for maker, count in makers),
-        COMPARED,
-        f"{COSTING}. Bounds saw labels or RGB images of the target task",
-    )
-
-
-def makers_of(cells: Iterable[Cell], output: Path) -> Makers:
-    """The machines and versions that made these cells, the most frequent first."""
+def makers_of(cells: Iterable[Cell], output: Path) -> Sequence[tuple[str, int]]:
+    """The machines and versions that made these cells, with the number of their stages."""
     records = {
         path.resolve()
         for cell in cells
