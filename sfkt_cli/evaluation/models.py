@@ -36,7 +36,7 @@ class Predictor:
 
     method: str  # its name in the report
     view: View
-    train_seconds: float  # all that it cost beyond the source model
+    train_seconds: float | None  # all that it cost beyond the source model; None: unknown
     peak_memory_mb: float | None  # largest of the stages that made it; None: nothing was trained
     note: str | None = None  # what a reader must know of it
     temperature: float = 1.0  # by which its logits are divided, as `sfkt predict` does
@@ -238,7 +238,8 @@ def weights_kept(record: Mapping[str, Any]) -> bool:
     return record.get("trained", True) and not record.get("untouched_kept")
 
 
-def costs(*records: Mapping[str, Any]) -> tuple[float, float | None]:
-    """Total seconds of some stages, and their largest memory in MB."""
+def costs(*records: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Total seconds of some stages, if all are known, and their largest memory in MB."""
+    complete = all("seconds" in record for record in records)  # a bridge may be gone
     memory = filter(None, (record.get("peak_memory_mb") for record in records))
-    return sum(record["seconds"] for record in records), max(memory, default=None)
+    return sum(r["seconds"] for r in records) if complete else None, max(memory, default=None)
