@@ -51,9 +51,9 @@ def to_html(report: Report, folder: Path) -> str:
         chart = interval_chart(rows, table)
         parts += [f"<h2>{escape(table.title)}</h2>", chart, *_footnotes(table), MARKS]
         details.append((table.title, _section(table, folder)))
-        explained = meanings(report.rows)
         names = "".join(
-            f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in explained
+            f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>"
+            for name, text in meanings(report.rows)
         )
         details.append(("What the names mean", f'<dl class="note">{names}</dl>'))
     facts = "".join(f"<li>{escape(fact)}</li>" for fact in report.facts)

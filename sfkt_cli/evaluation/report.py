@@ -386,8 +386,10 @@ def show(rows: Sequence[Row]) -> None:
     for row in rows:
         methods.setdefault(row.method, {})[row.split] = row
 
+    splits = {row.split for row in rows}
+
     def line(first: Row) -> Line:
-        accuracies = {f"{split} %": "-" for split in SPLITS if split in {row.split for row in rows}}
+        accuracies = {f"{split} %": "-" for split in SPLITS if split in splits}
         for split, row in methods[first.method].items():
             accuracies[f"{split} %"] = f"{percent(row.accuracy)} ({interval(row.accuracy_ci95)})"
         return {
