@@ -27,6 +27,10 @@ _HEAD = "# sha256 of what follows: {}"
 AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
 
 
+class Busy(RunError):
+    """Another process holds the lock."""
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; it takes the name when the block ends well.
@@ -86,14 +90,15 @@ def locking(path: Path, busy: str) -> Iterator[None]:
     there, a folder is not locked.
 
     Raises:
-        RunError: Another process holds it (the message is ``busy``), or nothing can be locked here.
+        Busy: Another process holds it; the message is ``busy``.
+        RunError: Nothing can be locked here.
     """
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(busy) from None
+            raise Busy(busy) from None
         except OSError as error:
             error.filename = str(path)
             if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP):

@@ -19,12 +19,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
 
 from sfkt_cli import cli
 from sfkt_cli.errors import DataError, first_line
+from sfkt_cli.files import locking
 from sfkt_cli.models.backbones import SmallResNet
 from sfkt_cli.models.saving import load_model, save_model
 from sfkt_cli.settings.config import Config, build
@@ -428,7 +428,7 @@ def test_a_mistake_is_one_message_that_says_what_to_do(
 def test_a_second_process_on_the_run_waits_for_nobody(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with FileLock(folder / "run/.bridge.lock"):
+    with locking(folder / "run/.bridge.lock", ""):
         assert ended("bridge --run run --force", monkeypatch) == 1
     assert "another sfkt process works on run/bridge" in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ A cell is one run folder: a data set, a variant of the settings, a seed, and all
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from sfkt_cli.errors import ConfigError, DataError
+from sfkt_cli.errors import ConfigError
 from sfkt_cli.evaluation.report import BOUNDS, NAMES
 from sfkt_cli.files import write_record
 from sfkt_cli.methods import METHODS
@@ -22,6 +23,7 @@ from sfkt_cli.settings.runs import Run
 ROWS = tuple(NAMES)
 SENSORS: tuple[Sensor, ...] = get_args(Sensor)
 Settings = dict[str, Any]
+Trial = dict[str, Any]  # an entry of tuning.json
 TUNED = "-tuned"  # ends the name of the row of a method whose settings are chosen on each data set
 GRID: Mapping[str, tuple[Any, ...]] = {
     "learning_rate": (0.01, 0.03, 0.001),
@@ -169,52 +171,54 @@ def cells_of(plan: BenchmarkPlan, overrides: Mapping[str, Any]) -> list[Cell]:
     swept = [sweep.variant(value) for sweep in plan.sweeps for value in sweep.values]
     variants = [*plan.variants, *swept]
     parts: tuple[DatasetPlan | VariantPlan, ...] = (*datasets, *variants)
-    problems: dict[str, None] = {}
+    problems: list[str] = []
     for settings in (plan.settings, *(part.settings for part in parts), overrides):
-        for name, instead in DECIDED.items():
-            if (value := merge(settings).get(name)) is not None:
-                problems[f"{name} = {value}: {instead}"] = None
-    for alternatives in (datasets, variants):
-        settings_of = {part.name: merge(part.settings) for part in alternatives}
-        for name, value in merge(overrides).items():
-            named = [part for part, settings in settings_of.items() if name in settings]
-            differ = len({repr(settings.get(name)) for settings in settings_of.values()}) > 1
-            if differ or (named and name in SENSOR_SETTINGS):  # sensors are part of the name
-                problems[
-                    f"{name} = {value} for all would make {named[0]!r} something else than its "
-                    "name says: change the setting in the benchmark file instead"
-                ] = None
+        for name, value in merge(settings).items():
+            if name in DECIDED:
+                problems.append(f"{name} = {value}: {DECIDED[name]}")
+    for alternatives, (name, value) in product((datasets, variants), merge(overrides).items()):
+        values = {part.name: merge(part.settings).get(name) for part in alternatives}
+        named = [part for part, own in values.items() if own is not None]
+        differ = len({repr(own) for own in values.values()}) > 1
+        if differ or (named and name in SENSOR_SETTINGS):  # sensors are part of the name
+            problems.append(
+                f"{name} = {value} for all would make {named[0]!r} something else than its "
+                "name says: change the setting in the benchmark file instead"
+            )
     possible = (*METHODS, *ROWS, *(name + TUNED for name in METHODS))
     choices = f"is unknown: choose from {', '.join(possible)}"
     compared = [row for row in variants[0].methods or plan.methods if row not in BOUNDS]
     if plan.main not in possible:
-        problems[f"main {plan.main!r} {choices}"] = None
+        problems.append(f"main {plan.main!r} {choices}")
     elif len(compared) > 1 and not {plan.main, plan.main + TUNED} & {*compared}:
-        problems[
+        problems.append(
             f"main {plan.main!r} is not among the methods {', '.join(compared)}: add it, or name "
             "one of these as `main`, with which the others are compared"
-        ] = None
+        )
     cells = []
     for seed, dataset, variant in product(plan.seeds, datasets, variants):
         if not (rows := variant.methods or plan.methods):
             continue
-        for row in [row for row in rows if row not in possible]:
-            problems[f"{variant.name}: method {row!r} {choices}"] = None
+        problems += [
+            f"{variant.name}: method {row!r} {choices}" for row in rows if row not in possible
+        ]
         extra = {"seed": seed, "evaluate": {"oracle": "oracle" in rows}}
         plain = {"evaluate": {"pictures": False}}  # those of many cells would take long
         layers = (plain, plan.settings, dataset.settings, variant.settings)
         try:
             config = build(*layers, overrides, extra)
         except ConfigError as error:
-            problems[f"{dataset.name}, {variant.name}: {error}"] = None
+            problems.append(f"{dataset.name}, {variant.name}: {error}")
             continue
         name = dataset.name if plan.datasets else config.dataset
         cells.append(Cell(name, variant.name, seed, rows, config, students_of(rows)))
-    folders = [cell.folder for cell in cells]
-    for folder in sorted({folder for folder in folders if folders.count(folder) > 1}):
-        problems[f"two variants or data sets share the folder {folder}: name them apart"] = None
+    problems += [
+        f"two variants or data sets share the folder {folder}: name them apart"
+        for folder, count in sorted(Counter(cell.folder for cell in cells).items())
+        if count > 1
+    ]
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(dict.fromkeys(problems)))  # each seed has the same
     return cells
 
 
@@ -241,45 +245,44 @@ def trial_cells(cells: Sequence[Cell]) -> list[Cell]:
     return trials
 
 
-def tuned(cells: Iterable[Cell], trials: Iterable[Cell], output: Path) -> list[Cell]:
-    """The cells with the settings that the label-free score chose; writes tuning.json.
+def tuned(
+    cells: Iterable[Cell], trials: Iterable[Cell], output: Path
+) -> tuple[list[Cell], list[Trial]]:
+    """The cells with the settings that the label-free score chose, and all finished trials.
 
-    A method without a finished trial is left out.
+    A method without a finished trial is left out. The trials are also written to tuning.json.
     """
-    records: list[dict[str, Any]] = []
-    for trial in trials:
-        run = Run(output / trial.folder)
-        for row, (method, changes) in trial.students.items():
+    records: list[Trial] = []
+    for cell in trials:
+        run = Run(output / cell.folder)
+        for row, (method, changes) in cell.students.items():
             stage = f"transfer/{row}"
             if not run.finished(stage) or not (epochs := run.metrics(stage)):
                 continue
             done = run.record(stage)
             scores = epochs[done["best_epoch"] - 1]
-            score = next((name for name in TUNE_BY if name in scores), None)
-            if score is None:
-                raise DataError(
-                    f"{run.path('transfer', row)} is of an earlier version and has no "
-                    f"{' or '.join(TUNE_BY)}: delete the folder"
-                )
+            score = next(name for name in TUNE_BY if name in scores)
             records.append(
-                {"dataset": trial.dataset, "variant": trial.variant, "method": method,
+                {"dataset": cell.dataset, "variant": cell.variant, "method": method,
                  "settings": dict(changes), "score": score, "value": scores[score],
                  "seconds": done["seconds"], "chosen": False}
             )  # fmt: skip
-    chosen: dict[tuple[str, str], dict[str, tuple[str, Settings]]] = {}
+    best: dict[tuple[str, ...], Trial] = {}
     for record in sorted(records, key=lambda record: -record["value"]):
-        students = chosen.setdefault((record["dataset"], record["variant"]), {})
-        row = record["method"] + TUNED
-        record["chosen"] = row not in students
-        students.setdefault(row, (record["method"], record["settings"]))
+        best.setdefault((record["dataset"], record["variant"], record["method"]), record)
+    for record in best.values():
+        record["chosen"] = True
     if records:
         write_record(output / "tuning.json", {"trials": records})
 
     def settled(cell: Cell) -> Cell:
-        usual = {row: own for row, own in cell.students.items() if not row.endswith(TUNED)}
-        return replace(cell, students=usual | chosen.get((cell.dataset, cell.variant), {}))
+        students = {row: own for row, own in cell.students.items() if not row.endswith(TUNED)}
+        for (dataset, variant, method), trial in best.items():
+            if (dataset, variant) == (cell.dataset, cell.variant):
+                students[method + TUNED] = method, trial["settings"]
+        return replace(cell, students=students)
 
-    return [settled(cell) for cell in cells]
+    return [settled(cell) for cell in cells], records
 
 
 def slug(name: str) -> str:

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from pydantic import BaseModel
 
 from sfkt_cli import scores
-from sfkt_cli.benchmark.plan import SENSORS, TUNED, BenchmarkPlan, Cell, slug
+from sfkt_cli.benchmark.plan import SENSORS, TUNED, BenchmarkPlan, Cell, Trial, slug
 from sfkt_cli.console import warn
 from sfkt_cli.evaluation import figures, report
 from sfkt_cli.evaluation.report import BOUNDS, SPLITS, Line, Row, Section, amount, percent
@@ -61,9 +60,7 @@ class Measured:
     groups: dict[str, str]  # its scene
 
 
-Trial = Mapping[str, Any]  # an entry of tuning.json
 Measurements = Mapping[Key, Mapping[int, Measured]]  # by key and seed
-Makers = Sequence[tuple[str, int]]  # a machine with its versions, and the number of its stages
 
 
 @dataclass(frozen=True)
@@ -95,16 +92,11 @@ class Result:
     note: str | None = None  # what a reader must know of this row; becomes a footnote
 
 
-class Tuning(BaseModel):
-    """The content of tuning.json: every trial, and whether it was chosen."""
-
-    trials: list[dict[str, Any]]
-
-
 def write_report(
     plan: BenchmarkPlan,
     cells: Sequence[Cell],
     evaluated: Sequence[Cell],
+    trials: Sequence[Trial],
     output: Path,
     failed: Mapping[str, str],
     command: str,
@@ -125,8 +117,6 @@ def write_report(
     ]
     labelled = [cell for cell in cells if cell.dataset not in without_labels]
     missing, makers = missing_rows(plan, labelled, measurements), makers_of(evaluated, output)
-    path = output / "tuning.json"
-    trials = read_record(path, Tuning).trials if path.is_file() else []
     measured = {(key.dataset, key.variant, key.method) for key in measurements}
     tuning = [trial for trial in trials if _tuned_row(trial) in measured]
     results = results_of(plan, cells, measurements, tuning)
@@ -144,11 +134,18 @@ def write_report(
             "unlabelled": unlabelled,
         },
     )
+    facts = (
+        f"Command: {command}",
+        f"Seeds: {', '.join(map(str, plan.seeds))}",
+        *(f"Made on {maker}; stages: {count}" for maker, count in makers),
+        COMPARED,
+        f"{COSTING}. Bounds saw labels or RGB images of the target task",
+    )
     lists = {"Missing": missing, "Not finished": problems, "No labels": unlabelled}
     tables = tables_of(results)
     parts = [
         f"# {report.plain(plan.title)}",
-        report.bullets(facts(plan, command, makers)),
+        report.bullets(facts),
         *(f"## {title}\n\n{report.bullets(lines)}" for title, lines in lists.items() if lines),
     ]
     by_sensor = sensor_tables(plan, results)
@@ -352,19 +349,8 @@ def draw_sweeps(
     return drawn
 
 
-def facts(plan: BenchmarkPlan, command: str, makers: Makers) -> tuple[str, ...]:
-    """What was run, on which machines, and what the columns of the tables mean."""
-    return (
-        f"Command: {command}",
-        f"Seeds: {', '.join(map(str, plan.seeds))}",
-        *(f"Made on {maker}; stages: {count}" for maker, count in makers),
-        COMPARED,
-        f"{COSTING}. Bounds saw labels or RGB images of the target task",
-    )
-
-
-def makers_of(cells: Iterable[Cell], output: Path) -> Makers:
-    """The machines and versions that made these cells, the most frequent first."""
+def makers_of(cells: Iterable[Cell], output: Path) -> Sequence[tuple[str, int]]:
+    """The machines and versions that made these cells, with the number of their stages."""
     records = {
         path.resolve()
         for cell in cells

@@ -18,6 +18,7 @@ import signal
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -25,13 +26,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from sfkt_cli.benchmark.plan import BenchmarkPlan, Cell, cells_of, trial_cells, tuned
 from sfkt_cli.console import console, duration, event, say, warn
 from sfkt_cli.data.readers import archive_root
 from sfkt_cli.errors import DataError, Interrupted, RunError, SfktError, explain, follow_parent
-from sfkt_cli.files import read_record, sha256_json, write_text
+from sfkt_cli.files import Busy, locking, read_record, sha256_json, write_text
 from sfkt_cli.machine import cores
 from sfkt_cli.settings.config import build, merge, section_of, values_of
 from sfkt_cli.settings.runs import Run
@@ -41,6 +41,7 @@ from sfkt_cli.stages import run_stage
 _READ_OUTSIDE = ("prepare", "source")
 """Stages that read what may change while the settings stay: an archive, a model brought along."""
 _KILLED = "its process was killed, perhaps because memory ran out: use fewer --processes"
+LOCK = ".lock"
 FAILED = ".failed"  # ends the name of the file, beside the lock, that says why a stage failed
 POLL_S = 1.0  # how often a command looks again for stages that others have claimed
 
@@ -93,12 +94,12 @@ def benchmark(
     trials, failed = trial_cells(cells), dict[str, str]()
     try:
         ran = run_cells(trials, output, processes, failed)
-        ran += run_cells(tuned(cells, trials, output), output, processes, failed)
+        ran += run_cells(tuned(cells, trials, output)[0], output, processes, failed)
     finally:  # what there is, also when it is stopped
-        cells = tuned(cells, trials, output)
+        cells, tuning = tuned(cells, trials, output)
         last = [(cell, tasks_of(cell, output)[-1]) for cell in cells]
         evaluated = [cell for cell, task in last if task.key not in failed and done(task)]
-        write_report(plan, cells, evaluated, output, failed, command)
+        write_report(plan, cells, evaluated, tuning, output, failed, command)
     say(f"benchmark: {len(ran)} stages run, tables are in {output / 'benchmark.md'}")
     if failed:
         first = next(iter(failed.values()))
@@ -312,13 +313,13 @@ def is_free(task: Task, output: Path) -> bool:
     try:
         with _claim(task, output):
             return True
-    except Timeout:
+    except Busy:
         return False
 
 
-def _claim(task: Task, output: Path) -> FileLock:
+def _claim(task: Task, output: Path) -> AbstractContextManager[None]:
     """The lock of a stage; if its process is killed, it is free again."""
-    return FileLock(_claims(task, output, ".lock"), timeout=0)
+    return locking(_claims(task, output, LOCK), f"another command runs {task.stage}")
 
 
 def _claims(task: Task, output: Path, ending: str) -> Path:
@@ -416,7 +417,7 @@ def run_task(task: Task, output: Path, quiet: bool) -> End:
     """Run one stage here, unless another process does, or has failed since a command began."""
     console.quiet = quiet or task.stage == "evaluate"  # one table at the end, not one a cell
     try:
-        with _claim(task, output) as claim:
+        with _claim(task, output):
             failure = _claims(task, output, FAILED)
             if failure.is_file():
                 return End(failure.read_text(encoding="utf-8", errors="replace"), ran=False)
@@ -426,11 +427,11 @@ def run_task(task: Task, output: Path, quiet: bool) -> End:
             if problem is not None:
                 write_text(failure, problem)
             elif task.stage not in _READ_OUTSIDE:  # what is done is not claimed again
-                Path(claim.lock_file).unlink(missing_ok=True)  # or the user cleaned up
+                _claims(task, output, LOCK).unlink(missing_ok=True)  # or the user cleaned up
             return End(problem)
-    except Timeout:
+    except Busy:
         return End(ran=False)
-    except OSError as error:
+    except (OSError, RunError) as error:
         return End(str(error))
     finally:
         console.quiet = quiet

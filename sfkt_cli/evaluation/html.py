@@ -8,6 +8,7 @@ import base64
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from string import Template
 
 from sfkt_cli.console import printable
 from sfkt_cli.evaluation.report import (
@@ -22,59 +23,12 @@ from sfkt_cli.evaluation.report import (
     split_tables,
 )
 
+PAGE = Path(__file__).with_name("report.html")
 WIDE = 900  # pixels from which a picture is not shrunk to a telephone's width, but scrolled
 MARKS = (
     '<p class="note">Accuracy in per cent, and its 95 % interval. A disc is a method; a hollow '
     "diamond, and italics in tables, a bound: it saw labels or RGB images of the task.</p>"
 )
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --paper: #ffffff;
-  --line: #d0d7de; --method: #0072b2; --bound: #b35900;
-  --better: #1a7f37; --worse: #b42318; --open: #8a6100; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9da7b1;
-  --paper: #0d1117; --line: #3d444d; --method: #56b4e9; --bound: #e69f00;
-  --better: #3fb950; --worse: #ff7b72; --open: #e3b341; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 74rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1rem; font-weight: 400; color: var(--soft); }
-h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-.box { border: 2px solid var(--tone); border-left-width: 10px; border-radius: 6px;
-  padding: .8rem 1.1rem; background: color-mix(in srgb, var(--tone) 10%, var(--paper)); }
-.box p { margin: 0; } .box .first { font-size: 1.45rem; font-weight: 600; line-height: 1.3; }
-.better { --tone: var(--better); } .worse { --tone: var(--worse); } .open { --tone: var(--open); }
-details { border-top: 1px solid var(--line); } summary { font-size: 1.1rem; font-weight: 600;
-  padding: .6rem 0; cursor: pointer; } details > div { padding-bottom: 1.5rem; }
-nav { margin: 2rem 0 1rem; line-height: 1.8; } a { color: var(--method); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 8.5rem;
-  position: sticky; left: 0; background: var(--paper); }
-.words2 :is(th, td):nth-child(2) { text-align: left; }
-thead th { border-bottom: 2px solid var(--ink); white-space: normal; vertical-align: bottom; }
-tbody tr { border-bottom: 1px solid var(--line); }
-tbody.bounds { border-top: 2px solid var(--ink); font-style: italic; }
-.note, figcaption { color: var(--soft); font-size: .85rem; }
-dl.note { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; }
-dl.note dt { font-weight: 600; } dl.note dd { margin: 0; }
-figure { margin: 1rem 0; }
-.chart { padding: 0 8px; max-width: 46rem; } svg { width: 100%; overflow: visible; }
-@media screen { .scroll > .wide { min-width: 44rem; } }
-figure img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
-svg text { fill: var(--ink); font: 13px system-ui, sans-serif; paint-order: stroke;
-  stroke: var(--paper); stroke-width: 4px; }
-svg .axis { stroke: var(--line); } svg .soft { fill: var(--soft); }
-svg .method { stroke: var(--method); fill: var(--method); }
-svg .bound { stroke: var(--bound); fill: var(--paper); }
-svg line.bound { stroke-dasharray: 4 3; }
-@media print { :root { --ink: #000; --soft: #333; --paper: #fff; --line: #999; --method: #0072b2;
-  --bound: #b35900; --better: #1a7f37; --worse: #b42318; --open: #8a6100; color-scheme: light; }
-  nav { display: none; } details::details-content { content-visibility: visible; height: auto; }
-  body { max-width: none; margin: 0; font-size: 11pt; }
-  table { font-size: 8pt; } th, td { padding: .15rem .35rem; }
-  figure, table, svg { break-inside: avoid; } h2, p.lead, summary { break-after: avoid; }
-  .scroll { overflow: visible; } }
-"""
 
 
 def to_html(report: Report, folder: Path) -> str:
@@ -97,9 +51,9 @@ def to_html(report: Report, folder: Path) -> str:
         chart = interval_chart(rows, table)
         parts += [f"<h2>{escape(table.title)}</h2>", chart, *_footnotes(table), MARKS]
         details.append((table.title, _section(table, folder)))
-        explained = meanings(report.rows)
         names = "".join(
-            f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in explained
+            f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>"
+            for name, text in meanings(report.rows)
         )
         details.append(("What the names mean", f'<dl class="note">{names}</dl>'))
     facts = "".join(f"<li>{escape(fact)}</li>" for fact in report.facts)
@@ -111,12 +65,8 @@ def to_html(report: Report, folder: Path) -> str:
         content = f'<div id="part{number}">{content}</div>'
         folded.append(f"<details><summary>{escape(name)}</summary>{content}</details>")
     body = "\n".join([*parts, f"<nav><b>Contents:</b> {' · '.join(links)}</nav>", *folded])
-    return printable(
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+    page = Template(PAGE.read_text(encoding="utf-8"))
+    return printable(page.substitute(title=title, body=body))
 
 
 def interval_chart(rows: Sequence[Row], table: Section) -> str:

@@ -16,27 +16,14 @@ from sfkt_cli.data.store import Store, open_store
 from sfkt_cli.errors import DataError
 from sfkt_cli.methods import ENCODED
 from sfkt_cli.models.classifier import Classifier, freeze
-from sfkt_cli.models.saving import (
-    CARD,
-    Card,
-    check_classes,
-    load_model,
-    read_card,
-)
+from sfkt_cli.models.saving import CARD, Card, check_classes, load_model, read_card
 from sfkt_cli.scores import geometric_mean, softmax
 from sfkt_cli.settings.config import Config
 from sfkt_cli.settings.runs import Run, main_student
-from sfkt_cli.training.predicting import (
-    View,
-    adapt_batch_norms,
-    pictures_of,
-    predict_rows,
-)
+from sfkt_cli.training.predicting import View, adapt_batch_norms, pictures_of, predict_rows
 from sfkt_cli.training.runtime import Runtime
 
 Numbers = NDArray[Any]
-
-
 KEPT = "the source model's weights: the student was judged worse"
 """The note on a student whose own weights were not kept."""
 UNTRANSLATED = "without the translator, which did not help the source model"
@@ -148,11 +135,7 @@ def raw_encoding(store: Store) -> Encoding:
 
 
 def predictors_of(
-    run: Run,
-    store: Store,
-    models: Models,
-    inputs: Mapping[str, str],
-    encoding: Encoding,
+    run: Run, store: Store, models: Models, inputs: Mapping[str, str], encoding: Encoding
 ) -> list[Predictor]:
     """Everything that predicts from a target image, except for the oracle.
 
@@ -257,6 +240,6 @@ def weights_kept(record: Mapping[str, Any]) -> bool:
 
 def costs(*records: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """Total seconds of some stages, if all are known, and their largest memory in MB."""
-    complete = all("seconds" in record for record in records)
+    complete = all("seconds" in record for record in records)  # a bridge may be gone
     memory = filter(None, (record.get("peak_memory_mb") for record in records))
     return sum(r["seconds"] for r in records) if complete else None, max(memory, default=None)

@@ -9,6 +9,8 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from string import Template
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -37,6 +39,7 @@ MEANINGS = {
     "source-rgb": "bound: the source model on the RGB partners of the test images",
 }
 """What each row of a report is, for a reader who sees it for the first time."""
+TABLE = Path(__file__).with_name("table.tex")
 LABEL_FREE = "Label-free scores"
 """The title of the section with the scores that need no labels."""
 NAMES = {
@@ -256,7 +259,7 @@ def latex_tables(tables: Iterable[Section]) -> str:
 
     Of methods that lack seeds, none is the best. The packages booktabs and graphicx are needed.
     """
-    return "\n\n".join(map(_latex_table, tables)) + "\n"
+    return "\n".join(map(_latex_table, tables))
 
 
 def _latex_table(table: Section) -> str:
@@ -272,26 +275,17 @@ def _latex_table(table: Section) -> str:
         return " & ".join(texts.values()) + r" \\"
 
     label = re.sub(r"\W+", "-", table.label or table.title).strip("-")
-    below = [r"\midrule", *map(row, table.bounds)] if table.bounds else []
-    notes = [rf"\par {{\footnotesize {_latex(note)}}}" for note in table.footnotes]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{_latex(table.title)}}}",
-            rf"\label{{tab:{label}}}",
-            r"\resizebox{\linewidth}{!}{%",
-            rf"\begin{{tabular}}{{{'l' * table.left}{'r' * (len(header) - table.left)}}}",
-            r"\toprule",
-            row({heading: heading for heading in header}),
-            r"\midrule",
-            *map(row, table.lines, ranks),
-            *below,
-            r"\bottomrule",
-            r"\end{tabular}}",
-            *notes,
-            r"\end{table}",
-        ]
+    lines = [*map(row, table.lines, ranks)]
+    if table.bounds:
+        lines += [r"\midrule", *map(row, table.bounds)]
+    notes = (rf"\par {{\footnotesize {_latex(note)}}}" for note in table.footnotes)
+    return Template(TABLE.read_text(encoding="utf-8")).substitute(
+        title=_latex(table.title),
+        label=label,
+        columns="l" * table.left + "r" * (len(header) - table.left),
+        header=row({heading: heading for heading in header}),
+        lines="\n".join(lines),
+        notes="".join(f"{note}\n" for note in notes),
     )
 
 
@@ -392,17 +386,14 @@ def show(rows: Sequence[Row]) -> None:
     for row in rows:
         methods.setdefault(row.method, {})[row.split] = row
 
-    splits = [split for split in SPLITS if any(split in here for here in methods.values())]
+    splits = {row.split for row in rows}
 
     def line(first: Row) -> Line:
-        here = methods[first.method]
-        accuracies = {
-            f"{split} %": f"{percent(row.accuracy)} ({interval(row.accuracy_ci95)})"
-            for split, row in here.items()
-        }
+        accuracies = {f"{split} %": "-" for split in SPLITS if split in splits}
+        for split, row in methods[first.method].items():
+            accuracies[f"{split} %"] = f"{percent(row.accuracy)} ({interval(row.accuracy_ci95)})"
         return {
             "method": first.method,
-            **{f"{split} %": "-" for split in splits},
             **accuracies,
             "training s": amount(first.train_seconds),  # the same for all splits
             "memory MB": amount(first.peak_memory_mb),

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -38,7 +37,6 @@ from sfkt_cli.evaluation.verdict import (
     verdict,
 )
 from sfkt_cli.losses import structural_dissimilarity
-from sfkt_cli.methods import find_method
 from sfkt_cli.methods.label_free import EPOCHS_FILE, SELECTORS, load_epochs
 from sfkt_cli.models.saving import WARM, WEIGHTS
 from sfkt_cli.settings.runs import Run
@@ -144,16 +142,15 @@ def judge(evaluation: Evaluation) -> Judgement | None:
         return judge_by_labels(student[rows], untouched[rows], labels, groups, encoding)
     record = evaluation.run.record(f"transfer/{evaluation.student}")
     word: Verdict = "cannot tell"
-    follows = record.get("follows_bridge", find_method(evaluation.student).follows_bridge)
+    follows = record["follows_bridge"]
     current = evaluation.outcomes[evaluation.student].predictor.note in (None, KEPT)
-    if current and "bridge" in record["inputs"] and record.get("verdict"):
-        word = cast("Verdict", record["verdict"])
+    if current and "bridge" in record["inputs"]:
+        word = record["verdict"]
     elif "bridge-only" in evaluation.outcomes:
-        bridge, classes = evaluation.said("bridge-only"), len(evaluation.classes)
-        seed = evaluation.config.seed
-        word = verdict(student, untouched, bridge, classes=classes, groups=scenes, seed=seed)
-    if follows and word == "better":  # the bridge agrees with itself, also in earlier records
-        word = "cannot tell"
+        word = verdict(
+            student, untouched, evaluation.said("bridge-only"), classes=len(evaluation.classes),
+            groups=scenes, seed=evaluation.config.seed, follows_bridge=follows,
+        )  # fmt: skip
     said = advice(word, encoding, student, untouched, scenes, follows_bridge=follows)
     return Judgement(word, said)
 
@@ -162,9 +159,7 @@ def images_to_label(evaluation: Evaluation, judged: Judgement | None) -> list[st
     """Files of the images whose labels would decide; none if they would not, or need not."""
     if judged is None or judged.word != "cannot tell" or evaluation.labelled_splits:
         return []
-    student, untouched = (
-        evaluation.said(name) for name in (evaluation.main_method, "source-encoded")
-    )
+    student, untouched = evaluation.said(evaluation.main_method), evaluation.said("source-encoded")
     target = evaluation.splits["target"]
     rows = rows_to_label(student, untouched, target.scenes, seed=evaluation.config.seed)
     return [target.paths[row] for row in rows]
@@ -226,11 +221,10 @@ def _measured(evaluation: Evaluation) -> list[str]:
     if evaluation.student is None:
         return []
     record, lines = evaluation.run.record(f"transfer/{evaluation.student}"), []
-    used = {"tgkt.trust": "measured", "tgkt.beta_kl": 1.0} | record.get("settings", {})
-    measured = used["tgkt.trust"] == "measured" and used["tgkt.beta_kl"]
-    if evaluation.student == "tgkt" and "bridge_trust" in record and measured:
+    used = record["settings"]
+    if evaluation.student == "tgkt" and used["tgkt.trust"] == "measured" and used["tgkt.beta_kl"]:
         taught = "0, so the student learned without it, from its own images and the pairs"
-        if record.get("groups_compared", 2) < 2:
+        if record["groups_compared"] < 2:
             taught = (
                 "0, because it cannot be measured: too few TI pairs, or groups of them (places)"
             )
@@ -368,12 +362,13 @@ def label_free(evaluation: Evaluation) -> Section:
         last = {"method": "rank correlation"}
         for name, heading in headings.items():
             having = [method for method, values in scored.items() if name in values]
-            values_of = [scored[method][name] for method in having]
-            of_methods = [accuracy[method] for method in having]
-            last[heading] = _correlation(values_of, of_methods)
+            last[heading] = _correlation(
+                [scored[method][name] for method in having], [accuracy[m] for m in having]
+            )
         lines.append({**last, "accuracy % ↑": ""})
-        note = "Last row: Spearman's correlation with accuracy over the methods, afterwards."
-        paragraphs.append(note)
+        paragraphs.append(
+            "Last row: Spearman's correlation with accuracy over the methods, afterwards."
+        )
     return Section(LABEL_FREE, tuple(paragraphs), lines)
 
 

@@ -75,12 +75,11 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
     show(read_results(run).rows)
     say(f"evaluate: report and pictures are in {folder}")
     record = run.record("evaluate")
-    if sentence := record.get("headline") or record.get("verdict"):
-        say(f"evaluate: {sentence}")
+    say(f"evaluate: {record['headline']}")
     if report is not None:
         copy_report(run.output("evaluate", COPIES[report.suffix.lower()]), report)
-    if record.get("to_label"):
-        _ask_for_labels(run, record.get("main", ""), **record["to_label"])
+    if record["to_label"]:
+        _ask_for_labels(run, record["main"], **record["to_label"])
 
 
 def open_stores(run: Run) -> tuple[Store, Store]:
@@ -160,10 +159,8 @@ def _measure(config: Config, run: Run, stage: Stage, store: Store, test: Store) 
     note = outcomes[evaluation.main_method].predictor.note
     if note and not evaluation.labelled_splits:  # with labels the first line says it
         warn(f"{evaluation.main_method}: {note}")
-    answer = headline(evaluation, judged)
-    results = Results(
-        dataset=store.dataset, classes=tuple(evaluation.classes), rows=evaluation.rows
-    )
+    answer, classes = headline(evaluation, judged), tuple(evaluation.classes)
+    results = Results(dataset=store.dataset, classes=classes, rows=evaluation.rows)
     report = Report(
         dataset=store.dataset,
         rows=evaluation.rows,
@@ -288,19 +285,20 @@ def oracle_epochs(config: Config, run: Run) -> int:
 
 def predictions_csv(evaluation: Evaluation) -> str:
     """All predictions as CSV: a line for each image, a class and a probability for each method."""
-    classes = evaluation.classes
-    lines: list[dict[str, str | float]] = []
+    classes, header = evaluation.classes, ["split", "id", "name", "label", "group"]
+    for method in evaluation.outcomes:
+        header += [method, f"{method} probability"]
+    lines = []
     for name, split in evaluation.splits.items():
         for row, (sample, known_as) in enumerate(zip(split.ids, split.names, strict=True)):
-            label = split.truth.get(row)
-            told = ("", "") if label is None else (classes[label], split.scenes[row])
             line: dict[str, str | float] = {"split": name, "id": sample, "name": known_as}
-            line["label"], line["group"] = told
+            if (label := split.truth.get(row)) is not None:
+                line |= {"label": classes[label], "group": split.scenes[row]}
             for method, outcome in evaluation.outcomes.items():
-                predicted: tuple[str, str | float] = ("", "")
-                if (probabilities := outcome.probabilities.get(name)) is not None:
-                    best = int(probabilities[row].argmax())
-                    predicted = classes[best], round(float(probabilities[row, best]), 4)
-                line[method], line[f"{method} probability"] = predicted
-            lines.append(line)
-    return to_csv([*lines[0]], (line.values() for line in lines))
+                if name in outcome.probabilities:
+                    answer = outcome.probabilities[name][row]
+                    best = int(answer.argmax())
+                    line[method] = classes[best]
+                    line[f"{method} probability"] = round(float(answer[best]), 4)
+            lines.append([line.get(column, "") for column in header])
+    return to_csv(header, lines)
