@@ -74,9 +74,7 @@ class TeacherOutputs:
             self.bridged_logits = bridged.to(runtime.device)
             if ti and pairs is not None and pairs.unseen:
                 self.groups = pairs.groups
-                # Without a translator, it is the untouched model, from which the student begins.
-                if translator.card.architecture["name"] != "identity":
-                    self._proof = pairs, predict_rows(pairs.target, view, flips=True)[0]
+                self._proof = pairs, predict_rows(pairs.target, view, flips=True)[0]
 
     def predict(self, images: NDArray[Any], student: Classifier) -> tuple[Tensor, Tensor]:
         """A student's features and logits of stored target images (n, H, W[, C]), on the CPU."""
@@ -97,10 +95,9 @@ class TeacherOutputs:
         adapt_batch_norms(self._store["target/target"], view)
 
     def bridge_lead(self, student: Classifier) -> float:
-        """By how many standard errors the bridge sees better than a student.
+        """By how many standard errors the bridge sees better than a student; 0 if nothing can tell.
 
-        0 if nothing can tell, or if the bridge is the untouched source model. See
-        :func:`sfkt_cli.methods.label_free.bridge_lead`.
+        See :func:`sfkt_cli.methods.label_free.bridge_lead`.
         """
         if self._proof is None:
             return 0.0

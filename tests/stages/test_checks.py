@@ -235,23 +235,6 @@ def test_pairs_that_the_bridge_was_trained_on_prove_nothing(
     assert leads[1] == 0.0
 
 
-def test_a_bridge_without_a_translator_teaches_nothing(untrained_run: Run) -> None:
-    """It is the untouched source model, and following that would hold the student back."""
-    store = open_store(untrained_run.transfer_store)
-    source, bridge = (load_model(untrained_run.path(name)) for name in ("source", "bridge"))
-    encoding, pairs = bridge.encoding_of("bridge"), scoring_pairs(store, View(CPU, source.module))
-    leads = []
-    for name in ("unet", "identity"):
-        card = bridge.card.model_copy(update={"architecture": {"name": name}})
-        translator = replace(bridge, card=card)
-        model = freeze(source.classifier)
-        outputs = TeacherOutputs(store, model, translator, encoding, CPU, pairs, ti=True)
-        assert len(set(outputs.groups)) > 1
-        leads.append(outputs.bridge_lead(source.classifier))
-    assert leads[0] != 0.0
-    assert leads[1] == 0.0
-
-
 def test_a_translator_is_compared_with_the_encoded_images(untrained_run: Run) -> None:
     store = open_store(untrained_run.transfer_store)
     source, bridge = (load_model(untrained_run.path(name)) for name in ("source", "bridge"))
