@@ -109,9 +109,9 @@ def locking(path: Path, busy: str) -> Iterator[None]:
                     "mount it with locks, or choose a folder on a local disk"
                 ) from None
         yield
+    finally:
         with contextlib.suppress(OSError):  # a forked process may still have the descriptor
             fcntl.flock(descriptor, fcntl.LOCK_UN)
-    finally:
         os.close(descriptor)
 
 
