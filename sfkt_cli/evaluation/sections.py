@@ -37,6 +37,7 @@ from sfkt_cli.evaluation.verdict import (
     verdict,
 )
 from sfkt_cli.losses import structural_dissimilarity
+from sfkt_cli.methods import find_method
 from sfkt_cli.methods.label_free import EPOCHS_FILE, SELECTORS, load_epochs
 from sfkt_cli.models.saving import WARM, WEIGHTS
 from sfkt_cli.settings.runs import Run
@@ -142,15 +143,17 @@ def judge(evaluation: Evaluation) -> Judgement | None:
         return judge_by_labels(student[rows], untouched[rows], labels, groups, encoding)
     record = evaluation.run.record(f"transfer/{evaluation.student}")
     word: Verdict = "cannot tell"
-    follows = record["follows_bridge"]
+    follows = record.get("follows_bridge", find_method(evaluation.student).follows_bridge)
     current = evaluation.outcomes[evaluation.student].predictor.note in (None, KEPT)
-    if current and "bridge" in record["inputs"]:
+    if current and "bridge" in record["inputs"] and "verdict" in record:
         word = record["verdict"]
     elif "bridge-only" in evaluation.outcomes:
         word = verdict(
             student, untouched, evaluation.said("bridge-only"), classes=len(evaluation.classes),
             groups=scenes, seed=evaluation.config.seed, follows_bridge=follows,
         )  # fmt: skip
+    if follows and word == "better":  # the bridge agrees with itself, also in earlier records
+        word = "cannot tell"
     said = advice(word, encoding, student, untouched, scenes, follows_bridge=follows)
     return Judgement(word, said)
 
@@ -224,7 +227,7 @@ def _measured(evaluation: Evaluation) -> list[str]:
     used = record["settings"]
     if evaluation.student == "tgkt" and used["tgkt.trust"] == "measured" and used["tgkt.beta_kl"]:
         taught = "0, so the student learned without it, from its own images and the pairs"
-        if record["groups_compared"] < 2:
+        if record.get("groups_compared", 2) < 2:
             taught = (
                 "0, because it cannot be measured: too few TI pairs, or groups of them (places)"
             )

@@ -75,10 +75,11 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
     show(read_results(run).rows)
     say(f"evaluate: report and pictures are in {folder}")
     record = run.record("evaluate")
-    say(f"evaluate: {record['headline']}")
+    if "headline" in record:  # it is not in earlier records
+        say(f"evaluate: {record['headline']}")
     if report is not None:
         copy_report(run.output("evaluate", COPIES[report.suffix.lower()]), report)
-    if record["to_label"]:
+    if record.get("to_label"):
         _ask_for_labels(run, record["main"], **record["to_label"])
 
 
