@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from sfkt_cli.errors import ConfigError
+from sfkt_cli.errors import ConfigError, DataError
 from sfkt_cli.evaluation.report import BOUNDS, NAMES
 from sfkt_cli.files import write_record
 from sfkt_cli.methods import METHODS
@@ -261,7 +261,12 @@ def tuned(
                 continue
             done = run.record(stage)
             scores = epochs[done["best_epoch"] - 1]
-            score = next(name for name in TUNE_BY if name in scores)
+            score = next((name for name in TUNE_BY if name in scores), None)
+            if score is None:
+                raise DataError(
+                    f"{run.path('transfer', row)} is of an earlier version and has no "
+                    f"{' or '.join(TUNE_BY)}: delete the folder"
+                )
             records.append(
                 {"dataset": cell.dataset, "variant": cell.variant, "method": method,
                  "settings": dict(changes), "score": score, "value": scores[score],

@@ -350,7 +350,7 @@ def draw_sweeps(
 
 
 def makers_of(cells: Iterable[Cell], output: Path) -> Sequence[tuple[str, int]]:
-    """The machines and versions that made these cells, with the number of their stages."""
+    """The machines and versions that made these cells, most stages first, with their number."""
     records = {
         path.resolve()
         for cell in cells

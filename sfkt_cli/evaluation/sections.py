@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -145,13 +146,12 @@ def judge(evaluation: Evaluation) -> Judgement | None:
     word: Verdict = "cannot tell"
     follows = record.get("follows_bridge", find_method(evaluation.student).follows_bridge)
     current = evaluation.outcomes[evaluation.student].predictor.note in (None, KEPT)
-    if current and "bridge" in record["inputs"] and "verdict" in record:
-        word = record["verdict"]
+    if current and "bridge" in record["inputs"] and record.get("verdict"):
+        word = cast("Verdict", record["verdict"])
     elif "bridge-only" in evaluation.outcomes:
-        word = verdict(
-            student, untouched, evaluation.said("bridge-only"), classes=len(evaluation.classes),
-            groups=scenes, seed=evaluation.config.seed, follows_bridge=follows,
-        )  # fmt: skip
+        bridge, classes = evaluation.said("bridge-only"), len(evaluation.classes)
+        seed = evaluation.config.seed
+        word = verdict(student, untouched, bridge, classes=classes, groups=scenes, seed=seed)
     if follows and word == "better":  # the bridge agrees with itself, also in earlier records
         word = "cannot tell"
     said = advice(word, encoding, student, untouched, scenes, follows_bridge=follows)
@@ -224,8 +224,9 @@ def _measured(evaluation: Evaluation) -> list[str]:
     if evaluation.student is None:
         return []
     record, lines = evaluation.run.record(f"transfer/{evaluation.student}"), []
-    used = record["settings"]
-    if evaluation.student == "tgkt" and used["tgkt.trust"] == "measured" and used["tgkt.beta_kl"]:
+    used = {"tgkt.trust": "measured", "tgkt.beta_kl": 1.0} | record.get("settings", {})
+    measured = used["tgkt.trust"] == "measured" and used["tgkt.beta_kl"]
+    if evaluation.student == "tgkt" and "bridge_trust" in record and measured:
         taught = "0, so the student learned without it, from its own images and the pairs"
         if record.get("groups_compared", 2) < 2:
             taught = (

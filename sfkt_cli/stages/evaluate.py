@@ -75,12 +75,12 @@ def evaluate(config: Config, run: Run, report: Path | None = None) -> None:
     show(read_results(run).rows)
     say(f"evaluate: report and pictures are in {folder}")
     record = run.record("evaluate")
-    if "headline" in record:  # it is not in earlier records
-        say(f"evaluate: {record['headline']}")
+    if sentence := record.get("headline") or record.get("verdict"):
+        say(f"evaluate: {sentence}")
     if report is not None:
         copy_report(run.output("evaluate", COPIES[report.suffix.lower()]), report)
     if record.get("to_label"):
-        _ask_for_labels(run, record["main"], **record["to_label"])
+        _ask_for_labels(run, record.get("main", ""), **record["to_label"])
 
 
 def open_stores(run: Run) -> tuple[Store, Store]:

@@ -105,11 +105,6 @@ def finish(
     run: Run, stage: str, inputs: dict[str, str], epochs: list[dict[str, float]], **figures: Any
 ) -> None:
     """Mark a stage done, and its curves with it."""
-    if stage.startswith("transfer/"):
-        of_tgkt = {"tgkt.trust": "measured", "tgkt.beta_kl": 1.0}
-        trust = {"bridge_trust": 0.5, "bridge_trust_left": 0.25, "groups_compared": 2}
-        judged = {"verdict": "cannot tell", "follows_bridge": False}
-        figures = {"settings": of_tgkt, **trust, **judged, **figures}
     lines = "".join(json.dumps(row) + "\n" for row in epochs)
     run.path(stage).mkdir(parents=True, exist_ok=True)
     write_text(run.path(stage, "metrics.jsonl"), lines)
@@ -167,5 +162,6 @@ def make_run(
         save_classifier(run, f"transfer/{method}", 2 + number, ENCODING)
         digest = read_card(run.path("bridge", "model.json")).sha256 if bridge else ""
         uses = {"bridge": digest} if method == "tgkt" else {}
-        finish(run, f"transfer/{method}", uses, epochs, strangers=0.125)
+        trust = {"bridge_trust": 0.5, "bridge_trust_left": 0.25, "strangers": 0.125}
+        finish(run, f"transfer/{method}", uses, epochs, **trust)
     return run

@@ -714,6 +714,19 @@ def test_a_verdict_on_what_has_changed_since_is_not_repeated(
             assert note in report.partition("\n## ")[0]
 
 
+@pytest.mark.parametrize(
+    ("method", "figures"), [("distill", {}), ("tgkt", {"follows_bridge": True})]
+)
+def test_that_a_student_of_the_bridge_is_better_is_not_believed(
+    tmp_path: Path, method: str, figures: dict[str, bool]
+) -> None:
+    run = make_run(tmp_path, method, labelled=False)
+    digest = load_model(run.path("bridge")).digest
+    finish(run, f"transfer/{method}", {"bridge": digest}, [], verdict="better", **figures)
+    evaluate(settings(pictures=False), run)
+    assert "the bridge taught it to the end" in run.record("evaluate")["verdict"]
+
+
 @pytest.mark.parametrize("used", ["the same", "another"])
 @pytest.mark.parametrize("method", ["distill", "tgkt"])
 def test_a_student_that_the_bridge_taught_to_the_end_is_not_judged_by_it(
@@ -725,6 +738,20 @@ def test_a_student_that_the_bridge_taught_to_the_end_is_not_judged_by_it(
     finish(run, f"transfer/{method}", inputs, [], follows_bridge=True)
     evaluate(settings(pictures=False), run)
     assert "the bridge taught it to the end" in run.record("evaluate")["verdict"]
+
+
+def test_a_report_of_an_earlier_version_ends_with_its_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, config = make_run(tmp_path, "tgkt", labelled=False), settings(pictures=False)
+    evaluate(config, run)
+    record = run.record("evaluate")
+    for name in ("headline", "to_label"):
+        del record[name]
+    write_record(run.path("evaluate", "done.json"), record)
+    capsys.readouterr()
+    evaluate(config, run)
+    assert "evaluate: Without labels, sfkt cannot tell" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_single_label_is_enough_for_a_report(tmp_path: Path) -> None:
