@@ -26,7 +26,7 @@ from sfkt_cli.training.runtime import Runtime
 Numbers = NDArray[Any]
 KEPT = "the source model's weights: the student was judged worse"
 """The note on a student whose own weights were not kept."""
-UNTRANSLATED = "without the translator, which did not help the source model"
+UNTRANSLATED = "without the translator, which did not help the source model enough"
 """The note on a bridge whose translator was not kept."""
 
 

@@ -446,9 +446,10 @@ def bridge_quality(evaluation: Evaluation) -> Section | None:
         trained = "The run that the bridge was started from may have been trained on some of them."
     if not kept:
         trained = (
-            "The translator was not kept: these are the encoded images. With it, a target image is "
-            f"closer to its RGB partner than to {percent(record.get('ti_rank'))} % of the others; "
-            f"without it, than to {percent(record.get('untouched_rank'))} %."
+            "The translator was not kept, because it is not clearly better: these are the encoded "
+            "images. With it, a target image is closer to its RGB partner than to "
+            f"{percent(record.get('ti_rank'))} % of the others; without it, than to "
+            f"{percent(record.get('untouched_rank'))} %."
         )
     quantities = {
         figures.TERMS["ti_agreement"]: f"{percent(agreed['ti_agreement'])} %",

@@ -75,7 +75,7 @@ class Classifier(nn.Module):
 
     @property
     def has_bottleneck(self) -> bool:
-        """Whether a layer lies between backbone and head; models brought along have none."""
+        """Whether a layer lies between backbone and head; other people's models have none."""
         return any(True for _ in self.bottleneck.parameters())
 
     def features(self, images: Tensor) -> Tensor:

@@ -248,8 +248,8 @@ def compare_with_untouched(
     rank = float(label_free.partner_rank(features, pairs.features).mean())
     if len(set(pairs.groups)) < 2:
         return rank, None
-    both = [predict_rows(pairs.target, seen, flips=True)[0] for seen in (view, encoded)]
-    return rank, label_free.bridge_lead(both[0], both[1], pairs.features, pairs.groups)
+    bridged, other = (predict_rows(pairs.target, seen, flips=True)[0] for seen in (view, encoded))
+    return rank, label_free.bridge_lead(bridged, other, pairs.features, pairs.groups)
 
 
 def write_bridged(folder: Path, store: Store, view: View) -> None:

@@ -32,7 +32,7 @@ from sfkt_cli.models.saving import (
     warm_start,
 )
 from sfkt_cli.models.translators import TRANSLATORS, make_translator
-from sfkt_cli.settings.config import Config, SourceConfig
+from sfkt_cli.settings.config import Config, SourceConfig, method_settings
 from sfkt_cli.settings.stage import Stage
 from sfkt_cli.stages.source import check_image_size
 
@@ -91,7 +91,7 @@ def test_a_student_without_a_bottleneck_learns_faster(
     method: str, pretrained: bool, bottleneck: int, expected: tuple[float, float]
 ) -> None:
     student = classifier("small", bottleneck=bottleneck)
-    settings, layer = getattr(Config(), method), student.has_bottleneck
+    settings, layer = method_settings(Config(), method), student.has_bottleneck
     assert settings.rates(pretrained=pretrained, bottleneck=layer) == expected
     fixed = settings.model_copy(update={"backbone_rate": 0.5})
     assert fixed.rates(pretrained=pretrained, bottleneck=layer)[1] == 0.5
