@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -214,28 +214,26 @@ def target_scores(logits: Tensor, mirrored_logits: Tensor | None = None) -> dict
     return values
 
 
-class EpochScorer:
-    """Scores a model after each epoch, by held-out TI pairs and by target images.
+def epoch_scorer(
+    store: Store, pairs: ScoringPairs | None, view: View, folder: Path
+) -> Callable[[int], dict[str, float]]:
+    """A function that scores a model after an epoch, by target images and by held-out TI pairs.
 
-    Args:
-        store: The prepared transfer.h5.
-        pairs: The TI pairs; None without pairs.
+    It also writes the epoch's predictions into the folder of the stage.
     """
+    tr_target = store["target/target"][spread(store.count("target"))]
 
-    def __init__(self, store: Store, pairs: ScoringPairs | None) -> None:
-        self._tr_target = store["target/target"][spread(store.count("target"))]
-        self._pairs = pairs
-
-    def scores(self, view: View, folder: Path, epoch: int) -> dict[str, float]:
-        """The scores after an epoch; also writes its predictions into the stage's folder."""
-        _, logits = predict_rows(self._tr_target, view)
-        _, mirrored = predict_rows(self._tr_target[:, :, ::-1], view)
+    def scores(epoch: int) -> dict[str, float]:
+        _, logits = predict_rows(tr_target, view)
+        _, mirrored = predict_rows(tr_target[:, :, ::-1], view)
         if view.runtime.main:
             write_epoch(folder, epoch, logits)
         values = target_scores(logits, mirrored)
-        if self._pairs is not None:
-            values |= self._pairs.scores(*predict_rows(self._pairs.target, view))
+        if pairs is not None:
+            values |= pairs.scores(*predict_rows(pairs.target, view))
         return values
+
+    return scores
 
 
 def selector(config: Config, *, ti: bool, auto: str | None = None) -> str | None:

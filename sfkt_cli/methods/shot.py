@@ -9,13 +9,14 @@ from torch import Tensor
 from sfkt_cli import losses
 from sfkt_cli.methods.objective import TeacherOutputs, TransferObjective, cluster_labels
 from sfkt_cli.models.classifier import Classifier
-from sfkt_cli.settings.config import Config
+from sfkt_cli.settings.config import Config, ShotConfig
 from sfkt_cli.training.loop import Batch
 
 
 class Shot(TransferObjective):
     """The objective of ``sfkt transfer --method shot``."""
 
+    section = "shot"
     pseudo_labels: Tensor
 
     def __init__(self, student: Classifier, outputs: TeacherOutputs, config: Config) -> None:
@@ -23,7 +24,8 @@ class Shot(TransferObjective):
         self.student.head.requires_grad_(False)
         nothing_yet = torch.zeros(outputs.targets, dtype=torch.long)
         self.register_buffer("pseudo_labels", nothing_yet)
-        self.weights = {"self": config.shot.beta_self, "im": config.shot.beta_im}
+        settings: ShotConfig = getattr(config, self.section)
+        self.weights = {"self": settings.beta_self, "im": settings.beta_im}
 
     def begin_epoch(self, epoch: int) -> None:
         """Cluster the student's features: new pseudo-labels."""

@@ -12,32 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from sfkt_cli import losses
-from sfkt_cli.methods.objective import TeacherOutputs, TransferObjective, cluster_labels
+from sfkt_cli.methods.objective import TeacherOutputs, cluster_labels
+from sfkt_cli.methods.shot import Shot
 from sfkt_cli.models.classifier import Classifier
 from sfkt_cli.settings.config import Config, SocketConfig
 from sfkt_cli.training.loop import Batch
 
 
-class Socket(TransferObjective):
-    """The objective of ``sfkt transfer --method socket``."""
+class Socket(Shot):
+    """The objective of ``sfkt transfer --method socket``: SHOT's, and two terms more."""
 
     needs_ti = True
     section = "socket"
-    pseudo_labels: Tensor
 
     def __init__(self, student: Classifier, outputs: TeacherOutputs, config: Config) -> None:
         super().__init__(student, outputs, config)
-        self.student.head.requires_grad_(False)
         self._ti_features = outputs.ti_features
-        nothing_yet = torch.zeros(outputs.targets, dtype=torch.long)
-        self.register_buffer("pseudo_labels", nothing_yet)
         settings: SocketConfig = getattr(config, self.section)
-        self.weights = {
-            "self": settings.beta_self,
-            "im": settings.beta_im,
-            "bn": settings.beta_bn,
-            "f": settings.beta_f,
-        }
+        self.weights |= {"bn": settings.beta_bn, "f": settings.beta_f}
         self.gate = nn.Parameter(torch.ones(()), requires_grad=settings.bn_gate)
         frozen = dict(outputs.source.named_modules())
         self._seen: list[tuple[Tensor, nn.BatchNorm2d]] = []
@@ -54,19 +46,14 @@ class Socket(TransferObjective):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms of ``tr_target``, ``tr_rows``, ``ti_target`` and ``ti_rows``."""
         self._seen.clear()
-        _, logits = self.student(self.encoded(batch["tr_target"]))
-        matched = losses.batch_norm_matching(self._seen).to(logits.device)
+        terms = super().forward(batch)
+        matched = losses.batch_norm_matching(self._seen).to(terms["im"].device)
         if self.gate.requires_grad:
             matched = self.gate.sigmoid() * matched
         ti_features = self.student.features(self.encoded(batch["ti_target"]))
         self._seen.clear()
-        labels = self.pseudo_labels[batch["tr_rows"]]
-        return {
-            "self": losses.pseudo_label_cross_entropy(logits, labels),
-            "im": losses.information_maximisation(logits),
-            "bn": matched,
-            "f": losses.feature_matching_norm(ti_features, self._ti_features[batch["ti_rows"]]),
-        }
+        partners = self._ti_features[batch["ti_rows"]]
+        return {**terms, "bn": matched, "f": losses.feature_matching_norm(ti_features, partners)}
 
     def _note(self, stored: nn.BatchNorm2d) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -136,7 +135,6 @@ def _fit(
 ) -> Progress:
     """Train the translator; the scores on the pairs choose the epoch."""
     config, runtime, weights = stage.config, view.runtime, objective.weights
-    scorer = label_free.EpochScorer(store, pairs)
     images = ["ti_target", "ti_rgb", *(["tr_target"] if weights["d"] or weights["im"] else [])]
     batches = settle_batches(stage, store, images, runtime, objective)
     objective.weights = {**weights, "im": weights["im"] / batches.passes}
@@ -146,7 +144,7 @@ def _fit(
         torch.optim.Adam(trained, config.bridge.learning_rate, betas=(0.9, 0.99), fused=True),
         runtime, epochs=config.bridge.epochs, steps=batches.steps,
         images_per_step=batches.images_per_step, schedule=cosine, keep=objective.translator,
-        scores=partial(scorer.scores, view, stage.folder),
+        scores=label_free.epoch_scorer(store, pairs, view, stage.folder),
         select=label_free.selector(config, ti=batches.paired, auto="ti_closeness"),
     ).fit()  # fmt: skip
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -160,7 +159,7 @@ def _fit(
     """Train the student of an objective; the scores of each epoch look at it through ``view``."""
     config, runtime, student = stage.config, view.runtime, objective.student
     method, settings = config.transfer.method, config.transfer
-    own, scorer = method_settings(config, method), label_free.EpochScorer(store, pairs)
+    own = method_settings(config, method)
     batches = settle_batches(stage, store, objective.needs_images, runtime, objective)
     rates = own.rates(pretrained=pretrained, bottleneck=student.has_bottleneck)
     optimizer = classifier_optimizer(
@@ -170,7 +169,7 @@ def _fit(
         method, stage, objective, batches, optimizer, runtime, epochs=settings.epochs,
         steps=batches.steps, images_per_step=batches.images_per_step,
         schedule=SCHEDULES[own.schedule], keep=student,
-        scores=partial(scorer.scores, view, stage.folder),
+        scores=label_free.epoch_scorer(store, pairs, view, stage.folder),
         select=label_free.selector(config, ti=batches.paired),
     ).fit()  # fmt: skip
 

@@ -130,7 +130,8 @@ class Training:
     def _run(self) -> None:
         """Train epoch after epoch: its steps, its scores, its report, its state."""
         runtime, progress, objective = self.runtime, self.progress, self.objective
-        patience, curves = self.stage.config.training.patience, runtime.tensorboard and runtime.main
+        config = self.stage.config
+        patience, curves = config.training.patience, config.runtime.tensorboard and runtime.main
         self.parallel = runtime.parallel(objective, skips_parameters=objective.skips_parameters)
         self.rates = [g.setdefault("full_rate", g["lr"]) for g in self.optimizer.param_groups]
         first, started = progress.epoch, time.monotonic()

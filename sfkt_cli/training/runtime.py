@@ -56,7 +56,6 @@ class Runtime:
     rank: int = 0  # number of this process
     world: int = 1  # number of processes
     sync_batchnorm: bool = False  # whether batch statistics are taken over all processes
-    tensorboard: bool = False  # whether epochs are written for TensorBoard, too
     # Whether the precision was chosen here; a precision that was asked for is kept.
     automatic: bool = False
     # In a dry run what it measured: models look at a few images and train for one step.
@@ -278,8 +277,7 @@ def make_runtime(config: RuntimeConfig, *, dry: bool = False) -> Runtime:
         torch.use_deterministic_algorithms(config.deterministic)  # loads the compiler: two seconds
     precision = _precision(config.precision, device)
     return Runtime(
-        device, precision, rank, world, config.sync_batchnorm, config.tensorboard,
-        automatic=config.precision == "auto",
+        device, precision, rank, world, config.sync_batchnorm, automatic=config.precision == "auto",
         dry_run=DryRunFigures(shares=max(use_gpus(config), 1)) if dry else None,
     )  # fmt: skip
 

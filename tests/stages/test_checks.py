@@ -13,7 +13,7 @@ import torch
 
 from sfkt_cli.data.images import Encoding, as_rgb, encode
 from sfkt_cli.data.store import Store, open_store
-from sfkt_cli.methods.label_free import EpochScorer, ScoringPairs, scoring_pairs
+from sfkt_cli.methods.label_free import ScoringPairs, epoch_scorer, scoring_pairs
 from sfkt_cli.methods.objective import TeacherOutputs, TransferObjective
 from sfkt_cli.models.classifier import Classifier, freeze
 from sfkt_cli.models.saving import load_model
@@ -91,7 +91,7 @@ def test_scores_look_at_both_images_of_a_pair_alike(untrained_run: Run, tmp_path
     student, source, encoding = models_of(untrained_run)
     view, pairs = View(CPU, student, encoding), scoring_pairs(store, View(CPU, freeze(source)))
     _, held = divide_pairs(store)
-    scores = EpochScorer(store, pairs).scores(view, tmp_path, 0)
+    scores = epoch_scorer(store, pairs, view, tmp_path)(0)
     with torch.inference_mode():
         rgb = torch.from_numpy(store["ti/rgb"][held]).permute(0, 3, 1, 2) / 255
         partner, said = source(rgb)
