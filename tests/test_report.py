@@ -13,7 +13,7 @@ from PIL import Image
 
 from sfkt_cli.console import console, printable
 from sfkt_cli.evaluation import figures, report
-from sfkt_cli.evaluation.html import interval_chart, to_html
+from sfkt_cli.evaluation.html import to_html
 from sfkt_cli.evaluation.report import Headline, Report, Row, Section
 from sfkt_cli.files import write_json, write_record
 from sfkt_cli.methods import METHODS
@@ -92,11 +92,13 @@ def test_every_row_of_a_report_is_explained(tmp_path: Path) -> None:
 
 
 def test_bounds_differ_from_methods_by_shape() -> None:
-    ((rows, table),) = report.split_tables([TGKT, ORACLE])
-    chart = interval_chart(rows, table)
+    wide = replace(TGKT, accuracy_ci95=(-0.1, 1.2))
+    chart = to_html(replace(_report(), rows=(wide, ORACLE)), Path()).split('class="chart"')[1]
     assert chart.count("<circle") == 1
     assert chart.count("<path") == 1
-    assert ">oracle (1)</text>" in chart
+    assert ">trained with labels (oracle) (1)</text>" in chart
+    assert 'x1="0.0%"' in chart
+    assert 'x2="100.0%"' in chart
 
 
 def test_marks_of_the_chart_are_explained_below_it(tmp_path: Path) -> None:

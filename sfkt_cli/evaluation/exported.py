@@ -9,7 +9,6 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from sfkt_cli.data.store import Store, spread
 from sfkt_cli.errors import RunError, installed
 from sfkt_cli.evaluation.models import evaluated
 from sfkt_cli.evaluation.report import (
+    TEMPLATES,
     Line,
     Row,
     Section,
@@ -54,84 +54,6 @@ LEAST_ROUNDS = 10
 LONGEST_S = 3.0  # no more rounds than LEAST_ROUNDS after that
 FIRST_LINES = "---\nlibrary_name: sfkt\n"
 """Of each model card."""
-CARD = """\
----
-{front}
----
-# {modality} classifier ({method})
-
-Recognises {classes}
-in images of a {modality} sensor.
-Made by source-free cross-modal knowledge transfer (arXiv:2401.05014) from an RGB
-classifier, unlabelled images of the sensor, and unlabelled pairs of other things.
-
-## Use
-
-{interface}
-
-```python
-{code}
-```
-
-## Data
-
-Data set {data}.
-
-{measured}
-
-## Limits
-
-- Trained without labels of this sensor. It knows what the RGB source model knew, errors included.
-- Valid for this sensor at these settings: another range of values, resolution or mounting needs a
-  new `sfkt transfer`.
-- {calibration}
-  Look at the report before you set thresholds.
-- Every image gets one of the classes above, even if it shows none of them.
-"""
-"""README.md of an export."""
-CALIBRATED = """\
-Probabilities are not calibrated on labelled data. Those of the student come from logits that are
-  divided by {:.4g}, a temperature that was fitted without labels."""
-GRAPHS = """\
-Input `images`: {images}.
-Outputs: `logits` and `probabilities`, (batch, classes). The file includes encoding and
-normalisation.
-`student.*` is {student}"""
-WEIGHTS = """\
-The folders hold weights, each with the card that describes them. `sfkt` loads `student`, which
-takes raw images of the sensor. It is {student}"""
-TRANSFERRED = "the transferred classifier."
-UNTOUCHED = "the RGB model with its own weights, not the transferred classifier."
-BRIDGED = """
-`bridged-source.*` is the translator in front of the untouched RGB model, with the same input and
-outputs."""
-OPEN = """\
-options = onnxruntime.SessionOptions()
-options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-session = onnxruntime.InferenceSession("{file}", options)"""
-"""How a file in float16 is opened; at the usual level, attention crashes onnxruntime."""
-CODE = {
-    ".onnx": """\
-import json, numpy as np, onnxruntime
-session = onnxruntime.InferenceSession("{file}")
-classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
-images = np.zeros({shape}, np.{dtype})  # from the sensor
-_, probabilities = session.run(None, {{"images": images}})
-print(classes[probabilities[0].argmax()])""",
-    ".pt2": """\
-import torch
-classes = {classes}
-program = torch.export.load("{file}").module()
-images = torch.zeros({shape}, dtype=torch.{dtype})  # from the sensor
-_, probabilities = program(images)
-print(classes[int(probabilities[0].argmax())])""",
-    "": """\
-import numpy as np
-from sfkt_cli import load_student
-images = np.zeros({shape}, np.{dtype})  # from the sensor
-print(load_student("{file}").predict(images[0]).label)""",
-}
-"""How a model is used, by the suffix of its file; that of a folder is empty."""
 Rows = NDArray[np.int64]
 
 
@@ -396,36 +318,24 @@ def model_card(
         sentence = "Not evaluated: sfkt evaluate does this if some target images have labels."
     accuracies = table_of("Results", rows, _result, left=2)
     accuracies = replace(accuracies, text=tuple(filter(None, [sentence])))
-    file = next(iter(files), "student")
-    bridged = any(name.startswith("bridged-source") for name in files)
     untouched = method == ENCODED or run.record(f"transfer/{method}").get("untouched_kept")
-    temperature = student.card.temperature
-    calibration = "Probabilities are not calibrated."
-    if temperature != 1:
-        not_bridged = " Those of `bridged-source.*` do not." * bridged
-        calibration = CALIBRATED.format(temperature) + not_bridged
-    interface = GRAPHS + BRIDGED * bridged if files else WEIGHTS
-    shape = ", ".join(map(str, images.shape))
-    taken = f"{images.dtype}, ({images.batch or 'batch'}, {shape}), {sensor.meaning}"
-    names, one = json.dumps(student.card.classes), f"({images.batch or 1}, {shape})"
-    template = CODE[Path(file).suffix]
-    halved = next((name for name in files if name.endswith("-fp16.onnx")), None)
-    if file == halved:
-        template = template.replace('session = onnxruntime.InferenceSession("{file}")', OPEN)
-    elif halved:
-        template += f"\n\n# Files in fp16:\n{OPEN.replace('{file}', halved)}"
-    return CARD.format(
+    sections = (accuracies, *measured)
+    return TEMPLATES.get_template("model_card.md").render(
         front=yaml.safe_dump(front).rstrip(),
-        modality=sensor.modality,
+        sensor=sensor,
         method=method,
-        classes=", ".join(map(plain, student.card.classes)),
-        interface=interface.format(images=taken, student=UNTOUCHED if untouched else TRANSFERRED),
-        code=template.format(file=file, classes=names, shape=one, dtype=images.dtype),
+        names=", ".join(map(plain, student.card.classes)),
+        classes=json.dumps(student.card.classes),
+        untouched=untouched,
+        file=next(iter(files), ""),
+        fp16=next((name for name in files if name.endswith("-fp16.onnx")), ""),
+        bridged=any(name.startswith("bridged-source") for name in files),
+        dtype=images.dtype,
+        batch=images.batch,
+        shape=", ".join(map(str, images.shape)),
         data=f"{plain(dataset)}; {len(student.card.classes)} classes; seed {student.card.seed}",
-        measured="\n\n".join(
-            part for section in (accuracies, *measured) for part in markdown_section(section)
-        ),
-        calibration=calibration,
+        measured="\n\n".join(part for one in sections for part in markdown_section(one)),
+        temperature=student.card.temperature,
     )
 
 

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from string import Template
 from typing import Any
 
+import jinja2
 from pydantic import BaseModel, ConfigDict
 from rich import box
 from rich.table import Table
@@ -39,7 +39,6 @@ MEANINGS = {
     "source-rgb": "bound: the source model on the RGB partners of the test images",
 }
 """What each row of a report is, for a reader who sees it for the first time."""
-TABLE = Path(__file__).with_name("table.tex")
 LABEL_FREE = "Label-free scores"
 """The title of the section with the scores that need no labels."""
 NAMES = {
@@ -52,6 +51,15 @@ NAMES = {
     "oracle": "trained with labels",
 }
 """What people call the rows that ``evaluate`` adds to those of the methods, which are students."""
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=jinja2.select_autoescape(["html"]),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+"""The page, the LaTeX table and the model card, as templates of Jinja beside this file."""
 Line = dict[str, str]
 """A line of a table: each cell by the heading of its column."""
 
@@ -278,14 +286,13 @@ def _latex_table(table: Section) -> str:
     lines = [*map(row, table.lines, ranks)]
     if table.bounds:
         lines += [r"\midrule", *map(row, table.bounds)]
-    notes = (rf"\par {{\footnotesize {_latex(note)}}}" for note in table.footnotes)
-    return Template(TABLE.read_text(encoding="utf-8")).substitute(
+    return TEMPLATES.get_template("table.tex").render(
         title=_latex(table.title),
         label=label,
         columns="l" * table.left + "r" * (len(header) - table.left),
         header=row({heading: heading for heading in header}),
-        lines="\n".join(lines),
-        notes="".join(f"{note}\n" for note in notes),
+        lines=lines,
+        notes=map(_latex, table.footnotes),
     )
 
 
